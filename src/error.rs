@@ -1,0 +1,142 @@
+//! What can go wrong in an engine, and what it means for the caller.
+
+use crate::Version;
+
+/// The error that caused another one.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An error of a [`StorageBackend`](crate::StorageBackend).
+///
+/// Two questions have an answer of their own: [`is_retryable`](Self::is_retryable) and
+/// [`outcome_unknown`](Self::outcome_unknown). No variant ever holds a password.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The record was never written, was deleted, or has expired; these cannot be told apart.
+    #[error("no record at {key}")]
+    NotFound {
+        /// The key that was asked for.
+        key: String,
+    },
+    /// `put_if_version` found another version. Nothing was written.
+    #[error("version conflict at {key}: expected {expected}, found {actual}")]
+    VersionConflict {
+        /// The key that was to be written.
+        key: String,
+        /// The version that the caller named; 0 asked for a record that does not exist.
+        expected: Version,
+        /// The version that the record has.
+        actual: Version,
+    },
+    /// The record is at [`Version::MAX`] and cannot be written again. Nothing was written; delete the
+    /// record to start over.
+    #[error(
+        "the record at {key} is at the last version, {}: it can be deleted but not written again",
+        Version::MAX
+    )]
+    VersionExhausted {
+        /// The key that was to be written.
+        key: String,
+    },
+    /// The owner has as many live records as its quota allows, or the engine is out of memory.
+    /// Nothing was written.
+    #[error("capacity exceeded: {reason}")]
+    CapacityExceeded {
+        /// What is full.
+        reason: String,
+        /// The quota that was reached; `None` when it is the engine's memory.
+        quota: Option<u64>,
+        /// What the engine said, where it said something.
+        source: Option<BoxError>,
+    },
+    /// The value is larger than the engine is configured to take. Nothing was sent.
+    #[error("the value has {size} bytes, the configured maximum is {max}")]
+    TooLarge {
+        /// Size of the value in bytes.
+        size: usize,
+        /// The configured maximum in bytes.
+        max: usize,
+    },
+    /// An owner or task id is empty or too long.
+    #[error("invalid key: {reason}")]
+    InvalidKey {
+        /// Which id, and what is wrong with it.
+        reason: String,
+    },
+    /// A duration outside 1 ms to 100 years.
+    #[error("invalid expiry: {given:?} is not between 1 ms and 100 years")]
+    InvalidExpiry {
+        /// The duration that was given.
+        given: std::time::Duration,
+    },
+    /// A page limit outside 1 to 256, or a cursor that is malformed or another owner's.
+    #[error("invalid page: {reason}")]
+    InvalidPage {
+        /// What is wrong with the request.
+        reason: String,
+    },
+    /// Something is stored under the key that the engine cannot read. Nothing was written;
+    /// `delete` removes it.
+    #[error("corrupt record at {key}: {reason}; deleting the record clears it")]
+    Corrupt {
+        /// The key in the engine, as an operator would look it up.
+        key: String,
+        /// Which field, and what is wrong with it.
+        reason: String,
+        /// What the engine said, where it said something.
+        source: Option<BoxError>,
+    },
+    /// The server refuses the user: wrong or missing password, or a permission that it lacks.
+    #[error("denied by {address}: {reason}")]
+    Denied {
+        /// Host and port of the server.
+        address: String,
+        /// What is denied, and what to do.
+        reason: String,
+        /// What the server said.
+        source: Option<BoxError>,
+    },
+    /// The server cannot be reached, timed out, or cannot serve the call at the moment.
+    #[error("{address} is unavailable: {reason}")]
+    Unavailable {
+        /// Host and port of the server.
+        address: String,
+        /// What happened, and what to do.
+        reason: String,
+        /// Whether a write may have been applied all the same.
+        outcome_unknown: bool,
+        /// The error below.
+        source: Option<BoxError>,
+    },
+    /// Anything else that an engine reports.
+    #[error("storage error at {address}: {reason}")]
+    Backend {
+        /// Host and port of the server, or the name of the engine.
+        address: String,
+        /// What happened.
+        reason: String,
+        /// Whether a write may have been applied all the same.
+        outcome_unknown: bool,
+        /// The error below.
+        source: Option<BoxError>,
+    },
+}
+
+impl StorageError {
+    /// Whether the same call may succeed later with nothing changed by the caller: the server may come
+    /// back, and records may expire and make room.
+    ///
+    /// It does *not* say that a failed write was left undone: see [`outcome_unknown`](Self::outcome_unknown).
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::CapacityExceeded { .. })
+    }
+
+    /// Whether a write that failed with this error may have been applied: the connection broke or the
+    /// time ran out after the write was sent. Always `false` for a call that only reads.
+    pub fn outcome_unknown(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable { outcome_unknown: true, .. } | Self::Backend { outcome_unknown: true, .. }
+        )
+    }
+}

@@ -1,0 +1,212 @@
+//! Who owns a task and which task it is: the typed key of every record.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::StorageError;
+
+/// The longest owner or task id, in bytes of UTF-8.
+pub const MAX_ID_BYTES: usize = 256;
+
+/// Writes `id` so that it can stand between colons: `:`, `%`, `{`, `}` and control characters are
+/// percent-encoded, everything else stays as it is. Two different ids never give the same text.
+pub(crate) fn escape(id: &str) -> Cow<'_, str> {
+    let special = |c: char| matches!(c, ':' | '%' | '{' | '}') || c.is_control();
+    if !id.contains(special) {
+        return Cow::Borrowed(id);
+    }
+    let mut escaped = String::with_capacity(id.len() + 8);
+    for c in id.chars() {
+        if special(c) {
+            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                escaped.push('%');
+                escaped.push(char::from(b"0123456789ABCDEF"[usize::from(byte >> 4)]));
+                escaped.push(char::from(b"0123456789ABCDEF"[usize::from(byte & 15)]));
+            }
+        } else {
+            escaped.push(c);
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+fn checked(id: String, what: &'static str) -> Result<Arc<str>, StorageError> {
+    match id.len() {
+        0 => Err(StorageError::InvalidKey { reason: format!("the {what} id is empty") }),
+        1..=MAX_ID_BYTES => Ok(id.into()),
+        length => Err(StorageError::InvalidKey {
+            reason: format!("the {what} id has {length} bytes, at most {MAX_ID_BYTES} are allowed"),
+        }),
+    }
+}
+
+macro_rules! id {
+    ($(#[$docs:meta])* $name:ident, $what:literal) => {
+        $(#[$docs])*
+        ///
+        /// Any non-empty UTF-8 of up to [`MAX_ID_BYTES`] bytes is legal, colons, braces, spaces,
+        /// NUL and emoji included. Cheap to clone. `Display` gives the id as it is.
+        ///
+        /// # Errors
+        /// The conversions refuse an empty or overlong id with [`StorageError::InvalidKey`].
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = StorageError;
+
+            fn try_from(id: String) -> Result<Self, StorageError> {
+                checked(id, $what).map(Self)
+            }
+        }
+
+        impl TryFrom<&str> for $name {
+            type Error = StorageError;
+
+            fn try_from(id: &str) -> Result<Self, StorageError> {
+                checked(id.to_owned(), $what).map(Self)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = StorageError;
+
+            fn from_str(id: &str) -> Result<Self, StorageError> {
+                Self::try_from(id)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.as_str().to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+id! {
+    /// Whom a task belongs to: the subject that the server's authentication layer established.
+    OwnerId, "owner"
+}
+
+id! {
+    /// Which of an owner's tasks. [`TaskStore`](crate::TaskStore) draws random UUIDs (version 4).
+    TaskId, "task"
+}
+
+impl TaskId {
+    /// A random UUIDv4 (122 random bits), so that nobody can guess another task's id.
+    pub fn random() -> Self {
+        Self(uuid::Uuid::new_v4().to_string().into())
+    }
+}
+
+/// The key of one record: an owner and one of its tasks.
+///
+/// There is no key without an owner, so no call can reach a record of somebody else. `Display` gives
+/// `owner:task` with `:`, `%`, `{`, `}` and control characters of the ids percent-encoded, which is
+/// unambiguous and safe in a log line.
+///
+/// ```
+/// use mcp_task_store::TaskKey;
+///
+/// let key = TaskKey::new("alice", "t:1")?;
+/// assert_eq!(key.to_string(), "alice:t%3A1");
+/// # Ok::<(), mcp_task_store::StorageError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskKey {
+    /// Whom the task belongs to.
+    pub owner: OwnerId,
+    /// Which of the owner's tasks it is.
+    pub task: TaskId,
+}
+
+impl TaskKey {
+    /// Checks both ids and joins them.
+    ///
+    /// # Errors
+    /// [`StorageError::InvalidKey`] when an id is empty or longer than [`MAX_ID_BYTES`].
+    pub fn new(owner: &str, task: &str) -> Result<Self, StorageError> {
+        Ok(Self { owner: owner.try_into()?, task: task.try_into()? })
+    }
+}
+
+impl From<(OwnerId, TaskId)> for TaskKey {
+    fn from((owner, task): (OwnerId, TaskId)) -> Self {
+        Self { owner, task }
+    }
+}
+
+impl fmt::Display for TaskKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", escape(self.owner.as_str()), escape(self.task.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::plain("alice", "t1", "alice:t1")]
+    #[case::colons("a:b", "c", "a%3Ab:c")]
+    #[case::colons_elsewhere("a", "b:c", "a:b%3Ac")]
+    #[case::percent("50%", "%3A", "50%25:%253A")]
+    #[case::braces("{a}", "b}{", "%7Ba%7D:b%7D%7B")]
+    #[case::control("a\0b", "line\nbreak", "a%00b:line%0Abreak")]
+    #[case::c1_control("a\u{85}", "\u{7f}", "a%C2%85:%7F")]
+    #[case::spaces_and_emoji_stay("a b", "🦀", "a b:🦀")]
+    fn a_key_is_written_unambiguously(#[case] owner: &str, #[case] task: &str, #[case] text: &str) {
+        assert_eq!(TaskKey::new(owner, task).unwrap().to_string(), text);
+    }
+
+    #[rstest]
+    #[case::empty("")]
+    #[case::too_long(&"x".repeat(257))]
+    #[case::too_long_in_bytes(&"é".repeat(129))]
+    fn an_id_outside_1_to_256_bytes_is_refused(#[case] id: &str) {
+        assert!(matches!(OwnerId::try_from(id), Err(StorageError::InvalidKey { .. })));
+        assert!(matches!(TaskId::try_from(id), Err(StorageError::InvalidKey { .. })));
+    }
+
+    #[test]
+    fn an_id_of_256_bytes_is_accepted() {
+        TaskKey::new(&"x".repeat(256), &"é".repeat(128)).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn two_keys_never_share_a_text(a in "[a:%{}\\x00]{1,6}", b in "[a:%{}\\x00]{1,6}",
+                                       c in "[a:%{}\\x00]{1,6}", d in "[a:%{}\\x00]{1,6}") {
+            let (left, right) = (TaskKey::new(&a, &b).unwrap(), TaskKey::new(&c, &d).unwrap());
+            prop_assert_eq!(left == right, left.to_string() == right.to_string());
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! What an error of Redis, or of the way to it, means for the caller.
+
+use redis::{ErrorKind, RedisError};
+
+use crate::scripts::{Refusal, UnexpectedReply};
+use crate::{BoxError, StorageError, Version};
+
+/// What a failed call was about, to say so and to judge what became of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Context<'a> {
+    /// Host and port of the server.
+    pub(super) address: &'a str,
+    /// The Redis key that the call is about.
+    pub(super) key: &'a str,
+    /// Whether the call may have written something if no reply came.
+    pub(super) writes: bool,
+    /// The version that the caller expects.
+    pub(super) expected: Version,
+    /// The owner's quota.
+    pub(super) quota: Option<u64>,
+}
+
+/// The classes of errors that a server reports, whatever the code in front.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    OutOfMemory,
+    Unavailable(&'static str),
+    Denied(&'static str),
+    WrongType,
+    NotACluster,
+    Other,
+}
+
+/// Words in an error's text, and what they mean. Most are codes. A script's `redis.call` may wrap the code
+/// into the text of another one (6.2: `ERR Error running script … @user_script: 1: -OOM …`), and what a
+/// script may not do has no code on any version, so each is looked for anywhere in the text.
+const WORDS: [(&str, Class); 24] = [
+    ("OOM ", Class::OutOfMemory),
+    ("WRONGTYPE ", Class::WrongType),
+    ("READONLY ", Class::Unavailable("the server is a read-only replica; connect to the master")),
+    ("LOADING ", Class::Unavailable("the server is loading its data; try again when it is done")),
+    ("CLUSTERDOWN ", Class::Unavailable("the cluster is down or does not serve the key's slot")),
+    ("TRYAGAIN ", Class::Unavailable("the key's slot is being migrated; try again when it is done")),
+    ("MASTERDOWN ", Class::Unavailable("the replica has lost its master")),
+    ("MISCONF ", Class::Unavailable("the server cannot save its data and refuses writes; see its log")),
+    ("NOREPLICAS ", Class::Unavailable("the server has fewer replicas than it wants for a write")),
+    ("BUSY ", Class::Unavailable("the server is busy running somebody's script")),
+    ("max number of clients reached", Class::Unavailable("the server has no connection left (maxclients)")),
+    ("max number of clients + cluster", Class::Unavailable("the server has no connection left (maxclients)")),
+    ("NOAUTH ", Class::Denied("the server wants a password and none was given")),
+    ("WRONGPASS ", Class::Denied("the user name or the password is wrong, or the user is disabled")),
+    ("without any password configured", Class::Denied("a password was given and the server has none set")),
+    ("invalid password", Class::Denied("the password is wrong")),
+    ("NOPERM ", Class::Denied("the user lacks a permission; the README lists those that are needed")),
+    (
+        "ACL failure in script",
+        Class::Denied("the user lacks a permission; the README lists those that are needed"),
+    ),
+    (
+        "The user executing the script can't",
+        Class::Denied("the user lacks a permission; the README lists those that are needed"),
+    ),
+    (
+        "has no permissions to",
+        Class::Denied("the user lacks a permission; the README lists those that are needed"),
+    ),
+    (
+        "DENIED ",
+        Class::Denied("the server runs in protected mode and takes connections from its own machine only"),
+    ),
+    ("MOVED ", Class::NotACluster),
+    ("ASK ", Class::NotACluster),
+    ("CROSSSLOT ", Class::NotACluster),
+];
+
+fn classify(code: &str, detail: &str) -> Class {
+    // An error's own code counts first: the text behind it may quote anything.
+    let own = WORDS.iter().find(|(word, _)| word.strip_suffix(' ') == Some(code));
+    let inside = || WORDS.iter().find(|(word, _)| code == "ERR" && detail.contains(word));
+    own.or_else(inside).map_or(Class::Other, |(_, class)| *class)
+}
+
+impl Context<'_> {
+    /// An error of the redis crate: the server's reply, or a failure on the way.
+    pub(super) fn storage_error(&self, error: RedisError) -> StorageError {
+        let code = error.code().unwrap_or_default();
+        match error.kind() {
+            ErrorKind::Server(_) | ErrorKind::Extension => match Refusal::parse(code, error.detail()) {
+                Some(refusal) => self.refused(refusal),
+                None => self.server_error(error),
+            },
+            ErrorKind::AuthenticationFailed => {
+                self.denied("the user name or the password is wrong, or missing", error)
+            }
+            // A connection that was refused was never made, so nothing was sent over it.
+            ErrorKind::Io if error.is_connection_refusal() => self.unavailable(
+                format!("{error}; is a server running there? `redis-cli ping` against that address tells"),
+                false,
+                Some(error.into()),
+            ),
+            ErrorKind::Io => {
+                self.unavailable(format!("the connection failed: {error}"), self.writes, Some(error.into()))
+            }
+            ErrorKind::ClusterConnectionNotFound
+            | ErrorKind::MasterNameNotFoundBySentinel
+            | ErrorKind::NoValidReplicasFoundBySentinel => {
+                self.unavailable(error.to_string(), false, Some(error.into()))
+            }
+            ErrorKind::Parse => self.backend(
+                format!("the reply is not Redis protocol; is a Redis server running there? {error}"),
+                self.writes,
+                Some(error.into()),
+            ),
+            _ => self.backend(error.to_string(), self.writes, Some(error.into())),
+        }
+    }
+
+    /// No reply within the time limit of the call.
+    pub(super) fn timed_out(&self, limit: std::time::Duration) -> StorageError {
+        self.unavailable(format!("no reply within {limit:?}"), self.writes, None)
+    }
+
+    /// A reply that is none of a script's.
+    pub(super) fn unexpected(&self, error: UnexpectedReply) -> StorageError {
+        self.backend(error.to_string(), self.writes, Some(error.into()))
+    }
+
+    pub(super) fn not_found(&self) -> StorageError {
+        StorageError::NotFound { key: self.key.to_owned() }
+    }
+
+    pub(super) fn corrupt(&self, reason: impl Into<String>, source: Option<BoxError>) -> StorageError {
+        StorageError::Corrupt { key: self.key.to_owned(), reason: reason.into(), source }
+    }
+
+    fn refused(&self, refusal: Refusal) -> StorageError {
+        let key = self.key.to_owned();
+        match refusal {
+            Refusal::NotFound => StorageError::NotFound { key },
+            Refusal::VersionConflict { actual } => {
+                StorageError::VersionConflict { key, expected: self.expected, actual }
+            }
+            Refusal::VersionExhausted => StorageError::VersionExhausted { key },
+            Refusal::CapacityExceeded { live } => {
+                let quota = self.quota.unwrap_or(live);
+                StorageError::CapacityExceeded {
+                    reason: format!("the owner of {key} has {live} live records of {quota}"),
+                    quota: Some(quota),
+                    source: None,
+                }
+            }
+            Refusal::Corrupt { field } => {
+                self.corrupt(format!("the field {field} is missing or cannot be read"), None)
+            }
+        }
+    }
+
+    fn server_error(&self, error: RedisError) -> StorageError {
+        let code = error.code().unwrap_or_default();
+        match classify(code, error.detail().unwrap_or_default()) {
+            Class::OutOfMemory => StorageError::CapacityExceeded {
+                reason: format!("{} is out of memory (maxmemory); nothing was written", self.address),
+                quota: None,
+                source: Some(error.into()),
+            },
+            Class::WrongType => {
+                self.corrupt("this key, or one of the owner's index, holds another type", Some(error.into()))
+            }
+            Class::Unavailable(reason) => self.unavailable(reason.to_owned(), false, Some(error.into())),
+            Class::Denied(reason) => self.denied(reason, error),
+            Class::NotACluster => self.backend(
+                "the server is a cluster; it needs a cluster connection and hash-tagged keys".to_owned(),
+                false,
+                Some(error.into()),
+            ),
+            // An error that nobody foresaw may have come in the middle of a script.
+            Class::Other => self.backend(error.to_string(), self.writes, Some(error.into())),
+        }
+    }
+
+    fn denied(&self, reason: &str, error: RedisError) -> StorageError {
+        StorageError::Denied {
+            address: self.address.to_owned(),
+            reason: format!("{reason} ({error})"),
+            source: Some(error.into()),
+        }
+    }
+
+    fn unavailable(&self, reason: String, outcome_unknown: bool, source: Option<BoxError>) -> StorageError {
+        StorageError::Unavailable { address: self.address.to_owned(), reason, outcome_unknown, source }
+    }
+
+    fn backend(&self, reason: String, outcome_unknown: bool, source: Option<BoxError>) -> StorageError {
+        StorageError::Backend { address: self.address.to_owned(), reason, outcome_unknown, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redis::{ServerError, Value};
+    use rstest::rstest;
+
+    const WRITE: Context<'_> = Context {
+        address: "127.0.0.1:6379",
+        key: "pmcp:tasks:alice:t1",
+        writes: true,
+        expected: Version::FIRST,
+        quota: Some(3),
+    };
+
+    /// The error that the redis crate makes of this line from a server.
+    fn server_says(line: &str) -> RedisError {
+        let reply = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+        let Value::ServerError(error) = reply else { panic!("{reply:?}") };
+        let error: ServerError = error;
+        error.into()
+    }
+
+    fn variant(error: &StorageError) -> &'static str {
+        match error {
+            StorageError::NotFound { .. } => "NotFound",
+            StorageError::VersionConflict { .. } => "VersionConflict",
+            StorageError::VersionExhausted { .. } => "VersionExhausted",
+            StorageError::CapacityExceeded { quota: Some(_), .. } => "quota",
+            StorageError::CapacityExceeded { quota: None, .. } => "memory",
+            StorageError::Corrupt { .. } => "Corrupt",
+            StorageError::Denied { .. } => "Denied",
+            StorageError::Unavailable { .. } => "Unavailable",
+            StorageError::Backend { .. } => "Backend",
+            _ => "another",
+        }
+    }
+
+    #[rstest]
+    #[case::ours("NOTFOUND", "NotFound", false, false)]
+    #[case::ours_with_a_detail("VERSIONCONFLICT 7", "VersionConflict", false, false)]
+    #[case::exhausted("VERSIONEXHAUSTED", "VersionExhausted", false, false)]
+    #[case::quota("CAPACITYEXCEEDED 3", "quota", true, false)]
+    #[case::corrupt("CORRUPT version", "Corrupt", false, false)]
+    #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", "memory", true, false)]
+    #[case::readonly("READONLY You can't write against a read only replica.", "Unavailable", true, false)]
+    #[case::loading("LOADING Redis is loading the dataset in memory", "Unavailable", true, false)]
+    #[case::clusterdown("CLUSTERDOWN Hash slot not served", "Unavailable", true, false)]
+    #[case::tryagain("TRYAGAIN Multiple keys request during rehashing of slot", "Unavailable", true, false)]
+    #[case::masterdown("MASTERDOWN Link with MASTER is down", "Unavailable", true, false)]
+    #[case::misconf("MISCONF Redis is configured to save RDB snapshots", "Unavailable", true, false)]
+    #[case::maxclients("ERR max number of clients reached", "Unavailable", true, false)]
+    #[case::noauth("NOAUTH Authentication required.", "Denied", false, false)]
+    #[case::wrongpass(
+        "WRONGPASS invalid username-password pair or user is disabled.",
+        "Denied",
+        false,
+        false
+    )]
+    #[case::noperm("NOPERM this user has no permissions to run the 'eval' command", "Denied", false, false)]
+    #[case::wrongtype(
+        "WRONGTYPE Operation against a key holding the wrong kind of value",
+        "Corrupt",
+        false,
+        false
+    )]
+    #[case::moved("MOVED 3999 127.0.0.1:6381", "Backend", false, false)]
+    #[case::unforeseen("ERR something new", "Backend", false, true)]
+    #[case::our_code_with_a_strange_detail("VERSIONCONFLICT many", "Backend", false, true)]
+    fn a_servers_error_becomes_the_right_variant(
+        #[case] line: &str,
+        #[case] expected: &str,
+        #[case] retryable: bool,
+        #[case] outcome_unknown: bool,
+    ) {
+        let error = WRITE.storage_error(server_says(line));
+        assert_eq!(variant(&error), expected, "{error}");
+        assert_eq!(error.is_retryable(), retryable, "{error}");
+        assert_eq!(error.outcome_unknown(), outcome_unknown, "{error}");
+    }
+
+    #[rstest]
+    #[case::wrongtype_6_2(
+        "ERR Error running script (call to f_3c0): @user_script:9: WRONGTYPE Operation against a key holding the wrong kind of value",
+        "Corrupt"
+    )]
+    #[case::wrongtype_7(
+        "WRONGTYPE Operation against a key holding the wrong kind of value script: 3c0, on @user_script:9.",
+        "Corrupt"
+    )]
+    #[case::oom_6_2(
+        "ERR Error running script (call to f_3c0): @user_script:12: @user_script: 12: -OOM command not allowed when used memory > 'maxmemory'.",
+        "memory"
+    )]
+    #[case::oom_7(
+        "OOM command not allowed when used memory > 'maxmemory'. script: 3c0, on @user_script:12.",
+        "memory"
+    )]
+    #[case::readonly_6_2(
+        "ERR Error running script (call to f_3c0): @user_script:12: -READONLY You can't write against a read only replica.",
+        "Unavailable"
+    )]
+    #[case::acl_6_2(
+        "ERR Error running script (call to f_3c0): @user_script:9: The user executing the script can't run this command or subcommand",
+        "Denied"
+    )]
+    #[case::acl_key_6_2(
+        "ERR Error running script (call to f_3c0): @user_script:9: The user executing the script can't access at least one of the keys mentioned in the command arguments",
+        "Denied"
+    )]
+    #[case::acl_7(
+        "ERR ACL failure in script: User reader has no permissions to run the 'hset' command script: 3c0, on @user_script:9.",
+        "Denied"
+    )]
+    fn an_error_raised_inside_a_script_becomes_the_right_variant(#[case] line: &str, #[case] expected: &str) {
+        let error = WRITE.storage_error(server_says(line));
+        assert_eq!(variant(&error), expected, "{error}");
+    }
+
+    #[test]
+    fn text_behind_a_code_of_its_own_is_not_searched() {
+        let error = WRITE.storage_error(server_says("ODD the words OOM and READONLY are quoted here"));
+        assert_eq!(variant(&error), "Backend");
+    }
+
+    #[test]
+    fn a_refused_connection_sent_nothing_and_a_broken_one_may_have() {
+        use std::io::{Error, ErrorKind};
+        for (kind, unknown) in [
+            (ErrorKind::ConnectionRefused, false),
+            (ErrorKind::BrokenPipe, true),
+            (ErrorKind::ConnectionReset, true),
+            (ErrorKind::TimedOut, true),
+        ] {
+            let error = WRITE.storage_error(Error::from(kind).into());
+            assert_eq!(variant(&error), "Unavailable");
+            assert_eq!(error.outcome_unknown(), unknown, "{kind:?}");
+            let read = Context { writes: false, ..WRITE };
+            assert!(!read.storage_error(Error::from(kind).into()).outcome_unknown());
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Which Redis keys a record has, and how its hash is read.
+//!
+//! ```text
+//! {prefix}:tasks:{owner}:{task}   hash   version, data, expires_at (ms since the epoch; no field = never)
+//! {prefix}:idx:{owner}            zset   task ids by creation time (microseconds)
+//! {prefix}:exp:{owner}            zset   task ids by expires_at, only those that expire
+//! ```
+//!
+//! With hash tags the owner stands in literal braces, so that all keys of an owner fall in one slot of a
+//! cluster. In keys, ids are percent-encoded where they hold `:`, `%`, `{`, `}` or control characters; as
+//! members of the index they stand as they are.
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use redis::Value;
+
+use crate::backend::from_millis;
+use crate::key::escape;
+use crate::scripts::RecordKeys;
+use crate::{OwnerId, Record, StorageError, TaskId, TaskKey, Version};
+
+/// The fields of a record's hash, in the order in which [`Stored::read`] takes them.
+pub(super) const FIELDS: [&str; 3] = ["version", "data", "expires_at"];
+
+const MAX_PREFIX_BYTES: usize = 64;
+
+#[derive(Clone, Debug)]
+pub(super) struct Schema {
+    prefix: String,
+    hash_tags: bool,
+}
+
+impl Schema {
+    pub(super) fn new(prefix: &str, hash_tags: bool) -> Result<Self, StorageError> {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if prefix.is_empty() || prefix.len() > MAX_PREFIX_BYTES || !prefix.bytes().all(legal) {
+            return Err(StorageError::InvalidKey {
+                reason: format!(
+                    "the prefix {prefix:?} is not 1 to {MAX_PREFIX_BYTES} of A-Z, a-z, 0-9, '.', '_' and '-'"
+                ),
+            });
+        }
+        Ok(Self { prefix: prefix.to_owned(), hash_tags })
+    }
+
+    fn owned(&self, kind: &str, owner: &OwnerId) -> String {
+        let (open, close) = if self.hash_tags { ("{", "}") } else { ("", "") };
+        format!("{}:{kind}:{open}{}{close}", self.prefix, escape(owner.as_str()))
+    }
+
+    pub(super) fn idx(&self, owner: &OwnerId) -> String {
+        self.owned("idx", owner)
+    }
+
+    pub(super) fn exp(&self, owner: &OwnerId) -> String {
+        self.owned("exp", owner)
+    }
+
+    pub(super) fn task(&self, owner: &OwnerId, task: &TaskId) -> String {
+        let mut key = self.owned("tasks", owner);
+        key.push(':');
+        key.push_str(&escape(task.as_str()));
+        key
+    }
+
+    pub(super) fn keys(&self, key: &TaskKey) -> RecordKeys {
+        RecordKeys {
+            idx: self.idx(&key.owner),
+            exp: self.exp(&key.owner),
+            task: self.task(&key.owner, &key.task),
+        }
+    }
+}
+
+/// What an `HMGET` of [`FIELDS`] found, before its expiry is held against the clock.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    Nothing,
+    Record(Record),
+    /// Fields that cannot be read; their expiry counts all the same, if that can be read.
+    Corrupt {
+        reason: &'static str,
+        expires_at: Option<DateTime<Utc>>,
+    },
+}
+
+impl Stored {
+    /// Reads the reply; `None` if it is not the reply of an `HMGET` of three fields.
+    pub(super) fn read(reply: Value) -> Option<Self> {
+        let Value::Array(fields) = reply else { return None };
+        let [version, data, expires_at] = <[Value; 3]>::try_from(fields).ok()?;
+        if [&version, &data, &expires_at].into_iter().all(|field| *field == Value::Nil) {
+            return Some(Self::Nothing);
+        }
+        let expires_at = match exact(&expires_at) {
+            Ok(millis) => millis.map(from_millis),
+            Err(Unreadable) => {
+                let reason = "the field expires_at is not a time in milliseconds";
+                return Some(Self::Corrupt { reason, expires_at: None });
+            }
+        };
+        let Ok(Some(version)) = exact(&version) else {
+            let reason = "the field version is missing or not an integer from 1 to 2^53 - 1";
+            return Some(Self::Corrupt { reason, expires_at });
+        };
+        let Value::BulkString(data) = data else {
+            return Some(Self::Corrupt { reason: "the field data is missing", expires_at });
+        };
+        Some(Self::Record(Record { data: Bytes::from(data), version: Version::from(version), expires_at }))
+    }
+}
+
+struct Unreadable;
+
+/// A decimal integer from 1 to 2^53 - 1 without leading zeros, as the scripts write and accept it.
+fn exact(field: &Value) -> Result<Option<u64>, Unreadable> {
+    let text = match field {
+        Value::Nil => return Ok(None),
+        Value::BulkString(text) => std::str::from_utf8(text).map_err(|_| Unreadable)?,
+        _ => return Err(Unreadable),
+    };
+    if !text.starts_with(|c: char| matches!(c, '1'..='9')) {
+        return Err(Unreadable);
+    }
+    let number = text.parse().map_err(|_| Unreadable)?;
+    if number > Version::MAX.get() { Err(Unreadable) } else { Ok(Some(number)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    #[test]
+    fn keys_are_as_documented() {
+        let key = TaskKey::new("alice", "t:1").unwrap();
+        let keys = Schema::new("pmcp", false).unwrap().keys(&key);
+        assert_eq!(
+            [keys.task, keys.idx, keys.exp],
+            ["pmcp:tasks:alice:t%3A1", "pmcp:idx:alice", "pmcp:exp:alice"]
+        );
+        let tagged = Schema::new("pmcp", true).unwrap().keys(&key);
+        assert_eq!(
+            [tagged.task, tagged.idx, tagged.exp],
+            ["pmcp:tasks:{alice}:t%3A1", "pmcp:idx:{alice}", "pmcp:exp:{alice}"]
+        );
+    }
+
+    #[rstest]
+    #[case::shortest("a")]
+    #[case::all_kinds("My_app-2.0")]
+    #[case::longest(&"x".repeat(64))]
+    fn a_legal_prefix_is_accepted(#[case] prefix: &str) {
+        Schema::new(prefix, false).unwrap();
+    }
+
+    #[rstest]
+    #[case::empty("")]
+    #[case::too_long(&"x".repeat(65))]
+    #[case::colon("a:b")]
+    #[case::brace("{a}")]
+    #[case::glob("a*")]
+    #[case::not_ascii("é")]
+    fn another_prefix_is_refused(#[case] prefix: &str) {
+        assert!(matches!(Schema::new(prefix, false), Err(StorageError::InvalidKey { .. })));
+    }
+
+    #[rstest]
+    #[case::nothing(Value::Nil, Value::Nil, Value::Nil, "Nothing")]
+    #[case::never_expires(bulk("1"), bulk("x"), Value::Nil, "Record")]
+    #[case::expires(bulk("9007199254740991"), bulk(""), bulk("1795000000000"), "Record")]
+    #[case::no_version(Value::Nil, bulk("x"), Value::Nil, "Corrupt { reason: \"the field version")]
+    #[case::version_zero(bulk("0"), bulk("x"), Value::Nil, "Corrupt { reason: \"the field version")]
+    #[case::version_with_a_leading_zero(
+        bulk("01"),
+        bulk("x"),
+        Value::Nil,
+        "Corrupt { reason: \"the field version"
+    )]
+    #[case::version_signed(bulk("+1"), bulk("x"), Value::Nil, "Corrupt { reason: \"the field version")]
+    #[case::version_as_a_float(bulk("1e15"), bulk("x"), Value::Nil, "Corrupt { reason: \"the field version")]
+    #[case::version_too_large(
+        bulk("9007199254740992"),
+        bulk("x"),
+        Value::Nil,
+        "Corrupt { reason: \"the field version"
+    )]
+    #[case::no_data(bulk("1"), Value::Nil, Value::Nil, "Corrupt { reason: \"the field data")]
+    #[case::text_in_expires_at(
+        bulk("1"),
+        bulk("x"),
+        bulk("soon"),
+        "Corrupt { reason: \"the field expires_at"
+    )]
+    fn a_hash_is_read_strictly(
+        #[case] version: Value,
+        #[case] data: Value,
+        #[case] expires_at: Value,
+        #[case] becomes: &str,
+    ) {
+        let stored = Stored::read(Value::Array(vec![version, data, expires_at])).unwrap();
+        assert!(format!("{stored:?}").starts_with(becomes), "{stored:?}");
+    }
+}

@@ -1,0 +1,27 @@
+//! `lua/delete.lua`: removes a record, readable or not.
+
+use once_cell::sync::Lazy;
+
+use super::reap::Removed;
+use super::{Arguments, Encoder, RecordKeys, Script, Timed};
+use crate::TaskId;
+
+pub(crate) static DELETE: Lazy<Script<Delete, Timed<Removed>>> =
+    Lazy::new(|| Script::new(include_str!("../../lua/delete.lua")));
+
+#[derive(Debug)]
+pub(crate) struct Delete {
+    pub(crate) keys: RecordKeys,
+    pub(crate) id: TaskId,
+}
+
+impl Arguments for Delete {
+    fn key_count(&self) -> usize {
+        3
+    }
+
+    fn encode(&self, to: &mut impl Encoder) {
+        self.keys.encode(to);
+        to.arg("id", self.id.as_str());
+    }
+}

@@ -1,0 +1,85 @@
+//! `lua/put.lua`: creates a record, or replaces a live one.
+
+use bytes::Bytes;
+use once_cell::sync::Lazy;
+use redis::{RedisWrite, ToRedisArgs, Value};
+
+use super::{Arguments, Encoder, RecordKeys, Reply, Script, Timed, integer, micros};
+use crate::backend::from_millis;
+use crate::{TaskId, Version, Written};
+
+pub(crate) static PUT: Lazy<Script<Put, Timed<Written>>> =
+    Lazy::new(|| Script::new(include_str!("../../lua/put.lua")));
+
+#[derive(Debug)]
+pub(crate) struct Put {
+    pub(crate) keys: RecordKeys,
+    pub(crate) id: TaskId,
+    pub(crate) data: Bytes,
+    pub(crate) expiry: ExpiryArgument,
+    pub(crate) quota: Option<u64>,
+    pub(crate) if_live: IfLive,
+}
+
+/// What becomes of a live record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum IfLive {
+    Replace,
+    Refuse,
+}
+
+/// An expiry that has been checked, as the scripts take it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ExpiryArgument {
+    Keep,
+    Never,
+    AfterMillis(u64),
+}
+
+impl ToRedisArgs for ExpiryArgument {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        match self {
+            Self::Keep => "keep".write_redis_args(out),
+            Self::Never => "never".write_redis_args(out),
+            Self::AfterMillis(millis) => millis.write_redis_args(out),
+        }
+    }
+}
+
+impl redis::ToSingleRedisArg for ExpiryArgument {}
+
+impl Arguments for Put {
+    fn key_count(&self) -> usize {
+        3
+    }
+
+    fn encode(&self, to: &mut impl Encoder) {
+        self.keys.encode(to);
+        to.arg("id", self.id.as_str());
+        to.arg("data", &self.data[..]);
+        to.arg("expiry", self.expiry);
+        to.arg("quota", self.quota.map(|quota| quota.to_string()).unwrap_or_default());
+        to.arg(
+            "if_live",
+            match self.if_live {
+                IfLive::Replace => "replace",
+                IfLive::Refuse => "refuse",
+            },
+        );
+    }
+}
+
+impl Reply for Timed<Written> {
+    fn decode(reply: Value) -> Option<Self> {
+        let Value::Array(parts) = reply else { return None };
+        let [version, expires_at, seconds, microseconds] = parts.as_slice() else { return None };
+        let expires_at = match expires_at {
+            Value::Nil => None,
+            millis => Some(from_millis(integer(millis)?)),
+        };
+        Some(Self {
+            value: Written { version: Version::from(integer(version)?), expires_at },
+            server_us: micros(seconds, microseconds)?,
+        })
+    }
+}

@@ -1,0 +1,166 @@
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use rstest::rstest;
+
+use super::put::ExpiryArgument;
+use super::*;
+use crate::{TaskId, Version};
+
+/// Collects the names under which arguments are passed.
+#[derive(Default)]
+struct Names {
+    keys: Vec<&'static str>,
+    args: Vec<&'static str>,
+}
+
+impl Encoder for Names {
+    fn key(&mut self, name: &'static str, _key: &str) {
+        assert!(self.args.is_empty(), "all keys come before all other arguments");
+        self.keys.push(name);
+    }
+
+    fn arg(&mut self, name: &'static str, _value: impl ToRedisArgs) {
+        self.args.push(name);
+    }
+}
+
+/// What the header of a Lua file declares.
+struct Header {
+    keys: Vec<String>,
+    args: Vec<String>,
+    errors: Vec<String>,
+}
+
+fn header(source: &str) -> Header {
+    let comments = || source.lines().map_while(|line| line.strip_prefix("--").map(str::trim));
+    let declared = |table: &str| -> Vec<String> {
+        let lines = comments().filter_map(|line| line.strip_prefix(table)?.strip_prefix('['));
+        let numbered: BTreeMap<usize, String> = lines
+            .map(|line| {
+                let (number, rest) = line.split_once(']').expect("KEYS[n]");
+                let name = rest.split_whitespace().next().expect("a name").to_owned();
+                let repeats = number.ends_with("..");
+                let number = number.trim_end_matches('.').parse().expect("a number");
+                (number, if repeats { format!("{name}..") } else { name })
+            })
+            .collect();
+        assert!(numbered.keys().copied().eq(1..=numbered.len()), "{table} are numbered from 1 on");
+        numbered.into_values().collect()
+    };
+    let errors = comments().find_map(|line| line.strip_prefix("Errors: ")).expect("a line of errors");
+    assert!(comments().any(|line| line.starts_with("Reply: ")), "a line says what the reply is");
+    Header {
+        keys: declared("KEYS"),
+        args: declared("ARGV"),
+        errors: errors.split(", ").filter(|code| *code != "none of its own").map(str::to_owned).collect(),
+    }
+}
+
+fn keys() -> RecordKeys {
+    RecordKeys { idx: "i".into(), exp: "e".into(), task: "t".into() }
+}
+
+fn id(text: &str) -> TaskId {
+    text.try_into().unwrap()
+}
+
+fn put() -> Put {
+    Put {
+        keys: keys(),
+        id: id("id"),
+        data: Bytes::from_static(b"data"),
+        expiry: ExpiryArgument::Keep,
+        quota: Some(3),
+        if_live: IfLive::Refuse,
+    }
+}
+
+fn cas_put() -> CasPut {
+    CasPut {
+        keys: keys(),
+        id: id("id"),
+        data: Bytes::new(),
+        expiry: ExpiryArgument::Never,
+        expected: Version::FIRST,
+    }
+}
+
+fn reap() -> Reap {
+    let task = |text: &str| (id(text), text.to_owned());
+    Reap { idx: "i".into(), exp: "e".into(), tasks: vec![task("a"), task("b"), task("c")] }
+}
+
+#[rstest]
+#[case::put(include_str!("../../lua/put.lua"), put())]
+#[case::cas_put(include_str!("../../lua/cas_put.lua"), cas_put())]
+#[case::delete(include_str!("../../lua/delete.lua"), Delete { keys: keys(), id: id("id") })]
+#[case::list(include_str!("../../lua/list.lua"), List { idx: "i".into(), below: None, limit: 1 })]
+#[case::reap(include_str!("../../lua/reap.lua"), reap())]
+fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
+    #[case] source: &str,
+    #[case] arguments: impl Arguments,
+) {
+    let header = header(source);
+    let mut passed = Names::default();
+    arguments.encode(&mut passed);
+    assert_eq!(arguments.key_count(), passed.keys.len());
+    for (declared, passed) in [(header.keys, passed.keys), (header.args, passed.args)] {
+        let repeated = declared.last().and_then(|name| name.strip_suffix("..")).map(str::to_owned);
+        let fixed = declared.len() - usize::from(repeated.is_some());
+        assert_eq!(declared[..fixed], passed[..fixed]);
+        assert!(passed[fixed..].iter().all(|name| Some(*name) == repeated.as_deref()), "{passed:?}");
+    }
+}
+
+#[rstest]
+#[case::put(include_str!("../../lua/put.lua"))]
+#[case::cas_put(include_str!("../../lua/cas_put.lua"))]
+#[case::delete(include_str!("../../lua/delete.lua"))]
+#[case::list(include_str!("../../lua/list.lua"))]
+#[case::reap(include_str!("../../lua/reap.lua"))]
+fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] source: &str) {
+    let declared = header(source).errors;
+    let text = strip(source);
+    let mut returned: Vec<&str> = text
+        .split("redis.error_reply('")
+        .skip(1)
+        .filter_map(|rest| rest.split(['\'', ' ']).next())
+        // A fragment also holds what only other scripts call.
+        .collect();
+    returned.dedup();
+    for code in returned {
+        assert!(declared.iter().any(|declared| declared.starts_with(code)), "{code} is not declared");
+    }
+    for declared in declared {
+        let (code, detail) =
+            declared.split_once(' ').map_or((&*declared, None), |(code, _)| (code, Some("7")));
+        assert!(text.contains(code), "{code} is declared and never returned");
+        assert!(Refusal::parse(code, detail).is_some(), "{code} has no meaning");
+    }
+}
+
+#[test]
+fn a_script_goes_out_stripped_as_eval_with_keys_before_arguments() {
+    let packed = PUT.command(&put()).get_packed_command();
+    let sent = String::from_utf8(packed).unwrap();
+    assert!(sent.starts_with("*11\r\n$4\r\nEVAL\r\n"), "{sent}");
+    assert!(!sent.contains("--") && !sent.contains("\n  "), "{sent}");
+    let tail = "$1\r\n3\r\n$1\r\ni\r\n$1\r\ne\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$6\r\nrefuse\r\n";
+    assert!(sent.ends_with(tail), "{sent}");
+}
+
+#[test]
+fn a_reply_of_another_form_is_not_taken() {
+    for reply in [
+        Value::Nil,
+        Value::Okay,
+        Value::Array(vec![]),
+        Value::Array(vec![Value::Int(1), Value::Nil, Value::Int(-1), Value::Int(0)]),
+        Value::Array(vec![Value::Okay, Value::Nil, Value::Int(1), Value::Int(0)]),
+    ] {
+        PUT.decode(reply.clone()).unwrap_err();
+        LIST.decode(reply.clone()).unwrap_err();
+        DELETE.decode(reply).unwrap_err();
+    }
+}
