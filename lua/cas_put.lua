@@ -9,7 +9,7 @@
 -- ARGV[4] expected  the version that the record must have, 1 or more
 --
 -- Reply: { version, expires_at or nil, seconds, microseconds of the server's clock }
--- Errors: NOTFOUND, VERSIONCONFLICT actual, VERSIONEXHAUSTED, CORRUPT field
+-- Errors: NOTFOUND reason, VERSIONCONFLICT actual, VERSIONEXHAUSTED version, CORRUPT field
 
 -- @include index
 -- @include record
@@ -18,7 +18,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local version, expires_at, corrupt = read_record(now)
 if corrupt then return corrupt end
-if not version then return redis.error_reply('NOTFOUND') end
+if not version then return redis.error_reply('NOTFOUND no live record') end
 if version ~= ARGV[4] then return redis.error_reply('VERSIONCONFLICT ' .. version) end
-if version == LAST_VERSION then return redis.error_reply('VERSIONEXHAUSTED') end
+if version == LAST_VERSION then return redis.error_reply('VERSIONEXHAUSTED ' .. version) end
 return replace_record(version, expires_at, time, now)

@@ -10,7 +10,7 @@
 -- ARGV[5] if_live   'replace' a live record, or 'refuse' to
 --
 -- Reply: { version, expires_at or nil, seconds, microseconds of the server's clock }
--- Errors: VERSIONCONFLICT actual, VERSIONEXHAUSTED, CAPACITYEXCEEDED live, CORRUPT field
+-- Errors: VERSIONCONFLICT actual, VERSIONEXHAUSTED version, CAPACITYEXCEEDED live, CORRUPT field
 
 -- @include index
 -- @include record
@@ -21,7 +21,7 @@ local version, rest, corrupt = read_record(now)
 if corrupt then return corrupt end
 if version then
   if ARGV[5] == 'refuse' then return redis.error_reply('VERSIONCONFLICT ' .. version) end
-  if version == LAST_VERSION then return redis.error_reply('VERSIONEXHAUSTED') end
+  if version == LAST_VERSION then return redis.error_reply('VERSIONEXHAUSTED ' .. version) end
   return replace_record(version, rest, time, now)
 end
 

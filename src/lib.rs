@@ -1,5 +1,7 @@
 //! Where servers of the Model Context Protocol keep their long-running tasks.
 
+#![warn(missing_docs, unreachable_pub)]
+#![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;

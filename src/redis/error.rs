@@ -233,9 +233,9 @@ mod tests {
     }
 
     #[rstest]
-    #[case::ours("NOTFOUND", "NotFound", false, false)]
+    #[case::ours("NOTFOUND no live record", "NotFound", false, false)]
     #[case::ours_with_a_detail("VERSIONCONFLICT 7", "VersionConflict", false, false)]
-    #[case::exhausted("VERSIONEXHAUSTED", "VersionExhausted", false, false)]
+    #[case::exhausted("VERSIONEXHAUSTED 9007199254740991", "VersionExhausted", false, false)]
     #[case::quota("CAPACITYEXCEEDED 3", "quota", true, false)]
     #[case::corrupt("CORRUPT version", "Corrupt", false, false)]
     #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", "memory", true, false)]

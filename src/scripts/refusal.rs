@@ -3,6 +3,8 @@
 use crate::Version;
 
 /// Why a script refused. It wrote nothing.
+///
+/// Each code is followed by a detail, needed or not: Redis 7 puts `ERR` in front of a code that stands alone.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     NotFound,

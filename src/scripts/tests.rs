@@ -133,10 +133,9 @@ fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] sourc
         assert!(declared.iter().any(|declared| declared.starts_with(code)), "{code} is not declared");
     }
     for declared in declared {
-        let (code, detail) =
-            declared.split_once(' ').map_or((&*declared, None), |(code, _)| (code, Some("7")));
-        assert!(text.contains(code), "{code} is declared and never returned");
-        assert!(Refusal::parse(code, detail).is_some(), "{code} has no meaning");
+        let (code, _) = declared.split_once(' ').expect("a code and its detail");
+        assert!(text.contains(&format!("'{code} ")), "{code} is declared and never returned with a detail");
+        assert!(Refusal::parse(code, Some("7")).is_some(), "{code} has no meaning");
     }
 }
 

@@ -1,0 +1,125 @@
+//! What several test files share: a store of their own on each engine.
+
+#![allow(dead_code)]
+
+#[cfg(feature = "redis-tests")]
+pub mod redis;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use mcp_task_store::{
+    Cursor, Expiry, ListedRecord, MemoryBackend, OwnerId, PageRequest, PutOptions, StorageBackend, TaskKey,
+};
+
+/// The engines that a test runs on.
+#[derive(Clone, Copy, Debug)]
+pub enum Engine {
+    Memory,
+    #[cfg(feature = "redis-tests")]
+    Redis,
+}
+
+/// A store that no other test uses, on one engine. What it leaves in Redis is removed when it is dropped.
+pub struct Store {
+    pub backend: Arc<dyn StorageBackend>,
+    #[cfg(feature = "redis-tests")]
+    pub redis: Option<redis::Namespace>,
+}
+
+impl std::ops::Deref for Store {
+    type Target = dyn StorageBackend;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.backend
+    }
+}
+
+/// The largest value that the stores of these tests take.
+pub const MAX_VALUE_BYTES: usize = 4096;
+
+impl Engine {
+    pub async fn open(self) -> Store {
+        match self {
+            Self::Memory => Store {
+                backend: Arc::new(MemoryBackend::new().max_value_bytes(MAX_VALUE_BYTES)),
+                #[cfg(feature = "redis-tests")]
+                redis: None,
+            },
+            #[cfg(feature = "redis-tests")]
+            Self::Redis => redis::Namespace::new().store().await,
+        }
+    }
+}
+
+impl Store {
+    /// Waits until the engine's clock, which may lag and never leads, has reached `at`.
+    pub async fn until(&self, at: DateTime<Utc>) {
+        let mut asked = 0;
+        while self.now() < at {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            // A clock that lags is set right by the next reply.
+            asked += 1;
+            if asked % 20 == 0 {
+                let nobody = "nobody".try_into().unwrap();
+                self.list(&nobody, PageRequest::new(1)).await.unwrap();
+            }
+        }
+    }
+
+    /// Writes a record that has expired when this returns.
+    pub async fn put_expired(&self, key: &TaskKey) {
+        let written = self.put(key, "expired".into(), after_ms(1)).await.unwrap();
+        self.until(written.expires_at.unwrap()).await;
+    }
+
+    /// All records of an owner, page by page.
+    pub async fn walk(&self, owner: &OwnerId, limit: usize) -> Vec<ListedRecord> {
+        let (mut records, mut after) = (Vec::new(), None::<Cursor>);
+        loop {
+            let mut request = PageRequest::new(limit);
+            request = match after {
+                Some(cursor) => request.after(cursor),
+                None => request,
+            };
+            let page = self.list(owner, request).await.unwrap();
+            assert!(page.records.len() <= limit);
+            records.extend(page.records);
+            after = page.next;
+            if after.is_none() {
+                return records;
+            }
+        }
+    }
+
+    /// The task ids of an owner, newest first.
+    pub async fn ids(&self, owner: &str) -> Vec<String> {
+        let owner = owner.try_into().unwrap();
+        self.walk(&owner, 256).await.into_iter().map(|record| record.task.to_string()).collect()
+    }
+}
+
+pub fn key(owner: &str, task: &str) -> TaskKey {
+    TaskKey::new(owner, task).unwrap()
+}
+
+pub fn owner(id: &str) -> OwnerId {
+    id.try_into().unwrap()
+}
+
+pub fn keep() -> PutOptions {
+    PutOptions::default()
+}
+
+pub fn never() -> PutOptions {
+    PutOptions::new(Expiry::Never)
+}
+
+pub fn after_ms(millis: u64) -> PutOptions {
+    PutOptions::new(Expiry::After(Duration::from_millis(millis)))
+}
+
+pub fn in_an_hour() -> PutOptions {
+    after_ms(3_600_000)
+}

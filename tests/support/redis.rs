@@ -1,0 +1,154 @@
+//! Redis for tests: a namespace of its own on the server that everybody uses, and servers of its own.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mcp_task_store::{RedisBackend, RedisBuilder};
+use redis::{Commands, Connection, FromRedisValue};
+use tempfile::TempDir;
+
+use super::{MAX_VALUE_BYTES, Store};
+
+/// The server of the tests: `REDIS_URL`, or the one that `make redis-up` starts.
+pub fn url() -> String {
+    std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())
+}
+
+/// A key prefix that nobody else uses. Its keys are deleted when it is dropped.
+pub struct Namespace {
+    pub url: String,
+    pub prefix: String,
+}
+
+impl Namespace {
+    pub fn new() -> Self {
+        Self::on(&url())
+    }
+
+    pub fn on(url: &str) -> Self {
+        Self { url: url.to_owned(), prefix: format!("test-{}", uuid::Uuid::new_v4()) }
+    }
+
+    pub fn builder(&self) -> RedisBuilder {
+        RedisBackend::builder()
+            .prefix(&self.prefix)
+            .max_value_bytes(MAX_VALUE_BYTES)
+            .response_timeout(Duration::from_secs(20))
+            .connect_timeout(Duration::from_secs(20))
+    }
+
+    pub async fn backend(&self) -> RedisBackend {
+        self.builder().connect(&self.url).await.expect("a Redis server: `make redis-up` starts one")
+    }
+
+    pub async fn store(self) -> Store {
+        Store { backend: Arc::new(self.backend().await), redis: Some(self) }
+    }
+
+    /// A connection beside the backend, to look at the server and to do harm.
+    pub fn connection(&self) -> Connection {
+        connection(&self.url)
+    }
+
+    /// Runs one command; `{}` in an argument stands for the prefix.
+    pub fn run<T: FromRedisValue>(&self, command: &[&str]) -> T {
+        let mut raw = redis::cmd(command[0]);
+        for argument in &command[1..] {
+            raw.arg(argument.replace("{}", &self.prefix));
+        }
+        raw.query(&mut self.connection()).unwrap()
+    }
+
+    /// All keys below the prefix, sorted, without the prefix.
+    pub fn keys(&self) -> Vec<String> {
+        let mut connection = self.connection();
+        let found = connection.scan_match::<_, String>(format!("{}:*", self.prefix)).unwrap();
+        let mut keys: Vec<String> = found
+            .map(|key| key.unwrap().strip_prefix(&format!("{}:", self.prefix)).unwrap().to_owned())
+            .collect();
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let Ok(mut connection) = redis::Client::open(&*self.url).and_then(|client| client.get_connection())
+        else {
+            return; // A server that is gone has no keys to delete.
+        };
+        for key in self.keys() {
+            let _: Result<(), _> = connection.del(format!("{}:{key}", self.prefix));
+        }
+    }
+}
+
+pub fn connection(url: &str) -> Connection {
+    let client = redis::Client::open(url).unwrap();
+    client.get_connection().expect("a Redis server: `make redis-up` starts one")
+}
+
+/// A server of the test's own on a free port of loopback, stopped when it is dropped.
+pub struct Server {
+    pub port: u16,
+    process: Child,
+    _folder: TempDir,
+}
+
+impl Server {
+    /// Starts `redis-server` (or what `REDIS_SERVER` names) without persistence, with these further settings.
+    pub fn start(settings: &[&str]) -> Self {
+        let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+        for _ in 0..5 {
+            let folder = TempDir::new().unwrap();
+            let port = free_port();
+            let process = Command::new(&program)
+                .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+                .arg(folder.path())
+                .args(settings)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap_or_else(|error| panic!("{program}: {error}; REDIS_SERVER names another program"));
+            let mut server = Self { port, process, _folder: folder };
+            if server.answers() {
+                return server;
+            }
+        }
+        panic!("{program} does not start with {settings:?}");
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Waits until the server replies anything; `false` if it ends before, as when the port was taken.
+    fn answers(&mut self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < deadline {
+            if self.process.try_wait().unwrap().is_some() {
+                return false;
+            }
+            let client = redis::Client::open(self.url()).unwrap();
+            // An error in reply, such as NOAUTH, is an answer too.
+            match client.get_connection() {
+                Err(error) if error.is_io_error() => std::thread::sleep(Duration::from_millis(5)),
+                _ => return true,
+            }
+        }
+        false
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
