@@ -1,0 +1,128 @@
+//! What a [`TaskStore`](crate::TaskStore) allows.
+
+use std::time::Duration;
+
+/// The limits and defaults of a [`TaskStore`](crate::TaskStore). Every value has a default; each method
+/// replaces one.
+///
+/// ```
+/// use std::time::Duration;
+/// use mcp_task_store::StoreConfig;
+///
+/// let config = StoreConfig::new()
+///     .max_tasks_per_owner(1_000)
+///     .default_ttl(Duration::from_secs(600))
+///     .max_ttl(None);
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct StoreConfig {
+    pub(super) max_tasks_per_owner: Option<u64>,
+    pub(super) default_ttl: Option<Duration>,
+    pub(super) max_ttl: Option<Duration>,
+    pub(super) retention: Option<Duration>,
+    pub(super) default_poll_interval: Option<Duration>,
+    pub(super) max_status_message_bytes: usize,
+    pub(super) max_input_requests: usize,
+    pub(super) max_variables_bytes: usize,
+    pub(super) max_variables_depth: usize,
+    pub(super) max_variables_string_bytes: usize,
+    pub(super) max_attempts: u32,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            max_tasks_per_owner: Some(100),
+            default_ttl: Some(Duration::from_secs(3600)),
+            max_ttl: Some(Duration::from_secs(24 * 3600)),
+            retention: None,
+            default_poll_interval: Some(Duration::from_secs(1)),
+            max_status_message_bytes: 4096,
+            max_input_requests: 64,
+            max_variables_bytes: 256 * 1024,
+            max_variables_depth: 16,
+            max_variables_string_bytes: 64 * 1024,
+            max_attempts: 64,
+        }
+    }
+}
+
+impl StoreConfig {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many live tasks an owner may have, finished ones that are still kept included; 100 unless set,
+    /// `None` is no limit.
+    pub fn max_tasks_per_owner(mut self, max: impl Into<Option<u64>>) -> Self {
+        self.max_tasks_per_owner = max.into();
+        self
+    }
+
+    /// The TTL of a task that does not name one, an hour unless set; `None` is unlimited. Where
+    /// [`max_ttl`](Self::max_ttl) is shorter, that is the default.
+    pub fn default_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.default_ttl = ttl.into();
+        self
+    }
+
+    /// The longest TTL that a task may ask for, a day unless set. `None` is no limit, and the only setting
+    /// under which a task may ask for an unlimited TTL.
+    pub fn max_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.max_ttl = ttl.into();
+        self
+    }
+
+    /// How long a record is kept after its TTL, so that a late result can still be fetched; the task's TTL
+    /// again unless set.
+    pub fn retention(mut self, retention: impl Into<Option<Duration>>) -> Self {
+        self.retention = retention.into();
+        self
+    }
+
+    /// The poll interval of a task that does not name one, a second unless set; `None` leaves it out.
+    pub fn default_poll_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.default_poll_interval = interval.into();
+        self
+    }
+
+    /// The longest status message in bytes, 4 KiB unless set.
+    pub fn max_status_message_bytes(mut self, max: usize) -> Self {
+        self.max_status_message_bytes = max;
+        self
+    }
+
+    /// How many input requests a task may make in its life, 64 unless set.
+    pub fn max_input_requests(mut self, max: usize) -> Self {
+        self.max_input_requests = max;
+        self
+    }
+
+    /// How large the variables of a task may be as JSON, in bytes, names included; 256 KiB unless set.
+    pub fn max_variables_bytes(mut self, max: usize) -> Self {
+        self.max_variables_bytes = max;
+        self
+    }
+
+    /// How deep a variable may be nested, 16 unless set. A plain value has depth 1, and so has an empty
+    /// array or object; each array or object around something adds one.
+    pub fn max_variables_depth(mut self, max: usize) -> Self {
+        self.max_variables_depth = max;
+        self
+    }
+
+    /// The longest string anywhere in a variable, and the longest name, in bytes; 64 KiB unless set.
+    pub fn max_variables_string_bytes(mut self, max: usize) -> Self {
+        self.max_variables_string_bytes = max;
+        self
+    }
+
+    /// How often a call tries to write when other processes change the task in between, before it fails as
+    /// [`Contended`](crate::TaskError::Contended); 64 unless set, at least 1.
+    pub fn max_attempts(mut self, max: u32) -> Self {
+        self.max_attempts = max.max(1);
+        self
+    }
+}

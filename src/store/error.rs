@@ -1,0 +1,139 @@
+//! What can go wrong in the lifecycle, and its JSON-RPC code.
+
+use crate::{StorageError, TaskId, TaskStatus};
+
+/// An error of a [`TaskStore`](crate::TaskStore). A call that is refused leaves the task as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// The owner has no such task: it never was, has expired, was deleted, or is somebody else's. These
+    /// cannot be told apart.
+    #[error("task not found: {task}")]
+    NotFound {
+        /// The id that was asked for.
+        task: TaskId,
+    },
+    /// The task's status does not allow it.
+    #[error("task {task} is {from}: cannot {action}")]
+    InvalidTransition {
+        /// The task.
+        task: TaskId,
+        /// The status that it has.
+        from: TaskStatus,
+        /// What was to be done.
+        action: &'static str,
+    },
+    /// Cancellation was requested, so the client is not asked any more.
+    #[error("task {task} was asked to cancel: cannot require input")]
+    CancelRequested {
+        /// The task.
+        task: TaskId,
+    },
+    /// A key of an input request was used before in this task. Keys are unique for its whole life.
+    #[error("task {task} has used the input key {key:?} before")]
+    InputKeyUsed {
+        /// The task.
+        task: TaskId,
+        /// The key.
+        key: String,
+    },
+    /// The owner has as many tasks as it may have.
+    #[error("the owner has reached its quota of {quota} tasks")]
+    QuotaExceeded {
+        /// The quota.
+        quota: u64,
+    },
+    /// Something is larger, longer or more than the store allows.
+    #[error("{what}: {actual} is over the limit of {limit}")]
+    LimitExceeded {
+        /// What is limited, and its unit.
+        what: &'static str,
+        /// What was given.
+        actual: String,
+        /// What is allowed.
+        limit: String,
+    },
+    /// Something that was given makes no sense.
+    #[error("invalid argument: {reason}")]
+    InvalidArgument {
+        /// What, and why.
+        reason: String,
+    },
+    /// A page limit outside 1 to 256, or a cursor that is malformed or another owner's.
+    #[error("invalid page: {reason}")]
+    InvalidPage {
+        /// What is wrong with the request.
+        reason: String,
+    },
+    /// Other processes changed the task each time before this call could. Nothing was written; the same
+    /// call may succeed later.
+    #[error("task {task} was changed by others {attempts} times in a row; try again")]
+    Contended {
+        /// The task.
+        task: TaskId,
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// A record is stored that is not the JSON of a task.
+    #[error("the record of task {task} is not a task")]
+    Unreadable {
+        /// The task.
+        task: TaskId,
+        /// What the JSON parser says.
+        source: serde_json::Error,
+    },
+    /// The engine failed.
+    #[error(transparent)]
+    Storage(StorageError),
+}
+
+impl TaskError {
+    /// The code of the JSON-RPC error that a server replies: -32602 (invalid params) for what the caller got
+    /// wrong, unknown, expired and foreign tasks included (MCP Tasks extension, SEP-2663, "Protocol
+    /// Errors"); -32603 (internal error) for the storage.
+    pub fn code(&self) -> i64 {
+        match self {
+            Self::NotFound { .. }
+            | Self::InvalidTransition { .. }
+            | Self::CancelRequested { .. }
+            | Self::InputKeyUsed { .. }
+            | Self::QuotaExceeded { .. }
+            | Self::LimitExceeded { .. }
+            | Self::InvalidArgument { .. }
+            | Self::InvalidPage { .. } => -32602,
+            Self::Contended { .. } | Self::Unreadable { .. } | Self::Storage(_) => -32603,
+        }
+    }
+
+    /// Whether the same call may succeed later with nothing changed by the caller.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Contended { .. } | Self::QuotaExceeded { .. } => true,
+            Self::Storage(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+
+    /// Whether the change may have been made although the call failed.
+    pub fn outcome_unknown(&self) -> bool {
+        matches!(self, Self::Storage(error) if error.outcome_unknown())
+    }
+
+    /// What an engine's error means for a call about `task`.
+    pub(super) fn from_storage(error: StorageError, task: &TaskId) -> Self {
+        match error {
+            StorageError::NotFound { .. } => Self::NotFound { task: task.clone() },
+            StorageError::CapacityExceeded { quota: Some(quota), .. } => Self::QuotaExceeded { quota },
+            StorageError::InvalidPage { reason } => Self::InvalidPage { reason },
+            StorageError::TooLarge { size, max } => Self::LimitExceeded {
+                what: "bytes of a task's record",
+                actual: size.to_string(),
+                limit: max.to_string(),
+            },
+            StorageError::InvalidExpiry { given } => Self::InvalidArgument {
+                reason: format!("TTL and retention add up to {given:?}, not to 1 ms to 100 years"),
+            },
+            other => Self::Storage(other),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The limits of what a task may hold.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{StoreConfig, TaskError};
+
+/// How deep the JSON of arguments, requests, answers, results and error data may be nested: less than what
+/// the JSON parser takes, so that what was written can be read.
+pub(super) const MAX_JSON_DEPTH: usize = 100;
+
+pub(super) fn check(what: &'static str, actual: usize, limit: usize) -> Result<(), TaskError> {
+    if actual > limit {
+        return Err(TaskError::LimitExceeded { what, actual: actual.to_string(), limit: limit.to_string() });
+    }
+    Ok(())
+}
+
+pub(super) fn check_depth(what: &'static str, value: &Value, limit: usize) -> Result<(), TaskError> {
+    if is_deeper_than(value, limit) {
+        return Err(TaskError::LimitExceeded { what, actual: "more".to_owned(), limit: limit.to_string() });
+    }
+    Ok(())
+}
+
+/// Holds the variables that a merge would leave against the configured limits.
+pub(super) fn check_variables(
+    variables: &BTreeMap<String, Value>,
+    config: &StoreConfig,
+) -> Result<(), TaskError> {
+    for (name, value) in variables {
+        check_depth("depth of a variable", value, config.max_variables_depth)?;
+        let longest = longest_string(value).max(name.len());
+        check("bytes of a string in the variables", longest, config.max_variables_string_bytes)?;
+    }
+    let mut bytes = ByteCounter(0);
+    // Counting cannot fail, and neither can the JSON of a map with text for keys.
+    let _ = serde_json::to_writer(&mut bytes, variables);
+    check("bytes of the variables as JSON", bytes.0, config.max_variables_bytes)
+}
+
+fn is_deeper_than(value: &Value, limit: usize) -> bool {
+    let Some(below) = limit.checked_sub(1) else {
+        return true;
+    };
+    match value {
+        Value::Array(items) => items.iter().any(|item| is_deeper_than(item, below)),
+        Value::Object(members) => members.values().any(|member| is_deeper_than(member, below)),
+        _ => false,
+    }
+}
+
+fn longest_string(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(longest_string).max().unwrap_or(0),
+        Value::Object(members) => {
+            members.iter().map(|(name, value)| name.len().max(longest_string(value))).max().unwrap_or(0)
+        }
+        _ => 0,
+    }
+}
+
+struct ByteCounter(usize);
+
+impl std::io::Write for ByteCounter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,569 @@
+//! The lifecycle of tasks, on any engine.
+
+mod config;
+mod error;
+mod limits;
+mod new_task;
+mod transitions;
+mod turns;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, SubsecRound, Utc};
+use serde_json::{Map, Value};
+use tracing::instrument;
+
+pub use config::StoreConfig;
+pub use error::TaskError;
+use limits::{MAX_JSON_DEPTH, check, check_depth};
+pub use new_task::{NewTask, Ttl};
+use transitions::Change;
+use turns::Turns;
+
+use crate::{
+    Cursor, Expiry, OwnerId, PageRequest, PutOptions, Record, RpcError, StorageBackend, StorageError,
+    StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
+};
+
+/// How many ids of writes a record remembers.
+const WRITE_IDS_KEPT: usize = 4;
+/// How long to wait before each attempt to find out what became of a write.
+const SETTLE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
+
+/// The lifecycle of MCP tasks on an engine: who may do what with a task, and when.
+///
+/// Every change reads the task, checks, and writes it only if nobody else has written it meanwhile; otherwise
+/// it reads and checks again. So racing updates all land, or the loser gets the error that fits: progress on a
+/// cancelled task is an [`InvalidTransition`](TaskError::InvalidTransition), never a raw conflict.
+///
+/// A call takes a task by [`TaskKey`] or by the [`StoredTask`] that an earlier call returned, which saves a
+/// read; if that copy is outdated, the task is read after all. Cheap to clone.
+///
+/// # Time
+/// A task may run for its TTL. After that the next call that reads it, unless it has ended, settles it as
+/// failed with "TTL elapsed". The record is kept for the retention on top, result and all, and then goes.
+///
+/// # Cancellation safety
+/// Dropping the future of a call that changes something leaves the change made or not, as a whole.
+///
+/// # Errors
+/// Beside those that a call names: [`NotFound`](TaskError::NotFound) for a task that does not exist or is
+/// another owner's, [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable), and
+/// [`Storage`](TaskError::Storage). A write whose outcome is unknown is looked up by an id that it leaves in
+/// the record; only if that does not tell, the error says [`outcome_unknown`](TaskError::outcome_unknown).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), mcp_task_store::TaskError> {
+/// use mcp_task_store::{MemoryBackend, NewTask, OwnerId, TaskStatus, TaskStore};
+/// use serde_json::json;
+///
+/// let store = TaskStore::new(MemoryBackend::new());
+/// let alice = OwnerId::try_from("alice").expect("not empty");
+/// let created = store.create(&alice, NewTask::new("tools/call")).await?;
+/// let done = store.complete(&created, json!({ "content": [] })).await?;
+/// assert_eq!(done.task.status, TaskStatus::Completed);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct TaskStore<B>(Arc<Inner<B>>);
+
+#[derive(Debug)]
+struct Inner<B> {
+    backend: B,
+    config: StoreConfig,
+    turns: Turns,
+}
+
+impl<B> Clone for TaskStore<B> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// A task that a call is about.
+#[derive(Clone, Copy, Debug)]
+pub enum TaskRef<'a> {
+    /// By its key: the call reads it first.
+    Key(&'a TaskKey),
+    /// As an earlier call returned it: the call reads it only if it has changed since.
+    Stored(&'a StoredTask),
+}
+
+impl<'a> From<&'a TaskKey> for TaskRef<'a> {
+    fn from(key: &'a TaskKey) -> Self {
+        Self::Key(key)
+    }
+}
+
+impl<'a> From<&'a StoredTask> for TaskRef<'a> {
+    fn from(stored: &'a StoredTask) -> Self {
+        Self::Stored(stored)
+    }
+}
+
+impl<'a> TaskRef<'a> {
+    fn key(self) -> &'a TaskKey {
+        match self {
+            Self::Key(key) => key,
+            Self::Stored(stored) => &stored.key,
+        }
+    }
+}
+
+/// One page of an owner's tasks, newest first by creation.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TaskPage {
+    /// The tasks. May be fewer than the limit, or none, on any page.
+    pub tasks: Vec<StoredTask>,
+    /// Tasks of this page whose record cannot be read. They can be deleted.
+    pub unreadable: Vec<TaskId>,
+    /// Where the next page begins. Only `None` ends the walk.
+    pub next: Option<Cursor>,
+}
+
+impl<B: StorageBackend> TaskStore<B> {
+    /// A store with the default configuration.
+    pub fn new(backend: B) -> Self {
+        Self::with_config(backend, StoreConfig::default())
+    }
+
+    /// A store with this configuration.
+    pub fn with_config(backend: B, config: StoreConfig) -> Self {
+        Self(Arc::new(Inner { backend, config, turns: Turns::default() }))
+    }
+
+    /// The engine below.
+    pub fn backend(&self) -> &B {
+        &self.0.backend
+    }
+
+    /// Creates a task under a random id. When this returns, the task is stored: only then may a server tell
+    /// the client about it.
+    ///
+    /// # Errors
+    /// [`QuotaExceeded`](TaskError::QuotaExceeded); [`LimitExceeded`](TaskError::LimitExceeded) for a TTL over
+    /// the maximum, a long status message, deep arguments, or a large record;
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method or a TTL under 1 ms.
+    #[instrument(level = "debug", skip_all, fields(%owner))]
+    pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
+        let config = &self.0.config;
+        if new.method.is_empty() {
+            return Err(TaskError::InvalidArgument { reason: "the method is empty".to_owned() });
+        }
+        check_depth("depth of the arguments", &new.arguments, MAX_JSON_DEPTH)?;
+        if let Some(message) = &new.status_message {
+            check("bytes of a status message", message.len(), config.max_status_message_bytes)?;
+        }
+        let ttl = self.ttl(new.ttl)?;
+        let expiry = match ttl {
+            Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
+            None => Expiry::Never,
+        };
+        let now = self.now();
+        let mut task = Task {
+            task_id: TaskId::random(),
+            status: TaskStatus::Working,
+            status_message: new.status_message,
+            created_at: now,
+            last_updated_at: now,
+            ttl_ms: ttl.map(millis),
+            poll_interval_ms: new.poll_interval.or(config.default_poll_interval).map(millis),
+            method: new.method,
+            arguments: new.arguments,
+            input_requests: BTreeMap::new(),
+            input_responses: BTreeMap::new(),
+            cancel_requested: false,
+            result: None,
+            error: None,
+            variables: BTreeMap::new(),
+            write_ids: Vec::new(),
+            extra: Map::new(),
+        };
+        let write_id = mark(&mut task);
+        let key = TaskKey { owner: owner.clone(), task: task.task_id.clone() };
+        let options = PutOptions { expiry, quota: config.max_tasks_per_owner };
+        let write = Write { key: &key, data: encode(&task)?, options, expected: Version::ABSENT, write_id };
+        match self.put(&write, task).await? {
+            Some(created) => Ok(created),
+            // Somebody has drawn the same 122 random bits, or the engine is not what it says.
+            None => Err(TaskError::Storage(StorageError::VersionConflict {
+                key: key.to_string(),
+                expected: Version::ABSENT,
+                actual: Version::FIRST,
+            })),
+        }
+    }
+
+    /// Reads a task.
+    #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
+    pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        for attempt in 0..self.0.config.max_attempts {
+            self.back_off(attempt).await;
+            if let Some(stored) = self.settle_ttl(self.read(key).await?).await? {
+                return Ok(stored);
+            }
+        }
+        Err(self.contended(key))
+    }
+
+    /// Reads one page of an owner's tasks.
+    ///
+    /// # Errors
+    /// [`InvalidPage`](TaskError::InvalidPage) for a limit outside 1 to 256 and for a cursor that is malformed
+    /// or another owner's.
+    #[instrument(level = "debug", skip_all, fields(%owner))]
+    pub async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
+        let page = self.0.backend.list(owner, page).await.map_err(|error| match error {
+            StorageError::InvalidPage { reason } => TaskError::InvalidPage { reason },
+            other => TaskError::Storage(other),
+        })?;
+        let mut unreadable: Vec<TaskId> = page.corrupt.into_iter().map(|corrupt| corrupt.task).collect();
+        let mut tasks = Vec::with_capacity(page.records.len());
+        for listed in page.records {
+            let key = TaskKey { owner: owner.clone(), task: listed.task };
+            let record = Record { data: listed.data, version: listed.version, expires_at: listed.expires_at };
+            let Ok(stored) = decode(&key, record) else {
+                unreadable.push(key.task);
+                continue;
+            };
+            match self.settle_ttl(stored).await {
+                Ok(Some(settled)) => tasks.push(settled),
+                // It was changed or removed since the page was read.
+                Ok(None) | Err(TaskError::NotFound { .. }) => match self.get(&key).await {
+                    Ok(stored) => tasks.push(stored),
+                    Err(TaskError::NotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(TaskPage { tasks, unreadable, next: page.next })
+    }
+
+    /// Sets the sentence for people about where the task stands.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
+    /// [`LimitExceeded`](TaskError::LimitExceeded) when the message is too long.
+    pub async fn set_status_message<'a>(
+        &self,
+        task: impl Into<TaskRef<'a>>,
+        message: impl Into<String>,
+    ) -> Result<StoredTask, TaskError> {
+        let message = message.into();
+        let config = &self.0.config;
+        let change = |task: &mut Task| transitions::set_status_message(task, &message, config);
+        self.change("set_status_message", task.into(), change).await
+    }
+
+    /// Records requests that the client has to answer, each under a key of its own, and moves the task to
+    /// `input_required`, in one write. Several may be open at once.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
+    /// [`CancelRequested`](TaskError::CancelRequested) when the client wants it cancelled,
+    /// [`InputKeyUsed`](TaskError::InputKeyUsed) when a key was used before in this task,
+    /// [`LimitExceeded`](TaskError::LimitExceeded) for too many or too deep requests,
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for none at all.
+    pub async fn require_input<'a, K: Into<String>>(
+        &self,
+        task: impl Into<TaskRef<'a>>,
+        requests: impl IntoIterator<Item = (K, Value)>,
+    ) -> Result<StoredTask, TaskError> {
+        let requests: Vec<_> = requests.into_iter().map(|(key, request)| (key.into(), request)).collect();
+        let config = &self.0.config;
+        let change = |task: &mut Task| transitions::require_input(task, &requests, config);
+        self.change("require_input", task.into(), change).await
+    }
+
+    /// Stores the client's answers to open requests. The last one moves the task back to `working`. Answers to
+    /// requests that are not open are ignored, so a task that has ended is returned as it is.
+    ///
+    /// # Errors
+    /// [`LimitExceeded`](TaskError::LimitExceeded) for an answer that is nested too deep.
+    pub async fn deliver_inputs<'a, K: Into<String>>(
+        &self,
+        task: impl Into<TaskRef<'a>>,
+        responses: impl IntoIterator<Item = (K, Value)>,
+    ) -> Result<StoredTask, TaskError> {
+        let responses = responses.into_iter().map(|(key, response)| (key.into(), response)).collect();
+        let change = |task: &mut Task| transitions::deliver_inputs(task, &responses);
+        self.change("deliver_inputs", task.into(), change).await
+    }
+
+    /// Ends the task as `completed` with its result, in one write.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
+    /// [`LimitExceeded`](TaskError::LimitExceeded) when the result is too large or too deep.
+    pub async fn complete<'a>(
+        &self,
+        task: impl Into<TaskRef<'a>>,
+        result: Value,
+    ) -> Result<StoredTask, TaskError> {
+        self.change("complete", task.into(), |task| transitions::complete(task, &result)).await
+    }
+
+    /// Ends the task as `failed` with a JSON-RPC error object, in one write.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn fail<'a>(
+        &self,
+        task: impl Into<TaskRef<'a>>,
+        error: RpcError,
+    ) -> Result<StoredTask, TaskError> {
+        self.change("fail", task.into(), |task| transitions::fail(task, &error)).await
+    }
+
+    /// Ends the task as `cancelled`, now, whatever works on it.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended.
+    pub async fn cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
+        self.change("cancel", task.into(), transitions::cancel).await
+    }
+
+    /// Records that the client wants the task cancelled (`tasks/cancel` of SEP-2663) and withdraws open
+    /// requests; whoever works on it decides how it ends. Without effect on a task that has ended.
+    pub async fn request_cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
+        self.change("request_cancel", task.into(), |task| Ok(transitions::request_cancel(task))).await
+    }
+
+    /// Merges variables into those of the task: a value replaces the one of the same name, `null` deletes it.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
+    /// [`LimitExceeded`](TaskError::LimitExceeded) when what the merge would leave is too large, too deep, or
+    /// holds too long a string.
+    pub async fn set_variables<'a, K: Into<String>>(
+        &self,
+        task: impl Into<TaskRef<'a>>,
+        variables: impl IntoIterator<Item = (K, Value)>,
+    ) -> Result<StoredTask, TaskError> {
+        let variables = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        let config = &self.0.config;
+        let change = |task: &mut Task| transitions::set_variables(task, &variables, config);
+        self.change("set_variables", task.into(), change).await
+    }
+
+    /// Removes a task, whatever its status, and whether or not its record can be read.
+    #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
+    pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
+        let removed = self.0.backend.delete(key).await;
+        match removed.map_err(|error| TaskError::from_storage(error, &key.task))? {
+            true => Ok(()),
+            false => Err(TaskError::NotFound { task: key.task.clone() }),
+        }
+    }
+
+    /// Drops expired records that the engine still holds, and says how many: always 0 on Redis, where the
+    /// server expires them.
+    #[instrument(level = "debug", skip_all)]
+    pub async fn cleanup(&self) -> Result<u64, TaskError> {
+        self.0.backend.cleanup_expired().await.map_err(TaskError::Storage)
+    }
+}
+
+/// One conditional write, as it may have to be looked up or sent again.
+struct Write<'a> {
+    key: &'a TaskKey,
+    data: Bytes,
+    options: PutOptions,
+    expected: Version,
+    write_id: String,
+}
+
+impl<B: StorageBackend> TaskStore<B> {
+    /// The engine's clock in whole milliseconds, as records hold it.
+    fn now(&self) -> DateTime<Utc> {
+        self.0.backend.now().trunc_subsecs(3)
+    }
+
+    fn ttl(&self, asked: Ttl) -> Result<Option<Duration>, TaskError> {
+        let (default, max) = (self.0.config.default_ttl, self.0.config.max_ttl);
+        let over = |actual: String, max: Duration| TaskError::LimitExceeded {
+            what: "TTL in milliseconds",
+            actual,
+            limit: millis(max).to_string(),
+        };
+        match (asked, max) {
+            (Ttl::Default, None) => Ok(default),
+            (Ttl::Default, Some(max)) => Ok(Some(default.map_or(max, |ttl| ttl.min(max)))),
+            (Ttl::After(ttl), _) if ttl < Duration::from_millis(1) => {
+                Err(TaskError::InvalidArgument { reason: format!("a TTL of {ttl:?} is under 1 ms") })
+            }
+            (Ttl::After(ttl), Some(max)) if ttl > max => Err(over(millis(ttl).to_string(), max)),
+            (Ttl::After(ttl), _) => Ok(Some(ttl)),
+            (Ttl::Unlimited, Some(max)) => Err(over("unlimited".to_owned(), max)),
+            (Ttl::Unlimited, None) => Ok(None),
+        }
+    }
+
+    async fn read(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        let record = self.0.backend.get(key).await;
+        decode(key, record.map_err(|error| TaskError::from_storage(error, &key.task))?)
+    }
+
+    /// Applies `change` to the task and writes it, again and again until nobody else got in between.
+    #[instrument(level = "debug", skip_all, fields(operation, owner = %task.key().owner, task = %task.key().task))]
+    async fn change(
+        &self,
+        operation: &'static str,
+        task: TaskRef<'_>,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
+    ) -> Result<StoredTask, TaskError> {
+        tracing::Span::current().record("operation", operation);
+        let key = task.key();
+        let place = self.0.turns.queue(key);
+        let _turn = place.turn().await;
+        let mut held = match task {
+            TaskRef::Stored(stored) => Some(stored.clone()),
+            TaskRef::Key(_) => None,
+        };
+        for attempt in 0..self.0.config.max_attempts {
+            self.back_off(attempt).await;
+            // A copy that the caller held is good for a write only. That there is nothing to do, or that it may
+            // not be done, is never said without looking at the task as it is.
+            if let Some(held) = held.take()
+                && !self.is_overdue(&held.task)
+            {
+                let mut task = held.task.clone();
+                if let Ok(Change::Made) = change(&mut task) {
+                    match self.write(&held, task).await? {
+                        Some(written) => return Ok(written),
+                        None => continue,
+                    }
+                }
+            }
+            let Some(stored) = self.settle_ttl(self.read(key).await?).await? else {
+                continue;
+            };
+            let mut task = stored.task.clone();
+            if change(&mut task)? == Change::None {
+                return Ok(stored);
+            }
+            if let Some(written) = self.write(&stored, task).await? {
+                return Ok(written);
+            }
+        }
+        Err(self.contended(key))
+    }
+
+    fn is_overdue(&self, task: &Task) -> bool {
+        !task.status.is_terminal() && task.deadline().is_some_and(|deadline| deadline <= self.now())
+    }
+
+    /// Fails a task whose TTL has elapsed before it ended; others are left as they are. `None` if somebody else
+    /// wrote it meanwhile.
+    async fn settle_ttl(&self, stored: StoredTask) -> Result<Option<StoredTask>, TaskError> {
+        if !self.is_overdue(&stored.task) {
+            return Ok(Some(stored));
+        }
+        let mut task = stored.task.clone();
+        transitions::expire(&mut task)?;
+        self.write(&stored, task).await
+    }
+
+    /// Writes a changed task over the one it was made of. `None` if somebody else wrote that meanwhile.
+    async fn write(&self, over: &StoredTask, mut task: Task) -> Result<Option<StoredTask>, TaskError> {
+        task.last_updated_at = self.now().max(task.last_updated_at);
+        let write_id = mark(&mut task);
+        let (key, options) = (&over.key, PutOptions::new(Expiry::Keep));
+        let write = Write { key, data: encode(&task)?, options, expected: over.version, write_id };
+        self.put(&write, task).await
+    }
+
+    /// Sends a write. `None` if it conflicts with another.
+    async fn put(&self, write: &Write<'_>, task: Task) -> Result<Option<StoredTask>, TaskError> {
+        match self.send(write).await {
+            Ok(written) => Ok(Some(StoredTask {
+                key: write.key.clone(),
+                task,
+                version: written.version,
+                expires_at: written.expires_at,
+            })),
+            Err(StorageError::VersionConflict { .. }) => Ok(None),
+            Err(error) if error.outcome_unknown() => self.settle_outcome(write, error).await.map(Some),
+            Err(error) => Err(TaskError::from_storage(error, &write.key.task)),
+        }
+    }
+
+    async fn send(&self, write: &Write<'_>) -> Result<crate::Written, StorageError> {
+        let data = write.data.clone();
+        self.0.backend.put_if_version(write.key, data, write.options, write.expected).await
+    }
+
+    /// Finds out what became of a write that got no answer. Its id in the record: it was applied. The version
+    /// as before: it was not, and may be sent again, as at most one of the copies can still find that version.
+    /// Neither: nobody can tell, and the caller is told so.
+    async fn settle_outcome(
+        &self,
+        write: &Write<'_>,
+        unanswered: StorageError,
+    ) -> Result<StoredTask, TaskError> {
+        for delay in SETTLE_DELAYS_MS {
+            tokio::time::sleep(jittered(delay)).await;
+            match self.read(write.key).await {
+                Ok(found) if found.task.write_ids.contains(&write.write_id) => return Ok(found),
+                Ok(found) if found.version == write.expected => {}
+                Err(TaskError::NotFound { .. }) if write.expected == Version::ABSENT => {}
+                Err(error) if error.is_retryable() => continue,
+                _ => break,
+            }
+            match self.send(write).await {
+                // The next look at the record shows it.
+                Ok(_) | Err(StorageError::VersionConflict { .. }) => {}
+                Err(error) if error.is_retryable() => {}
+                Err(_) => break,
+            }
+        }
+        Err(TaskError::Storage(unanswered))
+    }
+
+    fn contended(&self, key: &TaskKey) -> TaskError {
+        TaskError::Contended { task: key.task.clone(), attempts: self.0.config.max_attempts }
+    }
+
+    /// Waits before an attempt that follows a conflict: a random time, on average longer with each one.
+    async fn back_off(&self, attempt: u32) {
+        if attempt > 0 {
+            tokio::time::sleep(jittered(1 << attempt.min(6))).await;
+        }
+    }
+}
+
+/// A random time of up to `millis` milliseconds.
+fn jittered(millis: u64) -> Duration {
+    Duration::from_micros(uuid::Uuid::new_v4().as_u64_pair().1 % (millis * 1000))
+}
+
+/// Leaves a new write id in the task, and gives it.
+fn mark(task: &mut Task) -> String {
+    let write_id = format!("{:08x}", uuid::Uuid::new_v4().as_fields().0);
+    let surplus = (task.write_ids.len() + 1).saturating_sub(WRITE_IDS_KEPT);
+    task.write_ids.drain(..surplus);
+    task.write_ids.push(write_id.clone());
+    write_id
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+fn encode(task: &Task) -> Result<Bytes, TaskError> {
+    let unwritable = |source| TaskError::Unreadable { task: task.task_id.clone(), source };
+    serde_json::to_vec(task).map(Bytes::from).map_err(unwritable)
+}
+
+fn decode(key: &TaskKey, record: Record) -> Result<StoredTask, TaskError> {
+    let unreadable = |source| TaskError::Unreadable { task: key.task.clone(), source };
+    let task = serde_json::from_slice(&record.data).map_err(unreadable)?;
+    Ok(StoredTask { key: key.clone(), task, version: record.version, expires_at: record.expires_at })
+}

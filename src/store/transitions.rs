@@ -1,0 +1,151 @@
+//! The status machine: what each operation does to a task, and when it may.
+//!
+//! ```text
+//! working        -> input_required | completed | failed | cancelled
+//! input_required -> input_required (more requests) | working | completed | failed | cancelled
+//! ```
+//!
+//! The last three are terminal and never change.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::limits::{MAX_JSON_DEPTH, check, check_depth, check_variables};
+use super::{StoreConfig, TaskError};
+use crate::{RpcError, Task, TaskStatus};
+
+/// What an operation made of a task.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The task is to be written.
+    Made,
+    /// There is nothing to write.
+    None,
+}
+
+fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
+    if task.status.is_terminal() {
+        return Err(TaskError::InvalidTransition { task: task.task_id.clone(), from: task.status, action });
+    }
+    Ok(())
+}
+
+/// Makes the task terminal. Nobody answers its open requests any more.
+fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
+    require_open(task, action)?;
+    task.status = status;
+    task.input_requests.clear();
+    Ok(())
+}
+
+pub(super) fn set_status_message(
+    task: &mut Task,
+    message: &str,
+    config: &StoreConfig,
+) -> Result<Change, TaskError> {
+    require_open(task, "set its status message")?;
+    check("bytes of a status message", message.len(), config.max_status_message_bytes)?;
+    task.status_message = Some(message.to_owned());
+    Ok(Change::Made)
+}
+
+pub(super) fn require_input(
+    task: &mut Task,
+    requests: &[(String, Value)],
+    config: &StoreConfig,
+) -> Result<Change, TaskError> {
+    require_open(task, "require input")?;
+    if task.cancel_requested {
+        return Err(TaskError::CancelRequested { task: task.task_id.clone() });
+    }
+    if requests.is_empty() {
+        return Err(TaskError::InvalidArgument { reason: "no input request was given".to_owned() });
+    }
+    for (key, request) in requests {
+        check_depth("depth of an input request", request, MAX_JSON_DEPTH)?;
+        let used = task.input_responses.contains_key(key)
+            || task.input_requests.insert(key.clone(), request.clone()).is_some();
+        if used {
+            return Err(TaskError::InputKeyUsed { task: task.task_id.clone(), key: key.clone() });
+        }
+    }
+    let requested = task.input_requests.len() + task.input_responses.len();
+    check("input requests of a task", requested, config.max_input_requests)?;
+    task.status = TaskStatus::InputRequired;
+    Ok(Change::Made)
+}
+
+/// An answer to a request that is not open (unknown, answered, withdrawn, or of a task that has ended) has
+/// no effect.
+pub(super) fn deliver_inputs(
+    task: &mut Task,
+    responses: &BTreeMap<String, Value>,
+) -> Result<Change, TaskError> {
+    let mut change = Change::None;
+    for (key, response) in responses {
+        if task.input_requests.remove(key).is_some() {
+            check_depth("depth of an input response", response, MAX_JSON_DEPTH)?;
+            task.input_responses.insert(key.clone(), response.clone());
+            change = Change::Made;
+        }
+    }
+    if change == Change::Made && task.input_requests.is_empty() {
+        task.status = TaskStatus::Working;
+    }
+    Ok(change)
+}
+
+pub(super) fn complete(task: &mut Task, result: &Value) -> Result<Change, TaskError> {
+    end(task, TaskStatus::Completed, "complete it")?;
+    check_depth("depth of a result", result, MAX_JSON_DEPTH)?;
+    task.result = Some(result.clone());
+    Ok(Change::Made)
+}
+
+pub(super) fn fail(task: &mut Task, error: &RpcError) -> Result<Change, TaskError> {
+    end(task, TaskStatus::Failed, "fail it")?;
+    if let Some(data) = &error.data {
+        check_depth("depth of error data", data, MAX_JSON_DEPTH)?;
+    }
+    task.error = Some(error.clone());
+    Ok(Change::Made)
+}
+
+pub(super) fn cancel(task: &mut Task) -> Result<Change, TaskError> {
+    end(task, TaskStatus::Cancelled, "cancel it")?;
+    Ok(Change::Made)
+}
+
+pub(super) fn request_cancel(task: &mut Task) -> Change {
+    if task.status.is_terminal() || task.cancel_requested {
+        return Change::None;
+    }
+    task.cancel_requested = true;
+    task.input_requests.clear();
+    task.status = TaskStatus::Working;
+    Change::Made
+}
+
+pub(super) fn set_variables(
+    task: &mut Task,
+    variables: &BTreeMap<String, Value>,
+    config: &StoreConfig,
+) -> Result<Change, TaskError> {
+    require_open(task, "set its variables")?;
+    for (name, value) in variables {
+        match value {
+            Value::Null => drop(task.variables.remove(name)),
+            value => drop(task.variables.insert(name.clone(), value.clone())),
+        }
+    }
+    check_variables(&task.variables, config)?;
+    Ok(Change::Made)
+}
+
+/// What becomes of a task whose TTL has elapsed before it ended.
+pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {
+    const MESSAGE: &str = "TTL elapsed";
+    task.status_message = Some(MESSAGE.to_owned());
+    fail(task, &RpcError::new(-32603, MESSAGE))
+}

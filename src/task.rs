@@ -1,0 +1,217 @@
+//! A task as it is stored: canonical JSON, in the words of the MCP Tasks extension.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{TaskId, TaskKey, Version};
+
+/// Where a task stands (MCP Tasks extension, SEP-2663, "Task Status").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskStatus {
+    /// The server works on it.
+    Working,
+    /// It waits for the client to answer at least one request.
+    InputRequired,
+    /// It has a result. Terminal.
+    Completed,
+    /// It ended with an error. Terminal.
+    Failed,
+    /// It was cancelled. Terminal.
+    Cancelled,
+}
+
+impl TaskStatus {
+    /// Whether the task never changes any more.
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// The status as it stands on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Working => "working",
+            Self::InputRequired => "input_required",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for TaskStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A JSON-RPC error object (<https://www.jsonrpc.org/specification#error_object>), with which a task failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RpcError {
+    /// A number that says what kind of error it is.
+    pub code: i64,
+    /// One sentence.
+    pub message: String,
+    /// More about it.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub data: Option<Value>,
+}
+
+impl RpcError {
+    /// An error without data.
+    pub fn new(code: i64, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), data: None }
+    }
+}
+
+/// A task, as any instance of the server reads it.
+///
+/// Stored as JSON with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order in
+/// which they stand here. Fields that this version does not know are kept in [`extra`](Self::extra) and
+/// written back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Task {
+    /// The task's id.
+    pub task_id: TaskId,
+    /// Where it stands.
+    pub status: TaskStatus,
+    /// A sentence for people about where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_message: Option<String>,
+    /// When it was created, by the engine's clock.
+    #[serde(with = "rfc3339_millis")]
+    pub created_at: DateTime<Utc>,
+    /// When it was last changed, by the engine's clock.
+    #[serde(with = "rfc3339_millis")]
+    pub last_updated_at: DateTime<Utc>,
+    /// For how many milliseconds from creation the task may run; `null` is unlimited.
+    pub ttl_ms: Option<u64>,
+    /// How many milliseconds a client should wait between two polls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poll_interval_ms: Option<u64>,
+    /// The method that was called, `tools/call` for instance.
+    pub method: String,
+    /// The arguments that it was called with.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub arguments: Value,
+    /// Requests to the client that wait for an answer, by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub input_requests: BTreeMap<String, Value>,
+    /// The client's answers so far, by the key of their request.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub input_responses: BTreeMap<String, Value>,
+    /// Whether the client asked to cancel. The operation decides how the task ends.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub cancel_requested: bool,
+    /// The result, once completed.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub result: Option<Value>,
+    /// The error, once failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<RpcError>,
+    /// What the server keeps with the task for itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub variables: BTreeMap<String, Value>,
+    /// The ids of the last writes, newest last, by which a writer finds out whether its write was applied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) write_ids: Vec<String>,
+    /// Fields of later versions of this crate.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Task {
+    /// When the TTL has elapsed; `None` for never.
+    pub fn deadline(&self) -> Option<DateTime<Utc>> {
+        let ttl = i64::try_from(self.ttl_ms?).ok().and_then(chrono::TimeDelta::try_milliseconds)?;
+        self.created_at.checked_add_signed(ttl)
+    }
+}
+
+/// A task with the version under which it was read or written.
+///
+/// Given to a call of [`TaskStore`](crate::TaskStore) in place of a key, it saves the call a read; if the
+/// task has changed since, the call reads it anew.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct StoredTask {
+    /// Whose task it is, and which.
+    pub key: TaskKey,
+    /// The task.
+    pub task: Task,
+    /// The version of its record.
+    pub version: Version,
+    /// When the record goes, result and all, by the engine's clock; `None` for never.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A `null` that is there is a value, not a missing one.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.000Z`.
+mod rfc3339_millis {
+    use chrono::{DateTime, SecondsFormat, Utc};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc()).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_json_of_a_task_is_as_documented() {
+        let json = r#"{"taskId":"t1","status":"working","createdAt":"2026-01-31T12:00:00.000Z","lastUpdatedAt":"2026-01-31T12:00:01.250Z","ttlMs":null,"method":"tools/call"}"#;
+        let task: Task = serde_json::from_str(json).unwrap();
+        assert_eq!(serde_json::to_string(&task).unwrap(), json);
+        assert_eq!(task.deadline(), None);
+    }
+
+    #[test]
+    fn fields_of_later_versions_survive_a_rewrite() {
+        let json = json!({
+            "taskId": "t1", "status": "input_required", "statusMessage": "asking",
+            "createdAt": "2026-01-31T12:00:00.000Z", "lastUpdatedAt": "2026-01-31T12:00:00.000Z",
+            "ttlMs": 60_000, "pollIntervalMs": 500, "method": "tools/call", "arguments": {"name": "x"},
+            "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
+            "cancelRequested": true, "variables": {"n": 1}, "writeIds": ["0badcafe"],
+            "progress": {"done": [1, 2, 3]}, "zone": null,
+        });
+        let task: Task = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(task.extra.len(), 2);
+        assert_eq!(serde_json::to_value(&task).unwrap(), json);
+        assert_eq!(task.deadline().unwrap().to_rfc3339(), "2026-01-31T12:01:00+00:00");
+    }
+
+    #[test]
+    fn a_null_result_is_a_result() {
+        let json = json!({
+            "taskId": "t1", "status": "completed", "createdAt": "2026-01-31T12:00:00.000Z",
+            "lastUpdatedAt": "2026-01-31T12:00:00.000Z", "ttlMs": 1, "method": "m", "result": null,
+        });
+        let task: Task = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(task.result, Some(Value::Null));
+        assert_eq!(serde_json::to_value(&task).unwrap(), json);
+    }
+}
