@@ -172,6 +172,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
                 return Ok(false);
             };
             below = Some(*oldest);
+            let is_last = members.len() < crate::page::MAX_PAGE_LIMIT;
             let tasks = self.hash_keys(owner, members);
             let mut exists = redis::cmd("EXISTS");
             tasks.iter().for_each(|(_, key)| {
@@ -180,6 +181,9 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
             let held = self.send(&exists, context).await?;
             if held != Value::Int(tasks.len() as i64) && self.reap(owner, tasks, context).await? > 0 {
                 return Ok(true);
+            }
+            if is_last {
+                return Ok(false);
             }
         }
     }

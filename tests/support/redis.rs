@@ -52,6 +52,11 @@ impl Namespace {
         connection(&self.url)
     }
 
+    pub async fn connection_async(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(&*self.url).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
     /// Runs one command; `{}` in an argument stands for the prefix.
     pub fn run<T: FromRedisValue>(&self, command: &[&str]) -> T {
         let mut raw = redis::cmd(command[0]);

@@ -1,0 +1,201 @@
+//! What goes over the wire, as the server itself reports it with `MONITOR`.
+
+#![cfg(feature = "redis-tests")]
+
+mod support;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use mcp_task_store::{PageRequest, StorageBackend, StorageError, Version};
+use redis::AsyncCommands;
+use support::redis::{Namespace, url};
+use support::{in_an_hour, keep, key, never, owner};
+
+/// Commands that one backend caused: those that were sent, and behind each those that a script ran.
+struct Watch {
+    lines: BoxStream<'static, String>,
+    marker: redis::aio::MultiplexedConnection,
+    prefix: String,
+}
+
+/// A command that was sent, and the commands that it ran on the server if it was a script.
+#[derive(Debug, PartialEq)]
+struct Sent {
+    command: String,
+    ran: Vec<Vec<String>>,
+}
+
+impl Sent {
+    fn ran(&self) -> Vec<&str> {
+        self.ran.iter().map(|command| command[0].as_str()).collect()
+    }
+}
+
+impl Watch {
+    async fn start(namespace: &Namespace) -> Self {
+        let client = redis::Client::open(url()).unwrap();
+        let monitor = client.get_async_monitor().await.unwrap();
+        Self {
+            lines: monitor.into_on_message::<String>().boxed(),
+            marker: client.get_multiplexed_async_connection().await.unwrap(),
+            prefix: namespace.prefix.clone(),
+        }
+    }
+
+    /// What was sent with keys of the namespace since the last call.
+    async fn sent(&mut self) -> Vec<Sent> {
+        let marker = uuid::Uuid::new_v4().to_string();
+        let _: String = redis::cmd("ECHO").arg(&marker).query_async(&mut self.marker).await.unwrap();
+        let mut sent: Vec<Sent> = Vec::new();
+        // Whether the script that runs is one of ours: a script runs as a whole, so its commands follow it.
+        let mut ours = false;
+        loop {
+            let line = self.lines.next().await.unwrap();
+            if line.contains(&marker) {
+                return sent;
+            }
+            let (from, command) = line.split_once("] ").unwrap();
+            let command = words(command);
+            if from.ends_with(" lua") {
+                if ours {
+                    sent.last_mut().unwrap().ran.push(command);
+                }
+                continue;
+            }
+            ours = line.contains(&self.prefix);
+            if ours {
+                sent.push(Sent { command: command[0].to_uppercase(), ran: Vec::new() });
+            }
+        }
+    }
+}
+
+/// The words of a command as `MONITOR` quotes them.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut escaped) = (Vec::new(), None::<String>, false);
+    for c in line.chars() {
+        match (&mut word, c) {
+            (None, '"') => word = Some(String::new()),
+            (None, _) => {}
+            (Some(text), c) if escaped => {
+                text.push(c);
+                escaped = false;
+            }
+            (Some(_), '\\') => escaped = true,
+            (Some(_), '"') => words.extend(word.take()),
+            (Some(text), c) => text.push(c),
+        }
+    }
+    words
+}
+
+#[tokio::test]
+async fn each_operation_sends_what_the_design_says_and_nothing_else() {
+    let namespace = Namespace::new();
+    let backend = namespace.backend().await;
+    let mut watch = Watch::start(&namespace).await;
+    let (t1, alice) = (key("alice", "t1"), owner("alice"));
+    let mut everything = Vec::new();
+    macro_rules! sent {
+        ($call:expr) => {{
+            $call.await.ok();
+            let sent = watch.sent().await;
+            everything.extend(sent.iter().map(|sent| sent.command.clone()));
+            sent
+        }};
+    }
+
+    // Writes are one EVAL each. The first keeps an expiry and touches no key but the hash.
+    let read = ["TIME", "HMGET", "HEXISTS"];
+    let index = ["ZCARD", "ZCARD", "ZRANGE", "ZRANGE"];
+    let sent = sent!(backend.put(&t1, "data".into(), in_an_hour().quota(100)));
+    assert_eq!(sent.len(), 1, "{sent:?}");
+    assert_eq!(sent[0].command, "EVAL");
+    let written = ["ZADD", "ZADD", "PEXPIREAT", "PEXPIREAT", "HSET", "PEXPIREAT"];
+    assert_eq!(sent[0].ran(), [&read[..], &index, &["ZRANGE"], &written].concat());
+
+    for call in 0..2 {
+        let sent = match call {
+            0 => sent!(backend.put(&t1, "data".into(), keep())),
+            _ => sent!(backend.put_if_version(&t1, "data".into(), keep(), Version::from(2))),
+        };
+        assert_eq!(sent.len(), 1, "{sent:?}");
+        assert_eq!((sent[0].command.as_str(), sent[0].ran()), ("EVAL", [&read[..], &["HSET"]].concat()));
+        let hash = format!("{}:tasks:alice:t1", namespace.prefix);
+        assert!(sent[0].ran.iter().all(|command| command[0] == "TIME" || command[1] == hash), "{sent:?}");
+    }
+
+    for call in 0..2 {
+        let sent = match call {
+            0 => sent!(backend.put(&t1, "data".into(), in_an_hour())),
+            _ => sent!(backend.put_if_version(&t1, "data".into(), in_an_hour(), Version::from(4))),
+        };
+        assert_eq!(sent.len(), 1, "{sent:?}");
+        let written = ["ZADD", "ZADD", "PEXPIREAT", "PEXPIREAT", "HSET", "PEXPIREAT"];
+        assert_eq!(
+            (sent[0].command.as_str(), sent[0].ran()),
+            ("EVAL", [&read[..], &index, &written].concat())
+        );
+    }
+    let sent = sent!(backend.put(&t1, "data".into(), never()));
+    let written = ["ZREM", "ZADD", "PERSIST", "PERSIST", "HDEL", "PERSIST", "HSET"];
+    assert_eq!((sent.len(), sent[0].ran()), (1, [&read[..], &index, &written].concat()));
+    let sent = sent!(backend.put_if_version(&key("alice", "t2"), "data".into(), keep(), Version::ABSENT));
+    assert_eq!((sent.len(), sent[0].command.as_str()), (1, "EVAL"), "{sent:?}");
+
+    // A refused write is one EVAL as well, and ran no command that writes.
+    for refused in [
+        sent!(backend.put_if_version(&t1, "data".into(), in_an_hour(), Version::FIRST)),
+        sent!(backend.put_if_version(&t1, "data".into(), keep(), Version::ABSENT)),
+        sent!(backend.put_if_version(&key("alice", "t3"), "data".into(), keep(), Version::FIRST)),
+    ] {
+        assert_eq!((refused.len(), refused[0].ran()), (1, read.to_vec()), "{refused:?}");
+    }
+
+    // A get is one HMGET.
+    for task in ["t1", "absent"] {
+        assert_eq!(sent!(backend.get(&key("alice", task))), [Sent { command: "HMGET".into(), ran: vec![] }]);
+    }
+
+    // A page is two round trips: the ids by a script that writes nothing, then their hashes.
+    let sent = sent!(backend.list(&alice, PageRequest::new(10)));
+    let commands: Vec<_> = sent.iter().map(|sent| sent.command.as_str()).collect();
+    assert_eq!(commands, ["EVAL", "HMGET", "HMGET"]);
+    assert_eq!(sent[0].ran(), ["TIME", "ZRANGE"]);
+
+    // A page that met a member without a hash is followed by one reap.
+    let _: i64 =
+        namespace.connection_async().await.del(format!("{}:tasks:alice:t1", namespace.prefix)).await.unwrap();
+    watch.sent().await;
+    let sent = sent!(backend.list(&alice, PageRequest::new(10)));
+    let commands: Vec<_> = sent.iter().map(|sent| sent.command.as_str()).collect();
+    assert_eq!(commands, ["EVAL", "HMGET", "HMGET", "EVAL"]);
+    let tidied = ["TIME", "EXISTS", "ZCARD", "ZCARD", "ZRANGE", "ZREM", "ZREM", "PERSIST", "PERSIST"];
+    assert_eq!(sent[3].ran(), tidied);
+
+    let sent = sent!(backend.delete(&key("alice", "t2")));
+    assert_eq!((sent.len(), sent[0].command.as_str()), (1, "EVAL"));
+    assert_eq!(sent[0].ran(), ["TIME", "HGET", "ZCARD", "ZCARD", "ZRANGE", "ZREM", "ZREM", "DEL"]);
+
+    // The engine has nothing to clean up, and refuses what it must not send before it sends anything.
+    assert!(sent!(backend.cleanup_expired()).is_empty());
+    assert!(sent!(backend.put(&t1, vec![b'x'; 5000].into(), keep())).is_empty());
+    assert!(sent!(backend.list(&alice, PageRequest::new(257))).is_empty());
+
+    assert!(everything.iter().all(|command| command == "EVAL" || command == "HMGET"), "{everything:?}");
+}
+
+#[tokio::test]
+async fn at_the_quota_a_refused_insert_is_sent_once_more_only_if_a_reap_made_room() {
+    let namespace = Namespace::new();
+    let backend = namespace.backend().await;
+    for task in ["t1", "t2"] {
+        backend.put(&key("alice", task), "data".into(), keep()).await.unwrap();
+    }
+    let mut watch = Watch::start(&namespace).await;
+    let refused = backend.put(&key("alice", "t3"), "data".into(), keep().quota(2)).await;
+    assert!(matches!(refused, Err(StorageError::CapacityExceeded { .. })));
+    let commands: Vec<_> = watch.sent().await.into_iter().map(|sent| sent.command).collect();
+    // The insert, the ids of the owner, and whether their hashes are there.
+    assert_eq!(commands, ["EVAL", "EVAL", "EXISTS"]);
+}
