@@ -104,25 +104,27 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `redis-server` (or what `REDIS_SERVER` names) without persistence, with these further settings.
+    /// Starts a server without persistence on a free port, with these further settings.
     pub fn start(settings: &[&str]) -> Self {
+        (0..5)
+            .find_map(|_| Self::start_on(free_port(), settings))
+            .unwrap_or_else(|| panic!("the server does not start with {settings:?}"))
+    }
+
+    /// The same on this port; `None` if the server ends at once, as when the port is taken. The program is
+    /// `redis-server`, or what `REDIS_SERVER` names.
+    pub fn start_on(port: u16, settings: &[&str]) -> Option<Self> {
         let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-        for _ in 0..5 {
-            let folder = TempDir::new().unwrap();
-            let port = free_port();
-            let process = Command::new(&program)
-                .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
-                .arg(folder.path())
-                .args(settings)
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap_or_else(|error| panic!("{program}: {error}; REDIS_SERVER names another program"));
-            let mut server = Self { port, process, _folder: folder };
-            if server.answers() {
-                return server;
-            }
-        }
-        panic!("{program} does not start with {settings:?}");
+        let folder = TempDir::new().unwrap();
+        let process = Command::new(&program)
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+            .arg(folder.path())
+            .args(settings)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}; REDIS_SERVER names another program"));
+        let mut server = Self { port, process, _folder: folder };
+        server.answers().then_some(server)
     }
 
     pub fn url(&self) -> String {

@@ -1,0 +1,279 @@
+//! Who gets in, and what a server that refuses or is not there looks like to the caller.
+
+#![cfg(feature = "redis-tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use mcp_task_store::{
+    Expiry, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
+};
+use redis::{Commands, Connection};
+use support::redis::{Server, connection, free_port};
+use support::{after_ms, in_an_hour, keep, key, never, owner};
+
+/// The rule of the README for a user that may do all that the backend does, word by word.
+fn rule_of_the_readme() -> Vec<String> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let rule = readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap();
+    rule.split_whitespace().map(str::to_owned).collect()
+}
+
+fn command<'a>(connection: &mut Connection, words: impl IntoIterator<Item = &'a str>) {
+    let mut words = words.into_iter();
+    let mut command = redis::cmd(words.next().unwrap());
+    command.arg(words.collect::<Vec<_>>());
+    command.query::<redis::Value>(connection).unwrap();
+}
+
+/// Every operation of the backend, in every form that runs another command on the server. The administrator
+/// deletes a hash in between. The first error ends it.
+async fn every_operation(backend: &RedisBackend, admin: &mut Connection) -> Result<(), StorageError> {
+    let (t1, t2) = (key("alice", "t1"), key("alice", "t2"));
+    backend.put(&t1, "data".into(), in_an_hour().quota(9)).await?;
+    backend.put(&t1, "data".into(), keep()).await?;
+    backend.put(&t1, "data".into(), never()).await?;
+    backend.put_if_version(&t1, "data".into(), in_an_hour(), Version::from(3)).await?;
+    backend.put_if_version(&t2, "data".into(), never(), Version::ABSENT).await?;
+    backend.get(&t1).await?;
+    let expired = backend.put(&key("alice", "t3"), "data".into(), after_ms(1)).await?.expires_at;
+    while backend.now() < expired.unwrap() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    backend.put(&key("alice", "t4"), "data".into(), in_an_hour()).await?;
+    // At the quota, with a member whose hash is gone and then with none.
+    admin.del::<_, ()>("pmcp:tasks:alice:t2").unwrap();
+    backend.put(&key("alice", "t5"), "data".into(), in_an_hour().quota(3)).await?;
+    match backend.put(&key("alice", "t6"), "data".into(), in_an_hour().quota(3)).await {
+        Err(StorageError::CapacityExceeded { quota: Some(3), .. }) => {}
+        Err(error) => return Err(error),
+        Ok(_) => panic!("the quota was passed"),
+    }
+    // A record whose expiry on the server was removed by hand makes the backend look at the server's clock.
+    let kept = backend.put(&key("alice", "t7"), "data".into(), after_ms(5)).await?.expires_at.unwrap();
+    command(admin, ["PERSIST", "pmcp:tasks:alice:t7"]);
+    while backend.now() < kept {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    match backend.get(&key("alice", "t7")).await {
+        Err(StorageError::NotFound { .. }) => {}
+        Err(error) => return Err(error),
+        Ok(_) => panic!("an expired record was read"),
+    }
+    let page = backend.list(&owner("alice"), PageRequest::new(10)).await?;
+    assert_eq!(page.records.len(), 3);
+    for task in ["t1", "t4", "t5", "t7"] {
+        backend.delete(&key("alice", task)).await?;
+    }
+    backend.cleanup_expired().await.map(drop)
+}
+
+#[tokio::test]
+async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_is_too_much() {
+    let server = Server::start(&[]);
+    let mut admin = connection(&server.url());
+    let rule = rule_of_the_readme();
+    command(&mut admin, rule.iter().map(String::as_str));
+    let user = &rule[2];
+    let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
+    let url = format!("redis://{user}:{password}@127.0.0.1:{}", server.port);
+    let backend = RedisBackend::connect(&url).await.unwrap();
+    every_operation(&backend, &mut admin).await.unwrap();
+    let outside = RedisBackend::builder().prefix("other").connect(&url).await.unwrap();
+    let refused = outside.put(&key("alice", "t1"), "data".into(), keep()).await;
+    assert!(matches!(refused, Err(StorageError::Denied { .. })), "{refused:?}");
+
+    let permitted: Vec<_> =
+        rule.iter().filter(|word| word.starts_with('+') || word.starts_with('~')).collect();
+    assert!(permitted.len() > 10);
+    for word in permitted {
+        let without = rule.iter().filter(|other| *other != word).map(String::as_str);
+        command(&mut admin, ["ACL", "DELUSER", user]);
+        command(&mut admin, without);
+        let outcome = match RedisBackend::connect(&url).await {
+            Ok(backend) => every_operation(&backend, &mut admin).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Err(StorageError::Denied { .. }) => {}
+            other => panic!("without {word}: {other:?}"),
+        }
+        command(&mut admin, ["FLUSHALL"]);
+    }
+}
+
+#[tokio::test]
+async fn a_user_that_may_only_read_reads_and_is_denied_every_write() {
+    let server = Server::start(&[]);
+    let mut admin = connection(&server.url());
+    let writer = RedisBackend::connect(&server.url()).await.unwrap();
+    for task in ["t1", "t2"] {
+        writer.put(&key("alice", task), "data".into(), in_an_hour()).await.unwrap();
+    }
+    admin.del::<_, ()>("pmcp:tasks:alice:t2").unwrap();
+    let rule = "ACL SETUSER reader on >secret ~pmcp:* +@read +time +eval";
+    command(&mut admin, rule.split(' '));
+    let reader =
+        RedisBackend::connect(&format!("redis://reader:secret@127.0.0.1:{}", server.port)).await.unwrap();
+    let (t1, t3) = (key("alice", "t1"), key("alice", "t3"));
+    assert_eq!(reader.get(&t1).await.unwrap().data, "data");
+    // The page stands although the reader may not tidy the index behind it.
+    assert_eq!(reader.list(&owner("alice"), PageRequest::new(10)).await.unwrap().records.len(), 1);
+    for refused in [
+        reader.put(&t1, "lost".into(), keep()).await.map(drop),
+        reader.put(&t3, "lost".into(), in_an_hour()).await.map(drop),
+        reader.put_if_version(&t1, "lost".into(), keep(), Version::FIRST).await.map(drop),
+        reader.delete(&t1).await.map(drop),
+    ] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, StorageError::Denied { .. }), "{error:?}");
+        assert!(!error.is_retryable() && !error.outcome_unknown());
+    }
+    let record = writer.get(&t1).await.unwrap();
+    assert_eq!((record.data, record.version), ("data".into(), Version::FIRST));
+    assert!(writer.get(&t3).await.is_err());
+}
+
+/// An error that must not hold the password, and must say where.
+fn assert_tells(error: &StorageError, words: &[&str]) {
+    let mut told = format!("{error} {error:?}");
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        told.push_str(&format!(" {cause} {cause:?}"));
+        source = cause.source();
+    }
+    for word in words {
+        assert!(told.contains(word), "{word} is missing: {told}");
+    }
+    assert!(!told.contains("pass-word"), "{told}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_a_clear_error_with_host_and_port() {
+    let port = free_port();
+    let url = format!("redis://user:pass-word@127.0.0.1:{port}");
+    let error = RedisBackend::connect(&url).await.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
+    assert!(error.is_retryable());
+    assert_tells(&error, &[&format!("127.0.0.1:{port}"), "is a server running there?"]);
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_fails_the_construction_at_the_connect_timeout() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let url = format!("redis://user:pass-word@{address}");
+    let connecting = RedisBackend::builder().connect_timeout(Duration::from_millis(200)).connect(&url);
+    // Far above the timeout, so that only a call that does not end fails here.
+    let ended = tokio::time::timeout(Duration::from_secs(20), connecting).await;
+    let error = ended.expect("the construction ends").unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
+    assert_tells(&error, &[&address]);
+}
+
+#[tokio::test]
+async fn a_url_that_cannot_be_read_is_an_error_without_the_password() {
+    for url in
+        ["redis//user:pass-word@host", "redis://user:pass-word@:port", "http://user:pass-word@host", ""]
+    {
+        let error = RedisBackend::connect(url).await.unwrap_err();
+        assert!(!error.is_retryable(), "{error}");
+        assert_tells(&error, &[]);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_or_missing_password_is_denied() {
+    let server = Server::start(&["--requirepass", "right"]);
+    for user in ["", ":pass-word@", "somebody:pass-word@"] {
+        let error =
+            RedisBackend::connect(&format!("redis://{user}127.0.0.1:{}", server.port)).await.unwrap_err();
+        assert!(matches!(error, StorageError::Denied { .. }), "{error:?}");
+        assert_tells(&error, &[&format!("127.0.0.1:{}", server.port)]);
+    }
+    let backend = RedisBackend::connect(&format!("redis://:right@127.0.0.1:{}", server.port)).await.unwrap();
+    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
+    assert!(!format!("{backend:?}").contains("right"));
+}
+
+#[tokio::test]
+async fn the_database_of_the_url_is_used() {
+    let server = Server::start(&[]);
+    let backend = RedisBackend::connect(&format!("{}/3", server.url())).await.unwrap();
+    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
+    let mut connection = connection(&server.url());
+    assert!(!connection.exists::<_, bool>("pmcp:tasks:alice:t1").unwrap());
+    command(&mut connection, ["SELECT", "3"]);
+    assert!(connection.exists::<_, bool>("pmcp:tasks:alice:t1").unwrap());
+}
+
+#[tokio::test]
+async fn resp2_is_spoken_where_the_url_says_so() {
+    let server = Server::start(&[]);
+    let mut admin = connection(&server.url());
+    let backend = RedisBackend::connect(&format!("{}?protocol=resp2", server.url())).await.unwrap();
+    every_operation(&backend, &mut admin).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_without_memory_is_out_of_capacity_and_nothing_is_written() {
+    let server = Server::start(&[]);
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "data".into(), in_an_hour()).await.unwrap();
+    let mut admin = connection(&server.url());
+    command(&mut admin, ["CONFIG", "SET", "maxmemory", "1"]);
+    for refused in [
+        backend.put(&t1, "lost".into(), keep()).await,
+        backend.put(&key("alice", "t2"), "lost".into(), in_an_hour()).await,
+        backend.put_if_version(&t1, "lost".into(), keep(), Version::FIRST).await,
+    ] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, StorageError::CapacityExceeded { quota: None, .. }), "{error:?}");
+        assert!(!error.outcome_unknown());
+    }
+    assert_eq!(backend.get(&t1).await.unwrap().version, Version::FIRST);
+    assert!(backend.delete(&t1).await.unwrap(), "a delete makes room");
+    let keys: Vec<String> = admin.keys("*").unwrap();
+    assert!(keys.is_empty(), "{keys:?}");
+}
+
+#[tokio::test]
+async fn a_read_only_replica_serves_reads_and_is_unavailable_for_writes() {
+    let master = Server::start(&[]);
+    let at_master = RedisBackend::connect(&master.url()).await.unwrap();
+    at_master.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
+    let port = master.port.to_string();
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &port]);
+    let backend = RedisBackend::connect(&replica.url()).await.unwrap();
+    // The replica copies the master's data in the background.
+    while backend.get(&key("alice", "t1")).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(backend.list(&owner("alice"), PageRequest::new(1)).await.unwrap().records.len(), 1);
+    for refused in [
+        backend.put(&key("alice", "t1"), "lost".into(), keep()).await.map(drop),
+        backend.delete(&key("alice", "t1")).await.map(drop),
+    ] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn after_a_restart_of_the_server_the_same_backend_works_again() {
+    let server = Server::start(&[]);
+    let port = server.port;
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    let t1: TaskKey = key("alice", "t1");
+    let options = PutOptions::new(Expiry::Never);
+    backend.put(&t1, "data".into(), options).await.unwrap();
+    drop(server);
+    let error = backend.put(&t1, "data".into(), options).await.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    let _again = Server::start_on(port, &[]).expect("the port is free again");
+    while let Err(error) = backend.put(&t1, "data".into(), options).await {
+        assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    }
+}
