@@ -1,4 +1,30 @@
-//! Where servers of the Model Context Protocol keep their long-running tasks.
+//! Where servers of the Model Context Protocol (MCP) keep their long-running tasks.
+//!
+//! A server answers a slow `tools/call` with a *task handle*; the client polls the task, answers its questions,
+//! may cancel it (MCP Tasks extension, SEP-2663). Such a task must be stored before the client hears of it, and
+//! every instance of the server must be able to answer. Three layers, each of which knows only the one below:
+//!
+//! * [`TaskStore`]: the lifecycle. Status machine, TTL, quotas, inputs, variables.
+//! * [`StorageBackend`]: the contract of an engine. Versioned records by owner and task.
+//! * The engines: [`MemoryBackend`], and `RedisBackend` with the feature `redis`.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use mcp_task_store::{MemoryBackend, NewTask, OwnerId, TaskStore};
+//! use serde_json::json;
+//!
+//! let store = TaskStore::new(MemoryBackend::new());
+//! let owner = OwnerId::try_from("alice")?;
+//! let created = store.create(&owner, NewTask::new("tools/call")).await?;
+//! store.complete(&created, json!({ "content": [] })).await?;
+//! assert!(store.get(&created.key).await?.task.result.is_some());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The [README](https://crates.io/crates/mcp-task-store) has the key schema, the configuration and what happens
+//! on each failure.
 
 #![warn(missing_docs, unreachable_pub)]
 #![forbid(unsafe_code)]
@@ -36,3 +62,8 @@ pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRe
 pub use redis::{RedisBackend, RedisBuilder};
 pub use store::{NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
 pub use task::{RpcError, StoredTask, Task, TaskStatus};
+
+/// The examples of the README compile.
+#[cfg(all(doctest, feature = "redis"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,111 @@
+# The commands of the project. What they want beside a Rust toolchain they install from Debian's packages, or say so.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+export REDIS_URL ?= redis://127.0.0.1:6379
+REDIS_DIR := .redis
+FEATURES := redis-tests
+
+# Installs a Debian package, or says what to install.
+define install
+	if command -v apt-get >/dev/null; then
+		echo "installing Debian's $(1)"
+		$$([ "$$(id -u)" = 0 ] || echo sudo) sh -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends $(1)' >/dev/null
+	else
+		echo "error: $(2) is needed: please install it" >&2; exit 1
+	fi
+endef
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: redis-up ## hash the files of this repository as tasks in Redis, through a killed worker process
+	@cargo run --quiet --example hash_files --features redis -- --redis "$$REDIS_URL"
+
+.PHONY: test
+test: redis-up redis-server ## run every test, on the memory engine and on Redis
+	@cargo test
+	cargo test --features $(FEATURES)
+
+.PHONY: check
+check: lua-check ## check the format, clippy, the documentation, the Lua scripts
+	@cargo fmt --all --check
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
+	if cargo tree --edges normal | grep -w redis; then echo "error: a build without features pulls redis" >&2; exit 1; fi
+
+.PHONY: lua-check
+lua-check: ## check the Lua scripts with luacheck, warnings are failures
+	@if ! command -v luacheck >/dev/null; then
+		$(call install,lua-check,luacheck (https://github.com/lunarmodules/luacheck))
+	fi
+	luacheck --no-color lua
+
+.PHONY: redis-server
+redis-server: # the tests start servers of their own
+	@if ! command -v "$${REDIS_SERVER:-redis-server}" >/dev/null; then
+		if command -v valkey-server >/dev/null; then
+			echo "error: only valkey-server is here: run REDIS_SERVER=valkey-server make test" >&2; exit 1
+		fi
+		$(call install,redis-server,redis-server)
+	fi
+
+# Splits REDIS_URL into host and port; answers: whether a Redis server replies there.
+define redis
+	address=$${REDIS_URL#*://}; address=$${address##*@}; address=$${address%%[/?]*}
+	host=$${address%:*}; port=$${address##*:}
+	[ "$$host" != "$$address" ] || port=6379
+	[ -n "$$host" ] || host=127.0.0.1
+	answers() {
+		( exec 3<>"/dev/tcp/$$host/$$port" && printf 'PING\r\n' >&3 && IFS= read -r -t 2 reply <&3 && [[ $$reply == [+-]* ]] ) 2>/dev/null
+	}
+	ours() { # the process that redis-up started, if it is still there
+		pid=$$(cat $(REDIS_DIR)/redis.pid 2>/dev/null) || return 1
+		if [ -e /proc/self/cwd ]; then [ "$$(readlink "/proc/$$pid/cwd")" = "$$(pwd -P)/$(REDIS_DIR)" ]
+		else ps -p "$$pid" -o args= | grep -Eq '(redis|valkey)-server'; fi
+	}
+endef
+
+.PHONY: redis-up
+redis-up: ## start a local Redis with append-only persistence, unless REDIS_URL answers already
+	@$(redis)
+	if answers; then echo "Redis answers at $$host:$$port"; exit 0; fi
+	case $$host in
+		127.0.0.1 | localhost) ;;
+		*) echo "error: nothing answers at $$host:$$port, and it is not this machine: start it there, or set REDIS_URL" >&2; exit 1 ;;
+	esac
+	server=$$(command -v "$${REDIS_SERVER:-redis-server}" || command -v valkey-server || true)
+	if [ -z "$$server" ]; then
+		$(call install,redis-server,redis-server or valkey-server)
+		if answers; then echo "Redis answers at $$host:$$port"; exit 0; fi # as a service of the package
+		server=redis-server
+	fi
+	mkdir -p $(REDIS_DIR)
+	cd $(REDIS_DIR)
+	"$$server" --port "$$port" --bind 127.0.0.1 --appendonly yes --save "" --maxmemory-policy noeviction \
+		--daemonize yes --dir "$$PWD" --pidfile "$$PWD/redis.pid" --logfile "$$PWD/redis.log" >/dev/null
+	for _ in $$(seq 100); do
+		if answers; then echo "started $$(basename "$$server") at $$host:$$port (data in $(REDIS_DIR))"; exit 0; fi
+		sleep 0.1
+	done
+	echo "error: $$server does not answer at $$host:$$port; the end of its log:" >&2
+	tail -n 5 redis.log >&2
+	exit 1
+
+.PHONY: redis-down
+redis-down: ## stop what redis-up started, and nothing else
+	@$(redis)
+	if ! ours; then echo "redis-up has started nothing that still runs"; rm -f $(REDIS_DIR)/redis.pid; exit 0; fi
+	kill "$$pid"
+	for _ in $$(seq 100); do
+		if ! kill -0 "$$pid" 2>/dev/null; then echo "stopped the server that redis-up had started"; exit 0; fi
+		sleep 0.1
+	done
+	echo "error: process $$pid does not stop" >&2
+	exit 1
