@@ -31,10 +31,13 @@ enum Class {
     Other,
 }
 
+const NOT_PERMITTED: Class =
+    Class::Denied("the user lacks a permission; the README lists those that are needed");
+
 /// Words in an error's text, and what they mean. Most are codes. A script's `redis.call` may wrap the code
 /// into the text of another one (6.2: `ERR Error running script … @user_script: 1: -OOM …`), and what a
 /// script may not do has no code on any version, so each is looked for anywhere in the text.
-const WORDS: [(&str, Class); 24] = [
+const WORDS: [(&str, Class); 23] = [
     ("OOM ", Class::OutOfMemory),
     ("WRONGTYPE ", Class::WrongType),
     ("READONLY ", Class::Unavailable("the server is a read-only replica; connect to the master")),
@@ -45,25 +48,15 @@ const WORDS: [(&str, Class); 24] = [
     ("MISCONF ", Class::Unavailable("the server cannot save its data and refuses writes; see its log")),
     ("NOREPLICAS ", Class::Unavailable("the server has fewer replicas than it wants for a write")),
     ("BUSY ", Class::Unavailable("the server is busy running somebody's script")),
-    ("max number of clients reached", Class::Unavailable("the server has no connection left (maxclients)")),
-    ("max number of clients + cluster", Class::Unavailable("the server has no connection left (maxclients)")),
+    ("max number of clients", Class::Unavailable("the server has no connection left (maxclients)")),
     ("NOAUTH ", Class::Denied("the server wants a password and none was given")),
     ("WRONGPASS ", Class::Denied("the user name or the password is wrong, or the user is disabled")),
     ("without any password configured", Class::Denied("a password was given and the server has none set")),
     ("invalid password", Class::Denied("the password is wrong")),
-    ("NOPERM ", Class::Denied("the user lacks a permission; the README lists those that are needed")),
-    (
-        "ACL failure in script",
-        Class::Denied("the user lacks a permission; the README lists those that are needed"),
-    ),
-    (
-        "The user executing the script can't",
-        Class::Denied("the user lacks a permission; the README lists those that are needed"),
-    ),
-    (
-        "has no permissions to",
-        Class::Denied("the user lacks a permission; the README lists those that are needed"),
-    ),
+    ("NOPERM ", NOT_PERMITTED),
+    ("ACL failure in script", NOT_PERMITTED),
+    ("The user executing the script can't", NOT_PERMITTED),
+    ("has no permissions to", NOT_PERMITTED),
     (
         "DENIED ",
         Class::Denied("the server runs in protected mode and takes connections from its own machine only"),
@@ -76,7 +69,9 @@ const WORDS: [(&str, Class); 24] = [
 fn classify(code: &str, detail: &str) -> Class {
     // An error's own code counts first: the text behind it may quote anything.
     let own = WORDS.iter().find(|(word, _)| word.strip_suffix(' ') == Some(code));
-    let inside = || WORDS.iter().find(|(word, _)| code == "ERR" && detail.contains(word));
+    // 6.2 leaves out even the ERR when a script returns what its `redis.pcall` caught.
+    let has_no_code = code == "ERR" || code.starts_with("@user_script");
+    let inside = || WORDS.iter().find(|(word, _)| has_no_code && detail.contains(word));
     own.or_else(inside).map_or(Class::Other, |(_, class)| *class)
 }
 
@@ -302,6 +297,10 @@ mod tests {
     )]
     #[case::acl_key_6_2(
         "ERR Error running script (call to f_3c0): @user_script:9: The user executing the script can't access at least one of the keys mentioned in the command arguments",
+        "Denied"
+    )]
+    #[case::acl_caught_6_2(
+        "@user_script: 41: The user executing the script can't run this command or subcommand",
         "Denied"
     )]
     #[case::acl_7(
