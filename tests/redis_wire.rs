@@ -9,7 +9,7 @@ use futures_util::stream::BoxStream;
 use mcp_task_store::{PageRequest, StorageBackend, StorageError, Version};
 use redis::AsyncCommands;
 use support::redis::{Namespace, url};
-use support::{in_an_hour, keep, key, never, owner};
+use support::{after_ms, in_an_hour, keep, key, never, owner};
 
 /// Commands that one backend caused: those that were sent, and behind each those that a script ran.
 struct Watch {
@@ -198,4 +198,21 @@ async fn at_the_quota_a_refused_insert_is_sent_once_more_only_if_a_reap_made_roo
     let commands: Vec<_> = watch.sent().await.into_iter().map(|sent| sent.command).collect();
     // The insert, the ids of the owner, and whether their hashes are there.
     assert_eq!(commands, ["EVAL", "EVAL", "EXISTS"]);
+}
+
+#[tokio::test]
+async fn expired_members_do_not_count_even_before_they_are_dropped() {
+    let store = Namespace::new().store().await;
+    let namespace = store.redis.as_ref().unwrap();
+    let mut last = None;
+    for task in 0..100 {
+        let key = key("alice", &task.to_string());
+        last = store.put(&key, "data".into(), after_ms(20)).await.unwrap().expires_at;
+    }
+    store.put(&key("alice", "lives"), "data".into(), keep()).await.unwrap();
+    store.until(last.unwrap()).await;
+    let mut watch = Watch::start(namespace).await;
+    store.put(&key("alice", "new"), "data".into(), keep().quota(2)).await.unwrap();
+    let commands: Vec<_> = watch.sent().await.into_iter().map(|sent| sent.command).collect();
+    assert_eq!(commands, ["EVAL"], "the script itself told the live from the expired");
 }

@@ -412,36 +412,30 @@ impl<B: StorageBackend> TaskStore<B> {
     }
 
     /// Applies `change` to the task and writes it, again and again until nobody else got in between.
-    #[instrument(level = "debug", skip_all, fields(operation, owner = %task.key().owner, task = %task.key().task))]
+    #[instrument(level = "debug", skip_all, fields(operation = operation, owner = %task.key().owner, task = %task.key().task))]
     async fn change(
         &self,
         operation: &'static str,
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
-        tracing::Span::current().record("operation", operation);
         let key = task.key();
         let place = self.0.turns.queue(key);
         let _turn = place.turn().await;
-        let mut held = match task {
-            TaskRef::Stored(stored) => Some(stored.clone()),
-            TaskRef::Key(_) => None,
-        };
+        // A copy that the caller holds is good for a write only. That there is nothing to do, or that it may not
+        // be done, is never said without looking at the task as it is.
+        if let TaskRef::Stored(held) = task
+            && !self.is_overdue(&held.task)
+        {
+            let mut task = held.task.clone();
+            if let Ok(Change::Made) = change(&mut task)
+                && let Some(written) = self.write(held, task).await?
+            {
+                return Ok(written);
+            }
+        }
         for attempt in 0..self.0.config.max_attempts {
             self.back_off(attempt).await;
-            // A copy that the caller held is good for a write only. That there is nothing to do, or that it may
-            // not be done, is never said without looking at the task as it is.
-            if let Some(held) = held.take()
-                && !self.is_overdue(&held.task)
-            {
-                let mut task = held.task.clone();
-                if let Ok(Change::Made) = change(&mut task) {
-                    match self.write(&held, task).await? {
-                        Some(written) => return Ok(written),
-                        None => continue,
-                    }
-                }
-            }
             let Some(stored) = self.settle_ttl(self.read(key).await?).await? else {
                 continue;
             };
