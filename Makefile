@@ -15,7 +15,7 @@ define install
 		echo "installing Debian's $(1)"
 		$$([ "$$(id -u)" = 0 ] || echo sudo) sh -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends $(1)' >/dev/null
 	else
-		echo "error: $(2) is needed: please install it" >&2; exit 1
+		echo "error: $(2) is needed and there is no apt-get to install it with: put it on the PATH" >&2; exit 1
 	fi
 endef
 
@@ -35,8 +35,10 @@ test: redis-up redis-server ## run every test, on the memory engine and on Redis
 .PHONY: check
 check: lua-check ## check the format, clippy, the documentation, the Lua scripts
 	@cargo fmt --all --check
-	cargo clippy --all-targets -- -D warnings
-	cargo clippy --all-targets --all-features -- -D warnings
+	for features in "" redis redis-tls redis-tests redis-tests,redis-tls; do
+		cargo clippy --all-targets --features "$$features" -- -D warnings
+	done
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
 	if cargo tree --edges normal --prefix none | grep '^redis '; then echo "error: a build without features pulls redis" >&2; exit 1; fi
 

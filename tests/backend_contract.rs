@@ -829,6 +829,25 @@ mod on_redis {
     }
 
     #[tokio::test]
+    async fn nothing_is_left_when_the_rest_has_expired_after_the_longest_lived_record_was_deleted() {
+        let store = open().await;
+        for (task, options) in [("short", after_ms(40)), ("long", after_ms(60)), ("longest", in_an_hour())] {
+            store.put(&key("alice", task), "data".into(), options).await.unwrap();
+        }
+        let last = store.get(&key("alice", "long")).await.unwrap().expires_at.unwrap();
+        assert!(store.delete(&key("alice", "longest")).await.unwrap());
+        store.until(last + TimeDelta::milliseconds(2)).await;
+        let held: i64 = redis(&store).run(&[
+            "EXISTS",
+            "{}:idx:alice",
+            "{}:exp:alice",
+            "{}:tasks:alice:short",
+            "{}:tasks:alice:long",
+        ]);
+        assert_eq!(held, 0);
+    }
+
+    #[tokio::test]
     async fn the_index_expires_with_the_longest_lived_record() {
         let store = open().await;
         let ms = |written: mcp_task_store::Written| Some(written.expires_at.unwrap().timestamp_millis() - 1);

@@ -99,7 +99,8 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
             Err(StorageError::Denied { .. }) => {}
             other => panic!("without {word}: {other:?}"),
         }
-        command(&mut admin, ["FLUSHALL"]);
+        let left: Vec<String> = admin.keys("pmcp:*").unwrap();
+        left.into_iter().for_each(|key| admin.del(key).unwrap());
     }
 }
 

@@ -40,7 +40,7 @@ impl Namespace {
     }
 
     pub async fn backend(&self) -> RedisBackend {
-        self.builder().connect(&self.url).await.expect("a Redis server: `make redis-up` starts one")
+        self.builder().connect(&self.url).await.unwrap_or_else(|error| no_server(&error))
     }
 
     pub async fn store(self) -> Store {
@@ -54,7 +54,7 @@ impl Namespace {
 
     pub async fn connection_async(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(&*self.url).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        client.get_multiplexed_async_connection().await.unwrap_or_else(|error| no_server(&error))
     }
 
     /// Runs one command; `{}` in an argument stands for the prefix.
@@ -88,12 +88,19 @@ impl Drop for Namespace {
         for key in self.keys() {
             let _: Result<(), _> = connection.del(format!("{}:{key}", self.prefix));
         }
+        if !std::thread::panicking() {
+            assert!(self.keys().is_empty(), "a test leaves no key behind");
+        }
     }
 }
 
 pub fn connection(url: &str) -> Connection {
     let client = redis::Client::open(url).unwrap();
-    client.get_connection().expect("a Redis server: `make redis-up` starts one")
+    client.get_connection().unwrap_or_else(|error| no_server(&error))
+}
+
+fn no_server(error: &dyn std::fmt::Display) -> ! {
+    panic!("`make redis-up` starts the server of the tests, REDIS_URL names another: {error}")
 }
 
 /// A server of the test's own on a free port of loopback, stopped when it is dropped.
