@@ -1,0 +1,263 @@
+//! Every limit of the lifecycle: at it, and one past it. What is refused leaves the task as it was.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mcp_task_store::{
+    Expiry, MemoryBackend, NewTask, PageRequest, RpcError, StorageBackend, StoreConfig, StoredTask,
+    TaskError, TaskStore, Ttl,
+};
+use rstest::rstest;
+use serde_json::{Value, json};
+use support::{Engine, owner};
+
+type Tasks = TaskStore<Arc<MemoryBackend>>;
+
+fn with(config: StoreConfig) -> Tasks {
+    TaskStore::with_config(Arc::new(MemoryBackend::new()), config)
+}
+
+fn call() -> NewTask {
+    NewTask::new("tools/call")
+}
+
+async fn create(tasks: &Tasks) -> StoredTask {
+    tasks.create(&owner("alice"), call()).await.unwrap()
+}
+
+/// A refusal that names the limit, and of which nothing has come.
+async fn assert_limit(
+    tasks: &Tasks,
+    before: &StoredTask,
+    outcome: Result<StoredTask, TaskError>,
+    limit: &str,
+) {
+    match outcome {
+        Err(error @ TaskError::LimitExceeded { .. }) => {
+            assert_eq!((error.code(), error.is_retryable()), (-32602, false));
+            assert!(error.to_string().ends_with(&format!("over the limit of {limit}")), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(tasks.get(&before.key).await.unwrap(), *before);
+}
+
+/// A refused creation, of which nothing has come.
+async fn assert_not_created(tasks: &Tasks, new: NewTask) -> TaskError {
+    let error = tasks.create(&owner("alice"), new).await.unwrap_err();
+    assert_eq!(error.code(), -32602, "{error:?}");
+    assert!(tasks.list(&owner("alice"), PageRequest::new(1)).await.unwrap().tasks.is_empty());
+    error
+}
+
+fn nested(depth: usize) -> Value {
+    (1..depth).fold(
+        json!("deep"),
+        |inner, level| if level % 2 == 0 { json!([inner]) } else { json!({ "x": inner }) },
+    )
+}
+
+#[tokio::test]
+async fn an_owner_has_as_many_tasks_as_the_quota_says() {
+    assert_quota(Engine::Memory).await;
+    #[cfg(feature = "redis-tests")]
+    assert_quota(Engine::Redis).await;
+}
+
+async fn assert_quota(engine: Engine) {
+    let store = engine.open().await;
+    let tasks = TaskStore::with_config(Arc::clone(&store.backend), StoreConfig::new().max_tasks_per_owner(2));
+    let alice = owner("alice");
+    let first = tasks.create(&alice, call()).await.unwrap();
+    tasks.complete(&first, json!("it is kept, so it counts")).await.unwrap();
+    tasks.create(&alice, call()).await.unwrap();
+    let error = tasks.create(&alice, call()).await.unwrap_err();
+    assert!(matches!(error, TaskError::QuotaExceeded { quota: 2 }), "{error:?}");
+    assert_eq!((error.code(), error.is_retryable()), (-32602, true));
+    tasks.create(&owner("bob"), call()).await.unwrap();
+    tasks.delete(&first.key).await.unwrap();
+    tasks.create(&alice, call()).await.unwrap();
+    let unlimited =
+        TaskStore::with_config(Arc::clone(&store.backend), StoreConfig::new().max_tasks_per_owner(None));
+    unlimited.create(&alice, call()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_ttl_is_1_ms_to_the_maximum() {
+    let tasks = with(StoreConfig::new().max_ttl(Duration::from_secs(10)));
+    for refused in [Ttl::After(Duration::from_millis(10_001)), Ttl::Unlimited] {
+        let error = assert_not_created(&tasks, call().ttl(refused)).await;
+        assert!(matches!(&error, TaskError::LimitExceeded { limit, .. } if limit == "10000"), "{error:?}");
+    }
+    for refused in [Duration::ZERO, Duration::from_micros(999)] {
+        let error = assert_not_created(&tasks, call().ttl(refused)).await;
+        assert!(matches!(error, TaskError::InvalidArgument { .. }), "{error:?}");
+    }
+    for (asked, given) in [
+        (Ttl::After(Duration::from_millis(10_000)), 10_000),
+        (Ttl::After(Duration::from_millis(1)), 1),
+        (Ttl::Default, 10_000),
+    ] {
+        let created = tasks.create(&owner("alice"), call().ttl(asked)).await.unwrap();
+        assert_eq!(created.task.ttl_ms, Some(given), "{asked:?}");
+    }
+}
+
+#[rstest]
+#[case::both(Some(60), Some(600), Some(60_000))]
+#[case::default_over_the_maximum(Some(600), Some(60), Some(60_000))]
+#[case::no_default(None, Some(60), Some(60_000))]
+#[case::no_maximum(Some(60), None, Some(60_000))]
+#[case::neither(None, None, None)]
+#[tokio::test]
+async fn a_task_without_a_ttl_gets_the_default_within_the_maximum(
+    #[case] default: Option<u64>,
+    #[case] max: Option<u64>,
+    #[case] given: Option<u64>,
+) {
+    let seconds = |seconds: Option<u64>| seconds.map(Duration::from_secs);
+    let tasks = with(StoreConfig::new().default_ttl(seconds(default)).max_ttl(seconds(max)));
+    let created = create(&tasks).await;
+    assert_eq!((created.task.ttl_ms, created.expires_at.is_some()), (given, given.is_some()));
+}
+
+#[tokio::test]
+async fn ttl_and_retention_are_100_years_at_the_most() {
+    let tasks = with(StoreConfig::new().max_ttl(None));
+    let error = assert_not_created(&tasks, call().ttl(Expiry::MAX / 2 + Duration::from_millis(1))).await;
+    assert!(matches!(error, TaskError::InvalidArgument { .. }), "{error:?}");
+    tasks.create(&owner("alice"), call().ttl(Expiry::MAX / 2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_method_is_not_empty() {
+    let tasks = with(StoreConfig::new());
+    let error = assert_not_created(&tasks, NewTask::new("")).await;
+    assert!(matches!(error, TaskError::InvalidArgument { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_status_message_has_so_many_bytes() {
+    let tasks = with(StoreConfig::new().max_status_message_bytes(8));
+    let error = assert_not_created(&tasks, call().status_message("123456789")).await;
+    assert!(matches!(error, TaskError::LimitExceeded { .. }), "{error:?}");
+    let task = tasks.create(&owner("alice"), call().status_message("12345678")).await.unwrap();
+    let outcome = tasks.set_status_message(&task, "ééééé").await;
+    assert_limit(&tasks, &task, outcome, "8").await;
+    tasks.set_status_message(&task, "éééé").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_makes_so_many_input_requests_in_its_life() {
+    let tasks = with(StoreConfig::new().max_input_requests(3));
+    let task = create(&tasks).await;
+    let four = ["a", "b", "c", "d"].map(|key| (key, json!({})));
+    let outcome = tasks.require_input(&task, four).await;
+    assert_limit(&tasks, &task, outcome, "3").await;
+    let task = tasks.require_input(&task, [("a", json!({})), ("b", json!({}))]).await.unwrap();
+    let task = tasks.deliver_inputs(&task, [("a", json!({}))]).await.unwrap();
+    let task = tasks.require_input(&task, [("c", json!({}))]).await.unwrap();
+    let outcome = tasks.require_input(&task, [("d", json!({}))]).await;
+    assert_limit(&tasks, &task, outcome, "3").await;
+}
+
+#[tokio::test]
+async fn variables_have_so_many_bytes_after_the_merge() {
+    // {"a":"xxxx","b":"xxxx"} has 23 bytes.
+    let tasks = with(StoreConfig::new().max_variables_bytes(23));
+    let task = create(&tasks).await;
+    let task = tasks.set_variables(&task, [("a", json!("xxxx"))]).await.unwrap();
+    let outcome = tasks.set_variables(&task, [("b", json!("xxxxx"))]).await;
+    assert_limit(&tasks, &task, outcome, "23").await;
+    let task = tasks.set_variables(&task, [("b", json!("xxxx"))]).await.unwrap();
+    let outcome = tasks.set_variables(&task, [("c", json!(1))]).await;
+    assert_limit(&tasks, &task, outcome, "23").await;
+    // What is deleted in the same merge makes room.
+    tasks.set_variables(&task, [("b", Value::Null), ("c", json!("xxxx"))]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_variable_is_nested_so_deep() {
+    let tasks = with(StoreConfig::new().max_variables_depth(3));
+    let task = create(&tasks).await;
+    for deep in [nested(4), json!([[[[]]]])] {
+        let outcome = tasks.set_variables(&task, [("a", deep)]).await;
+        assert_limit(&tasks, &task, outcome, "3").await;
+    }
+    let fitting = [("a", nested(3)), ("b", json!([[[]]])), ("c", json!(1))];
+    tasks.set_variables(&task, fitting).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_string_in_a_variable_has_so_many_bytes() {
+    let tasks = with(StoreConfig::new().max_variables_string_bytes(4));
+    let task = create(&tasks).await;
+    let too_long = [
+        ("12345", json!(1)),
+        ("a", json!("12345")),
+        ("a", json!(["1", { "x": ["12345"] }])),
+        ("a", json!({ "12345": 1 })),
+    ];
+    for variable in too_long {
+        let outcome = tasks.set_variables(&task, [variable]).await;
+        assert_limit(&tasks, &task, outcome, "4").await;
+    }
+    tasks.set_variables(&task, [("1234", json!(["1234", { "1234": "éé" }]))]).await.unwrap();
+}
+
+#[tokio::test]
+async fn json_is_nested_100_deep_at_the_most_and_can_then_be_read_back() {
+    let tasks = with(StoreConfig::new());
+    let (fits, too_deep) = (nested(100), nested(101));
+    let error = assert_not_created(&tasks, call().arguments(too_deep.clone())).await;
+    assert!(matches!(error, TaskError::LimitExceeded { .. }), "{error:?}");
+    let task = tasks.create(&owner("alice"), call().arguments(fits.clone())).await.unwrap();
+    let outcome = tasks.require_input(&task, [("a", too_deep.clone())]).await;
+    assert_limit(&tasks, &task, outcome, "100").await;
+    let task = tasks.require_input(&task, [("a", fits.clone()), ("b", json!(1))]).await.unwrap();
+    let outcome = tasks.deliver_inputs(&task, [("a", too_deep.clone())]).await;
+    assert_limit(&tasks, &task, outcome, "100").await;
+    let task = tasks.deliver_inputs(&task, [("a", fits.clone())]).await.unwrap();
+    let outcome = tasks.complete(&task, too_deep.clone()).await;
+    assert_limit(&tasks, &task, outcome, "100").await;
+    let error = |data: &Value| RpcError { code: 1, message: String::new(), data: Some(data.clone()) };
+    let outcome = tasks.fail(&task, error(&too_deep)).await;
+    assert_limit(&tasks, &task, outcome, "100").await;
+    let other = create(&tasks).await;
+    tasks.fail(&other, error(&fits)).await.unwrap();
+    let done = tasks.complete(&task, fits).await.unwrap();
+    assert_eq!(tasks.get(&done.key).await.unwrap(), done);
+    tasks.get(&other.key).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_is_as_large_as_the_engine_takes() {
+    let tasks = TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000)));
+    let task = create(&tasks).await;
+    let outcome = tasks.complete(&task, json!("x".repeat(1000))).await;
+    assert_limit(&tasks, &task, outcome, "1000").await;
+    // The first try tells how many bytes there are beside the result.
+    let empty = tasks.complete(&create(&tasks).await, json!("")).await.unwrap();
+    let beside = tasks.backend().get(&empty.key).await.unwrap().data.len();
+    let outcome = tasks.complete(&task, json!("x".repeat(1001 - beside))).await;
+    assert_limit(&tasks, &task, outcome, "1000").await;
+    tasks.complete(&task, json!("x".repeat(1000 - beside))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_page_has_1_to_256_tasks() {
+    let tasks = with(StoreConfig::new().max_tasks_per_owner(None));
+    for _ in 0..257 {
+        create(&tasks).await;
+    }
+    for limit in [1, 256] {
+        let page = tasks.list(&owner("alice"), PageRequest::new(limit)).await.unwrap();
+        assert_eq!(page.tasks.len(), limit);
+    }
+    for limit in [0, 257] {
+        let error = tasks.list(&owner("alice"), PageRequest::new(limit)).await.unwrap_err();
+        assert!(matches!(error, TaskError::InvalidPage { .. }), "{error:?}");
+    }
+}
