@@ -19,9 +19,10 @@ use comfy_table::{CellAlignment, Table, presets};
 use ignore::WalkBuilder;
 use indicatif::{ProgressBar, ProgressStyle};
 use mcp_task_store::{
-    MemoryBackend, NewTask, OwnerId, PageRequest, RpcError, StorageBackend, StoreConfig, StoredTask, TaskId,
-    TaskStatus, TaskStore,
+    MemoryBackend, NewTask, OwnerId, PageRequest, RpcError, StorageBackend, StoreConfig, StoredTask,
+    TaskError, TaskId, TaskStatus, TaskStore,
 };
+use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -96,14 +97,14 @@ async fn run(options: &Options) -> Result<bool, Failure> {
     let store = open(options.redis.as_deref()).await?;
     let run = TaskId::random().to_string();
     let outcome = job(&store, options, &run, &files).await;
-    for task in tasks_of(&store, &options.owner, &run).await? {
-        store.delete(&task.key).await?;
-    }
-    outcome
+    let removed = remove(&store, options, &run).await;
+    let all_well = outcome?;
+    removed?;
+    Ok(all_well)
 }
 
 /// Submits, lets two workers do the work, and checks what they did.
-async fn job(store: &Store, options: &Options, run: &str, files: &[String]) -> Result<bool, Failure> {
+async fn job(store: &Store, options: &Options, run: &str, files: &[PathBuf]) -> Result<bool, Failure> {
     submit(store, options, run, files).await?;
     let bar = bar("hashing", files.len());
     let half = files.len() / 2;
@@ -117,10 +118,14 @@ async fn job(store: &Store, options: &Options, run: &str, files: &[String]) -> R
 }
 
 /// The files under the folder, as paths relative to it.
-fn files(options: &Options) -> Result<Vec<String>, Failure> {
+fn files(options: &Options) -> Result<Vec<PathBuf>, Failure> {
     let folder = &options.folder;
     if !folder.is_dir() {
-        return Err(format!("there is no folder at {}", folder.display()).into());
+        let folder_name = folder.display();
+        return Err(match folder.exists() {
+            true => format!("{folder_name} is not a folder").into(),
+            false => format!("there is no folder at {folder_name}").into(),
+        });
     }
     let mut files = Vec::new();
     let ours = !options.all;
@@ -133,13 +138,12 @@ fn files(options: &Options) -> Result<Vec<String>, Failure> {
         .build();
     for entry in walk {
         let entry = entry?;
-        // A link counts as what it leads to, but the folders that links lead to are not walked.
-        if entry.file_type().is_some_and(|kind| kind.is_dir()) || entry.path().is_dir() {
+        // A link counts as what it leads to, or as a file that cannot be read; folders behind links are not
+        // walked. Pipes and devices have no content to hash.
+        if entry.path().metadata().is_ok_and(|behind| !behind.is_file()) {
             continue;
         }
-        let path = entry.path().strip_prefix(folder)?;
-        let path = path.to_str().ok_or_else(|| format!("{} is not UTF-8", path.display()))?;
-        files.push(path.to_owned());
+        files.push(entry.path().strip_prefix(folder)?.to_owned());
     }
     files.sort();
     Ok(files)
@@ -166,15 +170,27 @@ fn with_config(backend: Arc<dyn StorageBackend>) -> Store {
     TaskStore::with_config(backend, StoreConfig::new().max_tasks_per_owner(None))
 }
 
-async fn submit(store: &Store, options: &Options, run: &str, files: &[String]) -> Result<(), Failure> {
+async fn submit(store: &Store, options: &Options, run: &str, files: &[PathBuf]) -> Result<(), Failure> {
     let bar = bar("submitting", files.len());
     for path in files {
-        let new = NewTask::new("hash/file").arguments(json!({ "path": path, "run": run }));
+        // Not as text: a file's name need not be UTF-8.
+        let new = NewTask::new("hash/file").arguments(json!({ "path": path.as_os_str(), "run": run }));
         store.create(&options.owner, new).await?;
         bar.inc(1);
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+async fn remove(store: &Store, options: &Options, run: &str) -> Result<(), Failure> {
+    for task in tasks_of(store, &options.owner, run).await? {
+        store.delete(&task.key).await?;
+    }
+    Ok(())
+}
+
+fn path_of(stored: &StoredTask) -> Result<PathBuf, Failure> {
+    Ok(OsString::deserialize(&stored.task.arguments["path"])?.into())
 }
 
 /// All tasks of a run, finished or not. An owner may have others.
@@ -307,23 +323,31 @@ async fn pool(
 
 async fn hash_task(store: &Store, options: &Options, number: &str, task: StoredTask) -> Result<(), Failure> {
     let started = tokio::time::Instant::now();
-    let attempts =
-        task.task.variables.get("attempts").and_then(|attempts| attempts.as_u64()).unwrap_or(0) + 1;
-    let claim = [("attempts", json!(attempts)), ("worker", json!(number))];
-    let claimed = store.set_variables(&task, claim).await?;
-    let relative = claimed.task.arguments["path"].as_str().unwrap_or_default().to_owned();
+    // One variable for each worker that began: they merge, whoever writes last.
+    let claimed = store.set_variables(&task, [(number, json!("began"))]).await;
+    let claimed = match claimed {
+        // What the killed worker had sent has arrived after the tasks were listed.
+        Err(TaskError::InvalidTransition { from: TaskStatus::Completed, .. }) => return Ok(()),
+        other => other?,
+    };
+    let relative = path_of(&claimed)?;
     let path = options.folder.join(&relative);
     let hashed = tokio::task::spawn_blocking(move || hash(&path)).await?;
     tokio::time::sleep_until(started + Duration::from_millis(options.pace)).await;
-    match hashed {
+    let ended = match hashed {
         Ok((digest, bytes)) => {
-            store.complete(&claimed, json!({ "sha256": digest, "bytes": bytes })).await?;
+            let result = json!({ "sha256": digest, "bytes": bytes, "worker": number });
+            store.complete(&claimed, result).await
         }
         Err(error) => {
-            store.fail(&claimed, RpcError::new(-32000, format!("cannot read {relative}: {error}"))).await?;
+            let message = format!("cannot read {}: {error}", relative.display());
+            store.fail(&claimed, RpcError::new(-32000, message)).await
         }
+    };
+    match ended {
+        Err(TaskError::InvalidTransition { from: TaskStatus::Completed, .. }) => Ok(()),
+        other => Ok(other.map(drop)?),
     }
-    Ok(())
 }
 
 fn hash(path: &Path) -> io::Result<(String, u64)> {
@@ -333,15 +357,15 @@ fn hash(path: &Path) -> io::Result<(String, u64)> {
 }
 
 /// Prints the table, and a line for each thing that is not as it should be. Says whether there was none.
-async fn report(options: &Options, files: &[String], tasks: &[StoredTask]) -> Result<bool, Failure> {
-    let mut by_path: BTreeMap<&str, Vec<&StoredTask>> = BTreeMap::new();
+async fn report(options: &Options, files: &[PathBuf], tasks: &[StoredTask]) -> Result<bool, Failure> {
+    let mut by_path: BTreeMap<PathBuf, Vec<&StoredTask>> = BTreeMap::new();
     for task in tasks {
-        by_path.entry(task.task.arguments["path"].as_str().unwrap_or_default()).or_default().push(task);
+        by_path.entry(path_of(task)?).or_default().push(task);
     }
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["file", "bytes", "worker", "tries", "done", "sha256", "sha256sum"]);
-    for column in [1, 2, 3, 4] {
+    table.set_header(["file", "bytes", "worker", "begun", "done", "sha256", "sha256sum"]);
+    for column in 1..=4 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -350,60 +374,80 @@ async fn report(options: &Options, files: &[String], tasks: &[StoredTask]) -> Re
     let (mut wrong, mut bytes, mut again) = (Vec::new(), 0, 0);
     let mut finished_by: BTreeMap<String, usize> = BTreeMap::new();
     for path in files {
-        let of_file = by_path.remove(path.as_str()).unwrap_or_default();
-        let completed: Vec<_> =
-            of_file.iter().filter(|stored| stored.task.status == TaskStatus::Completed).collect();
-        let Some(Some(result)) = completed.first().map(|stored| stored.task.result.as_ref()) else {
-            let error = of_file.iter().find_map(|stored| stored.task.error.as_ref());
-            wrong.push(error.map_or_else(|| format!("{path} was not done"), |error| error.message.clone()));
-            table.add_row([
-                path.escape_debug().to_string(),
-                "".into(),
-                "".into(),
-                "".into(),
-                "0".into(),
-                "failed".into(),
-            ]);
-            continue;
+        let row = Row::of(path, by_path.get(path).map_or(&[], Vec::as_slice));
+        let sum = match &row.digest {
+            Ok(digest) if sha256sum(&options.folder.join(path)).await? == *digest => "same",
+            Ok(_) => {
+                wrong.push(format!("{}: sha256sum gives another digest; was it changed?", path.display()));
+                "DIFFERENT"
+            }
+            Err(error) => {
+                wrong.push(error.clone());
+                "failed"
+            }
         };
-        if completed.len() != 1 || of_file.len() != 1 {
-            wrong.push(format!("{path} was done {} times", completed.len()));
+        if row.digest.is_ok() && row.done != 1 {
+            wrong.push(format!("{} was done {} times", path.display(), row.done));
         }
-        let variables = &completed[0].task.variables;
-        let worker = variables["worker"].as_str().unwrap_or_default().to_owned();
-        let (digest, size) = (result["sha256"].as_str().unwrap_or_default(), &result["bytes"]);
-        let same = sha256sum(&options.folder.join(path)).await? == digest;
-        if !same {
-            wrong.push(format!("{path} has another digest than sha256sum gives, or was changed meanwhile"));
-        }
-        bytes += size.as_u64().unwrap_or(0);
-        again += usize::from(variables["attempts"] != 1);
-        let tries = variables["attempts"].to_string();
-        let digest = digest.get(..16).unwrap_or_default().to_owned() + "…";
-        let same = if same { "same" } else { "DIFFERENT" };
-        let name = path.escape_debug().to_string();
+        bytes += row.bytes;
+        again += usize::from(row.begun > 1);
+        let digest = row.digest.as_deref().ok().and_then(|digest| digest.get(..16)).unwrap_or_default();
         table.add_row([
-            name,
-            size.to_string(),
-            worker.clone(),
-            tries,
-            completed.len().to_string(),
-            digest,
-            same.into(),
+            path.to_string_lossy().escape_debug().to_string(),
+            row.bytes.to_string(),
+            row.worker.clone(),
+            row.begun.to_string(),
+            row.done.to_string(),
+            digest.to_owned(),
+            sum.to_owned(),
         ]);
-        *finished_by.entry(worker).or_default() += 1;
+        *finished_by.entry(row.worker).or_default() += row.done;
         bar.inc(1);
     }
     bar.finish_and_clear();
     println!("{table}");
-    let shares: Vec<_> =
-        finished_by.iter().map(|(worker, done)| format!("worker {worker} finished {done}")).collect();
+    let shares = finished_by.iter().filter(|(_, done)| **done > 0);
+    let shares: Vec<_> = shares.map(|(worker, done)| format!("worker {worker} finished {done}")).collect();
     println!("{} files, {bytes} bytes; {}; {again} were begun twice", files.len(), shares.join(", "));
     match wrong.len() {
         0 => println!("every file was done exactly once, with the digest that sha256sum gives"),
         _ => wrong.iter().for_each(|line| eprintln!("hash_files: {line}")),
     }
     Ok(wrong.is_empty())
+}
+
+/// What became of a file.
+struct Row {
+    bytes: u64,
+    /// The worker that finished it.
+    worker: String,
+    /// How many workers began with it.
+    begun: usize,
+    /// How often it was done.
+    done: usize,
+    digest: Result<String, String>,
+}
+
+impl Row {
+    fn of(path: &Path, tasks: &[&StoredTask]) -> Self {
+        // Each version but the first is a worker that began, or an end. Counted so, a second end would show.
+        let begun = |stored: &StoredTask| stored.task.variables.len();
+        let ends = |stored: &&StoredTask| stored.version.get() as usize - 1 - begun(stored);
+        let result = tasks.iter().find_map(|stored| stored.task.result.as_ref());
+        let error = tasks.iter().find_map(|stored| stored.task.error.as_ref());
+        let text =
+            |name: &str| result.and_then(|result| result[name].as_str()).unwrap_or_default().to_owned();
+        let undone = || {
+            error.map_or_else(|| format!("{} was not done", path.display()), |error| error.message.clone())
+        };
+        Self {
+            bytes: result.and_then(|result| result["bytes"].as_u64()).unwrap_or(0),
+            worker: text("worker"),
+            begun: tasks.iter().map(|stored| begun(stored)).sum(),
+            done: if result.is_some() { tasks.iter().map(ends).sum() } else { 0 },
+            digest: result.map(|_| text("sha256")).ok_or_else(undone),
+        }
+    }
 }
 
 /// The digest by the system's own program, fed through standard input so that no name is in its way.

@@ -62,8 +62,17 @@ fn assert_all_done_once(output: &Output, files: usize) {
 #[test]
 fn without_a_server_every_file_is_done_once_across_two_workers() {
     let folder = folder(20);
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let not_utf8 = std::ffi::OsStr::from_bytes(b"caf\xe9");
+        std::fs::write(folder.path().join(not_utf8), "latin 1").unwrap();
+        // Neither is a file: a folder behind a link, and a socket.
+        std::os::unix::fs::symlink("nested", folder.path().join("link")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap());
+    }
     let output = hash_files().arg(folder.path()).output().unwrap();
-    assert_all_done_once(&output, 27);
+    assert_all_done_once(&output, if cfg!(unix) { 28 } else { 27 });
 }
 
 #[test]
@@ -91,6 +100,8 @@ fn what_git_ignores_is_left_out_unless_all_is_asked_for() {
 
 #[test]
 fn a_missing_folder_is_one_clear_line() {
+    let output = hash_files().arg("Cargo.toml").current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert_eq!(only_line_of_stderr(&output), "hash_files: Cargo.toml is not a folder\n");
     let output = hash_files().arg("no/such/folder").output().unwrap();
     assert_eq!(only_line_of_stderr(&output), "hash_files: there is no folder at no/such/folder\n");
 }
@@ -137,7 +148,7 @@ mod on_redis {
     fn a_killed_worker_process_loses_nothing_and_nothing_is_left_behind() {
         let folder = folder(30);
         let owner = format!("hash-files-{}", uuid::Uuid::new_v4());
-        let arguments = ["--redis", &url(), "--owner", &owner];
+        let arguments = ["--redis", &url(), "--owner", &owner, "--pace", "50"];
         let output = hash_files().arg(folder.path()).args(arguments).output().unwrap();
         assert_all_done_once(&output, 37);
         let mut connection = redis::Client::open(url()).unwrap().get_connection().unwrap();
