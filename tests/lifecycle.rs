@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -540,12 +541,18 @@ struct Faulty {
     memory: MemoryBackend,
     faults: Mutex<VecDeque<Fault>>,
     late: Mutex<Option<(TaskKey, Bytes, PutOptions, Version)>>,
+    writes: AtomicUsize,
 }
 
 impl Faulty {
     fn new(faults: impl IntoIterator<Item = Fault>) -> Arc<Self> {
         let faults = Mutex::new(faults.into_iter().collect());
-        Arc::new(Self { memory: MemoryBackend::new(), faults, late: Mutex::new(None) })
+        Arc::new(Self {
+            memory: MemoryBackend::new(),
+            faults,
+            late: Mutex::default(),
+            writes: AtomicUsize::new(0),
+        })
     }
 
     fn befall(&self, fault: Fault) {
@@ -579,7 +586,10 @@ fn no_answer() -> StorageError {
 #[async_trait]
 impl StorageBackend for Faulty {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        self.memory.get(key).await
+        let record = self.memory.get(key).await;
+        // As on a network, others come in between a read and the write that follows it.
+        tokio::task::yield_now().await;
+        record
     }
 
     async fn put(&self, _: &TaskKey, _: Bytes, _: PutOptions) -> Result<Written, StorageError> {
@@ -593,6 +603,7 @@ impl StorageBackend for Faulty {
         options: PutOptions,
         expected: Version,
     ) -> Result<Written, StorageError> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
         let late = self.late.lock().unwrap().take();
         if let Some((key, data, options, expected)) = late {
             self.memory.put_if_version(&key, data, options, expected).await.unwrap();
@@ -696,6 +707,22 @@ async fn a_call_that_always_loses_is_contended_and_has_written_nothing() {
     assert_eq!(error.code(), -32603);
     let task = tasks.get(&created.key).await.unwrap();
     assert_eq!(task.task.status_message.as_deref(), Some("in time"));
+}
+
+#[tokio::test]
+async fn writers_of_one_task_within_one_process_queue_up_instead_of_racing() {
+    let backend = Faulty::new([]);
+    let tasks = TaskStore::new(Arc::clone(&backend));
+    let created = tasks.create(&owner("alice"), call()).await.unwrap();
+    let mut queueing = JoinSet::new();
+    for writer in 0..64 {
+        let (tasks, key) = (tasks.clone(), created.key.clone());
+        queueing
+            .spawn(async move { tasks.set_variables(&key, [(writer.to_string(), json!(1))]).await.unwrap() });
+    }
+    queueing.join_all().await;
+    assert_eq!(tasks.get(&created.key).await.unwrap().version.get(), 65);
+    assert_eq!(backend.writes.load(Ordering::Relaxed), 65, "no write was in vain");
 }
 
 #[apply(on_every_engine)]
