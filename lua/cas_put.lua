@@ -11,6 +11,7 @@
 -- Reply: { version, expires_at or nil, seconds, microseconds of the server's clock }
 -- Errors: NOTFOUND reason, VERSIONCONFLICT actual, VERSIONEXHAUSTED version, CORRUPT field
 
+-- @include number
 -- @include index
 -- @include record
 

@@ -8,6 +8,7 @@
 -- Reply: { 1 if a live record was removed else 0, seconds, microseconds of the server's clock }
 -- Errors: none of its own
 
+-- @include number
 -- @include index
 
 local time = redis.call('TIME')
@@ -23,5 +24,5 @@ local index = read_index({ [ARGV[1]] = true }, 1)
 remove_members(index, { ARGV[1] })
 settle_expiry(index, now)
 local removed = redis.call('DEL', KEYS[3])
-if expires_at and now >= (tonumber(expires_at) or now + 1) then removed = 0 end
+if expires_at and is_readable(expires_at) and now >= tonumber(expires_at) then removed = 0 end
 return { removed, time[1], time[2] }

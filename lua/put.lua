@@ -12,6 +12,7 @@
 -- Reply: { version, expires_at or nil, seconds, microseconds of the server's clock }
 -- Errors: VERSIONCONFLICT actual, VERSIONEXHAUSTED version, CAPACITYEXCEEDED live, CORRUPT field
 
+-- @include number
 -- @include index
 -- @include record
 

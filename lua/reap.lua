@@ -8,6 +8,7 @@
 -- Reply: { how many were removed, seconds, microseconds of the server's clock }
 -- Errors: none of its own
 
+-- @include number
 -- @include index
 
 local time = redis.call('TIME')

@@ -86,7 +86,8 @@ pub enum StorageError {
         /// What the engine said, where it said something.
         source: Option<BoxError>,
     },
-    /// The server refuses the user: wrong or missing password, or a permission that it lacks.
+    /// The server refuses the user: wrong or missing password, or a permission that it lacks. The record is as
+    /// it was; a user who may run only some of the commands that the README lists may leave index members.
     #[error("denied by {address}: {reason}")]
     Denied {
         /// Host and port of the server.

@@ -981,6 +981,7 @@ mod on_redis {
     #[case::version_is_far_too_large(&["HSET", "{}:tasks:alice:bad", "version", "18446744073709551616"])]
     #[case::no_data(&["HDEL", "{}:tasks:alice:bad", "data"])]
     #[case::text_in_expires_at(&["HSET", "{}:tasks:alice:bad", "expires_at", "tomorrow"])]
+    #[case::a_float_in_expires_at(&["HSET", "{}:tasks:alice:bad", "expires_at", "1e3"])]
     #[case::nothing_in_expires_at(&["HSET", "{}:tasks:alice:bad", "expires_at", ""])]
     #[case::a_string(&["SET", "{}:tasks:alice:bad", "text"])]
     #[case::a_list(&["EVAL", "redis.call('DEL', KEYS[1]) redis.call('RPUSH', KEYS[1], 'a')", "1", "{}:tasks:alice:bad"])]
@@ -1075,8 +1076,10 @@ mod on_redis {
         for task in 0..300 {
             store.put(&key("alice", &task.to_string()), "data".into(), in_an_hour()).await.unwrap();
         }
-        // The oldest one: the search has to go to the last page.
+        // The oldest one: the search has to go to the last page, and not end at what has expired on the first.
+        let short = store.put(&key("alice", "short"), "data".into(), after_ms(20)).await.unwrap();
         let _: i64 = redis(&store).run(&["DEL", "{}:tasks:alice:0"]);
+        store.until(short.expires_at.unwrap()).await;
         store.put(&key("alice", "new"), "data".into(), in_an_hour().quota(300)).await.unwrap();
         let full = store.put(&key("alice", "one more"), "data".into(), in_an_hour().quota(300)).await;
         assert_refused!(full, StorageError::CapacityExceeded { quota: Some(300), .. });

@@ -371,6 +371,15 @@ async fn variables_are_merged_and_null_deletes(#[case] engine: Engine) {
     assert_eq!(tasks.get(&task.key).await.unwrap(), task);
 }
 
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn numbers_come_back_as_they_were_stored(#[case] engine: Engine) {
+    let (_store, tasks) = open(engine).await;
+    let numbers = json!([92.366_480_268_501_73, 0.1, 1e-300, 1e300, u64::MAX, i64::MIN, -0.5]);
+    let task = tasks.set_variables(&create(&tasks).await, [("numbers", numbers)]).await.unwrap();
+    assert_eq!(tasks.get(&task.key).await.unwrap(), task);
+}
+
 // Copies that the caller holds
 
 #[apply(on_every_engine)]
@@ -534,6 +543,8 @@ enum Fault {
     Late,
     /// Somebody else writes first.
     Raced,
+    /// The engine has no room.
+    Refused,
 }
 
 /// A memory engine on which faults befall the conditional writes, in turn.
@@ -542,6 +553,7 @@ struct Faulty {
     faults: Mutex<VecDeque<Fault>>,
     late: Mutex<Option<(TaskKey, Bytes, PutOptions, Version)>>,
     writes: AtomicUsize,
+    reads_without_answer: AtomicUsize,
 }
 
 impl Faulty {
@@ -552,6 +564,7 @@ impl Faulty {
             faults,
             late: Mutex::default(),
             writes: AtomicUsize::new(0),
+            reads_without_answer: AtomicUsize::new(0),
         })
     }
 
@@ -580,6 +593,10 @@ fn no_answer() -> StorageError {
 #[async_trait]
 impl StorageBackend for Faulty {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
+        let one_less = |left: usize| left.checked_sub(1);
+        if self.reads_without_answer.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
+            return Err(no_answer());
+        }
         let record = self.memory.get(key).await;
         // As on a network, others come in between a read and the write that follows it.
         tokio::task::yield_now().await;
@@ -624,6 +641,11 @@ impl StorageBackend for Faulty {
                 *self.late.lock().unwrap() = Some((key.clone(), data, options, expected));
                 Err(no_answer())
             }
+            Some(Fault::Refused) => Err(StorageError::CapacityExceeded {
+                reason: "out of memory".to_owned(),
+                quota: None,
+                source: None,
+            }),
             Some(Fault::Raced) => {
                 self.others_write(key, 1).await;
                 write.await
@@ -684,6 +706,43 @@ async fn where_nobody_can_tell_the_caller_is_told_so(#[case] fault: Fault, #[cas
     assert!(error.outcome_unknown() && error.is_retryable(), "{error:?}");
     assert_eq!(error.code(), -32603);
     assert_eq!(tasks.get(&created.key).await.unwrap().task.status_message.as_deref(), message);
+}
+
+#[rstest]
+#[case::the_answer_was_lost(Fault::AnswerLost, 6)]
+#[case::the_write_was_lost(Fault::WriteLost, 5)]
+#[tokio::test]
+async fn a_write_without_an_answer_is_settled_when_the_engine_answers_again(
+    #[case] fault: Fault,
+    #[case] reads_without_answer: usize,
+) {
+    let backend = Faulty::new([]);
+    let tasks = TaskStore::new(Arc::clone(&backend));
+    let created = tasks.create(&owner("alice"), call()).await.unwrap();
+    backend.befall(fault);
+    backend.reads_without_answer.store(reads_without_answer, Ordering::Relaxed);
+    let done = tasks.complete(&created, json!("done")).await.unwrap();
+    assert_eq!(tasks.get(&created.key).await.unwrap(), done);
+    assert_eq!(done.version.get(), 2);
+}
+
+#[tokio::test]
+async fn an_engine_that_takes_no_writes_still_shows_an_overdue_task_as_failed() {
+    let backend = Faulty::new([]);
+    let tasks = TaskStore::new(Arc::clone(&backend));
+    let short = call().ttl(Duration::from_millis(20));
+    let overdue = tasks.create(&owner("alice"), short).await.unwrap();
+    let other = tasks.create(&owner("alice"), call()).await.unwrap();
+    while backend.now() < overdue.task.deadline().unwrap() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    (0..2).for_each(|_| backend.befall(Fault::Refused));
+    let shown = tasks.get(&overdue.key).await.unwrap();
+    assert_eq!((shown.task.status, shown.version), (TaskStatus::Failed, Version::FIRST));
+    let page = tasks.list(&owner("alice"), PageRequest::new(9)).await.unwrap();
+    assert_eq!((&page.tasks[0], &page.tasks[1].task), (&other, &shown.task));
+    let settled = tasks.get(&overdue.key).await.unwrap();
+    assert_eq!((settled.task.status, settled.version.get()), (TaskStatus::Failed, 2));
 }
 
 #[tokio::test]

@@ -188,6 +188,13 @@ async fn a_variable_is_nested_so_deep() {
     }
     let fitting = [("a", nested(3)), ("b", json!([[[]]])), ("c", json!(1))];
     tasks.set_variables(&task, fitting).await.unwrap();
+    // Deeper than what can be read back is never allowed.
+    let tasks = with(StoreConfig::new().max_variables_depth(500));
+    let task = create(&tasks).await;
+    let outcome = tasks.set_variables(&task, [("a", nested(101))]).await;
+    assert_limit(&tasks, &task, outcome, "100").await;
+    let task = tasks.set_variables(&task, [("a", nested(100))]).await.unwrap();
+    assert_eq!(tasks.get(&task.key).await.unwrap(), task);
 }
 
 #[tokio::test]
@@ -244,6 +251,15 @@ async fn a_record_is_as_large_as_the_engine_takes() {
     let outcome = tasks.complete(&task, json!("x".repeat(1001 - beside))).await;
     assert_limit(&tasks, &task, outcome, "1000").await;
     tasks.complete(&task, json!("x".repeat(1000 - beside))).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_outdated_copy_does_not_count_against_the_limits() {
+    let tasks = TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000)));
+    let large = json!("x".repeat(500));
+    let old = tasks.set_variables(&create(&tasks).await, [("a", large.clone())]).await.unwrap();
+    tasks.set_variables(&old.key, [("a", Value::Null)]).await.unwrap();
+    tasks.set_variables(&old, [("b", large)]).await.unwrap();
 }
 
 #[tokio::test]

@@ -2,9 +2,6 @@
 -- expires_at. Both keys share one expiry: that of the longest-lived record while all records expire,
 -- none while one never does. So they go exactly with the last record.
 
--- Lua's own conversion to text rounds from 10^14 on.
-local function int(number) return string.format('%.0f', number) end
-
 -- How many ids each key holds, and the latest expires_at among the ids that are not in the set `apart`
 -- of `count` ids. All reads that a later change of the index needs, so that nothing is read after the
 -- first write.

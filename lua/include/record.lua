@@ -1,10 +1,4 @@
--- The record under KEYS[3]: reading and writing its hash. Needs include/index.lua before it.
-
-local LAST_VERSION = '9007199254740991'
-
-local function is_readable(field)
-  return #field <= 16 and field:find('^[1-9]%d*$') and tonumber(field) <= tonumber(LAST_VERSION)
-end
+-- The record under KEYS[3]: reading and writing its hash. Needs number and index before it.
 
 -- Gives version and expires_at of a live record (false: it never expires). Without one the version is
 -- nil, and the second value says whether an expired one still lies there. If the stored fields cannot

@@ -130,7 +130,9 @@ impl RedisBuilder {
     /// Works over a connection that the caller has: any cloneable async connection of the `redis` crate, be
     /// it a `MultiplexedConnection`, a `ConnectionManager` or a cluster connection.
     ///
-    /// How it reconnects is the connection's own affair; the connect timeout is the limit of the first call.
+    /// How it reconnects is the connection's own affair; the connect timeout is the limit of the first call. A
+    /// connection that sends by itself again, as cluster connections do unless they are configured with no
+    /// retries, may turn a write that was applied into a conflict.
     ///
     /// # Errors
     /// `InvalidKey` for an illegal prefix, and whatever the first call over the connection says.

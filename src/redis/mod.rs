@@ -22,6 +22,7 @@ use error::Context;
 use schema::{FIELDS, Schema, Stored};
 
 use crate::backend::{check_size, from_micros};
+use crate::page::MAX_PAGE_LIMIT;
 use crate::scripts::{
     Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, IfLive, LIST, List, Listed, PUT, Put, REAP,
     Reap, Reply, Script, Timed, UnexpectedReply, micros,
@@ -41,7 +42,7 @@ const REAPED_AT_ONCE: usize = 64;
 /// and one pipeline for their hashes. The server's clock alone decides what has expired, and the server
 /// itself removes it.
 ///
-/// Cheap to clone: all clones share one connection. Nothing is ever sent twice: a write whose outcome is
+/// Cheap to clone: all clones share one connection. The backend sends nothing twice: a write whose outcome is
 /// not known is reported with [`outcome_unknown`](StorageError::outcome_unknown).
 ///
 /// ```no_run
@@ -161,29 +162,26 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
         Ok(at <= self.now())
     }
 
-    /// Drops the owner's index members whose hash is gone, from the newest on, until some were found. Says
-    /// whether some were.
-    async fn reap_some(&self, owner: &OwnerId, context: &Context<'_>) -> Result<bool, StorageError> {
-        let mut below = None;
+    /// Drops all index members of the owner whose hash is gone. Says whether there were some.
+    async fn reap_all(&self, owner: &OwnerId, context: &Context<'_>) -> Result<bool, StorageError> {
+        let (mut below, mut removed) = (None, 0);
         loop {
-            let page = List { idx: self.0.schema.idx(owner), below, limit: crate::page::MAX_PAGE_LIMIT };
+            let page = List { idx: self.0.schema.idx(owner), below, limit: MAX_PAGE_LIMIT };
             let Listed(members) = self.run(&LIST, &page, context).await?;
-            let Some((_, oldest)) = members.last() else {
-                return Ok(false);
-            };
-            below = Some(*oldest);
-            let is_last = members.len() < crate::page::MAX_PAGE_LIMIT;
+            below = members.last().map(|(_, oldest)| *oldest);
+            let is_last = members.len() < MAX_PAGE_LIMIT;
             let tasks = self.hash_keys(owner, members);
-            let mut exists = redis::cmd("EXISTS");
-            tasks.iter().for_each(|(_, key)| {
-                exists.arg(key);
-            });
-            let held = self.send(&exists, context).await?;
-            if held != Value::Int(tasks.len() as i64) && self.reap(owner, tasks, context).await? > 0 {
-                return Ok(true);
+            if !tasks.is_empty() {
+                let mut exists = redis::cmd("EXISTS");
+                tasks.iter().for_each(|(_, key)| {
+                    exists.arg(key);
+                });
+                if self.send(&exists, context).await? != Value::Int(tasks.len() as i64) {
+                    removed += self.reap(owner, tasks, context).await?;
+                }
             }
             if is_last {
-                return Ok(false);
+                return Ok(removed > 0);
             }
         }
     }
@@ -223,7 +221,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
                 // The quota counts by the index. Members whose hash was evicted or deleted by hand must not
                 // stand in the way; the write that was refused wrote nothing, so it may be sent again.
                 Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => {
-                    if self.reap_some(owner, &context).await? {
+                    if self.reap_all(owner, &context).await? {
                         self.run(&PUT, &put, &context).await
                     } else {
                         Err(full)

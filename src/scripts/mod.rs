@@ -24,7 +24,8 @@ pub(crate) use reap::{REAP, Reap};
 pub(crate) use refusal::Refusal;
 
 /// The pieces that several scripts share, by the name in `-- @include NAME`.
-const FRAGMENTS: [(&str, &str); 2] = [
+const FRAGMENTS: [(&str, &str); 3] = [
+    ("number", include_str!("../../lua/include/number.lua")),
     ("index", include_str!("../../lua/include/index.lua")),
     ("record", include_str!("../../lua/include/record.lua")),
 ];

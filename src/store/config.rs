@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::limits::MAX_JSON_DEPTH;
+
 /// The limits and defaults of a [`TaskStore`](crate::TaskStore). Every value has a default; each method
 /// replaces one.
 ///
@@ -107,9 +109,10 @@ impl StoreConfig {
     }
 
     /// How deep a variable may be nested, 16 unless set. A plain value has depth 1, and so has an empty
-    /// array or object; each array or object around something adds one.
+    /// array or object; each array or object around something adds one. 100 at the most: deeper JSON could not
+    /// be read back.
     pub fn max_variables_depth(mut self, max: usize) -> Self {
-        self.max_variables_depth = max;
+        self.max_variables_depth = max.min(MAX_JSON_DEPTH);
         self
     }
 

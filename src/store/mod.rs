@@ -25,7 +25,7 @@ use turns::Turns;
 
 use crate::{
     Cursor, Expiry, OwnerId, PageRequest, PutOptions, Record, RpcError, StorageBackend, StorageError,
-    StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
+    StoredTask, Task, TaskId, TaskKey, TaskStatus, Version, Written,
 };
 
 /// How many ids of writes a record remembers.
@@ -44,7 +44,7 @@ const SETTLE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 ///
 /// # Time
 /// A task may run for its TTL. After that the next call that reads it, unless it has ended, settles it as
-/// failed with "TTL elapsed". The record is kept for the retention on top, result and all, and then goes.
+/// failed with "TTL elapsed", or only shows it so while the engine takes no writes. The record is kept for the retention on top, result and all, and then goes.
 ///
 /// # Cancellation safety
 /// Dropping the future of a call that changes something leaves the change made or not, as a whole.
@@ -52,7 +52,7 @@ const SETTLE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 /// # Errors
 /// Beside those that a call names: [`NotFound`](TaskError::NotFound) for a task that does not exist or is
 /// another owner's, [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable), and
-/// [`Storage`](TaskError::Storage). A write whose outcome is unknown is looked up by an id that it leaves in
+/// [`Storage`](TaskError::Storage). A write whose outcome is unknown, other than a delete, is looked up by an id that it leaves in
 /// the record; only if that does not tell, the error says [`outcome_unknown`](TaskError::outcome_unknown).
 ///
 /// ```
@@ -205,7 +205,7 @@ impl<B: StorageBackend> TaskStore<B> {
     pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         for attempt in 0..self.0.config.max_attempts {
             self.back_off(attempt).await;
-            if let Some(stored) = self.settle_ttl(self.read(key).await?).await? {
+            if let Some(stored) = self.read_settled(self.read(key).await?).await? {
                 return Ok(stored);
             }
         }
@@ -232,7 +232,7 @@ impl<B: StorageBackend> TaskStore<B> {
                 unreadable.push(key.task);
                 continue;
             };
-            match self.settle_ttl(stored).await {
+            match self.read_settled(stored).await {
                 Ok(Some(settled)) => tasks.push(settled),
                 // It was changed or removed since the page was read.
                 Ok(None) | Err(TaskError::NotFound { .. }) => match self.get(&key).await {
@@ -380,6 +380,12 @@ struct Write<'a> {
     write_id: String,
 }
 
+impl Write<'_> {
+    fn stored(&self, task: Task, written: Written) -> StoredTask {
+        StoredTask { key: self.key.clone(), task, version: written.version, expires_at: written.expires_at }
+    }
+}
+
 impl<B: StorageBackend> TaskStore<B> {
     /// The engine's clock in whole milliseconds, as records hold it.
     fn now(&self) -> DateTime<Utc> {
@@ -428,10 +434,12 @@ impl<B: StorageBackend> TaskStore<B> {
             && !self.is_overdue(&held.task)
         {
             let mut task = held.task.clone();
-            if let Ok(Change::Made) = change(&mut task)
-                && let Some(written) = self.write(held, task).await?
-            {
-                return Ok(written);
+            if let Ok(Change::Made) = change(&mut task) {
+                match self.write(held, task).await {
+                    Ok(Some(written)) => return Ok(written),
+                    Ok(None) | Err(TaskError::LimitExceeded { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         for attempt in 0..self.0.config.max_attempts {
@@ -465,6 +473,20 @@ impl<B: StorageBackend> TaskStore<B> {
         self.write(&stored, task).await
     }
 
+    /// The same for a call that only reads: if the engine takes no writes, the task is given as it has to be
+    /// settled, and the next reader tries again.
+    async fn read_settled(&self, stored: StoredTask) -> Result<Option<StoredTask>, TaskError> {
+        match self.settle_ttl(stored.clone()).await {
+            Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
+                tracing::warn!(%error, "a task whose TTL has elapsed was not settled");
+                let mut unwritten = stored;
+                transitions::expire(&mut unwritten.task)?;
+                Ok(Some(unwritten))
+            }
+            other => other,
+        }
+    }
+
     /// Writes a changed task over the one it was made of. `None` if somebody else wrote that meanwhile.
     async fn write(&self, over: &StoredTask, mut task: Task) -> Result<Option<StoredTask>, TaskError> {
         task.last_updated_at = self.now().max(task.last_updated_at);
@@ -477,19 +499,14 @@ impl<B: StorageBackend> TaskStore<B> {
     /// Sends a write. `None` if it conflicts with another.
     async fn put(&self, write: &Write<'_>, task: Task) -> Result<Option<StoredTask>, TaskError> {
         match self.send(write).await {
-            Ok(written) => Ok(Some(StoredTask {
-                key: write.key.clone(),
-                task,
-                version: written.version,
-                expires_at: written.expires_at,
-            })),
+            Ok(written) => Ok(Some(write.stored(task, written))),
             Err(StorageError::VersionConflict { .. }) => Ok(None),
-            Err(error) if error.outcome_unknown() => self.settle_outcome(write, error).await.map(Some),
+            Err(error) if error.outcome_unknown() => self.settle_outcome(write, task, error).await.map(Some),
             Err(error) => Err(TaskError::from_storage(error, &write.key.task)),
         }
     }
 
-    async fn send(&self, write: &Write<'_>) -> Result<crate::Written, StorageError> {
+    async fn send(&self, write: &Write<'_>) -> Result<Written, StorageError> {
         let data = write.data.clone();
         self.0.backend.put_if_version(write.key, data, write.options, write.expected).await
     }
@@ -500,6 +517,7 @@ impl<B: StorageBackend> TaskStore<B> {
     async fn settle_outcome(
         &self,
         write: &Write<'_>,
+        task: Task,
         unanswered: StorageError,
     ) -> Result<StoredTask, TaskError> {
         for delay in SETTLE_DELAYS_MS {
@@ -509,16 +527,20 @@ impl<B: StorageBackend> TaskStore<B> {
                 Ok(found) if found.version == write.expected => {}
                 Err(TaskError::NotFound { .. }) if write.expected == Version::ABSENT => {}
                 Err(error) if error.is_retryable() => continue,
-                _ => break,
+                _ => return Err(TaskError::Storage(unanswered)),
             }
             match self.send(write).await {
-                // The next look at the record shows it.
-                Ok(_) | Err(StorageError::VersionConflict { .. }) => {}
+                Ok(written) => return Ok(write.stored(task, written)),
+                // The first copy may have arrived late: the next look tells.
+                Err(StorageError::VersionConflict { .. }) => {}
                 Err(error) if error.is_retryable() => {}
                 Err(_) => break,
             }
         }
-        Err(TaskError::Storage(unanswered))
+        match self.read(write.key).await {
+            Ok(found) if found.task.write_ids.contains(&write.write_id) => Ok(found),
+            _ => Err(TaskError::Storage(unanswered)),
+        }
     }
 
     fn contended(&self, key: &TaskKey) -> TaskError {

@@ -7,9 +7,9 @@ use crate::TaskKey;
 
 type Lock = Arc<tokio::sync::Mutex<()>>;
 
-/// A lock for each task that somebody is writing, and none for all others.
+/// A lock for each task that somebody is writing, with the length of its queue, and none for all others.
 #[derive(Debug, Default)]
-pub(super) struct Turns(Mutex<HashMap<TaskKey, Lock>>);
+pub(super) struct Turns(Mutex<HashMap<TaskKey, (usize, Lock)>>);
 
 /// A place in the queue of one task; left when it is dropped, whether or not its turn came.
 pub(super) struct Place<'a> {
@@ -21,12 +21,15 @@ pub(super) struct Place<'a> {
 impl Turns {
     /// Queues up for `key`. The turn begins when [`Place::turn`] returns.
     pub(super) fn queue(&self, key: &TaskKey) -> Place<'_> {
-        let lock = Arc::clone(self.locks().entry(key.clone()).or_default());
+        let mut locks = self.locks();
+        let (places, lock) = locks.entry(key.clone()).or_default();
+        *places += 1;
+        let lock = Arc::clone(lock);
         Place { turns: self, key: key.clone(), lock }
     }
 
     /// Nothing panics while it holds the map.
-    fn locks(&self) -> MutexGuard<'_, HashMap<TaskKey, Lock>> {
+    fn locks(&self) -> MutexGuard<'_, HashMap<TaskKey, (usize, Lock)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -41,9 +44,11 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut locks = self.turns.locks();
-        // The map's and ours: nobody else is in the queue, and nobody can enter while we hold the map.
-        if Arc::strong_count(&self.lock) == 2 {
-            locks.remove(&self.key);
+        if let Some((places, _)) = locks.get_mut(&self.key) {
+            *places -= 1;
+            if *places == 0 {
+                locks.remove(&self.key);
+            }
         }
     }
 }
