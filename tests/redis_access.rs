@@ -263,6 +263,30 @@ async fn a_read_only_replica_serves_reads_and_is_unavailable_for_writes() {
 }
 
 #[tokio::test]
+async fn a_server_that_hangs_fails_each_call_at_the_response_timeout() {
+    const LIMIT: Duration = Duration::from_millis(200);
+    let server = Server::start(&[]);
+    let backend = RedisBackend::builder().response_timeout(LIMIT).connect(&server.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "data".into(), keep()).await.unwrap();
+    server.signal("STOP");
+    // Twenty times the limit, so that only a call that does not heed it fails here.
+    let (put, get) = tokio::time::timeout(20 * LIMIT, async {
+        (backend.put(&t1, "again".into(), keep()).await, backend.get(&t1).await)
+    })
+    .await
+    .expect("the calls end");
+    let (put, get) = (put.unwrap_err(), get.unwrap_err());
+    assert!(matches!(put, StorageError::Unavailable { outcome_unknown: true, .. }), "{put:?}");
+    assert!(matches!(get, StorageError::Unavailable { outcome_unknown: false, .. }), "{get:?}");
+    assert_tells(&put, &[&format!("127.0.0.1:{}", server.port), "no reply within 200ms"]);
+    server.signal("CONT");
+    while let Err(error) = backend.get(&t1).await {
+        assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn after_a_restart_of_the_server_the_same_backend_works_again() {
     let server = Server::start(&[]);
     let port = server.port;

@@ -138,6 +138,12 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Sends a signal, `STOP` or `CONT` for instance.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
     /// Waits until the server replies anything; `false` if it ends before, as when the port was taken.
     fn answers(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
