@@ -6,12 +6,12 @@ mod limits;
 mod new_task;
 mod transitions;
 mod turns;
+mod write;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::{DateTime, SubsecRound, Utc};
 use serde_json::{Map, Value};
 use tracing::instrument;
@@ -22,16 +22,12 @@ use limits::{MAX_JSON_DEPTH, check, check_depth};
 pub use new_task::{NewTask, Ttl};
 use transitions::Change;
 use turns::Turns;
+use write::{Write, encode, jittered, mark};
 
 use crate::{
     Cursor, Expiry, OwnerId, PageRequest, PutOptions, Record, RpcError, StorageBackend, StorageError,
-    StoredTask, Task, TaskId, TaskKey, TaskStatus, Version, Written,
+    StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
 };
-
-/// How many ids of writes a record remembers.
-const WRITE_IDS_KEPT: usize = 4;
-/// How long to wait before each attempt to find out what became of a write.
-const SETTLE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 
 /// The lifecycle of MCP tasks on an engine: who may do what with a task, and when.
 ///
@@ -371,21 +367,6 @@ impl<B: StorageBackend> TaskStore<B> {
     }
 }
 
-/// One conditional write, as it may have to be looked up or sent again.
-struct Write<'a> {
-    key: &'a TaskKey,
-    data: Bytes,
-    options: PutOptions,
-    expected: Version,
-    write_id: String,
-}
-
-impl Write<'_> {
-    fn stored(&self, task: Task, written: Written) -> StoredTask {
-        StoredTask { key: self.key.clone(), task, version: written.version, expires_at: written.expires_at }
-    }
-}
-
 impl<B: StorageBackend> TaskStore<B> {
     /// The engine's clock in whole milliseconds, as records hold it.
     fn now(&self) -> DateTime<Utc> {
@@ -487,62 +468,6 @@ impl<B: StorageBackend> TaskStore<B> {
         }
     }
 
-    /// Writes a changed task over the one it was made of. `None` if somebody else wrote that meanwhile.
-    async fn write(&self, over: &StoredTask, mut task: Task) -> Result<Option<StoredTask>, TaskError> {
-        task.last_updated_at = self.now().max(task.last_updated_at);
-        let write_id = mark(&mut task);
-        let (key, options) = (&over.key, PutOptions::new(Expiry::Keep));
-        let write = Write { key, data: encode(&task)?, options, expected: over.version, write_id };
-        self.put(&write, task).await
-    }
-
-    /// Sends a write. `None` if it conflicts with another.
-    async fn put(&self, write: &Write<'_>, task: Task) -> Result<Option<StoredTask>, TaskError> {
-        match self.send(write).await {
-            Ok(written) => Ok(Some(write.stored(task, written))),
-            Err(StorageError::VersionConflict { .. }) => Ok(None),
-            Err(error) if error.outcome_unknown() => self.settle_outcome(write, task, error).await.map(Some),
-            Err(error) => Err(TaskError::from_storage(error, &write.key.task)),
-        }
-    }
-
-    async fn send(&self, write: &Write<'_>) -> Result<Written, StorageError> {
-        let data = write.data.clone();
-        self.0.backend.put_if_version(write.key, data, write.options, write.expected).await
-    }
-
-    /// Finds out what became of a write that got no answer. Its id in the record: it was applied. The version
-    /// as before: it was not, and may be sent again, as at most one of the copies can still find that version.
-    /// Neither: nobody can tell, and the caller is told so.
-    async fn settle_outcome(
-        &self,
-        write: &Write<'_>,
-        task: Task,
-        unanswered: StorageError,
-    ) -> Result<StoredTask, TaskError> {
-        for delay in SETTLE_DELAYS_MS {
-            tokio::time::sleep(jittered(delay)).await;
-            match self.read(write.key).await {
-                Ok(found) if found.task.write_ids.contains(&write.write_id) => return Ok(found),
-                Ok(found) if found.version == write.expected => {}
-                Err(TaskError::NotFound { .. }) if write.expected == Version::ABSENT => {}
-                Err(error) if error.is_retryable() => continue,
-                _ => return Err(TaskError::Storage(unanswered)),
-            }
-            match self.send(write).await {
-                Ok(written) => return Ok(write.stored(task, written)),
-                // The first copy may have arrived late: the next look tells.
-                Err(StorageError::VersionConflict { .. }) => {}
-                Err(error) if error.is_retryable() => {}
-                Err(_) => break,
-            }
-        }
-        match self.read(write.key).await {
-            Ok(found) if found.task.write_ids.contains(&write.write_id) => Ok(found),
-            _ => Err(TaskError::Storage(unanswered)),
-        }
-    }
-
     fn contended(&self, key: &TaskKey) -> TaskError {
         TaskError::Contended { task: key.task.clone(), attempts: self.0.config.max_attempts }
     }
@@ -555,27 +480,8 @@ impl<B: StorageBackend> TaskStore<B> {
     }
 }
 
-/// A random time of up to `millis` milliseconds.
-fn jittered(millis: u64) -> Duration {
-    Duration::from_micros(uuid::Uuid::new_v4().as_u64_pair().1 % (millis * 1000))
-}
-
-/// Leaves a new write id in the task, and gives it.
-fn mark(task: &mut Task) -> String {
-    let write_id = format!("{:08x}", uuid::Uuid::new_v4().as_fields().0);
-    let surplus = (task.write_ids.len() + 1).saturating_sub(WRITE_IDS_KEPT);
-    task.write_ids.drain(..surplus);
-    task.write_ids.push(write_id.clone());
-    write_id
-}
-
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
-}
-
-fn encode(task: &Task) -> Result<Bytes, TaskError> {
-    let unwritable = |source| TaskError::Unreadable { task: task.task_id.clone(), source };
-    serde_json::to_vec(task).map(Bytes::from).map_err(unwritable)
 }
 
 fn decode(key: &TaskKey, record: Record) -> Result<StoredTask, TaskError> {
