@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mcp_task_store::{
     Expiry, MemoryBackend, NewTask, PageRequest, RpcError, StorageBackend, StoreConfig, StoredTask,
-    TaskError, TaskStore, Ttl,
+    TaskError, TaskStatus, TaskStore, Ttl,
 };
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -121,6 +121,15 @@ async fn a_task_without_a_ttl_gets_the_default_within_the_maximum(
     let tasks = with(StoreConfig::new().default_ttl(seconds(default)).max_ttl(seconds(max)));
     let created = create(&tasks).await;
     assert_eq!((created.task.ttl_ms, created.expires_at.is_some()), (given, given.is_some()));
+}
+
+#[tokio::test]
+async fn a_configured_ttl_is_1_ms_at_the_least_too() {
+    for config in [StoreConfig::new().default_ttl(Duration::ZERO), StoreConfig::new().max_ttl(Duration::ZERO)]
+    {
+        let error = assert_not_created(&with(config), call()).await;
+        assert!(matches!(error, TaskError::InvalidArgument { .. }), "{error:?}");
+    }
 }
 
 #[tokio::test]
@@ -251,6 +260,24 @@ async fn a_record_is_as_large_as_the_engine_takes() {
     let outcome = tasks.complete(&task, json!("x".repeat(1001 - beside))).await;
     assert_limit(&tasks, &task, outcome, "1000").await;
     tasks.complete(&task, json!("x".repeat(1000 - beside))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_whose_record_is_full_fails_after_its_ttl_like_any_other() {
+    let tasks = TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000)));
+    let new = |bytes| call().ttl(Duration::from_millis(50)).arguments(json!("x".repeat(bytes)));
+    let small = tasks.create(&owner("alice"), new(1)).await.unwrap();
+    let beside = tasks.backend().get(&small.key).await.unwrap().data.len() - 1;
+    let full = tasks.create(&owner("alice"), new(1000 - beside)).await.unwrap();
+    while tasks.backend().now() < full.task.deadline().unwrap() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for operation in [tasks.complete(&full, json!(1)).await, tasks.cancel(&full.key).await] {
+        let refused = matches!(operation, Err(TaskError::InvalidTransition { from: TaskStatus::Failed, .. }));
+        assert!(refused, "{operation:?}");
+    }
+    assert_eq!(tasks.get(&full.key).await.unwrap().task.status, TaskStatus::Failed);
+    assert_eq!(tasks.list(&owner("alice"), PageRequest::new(9)).await.unwrap().tasks.len(), 2);
 }
 
 #[tokio::test]

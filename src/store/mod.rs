@@ -40,7 +40,8 @@ use crate::{
 ///
 /// # Time
 /// A task may run for its TTL. After that the next call that reads it, unless it has ended, settles it as
-/// failed with "TTL elapsed", or only shows it so while the engine takes no writes. The record is kept for the retention on top, result and all, and then goes.
+/// failed with "TTL elapsed", or only shows it so while the engine takes no writes. The record is kept for the
+/// retention on top, result and all, and then goes.
 ///
 /// # Cancellation safety
 /// Dropping the future of a call that changes something leaves the change made or not, as a whole.
@@ -48,8 +49,10 @@ use crate::{
 /// # Errors
 /// Beside those that a call names: [`NotFound`](TaskError::NotFound) for a task that does not exist or is
 /// another owner's, [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable), and
-/// [`Storage`](TaskError::Storage). A write whose outcome is unknown, other than a delete, is looked up by an id that it leaves in
-/// the record; only if that does not tell, the error says [`outcome_unknown`](TaskError::outcome_unknown).
+/// [`Storage`](TaskError::Storage); [`LimitExceeded`](TaskError::LimitExceeded) when the record would become
+/// larger than the engine takes, which any change but a delete may do to one that is nearly full. A write whose
+/// outcome is unknown, other than a delete, is looked up by an id that it leaves in the record; only if that does
+/// not tell, the error says [`outcome_unknown`](TaskError::outcome_unknown).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -201,7 +204,7 @@ impl<B: StorageBackend> TaskStore<B> {
     pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         for attempt in 0..self.0.config.max_attempts {
             self.back_off(attempt).await;
-            if let Some(stored) = self.read_settled(self.read(key).await?).await? {
+            if let Some(stored) = self.settle_ttl(self.read(key).await?).await? {
                 return Ok(stored);
             }
         }
@@ -228,7 +231,7 @@ impl<B: StorageBackend> TaskStore<B> {
                 unreadable.push(key.task);
                 continue;
             };
-            match self.read_settled(stored).await {
+            match self.settle_ttl(stored).await {
                 Ok(Some(settled)) => tasks.push(settled),
                 // It was changed or removed since the page was read.
                 Ok(None) | Err(TaskError::NotFound { .. }) => match self.get(&key).await {
@@ -380,16 +383,19 @@ impl<B: StorageBackend> TaskStore<B> {
             actual,
             limit: millis(max).to_string(),
         };
-        match (asked, max) {
-            (Ttl::Default, None) => Ok(default),
-            (Ttl::Default, Some(max)) => Ok(Some(default.map_or(max, |ttl| ttl.min(max)))),
-            (Ttl::After(ttl), _) if ttl < Duration::from_millis(1) => {
+        let ttl = match (asked, max) {
+            (Ttl::Default, None) => default,
+            (Ttl::Default, Some(max)) => Some(default.map_or(max, |ttl| ttl.min(max))),
+            (Ttl::After(ttl), Some(max)) if ttl > max => return Err(over(millis(ttl).to_string(), max)),
+            (Ttl::After(ttl), _) => Some(ttl),
+            (Ttl::Unlimited, Some(max)) => return Err(over("unlimited".to_owned(), max)),
+            (Ttl::Unlimited, None) => None,
+        };
+        match ttl {
+            Some(ttl) if ttl < Duration::from_millis(1) => {
                 Err(TaskError::InvalidArgument { reason: format!("a TTL of {ttl:?} is under 1 ms") })
             }
-            (Ttl::After(ttl), Some(max)) if ttl > max => Err(over(millis(ttl).to_string(), max)),
-            (Ttl::After(ttl), _) => Ok(Some(ttl)),
-            (Ttl::Unlimited, Some(max)) => Err(over("unlimited".to_owned(), max)),
-            (Ttl::Unlimited, None) => Ok(None),
+            ttl => Ok(ttl),
         }
     }
 
@@ -444,25 +450,19 @@ impl<B: StorageBackend> TaskStore<B> {
     }
 
     /// Fails a task whose TTL has elapsed before it ended; others are left as they are. `None` if somebody else
-    /// wrote it meanwhile.
-    async fn settle_ttl(&self, stored: StoredTask) -> Result<Option<StoredTask>, TaskError> {
+    /// wrote it meanwhile. If the engine does not take the write, the task is given as it has to be settled all the
+    /// same, and the next reader tries again.
+    async fn settle_ttl(&self, mut stored: StoredTask) -> Result<Option<StoredTask>, TaskError> {
         if !self.is_overdue(&stored.task) {
             return Ok(Some(stored));
         }
         let mut task = stored.task.clone();
         transitions::expire(&mut task)?;
-        self.write(&stored, task).await
-    }
-
-    /// The same for a call that only reads: if the engine takes no writes, the task is given as it has to be
-    /// settled, and the next reader tries again.
-    async fn read_settled(&self, stored: StoredTask) -> Result<Option<StoredTask>, TaskError> {
-        match self.settle_ttl(stored.clone()).await {
+        match self.write(&stored, task.clone()).await {
             Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
                 tracing::warn!(%error, "a task whose TTL has elapsed was not settled");
-                let mut unwritten = stored;
-                transitions::expire(&mut unwritten.task)?;
-                Ok(Some(unwritten))
+                stored.task = task;
+                Ok(Some(stored))
             }
             other => other,
         }
