@@ -5,7 +5,7 @@ max_line_length = 120
 
 -- A fragment is put in front of the scripts that include it: what it defines is used there.
 local fragments = {
-  "LAST_VERSION", "is_readable", "read_record", "write_record", "replace_record", "new_expiry",
+  "LAST_VERSION", "is_readable", "read_record",
   "int", "read_index", "next_creation", "set_expiry", "settle_expiry", "remove_members",
 }
 files["lua/*.lua"] = { read_globals = fragments }

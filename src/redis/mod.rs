@@ -24,8 +24,8 @@ use schema::{FIELDS, Schema, Stored};
 use crate::backend::{check_size, from_micros};
 use crate::page::MAX_PAGE_LIMIT;
 use crate::scripts::{
-    Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, IfLive, LIST, List, Listed, PUT, Put, REAP,
-    Reap, Reply, Script, Timed, UnexpectedReply, micros,
+    Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, LIST, List, Listed, PUT, Put, REAP, Reap,
+    Replaces, Reply, Script, Timed, UnexpectedReply, micros,
 };
 use crate::{
     CorruptRecord, Cursor, Expiry, ListedRecord, OwnerId, Page, PageRequest, PutOptions, Record,
@@ -288,7 +288,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> StorageBackend for Redis
             data,
             expiry: argument(options.expiry)?,
             quota: options.quota,
-            if_live: IfLive::Replace,
+            replaces: Replaces::Any,
         };
         self.put_record(put, &key.owner, Version::ABSENT).await
     }
@@ -302,14 +302,22 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> StorageBackend for Redis
         expected: Version,
     ) -> Result<Written, StorageError> {
         check_size(&data, self.0.max_value_bytes)?;
-        let (keys, id, expiry) = (self.0.schema.keys(key), key.task.clone(), argument(options.expiry)?);
-        if expected == Version::ABSENT {
-            let put = Put { keys, id, data, expiry, quota: options.quota, if_live: IfLive::Refuse };
-            return self.put_record(put, &key.owner, expected).await;
+        let expiry = argument(options.expiry)?;
+        if expected != Version::ABSENT && options.expiry == Expiry::Keep {
+            let task = self.0.schema.task(&key.owner, &key.task);
+            let cas_put = CasPut { task, data, expected };
+            let context = Context { expected, ..self.writes(&cas_put.task) };
+            return self.limited(&context, self.run(&CAS_PUT, &cas_put, &context)).await;
         }
-        let cas_put = CasPut { keys, id, data, expiry, expected };
-        let context = Context { expected, ..self.writes(&cas_put.keys.task) };
-        self.limited(&context, self.run(&CAS_PUT, &cas_put, &context)).await
+        let put = Put {
+            keys: self.0.schema.keys(key),
+            id: key.task.clone(),
+            data,
+            expiry,
+            quota: options.quota,
+            replaces: if expected == Version::ABSENT { Replaces::None } else { Replaces::Version(expected) },
+        };
+        self.put_record(put, &key.owner, expected).await
     }
 
     #[tracing::instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]

@@ -19,7 +19,7 @@ use redis::{Cmd, ToRedisArgs, Value};
 pub(crate) use cas_put::{CAS_PUT, CasPut};
 pub(crate) use delete::{DELETE, Delete};
 pub(crate) use list::{LIST, List, Listed};
-pub(crate) use put::{ExpiryArgument, IfLive, PUT, Put};
+pub(crate) use put::{ExpiryArgument, PUT, Put, Replaces};
 pub(crate) use reap::{REAP, Reap};
 pub(crate) use refusal::Refusal;
 

@@ -1,4 +1,4 @@
-//! `lua/put.lua`: creates a record, or replaces a live one.
+//! `lua/put.lua`: every write but the compare-and-swap that keeps the expiry.
 
 use bytes::Bytes;
 use once_cell::sync::Lazy;
@@ -18,14 +18,17 @@ pub(crate) struct Put {
     pub(crate) data: Bytes,
     pub(crate) expiry: ExpiryArgument,
     pub(crate) quota: Option<u64>,
-    pub(crate) if_live: IfLive,
+    pub(crate) replaces: Replaces,
 }
 
-/// What becomes of a live record.
+/// Which live record is replaced.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum IfLive {
-    Replace,
-    Refuse,
+pub(crate) enum Replaces {
+    Any,
+    /// The record must not exist.
+    None,
+    /// The record must exist, at this version.
+    Version(Version),
 }
 
 /// An expiry that has been checked, as the scripts take it.
@@ -59,13 +62,11 @@ impl Arguments for Put {
         to.arg("data", &self.data[..]);
         to.arg("expiry", self.expiry);
         to.arg("quota", self.quota.map(|quota| quota.to_string()).unwrap_or_default());
-        to.arg(
-            "if_live",
-            match self.if_live {
-                IfLive::Replace => "replace",
-                IfLive::Refuse => "refuse",
-            },
-        );
+        match self.replaces {
+            Replaces::Any => to.arg("replaces", "any"),
+            Replaces::None => to.arg("replaces", "none"),
+            Replaces::Version(version) => to.arg("replaces", version.get()),
+        }
     }
 }
 

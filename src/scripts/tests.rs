@@ -72,18 +72,12 @@ fn put() -> Put {
         data: Bytes::from_static(b"data"),
         expiry: ExpiryArgument::Keep,
         quota: Some(3),
-        if_live: IfLive::Refuse,
+        replaces: Replaces::None,
     }
 }
 
 fn cas_put() -> CasPut {
-    CasPut {
-        keys: keys(),
-        id: id("id"),
-        data: Bytes::new(),
-        expiry: ExpiryArgument::Never,
-        expected: Version::FIRST,
-    }
+    CasPut { task: "t".into(), data: Bytes::new(), expected: Version::FIRST }
 }
 
 fn reap() -> Reap {
@@ -145,7 +139,7 @@ fn a_script_goes_out_stripped_as_eval_with_keys_before_arguments() {
     let sent = String::from_utf8(packed).unwrap();
     assert!(sent.starts_with("*11\r\n$4\r\nEVAL\r\n"), "{sent}");
     assert!(!sent.contains("--") && !sent.contains("\n  "), "{sent}");
-    let tail = "$1\r\n3\r\n$1\r\ni\r\n$1\r\ne\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$6\r\nrefuse\r\n";
+    let tail = "$1\r\n3\r\n$1\r\ni\r\n$1\r\ne\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$4\r\nnone\r\n";
     assert!(sent.ends_with(tail), "{sent}");
 }
 
