@@ -287,6 +287,12 @@ async fn an_outdated_copy_does_not_count_against_the_limits() {
     let old = tasks.set_variables(&create(&tasks).await, [("a", large.clone())]).await.unwrap();
     tasks.set_variables(&old.key, [("a", Value::Null)]).await.unwrap();
     tasks.set_variables(&old, [("b", large)]).await.unwrap();
+
+    // Neither against those that the store itself checks.
+    let tasks = with(StoreConfig::new().max_variables_bytes(10));
+    let old = tasks.set_variables(&create(&tasks).await, [("a", json!("xx"))]).await.unwrap();
+    tasks.set_variables(&old.key, [("a", Value::Null)]).await.unwrap();
+    tasks.set_variables(&old, [("b", json!("xx"))]).await.unwrap();
 }
 
 #[tokio::test]
