@@ -364,14 +364,18 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
         if let Some((_, oldest)) = members.last().filter(|_| members.len() == limit) {
             page.next = Some(Cursor::new(owner, *oldest));
         }
-        let members: Vec<(TaskId, u64)> =
-            members.into_iter().filter_map(|(id, at)| Some((task_id(id)?, at))).collect();
+        let keyed = |(id, created_at)| {
+            let id = task_id(id)?;
+            let key = self.0.schema.task(owner, &id);
+            Some((id, key, created_at))
+        };
+        let members: Vec<(TaskId, String, u64)> = members.into_iter().filter_map(keyed).collect();
         if members.is_empty() {
             return Ok(page);
         }
         let mut hashes = Pipeline::with_capacity(members.len());
-        for (id, _) in &members {
-            hashes.add_command(hmget(&self.0.schema.task(owner, id)));
+        for (_, key, _) in &members {
+            hashes.add_command(hmget(key));
         }
         let mut connection = self.0.connection.clone();
         let replies = connection.req_packed_commands(&hashes, 0, members.len()).await;
@@ -380,8 +384,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
             return Err(context.unexpected(UnexpectedReply));
         }
         let mut gone = Vec::new();
-        for ((id, created_at), reply) in members.into_iter().zip(replies) {
-            let key = self.0.schema.task(owner, &id);
+        for ((id, key, created_at), reply) in members.into_iter().zip(replies) {
             let stored = match reply.extract_error() {
                 Ok(reply) => Stored::read(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?,
                 Err(error) => match self.reads(&key).storage_error(error) {
