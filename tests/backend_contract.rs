@@ -1,5 +1,6 @@
 //! The contract of `StorageBackend`, rule by rule, on every engine.
 
+#[macro_use]
 mod support;
 
 use std::collections::HashSet;
@@ -13,34 +14,12 @@ use mcp_task_store::{
     StorageError, TaskKey, Version,
 };
 use rstest::rstest;
-use rstest_reuse::{apply, template};
-use support::{Engine, MAX_VALUE_BYTES, after_ms, in_an_hour, keep, key, never, owner};
+use rstest_reuse::apply;
+use support::{Engine, MAX_VALUE_BYTES, after_ms, in_an_hour, keep, key, never, on_every_engine, owner};
 use tokio::task::JoinSet;
-
-#[cfg(feature = "redis-tests")]
-#[template]
-#[rstest]
-#[case::memory(Engine::Memory)]
-#[case::redis(Engine::Redis)]
-fn on_every_engine(#[case] engine: Engine) {}
-
-#[cfg(not(feature = "redis-tests"))]
-#[template]
-#[rstest]
-#[case::memory(Engine::Memory)]
-fn on_every_engine(#[case] engine: Engine) {}
 
 fn version(number: u64) -> Version {
     Version::from(number)
-}
-
-macro_rules! assert_refused {
-    ($result:expr, $pattern:pat $(if $guard:expr)?) => {
-        match $result {
-            Err($pattern) $(if $guard)? => {}
-            other => panic!("expected {}, got {other:?}", stringify!($pattern)),
-        }
-    };
 }
 
 // get

@@ -1,5 +1,6 @@
 //! The lifecycle of tasks: who may do what with a task, when, and what becomes of racing and lost writes.
 
+#[macro_use]
 mod support;
 
 use std::collections::VecDeque;
@@ -16,32 +17,10 @@ use mcp_task_store::{
     Written,
 };
 use rstest::rstest;
-use rstest_reuse::{apply, template};
+use rstest_reuse::apply;
 use serde_json::{Value, json};
-use support::{Engine, Store, in_an_hour, keep, key, owner};
+use support::{Engine, Store, in_an_hour, keep, key, on_every_engine, owner};
 use tokio::task::JoinSet;
-
-#[cfg(feature = "redis-tests")]
-#[template]
-#[rstest]
-#[case::memory(Engine::Memory)]
-#[case::redis(Engine::Redis)]
-fn on_every_engine(#[case] engine: Engine) {}
-
-#[cfg(not(feature = "redis-tests"))]
-#[template]
-#[rstest]
-#[case::memory(Engine::Memory)]
-fn on_every_engine(#[case] engine: Engine) {}
-
-macro_rules! assert_refused {
-    ($result:expr, $pattern:pat $(if $guard:expr)?) => {
-        match $result {
-            Err($pattern) $(if $guard)? => {}
-            other => panic!("expected {}, got {other:?}", stringify!($pattern)),
-        }
-    };
-}
 
 type Tasks = TaskStore<Arc<dyn StorageBackend>>;
 

@@ -1,6 +1,16 @@
 //! What several test files share: a store of their own on each engine.
 
-#![allow(dead_code)]
+#![allow(dead_code, unused_macros, unused_imports)]
+
+/// Asserts that a call failed with an error of this pattern.
+macro_rules! assert_refused {
+    ($result:expr, $pattern:pat $(if $guard:expr)?) => {
+        match $result {
+            Err($pattern) $(if $guard)? => {}
+            other => panic!("expected {}, got {other:?}", stringify!($pattern)),
+        }
+    };
+}
 
 #[cfg(feature = "redis-tests")]
 pub mod redis;
@@ -12,6 +22,21 @@ use chrono::{DateTime, Utc};
 use mcp_task_store::{
     Cursor, Expiry, ListedRecord, MemoryBackend, OwnerId, PageRequest, PutOptions, StorageBackend, TaskKey,
 };
+
+// A test that applies `on_every_engine` runs on each of them.
+
+#[cfg(feature = "redis-tests")]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::memory(Engine::Memory)]
+#[case::redis(Engine::Redis)]
+fn on_every_engine(#[case] engine: Engine) {}
+
+#[cfg(not(feature = "redis-tests"))]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::memory(Engine::Memory)]
+fn on_every_engine(#[case] engine: Engine) {}
 
 /// The engines that a test runs on.
 #[derive(Clone, Copy, Debug)]
