@@ -288,16 +288,15 @@ async fn a_server_that_hangs_fails_each_call_at_the_response_timeout() {
 
 #[tokio::test]
 async fn after_a_restart_of_the_server_the_same_backend_works_again() {
-    let server = Server::start(&[]);
-    let port = server.port;
+    let mut server = Server::start(&[]);
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let t1: TaskKey = key("alice", "t1");
     let options = PutOptions::new(Expiry::Never);
     backend.put(&t1, "data".into(), options).await.unwrap();
-    drop(server);
+    server.kill();
     let error = backend.put(&t1, "data".into(), options).await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
-    let _again = Server::start_on(port, &[]).expect("the port is free again");
+    server.start_again();
     while let Err(error) = backend.put(&t1, "data".into(), options).await {
         assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
     }

@@ -107,35 +107,63 @@ fn no_server(error: &dyn std::fmt::Display) -> ! {
 pub struct Server {
     pub port: u16,
     process: Child,
-    _folder: TempDir,
+    settings: Vec<String>,
+    environment: Vec<(String, String)>,
+    folder: TempDir,
 }
 
 impl Server {
-    /// Starts a server without persistence on a free port, with these further settings.
+    /// Starts a server without persistence on a free port, with these further settings. The program is
+    /// `redis-server`, or what `REDIS_SERVER` names.
     pub fn start(settings: &[&str]) -> Self {
-        (0..5)
-            .find_map(|_| Self::start_on(free_port(), settings))
-            .unwrap_or_else(|| panic!("the server does not start with {settings:?}"))
+        Self::start_in(settings, &[])
     }
 
-    /// The same on this port; `None` if the server ends at once, as when the port is taken. The program is
-    /// `redis-server`, or what `REDIS_SERVER` names.
-    pub fn start_on(port: u16, settings: &[&str]) -> Option<Self> {
-        let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-        let folder = TempDir::new().unwrap();
-        let process = Command::new(&program)
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
-            .arg(folder.path())
-            .args(settings)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{program}: {error}; REDIS_SERVER names another program"));
-        let mut server = Self { port, process, _folder: folder };
-        server.answers().then_some(server)
+    /// The same, with these variables in its environment.
+    pub fn start_in(settings: &[&str], environment: &[(&str, &str)]) -> Self {
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Vec<(String, String)> = environment.iter().map(owned).collect();
+        for _ in 0..5 {
+            let (port, folder) = (free_port(), TempDir::new().unwrap());
+            let process = launch(port, &folder, &settings, &environment);
+            let settings = settings.clone();
+            let mut server = Self { port, process, settings, environment: environment.clone(), folder };
+            if server.answers() {
+                return server;
+            }
+        }
+        panic!("the server does not start with {settings:?}");
+    }
+
+    /// Kills the server: it has no time to save or to say good-bye.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts a killed server again, on the same port and over the same data.
+    pub fn start_again(&mut self) {
+        self.launch_again();
+        assert!(self.answers(), "the server does not start again");
+    }
+
+    /// The same, without waiting until it answers.
+    pub fn launch_again(&mut self) {
+        self.process = launch(self.port, &self.folder, &self.settings, &self.environment);
     }
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn connection(&self) -> Connection {
+        connection(&self.url())
+    }
+
+    /// The folder of its data.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     /// Sends a signal, `STOP` or `CONT` for instance.
@@ -162,9 +190,22 @@ impl Server {
     }
 }
 
+fn launch(port: u16, folder: &TempDir, settings: &[String], environment: &[(String, String)]) -> Child {
+    let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    Command::new(&program)
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+        .arg(folder.path())
+        .args(settings)
+        .envs(environment.iter().cloned())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}; REDIS_SERVER names another program"))
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
-        self.process.kill().unwrap();
+        // One that was killed by the test is gone already.
+        let _ = self.process.kill();
         self.process.wait().unwrap();
     }
 }
