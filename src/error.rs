@@ -123,7 +123,29 @@ pub enum StorageError {
     },
 }
 
+/// Fewer replicas than wanted confirmed a write in time. The engine has applied it, and would lose it if it
+/// failed over to a replica without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{acknowledged} of {wanted} replicas confirmed the write within {within:?}")]
+pub struct TooFewReplicas {
+    /// How many replicas the engine was told to wait for.
+    pub wanted: u32,
+    /// How many confirmed.
+    pub acknowledged: u32,
+    /// How long the engine waited.
+    pub within: std::time::Duration,
+}
+
 impl StorageError {
+    /// How many replicas confirmed a write, if it was [`Unavailable`](Self::Unavailable) because those were too
+    /// few. Reading the record back shows nothing new then: the engine has applied the write.
+    pub fn too_few_replicas(&self) -> Option<TooFewReplicas> {
+        match self {
+            Self::Unavailable { source: Some(source), .. } => source.downcast_ref().copied(),
+            _ => None,
+        }
+    }
+
     /// Whether the same call may succeed later with nothing changed by the caller: the server may come
     /// back, and records may expire and make room.
     ///

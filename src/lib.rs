@@ -54,7 +54,7 @@ mod store;
 mod task;
 
 pub use backend::{DEFAULT_MAX_VALUE_BYTES, Expiry, PutOptions, Record, StorageBackend, Version, Written};
-pub use error::{BoxError, StorageError};
+pub use error::{BoxError, StorageError, TooFewReplicas};
 pub use key::{MAX_ID_BYTES, OwnerId, TaskId, TaskKey};
 pub use memory::MemoryBackend;
 pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRequest};

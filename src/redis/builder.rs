@@ -1,21 +1,34 @@
 //! How a [`RedisBackend`] is configured and connected.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, IntoConnectionInfo, ProtocolVersion};
+use redis::aio::ConnectionLike;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::{Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 
 use super::clock::Clock;
+#[cfg(feature = "redis-cluster")]
+use super::cluster::ClusterLink;
 use super::error::Context;
+use super::link::{Failure, Given, Link};
+use super::master::{Master, MasterLink};
+use super::replicas::ReplicatedLink;
 use super::schema::Schema;
+#[cfg(feature = "redis-sentinel")]
+use super::sentinel::Sentinels;
+#[cfg(feature = "redis-tls")]
+use super::tls::Certificates;
 use super::{Inner, RedisBackend};
 use crate::backend::DEFAULT_MAX_VALUE_BYTES;
 use crate::{StorageError, Version};
 
-/// The delay between two attempts to reconnect grows from the first to the second of these.
-const RECONNECT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
-/// Attempts to reconnect before the calls that wait are told what is wrong; the next call tries again.
-const RECONNECT_RETRIES: usize = 3;
+/// When an idle connection is first probed, so that one that a router forgot is found out.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// What a cluster's nodes have less than a call as a whole, so that the cluster connection notices a node that
+/// hangs before the call is given up.
+#[cfg(feature = "redis-cluster")]
+const CLUSTER_ALLOWANCE: Duration = Duration::from_millis(50);
 
 /// Configures a [`RedisBackend`]. Every value has a default; each method replaces one.
 ///
@@ -40,6 +53,9 @@ pub struct RedisBuilder {
     connect_timeout: Duration,
     response_timeout: Duration,
     max_value_bytes: usize,
+    replicas: Option<(u32, Duration)>,
+    #[cfg(feature = "redis-tls")]
+    certificates: Certificates,
 }
 
 impl Default for RedisBuilder {
@@ -50,6 +66,9 @@ impl Default for RedisBuilder {
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(2),
             max_value_bytes: DEFAULT_MAX_VALUE_BYTES,
+            replicas: None,
+            #[cfg(feature = "redis-tls")]
+            certificates: Certificates::default(),
         }
     }
 }
@@ -65,7 +84,8 @@ impl RedisBuilder {
     /// Writes the owner inside a literal hash tag (`pmcp:tasks:{alice}:t1`), so that all keys of one owner
     /// fall in one slot of a Redis Cluster
     /// (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags>). Off unless
-    /// set. Keys with and without tags are two different stores.
+    /// set, and always on in `connect_cluster`. Keys with and without tags are two different stores: set it
+    /// on a single server whose keys are to move to a cluster one day.
     pub fn hash_tags(mut self, on: bool) -> Self {
         self.hash_tags = on;
         self
@@ -91,44 +111,141 @@ impl RedisBuilder {
         self
     }
 
+    /// Makes every write wait until `count` replicas have it, for `within` at the most (1 ms or more, and less
+    /// than the response timeout); 0 replicas, the default, waits for none. For [`connect`](Self::connect) and
+    /// `connect_sentinel`; the user needs `+wait`.
+    ///
+    /// A write that fewer replicas confirmed in time *was applied* at the master, and is
+    /// [`Unavailable`](StorageError::Unavailable) with an unknown outcome, as a failover to a replica without
+    /// it would lose it; [`too_few_replicas`](StorageError::too_few_replicas) says how many confirmed.
+    ///
+    /// This makes the loss of an acknowledged write less likely, and does not rule it out: the sentinels may
+    /// promote a replica that does not have it, and a replica confirms what it holds in memory
+    /// (<https://redis.io/docs/latest/commands/wait/>). A read never waits, and may show a write that has not
+    /// been confirmed.
+    ///
+    /// As `WAIT` holds up its connection, writes take one each out of a pool of up to 32.
+    pub fn wait_for_replicas(mut self, count: u32, within: Duration) -> Self {
+        self.replicas = (count > 0).then_some((count, within));
+        self
+    }
+
+    /// Trusts the certificate authorities in this PEM text in place of those of the operating system, for
+    /// `rediss://`.
+    #[cfg(feature = "redis-tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
+    pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.certificates.set_root(pem.into());
+        self
+    }
+
+    /// Shows the server this certificate, for `rediss://`. Both in PEM; the key is never printed.
+    #[cfg(feature = "redis-tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
+    pub fn client_certificate(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.certificates.set_client(certificate.into(), key.into());
+        self
+    }
+
     /// Connects to one server: `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS with
     /// the feature `redis-tls`. RESP3 is spoken unless the URL says `?protocol=resp2`.
     ///
     /// The connection is shared by all clones of the backend and heals by itself: a call that finds it
-    /// broken fails with a typed error, and starts a reconnect that later calls wait for.
+    /// broken fails with a typed error, and starts a reconnect that later calls wait for, 250 ms after the
+    /// attempt before at the most.
     ///
     /// # Errors
-    /// `Unavailable` within the connect timeout when nobody answers, `Denied` for a wrong user or password,
-    /// `InvalidKey` for an illegal prefix, `Backend` for a URL that cannot be read. None holds the password.
+    /// `Unavailable` within the connect timeout when nobody answers, `Denied` for a wrong user, password or
+    /// certificate, `InvalidKey` for an illegal prefix, `Backend` for a URL that cannot be read and for
+    /// settings that do not go together. None holds the password.
     ///
     /// # Cancellation safety
     /// Dropping the future drops the connection.
     pub async fn connect(self, url: &str) -> Result<RedisBackend, StorageError> {
-        let schema = Schema::new(&self.prefix, self.hash_tags)?;
-        let unreadable = |error| connecting("Redis").storage_error(error);
-        let mut info = url.into_connection_info().map_err(unreadable)?;
-        if !url.contains("protocol=") {
-            // With RESP3 a connection notices at once that it was closed, not at the next call.
-            let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-            info = info.set_redis_settings(settings);
-        }
+        let info = self.read_url(url)?;
         let address = info.addr().to_string();
-        let client = Client::open(info).map_err(|error| connecting(&address).storage_error(error))?;
-        let [min_delay, max_delay] = RECONNECT_DELAYS;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(self.connect_timeout))
-            // Each call has one time limit, set around the whole of it.
-            .set_response_timeout(None)
-            .set_min_delay(min_delay)
-            .set_max_delay(max_delay)
-            .set_number_of_retries(RECONNECT_RETRIES);
-        let connection = ConnectionManager::new_lazy_with_config(client, config)
-            .map_err(|error| connecting(&address).storage_error(error))?;
-        self.start(connection, schema, address).await
+        let client = self.client(info).map_err(|error| refused(&address, error))?;
+        self.connect_master(Master::At(client), address).await
     }
 
-    /// Works over a connection that the caller has: any cloneable async connection of the `redis` crate, be
-    /// it a `MultiplexedConnection`, a `ConnectionManager` or a cluster connection.
+    /// Connects to the master that these sentinels know
+    /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/>), and again to the one that
+    /// they name after a failover. `sentinels` are URLs such as `redis://host:26379`,
+    /// all with the same user and password if there are any. `master` is the URL of the
+    /// master with the name that the sentinels have for it in place of the host, such as
+    /// `redis://user:password@mymaster/2`. The user needs `+role` as well.
+    ///
+    /// Redis replicates asynchronously, so a failover can lose writes that were acknowledged; see
+    /// [`wait_for_replicas`](Self::wait_for_replicas).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); `Unavailable` if no sentinel answers or none knows the master.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future drops the connection.
+    #[cfg(feature = "redis-sentinel")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-sentinel")))]
+    pub async fn connect_sentinel<S: AsRef<str>>(
+        self,
+        sentinels: impl IntoIterator<Item = S>,
+        master: &str,
+    ) -> Result<RedisBackend, StorageError> {
+        let info = self.read_url(master)?;
+        let sentinels: Result<Vec<_>, _> =
+            sentinels.into_iter().map(|url| self.read_url(url.as_ref())).collect();
+        let sentinels = sentinels?;
+        let (addresses, name) = (join(&sentinels), host(&info).to_owned());
+        let address = format!("{name} (by the sentinels {addresses})");
+        let client = self.sentinel_client(sentinels, &name, &info);
+        let client = client.map_err(|error| refused(&address, error))?;
+        self.connect_master(Master::KnownTo(Sentinels::new(client)), address).await
+    }
+
+    /// Connects to a Redis Cluster of which these are nodes, with keys that are [hash-tagged](Self::hash_tags):
+    /// one owner is one slot, on one node. All URLs have the same user and password.
+    ///
+    /// While an owner's slot is being migrated, calls whose keys are partly on the other node already are
+    /// `Unavailable` with nothing written.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); `Unavailable` if none of the nodes answers.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future drops the connections.
+    #[cfg(feature = "redis-cluster")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-cluster")))]
+    pub async fn connect_cluster<S: AsRef<str>>(
+        self,
+        nodes: impl IntoIterator<Item = S>,
+    ) -> Result<RedisBackend, StorageError> {
+        let schema = Schema::new(&self.prefix, true)?;
+        let nodes: Result<Vec<_>, _> = nodes.into_iter().map(|url| self.read_url(url.as_ref())).collect();
+        let nodes = nodes?;
+        let address = format!("the cluster of {}", join(&nodes));
+        self.refuse_replicas(&address)?;
+        let Some(node) = nodes.first().cloned() else {
+            return Err(wrong_settings(address, "it has no node".to_owned()));
+        };
+        let mut client = redis::cluster::ClusterClientBuilder::new(nodes)
+            .connection_timeout(self.connect_timeout)
+            .response_timeout(self.response_timeout)
+            .overall_response_timeout(None)
+            .tcp_settings(self.tcp_settings());
+        #[cfg(feature = "redis-tls")]
+        if let Some(certificates) = self.certificates.given() {
+            client = client.certs(certificates);
+        }
+        let node = self.client(node).map_err(|error| refused(&address, error))?.get_connection_info().clone();
+        let connecting = ClusterLink::connect(client, node, self.connect_timeout);
+        let link = match tokio::time::timeout(self.connect_timeout, connecting).await {
+            Ok(link) => link.map_err(|error| refused(&address, error))?,
+            Err(_) => return Err(no_answer(&address, self.connect_timeout)),
+        };
+        let limit = self.response_timeout + CLUSTER_ALLOWANCE;
+        self.start(Box::new(link), schema, Arc::new(Clock::new()), address, limit).await
+    }
+
+    /// Works over a connection that the caller has: any cloneable async connection of the `redis` crate.
     ///
     /// How it reconnects is the connection's own affair; the connect timeout is the limit of the first call. A
     /// connection that sends by itself again, as cluster connections do unless they are configured with no
@@ -136,51 +253,160 @@ impl RedisBuilder {
     ///
     /// # Errors
     /// `InvalidKey` for an illegal prefix, and whatever the first call over the connection says.
-    pub async fn over<C>(self, connection: C) -> Result<RedisBackend<C>, StorageError>
+    pub async fn over<C>(self, connection: C) -> Result<RedisBackend, StorageError>
     where
         C: ConnectionLike + Clone + Send + Sync + 'static,
     {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
-        self.start(connection, schema, "the given Redis connection".to_owned()).await
+        let address = "the given Redis connection".to_owned();
+        self.refuse_replicas(&address)?;
+        let limit = self.response_timeout;
+        self.start(Box::new(Given(connection)), schema, Arc::new(Clock::new()), address, limit).await
+    }
+
+    async fn connect_master(self, master: Master, address: String) -> Result<RedisBackend, StorageError> {
+        let schema = Schema::new(&self.prefix, self.hash_tags)?;
+        let clock = Arc::new(Clock::new());
+        let master = MasterLink::new(master, self.connect_timeout, Arc::clone(&clock));
+        let link: Box<dyn Link> = match self.replicas {
+            None => Box::new(master),
+            Some((_, within)) if within < Duration::from_millis(1) || within >= self.response_timeout => {
+                let limit = self.response_timeout;
+                let reason = format!("waiting {within:?} for replicas is not between 1 ms and {limit:?}");
+                return Err(wrong_settings(address, reason));
+            }
+            Some((count, within)) => {
+                let link = ReplicatedLink::new(master, count, within);
+                Box::new(link.map_err(|error| refused(&address, error))?)
+            }
+        };
+        let limit = self.response_timeout;
+        self.start(link, schema, clock, address, limit).await
     }
 
     /// Asks the server for its clock, which also shows that it answers.
-    async fn start<C>(
+    async fn start(
         self,
-        connection: C,
+        link: Box<dyn Link>,
         schema: Schema,
+        clock: Arc<Clock>,
         address: String,
-    ) -> Result<RedisBackend<C>, StorageError>
-    where
-        C: ConnectionLike + Clone + Send + Sync + 'static,
-    {
-        let backend = RedisBackend(std::sync::Arc::new(Inner {
-            connection,
-            schema,
-            clock: Clock::new(),
-            address,
-            response_timeout: self.response_timeout,
-            max_value_bytes: self.max_value_bytes,
-        }));
-        let first = backend.read_clock();
-        match tokio::time::timeout(self.connect_timeout, first).await {
-            Ok(answered) => answered?,
-            Err(_) => {
-                return Err(StorageError::Unavailable {
-                    address: backend.0.address.clone(),
-                    reason: format!(
-                        "no answer within {:?}; check the address and that no firewall is in between",
-                        self.connect_timeout
-                    ),
-                    outcome_unknown: false,
-                    source: None,
-                });
+        limit: Duration,
+    ) -> Result<RedisBackend, StorageError> {
+        let max_value_bytes = self.max_value_bytes;
+        let backend = RedisBackend(Arc::new(Inner { link, schema, clock, address, limit, max_value_bytes }));
+        match tokio::time::timeout(self.connect_timeout, backend.read_clock("")).await {
+            Ok(answered) => answered.map(|_| backend),
+            Err(_) => Err(no_answer(&backend.0.address, self.connect_timeout)),
+        }
+    }
+
+    fn read_url(&self, url: &str) -> Result<ConnectionInfo, StorageError> {
+        let mut info = url.into_connection_info().map_err(|error| refused("Redis", error))?;
+        if !url.contains("protocol=") {
+            // With RESP3 a connection notices at once that it was closed, not at the next call.
+            let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+            info = info.set_redis_settings(settings);
+        }
+        Ok(info.set_tcp_settings(self.tcp_settings()))
+    }
+
+    /// A connection whose other end is gone without a word must not swallow one call after the other.
+    fn tcp_settings(&self) -> TcpSettings {
+        let settings =
+            TcpSettings::default().set_nodelay(true).set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE));
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        let settings = settings.set_user_timeout(self.response_timeout);
+        settings
+    }
+
+    fn client(&self, info: ConnectionInfo) -> redis::RedisResult<Client> {
+        #[cfg(feature = "redis-tls")]
+        if let Some(certificates) = self.certificates.given() {
+            return Client::build_with_tls(info, certificates);
+        }
+        Client::open(info)
+    }
+
+    #[cfg(feature = "redis-sentinel")]
+    fn sentinel_client(
+        &self,
+        sentinels: Vec<ConnectionInfo>,
+        name: &str,
+        master: &ConnectionInfo,
+    ) -> redis::RedisResult<redis::sentinel::SentinelClient> {
+        use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+        let addresses: Vec<_> = sentinels.iter().map(|sentinel| sentinel.addr().clone()).collect();
+        let mut builder = SentinelClientBuilder::new(addresses, name.to_owned(), SentinelServerType::Master)?
+            .set_client_to_redis_db(master.redis_settings().db())
+            .set_client_to_redis_protocol(master.redis_settings().protocol())
+            .set_client_to_redis_tcp_settings(self.tcp_settings())
+            .set_client_to_sentinel_tcp_settings(self.tcp_settings());
+        if let Some(user) = master.redis_settings().username() {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = master.redis_settings().password() {
+            builder = builder.set_client_to_redis_password(password);
+        }
+        let first = sentinels.first().map(ConnectionInfo::redis_settings);
+        if let Some(user) = first.and_then(|settings| settings.username()) {
+            builder = builder.set_client_to_sentinel_username(user);
+        }
+        if let Some(password) = first.and_then(|settings| settings.password()) {
+            builder = builder.set_client_to_sentinel_password(password);
+        }
+        let is_tls = |info: &ConnectionInfo| matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. });
+        if is_tls(master) {
+            builder = builder.set_client_to_redis_tls_mode(redis::TlsMode::Secure);
+        }
+        #[cfg(feature = "redis-tls")]
+        if let Some(certificates) = self.certificates.given() {
+            builder = builder.set_client_to_redis_certificates(certificates.clone());
+            if sentinels.iter().all(is_tls) {
+                builder = builder.set_client_to_sentinel_certificates(certificates);
             }
         }
-        Ok(backend)
+        builder.build()
+    }
+
+    fn refuse_replicas(&self, address: &str) -> Result<(), StorageError> {
+        if self.replicas.is_none() {
+            return Ok(());
+        }
+        let reason = "waiting for replicas needs a connection to one master that this crate makes";
+        Err(wrong_settings(address.to_owned(), reason.to_owned()))
     }
 }
 
-fn connecting(address: &str) -> Context<'_> {
-    Context { address, key: "", writes: false, expected: Version::ABSENT, quota: None }
+/// What went wrong before there was a connection.
+fn refused(address: &str, error: redis::RedisError) -> StorageError {
+    let context = Context { address, key: "", writes: false, expected: Version::ABSENT, quota: None };
+    context.storage_error(Failure::Unsent(error))
+}
+
+fn wrong_settings(address: String, reason: String) -> StorageError {
+    StorageError::Backend { address, reason, outcome_unknown: false, source: None }
+}
+
+fn no_answer(address: &str, limit: Duration) -> StorageError {
+    StorageError::Unavailable {
+        address: address.to_owned(),
+        reason: format!("no answer within {limit:?}; check the address and that no firewall is in between"),
+        outcome_unknown: false,
+        source: None,
+    }
+}
+
+#[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
+fn join(servers: &[ConnectionInfo]) -> String {
+    let addresses: Vec<String> = servers.iter().map(|server| server.addr().to_string()).collect();
+    addresses.join(", ")
+}
+
+#[cfg(feature = "redis-sentinel")]
+fn host(info: &ConnectionInfo) -> &str {
+    match info.addr() {
+        redis::ConnectionAddr::Tcp(host, _) | redis::ConnectionAddr::TcpTls { host, .. } => host,
+        _ => "",
+    }
 }

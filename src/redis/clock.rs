@@ -3,6 +3,10 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
+use redis::Value;
+
+use crate::scripts::micros;
+
 /// Carries the server's clock on between replies by the monotonic clock of this process. It may lag
 /// behind the server, it never leads: a reply shows a time that the server's clock had reached before the
 /// reply arrived.
@@ -46,6 +50,14 @@ impl Clock {
     pub(super) fn now_us(&self) -> u64 {
         let now = self.offset.load(Ordering::Relaxed).saturating_add(self.moment().0);
         u64::try_from(now).unwrap_or(0)
+    }
+}
+
+/// The reply of `TIME` in microseconds.
+pub(super) fn server_time(reply: &Value) -> Option<u64> {
+    match reply {
+        Value::Array(parts) => micros(parts.first()?, parts.get(1)?),
+        _ => None,
     }
 }
 

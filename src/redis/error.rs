@@ -2,6 +2,7 @@
 
 use redis::{ErrorKind, RedisError};
 
+use super::link::Failure;
 use crate::scripts::{Refusal, UnexpectedReply};
 use crate::{BoxError, StorageError, Version};
 
@@ -76,38 +77,62 @@ fn classify(code: &str, detail: &str) -> Class {
 }
 
 impl Context<'_> {
-    /// An error of the redis crate: the server's reply, or a failure on the way.
-    pub(super) fn storage_error(&self, error: RedisError) -> StorageError {
-        let code = error.code().unwrap_or_default();
+    /// What a failure on the way, or an error in reply, means for the caller.
+    pub(super) fn storage_error(&self, failure: Failure) -> StorageError {
+        match failure {
+            Failure::Replied(error) => {
+                match Refusal::parse(error.code().unwrap_or_default(), error.detail()) {
+                    Some(refusal) => self.refused(refusal),
+                    None => self.server_error(error),
+                }
+            }
+            Failure::Unanswered(error) if error.kind() == ErrorKind::Parse => {
+                self.garbage(error, self.writes)
+            }
+            Failure::Unanswered(error) if self.writes => {
+                self.unavailable(format!("no reply to a write: {error}"), true, Some(error.into()))
+            }
+            Failure::Unsent(error) | Failure::Unanswered(error) => self.connection_error(error),
+            Failure::TooFewReplicas(few) => {
+                let reason = format!("{few}; the master has it");
+                self.unavailable(reason, true, Some(few.into()))
+            }
+        }
+    }
+
+    /// A failure that left nothing behind.
+    fn connection_error(&self, error: RedisError) -> StorageError {
         match error.kind() {
-            ErrorKind::Server(_) | ErrorKind::Extension => match Refusal::parse(code, error.detail()) {
-                Some(refusal) => self.refused(refusal),
-                None => self.server_error(error),
-            },
+            // What the server said to the first words over a new connection.
+            ErrorKind::Server(_) | ErrorKind::Extension => self.server_error(error),
             ErrorKind::AuthenticationFailed => {
                 self.denied("the user name or the password is wrong, or missing", error)
             }
-            // A connection that was refused was never made, so nothing was sent over it.
             ErrorKind::Io if error.is_connection_refusal() => self.unavailable(
                 format!("{error}; is a server running there? `redis-cli ping` against that address tells"),
                 false,
                 Some(error.into()),
             ),
-            ErrorKind::Io => {
-                self.unavailable(format!("the connection failed: {error}"), self.writes, Some(error.into()))
+            #[cfg(feature = "redis-tls")]
+            ErrorKind::Io if super::tls::is_refusal(&error) => {
+                self.denied("TLS: one side does not accept the other's certificate", error)
+            }
+            ErrorKind::Io | ErrorKind::Client => {
+                self.unavailable(format!("the connection failed: {error}"), false, Some(error.into()))
             }
             ErrorKind::ClusterConnectionNotFound
             | ErrorKind::MasterNameNotFoundBySentinel
             | ErrorKind::NoValidReplicasFoundBySentinel => {
                 self.unavailable(error.to_string(), false, Some(error.into()))
             }
-            ErrorKind::Parse => self.backend(
-                format!("the reply is not Redis protocol; is a Redis server running there? {error}"),
-                self.writes,
-                Some(error.into()),
-            ),
-            _ => self.backend(error.to_string(), self.writes, Some(error.into())),
+            ErrorKind::Parse => self.garbage(error, false),
+            _ => self.backend(error.to_string(), false, Some(error.into())),
         }
+    }
+
+    fn garbage(&self, error: RedisError, outcome_unknown: bool) -> StorageError {
+        let reason = format!("the reply is not Redis protocol; is a Redis server running there? {error}");
+        self.backend(reason, outcome_unknown, Some(error.into()))
     }
 
     /// No reply within the time limit of the call.
@@ -264,7 +289,7 @@ mod tests {
         #[case] retryable: bool,
         #[case] outcome_unknown: bool,
     ) {
-        let error = WRITE.storage_error(server_says(line));
+        let error = WRITE.storage_error(Failure::Replied(server_says(line)));
         assert_eq!(variant(&error), expected, "{error}");
         assert_eq!(error.is_retryable(), retryable, "{error}");
         assert_eq!(error.outcome_unknown(), outcome_unknown, "{error}");
@@ -308,30 +333,41 @@ mod tests {
         "Denied"
     )]
     fn an_error_raised_inside_a_script_becomes_the_right_variant(#[case] line: &str, #[case] expected: &str) {
-        let error = WRITE.storage_error(server_says(line));
+        let error = WRITE.storage_error(Failure::Replied(server_says(line)));
         assert_eq!(variant(&error), expected, "{error}");
     }
 
     #[test]
     fn text_behind_a_code_of_its_own_is_not_searched() {
-        let error = WRITE.storage_error(server_says("ODD the words OOM and READONLY are quoted here"));
+        let error = WRITE
+            .storage_error(Failure::Replied(server_says("ODD the words OOM and READONLY are quoted here")));
         assert_eq!(variant(&error), "Backend");
     }
 
-    #[test]
-    fn a_refused_connection_sent_nothing_and_a_broken_one_may_have() {
-        use std::io::{Error, ErrorKind};
-        for (kind, unknown) in [
-            (ErrorKind::ConnectionRefused, false),
-            (ErrorKind::BrokenPipe, true),
-            (ErrorKind::ConnectionReset, true),
-            (ErrorKind::TimedOut, true),
+    #[rstest]
+    #[case::refused(std::io::ErrorKind::ConnectionRefused)]
+    #[case::closed(std::io::ErrorKind::BrokenPipe)]
+    #[case::reset(std::io::ErrorKind::ConnectionReset)]
+    #[case::timed_out(std::io::ErrorKind::TimedOut)]
+    fn only_a_write_that_may_have_been_sent_has_an_unknown_outcome(#[case] kind: std::io::ErrorKind) {
+        let read = Context { writes: false, ..WRITE };
+        let failed = || RedisError::from(std::io::Error::from(kind));
+        for (error, unknown) in [
+            (WRITE.storage_error(Failure::Unanswered(failed())), true),
+            (WRITE.storage_error(Failure::Unsent(failed())), false),
+            (read.storage_error(Failure::Unanswered(failed())), false),
         ] {
-            let error = WRITE.storage_error(Error::from(kind).into());
             assert_eq!(variant(&error), "Unavailable");
-            assert_eq!(error.outcome_unknown(), unknown, "{kind:?}");
-            let read = Context { writes: false, ..WRITE };
-            assert!(!read.storage_error(Error::from(kind).into()).outcome_unknown());
+            assert_eq!(error.outcome_unknown(), unknown, "{error}");
         }
+    }
+
+    #[rstest]
+    #[case::loading("LOADING Redis is loading the dataset in memory")]
+    #[case::denied("NOPERM this user has no permissions to run the 'cluster|slots' command")]
+    fn what_another_command_was_told_does_not_say_that_a_write_was_left_undone(#[case] line: &str) {
+        let judged = Failure::judge(Err(server_says(line))).unwrap_err();
+        let error = WRITE.storage_error(judged);
+        assert!(error.outcome_unknown() && error.is_retryable(), "{error:?}");
     }
 }

@@ -2,8 +2,18 @@
 
 mod builder;
 mod clock;
+#[cfg(feature = "redis-cluster")]
+mod cluster;
 mod error;
+mod link;
+mod master;
+mod pages;
+mod replicas;
 mod schema;
+#[cfg(feature = "redis-sentinel")]
+mod sentinel;
+#[cfg(feature = "redis-tls")]
+mod tls;
 
 use std::fmt;
 use std::future::Future;
@@ -13,27 +23,23 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use redis::aio::{ConnectionLike, ConnectionManager};
-use redis::{Cmd, Pipeline, Value};
+use redis::{Cmd, Value};
 
 pub use builder::RedisBuilder;
-use clock::Clock;
+use clock::{Clock, server_time};
 use error::Context;
+use link::Link;
 use schema::{FIELDS, Schema, Stored};
 
 use crate::backend::{check_size, from_micros};
-use crate::page::MAX_PAGE_LIMIT;
 use crate::scripts::{
-    Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, LIST, List, Listed, PUT, Put, REAP, Reap,
-    Replaces, Reply, Script, Timed, UnexpectedReply, micros,
+    Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, LIST, List, Listed, PUT, Put, Replaces,
+    Reply, Script, Timed, UnexpectedReply,
 };
 use crate::{
-    CorruptRecord, Cursor, Expiry, ListedRecord, OwnerId, Page, PageRequest, PutOptions, Record,
-    StorageBackend, StorageError, TaskId, TaskKey, Version, Written,
+    Expiry, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError, TaskKey, Version,
+    Written,
 };
-
-/// How many index members one `reap.lua` looks at, so that no script holds the server long.
-const REAPED_AT_ONCE: usize = 64;
 
 /// Keeps records in Redis (6.2 or newer) or Valkey (7.2 or newer), for every instance of a server alike.
 ///
@@ -55,14 +61,16 @@ const REAPED_AT_ONCE: usize = 64;
 /// # Ok(())
 /// # }
 /// ```
-pub struct RedisBackend<C = ConnectionManager>(Arc<Inner<C>>);
+#[derive(Clone)]
+pub struct RedisBackend(Arc<Inner>);
 
-struct Inner<C> {
-    connection: C,
+struct Inner {
+    link: Box<dyn Link>,
     schema: Schema,
-    clock: Clock,
+    clock: Arc<Clock>,
     address: String,
-    response_timeout: Duration,
+    /// The limit of each call.
+    limit: Duration,
     max_value_bytes: usize,
 }
 
@@ -81,13 +89,7 @@ impl RedisBackend {
     }
 }
 
-impl<C> Clone for RedisBackend<C> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<C> fmt::Debug for RedisBackend<C> {
+impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisBackend")
             .field("address", &self.0.address)
@@ -96,7 +98,7 @@ impl<C> fmt::Debug for RedisBackend<C> {
     }
 }
 
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
+impl RedisBackend {
     fn reads<'a>(&'a self, key: &'a str) -> Context<'a> {
         Context { address: &self.0.address, key, writes: false, expected: Version::ABSENT, quota: None }
     }
@@ -111,14 +113,20 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
         context: &Context<'_>,
         call: impl Future<Output = Result<T, StorageError>> + Send,
     ) -> Result<T, StorageError> {
-        let limit = self.0.response_timeout;
-        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(context.timed_out(limit)))
+        let limit = self.0.limit;
+        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+            self.0.link.timed_out();
+            Err(context.timed_out(limit))
+        })
     }
 
     async fn send(&self, command: &Cmd, context: &Context<'_>) -> Result<Value, StorageError> {
-        let mut connection = self.0.connection.clone();
-        let reply = connection.req_packed_command(command).await;
-        reply.and_then(Value::extract_error).map_err(|error| context.storage_error(error))
+        let reply = if context.writes {
+            self.0.link.write(command, context.key).await
+        } else {
+            self.0.link.send(command, context.key).await
+        };
+        reply.map_err(|failure| context.storage_error(failure))
     }
 
     /// Runs a script and takes the server's clock from its reply.
@@ -139,74 +147,24 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
         Ok(reply.value)
     }
 
-    async fn read_clock(&self) -> Result<(), StorageError> {
-        let context = self.reads("");
+    /// Asks the server that keeps `key` for its clock, in microseconds.
+    async fn read_clock(&self, key: &str) -> Result<u64, StorageError> {
+        let context = self.reads(key);
         let sent = self.0.clock.moment();
         let time = self.send(&redis::cmd("TIME"), &context).await?;
-        let server_us = match &time {
-            Value::Array(parts) if parts.len() == 2 => micros(&parts[0], &parts[1]),
-            _ => None,
-        };
-        self.0.clock.observe(server_us.ok_or_else(|| context.unexpected(UnexpectedReply))?, sent);
-        Ok(())
+        let server_us = server_time(&time).ok_or_else(|| context.unexpected(UnexpectedReply))?;
+        self.0.clock.observe(server_us, sent);
+        Ok(server_us)
     }
 
     /// Whether a record that the server returned has expired nevertheless. The server removes what has
     /// expired by itself, so a yes is rare (an expiry removed by hand, a clock set back), and is only given
-    /// by a clock that was just read.
-    async fn has_expired(&self, expires_at: Option<DateTime<Utc>>) -> Result<bool, StorageError> {
+    /// by the clock of the server that keeps it, just read.
+    async fn has_expired(&self, key: &str, expires_at: Option<DateTime<Utc>>) -> Result<bool, StorageError> {
         let Some(at) = expires_at.filter(|at| *at <= self.now()) else {
             return Ok(false);
         };
-        self.read_clock().await?;
-        Ok(at <= self.now())
-    }
-
-    /// Drops all index members of the owner whose hash is gone. Says whether there were some.
-    async fn reap_all(&self, owner: &OwnerId, context: &Context<'_>) -> Result<bool, StorageError> {
-        let (mut below, mut removed) = (None, 0);
-        loop {
-            let page = List { idx: self.0.schema.idx(owner), below, limit: MAX_PAGE_LIMIT };
-            let Listed(members) = self.run(&LIST, &page, context).await?;
-            below = members.last().map(|(_, oldest)| *oldest);
-            let is_last = members.len() < MAX_PAGE_LIMIT;
-            let tasks = self.hash_keys(owner, members);
-            if !tasks.is_empty() {
-                let mut exists = redis::cmd("EXISTS");
-                tasks.iter().for_each(|(_, key)| {
-                    exists.arg(key);
-                });
-                if self.send(&exists, context).await? != Value::Int(tasks.len() as i64) {
-                    removed += self.reap(owner, tasks, context).await?;
-                }
-            }
-            if is_last {
-                return Ok(removed > 0);
-            }
-        }
-    }
-
-    /// Drops those of these index members whose hash is gone. Says how many.
-    async fn reap(
-        &self,
-        owner: &OwnerId,
-        tasks: Vec<(TaskId, String)>,
-        context: &Context<'_>,
-    ) -> Result<u64, StorageError> {
-        let mut removed = 0;
-        for tasks in tasks.chunks(REAPED_AT_ONCE) {
-            let idx = self.0.schema.idx(owner);
-            let arguments = Reap { idx, exp: self.0.schema.exp(owner), tasks: tasks.to_vec() };
-            removed += self.run(&REAP, &arguments, context).await?.0;
-        }
-        Ok(removed)
-    }
-
-    /// The keys of the hashes behind index members. A member that is no task id was not written by this
-    /// crate, and leads nowhere.
-    fn hash_keys(&self, owner: &OwnerId, members: Vec<(Vec<u8>, u64)>) -> Vec<(TaskId, String)> {
-        let ids = members.into_iter().filter_map(|(id, _)| task_id(id));
-        ids.map(|id| (id.clone(), self.0.schema.task(owner, &id))).collect()
+        Ok(at <= from_micros(self.read_clock(key).await?))
     }
 
     async fn put_record(
@@ -221,7 +179,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
                 // The quota counts by the index. Members whose hash was evicted or deleted by hand must not
                 // stand in the way; the write that was refused wrote nothing, so it may be sent again.
                 Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => {
-                    if self.reap_all(owner, &context).await? {
+                    if self.reap_all(owner, &self.reads(context.key)).await? {
                         self.run(&PUT, &put, &context).await
                     } else {
                         Err(full)
@@ -232,14 +190,6 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
         };
         self.limited(&context, write).await
     }
-}
-
-fn task_id(member: Vec<u8>) -> Option<TaskId> {
-    let id = String::from_utf8(member).ok().and_then(|id| TaskId::try_from(id).ok());
-    if id.is_none() {
-        tracing::warn!("an index holds a member that is no task id");
-    }
-    id
 }
 
 fn argument(expiry: Expiry) -> Result<ExpiryArgument, StorageError> {
@@ -257,7 +207,7 @@ fn hmget(key: &str) -> Cmd {
 }
 
 #[async_trait]
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> StorageBackend for RedisBackend<C> {
+impl StorageBackend for RedisBackend {
     #[tracing::instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
         let redis_key = self.0.schema.task(&key.owner, &key.task);
@@ -268,7 +218,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> StorageBackend for Redis
             match stored {
                 Stored::Nothing => Err(context.not_found()),
                 Stored::Record(Record { expires_at, .. }) | Stored::Corrupt { expires_at, .. }
-                    if self.has_expired(expires_at).await? =>
+                    if self.has_expired(&redis_key, expires_at).await? =>
                 {
                     Err(context.not_found())
                 }
@@ -347,72 +297,5 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> StorageBackend for Redis
 
     fn now(&self) -> DateTime<Utc> {
         from_micros(self.0.clock.now_us())
-    }
-}
-
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisBackend<C> {
-    /// The page that these index members make, newest first.
-    async fn read_members(
-        &self,
-        owner: &OwnerId,
-        members: Vec<(Vec<u8>, u64)>,
-        limit: usize,
-        context: &Context<'_>,
-    ) -> Result<Page, StorageError> {
-        let mut page = Page::default();
-        // A page that is not full is the last one.
-        if let Some((_, oldest)) = members.last().filter(|_| members.len() == limit) {
-            page.next = Some(Cursor::new(owner, *oldest));
-        }
-        let keyed = |(id, created_at)| {
-            let id = task_id(id)?;
-            let key = self.0.schema.task(owner, &id);
-            Some((id, key, created_at))
-        };
-        let members: Vec<(TaskId, String, u64)> = members.into_iter().filter_map(keyed).collect();
-        if members.is_empty() {
-            return Ok(page);
-        }
-        let mut hashes = Pipeline::with_capacity(members.len());
-        for (_, key, _) in &members {
-            hashes.add_command(hmget(key));
-        }
-        let mut connection = self.0.connection.clone();
-        let replies = connection.req_packed_commands(&hashes, 0, members.len()).await;
-        let replies = replies.map_err(|error| context.storage_error(error))?;
-        if replies.len() != members.len() {
-            return Err(context.unexpected(UnexpectedReply));
-        }
-        let mut gone = Vec::new();
-        for ((id, key, created_at), reply) in members.into_iter().zip(replies) {
-            let stored = match reply.extract_error() {
-                Ok(reply) => Stored::read(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?,
-                Err(error) => match self.reads(&key).storage_error(error) {
-                    StorageError::Corrupt { reason, .. } => {
-                        page.corrupt.push(CorruptRecord::new(id, reason));
-                        continue;
-                    }
-                    other => return Err(other),
-                },
-            };
-            match stored {
-                Stored::Nothing => gone.push((id, key)),
-                Stored::Record(Record { expires_at, .. }) | Stored::Corrupt { expires_at, .. }
-                    if self.has_expired(expires_at).await? => {}
-                Stored::Record(record) => {
-                    page.records.push(ListedRecord::new(id, record, from_micros(created_at)));
-                }
-                Stored::Corrupt { reason, .. } => {
-                    page.corrupt.push(CorruptRecord::new(id, reason.to_owned()))
-                }
-            }
-        }
-        // The page stands whether or not the index can be tidied: the caller may be one that only reads.
-        if !gone.is_empty()
-            && let Err(error) = self.reap(owner, gone, context).await
-        {
-            tracing::warn!(%error, "index members without a record were not removed");
-        }
-        Ok(page)
     }
 }

@@ -46,7 +46,9 @@ impl<B: StorageBackend> TaskStore<B> {
         match self.send(write).await {
             Ok(written) => Ok(Some(write.stored(task, written))),
             Err(StorageError::VersionConflict { .. }) => Ok(None),
-            Err(error) if error.outcome_unknown() => self.settle_outcome(write, task, error).await.map(Some),
+            Err(error) if is_settled_by_reading(&error) => {
+                self.settle_outcome(write, task, error).await.map(Some)
+            }
             Err(error) => Err(TaskError::from_storage(error, &write.key.task)),
         }
     }
@@ -78,6 +80,7 @@ impl<B: StorageBackend> TaskStore<B> {
                 Ok(written) => return Ok(write.stored(task, written)),
                 // The first copy may have arrived late: the next look tells.
                 Err(StorageError::VersionConflict { .. }) => {}
+                Err(error) if error.too_few_replicas().is_some() => return Err(TaskError::Storage(error)),
                 Err(error) if error.is_retryable() => {}
                 Err(_) => break,
             }
@@ -87,6 +90,11 @@ impl<B: StorageBackend> TaskStore<B> {
             _ => Err(TaskError::Storage(unanswered)),
         }
     }
+}
+
+/// Whether the record tells what became of a write. It does not tell whether replicas have it.
+fn is_settled_by_reading(error: &StorageError) -> bool {
+    error.outcome_unknown() && error.too_few_replicas().is_none()
 }
 
 /// A random time of up to `millis` milliseconds.

@@ -1,0 +1,118 @@
+//! Writes that wait until replicas have them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deadpool::managed::{self, Metrics, Pool, RecycleError, RecycleResult};
+use redis::aio::ConnectionLike;
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
+
+use super::link::{Failure, Link};
+use super::master::{Made, MasterLink, is_demoted};
+use crate::TooFewReplicas;
+
+/// How many writes may wait at a time.
+const CONNECTIONS: usize = 32;
+
+/// The way to a master whose writes wait for replicas. `WAIT` blocks its connection, so each write has one of
+/// its own while it lasts; reads share another.
+pub(super) struct ReplicatedLink {
+    master: Arc<MasterLink>,
+    pool: Pool<Exclusive>,
+    wanted: u32,
+    patience: Duration,
+}
+
+struct Exclusive(Arc<MasterLink>);
+
+struct Connection {
+    made: Made,
+    closed: Arc<AtomicBool>,
+    /// A call is under way, or was dropped while it was: the server may still be waiting on this connection.
+    busy: bool,
+}
+
+impl managed::Manager for Exclusive {
+    type Type = Connection;
+    type Error = RedisError;
+
+    async fn create(&self) -> RedisResult<Connection> {
+        let (made, closed) = Box::pin(self.0.exclusive()).await?;
+        Ok(Connection { made, closed, busy: false })
+    }
+
+    async fn recycle(&self, idle: &mut Connection, _: &Metrics) -> RecycleResult<RedisError> {
+        if idle.busy || idle.closed.load(Ordering::Relaxed) {
+            return Err(RecycleError::message("closed"));
+        }
+        match self.0.address() {
+            Some(address) if address != idle.made.address => Err(RecycleError::message("another master")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl ReplicatedLink {
+    pub(super) fn new(master: MasterLink, wanted: u32, patience: Duration) -> RedisResult<Self> {
+        let master = Arc::new(master);
+        let pool = Pool::builder(Exclusive(Arc::clone(&master))).max_size(CONNECTIONS).build();
+        let pool = pool.map_err(|error| (ErrorKind::InvalidClientConfig, "the pool", error.to_string()))?;
+        Ok(Self { master, pool, wanted, patience })
+    }
+
+    /// Waits until the replicas have what was written over this connection.
+    async fn wait(&self, connection: &mut Connection) -> Result<(), Failure> {
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(self.wanted).arg(self.patience.as_millis() as u64);
+        let reply = connection.made.connection.req_packed_command(&wait).await;
+        // The write itself was applied, and what is not known is how many have it.
+        match reply.and_then(Value::extract_error).map_err(Failure::Unanswered)? {
+            Value::Int(acknowledged) if acknowledged >= i64::from(self.wanted) => Ok(()),
+            reply => Err(Failure::TooFewReplicas(TooFewReplicas {
+                wanted: self.wanted,
+                acknowledged: if let Value::Int(number) = reply {
+                    u32::try_from(number).unwrap_or(0)
+                } else {
+                    0
+                },
+                within: self.patience,
+            })),
+        }
+    }
+}
+
+#[async_trait]
+impl Link for ReplicatedLink {
+    async fn send(&self, command: &Cmd, key: &str) -> Result<Value, Failure> {
+        self.master.send(command, key).await
+    }
+
+    async fn write(&self, command: &Cmd, _key: &str) -> Result<Value, Failure> {
+        let mut connection = self.pool.get().await.map_err(|error| {
+            Failure::Unsent(match error {
+                managed::PoolError::Backend(error) => error,
+                other => (ErrorKind::Client, "no connection to wait on", other.to_string()).into(),
+            })
+        })?;
+        connection.busy = true;
+        let reply = connection.made.connection.req_packed_command(command).await;
+        if reply.as_ref().map_or(true, is_demoted) {
+            self.master.timed_out();
+            return Failure::judge(reply);
+        }
+        let written = Failure::judge(reply);
+        let waited = if written.is_ok() { self.wait(&mut connection).await } else { Ok(()) };
+        connection.busy = matches!(waited, Err(Failure::Unanswered(_)));
+        waited.and(written)
+    }
+
+    async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
+        self.master.read_all(reads, key).await
+    }
+
+    fn timed_out(&self) {
+        self.master.timed_out();
+    }
+}
