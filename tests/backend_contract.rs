@@ -723,7 +723,7 @@ mod on_redis {
     #[tokio::test]
     async fn with_hash_tags_the_owner_stands_in_braces() {
         let namespace = Namespace::new();
-        let backend = namespace.builder().hash_tags(true).connect(&namespace.url).await.unwrap();
+        let backend = namespace.builder().hash_tags(true).connect(&namespace.url()).await.unwrap();
         backend.put(&key("{a}", "t1"), "data".into(), in_an_hour()).await.unwrap();
         assert_eq!(namespace.keys(), ["exp:{%7Ba%7D}", "idx:{%7Ba%7D}", "tasks:{%7Ba%7D}:t1"]);
         assert_eq!(backend.list(&owner("{a}"), PageRequest::new(1)).await.unwrap().records.len(), 1);
@@ -1108,7 +1108,7 @@ mod on_redis {
     #[tokio::test]
     async fn a_backend_works_over_a_connection_of_the_callers() {
         let namespace = Namespace::new();
-        let client = ::redis::Client::open(&*namespace.url).unwrap();
+        let client = ::redis::Client::open(namespace.url()).unwrap();
         let connection = client.get_multiplexed_async_connection().await.unwrap();
         let backend = namespace.builder().over(connection).await.unwrap();
         backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();

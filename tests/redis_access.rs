@@ -9,8 +9,8 @@ use std::time::Duration;
 use mcp_task_store::{
     Expiry, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
 };
-use redis::{Commands, Connection};
-use support::redis::{Server, connection, free_port};
+use redis::{Commands, Connection, Value};
+use support::redis::{Server, command, connection, free_port};
 use support::{after_ms, in_an_hour, keep, key, never, owner};
 
 /// The rule of the README for a user that may do all that the backend does, word by word.
@@ -18,13 +18,6 @@ fn rule_of_the_readme() -> Vec<String> {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let rule = readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap();
     rule.split_whitespace().map(str::to_owned).collect()
-}
-
-fn command<'a>(connection: &mut Connection, words: impl IntoIterator<Item = &'a str>) {
-    let mut words = words.into_iter();
-    let mut command = redis::cmd(words.next().unwrap());
-    command.arg(words.collect::<Vec<_>>());
-    command.query::<redis::Value>(connection).unwrap();
 }
 
 /// Every operation of the backend, in every form that runs another command on the server. The administrator
@@ -52,7 +45,7 @@ async fn every_operation(backend: &RedisBackend, admin: &mut Connection) -> Resu
     }
     // A record whose expiry on the server was removed by hand makes the backend look at the server's clock.
     let kept = backend.put(&key("alice", "t7"), "data".into(), after_ms(5)).await?.expires_at.unwrap();
-    command(admin, ["PERSIST", "pmcp:tasks:alice:t7"]);
+    let _: Value = command(admin, ["PERSIST", "pmcp:tasks:alice:t7"]);
     while backend.now() < kept {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -74,7 +67,7 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
     let rule = rule_of_the_readme();
-    command(&mut admin, rule.iter().map(String::as_str));
+    let _: Value = command(&mut admin, rule.iter().map(String::as_str));
     let user = &rule[2];
     let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
     let url = format!("redis://{user}:{password}@127.0.0.1:{}", server.port);
@@ -89,8 +82,8 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
     assert!(permitted.len() > 10);
     for word in permitted {
         let without = rule.iter().filter(|other| *other != word).map(String::as_str);
-        command(&mut admin, ["ACL", "DELUSER", user]);
-        command(&mut admin, without);
+        let _: Value = command(&mut admin, ["ACL", "DELUSER", user]);
+        let _: Value = command(&mut admin, without);
         let outcome = match RedisBackend::connect(&url).await {
             Ok(backend) => every_operation(&backend, &mut admin).await,
             Err(error) => Err(error),
@@ -114,7 +107,7 @@ async fn a_user_that_may_only_read_reads_and_is_denied_every_write() {
     }
     admin.del::<_, ()>("pmcp:tasks:alice:t2").unwrap();
     let rule = "ACL SETUSER reader on >secret ~pmcp:* +@read +time +eval";
-    command(&mut admin, rule.split(' '));
+    let _: Value = command(&mut admin, rule.split(' '));
     let reader =
         RedisBackend::connect(&format!("redis://reader:secret@127.0.0.1:{}", server.port)).await.unwrap();
     let (t1, t3) = (key("alice", "t1"), key("alice", "t3"));
@@ -205,7 +198,7 @@ async fn the_database_of_the_url_is_used() {
     backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
     let mut connection = connection(&server.url());
     assert!(!connection.exists::<_, bool>("pmcp:tasks:alice:t1").unwrap());
-    command(&mut connection, ["SELECT", "3"]);
+    let _: Value = command(&mut connection, ["SELECT", "3"]);
     assert!(connection.exists::<_, bool>("pmcp:tasks:alice:t1").unwrap());
 }
 
@@ -224,7 +217,7 @@ async fn a_server_without_memory_is_out_of_capacity_and_nothing_is_written() {
     let t1 = key("alice", "t1");
     backend.put(&t1, "data".into(), in_an_hour()).await.unwrap();
     let mut admin = connection(&server.url());
-    command(&mut admin, ["CONFIG", "SET", "maxmemory", "1"]);
+    let _: Value = command(&mut admin, ["CONFIG", "SET", "maxmemory", "1"]);
     for refused in [
         backend.put(&t1, "lost".into(), keep()).await,
         backend.put(&key("alice", "t2"), "lost".into(), in_an_hour()).await,

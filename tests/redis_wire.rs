@@ -7,7 +7,6 @@ mod support;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use mcp_task_store::{PageRequest, StorageBackend, StorageError, Version};
-use redis::AsyncCommands;
 use support::redis::{Namespace, url};
 use support::{after_ms, in_an_hour, keep, key, never, owner};
 
@@ -164,8 +163,7 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
     assert_eq!(sent[0].ran(), ["TIME", "ZRANGE"]);
 
     // A page that met a member without a hash is followed by one reap.
-    let _: i64 =
-        namespace.connection_async().await.del(format!("{}:tasks:alice:t1", namespace.prefix)).await.unwrap();
+    let _: i64 = namespace.run(&["DEL", "{}:tasks:alice:t1"]);
     watch.sent().await;
     let sent = sent!(backend.list(&alice, PageRequest::new(10)));
     let commands: Vec<_> = sent.iter().map(|sent| sent.command.as_str()).collect();

@@ -337,7 +337,7 @@ impl RedisBuilder {
     ) -> redis::RedisResult<redis::sentinel::SentinelClient> {
         use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
         let addresses: Vec<_> = sentinels.iter().map(|sentinel| sentinel.addr().clone()).collect();
-        let mut builder = SentinelClientBuilder::new(addresses, name.to_owned(), SentinelServerType::Master)?
+        let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?
             .set_client_to_redis_db(master.redis_settings().db())
             .set_client_to_redis_protocol(master.redis_settings().protocol())
             .set_client_to_redis_tcp_settings(self.tcp_settings())

@@ -13,7 +13,15 @@ macro_rules! assert_refused {
 }
 
 #[cfg(feature = "redis-tests")]
+pub mod cluster;
+#[cfg(feature = "redis-tests")]
+pub mod fake;
+#[cfg(feature = "redis-tests")]
 pub mod redis;
+#[cfg(feature = "redis-tests")]
+pub mod sentinel;
+#[cfg(feature = "redis-tests")]
+pub mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;

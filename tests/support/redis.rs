@@ -1,94 +1,136 @@
 //! Redis for tests: a namespace of its own on the server that everybody uses, and servers of its own.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mcp_task_store::{RedisBackend, RedisBuilder};
-use redis::{Commands, Connection, FromRedisValue};
+use redis::{Commands, Connection, FromRedisValue, Value};
 use tempfile::TempDir;
 
 use super::{MAX_VALUE_BYTES, Store};
 
-/// The server of the tests: `REDIS_URL`, or the one that `make redis-up` starts.
+/// The server of the tests: `REDIS_URL`, or the one that `make redis-up` starts. Several URLs with commas in
+/// between are the nodes of a cluster.
+///
+/// For a run of tests against another form of Redis there are besides: `REDIS_ADMIN_URL`, to look at the server
+/// where `REDIS_URL` may not, `REDIS_SENTINELS`, by which the backend finds the master, and `REDIS_TLS_FOLDER`
+/// with `ca.pem`, `client.pem` and `client-key.pem`.
 pub fn url() -> String {
     std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())
 }
 
+fn is_cluster() -> bool {
+    url().contains(',')
+}
+
 /// A key prefix that nobody else uses. Its keys are deleted when it is dropped.
 pub struct Namespace {
-    pub url: String,
     pub prefix: String,
 }
 
 impl Namespace {
     pub fn new() -> Self {
-        Self::on(&url())
-    }
-
-    pub fn on(url: &str) -> Self {
-        Self { url: url.to_owned(), prefix: format!("test-{}", uuid::Uuid::new_v4()) }
+        Self { prefix: format!("test-{}", uuid::Uuid::new_v4()) }
     }
 
     pub fn builder(&self) -> RedisBuilder {
-        RedisBackend::builder()
+        let builder = RedisBackend::builder()
             .prefix(&self.prefix)
             .max_value_bytes(MAX_VALUE_BYTES)
             .response_timeout(Duration::from_secs(20))
-            .connect_timeout(Duration::from_secs(20))
+            .connect_timeout(Duration::from_secs(20));
+        let Some(folder) = std::env::var_os("REDIS_TLS_FOLDER") else { return builder };
+        let pem = |name| std::fs::read(std::path::Path::new(&folder).join(name)).unwrap();
+        builder.root_certificates(pem("ca.pem")).client_certificate(pem("client.pem"), pem("client-key.pem"))
     }
 
     pub async fn backend(&self) -> RedisBackend {
-        self.builder().connect(&self.url).await.unwrap_or_else(|error| no_server(&error))
+        let connected = if let Ok(sentinels) = std::env::var("REDIS_SENTINELS") {
+            self.builder().connect_sentinel(sentinels.split(','), &url()).await
+        } else if is_cluster() {
+            self.builder().connect_cluster(url().split(',')).await
+        } else {
+            self.builder().connect(&url()).await
+        };
+        connected.unwrap_or_else(|error| no_server(&error))
     }
 
     pub async fn store(self) -> Store {
         Store { backend: Arc::new(self.backend().await), redis: Some(self) }
     }
 
-    /// A connection beside the backend, to look at the server and to do harm.
+    /// Where to look at the server and do harm to it. In a cluster each of its masters.
+    fn admin_urls(&self) -> Vec<String> {
+        let url = std::env::var("REDIS_ADMIN_URL").unwrap_or_else(|_| url());
+        if is_cluster() { masters(&url).into_values().collect() } else { vec![url] }
+    }
+
+    /// A connection beside the backend. In a cluster, to the node that keeps the owner `alice`.
     pub fn connection(&self) -> Connection {
-        connection(&self.url)
+        connection(&self.url())
     }
 
-    pub async fn connection_async(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(&*self.url).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap_or_else(|error| no_server(&error))
+    pub fn url(&self) -> String {
+        let url = std::env::var("REDIS_ADMIN_URL").unwrap_or_else(|_| url());
+        if is_cluster() { keeper(&url, "{alice}") } else { url }
     }
 
-    /// Runs one command; `{}` in an argument stands for the prefix.
+    /// Runs one command; `{}` in an argument stands for the prefix, and the owner after it is hash-tagged in a
+    /// cluster.
     pub fn run<T: FromRedisValue>(&self, command: &[&str]) -> T {
         let mut raw = redis::cmd(command[0]);
         for argument in &command[1..] {
-            raw.arg(argument.replace("{}", &self.prefix));
+            raw.arg(self.key(argument));
         }
         raw.query(&mut self.connection()).unwrap()
     }
 
-    /// All keys below the prefix, sorted, without the prefix.
+    fn key(&self, argument: &str) -> String {
+        let parts: Vec<&str> = argument.splitn(4, ':').collect();
+        match parts[..] {
+            ["{}", kind, owner] if is_cluster() => format!("{}:{kind}:{{{owner}}}", self.prefix),
+            ["{}", kind, owner, task] if is_cluster() => format!("{}:{kind}:{{{owner}}}:{task}", self.prefix),
+            _ => argument.replace("{}", &self.prefix),
+        }
+    }
+
+    /// All keys below the prefix, sorted, without the prefix and, in a cluster, the hash tag.
     pub fn keys(&self) -> Vec<String> {
-        let mut connection = self.connection();
-        let found = connection.scan_match::<_, String>(format!("{}:*", self.prefix)).unwrap();
-        let mut keys: Vec<String> = found
-            .map(|key| key.unwrap().strip_prefix(&format!("{}:", self.prefix)).unwrap().to_owned())
-            .collect();
+        let mut keys = Vec::new();
+        for url in self.admin_urls() {
+            let mut connection = connection(&url);
+            let found = connection.scan_match::<_, String>(format!("{}:*", self.prefix)).unwrap();
+            for key in found.map(Result::unwrap) {
+                let key = key.strip_prefix(&format!("{}:", self.prefix)).unwrap();
+                keys.push(if is_cluster() { key.replace(['{', '}'], "") } else { key.to_owned() });
+            }
+        }
         keys.sort();
         keys.dedup();
         keys
+    }
+
+    fn delete_all(&self) {
+        for url in self.admin_urls() {
+            let mut connection = connection(&url);
+            let found = connection.scan_match::<_, String>(format!("{}:*", self.prefix)).unwrap();
+            let keys: Vec<String> = found.map(Result::unwrap).collect();
+            for key in keys {
+                // The key may have expired in between.
+                let _: i64 = connection.del(key).unwrap();
+            }
+        }
     }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let Ok(mut connection) = redis::Client::open(&*self.url).and_then(|client| client.get_connection())
-        else {
-            return; // A server that is gone has no keys to delete.
-        };
-        for key in self.keys() {
-            let _: Result<(), _> = connection.del(format!("{}:{key}", self.prefix));
-        }
+        // A test that failed has its own words, and a server that is gone has no keys to delete.
         if !std::thread::panicking() {
+            self.delete_all();
             assert!(self.keys().is_empty(), "a test leaves no key behind");
         }
     }
@@ -97,6 +139,42 @@ impl Drop for Namespace {
 pub fn connection(url: &str) -> Connection {
     let client = redis::Client::open(url).unwrap();
     client.get_connection().unwrap_or_else(|error| no_server(&error))
+}
+
+/// Runs one command.
+pub fn command<'a, T: FromRedisValue>(
+    connection: &mut Connection,
+    words: impl IntoIterator<Item = &'a str>,
+) -> T {
+    let mut words = words.into_iter();
+    let mut command = redis::cmd(words.next().unwrap());
+    command.arg(words.collect::<Vec<_>>());
+    command.query(connection).unwrap()
+}
+
+/// A connection to one of these nodes that are up.
+pub fn any_node(nodes: &str) -> Connection {
+    let connect =
+        |url| redis::Client::open(url).and_then(|client: redis::Client| client.get_connection()).ok();
+    nodes.split(',').find_map(connect).unwrap_or_else(|| panic!("no node of the cluster answers: {nodes}"))
+}
+
+/// The masters of a cluster by the first slot of each range that they keep.
+pub fn masters(nodes: &str) -> BTreeMap<u16, String> {
+    let ranges: Vec<Vec<Value>> = command(&mut any_node(nodes), ["CLUSTER", "SLOTS"]);
+    let master = |range: Vec<Value>| {
+        let first = redis::from_redis_value(range[0].clone()).unwrap();
+        let master: Vec<Value> = redis::from_redis_value(range[2].clone()).unwrap();
+        let port: u16 = redis::from_redis_value(master[1].clone()).unwrap();
+        (first, format!("redis://127.0.0.1:{port}"))
+    };
+    ranges.into_iter().map(master).collect()
+}
+
+/// The URL of the cluster's node that keeps a key.
+pub fn keeper(nodes: &str, key: &str) -> String {
+    let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", key]);
+    masters(nodes).range(..=slot).next_back().unwrap().1.clone()
 }
 
 fn no_server(error: &dyn std::fmt::Display) -> ! {
@@ -121,19 +199,30 @@ impl Server {
 
     /// The same, with these variables in its environment.
     pub fn start_in(settings: &[&str], environment: &[(&str, &str)]) -> Self {
+        (0..5)
+            .find_map(|_| Self::start_at(free_port(), settings, environment))
+            .unwrap_or_else(|| panic!("the server does not start with {settings:?}"))
+    }
+
+    /// The same on this port; `None` if the server ends at once, as when the port is taken.
+    pub fn start_at(port: u16, settings: &[&str], environment: &[(&str, &str)]) -> Option<Self> {
         let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let environment: Vec<(String, String)> = environment.iter().map(owned).collect();
-        for _ in 0..5 {
-            let (port, folder) = (free_port(), TempDir::new().unwrap());
-            let process = launch(port, &folder, &settings, &environment);
-            let settings = settings.clone();
-            let mut server = Self { port, process, settings, environment: environment.clone(), folder };
-            if server.answers() {
-                return server;
-            }
-        }
-        panic!("the server does not start with {settings:?}");
+        let folder = TempDir::new().unwrap();
+        let process = launch(port, &folder, &settings, &environment);
+        let mut server = Self { port, process, settings, environment, folder };
+        server.answers().then_some(server)
+    }
+
+    /// Starts a sentinel, which keeps its configuration in a file.
+    pub fn start_sentinel_at(port: u16, configuration: &str) -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("sentinel.conf");
+        std::fs::write(&file, format!("port {port}\nbind 127.0.0.1\n{configuration}")).unwrap();
+        let process = program().arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn().unwrap();
+        let mut server = Self { port, process, settings: Vec::new(), environment: Vec::new(), folder };
+        server.answers().then_some(server)
     }
 
     /// Kills the server: it has no time to save or to say good-bye.
@@ -191,15 +280,18 @@ impl Server {
 }
 
 fn launch(port: u16, folder: &TempDir, settings: &[String], environment: &[(String, String)]) -> Child {
-    let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-    Command::new(&program)
+    let mut server = program();
+    server
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
         .arg(folder.path())
         .args(settings)
         .envs(environment.iter().cloned())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program}: {error}; REDIS_SERVER names another program"))
+        .stdout(Stdio::null());
+    server.spawn().unwrap_or_else(|error| panic!("{server:?}: {error}; REDIS_SERVER names another program"))
+}
+
+fn program() -> Command {
+    Command::new(std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned()))
 }
 
 impl Drop for Server {
