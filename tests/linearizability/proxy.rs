@@ -1,0 +1,106 @@
+//! A stretch of wire between a backend and its server, on which a script can be falsified.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// A text that is replaced in all that a backend sends. Both have one length, as the protocol announces lengths.
+#[derive(Clone, Copy)]
+pub struct Falsification {
+    pub find: &'static str,
+    pub replace: &'static str,
+}
+
+/// Passes on what it gets between a port of its own and a server's. It ends when it is dropped.
+pub struct Proxy {
+    port: u16,
+    falsified: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub async fn start(server_port: u16, falsification: Option<Falsification>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let falsified = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&falsified);
+        let task = tokio::spawn(async move {
+            let mut pumps = JoinSet::new();
+            while let Ok((backend, _)) = listener.accept().await {
+                let server = TcpStream::connect(("127.0.0.1", server_port)).await.unwrap();
+                backend.set_nodelay(true).unwrap();
+                server.set_nodelay(true).unwrap();
+                let (from_backend, to_backend) = backend.into_split();
+                let (from_server, to_server) = server.into_split();
+                pumps.spawn(pump(from_backend, to_server, falsification, Arc::clone(&count)));
+                pumps.spawn(pump(from_server, to_backend, None, Arc::clone(&count)));
+            }
+        });
+        Self { port, falsified, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// How often the text was replaced.
+    pub fn falsified(&self) -> u64 {
+        self.falsified.load(SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Passes bytes on until one side ends.
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    falsification: Option<Falsification>,
+    falsified: Arc<AtomicU64>,
+) {
+    let mut bytes = Vec::new();
+    while from.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {
+        let mut held_back = 0;
+        if let Some(falsification) = falsification {
+            falsified.fetch_add(falsification.apply(&mut bytes), SeqCst);
+            held_back = falsification.held_back(&bytes);
+        }
+        let passed_on = bytes.len() - held_back;
+        if to.write_all(&bytes[..passed_on]).await.is_err() {
+            return;
+        }
+        bytes.drain(..passed_on);
+    }
+}
+
+impl Falsification {
+    /// Replaces the text wherever it is whole, and counts.
+    fn apply(self, bytes: &mut [u8]) -> u64 {
+        let (find, replace) = (self.find.as_bytes(), self.replace.as_bytes());
+        assert_eq!(find.len(), replace.len());
+        let (mut at, mut replaced) = (0, 0);
+        while let Some(window) = bytes.get_mut(at..at + find.len()) {
+            if window == find {
+                window.copy_from_slice(replace);
+                replaced += 1;
+            }
+            at += 1;
+        }
+        replaced
+    }
+
+    /// How many bytes at the end may be the beginning of the text and wait for what follows. No command ends
+    /// so, so that none waits in vain.
+    fn held_back(self, bytes: &[u8]) -> usize {
+        let is_beginning = |length: &usize| bytes.ends_with(&self.find.as_bytes()[..*length]);
+        (1..self.find.len()).rev().find(is_beginning).unwrap_or(0)
+    }
+}
