@@ -973,7 +973,7 @@ mod on_redis {
         let _: ::redis::Value = redis(&store).run(damage);
         let dump = || redis(&store).run::<Option<Vec<u8>>>(&["DUMP", "{}:tasks:alice:bad"]);
         let damaged = dump();
-        let expected_key = format!("{}:tasks:alice:bad", redis(&store).prefix);
+        let expected_key = redis(&store).key("{}:tasks:alice:bad");
         for error in [
             store.get(&bad).await.unwrap_err(),
             store.put(&bad, "new".into(), keep()).await.unwrap_err(),
@@ -1125,5 +1125,78 @@ mod on_redis {
         let illegal =
             mcp_task_store::RedisBackend::builder().prefix("a:b").connect("redis://127.0.0.1").await;
         assert_refused!(illegal, StorageError::InvalidKey { .. });
+    }
+}
+
+/// The cases for Redis once more, each time in a process of its own, on other forms of it than one server.
+#[cfg(feature = "redis-tests")]
+mod elsewhere {
+    use std::process::Command;
+
+    use super::support::cluster::Cluster;
+    use super::support::redis::{Server, command, rule_of_the_readme};
+    use super::support::sentinel::{MASTER, Watched};
+    use super::support::tls::Authority;
+
+    /// More than half of the file's cases are for Redis.
+    const AT_LEAST: usize = 50;
+
+    /// They connect to one plain server, whatever the others do.
+    const CONNECT_THEMSELVES: [&str; 2] =
+        ["with_hash_tags_the_owner_stands_in_braces", "a_backend_works_over_a_connection"];
+
+    /// Runs the cases for Redis with these variables in the environment.
+    fn assert_the_contract_holds(environment: &[(&str, &str)], skipped: &[&str]) {
+        let mut suite = Command::new(std::env::current_exe().unwrap());
+        suite.args(["redis", "--skip", "elsewhere", "--test-threads", "4"]);
+        skipped.iter().for_each(|name| {
+            suite.args(["--skip", name]);
+        });
+        let ran = suite.envs(environment.iter().copied()).output().unwrap();
+        let told = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success(), "{told}\n{}", String::from_utf8_lossy(&ran.stderr));
+        let summary = told.lines().find(|line| line.starts_with("test result: ok. ")).unwrap();
+        let passed: usize = summary.split(' ').nth(3).unwrap().parse().unwrap();
+        assert!(passed >= AT_LEAST, "{summary}");
+    }
+
+    #[test]
+    fn the_contract_holds_on_a_cluster() {
+        let cluster = Cluster::start(3, 3);
+        assert_the_contract_holds(&[("REDIS_URL", &cluster.urls())], &CONNECT_THEMSELVES);
+    }
+
+    #[test]
+    fn the_contract_holds_on_a_master_found_by_its_sentinels() {
+        let watched = Watched::start(&[]);
+        let sentinels = watched.sentinel_urls().join(",");
+        let master = format!("redis://{MASTER}");
+        let admin = watched.master.url();
+        let environment =
+            [("REDIS_URL", &*master), ("REDIS_SENTINELS", &sentinels), ("REDIS_ADMIN_URL", &admin)];
+        assert_the_contract_holds(&environment, &[]);
+    }
+
+    #[test]
+    fn the_contract_holds_under_the_acl_rule_of_the_readme() {
+        let server = Server::start(&[]);
+        // The tests have a prefix each.
+        let rule = rule_of_the_readme().replace("~pmcp:", "~test-*:");
+        let user = rule.split(' ').nth(2).unwrap();
+        let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
+        let _: () = command(&mut server.connection(), rule.split(' '));
+        let url = format!("redis://{user}:{password}@127.0.0.1:{}", server.port);
+        assert_the_contract_holds(&[("REDIS_URL", &url), ("REDIS_ADMIN_URL", &server.url())], &[]);
+    }
+
+    #[test]
+    fn the_contract_holds_over_tls_with_a_client_certificate() {
+        let authority = Authority::new();
+        let (server, port) = authority.start_server(true);
+        let url = format!("rediss://127.0.0.1:{port}");
+        let folder = authority.folder().to_str().unwrap();
+        let environment =
+            [("REDIS_URL", &*url), ("REDIS_ADMIN_URL", &server.url()), ("REDIS_TLS_FOLDER", folder)];
+        assert_the_contract_holds(&environment, &CONNECT_THEMSELVES);
     }
 }

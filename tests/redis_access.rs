@@ -10,15 +10,8 @@ use mcp_task_store::{
     Expiry, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
 };
 use redis::{Commands, Connection, Value};
-use support::redis::{Server, command, connection, free_port};
+use support::redis::{Server, command, connection, free_port, rule_of_the_readme};
 use support::{after_ms, in_an_hour, keep, key, never, owner};
-
-/// The rule of the README for a user that may do all that the backend does, word by word.
-fn rule_of_the_readme() -> Vec<String> {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let rule = readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap();
-    rule.split_whitespace().map(str::to_owned).collect()
-}
 
 /// Every operation of the backend, in every form that runs another command on the server. The administrator
 /// deletes a hash in between. The first error ends it.
@@ -67,8 +60,9 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
     let rule = rule_of_the_readme();
-    let _: Value = command(&mut admin, rule.iter().map(String::as_str));
-    let user = &rule[2];
+    let rule: Vec<&str> = rule.split(' ').collect();
+    let _: Value = command(&mut admin, rule.iter().copied());
+    let user = rule[2];
     let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
     let url = format!("redis://{user}:{password}@127.0.0.1:{}", server.port);
     let backend = RedisBackend::connect(&url).await.unwrap();

@@ -88,7 +88,8 @@ impl Namespace {
         raw.query(&mut self.connection()).unwrap()
     }
 
-    fn key(&self, argument: &str) -> String {
+    /// The key of which this is the part after the prefix, as in `{}:idx:alice`.
+    pub fn key(&self, argument: &str) -> String {
         let parts: Vec<&str> = argument.splitn(4, ':').collect();
         match parts[..] {
             ["{}", kind, owner] if is_cluster() => format!("{}:{kind}:{{{owner}}}", self.prefix),
@@ -150,6 +151,12 @@ pub fn command<'a, T: FromRedisValue>(
     let mut command = redis::cmd(words.next().unwrap());
     command.arg(words.collect::<Vec<_>>());
     command.query(connection).unwrap()
+}
+
+/// The rule of the README for a user that may do all that the backend does.
+pub fn rule_of_the_readme() -> String {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
 }
 
 /// A connection to one of these nodes that are up.
