@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 /// What the fake server does when it is sent a command.
+#[derive(Clone)]
 pub enum Answer {
     /// Sends these bytes.
     Bytes(Vec<u8>),

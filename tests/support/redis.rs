@@ -240,13 +240,15 @@ impl Server {
 
     /// Starts a killed server again, on the same port and over the same data.
     pub fn start_again(&mut self) {
-        self.launch_again();
+        self.launch_again_with(&[]);
         assert!(self.answers(), "the server does not start again");
     }
 
-    /// The same, without waiting until it answers.
-    pub fn launch_again(&mut self) {
-        self.process = launch(self.port, &self.folder, &self.settings, &self.environment);
+    /// The same with more settings, and without waiting until it answers.
+    pub fn launch_again_with(&mut self, more: &[&str]) {
+        let more = more.iter().map(|&setting| setting.to_owned());
+        let settings: Vec<String> = self.settings.iter().cloned().chain(more).collect();
+        self.process = launch(self.port, &self.folder, &settings, &self.environment);
     }
 
     pub fn url(&self) -> String {

@@ -1,0 +1,495 @@
+//! What a caller sees of each way in which a server can fail: the table of the README, one test a row.
+//!
+//! `FAULT_ROUNDS` sets how often each call is made while the fault lasts.
+
+#![cfg(feature = "redis-tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use mcp_task_store::{PageRequest, RedisBackend, StorageBackend, StorageError, Version};
+use redis::{Connection, Value};
+use support::cluster::{eventually, info};
+use support::fake::{Answer, Fake, greeting};
+use support::redis::{Server, command, free_port};
+use support::{in_an_hour, keep, key, owner};
+
+/// The response timeout.
+const LIMIT: Duration = Duration::from_millis(300);
+/// What a call may take beyond it. A test asserts ten times as much.
+const ALLOWANCE: Duration = Duration::from_millis(100);
+
+/// One row of the table.
+struct Row {
+    server: &'static str,
+    error: &'static str,
+    retryable: bool,
+    unknown: bool,
+    /// Whether reads are served.
+    reads: bool,
+    afterwards: &'static str,
+}
+
+fn yes(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
+impl Row {
+    fn line(&self) -> String {
+        let Self { server, error, retryable, unknown, reads, afterwards } = self;
+        let (retryable, unknown, reads) = (yes(*retryable), yes(*unknown), yes(*reads));
+        format!("| {server} | `{error}` | {retryable} | {unknown} | {reads} | {afterwards} |")
+    }
+
+    /// Writes and reads while the fault lasts.
+    async fn holds(&self, backend: &RedisBackend) {
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+        assert!(readme.contains(&self.line()), "the README lacks this row:\n{}", self.line());
+        let mut times = Vec::new();
+        for _ in 0..rounds() {
+            let started = Instant::now();
+            let error = backend.put(&key("alice", "t1"), "new".into(), keep()).await.unwrap_err();
+            times.push(started.elapsed());
+            self.is(&error);
+            assert_eq!(error.outcome_unknown(), self.unknown, "{error:?}");
+            let started = Instant::now();
+            match backend.get(&key("alice", "t1")).await {
+                Ok(_) => assert!(self.reads, "a read is served"),
+                Err(error) => {
+                    times.push(started.elapsed());
+                    assert!(!self.reads, "{error:?}");
+                    self.is(&error);
+                    assert!(!error.outcome_unknown(), "{error:?}");
+                }
+            }
+        }
+        times.sort();
+        let (median, highest) = (times[times.len() / 2], times[(times.len() - 1) * 99 / 100]);
+        println!("figure | the server {}: a call fails after, median | {median:.1?}", self.server);
+        println!("figure | the server {}: a call fails after, 99th percentile | {highest:.1?}", self.server);
+        assert!(times[times.len() - 1] < 10 * (LIMIT + ALLOWANCE), "{times:?}");
+    }
+
+    fn is(&self, error: &StorageError) {
+        let variant = format!("{error:?}");
+        assert!(variant.starts_with(self.error), "{error:?}");
+        assert_eq!(error.is_retryable(), self.retryable, "{error:?}");
+    }
+}
+
+fn rounds() -> usize {
+    std::env::var("FAULT_ROUNDS").map_or(3, |rounds| rounds.parse().unwrap())
+}
+
+async fn connect(url: &str) -> RedisBackend {
+    RedisBackend::builder().response_timeout(LIMIT).connect(url).await.unwrap()
+}
+
+/// A server with the record `t1` of alice, which a fault is about to strike.
+async fn prepared(settings: &[&str]) -> (Server, RedisBackend, Connection) {
+    let server = Server::start(settings);
+    let backend = connect(&server.url()).await;
+    backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
+    let admin = server.connection();
+    (server, backend, admin)
+}
+
+/// The record is as it was before the fault, and a write works.
+async fn is_as_before(backend: &RedisBackend) {
+    let record = record(backend).await;
+    assert_eq!((record.data, record.version), ("old".into(), Version::FIRST));
+    let written = backend.put(&key("alice", "t1"), "new".into(), keep()).await.unwrap();
+    assert_eq!(written.version, Version::from(2));
+}
+
+/// The record, when it can be read again.
+async fn record(backend: &RedisBackend) -> mcp_task_store::Record {
+    loop {
+        match backend.get(&key("alice", "t1")).await {
+            Ok(record) => return record,
+            Err(error) => assert!(error.is_retryable(), "{error:?}"),
+        }
+    }
+}
+
+/// Each write of a row was applied once, after the fault: none was lost, and none sent again.
+async fn has_all_writes(backend: &RedisBackend, admin: &mut Connection) {
+    let sent = evals(admin);
+    eventually(|| evals(admin) == sent);
+    // One put before the fault, and those that it held up.
+    assert_eq!(record(backend).await.version, Version::from(sent));
+    assert!(sent > 1);
+    assert_eq!(record(backend).await.data, "new");
+}
+
+/// How many scripts the server has run.
+fn evals(admin: &mut Connection) -> u64 {
+    let stats = info(admin, "commandstats");
+    let line = stats.lines().find(|line| line.starts_with("cmdstat_eval:")).unwrap();
+    line.split(['=', ',']).nth(1).unwrap().parse().unwrap()
+}
+
+fn set(admin: &mut Connection, name: &str, value: &str) {
+    let _: () = command(admin, ["CONFIG", "SET", name, value]);
+}
+
+/// Closes the backend's connections, and waits until it must have noticed.
+async fn disconnect(backend: &RedisBackend, admin: &mut Connection) {
+    let _: Value = command(admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    // A read, as its outcome is never unknown.
+    let _ = backend.get(&key("alice", "t1")).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_down() {
+    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let backend = connect(&server.url()).await;
+    backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
+    server.kill();
+    // The connection broke while no call was under way.
+    let _ = backend.get(&key("alice", "t1")).await;
+    let row = Row {
+        server: "is down, and nobody listens",
+        error: "Unavailable",
+        retryable: true,
+        unknown: false,
+        reads: false,
+        afterwards: "as before",
+    };
+    row.holds(&backend).await;
+    server.start_again();
+    record(&backend).await;
+    is_as_before(&backend).await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs() {
+    let (server, backend, mut admin) = prepared(&[]).await;
+    server.signal("STOP");
+    let row = Row {
+        server: "hangs (`SIGSTOP`)",
+        error: "Unavailable",
+        retryable: true,
+        unknown: true,
+        reads: false,
+        afterwards: "the writes, once it goes on",
+    };
+    row.holds(&backend).await;
+    server.signal("CONT");
+    has_all_writes(&backend, &mut admin).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_paused() {
+    let (_server, backend, mut admin) = prepared(&[]).await;
+    let millis = (LIMIT * (3 * rounds() as u32)).as_millis().to_string();
+    let _: () = command(&mut admin, ["CLIENT", "PAUSE", &millis]);
+    let row = Row {
+        server: "is slow (`CLIENT PAUSE`)",
+        error: "Unavailable",
+        retryable: true,
+        unknown: true,
+        reads: false,
+        afterwards: "the writes, once it goes on",
+    };
+    row.holds(&backend).await;
+    has_all_writes(&backend, &mut admin).await;
+}
+
+#[tokio::test]
+async fn a_server_that_sleeps() {
+    // From 7.0 on the command is locked unless it is asked for.
+    let unlocked = ["--enable-debug-command", "yes"];
+    let server = (0..5).find_map(|_| Server::start_at(free_port(), &unlocked, &[]));
+    let server = server.unwrap_or_else(|| Server::start(&[]));
+    let backend = connect(&server.url()).await;
+    backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
+    let mut admin = server.connection();
+    let seconds = (LIMIT * (3 * rounds() as u32 + 2)).as_secs_f64().to_string();
+    let asleep = std::thread::spawn({
+        let mut admin = server.connection();
+        move || command::<()>(&mut admin, ["DEBUG", "SLEEP", &seconds])
+    });
+    while backend.get(&key("alice", "t1")).await.is_ok() {}
+    let row = Row {
+        server: "is slow (`DEBUG SLEEP`)",
+        error: "Unavailable",
+        retryable: true,
+        unknown: true,
+        reads: false,
+        afterwards: "the writes, once it goes on",
+    };
+    row.holds(&backend).await;
+    asleep.join().unwrap();
+    has_all_writes(&backend, &mut admin).await;
+}
+
+#[tokio::test]
+async fn a_server_without_a_connection_to_spare() {
+    let (_server, backend, mut admin) = prepared(&[]).await;
+    set(&mut admin, "maxclients", "1");
+    disconnect(&backend, &mut admin).await;
+    let row = Row {
+        server: "takes no more connections (`maxclients`)",
+        error: "Unavailable",
+        retryable: true,
+        unknown: false,
+        reads: false,
+        afterwards: "as before",
+    };
+    row.holds(&backend).await;
+    set(&mut admin, "maxclients", "100");
+    is_as_before(&backend).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_out_of_memory() {
+    let (_server, backend, mut admin) = prepared(&[]).await;
+    set(&mut admin, "maxmemory", "1");
+    let row = Row {
+        server: "is out of memory (`noeviction`)",
+        error: "CapacityExceeded",
+        retryable: true,
+        unknown: false,
+        reads: true,
+        afterwards: "as before; `delete` works",
+    };
+    row.holds(&backend).await;
+    backend.put(&key("alice", "t2"), "new".into(), in_an_hour()).await.unwrap_err();
+    assert!(!backend.delete(&key("alice", "t2")).await.unwrap());
+    set(&mut admin, "maxmemory", "0");
+    is_as_before(&backend).await;
+}
+
+#[tokio::test]
+async fn a_server_that_evicts() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let row = "| evicts (`allkeys-lru`) | none | | | yes, `NotFound` for what is evicted | \
+        less; index members of evicted records go with the next page |";
+    assert!(readme.contains(row), "{row}");
+    let (_server, backend, mut admin) = prepared(&["--maxmemory-policy", "allkeys-lru"]).await;
+    const RECORDS: usize = 400;
+    let data = bytes::Bytes::from(vec![b'x'; 4096]);
+    for task in 0..RECORDS {
+        backend.put(&key("alice", &task.to_string()), data.clone(), in_an_hour()).await.unwrap();
+    }
+    let used: u64 = {
+        let memory = info(&mut admin, "memory");
+        let line = memory.lines().find(|line| line.starts_with("used_memory:")).unwrap();
+        line.split(':').nth(1).unwrap().trim().parse().unwrap()
+    };
+    set(&mut admin, "maxmemory", &(used - 800_000).to_string());
+    // A write lets the server evict, and works: only this one record is promised with such a policy.
+    let fresh = backend.put(&key("bob", "t1"), "data".into(), in_an_hour()).await.unwrap();
+    assert_eq!(backend.get(&key("bob", "t1")).await.unwrap().version, fresh.version);
+    let mut evicted = 0;
+    for task in 0..RECORDS {
+        match backend.get(&key("alice", &task.to_string())).await {
+            Ok(record) => assert_eq!(record.data, data),
+            Err(StorageError::NotFound { .. }) => evicted += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(evicted > 0);
+    set(&mut admin, "maxmemory", "0");
+    // The index heals, page by page, whether or not the server took it too.
+    let mut listed = 0;
+    let mut request = PageRequest::new(256);
+    loop {
+        let page = backend.list(&owner("alice"), request.clone()).await.unwrap();
+        listed += page.records.len();
+        match page.next {
+            Some(next) => request = PageRequest::new(256).after(next),
+            None => break,
+        }
+    }
+    let (hashes, members): (Vec<String>, u64) = (
+        command(&mut admin, ["KEYS", "pmcp:tasks:alice:*"]),
+        command(&mut admin, ["ZCARD", "pmcp:idx:alice"]),
+    );
+    assert_eq!(members, listed as u64, "no member without a record is left");
+    assert!(listed == hashes.len() || listed == 0, "{listed} of {}", hashes.len());
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_save() {
+    let (server, backend, mut admin) = prepared(&["--save", "3600 1"]).await;
+    // Stands in the way of the file.
+    let obstacle = server.folder().join("dump.rdb");
+    std::fs::create_dir(&obstacle).unwrap();
+    let _: Value = command(&mut admin, ["BGSAVE"]);
+    eventually(|| info(&mut admin, "persistence").contains("rdb_last_bgsave_status:err"));
+    let row = Row {
+        server: "cannot save its data (`MISCONF`)",
+        error: "Unavailable",
+        retryable: true,
+        unknown: false,
+        reads: true,
+        afterwards: "as before",
+    };
+    row.holds(&backend).await;
+    std::fs::remove_dir(&obstacle).unwrap();
+    let _: Value = command(&mut admin, ["BGSAVE"]);
+    eventually(|| info(&mut admin, "persistence").contains("rdb_last_bgsave_status:ok"));
+    is_as_before(&backend).await;
+}
+
+#[tokio::test]
+async fn a_server_that_loads_its_data() {
+    let (mut server, backend, mut admin) =
+        prepared(&["--loading-process-events-interval-bytes", "1024"]).await;
+    let fill = "for i = 1, 20000 do redis.call('SET', 'fill:' .. i, string.rep('x', 100)) end return 0";
+    let _: i64 = command(&mut admin, ["EVAL", fill, "0"]);
+    let _: () = command(&mut admin, ["SAVE"]);
+    server.kill();
+    // Microseconds for each key, until it is told otherwise.
+    server.launch_again_with(&["--key-load-delay", "1000"]);
+    eventually(|| {
+        let client = redis::Client::open(server.url()).unwrap();
+        let connection = client.get_connection().ok();
+        connection.is_some_and(|mut connection| info(&mut connection, "persistence").contains("loading:1"))
+    });
+    while !matches!(backend.get(&key("alice", "t1")).await, Err(error) if error.to_string().contains("loading"))
+    {
+    }
+    let row = Row {
+        server: "loads its data at start (`LOADING`)",
+        error: "Unavailable",
+        retryable: true,
+        unknown: false,
+        reads: false,
+        afterwards: "as before",
+    };
+    row.holds(&backend).await;
+    server.kill();
+    server.start_again();
+    is_as_before(&backend).await;
+}
+
+#[tokio::test]
+async fn a_server_that_becomes_a_replica() {
+    let master = Server::start(&[]);
+    let (_server, backend, mut admin) = prepared(&[]).await;
+    let _: () = command(&mut admin, ["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+    eventually(|| info(&mut admin, "replication").contains("master_link_status:up"));
+    // It has the data of its master now.
+    connect(&master.url()).await.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
+    eventually(|| info(&mut admin, "keyspace").contains("keys=3"));
+    let row = Row {
+        server: "is a read-only replica",
+        error: "Unavailable",
+        retryable: true,
+        unknown: false,
+        reads: true,
+        afterwards: "as before",
+    };
+    row.holds(&backend).await;
+    let _: () = command(&mut admin, ["REPLICAOF", "NO", "ONE"]);
+    is_as_before(&backend).await;
+}
+
+#[tokio::test]
+async fn a_server_whose_password_was_changed() {
+    let (_server, backend, mut admin) = prepared(&[]).await;
+    set(&mut admin, "requirepass", "another");
+    disconnect(&backend, &mut admin).await;
+    let row = Row {
+        server: "does not take the password any more",
+        error: "Denied",
+        retryable: false,
+        unknown: false,
+        reads: false,
+        afterwards: "as before",
+    };
+    row.holds(&backend).await;
+    // The same backend works again when the password is right again.
+    set(&mut admin, "requirepass", "");
+    while backend.get(&key("alice", "t1")).await.is_err() {}
+    is_as_before(&backend).await;
+}
+
+#[tokio::test]
+async fn a_user_that_has_lost_a_permission() {
+    let (_server, backend, mut admin) = prepared(&[]).await;
+    let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "-hset"]);
+    let row = Row {
+        server: "has taken a permission away",
+        error: "Denied",
+        retryable: false,
+        unknown: false,
+        reads: true,
+        afterwards: "as before",
+    };
+    row.holds(&backend).await;
+    let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "+hset"]);
+    is_as_before(&backend).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_closes_idle_connections() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let row = "| closes idle connections (`timeout`) | none | | | yes | the write |";
+    assert!(readme.contains(row), "{row}");
+    let (_server, backend, mut admin) = prepared(&[]).await;
+    let ids = |admin: &mut Connection| -> Vec<String> {
+        let clients: String = command(admin, ["CLIENT", "LIST", "TYPE", "normal"]);
+        clients.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+    };
+    let before = ids(&mut admin);
+    set(&mut admin, "timeout", "1");
+    // The backend's connection is closed, and made anew before anybody needs it.
+    eventually(|| ids(&mut admin).iter().any(|id| !before.contains(id)));
+    set(&mut admin, "timeout", "0");
+    is_as_before(&backend).await;
+}
+
+/// A row about a server that only pretends to be one.
+async fn pretended(row: Row, answer: Answer) {
+    let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
+        "EVAL" | "HMGET" => answer.clone(),
+        _ => greeting(words),
+    });
+    let fake = fake.await;
+    row.holds(&connect(&fake.url()).await).await;
+    assert_eq!(fake.received("EVAL").len(), rounds(), "each write was sent once");
+}
+
+#[tokio::test]
+async fn a_server_that_resets_the_connection_in_the_middle_of_a_reply() {
+    let row = Row {
+        server: "resets the connection in the middle of a reply",
+        error: "Unavailable",
+        retryable: true,
+        unknown: true,
+        reads: false,
+        afterwards: "the writes that reached it",
+    };
+    pretended(row, Answer::BytesAndReset(b"*4\r\n:1\r\n$13\r\n17950".to_vec())).await;
+}
+
+#[tokio::test]
+async fn a_server_that_answers_with_garbage() {
+    let row = Row {
+        server: "answers with garbage",
+        error: "Backend",
+        retryable: false,
+        unknown: true,
+        reads: false,
+        afterwards: "the writes that reached it",
+    };
+    pretended(row, Answer::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
+}
+
+#[tokio::test]
+async fn a_server_that_answers_with_another_reply() {
+    let row = Row {
+        server: "answers with a reply of another form",
+        error: "Backend",
+        retryable: false,
+        unknown: true,
+        reads: false,
+        afterwards: "the writes that reached it",
+    };
+    pretended(row, Answer::Bytes(b"+QUEUED\r\n".to_vec())).await;
+}
