@@ -1,0 +1,216 @@
+//! A Redis Cluster: failover, and slots on the move. That the contract holds there is `backend_contract.rs`'s.
+
+#![cfg(feature = "redis-tests")]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mcp_task_store::{PageRequest, RedisBackend, StorageBackend, StorageError, Version};
+use rstest::rstest;
+use support::cluster::{Cluster, eventually};
+use support::redis::command;
+use support::{in_an_hour, keep, key, owner};
+use tokio::task::JoinSet;
+
+async fn connect(cluster: &Cluster) -> RedisBackend {
+    let builder = RedisBackend::builder().response_timeout(Duration::from_secs(1));
+    builder.connect_cluster(cluster.urls().split(',')).await.unwrap()
+}
+
+/// Alice's key of this kind.
+fn alices(rest: &str) -> String {
+    format!("pmcp:{}", rest.replace("alice", "{alice}"))
+}
+
+/// Calls until one works; every error on the way can be retried. Gives the time that it took.
+async fn until_a_write_works(backend: &RedisBackend) -> Duration {
+    let since = Instant::now();
+    loop {
+        match backend.put(&key("alice", "t1"), "new".into(), in_an_hour()).await {
+            Ok(_) => return since.elapsed(),
+            Err(error) => {
+                assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+                // A caller that retries in a loop waits a little.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+#[rstest]
+#[case::is_killed("KILL")]
+#[case::hangs("STOP")]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_backend_finds_the_new_master_of_a_slot_whose_master(#[case] signal: &str) {
+    let cluster = Cluster::start(3, 3);
+    let backend = connect(&cluster).await;
+    backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
+    let lost = cluster.keeper("{alice}");
+    let replicated = |node: usize| {
+        let keys: Vec<String> = command(&mut cluster.nodes[node].connection(), ["KEYS", "*"]);
+        keys.len() == 3
+    };
+    eventually(|| (0..6).filter(|&node| replicated(node)).count() == 2);
+    cluster.nodes[lost].signal(signal);
+    let since = Instant::now();
+    let works_after = until_a_write_works(&backend).await;
+    println!(
+        "figure | cluster, a master gets SIG{signal}: to the first write that works | {works_after:.1?}"
+    );
+    // The node timeout of a second, the election, and ten times that.
+    assert!(since.elapsed() < Duration::from_secs(50));
+    let record = backend.get(&key("alice", "t1")).await.unwrap();
+    assert!(record.version > Version::FIRST, "the record was there, on the replica that took over");
+    assert_eq!(backend.list(&owner("alice"), PageRequest::new(5)).await.unwrap().records.len(), 1);
+    // The other owners' masters never went away.
+    for name in ["bob", "carol", "dave", "erin"] {
+        backend.put(&key(name, "t1"), "data".into(), in_an_hour()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_lacks_a_master_is_unavailable_and_nothing_is_written() {
+    let cluster = Cluster::start(3, 0);
+    let backend = connect(&cluster).await;
+    let lost = cluster.keeper("{alice}");
+    let names: Vec<String> = (0..40).map(|number| format!("owner-{number}")).collect();
+    let other = names.iter().find(|name| cluster.keeper(&format!("{{{name}}}")) != lost).unwrap();
+    cluster.nodes[lost].signal("KILL");
+    let survivor = (0..3).find(|&node| node != lost).unwrap();
+    eventually(|| {
+        let info: String = command(&mut cluster.nodes[survivor].connection(), ["CLUSTER", "INFO"]);
+        info.contains("cluster_state:fail")
+    });
+    for name in ["alice", other] {
+        let error = loop {
+            // The first calls may still find a connection that breaks under them.
+            match backend.put(&key(name, "t1"), "lost".into(), in_an_hour()).await {
+                Err(error) if error.outcome_unknown() => {}
+                other => break other.unwrap_err(),
+            }
+        };
+        assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
+    }
+    let keys: Vec<String> = command(&mut cluster.nodes[survivor].connection(), ["KEYS", "*"]);
+    assert!(keys.is_empty(), "{keys:?}");
+}
+
+/// What the two nodes of a migration hold of alice: each key as the server writes it to a file.
+fn held(cluster: &Cluster, from: usize, to: usize) -> Vec<(String, Vec<u8>)> {
+    let mut held = Vec::new();
+    for node in [from, to] {
+        let mut connection = cluster.nodes[node].connection();
+        let mut keys: Vec<String> = command(&mut connection, ["KEYS", "*alice*"]);
+        keys.sort();
+        for key in keys {
+            let _: () = command(&mut connection, ["ASKING"]);
+            let dump = command(&mut connection, ["DUMP", &key]);
+            held.push((format!("{node} {key}"), dump));
+        }
+    }
+    held
+}
+
+/// A call whose keys are partly elsewhere: it can be retried, and has written nothing.
+fn assert_try_again<T: std::fmt::Debug>(reply: Result<T, StorageError>) {
+    let error = reply.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
+    assert!(error.to_string().contains("migrated"), "{error}");
+}
+
+#[rstest]
+#[case::to_another_master(false)]
+#[case::to_a_master_without_slots(true)]
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_slot_is_migrated_calls_on_one_hash_work_and_others_wait(#[case] is_new: bool) {
+    let mut cluster = Cluster::start(3, 0);
+    let backend = connect(&cluster).await;
+    let (t1, t2, t9) = (key("alice", "t1"), key("alice", "t2"), key("alice", "t9"));
+    for task in [&t1, &t2] {
+        backend.put(task, "one".into(), in_an_hour()).await.unwrap();
+    }
+    let from = cluster.keeper("{alice}");
+    let to = if is_new { cluster.add_master() } else { (from + 1) % 3 };
+    let slot = cluster.slot("{alice}");
+    cluster.set_slot(to, &slot, "IMPORTING", from);
+    cluster.set_slot(from, &slot, "MIGRATING", to);
+    let mut version = Version::FIRST;
+
+    let stages: [&[&str]; 4] = [&[], &["tasks:alice:t1"], &["exp:alice"], &["idx:alice", "tasks:alice:t2"]];
+    for (stage, moved) in stages.into_iter().enumerate() {
+        for key in moved {
+            cluster.migrate(from, to, &alices(key));
+        }
+        // The hash alone, wherever it is.
+        assert_eq!(backend.get(&t1).await.unwrap().version, version, "stage {stage}");
+        let swapped = backend.put_if_version(&t1, "two".into(), keep(), version).await.unwrap();
+        version = swapped.version;
+        assert_eq!(backend.get(&t2).await.unwrap().version, Version::FIRST);
+        let page = backend.list(&owner("alice"), PageRequest::new(5)).await.unwrap();
+        assert_eq!(page.records.len(), 2, "stage {stage}");
+        let before = held(&cluster, from, to);
+        // A new record has a key that is nowhere yet.
+        assert_try_again(backend.put(&t9, "new".into(), in_an_hour()).await);
+        assert_try_again(backend.put_if_version(&t9, "new".into(), keep(), Version::ABSENT).await);
+        // All keys of this one are on one side at the beginning and at the end.
+        if stage == 1 || stage == 2 {
+            assert_try_again(backend.put(&t1, "lost".into(), in_an_hour()).await);
+            assert_try_again(backend.put_if_version(&t1, "lost".into(), in_an_hour(), version).await);
+            assert_try_again(backend.delete(&t1).await);
+        }
+        assert_eq!(held(&cluster, from, to), before, "stage {stage}");
+        if stage == 0 || stage == 3 {
+            version = backend.put(&t1, "three".into(), in_an_hour()).await.unwrap().version;
+        }
+    }
+
+    cluster.set_slot(to, &slot, "NODE", to);
+    cluster.set_slot(from, &slot, "NODE", to);
+    backend.put(&t9, "new".into(), in_an_hour()).await.unwrap();
+    let swapped = backend.put_if_version(&t1, "last".into(), in_an_hour(), version).await.unwrap();
+    assert_eq!(backend.get(&t1).await.unwrap().version, swapped.version);
+    assert!(backend.delete(&t2).await.unwrap());
+    assert_eq!(backend.list(&owner("alice"), PageRequest::new(5)).await.unwrap().records.len(), 2);
+    // A backend that knows nothing of the past sees the same.
+    assert_eq!(connect(&cluster).await.get(&t9).await.unwrap().data, "new");
+}
+
+/// How many compare-and-swaps and inserts a second go through, as far as the cores of the machine can show it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: measures for some seconds"]
+async fn long_throughput_over_one_two_and_three_masters() {
+    const CALLERS: usize = 64;
+    const CALLS: u64 = 400;
+    for masters in 1..=3 {
+        let cluster = Cluster::start(masters, 0);
+        let backend = Arc::new(connect(&cluster).await);
+        let (mut callers, since) = (JoinSet::new(), Instant::now());
+        for caller in 0..CALLERS {
+            let backend = Arc::clone(&backend);
+            callers.spawn(async move {
+                let key = key(&format!("owner-{caller}"), "t1");
+                let data = bytes::Bytes::from(vec![b'x'; 700]);
+                backend.put(&key, data.clone(), in_an_hour()).await.unwrap();
+                for version in 1..CALLS {
+                    let version = Version::from(version);
+                    backend.put_if_version(&key, data.clone(), keep(), version).await.unwrap();
+                }
+            });
+        }
+        while let Some(caller) = callers.join_next().await {
+            caller.unwrap();
+        }
+        let writes = CALLERS as f64 * CALLS as f64 / since.elapsed().as_secs_f64();
+        println!("figure | cluster, compare-and-swaps a second over {masters} masters | {writes:.0}");
+        let mut busiest = Duration::ZERO;
+        for node in &cluster.nodes {
+            let stats = support::cluster::info(&mut node.connection(), "commandstats");
+            let eval = stats.lines().find(|line| line.starts_with("cmdstat_eval:")).unwrap_or("=,usec=0,");
+            let micros = eval.split("usec=").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+            busiest = busiest.max(Duration::from_micros(micros));
+        }
+        println!("figure | cluster, busiest of {masters} masters: time in scripts | {busiest:.1?}");
+    }
+}

@@ -1,0 +1,189 @@
+//! A master that sentinels watch: failover, and writes that wait for replicas.
+
+#![cfg(feature = "redis-tests")]
+
+#[macro_use]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use mcp_task_store::{
+    NewTask, RedisBackend, RedisBuilder, StorageBackend, StorageError, TaskError, TaskStore, TooFewReplicas,
+    Version,
+};
+use redis::Commands;
+use rstest::rstest;
+use support::cluster::{eventually, info};
+use support::redis::{Server, command, free_port};
+use support::sentinel::{MASTER, Watched};
+use support::{in_an_hour, keep, key, owner};
+
+fn builder() -> RedisBuilder {
+    RedisBackend::builder().response_timeout(Duration::from_secs(1))
+}
+
+async fn connect(watched: &Watched) -> RedisBackend {
+    builder().connect_sentinel(watched.sentinel_urls(), &format!("redis://{MASTER}")).await.unwrap()
+}
+
+#[rstest]
+#[case::is_killed("KILL")]
+#[case::hangs("STOP")]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_backend_finds_the_new_master_when_the_old_one(#[case] signal: &str) {
+    let watched = Watched::start(&[]);
+    let backend = connect(&watched).await;
+    backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
+    let mut replica = watched.replica.connection();
+    eventually(|| replica.exists("pmcp:tasks:alice:t1").unwrap());
+    watched.master.signal(signal);
+    let since = Instant::now();
+    loop {
+        match backend.put(&key("alice", "t1"), "new".into(), keep()).await {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let took = since.elapsed();
+    println!("figure | sentinel, the master gets SIG{signal}: to the first write that works | {took:.1?}");
+    assert!(took < Duration::from_secs(50), "half a second to notice, an election, and ten times that");
+    let stored: String = replica.hget("pmcp:tasks:alice:t1", "data").unwrap();
+    assert_eq!(stored, "new", "the write went to the server that was the replica");
+    assert!(backend.get(&key("alice", "t1")).await.unwrap().version > Version::FIRST);
+    if signal == "STOP" {
+        // The old master comes back, and becomes a replica: nothing of ours goes there any more.
+        watched.master.signal("CONT");
+        eventually(|| info(&mut watched.master.connection(), "replication").contains("role:slave"));
+        backend.put(&key("alice", "t2"), "data".into(), in_an_hour()).await.unwrap();
+        assert!(replica.exists::<_, bool>("pmcp:tasks:alice:t2").unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_is_demoted_by_hand_is_left() {
+    let watched = Watched::start(&[]);
+    let backend = connect(&watched).await;
+    backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
+    let _: () = command(&mut watched.sentinels[0].connection(), ["SENTINEL", "FAILOVER", MASTER]);
+    watched.failed_over();
+    loop {
+        match backend.put(&key("alice", "t1"), "new".into(), keep()).await {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}"),
+        }
+    }
+    let stored: String = watched.replica.connection().hget("pmcp:tasks:alice:t1", "data").unwrap();
+    assert_eq!(stored, "new");
+}
+
+#[tokio::test]
+async fn sentinels_that_are_not_there_or_do_not_know_the_master_are_a_clear_error() {
+    let port = free_port();
+    let error = builder()
+        .connect_sentinel([format!("redis://127.0.0.1:{port}")], "redis://mymaster")
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains(&format!("mymaster (by the sentinels 127.0.0.1:{port})")), "{error}");
+
+    let watched = Watched::start(&[]);
+    let url = "redis://user:pass-word@another";
+    let error = builder().connect_sentinel(watched.sentinel_urls(), url).await.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains("another (by the sentinels"), "{error}");
+    assert!(!format!("{error:?}").contains("pass-word"), "{error:?}");
+}
+
+fn with_replica() -> (Server, Server) {
+    let master = Server::start(&[]);
+    let port = master.port.to_string();
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &port]);
+    eventually(|| info(&mut replica.connection(), "replication").contains("master_link_status:up"));
+    (master, replica)
+}
+
+const PATIENCE: Duration = Duration::from_millis(300);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_a_replica_is_there_when_it_returns() {
+    let (master, replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let mut at_replica = replica.connection();
+    let t1 = key("alice", "t1");
+    for version in 1..=50 {
+        let options = if version == 1 { in_an_hour() } else { keep() };
+        backend.put_if_version(&t1, "data".into(), options, Version::from(version - 1)).await.unwrap();
+        let there: u64 = at_replica.hget("pmcp:tasks:alice:t1", "version").unwrap();
+        assert_eq!(there, version);
+    }
+    // A refusal is itself, and is not waited for.
+    let conflict = backend.put_if_version(&t1, "lost".into(), keep(), Version::FIRST).await;
+    assert_refused!(conflict, StorageError::VersionConflict { .. });
+    assert!(backend.delete(&t1).await.unwrap());
+    assert!(!at_replica.exists::<_, bool>("pmcp:tasks:alice:t1").unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_too_few_replicas_confirm_is_unavailable_with_an_unknown_outcome() {
+    let (master, replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "old".into(), in_an_hour()).await.unwrap();
+    replica.signal("STOP");
+    let (written, read) = tokio::join!(backend.put(&t1, "new".into(), keep()), async {
+        // A read does not stand in line behind a write that waits.
+        let mut reads = 0;
+        while backend.get(&t1).await.unwrap().data == "old" {}
+        for _ in 0..20 {
+            backend.get(&t1).await.unwrap();
+            reads += 1;
+        }
+        reads
+    });
+    let error = written.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { outcome_unknown: true, .. }), "{error:?}");
+    let few = TooFewReplicas { wanted: 1, acknowledged: 0, within: PATIENCE };
+    assert_eq!(error.too_few_replicas(), Some(few));
+    assert_eq!(read, 20);
+    let record = backend.get(&t1).await.unwrap();
+    assert_eq!((record.data, record.version), ("new".into(), Version::from(2)), "the master has it");
+
+    // The store does not pass over it, although the record shows that the write was applied.
+    let store = TaskStore::new(backend.clone());
+    let error = store.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap_err();
+    assert!(error.outcome_unknown(), "{error:?}");
+    let TaskError::Storage(error) = error else { panic!("{error:?}") };
+    assert!(error.too_few_replicas().is_some());
+
+    replica.signal("CONT");
+    backend.put(&t1, "confirmed".into(), keep()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_writers_than_connections_wait_in_turn() {
+    let (master, _replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..100 {
+        let backend = backend.clone();
+        writers.spawn(async move {
+            backend.put(&key("alice", &writer.to_string()), "data".into(), in_an_hour()).await.unwrap();
+        });
+    }
+    while let Some(writer) = writers.join_next().await {
+        writer.unwrap();
+    }
+    let clients: String = command(&mut master.connection(), ["CLIENT", "LIST", "TYPE", "normal"]);
+    assert!(clients.lines().count() < 40, "{clients}");
+}
+
+#[rstest]
+#[case::no_time(Duration::ZERO)]
+#[case::as_long_as_a_call(Duration::from_secs(1))]
+#[tokio::test]
+async fn a_wait_that_cannot_work_is_refused(#[case] within: Duration) {
+    let master = Server::start(&[]);
+    let error = builder().wait_for_replicas(1, within).connect(&master.url()).await.unwrap_err();
+    assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");
+}
