@@ -1161,9 +1161,15 @@ mod elsewhere {
     }
 
     #[test]
-    fn the_contract_holds_on_a_cluster() {
-        let cluster = Cluster::start(3, 3);
-        assert_the_contract_holds(&[("REDIS_URL", &cluster.urls())], &CONNECT_THEMSELVES);
+    fn the_contract_holds_on_a_cluster_and_again_after_a_failover() {
+        let mut cluster = Cluster::start(3, 3);
+        let urls = cluster.urls();
+        assert_the_contract_holds(&[("REDIS_URL", &urls)], &CONNECT_THEMSELVES);
+        let lost = cluster.keeper("{alice}");
+        cluster.nodes[lost].kill();
+        cluster.nodes.remove(lost);
+        cluster.settled();
+        assert_the_contract_holds(&[("REDIS_URL", &urls)], &CONNECT_THEMSELVES);
     }
 
     #[test]

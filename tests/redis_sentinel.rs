@@ -48,6 +48,8 @@ async fn the_backend_finds_the_new_master_when_the_old_one(#[case] signal: &str)
     let took = since.elapsed();
     println!("figure | sentinel, the master gets SIG{signal}: to the first write that works | {took:.1?}");
     assert!(took < Duration::from_secs(50), "half a second to notice, an election, and ten times that");
+    // A server that becomes a master closes its connections.
+    let mut replica = watched.replica.connection();
     let stored: String = replica.hget("pmcp:tasks:alice:t1", "data").unwrap();
     assert_eq!(stored, "new", "the write went to the server that was the replica");
     assert!(backend.get(&key("alice", "t1")).await.unwrap().version > Version::FIRST);
@@ -67,6 +69,7 @@ async fn a_master_that_is_demoted_by_hand_is_left() {
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
     let _: () = command(&mut watched.sentinels[0].connection(), ["SENTINEL", "FAILOVER", MASTER]);
     watched.failed_over();
+    eventually(|| info(&mut watched.master.connection(), "replication").contains("role:slave"));
     loop {
         match backend.put(&key("alice", "t1"), "new".into(), keep()).await {
             Ok(_) => break,

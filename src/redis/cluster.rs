@@ -6,6 +6,8 @@
 //! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#redirection-and-resharding>).
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,12 +19,17 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError,
     RedisResult, ServerErrorKind, Value,
 };
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
 use super::link::{Failure, Link};
 
 /// How many redirections of one command are followed. While a node fails over there are some that lead nowhere.
 const MAX_REDIRECTIONS: u32 = 8;
+/// How often, how far apart and for how long each time a silent node's slot is looked at after a timeout.
+const WATCHES: u32 = 100;
+const WATCH_DELAY: Duration = Duration::from_millis(100);
+const WATCH_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long to wait before a slot's node is looked up again, times the redirections followed.
 const LOOK_UP_DELAY: Duration = Duration::from_millis(10);
 
@@ -34,6 +41,8 @@ pub(super) struct ClusterLink {
     /// Connections to nodes that own no slot yet, which the cluster connection does not know: they take over
     /// their first one.
     newcomers: Mutex<HashMap<Node, MultiplexedConnection>>,
+    /// Whether a silent node is being watched.
+    watching: Arc<AtomicBool>,
 }
 
 type Node = (String, u16);
@@ -55,7 +64,7 @@ impl ClusterLink {
         connect_timeout: Duration,
     ) -> RedisResult<Self> {
         let cluster = client.retries(0).build()?.get_async_connection().await?;
-        Ok(Self { cluster, node, connect_timeout, newcomers: Mutex::default() })
+        Ok(Self { cluster, node, connect_timeout, newcomers: Mutex::default(), watching: Arc::default() })
     }
 
     async fn send_to(&self, target: &Target, command: &Cmd, key: &str) -> RedisResult<Value> {
@@ -79,6 +88,13 @@ impl ClusterLink {
                 }
             }
         }
+    }
+
+    fn judge(&self, reply: RedisResult<Value>, key: &str) -> Result<Value, Failure> {
+        if reply.as_ref().is_err_and(RedisError::is_timeout) {
+            self.timed_out(key);
+        }
+        Failure::judge(reply)
     }
 
     async fn ask_newcomer(&self, node: &Node, asking: &Pipeline) -> RedisResult<Vec<Value>> {
@@ -115,7 +131,7 @@ impl Link for ClusterLink {
                     target = Target::Owner;
                     continue;
                 }
-                reply => match Failure::judge(reply) {
+                reply => match self.judge(reply, key) {
                     Ok(value) => return Ok(value),
                     Err(failure) => failure,
                 },
@@ -131,6 +147,9 @@ impl Link for ClusterLink {
 
     async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
         let replies = self.cluster.clone().route_pipeline(reads.clone(), 0, reads.len(), owner(key)).await;
+        if replies.as_ref().is_err_and(RedisError::is_timeout) {
+            self.timed_out(key);
+        }
         match Failure::judge_all(replies) {
             // Part of the keys may have moved, so each is asked for where it is.
             Err(failure) if redirected(&failure).is_some() => {
@@ -143,6 +162,81 @@ impl Link for ClusterLink {
             replies => replies,
         }
     }
+
+    /// A node that hangs closes no connection, so the cluster connection would stay with it when another has
+    /// taken over its slots.
+    fn timed_out(&self, key: &str) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.watching.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (cluster, watching, key) = (self.cluster.clone(), Arc::clone(&self.watching), key.to_owned());
+        runtime.spawn(async move {
+            for _ in 0..WATCHES {
+                if has_keeper_that_answers(&cluster, &key).await {
+                    look_up_again(&cluster, &key).await;
+                    break;
+                }
+                tokio::time::sleep(WATCH_DELAY).await;
+            }
+            watching.store(false, Ordering::Relaxed);
+        });
+    }
+}
+
+/// Whether the node that keeps the key, by the word of any node, answers. As long as it is the silent one, a new
+/// look at the slots would only hold up everybody.
+async fn has_keeper_that_answers(cluster: &ClusterConnection, key: &str) -> bool {
+    let mut slots = redis::cmd("CLUSTER");
+    slots.arg("SLOTS");
+    let Some(Ok(slots)) = ask(cluster, slots, SingleNodeRoutingInfo::Random).await else { return false };
+    let Some(keeper) = keeper(slots, key) else { return false };
+    match ask(cluster, redis::cmd("PING"), address(&keeper)).await {
+        Some(Ok(_)) => true,
+        Some(Err(error)) => is_unknown_node(&error),
+        None => false,
+    }
+}
+
+/// Makes the cluster connection look at the slots again, as it does when a node redirects a command.
+async fn look_up_again(cluster: &ClusterConnection, key: &str) {
+    for _ in 0..MAX_REDIRECTIONS {
+        let mut exists = redis::cmd("EXISTS");
+        exists.arg(key);
+        if let Some(Err(error)) = ask(cluster, exists, SingleNodeRoutingInfo::Random).await
+            && error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
+        {
+            return;
+        }
+    }
+}
+
+/// `None` if there is no reply within the time for a watch.
+async fn ask(
+    cluster: &ClusterConnection,
+    command: Cmd,
+    node: SingleNodeRoutingInfo,
+) -> Option<RedisResult<Value>> {
+    let mut cluster = cluster.clone();
+    let asked = cluster.route_command(command, RoutingInfo::SingleNode(node));
+    Some(tokio::time::timeout(WATCH_TIMEOUT, asked).await.ok()?.and_then(Value::extract_error))
+}
+
+/// The master that keeps a key, from the reply of `CLUSTER SLOTS`.
+fn keeper(slots: Value, key: &str) -> Option<Node> {
+    let wanted = Route::with_key(key, SlotAddr::Master);
+    let ranges: Vec<Vec<Value>> = redis::from_redis_value(slots).ok()?;
+    for range in ranges {
+        let [first, last, master] = range.get(..3)?.to_vec().try_into().ok()?;
+        let (first, last): (u16, u16) =
+            (redis::from_redis_value(first).ok()?, redis::from_redis_value(last).ok()?);
+        if (first..=last).any(|slot| Route::new(slot, SlotAddr::Master) == wanted) {
+            let master: Vec<Value> = redis::from_redis_value(master).ok()?;
+            let [host, port] = master.get(..2)?.to_vec().try_into().ok()?;
+            return Some((redis::from_redis_value(host).ok()?, redis::from_redis_value(port).ok()?));
+        }
+    }
+    None
 }
 
 /// Where another node says that the command belongs. Either reply says that it was not run.

@@ -20,8 +20,8 @@ pub(super) trait Link: Send + Sync {
     /// Sends reads in one go to the server that keeps `key`; each has a reply or an error of its own.
     async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure>;
 
-    /// Is told that a call got no reply within its time limit.
-    fn timed_out(&self) {}
+    /// Is told that a call about `key` got no reply within its time limit.
+    fn timed_out(&self, _key: &str) {}
 }
 
 /// Why a command has no good reply.

@@ -232,7 +232,7 @@ impl Link for MasterLink {
     }
 
     /// A server that hangs may have been replaced by another: the sentinels know.
-    fn timed_out(&self) {
+    fn timed_out(&self, _key: &str) {
         #[cfg(feature = "redis-sentinel")]
         if let (Some((number, made)), Ok(runtime)) = (self.0.made(), Handle::try_current()) {
             let shared = Arc::clone(&self.0);

@@ -115,7 +115,7 @@ impl RedisBackend {
     ) -> Result<T, StorageError> {
         let limit = self.0.limit;
         tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
-            self.0.link.timed_out();
+            self.0.link.timed_out(context.key);
             Err(context.timed_out(limit))
         })
     }

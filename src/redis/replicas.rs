@@ -89,7 +89,7 @@ impl Link for ReplicatedLink {
         self.master.send(command, key).await
     }
 
-    async fn write(&self, command: &Cmd, _key: &str) -> Result<Value, Failure> {
+    async fn write(&self, command: &Cmd, key: &str) -> Result<Value, Failure> {
         let mut connection = self.pool.get().await.map_err(|error| {
             Failure::Unsent(match error {
                 managed::PoolError::Backend(error) => error,
@@ -99,7 +99,7 @@ impl Link for ReplicatedLink {
         connection.busy = true;
         let reply = connection.made.connection.req_packed_command(command).await;
         if reply.as_ref().map_or(true, is_demoted) {
-            self.master.timed_out();
+            self.master.timed_out(key);
             return Failure::judge(reply);
         }
         let written = Failure::judge(reply);
@@ -112,7 +112,7 @@ impl Link for ReplicatedLink {
         self.master.read_all(reads, key).await
     }
 
-    fn timed_out(&self) {
-        self.master.timed_out();
+    fn timed_out(&self, key: &str) {
+        self.master.timed_out(key);
     }
 }

@@ -69,6 +69,7 @@ impl Cluster {
                 let nodes: String = command(&mut connection, ["CLUSTER", "NODES"]);
                 let mut owners: Vec<String> = nodes
                     .lines()
+                    .filter(|line| !line.contains("fail"))
                     .map(|line| {
                         let words: Vec<&str> = line.split(' ').collect();
                         let role = words[2].replace("myself,", "");
