@@ -3,6 +3,8 @@
 mod builder;
 mod clock;
 mod error;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod schema;
 
 use std::fmt;
