@@ -8,6 +8,8 @@ SHELL := /bin/bash
 export REDIS_URL ?= redis://127.0.0.1:6379
 REDIS_DIR := .redis
 FEATURES := redis-tests
+FUZZ_SECONDS ?= 300
+ADVISORIES := https://github.com/RustSec/advisory-db
 
 # Installs a Debian package, or says what to install.
 define install
@@ -33,9 +35,9 @@ test: redis-up redis-server ## run every test, on the memory engine and on Redis
 	cargo test --features $(FEATURES)
 
 .PHONY: check
-check: lua-check ## check the format, clippy, the documentation, the Lua scripts
+check: lua-check deny ## check the format, clippy, the documentation, the Lua scripts, the dependencies
 	@cargo fmt --all --check
-	for features in "" redis redis-tls redis-tests redis-tests,redis-tls; do
+	for features in "" redis redis-cluster redis-sentinel redis-tls redis-tests; do
 		cargo clippy --all-targets --features "$$features" -- -D warnings
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
@@ -48,6 +50,44 @@ lua-check: ## check the Lua scripts with luacheck, warnings are failures
 		$(call install,lua-check,luacheck (https://github.com/lunarmodules/luacheck))
 	fi
 	luacheck --no-color lua
+
+.PHONY: deny
+deny: ## check the dependencies with cargo-deny: licenses, duplicates, sources, and advisories where it can
+	@if ! cargo deny --version >/dev/null 2>&1; then
+		echo "installing cargo-deny" # without optimization: half a minute instead of minutes
+		CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --debug --locked cargo-deny@^0.20
+	fi
+	cargo deny check licenses bans sources
+	cargo deny --manifest-path fuzz/Cargo.toml --locked check sources
+	if reason=$$($$(command -v timeout >/dev/null && echo timeout 60) cargo deny fetch db 2>&1); then
+		cargo deny check advisories
+	else
+		reason=$$(tail -n 1 <<<"$$reason")
+		echo "advisories: not checked, the database at $(ADVISORIES) cannot be reached ($${reason:-60 s without an answer})"
+	fi
+
+.PHONY: fuzz
+fuzz: ## fuzz what writes keys and what reads foreign text, FUZZ_SECONDS (300) each
+	@if ! command -v c++ >/dev/null; then
+		$(call install,g++,a C++ compiler)
+	fi
+	if ! cargo fuzz --version >/dev/null 2>&1; then
+		echo "installing cargo-fuzz"
+		cargo install --quiet --locked cargo-fuzz@^0.13
+	fi
+	# No sanitizer: in a crate without unsafe code it finds nothing, costs most of the speed and wants a nightly Rust.
+	cargo fuzz build --sanitizer none
+	for target in $$(cargo fuzz list); do
+		found=fuzz/found/$$target
+		mkdir -p "$$found"
+		if ! cargo fuzz run --sanitizer none "$$target" "$$found" "fuzz/corpus/$$target" -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 >"$$found.log" 2>&1; then
+			echo "error: fuzzing $$target failed; the end of $$found.log:" >&2
+			tail -n 40 "$$found.log" >&2
+			exit 1
+		fi
+		sed -nE "s/^Done ([0-9]+) runs in ([0-9]+) second.*/figure | fuzz $$target | \1 runs in \2 s, no crash/p" "$$found.log"
+	done
 
 .PHONY: redis-server
 redis-server: # the tests start servers of their own

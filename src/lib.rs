@@ -43,6 +43,9 @@
 
 mod backend;
 mod error;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod key;
 mod memory;
 mod page;

@@ -5,6 +5,8 @@ mod clock;
 #[cfg(feature = "redis-cluster")]
 mod cluster;
 mod error;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod link;
 mod master;
 mod pages;

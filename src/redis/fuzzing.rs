@@ -1,0 +1,346 @@
+//! The properties of the key schema, of what is read out of a hash, and of what a server's errors become.
+
+use std::collections::HashMap;
+use std::mem::discriminant;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use redis::{ErrorKind, RedisError, Value, make_extension_error, parse_redis_value};
+
+use super::error::Context;
+use super::link::Failure;
+use super::schema::{Schema, Stored};
+use crate::fuzzing::fields;
+use crate::key::escape;
+use crate::{MAX_ID_BYTES, OwnerId, Record, StorageError, TaskId, TaskKey, Version};
+
+/// Fields: four ids, a prefix.
+///
+/// Every key decodes to the ids, the kind and the prefix that it was made of, so that no two share one. With hash
+/// tags a cluster hashes exactly the owner; without, whole keys.
+pub fn key(input: &[u8]) {
+    let [a, b, c, d, prefix] = fields(input).map(|field| String::from_utf8_lossy(field).into_owned());
+    let prefix = if prefix_is_legal(&prefix) { &prefix } else { "pmcp" };
+    // Beside the given ids, those that would reach another's keys if an id were written as it is.
+    let (ab, bc) = (format!("{a}:{b}"), format!("{b}:{c}"));
+    let (tagged, escaped) = (format!("{{{a}}}"), escape(&a).into_owned());
+    for id in [&a, &b, &c, &d, &ab, &tagged, &escaped] {
+        check_escape(id);
+        let is_legal = (1..=MAX_ID_BYTES).contains(&id.len());
+        assert_eq!(OwnerId::try_from(id.as_str()).is_ok(), is_legal);
+        assert_eq!(TaskId::try_from(id.as_str()).is_ok(), is_legal);
+    }
+    let pairs = [
+        (&a, &b),
+        (&c, &d),
+        (&a, &bc),
+        (&ab, &c),
+        (&tagged, &b),
+        (&escaped, &b),
+        (&b, &tagged),
+        (&b, &escaped),
+    ];
+
+    let mut made_of = HashMap::new();
+    let mut add = |key: String, parts: Decoded| {
+        assert_eq!(decode(&key).as_ref(), Some(&parts), "{key}");
+        let hashed = if parts.hash_tag { escape(&parts.owner) } else { key.as_str().into() };
+        assert_eq!(hash_slot_part(&key), hashed);
+        let before = made_of.entry(key).or_insert_with(|| parts.clone());
+        assert_eq!(*before, parts, "two sets of ids have one key");
+    };
+    for (owner, task) in pairs {
+        let Ok(key) = TaskKey::new(owner, task) else { continue };
+        let shown = key.to_string();
+        let (shown_owner, shown_task) = shown.split_once(':').expect("a colon between the ids");
+        assert_eq!(unescape(shown_owner).as_ref(), Some(owner));
+        assert_eq!(unescape(shown_task).as_ref(), Some(task));
+
+        for hash_tag in [false, true] {
+            let schema = Schema::new(prefix, hash_tag).expect("a legal prefix");
+            let parts = |kind: &str, task: Option<&String>| Decoded {
+                prefix: prefix.to_owned(),
+                kind: kind.to_owned(),
+                hash_tag,
+                owner: owner.clone(),
+                task: task.cloned(),
+            };
+            let keys = schema.keys(&key);
+            assert_eq!(keys.idx, schema.idx(&key.owner));
+            assert_eq!(keys.exp, schema.exp(&key.owner));
+            add(keys.task, parts("tasks", Some(task)));
+            add(keys.idx, parts("idx", None));
+            add(keys.exp, parts("exp", None));
+        }
+    }
+}
+
+fn prefix_is_legal(prefix: &str) -> bool {
+    let is_legal = (1..=64).contains(&prefix.len())
+        && prefix.chars().all(|c| matches!(c, 'A'..='Z' | 'a'..='z' | '0'..='9' | '.' | '_' | '-'));
+    assert_eq!(Schema::new(prefix, false).is_ok(), is_legal, "{prefix:?}");
+    is_legal
+}
+
+/// What the documentation says that a key is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Decoded {
+    prefix: String,
+    kind: String,
+    hash_tag: bool,
+    owner: String,
+    task: Option<String>,
+}
+
+fn decode(key: &str) -> Option<Decoded> {
+    let parts: Vec<_> = key.split(':').collect();
+    let (prefix, kind, owner, task) = match parts[..] {
+        [prefix, kind, owner] => (prefix, kind, owner, None),
+        [prefix, kind, owner, task] => (prefix, kind, owner, Some(unescape(task)?)),
+        _ => return None,
+    };
+    let tagged = owner.strip_prefix('{').and_then(|owner| owner.strip_suffix('}'));
+    Some(Decoded {
+        prefix: prefix.to_owned(),
+        kind: kind.to_owned(),
+        hash_tag: tagged.is_some(),
+        owner: unescape(tagged.unwrap_or(owner))?,
+        task,
+    })
+}
+
+fn must_be_escaped(c: char) -> bool {
+    matches!(c, ':' | '%' | '{' | '}' | '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}')
+}
+
+/// Percent-decoding; `None` for text that no id is written as.
+fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let mut digit = || match rest.next()? {
+                digit @ b'0'..=b'9' => Some(digit - b'0'),
+                digit @ b'A'..=b'F' => Some(digit - b'A' + 10),
+                _ => None,
+            };
+            bytes.push(digit()? << 4 | digit()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn check_escape(id: &str) {
+    let escaped = escape(id);
+    assert!(!escaped.contains(|c| c != '%' && must_be_escaped(c)), "{escaped:?}");
+    assert_eq!(unescape(&escaped).as_deref(), Some(id));
+    let added: usize = id.chars().filter(|c| must_be_escaped(*c)).map(|c| 2 * c.len_utf8()).sum();
+    assert_eq!(escaped.len(), id.len() + added, "{escaped:?} escapes more than it must");
+}
+
+/// The part of a key that a cluster hashes (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags>).
+fn hash_slot_part(key: &str) -> &str {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    tag.filter(|tag| !tag.is_empty()).unwrap_or(key)
+}
+
+/// Fields: the three of a hash, `version`, `expires_at`, `data`; and the whole input once more as a reply in the
+/// protocol of Redis.
+///
+/// A hash is read as a record only if every field is exactly what a script writes; nothing is read as absent but a
+/// hash that is.
+pub fn record(input: &[u8]) {
+    let [version, expires_at, data] = fields(input).map(field);
+    check_reading(Value::Array(vec![version, data, expires_at]));
+    if let Ok(reply) = parse_redis_value(input) {
+        check_reading(reply);
+    }
+}
+
+/// A field as `HMGET` gives it, or by its first byte something that `HMGET` never gives.
+fn field(bytes: &[u8]) -> Value {
+    match bytes {
+        [] => Value::Nil,
+        [b'$', text @ ..] => Value::BulkString(text.to_owned()),
+        [b'+', text @ ..] => Value::SimpleString(String::from_utf8_lossy(text).into_owned()),
+        [b':', text @ ..] => Value::Int(String::from_utf8_lossy(text).parse().unwrap_or(1)),
+        [b'*', text @ ..] => Value::Array(vec![Value::BulkString(text.to_owned())]),
+        text => Value::BulkString(text.to_owned()),
+    }
+}
+
+fn check_reading(reply: Value) {
+    let fields = match &reply {
+        Value::Array(fields) => <&[Value; 3]>::try_from(&fields[..]).ok(),
+        _ => None,
+    };
+    let Some([version, data, expires_at]) = fields.cloned() else {
+        assert_eq!(Stored::read(reply), None);
+        return;
+    };
+    let is = |stored: Stored| assert_eq!(Stored::read(reply.clone()), Some(stored));
+    let is_corrupt = |field: &str, at| match Stored::read(reply.clone()) {
+        Some(Stored::Corrupt { reason, expires_at }) => {
+            assert!(reason.contains(field), "{reason}");
+            assert_eq!(expires_at, at);
+        }
+        other => panic!("the field {field} of {reply:?} is read as {other:?}"),
+    };
+
+    if [&version, &data, &expires_at].into_iter().all(|field| matches!(field, Value::Nil)) {
+        return is(Stored::Nothing);
+    }
+    let expires_at = match (&expires_at, canonical(&expires_at)) {
+        (Value::Nil, _) => None,
+        (_, None) => return is_corrupt("expires_at", None),
+        // Times that the calendar has no date for are further away than any that it has.
+        (_, Some(millis)) => Some(
+            i64::try_from(millis)
+                .ok()
+                .and_then(DateTime::from_timestamp_millis)
+                .unwrap_or(DateTime::<Utc>::MAX_UTC),
+        ),
+    };
+    match (canonical(&version), data) {
+        (None, _) => is_corrupt("version", expires_at),
+        (Some(version), Value::BulkString(data)) => {
+            is(Stored::Record(Record { data: Bytes::from(data), version: version.into(), expires_at }))
+        }
+        (Some(_), _) => is_corrupt("data", expires_at),
+    }
+}
+
+/// An integer from 1 to 2^53 - 1 in the one way of writing it.
+fn canonical(field: &Value) -> Option<u64> {
+    let Value::BulkString(text) = field else { return None };
+    let number: u64 = std::str::from_utf8(text).ok()?.parse().ok()?;
+    ((1..=9_007_199_254_740_991).contains(&number) && number.to_string().as_bytes() == text).then_some(number)
+}
+
+/// Fields: the version that the caller expects, the owner's quota, the line of an error reply.
+///
+/// Whatever the server says becomes an error with a text; a code that is ours, or that Redis documents, becomes its
+/// variant whatever stands behind it. No reply leaves a read in doubt, and a write only if nobody foresaw the reply.
+pub fn script_error(input: &[u8]) {
+    let [expected, quota, line] = fields(input);
+    let number = |text| std::str::from_utf8(text).ok().and_then(|text| text.parse::<u64>().ok());
+    let call = Context {
+        address: "127.0.0.1:6379",
+        key: "pmcp:tasks:alice:t1",
+        writes: true,
+        expected: number(expected).unwrap_or_default().into(),
+        quota: number(quota),
+    };
+
+    let replies = [
+        [b"-", line, b"\r\n"].concat(),
+        [format!("!{}\r\n", line.len()).as_bytes(), line, b"\r\n"].concat(),
+        line.to_owned(),
+    ];
+    for reply in replies {
+        if let Err(error) = parse_redis_value(&reply).and_then(Value::extract_error) {
+            check_error(&call, &error);
+        }
+    }
+    let line = String::from_utf8_lossy(line);
+    let (code, detail) = match line.split_once(' ') {
+        Some((code, detail)) => (code, Some(detail)),
+        None => (&*line, None),
+    };
+    check_error(&call, &make_extension_error(code.to_owned(), detail.map(str::to_owned)));
+}
+
+fn check_error(write: &Context<'_>, error: &RedisError) {
+    let is_reply = matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension);
+    let failure =
+        || if is_reply { Failure::Replied(error.clone()) } else { Failure::Unanswered(error.clone()) };
+    let read = Context { writes: false, ..*write }.storage_error(failure());
+    let judged = write.storage_error(failure());
+    for judged in [&read, &judged] {
+        assert!(!judged.to_string().is_empty());
+        assert!(std::error::Error::source(judged).is_none_or(|source| !source.to_string().is_empty()));
+        assert!(key_of(judged).is_none_or(|key| key == write.key));
+    }
+    assert_eq!(discriminant(&read), discriminant(&judged));
+    assert!(!read.outcome_unknown(), "{error}");
+
+    if !is_reply {
+        assert!(judged.outcome_unknown(), "{error}");
+        assert!(
+            matches!(judged, StorageError::Unavailable { .. } | StorageError::Backend { .. }),
+            "{judged}"
+        );
+        return;
+    }
+    assert_eq!(read.to_string(), judged.to_string());
+    let becomes = |is_so: bool| assert!(is_so, "{error} becomes {judged:?}");
+    let code = error.code().unwrap_or_default();
+    let detail = error.detail().unwrap_or_default();
+    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    match (code, detail.parse::<u64>()) {
+        ("NOTFOUND", _) => becomes(matches!(judged, StorageError::NotFound { .. })),
+        ("VERSIONCONFLICT", Ok(found)) if is_digits(detail) => {
+            becomes(matches!(judged, StorageError::VersionConflict { expected, actual, .. }
+                if expected == write.expected && actual == Version::from(found)))
+        }
+        ("VERSIONEXHAUSTED", _) => becomes(matches!(judged, StorageError::VersionExhausted { .. })),
+        ("CAPACITYEXCEEDED", Ok(live)) if is_digits(detail) => becomes(
+            matches!(judged, StorageError::CapacityExceeded { quota, .. } if quota == Some(write.quota.unwrap_or(live))),
+        ),
+        ("CORRUPT", _) => {
+            becomes(matches!(&judged, StorageError::Corrupt { reason, .. } if reason.contains(detail)));
+        }
+        // As a number, and not as the scripts write it: taken or not, but never as something else.
+        ("VERSIONCONFLICT", Ok(_)) => {
+            becomes(is_unforeseen(&judged) || matches!(judged, StorageError::VersionConflict { .. }))
+        }
+        ("CAPACITYEXCEEDED", Ok(_)) => becomes(
+            is_unforeseen(&judged) || matches!(judged, StorageError::CapacityExceeded { quota: Some(_), .. }),
+        ),
+        ("OOM", _) => becomes(matches!(judged, StorageError::CapacityExceeded { quota: None, .. })),
+        ("WRONGTYPE", _) => becomes(matches!(judged, StorageError::Corrupt { .. })),
+        (
+            "READONLY" | "LOADING" | "CLUSTERDOWN" | "TRYAGAIN" | "MASTERDOWN" | "MISCONF" | "NOREPLICAS"
+            | "BUSY",
+            _,
+        ) => {
+            becomes(matches!(judged, StorageError::Unavailable { outcome_unknown: false, .. }));
+        }
+        ("NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED", _) => {
+            becomes(matches!(judged, StorageError::Denied { .. }))
+        }
+        ("MOVED" | "ASK" | "CROSSSLOT", _) => {
+            becomes(matches!(judged, StorageError::Backend { outcome_unknown: false, .. }));
+        }
+        // These wrap what a command raised inside a script: any of the server's errors, and none of the scripts' own.
+        (code, _) if code == "ERR" || code.starts_with("@user_script") => becomes(
+            is_unforeseen(&judged)
+                || matches!(
+                    judged,
+                    StorageError::CapacityExceeded { quota: None, .. }
+                        | StorageError::Corrupt { source: Some(_), .. }
+                        | StorageError::Unavailable { outcome_unknown: false, .. }
+                        | StorageError::Denied { .. }
+                        | StorageError::Backend { .. }
+                ),
+        ),
+        _ => becomes(is_unforeseen(&judged)),
+    }
+}
+
+/// An error that may have come in the middle of a script.
+fn is_unforeseen(error: &StorageError) -> bool {
+    matches!(error, StorageError::Backend { outcome_unknown: true, .. })
+}
+
+fn key_of(error: &StorageError) -> Option<&str> {
+    match error {
+        StorageError::NotFound { key }
+        | StorageError::VersionConflict { key, .. }
+        | StorageError::VersionExhausted { key }
+        | StorageError::Corrupt { key, .. } => Some(key),
+        _ => None,
+    }
+}
