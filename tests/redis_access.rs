@@ -10,7 +10,9 @@ use mcp_task_store::{
     Expiry, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
 };
 use redis::{Commands, Connection, Value};
+use support::cluster::Cluster;
 use support::redis::{Server, command, connection, free_port, rule_of_the_readme};
+use support::sentinel::{MASTER, Watched};
 use support::{after_ms, in_an_hour, keep, key, never, owner};
 
 /// Every operation of the backend, in every form that runs another command on the server. The administrator
@@ -75,7 +77,7 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
         rule.iter().filter(|word| word.starts_with('+') || word.starts_with('~')).collect();
     assert!(permitted.len() > 10);
     for word in permitted {
-        let without = rule.iter().filter(|other| *other != word).map(String::as_str);
+        let without = rule.iter().filter(|other| *other != word).copied();
         let _: Value = command(&mut admin, ["ACL", "DELUSER", user]);
         let _: Value = command(&mut admin, without);
         let outcome = match RedisBackend::connect(&url).await {
@@ -287,4 +289,113 @@ async fn after_a_restart_of_the_server_the_same_backend_works_again() {
     while let Err(error) = backend.put(&t1, "data".into(), options).await {
         assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
+    let server = Server::start(&[]);
+    let mut admin = connection(&server.url());
+    let mut tenants = Vec::new();
+    for name in ["red", "blue"] {
+        let rule = rule_of_the_readme()
+            .replace("pmcp:", &format!("{name}:"))
+            .replace(" tasks ", &format!(" {name} "));
+        let _: Value = command(&mut admin, rule.split(' '));
+        let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
+        let url = format!("redis://{name}:{password}@127.0.0.1:{}", server.port);
+        let own = RedisBackend::builder().prefix(name).connect(&url).await.unwrap();
+        own.put(&key("alice", "t1"), name.into(), in_an_hour()).await.unwrap();
+        tenants.push((name, url, own));
+    }
+    let t1 = key("alice", "t1");
+    for (intruder, victim) in [(0, 1), (1, 0)] {
+        let (name, _, own) = &tenants[victim];
+        let foreign = RedisBackend::builder().prefix(*name).connect(&tenants[intruder].1).await.unwrap();
+        for refused in [
+            foreign.get(&t1).await.map(drop),
+            foreign.put(&t1, "lost".into(), keep()).await.map(drop),
+            foreign.put(&key("alice", "t2"), "lost".into(), in_an_hour()).await.map(drop),
+            foreign.put_if_version(&t1, "lost".into(), keep(), Version::FIRST).await.map(drop),
+            foreign.put_if_version(&t1, "lost".into(), never(), Version::FIRST).await.map(drop),
+            foreign.delete(&t1).await.map(drop),
+            foreign.list(&owner("alice"), PageRequest::new(5)).await.map(drop),
+        ] {
+            assert!(matches!(refused, Err(StorageError::Denied { .. })), "{refused:?}");
+        }
+        let record = own.get(&t1).await.unwrap();
+        assert_eq!((record.data, record.version), ((*name).into(), Version::FIRST));
+        assert_eq!(own.list(&owner("alice"), PageRequest::new(5)).await.unwrap().records.len(), 1);
+    }
+}
+
+/// The words that the README adds to the rule for this case.
+fn addition_of_the_readme(case: &str) -> Vec<String> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let line = readme.lines().find(|line| line.starts_with("ACL SETUSER ") && line.ends_with(case)).unwrap();
+    line.split_whitespace().filter(|word| word.starts_with('+')).map(str::to_owned).collect()
+}
+
+/// Lets the user of the README do what the rule says and these words besides.
+fn permit(admin: &mut Connection, words: &[String]) {
+    let rule = rule_of_the_readme();
+    let reset = rule.replace("SETUSER tasks ", "SETUSER tasks reset ");
+    let words = reset.split(' ').chain(words.iter().map(String::as_str));
+    let _: Value = command(admin, words);
+}
+
+fn url_of_the_user(port: u16) -> String {
+    let rule = rule_of_the_readme();
+    let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
+    format!("redis://tasks:{password}@127.0.0.1:{port}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_the_additions_of_the_readme_are_enough_and_each_is_needed() {
+    let cluster = Cluster::start(2, 0);
+    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    let permit_all = |words: &[String]| {
+        cluster.nodes.iter().for_each(|node| permit(&mut node.connection(), words));
+    };
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| url_of_the_user(node.port)).collect();
+    let all = addition_of_the_readme("# in a cluster");
+    permit_all(&all);
+    let backend = RedisBackend::builder().connect_cluster(&urls).await.unwrap();
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "data".into(), in_an_hour()).await.unwrap();
+    // A slot on the move makes the backend ask the other node.
+    cluster.set_slot(1 - from, &slot, "IMPORTING", from);
+    cluster.set_slot(from, &slot, "MIGRATING", 1 - from);
+    cluster.migrate(from, 1 - from, "pmcp:tasks:{alice}:t1");
+    backend.get(&t1).await.unwrap();
+    // Without PING, connections are made anew whenever the slots are looked at.
+    for word in all.iter().filter(|word| *word != "+ping") {
+        let without: Vec<String> = all.iter().filter(|other| *other != word).cloned().collect();
+        permit_all(&without);
+        let failed = match RedisBackend::builder().connect_cluster(&urls).await {
+            Ok(backend) => backend.get(&t1).await.map(drop),
+            Err(error) => Err(error),
+        };
+        assert!(failed.is_err(), "{word} is not needed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_sentinels_and_to_wait_for_replicas_the_additions_of_the_readme_are_needed_and_enough() {
+    let watched = Watched::start(&[]);
+    let url = url_of_the_user(watched.master.port).replace("127.0.0.1", MASTER);
+    let connect = || RedisBackend::builder().connect_sentinel(watched.sentinel_urls(), &url);
+    permit(&mut watched.master.connection(), &[]);
+    let denied = connect().await.unwrap_err();
+    assert!(matches!(denied, StorageError::Denied { .. }), "{denied:?}");
+    let role = addition_of_the_readme("# behind sentinels");
+    permit(&mut watched.master.connection(), &role);
+    connect().await.unwrap().put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
+
+    let wait = RedisBackend::builder().wait_for_replicas(1, Duration::from_secs(1));
+    let waiting = wait.connect_sentinel(watched.sentinel_urls(), &url).await.unwrap();
+    let refused = waiting.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
+    assert!(refused.outcome_unknown(), "it was written, and not waited for: {refused:?}");
+    let more = addition_of_the_readme("# with wait_for_replicas");
+    permit(&mut watched.master.connection(), &[role, more].concat());
+    waiting.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
 }

@@ -226,15 +226,16 @@ impl RedisBuilder {
         let Some(node) = nodes.first().cloned() else {
             return Err(wrong_settings(address, "it has no node".to_owned()));
         };
-        let mut client = redis::cluster::ClusterClientBuilder::new(nodes)
+        let client = redis::cluster::ClusterClientBuilder::new(nodes)
             .connection_timeout(self.connect_timeout)
             .response_timeout(self.response_timeout)
             .overall_response_timeout(None)
             .tcp_settings(self.tcp_settings());
         #[cfg(feature = "redis-tls")]
-        if let Some(certificates) = self.certificates.given() {
-            client = client.certs(certificates);
-        }
+        let client = match self.certificates.given() {
+            Some(certificates) => client.certs(certificates),
+            None => client,
+        };
         let node = self.client(node).map_err(|error| refused(&address, error))?.get_connection_info().clone();
         let connecting = ClusterLink::connect(client, node, self.connect_timeout);
         let link = match tokio::time::timeout(self.connect_timeout, connecting).await {

@@ -191,7 +191,7 @@ async fn has_keeper_that_answers(cluster: &ClusterConnection, key: &str) -> bool
     slots.arg("SLOTS");
     let Some(Ok(slots)) = ask(cluster, slots, SingleNodeRoutingInfo::Random).await else { return false };
     let Some(keeper) = keeper(slots, key) else { return false };
-    match ask(cluster, redis::cmd("PING"), address(&keeper)).await {
+    match ask(cluster, redis::cmd("TIME"), address(&keeper)).await {
         Some(Ok(_)) => true,
         Some(Err(error)) => is_unknown_node(&error),
         None => false,

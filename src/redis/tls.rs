@@ -47,6 +47,8 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
                 | AlertDescription::CertificateRequired
                 | AlertDescription::CertificateRevoked
                 | AlertDescription::CertificateUnknown
+                // A signature by somebody else of the authority's name.
+                | AlertDescription::DecryptError
                 | AlertDescription::HandshakeFailure
                 | AlertDescription::UnknownCA
                 | AlertDescription::UnsupportedCertificate
