@@ -8,6 +8,7 @@ SHELL := /bin/bash
 export REDIS_URL ?= redis://127.0.0.1:6379
 REDIS_DIR := .redis
 FEATURES := redis-tests
+FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel
 FUZZ_SECONDS ?= 300
 ADVISORIES := https://github.com/RustSec/advisory-db
 
@@ -30,9 +31,27 @@ run: redis-up ## hash the files of this repository as tasks in Redis, through a 
 	@cargo run --quiet --example hash_files --features redis -- --redis "$$REDIS_URL"
 
 .PHONY: test
-test: redis-up redis-server ## run every test, on the memory engine and on Redis
+test: redis-up redis-server faketime ## run every test, on the memory engine and on Redis
 	@cargo test
 	cargo test --features $(FEATURES)
+
+.PHONY: test-faults
+test-faults: redis-up redis-server faketime ## run the long forms of the tests of faults, then fuzz; print one table
+	@figures=$$(mktemp)
+	trap 'rm -f "$$figures"' EXIT
+	for suite in $(FAULTS); do
+		FAULT_ROUNDS=50 cargo test --features $(FEATURES) --test "$$suite" -- --include-ignored --nocapture | tee -a "$$figures"
+	done
+	$(MAKE) --no-print-directory fuzz | tee -a "$$figures"
+	echo
+	sed -n 's/^.*figure | //p' "$$figures" | column -t -s '|' -o '|'
+
+.PHONY: test-matrix
+test-matrix: redis-server ## run the contract, MONITOR and model tests on Redis 6.2, Redis 7 and Valkey 9
+	@if ! python3 -c 'import ensurepip' 2>/dev/null; then
+		$(call install,python3-venv,python3 with venv)
+	fi
+	tests/matrix.sh
 
 .PHONY: check
 check: lua-check deny ## check the format, clippy, the documentation, the Lua scripts, the dependencies
@@ -96,6 +115,12 @@ redis-server: # the tests start servers of their own
 			echo "error: only valkey-server is here: run REDIS_SERVER=valkey-server make test" >&2; exit 1
 		fi
 		$(call install,redis-server,redis-server)
+	fi
+
+.PHONY: faketime
+faketime: # a process with a wrong clock
+	@if ! ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1; then
+		$(call install,faketime,libfaketime)
 	fi
 
 # Splits REDIS_URL into host and port; answers: whether a Redis server replies there.
