@@ -1,30 +1,31 @@
 //! The server's clock alone counts: a process whose wall clock is wrong, or jumps, does as the others do, and
 //! after a failover the backend follows the clock of the new server.
 //!
-//! The other process is this test binary, run again under Debian's `faketime`.
+//! The wrong clocks are Debian's `faketime`.
 
 #![cfg(feature = "redis-tests")]
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+#[path = "clocks/other.rs"]
+mod other;
+#[path = "clocks/process.rs"]
+mod process;
+
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use mcp_task_store::{
-    Expiry, NewTask, PageRequest, RedisBackend, StorageBackend, StorageError, StoreConfig, StoredTask,
-    TaskError, TaskKey, TaskStatus, TaskStore, Version,
+    Expiry, NewTask, PageRequest, RedisBackend, StorageBackend, StorageError, StoreConfig, TaskError,
+    TaskKey, TaskStatus, TaskStore, Version,
 };
-use redis::aio::MultiplexedConnection;
+use other::{Other, library};
+use process::{Call, Clocks, Process, moment};
 use rstest::rstest;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use support::redis::{Server, command};
 use support::sentinel::{MASTER, Watched};
-use support::{after_ms, in_an_hour, keep, key, owner};
-use tempfile::TempDir;
+use support::{after_ms, in_an_hour, key, owner};
 use tokio::task::block_in_place;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -37,295 +38,17 @@ fn figure(what: &str, value: TimeDelta) {
     println!("figure | {what} | {:.3} ms", value.as_seconds_f64() * 1000.0);
 }
 
-/// The library by which Debian's `faketime` falsifies the wall clock.
-fn library() -> PathBuf {
-    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());
-    let found = folders
-        .chain(["/usr/lib".into(), "/usr/local/lib".into()])
-        .map(|folder| folder.join("faketime/libfaketime.so.1"))
-        .find(|library| library.exists());
-    found.unwrap_or_else(|| panic!("libfaketime.so.1 is not here: apt-get install faketime"))
-}
-
-fn moment(seconds: u64, micros: u64) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(i64::try_from(seconds * 1_000_000 + micros).unwrap()).unwrap()
-}
-
 fn time_of(server: &Server) -> DateTime<Utc> {
     let (seconds, micros) = command(&mut server.connection(), ["TIME"]);
     moment(seconds, micros)
 }
 
-// What every process does
-
-/// A call on the store, as one process asks another to make it. All are about one owner.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-enum Call {
-    Clocks,
-    Put { task: String, lives_ms: u64 },
-    PutIfVersion { task: String, expected: u64 },
-    Get { task: String },
-    Delete { task: String },
-    List,
-    SeeExpire { task: String },
-    Create { ttl_ms: u64 },
-    GetTask { task: String },
-    Complete { task: String },
-    ListTasks,
-    SeeFail { task: String },
-}
-
-/// What one process has of its own.
-struct Process {
-    backend: RedisBackend,
-    tasks: TaskStore<RedisBackend>,
-    server: MultiplexedConnection,
-    started: Instant,
-}
-
-impl Process {
-    async fn start(url: &str) -> Self {
-        let backend = RedisBackend::connect(url).await.unwrap();
-        let config = StoreConfig::new().retention(Duration::from_millis(HOUR_MS));
-        let tasks = TaskStore::with_config(backend.clone(), config);
-        let server = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
-        Self { backend, tasks, server, started: Instant::now() }
-    }
-
-    async fn server_time(&self) -> DateTime<Utc> {
-        let (seconds, micros) = redis::cmd("TIME").query_async(&mut self.server.clone()).await.unwrap();
-        moment(seconds, micros)
-    }
-
-    async fn perform(&self, call: Call) -> Value {
-        let (alice, all) = (owner("alice"), PageRequest::new(256));
-        let of = |task: &str| key("alice", task);
-        match call {
-            Call::Clocks => self.clocks().await,
-            Call::Put { task, lives_ms } => {
-                let written = self.backend.put(&of(&task), task.into(), after_ms(lives_ms)).await.unwrap();
-                json!([written.version.get(), instant(written.expires_at)])
-            }
-            Call::PutIfVersion { task, expected } => {
-                let key = of(&task);
-                match self.backend.put_if_version(&key, task.into(), keep(), expected.into()).await {
-                    Ok(written) => json!([written.version.get(), instant(written.expires_at)]),
-                    Err(error) => json!(error.to_string()),
-                }
-            }
-            Call::Get { task } => match self.backend.get(&of(&task)).await {
-                Ok(record) => json!([&*record.data, record.version.get(), instant(record.expires_at)]),
-                Err(error) => json!(error.to_string()),
-            },
-            Call::Delete { task } => json!(self.backend.delete(&of(&task)).await.unwrap()),
-            Call::List => {
-                let page = self.backend.list(&alice, all).await.unwrap();
-                assert!(page.next.is_none() && page.corrupt.is_empty());
-                let records = page.records.iter();
-                json!(
-                    records
-                        .map(|r| json!([r.task, r.version.get(), instant(r.expires_at)]))
-                        .collect::<Vec<_>>()
-                )
-            }
-            Call::SeeExpire { task } => json!(self.see_expire(&of(&task)).await),
-            Call::Create { ttl_ms } => {
-                let new = NewTask::new("tools/call").ttl(Duration::from_millis(ttl_ms));
-                shown(&self.tasks.create(&alice, new).await.unwrap())
-            }
-            Call::GetTask { task } => shown(&self.tasks.get(&of(&task)).await.unwrap()),
-            Call::Complete { task } => match self.tasks.complete(&of(&task), json!("done")).await {
-                Ok(done) => shown(&done),
-                Err(error) => json!(error.to_string()),
-            },
-            Call::ListTasks => {
-                let page = self.tasks.list(&alice, all).await.unwrap();
-                assert!(page.next.is_none());
-                json!(page.tasks.iter().map(shown).collect::<Vec<_>>())
-            }
-            Call::SeeFail { task } => json!(self.see_fail(&of(&task)).await),
-        }
-    }
-
-    /// The wall clock, the monotonic clock, and how far `now()` lags behind the server.
-    async fn clocks(&self) -> Value {
-        // The reply of a call sets `now()` right.
-        let _ = self.backend.get(&key("nobody", "nothing")).await;
-        let now = self.backend.now();
-        let after = self.server_time().await;
-        assert!(now <= after, "now() says {now} and leads the server, which says {after} later");
-        json!(Clocks {
-            wall_us: Utc::now().timestamp_micros(),
-            monotonic: self.started.elapsed(),
-            lag_us: micros(after - now)
-        })
-    }
-
-    /// Looks at a record until it is gone. It must be there before `expires_at` and at no time after it, by the
-    /// clock of the server, which is asked before and after each look. Says how often it was there.
-    async fn see_expire(&self, key: &TaskKey) -> u64 {
-        let mut expires_at = None;
-        for seen in 0.. {
-            let before = self.server_time().await;
-            let read = self.backend.get(key).await;
-            let between = self.server_time().await;
-            let page = self.backend.list(&key.owner, PageRequest::new(256)).await.unwrap();
-            let after = self.server_time().await;
-            let is_listed = page.records.iter().any(|record| record.task == key.task);
-            match read {
-                Ok(record) => {
-                    expires_at = record.expires_at;
-                    assert!(before < expires_at.unwrap(), "{expires_at:?} was read after {before}");
-                }
-                Err(StorageError::NotFound { .. }) => {
-                    // Without a first look there is nothing to compare with.
-                    assert!(expires_at.unwrap() <= between, "{expires_at:?} was gone before {between}");
-                    assert!(!is_listed);
-                    return seen;
-                }
-                Err(error) => panic!("{error:?}"),
-            }
-            if is_listed {
-                assert!(between < expires_at.unwrap(), "{expires_at:?} was listed after {between}");
-            } else {
-                assert!(expires_at.unwrap() <= after, "{expires_at:?} was not listed before {after}");
-            }
-        }
-        unreachable!()
-    }
-
-    /// Looks at a task until its TTL has made it fail, which may not be before the server's clock says so, nor
-    /// long after. Says how often it was still at work.
-    async fn see_fail(&self, key: &TaskKey) -> u64 {
-        for seen in 0.. {
-            let before = self.server_time().await;
-            let task = self.tasks.get(key).await.unwrap().task;
-            let after = self.server_time().await;
-            let deadline = task.deadline().unwrap();
-            match task.status {
-                TaskStatus::Working => assert!(before < deadline + MOST_LAG, "{before} {deadline}"),
-                TaskStatus::Failed => {
-                    assert!(deadline <= after, "failed before {after}, and the deadline is {deadline}");
-                    return seen;
-                }
-                other => panic!("{other}"),
-            }
-        }
-        unreachable!()
-    }
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Clocks {
-    /// In microseconds since the epoch.
-    wall_us: i64,
-    monotonic: Duration,
-    /// How far `now()` lags behind the server, what it took to ask included.
-    lag_us: i64,
-}
-
-fn micros(delta: TimeDelta) -> i64 {
-    delta.num_microseconds().unwrap()
-}
-
-/// How a time travels: in microseconds, as the other process has to say exactly the same.
-fn instant(at: Option<DateTime<Utc>>) -> i64 {
-    at.unwrap().timestamp_micros()
-}
-
-fn shown(stored: &StoredTask) -> Value {
-    json!([stored.task, stored.version.get(), instant(stored.expires_at)])
-}
-
-// The other process
-
-const URL_VARIABLE: &str = "TASK_STORE_TEST_URL";
-/// Marks the lines of this file among those that the test runner prints.
-const REPLY: &str = "reply: ";
+// Two processes
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "is the other process of the tests in this file"]
 async fn the_other_process() {
-    let Ok(url) = std::env::var(URL_VARIABLE) else { return };
-    let process = Process::start(&url).await;
-    // Ends when the first process closes the pipe, or is gone.
-    for call in std::io::stdin().lines() {
-        let reply = process.perform(serde_json::from_str(&call.unwrap()).unwrap()).await;
-        println!("\n{REPLY}{reply}");
-    }
-}
-
-/// A process with a wall clock of its own.
-struct Other {
-    process: Child,
-    /// Is taken to close it.
-    calls: Option<ChildStdin>,
-    replies: BufReader<ChildStdout>,
-    clock: TempDir,
-}
-
-impl Other {
-    fn start(url: &str, offset: &str) -> Self {
-        let clock = TempDir::new().unwrap();
-        set_clock(clock.path(), offset);
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_other_process", "--ignored", "--nocapture"])
-            .env(URL_VARIABLE, url)
-            .env("LD_PRELOAD", library())
-            .env("FAKETIME_TIMESTAMP_FILE", clock.path().join("offset"))
-            .env("FAKETIME_NO_CACHE", "1")
-            // Only the wall clock is wrong.
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env_remove("FAKETIME")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (calls, replies) = (process.stdin.take(), BufReader::new(process.stdout.take().unwrap()));
-        Self { process, calls, replies, clock }
-    }
-
-    fn send(&mut self, call: &Call) {
-        let mut line = serde_json::to_vec(call).unwrap();
-        line.push(b'\n');
-        self.calls.as_mut().unwrap().write_all(&line).unwrap();
-    }
-
-    fn reply(&mut self) -> Value {
-        let mut said = String::new();
-        block_in_place(|| {
-            loop {
-                let start = said.len();
-                let read = self.replies.read_line(&mut said).unwrap();
-                assert!(read > 0, "the other process has ended: {said}");
-                if let Some(reply) = said[start..].strip_prefix(REPLY) {
-                    return serde_json::from_str(reply).unwrap();
-                }
-            }
-        })
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        // It ends by itself when its input ends, so that `faketime` can tidy up behind it.
-        self.calls = None;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < deadline {
-            if self.process.try_wait().unwrap().is_some() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-/// Sets the clock of the process that looks at this folder. At no time is the file half written.
-fn set_clock(folder: &Path, offset: &str) {
-    std::fs::write(folder.join("next"), offset).unwrap();
-    std::fs::rename(folder.join("next"), folder.join("offset")).unwrap();
+    other::serve().await;
 }
 
 /// This process, whose clock is right, and another one.
@@ -333,6 +56,8 @@ struct Pair {
     server: Server,
     own: Process,
     other: Other,
+    /// When the other's clocks were looked at before, and what they said.
+    checked: Option<(Instant, Clocks)>,
 }
 
 impl Pair {
@@ -340,7 +65,7 @@ impl Pair {
         let server = Server::start(&[]);
         let own = Process::start(&server.url()).await;
         let other = Other::start(&server.url(), offset);
-        Self { server, own, other }
+        Self { server, own, other, checked: None }
     }
 
     /// Lets both make a call at once.
@@ -371,19 +96,23 @@ impl Pair {
         time_of(&self.server)
     }
 
-    /// Asserts that the other's wall clock is wrong by so much and its monotonic clock is not, and that `now()`
-    /// is right in both. Without the first all else would prove nothing.
-    async fn check_clocks(&mut self, wrong_by: TimeDelta) -> Clocks {
+    /// Asserts that the other's wall clock is wrong by so much and its monotonic clock has gone right since it
+    /// was checked before, as all else would prove nothing without; and that `now()` is right in both.
+    async fn check_clocks(&mut self, wrong_by: TimeDelta) {
+        let started = Instant::now();
         let [own, theirs] = self.both(Call::Clocks).await;
         let [own, theirs]: [Clocks; 2] = [own, theirs].map(|clocks| serde_json::from_value(clocks).unwrap());
         let apart = TimeDelta::microseconds(theirs.wall_us - own.wall_us) - wrong_by;
         assert!(apart.abs() < TimeDelta::minutes(1), "{apart}");
+        if let Some((since, before)) = self.checked.replace((started, theirs)) {
+            let (passed, most) = (theirs.monotonic - before.monotonic, since.elapsed());
+            assert!(passed <= most, "the monotonic clock has jumped too: {passed:?} in {most:?}");
+        }
         for (whose, clocks) in [("a right", own), ("a wrong", theirs)] {
             let lag = TimeDelta::microseconds(clocks.lag_us);
             figure(&format!("most that now() lags behind the server, with {whose} wall clock"), lag);
             assert!(lag < MOST_LAG, "{whose}: {lag}");
         }
-        theirs
     }
 }
 
@@ -488,29 +217,24 @@ async fn a_process_with_a_wrong_wall_clock_does_as_the_others_do(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_whose_wall_clock_jumps_does_as_the_others_do() {
     let mut pair = Pair::start("+0").await;
-    let mut since = Instant::now();
-    let mut before = pair.check_clocks(TimeDelta::zero()).await;
+    pair.check_clocks(TimeDelta::zero()).await;
     let jumps = [("+1h", TimeDelta::hours(1)), ("-1h", TimeDelta::hours(-1)), ("+0", TimeDelta::zero())];
     for (offset, wrong_by) in jumps {
-        // What was written before the jump is judged after it.
+        // What was written before the jump is judged after it, and one record while it happens.
         let task = pair.own.perform(Call::Create { ttl_ms: HOUR_MS }).await;
         let id = task[0]["taskId"].as_str().unwrap().to_owned();
         let short = "since before the jump".to_owned();
         pair.one(true, Call::Put { task: short.clone(), lives_ms: SOON_MS }).await;
         pair.other.send(&Call::SeeExpire { task: short.clone() });
-        set_clock(pair.other.clock.path(), offset);
+        pair.other.set_clock(offset);
         pair.own.perform(Call::SeeExpire { task: short }).await;
         assert!(pair.other.reply().as_u64().unwrap() > 0);
         assert_eq!(pair.alike(Call::GetTask { task: id.clone() }).await, task);
         pair.one(true, Call::Delete { task: id }).await;
-
-        let after = pair.check_clocks(wrong_by).await;
-        let (passed, most) = (after.monotonic - before.monotonic, since.elapsed());
-        assert!(passed <= most, "the other's monotonic clock has jumped too: {passed:?} in {most:?}");
+        pair.check_clocks(wrong_by).await;
         do_alike(&mut pair).await;
-        since = Instant::now();
-        before = pair.check_clocks(wrong_by).await;
     }
+    pair.check_clocks(TimeDelta::zero()).await;
 }
 
 // A failover to a server with another clock

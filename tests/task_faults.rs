@@ -7,16 +7,20 @@
 #[macro_use]
 mod support;
 
+#[path = "task_faults/life.rs"]
+mod life;
+
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use life::{CALLS, Told, Worked, check_task, work};
 use mcp_task_store::{
-    NewTask, PageRequest, RedisBackend, StorageBackend, StorageError, StoreConfig, StoredTask, Task,
-    TaskError, TaskKey, TaskStatus, TaskStore, Version,
+    NewTask, PageRequest, RedisBackend, StorageBackend, StorageError, StoreConfig, StoredTask, TaskError,
+    TaskStatus, TaskStore, Version,
 };
 use redis::Value as Reply;
 use rstest::rstest;
@@ -272,8 +276,6 @@ struct Form {
 const SHORT: Form = Form { tasks: 30, at_once: 12, instances: 6 };
 const LONG: Form = Form { tasks: 2000, at_once: 48, instances: 24 };
 const SEED: u64 = 20_251_123;
-/// Variables that each of the two workers on a task sets, one call each.
-const STEPS: u64 = 5;
 
 /// Numbers that look random, the same in every run.
 struct Random(u64);
@@ -299,117 +301,6 @@ fn at_random(mut random: Random) -> impl FnMut() -> Fault {
         18..20 => Fault::HELD_BACK,
         _ => Pass,
     }
-}
-
-/// How many calls on one task ended how.
-#[derive(Default)]
-struct Told {
-    acknowledged: Cell<u64>,
-    unknown: Cell<u64>,
-    refused: Cell<u64>,
-}
-
-fn count(calls: &Cell<u64>) {
-    calls.set(calls.get() + 1);
-}
-
-impl Told {
-    /// Makes a call, again if it certainly had no effect. `None` if its outcome is unknown. No other error is
-    /// right: nobody ends a task behind its workers' back, so an error that says so would come from an earlier
-    /// copy of a write of their own.
-    async fn made<T>(&self, call: impl AsyncFn() -> Result<T, TaskError>) -> Option<T> {
-        loop {
-            match call().await {
-                Ok(done) => {
-                    count(&self.acknowledged);
-                    return Some(done);
-                }
-                Err(error) if error.outcome_unknown() => {
-                    count(&self.unknown);
-                    return None;
-                }
-                Err(error) => assert!(error.is_retryable(), "{error:?}"),
-            }
-            count(&self.refused);
-        }
-    }
-}
-
-/// What its workers were told about one task.
-#[derive(Default)]
-struct Worked {
-    told: Told,
-    /// The key, if the creation was acknowledged.
-    key: Option<TaskKey>,
-    /// The variables whose update was acknowledged.
-    variables: Vec<String>,
-    /// For each worker, the last of its values whose update was acknowledged.
-    last: BTreeMap<&'static str, u64>,
-    was_asked: bool,
-    was_answered: bool,
-    /// The result, if the end was acknowledged.
-    result: Option<Value>,
-}
-
-/// Calls that change a task: its creation, the steps of two workers, a question, its answer and the end.
-const CALLS: u64 = 1 + 2 * STEPS + 3;
-
-/// One of two workers on a task, each of which overwrites one variable and adds others. Gives the steps that
-/// were acknowledged.
-async fn take_steps(tasks: &Tasks, created: &StoredTask, name: &'static str, told: &Told) -> Vec<u64> {
-    let (mut held, mut acknowledged) = (created.clone(), Vec::new());
-    for step in 0..STEPS {
-        let variables = [(name.to_owned(), json!(step)), (format!("{name} {step}"), json!(true))];
-        let set = async || match step % 2 {
-            0 => tasks.set_variables(&held, variables.clone()).await,
-            _ => tasks.set_variables(&held.key, variables.clone()).await,
-        };
-        if let Some(written) = told.made(set).await {
-            assert_eq!(written.task.variables[name], json!(step));
-            held = written;
-            acknowledged.push(step);
-        }
-    }
-    acknowledged
-}
-
-/// The life of one task, in which several instances have a part.
-async fn work(number: usize, instances: &[Tasks]) -> Worked {
-    let instance = |turn: usize| &instances[(number + turn) % instances.len()];
-    let owner = owner(&format!("owner {}", number % 7));
-    let mut worked = Worked::default();
-    let told = &worked.told;
-    let Some(created) = told.made(async || instance(0).create(&owner, call()).await).await else {
-        return worked;
-    };
-    assert_eq!(created.version, Version::FIRST);
-    let key = &created.key;
-    let (one, two) = tokio::join!(
-        take_steps(instance(1), &created, "one", told),
-        take_steps(instance(2), &created, "two", told),
-    );
-    for (name, steps) in [("one", one), ("two", two)] {
-        worked.variables.extend(steps.iter().map(|step| format!("{name} {step}")));
-        worked.last.extend(steps.last().map(|last| (name, *last)));
-    }
-    let ask = async || instance(3).require_input(key, [("name", json!({}))]).await;
-    let asked = told.made(ask).await;
-    let answer = async || match &asked {
-        Some(asked) => instance(4).deliver_inputs(asked, [("name", json!("alice"))]).await,
-        None => instance(4).deliver_inputs(key, [("name", json!("alice"))]).await,
-    };
-    let answered = told.made(answer).await;
-    worked.was_asked = asked.is_some();
-    // An answer to what nobody asked is ignored, so it is acknowledged only if it is there.
-    worked.was_answered = answered.as_ref().is_some_and(|task| !task.task.input_responses.is_empty());
-    assert!(worked.was_answered || asked.is_none() || answered.is_none());
-    let result = json!({ "number": number });
-    if let Some(done) = told.made(async || instance(5).complete(key, result.clone()).await).await {
-        assert_eq!((done.task.status, &done.task.result), (TaskStatus::Completed, &Some(result.clone())));
-        worked.result = Some(result);
-    }
-    worked.key = Some(created.key);
-    worked
 }
 
 /// What is stored, by the server's key.
@@ -464,32 +355,6 @@ fn check_writes(key: &str, writes: &[(u64, Value)]) {
     }
 }
 
-/// All that was acknowledged is there.
-fn check_task(worked: &Worked, task: &Task) {
-    for name in &worked.variables {
-        assert_eq!(task.variables.get(name), Some(&json!(true)), "{name} of {task:?}");
-    }
-    for (name, last) in &worked.last {
-        assert!(task.variables[*name].as_u64().unwrap() >= *last, "{name} of {task:?}");
-    }
-    if worked.was_answered {
-        assert_eq!(task.input_responses.get("name"), Some(&json!("alice")), "{task:?}");
-    } else if worked.was_asked && !task.status.is_terminal() {
-        assert!(task.input_requests.contains_key("name") || !task.input_responses.is_empty(), "{task:?}");
-    }
-    match &worked.result {
-        Some(result) => {
-            assert_eq!(
-                (task.status, task.result.as_ref()),
-                (TaskStatus::Completed, Some(result)),
-                "{task:?}"
-            );
-        }
-        None => assert!(worked.told.unknown.get() > 0),
-    }
-    assert!(!matches!(task.status, TaskStatus::Failed | TaskStatus::Cancelled), "{task:?}");
-}
-
 async fn settles(form: Form) {
     let server = Server::start(&[]);
     let proxy = Proxy::start(server.port, at_random(Random(SEED))).await;
@@ -519,6 +384,9 @@ async fn settles(form: Form) {
     let completed = worked.iter().filter(|task| task.result.is_some()).count();
     figure("tasks driven through faults", form.tasks);
     figure("tasks whose completion was acknowledged", completed);
+    let is_certain = |task: &&Worked| task.told.unknown.get() == 0;
+    let certain = worked.iter().filter(is_certain).count();
+    figure("tasks of which every call was acknowledged", certain);
     figure("calls acknowledged", calls(|told| &told.acknowledged));
     figure("calls whose outcome the store could not tell", calls(|told| &told.unknown));
     figure("calls refused and made again", calls(|told| &told.refused));
@@ -540,15 +408,16 @@ async fn settles(form: Form) {
         let Some(key) = &worked.key else { continue };
         check_task(worked, &straight.get(key).await.unwrap().task);
         let at = format!("pmcp:tasks:{}:{}", key.owner, key.task);
-        // Where every call was acknowledged, the last late copies change nothing.
-        assert!(worked.told.unknown.get() > 0 || before[&at] == after[&at], "{at}");
-        assert!(worked.told.unknown.get() > 0 || after[&at].0 == CALLS, "each call was one write: {at}");
+        if is_certain(&worked) {
+            assert_eq!(after[&at].0, CALLS, "each call was one write: {at}");
+            assert_eq!(before[&at], after[&at], "the last late copies change nothing: {at}");
+        }
     }
     // A load without one of these would prove less than it seems to.
     for kind in [LoseWrite, LoseReply, BEHIND_THE_LOOK, Fault::HELD_BACK] {
         assert!(befallen.contains(&kind), "{kind:?}");
     }
-    assert!(conflicts > 0 && completed > form.tasks / 2);
+    assert!(conflicts > 0 && certain > form.tasks / 5 && completed > form.tasks / 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -557,7 +426,7 @@ async fn tasks_driven_through_lost_and_late_writes_hold_what_was_acknowledged() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "takes a minute"]
+#[ignore = "takes a while"]
 async fn long_form_of_tasks_driven_through_lost_and_late_writes() {
     settles(LONG).await;
 }
