@@ -17,6 +17,8 @@ pub mod cluster;
 #[cfg(feature = "redis-tests")]
 pub mod fake;
 #[cfg(feature = "redis-tests")]
+pub mod proxy;
+#[cfg(feature = "redis-tests")]
 pub mod redis;
 #[cfg(feature = "redis-tests")]
 pub mod sentinel;
