@@ -8,7 +8,7 @@ SHELL := /bin/bash
 export REDIS_URL ?= redis://127.0.0.1:6379
 REDIS_DIR := .redis
 FEATURES := redis-tests
-FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel
+FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel one_owner
 FUZZ_SECONDS ?= 300
 ADVISORIES := https://github.com/RustSec/advisory-db
 
@@ -39,8 +39,10 @@ test: redis-up redis-server faketime ## run every test, on the memory engine and
 test-faults: redis-up redis-server faketime ## run the long forms of the tests of faults, then fuzz; print one table
 	@figures=$$(mktemp)
 	trap 'rm -f "$$figures"' EXIT
+	export FAULT_ROUNDS=50
 	for suite in $(FAULTS); do
-		FAULT_ROUNDS=50 cargo test --features $(FEATURES) --test "$$suite" -- --include-ignored --nocapture | tee -a "$$figures"
+		cargo test --features $(FEATURES) --test "$$suite" -- --nocapture | tee -a "$$figures"
+		cargo test --features $(FEATURES) --test "$$suite" -- --nocapture --ignored long | tee -a "$$figures"
 	done
 	$(MAKE) --no-print-directory fuzz | tee -a "$$figures"
 	echo

@@ -7,6 +7,7 @@ mod support;
 use std::error::Error;
 use std::fmt::Debug;
 use std::io::Write;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -45,8 +46,7 @@ impl Printed {
             writeln!(self.clone(), "{error} {error:#} {error:?} {error:#?}").unwrap();
             cause = error.source();
         }
-        let result: Result<(), String> = Err(format!("{error:?}"));
-        let panic = std::panic::catch_unwind(|| result.unwrap()).unwrap_err();
+        let panic = std::panic::catch_unwind(AssertUnwindSafe(|| panic!("{error:?}"))).unwrap_err();
         self.note(panic.downcast_ref::<String>().unwrap());
     }
 
