@@ -493,3 +493,37 @@ async fn a_server_that_answers_with_another_reply() {
     };
     pretended(row, Answer::Bytes(b"+QUEUED\r\n".to_vec())).await;
 }
+
+/// Not a row, but the promise behind the first of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
+    const CAP: Duration = Duration::from_millis(250);
+    let attempts = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    // After the first connection nobody gets in.
+    let log = std::sync::Arc::clone(&attempts);
+    let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
+        "EVAL" => Answer::Close,
+        "HELLO" => {
+            let mut log = log.lock().unwrap();
+            log.push(Instant::now());
+            if log.len() == 1 { greeting(words) } else { Answer::Close }
+        }
+        _ => greeting(words),
+    });
+    let fake = fake.await;
+    let backend = connect(&fake.url()).await;
+    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
+    let wanted = 8 + 2 * rounds();
+    while attempts.lock().unwrap().len() < wanted {
+        let error = backend.get(&key("alice", "t1")).await.unwrap_err();
+        assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    }
+    let attempts = attempts.lock().unwrap();
+    let mut apart: Vec<Duration> = attempts.windows(2).map(|two| two[1] - two[0]).collect();
+    apart.sort();
+    let (median, highest) = (apart[apart.len() / 2], apart[(apart.len() - 1) * 99 / 100]);
+    println!("figure | a server that lets nobody in: between two attempts, median | {median:.1?}");
+    println!("figure | a server that lets nobody in: between two attempts, 99th percentile | {highest:.1?}");
+    assert!(apart[apart.len() - 1] < 10 * CAP, "{apart:?}");
+    assert!(median > Duration::from_millis(25), "they are not without a pause either: {apart:?}");
+}

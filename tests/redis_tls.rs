@@ -7,7 +7,8 @@ mod support;
 use std::time::Duration;
 
 use mcp_task_store::{RedisBackend, RedisBuilder, StorageBackend, StorageError};
-use support::redis::Server;
+use support::cluster::{eventually, info, start_node};
+use support::redis::{Server, free_port};
 use support::tls::Authority;
 use support::{in_an_hour, key};
 
@@ -78,6 +79,29 @@ async fn a_connection_over_tls_heals() {
         // The user is not there at once.
         assert!(matches!(error, StorageError::Unavailable { .. } | StorageError::Denied { .. }), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn a_cluster_is_reached_over_tls() {
+    let authority = Authority::new();
+    let port = free_port();
+    let settings = authority.settings(port, true);
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    settings.extend(["--cluster-enabled", "yes", "--tls-cluster", "yes"]);
+    let server = start_node(&settings);
+    let all = ["CLUSTER", "ADDSLOTSRANGE", "0", "16383"];
+    let _: () = support::redis::command(&mut server.connection(), all);
+    eventually(|| info(&mut server.connection(), "cluster").contains("cluster_enabled:1"));
+    let builder =
+        trusting(&authority).client_certificate(authority.pem("client.pem"), authority.pem("client-key.pem"));
+    let backend = builder.connect_cluster([format!("rediss://127.0.0.1:{port}")]).await.unwrap();
+    while let Err(error) = backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await {
+        // The cluster is up some moments after its slots are given out.
+        assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
+    }
+    assert_eq!(backend.get(&key("alice", "t1")).await.unwrap().data, "data");
+    let strangers = trusting(&authority).connect_cluster([format!("rediss://127.0.0.1:{port}")]).await;
+    strangers.unwrap_err();
 }
 
 #[tokio::test]

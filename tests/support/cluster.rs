@@ -8,6 +8,8 @@ use redis::Connection;
 use super::redis::{Server, any_node, command, keeper};
 
 const SLOTS: u16 = 16384;
+const NODE: [&str; 6] =
+    ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000"];
 
 /// Nodes on loopback: masters that share the slots evenly, and replicas of each in turn. A master that is
 /// silent for a second is failed over.
@@ -17,7 +19,7 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start(masters: usize, replicas: usize) -> Self {
-        let cluster = Self { nodes: (0..masters + replicas).map(|_| start_node()).collect() };
+        let cluster = Self { nodes: (0..masters + replicas).map(|_| start_node(&NODE)).collect() };
         for (index, node) in cluster.nodes[..masters].iter().enumerate() {
             let share = |index: usize| SLOTS as usize * index / masters;
             let slots: Vec<String> = (share(index)..share(index + 1)).map(|slot| slot.to_string()).collect();
@@ -52,7 +54,7 @@ impl Cluster {
 
     /// Adds a master without slots. Gives its place among the nodes.
     pub fn add_master(&mut self) -> usize {
-        self.nodes.push(start_node());
+        self.nodes.push(start_node(&NODE));
         self.meet(self.nodes.len() - 1);
         self.settled();
         self.nodes.len() - 1
@@ -132,11 +134,10 @@ pub fn info(connection: &mut Connection, section: &str) -> String {
     command(connection, ["INFO", section])
 }
 
-fn start_node() -> Server {
-    let settings =
-        ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000"];
+/// A server on a port whose bus port is free as well.
+pub fn start_node(settings: &[&str]) -> Server {
     (0..20)
-        .find_map(|_| Server::start_at(free_bus_port()?, &settings, &[]))
+        .find_map(|_| Server::start_at(free_bus_port()?, settings, &[]))
         .unwrap_or_else(|| panic!("a node of the cluster does not start"))
 }
 

@@ -41,22 +41,25 @@ impl Authority {
 
     /// A server with a port for TLS, which is given too, besides the plain one.
     pub fn start_server(&self, clients_need_certificates: bool) -> (Server, u16) {
-        let path = |name: &str| self.folder.path().join(name).to_str().unwrap().to_owned();
-        let (ca, certificate, key) = (path("ca.pem"), path("server.pem"), path("server-key.pem"));
-        let wanted = if clients_need_certificates { "yes" } else { "no" };
         let port = free_port();
-        let tls = [
-            "--tls-port",
-            &port.to_string(),
-            "--tls-ca-cert-file",
-            &ca,
-            "--tls-cert-file",
-            &certificate,
-            "--tls-key-file",
-            &key,
-            "--tls-auth-clients",
-            wanted,
-        ];
-        (Server::start(&tls), port)
+        let settings = self.settings(port, clients_need_certificates);
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        (Server::start(&settings), port)
+    }
+
+    /// What tells a server to speak TLS on this port.
+    pub fn settings(&self, port: u16, clients_need_certificates: bool) -> Vec<String> {
+        let path = |name: &str| self.folder.path().join(name).to_str().unwrap().to_owned();
+        let wanted = if clients_need_certificates { "yes" } else { "no" };
+        [
+            ("port", port.to_string()),
+            ("ca-cert-file", path("ca.pem")),
+            ("cert-file", path("server.pem")),
+            ("key-file", path("server-key.pem")),
+            ("auth-clients", wanted.to_owned()),
+        ]
+        .into_iter()
+        .flat_map(|(name, value)| [format!("--tls-{name}"), value])
+        .collect()
     }
 }
