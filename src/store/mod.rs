@@ -353,6 +353,9 @@ impl<B: StorageBackend> TaskStore<B> {
     }
 
     /// Removes a task, whatever its status, and whether or not its record can be read.
+    ///
+    /// Nothing of a deleted task is left, so nothing refuses a copy of its *creation* that was under way for longer
+    /// than all of its life, as out of the buffers of a server that hung: the task would be there again.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
         let removed = self.0.backend.delete(key).await;
