@@ -1,7 +1,8 @@
 //! A Redis Cluster of the test's own.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use redis::Connection;
 
@@ -91,6 +92,12 @@ impl Cluster {
         self.nodes.iter().map(Server::url).collect::<Vec<_>>().join(",")
     }
 
+    /// The same without one of them.
+    pub fn urls_without(&self, node: usize) -> String {
+        let others = self.nodes.iter().enumerate().filter(|(index, _)| *index != node);
+        others.map(|(_, node)| node.url()).collect::<Vec<_>>().join(",")
+    }
+
     /// The place among the nodes of the master that keeps this key.
     pub fn keeper(&self, key: &str) -> usize {
         let url = keeper(&self.urls(), key);
@@ -117,6 +124,14 @@ impl Cluster {
         let _: String =
             command(&mut self.nodes[from].connection(), ["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
     }
+}
+
+/// Watches from a thread of its own for the moment from which this condition is met.
+pub fn moment(mut condition: impl FnMut() -> bool + Send + 'static) -> JoinHandle<Instant> {
+    std::thread::spawn(move || {
+        eventually(&mut condition);
+        Instant::now()
+    })
 }
 
 /// Waits for a condition, for a minute at the most.

@@ -1,7 +1,7 @@
 //! A master, a replica and three sentinels of the test's own.
 
 use super::cluster::{eventually, info};
-use super::redis::{Server, command, free_port};
+use super::redis::{Server, command, connection, free_port};
 
 /// The name that the sentinels have for the master.
 pub const MASTER: &str = "mymaster";
@@ -37,13 +37,19 @@ impl Watched {
 
     /// Waits until the sentinels have made the replica the master.
     pub fn failed_over(&self) {
+        let sentinel = self.sentinels[0].url();
         eventually(|| {
-            let told: Option<(String, u16)> =
-                command(&mut self.sentinels[0].connection(), ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]);
-            told.is_some_and(|(_, port)| port == self.replica.port)
+            master_of(&sentinel) == Some(self.replica.port)
                 && info(&mut self.replica.connection(), "replication").contains("role:master")
         });
     }
+}
+
+/// The port of the master by the word of this sentinel.
+pub fn master_of(sentinel: &str) -> Option<u16> {
+    let ask = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER];
+    let told: Option<(String, u16)> = command(&mut connection(sentinel), ask);
+    told.map(|(_, port)| port)
 }
 
 fn start_sentinel(master: u16) -> Server {
