@@ -39,7 +39,7 @@ test: redis-up redis-server faketime ## run every test, on the memory engine and
 test-faults: redis-up redis-server faketime ## run the long forms of the tests of faults, then fuzz; print one table
 	@figures=$$(mktemp)
 	trap 'rm -f "$$figures"' EXIT
-	export FAULT_ROUNDS=50
+	export FAULT_ROUNDS=20
 	for suite in $(FAULTS); do
 		cargo test --features $(FEATURES) --test "$$suite" -- --nocapture | tee -a "$$figures"
 		cargo test --features $(FEATURES) --test "$$suite" -- --nocapture --ignored long | tee -a "$$figures"
