@@ -527,3 +527,26 @@ async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
     assert!(apart[apart.len() - 1] < 10 * CAP, "{apart:?}");
     assert!(median > Duration::from_millis(25), "they are not without a pause either: {apart:?}");
 }
+
+/// The name of a master may lead to another server by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_turned_out_to_be_a_replica_is_connected_to_anew() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let connections = AtomicUsize::new(0);
+    let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
+        "HELLO" => {
+            connections.fetch_add(1, Ordering::Relaxed);
+            greeting(words)
+        }
+        "EVAL" if connections.load(Ordering::Relaxed) == 1 => {
+            Answer::Bytes(b"-READONLY You can't write against a read only replica.\r\n".to_vec())
+        }
+        "EVAL" => Answer::Bytes(b"*4\r\n$1\r\n1\r\n_\r\n$10\r\n1795000000\r\n$1\r\n0\r\n".to_vec()),
+        _ => greeting(words),
+    });
+    let fake = fake.await;
+    let backend = connect(&fake.url()).await;
+    let error = backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
+    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
+}
