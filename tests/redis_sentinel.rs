@@ -192,6 +192,25 @@ async fn more_writers_than_connections_wait_in_turn() {
     assert!(clients.lines().count() < 40, "{clients}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_were_closed_while_idle_are_not_written_to() {
+    let (master, _replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let put = |task: &'static str| {
+        let backend = backend.clone();
+        async move { backend.put(&key("alice", task), "data".into(), in_an_hour()).await }
+    };
+    for round in 0..10 {
+        let (one, two, three) = tokio::join!(put("t1"), put("t2"), put("t3"));
+        assert!(one.is_ok() && two.is_ok() && three.is_ok(), "round {round}: {one:?} {two:?} {three:?}");
+        let kill = ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"];
+        let _: i64 = command(&mut master.connection(), kill);
+        // By then all of them have heard of it.
+        while backend.get(&key("alice", "t1")).await.is_err() {}
+        backend.get(&key("alice", "t1")).await.unwrap();
+    }
+}
+
 #[rstest]
 #[case::no_time(Duration::ZERO)]
 #[case::as_long_as_a_call(Duration::from_secs(1))]

@@ -291,7 +291,9 @@ impl Server {
 fn launch(port: u16, folder: &TempDir, settings: &[String], environment: &[(String, String)]) -> Child {
     let mut server = program();
     server
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+        // A master waits some seconds for more replicas before it begins to copy its data, unless it is told not to.
+        .args(["--repl-diskless-sync-delay", "0", "--dir"])
         .arg(folder.path())
         .args(settings)
         .envs(environment.iter().cloned())
