@@ -113,8 +113,7 @@ fn with_replica() -> (Server, Server) {
     let master = Server::start(&[]);
     let port = master.port.to_string();
     let replica = Server::start(&["--replicaof", "127.0.0.1", &port]);
-    // Until the master has heard from the replica, it waits for none.
-    eventually(|| info(&mut master.connection(), "replication").contains("state=online"));
+    master.is_replicated();
     (master, replica)
 }
 

@@ -11,7 +11,7 @@ use mcp_task_store::{
     NewTask, PageRequest, RedisBackend, RedisBuilder, StorageBackend, StorageError, TaskStore, Version,
 };
 use rstest::rstest;
-use support::cluster::{Cluster, eventually, info};
+use support::cluster::Cluster;
 use support::fake::{Answer, Fake, greeting};
 use support::redis::Server;
 use support::{in_an_hour, keep, key, owner};
@@ -139,7 +139,7 @@ fn replicated() -> Servers {
     let master = Server::start(&[]);
     let port = master.port.to_string();
     let replica = Server::start(&["--replicaof", "127.0.0.1", &port]);
-    eventually(|| info(&mut master.connection(), "replication").contains("state=online"));
+    master.is_replicated();
     Servers::Replicated { master, _replica: replica }
 }
 

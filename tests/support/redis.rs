@@ -259,6 +259,15 @@ impl Server {
         connection(&self.url())
     }
 
+    /// Waits until a replica confirms what this server writes, which takes it a while after it has copied the data.
+    pub fn is_replicated(&self) {
+        let mut connection = self.connection();
+        let _: () = command(&mut connection, ["SET", "first", "write"]);
+        while command::<u64>(&mut connection, ["WAIT", "1", "100"]) == 0 {}
+        let _: () = command(&mut connection, ["DEL", "first"]);
+        while command::<u64>(&mut connection, ["WAIT", "1", "100"]) == 0 {}
+    }
+
     /// The folder of its data.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()

@@ -18,7 +18,7 @@ impl Watched {
         let master = Server::start(&[]);
         let port = master.port.to_string();
         let replica = Server::start_in(&["--replicaof", "127.0.0.1", &port], replica_environment);
-        eventually(|| info(&mut replica.connection(), "replication").contains("master_link_status:up"));
+        master.is_replicated();
         let sentinels: Vec<Server> = (0..3).map(|_| start_sentinel(master.port)).collect();
         let watched = Self { master, replica, sentinels };
         // Each has to know the others and the replica before it can fail over.
