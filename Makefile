@@ -63,7 +63,8 @@ check: lua-check deny ## check the format, clippy, the documentation, the Lua sc
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
-	if cargo tree --edges normal --prefix none | grep '^redis '; then echo "error: a build without features pulls redis" >&2; exit 1; fi
+	tree=$$(cargo tree --edges normal --prefix none)
+	if grep '^redis ' <<<"$$tree"; then echo "error: a build without features pulls redis" >&2; exit 1; fi
 
 .PHONY: lua-check
 lua-check: ## check the Lua scripts with luacheck, warnings are failures
@@ -98,7 +99,8 @@ fuzz: ## fuzz what writes keys and what reads foreign text, FUZZ_SECONDS (300) e
 	fi
 	# No sanitizer: in a crate without unsafe code it finds nothing, costs most of the speed and wants a nightly Rust.
 	cargo fuzz build --sanitizer none
-	for target in $$(cargo fuzz list); do
+	targets=$$(cargo fuzz list)
+	for target in $$targets; do
 		found=fuzz/found/$$target
 		mkdir -p "$$found"
 		if ! cargo fuzz run --sanitizer none "$$target" "$$found" "fuzz/corpus/$$target" -- \

@@ -123,8 +123,8 @@ pub enum StorageError {
     },
 }
 
-/// Fewer replicas than wanted confirmed a write in time. The engine has applied it, and would lose it if it
-/// failed over to a replica without it.
+/// Fewer replicas than wanted are known to have a write. The engine may have applied it all the same, and would
+/// lose it if it failed over to a replica without it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{acknowledged} of {wanted} replicas confirmed the write within {within:?}")]
 pub struct TooFewReplicas {
@@ -137,8 +137,8 @@ pub struct TooFewReplicas {
 }
 
 impl StorageError {
-    /// How many replicas confirmed a write, if it was [`Unavailable`](Self::Unavailable) because those were too
-    /// few. Reading the record back shows nothing new then: the engine has applied the write.
+    /// How many replicas are known to have a write, if it is [`Unavailable`](Self::Unavailable) because those are
+    /// too few. Reading the record back tells whether the engine has it, and not whether replicas do.
     pub fn too_few_replicas(&self) -> Option<TooFewReplicas> {
         match self {
             Self::Unavailable { source: Some(source), .. } => source.downcast_ref().copied(),

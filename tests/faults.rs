@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use mcp_task_store::{PageRequest, RedisBackend, StorageBackend, StorageError, Version};
 use redis::{Connection, Value};
+use rstest::rstest;
 use support::cluster::{eventually, info};
 use support::fake::{Answer, Fake, greeting};
 use support::redis::{Server, command, free_port};
@@ -549,4 +550,27 @@ async fn a_server_that_turned_out_to_be_a_replica_is_connected_to_anew() {
     let error = backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
     backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
+}
+
+#[rstest]
+#[case::as_soon_as_it_is_made(true)]
+#[case::before_it_is_made(false)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_closed_as_soon_as_it_is_made_is_not_made_anew_for_nobody(
+    #[case] is_made: bool,
+) {
+    let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
+        "TIME" if is_made => match greeting(words) {
+            Answer::Bytes(bytes) => Answer::BytesAndReset(bytes),
+            other => other,
+        },
+        "TIME" => Answer::Close,
+        _ => greeting(words),
+    });
+    let fake = fake.await;
+    let _backend = RedisBackend::builder().response_timeout(LIMIT).connect(&fake.url()).await;
+    let made = fake.received("HELLO").len();
+    // Time for dozens, if anything but a call made them.
+    tokio::time::sleep(LIMIT).await;
+    assert!(fake.received("HELLO").len() <= made + 1);
 }

@@ -28,9 +28,9 @@ for server in "${servers[@]}"; do
 		if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then break; fi
 	done
 	data=$(mktemp -d)
+	trap 'kill ${running:-} 2>/dev/null || true; rm -rf "$data"' EXIT
 	"$server" --port "$port" --bind 127.0.0.1 --save "" --dir "$data" >"$data/log" &
 	running=$!
-	trap 'kill $running 2>/dev/null || true' EXIT
 	until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
 		kill -0 $running || { cat "$data/log" >&2; exit 1; }
 		sleep 0.05

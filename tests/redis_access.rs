@@ -7,7 +7,8 @@ mod support;
 use std::time::Duration;
 
 use mcp_task_store::{
-    Expiry, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
+    Expiry, NewTask, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, TaskStore,
+    Version,
 };
 use redis::{Commands, Connection, Value};
 use support::cluster::Cluster;
@@ -395,6 +396,9 @@ async fn behind_sentinels_and_to_wait_for_replicas_the_additions_of_the_readme_a
     let waiting = wait.connect_sentinel(watched.sentinel_urls(), &url).await.unwrap();
     let refused = waiting.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
     assert!(refused.outcome_unknown(), "it was written, and not waited for: {refused:?}");
+    assert!(refused.to_string().contains("wait"), "{refused}");
+    let store = TaskStore::new(waiting.clone());
+    store.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap_err();
     let more = addition_of_the_readme("# with wait_for_replicas");
     permit(&mut watched.master.connection(), &[role, more].concat());
     waiting.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();

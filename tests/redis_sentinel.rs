@@ -8,8 +8,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use mcp_task_store::{
-    NewTask, RedisBackend, RedisBuilder, StorageBackend, StorageError, TaskError, TaskStore, TooFewReplicas,
-    Version,
+    NewTask, RedisBackend, RedisBuilder, StorageBackend, StorageError, StoreConfig, TaskError, TaskStore,
+    TooFewReplicas, Version,
 };
 use redis::Commands;
 use rstest::rstest;
@@ -163,15 +163,33 @@ async fn a_write_that_too_few_replicas_confirm_is_unavailable_with_an_unknown_ou
     let record = backend.get(&t1).await.unwrap();
     assert_eq!((record.data, record.version), ("new".into(), Version::from(2)), "the master has it");
 
-    // The store does not pass over it, although the record shows that the write was applied.
-    let store = TaskStore::new(backend.clone());
-    let error = store.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap_err();
-    assert!(error.outcome_unknown(), "{error:?}");
-    let TaskError::Storage(error) = error else { panic!("{error:?}") };
-    assert!(error.too_few_replicas().is_some());
-
     replica.signal("CONT");
     backend.put(&t1, "confirmed".into(), keep()).await.unwrap();
+}
+
+/// More creations at a time than there are connections, so that some run into the time limit of a call while they
+/// wait, some while they are waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_acknowledges_nothing_that_no_replica_has() {
+    let (master, replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let store = TaskStore::with_config(backend, StoreConfig::default().max_tasks_per_owner(None));
+    replica.signal("STOP");
+    let mut creations = tokio::task::JoinSet::new();
+    for _ in 0..150 {
+        let store = store.clone();
+        creations.spawn(async move { store.create(&owner("alice"), NewTask::new("tools/call")).await });
+    }
+    let mut few = 0;
+    while let Some(created) = creations.join_next().await {
+        let error = created.unwrap().unwrap_err();
+        assert!(error.is_retryable() && error.outcome_unknown(), "{error:?}");
+        let TaskError::Storage(error) = error else { panic!("{error:?}") };
+        few += usize::from(error.too_few_replicas().is_some());
+    }
+    assert_eq!(few, 150, "although most records show that the master has them");
+    replica.signal("CONT");
+    store.create(&owner("bob"), NewTask::new("tools/call")).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::aio::ConnectionLike;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+use tokio::time::Instant;
 
 use super::clock::Clock;
 #[cfg(feature = "redis-cluster")]
@@ -25,10 +26,9 @@ use crate::{StorageError, Version};
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// What a cluster's nodes have less than a call as a whole, so that the cluster connection notices a node that
-/// hangs before the call is given up.
+/// How many nodes of a cluster may be silent one after the other within the connect timeout.
 #[cfg(feature = "redis-cluster")]
-const CLUSTER_ALLOWANCE: Duration = Duration::from_millis(50);
+const SILENT_NODES: u32 = 4;
 
 /// Configures a [`RedisBackend`]. Every value has a default; each method replaces one.
 ///
@@ -115,9 +115,10 @@ impl RedisBuilder {
     /// than the response timeout); 0 replicas, the default, waits for none. For [`connect`](Self::connect) and
     /// `connect_sentinel`; the user needs `+wait`.
     ///
-    /// A write that fewer replicas confirmed in time *was applied* at the master, and is
-    /// [`Unavailable`](StorageError::Unavailable) with an unknown outcome, as a failover to a replica without
-    /// it would lose it; [`too_few_replicas`](StorageError::too_few_replicas) says how many confirmed.
+    /// A write that fewer replicas confirmed in time is [`Unavailable`](StorageError::Unavailable) with an unknown
+    /// outcome: the master has applied it, and a failover to a replica without it would lose it.
+    /// [`too_few_replicas`](StorageError::too_few_replicas) says how many confirmed; none are known to have a write
+    /// that got no reply at all. [`TaskStore`](crate::TaskStore) reports either, as it cannot tell by reading.
     ///
     /// This makes the loss of an acknowledged write less likely, and does not rule it out: the sentinels may
     /// promote a replica that does not have it, and a replica confirms what it holds in memory
@@ -226,9 +227,11 @@ impl RedisBuilder {
         let Some(node) = nodes.first().cloned() else {
             return Err(wrong_settings(address, "it has no node".to_owned()));
         };
+        let timeout = self.connect_timeout / SILENT_NODES;
         let client = redis::cluster::ClusterClientBuilder::new(nodes)
-            .connection_timeout(self.connect_timeout)
-            .response_timeout(self.response_timeout)
+            .connection_timeout(timeout)
+            // The cluster connection is to notice a node that hangs before the call is given up.
+            .response_timeout(self.response_timeout * 9 / 10)
             .overall_response_timeout(None)
             .tcp_settings(self.tcp_settings());
         #[cfg(feature = "redis-tls")]
@@ -237,13 +240,13 @@ impl RedisBuilder {
             None => client,
         };
         let node = self.client(node).map_err(|error| refused(&address, error))?.get_connection_info().clone();
-        let connecting = ClusterLink::connect(client, node, self.connect_timeout);
-        let link = match tokio::time::timeout(self.connect_timeout, connecting).await {
+        let deadline = Instant::now() + self.connect_timeout;
+        let connecting = ClusterLink::connect(client, node, timeout);
+        let link = match tokio::time::timeout_at(deadline, connecting).await {
             Ok(link) => link.map_err(|error| refused(&address, error))?,
             Err(_) => return Err(no_answer(&address, self.connect_timeout)),
         };
-        let limit = self.response_timeout + CLUSTER_ALLOWANCE;
-        self.start(Box::new(link), schema, Arc::new(Clock::new()), address, limit).await
+        self.start(Box::new(link), schema, Arc::new(Clock::new()), address, deadline).await
     }
 
     /// Works over a connection that the caller has: any cloneable async connection of the `redis` crate.
@@ -261,8 +264,8 @@ impl RedisBuilder {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let address = "the given Redis connection".to_owned();
         self.refuse_replicas(&address)?;
-        let limit = self.response_timeout;
-        self.start(Box::new(Given(connection)), schema, Arc::new(Clock::new()), address, limit).await
+        let deadline = Instant::now() + self.connect_timeout;
+        self.start(Box::new(Given(connection)), schema, Arc::new(Clock::new()), address, deadline).await
     }
 
     async fn connect_master(self, master: Master, address: String) -> Result<RedisBackend, StorageError> {
@@ -281,8 +284,8 @@ impl RedisBuilder {
                 Box::new(link.map_err(|error| refused(&address, error))?)
             }
         };
-        let limit = self.response_timeout;
-        self.start(link, schema, clock, address, limit).await
+        let deadline = Instant::now() + self.connect_timeout;
+        self.start(link, schema, clock, address, deadline).await
     }
 
     /// Asks the server for its clock, which also shows that it answers.
@@ -292,11 +295,11 @@ impl RedisBuilder {
         schema: Schema,
         clock: Arc<Clock>,
         address: String,
-        limit: Duration,
+        deadline: Instant,
     ) -> Result<RedisBackend, StorageError> {
-        let max_value_bytes = self.max_value_bytes;
+        let (limit, max_value_bytes) = (self.response_timeout, self.max_value_bytes);
         let backend = RedisBackend(Arc::new(Inner { link, schema, clock, address, limit, max_value_bytes }));
-        match tokio::time::timeout(self.connect_timeout, backend.read_clock("")).await {
+        match tokio::time::timeout_at(deadline, backend.read_clock("")).await {
             Ok(answered) => answered.map(|_| backend),
             Err(_) => Err(no_answer(&backend.0.address, self.connect_timeout)),
         }

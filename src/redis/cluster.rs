@@ -6,9 +6,9 @@
 //! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#redirection-and-resharding>).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -24,25 +24,30 @@ use tokio::sync::Mutex;
 
 use super::link::{Failure, Link};
 
-/// How many redirections of one command are followed. While a node fails over there are some that lead nowhere.
-const MAX_REDIRECTIONS: u32 = 8;
+/// How many redirections of one command are followed.
+const MAX_REDIRECTIONS: usize = 8;
+/// How long a slot whose master cannot be connected to is left alone. Each look at where it is now holds up the
+/// cluster connection, and so everybody, while it tries to connect to that master.
+const LEFT_ALONE: Duration = Duration::from_secs(1);
 /// How often, how far apart and for how long each time a silent node's slot is looked at after a timeout.
 const WATCHES: u32 = 100;
 const WATCH_DELAY: Duration = Duration::from_millis(100);
 const WATCH_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long to wait before a slot's node is looked up again, times the redirections followed.
-const LOOK_UP_DELAY: Duration = Duration::from_millis(10);
 
-pub(super) struct ClusterLink {
+pub(super) struct ClusterLink(Arc<Shared>);
+
+struct Shared {
     cluster: ClusterConnection,
     /// One of the nodes, as configured: how others are connected to.
     node: ConnectionInfo,
     connect_timeout: Duration,
-    /// Connections to nodes that own no slot yet, which the cluster connection does not know: they take over
-    /// their first one.
-    newcomers: Mutex<HashMap<Node, MultiplexedConnection>>,
+    /// Connections to nodes that another one named. The cluster connection may not know them yet, and would
+    /// connect anew to all that it was given at first if it were asked for one that it does not know.
+    direct: Mutex<HashMap<Node, MultiplexedConnection>>,
+    /// Slots whose master could not be connected to, and since when.
+    lost: std::sync::Mutex<HashMap<Route, Instant>>,
     /// Whether a silent node is being watched.
-    watching: Arc<AtomicBool>,
+    is_watching: AtomicBool,
 }
 
 type Node = (String, u16);
@@ -64,162 +69,222 @@ impl ClusterLink {
         connect_timeout: Duration,
     ) -> RedisResult<Self> {
         let cluster = client.retries(0).build()?.get_async_connection().await?;
-        Ok(Self { cluster, node, connect_timeout, newcomers: Mutex::default(), watching: Arc::default() })
+        Ok(Self(Arc::new(Shared {
+            cluster,
+            node,
+            connect_timeout,
+            direct: Mutex::default(),
+            lost: std::sync::Mutex::default(),
+            is_watching: AtomicBool::new(false),
+        })))
+    }
+}
+
+impl Shared {
+    /// Sends a command to the node that the cluster connection takes for its owner.
+    async fn send_to_owner(&self, command: &Cmd, key: &str) -> Result<Value, Failure> {
+        let node = RoutingInfo::SingleNode(owner(key));
+        judge(self.cluster.clone().route_command(command.clone(), node).await)
     }
 
-    async fn send_to(&self, target: &Target, command: &Cmd, key: &str) -> RedisResult<Value> {
-        let mut cluster = self.cluster.clone();
-        match target {
-            Target::Owner => {
-                cluster.route_command(command.clone(), RoutingInfo::SingleNode(owner(key))).await
-            }
-            Target::Moved(node) => {
-                cluster.route_command(command.clone(), RoutingInfo::SingleNode(address(node))).await
-            }
-            Target::Ask(node) => {
-                // In one go, as the permission is for the connection's next command, whosever it is.
-                let mut asking = Pipeline::with_capacity(2);
-                asking.cmd("ASKING").add_command(command.clone());
-                match cluster.route_pipeline(asking.clone(), 0, 2, address(node)).await {
-                    Err(error) if is_unknown_node(&error) => {
-                        self.ask_newcomer(node, &asking).await.and_then(second)
-                    }
-                    replies => replies.and_then(second),
-                }
-            }
-        }
-    }
-
-    fn judge(&self, reply: RedisResult<Value>, key: &str) -> Result<Value, Failure> {
-        if reply.as_ref().is_err_and(RedisError::is_timeout) {
-            self.timed_out(key);
-        }
-        Failure::judge(reply)
-    }
-
-    async fn ask_newcomer(&self, node: &Node, asking: &Pipeline) -> RedisResult<Vec<Value>> {
-        let known = self.newcomers.lock().await.get(node).cloned();
-        let mut connection = match known {
-            Some(connection) => connection,
-            None => {
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(self.connect_timeout))
-                    .set_response_timeout(None);
-                let client = Client::open(at(&self.node, node))?;
-                let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-                self.newcomers.lock().await.insert(node.clone(), connection.clone());
-                connection
-            }
-        };
-        let replies = connection.req_packed_commands(asking, 0, 2).await;
+    /// Sends commands to a node that another one named, and gives the reply to the last.
+    async fn send_to(&self, node: &Node, commands: &Pipeline) -> Result<Value, Failure> {
+        let mut connection = self.direct(node).await.map_err(Failure::Unsent)?;
+        let replies = connection.req_packed_commands(commands, 0, commands.len()).await;
         if replies.is_err() {
-            self.newcomers.lock().await.remove(node);
+            self.direct.lock().await.remove(node);
         }
-        replies
+        let no_reply = || Failure::Unanswered((ErrorKind::UnexpectedReturnType, "a reply is missing").into());
+        judge(Ok(replies.map_err(Failure::Unanswered)?.pop().ok_or_else(no_reply)?))
+    }
+
+    async fn direct(&self, node: &Node) -> RedisResult<MultiplexedConnection> {
+        if let Some(connection) = self.direct.lock().await.get(node) {
+            return Ok(connection.clone());
+        }
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect_timeout))
+            .set_response_timeout(None);
+        let client = Client::open(at(&self.node, node))?;
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        self.direct.lock().await.insert(node.clone(), connection.clone());
+        Ok(connection)
+    }
+
+    /// Nothing panics while it holds the slots.
+    fn lost(&self) -> MutexGuard<'_, HashMap<Route, Instant>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether to leave this key's slot alone. If not, and it was lost before, this is for one call to find out.
+    fn is_left_alone(&self, route: &Route) -> bool {
+        match self.lost().get_mut(route) {
+            Some(since) if since.elapsed() < LEFT_ALONE => true,
+            Some(since) => {
+                *since = Instant::now();
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// A node that hangs closes no connection, so the cluster connection would stay with it when another has
+    /// taken over its slots.
+    fn watch(self: &Arc<Self>, key: &str) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.is_watching.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (watch, key) = (Watch(Arc::clone(self)), key.to_owned());
+        runtime.spawn(async move {
+            for _ in 0..WATCHES {
+                if watch.0.has_keeper_that_answers(&key).await {
+                    // The cluster connection may know by itself, and each new look holds up everybody.
+                    if watch.0.ask(redis::cmd("TIME"), owner(&key)).await.is_none() {
+                        watch.0.look_up_again(&key).await;
+                    }
+                    break;
+                }
+                tokio::time::sleep(WATCH_DELAY).await;
+            }
+        });
+    }
+
+    /// Whether the node that keeps the key, by the word of any node, answers. As long as it is the silent one, a
+    /// new look at the slots would lead to it again.
+    async fn has_keeper_that_answers(&self, key: &str) -> bool {
+        let mut slots = redis::cmd("CLUSTER");
+        slots.arg("SLOTS");
+        let Some(Ok(slots)) = self.ask(slots, SingleNodeRoutingInfo::Random).await else { return false };
+        let Some(keeper) = keeper(slots, key) else { return false };
+        let mut time = Pipeline::with_capacity(1);
+        time.cmd("TIME");
+        let asked = tokio::time::timeout(WATCH_TIMEOUT, self.send_to(&keeper, &time)).await;
+        asked.is_ok_and(|reply| reply.is_ok())
+    }
+
+    /// Makes the cluster connection look at the slots again, as it does when a node redirects a command.
+    async fn look_up_again(&self, key: &str) {
+        for _ in 0..MAX_REDIRECTIONS {
+            let mut exists = redis::cmd("EXISTS");
+            exists.arg(key);
+            if let Some(Err(error)) = self.ask(exists, SingleNodeRoutingInfo::Random).await
+                && error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
+            {
+                return;
+            }
+        }
+    }
+
+    /// `None` if there is no reply within the time for a watch.
+    async fn ask(&self, command: Cmd, node: SingleNodeRoutingInfo) -> Option<RedisResult<Value>> {
+        let mut cluster = self.cluster.clone();
+        let asked = cluster.route_command(command, RoutingInfo::SingleNode(node));
+        Some(tokio::time::timeout(WATCH_TIMEOUT, asked).await.ok()?.and_then(Value::extract_error))
+    }
+}
+
+/// Ends with the task that watches, whatever ends that.
+struct Watch(Arc<Shared>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.is_watching.store(false, Ordering::Relaxed);
     }
 }
 
 #[async_trait]
 impl Link for ClusterLink {
     async fn send(&self, command: &Cmd, key: &str) -> Result<Value, Failure> {
-        let mut target = Target::Owner;
-        for redirections in 1..=MAX_REDIRECTIONS {
-            let failure = match self.send_to(&target, command, key).await {
-                Err(error) if is_unknown_node(&error) => {
-                    // The node is down, or new. What the cluster connection learns meanwhile tells.
-                    tokio::time::sleep(LOOK_UP_DELAY * redirections).await;
-                    target = Target::Owner;
-                    continue;
-                }
-                reply => match self.judge(reply, key) {
-                    Ok(value) => return Ok(value),
-                    Err(failure) => failure,
-                },
-            };
-            target = match redirected(&failure) {
-                Some(next) => next,
-                None => return Err(failure),
-            };
+        let route = Route::with_key(key, SlotAddr::Master);
+        if self.0.is_left_alone(&route) {
+            return Err(unreachable_master(format!("it was not a moment ago ({LEFT_ALONE:?})")));
         }
-        let detail = format!("redirected {MAX_REDIRECTIONS} times, and not to a node that keeps it");
-        Err(Failure::Unsent((ErrorKind::ClusterConnectionNotFound, "the slot has no node", detail).into()))
+        let mut target = Target::Owner;
+        for _ in 0..MAX_REDIRECTIONS {
+            let reply = match &target {
+                Target::Owner => self.0.send_to_owner(command, key).await,
+                Target::Moved(node) => {
+                    let mut alone = Pipeline::with_capacity(1);
+                    alone.add_command(command.clone());
+                    self.0.send_to(node, &alone).await
+                }
+                Target::Ask(node) => {
+                    // In one go, as the permission is for the connection's next command, whosever it is.
+                    let mut asking = Pipeline::with_capacity(2);
+                    asking.cmd("ASKING").add_command(command.clone());
+                    self.0.send_to(node, &asking).await
+                }
+            };
+            match reply {
+                Err(Failure::Unsent(error)) if !matches!(target, Target::Owner) => {
+                    self.0.lost().insert(route, Instant::now());
+                    return Err(unreachable_master(error.to_string()));
+                }
+                Err(Failure::Unanswered(error)) if error.is_timeout() => {
+                    self.0.watch(key);
+                    return Err(Failure::Unanswered(error));
+                }
+                Err(failure) => match redirected(&failure) {
+                    Some(next) => target = next,
+                    None => return Err(failure),
+                },
+                Ok(value) => {
+                    self.0.lost().remove(&route);
+                    return Ok(value);
+                }
+            }
+        }
+        Err(unreachable_master(format!("redirected {MAX_REDIRECTIONS} times")))
     }
 
     async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
-        let replies = self.cluster.clone().route_pipeline(reads.clone(), 0, reads.len(), owner(key)).await;
-        if replies.as_ref().is_err_and(RedisError::is_timeout) {
-            self.timed_out(key);
-        }
-        match Failure::judge_all(replies) {
-            // Part of the keys may have moved, so each is asked for where it is.
-            Err(failure) if redirected(&failure).is_some() => {
+        let mut cluster = self.0.cluster.clone();
+        let replies = cluster.route_pipeline(reads.clone(), 0, reads.len(), owner(key)).await;
+        match replies {
+            Ok(values) => Ok(values.into_iter().map(|value| judge(Ok(value))).collect()),
+            Err(error) => {
+                let failure = of(error);
+                // Part of the keys may have moved, so each is asked for where it is.
+                if redirected(&failure).is_none() {
+                    return Err(failure);
+                }
                 let mut values = Vec::with_capacity(reads.len());
                 for read in reads.cmd_iter() {
                     values.push(self.send(read, key).await);
                 }
                 Ok(values)
             }
-            replies => replies,
         }
     }
 
-    /// A node that hangs closes no connection, so the cluster connection would stay with it when another has
-    /// taken over its slots.
     fn timed_out(&self, key: &str) {
-        let Ok(runtime) = Handle::try_current() else { return };
-        if self.watching.swap(true, Ordering::Relaxed) {
-            return;
+        self.0.watch(key);
+    }
+}
+
+/// Judges what the cluster connection gave. It gives an error in place of a reply, and may make it of what *another*
+/// command was told; only replies that no command of its own gets are taken for the reply to this one.
+fn judge(reply: RedisResult<Value>) -> Result<Value, Failure> {
+    match reply {
+        Ok(value) => value.extract_error().map_err(Failure::Replied),
+        Err(error) => Err(of(error)),
+    }
+}
+
+fn of(error: RedisError) -> Failure {
+    use ServerErrorKind::{Ask, ClusterDown, CrossSlot, MasterDown, Moved, ReadOnly, TryAgain};
+    match error.kind() {
+        ErrorKind::Server(Ask | ClusterDown | CrossSlot | MasterDown | Moved | ReadOnly | TryAgain) => {
+            Failure::Replied(error)
         }
-        let (cluster, watching, key) = (self.cluster.clone(), Arc::clone(&self.watching), key.to_owned());
-        runtime.spawn(async move {
-            for _ in 0..WATCHES {
-                if has_keeper_that_answers(&cluster, &key).await {
-                    look_up_again(&cluster, &key).await;
-                    break;
-                }
-                tokio::time::sleep(WATCH_DELAY).await;
-            }
-            watching.store(false, Ordering::Relaxed);
-        });
+        _ => Failure::Unanswered(error),
     }
 }
 
-/// Whether the node that keeps the key, by the word of any node, answers. As long as it is the silent one, a new
-/// look at the slots would only hold up everybody.
-async fn has_keeper_that_answers(cluster: &ClusterConnection, key: &str) -> bool {
-    let mut slots = redis::cmd("CLUSTER");
-    slots.arg("SLOTS");
-    let Some(Ok(slots)) = ask(cluster, slots, SingleNodeRoutingInfo::Random).await else { return false };
-    let Some(keeper) = keeper(slots, key) else { return false };
-    match ask(cluster, redis::cmd("TIME"), address(&keeper)).await {
-        Some(Ok(_)) => true,
-        Some(Err(error)) => is_unknown_node(&error),
-        None => false,
-    }
-}
-
-/// Makes the cluster connection look at the slots again, as it does when a node redirects a command.
-async fn look_up_again(cluster: &ClusterConnection, key: &str) {
-    for _ in 0..MAX_REDIRECTIONS {
-        let mut exists = redis::cmd("EXISTS");
-        exists.arg(key);
-        if let Some(Err(error)) = ask(cluster, exists, SingleNodeRoutingInfo::Random).await
-            && error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
-        {
-            return;
-        }
-    }
-}
-
-/// `None` if there is no reply within the time for a watch.
-async fn ask(
-    cluster: &ClusterConnection,
-    command: Cmd,
-    node: SingleNodeRoutingInfo,
-) -> Option<RedisResult<Value>> {
-    let mut cluster = cluster.clone();
-    let asked = cluster.route_command(command, RoutingInfo::SingleNode(node));
-    Some(tokio::time::timeout(WATCH_TIMEOUT, asked).await.ok()?.and_then(Value::extract_error))
+fn unreachable_master(detail: String) -> Failure {
+    let kind = ErrorKind::ClusterConnectionNotFound;
+    Failure::Unsent((kind, "the master of the key's slot cannot be reached", detail).into())
 }
 
 /// The master that keeps a key, from the reply of `CLUSTER SLOTS`.
@@ -252,18 +317,11 @@ fn redirected(failure: &Failure) -> Option<Target> {
     Some(target((host.to_owned(), port.parse().ok()?)))
 }
 
-/// Whether the cluster connection knows no node at the address that it was told, and so sent nothing.
-fn is_unknown_node(error: &RedisError) -> bool {
-    // Only then it names the address: the error has the same kind when the connection as a whole is in trouble.
-    error.kind() == ErrorKind::ClusterConnectionNotFound && error.detail().is_some()
-}
-
 fn owner(key: &str) -> SingleNodeRoutingInfo {
+    if key.is_empty() {
+        return SingleNodeRoutingInfo::RandomPrimary;
+    }
     SingleNodeRoutingInfo::SpecificNode(Route::with_key(key, SlotAddr::Master))
-}
-
-fn address((host, port): &Node) -> SingleNodeRoutingInfo {
-    SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port }
 }
 
 /// How to connect to another node.
@@ -276,10 +334,4 @@ fn at(node: &ConnectionInfo, (host, port): &Node) -> ConnectionInfo {
         *its_port = *port;
     }
     node.clone().set_addr(addr)
-}
-
-/// The reply to the command after `ASKING`.
-fn second(replies: Vec<Value>) -> RedisResult<Value> {
-    let no_reply = || (ErrorKind::UnexpectedReturnType, "a pipeline of two has no second reply").into();
-    replies.into_iter().nth(1).ok_or_else(no_reply)
 }

@@ -93,9 +93,9 @@ impl Context<'_> {
                 self.unavailable(format!("no reply to a write: {error}"), true, Some(error.into()))
             }
             Failure::Unsent(error) | Failure::Unanswered(error) => self.connection_error(error),
-            Failure::TooFewReplicas(few) => {
-                let reason = format!("{few}; the master has it");
-                self.unavailable(reason, true, Some(few.into()))
+            Failure::TooFewReplicas(few, None) => self.unavailable(few.to_string(), true, Some(few.into())),
+            Failure::TooFewReplicas(few, Some(error)) => {
+                self.unavailable(format!("{few}: {error}"), true, Some(few.into()))
             }
         }
     }
@@ -364,8 +364,9 @@ mod tests {
 
     #[rstest]
     #[case::loading("LOADING Redis is loading the dataset in memory")]
+    #[case::moved("MOVED 3999 127.0.0.1:6381")]
     #[case::denied("NOPERM this user has no permissions to run the 'cluster|slots' command")]
-    fn what_another_command_was_told_does_not_say_that_a_write_was_left_undone(#[case] line: &str) {
+    fn an_error_in_place_of_a_reply_does_not_say_that_a_write_was_left_undone(#[case] line: &str) {
         let judged = Failure::judge(Err(server_says(line))).unwrap_err();
         let error = WRITE.storage_error(judged);
         assert!(error.outcome_unknown() && error.is_retryable(), "{error:?}");

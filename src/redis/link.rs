@@ -1,15 +1,17 @@
 //! The ways to a server, and what a failure on the way says about the command.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use redis::aio::ConnectionLike;
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
 
 use crate::TooFewReplicas;
 
 /// A way to the servers. No way sends a command again that may have reached a server.
 #[async_trait]
 pub(super) trait Link: Send + Sync {
-    /// Sends a command to the server that keeps `key`.
+    /// Sends a command to the server that keeps `key`; to any server if the key is empty.
     async fn send(&self, command: &Cmd, key: &str) -> Result<Value, Failure>;
 
     /// Sends a command that writes, and waits for as many replicas as the way promises: none, unless it says so.
@@ -19,6 +21,11 @@ pub(super) trait Link: Send + Sync {
 
     /// Sends reads in one go to the server that keeps `key`; each has a reply or an error of its own.
     async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure>;
+
+    /// How many replicas have to confirm a write, and within what time.
+    fn replicas(&self) -> Option<(u32, Duration)> {
+        None
+    }
 
     /// Is told that a call about `key` got no reply within its time limit.
     fn timed_out(&self, _key: &str) {}
@@ -33,37 +40,21 @@ pub(super) enum Failure {
     Unsent(RedisError),
     /// The command may have been sent, and no reply came.
     Unanswered(RedisError),
-    /// The command was run, and fewer replicas than wanted have it.
-    TooFewReplicas(TooFewReplicas),
+    /// A write that may have been applied, and is not known to be where it was to be; and why.
+    TooFewReplicas(TooFewReplicas, Option<RedisError>),
 }
 
 impl Failure {
-    /// Judges what a connection of the redis crate gave for a command.
-    ///
-    /// Connections that look after several servers give an error of their own in place of a reply, and may
-    /// make it of what *another* command was told. So only the replies that no such command gets are taken for
-    /// the reply to this one.
+    /// Judges what a connection of the redis crate gave for a command. Only a value is certain to be the reply to
+    /// it: an error may be of the connection's own making, or what became of a copy that it sent.
     pub(super) fn judge(reply: RedisResult<Value>) -> Result<Value, Self> {
-        match reply {
-            Ok(value) => value.extract_error().map_err(Self::Replied),
-            Err(error) => Err(Self::of(error)),
-        }
+        reply.map_err(Self::Unanswered)?.extract_error().map_err(Self::Replied)
     }
 
     /// The same for a pipeline.
     pub(super) fn judge_all(replies: RedisResult<Vec<Value>>) -> Result<Vec<Result<Value, Self>>, Self> {
-        let values = replies.map_err(Self::of)?;
+        let values = replies.map_err(Self::Unanswered)?;
         Ok(values.into_iter().map(|value| Self::judge(Ok(value))).collect())
-    }
-
-    fn of(error: RedisError) -> Self {
-        use ServerErrorKind::{Ask, ClusterDown, CrossSlot, MasterDown, Moved, ReadOnly, TryAgain};
-        match error.kind() {
-            ErrorKind::Server(Ask | ClusterDown | CrossSlot | MasterDown | Moved | ReadOnly | TryAgain) => {
-                Self::Replied(error)
-            }
-            _ => Self::Unanswered(error),
-        }
     }
 }
 

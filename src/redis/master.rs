@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -21,6 +21,9 @@ use super::sentinel::Sentinels;
 
 /// The delay before an attempt to connect, by how many have failed in a row; the last for all that follow.
 const DELAYS_MS: [u64; 6] = [0, 10, 30, 70, 150, 250];
+
+/// A connection that lived shorter counts as a failed attempt when it breaks.
+const LIVED: Duration = Duration::from_secs(1);
 
 /// Where the master is found, each time anew.
 pub(super) enum Master {
@@ -56,6 +59,9 @@ struct Attempt {
     number: u64,
     /// How many failed in a row before it.
     failures: usize,
+    /// When its connection was made, and whether that broke since.
+    made: Option<Instant>,
+    is_broken: bool,
     outcome: watch::Receiver<Option<RedisResult<Made>>>,
 }
 
@@ -70,7 +76,8 @@ impl MasterLink {
     /// Connects with the first call.
     pub(super) fn new(master: Master, connect_timeout: Duration, clock: Arc<Clock>) -> Self {
         // An attempt that nobody has in hand counts as broken, so the first call makes the first one.
-        let attempt = Attempt { number: 0, failures: 0, outcome: watch::channel(None).1 };
+        let outcome = watch::channel(None).1;
+        let attempt = Attempt { number: 0, failures: 0, made: None, is_broken: false, outcome };
         Self(Arc::new(Shared { master, connect_timeout, clock, attempt: Mutex::new(attempt) }))
     }
 
@@ -78,12 +85,7 @@ impl MasterLink {
     async fn connection(&self) -> Result<(u64, MultiplexedConnection), Failure> {
         let (number, mut outcome) = {
             let mut attempt = self.0.attempt();
-            let is_over = match &*attempt.outcome.borrow() {
-                Some(made) => made.is_err(),
-                // The runtime that it ran on is gone.
-                None => attempt.outcome.has_changed().is_err(),
-            };
-            if is_over {
+            if attempt.is_over() {
                 self.0.connect(&mut attempt);
             }
             (attempt.number, attempt.outcome.clone())
@@ -117,6 +119,21 @@ impl MasterLink {
     }
 }
 
+impl Attempt {
+    /// Whether it leads to no connection any more.
+    fn is_over(&self) -> bool {
+        match &*self.outcome.borrow() {
+            Some(made) => made.is_err() || self.is_broken,
+            // The runtime that it ran on is gone.
+            None => self.outcome.has_changed().is_err(),
+        }
+    }
+
+    fn has_lived(&self) -> bool {
+        self.made.is_some_and(|made| made.elapsed() >= LIVED)
+    }
+}
+
 impl Shared {
     /// Nothing panics while it holds the attempt.
     fn attempt(&self) -> MutexGuard<'_, Attempt> {
@@ -128,6 +145,17 @@ impl Shared {
         let mut attempt = self.attempt();
         if attempt.number == number {
             self.connect(&mut attempt);
+        }
+    }
+
+    /// The same for one that was closed while nobody needed it. If it has not lived long, the next call will do.
+    fn closed(self: &Arc<Self>, number: u64) {
+        let mut attempt = self.attempt();
+        if attempt.number == number && attempt.made.is_some() {
+            attempt.is_broken = true;
+            if attempt.has_lived() {
+                self.connect(&mut attempt);
+            }
         }
     }
 
@@ -143,26 +171,35 @@ impl Shared {
     fn connect(self: &Arc<Self>, attempt: &mut Attempt) {
         // A connection may be found closed while its runtime is shut down.
         let Ok(runtime) = Handle::try_current() else { return };
+        if attempt.has_lived() {
+            attempt.failures = 0;
+        }
         let delay = DELAYS_MS[attempt.failures.min(DELAYS_MS.len() - 1)];
         let (report, outcome) = watch::channel(None);
-        attempt.number += 1;
-        attempt.failures += 1;
-        attempt.outcome = outcome;
-        let (shared, number) = (Arc::clone(self), attempt.number);
+        let (number, failures) = (attempt.number + 1, attempt.failures + 1);
+        *attempt = Attempt { number, failures, made: None, is_broken: false, outcome };
+        let shared = Arc::clone(self);
         runtime.spawn(async move {
             tokio::time::sleep(Duration::from_millis(delay)).await;
             // With RESP3 a connection says by itself that it was closed, before a call finds out.
-            let this = Arc::downgrade(&shared);
+            let (this, closed) = (Arc::downgrade(&shared), Arc::new(AtomicBool::new(false)));
+            let flag = Arc::clone(&closed);
             let made = shared.open(move |push| {
-                if push.kind == PushKind::Disconnection
-                    && let Some(shared) = this.upgrade()
-                {
-                    shared.replace(number);
+                if push.kind == PushKind::Disconnection {
+                    flag.store(true, Ordering::SeqCst);
+                    if let Some(shared) = this.upgrade() {
+                        shared.closed(number);
+                    }
                 }
             });
             let made = made.await;
             if made.is_ok() {
-                shared.attempt().failures = 0;
+                let mut attempt = shared.attempt();
+                if attempt.number == number {
+                    attempt.made = Some(Instant::now());
+                    // It may have been closed before anybody could be told.
+                    attempt.is_broken = closed.load(Ordering::SeqCst);
+                }
             }
             // Nobody may be waiting any more.
             let _ = report.send(Some(made));

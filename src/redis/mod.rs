@@ -30,7 +30,7 @@ use redis::{Cmd, Value};
 pub use builder::RedisBuilder;
 use clock::{Clock, server_time};
 use error::Context;
-use link::Link;
+use link::{Failure, Link};
 use schema::{FIELDS, Schema, Stored};
 
 use crate::backend::{check_size, from_micros};
@@ -39,8 +39,8 @@ use crate::scripts::{
     Reply, Script, Timed, UnexpectedReply,
 };
 use crate::{
-    Expiry, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError, TaskKey, Version,
-    Written,
+    Expiry, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError, TaskKey,
+    TooFewReplicas, Version, Written,
 };
 
 /// Keeps records in Redis (6.2 or newer) or Valkey (7.2 or newer), for every instance of a server alike.
@@ -116,9 +116,13 @@ impl RedisBackend {
         call: impl Future<Output = Result<T, StorageError>> + Send,
     ) -> Result<T, StorageError> {
         let limit = self.0.limit;
-        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+        let in_time = tokio::time::timeout(limit, call).await;
+        in_time.unwrap_or_else(|_| {
             self.0.link.timed_out(context.key);
-            Err(context.timed_out(limit))
+            Err(match self.unconfirmed(context) {
+                Some(few) => context.storage_error(Failure::TooFewReplicas(few, None)),
+                None => context.timed_out(limit),
+            })
         })
     }
 
@@ -128,7 +132,18 @@ impl RedisBackend {
         } else {
             self.0.link.send(command, context.key).await
         };
-        reply.map_err(|failure| context.storage_error(failure))
+        reply.map_err(|failure| {
+            context.storage_error(match (failure, self.unconfirmed(context)) {
+                (Failure::Unanswered(error), Some(few)) => Failure::TooFewReplicas(few, Some(error)),
+                (failure, _) => failure,
+            })
+        })
+    }
+
+    /// What is known of a write that was to be confirmed by replicas, and got no reply.
+    fn unconfirmed(&self, context: &Context<'_>) -> Option<TooFewReplicas> {
+        let (wanted, within) = self.0.link.replicas().filter(|_| context.writes)?;
+        Some(TooFewReplicas { wanted, acknowledged: 0, within })
     }
 
     /// Runs a script and takes the server's clock from its reply.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool::managed::{self, Metrics, Pool, RecycleError, RecycleResult};
-use redis::aio::ConnectionLike;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use super::link::{Failure, Link};
@@ -63,23 +63,24 @@ impl ReplicatedLink {
     }
 
     /// Waits until the replicas have what was written over this connection.
-    async fn wait(&self, connection: &mut Connection) -> Result<(), Failure> {
+    async fn wait(&self, connection: &mut MultiplexedConnection) -> Result<(), Failure> {
         let mut wait = redis::cmd("WAIT");
         wait.arg(self.wanted).arg(self.patience.as_millis() as u64);
-        let reply = connection.made.connection.req_packed_command(&wait).await;
-        // The write itself was applied, and what is not known is how many have it.
-        match reply.and_then(Value::extract_error).map_err(Failure::Unanswered)? {
-            Value::Int(acknowledged) if acknowledged >= i64::from(self.wanted) => Ok(()),
-            reply => Err(Failure::TooFewReplicas(TooFewReplicas {
-                wanted: self.wanted,
-                acknowledged: if let Value::Int(number) = reply {
-                    u32::try_from(number).unwrap_or(0)
-                } else {
-                    0
-                },
-                within: self.patience,
-            })),
+        let reply = connection.req_packed_command(&wait).await;
+        let acknowledged = match reply.and_then(Value::extract_error) {
+            Ok(Value::Int(number)) => u32::try_from(number).unwrap_or(0),
+            Ok(_) => 0,
+            // The write itself was applied, and nobody knows how many have it.
+            Err(error) => return Err(Failure::TooFewReplicas(self.few(0), Some(error))),
+        };
+        if acknowledged < self.wanted {
+            return Err(Failure::TooFewReplicas(self.few(acknowledged), None));
         }
+        Ok(())
+    }
+
+    fn few(&self, acknowledged: u32) -> TooFewReplicas {
+        TooFewReplicas { wanted: self.wanted, acknowledged, within: self.patience }
     }
 }
 
@@ -102,10 +103,16 @@ impl Link for ReplicatedLink {
             self.master.timed_out(key);
             return Failure::judge(reply);
         }
-        let written = Failure::judge(reply);
-        let waited = if written.is_ok() { self.wait(&mut connection).await } else { Ok(()) };
-        connection.busy = matches!(waited, Err(Failure::Unanswered(_)));
-        waited.and(written)
+        connection.busy = false;
+        let written = Failure::judge(reply)?;
+        connection.busy = true;
+        let waited = self.wait(&mut connection.made.connection).await;
+        connection.busy = matches!(waited, Err(Failure::TooFewReplicas(_, Some(_))));
+        waited.map(|()| written)
+    }
+
+    fn replicas(&self) -> Option<(u32, Duration)> {
+        Some((self.wanted, self.patience))
     }
 
     async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
