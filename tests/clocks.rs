@@ -19,13 +19,14 @@ use mcp_task_store::{
     Expiry, NewTask, PageRequest, RedisBackend, StorageBackend, StorageError, StoreConfig, TaskError,
     TaskKey, TaskStatus, TaskStore, Version,
 };
-use other::{Other, library};
+use other::{Other, library, set_clock};
 use process::{Call, Clocks, Process, moment};
 use rstest::rstest;
 use serde_json::{Value, json};
 use support::redis::{Server, command};
 use support::sentinel::{MASTER, Watched};
 use support::{after_ms, in_an_hour, key, owner};
+use tempfile::TempDir;
 use tokio::task::block_in_place;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -237,18 +238,58 @@ async fn a_process_whose_wall_clock_jumps_does_as_the_others_do() {
     pair.check_clocks(TimeDelta::zero()).await;
 }
 
+// A server whose clock is set back
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_only_reads_sees_what_is_live_after_the_servers_clock_was_set_back() {
+    let clock = TempDir::new().unwrap();
+    set_clock(clock.path(), "+1h");
+    let file = clock.path().join("offset");
+    let server = Server::start_in(
+        &[],
+        &[
+            ("LD_PRELOAD", &libraries()),
+            ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ],
+    );
+    let reader = RedisBackend::connect(&server.url()).await.unwrap();
+    let ahead = time_of(&server);
+    assert!(ahead - Utc::now() > TimeDelta::minutes(50));
+    set_clock(clock.path(), "+0");
+    while time_of(&server) > ahead {}
+    let writer = RedisBackend::connect(&server.url()).await.unwrap();
+    let written = writer.put(&key("alice", "t1"), "live".into(), after_ms(HOUR_MS / 6)).await.unwrap();
+    // Expired by the clock as the reader last saw it.
+    assert!(written.expires_at.unwrap() < reader.now());
+    assert_eq!(reader.get(&key("alice", "t1")).await.unwrap().data, "live");
+    assert_eq!(reader.list(&owner("alice"), PageRequest::new(5)).await.unwrap().records.len(), 1);
+    shut_down(&server);
+}
+
 // A failover to a server with another clock
 
 /// A master, and a replica whose clock is wrong.
 struct Crooked(Watched);
 
+/// What a server preloads. Memory is taken from the C library: jemalloc, if the server is linked to it, and
+/// `faketime` wait for each other when they begin.
+fn libraries() -> String {
+    format!("{}:libc.so.6", library().display())
+}
+
+/// Ends a server in good order: one that is killed leaves `faketime`'s shared memory behind.
+fn shut_down(server: &Server) {
+    if let Ok(mut connection) = redis::Client::open(server.url()).unwrap().get_connection() {
+        let _ = redis::cmd("SHUTDOWN").arg("NOSAVE").query::<()>(&mut connection);
+    }
+}
+
 impl Crooked {
     fn start(offset: &str) -> Self {
-        // Memory is taken from the C library: jemalloc, if the server is linked to it, and `faketime` wait for
-        // each other when they begin.
-        let libraries = format!("{}:libc.so.6", library().display());
         Self(Watched::start(&[
-            ("LD_PRELOAD", &libraries),
+            ("LD_PRELOAD", &libraries()),
             ("FAKETIME", offset),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ]))
@@ -257,10 +298,7 @@ impl Crooked {
 
 impl Drop for Crooked {
     fn drop(&mut self) {
-        // A server that is killed leaves `faketime`'s shared memory behind.
-        if let Ok(mut replica) = redis::Client::open(self.0.replica.url()).unwrap().get_connection() {
-            let _ = redis::cmd("SHUTDOWN").arg("NOSAVE").query::<()>(&mut replica);
-        }
+        shut_down(&self.0.replica);
     }
 }
 

@@ -147,16 +147,21 @@ async fn a_silent_node_holds_up_only_its_own_owners() {
             calls
         }
     });
-    let mut slowest = Duration::ZERO;
+    let mut times = Vec::new();
     for _ in 0..300 {
         let since = Instant::now();
         backend.put(&key(healthy, "t1"), "data".into(), keep()).await.unwrap();
-        slowest = slowest.max(since.elapsed());
+        times.push(since.elapsed());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    times.sort();
+    let (median, slowest) = (times[150], times[299]);
     done.store(true, Ordering::Relaxed);
     assert!(lost_calls.await.unwrap() > 10, "they fail soon");
-    println!("figure | cluster with a silent node: slowest call of an owner on another | {slowest:.1?}");
+    println!("figure | cluster with a silent node: a call of an owner on another, median | {median:.1?}");
+    println!("figure | cluster with a silent node: a call of an owner on another, slowest | {slowest:.1?}");
+    // Were each call to the silent one to hold them up, it would be a quarter of the connect timeout.
+    assert!(median < RESPONSE_TIMEOUT / 20, "{times:?}");
     // It comes back.
     drop(_silence);
     cluster.nodes[lost].start_again();
