@@ -155,13 +155,13 @@ async fn a_silent_node_holds_up_only_its_own_owners() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     times.sort();
-    let (median, slowest) = (times[150], times[299]);
+    let (mean, slowest) = (times.iter().sum::<Duration>() / 300, times[299]);
     done.store(true, Ordering::Relaxed);
     assert!(lost_calls.await.unwrap() > 10, "they fail soon");
-    println!("figure | cluster with a silent node: a call of an owner on another, median | {median:.1?}");
+    println!("figure | cluster with a silent node: a call of an owner on another, mean | {mean:.1?}");
     println!("figure | cluster with a silent node: a call of an owner on another, slowest | {slowest:.1?}");
     // Were each call to the silent one to hold them up, it would be a quarter of the connect timeout.
-    assert!(median < RESPONSE_TIMEOUT / 20, "{times:?}");
+    assert!(mean < RESPONSE_TIMEOUT / 20, "{times:?}");
     // It comes back.
     drop(_silence);
     cluster.nodes[lost].start_again();
