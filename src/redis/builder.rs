@@ -92,7 +92,7 @@ impl RedisBuilder {
     }
 
     /// How long making a connection may take, 2 s unless set: the first one at construction as a whole,
-    /// and each attempt to reconnect later.
+    /// and each attempt to reconnect later; in a cluster a quarter of it for each node.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
