@@ -22,7 +22,7 @@ use super::sentinel::Sentinels;
 /// The delay before an attempt to connect, by how many have failed in a row; the last for all that follow.
 const DELAYS_MS: [u64; 6] = [0, 10, 30, 70, 150, 250];
 
-/// A connection that lived shorter counts as a failed attempt when it breaks.
+/// A connection that lived shorter, and served no call, counts as a failed attempt when it breaks.
 const LIVED: Duration = Duration::from_secs(1);
 
 /// Where the master is found, each time anew.
@@ -70,6 +70,8 @@ pub(super) struct Made {
     pub(super) connection: MultiplexedConnection,
     /// Host and port of the server.
     pub(super) address: String,
+    /// Whether a call had a reply over it.
+    has_served: Arc<AtomicBool>,
 }
 
 impl MasterLink {
@@ -82,7 +84,7 @@ impl MasterLink {
     }
 
     /// Waits for a connection. Dropping the future does not end the attempt, which others may wait for.
-    async fn connection(&self) -> Result<(u64, MultiplexedConnection), Failure> {
+    async fn connection(&self) -> Result<(u64, Made), Failure> {
         let (number, mut outcome) = {
             let mut attempt = self.0.attempt();
             if attempt.is_over() {
@@ -95,7 +97,7 @@ impl MasterLink {
             Err(_) => None,
         };
         match made {
-            Some(Ok(made)) => Ok((number, made.connection)),
+            Some(Ok(made)) => Ok((number, made)),
             Some(Err(error)) => Err(Failure::Unsent(error)),
             None => Err(Failure::Unsent((ErrorKind::Client, "the runtime was shut down").into())),
         }
@@ -131,6 +133,10 @@ impl Attempt {
 
     fn has_lived(&self) -> bool {
         self.made.is_some_and(|made| made.elapsed() >= LIVED)
+    }
+
+    fn has_served(&self) -> bool {
+        matches!(&*self.outcome.borrow(), Some(Ok(made)) if made.has_served.load(Ordering::Relaxed))
     }
 }
 
@@ -171,7 +177,7 @@ impl Shared {
     fn connect(self: &Arc<Self>, attempt: &mut Attempt) {
         // A connection may be found closed while its runtime is shut down.
         let Ok(runtime) = Handle::try_current() else { return };
-        if attempt.has_lived() {
+        if attempt.has_lived() || attempt.has_served() {
             attempt.failures = 0;
         }
         let delay = DELAYS_MS[attempt.failures.min(DELAYS_MS.len() - 1)];
@@ -230,15 +236,15 @@ impl Shared {
         if let Some(server_us) = server_time(&time) {
             self.clock.observe(server_us, sent);
         }
-        Ok(Made { connection, address })
+        Ok(Made { connection, address, has_served: Arc::default() })
     }
 
     /// Connects anew if this reply shows that the connection is of no more use.
-    fn look_at<T>(self: &Arc<Self>, number: u64, reply: &RedisResult<T>) {
-        if let Err(error) = reply
-            && (error.is_io_error() || error.is_unrecoverable_error())
-        {
-            self.replace(number);
+    fn look_at<T>(self: &Arc<Self>, number: u64, made: &Made, reply: &RedisResult<T>) {
+        match reply {
+            Ok(_) => made.has_served.store(true, Ordering::Relaxed),
+            Err(error) if error.is_io_error() || error.is_unrecoverable_error() => self.replace(number),
+            Err(_) => {}
         }
     }
 }
@@ -252,9 +258,9 @@ pub(super) fn is_demoted(reply: &Value) -> bool {
 #[async_trait]
 impl Link for MasterLink {
     async fn send(&self, command: &Cmd, _key: &str) -> Result<Value, Failure> {
-        let (number, mut connection) = self.connection().await?;
-        let reply = connection.req_packed_command(command).await;
-        self.0.look_at(number, &reply);
+        let (number, mut made) = self.connection().await?;
+        let reply = made.connection.req_packed_command(command).await;
+        self.0.look_at(number, &made, &reply);
         if reply.as_ref().is_ok_and(is_demoted) {
             self.0.replace(number);
         }
@@ -262,9 +268,9 @@ impl Link for MasterLink {
     }
 
     async fn read_all(&self, reads: &Pipeline, _key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
-        let (number, mut connection) = self.connection().await?;
-        let replies = connection.req_packed_commands(reads, 0, reads.len()).await;
-        self.0.look_at(number, &replies);
+        let (number, mut made) = self.connection().await?;
+        let replies = made.connection.req_packed_commands(reads, 0, reads.len()).await;
+        self.0.look_at(number, &made, &replies);
         Failure::judge_all(replies)
     }
 
