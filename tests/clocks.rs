@@ -245,7 +245,7 @@ async fn a_process_that_only_reads_sees_what_is_live_after_the_servers_clock_was
     let clock = TempDir::new().unwrap();
     set_clock(clock.path(), "+1h");
     let file = clock.path().join("offset");
-    let server = Server::start_in(
+    let mut server = Server::start_in(
         &[],
         &[
             ("LD_PRELOAD", &libraries()),
@@ -265,7 +265,8 @@ async fn a_process_that_only_reads_sees_what_is_live_after_the_servers_clock_was
     assert!(written.expires_at.unwrap() < reader.now());
     assert_eq!(reader.get(&key("alice", "t1")).await.unwrap().data, "live");
     assert_eq!(reader.list(&owner("alice"), PageRequest::new(5)).await.unwrap().records.len(), 1);
-    shut_down(&server);
+    // A server that is killed leaves `faketime`'s shared memory behind.
+    server.shut_down();
 }
 
 // A failover to a server with another clock
@@ -277,13 +278,6 @@ struct Crooked(Watched);
 /// `faketime` wait for each other when they begin.
 fn libraries() -> String {
     format!("{}:libc.so.6", library().display())
-}
-
-/// Ends a server in good order: one that is killed leaves `faketime`'s shared memory behind.
-fn shut_down(server: &Server) {
-    if let Ok(mut connection) = redis::Client::open(server.url()).unwrap().get_connection() {
-        let _ = redis::cmd("SHUTDOWN").arg("NOSAVE").query::<()>(&mut connection);
-    }
 }
 
 impl Crooked {
@@ -298,7 +292,8 @@ impl Crooked {
 
 impl Drop for Crooked {
     fn drop(&mut self) {
-        shut_down(&self.0.replica);
+        // A server that is killed leaves `faketime`'s shared memory behind.
+        self.0.replica.shut_down();
     }
 }
 

@@ -238,6 +238,15 @@ impl Server {
         self.process.wait().unwrap();
     }
 
+    /// Ends the server in good order, and waits until it has gone.
+    pub fn shut_down(&mut self) {
+        if let Ok(mut connection) = redis::Client::open(self.url()).unwrap().get_connection() {
+            // The reply is that the connection closes.
+            let _ = redis::cmd("SHUTDOWN").arg("NOSAVE").query::<()>(&mut connection);
+            self.process.wait().unwrap();
+        }
+    }
+
     /// Starts a killed server again, on the same port and over the same data.
     pub fn start_again(&mut self) {
         self.launch_again_with(&[]);
