@@ -192,9 +192,7 @@ impl RedisBuilder {
         master: &str,
     ) -> Result<RedisBackend, StorageError> {
         let info = self.read_url(master)?;
-        let sentinels: Result<Vec<_>, _> =
-            sentinels.into_iter().map(|url| self.read_url(url.as_ref())).collect();
-        let sentinels = sentinels?;
+        let sentinels = self.read_urls(sentinels)?;
         let (addresses, name) = (join(&sentinels), host(&info).to_owned());
         let address = format!("{name} (by the sentinels {addresses})");
         let client = self.sentinel_client(sentinels, &name, &info);
@@ -220,8 +218,7 @@ impl RedisBuilder {
         nodes: impl IntoIterator<Item = S>,
     ) -> Result<RedisBackend, StorageError> {
         let schema = Schema::new(&self.prefix, true)?;
-        let nodes: Result<Vec<_>, _> = nodes.into_iter().map(|url| self.read_url(url.as_ref())).collect();
-        let nodes = nodes?;
+        let nodes = self.read_urls(nodes)?;
         let address = format!("the cluster of {}", join(&nodes));
         self.refuse_replicas(&address)?;
         let Some(node) = nodes.first().cloned() else {
@@ -313,6 +310,14 @@ impl RedisBuilder {
             info = info.set_redis_settings(settings);
         }
         Ok(info.set_tcp_settings(self.tcp_settings()))
+    }
+
+    #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
+    fn read_urls<S: AsRef<str>>(
+        &self,
+        urls: impl IntoIterator<Item = S>,
+    ) -> Result<Vec<ConnectionInfo>, StorageError> {
+        urls.into_iter().map(|url| self.read_url(url.as_ref())).collect()
     }
 
     /// A connection whose other end is gone without a word must not swallow one call after the other.

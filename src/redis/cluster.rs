@@ -82,9 +82,25 @@ impl ClusterLink {
 
 impl Shared {
     /// Sends a command to the node that the cluster connection takes for its owner.
-    async fn send_to_owner(&self, command: &Cmd, key: &str) -> Result<Value, Failure> {
+    async fn send_to_owner(self: &Arc<Self>, command: &Cmd, key: &str) -> Result<Value, Failure> {
         let node = RoutingInfo::SingleNode(owner(key));
-        judge(self.cluster.clone().route_command(command.clone(), node).await)
+        let reply = self.cluster.clone().route_command(command.clone(), node).await;
+        Failure::judge(Ok(reply.map_err(|error| self.judge(error, key))?))
+    }
+
+    /// Judges what the cluster connection gives in place of a reply. It may make an error of what *another* command
+    /// was told; only what no command of its own is told is taken for the reply to this one.
+    fn judge(self: &Arc<Self>, error: RedisError, key: &str) -> Failure {
+        use ServerErrorKind::{Ask, ClusterDown, CrossSlot, MasterDown, Moved, ReadOnly, TryAgain};
+        if error.is_timeout() {
+            self.watch(key);
+        }
+        match error.kind() {
+            ErrorKind::Server(Ask | ClusterDown | CrossSlot | MasterDown | Moved | ReadOnly | TryAgain) => {
+                Failure::Replied(error)
+            }
+            _ => Failure::Unanswered(error),
+        }
     }
 
     /// Sends commands to a node that another one named, and gives the reply to the last.
@@ -95,7 +111,7 @@ impl Shared {
             self.direct.lock().await.remove(node);
         }
         let no_reply = || Failure::Unanswered((ErrorKind::UnexpectedReturnType, "a reply is missing").into());
-        judge(Ok(replies.map_err(Failure::Unanswered)?.pop().ok_or_else(no_reply)?))
+        Failure::judge_all(replies)?.pop().unwrap_or_else(|| Err(no_reply()))
     }
 
     async fn direct(&self, node: &Node) -> RedisResult<MultiplexedConnection> {
@@ -221,10 +237,6 @@ impl Link for ClusterLink {
                     self.0.lost().insert(route, Instant::now());
                     return Err(unreachable_master(error.to_string()));
                 }
-                Err(Failure::Unanswered(error)) if error.is_timeout() => {
-                    self.0.watch(key);
-                    return Err(Failure::Unanswered(error));
-                }
                 Err(failure) => match redirected(&failure) {
                     Some(next) => target = next,
                     None => return Err(failure),
@@ -241,44 +253,23 @@ impl Link for ClusterLink {
     async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
         let mut cluster = self.0.cluster.clone();
         let replies = cluster.route_pipeline(reads.clone(), 0, reads.len(), owner(key)).await;
-        match replies {
-            Ok(values) => Ok(values.into_iter().map(|value| judge(Ok(value))).collect()),
-            Err(error) => {
-                let failure = of(error);
-                // Part of the keys may have moved, so each is asked for where it is.
-                if redirected(&failure).is_none() {
-                    return Err(failure);
-                }
-                let mut values = Vec::with_capacity(reads.len());
-                for read in reads.cmd_iter() {
-                    values.push(self.send(read, key).await);
-                }
-                Ok(values)
-            }
+        let failure = match replies {
+            Ok(values) => return Failure::judge_all(Ok(values)),
+            Err(error) => self.0.judge(error, key),
+        };
+        if redirected(&failure).is_none() {
+            return Err(failure);
         }
+        // Part of the keys may have moved, so each is asked for where it is.
+        let mut values = Vec::with_capacity(reads.len());
+        for read in reads.cmd_iter() {
+            values.push(self.send(read, key).await);
+        }
+        Ok(values)
     }
 
     fn timed_out(&self, key: &str) {
         self.0.watch(key);
-    }
-}
-
-/// Judges what the cluster connection gave. It gives an error in place of a reply, and may make it of what *another*
-/// command was told; only replies that no command of its own gets are taken for the reply to this one.
-fn judge(reply: RedisResult<Value>) -> Result<Value, Failure> {
-    match reply {
-        Ok(value) => value.extract_error().map_err(Failure::Replied),
-        Err(error) => Err(of(error)),
-    }
-}
-
-fn of(error: RedisError) -> Failure {
-    use ServerErrorKind::{Ask, ClusterDown, CrossSlot, MasterDown, Moved, ReadOnly, TryAgain};
-    match error.kind() {
-        ErrorKind::Server(Ask | ClusterDown | CrossSlot | MasterDown | Moved | ReadOnly | TryAgain) => {
-            Failure::Replied(error)
-        }
-        _ => Failure::Unanswered(error),
     }
 }
 

@@ -1,7 +1,5 @@
 //! The ways to a server, and what a failure on the way says about the command.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
@@ -22,8 +20,8 @@ pub(super) trait Link: Send + Sync {
     /// Sends reads in one go to the server that keeps `key`; each has a reply or an error of its own.
     async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure>;
 
-    /// How many replicas have to confirm a write, and within what time.
-    fn replicas(&self) -> Option<(u32, Duration)> {
+    /// What is known of a write that got no reply, where replicas are to confirm it.
+    fn unconfirmed(&self) -> Option<TooFewReplicas> {
         None
     }
 

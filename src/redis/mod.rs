@@ -142,8 +142,7 @@ impl RedisBackend {
 
     /// What is known of a write that was to be confirmed by replicas, and got no reply.
     fn unconfirmed(&self, context: &Context<'_>) -> Option<TooFewReplicas> {
-        let (wanted, within) = self.0.link.replicas().filter(|_| context.writes)?;
-        Some(TooFewReplicas { wanted, acknowledged: 0, within })
+        self.0.link.unconfirmed().filter(|_| context.writes)
     }
 
     /// Runs a script and takes the server's clock from its reply.

@@ -111,8 +111,8 @@ impl Link for ReplicatedLink {
         waited.map(|()| written)
     }
 
-    fn replicas(&self) -> Option<(u32, Duration)> {
-        Some((self.wanted, self.patience))
+    fn unconfirmed(&self) -> Option<TooFewReplicas> {
+        Some(self.few(0))
     }
 
     async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
