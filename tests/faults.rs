@@ -13,7 +13,7 @@ use redis::{Connection, Value};
 use support::cluster::{eventually, info};
 use support::fake::{Answer, Fake, greeting};
 use support::redis::{Server, command, free_port};
-use support::{in_an_hour, keep, key, owner};
+use support::{in_an_hour, keep, key, owner, readme};
 
 /// The response timeout.
 const LIMIT: Duration = Duration::from_millis(300);
@@ -31,6 +31,22 @@ struct Row {
     afterwards: &'static str,
 }
 
+/// Calls are held up until their time is over.
+const HELD_UP: Row = Row {
+    server: "",
+    error: "Unavailable",
+    retryable: true,
+    unknown: true,
+    reads: false,
+    afterwards: "the writes, once it goes on",
+};
+/// Nothing reaches the server, or nothing is let in.
+const UNAVAILABLE: Row = Row { unknown: false, afterwards: "as before", ..HELD_UP };
+const DENIED: Row = Row { error: "Denied", retryable: false, ..UNAVAILABLE };
+/// What was sent gets no reply, or none that can be understood.
+const UNANSWERED: Row = Row { afterwards: "the writes that reached it", ..HELD_UP };
+const NOT_UNDERSTOOD: Row = Row { error: "Backend", retryable: false, ..UNANSWERED };
+
 fn yes(yes: bool) -> &'static str {
     if yes { "yes" } else { "no" }
 }
@@ -44,7 +60,7 @@ impl Row {
 
     /// Writes and reads while the fault lasts.
     async fn holds(&self, backend: &RedisBackend) {
-        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+        let readme = readme();
         assert!(readme.contains(&self.line()), "the README lacks this row:\n{}", self.line());
         let mut times = Vec::new();
         for _ in 0..rounds() {
@@ -149,14 +165,7 @@ async fn a_server_that_is_down() {
     server.kill();
     // The connection broke while no call was under way.
     let _ = backend.get(&key("alice", "t1")).await;
-    let row = Row {
-        server: "is down, and nobody listens",
-        error: "Unavailable",
-        retryable: true,
-        unknown: false,
-        reads: false,
-        afterwards: "as before",
-    };
+    let row = Row { server: "is down, and nobody listens", ..UNAVAILABLE };
     row.holds(&backend).await;
     server.start_again();
     record(&backend).await;
@@ -167,14 +176,7 @@ async fn a_server_that_is_down() {
 async fn a_server_that_hangs() {
     let (server, backend, mut admin) = prepared(&[]).await;
     server.signal("STOP");
-    let row = Row {
-        server: "hangs (`SIGSTOP`)",
-        error: "Unavailable",
-        retryable: true,
-        unknown: true,
-        reads: false,
-        afterwards: "the writes, once it goes on",
-    };
+    let row = Row { server: "hangs (`SIGSTOP`)", ..HELD_UP };
     row.holds(&backend).await;
     server.signal("CONT");
     has_all_writes(&backend, &mut admin).await;
@@ -185,14 +187,7 @@ async fn a_server_that_is_paused() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     let millis = (LIMIT * (3 * rounds() as u32)).as_millis().to_string();
     let _: () = command(&mut admin, ["CLIENT", "PAUSE", &millis]);
-    let row = Row {
-        server: "is slow (`CLIENT PAUSE`)",
-        error: "Unavailable",
-        retryable: true,
-        unknown: true,
-        reads: false,
-        afterwards: "the writes, once it goes on",
-    };
+    let row = Row { server: "is slow (`CLIENT PAUSE`)", ..HELD_UP };
     row.holds(&backend).await;
     has_all_writes(&backend, &mut admin).await;
 }
@@ -212,14 +207,7 @@ async fn a_server_that_sleeps() {
         move || command::<()>(&mut admin, ["DEBUG", "SLEEP", &seconds])
     });
     while backend.get(&key("alice", "t1")).await.is_ok() {}
-    let row = Row {
-        server: "is slow (`DEBUG SLEEP`)",
-        error: "Unavailable",
-        retryable: true,
-        unknown: true,
-        reads: false,
-        afterwards: "the writes, once it goes on",
-    };
+    let row = Row { server: "is slow (`DEBUG SLEEP`)", ..HELD_UP };
     row.holds(&backend).await;
     asleep.join().unwrap();
     has_all_writes(&backend, &mut admin).await;
@@ -230,14 +218,7 @@ async fn a_server_without_a_connection_to_spare() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     set(&mut admin, "maxclients", "1");
     disconnect(&backend, &mut admin).await;
-    let row = Row {
-        server: "takes no more connections (`maxclients`)",
-        error: "Unavailable",
-        retryable: true,
-        unknown: false,
-        reads: false,
-        afterwards: "as before",
-    };
+    let row = Row { server: "takes no more connections (`maxclients`)", ..UNAVAILABLE };
     row.holds(&backend).await;
     set(&mut admin, "maxclients", "100");
     is_as_before(&backend).await;
@@ -250,10 +231,9 @@ async fn a_server_that_is_out_of_memory() {
     let row = Row {
         server: "is out of memory (`noeviction`)",
         error: "CapacityExceeded",
-        retryable: true,
-        unknown: false,
         reads: true,
         afterwards: "as before; `delete` works",
+        ..UNAVAILABLE
     };
     row.holds(&backend).await;
     backend.put(&key("alice", "t2"), "new".into(), in_an_hour()).await.unwrap_err();
@@ -264,7 +244,7 @@ async fn a_server_that_is_out_of_memory() {
 
 #[tokio::test]
 async fn a_server_that_evicts() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme = readme();
     let row = "| evicts (`allkeys-lru`) | none | | | yes, `NotFound` for what is evicted | \
         less; index members of evicted records go with the next page |";
     assert!(readme.contains(row), "{row}");
@@ -320,14 +300,7 @@ async fn a_server_that_cannot_save() {
     std::fs::create_dir(&obstacle).unwrap();
     let _: Value = command(&mut admin, ["BGSAVE"]);
     eventually(|| info(&mut admin, "persistence").contains("rdb_last_bgsave_status:err"));
-    let row = Row {
-        server: "cannot save its data (`MISCONF`)",
-        error: "Unavailable",
-        retryable: true,
-        unknown: false,
-        reads: true,
-        afterwards: "as before",
-    };
+    let row = Row { server: "cannot save its data (`MISCONF`)", reads: true, ..UNAVAILABLE };
     row.holds(&backend).await;
     std::fs::remove_dir(&obstacle).unwrap();
     let _: Value = command(&mut admin, ["BGSAVE"]);
@@ -353,14 +326,7 @@ async fn a_server_that_loads_its_data() {
     while !matches!(backend.get(&key("alice", "t1")).await, Err(error) if error.to_string().contains("loading"))
     {
     }
-    let row = Row {
-        server: "loads its data at start (`LOADING`)",
-        error: "Unavailable",
-        retryable: true,
-        unknown: false,
-        reads: false,
-        afterwards: "as before",
-    };
+    let row = Row { server: "loads its data at start (`LOADING`)", ..UNAVAILABLE };
     row.holds(&backend).await;
     server.kill();
     server.start_again();
@@ -376,14 +342,7 @@ async fn a_server_that_becomes_a_replica() {
     // It has the data of its master now.
     connect(&master.url()).await.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
     eventually(|| info(&mut admin, "keyspace").contains("keys=3"));
-    let row = Row {
-        server: "is a read-only replica",
-        error: "Unavailable",
-        retryable: true,
-        unknown: false,
-        reads: true,
-        afterwards: "as before",
-    };
+    let row = Row { server: "is a read-only replica", reads: true, ..UNAVAILABLE };
     row.holds(&backend).await;
     let _: () = command(&mut admin, ["REPLICAOF", "NO", "ONE"]);
     is_as_before(&backend).await;
@@ -394,14 +353,7 @@ async fn a_server_whose_password_was_changed() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     set(&mut admin, "requirepass", "another");
     disconnect(&backend, &mut admin).await;
-    let row = Row {
-        server: "does not take the password any more",
-        error: "Denied",
-        retryable: false,
-        unknown: false,
-        reads: false,
-        afterwards: "as before",
-    };
+    let row = Row { server: "does not take the password any more", ..DENIED };
     row.holds(&backend).await;
     // The same backend works again when the password is right again.
     set(&mut admin, "requirepass", "");
@@ -413,14 +365,7 @@ async fn a_server_whose_password_was_changed() {
 async fn a_user_that_has_lost_a_permission() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "-hset"]);
-    let row = Row {
-        server: "has taken a permission away",
-        error: "Denied",
-        retryable: false,
-        unknown: false,
-        reads: true,
-        afterwards: "as before",
-    };
+    let row = Row { server: "has taken a permission away", reads: true, ..DENIED };
     row.holds(&backend).await;
     let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "+hset"]);
     is_as_before(&backend).await;
@@ -428,7 +373,7 @@ async fn a_user_that_has_lost_a_permission() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_closes_idle_connections() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme = readme();
     let row = "| closes idle connections (`timeout`) | none | | | yes | the write |";
     assert!(readme.contains(row), "{row}");
     let (_server, backend, mut admin) = prepared(&[]).await;
@@ -457,40 +402,19 @@ async fn pretended(row: Row, answer: Answer) {
 
 #[tokio::test]
 async fn a_server_that_resets_the_connection_in_the_middle_of_a_reply() {
-    let row = Row {
-        server: "resets the connection in the middle of a reply",
-        error: "Unavailable",
-        retryable: true,
-        unknown: true,
-        reads: false,
-        afterwards: "the writes that reached it",
-    };
+    let row = Row { server: "resets the connection in the middle of a reply", ..UNANSWERED };
     pretended(row, Answer::BytesAndReset(b"*4\r\n:1\r\n$13\r\n17950".to_vec())).await;
 }
 
 #[tokio::test]
 async fn a_server_that_answers_with_garbage() {
-    let row = Row {
-        server: "answers with garbage",
-        error: "Backend",
-        retryable: false,
-        unknown: true,
-        reads: false,
-        afterwards: "the writes that reached it",
-    };
+    let row = Row { server: "answers with garbage", ..NOT_UNDERSTOOD };
     pretended(row, Answer::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
 }
 
 #[tokio::test]
 async fn a_server_that_answers_with_another_reply() {
-    let row = Row {
-        server: "answers with a reply of another form",
-        error: "Backend",
-        retryable: false,
-        unknown: true,
-        reads: false,
-        afterwards: "the writes that reached it",
-    };
+    let row = Row { server: "answers with a reply of another form", ..NOT_UNDERSTOOD };
     pretended(row, Answer::Bytes(b"+QUEUED\r\n".to_vec())).await;
 }
 

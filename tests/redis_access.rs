@@ -14,7 +14,7 @@ use redis::{Commands, Connection, Value};
 use support::cluster::Cluster;
 use support::redis::{Server, command, connection, free_port, rule_of_the_readme};
 use support::sentinel::{MASTER, Watched};
-use support::{after_ms, in_an_hour, keep, key, never, owner};
+use support::{after_ms, in_an_hour, keep, key, never, owner, readme};
 
 /// Every operation of the backend, in every form that runs another command on the server. The administrator
 /// deletes a hash in between. The first error ends it.
@@ -331,7 +331,7 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
 
 /// The words that the README adds to the rule for this case.
 fn addition_of_the_readme(case: &str) -> Vec<String> {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme = readme();
     let line = readme.lines().find(|line| line.starts_with("ACL SETUSER ") && line.ends_with(case)).unwrap();
     line.split_whitespace().filter(|word| word.starts_with('+')).map(str::to_owned).collect()
 }

@@ -8,7 +8,6 @@ use std::error::Error;
 use std::fmt::Debug;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mcp_task_store::{NewTask, PageRequest, RedisBackend, RedisBuilder, StorageBackend, TaskStore};
@@ -16,23 +15,9 @@ use support::cluster::Cluster;
 use support::fake::{Answer, Fake, greeting};
 use support::redis::{Server, command, free_port};
 use support::sentinel::{MASTER, Watched};
-use support::{in_an_hour, key, owner};
+use support::{Printed, in_an_hour, key, owner};
 
 const PASSWORD: &str = "pass-word-17";
-
-/// All that was printed.
-#[derive(Clone, Default)]
-struct Printed(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Printed {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 impl Printed {
     fn note(&self, printed: impl Debug) {
@@ -48,10 +33,6 @@ impl Printed {
         }
         let panic = std::panic::catch_unwind(AssertUnwindSafe(|| panic!("{error:?}"))).unwrap_err();
         self.note(panic.downcast_ref::<String>().unwrap());
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
 

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use support::proxy::Fault::{Late, LoseReply, LoseWrite, Pass};
 use support::proxy::{Delivery, Fault, Proxy};
 use support::redis::{Server, command, connection};
-use support::{in_an_hour, keep, key, owner};
+use support::{Random, in_an_hour, keep, key, owner};
 
 type Tasks = TaskStore<RedisBackend>;
 
@@ -276,19 +276,6 @@ struct Form {
 const SHORT: Form = Form { tasks: 30, at_once: 12, instances: 6 };
 const LONG: Form = Form { tasks: 2000, at_once: 48, instances: 24 };
 const SEED: u64 = 20_251_123;
-
-/// Numbers that look random, the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
 
 /// Most writes pass; the late ones come at once, a little later, much later, or when all is over.
 fn at_random(mut random: Random) -> impl FnMut() -> Fault {

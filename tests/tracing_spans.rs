@@ -2,32 +2,18 @@
 
 mod support;
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use mcp_task_store::{NewTask, PageRequest, RpcError, StorageBackend, TaskStore};
 use serde_json::json;
-use support::{Engine, in_an_hour, key, owner};
+use support::{Engine, Printed, in_an_hour, key, owner};
 use tracing::Level;
 use tracing::instrument::WithSubscriber;
 use tracing_subscriber::fmt::format::FmtSpan;
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// What a subscriber of this level writes down while every operation runs once.
 async fn logged(engine: Engine, level: Level) -> String {
-    let log = Log::default();
+    let log = Printed::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
@@ -60,7 +46,7 @@ async fn logged(engine: Engine, level: Level) -> String {
         store.delete(&task.key).await.unwrap();
     };
     operations.with_subscriber(subscriber).await;
-    String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
+    log.text()
 }
 
 async fn assert_spans(engine: Engine) {

@@ -11,7 +11,7 @@ use tokio::task::{JoinSet, block_in_place};
 
 use super::record::{Call, Live, Operation, Recorded, Reply, Segment};
 use super::support::redis::Server;
-use super::support::{key, owner};
+use super::support::{Random, key, owner};
 
 pub const OWNERS: [&str; 2] = ["alice", "bob"];
 pub const TASKS: [&str; 3] = ["t1", "t2", "t3"];
@@ -49,19 +49,6 @@ enum End {
     Pause,
     /// The server is killed, and each client goes on calling until it has been refused so many times.
     Kill { refusals: u32 },
-}
-
-/// Numbers that look random, the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
 }
 
 struct Client {

@@ -10,7 +10,7 @@ use mcp_task_store::{RedisBackend, RedisBuilder};
 use redis::{Commands, Connection, FromRedisValue, Value};
 use tempfile::TempDir;
 
-use super::{MAX_VALUE_BYTES, Store};
+use super::{MAX_VALUE_BYTES, Store, readme};
 
 /// The server of the tests: `REDIS_URL`, or the one that `make redis-up` starts. Several URLs with commas in
 /// between are the nodes of a cluster.
@@ -155,7 +155,7 @@ pub fn command<'a, T: FromRedisValue>(
 
 /// The rule of the README for a user that may do all that the backend does.
 pub fn rule_of_the_readme() -> String {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme = readme();
     readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
 }
 
