@@ -4,19 +4,20 @@
 -- KEYS[1] task      the record's hash
 -- ARGV[1] data      the record's bytes
 -- ARGV[2] expected  the version that the record must have, 1 or more
+-- ARGV[3] next      the version after that, '' if there is none
 --
--- Reply: { version, expires_at or nil, seconds, microseconds of the server's clock }
--- Errors: NOTFOUND reason, VERSIONCONFLICT actual, VERSIONEXHAUSTED version, CORRUPT field
+-- Reply: 'seconds microseconds expires_at', the server's clock first; expires_at is '' for never
+-- Errors: FOUND has_data is_live version_length expires_at_length version_and_expires_at
 
--- @include number
--- @include record
+local call, task = redis.call, KEYS[1]
+local time, has_data = call('TIME'), call('HEXISTS', task, 'data')
+local version, expires_at = unpack(call('HMGET', task, 'version', 'expires_at'))
 
-local time = redis.call('TIME')
-local version, expires_at, corrupt = read_record(time[1] * 1000 + math.floor(time[2] / 1000))
-if corrupt then return corrupt end
-if not version then return redis.error_reply('NOTFOUND no live record') end
-if version ~= ARGV[2] then return redis.error_reply('VERSIONCONFLICT ' .. version) end
-if version == LAST_VERSION then return redis.error_reply('VERSIONEXHAUSTED ' .. version) end
-version = int(version + 1)
-redis.call('HSET', KEYS[1], 'version', version, 'data', ARGV[1])
-return { version, expires_at, time[1], time[2] }
+-- A time that cannot be read is so far off that it is none that was written.
+local ends = expires_at and (tonumber(expires_at:match('^[1-9]%d*$')) or 2 ^ 53)
+local is_live = not ends or time[1] * 1000 + time[2] / 1000 < ends
+if version ~= ARGV[2] or has_data == 0 or not is_live or ends and ends >= 2 ^ 53 or ARGV[3] == '' then
+  -- @include found
+end
+call('HSET', task, 'version', ARGV[3], 'data', ARGV[1])
+return time[1] .. ' ' .. time[2] .. ' ' .. (expires_at or '')

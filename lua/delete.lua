@@ -8,21 +8,22 @@
 -- Reply: { 1 if a live record was removed else 0, seconds, microseconds of the server's clock }
 -- Errors: none of its own
 
--- @include number
+local call, idx, exp, task, id = redis.call, KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local time = call('TIME')
+local now = time[1] * 1000 + time[2] / 1000
+
 -- @include index
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- A key of another type is a record that cannot be read: it goes too.
-local expires_at = redis.pcall('HGET', KEYS[3], 'expires_at')
+local expires_at = redis.pcall('HGET', task, 'expires_at')
 if type(expires_at) == 'table' then
   if not expires_at.err:find('WRONGTYPE') then return expires_at end
   expires_at = false
 end
-local index = read_index({ [ARGV[1]] = true }, 1)
+local count, expiring, last = call('ZCARD', idx), call('ZCARD', exp), last_but(id)
 
-remove_members(index, { ARGV[1] })
-settle_expiry(index, now)
-local removed = redis.call('DEL', KEYS[3])
-if expires_at and is_readable(expires_at) and now >= tonumber(expires_at) then removed = 0 end
+expiring = expiring - call('ZREM', exp, id)
+settle(count - call('ZREM', idx, id), expiring, last)
+local removed = call('DEL', task)
+if expires_at and expires_at:find('^[1-9]%d*$') and now >= tonumber(expires_at) then removed = 0 end
 return { removed, time[1], time[2] }

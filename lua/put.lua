@@ -10,73 +10,76 @@
 -- ARGV[4] quota     the most live records that the owner may have, '' for no limit
 -- ARGV[5] replaces  'any' version of a live record, 'none', or this version only, which must be live
 --
--- Reply: { version, expires_at or nil, seconds, microseconds of the server's clock }
--- Errors: NOTFOUND reason, VERSIONCONFLICT actual, VERSIONEXHAUSTED version, CAPACITYEXCEEDED live, CORRUPT field
+-- Reply: 'seconds microseconds version expires_at', the server's clock first; expires_at is '' for never
+-- Errors: FOUND has_data is_live version_length expires_at_length version_and_expires_at, CAPACITYEXCEEDED live
 
--- @include number
+local call, idx, exp, task = redis.call, unpack(KEYS)
+local id, data, expiry, quota, replaces = unpack(ARGV)
+local time = call('TIME')
+-- Milliseconds with a fraction, which `digits` drops.
+local now = time[1] * 1000 + time[2] / 1000
+local version, expires_at, has_data = nil, nil, 0
+local holds = call('EXISTS', task) == 1
+if holds then
+  has_data = call('HEXISTS', task, 'data')
+  version, expires_at = unpack(call('HMGET', task, 'version', 'expires_at'))
+end
+
+-- A time that cannot be read is so far off that it is none that was written.
+local ends = expires_at and (tonumber(expires_at:match('^[1-9]%d*$')) or 2 ^ 53)
+local is_live = (version or ends or has_data == 1) and (not ends or now < ends)
+local is_wanted = not is_live and not tonumber(replaces)
+  or is_live and has_data == 1 and (not ends or ends < 2 ^ 53)
+  and version and version:find('^[1-9]%d*$') and version + 1 < 2 ^ 53
+  and (replaces == 'any' or replaces == version)
+if not is_wanted then
+  -- @include found
+end
+
 -- @include index
--- @include record
 
--- The expires_at that ARGV[3] asks for, nil for never. The millisecond is there because `now` was
--- rounded down.
-local function new_expiry(now)
-  return tonumber(ARGV[3]) and now + 1 + ARGV[3]
-end
+version = is_live and ('%.0f'):format(version + 1) or '1'
+if is_live and expiry == 'keep' then
+  call('HSET', task, 'version', version, 'data', data)
+else
+  -- The millisecond is there because `digits` rounds the server's clock down.
+  ends = tonumber(expiry) and now + 1 + expiry
+  expires_at = ends and digits(ends)
+  local count, now_ms = call('ZCARD', idx), digits(now)
+  quota = not is_live and tonumber(quota)
+  if quota and count >= quota then
+    local live = count - call('ZCOUNT', exp, '-inf', now_ms)
+    if live >= quota then return redis.error_reply('CAPACITYEXCEEDED ' .. live) end
+  end
+  -- A creation time above all others of the owner, by the server's clock if it allows.
+  local created_at = digits(time[1] * 1000000 + time[2])
+  if call('ZCOUNT', idx, created_at, '+inf') > 0 then
+    created_at = digits(call('ZRANGE', idx, 0, 0, 'REV', 'WITHSCORES')[2] + 1)
+  end
+  -- Most often all records of the owner are live and go before this one does: then all expire, this one last, and
+  -- there is nothing to drop.
+  local expiring, last, due = count, 0, {}
+  if not ends or count ~= call('ZCOUNT', exp, '(' .. now_ms, expires_at) then
+    expiring, last = call('ZCARD', exp), last_but(id)
+    due = call('ZRANGE', exp, '-inf', now_ms, 'BYSCORE', 'LIMIT', 0, 32)
+  end
 
--- Writes the hash, and gives the script's reply.
-local function write_record(version, expires_at, time)
-  local at = expires_at and int(expires_at)
-  if at then
-    redis.call('HSET', KEYS[3], 'version', version, 'data', ARGV[2], 'expires_at', at)
-    redis.call('PEXPIREAT', KEYS[3], int(expires_at - 1))
+  -- All is read. From here on it is written.
+  if due[1] then
+    expiring = expiring - call('ZREM', exp, unpack(due))
+    count = count - call('ZREM', idx, unpack(due))
+  end
+  expiring = expiring + (ends and call('ZADD', exp, expires_at, id) or -call('ZREM', exp, id))
+  -- A live record keeps its creation time, unless its member was lost. A new one is the newest.
+  count = count + call('ZADD', idx, is_live and 'NX' or 'GT', created_at, id)
+  settle(count, expiring, math.max(last, ends or 0))
+  -- Neither an expired record that still lies there nor the old expiry may outlive this.
+  if holds then call('DEL', task) end
+  if ends then
+    call('HSET', task, 'version', version, 'data', data, 'expires_at', expires_at)
+    call('PEXPIREAT', task, digits(ends - 1))
   else
-    redis.call('HSET', KEYS[3], 'version', version, 'data', ARGV[2])
+    call('HSET', task, 'version', version, 'data', data)
   end
-  return { version, at or false, time[1], time[2] }
 end
-
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local version, rest, corrupt = read_record(now)
-if corrupt then return corrupt end
-if version then
-  if ARGV[5] ~= 'any' and ARGV[5] ~= version then return redis.error_reply('VERSIONCONFLICT ' .. version) end
-  if version == LAST_VERSION then return redis.error_reply('VERSIONEXHAUSTED ' .. version) end
-  version = int(version + 1)
-  if ARGV[3] == 'keep' then
-    redis.call('HSET', KEYS[3], 'version', version, 'data', ARGV[2])
-    return { version, rest, time[1], time[2] }
-  end
-elseif tonumber(ARGV[5]) then
-  return redis.error_reply('NOTFOUND no live record')
-end
-
--- From here on the index changes. All of it is read before the first write.
-local index = read_index({ [ARGV[1]] = true }, 1)
-local created_at = next_creation(time)
-local expires_at = new_expiry(now)
-if version then
-  set_expiry(index, expires_at)
-  -- The record keeps its creation time; only a member that was lost is entered anew.
-  index.idx = index.idx + redis.call('ZADD', KEYS[1], 'NX', created_at, ARGV[1])
-  settle_expiry(index, now)
-  if not expires_at then
-    redis.call('HDEL', KEYS[3], 'expires_at')
-    redis.call('PERSIST', KEYS[3])
-  end
-  return write_record(version, expires_at, time)
-end
-
-local due = redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE', 'LIMIT', 0, 32)
-local quota = tonumber(ARGV[4])
-if quota and index.idx >= quota then
-  local live = index.idx - redis.call('ZCOUNT', KEYS[2], '-inf', now)
-  if live >= quota then return redis.error_reply('CAPACITYEXCEEDED ' .. int(live)) end
-end
-if #due > 0 then remove_members(index, due) end
-set_expiry(index, expires_at)
-index.idx = index.idx + redis.call('ZADD', KEYS[1], created_at, ARGV[1])
-settle_expiry(index, now)
--- Neither an expired record that still lies there nor an expiry set by hand may outlive the insert.
-if rest or not expires_at then redis.call('DEL', KEYS[3]) end
-return write_record('1', expires_at, time)
+return time[1] .. ' ' .. time[2] .. ' ' .. version .. ' ' .. (expires_at or '')

@@ -8,22 +8,27 @@
 -- Reply: { how many were removed, seconds, microseconds of the server's clock }
 -- Errors: none of its own
 
--- @include number
+local call, idx, exp = redis.call, KEYS[1], KEYS[2]
+local time = call('TIME')
+local now = time[1] * 1000 + time[2] / 1000
+
 -- @include index
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local gone, ids = {}, {}
 for i, id in ipairs(ARGV) do
-  if redis.call('EXISTS', KEYS[i + 2]) == 0 then
+  if call('EXISTS', KEYS[i + 2]) == 0 then
     gone[id] = true
     ids[#ids + 1] = id
   end
 end
-if #ids == 0 then return { 0, time[1], time[2] } end
-local index = read_index(gone, #ids)
-local before = index.idx
+if not ids[1] then return { 0, time[1], time[2] } end
+local before, expiring, last = call('ZCARD', idx), call('ZCARD', exp), 0
+local latest = call('ZRANGE', exp, 0, #ids, 'REV', 'WITHSCORES')
+for i = #latest - 1, 1, -2 do
+  if not gone[latest[i]] then last = tonumber(latest[i + 1]) end
+end
 
-remove_members(index, ids)
-settle_expiry(index, now)
-return { before - index.idx, time[1], time[2] }
+expiring = expiring - call('ZREM', exp, unpack(ids))
+local count = before - call('ZREM', idx, unpack(ids))
+settle(count, expiring, last)
+return { before - count, time[1], time[2] }

@@ -15,10 +15,11 @@ pub const MAX_ID_BYTES: usize = 256;
 /// Writes `id` so that it can stand between colons: `:`, `%`, `{`, `}` and control characters are
 /// percent-encoded, everything else stays as it is. Two different ids never give the same text.
 pub(crate) fn escape(id: &str) -> Cow<'_, str> {
-    let special = |c: char| matches!(c, ':' | '%' | '{' | '}') || c.is_control();
-    if !id.contains(special) {
+    // Most ids are plain. The control characters beyond ASCII, U+0080 to U+009F, begin with this byte.
+    if !id.bytes().any(|byte| matches!(byte, b':' | b'%' | b'{' | b'}' | 0xC2) || byte.is_ascii_control()) {
         return Cow::Borrowed(id);
     }
+    let special = |c: char| matches!(c, ':' | '%' | '{' | '}') || c.is_control();
     let mut escaped = String::with_capacity(id.len() + 8);
     for c in id.chars() {
         if special(c) {

@@ -80,7 +80,7 @@ impl Bench {
 }
 
 fn is_conflict(delivery: &Delivery) -> bool {
-    matches!(&delivery.reply, Reply::ServerError(error) if error.code() == "VERSIONCONFLICT")
+    matches!(&delivery.reply, Reply::ServerError(error) if error.code() == "FOUND")
 }
 
 /// A write that arrives just behind the look that did not find it, and so before it is sent again.

@@ -21,8 +21,8 @@ use super::sentinel::Sentinels;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
 use super::{Inner, RedisBackend};
+use crate::StorageError;
 use crate::backend::DEFAULT_MAX_VALUE_BYTES;
-use crate::{StorageError, Version};
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -389,7 +389,7 @@ impl RedisBuilder {
 
 /// What went wrong before there was a connection.
 fn refused(address: &str, error: redis::RedisError) -> StorageError {
-    let context = Context { address, key: "", writes: false, expected: Version::ABSENT, quota: None };
+    let context = Context { address, key: "", writes: false, expected: None, quota: None };
     context.storage_error(Failure::Unsent(error))
 }
 

@@ -3,7 +3,7 @@
 use redis::{ErrorKind, RedisError};
 
 use super::link::Failure;
-use crate::scripts::{Refusal, UnexpectedReply};
+use crate::scripts::{Found, Refusal, UnexpectedReply};
 use crate::{BoxError, StorageError, Version};
 
 /// What a failed call was about, to say so and to judge what became of it.
@@ -15,8 +15,8 @@ pub(super) struct Context<'a> {
     pub(super) key: &'a str,
     /// Whether the call may have written something if no reply came.
     pub(super) writes: bool,
-    /// The version that the caller expects.
-    pub(super) expected: Version,
+    /// The version that the caller expects; `None` for any.
+    pub(super) expected: Option<Version>,
     /// The owner's quota.
     pub(super) quota: Option<u64>,
 }
@@ -156,11 +156,16 @@ impl Context<'_> {
     fn refused(&self, refusal: Refusal) -> StorageError {
         let key = self.key.to_owned();
         match refusal {
-            Refusal::NotFound => StorageError::NotFound { key },
-            Refusal::VersionConflict { actual } => {
-                StorageError::VersionConflict { key, expected: self.expected, actual }
+            Refusal::Found(Found::Nothing) => StorageError::NotFound { key },
+            Refusal::Found(Found::Live(actual)) => match self.expected {
+                Some(expected) if expected != actual => {
+                    StorageError::VersionConflict { key, expected, actual }
+                }
+                _ => StorageError::VersionExhausted { key },
+            },
+            Refusal::Found(Found::Corrupt(field)) => {
+                self.corrupt(format!("the field {field} is missing or cannot be read"), None)
             }
-            Refusal::VersionExhausted => StorageError::VersionExhausted { key },
             Refusal::CapacityExceeded { live } => {
                 let quota = self.quota.unwrap_or(live);
                 StorageError::CapacityExceeded {
@@ -168,9 +173,6 @@ impl Context<'_> {
                     quota: Some(quota),
                     source: None,
                 }
-            }
-            Refusal::Corrupt { field } => {
-                self.corrupt(format!("the field {field} is missing or cannot be read"), None)
             }
         }
     }
@@ -225,7 +227,7 @@ mod tests {
         address: "127.0.0.1:6379",
         key: "pmcp:tasks:alice:t1",
         writes: true,
-        expected: Version::FIRST,
+        expected: Some(Version::FIRST),
         quota: Some(3),
     };
 
@@ -253,11 +255,11 @@ mod tests {
     }
 
     #[rstest]
-    #[case::ours("NOTFOUND no live record", "NotFound", false, false)]
-    #[case::ours_with_a_detail("VERSIONCONFLICT 7", "VersionConflict", false, false)]
-    #[case::exhausted("VERSIONEXHAUSTED 9007199254740991", "VersionExhausted", false, false)]
+    #[case::nothing("FOUND 0 1 -1 -1 ", "NotFound", false, false)]
+    #[case::conflict("FOUND 1 1 1 -1 7", "VersionConflict", false, false)]
+    #[case::exhausted("FOUND 1 1 1 -1 1", "VersionExhausted", false, false)]
     #[case::quota("CAPACITYEXCEEDED 3", "quota", true, false)]
-    #[case::corrupt("CORRUPT version", "Corrupt", false, false)]
+    #[case::corrupt("FOUND 1 1 1 -1 ?", "Corrupt", false, false)]
     #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", "memory", true, false)]
     #[case::readonly("READONLY You can't write against a read only replica.", "Unavailable", true, false)]
     #[case::loading("LOADING Redis is loading the dataset in memory", "Unavailable", true, false)]
@@ -282,7 +284,7 @@ mod tests {
     )]
     #[case::moved("MOVED 3999 127.0.0.1:6381", "Backend", false, false)]
     #[case::unforeseen("ERR something new", "Backend", false, true)]
-    #[case::our_code_with_a_strange_detail("VERSIONCONFLICT many", "Backend", false, true)]
+    #[case::our_code_with_a_strange_detail("FOUND many", "Backend", false, true)]
     fn a_servers_error_becomes_the_right_variant(
         #[case] line: &str,
         #[case] expected: &str,

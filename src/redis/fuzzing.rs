@@ -230,7 +230,7 @@ pub fn script_error(input: &[u8]) {
         address: "127.0.0.1:6379",
         key: "pmcp:tasks:alice:t1",
         writes: true,
-        expected: number(expected).unwrap_or_default().into(),
+        expected: number(expected).map(Version::from),
         quota: number(quota),
     };
 
@@ -280,22 +280,29 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
     let detail = error.detail().unwrap_or_default();
     let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     match (code, detail.parse::<u64>()) {
-        ("NOTFOUND", _) => becomes(matches!(judged, StorageError::NotFound { .. })),
-        ("VERSIONCONFLICT", Ok(found)) if is_digits(detail) => {
-            becomes(matches!(judged, StorageError::VersionConflict { expected, actual, .. }
-                if expected == write.expected && actual == Version::from(found)))
-        }
-        ("VERSIONEXHAUSTED", _) => becomes(matches!(judged, StorageError::VersionExhausted { .. })),
+        ("FOUND", _) => becomes(match found(detail) {
+            None => is_unforeseen(&judged),
+            Some((false, _, None, None)) => matches!(judged, StorageError::NotFound { .. }),
+            Some((_, _, _, Some(at))) if canonical(&bulk(at)).is_none() => is_corrupt(&judged, "expires_at"),
+            Some((_, false, ..)) => matches!(judged, StorageError::NotFound { .. }),
+            Some((has_data, _, version, _)) => {
+                match (version.and_then(|version| canonical(&bulk(version))), has_data) {
+                    (None, _) => is_corrupt(&judged, "version"),
+                    (_, false) => is_corrupt(&judged, "data"),
+                    (Some(found), _) if write.expected.is_none_or(|expected| expected.get() == found) => {
+                        matches!(judged, StorageError::VersionExhausted { .. })
+                    }
+                    (Some(found), _) => {
+                        matches!(judged, StorageError::VersionConflict { expected, actual, .. }
+                    if Some(expected) == write.expected && actual.get() == found)
+                    }
+                }
+            }
+        }),
         ("CAPACITYEXCEEDED", Ok(live)) if is_digits(detail) => becomes(
             matches!(judged, StorageError::CapacityExceeded { quota, .. } if quota == Some(write.quota.unwrap_or(live))),
         ),
-        ("CORRUPT", _) => {
-            becomes(matches!(&judged, StorageError::Corrupt { reason, .. } if reason.contains(detail)));
-        }
         // As a number, and not as the scripts write it: taken or not, but never as something else.
-        ("VERSIONCONFLICT", Ok(_)) => {
-            becomes(is_unforeseen(&judged) || matches!(judged, StorageError::VersionConflict { .. }))
-        }
         ("CAPACITYEXCEEDED", Ok(_)) => becomes(
             is_unforeseen(&judged) || matches!(judged, StorageError::CapacityExceeded { quota: Some(_), .. }),
         ),
@@ -328,6 +335,29 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
         ),
         _ => becomes(is_unforeseen(&judged)),
     }
+}
+
+/// What a write found, if it is that: whether there are data, whether they are live, version, expires_at.
+fn found(detail: &str) -> Option<(bool, bool, Option<&str>, Option<&str>)> {
+    let [has_data @ ("0" | "1"), is_live @ ("0" | "1"), first, second, fields] =
+        detail.splitn(5, ' ').collect::<Vec<_>>()[..]
+    else {
+        return None;
+    };
+    let length = |text: &str| if text == "-1" { Some(None) } else { text.parse::<usize>().ok().map(Some) };
+    let (first, second) = (length(first)?, length(second)?);
+    let version = fields.get(..first.unwrap_or(0))?;
+    let expires_at = &fields[version.len()..];
+    let whole = (first.map(|_| version), second.map(|_| expires_at));
+    (expires_at.len() == second.unwrap_or(0)).then_some((has_data == "1", is_live == "1", whole.0, whole.1))
+}
+
+fn bulk(text: &str) -> Value {
+    Value::BulkString(text.into())
+}
+
+fn is_corrupt(error: &StorageError, field: &str) -> bool {
+    matches!(error, StorageError::Corrupt { reason, .. } if reason.contains(field))
 }
 
 /// An error that may have come in the middle of a script.

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -51,7 +51,7 @@ struct Shared {
     connect_timeout: Duration,
     /// Is set by the server's clock whenever a connection was made, as it may be another server.
     clock: Arc<Clock>,
-    attempt: Mutex<Attempt>,
+    attempt: RwLock<Attempt>,
 }
 
 /// The latest attempt to connect.
@@ -59,19 +59,21 @@ struct Attempt {
     number: u64,
     /// How many failed in a row before it.
     failures: usize,
-    /// When its connection was made, and whether that broke since.
-    made: Option<Instant>,
+    /// Its connection once it is made, and whether that broke since.
+    made: Option<Arc<Made>>,
     is_broken: bool,
-    outcome: watch::Receiver<Option<RedisResult<Made>>>,
+    outcome: watch::Receiver<Option<RedisResult<Arc<Made>>>>,
 }
 
-#[derive(Clone)]
 pub(super) struct Made {
+    /// The number of the attempt that made it.
+    number: u64,
+    at: Instant,
     pub(super) connection: MultiplexedConnection,
     /// Host and port of the server.
     pub(super) address: String,
     /// Whether a call had a reply over it.
-    has_served: Arc<AtomicBool>,
+    has_served: AtomicBool,
 }
 
 impl MasterLink {
@@ -80,25 +82,33 @@ impl MasterLink {
         // An attempt that nobody has in hand counts as broken, so the first call makes the first one.
         let outcome = watch::channel(None).1;
         let attempt = Attempt { number: 0, failures: 0, made: None, is_broken: false, outcome };
-        Self(Arc::new(Shared { master, connect_timeout, clock, attempt: Mutex::new(attempt) }))
+        Self(Arc::new(Shared { master, connect_timeout, clock, attempt: RwLock::new(attempt) }))
+    }
+
+    /// The connection, waited for only if there is none that works.
+    async fn connection(&self) -> Result<Arc<Made>, Failure> {
+        let working = self.0.attempt().working();
+        match working {
+            Some(made) => Ok(made),
+            None => Box::pin(self.connect()).await,
+        }
     }
 
     /// Waits for a connection. Dropping the future does not end the attempt, which others may wait for.
-    async fn connection(&self) -> Result<(u64, Made), Failure> {
-        let (number, mut outcome) = {
-            let mut attempt = self.0.attempt();
+    async fn connect(&self) -> Result<Arc<Made>, Failure> {
+        let mut outcome = {
+            let mut attempt = self.0.attempt_mut();
             if attempt.is_over() {
                 self.0.connect(&mut attempt);
             }
-            (attempt.number, attempt.outcome.clone())
+            attempt.outcome.clone()
         };
         let made = match outcome.wait_for(Option::is_some).await {
             Ok(made) => made.clone(),
             Err(_) => None,
         };
         match made {
-            Some(Ok(made)) => Ok((number, made)),
-            Some(Err(error)) => Err(Failure::Unsent(error)),
+            Some(made) => made.map_err(Failure::Unsent),
             None => Err(Failure::Unsent((ErrorKind::Client, "the runtime was shut down").into())),
         }
     }
@@ -107,7 +117,7 @@ impl MasterLink {
     pub(super) async fn exclusive(&self) -> RedisResult<(Made, Arc<AtomicBool>)> {
         let closed = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&closed);
-        let made = self.0.open(move |push| {
+        let made = self.0.open(0, move |push| {
             if push.kind == PushKind::Disconnection {
                 flag.store(true, Ordering::Relaxed);
             }
@@ -117,11 +127,16 @@ impl MasterLink {
 
     /// Host and port of the server that the shared connection leads to.
     pub(super) fn address(&self) -> Option<String> {
-        self.0.made().map(|(_, made)| made.address)
+        self.0.attempt().made.as_ref().map(|made| made.address.clone())
     }
 }
 
 impl Attempt {
+    /// Its connection, unless that is known to be of no more use.
+    fn working(&self) -> Option<Arc<Made>> {
+        if self.is_broken { None } else { self.made.clone() }
+    }
+
     /// Whether it leads to no connection any more.
     fn is_over(&self) -> bool {
         match &*self.outcome.borrow() {
@@ -132,23 +147,27 @@ impl Attempt {
     }
 
     fn has_lived(&self) -> bool {
-        self.made.is_some_and(|made| made.elapsed() >= LIVED)
+        self.made.as_ref().is_some_and(|made| made.at.elapsed() >= LIVED)
     }
 
     fn has_served(&self) -> bool {
-        matches!(&*self.outcome.borrow(), Some(Ok(made)) if made.has_served.load(Ordering::Relaxed))
+        self.made.as_ref().is_some_and(|made| made.has_served.load(Ordering::Relaxed))
     }
 }
 
 impl Shared {
     /// Nothing panics while it holds the attempt.
-    fn attempt(&self) -> MutexGuard<'_, Attempt> {
-        self.attempt.lock().unwrap_or_else(PoisonError::into_inner)
+    fn attempt(&self) -> RwLockReadGuard<'_, Attempt> {
+        self.attempt.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attempt_mut(&self) -> RwLockWriteGuard<'_, Attempt> {
+        self.attempt.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes this connection anew, unless that has happened already.
     fn replace(self: &Arc<Self>, number: u64) {
-        let mut attempt = self.attempt();
+        let mut attempt = self.attempt_mut();
         if attempt.number == number {
             self.connect(&mut attempt);
         }
@@ -156,21 +175,13 @@ impl Shared {
 
     /// The same for one that was closed while nobody needed it. If it has not lived long, the next call will do.
     fn closed(self: &Arc<Self>, number: u64) {
-        let mut attempt = self.attempt();
+        let mut attempt = self.attempt_mut();
         if attempt.number == number && attempt.made.is_some() {
             attempt.is_broken = true;
             if attempt.has_lived() {
                 self.connect(&mut attempt);
             }
         }
-    }
-
-    /// The connection that is in use, with its number.
-    fn made(&self) -> Option<(u64, Made)> {
-        let attempt = self.attempt();
-        let outcome = attempt.outcome.borrow();
-        let made = outcome.as_ref()?.as_ref().ok()?;
-        Some((attempt.number, made.clone()))
     }
 
     /// Starts another attempt. It runs to its end whatever becomes of the calls that wait for it.
@@ -190,7 +201,7 @@ impl Shared {
             // With RESP3 a connection says by itself that it was closed, before a call finds out.
             let (this, closed) = (Arc::downgrade(&shared), Arc::new(AtomicBool::new(false)));
             let flag = Arc::clone(&closed);
-            let made = shared.open(move |push| {
+            let made = shared.open(number, move |push| {
                 if push.kind == PushKind::Disconnection {
                     flag.store(true, Ordering::SeqCst);
                     if let Some(shared) = this.upgrade() {
@@ -198,11 +209,11 @@ impl Shared {
                     }
                 }
             });
-            let made = made.await;
-            if made.is_ok() {
-                let mut attempt = shared.attempt();
+            let made = made.await.map(Arc::new);
+            if let Ok(made) = &made {
+                let mut attempt = shared.attempt_mut();
                 if attempt.number == number {
-                    attempt.made = Some(Instant::now());
+                    attempt.made = Some(Arc::clone(made));
                     // It may have been closed before anybody could be told.
                     attempt.is_broken = closed.load(Ordering::SeqCst);
                 }
@@ -213,7 +224,7 @@ impl Shared {
     }
 
     /// Connects, and takes the time from the server.
-    async fn open(&self, told: impl Fn(PushInfo) + Send + Sync + 'static) -> RedisResult<Made> {
+    async fn open(&self, number: u64, told: impl Fn(PushInfo) + Send + Sync + 'static) -> RedisResult<Made> {
         let client = self.master.client().await?;
         let info = client.get_connection_info();
         let address = info.addr().to_string();
@@ -236,14 +247,16 @@ impl Shared {
         if let Some(server_us) = server_time(&time) {
             self.clock.observe(server_us, sent);
         }
-        Ok(Made { connection, address, has_served: Arc::default() })
+        Ok(Made { number, at: Instant::now(), connection, address, has_served: AtomicBool::new(false) })
     }
 
     /// Connects anew if this reply shows that the connection is of no more use.
-    fn look_at<T>(self: &Arc<Self>, number: u64, made: &Made, reply: &RedisResult<T>) {
+    fn look_at<T>(self: &Arc<Self>, made: &Made, reply: &RedisResult<T>) {
         match reply {
+            // Calls on several cores share it, so it is written once.
+            Ok(_) if made.has_served.load(Ordering::Relaxed) => {}
             Ok(_) => made.has_served.store(true, Ordering::Relaxed),
-            Err(error) if error.is_io_error() || error.is_unrecoverable_error() => self.replace(number),
+            Err(error) if error.is_io_error() || error.is_unrecoverable_error() => self.replace(made.number),
             Err(_) => {}
         }
     }
@@ -258,33 +271,35 @@ pub(super) fn is_demoted(reply: &Value) -> bool {
 #[async_trait]
 impl Link for MasterLink {
     async fn send(&self, command: &Cmd, _key: &str) -> Result<Value, Failure> {
-        let (number, mut made) = self.connection().await?;
-        let reply = made.connection.req_packed_command(command).await;
-        self.0.look_at(number, &made, &reply);
+        let made = self.connection().await?;
+        let reply = made.connection.clone().send_packed_command(command).await;
+        self.0.look_at(&made, &reply);
         if reply.as_ref().is_ok_and(is_demoted) {
-            self.0.replace(number);
+            self.0.replace(made.number);
         }
         Failure::judge(reply)
     }
 
     async fn read_all(&self, reads: &Pipeline, _key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
-        let (number, mut made) = self.connection().await?;
-        let replies = made.connection.req_packed_commands(reads, 0, reads.len()).await;
-        self.0.look_at(number, &made, &replies);
+        let made = self.connection().await?;
+        let replies = made.connection.clone().send_packed_commands(reads, 0, reads.len()).await;
+        self.0.look_at(&made, &replies);
         Failure::judge_all(replies)
     }
 
     /// A server that hangs may have been replaced by another: the sentinels know.
     fn timed_out(&self, _key: &str) {
         #[cfg(feature = "redis-sentinel")]
-        if let (Some((number, made)), Ok(runtime)) = (self.0.made(), Handle::try_current()) {
+        let made = self.0.attempt().made.clone();
+        #[cfg(feature = "redis-sentinel")]
+        if let (Some(made), Ok(runtime)) = (made, Handle::try_current()) {
             let shared = Arc::clone(&self.0);
             runtime.spawn(async move {
                 if let Master::KnownTo(sentinels) = &shared.master
                     && let Some(Ok(master)) = sentinels.master_unless_asked().await
                     && master.get_connection_info().addr().to_string() != made.address
                 {
-                    shared.replace(number);
+                    shared.replace(made.number);
                 }
             });
         }

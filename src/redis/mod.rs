@@ -19,6 +19,7 @@ mod tls;
 
 use std::fmt;
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use redis::{Cmd, Value};
+use tracing::{Instrument, Span, debug_span};
 
 pub use builder::RedisBuilder;
 use clock::{Clock, server_time};
@@ -35,7 +37,7 @@ use schema::{FIELDS, Schema, Stored};
 
 use crate::backend::{check_size, from_micros};
 use crate::scripts::{
-    Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, LIST, List, Listed, PUT, Put, Replaces,
+    Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, Kept, LIST, List, Listed, PUT, Put, Replaces,
     Reply, Script, Timed, UnexpectedReply,
 };
 use crate::{
@@ -102,21 +104,25 @@ impl fmt::Debug for RedisBackend {
 
 impl RedisBackend {
     fn reads<'a>(&'a self, key: &'a str) -> Context<'a> {
-        Context { address: &self.0.address, key, writes: false, expected: Version::ABSENT, quota: None }
+        Context { address: &self.0.address, key, writes: false, expected: None, quota: None }
     }
 
     fn writes<'a>(&'a self, key: &'a str) -> Context<'a> {
         Context { writes: true, ..self.reads(key) }
     }
 
-    /// Puts one time limit around a whole call.
+    /// Runs a whole call in its span and under one time limit.
+    ///
+    /// The call stays where it is pinned: a future that is handed on by value is held once more by each that
+    /// hands it on, and every call would fill several times its size.
     async fn limited<T>(
         &self,
+        span: Span,
         context: &Context<'_>,
-        call: impl Future<Output = Result<T, StorageError>> + Send,
+        call: Pin<&mut (dyn Future<Output = Result<T, StorageError>> + Send)>,
     ) -> Result<T, StorageError> {
         let limit = self.0.limit;
-        let in_time = tokio::time::timeout(limit, call).await;
+        let in_time = tokio::time::timeout(limit, call.instrument(span)).await;
         in_time.unwrap_or_else(|_| {
             self.0.link.timed_out(context.key);
             Err(match self.unconfirmed(context) {
@@ -185,17 +191,18 @@ impl RedisBackend {
 
     async fn put_record(
         &self,
+        span: Span,
         put: Put,
         owner: &OwnerId,
-        expected: Version,
+        expected: Option<Version>,
     ) -> Result<Written, StorageError> {
         let context = Context { expected, quota: put.quota, ..self.writes(&put.keys.task) };
-        let write = async {
+        let write = pin!(async {
             match self.run(&PUT, &put, &context).await {
                 // The quota counts by the index. Members whose hash was evicted or deleted by hand must not
                 // stand in the way; the write that was refused wrote nothing, so it may be sent again.
                 Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => {
-                    if self.reap_all(owner, &self.reads(context.key)).await? {
+                    if Box::pin(self.reap_all(owner, &self.reads(context.key))).await? {
                         self.run(&PUT, &put, &context).await
                     } else {
                         Err(full)
@@ -203,8 +210,8 @@ impl RedisBackend {
                 }
                 other => other,
             }
-        };
-        self.limited(&context, write).await
+        });
+        self.limited(span, &context, write).await
     }
 }
 
@@ -217,18 +224,18 @@ fn argument(expiry: Expiry) -> Result<ExpiryArgument, StorageError> {
 }
 
 fn hmget(key: &str) -> Cmd {
-    let mut command = redis::cmd("HMGET");
-    command.arg(key).arg(&FIELDS);
+    let mut command = Cmd::with_capacity(2 + FIELDS.len(), key.len() + 32);
+    command.arg("HMGET").arg(key).arg(&FIELDS);
     command
 }
 
 #[async_trait]
 impl StorageBackend for RedisBackend {
-    #[tracing::instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
+        let span = debug_span!("get", owner = %key.owner, task = %key.task);
         let redis_key = self.0.schema.task(&key.owner, &key.task);
         let context = self.reads(&redis_key);
-        let read = async {
+        let read = pin!(async {
             let reply = self.send(&hmget(&redis_key), &context).await?;
             let stored = Stored::read(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?;
             match stored {
@@ -241,12 +248,12 @@ impl StorageBackend for RedisBackend {
                 Stored::Record(record) => Ok(record),
                 Stored::Corrupt { reason, .. } => Err(context.corrupt(reason, None)),
             }
-        };
-        self.limited(&context, read).await
+        });
+        self.limited(span, &context, read).await
     }
 
-    #[tracing::instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
+        let span = debug_span!("put", owner = %key.owner, task = %key.task);
         check_size(&data, self.0.max_value_bytes)?;
         let put = Put {
             keys: self.0.schema.keys(key),
@@ -256,10 +263,9 @@ impl StorageBackend for RedisBackend {
             quota: options.quota,
             replaces: Replaces::Any,
         };
-        self.put_record(put, &key.owner, Version::ABSENT).await
+        self.put_record(span, put, &key.owner, None).await
     }
 
-    #[tracing::instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     async fn put_if_version(
         &self,
         key: &TaskKey,
@@ -267,13 +273,19 @@ impl StorageBackend for RedisBackend {
         options: PutOptions,
         expected: Version,
     ) -> Result<Written, StorageError> {
+        let span = debug_span!("put_if_version", owner = %key.owner, task = %key.task);
         check_size(&data, self.0.max_value_bytes)?;
         let expiry = argument(options.expiry)?;
         if expected != Version::ABSENT && options.expiry == Expiry::Keep {
             let task = self.0.schema.task(&key.owner, &key.task);
             let cas_put = CasPut { task, data, expected };
-            let context = Context { expected, ..self.writes(&cas_put.task) };
-            return self.limited(&context, self.run(&CAS_PUT, &cas_put, &context)).await;
+            let context = Context { expected: Some(expected), ..self.writes(&cas_put.task) };
+            let write = pin!(async {
+                let Kept(expires_at) = self.run(&CAS_PUT, &cas_put, &context).await?;
+                // A script that replies has written the version after the expected one.
+                Ok(Written { version: expected.next().unwrap_or(expected), expires_at })
+            });
+            return self.limited(span, &context, write).await;
         }
         let put = Put {
             keys: self.0.schema.keys(key),
@@ -283,28 +295,29 @@ impl StorageBackend for RedisBackend {
             quota: options.quota,
             replaces: if expected == Version::ABSENT { Replaces::None } else { Replaces::Version(expected) },
         };
-        self.put_record(put, &key.owner, expected).await
+        self.put_record(span, put, &key.owner, Some(expected)).await
     }
 
-    #[tracing::instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
+        let span = debug_span!("delete", owner = %key.owner, task = %key.task);
         let delete = Delete { keys: self.0.schema.keys(key), id: key.task.clone() };
         let context = self.writes(&delete.keys.task);
-        let removed = self.limited(&context, self.run(&DELETE, &delete, &context)).await?;
+        let write = pin!(self.run(&DELETE, &delete, &context));
+        let removed = self.limited(span, &context, write).await?;
         Ok(removed.0 > 0)
     }
 
-    #[tracing::instrument(level = "debug", skip_all, fields(%owner))]
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
+        let span = debug_span!("list", %owner);
         let (limit, below) = page.check(owner)?;
         let idx = self.0.schema.idx(owner);
         let context = self.reads(&idx);
-        let read = async {
+        let read = pin!(async {
             let list = List { idx: idx.clone(), below, limit };
             let Listed(members) = self.run(&LIST, &list, &context).await?;
             self.read_members(owner, members, limit, &context).await
-        };
-        self.limited(&context, read).await
+        });
+        self.limited(span, &context, read).await
     }
 
     async fn cleanup_expired(&self) -> Result<u64, StorageError> {

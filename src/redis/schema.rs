@@ -16,7 +16,7 @@ use redis::Value;
 
 use crate::backend::from_millis;
 use crate::key::escape;
-use crate::scripts::RecordKeys;
+use crate::scripts::{RecordKeys, exact};
 use crate::{OwnerId, Record, StorageError, TaskId, TaskKey, Version};
 
 /// The fields of a record's hash, in the order in which [`Stored::read`] takes them.
@@ -43,23 +43,30 @@ impl Schema {
         Ok(Self { prefix: prefix.to_owned(), hash_tags })
     }
 
-    fn owned(&self, kind: &str, owner: &OwnerId) -> String {
+    /// The part of a key up to its owner, with room for `more` bytes behind it.
+    fn owned(&self, kind: &str, owner: &OwnerId, more: usize) -> String {
         let (open, close) = if self.hash_tags { ("{", "}") } else { ("", "") };
-        format!("{}:{kind}:{open}{}{close}", self.prefix, escape(owner.as_str()))
+        let owner = escape(owner.as_str());
+        let mut key = String::with_capacity(self.prefix.len() + kind.len() + owner.len() + 4 + more);
+        for part in [&self.prefix, ":", kind, ":", open, &owner, close] {
+            key.push_str(part);
+        }
+        key
     }
 
     pub(super) fn idx(&self, owner: &OwnerId) -> String {
-        self.owned("idx", owner)
+        self.owned("idx", owner, 0)
     }
 
     pub(super) fn exp(&self, owner: &OwnerId) -> String {
-        self.owned("exp", owner)
+        self.owned("exp", owner, 0)
     }
 
     pub(super) fn task(&self, owner: &OwnerId, task: &TaskId) -> String {
-        let mut key = self.owned("tasks", owner);
+        let task = escape(task.as_str());
+        let mut key = self.owned("tasks", owner, 1 + task.len());
         key.push(':');
-        key.push_str(&escape(task.as_str()));
+        key.push_str(&task);
         key
     }
 
@@ -92,14 +99,14 @@ impl Stored {
         if [&version, &data, &expires_at].into_iter().all(|field| *field == Value::Nil) {
             return Some(Self::Nothing);
         }
-        let expires_at = match exact(&expires_at) {
+        let expires_at = match number(&expires_at) {
             Ok(millis) => millis.map(from_millis),
             Err(Unreadable) => {
                 let reason = "the field expires_at is not a time in milliseconds";
                 return Some(Self::Corrupt { reason, expires_at: None });
             }
         };
-        let Ok(Some(version)) = exact(&version) else {
+        let Ok(Some(version)) = number(&version) else {
             let reason = "the field version is missing or not an integer from 1 to 2^53 - 1";
             return Some(Self::Corrupt { reason, expires_at });
         };
@@ -112,18 +119,13 @@ impl Stored {
 
 struct Unreadable;
 
-/// A decimal integer from 1 to 2^53 - 1 without leading zeros, as the scripts write and accept it.
-fn exact(field: &Value) -> Result<Option<u64>, Unreadable> {
-    let text = match field {
-        Value::Nil => return Ok(None),
-        Value::BulkString(text) => std::str::from_utf8(text).map_err(|_| Unreadable)?,
-        _ => return Err(Unreadable),
-    };
-    if !text.starts_with(|c: char| matches!(c, '1'..='9')) {
-        return Err(Unreadable);
+/// A field that holds a number, if there is one.
+fn number(field: &Value) -> Result<Option<u64>, Unreadable> {
+    match field {
+        Value::Nil => Ok(None),
+        Value::BulkString(text) => std::str::from_utf8(text).ok().and_then(exact).map(Some).ok_or(Unreadable),
+        _ => Err(Unreadable),
     }
-    let number = text.parse().map_err(|_| Unreadable)?;
-    if number > Version::MAX.get() { Err(Unreadable) } else { Ok(Some(number)) }
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! `lua/cas_put.lua`: replaces a live record at an expected version and keeps its expiry.
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use once_cell::sync::Lazy;
+use redis::Value;
 
-use super::{Arguments, Encoder, Script, Timed};
-use crate::{Version, Written};
+use super::{Arguments, Encoder, Reply, Script, Timed, expiry, timed_words};
+use crate::Version;
 
-pub(crate) static CAS_PUT: Lazy<Script<CasPut, Timed<Written>>> =
+pub(crate) static CAS_PUT: Lazy<Script<CasPut, Timed<Kept>>> =
     Lazy::new(|| Script::new(include_str!("../../lua/cas_put.lua")));
 
 #[derive(Debug)]
@@ -17,14 +19,33 @@ pub(crate) struct CasPut {
     pub(crate) expected: Version,
 }
 
+/// The expiry that the record has kept; `None` for never.
+#[derive(Debug)]
+pub(crate) struct Kept(pub(crate) Option<DateTime<Utc>>);
+
 impl Arguments for CasPut {
     fn key_count(&self) -> usize {
         1
+    }
+
+    fn payload(&self) -> usize {
+        self.data.len()
     }
 
     fn encode(&self, to: &mut impl Encoder) {
         to.key("task", &self.task);
         to.arg("data", &self.data[..]);
         to.arg("expected", self.expected.get());
+        match self.expected.next() {
+            Some(next) => to.arg("next", next.get()),
+            None => to.arg("next", ""),
+        }
+    }
+}
+
+impl Reply for Timed<Kept> {
+    fn decode(reply: Value) -> Option<Self> {
+        let (server_us, [expires_at]) = timed_words(&reply)?;
+        Some(Self { value: Kept(expiry(expires_at)?), server_us })
     }
 }

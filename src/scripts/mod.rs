@@ -1,13 +1,14 @@
 //! The Lua scripts of the Redis engine: each file of `lua/` as a typed [`Script`] in a static.
 //!
 //! A script is sent as plain `EVAL` with its text every time, so that no server has to remember it; the
-//! text is stripped of comments and indentation once, when the static is built. The type of the arguments
+//! text is made short once, when the static is built. The type of the arguments
 //! knows the keys and their order, so a caller cannot pass them wrongly, and the type of the reply knows
 //! how to read it. The headers of the Lua files say the same in words; a test holds the two together.
 
 mod cas_put;
 mod delete;
 mod list;
+mod minify;
 mod put;
 mod reap;
 mod refusal;
@@ -16,18 +17,23 @@ use std::marker::PhantomData;
 
 use redis::{Cmd, ToRedisArgs, Value};
 
-pub(crate) use cas_put::{CAS_PUT, CasPut};
+use chrono::{DateTime, Utc};
+
+use crate::Version;
+use crate::backend::from_millis;
+
+pub(crate) use cas_put::{CAS_PUT, CasPut, Kept};
 pub(crate) use delete::{DELETE, Delete};
 pub(crate) use list::{LIST, List, Listed};
+use minify::minify;
 pub(crate) use put::{ExpiryArgument, PUT, Put, Replaces};
 pub(crate) use reap::{REAP, Reap};
-pub(crate) use refusal::Refusal;
+pub(crate) use refusal::{Found, Refusal};
 
 /// The pieces that several scripts share, by the name in `-- @include NAME`.
-const FRAGMENTS: [(&str, &str); 3] = [
-    ("number", include_str!("../../lua/include/number.lua")),
+const FRAGMENTS: [(&str, &str); 2] = [
+    ("found", include_str!("../../lua/include/found.lua")),
     ("index", include_str!("../../lua/include/index.lua")),
-    ("record", include_str!("../../lua/include/record.lua")),
 ];
 
 /// A script that takes `A` and replies `R`.
@@ -38,13 +44,14 @@ pub(crate) struct Script<A, R> {
 
 impl<A: Arguments, R: Reply> Script<A, R> {
     fn new(source: &str) -> Self {
-        Self { text: strip(source), types: PhantomData }
+        Self { text: minify(&whole(source)), types: PhantomData }
     }
 
     /// The `EVAL` of this script.
     pub(crate) fn command(&self, arguments: &A) -> Cmd {
-        let mut command = redis::cmd("EVAL");
-        command.arg(&self.text).arg(arguments.key_count());
+        let size = self.text.len() + arguments.payload() + TYPICAL_SIZE;
+        let mut command = Cmd::with_capacity(TYPICAL_COUNT, size);
+        command.arg("EVAL").arg(&self.text).arg(arguments.key_count());
         arguments.encode(&mut command);
         command
     }
@@ -55,9 +62,17 @@ impl<A: Arguments, R: Reply> Script<A, R> {
     }
 }
 
+/// Room for the arguments of one record's script beside its data, so that a command is not moved as it grows.
+const TYPICAL_COUNT: usize = 12;
+const TYPICAL_SIZE: usize = 384;
+
 /// The arguments of one script, in the order of its header.
 pub(crate) trait Arguments {
     fn key_count(&self) -> usize;
+    /// The bytes of data among them.
+    fn payload(&self) -> usize {
+        0
+    }
     /// Names each value as the header of the script does: all keys, then all others.
     fn encode(&self, to: &mut impl Encoder);
 }
@@ -120,24 +135,49 @@ pub(crate) fn integer(value: &Value) -> Option<u64> {
     }
 }
 
+/// A decimal integer from 1 to 2^53 - 1 without leading zeros, as the scripts write and accept it.
+pub(crate) fn exact(text: &str) -> Option<u64> {
+    if !text.starts_with(|c: char| matches!(c, '1'..='9')) {
+        return None;
+    }
+    text.parse().ok().filter(|number| *number <= Version::MAX.get())
+}
+
 /// The two parts of a `TIME` reply in microseconds.
 pub(crate) fn micros(seconds: &Value, microseconds: &Value) -> Option<u64> {
     integer(seconds)?.checked_mul(1_000_000)?.checked_add(integer(microseconds)?)
 }
 
-/// Puts the included fragments in, and drops what the server need not read: comments on lines of their
-/// own, indentation, empty lines.
-fn strip(source: &str) -> String {
+/// The words of a text that begins with the server's clock, which is given in microseconds.
+fn timed_words<const N: usize>(reply: &Value) -> Option<(u64, [&str; N])> {
+    let Value::BulkString(text) = reply else { return None };
+    let mut words = std::str::from_utf8(text).ok()?.split(' ');
+    let (seconds, microseconds) = (words.next()?.parse::<u64>().ok()?, words.next()?.parse().ok()?);
+    let server_us = seconds.checked_mul(1_000_000)?.checked_add(microseconds)?;
+    let rest: Vec<&str> = words.collect();
+    Some((server_us, rest.try_into().ok()?))
+}
+
+/// An expiry as the scripts reply it, '' for never.
+fn expiry(millis: &str) -> Option<Option<DateTime<Utc>>> {
+    match millis {
+        "" => Some(None),
+        millis => Some(Some(from_millis(millis.parse().ok()?))),
+    }
+}
+
+/// Puts the included fragments in.
+fn whole(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
-    for line in source.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("-- @include ") {
-            for (_, fragment) in FRAGMENTS.iter().filter(|(fragment, _)| *fragment == name) {
-                text.push_str(&strip(fragment));
+    for line in source.lines() {
+        match line.trim_start().strip_prefix("-- @include ") {
+            None => text.push_str(line),
+            Some(name) => {
+                let fragment = FRAGMENTS.iter().filter(|(fragment, _)| *fragment == name);
+                fragment.for_each(|(_, fragment)| text.push_str(fragment));
             }
-        } else if !line.is_empty() && !line.starts_with("--") {
-            text.push_str(line);
-            text.push('\n');
         }
+        text.push('\n');
     }
     text
 }

@@ -4,8 +4,7 @@ use bytes::Bytes;
 use once_cell::sync::Lazy;
 use redis::{RedisWrite, ToRedisArgs, Value};
 
-use super::{Arguments, Encoder, RecordKeys, Reply, Script, Timed, integer, micros};
-use crate::backend::from_millis;
+use super::{Arguments, Encoder, RecordKeys, Reply, Script, Timed, expiry, timed_words};
 use crate::{TaskId, Version, Written};
 
 pub(crate) static PUT: Lazy<Script<Put, Timed<Written>>> =
@@ -56,6 +55,10 @@ impl Arguments for Put {
         3
     }
 
+    fn payload(&self) -> usize {
+        self.data.len()
+    }
+
     fn encode(&self, to: &mut impl Encoder) {
         self.keys.encode(to);
         to.arg("id", self.id.as_str());
@@ -72,15 +75,8 @@ impl Arguments for Put {
 
 impl Reply for Timed<Written> {
     fn decode(reply: Value) -> Option<Self> {
-        let Value::Array(parts) = reply else { return None };
-        let [version, expires_at, seconds, microseconds] = parts.as_slice() else { return None };
-        let expires_at = match expires_at {
-            Value::Nil => None,
-            millis => Some(from_millis(integer(millis)?)),
-        };
-        Some(Self {
-            value: Written { version: Version::from(integer(version)?), expires_at },
-            server_us: micros(seconds, microseconds)?,
-        })
+        let (server_us, [version, expires_at]) = timed_words(&reply)?;
+        let version = version.parse::<u64>().ok()?.into();
+        Some(Self { value: Written { version, expires_at: expiry(expires_at)? }, server_us })
     }
 }

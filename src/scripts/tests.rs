@@ -115,26 +115,23 @@ fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
 #[case::reap(include_str!("../../lua/reap.lua"))]
 fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] source: &str) {
     let declared = header(source).errors;
-    let text = strip(source);
-    let mut returned: Vec<&str> = text
-        .split("redis.error_reply('")
-        .skip(1)
-        .filter_map(|rest| rest.split(['\'', ' ']).next())
-        // A fragment also holds what only other scripts call.
-        .collect();
-    returned.dedup();
+    let text = whole(source);
+    let returned =
+        text.split("redis.error_reply('").skip(1).filter_map(|rest| rest.split(['\'', ' ']).next());
     for code in returned {
         assert!(declared.iter().any(|declared| declared.starts_with(code)), "{code} is not declared");
     }
     for declared in declared {
-        let (code, _) = declared.split_once(' ').expect("a code and its detail");
+        let (code, detail) = declared.split_once(' ').expect("a code and its detail");
         assert!(text.contains(&format!("'{code} ")), "{code} is declared and never returned with a detail");
-        assert!(Refusal::parse(code, Some("7")).is_some(), "{code} has no meaning");
+        // Two fields of one byte each, as the lengths say.
+        let detail = vec!["1"; detail.split(' ').count()].join(" ") + "1";
+        assert!(Refusal::parse(code, Some(&detail)).is_some(), "{code} has no meaning");
     }
 }
 
 #[test]
-fn a_script_goes_out_stripped_as_eval_with_keys_before_arguments() {
+fn a_script_goes_out_short_as_eval_with_keys_before_arguments() {
     let packed = PUT.command(&put()).get_packed_command();
     let sent = String::from_utf8(packed).unwrap();
     assert!(sent.starts_with("*11\r\n$4\r\nEVAL\r\n"), "{sent}");
@@ -144,15 +141,34 @@ fn a_script_goes_out_stripped_as_eval_with_keys_before_arguments() {
 }
 
 #[test]
+fn the_reply_of_a_write_is_read() {
+    let text = |text: &str| Value::BulkString(text.into());
+    let for_ever = PUT.decode(text("1795000000 25 7 ")).unwrap();
+    assert_eq!(for_ever.server_us, 1_795_000_000_000_025);
+    assert_eq!((for_ever.value.version, for_ever.value.expires_at), (Version::from(7), None));
+    let expires = PUT.decode(text("1795000000 25 7 1795000000001")).unwrap();
+    assert_eq!(expires.value.expires_at.unwrap().timestamp_millis(), 1_795_000_000_001);
+    let kept = CAS_PUT.decode(text("1795000000 25 1795000000001")).unwrap();
+    assert_eq!((kept.server_us, kept.value.0), (1_795_000_000_000_025, expires.value.expires_at));
+}
+
+#[test]
 fn a_reply_of_another_form_is_not_taken() {
+    let text = |text: &str| Value::BulkString(text.into());
     for reply in [
         Value::Nil,
         Value::Okay,
         Value::Array(vec![]),
-        Value::Array(vec![Value::Int(1), Value::Nil, Value::Int(-1), Value::Int(0)]),
-        Value::Array(vec![Value::Okay, Value::Nil, Value::Int(1), Value::Int(0)]),
+        Value::Array(vec![Value::Int(1), Value::Int(-1), Value::Int(0)]),
+        Value::Array(vec![Value::Okay, Value::Int(1), Value::Int(0)]),
+        text(""),
+        text("1795000000 1 1 never"),
+        text("1795000000 1 1 1795000000000 1"),
+        text("1795000000 -1 1 "),
+        text("99999999999999999999 1 1 "),
     ] {
         PUT.decode(reply.clone()).unwrap_err();
+        CAS_PUT.decode(reply.clone()).unwrap_err();
         LIST.decode(reply.clone()).unwrap_err();
         DELETE.decode(reply).unwrap_err();
     }

@@ -1,0 +1,158 @@
+//! Makes the text of a script short, as it travels with every call and the server hashes all of it each time: a
+//! kilobyte costs the server as much as several commands.
+//!
+//! It goes by words and not by grammar, which is enough for what the scripts of this crate are written in: Lua 5.1
+//! without long strings, long comments, `goto`, and table keys or methods of their own.
+
+use std::collections::HashMap;
+use std::iter::Peekable;
+use std::str::CharIndices;
+
+/// The same script without comments and spare white space, with its local names replaced by short ones. Line ends
+/// stay, as Lua takes a parenthesis behind one as the beginning of a statement.
+pub(super) fn minify(source: &str) -> String {
+    let words: Vec<&str> = words(source).collect();
+    let names = short_names(&words);
+    let mut text = String::with_capacity(source.len());
+    let mut before = "\n";
+    for word in words {
+        // What follows a dot or a colon is the name of a field.
+        let renamed = names.get(word).filter(|_| !matches!(before, "." | ":"));
+        before = word;
+        let word = renamed.map_or(word, String::as_str);
+        let last = text.chars().next_back().unwrap_or('\n');
+        let first = word.chars().next().unwrap_or('\n');
+        let would_join = is_word(last) && is_word(first)
+            || last.is_ascii_digit() && first == '.'
+            || last == '-' && first == '-';
+        if would_join {
+            text.push(' ');
+        }
+        if (last, first) != ('\n', '\n') {
+            text.push_str(word);
+        }
+    }
+    text
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// Names, numbers, strings, operators and line ends; comments and other white space are left out.
+fn words(source: &str) -> impl Iterator<Item = &str> {
+    let mut rest = source.char_indices().peekable();
+    std::iter::from_fn(move || {
+        loop {
+            let (start, first) = rest.next()?;
+            if first == '-' && source[start..].starts_with("--") {
+                skip_while(&mut rest, |c| c != '\n');
+                continue;
+            }
+            match first {
+                ' ' | '\t' | '\r' => continue,
+                '\'' | '"' => {
+                    let mut escaped = false;
+                    skip_while(&mut rest, |c| {
+                        let inside = escaped || c != first;
+                        escaped = c == '\\' && !escaped;
+                        inside
+                    });
+                    rest.next();
+                }
+                c if is_word(c) => {
+                    skip_while(&mut rest, |c| is_word(c) || first.is_ascii_digit() && c == '.')
+                }
+                '.' => skip_while(&mut rest, |c| c == '.'),
+                '=' | '~' | '<' | '>' => skip_while(&mut rest, |c| c == '='),
+                _ => {}
+            }
+            let end = rest.peek().map_or(source.len(), |(end, _)| *end);
+            return Some(&source[start..end]);
+        }
+    })
+}
+
+fn skip_while(rest: &mut Peekable<CharIndices<'_>>, mut skipped: impl FnMut(char) -> bool) {
+    while rest.next_if(|(_, c)| skipped(*c)).is_some() {}
+}
+
+/// A short name for each name that is local somewhere. One for the same name everywhere, so no scope matters.
+fn short_names<'a>(words: &[&'a str]) -> HashMap<&'a str, String> {
+    let mut names = HashMap::new();
+    let mut words = words.iter().copied().peekable();
+    while let Some(word) = words.next() {
+        // Behind `local` and `for` stands a list of names, behind `function` one in parentheses.
+        let is_list = |word: &str| word == "," || word.starts_with(is_word);
+        match word {
+            "local" => {
+                if words.next_if_eq(&"function").is_some() {
+                    words.next().into_iter().for_each(|name| add(&mut names, name));
+                    words.next_if_eq(&"(");
+                }
+            }
+            "for" => {}
+            "function" => drop(words.next_if_eq(&"(")),
+            _ => continue,
+        }
+        while let Some(word) = words.next_if(|word| is_list(word) && *word != "in") {
+            if word != "," {
+                add(&mut names, word);
+            }
+        }
+    }
+    names
+}
+
+fn add<'a>(names: &mut HashMap<&'a str, String>, name: &'a str) {
+    const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    let number = names.len();
+    names.entry(name).or_insert_with(|| {
+        let letter = char::from(LETTERS[number % LETTERS.len()]);
+        // No word of Lua's is a letter, alone or before a digit.
+        match number / LETTERS.len() {
+            0 => letter.to_string(),
+            round => format!("{letter}{round}"),
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::comments("-- a\nlocal key = 1 -- b\n", "local a=1\n")]
+    #[case::comment_sign_in_a_string("return '-- a  b'", "return'-- a  b'")]
+    #[case::escaped_quote(r"return 'a\' local b', x", r"return'a\' local b',x")]
+    #[case::indentation("if x then\n    return  1\n\n  end\n", "if x then\nreturn 1\nend\n")]
+    #[case::names("local first, second = x.first, first\nreturn second", "local a,b=x.first,a\nreturn b")]
+    #[case::local_function(
+        "local function twice(what) return what * 2 end",
+        "local function a(b)return b*2 end"
+    )]
+    #[case::function("local f = function(x, y) end", "local a=function(b,c)end")]
+    #[case::loops("for i, id in ipairs(all) do use(i, id) end", "for a,b in ipairs(all)do use(a,b)end")]
+    #[case::counting("for i = 1, 2 do use(i) end", "for a=1,2 do use(a)end")]
+    #[case::methods("local find = s:find('%d')", "local a=s:find('%d')")]
+    #[case::same_name_in_two_scopes(
+        "do local x = 1 end\ndo local x = y end",
+        "do local a=1 end\ndo local a=y end"
+    )]
+    #[case::concatenation("return 1 .. x .. 2", "return 1 ..x..2")]
+    #[case::signs("return a - -b, a ~= b, a <= b", "return a- -b,a~=b,a<=b")]
+    #[case::call_on_a_new_line("local a = b\n(f or g)()", "local a=b\n(f or g)()")]
+    #[case::numbers("return 1.5e3, 0x1F, 2 ^ 53", "return 1.5e3,0x1F,2^53")]
+    fn the_text_is_shortened(#[case] source: &str, #[case] short: &str) {
+        assert_eq!(minify(source), short);
+    }
+
+    #[test]
+    fn there_are_names_enough() {
+        let declared: Vec<String> = (0..120).map(|number| format!("name_{number}")).collect();
+        let text = minify(&format!("local {}", declared.join(", ")));
+        let names: std::collections::HashSet<&str> = text["local ".len()..].split(',').collect();
+        assert_eq!(names.len(), declared.len());
+    }
+}
