@@ -1,6 +1,6 @@
 -- Redis runs the scripts on Lua 5.1 with these globals.
 std = "lua51"
-read_globals = { "redis", "KEYS", "ARGV" }
+read_globals = { "redis", "cjson", "KEYS", "ARGV" }
 max_line_length = 120
 
 -- A fragment is put into the middle of a script: each uses what the other defines, and may fill a block.

@@ -4,19 +4,19 @@
 -- KEYS[1] task      the record's hash
 -- ARGV[1] data      the record's bytes
 -- ARGV[2] expected  the version that the record must have, 1 or more
--- ARGV[3] next      the version after that, '' if there is none
+-- ARGV[3] next      the version after that
 --
 -- Reply: 'seconds microseconds expires_at', the server's clock first; expires_at is '' for never
--- Errors: FOUND has_data is_live version_length expires_at_length version_and_expires_at
+-- Errors: FOUND [version,expires_at,has_data,is_live]
 
 local call, task = redis.call, KEYS[1]
 local time, has_data = call('TIME'), call('HEXISTS', task, 'data')
 local version, expires_at = unpack(call('HMGET', task, 'version', 'expires_at'))
 
--- A time that cannot be read is so far off that it is none that was written.
-local ends = expires_at and (tonumber(expires_at:match('^[1-9]%d*$')) or 2 ^ 53)
-local is_live = not ends or time[1] * 1000 + time[2] / 1000 < ends
-if version ~= ARGV[2] or has_data == 0 or not is_live or ends and ends >= 2 ^ 53 or ARGV[3] == '' then
+-- A time that cannot be read, or is larger than any that was written, is refused as if it had passed.
+local ends = expires_at and (tonumber(expires_at:match('^[1-9]%d*$')) or 0)
+local is_live = not ends or ends < 2 ^ 53 and time[1] * 1000 + time[2] / 1000 < ends
+if version ~= ARGV[2] or has_data == 0 or not is_live then
   -- @include found
 end
 call('HSET', task, 'version', ARGV[3], 'data', ARGV[1])

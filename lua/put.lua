@@ -11,14 +11,14 @@
 -- ARGV[5] replaces  'any' version of a live record, 'none', or this version only, which must be live
 --
 -- Reply: 'seconds microseconds version expires_at', the server's clock first; expires_at is '' for never
--- Errors: FOUND has_data is_live version_length expires_at_length version_and_expires_at, CAPACITYEXCEEDED live
+-- Errors: FOUND [version,expires_at,has_data,is_live], CAPACITYEXCEEDED live
 
 local call, idx, exp, task = redis.call, unpack(KEYS)
 local id, data, expiry, quota, replaces = unpack(ARGV)
 local time = call('TIME')
 -- Milliseconds with a fraction, which `digits` drops.
 local now = time[1] * 1000 + time[2] / 1000
-local version, expires_at, has_data = nil, nil, 0
+local version, expires_at, has_data = false, false, 0
 local holds = call('EXISTS', task) == 1
 if holds then
   has_data = call('HEXISTS', task, 'data')

@@ -172,7 +172,7 @@ mod tests {
 
         #[test]
         fn any_script_error_is_read_soundly(input in inputs(&[
-            "FOUND", "FOUND 1 1 1 -1 7", "CAPACITYEXCEEDED", "ERR", "@user_script", "OOM", "READONLY",
+            "FOUND", "FOUND [\"7\",false,1,true]", "false", "\"", ",", "CAPACITYEXCEEDED", "ERR", "@user_script", "OOM", "READONLY",
             "NOPERM", "MOVED", "WRONGTYPE", " ", "7", "-", "\r\n",
         ])) {
             script_error(&input);

@@ -80,7 +80,9 @@ impl Bench {
 }
 
 fn is_conflict(delivery: &Delivery) -> bool {
-    matches!(&delivery.reply, Reply::ServerError(error) if error.code() == "FOUND")
+    // The write found a live record at another version.
+    matches!(&delivery.reply, Reply::ServerError(error)
+        if error.code() == "FOUND" && error.details().is_some_and(|found| found.ends_with(",1,true]")))
 }
 
 /// A write that arrives just behind the look that did not find it, and so before it is sent again.
@@ -309,7 +311,7 @@ fn applied(deliveries: &[Delivery]) -> HashMap<String, Vec<(u64, Value)>> {
     let mut applied: HashMap<String, Vec<(u64, Value)>> = HashMap::new();
     for delivery in deliveries {
         let writes = applied.entry(delivery.key.clone()).or_default();
-        if let Some(version) = delivery.version() {
+        if let Some(version) = delivery.version {
             writes.push((version, serde_json::from_slice(&delivery.data).unwrap()));
         }
     }

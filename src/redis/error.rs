@@ -255,11 +255,11 @@ mod tests {
     }
 
     #[rstest]
-    #[case::nothing("FOUND 0 1 -1 -1 ", "NotFound", false, false)]
-    #[case::conflict("FOUND 1 1 1 -1 7", "VersionConflict", false, false)]
-    #[case::exhausted("FOUND 1 1 1 -1 1", "VersionExhausted", false, false)]
+    #[case::nothing(r#"FOUND [false,false,0,false]"#, "NotFound", false, false)]
+    #[case::conflict(r#"FOUND ["7",false,1,true]"#, "VersionConflict", false, false)]
+    #[case::exhausted(r#"FOUND ["1",false,1,true]"#, "VersionExhausted", false, false)]
     #[case::quota("CAPACITYEXCEEDED 3", "quota", true, false)]
-    #[case::corrupt("FOUND 1 1 1 -1 ?", "Corrupt", false, false)]
+    #[case::corrupt(r#"FOUND ["?",false,1,true]"#, "Corrupt", false, false)]
     #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", "memory", true, false)]
     #[case::readonly("READONLY You can't write against a read only replica.", "Unavailable", true, false)]
     #[case::loading("LOADING Redis is loading the dataset in memory", "Unavailable", true, false)]

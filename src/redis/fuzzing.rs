@@ -283,10 +283,10 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
         ("FOUND", _) => becomes(match found(detail) {
             None => is_unforeseen(&judged),
             Some((false, _, None, None)) => matches!(judged, StorageError::NotFound { .. }),
-            Some((_, _, _, Some(at))) if canonical(&bulk(at)).is_none() => is_corrupt(&judged, "expires_at"),
+            Some((_, _, _, Some(at))) if canonical(&bulk(&at)).is_none() => is_corrupt(&judged, "expires_at"),
             Some((_, false, ..)) => matches!(judged, StorageError::NotFound { .. }),
             Some((has_data, _, version, _)) => {
-                match (version.and_then(|version| canonical(&bulk(version))), has_data) {
+                match (version.and_then(|version| canonical(&bulk(&version))), has_data) {
                     (None, _) => is_corrupt(&judged, "version"),
                     (_, false) => is_corrupt(&judged, "data"),
                     (Some(found), _) if write.expected.is_none_or(|expected| expected.get() == found) => {
@@ -337,19 +337,19 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
     }
 }
 
-/// What a write found, if it is that: whether there are data, whether they are live, version, expires_at.
-fn found(detail: &str) -> Option<(bool, bool, Option<&str>, Option<&str>)> {
-    let [has_data @ ("0" | "1"), is_live @ ("0" | "1"), first, second, fields] =
-        detail.splitn(5, ' ').collect::<Vec<_>>()[..]
-    else {
-        return None;
+/// What a write found, if it is that: whether there are data, whether they are live, version, expires_at. A field
+/// that is no text cannot be read.
+fn found(detail: &str) -> Option<(bool, bool, Option<String>, Option<String>)> {
+    use serde_json::Value::{Bool, Null, String};
+    let fields: Vec<serde_json::Value> = serde_json::from_str(detail).ok()?;
+    let [version, expires_at, has_data, is_live] = fields.try_into().ok()?;
+    let text = |field| match field {
+        Bool(false) | Null => None,
+        String(text) => Some(text),
+        _ => Some("?".to_owned()),
     };
-    let length = |text: &str| if text == "-1" { Some(None) } else { text.parse::<usize>().ok().map(Some) };
-    let (first, second) = (length(first)?, length(second)?);
-    let version = fields.get(..first.unwrap_or(0))?;
-    let expires_at = &fields[version.len()..];
-    let whole = (first.map(|_| version), second.map(|_| expires_at));
-    (expires_at.len() == second.unwrap_or(0)).then_some((has_data == "1", is_live == "1", whole.0, whole.1))
+    let has_data = has_data.as_u64().filter(|number| *number < 256)? != 0;
+    Some((has_data, !matches!(is_live, Bool(false) | Null), text(version), text(expires_at)))
 }
 
 fn bulk(text: &str) -> Value {

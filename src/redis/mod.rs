@@ -276,14 +276,13 @@ impl StorageBackend for RedisBackend {
         let span = debug_span!("put_if_version", owner = %key.owner, task = %key.task);
         check_size(&data, self.0.max_value_bytes)?;
         let expiry = argument(options.expiry)?;
-        if expected != Version::ABSENT && options.expiry == Expiry::Keep {
+        if let (1.., Some(next), Expiry::Keep) = (expected.get(), expected.next(), options.expiry) {
             let task = self.0.schema.task(&key.owner, &key.task);
-            let cas_put = CasPut { task, data, expected };
+            let cas_put = CasPut { task, data, expected, next };
             let context = Context { expected: Some(expected), ..self.writes(&cas_put.task) };
             let write = pin!(async {
                 let Kept(expires_at) = self.run(&CAS_PUT, &cas_put, &context).await?;
-                // A script that replies has written the version after the expected one.
-                Ok(Written { version: expected.next().unwrap_or(expected), expires_at })
+                Ok(Written { version: next, expires_at })
             });
             return self.limited(span, &context, write).await;
         }

@@ -17,6 +17,7 @@ pub(crate) struct CasPut {
     pub(crate) task: String,
     pub(crate) data: Bytes,
     pub(crate) expected: Version,
+    pub(crate) next: Version,
 }
 
 /// The expiry that the record has kept; `None` for never.
@@ -36,10 +37,7 @@ impl Arguments for CasPut {
         to.key("task", &self.task);
         to.arg("data", &self.data[..]);
         to.arg("expected", self.expected.get());
-        match self.expected.next() {
-            Some(next) => to.arg("next", next.get()),
-            None => to.arg("next", ""),
-        }
+        to.arg("next", self.next.get());
     }
 }
 

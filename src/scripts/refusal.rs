@@ -1,5 +1,7 @@
 //! The error codes of the scripts' own, sent through `redis.error_reply`.
 
+use serde_json::Value;
+
 use super::exact;
 use crate::Version;
 
@@ -37,40 +39,26 @@ impl Refusal {
 
 impl Found {
     fn parse(detail: &str) -> Option<Self> {
-        let mut parts = detail.splitn(5, ' ');
-        let (has_data, is_live) = (flag(parts.next()?)?, flag(parts.next()?)?);
-        let (version, expires_at) = (length(parts.next()?)?, length(parts.next()?)?);
-        let (version, expires_at) = fields(version, expires_at, parts.next()?)?;
-        if version.is_none() && expires_at.is_none() && !has_data {
+        // A field that is missing is `false`.
+        type Fields = (Value, Value, u8, Value);
+        let (version, expires_at, has_data, is_live): Fields = serde_json::from_str(detail).ok()?;
+        if !is_there(&version) && !is_there(&expires_at) && has_data == 0 {
             return Some(Self::Nothing);
         }
-        Some(match (version.and_then(exact), expires_at.map(exact)) {
-            (_, Some(None)) => Self::Corrupt("expires_at"),
-            _ if !is_live => Self::Nothing,
-            (None, _) => Self::Corrupt("version"),
-            _ if !has_data => Self::Corrupt("data"),
-            (Some(version), _) => Self::Live(version.into()),
+        let number = |field: &Value| field.as_str().and_then(exact);
+        Some(match number(&version) {
+            _ if is_there(&expires_at) && number(&expires_at).is_none() => Self::Corrupt("expires_at"),
+            _ if !is_there(&is_live) => Self::Nothing,
+            None => Self::Corrupt("version"),
+            _ if has_data == 0 => Self::Corrupt("data"),
+            Some(version) => Self::Live(version.into()),
         })
     }
 }
 
-/// Two fields that stand in one text, by their lengths.
-fn fields(first: Option<usize>, second: Option<usize>, text: &str) -> Option<(Option<&str>, Option<&str>)> {
-    let (head, tail) = text.split_at_checked(first.unwrap_or(0))?;
-    (tail.len() == second.unwrap_or(0)).then_some((first.map(|_| head), second.map(|_| tail)))
-}
-
-/// A length, -1 for a field that is missing.
-fn length(text: &str) -> Option<Option<usize>> {
-    if text == "-1" { Some(None) } else { text.parse().ok().map(Some) }
-}
-
-fn flag(text: &str) -> Option<bool> {
-    match text {
-        "0" => Some(false),
-        "1" => Some(true),
-        _ => None,
-    }
+/// What Lua takes for true.
+fn is_there(value: &Value) -> bool {
+    !matches!(value, Value::Bool(false) | Value::Null)
 }
 
 #[cfg(test)]
@@ -79,23 +67,22 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case::nothing("0 1 -1 -1 ", Some(Found::Nothing))]
-    #[case::expired("1 0 1 13 31795000000000", Some(Found::Nothing))]
-    #[case::expired_and_damaged("0 0 1 13 ?1795000000000", Some(Found::Nothing))]
-    #[case::live("1 1 1 13 71795000000000", Some(Found::Live(Version::from(7))))]
-    #[case::live_for_ever("1 1 16 -1 9007199254740991", Some(Found::Live(Version::MAX)))]
-    #[case::unreadable_version("1 1 2 -1 ??", Some(Found::Corrupt("version")))]
-    #[case::version_too_large("1 1 16 -1 9007199254740992", Some(Found::Corrupt("version")))]
-    #[case::no_version("1 1 -1 -1 ", Some(Found::Corrupt("version")))]
-    #[case::empty_version_alone("0 1 0 -1 ", Some(Found::Corrupt("version")))]
-    #[case::unreadable_expires_at("1 1 1 3 71?5", Some(Found::Corrupt("expires_at")))]
-    #[case::empty_expires_at("1 1 1 0 7", Some(Found::Corrupt("expires_at")))]
-    #[case::expires_at_counts_first("0 1 1 1 ??", Some(Found::Corrupt("expires_at")))]
-    #[case::no_data("0 1 1 -1 7", Some(Found::Corrupt("data")))]
-    #[case::a_part_too_few("1 1 1 7", None)]
-    #[case::shorter_than_it_says("1 1 3 -1 7", None)]
-    #[case::longer_than_it_says("1 1 1 -1 75", None)]
-    #[case::no_flag("1 yes 1 -1 7", None)]
+    #[case::nothing(r#"[false,false,0,true]"#, Some(Found::Nothing))]
+    #[case::expired(r#"["3","1795000000000",1,false]"#, Some(Found::Nothing))]
+    #[case::expired_and_damaged(r#"["?","1795000000000",0,false]"#, Some(Found::Nothing))]
+    #[case::live(r#"["7","1795000000000",1,true]"#, Some(Found::Live(Version::from(7))))]
+    #[case::live_for_ever(r#"["9007199254740991",false,1,true]"#, Some(Found::Live(Version::MAX)))]
+    #[case::unreadable_version(r#"["\u0000?",false,1,true]"#, Some(Found::Corrupt("version")))]
+    #[case::version_too_large(r#"["9007199254740992",false,1,true]"#, Some(Found::Corrupt("version")))]
+    #[case::no_version(r#"[false,false,1,true]"#, Some(Found::Corrupt("version")))]
+    #[case::empty_version_alone(r#"["",false,0,true]"#, Some(Found::Corrupt("version")))]
+    #[case::unreadable_expires_at(r#"["7","1e5",1,true]"#, Some(Found::Corrupt("expires_at")))]
+    #[case::empty_expires_at(r#"["7","",1,true]"#, Some(Found::Corrupt("expires_at")))]
+    #[case::expires_at_counts_first(r#"["?","?",0,false]"#, Some(Found::Corrupt("expires_at")))]
+    #[case::no_data(r#"["7",false,0,true]"#, Some(Found::Corrupt("data")))]
+    #[case::a_part_too_few(r#"["7",false,1]"#, None)]
+    #[case::a_part_too_many(r#"["7",false,1,true,1]"#, None)]
+    #[case::no_json("many", None)]
     fn what_a_write_found_is_told_from_the_fields(#[case] detail: &str, #[case] found: Option<Found>) {
         assert_eq!(Refusal::parse("FOUND", Some(detail)), found.map(Refusal::Found));
     }

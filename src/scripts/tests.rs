@@ -77,7 +77,7 @@ fn put() -> Put {
 }
 
 fn cas_put() -> CasPut {
-    CasPut { task: "t".into(), data: Bytes::new(), expected: Version::FIRST }
+    CasPut { task: "t".into(), data: Bytes::new(), expected: Version::FIRST, next: 2.into() }
 }
 
 fn reap() -> Reap {
@@ -124,9 +124,8 @@ fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] sourc
     for declared in declared {
         let (code, detail) = declared.split_once(' ').expect("a code and its detail");
         assert!(text.contains(&format!("'{code} ")), "{code} is declared and never returned with a detail");
-        // Two fields of one byte each, as the lengths say.
-        let detail = vec!["1"; detail.split(' ').count()].join(" ") + "1";
-        assert!(Refusal::parse(code, Some(&detail)).is_some(), "{code} has no meaning");
+        let detail = if detail.starts_with('[') { r#"["1",false,1,true]"# } else { "1" };
+        assert!(Refusal::parse(code, Some(detail)).is_some(), "{code} has no meaning");
     }
 }
 

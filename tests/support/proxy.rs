@@ -37,6 +37,8 @@ pub struct Delivery {
     pub data: Vec<u8>,
     /// What the server said to it.
     pub reply: Value,
+    /// The version that it gave to the record, if it was applied.
+    pub version: Option<u64>,
     /// Whether it came over another connection than the client's.
     pub is_late: bool,
 }
@@ -45,14 +47,6 @@ impl Delivery {
     /// Whether the server did as it was told.
     pub fn is_applied(&self) -> bool {
         !matches!(self.reply, Value::ServerError(_))
-    }
-
-    /// The version that the write gave to the record, if it was applied.
-    pub fn version(&self) -> Option<u64> {
-        match &self.reply {
-            Value::Array(parts) => redis::from_redis_value_ref(&parts[0]).ok(),
-            _ => None,
-        }
     }
 }
 
@@ -199,7 +193,8 @@ impl State {
     fn delivered(&self, command: &Command, reply: &[u8], is_late: bool) -> Delivery {
         let reply = redis::parse_redis_value(reply).unwrap();
         let (key, data) = (command.key(), command.data());
-        let delivery = Delivery { key, data, reply, is_late };
+        let version = command.version(&reply);
+        let delivery = Delivery { key, data, reply, version, is_late };
         self.deliveries.lock().unwrap().push(delivery.clone());
         delivery
     }
@@ -239,6 +234,15 @@ impl Command {
     /// The last of a write's keys is the record's.
     fn key(&self) -> String {
         String::from_utf8_lossy(&self.words[2 + self.keys()]).into_owned()
+    }
+
+    /// The version that it gave to the record. `cas_put` is told it, `put` says it after the time.
+    fn version(&self, reply: &Value) -> Option<u64> {
+        let Value::BulkString(reply) = reply else { return None };
+        let reply = String::from_utf8_lossy(reply);
+        let told = String::from_utf8_lossy(self.words.last()?);
+        let version = if self.keys() == 1 { &told } else { reply.split(' ').nth(2)? };
+        Some(version.parse().unwrap())
     }
 
     fn data(&self) -> Vec<u8> {
