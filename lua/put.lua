@@ -61,25 +61,35 @@ else
   local expiring, last, due = count, 0, {}
   if not ends or count ~= call('ZCOUNT', exp, '(' .. now_ms, expires_at) then
     expiring, last = call('ZCARD', exp), last_but(id)
-    due = call('ZRANGE', exp, '-inf', now_ms, 'BYSCORE', 'LIMIT', 0, 32)
+    for _, other in ipairs(call('ZRANGE', exp, '-inf', now_ms, 'BYSCORE', 'LIMIT', 0, 32)) do
+      if other ~= id then due[#due + 1] = other end
+    end
   end
 
-  -- All is read. From here on it is written.
-  if due[1] then
-    expiring = expiring - call('ZREM', exp, unpack(due))
-    count = count - call('ZREM', idx, unpack(due))
+  -- All is read. From here on it is written. A script ends where it writes to a key that is gone, if the key's slot is
+  -- being migrated. So no key of the index goes before it is written, and an expired record that still lies there,
+  -- which must not outlive the insert, is replaced before all else.
+  if holds and not is_live then
+    call('DEL', task)
+    call('HSET', task, 'version', version)
   end
   expiring = expiring + (ends and call('ZADD', exp, expires_at, id) or -call('ZREM', exp, id))
   -- A live record keeps its creation time, unless its member was lost. A new one is the newest.
   count = count + call('ZADD', idx, is_live and 'NX' or 'GT', created_at, id)
+  if due[1] then
+    expiring = expiring - call('ZREM', exp, unpack(due))
+    count = count - call('ZREM', idx, unpack(due))
+  end
   settle(count, expiring, math.max(last, ends or 0))
-  -- Neither an expired record that still lies there nor the old expiry may outlive this.
-  if holds then call('DEL', task) end
   if ends then
     call('HSET', task, 'version', version, 'data', data, 'expires_at', expires_at)
     call('PEXPIREAT', task, digits(ends - 1))
   else
     call('HSET', task, 'version', version, 'data', data)
+    if is_live then
+      call('HDEL', task, 'expires_at')
+      call('PERSIST', task)
+    end
   end
 end
 return time[1] .. ' ' .. time[2] .. ' ' .. version .. ' ' .. (expires_at or '')

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mcp_task_store::{PageRequest, RedisBackend, StorageBackend, StorageError, Version};
+use mcp_task_store::{
+    Expiry, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
+};
 use rstest::rstest;
 use support::cluster::{Cluster, eventually, info, moment};
 use support::redis::{Server, command, free_port, keeper};
-use support::{in_an_hour, keep, key, owner};
+use support::{after_ms, in_an_hour, keep, key, owner};
 use tokio::task::JoinSet;
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -256,6 +258,65 @@ async fn while_a_slot_is_migrated_calls_on_one_hash_work_and_others_wait(#[case]
     assert_eq!(backend.list(&owner("alice"), PageRequest::new(5)).await.unwrap().records.len(), 2);
     // A backend that knows nothing of the past sees the same.
     assert_eq!(connect(&cluster).await.get(&t9).await.unwrap().data, "new");
+}
+
+/// A script cannot write to a key that it has removed while the slot is being migrated.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_empties_a_key_in_a_migrating_slot_is_whole() {
+    let cluster = Cluster::start(3, 0);
+    let backend = connect(&cluster).await;
+    let migrate = |owner: &str| {
+        let tag = format!("{{{owner}}}");
+        let (slot, from) = (cluster.slot(&tag), cluster.keeper(&tag));
+        let to = (from + 1) % 3;
+        cluster.set_slot(to, &slot, "IMPORTING", from);
+        cluster.set_slot(from, &slot, "MIGRATING", to);
+    };
+    let expired = async |key: &TaskKey| {
+        while backend.get(key).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (never, hour, short) = (PutOptions::new(Expiry::Never), in_an_hour(), after_ms(20));
+
+    // The due member that this drops is the last that expires.
+    let (stays, goes) = (key("alice", "stays"), key("alice", "goes"));
+    backend.put(&stays, "one".into(), never).await.unwrap();
+    backend.put(&goes, "one".into(), short).await.unwrap();
+    expired(&goes).await;
+    migrate("alice");
+    assert_eq!(backend.put(&stays, "two".into(), never).await.unwrap().version, Version::from(2));
+
+    // So is the record that this deletes.
+    let (stays, goes) = (key("bob", "stays"), key("bob", "goes"));
+    backend.put(&stays, "one".into(), never).await.unwrap();
+    backend.put(&goes, "one".into(), hour).await.unwrap();
+    migrate("bob");
+    assert!(backend.delete(&goes).await.unwrap());
+
+    // An expired record that still lies there goes, and nothing else is written.
+    let lies = key("carol", "lies");
+    backend.put(&lies, "one".into(), after_ms(500)).await.unwrap();
+    let mut connection = cluster.nodes[cluster.keeper("{carol}")].connection();
+    for key in ["pmcp:tasks:{carol}:lies", "pmcp:idx:{carol}", "pmcp:exp:{carol}"] {
+        assert_eq!(command::<i64>(&mut connection, ["PERSIST", key]), 1);
+    }
+    expired(&lies).await;
+    migrate("carol");
+    let mut index = || {
+        ["idx", "exp"]
+            .map(|kind| command::<Vec<u8>>(&mut connection, ["DUMP", &format!("pmcp:{kind}:{{carol}}")]))
+    };
+    let before = index();
+    backend.put(&lies, "two".into(), hour).await.unwrap_err();
+    assert_eq!(index(), before);
+    assert!(matches!(backend.get(&lies).await, Err(StorageError::NotFound { .. })));
+
+    for (of, task) in [("alice", "stays"), ("bob", "stays")] {
+        let page = backend.list(&owner(of), PageRequest::new(5)).await.unwrap();
+        let listed: Vec<_> = page.records.iter().map(|record| record.task.as_str()).collect();
+        assert_eq!(listed, [task], "{of}");
+    }
 }
 
 /// How many compare-and-swaps a second go through, as far as the cores of the machine can show it, and how busy

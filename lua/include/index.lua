@@ -12,11 +12,11 @@ local function last_but(one)
   return tonumber(latest[1] ~= one and latest[2] or latest[4]) or 0
 end
 
--- Gives both keys, which hold `count` and `expiring` ids, the expiry that they share. `now + 1`, as a time that is
+-- Gives the keys, which hold `count` and `expiring` ids, the expiry that they share. `now + 1`, as a time that is
 -- not in the future would delete them at once, a millisecond before the last record goes.
 local function settle(count, expiring, last)
   if count > expiring then
-    call('PERSIST', exp)
+    if expiring > 0 then call('PERSIST', exp) end
     call('PERSIST', idx)
   elseif expiring > 0 then
     local at = digits(math.max(last - 1, now + 1))
