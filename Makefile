@@ -55,9 +55,31 @@ test-matrix: redis-server ## run the contract, MONITOR and model tests on Redis 
 	fi
 	tests/matrix.sh
 
+# The harness is a package of its own, so that what it needs of the peer stays out of the crate.
+PEERS := benches/peers/Cargo.toml
+
+.PHONY: bench
+bench: redis-server valgrind ## measure beside pmcp-tasks and the bare commands; write the table and charts of docs/bench
+	@cargo run --quiet --release --manifest-path $(PEERS) -- table --folder docs/bench --readme README.md
+
+.PHONY: bench-check
+bench-check: redis-server valgrind # all of make bench, small and quick, with its results in a temporary folder
+	@results=$$(mktemp -d)
+	trap 'rm -rf "$$results"' EXIT
+	cp README.md "$$results"
+	cargo run --quiet --release --manifest-path $(PEERS) -- \
+		table --folder "$$results" --readme "$$results/README.md" --rounds 3 --divisor 20
+	for result in table.md concurrency.svg size.svg; do test -s "$$results/$$result"; done
+
+.PHONY: bench-scale
+bench-scale: redis-server ## measure a million records over 10,000 owners, and of one owner
+	@cargo run --quiet --release --manifest-path $(PEERS) -- scale
+
 .PHONY: check
 check: lua-check deny ## check the format, clippy, the documentation, the Lua scripts, the dependencies
 	@cargo fmt --all --check
+	cargo fmt --manifest-path $(PEERS) --check
+	cargo clippy --release --manifest-path $(PEERS) -- -D warnings
 	for features in "" redis redis-cluster redis-sentinel redis-tls redis-tests; do
 		cargo clippy --all-targets --features "$$features" -- -D warnings
 	done
@@ -80,7 +102,9 @@ deny: ## check the dependencies with cargo-deny: licenses, duplicates, sources, 
 		CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --debug --locked cargo-deny@^0.20
 	fi
 	cargo deny check licenses bans sources
-	cargo deny --manifest-path fuzz/Cargo.toml --locked check sources
+	for package in fuzz/Cargo.toml $(PEERS); do
+		cargo deny --manifest-path "$$package" --locked check sources
+	done
 	if reason=$$($$(command -v timeout >/dev/null && echo timeout 60) cargo deny fetch db 2>&1); then
 		cargo deny check advisories
 	else
@@ -119,6 +143,12 @@ redis-server: # the tests start servers of their own
 			echo "error: only valkey-server is here: run REDIS_SERVER=valkey-server make test" >&2; exit 1
 		fi
 		$(call install,redis-server,redis-server)
+	fi
+
+.PHONY: valgrind
+valgrind: # counts instructions
+	@if ! command -v valgrind >/dev/null; then
+		$(call install,valgrind,valgrind)
 	fi
 
 .PHONY: faketime

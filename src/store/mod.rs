@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, Utc};
 use serde_json::{Map, Value};
-use tracing::instrument;
+use tracing::{Instrument, debug_span, instrument};
 
 pub use config::StoreConfig;
 pub use error::TaskError;
@@ -408,10 +408,19 @@ impl<B: StorageBackend> TaskStore<B> {
     }
 
     /// Applies `change` to the task and writes it, again and again until nobody else got in between.
-    #[instrument(level = "debug", skip_all, fields(operation = operation, owner = %task.key().owner, task = %task.key().task))]
     async fn change(
         &self,
         operation: &'static str,
+        task: TaskRef<'_>,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
+    ) -> Result<StoredTask, TaskError> {
+        let TaskKey { owner, task: id } = task.key();
+        let span = debug_span!("change", operation, %owner, task = %id);
+        self.change_in_turn(task, change).instrument(span).await
+    }
+
+    async fn change_in_turn(
+        &self,
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
@@ -425,7 +434,7 @@ impl<B: StorageBackend> TaskStore<B> {
         {
             let mut task = held.task.clone();
             if let Ok(Change::Made) = change(&mut task) {
-                match self.write(held, task).await {
+                match self.write(key, held.version, task).await {
                     Ok(Some(written)) => return Ok(written),
                     Ok(None) | Err(TaskError::LimitExceeded { .. }) => {}
                     Err(error) => return Err(error),
@@ -434,14 +443,13 @@ impl<B: StorageBackend> TaskStore<B> {
         }
         for attempt in 0..self.0.config.max_attempts {
             self.back_off(attempt).await;
-            let Some(stored) = self.settle_ttl(self.read(key).await?).await? else {
+            let Some(mut stored) = self.settle_ttl(self.read(key).await?).await? else {
                 continue;
             };
-            let mut task = stored.task.clone();
-            if change(&mut task)? == Change::None {
+            if change(&mut stored.task)? == Change::None {
                 return Ok(stored);
             }
-            if let Some(written) = self.write(&stored, task).await? {
+            if let Some(written) = self.write(key, stored.version, stored.task).await? {
                 return Ok(written);
             }
         }
@@ -459,12 +467,10 @@ impl<B: StorageBackend> TaskStore<B> {
         if !self.is_overdue(&stored.task) {
             return Ok(Some(stored));
         }
-        let mut task = stored.task.clone();
-        transitions::expire(&mut task)?;
-        match self.write(&stored, task.clone()).await {
+        transitions::expire(&mut stored.task)?;
+        match Box::pin(self.write(&stored.key, stored.version, stored.task.clone())).await {
             Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
                 tracing::warn!(%error, "a task whose TTL has elapsed was not settled");
-                stored.task = task;
                 Ok(Some(stored))
             }
             other => other,

@@ -20,7 +20,7 @@ use crate::{RpcError, Task, TaskStatus};
 pub(super) enum Change {
     /// The task is to be written.
     Made,
-    /// There is nothing to write.
+    /// There is nothing to write: the task is as it was.
     None,
 }
 

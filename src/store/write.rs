@@ -1,14 +1,18 @@
 //! Conditional writes, and what became of one that got no answer.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use once_cell::sync::Lazy;
 
 use super::{TaskError, TaskStore};
 use crate::{Expiry, PutOptions, StorageBackend, StorageError, StoredTask, Task, TaskKey, Version, Written};
 
 /// How many ids of writes a record remembers.
 const WRITE_IDS_KEPT: usize = 4;
+/// Room for the JSON of most tasks.
+const TYPICAL_BYTES: usize = 1024;
 /// How long to wait before each attempt to find out what became of a write.
 const SETTLE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 
@@ -28,16 +32,17 @@ impl Write<'_> {
 }
 
 impl<B: StorageBackend> TaskStore<B> {
-    /// Writes a changed task over the one it was made of. `None` if somebody else wrote that meanwhile.
+    /// Writes a changed task over the version that it was made of. `None` if somebody else wrote that meanwhile.
     pub(super) async fn write(
         &self,
-        over: &StoredTask,
+        key: &TaskKey,
+        expected: Version,
         mut task: Task,
     ) -> Result<Option<StoredTask>, TaskError> {
         task.last_updated_at = self.now().max(task.last_updated_at);
         let write_id = mark(&mut task);
-        let (key, options) = (&over.key, PutOptions::new(Expiry::Keep));
-        let write = Write { key, data: encode(&task)?, options, expected: over.version, write_id };
+        let options = PutOptions::new(Expiry::Keep);
+        let write = Write { key, data: encode(&task)?, options, expected, write_id };
         self.put(&write, task).await
     }
 
@@ -46,8 +51,9 @@ impl<B: StorageBackend> TaskStore<B> {
         match self.send(write).await {
             Ok(written) => Ok(Some(write.stored(task, written))),
             Err(StorageError::VersionConflict { .. }) => Ok(None),
+            // Rare, so the room for it is taken only then.
             Err(error) if is_settled_by_reading(&error) => {
-                self.settle_outcome(write, task, error).await.map(Some)
+                Box::pin(self.settle_outcome(write, task, error)).await.map(Some)
             }
             Err(error) => Err(TaskError::from_storage(error, &write.key.task)),
         }
@@ -102,9 +108,15 @@ pub(super) fn jittered(millis: u64) -> Duration {
     Duration::from_micros(uuid::Uuid::new_v4().as_u64_pair().1 % (millis * 1000))
 }
 
+/// What the write ids of this process count from: a random number, so that those of two processes, of which a record
+/// holds a few, are not the same. That they can be guessed does no harm.
+static WRITE_ID: Lazy<AtomicU32> = Lazy::new(|| AtomicU32::new(uuid::Uuid::new_v4().as_fields().0));
+
 /// Leaves a new write id in the task, and gives it.
 pub(super) fn mark(task: &mut Task) -> String {
-    let write_id = format!("{:08x}", uuid::Uuid::new_v4().as_fields().0);
+    // Odd and large, so that the ids go once around all numbers and two that follow each other differ in most digits.
+    const STEP: u32 = 0x9e37_79b9;
+    let write_id = format!("{:08x}", WRITE_ID.fetch_add(STEP, Ordering::Relaxed));
     let surplus = (task.write_ids.len() + 1).saturating_sub(WRITE_IDS_KEPT);
     task.write_ids.drain(..surplus);
     task.write_ids.push(write_id.clone());
@@ -113,5 +125,7 @@ pub(super) fn mark(task: &mut Task) -> String {
 
 pub(super) fn encode(task: &Task) -> Result<Bytes, TaskError> {
     let unwritable = |source| TaskError::Unreadable { task: task.task_id.clone(), source };
-    serde_json::to_vec(task).map(Bytes::from).map_err(unwritable)
+    let mut json = Vec::with_capacity(TYPICAL_BYTES);
+    serde_json::to_writer(&mut json, task).map_err(unwritable)?;
+    Ok(Bytes::from(json))
 }

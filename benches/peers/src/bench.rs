@@ -1,0 +1,60 @@
+//! What every row needs: the server, the contenders, and how long to measure.
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::contender::{Bare, Ours, Peer};
+use crate::server::Server;
+
+/// How many rounds, and how large they are.
+#[derive(Clone, Copy)]
+pub struct Form {
+    pub rounds: usize,
+    /// Divides the number of calls and records, for a look whether all runs.
+    pub divisor: usize,
+}
+
+impl Form {
+    /// Never fewer than 64, which is how many calls are under way at a time.
+    pub fn count(&self, whole: usize) -> usize {
+        (whole / self.divisor).max(64)
+    }
+}
+
+pub struct Bench {
+    pub server: Server,
+    pub ours: Ours,
+    pub peer: Peer,
+    pub bare: Bare,
+    pub form: Form,
+    progress: ProgressBar,
+}
+
+impl Bench {
+    pub async fn start(form: Form, steps: usize) -> Result<Self> {
+        let server = Server::start()?;
+        let url = server.url();
+        let client = redis::Client::open(url.as_str())?;
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?;
+        Ok(Self {
+            ours: Ours(mcp_task_store::RedisBackend::connect(&url).await?),
+            // Both would use the same keys.
+            peer: Peer(pmcp_tasks::RedisBackend::new(&url).await?.with_prefix("peer")),
+            bare: Bare(client.get_multiplexed_async_connection().await?),
+            server,
+            form,
+            progress: ProgressBar::new(steps as u64).with_style(style),
+        })
+    }
+
+    /// Says what is being measured.
+    pub fn step(&self, what: &str) {
+        self.progress.set_message(what.to_owned());
+        self.progress.inc(1);
+        self.progress.tick();
+    }
+
+    pub fn done(&self) {
+        self.progress.finish_and_clear();
+    }
+}

@@ -1,0 +1,303 @@
+//! `MemoryBackend`: the same work without a network, by criterion.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use criterion::Criterion;
+use mcp_task_store::{
+    Expiry, MemoryBackend, NewTask, OwnerId, PageRequest, PutOptions, StorageBackend, StoreConfig, TaskKey,
+    TaskStore, Version,
+};
+use tokio::runtime::Runtime;
+
+use crate::bench::Form;
+use crate::contender::HOUR;
+use crate::record::TYPICAL;
+use crate::report::{Report, Row, Wanted, short};
+
+const TASKS: [usize; 3] = [1, 2, 8];
+const RECORDS: usize = 10_000;
+const OWNERS: usize = 64;
+/// New records before a fresh store is taken.
+const BATCH: usize = 50_000;
+
+/// Has the rows measured by a process of their own: criterion writes on the terminal as it goes.
+pub fn rows(form: Form, report: &mut Report) -> Result<()> {
+    let results = tempfile::NamedTempFile::new()?;
+    let output = Command::new(std::env::current_exe()?)
+        .arg("in-process")
+        .arg(results.path())
+        .arg(form.divisor.to_string())
+        .stdin(Stdio::null())
+        .output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    report.extend(serde_json::from_slice(&std::fs::read(results.path())?)?);
+    Ok(())
+}
+
+/// Measures the rows, and writes them as JSON.
+pub fn measure(runtime: &Runtime, results: &Path, divisor: usize) -> Result<()> {
+    let mut report = Report::default();
+    let folder = tempfile::tempdir()?;
+    let mut criterion = Criterion::default()
+        .output_directory(folder.path())
+        .without_plots()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(1_000 / divisor as u64));
+    let mut bench = InProcess { runtime, criterion: &mut criterion, folder: folder.path(), measured: 0 };
+
+    for work in
+        [Work::Put, Work::Swap, Work::Get, Work::Page, Work::Create, Work::UpdateByKey, Work::UpdateByCopy]
+    {
+        let mut figures = Vec::new();
+        for tasks in TASKS {
+            let time = bench.measure(work, tasks, Store::of(RECORDS, OWNERS))?;
+            figures.push(format!("{tasks}: {} ns", short(time)));
+        }
+        report.add(Row::new(format!("`MemoryBackend`, {}, by tasks", work.name())).ours(figures.join(", ")));
+    }
+    for work in [Work::Put, Work::Swap, Work::Get, Work::Page] {
+        let (few, many) = (Store::of(100, 1), Store { own: 100, owners: 1, others: 200_000 });
+        let (few, many) = (bench.measure(work, 1, few)?, bench.measure(work, 1, many)?);
+        let row =
+            Row::new(format!("`MemoryBackend`, {}, beside 0 and 200,000 records of others", work.name()));
+        let row = row.ours(format!("{} ns, {} ns", short(few), short(many)));
+        let ratio = many / few;
+        // What a cache holds and what it does not differ by as much as this; a walk or a search would by far more.
+        report.add(row.figure(&format!("{} x", short(ratio)), ratio, Some(Wanted::AtMost(2.0))));
+    }
+    for work in [Work::Put, Work::Swap, Work::Get, Work::Page, Work::Create] {
+        let (few, many) = (Store::of(100, 1), Store::of(100_000, 1));
+        let (few, many) = (bench.measure(work, 1, few)?, bench.measure(work, 1, many)?);
+        let row = Row::new(format!("`MemoryBackend`, {}, owner with 100 and 100,000 records", work.name()));
+        let row = row.ours(format!("{} ns, {} ns", short(few), short(many)));
+        report.add(row.remark(format!("{} x", short(many / few))));
+    }
+    std::fs::write(results, serde_json::to_vec(&report)?)?;
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Work {
+    Put,
+    Swap,
+    Get,
+    Page,
+    Create,
+    UpdateByKey,
+    UpdateByCopy,
+}
+
+impl Work {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Put => "`put` of new records",
+            Self::Swap => "`put_if_version` with `Keep`",
+            Self::Get => "`get`",
+            Self::Page => "a page of 20",
+            Self::Create => "`TaskStore::create` with a quota",
+            Self::UpdateByKey => "a status update by key",
+            Self::UpdateByCopy => "a status update of the copy held",
+        }
+    }
+}
+
+/// What a store holds: records spread over the owners that the work is about, and over others.
+#[derive(Clone, Copy)]
+struct Store {
+    own: usize,
+    owners: usize,
+    others: usize,
+}
+
+impl Store {
+    const fn of(own: usize, owners: usize) -> Self {
+        Self { own, owners, others: 0 }
+    }
+
+    async fn fill(self) -> Result<(Arc<MemoryBackend>, Vec<TaskKey>)> {
+        let backend = Arc::new(MemoryBackend::new());
+        let mut keys = Vec::with_capacity(self.own);
+        for number in 0..self.own {
+            let key = TaskKey::new(&format!("owner-{}", number % self.owners), &format!("task-{number}"))?;
+            backend.put(&key, data(), options()).await?;
+            keys.push(key);
+        }
+        for number in 0..self.others {
+            let key = TaskKey::new(&format!("other-{}", number % 2_000), &format!("task-{number}"))?;
+            backend.put(&key, data(), options()).await?;
+        }
+        Ok((backend, keys))
+    }
+}
+
+fn data() -> Bytes {
+    Bytes::from_static(&[b'x'; TYPICAL])
+}
+
+fn options() -> PutOptions {
+    PutOptions::new(Expiry::After(HOUR))
+}
+
+struct InProcess<'a> {
+    runtime: &'a Runtime,
+    criterion: &'a mut Criterion,
+    folder: &'a Path,
+    measured: usize,
+}
+
+impl InProcess<'_> {
+    /// The median time of one call in nanoseconds, with so many tasks at work.
+    fn measure(&mut self, work: Work, tasks: usize, store: Store) -> Result<f64> {
+        let (backend, keys) = self.runtime.block_on(store.fill())?;
+        let keys = Arc::new(keys);
+        let config = StoreConfig::new().max_tasks_per_owner(1_000_000_000);
+        let next = Arc::new(AtomicUsize::new(0));
+        match work {
+            Work::Put => {
+                // Each batch goes into a store as it was at first, and is taken out again outside the time.
+                self.time(tasks, move |runtime, calls| {
+                    let mut took = Duration::ZERO;
+                    for begin in (0..calls).step_by(BATCH) {
+                        let batch = BATCH.min(calls - begin);
+                        let new: Vec<_> = (0..batch)
+                            .map(|number| {
+                                let owner = format!("owner-{}", number % store.owners);
+                                TaskKey::new(&owner, &format!("new-{number}")).expect("legal ids")
+                            })
+                            .collect();
+                        let new = Arc::new(new);
+                        let (of, keys) = (Arc::clone(&backend), Arc::clone(&new));
+                        took += spread(runtime, tasks, batch, move |number| {
+                            let (of, keys) = (Arc::clone(&of), Arc::clone(&keys));
+                            async move { of.put(&keys[number], data(), options()).await.map(drop) }
+                        });
+                        runtime.block_on(async {
+                            for key in new.iter() {
+                                backend.delete(key).await.expect("a delete");
+                            }
+                        });
+                    }
+                    took
+                })
+            }
+            Work::Swap => {
+                let versions: Arc<Vec<_>> = Arc::new((0..keys.len()).map(|_| AtomicU64::new(1)).collect());
+                self.calls(tasks, move |_| {
+                    let (of, keys, versions) =
+                        (Arc::clone(&backend), Arc::clone(&keys), Arc::clone(&versions));
+                    let at = next.fetch_add(1, Ordering::Relaxed) % keys.len();
+                    async move {
+                        let expected = Version::from(versions[at].fetch_add(1, Ordering::Relaxed));
+                        // With several tasks one may come before its turn: a conflict, which costs as much.
+                        let _ = of.put_if_version(&keys[at], data(), Expiry::Keep.into(), expected).await;
+                        Ok::<_, std::convert::Infallible>(())
+                    }
+                })
+            }
+            Work::Get => self.calls(tasks, move |number| {
+                let (of, keys) = (Arc::clone(&backend), Arc::clone(&keys));
+                async move { of.get(&keys[number * 7_919 % keys.len()]).await.map(drop) }
+            }),
+            Work::Page => self.calls(tasks, move |number| {
+                let (of, owner) = (Arc::clone(&backend), keys[number % keys.len()].owner.clone());
+                async move { of.list(&owner, PageRequest::new(20)).await.map(drop) }
+            }),
+            Work::Create => {
+                let tasks_of = TaskStore::with_config(backend, config);
+                let owners = store.owners;
+                let owners: Vec<OwnerId> = (0..owners).map(|of| keys[of].owner.clone()).collect();
+                self.calls(tasks, move |number| {
+                    let (store, owner) = (tasks_of.clone(), owners[number % owners.len()].clone());
+                    async move { store.create(&owner, NewTask::new("tools/call")).await.map(drop) }
+                })
+            }
+            Work::UpdateByKey | Work::UpdateByCopy => {
+                let store = TaskStore::with_config(Arc::new(MemoryBackend::new()), config);
+                let mut created = Vec::new();
+                for number in 0..512 {
+                    let owner = OwnerId::try_from(format!("owner-{number}"))?;
+                    created.push(self.runtime.block_on(store.create(&owner, NewTask::new("tools/call")))?);
+                }
+                let created: Arc<Vec<_>> =
+                    Arc::new(created.into_iter().map(tokio::sync::Mutex::new).collect());
+                let by_copy = matches!(work, Work::UpdateByCopy);
+                self.calls(tasks, move |number| {
+                    let (store, created) = (store.clone(), Arc::clone(&created));
+                    async move {
+                        let mut held = created[number % created.len()].lock().await;
+                        *held = match by_copy {
+                            true => store.set_status_message(&*held, "frame 7 of 240").await?,
+                            false => store.set_status_message(&held.key, "frame 7 of 240").await?,
+                        };
+                        Ok::<_, mcp_task_store::TaskError>(())
+                    }
+                })
+            }
+        }
+    }
+
+    /// Times calls that may be repeated without end.
+    fn calls<F, C, E>(&mut self, tasks: usize, call: C) -> Result<f64>
+    where
+        C: Fn(usize) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<(), E>> + Send,
+        E: std::fmt::Debug + Send + 'static,
+    {
+        self.time(tasks, move |runtime, calls| spread(runtime, tasks, calls, call.clone()))
+    }
+
+    fn time(&mut self, tasks: usize, mut run: impl FnMut(&Runtime, usize) -> Duration) -> Result<f64> {
+        let runtime = self.runtime;
+        self.measured += 1;
+        // Criterion compares what has the same name.
+        let name = self.measured.to_string();
+        self.criterion.bench_function(&name, |bencher| {
+            // Each task has as many calls to make, so that none is left over.
+            bencher.iter_custom(|calls| run(runtime, usize::try_from(calls).expect("not that many") * tasks));
+        });
+        let file = self.folder.join(name).join("new/estimates.json");
+        let estimates: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&std::fs::read(&file)?)?;
+        let median = estimates.get("median").and_then(|median| median["point_estimate"].as_f64());
+        Ok(median.with_context(|| format!("no median in {}", file.display()))? / tasks as f64)
+    }
+}
+
+/// Makes the calls from so many tasks, and gives the time until the last has ended.
+fn spread<F, E>(
+    runtime: &Runtime,
+    tasks: usize,
+    calls: usize,
+    call: impl Fn(usize) -> F + Send + Sync + 'static,
+) -> Duration
+where
+    F: Future<Output = Result<(), E>> + Send,
+    E: std::fmt::Debug + Send + 'static,
+{
+    let call = Arc::new(call);
+    runtime.block_on(async {
+        let begun = Instant::now();
+        let workers: Vec<_> = (0..tasks)
+            .map(|task| {
+                let call = Arc::clone(&call);
+                tokio::spawn(async move {
+                    for number in (task..calls).step_by(tasks) {
+                        call(number).await.expect("a call that succeeds");
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.await.expect("a task that ends");
+        }
+        begun.elapsed()
+    })
+}

@@ -1,0 +1,192 @@
+//! Pages of an owner's records, and creating one more where there are many.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use mcp_task_store::{Cursor, NewTask, OwnerId, PageRequest, StorageBackend, StoreConfig, TaskStore};
+use pmcp_tasks::store::ListTasksOptions;
+use pmcp_tasks::store::backend::{StorageBackend as _, make_prefix};
+use pmcp_tasks::{GenericTaskStore, TaskSecurityConfig};
+
+use super::records::put;
+use crate::bench::Bench;
+use crate::contender::{Bare, BareRecord, HOUR, Ours, Peer, bare_hash, bare_idx, bare_read};
+use crate::record::{TYPICAL, records};
+use crate::report::{Report, Row, Wanted, micros, short, thousands};
+use crate::rounds::alternate;
+
+const OWNER: &str = "owner-0";
+const PAGE: usize = 20;
+const PAGES_A_ROUND: usize = 100;
+
+pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.step("lists of 10,000");
+    let count = bench.form.count(10_000);
+    bench.server.clear()?;
+    put(&bench.ours, &records::<Ours>(count, 1, TYPICAL, HOUR), 64).await?;
+    put(&bench.peer, &records::<Peer>(count, 1, TYPICAL, HOUR), 64).await?;
+    put(&bench.bare, &records::<Bare>(count, 1, TYPICAL, HOUR), 64).await?;
+
+    let [ours, peer, bare] = alternate(bench.form.rounds, async |turn| match turn {
+        0 => walk(bench, count).await,
+        1 => peer_list(bench, count).await,
+        _ => bare_list(bench, 0, count).await,
+    })
+    .await?;
+    let row = Row::new(format!("all of one owner's {} records", thousands(count)))
+        .ours(micros(&ours))
+        .peer(micros(&peer));
+    let row = row.bare(micros(&bare)).ratio("the peer", &peer.over(&ours), Some(Wanted::AtLeast(12.0)));
+    report.add(row.ratio("the time of one ZRANGE and one pipeline of HMGET", &ours.over(&bare), None));
+
+    let store = GenericTaskStore::new(bench.peer.0.clone());
+    let [ours, peer, bare] = alternate(bench.form.rounds, async |turn| match turn {
+        0 => pages(bench, None).await,
+        1 => {
+            let options = ListTasksOptions { owner_id: OWNER.into(), cursor: None, limit: Some(PAGE) };
+            let begun = Instant::now();
+            anyhow::ensure!(store.list(options).await?.tasks.len() == PAGE);
+            Ok(since(begun))
+        }
+        _ => {
+            let begun = Instant::now();
+            for _ in 0..PAGES_A_ROUND {
+                bare_list(bench, 0, PAGE).await?;
+            }
+            Ok(since(begun) / PAGES_A_ROUND as f64)
+        }
+    })
+    .await?;
+    let row =
+        Row::new(format!("a page of 20 out of {}", thousands(count))).ours(micros(&ours)).peer(micros(&peer));
+    let wanted = Wanted::AtLeast(1000.0 / bench.form.divisor as f64);
+    let row = row.bare(micros(&bare)).ratio("the peer", &peer.over(&ours), Some(wanted));
+    report.add(row.ratio("the time of one ZRANGE and one pipeline of HMGET", &ours.over(&bare), None));
+
+    creating(bench, report, count).await?;
+    flat(bench, report).await
+}
+
+/// Creates one more task where the owner has `count` already.
+async fn creating(bench: &Bench, report: &mut Report, count: usize) -> Result<()> {
+    bench.step("create with a quota");
+    let config = StoreConfig::new().max_tasks_per_owner(1_000_000);
+    let ours = TaskStore::with_config(bench.ours.0.clone(), config);
+    let security = TaskSecurityConfig::default().with_max_tasks_per_owner(1_000_000);
+    let peer = GenericTaskStore::new(bench.peer.0.clone()).with_security(security);
+    let owner = OwnerId::try_from(OWNER)?;
+    let new = || NewTask::new("tools/call").ttl(HOUR);
+    let [ours, peer] = alternate(bench.form.rounds, async |turn| {
+        let begun = Instant::now();
+        if turn == 0 {
+            for _ in 0..PAGES_A_ROUND {
+                ours.create(&owner, new()).await?;
+            }
+            return Ok(since(begun) / PAGES_A_ROUND as f64);
+        }
+        peer.create(OWNER, "tools/call", Some(3_600_000)).await?;
+        Ok(since(begun))
+    })
+    .await?;
+    let wanted = Wanted::AtLeast(1000.0 / bench.form.divisor as f64);
+    let work = format!("`TaskStore::create` with a quota, owner with {} live tasks", thousands(count));
+    let row = Row::new(work).ours(micros(&ours)).peer(micros(&peer));
+    report.add(row.ratio("the peer", &peer.over(&ours), Some(wanted)));
+    Ok(())
+}
+
+/// A page costs the same however many records the owner has, and wherever it is.
+async fn flat(bench: &Bench, report: &mut Report) -> Result<()> {
+    let mut at = Vec::new();
+    for count in [100, 10_000, 100_000] {
+        let count = bench.form.count(count);
+        bench.step(&format!("pages out of {count}"));
+        bench.server.clear()?;
+        put(&bench.ours, &records::<Ours>(count, 1, TYPICAL, HOUR), 64).await?;
+        let middle = middle(bench, count).await?;
+        let form = alternate(bench.form.rounds, async |turn| match turn {
+            0 => pages(bench, None).await,
+            _ => pages(bench, Some(&middle)).await,
+        });
+        let times: [_; 2] = form.await?;
+        at.push((count, times));
+    }
+    for (place, name) in ["first page", "page from the middle"].into_iter().enumerate() {
+        let figures: Vec<_> = at
+            .iter()
+            .map(|(count, times)| format!("{}: {}", thousands(*count), micros(&times[place])))
+            .collect();
+        let (first, last) = (&at[0].1[place], &at[at.len() - 1].1[place]);
+        let row = Row::new(format!("{name} of 20, by the owner's records")).ours(figures.join(", "));
+        let ratio = last.median() / first.median();
+        let text = format!("{} x from the fewest records to the most", short(ratio));
+        report.add(row.figure(&text, ratio, Some(Wanted::AtMost(1.5))));
+    }
+    Ok(())
+}
+
+fn since(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1e6
+}
+
+/// Microseconds for all pages of an owner, of the largest size.
+async fn walk(bench: &Bench, count: usize) -> Result<f64> {
+    let (begun, owner) = (Instant::now(), OwnerId::try_from(OWNER)?);
+    let (mut seen, mut page) = (0, PageRequest::new(mcp_task_store::MAX_PAGE_LIMIT));
+    loop {
+        let read = bench.ours.0.list(&owner, page).await?;
+        seen += read.records.len();
+        let Some(next) = read.next else { break };
+        page = PageRequest::new(mcp_task_store::MAX_PAGE_LIMIT).after(next);
+    }
+    anyhow::ensure!(seen == count, "{seen} of {count} records were listed");
+    Ok(since(begun))
+}
+
+async fn peer_list(bench: &Bench, count: usize) -> Result<f64> {
+    let begun = Instant::now();
+    let read = bench.peer.0.list_by_prefix(&make_prefix(OWNER)).await?;
+    anyhow::ensure!(read.len() == count, "{} of {count} records were listed", read.len());
+    Ok(since(begun))
+}
+
+/// Microseconds for the newest `count` records: their ids, then all hashes in one pipeline.
+async fn bare_list(bench: &Bench, from: usize, count: usize) -> Result<f64> {
+    let begun = Instant::now();
+    let mut connection = bench.bare.0.clone();
+    let mut ids = redis::cmd("ZRANGE");
+    ids.arg(bare_idx(OWNER)).arg(from).arg(from + count - 1).arg("REV").arg("WITHSCORES");
+    let ids: Vec<(String, f64)> = ids.query_async(&mut connection).await?;
+    let mut hashes = redis::Pipeline::with_capacity(ids.len());
+    for (id, _) in &ids {
+        hashes.add_command(bare_read(&bare_hash(OWNER, id)));
+    }
+    let read: Vec<BareRecord> = hashes.query_async(&mut connection).await?;
+    anyhow::ensure!(read.len() == count && read.iter().all(|(version, ..)| version.is_some()));
+    Ok(since(begun))
+}
+
+/// Microseconds per page of 20, behind `after`.
+async fn pages(bench: &Bench, after: Option<&Cursor>) -> Result<f64> {
+    let owner = OwnerId::try_from(OWNER)?;
+    let begun = Instant::now();
+    for _ in 0..PAGES_A_ROUND {
+        let page = PageRequest::new(PAGE);
+        let page = match after {
+            Some(after) => page.after(after.clone()),
+            None => page,
+        };
+        anyhow::ensure!(bench.ours.0.list(&owner, page).await?.records.len() == PAGE);
+    }
+    Ok(since(begun) / PAGES_A_ROUND as f64)
+}
+
+/// The cursor behind the record in the middle.
+async fn middle(bench: &Bench, count: usize) -> Result<Cursor> {
+    let owner = OwnerId::try_from(OWNER)?;
+    let rank = (count / 2).to_string();
+    let idx = format!("pmcp:idx:{OWNER}");
+    let found: Vec<(String, f64)> = bench.server.run(&["ZRANGE", &idx, &rank, &rank, "REV", "WITHSCORES"])?;
+    anyhow::ensure!(found.len() == 1, "no record in the middle");
+    Ok(Cursor::new(&owner, found[0].1 as u64))
+}

@@ -1,0 +1,86 @@
+//! What the records cost in Redis's memory, and what is left of them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::bench::Bench;
+use crate::contender::Contender;
+use crate::record::{TYPICAL, record};
+use crate::report::{Report, Row, Wanted, thousands};
+use crate::rounds::time;
+
+/// Time enough to write all records and look at the memory before the first one goes.
+const TTL: Duration = Duration::from_secs(8);
+/// So long may the server take to remove what has expired.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What one contender's records cost.
+struct Cost {
+    bytes: f64,
+    keys_left: f64,
+    bytes_left: f64,
+}
+
+pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
+    for (an_owner, most) in [(100, 80.0), (10_000, 180.0)] {
+        bench.step(&format!("memory at {an_owner} records an owner, and when all have expired"));
+        let an_owner = bench.form.count(an_owner);
+        let count = bench.form.count(20_000).max(an_owner);
+        let ours = cost(bench, &bench.ours, count, an_owner).await?;
+        let peer = cost(bench, &bench.peer, count, an_owner).await?;
+        let row = Row::new(format!("memory in Redis a record, {} records an owner", thousands(an_owner)));
+        let row = row.ours(format!("{:.0} B", ours.bytes)).peer(format!("{:.0} B", peer.bytes));
+        let more = ours.bytes - peer.bytes;
+        report.add(row.figure(&format!("{more:+.0} B"), more, Some(Wanted::AtMost(most))));
+        let left = |cost: &Cost| {
+            format!("{} keys, {} B", cost.keys_left, thousands(cost.bytes_left.max(0.0) as usize))
+        };
+        let row = Row::new(format!("left when all have expired, {} records an owner", thousands(an_owner)));
+        let row = row.ours(left(&ours)).peer(left(&peer));
+        report.add(row.figure(
+            &format!("{} keys", ours.keys_left),
+            ours.keys_left,
+            Some(Wanted::AtMost(0.0)),
+        ));
+    }
+    Ok(())
+}
+
+async fn cost<C: Contender>(bench: &Bench, contender: &C, count: usize, an_owner: usize) -> Result<Cost> {
+    bench.server.clear()?;
+    // The first write leaves the script with the server, which is not the cost of a record.
+    write(contender, 1, 1).await?;
+    bench.server.clear()?;
+    let (keys, before) = (bench.server.run::<f64>(&["DBSIZE"])?, used(bench)?);
+    let written = Instant::now();
+    write(contender, count, count / an_owner).await?;
+    anyhow::ensure!(written.elapsed() < TTL / 2, "writing took too long to see all records");
+    let bytes = (used(bench)? - before) / count as f64;
+    let deadline = Instant::now() + PATIENCE;
+    // The server removes the last of them in its own time. Of the peer's, the index stays.
+    let is_expiring = |keyspace: &str| keyspace.contains("db0:") && !keyspace.contains("expires=0,");
+    while is_expiring(&bench.server.run::<String>(&["INFO", "keyspace"])?) {
+        anyhow::ensure!(Instant::now() < deadline, "records that have expired are still there");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let keys_left = bench.server.run::<f64>(&["DBSIZE"])? - keys;
+    Ok(Cost { bytes, keys_left, bytes_left: if keys_left > 0.0 { used(bench)? - before } else { 0.0 } })
+}
+
+fn used(bench: &Bench) -> Result<f64> {
+    bench.server.info("memory", "used_memory")
+}
+
+async fn write<C: Contender>(contender: &C, count: usize, owners: usize) -> Result<()> {
+    let contender = contender.clone();
+    let call = move |number: usize| {
+        let contender = contender.clone();
+        async move {
+            let owner = format!("owner-{}", number % owners);
+            let (task, data) = record(&owner, TYPICAL, TTL);
+            contender.put(&C::key(&owner, &task), data, TTL).await
+        }
+    };
+    time(count, 64, call).await.map(drop)
+}

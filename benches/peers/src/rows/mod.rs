@@ -1,0 +1,10 @@
+//! The rows of the table, by what they are about.
+
+pub mod client;
+pub mod in_process;
+pub mod lists;
+pub mod memory;
+pub mod records;
+pub mod scripts;
+pub mod sweeps;
+pub mod tasks;

@@ -1,0 +1,117 @@
+//! Calls on one record.
+
+use anyhow::Result;
+
+use crate::bench::Bench;
+use crate::contender::{Contender, HOUR};
+use crate::record::{Records, TYPICAL, records};
+use crate::report::{Report, Row, Wanted, micros};
+use crate::rounds::{Samples, alternate, time};
+
+const OWNERS: usize = 64;
+const IN_FLIGHT: usize = 64;
+
+pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.step("calls on one record");
+    let mut puts = Vec::new();
+    let mut swaps = Vec::new();
+    let mut gets = Vec::new();
+    let mut alone = Vec::new();
+    alternate::<3>(bench.form.rounds, async |turn| {
+        let times = match turn {
+            0 => round(bench, &bench.ours).await?,
+            1 => round(bench, &bench.peer).await?,
+            _ => round(bench, &bench.bare).await?,
+        };
+        for (all, time) in [&mut puts, &mut swaps, &mut gets, &mut alone].into_iter().zip(times) {
+            all.push((turn, time));
+        }
+        Ok(0.0)
+    })
+    .await?;
+
+    let row = |work: &str, times: &[(usize, f64)]| {
+        let [ours, peer, bare] = [0, 1, 2].map(|turn| {
+            Samples(times.iter().filter(|(whose, _)| *whose == turn).map(|(_, time)| *time).collect())
+        });
+        let row = Row::new(work).ours(micros(&ours)).peer(micros(&peer)).bare(micros(&bare));
+        (row, peer.over(&ours), ours.over(&bare))
+    };
+    let faster = "the peer's throughput";
+    let (line, than_peer, than_bare) = row("`put` of new records, 64 in flight", &puts);
+    let line = line.ratio(faster, &than_peer, Some(Wanted::AtLeast(1.0)));
+    report.add(line.ratio("the time of one MULTI/EXEC pipeline", &than_bare, Some(Wanted::AtMost(1.8))));
+    let (line, than_peer, than_bare) = row("`put_if_version` with `Keep`, 64 in flight", &swaps);
+    let line = line.ratio(faster, &than_peer, Some(Wanted::AtLeast(1.6)));
+    report.add(line.ratio("the time of a bare HSET", &than_bare, None));
+    let (line, than_peer, than_bare) = row("`get`, 64 in flight", &gets);
+    let line = line.ratio(faster, &than_peer, Some(Wanted::AtLeast(1.05)));
+    report.add(line.ratio("the time of a bare HMGET", &than_bare, Some(Wanted::AtMost(1.1))));
+    let (line, than_peer, than_bare) = row("`get`, one at a time", &alone);
+    let line = line.ratio("the time of a bare HMGET", &than_bare, Some(Wanted::AtMost(1.15)));
+    report.add(line.ratio(faster, &than_peer, None));
+    Ok(())
+}
+
+/// The times of a put, a swap, a get, and a get alone, in an empty store.
+async fn round<C: Contender>(bench: &Bench, contender: &C) -> Result<[f64; 4]> {
+    bench.server.clear()?;
+    let records = records::<C>(bench.form.count(20_000), OWNERS, TYPICAL, HOUR);
+    Ok([
+        put(contender, &records, IN_FLIGHT).await?,
+        swap(contender, &records, IN_FLIGHT, 1).await?,
+        get(contender, &records, IN_FLIGHT, records.len()).await?,
+        get(contender, &records, 1, bench.form.count(3_000)).await?,
+    ])
+}
+
+/// Microseconds per put.
+pub async fn put<C: Contender>(contender: &C, records: &Records<C>, in_flight: usize) -> Result<f64> {
+    let (contender, of) = (contender.clone(), records.clone());
+    let call = move |number: usize| {
+        let (contender, of) = (contender.clone(), of.clone());
+        async move {
+            let (key, data) = &of[number];
+            contender.put(key, data.clone(), HOUR).await
+        }
+    };
+    time(records.len(), in_flight, call).await
+}
+
+/// Microseconds per compare-and-swap of records at this version.
+pub async fn swap<C: Contender>(
+    contender: &C,
+    records: &Records<C>,
+    in_flight: usize,
+    version: u64,
+) -> Result<f64> {
+    let (contender, of) = (contender.clone(), records.clone());
+    let call = move |number: usize| {
+        let (contender, of) = (contender.clone(), of.clone());
+        async move {
+            let (key, data) = &of[number];
+            contender.swap(key, data.clone(), version).await
+        }
+    };
+    time(records.len(), in_flight, call).await
+}
+
+/// Microseconds per get.
+pub async fn get<C: Contender>(
+    contender: &C,
+    records: &Records<C>,
+    in_flight: usize,
+    calls: usize,
+) -> Result<f64> {
+    let (contender, of) = (contender.clone(), records.clone());
+    let call = move |number: usize| {
+        let (contender, of) = (contender.clone(), of.clone());
+        async move {
+            let (key, data) = &of[number % of.len()];
+            let length = contender.get(key).await?;
+            anyhow::ensure!(length == data.len(), "another record was read");
+            Ok(())
+        }
+    };
+    time(calls, in_flight, call).await
+}

@@ -1,0 +1,218 @@
+//! What the scripts weigh, and how long one holds the server.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use mcp_task_store::{
+    Expiry, OwnerId, PageRequest, PutOptions, RedisBackend, StorageBackend, TaskKey, Version,
+};
+use redis::Value;
+
+use crate::bench::Bench;
+use crate::contender::{Contender, HOUR};
+use crate::record::{TYPICAL, record, records};
+use crate::report::{Report, Row, Wanted, short, thousands};
+use crate::rounds::time;
+
+pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.step("bytes");
+    wire(bench, report).await?;
+    texts(bench, report).await?;
+    held(bench, report).await
+}
+
+/// Bytes on the wire an operation, to the server and back.
+async fn wire(bench: &Bench, report: &mut Report) -> Result<()> {
+    let ours = bytes(bench, &bench.ours).await?;
+    let peer = bytes(bench, &bench.peer).await?;
+    let bare = bytes(bench, &bench.bare).await?;
+    for (number, work) in ["put", "put_if_version", "get"].into_iter().enumerate() {
+        let row = Row::new(format!("bytes on the wire a `{work}`, to the server + back"));
+        report.add(row.ours(&ours[number]).peer(&peer[number]).bare(&bare[number]));
+    }
+    bytes(bench, &bench.ours).await?;
+    let (owner, backend) = (OwnerId::try_from("owner-0")?, &bench.ours.0);
+    let page = traffic(bench, async || {
+        for _ in 0..CALLS {
+            backend.list(&owner, PageRequest::new(20)).await?;
+        }
+        Ok(())
+    });
+    report.add(Row::new("bytes on the wire a page of 20").ours(page.await?));
+    Ok(())
+}
+
+const CALLS: usize = 2_000;
+
+async fn bytes<C: Contender>(bench: &Bench, contender: &C) -> Result<[String; 3]> {
+    bench.server.clear()?;
+    let records = records::<C>(CALLS, 20, TYPICAL, HOUR);
+    let put = traffic(bench, async || super::records::put(contender, &records, 1).await.map(drop)).await?;
+    let swap =
+        traffic(bench, async || super::records::swap(contender, &records, 1, 1).await.map(drop)).await?;
+    let get =
+        traffic(bench, async || super::records::get(contender, &records, 1, CALLS).await.map(drop)).await?;
+    Ok([put, swap, get])
+}
+
+/// What `CALLS` calls send and receive, each.
+async fn traffic(bench: &Bench, calls: impl AsyncFnOnce() -> Result<()>) -> Result<String> {
+    let read = || -> Result<[f64; 2]> {
+        Ok([
+            bench.server.info("stats", "total_net_input_bytes")?,
+            bench.server.info("stats", "total_net_output_bytes")?,
+        ])
+    };
+    // What asking for the figures itself costs.
+    let (first, second) = (read()?, read()?);
+    calls().await?;
+    let after = read()?;
+    let each = |at: usize| (after[at] - second[at] - (second[at] - first[at])) / CALLS as f64;
+    Ok(format!("{:.0} + {:.0}", each(0), each(1)))
+}
+
+/// The length of each script as it is sent, which only the server sees.
+async fn texts(bench: &Bench, report: &mut Report) -> Result<()> {
+    let mut monitor = BufReader::new(TcpStream::connect(bench.server.address())?);
+    monitor.get_mut().write_all(b"MONITOR\r\n")?;
+    monitor.get_ref().set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut line = String::new();
+    monitor.read_line(&mut line)?;
+
+    let backend = &bench.ours.0;
+    let key = TaskKey::new("texts", "t1")?;
+    let options = PutOptions::new(Expiry::Keep);
+    let mut texts = BTreeMap::new();
+    let mut sent = |name: &'static str| -> Result<()> {
+        loop {
+            line.clear();
+            monitor.read_line(&mut line).context("the server shows no EVAL")?;
+            if let Some((_, text)) = line.split_once("\"EVAL\" \"") {
+                // Quotes and line ends of the text are escaped.
+                let text = text.split("\" \"").next().unwrap_or_default();
+                texts.insert(name, text.len() - text.matches("\\n").count() - text.matches("\\\"").count());
+                return Ok(());
+            }
+        }
+    };
+    backend.put(&key, "data".into(), options).await?;
+    sent("put")?;
+    backend.put_if_version(&key, "data".into(), options, Version::FIRST).await?;
+    sent("cas_put")?;
+    backend.list(&key.owner, PageRequest::new(1)).await?;
+    sent("list")?;
+    bench.server.run::<i64>(&["DEL", "pmcp:tasks:texts:t1"])?;
+    backend.list(&key.owner, PageRequest::new(1)).await?;
+    sent("list")?;
+    sent("reap")?;
+    backend.delete(&key).await?;
+    sent("delete")?;
+    let listed: Vec<_> = texts.iter().map(|(name, length)| format!("{name} {length}")).collect();
+    report.add(Row::new("bytes of each script as it is sent").ours(listed.join(", ")));
+    Ok(())
+}
+
+const HELD_RECORDS: usize = 100_000;
+/// Microseconds above which the server keeps note of a command.
+const NOTED: &str = "100";
+
+/// The longest time that one script holds the server at 100,000 records of one owner, while pages are read, records
+/// are inserted, and half of all records expire at once.
+async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.step("the longest script");
+    bench.server.clear()?;
+    let count = bench.form.count(HELD_RECORDS);
+    let backend = &bench.ours.0;
+    let begun = Instant::now();
+    let soon = Duration::from_secs(12);
+    let fill = backend.clone();
+    let insert = move |number: usize| {
+        let backend = fill.clone();
+        async move {
+            let (task, data) = record("owner-0", TYPICAL, HOUR);
+            // The odd ones expire at one time, each less later by as much as it was written later.
+            let after = if number % 2 == 0 { HOUR } else { soon.saturating_sub(begun.elapsed()).max(SECOND) };
+            backend.put(&TaskKey::new("owner-0", &task)?, data, Expiry::After(after).into()).await?;
+            Ok(())
+        }
+    };
+    time(count, 64, insert).await?;
+    for setting in [
+        ["slowlog-log-slower-than", NOTED],
+        ["slowlog-max-len", "100000"],
+        ["latency-monitor-threshold", "1"],
+    ] {
+        bench.server.run::<String>(&["CONFIG", "SET", setting[0], setting[1]])?;
+    }
+    bench.server.run::<String>(&["SLOWLOG", "RESET"])?;
+    bench.server.run::<String>(&["CONFIG", "RESETSTAT"])?;
+
+    let until = begun + soon + Duration::from_secs(4);
+    let pages = tokio::spawn(read_pages(backend.clone(), until));
+    let inserts = tokio::spawn(insert_records(backend.clone(), until));
+    let (pages, inserts) = (pages.await??, inserts.await??);
+    let slow: Vec<Vec<Value>> = bench.server.run(&["SLOWLOG", "GET", "-1"])?;
+    let scripts = slow.iter().filter_map(|entry| {
+        let words: Vec<Vec<u8>> = redis::from_redis_value(entry.get(3)?.clone()).ok()?;
+        let micros: u64 = redis::from_redis_value(entry.get(2)?.clone()).ok()?;
+        words.first()?.eq_ignore_ascii_case(b"EVAL").then_some(micros)
+    });
+    let longest = scripts.max().unwrap_or(0) as f64 / 1000.0;
+    let events: Vec<Vec<Value>> = bench.server.run(&["LATENCY", "LATEST"])?;
+    let events: Vec<_> = events
+        .into_iter()
+        .filter_map(|event| {
+            let name: String = redis::from_redis_value(event.first()?.clone()).ok()?;
+            let most: u64 = redis::from_redis_value(event.get(3)?.clone()).ok()?;
+            Some(format!("{name} {most} ms"))
+        })
+        .collect();
+    let (calls, micros) = bench.server.command_stats("eval")?;
+    let work =
+        format!("longest time that one script holds the server, {} records in one owner", thousands(count));
+    let text = format!(
+        "{} pages of 256, {} inserts; {} µs a script in the mean",
+        thousands(pages),
+        thousands(inserts),
+        short(micros / calls)
+    );
+    let row = Row::new(work).ours(format!("{} ms", short(longest)));
+    let row = row.figure(&format!("{} ms", short(longest)), longest, Some(Wanted::AtMost(2.0))).remark(text);
+    report.add(row.remark(format!(
+        "LATENCY: {}",
+        if events.is_empty() { "no event".into() } else { events.join(", ") }
+    )));
+    Ok(())
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Walks over all pages again and again.
+async fn read_pages(backend: RedisBackend, until: Instant) -> Result<usize> {
+    let owner = OwnerId::try_from("owner-0")?;
+    let (mut pages, mut page) = (0, PageRequest::new(256));
+    while Instant::now() < until {
+        let read = backend.list(&owner, page).await?;
+        pages += 1;
+        page = PageRequest::new(256);
+        if let Some(next) = read.next {
+            page = page.after(next);
+        }
+    }
+    Ok(pages)
+}
+
+async fn insert_records(backend: RedisBackend, until: Instant) -> Result<usize> {
+    let mut inserts = 0;
+    while Instant::now() < until {
+        let (task, data) = record("owner-0", TYPICAL, HOUR);
+        // Some live shorter than others, so that the index has to be looked at.
+        let after = if inserts % 4 == 0 { HOUR / 2 } else { HOUR };
+        backend.put(&TaskKey::new("owner-0", &task)?, data, Expiry::After(after).into()).await?;
+        inserts += 1;
+    }
+    Ok(inserts)
+}

@@ -1,0 +1,227 @@
+//! Updates of tasks through the lifecycle, alone and racing.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use mcp_task_store::{NewTask, OwnerId, RedisBackend, StoredTask, TaskKey, TaskStore};
+use pmcp_tasks::GenericTaskStore;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use crate::bench::Bench;
+use crate::report::{Report, Row, Wanted, micros};
+use crate::rounds::{alternate, time};
+
+const TASKS: usize = 64;
+const IN_FLIGHT: usize = 64;
+
+type Ours = TaskStore<RedisBackend>;
+type Theirs = Arc<GenericTaskStore<pmcp_tasks::RedisBackend>>;
+
+pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.server.clear()?;
+    for (in_flight, name) in [(IN_FLIGHT, "64 in flight"), (1, "one at a time")] {
+        bench.step(&format!("status updates, {name}"));
+        let calls = bench.form.count(if in_flight == 1 { 1_500 } else { 12_800 });
+        let [by_key, by_copy, peer] = alternate(bench.form.rounds, async |turn| match turn {
+            0 => update_by_key(bench, calls, in_flight).await,
+            1 => update_by_copy(bench, calls, in_flight).await,
+            _ => update_peer(bench, calls, in_flight).await,
+        })
+        .await?;
+        let wanted = |ratio| (in_flight > 1).then_some(Wanted::AtLeast(ratio));
+        let row = |how: &str, ours| {
+            Row::new(format!("a status update {how}, {name}")).ours(micros(ours)).peer(micros(&peer))
+        };
+        let ratio = peer.over(&by_key);
+        report.add(row("by key", &by_key).ratio("the peer's throughput", &ratio, wanted(1.3)));
+        let ratio = peer.over(&by_copy);
+        report.add(row("of the copy held", &by_copy).ratio("the peer's throughput", &ratio, wanted(1.8)));
+    }
+    races(bench, report).await
+}
+
+fn new_task() -> NewTask {
+    // So that the record has 700 bytes, as the peer's.
+    NewTask::new("tools/call").arguments(json!({ "name": "render", "pad": "x".repeat(390) }))
+}
+
+async fn our_tasks(store: &Ours) -> Result<Vec<StoredTask>> {
+    let mut tasks = Vec::with_capacity(TASKS);
+    for number in 0..TASKS {
+        let owner = OwnerId::try_from(format!("owner-{number}"))?;
+        tasks.push(store.create(&owner, new_task()).await?);
+    }
+    Ok(tasks)
+}
+
+fn status(number: usize) -> String {
+    format!("frame {number} of 240")
+}
+
+/// Microseconds per update that has only the task's key.
+async fn update_by_key(bench: &Bench, calls: usize, in_flight: usize) -> Result<f64> {
+    let store = TaskStore::new(bench.ours.0.clone());
+    let keys: Arc<Vec<TaskKey>> =
+        Arc::new(our_tasks(&store).await?.into_iter().map(|task| task.key).collect());
+    let call = move |number: usize| {
+        let (store, keys) = (store.clone(), Arc::clone(&keys));
+        async move {
+            store.set_status_message(&keys[number % TASKS], status(number)).await?;
+            Ok(())
+        }
+    };
+    time(calls, in_flight, call).await
+}
+
+/// Microseconds per update of the task as the call before returned it.
+async fn update_by_copy(bench: &Bench, calls: usize, in_flight: usize) -> Result<f64> {
+    let store = TaskStore::new(bench.ours.0.clone());
+    let held: Vec<_> = our_tasks(&store).await?.into_iter().map(Mutex::new).collect();
+    let held = Arc::new(held);
+    let call = move |number: usize| {
+        let (store, held) = (store.clone(), Arc::clone(&held));
+        async move {
+            let mut task = held[number % TASKS].lock().await;
+            *task = store.set_status_message(&*task, status(number)).await?;
+            Ok(())
+        }
+    };
+    time(calls, in_flight, call).await
+}
+
+async fn their_task(store: &Theirs, owner: &str) -> Result<String> {
+    let task = store.create(owner, "tools/call", Some(3_600_000)).await?.task.task_id;
+    let pad = json!({ "pad": "x".repeat(330) });
+    let pad = pad.as_object().context("an object")?.clone().into_iter().collect();
+    store.set_variables(&task, owner, pad).await?;
+    Ok(task)
+}
+
+async fn update_peer(bench: &Bench, calls: usize, in_flight: usize) -> Result<f64> {
+    let store: Theirs = Arc::new(GenericTaskStore::new(bench.peer.0.clone()));
+    let mut tasks = Vec::with_capacity(TASKS);
+    for number in 0..TASKS {
+        let owner = format!("peer-{}-{number}", uuid::Uuid::new_v4());
+        tasks.push(Mutex::new((their_task(&store, &owner).await?, owner)));
+    }
+    let tasks = Arc::new(tasks);
+    let call = move |number: usize| {
+        let (store, tasks) = (Arc::clone(&store), Arc::clone(&tasks));
+        async move {
+            // As this crate does, writers of one task take turns: the peer would fail otherwise.
+            let task = tasks[number % TASKS].lock().await;
+            store.set_status_message(&task.0, &task.1, Some(status(number))).await?;
+            Ok(())
+        }
+    };
+    time(calls, in_flight, call).await
+}
+
+/// What became of racing updates.
+#[derive(Default)]
+struct Race {
+    succeeded: usize,
+    failed: usize,
+    /// Updates that succeeded and are not in the task.
+    lost: usize,
+    /// Writes beyond one for each update.
+    retries: f64,
+}
+
+impl std::fmt::Display for Race {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { succeeded, failed, lost, retries } = self;
+        write!(f, "{succeeded} succeeded, {failed} failed, {lost} lost, {retries} writes more")
+    }
+}
+
+const WRITERS: usize = 16;
+const UPDATES: usize = 100;
+
+async fn races(bench: &Bench, report: &mut Report) -> Result<()> {
+    let updates = bench.form.count(UPDATES * WRITERS) / WRITERS;
+    for (processes, where_) in [(1, "in one process"), (4, "in four processes")] {
+        bench.step(&format!("racing updates {where_}"));
+        let ours = race(bench, processes, updates).await?;
+        let peer = if processes == 1 { race_peer(bench, updates).await?.to_string() } else { String::new() };
+        let not_there = (ours.failed + ours.lost) as f64;
+        let row = Row::new(format!("{WRITERS} tasks x {updates} racing updates of one record, {where_}"));
+        let row = row.ours(&ours).peer(peer);
+        report.add(row.figure(&format!("{not_there} failed or lost"), not_there, Some(Wanted::AtMost(0.0))));
+    }
+    Ok(())
+}
+
+/// Each of 16 writers counts up a variable of its own in one task. A process is a store with its own connection.
+async fn race(bench: &Bench, processes: usize, updates: usize) -> Result<Race> {
+    bench.server.clear()?;
+    let mut stores = Vec::with_capacity(processes);
+    for _ in 0..processes {
+        stores.push(TaskStore::new(RedisBackend::connect(&bench.server.url()).await?));
+    }
+    let key = stores[0].create(&OwnerId::try_from("alice")?, new_task()).await?.key;
+    let (first, task) = (stores[0].clone(), key.clone());
+    let race = run(bench, "eval", updates, move |writer, number| {
+        let (store, key) = (stores[writer % processes].clone(), key.clone());
+        async move { store.set_variables(&key, [(variable(writer), json!(number))]).await.is_ok() }
+    });
+    let race = race.await?;
+    Ok(race.counted(first.get(&task).await?.task.variables.values()))
+}
+
+async fn race_peer(bench: &Bench, updates: usize) -> Result<Race> {
+    let store: Theirs = Arc::new(GenericTaskStore::new(bench.peer.0.clone()));
+    let task = their_task(&store, "alice").await?;
+    let (first, id) = (Arc::clone(&store), task.clone());
+    let race = run(bench, "evalsha", updates, move |writer, number| {
+        let (store, task) = (Arc::clone(&store), task.clone());
+        let counted = [(variable(writer), json!(number))].into_iter().collect();
+        async move { store.set_variables(&task, "alice", counted).await.is_ok() }
+    });
+    let race = race.await?;
+    Ok(race.counted(first.get(&id, "alice").await?.variables.values()))
+}
+
+fn variable(writer: usize) -> String {
+    format!("writer-{writer}")
+}
+
+/// Runs the writers. `update` is told which it is and what it has counted, and says whether it succeeded.
+async fn run<F: Future<Output = bool> + Send>(
+    bench: &Bench,
+    command: &str,
+    updates: usize,
+    update: impl Fn(usize, usize) -> F + Send + Sync + 'static,
+) -> Result<Race> {
+    let (before, _) = bench.server.command_stats(command)?;
+    let update = Arc::new(update);
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let update = Arc::clone(&update);
+            tokio::spawn(async move {
+                let mut counted = 0;
+                for _ in 0..updates {
+                    counted += usize::from(update(writer, counted + 1).await);
+                }
+                counted
+            })
+        })
+        .collect();
+    let mut succeeded = 0;
+    for writer in writers {
+        succeeded += writer.await?;
+    }
+    let (after, _) = bench.server.command_stats(command)?;
+    let all = WRITERS * updates;
+    Ok(Race { succeeded, failed: all - succeeded, lost: 0, retries: after - before - all as f64 })
+}
+
+impl Race {
+    /// Holds what succeeded against the variables that the task has in the end.
+    fn counted<'a>(self, variables: impl Iterator<Item = &'a Value>) -> Self {
+        let counted = variables.filter_map(Value::as_u64).sum::<u64>() as usize;
+        Self { lost: self.succeeded.saturating_sub(counted), ..self }
+    }
+}
