@@ -1,6 +1,8 @@
 //! The memory engine: the contract read literally, in one file and without a server.
 
+use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::BuildHasher;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,14 +16,18 @@ use crate::{
     StorageError, TaskId, TaskKey, Version, Written,
 };
 
-/// How many expired records one write drops at most, so that no write pays for a mass expiry.
+/// Into how many shards the owners are spread, so that few calls wait for one another.
+const SHARDS: usize = 16;
+
+/// How many expired records of its shard one write drops at most, so that no write pays for a mass expiry.
 const DROPPED_BY_A_WRITE: usize = 32;
 
 /// Keeps records in the memory of this process: for tests, examples, and servers whose tasks need not
 /// outlive them.
 ///
 /// Share it as an `Arc`. Its clock is the wall clock at construction, carried on by the monotonic clock,
-/// so that a step of the wall clock expires nothing.
+/// so that a step of the wall clock expires nothing. Expired records give their memory back a few at a time
+/// as new ones are created, and all at once on [`cleanup_expired`](StorageBackend::cleanup_expired).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -36,23 +42,29 @@ const DROPPED_BY_A_WRITE: usize = 32;
 /// # }
 /// ```
 pub struct MemoryBackend {
-    records: Mutex<Records>,
+    shards: Box<[Mutex<Shard>]>,
+    /// Says which shard an owner is in; seeded at random, so that nobody can choose ids that crowd one.
+    hasher: RandomState,
     max_value_bytes: usize,
     /// Microseconds since the epoch.
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
-/// All records, and two orders of them. An owner without records has no entry.
+/// Some of the owners, under one lock. An owner without records has no entry.
 #[derive(Default)]
-struct Records {
+struct Shard {
     owners: HashMap<OwnerId, Owner>,
-    by_expiry: BTreeSet<(u64, TaskKey)>,
+    /// The owners that hold a record which expires, by the earliest expiry of each.
+    by_first_expiry: BTreeSet<(u64, OwnerId)>,
 }
 
+/// All records of an owner, and two orders of them: what the Redis engine keeps as hashes, `idx` and `exp`.
 #[derive(Default)]
 struct Owner {
     tasks: HashMap<TaskId, Stored>,
     by_creation: BTreeMap<u64, TaskId>,
+    /// Only records that expire.
+    by_expiry: BTreeSet<(u64, TaskId)>,
 }
 
 struct Stored {
@@ -78,44 +90,91 @@ impl Stored {
     }
 }
 
-impl Records {
-    fn live(&self, key: &TaskKey, now_ms: u64) -> Option<&Stored> {
-        self.owners.get(&key.owner)?.tasks.get(&key.task).filter(|stored| stored.is_live(now_ms))
+/// Moves a member of an order by expiry. One whose expiry is what it was costs nothing.
+fn reorder<T: Clone + Ord>(order: &mut BTreeSet<(u64, T)>, member: &T, was: Option<u64>, is: Option<u64>) {
+    if was == is {
+        return;
+    }
+    if let Some(at) = was {
+        order.remove(&(at, member.clone()));
+    }
+    if let Some(at) = is {
+        order.insert((at, member.clone()));
+    }
+}
+
+impl Owner {
+    fn first_expiry(&self) -> Option<u64> {
+        self.by_expiry.first().map(|(at, _)| *at)
     }
 
-    fn remove(&mut self, key: &TaskKey) -> Option<Stored> {
-        let owner = self.owners.get_mut(&key.owner)?;
-        let stored = owner.tasks.remove(&key.task)?;
-        owner.by_creation.remove(&stored.created_at);
-        if owner.tasks.is_empty() {
-            self.owners.remove(&key.owner);
+    /// What has expired and is still held.
+    fn due(&self, now_ms: u64) -> impl Iterator<Item = &TaskId> {
+        self.by_expiry.iter().take_while(move |(at, _)| *at <= now_ms).map(|(_, task)| task)
+    }
+
+    /// Puts a new record in, over an expired one if that is still held.
+    fn insert(&mut self, task: &TaskId, stored: Stored) {
+        let (created_at, expires_at) = (stored.created_at, stored.expires_at);
+        let expired = self.tasks.insert(task.clone(), stored);
+        if let Some(expired) = &expired {
+            self.by_creation.remove(&expired.created_at);
         }
-        if let Some(at) = stored.expires_at {
-            self.by_expiry.remove(&(at, key.clone()));
-        }
+        self.by_creation.insert(created_at, task.clone());
+        reorder(&mut self.by_expiry, task, expired.and_then(|expired| expired.expires_at), expires_at);
+    }
+
+    fn remove(&mut self, task: &TaskId) -> Option<Stored> {
+        let stored = self.tasks.remove(task)?;
+        self.by_creation.remove(&stored.created_at);
+        reorder(&mut self.by_expiry, task, stored.expires_at, None);
         Some(stored)
     }
+}
 
-    fn insert(&mut self, key: &TaskKey, stored: Stored) {
-        if let Some(at) = stored.expires_at {
-            self.by_expiry.insert((at, key.clone()));
-        }
-        let owner = self.owners.entry(key.owner.clone()).or_default();
-        owner.by_creation.insert(stored.created_at, key.task.clone());
-        owner.tasks.insert(key.task.clone(), stored);
+impl Shard {
+    fn live(&mut self, key: &TaskKey, now_ms: u64) -> Option<&mut Stored> {
+        self.owners.get_mut(&key.owner)?.tasks.get_mut(&key.task).filter(|stored| stored.is_live(now_ms))
     }
 
-    fn drop_expired(&mut self, now_ms: u64, most: usize) -> u64 {
+    /// Every change of what an owner holds or of when it expires goes through here: the order of the owners
+    /// follows, and an owner that is left without records goes.
+    fn change<T>(&mut self, owner: &OwnerId, change: impl FnOnce(&mut Owner) -> T) -> T {
+        let mut held = match self.owners.entry(owner.clone()) {
+            Entry::Occupied(held) => held,
+            Entry::Vacant(none) => none.insert_entry(Owner::default()),
+        };
+        let first_expiry = held.get().first_expiry();
+        let outcome = change(held.get_mut());
+        reorder(&mut self.by_first_expiry, owner, first_expiry, held.get().first_expiry());
+        if held.get().tasks.is_empty() {
+            held.remove();
+        }
+        outcome
+    }
+
+    fn drop_expired(&mut self, now_ms: u64, most: usize) -> usize {
         let mut dropped = 0;
-        while dropped < most {
-            let Some((_, key)) = self.by_expiry.first().filter(|(at, _)| *at <= now_ms).cloned() else {
+        while dropped < most
+            && let Some((_, owner)) = self.by_first_expiry.first().filter(|(at, _)| *at <= now_ms).cloned()
+        {
+            let of_owner = self.change(&owner, |owner| {
+                let due: Vec<_> = owner.due(now_ms).take(most - dropped).cloned().collect();
+                due.iter().filter_map(|task| owner.remove(task)).count()
+            });
+            // Never, as long as the orders are right. If they were not, this must not spin under the lock.
+            if of_owner == 0 {
                 break;
-            };
-            self.remove(&key);
-            dropped += 1;
+            }
+            dropped += of_owner;
         }
-        dropped as u64
+        dropped
     }
+}
+
+/// No code panics while it holds the lock, so a poisoned one holds whole records.
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl MemoryBackend {
@@ -123,7 +182,7 @@ impl MemoryBackend {
     pub fn new() -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started = Instant::now();
-        Self::with_clock(move || (wall + started.elapsed()).as_micros() as u64)
+        Self::with_clock(SHARDS, move || (wall + started.elapsed()).as_micros() as u64)
     }
 
     /// The same with another maximum value size, in bytes; 1 MiB unless set.
@@ -133,17 +192,19 @@ impl MemoryBackend {
         self
     }
 
-    fn with_clock(clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self { records: Mutex::default(), max_value_bytes: DEFAULT_MAX_VALUE_BYTES, clock: Box::new(clock) }
+    fn with_clock(shards: usize, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        let shards = (0..shards).map(|_| Mutex::default()).collect();
+        let hasher = RandomState::new();
+        Self { shards, hasher, max_value_bytes: DEFAULT_MAX_VALUE_BYTES, clock: Box::new(clock) }
     }
 
     fn now_ms(&self) -> u64 {
         (self.clock)() / 1000
     }
 
-    /// No code panics while it holds the lock, so a poisoned one holds whole records.
-    fn lock(&self) -> MutexGuard<'_, Records> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    /// All that a call on one owner locks.
+    fn shard(&self, owner: &OwnerId) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[self.hasher.hash_one(owner) as usize % self.shards.len()])
     }
 
     /// Both writes: `expected` is `None` for an unconditional one.
@@ -156,11 +217,16 @@ impl MemoryBackend {
     ) -> Result<Written, StorageError> {
         check_size(&data, self.max_value_bytes)?;
         let duration = options.expiry.millis()?;
-        let mut records = self.lock();
+        let mut shard = self.shard(&key.owner);
         let now_us = (self.clock)();
         let now_ms = now_us / 1000;
+        let expiry_after = |before: Option<u64>| match options.expiry {
+            Expiry::Keep => before,
+            Expiry::Never => None,
+            Expiry::After(_) => duration.map(|duration| now_ms + 1 + duration),
+        };
 
-        let (version, kept_expiry, created_at) = match (records.live(key, now_ms), expected) {
+        let (version, expires_at) = match (shard.live(key, now_ms), expected) {
             (Some(live), Some(expected)) if live.version != expected => {
                 return Err(StorageError::VersionConflict {
                     key: key.to_string(),
@@ -168,52 +234,51 @@ impl MemoryBackend {
                     actual: live.version,
                 });
             }
+            // In place; an order is touched only where the expiry is another one now.
             (Some(live), _) => {
-                let Some(next) = live.version.next() else {
+                let Some(version) = live.version.next() else {
                     return Err(StorageError::VersionExhausted { key: key.to_string() });
                 };
-                (next, live.expires_at, live.created_at)
+                let (was, is) = (live.expires_at, expiry_after(live.expires_at));
+                *live = Stored { data, version, expires_at: is, created_at: live.created_at };
+                if was != is {
+                    shard.change(&key.owner, |owner| reorder(&mut owner.by_expiry, &key.task, was, is));
+                }
+                (version, is)
             }
             (None, Some(expected)) if expected != Version::ABSENT => {
                 return Err(StorageError::NotFound { key: key.to_string() });
             }
             (None, _) => {
-                let owner = records.owners.get(&key.owner);
-                check_quota(key, owner, options.quota, now_ms)?;
+                let owner = shard.owners.get(&key.owner);
+                if let Some(quota) = options.quota {
+                    check_quota(&key.owner, owner, quota, now_ms)?;
+                }
                 let newest = owner.and_then(|owner| owner.by_creation.last_key_value());
                 let created_at = newest.map_or(now_us, |(newest, _)| now_us.max(newest + 1));
-                records.drop_expired(now_ms, DROPPED_BY_A_WRITE);
-                (Version::FIRST, None, created_at)
+                let (version, expires_at) = (Version::FIRST, expiry_after(None));
+                shard.drop_expired(now_ms, DROPPED_BY_A_WRITE);
+                let stored = Stored { data, version, expires_at, created_at };
+                shard.change(&key.owner, |owner| owner.insert(&key.task, stored));
+                (version, expires_at)
             }
         };
-        let expires_at = match options.expiry {
-            Expiry::Keep => kept_expiry,
-            Expiry::Never => None,
-            Expiry::After(_) => duration.map(|duration| now_ms + 1 + duration),
-        };
-        records.remove(key);
-        records.insert(key, Stored { data, version, expires_at, created_at });
         Ok(Written { version, expires_at: expires_at.map(from_millis) })
     }
 }
 
-fn check_quota(
-    key: &TaskKey,
-    owner: Option<&Owner>,
-    quota: Option<u64>,
-    now_ms: u64,
-) -> Result<(), StorageError> {
-    let Some(quota) = quota else { return Ok(()) };
+fn check_quota(id: &OwnerId, owner: Option<&Owner>, quota: u64, now_ms: u64) -> Result<(), StorageError> {
     let held = owner.map_or(0, |owner| owner.tasks.len() as u64);
     if held < quota {
         return Ok(());
     }
-    let live = owner.map_or(0, |owner| owner.tasks.values().filter(|task| task.is_live(now_ms)).count());
-    if (live as u64) < quota {
+    // Walks what has expired and is still held, seldom much, and never the live ones.
+    let live = held - owner.map_or(0, |owner| owner.due(now_ms).count() as u64);
+    if live < quota {
         return Ok(());
     }
     Err(StorageError::CapacityExceeded {
-        reason: format!("owner {:?} has {live} live records of {quota}", key.owner),
+        reason: format!("owner {id:?} has {live} live records of {quota}"),
         quota: Some(quota),
         source: None,
     })
@@ -236,11 +301,11 @@ impl std::fmt::Debug for MemoryBackend {
 #[async_trait]
 impl StorageBackend for MemoryBackend {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        let records = self.lock();
-        records
-            .live(key, self.now_ms())
-            .map(Stored::read)
-            .ok_or_else(|| StorageError::NotFound { key: key.to_string() })
+        let mut shard = self.shard(&key.owner);
+        match shard.live(key, self.now_ms()) {
+            Some(live) => Ok(live.read()),
+            None => Err(StorageError::NotFound { key: key.to_string() }),
+        }
     }
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
@@ -258,16 +323,17 @@ impl StorageBackend for MemoryBackend {
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        let removed = self.lock().remove(key);
+        let mut shard = self.shard(&key.owner);
+        let removed = shard.change(&key.owner, |owner| owner.remove(&key.task));
         Ok(removed.is_some_and(|stored| stored.is_live(self.now_ms())))
     }
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
         let (limit, below) = page.check(owner)?;
-        let records = self.lock();
+        let shard = self.shard(owner);
         let now_ms = self.now_ms();
         let mut page = Page::default();
-        let Some(held) = records.owners.get(owner) else {
+        let Some(held) = shard.owners.get(owner) else {
             return Ok(page);
         };
         let mut older = held.by_creation.range(..below.unwrap_or(u64::MAX)).rev().filter_map(|(at, task)| {
@@ -285,7 +351,8 @@ impl StorageBackend for MemoryBackend {
 
     async fn cleanup_expired(&self) -> Result<u64, StorageError> {
         let now_ms = self.now_ms();
-        Ok(self.lock().drop_expired(now_ms, usize::MAX))
+        let dropped = self.shards.iter().map(|shard| lock(shard).drop_expired(now_ms, usize::MAX));
+        Ok(dropped.sum::<usize>() as u64)
     }
 
     fn now(&self) -> DateTime<Utc> {
@@ -296,15 +363,19 @@ impl StorageBackend for MemoryBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     const SECOND: u64 = 1_000_000;
 
+    /// All owners are in one shard, so that each of them meets the others.
     fn with_a_clock_to_set() -> (MemoryBackend, Arc<AtomicU64>) {
         let clock = Arc::new(AtomicU64::new(1_000 * SECOND));
-        let backend = MemoryBackend::with_clock({
+        let backend = MemoryBackend::with_clock(1, {
             let clock = Arc::clone(&clock);
             move || clock.load(Ordering::SeqCst)
         });
@@ -326,7 +397,7 @@ mod tests {
         let put = backend.put(&key, "old".into(), PutOptions::default());
         put.await.unwrap();
         let last = Version::from(Version::MAX.get() - 1);
-        backend.lock().owners.get_mut(&key.owner).unwrap().tasks.get_mut(&key.task).unwrap().version = last;
+        backend.shard(&key.owner).live(&key, 0).unwrap().version = last;
 
         let options = PutOptions::default();
         let written = backend.put_if_version(&key, "last".into(), options, last).await.unwrap();
@@ -376,10 +447,68 @@ mod tests {
         assert!(backend.delete(&key("deleting", "t1")).await.unwrap());
         clock.store(1_001 * SECOND, Ordering::SeqCst);
         backend.put(&key("other", "t1"), Bytes::new(), PutOptions::default()).await.unwrap();
-        assert_eq!(backend.lock().by_expiry.len(), 100 - DROPPED_BY_A_WRITE);
+        let held: usize = lock(&backend.shards[0]).owners.values().map(|owner| owner.by_expiry.len()).sum();
+        assert_eq!(held, 100 - DROPPED_BY_A_WRITE);
         assert_eq!(backend.cleanup_expired().await.unwrap(), 100 - DROPPED_BY_A_WRITE as u64);
-        let records = backend.lock();
-        assert_eq!(records.owners.keys().map(OwnerId::as_str).collect::<Vec<_>>(), ["other"]);
-        assert!(records.by_expiry.is_empty());
+        let shard = lock(&backend.shards[0]);
+        assert_eq!(shard.owners.keys().map(OwnerId::as_str).collect::<Vec<_>>(), ["other"]);
+        assert!(shard.by_first_expiry.is_empty());
+    }
+
+    /// An order that was emptied by hand stays empty as long as no write touches it.
+    #[tokio::test]
+    async fn an_order_that_a_write_does_not_change_is_not_touched() {
+        let (backend, _) = with_a_clock_to_set();
+        let (first, later) = (key("alice", "first"), key("alice", "later"));
+        backend.put(&first, Bytes::new(), after(1_000)).await.unwrap();
+        backend.shard(&first.owner).by_first_expiry.clear();
+        for options in [after(2_000), Expiry::Never.into(), after(3_000)] {
+            backend.put(&later, Bytes::new(), options).await.unwrap();
+        }
+        assert!(backend.delete(&later).await.unwrap());
+        backend.shard(&first.owner).owners.get_mut(&first.owner).unwrap().by_expiry.clear();
+        backend.put(&first, Bytes::new(), Expiry::Keep.into()).await.unwrap();
+        let shard = backend.shard(&first.owner);
+        assert!(shard.by_first_expiry.is_empty() && shard.owners[&first.owner].by_expiry.is_empty());
+    }
+
+    /// Every order is what it would be if it were made anew from the records.
+    fn assert_orders_hold(shard: &Shard, now_ms: u64) {
+        let mut first_expiries = BTreeSet::new();
+        for (id, owner) in &shard.owners {
+            assert!(!owner.tasks.is_empty());
+            let created = owner.tasks.iter().map(|(task, stored)| (stored.created_at, task.clone()));
+            assert_eq!(owner.by_creation, created.collect());
+            let expiring =
+                owner.tasks.iter().filter_map(|(task, stored)| Some((stored.expires_at?, task.clone())));
+            assert_eq!(owner.by_expiry, expiring.collect());
+            let due = owner.tasks.values().filter(|stored| !stored.is_live(now_ms));
+            assert_eq!(owner.due(now_ms).count(), due.count());
+            first_expiries.extend(owner.first_expiry().map(|at| (at, id.clone())));
+        }
+        assert_eq!(shard.by_first_expiry, first_expiries);
+    }
+
+    proptest! {
+        #[test]
+        fn the_orders_follow_every_write(calls in vec((0..3_u8, 95..99_u8, 0..9_u64, 0..3_000_u64), 1..60)) {
+            let (backend, clock) = with_a_clock_to_set();
+            // So many expire at once that calls meet some that no write has dropped yet.
+            for task in 0..99 {
+                backend.write(&key("0", &task.to_string()), Bytes::new(), after(1), None).unwrap();
+            }
+            for (owner, task, call, micros) in calls {
+                clock.fetch_add(micros, Ordering::SeqCst);
+                let key = key(&owner.to_string(), &task.to_string());
+                let put = |options| assert!(backend.write(&key, Bytes::new(), options, None).is_ok());
+                match call {
+                    0 => drop(backend.delete(&key).now_or_never()),
+                    1 => put(Expiry::Never.into()),
+                    2 => put(Expiry::Keep.into()),
+                    millis => put(after(millis)),
+                }
+                assert_orders_hold(&backend.shard(&key.owner), backend.now_ms());
+            }
+        }
     }
 }
