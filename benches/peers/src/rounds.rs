@@ -47,28 +47,31 @@ pub async fn alternate<const N: usize>(
     Ok(samples)
 }
 
-/// Makes `calls` calls with `in_flight` of them under way at a time, and gives the microseconds per call.
-pub async fn time<F, C>(calls: usize, in_flight: usize, call: C) -> Result<f64>
+/// The numbers of the calls that are still to be made, handed out one by one.
+pub struct Numbers {
+    next: Arc<AtomicUsize>,
+    end: usize,
+}
+
+impl Iterator for Numbers {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        (number < self.end).then_some(number)
+    }
+}
+
+/// Has `calls` calls made with `in_flight` of them under way at a time, and gives the microseconds per call. `worker`
+/// makes one call after the other as long as there are numbers; what it needs it clones once, before its first call.
+pub async fn time<F>(calls: usize, in_flight: usize, worker: impl Fn(Numbers) -> F) -> Result<f64>
 where
-    C: Fn(usize) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<()>> + Send,
+    F: Future<Output = Result<()>> + Send + 'static,
 {
-    let (call, next) = (Arc::new(call), Arc::new(AtomicUsize::new(0)));
+    let next = Arc::new(AtomicUsize::new(0));
+    let numbers = || Numbers { next: Arc::clone(&next), end: calls };
     let begun = Instant::now();
-    let workers: Vec<_> = (0..in_flight)
-        .map(|_| {
-            let (call, next) = (Arc::clone(&call), Arc::clone(&next));
-            tokio::spawn(async move {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= calls {
-                        return Ok::<(), anyhow::Error>(());
-                    }
-                    call(number).await?;
-                }
-            })
-        })
-        .collect();
+    let workers: Vec<_> = (0..in_flight).map(|_| tokio::spawn(worker(numbers()))).collect();
     for worker in workers {
         worker.await??;
     }

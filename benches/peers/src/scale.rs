@@ -10,7 +10,7 @@ use mcp_task_store::{
 use crate::contender::HOUR;
 use crate::record::{TYPICAL, record};
 use crate::report::short;
-use crate::rounds::time;
+use crate::rounds::{Numbers, time};
 use crate::server::Server;
 
 const RECORDS: usize = 1_000_000;
@@ -24,6 +24,31 @@ pub async fn run(divisor: usize) -> Result<()> {
         let backend = backend.connect(&server.url()).await?;
         println!("{records} records of {TYPICAL} bytes over {owners} owners, 64 calls in flight");
         figures(&server, &backend, records, owners).await?;
+        if owners == 1 {
+            expiry_of_the_index(&server).await?;
+        }
+    }
+    Ok(())
+}
+
+/// How long the server stands still when the index of one owner expires as a whole, and when another thread frees it.
+async fn expiry_of_the_index(server: &Server) -> Result<()> {
+    server.run::<String>(&["CONFIG", "SET", "latency-monitor-threshold", "1"])?;
+    for (key, lazily) in [("pmcp:exp:owner-0", "no"), ("pmcp:idx:owner-0", "yes")] {
+        server.run::<String>(&["CONFIG", "SET", "lazyfree-lazy-expire", lazily])?;
+        server.run::<i64>(&["LATENCY", "RESET"])?;
+        server.run::<i64>(&["PEXPIRE", key, "50"])?;
+        while server.run::<i64>(&["EXISTS", key])? == 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let events: Vec<Vec<redis::Value>> = server.run(&["LATENCY", "LATEST"])?;
+        let longest =
+            events.iter().filter_map(|event| redis::from_redis_value(event.get(3)?.clone()).ok()).max();
+        let text = match longest {
+            Some::<u64>(millis) => format!("{millis} ms"),
+            None => "under 1 ms".to_owned(),
+        };
+        say(&format!("one ordered set expires, lazyfree-lazy-expire {lazily}"), text);
     }
     Ok(())
 }
@@ -31,41 +56,43 @@ pub async fn run(divisor: usize) -> Result<()> {
 async fn figures(server: &Server, backend: &RedisBackend, records: usize, owners: usize) -> Result<()> {
     let key = move |number: usize| TaskKey::new(&format!("owner-{}", number % owners), &task(number));
     let empty = server.info("memory", "used_memory")?;
-    let of = backend.clone();
-    // The records of one owner that follow each other expire one after the other.
     let data = record("owner-0", TYPICAL, HOUR).1;
-    let per_call = time(records, 64, move |number| {
-        let (of, data) = (of.clone(), data.clone());
+    let worker = |numbers: Numbers| {
+        let (backend, data) = (backend.clone(), data.clone());
         async move {
-            of.put(&key(number)?, data, PutOptions::new(Expiry::After(HOUR))).await?;
+            for number in numbers {
+                backend.put(&key(number)?, data.clone(), PutOptions::new(Expiry::After(HOUR))).await?;
+            }
             Ok(())
         }
-    });
-    let per_call = per_call.await?;
-    say("puts a second", format!("{:.0}", 1e6 / per_call));
+    };
+    say("puts a second", format!("{:.0}", 1e6 / time(records, 64, worker).await?));
     let bytes = (server.info("memory", "used_memory")? - empty) / records as f64;
     say("bytes of Redis's memory a record", format!("{bytes:.0}"));
 
     let calls = (records / 5).min(200_000);
-    let (of, reads) = (backend.clone(), backend.clone());
     let spread = move |number: usize| number * 7_919 % records;
-    let swap = time(calls, 64, move |number| {
-        let of = of.clone();
+    let worker = |numbers: Numbers| {
+        let (backend, data) = (backend.clone(), data.clone());
         async move {
-            let (key, data) = (key(spread(number))?, record("owner-0", TYPICAL, HOUR).1);
-            of.put_if_version(&key, data, Expiry::Keep.into(), Version::FIRST).await?;
+            for number in numbers {
+                let key = key(spread(number))?;
+                backend.put_if_version(&key, data.clone(), Expiry::Keep.into(), Version::FIRST).await?;
+            }
             Ok(())
         }
-    });
-    say("compare-and-swaps a second", format!("{:.0}", 1e6 / swap.await?));
-    let get = time(calls, 64, move |number| {
-        let reads = reads.clone();
+    };
+    say("compare-and-swaps a second", format!("{:.0}", 1e6 / time(calls, 64, worker).await?));
+    let worker = |numbers: Numbers| {
+        let backend = backend.clone();
         async move {
-            reads.get(&key(spread(number))?).await?;
+            for number in numbers {
+                backend.get(&key(spread(number))?).await?;
+            }
             Ok(())
         }
-    });
-    say("gets a second", format!("{:.0}", 1e6 / get.await?));
+    };
+    say("gets a second", format!("{:.0}", 1e6 / time(calls, 64, worker).await?));
     for command in ["eval", "hmget"] {
         let (calls, micros) = server.command_stats(command)?;
         say(&format!("microseconds of the server an {command}"), short(micros / calls));

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -160,85 +160,103 @@ impl InProcess<'_> {
         let (backend, keys) = self.runtime.block_on(store.fill())?;
         let keys = Arc::new(keys);
         let config = StoreConfig::new().max_tasks_per_owner(1_000_000_000);
-        let next = Arc::new(AtomicUsize::new(0));
         match work {
-            Work::Put => {
-                // Each batch goes into a store as it was at first, and is taken out again outside the time.
-                self.time(tasks, move |runtime, calls| {
-                    let mut took = Duration::ZERO;
-                    for begin in (0..calls).step_by(BATCH) {
-                        let batch = BATCH.min(calls - begin);
-                        let new: Vec<_> = (0..batch)
-                            .map(|number| {
-                                let owner = format!("owner-{}", number % store.owners);
-                                TaskKey::new(&owner, &format!("new-{number}")).expect("legal ids")
-                            })
-                            .collect();
-                        let new = Arc::new(new);
-                        let (of, keys) = (Arc::clone(&backend), Arc::clone(&new));
-                        took += spread(runtime, tasks, batch, move |number| {
-                            let (of, keys) = (Arc::clone(&of), Arc::clone(&keys));
-                            async move { of.put(&keys[number], data(), options()).await.map(drop) }
-                        });
-                        runtime.block_on(async {
-                            for key in new.iter() {
-                                backend.delete(key).await.expect("a delete");
-                            }
-                        });
+            Work::Put => self.batches(tasks, Arc::clone(&backend), move |batch| {
+                let new = |number: usize| {
+                    TaskKey::new(&format!("owner-{}", number % store.owners), &format!("new-{number}"))
+                };
+                let keys: Arc<Vec<TaskKey>> =
+                    Arc::new((0..batch).map(|number| new(number).expect("legal ids")).collect());
+                let of = Arc::clone(&backend);
+                move |numbers: Numbers| {
+                    let (of, keys) = (Arc::clone(&of), Arc::clone(&keys));
+                    async move {
+                        let mut made = Vec::with_capacity(numbers.len());
+                        for number in numbers {
+                            of.put(&keys[number], data(), options()).await?;
+                            made.push(keys[number].clone());
+                        }
+                        Ok(made)
                     }
-                    took
+                }
+            }),
+            Work::Create => {
+                let of = TaskStore::with_config(Arc::clone(&backend), config);
+                let owners: Arc<Vec<OwnerId>> =
+                    Arc::new((0..store.owners).map(|of| keys[of].owner.clone()).collect());
+                self.batches(tasks, backend, move |_| {
+                    let (of, owners) = (of.clone(), Arc::clone(&owners));
+                    move |numbers: Numbers| {
+                        let (of, owners) = (of.clone(), Arc::clone(&owners));
+                        async move {
+                            let mut made = Vec::with_capacity(numbers.len());
+                            for number in numbers {
+                                let owner = &owners[number % owners.len()];
+                                made.push(of.create(owner, NewTask::new("tools/call")).await?.key);
+                            }
+                            Ok(made)
+                        }
+                    }
                 })
             }
             Work::Swap => {
                 let versions: Arc<Vec<_>> = Arc::new((0..keys.len()).map(|_| AtomicU64::new(1)).collect());
-                self.calls(tasks, move |_| {
+                self.calls(tasks, move |numbers| {
                     let (of, keys, versions) =
                         (Arc::clone(&backend), Arc::clone(&keys), Arc::clone(&versions));
-                    let at = next.fetch_add(1, Ordering::Relaxed) % keys.len();
                     async move {
-                        let expected = Version::from(versions[at].fetch_add(1, Ordering::Relaxed));
-                        // With several tasks one may come before its turn: a conflict, which costs as much.
-                        let _ = of.put_if_version(&keys[at], data(), Expiry::Keep.into(), expected).await;
-                        Ok::<_, std::convert::Infallible>(())
+                        for number in numbers {
+                            let at = number % keys.len();
+                            let expected = Version::from(versions[at].fetch_add(1, Ordering::Relaxed));
+                            of.put_if_version(&keys[at], data(), Expiry::Keep.into(), expected).await?;
+                        }
+                        Ok(())
                     }
                 })
             }
-            Work::Get => self.calls(tasks, move |number| {
+            Work::Get => self.calls(tasks, move |numbers| {
                 let (of, keys) = (Arc::clone(&backend), Arc::clone(&keys));
-                async move { of.get(&keys[number * 7_919 % keys.len()]).await.map(drop) }
+                async move {
+                    for number in numbers {
+                        of.get(&keys[number * 7_919 % keys.len()]).await?;
+                    }
+                    Ok(())
+                }
             }),
-            Work::Page => self.calls(tasks, move |number| {
-                let (of, owner) = (Arc::clone(&backend), keys[number % keys.len()].owner.clone());
-                async move { of.list(&owner, PageRequest::new(20)).await.map(drop) }
+            Work::Page => self.calls(tasks, move |numbers| {
+                let (of, keys) = (Arc::clone(&backend), Arc::clone(&keys));
+                async move {
+                    for number in numbers {
+                        of.list(&keys[number % keys.len()].owner, PageRequest::new(20)).await?;
+                    }
+                    Ok(())
+                }
             }),
-            Work::Create => {
-                let tasks_of = TaskStore::with_config(backend, config);
-                let owners = store.owners;
-                let owners: Vec<OwnerId> = (0..owners).map(|of| keys[of].owner.clone()).collect();
-                self.calls(tasks, move |number| {
-                    let (store, owner) = (tasks_of.clone(), owners[number % owners.len()].clone());
-                    async move { store.create(&owner, NewTask::new("tools/call")).await.map(drop) }
-                })
-            }
             Work::UpdateByKey | Work::UpdateByCopy => {
                 let store = TaskStore::with_config(Arc::new(MemoryBackend::new()), config);
+                // So many that no two tasks are at one of them.
                 let mut created = Vec::new();
                 for number in 0..512 {
                     let owner = OwnerId::try_from(format!("owner-{number}"))?;
                     created.push(self.runtime.block_on(store.create(&owner, NewTask::new("tools/call")))?);
                 }
-                let created: Arc<Vec<_>> =
-                    Arc::new(created.into_iter().map(tokio::sync::Mutex::new).collect());
+                let created = Arc::new(created);
                 let by_copy = matches!(work, Work::UpdateByCopy);
-                self.calls(tasks, move |number| {
+                self.calls(tasks, move |numbers: Numbers| {
                     let (store, created) = (store.clone(), Arc::clone(&created));
                     async move {
-                        let mut held = created[number % created.len()].lock().await;
-                        *held = match by_copy {
-                            true => store.set_status_message(&*held, "frame 7 of 240").await?,
-                            false => store.set_status_message(&held.key, "frame 7 of 240").await?,
-                        };
-                        Ok::<_, mcp_task_store::TaskError>(())
+                        let mut held: Vec<_> = Vec::new();
+                        for at in (numbers.start..created.len()).step_by(numbers.step) {
+                            held.push(store.get(&created[at].key).await?);
+                        }
+                        for number in 0..numbers.len() {
+                            let at = number % held.len();
+                            held[at] = match by_copy {
+                                true => store.set_status_message(&held[at], "frame 7 of 240").await?,
+                                false => store.set_status_message(&held[at].key, "frame 7 of 240").await?,
+                            };
+                        }
+                        Ok(())
                     }
                 })
             }
@@ -246,13 +264,39 @@ impl InProcess<'_> {
     }
 
     /// Times calls that may be repeated without end.
-    fn calls<F, C, E>(&mut self, tasks: usize, call: C) -> Result<f64>
+    fn calls<F>(&mut self, tasks: usize, worker: impl Fn(Numbers) -> F) -> Result<f64>
     where
-        C: Fn(usize) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Result<(), E>> + Send,
-        E: std::fmt::Debug + Send + 'static,
+        F: Future<Output = Result<()>> + Send + 'static,
     {
-        self.time(tasks, move |runtime, calls| spread(runtime, tasks, calls, call.clone()))
+        self.time(tasks, |runtime, calls| spread(runtime, tasks, calls, &worker).0)
+    }
+
+    /// Times calls that make records, which are taken out again outside the time. `worker` is told how many at the
+    /// most come before that.
+    fn batches<F, W>(
+        &mut self,
+        tasks: usize,
+        backend: Arc<MemoryBackend>,
+        worker: impl Fn(usize) -> W,
+    ) -> Result<f64>
+    where
+        W: Fn(Numbers) -> F,
+        F: Future<Output = Result<Vec<TaskKey>>> + Send + 'static,
+    {
+        self.time(tasks, |runtime, calls| {
+            let mut all = Duration::ZERO;
+            for begin in (0..calls).step_by(BATCH) {
+                let batch = BATCH.min(calls - begin);
+                let (took, made) = spread(runtime, tasks, batch, &worker(batch));
+                all += took;
+                runtime.block_on(async {
+                    for key in made.iter().flatten() {
+                        backend.delete(key).await.expect("a delete");
+                    }
+                });
+            }
+            all
+        })
     }
 
     fn time(&mut self, tasks: usize, mut run: impl FnMut(&Runtime, usize) -> Duration) -> Result<f64> {
@@ -271,33 +315,50 @@ impl InProcess<'_> {
     }
 }
 
-/// Makes the calls from so many tasks, and gives the time until the last has ended.
-fn spread<F, E>(
+/// The numbers of one task's calls: every so many, from its own number on.
+struct Numbers {
+    start: usize,
+    end: usize,
+    step: usize,
+}
+
+impl Iterator for Numbers {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let number = self.start;
+        self.start += self.step;
+        (number < self.end).then_some(number)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.end.saturating_sub(self.start).div_ceil(self.step);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Numbers {}
+
+/// Has the calls made from so many tasks, and gives the time until the last has ended, with what each gave.
+fn spread<F, T>(
     runtime: &Runtime,
     tasks: usize,
     calls: usize,
-    call: impl Fn(usize) -> F + Send + Sync + 'static,
-) -> Duration
+    worker: &impl Fn(Numbers) -> F,
+) -> (Duration, Vec<T>)
 where
-    F: Future<Output = Result<(), E>> + Send,
-    E: std::fmt::Debug + Send + 'static,
+    F: Future<Output = Result<T>> + Send + 'static,
+    T: Send + 'static,
 {
-    let call = Arc::new(call);
     runtime.block_on(async {
         let begun = Instant::now();
         let workers: Vec<_> = (0..tasks)
-            .map(|task| {
-                let call = Arc::clone(&call);
-                tokio::spawn(async move {
-                    for number in (task..calls).step_by(tasks) {
-                        call(number).await.expect("a call that succeeds");
-                    }
-                })
-            })
+            .map(|start| tokio::spawn(worker(Numbers { start, end: calls, step: tasks })))
             .collect();
+        let mut given = Vec::with_capacity(tasks);
         for worker in workers {
-            worker.await.expect("a task that ends");
+            given.push(worker.await.expect("a task that ends").expect("calls that succeed"));
         }
-        begun.elapsed()
+        (begun.elapsed(), given)
     })
 }

@@ -8,7 +8,7 @@ use crate::bench::Bench;
 use crate::contender::Contender;
 use crate::record::{TYPICAL, record};
 use crate::report::{Report, Row, Wanted, thousands};
-use crate::rounds::time;
+use crate::rounds::{Numbers, time};
 
 /// Time enough to write all records and look at the memory before the first one goes.
 const TTL: Duration = Duration::from_secs(8);
@@ -73,14 +73,16 @@ fn used(bench: &Bench) -> Result<f64> {
 }
 
 async fn write<C: Contender>(contender: &C, count: usize, owners: usize) -> Result<()> {
-    let contender = contender.clone();
-    let call = move |number: usize| {
+    let worker = |numbers: Numbers| {
         let contender = contender.clone();
         async move {
-            let owner = format!("owner-{}", number % owners);
-            let (task, data) = record(&owner, TYPICAL, TTL);
-            contender.put(&C::key(&owner, &task), data, TTL).await
+            for number in numbers {
+                let owner = format!("owner-{}", number % owners);
+                let (task, data) = record(&owner, TYPICAL, TTL);
+                contender.put(&C::key(&owner, &task), data, TTL).await?;
+            }
+            Ok(())
         }
     };
-    time(count, 64, call).await.map(drop)
+    time(count, 64, worker).await.map(drop)
 }

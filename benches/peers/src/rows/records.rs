@@ -6,10 +6,12 @@ use crate::bench::Bench;
 use crate::contender::{Contender, HOUR};
 use crate::record::{Records, TYPICAL, records};
 use crate::report::{Report, Row, Wanted, micros};
-use crate::rounds::{Samples, alternate, time};
+use crate::rounds::{Numbers, Samples, alternate, time};
 
 const OWNERS: usize = 64;
 const IN_FLIGHT: usize = 64;
+/// How often each record is replaced in a round.
+const SWAPS: u64 = 3;
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("calls on one record");
@@ -57,43 +59,52 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
 async fn round<C: Contender>(bench: &Bench, contender: &C) -> Result<[f64; 4]> {
     bench.server.clear()?;
     let records = records::<C>(bench.form.count(20_000), OWNERS, TYPICAL, HOUR);
+    let put = put(contender, &records, IN_FLIGHT).await?;
+    let mut swaps = 0.0;
+    for version in 1..=SWAPS {
+        swaps += swap(contender, &records, IN_FLIGHT, version).await?;
+    }
     Ok([
-        put(contender, &records, IN_FLIGHT).await?,
-        swap(contender, &records, IN_FLIGHT, 1).await?,
-        get(contender, &records, IN_FLIGHT, records.len()).await?,
-        get(contender, &records, 1, bench.form.count(3_000)).await?,
+        put,
+        swaps / SWAPS as f64,
+        get(contender, &records, IN_FLIGHT, 3 * records.len()).await?,
+        get(contender, &records, 1, bench.form.count(4_000)).await?,
     ])
 }
 
 /// Microseconds per put.
 pub async fn put<C: Contender>(contender: &C, records: &Records<C>, in_flight: usize) -> Result<f64> {
-    let (contender, of) = (contender.clone(), records.clone());
-    let call = move |number: usize| {
-        let (contender, of) = (contender.clone(), of.clone());
+    let worker = |numbers: Numbers| {
+        let (contender, records) = (contender.clone(), records.clone());
         async move {
-            let (key, data) = &of[number];
-            contender.put(key, data.clone(), HOUR).await
+            for number in numbers {
+                let (key, data) = &records[number];
+                contender.put(key, data.clone(), HOUR).await?;
+            }
+            Ok(())
         }
     };
-    time(records.len(), in_flight, call).await
+    time(records.len(), in_flight, worker).await
 }
 
-/// Microseconds per compare-and-swap of records at this version.
+/// Microseconds per compare-and-swap, each record once, from this version on.
 pub async fn swap<C: Contender>(
     contender: &C,
     records: &Records<C>,
     in_flight: usize,
     version: u64,
 ) -> Result<f64> {
-    let (contender, of) = (contender.clone(), records.clone());
-    let call = move |number: usize| {
-        let (contender, of) = (contender.clone(), of.clone());
+    let worker = |numbers: Numbers| {
+        let (contender, records) = (contender.clone(), records.clone());
         async move {
-            let (key, data) = &of[number];
-            contender.swap(key, data.clone(), version).await
+            for number in numbers {
+                let (key, data) = &records[number];
+                contender.swap(key, data.clone(), version).await?;
+            }
+            Ok(())
         }
     };
-    time(records.len(), in_flight, call).await
+    time(records.len(), in_flight, worker).await
 }
 
 /// Microseconds per get.
@@ -103,15 +114,16 @@ pub async fn get<C: Contender>(
     in_flight: usize,
     calls: usize,
 ) -> Result<f64> {
-    let (contender, of) = (contender.clone(), records.clone());
-    let call = move |number: usize| {
-        let (contender, of) = (contender.clone(), of.clone());
+    let worker = |numbers: Numbers| {
+        let (contender, records) = (contender.clone(), records.clone());
         async move {
-            let (key, data) = &of[number % of.len()];
-            let length = contender.get(key).await?;
-            anyhow::ensure!(length == data.len(), "another record was read");
+            for number in numbers {
+                let (key, data) = &records[number % records.len()];
+                let length = contender.get(key).await?;
+                anyhow::ensure!(length == data.len(), "another record was read");
+            }
             Ok(())
         }
     };
-    time(calls, in_flight, call).await
+    time(calls, in_flight, worker).await
 }

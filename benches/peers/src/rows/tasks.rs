@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::bench::Bench;
 use crate::report::{Report, Row, Wanted, micros};
-use crate::rounds::{alternate, time};
+use crate::rounds::{Numbers, alternate, time};
 
 const TASKS: usize = 64;
 const IN_FLIGHT: usize = 64;
@@ -65,14 +65,16 @@ async fn update_by_key(bench: &Bench, calls: usize, in_flight: usize) -> Result<
     let store = TaskStore::new(bench.ours.0.clone());
     let keys: Arc<Vec<TaskKey>> =
         Arc::new(our_tasks(&store).await?.into_iter().map(|task| task.key).collect());
-    let call = move |number: usize| {
+    let worker = |numbers: Numbers| {
         let (store, keys) = (store.clone(), Arc::clone(&keys));
         async move {
-            store.set_status_message(&keys[number % TASKS], status(number)).await?;
+            for number in numbers {
+                store.set_status_message(&keys[number % TASKS], status(number)).await?;
+            }
             Ok(())
         }
     };
-    time(calls, in_flight, call).await
+    time(calls, in_flight, worker).await
 }
 
 /// Microseconds per update of the task as the call before returned it.
@@ -80,15 +82,17 @@ async fn update_by_copy(bench: &Bench, calls: usize, in_flight: usize) -> Result
     let store = TaskStore::new(bench.ours.0.clone());
     let held: Vec<_> = our_tasks(&store).await?.into_iter().map(Mutex::new).collect();
     let held = Arc::new(held);
-    let call = move |number: usize| {
+    let worker = |numbers: Numbers| {
         let (store, held) = (store.clone(), Arc::clone(&held));
         async move {
-            let mut task = held[number % TASKS].lock().await;
-            *task = store.set_status_message(&*task, status(number)).await?;
+            for number in numbers {
+                let mut task = held[number % TASKS].lock().await;
+                *task = store.set_status_message(&*task, status(number)).await?;
+            }
             Ok(())
         }
     };
-    time(calls, in_flight, call).await
+    time(calls, in_flight, worker).await
 }
 
 async fn their_task(store: &Theirs, owner: &str) -> Result<String> {
@@ -107,16 +111,18 @@ async fn update_peer(bench: &Bench, calls: usize, in_flight: usize) -> Result<f6
         tasks.push(Mutex::new((their_task(&store, &owner).await?, owner)));
     }
     let tasks = Arc::new(tasks);
-    let call = move |number: usize| {
+    let worker = |numbers: Numbers| {
         let (store, tasks) = (Arc::clone(&store), Arc::clone(&tasks));
         async move {
-            // As this crate does, writers of one task take turns: the peer would fail otherwise.
-            let task = tasks[number % TASKS].lock().await;
-            store.set_status_message(&task.0, &task.1, Some(status(number))).await?;
+            for number in numbers {
+                // As with this crate, writers of one task take turns: the peer would fail otherwise.
+                let task = tasks[number % TASKS].lock().await;
+                store.set_status_message(&task.0, &task.1, Some(status(number))).await?;
+            }
             Ok(())
         }
     };
-    time(calls, in_flight, call).await
+    time(calls, in_flight, worker).await
 }
 
 /// What became of racing updates.
