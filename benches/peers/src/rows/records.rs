@@ -74,32 +74,34 @@ async fn round<C: Contender>(bench: &Bench, contender: &C) -> Result<[f64; 4]> {
 
 /// Microseconds per put.
 pub async fn put<C: Contender>(contender: &C, records: &Records<C>, in_flight: usize) -> Result<f64> {
-    let worker = |numbers: Numbers| {
-        let (contender, records) = (contender.clone(), records.clone());
-        async move {
-            for number in numbers {
-                let (key, data) = &records[number];
-                contender.put(key, data.clone(), HOUR).await?;
-            }
-            Ok(())
-        }
-    };
-    time(records.len(), in_flight, worker).await
+    write(contender, records, in_flight, None).await
 }
 
-/// Microseconds per compare-and-swap, each record once, from this version on.
+/// Microseconds per compare-and-swap of each record, all of which are at this version.
 pub async fn swap<C: Contender>(
     contender: &C,
     records: &Records<C>,
     in_flight: usize,
     version: u64,
 ) -> Result<f64> {
+    write(contender, records, in_flight, Some(version)).await
+}
+
+async fn write<C: Contender>(
+    contender: &C,
+    records: &Records<C>,
+    in_flight: usize,
+    over: Option<u64>,
+) -> Result<f64> {
     let worker = |numbers: Numbers| {
         let (contender, records) = (contender.clone(), records.clone());
         async move {
             for number in numbers {
                 let (key, data) = &records[number];
-                contender.swap(key, data.clone(), version).await?;
+                match over {
+                    None => contender.put(key, data.clone(), HOUR).await?,
+                    Some(version) => contender.swap(key, data.clone(), version).await?,
+                }
             }
             Ok(())
         }
