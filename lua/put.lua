@@ -58,9 +58,9 @@ else
   end
   -- Most often all records of the owner are live and go before this one does: then all expire, this one last, and
   -- there is nothing to drop.
-  local expiring, last, due = count, 0, {}
-  if not ends or count ~= call('ZCOUNT', exp, '(' .. now_ms, expires_at) then
-    expiring, last = call('ZCARD', exp), last_but(id)
+  local expiring, last, due = call('ZCARD', exp), 0, {}
+  if not ends or count ~= expiring or count ~= call('ZCOUNT', exp, '(' .. now_ms, expires_at) then
+    last = last_but(id)
     for _, other in ipairs(call('ZRANGE', exp, '-inf', now_ms, 'BYSCORE', 'LIMIT', 0, 32)) do
       if other ~= id then due[#due + 1] = other end
     end

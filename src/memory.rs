@@ -3,6 +3,7 @@
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,7 +20,7 @@ use crate::{
 /// Into how many shards the owners are spread, so that few calls wait for one another.
 const SHARDS: usize = 16;
 
-/// How many expired records of its shard one write drops at most, so that no write pays for a mass expiry.
+/// How many expired records of a shard one insert drops at most, so that none pays for a mass expiry.
 const DROPPED_BY_A_WRITE: usize = 32;
 
 /// Keeps records in the memory of this process: for tests, examples, and servers whose tasks need not
@@ -46,6 +47,8 @@ pub struct MemoryBackend {
     /// Says which shard an owner is in; seeded at random, so that nobody can choose ids that crowd one.
     hasher: RandomState,
     max_value_bytes: usize,
+    /// Which shard the next insert looks into beside its own.
+    next_swept: AtomicUsize,
     /// Microseconds since the epoch.
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
 }
@@ -194,8 +197,13 @@ impl MemoryBackend {
 
     fn with_clock(shards: usize, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         let shards = (0..shards).map(|_| Mutex::default()).collect();
-        let hasher = RandomState::new();
-        Self { shards, hasher, max_value_bytes: DEFAULT_MAX_VALUE_BYTES, clock: Box::new(clock) }
+        Self {
+            shards,
+            hasher: RandomState::new(),
+            max_value_bytes: DEFAULT_MAX_VALUE_BYTES,
+            next_swept: AtomicUsize::new(0),
+            clock: Box::new(clock),
+        }
     }
 
     fn now_ms(&self) -> u64 {
@@ -205,6 +213,15 @@ impl MemoryBackend {
     /// All that a call on one owner locks.
     fn shard(&self, owner: &OwnerId) -> MutexGuard<'_, Shard> {
         lock(&self.shards[self.hasher.hash_one(owner) as usize % self.shards.len()])
+    }
+
+    /// Drops expired records of the next shard in turn, so that those of owners who write no more go too. One that is
+    /// in use is left to a later insert: two inserts that waited for each other's shard would wait for ever.
+    fn sweep_another(&self, now_ms: u64) {
+        let next = self.next_swept.fetch_add(1, Ordering::Relaxed) % self.shards.len();
+        if let Ok(mut shard) = self.shards[next].try_lock() {
+            shard.drop_expired(now_ms, DROPPED_BY_A_WRITE);
+        }
     }
 
     /// Both writes: `expected` is `None` for an unconditional one.
@@ -258,6 +275,7 @@ impl MemoryBackend {
                 let created_at = newest.map_or(now_us, |(newest, _)| now_us.max(newest + 1));
                 let (version, expires_at) = (Version::FIRST, expiry_after(None));
                 shard.drop_expired(now_ms, DROPPED_BY_A_WRITE);
+                self.sweep_another(now_ms);
                 let stored = Stored { data, version, expires_at, created_at };
                 shard.change(&key.owner, |owner| owner.insert(&key.task, stored));
                 (version, expires_at)
@@ -367,7 +385,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
     use std::time::Duration;
 
     const SECOND: u64 = 1_000_000;
@@ -453,6 +471,23 @@ mod tests {
         let shard = lock(&backend.shards[0]);
         assert_eq!(shard.owners.keys().map(OwnerId::as_str).collect::<Vec<_>>(), ["other"]);
         assert!(shard.by_first_expiry.is_empty());
+    }
+
+    #[tokio::test]
+    async fn inserts_of_one_owner_drop_what_has_expired_of_all_others() {
+        let clock = Arc::new(AtomicU64::new(1_000 * SECOND));
+        let backend = MemoryBackend::with_clock(SHARDS, {
+            let clock = Arc::clone(&clock);
+            move || clock.load(Ordering::SeqCst)
+        });
+        for owner in 0..200 {
+            backend.put(&key(&owner.to_string(), "t1"), Bytes::new(), after(10)).await.unwrap();
+        }
+        clock.store(1_001 * SECOND, Ordering::SeqCst);
+        for task in 0..2 * SHARDS {
+            backend.put(&key("alice", &task.to_string()), Bytes::new(), after(10)).await.unwrap();
+        }
+        assert_eq!(backend.shards.iter().map(|shard| lock(shard).owners.len()).sum::<usize>(), 1);
     }
 
     /// An order that was emptied by hand stays empty as long as no write touches it.

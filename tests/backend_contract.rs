@@ -890,6 +890,32 @@ mod on_redis {
         assert!(held.windows(2).all(|pair| pair[0] - pair[1] <= 31), "{held:?}");
     }
 
+    /// As the migration of a slot may leave it, which gives each key a lifetime of its own.
+    #[tokio::test]
+    async fn members_that_are_left_in_one_key_of_the_index_only_are_told_from_records() {
+        let store = open().await;
+        let mut last = None;
+        for task in 0..5 {
+            let key = key("alice", &task.to_string());
+            last = last.max(store.put(&key, "data".into(), after_ms(300)).await.unwrap().expires_at);
+        }
+        let _: i64 = redis(&store).run(&["PERSIST", "{}:exp:alice"]);
+        let _: i64 = redis(&store).run(&["DEL", "{}:idx:alice"]);
+        store.until(last.unwrap()).await;
+
+        // One of them comes back, and the index goes with it all the same.
+        let written = store.put(&key("alice", "0"), "data".into(), after_ms(300)).await.unwrap();
+        assert_eq!(written.version, Version::FIRST);
+        assert_eq!(redis(&store).run::<i64>(&["ZCARD", "{}:exp:alice"]), 1, "the due ones are dropped");
+        let idx: i64 = redis(&store).run(&["PTTL", "{}:idx:alice"]);
+        let exp: i64 = redis(&store).run(&["PTTL", "{}:exp:alice"]);
+        assert!((1..=300).contains(&idx) && (1..=300).contains(&exp), "{idx} {exp}");
+        let full = store.put(&key("alice", "new"), "data".into(), in_an_hour().quota(1)).await;
+        assert_refused!(full, StorageError::CapacityExceeded { .. });
+        store.until(written.expires_at.unwrap()).await;
+        assert!(redis(&store).keys().is_empty());
+    }
+
     #[tokio::test]
     async fn cleanup_does_nothing_and_says_0() {
         let store = open().await;

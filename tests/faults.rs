@@ -475,6 +475,20 @@ async fn a_server_that_turned_out_to_be_a_replica_is_connected_to_anew() {
     backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
 }
 
+/// A connection that says by itself that it was closed is not given to a call, however short it lived.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_closed_soon_after_it_was_made_fails_no_call() {
+    let server = Server::start(&[]);
+    let backend = connect(&server.url()).await;
+    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
+    for _ in 0..5 {
+        let _: i64 = command(&mut server.connection(), ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        // Nothing shows from outside that the other end has noticed.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        backend.get(&key("alice", "t1")).await.unwrap();
+    }
+}
+
 /// Otherwise a server that lets nobody stay would be connected to for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_did_not_live_long_is_made_anew_by_the_next_call_only() {

@@ -105,7 +105,7 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
     }
 
     // Writes are one EVAL each. The first keeps an expiry and touches no key but the hash.
-    let (read, index) = (["HEXISTS", "HMGET"], ["ZCARD", "ZCOUNT", "ZCOUNT"]);
+    let (read, index) = (["HEXISTS", "HMGET"], ["ZCARD", "ZCOUNT", "ZCARD", "ZCOUNT"]);
     let entered = ["ZADD", "ZADD", "PEXPIREAT", "PEXPIREAT"];
     let sent = sent!(backend.put(&t1, "data".into(), in_an_hour().quota(100)));
     assert_eq!(sent.len(), 1, "{sent:?}");

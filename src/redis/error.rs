@@ -38,13 +38,17 @@ const NOT_PERMITTED: Class =
 /// Words in an error's text, and what they mean. Most are codes. A script's `redis.call` may wrap the code
 /// into the text of another one (6.2: `ERR Error running script … @user_script: 1: -OOM …`), and what a
 /// script may not do has no code on any version, so each is looked for anywhere in the text.
-const WORDS: [(&str, Class); 23] = [
+const WORDS: [(&str, Class); 24] = [
     ("OOM ", Class::OutOfMemory),
     ("WRONGTYPE ", Class::WrongType),
     ("READONLY ", Class::Unavailable("the server is a read-only replica; connect to the master")),
     ("LOADING ", Class::Unavailable("the server is loading its data; try again when it is done")),
     ("CLUSTERDOWN ", Class::Unavailable("the cluster is down or does not serve the key's slot")),
     ("TRYAGAIN ", Class::Unavailable("the key's slot is being migrated; try again when it is done")),
+    (
+        "non local key in a cluster node",
+        Class::Unavailable("the key's slot is being migrated; try again when it is done"),
+    ),
     ("MASTERDOWN ", Class::Unavailable("the replica has lost its master")),
     ("MISCONF ", Class::Unavailable("the server cannot save its data and refuses writes; see its log")),
     ("NOREPLICAS ", Class::Unavailable("the server has fewer replicas than it wants for a write")),
@@ -316,6 +320,10 @@ mod tests {
     )]
     #[case::readonly_6_2(
         "ERR Error running script (call to f_3c0): @user_script:12: -READONLY You can't write against a read only replica.",
+        "Unavailable"
+    )]
+    #[case::slot_in_migration(
+        "ERR Script attempted to access a non local key in a cluster node script: 3c0, on @user_script:9.",
         "Unavailable"
     )]
     #[case::acl_6_2(

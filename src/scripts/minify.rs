@@ -83,7 +83,6 @@ fn short_names<'a>(words: &[&'a str]) -> HashMap<&'a str, String> {
     let mut words = words.iter().copied().peekable();
     while let Some(word) = words.next() {
         // Behind `local` and `for` stands a list of names, behind `function` one in parentheses.
-        let is_list = |word: &str| word == "," || word.starts_with(is_word);
         match word {
             "local" => {
                 if words.next_if_eq(&"function").is_some() {
@@ -95,16 +94,26 @@ fn short_names<'a>(words: &[&'a str]) -> HashMap<&'a str, String> {
             "function" => drop(words.next_if_eq(&"(")),
             _ => continue,
         }
-        while let Some(word) = words.next_if(|word| is_list(word) && *word != "in") {
-            if word != "," {
-                add(&mut names, word);
+        while let Some(name) = words.next_if(|word| word.starts_with(is_word)) {
+            add(&mut names, name);
+            if words.next_if_eq(&",").is_none() {
+                break;
             }
         }
     }
     names
 }
 
+/// Names that mean something where they are not local. They stay as they are, local or not.
+const GLOBALS: [&str; 16] = [
+    "ARGV", "KEYS", "cjson", "error", "ipairs", "math", "next", "pairs", "pcall", "redis", "select",
+    "string", "table", "tonumber", "type", "unpack",
+];
+
 fn add<'a>(names: &mut HashMap<&'a str, String>, name: &'a str) {
+    if GLOBALS.contains(&name) {
+        return;
+    }
     const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
     let number = names.len();
     names.entry(name).or_insert_with(|| {
@@ -135,6 +144,8 @@ mod tests {
     #[case::function("local f = function(x, y) end", "local a=function(b,c)end")]
     #[case::loops("for i, id in ipairs(all) do use(i, id) end", "for a,b in ipairs(all)do use(a,b)end")]
     #[case::counting("for i = 1, 2 do use(i) end", "for a=1,2 do use(a)end")]
+    #[case::no_value("if x then local late end", "if x then local a end")]
+    #[case::a_global_made_local("local type, floor = type, math.floor", "local type,a=type,math.floor")]
     #[case::methods("local find = s:find('%d')", "local a=s:find('%d')")]
     #[case::same_name_in_two_scopes(
         "do local x = 1 end\ndo local x = y end",

@@ -127,5 +127,6 @@ pub(super) fn encode(task: &Task) -> Result<Bytes, TaskError> {
     let unwritable = |source| TaskError::Unreadable { task: task.task_id.clone(), source };
     let mut json = Vec::with_capacity(TYPICAL_BYTES);
     serde_json::to_writer(&mut json, task).map_err(unwritable)?;
-    Ok(Bytes::from(json))
+    // An engine that keeps the bytes is not to keep the room that was left.
+    Ok(Bytes::from(json.into_boxed_slice()))
 }

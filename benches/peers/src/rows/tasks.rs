@@ -148,29 +148,30 @@ const UPDATES: usize = 100;
 
 async fn races(bench: &Bench, report: &mut Report) -> Result<()> {
     let updates = bench.form.count(UPDATES * WRITERS) / WRITERS;
-    for (processes, where_) in [(1, "in one process"), (4, "in four processes")] {
-        bench.step(&format!("racing updates {where_}"));
-        let ours = race(bench, processes, updates).await?;
-        let peer = if processes == 1 { race_peer(bench, updates).await?.to_string() } else { String::new() };
+    for (stores, through) in [(1, "through one store"), (4, "through four stores")] {
+        bench.step(&format!("racing updates {through}"));
+        let ours = race(bench, stores, updates).await?;
+        let peer = if stores == 1 { race_peer(bench, updates).await?.to_string() } else { String::new() };
         let not_there = (ours.failed + ours.lost) as f64;
-        let row = Row::new(format!("{WRITERS} tasks x {updates} racing updates of one record, {where_}"));
+        let row = Row::new(format!("{WRITERS} tasks x {updates} racing updates of one record, {through}"));
         let row = row.ours(&ours).peer(peer);
         report.add(row.figure(&format!("{not_there} failed or lost"), not_there, Some(Wanted::AtMost(0.0))));
     }
     Ok(())
 }
 
-/// Each of 16 writers counts up a variable of its own in one task. A process is a store with its own connection.
-async fn race(bench: &Bench, processes: usize, updates: usize) -> Result<Race> {
+/// Each of 16 writers counts up a variable of its own in one task. Stores with connections of their own do not know
+/// of each other, as in processes of their own.
+async fn race(bench: &Bench, count: usize, updates: usize) -> Result<Race> {
     bench.server.clear()?;
-    let mut stores = Vec::with_capacity(processes);
-    for _ in 0..processes {
+    let mut stores = Vec::with_capacity(count);
+    for _ in 0..count {
         stores.push(TaskStore::new(RedisBackend::connect(&bench.server.url()).await?));
     }
     let key = stores[0].create(&OwnerId::try_from("alice")?, new_task()).await?.key;
     let (first, task) = (stores[0].clone(), key.clone());
     let race = run(bench, "eval", updates, move |writer, number| {
-        let (store, key) = (stores[writer % processes].clone(), key.clone());
+        let (store, key) = (stores[writer % count].clone(), key.clone());
         async move { store.set_variables(&key, [(variable(writer), json!(number))]).await.is_ok() }
     });
     let race = race.await?;
