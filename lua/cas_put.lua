@@ -5,6 +5,7 @@
 -- ARGV[1] data      the record's bytes
 -- ARGV[2] expected  the version that the record must have, 1 or more
 -- ARGV[3] next      the version after that
+-- ARGV[4] channel   where those who watch the owner's records listen, '' to tell nobody
 --
 -- Reply: 'seconds microseconds expires_at', the server's clock first; expires_at is '' for never
 -- Errors: FOUND [version,expires_at,has_data,is_live]
@@ -18,6 +19,10 @@ local ends = expires_at and (tonumber(expires_at:match('^[1-9]%d*$')) or 0)
 local is_live = not ends or ends < 2 ^ 53 and time[1] * 1000 + time[2] / 1000 < ends
 if version ~= ARGV[2] or has_data == 0 or not is_live then
   -- @include found
+end
+-- Before the write, as a user who may not publish is refused here. Sharded from Redis 7 on.
+if ARGV[4] ~= '' then
+  call(redis.REDIS_VERSION and 'SPUBLISH' or 'PUBLISH', ARGV[4], (expires_at or '') .. ' ' .. task)
 end
 call('HSET', task, 'version', ARGV[3], 'data', ARGV[1])
 return time[1] .. ' ' .. time[2] .. ' ' .. (expires_at or '')

@@ -4,6 +4,7 @@
 -- KEYS[2] exp       the owner's task ids by expires_at
 -- KEYS[3] task      the record's hash
 -- ARGV[1] id        the task id
+-- ARGV[2] channel   where those who watch the owner's records listen, '' to tell nobody
 --
 -- Reply: { 1 if a live record was removed else 0, seconds, microseconds of the server's clock }
 -- Errors: none of its own
@@ -22,6 +23,8 @@ if type(expires_at) == 'table' then
 end
 local count, expiring, last = call('ZCARD', idx), call('ZCARD', exp), last_but(id)
 
+-- Before the first write, as a user who may not publish is refused here. Sharded from Redis 7 on.
+if ARGV[2] ~= '' then call(redis.REDIS_VERSION and 'SPUBLISH' or 'PUBLISH', ARGV[2], '? ' .. task) end
 expiring = expiring - call('ZREM', exp, id)
 settle(count - call('ZREM', idx, id), expiring, last)
 local removed = call('DEL', task)

@@ -9,12 +9,13 @@
 -- ARGV[3] expiry    'keep', 'never', or a duration in milliseconds
 -- ARGV[4] quota     the most live records that the owner may have, '' for no limit
 -- ARGV[5] replaces  'any' version of a live record, 'none', or this version only, which must be live
+-- ARGV[6] channel   where those who watch the owner's records listen, '' to tell nobody
 --
 -- Reply: 'seconds microseconds version expires_at', the server's clock first; expires_at is '' for never
 -- Errors: FOUND [version,expires_at,has_data,is_live], CAPACITYEXCEEDED live
 
 local call, idx, exp, task = redis.call, unpack(KEYS)
-local id, data, expiry, quota, replaces = unpack(ARGV)
+local id, data, expiry, quota, replaces, channel = unpack(ARGV)
 local time = call('TIME')
 -- Milliseconds with a fraction, which `digits` drops.
 local now = time[1] * 1000 + time[2] / 1000
@@ -35,6 +36,9 @@ local is_wanted = not is_live and not tonumber(replaces)
 if not is_wanted then
   -- @include found
 end
+
+-- Before the first write, as a user who may not publish is refused here. Sharded from Redis 7 on.
+if channel ~= '' then call(redis.REDIS_VERSION and 'SPUBLISH' or 'PUBLISH', channel, '? ' .. task) end
 
 -- @include index
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_core::stream::BoxStream;
 
 use crate::{OwnerId, Page, PageRequest, StorageError, TaskKey};
 
@@ -86,18 +87,27 @@ pub struct PutOptions {
     /// The most live records that the owner may have. Checked in the same atomic step as an insert; it
     /// never stands in the way of an update. `None` is no limit.
     pub quota: Option<u64>,
+    /// Those who [`watch`](StorageBackend::watch) the record are not told. For a write that concerns none of them.
+    pub is_quiet: bool,
 }
 
 impl PutOptions {
     /// Options with this expiry and no quota.
     pub const fn new(expiry: Expiry) -> Self {
-        Self { expiry, quota: None }
+        Self { expiry, quota: None, is_quiet: false }
     }
 
     /// The same with a quota of live records for the owner.
     #[must_use]
     pub const fn quota(mut self, limit: u64) -> Self {
         self.quota = Some(limit);
+        self
+    }
+
+    /// The same without a word to those who watch the record.
+    #[must_use]
+    pub const fn quiet(mut self) -> Self {
+        self.is_quiet = true;
         self
     }
 }
@@ -193,6 +203,24 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// The engine's clock as last seen, carried on by the monotonic clock of this process: it may lag
     /// behind the engine, it never leads.
     fn now(&self) -> DateTime<Utc>;
+
+    /// Feels every change of a record, whoever makes it.
+    ///
+    /// The first item comes once the watch is live: what is read after it is followed by an item for each later
+    /// change. Several changes may share one item, and an item may come without a change; a
+    /// [quiet](PutOptions::quiet) write need not have one. The stream ends when the record is gone, deleted or
+    /// expired, and without an item if there was none.
+    ///
+    /// The provided method reads the record every 20 ms, then less and less often, down to once a second, while it
+    /// stays as it is. Dropping the stream ends the watch.
+    ///
+    /// # Errors
+    /// An item is an error when the engine cannot be asked or cannot tell. The watch goes on after one that
+    /// [may pass](StorageError::is_retryable), and its next good item stands for all that was missed; it ends after
+    /// any other.
+    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        crate::watch::by_polling(self, key.clone())
+    }
 }
 
 #[async_trait]
@@ -229,6 +257,10 @@ impl<B: StorageBackend + ?Sized> StorageBackend for Arc<B> {
 
     fn now(&self) -> DateTime<Utc> {
         (**self).now()
+    }
+
+    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        Self::clone(&self).watch(key)
     }
 }
 

@@ -55,6 +55,7 @@ mod redis;
 mod scripts;
 mod store;
 mod task;
+mod watch;
 
 pub use backend::{DEFAULT_MAX_VALUE_BYTES, Expiry, PutOptions, Record, StorageBackend, Version, Written};
 pub use error::{BoxError, StorageError, TooFewReplicas};

@@ -4,14 +4,16 @@ use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_core::stream::BoxStream;
 
 use crate::backend::{DEFAULT_MAX_VALUE_BYTES, check_size, from_micros, from_millis};
+use crate::watch::{Seat, Signal, Watched, by_signals};
 use crate::{
     Cursor, Expiry, ListedRecord, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend,
     StorageError, TaskId, TaskKey, Version, Written,
@@ -59,6 +61,7 @@ struct Shard {
     owners: HashMap<OwnerId, Owner>,
     /// The owners that hold a record which expires, by the earliest expiry of each.
     by_first_expiry: BTreeSet<(u64, OwnerId)>,
+    watched: Watched<TaskKey>,
 }
 
 /// All records of an owner, and two orders of them: what the Redis engine keeps as hashes, `idx` and `exp`.
@@ -281,7 +284,11 @@ impl MemoryBackend {
                 (version, expires_at)
             }
         };
-        Ok(Written { version, expires_at: expires_at.map(from_millis) })
+        let expires_at = expires_at.map(from_millis);
+        if !options.is_quiet {
+            shard.watched.tell(key, Signal::Written(expires_at));
+        }
+        Ok(Written { version, expires_at })
     }
 }
 
@@ -343,6 +350,7 @@ impl StorageBackend for MemoryBackend {
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
         let mut shard = self.shard(&key.owner);
         let removed = shard.change(&key.owner, |owner| owner.remove(&key.task));
+        shard.watched.tell(key, Signal::Look);
         Ok(removed.is_some_and(|stored| stored.is_live(self.now_ms())))
     }
 
@@ -376,6 +384,13 @@ impl StorageBackend for MemoryBackend {
     fn now(&self) -> DateTime<Utc> {
         from_micros((self.clock)())
     }
+
+    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        let signals = self.shard(&key.owner).watched.join(key.clone());
+        let (backend, watched) = (Arc::clone(&self), key.clone());
+        let seat = Seat::new(move || backend.shard(&watched.owner).watched.leave(&watched));
+        by_signals(self, key.clone(), signals, true, seat)
+    }
 }
 
 #[cfg(test)]
@@ -384,7 +399,6 @@ mod tests {
     use futures_util::FutureExt;
     use proptest::collection::vec;
     use proptest::prelude::*;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicU64;
     use std::time::Duration;
 

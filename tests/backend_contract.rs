@@ -8,14 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use mcp_task_store::{
     Cursor, Expiry, MAX_PAGE_LIMIT, MemoryBackend, OwnerId, PageRequest, PutOptions, StorageBackend,
     StorageError, TaskKey, Version,
 };
 use rstest::rstest;
 use rstest_reuse::apply;
-use support::{Engine, MAX_VALUE_BYTES, after_ms, in_an_hour, keep, key, never, on_every_engine, owner};
+use support::{
+    Engine, MAX_VALUE_BYTES, Store, after_ms, in_an_hour, keep, key, never, on_every_engine, on_every_watch, owner,
+};
 use tokio::task::JoinSet;
 
 fn version(number: u64) -> Version {
@@ -1158,13 +1162,144 @@ mod on_redis {
     }
 }
 
+// watch
+
+/// The next item of a watch, which comes or the test hangs until it fails.
+async fn next(watch: &mut BoxStream<'static, Result<(), StorageError>>) -> Option<Result<(), StorageError>> {
+    tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("an item, or the end")
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn a_watch_gives_an_item_once_it_is_live_and_one_after_each_change(#[case] engine: Engine) {
+    let (store, key) = (engine.open().await, key("alice", "t 1"));
+    store.put(&key, "one".into(), never()).await.unwrap();
+    let mut watch = Arc::clone(&store.backend).watch(&key);
+    next(&mut watch).await.unwrap().unwrap();
+    store.put(&key, "two".into(), keep()).await.unwrap();
+    next(&mut watch).await.unwrap().unwrap();
+    for options in [keep(), in_an_hour(), keep(), never(), keep()] {
+        let version = store.get(&key).await.unwrap().version;
+        store.put_if_version(&key, "next".into(), options, version).await.unwrap();
+        next(&mut watch).await.unwrap().unwrap();
+    }
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn whoever_reads_after_each_item_of_a_watch_sees_the_last_change(#[case] engine: Engine) {
+    let (store, key) = (engine.open().await, key("alice", "t1"));
+    store.put(&key, "0".into(), keep()).await.unwrap();
+    let backend = Arc::clone(&store.backend);
+    let writer = tokio::spawn({
+        let key = key.clone();
+        async move {
+            for number in 1..=200 {
+                backend.put(&key, number.to_string().into(), keep()).await.unwrap();
+            }
+        }
+    });
+    let mut watch = Arc::clone(&store.backend).watch(&key);
+    while store.get(&key).await.unwrap().data != "200" {
+        next(&mut watch).await.unwrap().unwrap();
+    }
+    writer.await.unwrap();
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn a_watch_ends_when_its_record_is_deleted(#[case] engine: Engine) {
+    let (store, key) = (engine.open().await, key("alice", "t1"));
+    store.put(&key, "one".into(), in_an_hour()).await.unwrap();
+    let mut watch = Arc::clone(&store.backend).watch(&key);
+    next(&mut watch).await.unwrap().unwrap();
+    store.delete(&key).await.unwrap();
+    assert!(next(&mut watch).await.is_none());
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn a_watch_ends_by_itself_when_its_record_expires(#[case] engine: Engine) {
+    let (store, key) = (engine.open().await, key("alice", "t1"));
+    store.put(&key, "one".into(), after_ms(40)).await.unwrap();
+    let mut watch = Arc::clone(&store.backend).watch(&key);
+    next(&mut watch).await.unwrap().unwrap();
+    // A later expiry is felt as any other change is, and the watch goes by that one.
+    let written = store.put(&key, "two".into(), after_ms(80)).await.unwrap();
+    while next(&mut watch).await.is_some() {
+        assert_refused_only_when_gone(&store, &key, written.expires_at.unwrap()).await;
+    }
+    assert_refused!(store.get(&key).await, StorageError::NotFound { .. });
+}
+
+/// A watch must not end early: as long as it has items, the record may be there.
+async fn assert_refused_only_when_gone(store: &Store, key: &TaskKey, expires_at: DateTime<Utc>) {
+    if let Err(error) = store.get(key).await {
+        assert!(store.now() >= expires_at - TimeDelta::milliseconds(1), "{error} before {expires_at}");
+    }
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn a_watch_of_an_absent_or_expired_record_ends_without_an_item(#[case] engine: Engine) {
+    let store = engine.open().await;
+    store.put_expired(&key("alice", "expired")).await;
+    store.put(&key("alice", "other"), "lives".into(), keep()).await.unwrap();
+    for task in ["absent", "expired"] {
+        assert!(next(&mut Arc::clone(&store.backend).watch(&key("alice", task))).await.is_none(), "{task}");
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_watch_hears_nothing_of_quiet_writes_other_tasks_and_other_owners(#[case] engine: Engine) {
+    let (store, t1) = (engine.open().await, key("alice", "t1"));
+    store.put(&t1, "one".into(), keep()).await.unwrap();
+    let mut watch = Arc::clone(&store.backend).watch(&t1);
+    next(&mut watch).await.unwrap().unwrap();
+    for (owner, task) in [("alice", "t2"), ("bob", "t1")] {
+        store.put(&key(owner, task), "data".into(), keep()).await.unwrap();
+        store.delete(&key(owner, task)).await.unwrap();
+    }
+    store.put(&t1, "two".into(), keep().quiet()).await.unwrap();
+    store.put_if_version(&t1, "three".into(), keep().quiet(), version(2)).await.unwrap();
+    // Whatever had been told would have come before what is told now, as its only item.
+    store.put(&t1, "four".into(), keep()).await.unwrap();
+    next(&mut watch).await.unwrap().unwrap();
+    assert!(watch.next().now_or_never().is_none());
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn many_may_watch_and_each_is_told_until_it_leaves(#[case] engine: Engine) {
+    let (store, t1, t2) = (engine.open().await, key("alice", "t1"), key("alice", "t2"));
+    store.put(&t1, "one".into(), keep()).await.unwrap();
+    store.put(&t2, "one".into(), keep()).await.unwrap();
+    let watch = |key| Arc::clone(&store.backend).watch(key);
+    let mut watches = [watch(&t1), watch(&t1), watch(&t2)];
+    for watch in &mut watches {
+        next(watch).await.unwrap().unwrap();
+    }
+    let [mut stays, leaves, mut other] = watches;
+    drop(leaves);
+    store.put(&t1, "two".into(), keep()).await.unwrap();
+    next(&mut stays).await.unwrap().unwrap();
+    drop(stays);
+    let mut again = watch(&t1);
+    next(&mut again).await.unwrap().unwrap();
+    for (key, watch) in [(&t1, &mut again), (&t2, &mut other)] {
+        store.put(key, "three".into(), keep()).await.unwrap();
+        next(watch).await.unwrap().unwrap();
+    }
+}
+
 /// The cases for Redis once more, each time in a process of its own, on other forms of it than one server.
 #[cfg(feature = "redis-tests")]
 mod elsewhere {
     use std::process::Command;
 
     use super::support::cluster::Cluster;
-    use super::support::redis::{Server, command, rule_of_the_readme};
+    use super::support::redis::{Server, command, rule_for};
     use super::support::sentinel::{MASTER, Watched};
     use super::support::tls::Authority;
 
@@ -1217,7 +1352,8 @@ mod elsewhere {
     fn the_contract_holds_under_the_acl_rule_of_the_readme() {
         let server = Server::start(&[]);
         // The tests have a prefix each.
-        let rule = rule_of_the_readme().replace("~pmcp:", "~test-*:");
+        let rule = rule_for(&mut server.connection());
+        let rule = rule.replace("~pmcp:", "~test-*:").replace("&pmcp:", "&test-*:");
         let user = rule.split(' ').nth(2).unwrap();
         let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
         let _: () = command(&mut server.connection(), rule.split(' '));

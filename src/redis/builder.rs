@@ -18,6 +18,7 @@ use super::replicas::ReplicatedLink;
 use super::schema::Schema;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
+use super::subscriptions::Subscriptions;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
 use super::{Inner, RedisBackend};
@@ -54,6 +55,7 @@ pub struct RedisBuilder {
     response_timeout: Duration,
     max_value_bytes: usize,
     replicas: Option<(u32, Duration)>,
+    notifications: bool,
     #[cfg(feature = "redis-tls")]
     certificates: Certificates,
 }
@@ -67,6 +69,7 @@ impl Default for RedisBuilder {
             response_timeout: Duration::from_secs(2),
             max_value_bytes: DEFAULT_MAX_VALUE_BYTES,
             replicas: None,
+            notifications: true,
             #[cfg(feature = "redis-tls")]
             certificates: Certificates::default(),
         }
@@ -131,6 +134,19 @@ impl RedisBuilder {
         self
     }
 
+    /// Whether each write is published to those who [`watch`](crate::StorageBackend::watch) the record, and watching
+    /// is listening; on unless set. All instances on one store have to agree: writes of one that does not publish are
+    /// not heard by one that listens.
+    ///
+    /// There is one channel per owner, `{prefix}:watch:{owner}`, sharded from Redis 7 on
+    /// (<https://redis.io/docs/latest/develop/pubsub/#sharded-pubsub>), and the user needs the rights to it that the
+    /// README names. Switched off, watching is polling. So it is, with writes published all the same, over a
+    /// connection of the [caller's own](Self::over) and where the URL says `?protocol=resp2`.
+    pub fn notifications(mut self, on: bool) -> Self {
+        self.notifications = on;
+        self
+    }
+
     /// Trusts the certificate authorities in this PEM text in place of those of the operating system, for
     /// `rediss://`.
     #[cfg(feature = "redis-tls")]
@@ -165,8 +181,9 @@ impl RedisBuilder {
     pub async fn connect(self, url: &str) -> Result<RedisBackend, StorageError> {
         let info = self.read_url(url)?;
         let address = info.addr().to_string();
+        let can_publish = can_publish(&info);
         let client = self.client(info).map_err(|error| refused(&address, error))?;
-        self.connect_master(Master::At(client), address).await
+        self.connect_master(Master::At(client), address, can_publish).await
     }
 
     /// Connects to the master that these sentinels know
@@ -197,7 +214,7 @@ impl RedisBuilder {
         let address = format!("{name} (by the sentinels {addresses})");
         let client = self.sentinel_client(sentinels, &name, &info);
         let client = client.map_err(|error| refused(&address, error))?;
-        self.connect_master(Master::KnownTo(Sentinels::new(client)), address).await
+        self.connect_master(Master::KnownTo(Sentinels::new(client)), address, can_publish(&info)).await
     }
 
     /// Connects to a Redis Cluster of which these are nodes, with keys that are [hash-tagged](Self::hash_tags):
@@ -224,7 +241,7 @@ impl RedisBuilder {
         let Some(node) = nodes.first().cloned() else {
             return Err(wrong_settings(address, "it has no node".to_owned()));
         };
-        let timeout = self.connect_timeout / SILENT_NODES;
+        let (timeout, can_publish) = (self.connect_timeout / SILENT_NODES, can_publish(&node));
         let client = redis::cluster::ClusterClientBuilder::new(nodes)
             .connection_timeout(timeout)
             // The cluster connection is to notice a node that hangs before the call is given up.
@@ -243,14 +260,16 @@ impl RedisBuilder {
             Ok(link) => link.map_err(|error| refused(&address, error))?,
             Err(_) => return Err(no_answer(&address, self.connect_timeout)),
         };
-        self.start(Box::new(link), schema, Arc::new(Clock::new()), address, deadline).await
+        let way = Way { link: Box::new(link), clock: Arc::new(Clock::new()), address, can_publish };
+        self.start(way, schema, deadline).await
     }
 
     /// Works over a connection that the caller has: any cloneable async connection of the `redis` crate.
     ///
     /// How it reconnects is the connection's own affair; the connect timeout is the limit of the first call. A
     /// connection that sends by itself again, as cluster connections do unless they are configured with no
-    /// retries, may turn a write that was applied into a conflict.
+    /// retries, may turn a write that was applied into a conflict. It cannot be listened on, so
+    /// [watching](crate::StorageBackend::watch) over it is polling.
     ///
     /// # Errors
     /// `InvalidKey` for an illegal prefix, and whatever the first call over the connection says.
@@ -262,10 +281,17 @@ impl RedisBuilder {
         let address = "the given Redis connection".to_owned();
         self.refuse_replicas(&address)?;
         let deadline = Instant::now() + self.connect_timeout;
-        self.start(Box::new(Given(connection)), schema, Arc::new(Clock::new()), address, deadline).await
+        let link = Box::new(Given(connection));
+        let way = Way { link, clock: Arc::new(Clock::new()), address, can_publish: false };
+        self.start(way, schema, deadline).await
     }
 
-    async fn connect_master(self, master: Master, address: String) -> Result<RedisBackend, StorageError> {
+    async fn connect_master(
+        self,
+        master: Master,
+        address: String,
+        can_publish: bool,
+    ) -> Result<RedisBackend, StorageError> {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let clock = Arc::new(Clock::new());
         let master = MasterLink::new(master, self.connect_timeout, Arc::clone(&clock));
@@ -282,20 +308,28 @@ impl RedisBuilder {
             }
         };
         let deadline = Instant::now() + self.connect_timeout;
-        self.start(link, schema, clock, address, deadline).await
+        self.start(Way { link, clock, address, can_publish }, schema, deadline).await
     }
 
     /// Asks the server for its clock, which also shows that it answers.
     async fn start(
         self,
-        link: Box<dyn Link>,
+        way: Way,
         schema: Schema,
-        clock: Arc<Clock>,
-        address: String,
         deadline: Instant,
     ) -> Result<RedisBackend, StorageError> {
-        let (limit, max_value_bytes) = (self.response_timeout, self.max_value_bytes);
-        let backend = RedisBackend(Arc::new(Inner { link, schema, clock, address, limit, max_value_bytes }));
+        let Way { link, clock, address, can_publish } = way;
+        let listens = self.notifications && can_publish;
+        let backend = RedisBackend(Arc::new(Inner {
+            link,
+            schema,
+            clock,
+            address,
+            limit: self.response_timeout,
+            max_value_bytes: self.max_value_bytes,
+            publishes: self.notifications,
+            subscriptions: listens.then(|| Arc::new(Subscriptions::new(self.connect_timeout))),
+        }));
         match tokio::time::timeout_at(deadline, backend.read_clock("")).await {
             Ok(answered) => answered.map(|_| backend),
             Err(_) => Err(no_answer(&backend.0.address, self.connect_timeout)),
@@ -385,6 +419,19 @@ impl RedisBuilder {
         let reason = "waiting for replicas needs a connection to one master that this crate makes";
         Err(wrong_settings(address.to_owned(), reason.to_owned()))
     }
+}
+
+/// A way to the servers, and what is known of it.
+struct Way {
+    link: Box<dyn Link>,
+    clock: Arc<Clock>,
+    address: String,
+    /// Whether the servers can publish over a connection beside their replies.
+    can_publish: bool,
+}
+
+fn can_publish(info: &ConnectionInfo) -> bool {
+    info.redis_settings().protocol().supports_resp3()
 }
 
 /// What went wrong before there was a connection.

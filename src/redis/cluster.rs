@@ -166,13 +166,17 @@ impl Shared {
         });
     }
 
-    /// Whether the node that keeps the key, by the word of any node, answers. As long as it is the silent one, a
-    /// new look at the slots would lead to it again.
-    async fn has_keeper_that_answers(&self, key: &str) -> bool {
+    /// The node that keeps the key, by the word of any node.
+    async fn keeper(&self, key: &str) -> Option<Node> {
         let mut slots = redis::cmd("CLUSTER");
         slots.arg("SLOTS");
-        let Some(Ok(slots)) = self.ask(slots, SingleNodeRoutingInfo::Random).await else { return false };
-        let Some(keeper) = keeper(slots, key) else { return false };
+        keeper(self.ask(slots, SingleNodeRoutingInfo::Random).await?.ok()?, key)
+    }
+
+    /// Whether the node that keeps the key answers. As long as it is the silent one, a new look at the slots would
+    /// lead to it again.
+    async fn has_keeper_that_answers(&self, key: &str) -> bool {
+        let Some(keeper) = self.keeper(key).await else { return false };
         let mut time = Pipeline::with_capacity(1);
         time.cmd("TIME");
         let asked = tokio::time::timeout(WATCH_TIMEOUT, self.send_to(&keeper, &time)).await;
@@ -270,6 +274,13 @@ impl Link for ClusterLink {
 
     fn timed_out(&self, key: &str) {
         self.0.watch(key);
+    }
+
+    async fn server_of(&self, key: &str) -> RedisResult<Client> {
+        match self.0.keeper(key).await {
+            Some(keeper) => Client::open(at(&self.0.node, &keeper)),
+            None => Err((ErrorKind::ClusterConnectionNotFound, "no node says which one keeps the slot").into()),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use redis::aio::ConnectionLike;
-use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
+use redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use crate::TooFewReplicas;
 
@@ -27,6 +27,16 @@ pub(super) trait Link: Send + Sync {
 
     /// Is told that a call about `key` got no reply within its time limit.
     fn timed_out(&self, _key: &str) {}
+
+    /// Where the server is that keeps `key`, for a connection of its own to it.
+    async fn server_of(&self, _key: &str) -> RedisResult<Client> {
+        Err((ErrorKind::Client, "where the server is, only the caller knows").into())
+    }
+
+    /// Whether calls go to another server than the one at this address by now, as far as is known.
+    fn has_left(&self, _address: &str) -> bool {
+        false
+    }
 }
 
 /// Why a command has no good reply.

@@ -287,6 +287,14 @@ impl Link for MasterLink {
         Failure::judge_all(replies)
     }
 
+    async fn server_of(&self, _key: &str) -> RedisResult<Client> {
+        self.0.master.client().await
+    }
+
+    fn has_left(&self, address: &str) -> bool {
+        self.address().is_some_and(|current| current != address)
+    }
+
     /// A server that hangs may have been replaced by another: the sentinels know.
     fn timed_out(&self, _key: &str) {
         #[cfg(feature = "redis-sentinel")]

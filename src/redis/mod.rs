@@ -14,6 +14,7 @@ mod replicas;
 mod schema;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
+mod subscriptions;
 #[cfg(feature = "redis-tls")]
 mod tls;
 
@@ -26,6 +27,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_core::stream::BoxStream;
 use redis::{Cmd, Value};
 use tracing::{Instrument, Span, debug_span};
 
@@ -34,12 +36,14 @@ use clock::{Clock, server_time};
 use error::Context;
 use link::{Failure, Link};
 use schema::{FIELDS, Schema, Stored};
+use subscriptions::Subscriptions;
 
 use crate::backend::{check_size, from_micros};
 use crate::scripts::{
     Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, Kept, LIST, List, Listed, PUT, Put, Replaces,
     Reply, Script, Timed, UnexpectedReply,
 };
+use crate::watch::by_polling;
 use crate::{
     Expiry, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError, TaskKey,
     TooFewReplicas, Version, Written,
@@ -76,6 +80,10 @@ struct Inner {
     /// The limit of each call.
     limit: Duration,
     max_value_bytes: usize,
+    /// Whether writes are told to those who watch.
+    publishes: bool,
+    /// `None`: watching is polling.
+    subscriptions: Option<Arc<Subscriptions>>,
 }
 
 impl RedisBackend {
@@ -189,6 +197,11 @@ impl RedisBackend {
         Ok(at <= from_micros(self.read_clock(key).await?))
     }
 
+    /// Where a write of this owner is told.
+    fn channel(&self, owner: &OwnerId, is_quiet: bool) -> Option<String> {
+        (self.0.publishes && !is_quiet).then(|| self.0.schema.channel(owner))
+    }
+
     async fn put_record(
         &self,
         span: Span,
@@ -262,6 +275,7 @@ impl StorageBackend for RedisBackend {
             expiry: argument(options.expiry)?,
             quota: options.quota,
             replaces: Replaces::Any,
+            channel: self.channel(&key.owner, options.is_quiet),
         };
         self.put_record(span, put, &key.owner, None).await
     }
@@ -276,9 +290,10 @@ impl StorageBackend for RedisBackend {
         let span = debug_span!("put_if_version", owner = %key.owner, task = %key.task);
         check_size(&data, self.0.max_value_bytes)?;
         let expiry = argument(options.expiry)?;
+        let channel = self.channel(&key.owner, options.is_quiet);
         if let (1.., Some(next), Expiry::Keep) = (expected.get(), expected.next(), options.expiry) {
             let task = self.0.schema.task(&key.owner, &key.task);
-            let cas_put = CasPut { task, data, expected, next };
+            let cas_put = CasPut { task, data, expected, next, channel };
             let context = Context { expected: Some(expected), ..self.writes(&cas_put.task) };
             let write = pin!(async {
                 let Kept(expires_at) = self.run(&CAS_PUT, &cas_put, &context).await?;
@@ -293,13 +308,15 @@ impl StorageBackend for RedisBackend {
             expiry,
             quota: options.quota,
             replaces: if expected == Version::ABSENT { Replaces::None } else { Replaces::Version(expected) },
+            channel,
         };
         self.put_record(span, put, &key.owner, Some(expected)).await
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
         let span = debug_span!("delete", owner = %key.owner, task = %key.task);
-        let delete = Delete { keys: self.0.schema.keys(key), id: key.task.clone() };
+        let channel = self.channel(&key.owner, false);
+        let delete = Delete { keys: self.0.schema.keys(key), id: key.task.clone(), channel };
         let context = self.writes(&delete.keys.task);
         let write = pin!(self.run(&DELETE, &delete, &context));
         let removed = self.limited(span, &context, write).await?;
@@ -325,5 +342,12 @@ impl StorageBackend for RedisBackend {
 
     fn now(&self) -> DateTime<Utc> {
         from_micros(self.0.clock.now_us())
+    }
+
+    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        match self.0.subscriptions.clone() {
+            Some(subscriptions) => self.subscribe(&subscriptions, key),
+            None => by_polling(self, key.clone()),
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deadpool::managed::{self, Metrics, Pool, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
+use redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use super::link::{Failure, Link};
 use super::master::{Made, MasterLink, is_demoted};
@@ -121,5 +121,13 @@ impl Link for ReplicatedLink {
 
     fn timed_out(&self, key: &str) {
         self.master.timed_out(key);
+    }
+
+    async fn server_of(&self, key: &str) -> RedisResult<Client> {
+        self.master.server_of(key).await
+    }
+
+    fn has_left(&self, address: &str) -> bool {
+        self.master.has_left(address)
     }
 }

@@ -4,6 +4,7 @@
 //! {prefix}:tasks:{owner}:{task}   hash   version, data, expires_at (ms since the epoch; no field = never)
 //! {prefix}:idx:{owner}            zset   task ids by creation time (microseconds)
 //! {prefix}:exp:{owner}            zset   task ids by expires_at, only those that expire
+//! {prefix}:watch:{owner}          no key but a channel: what was written, `expires_at key`, or `? key` for a look at it
 //! ```
 //!
 //! With hash tags the owner stands in literal braces, so that all keys of an owner fall in one slot of a
@@ -16,6 +17,7 @@ use redis::Value;
 
 use crate::backend::from_millis;
 use crate::key::escape;
+use crate::watch::Signal;
 use crate::scripts::{RecordKeys, exact};
 use crate::{OwnerId, Record, StorageError, TaskId, TaskKey, Version};
 
@@ -60,6 +62,11 @@ impl Schema {
 
     pub(super) fn exp(&self, owner: &OwnerId) -> String {
         self.owned("exp", owner, 0)
+    }
+
+    /// Where it is published what was written of an owner.
+    pub(super) fn channel(&self, owner: &OwnerId) -> String {
+        self.owned("watch", owner, 0)
     }
 
     pub(super) fn task(&self, owner: &OwnerId, task: &TaskId) -> String {
@@ -115,6 +122,17 @@ impl Stored {
         };
         Some(Self::Record(Record { data: Bytes::from(data), version: Version::from(version), expires_at }))
     }
+}
+
+/// Reads a message of an owner's channel: which key was written, and what is known of it.
+pub(super) fn read_message(message: &[u8]) -> Option<(&str, Signal)> {
+    let (expires_at, key) = std::str::from_utf8(message).ok()?.split_once(' ')?;
+    let signal = match (expires_at, exact(expires_at)) {
+        ("", _) => Signal::Written(None),
+        (_, Some(millis)) => Signal::Written(Some(from_millis(millis))),
+        _ => Signal::Look,
+    };
+    Some((key, signal))
 }
 
 struct Unreadable;

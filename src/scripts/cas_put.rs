@@ -18,6 +18,8 @@ pub(crate) struct CasPut {
     pub(crate) data: Bytes,
     pub(crate) expected: Version,
     pub(crate) next: Version,
+    /// `None` tells nobody.
+    pub(crate) channel: Option<String>,
 }
 
 /// The expiry that the record has kept; `None` for never.
@@ -38,6 +40,7 @@ impl Arguments for CasPut {
         to.arg("data", &self.data[..]);
         to.arg("expected", self.expected.get());
         to.arg("next", self.next.get());
+        to.arg("channel", self.channel.as_deref().unwrap_or_default());
     }
 }
 

@@ -13,6 +13,8 @@ pub(crate) static DELETE: Lazy<Script<Delete, Timed<Removed>>> =
 pub(crate) struct Delete {
     pub(crate) keys: RecordKeys,
     pub(crate) id: TaskId,
+    /// `None` tells nobody.
+    pub(crate) channel: Option<String>,
 }
 
 impl Arguments for Delete {
@@ -23,5 +25,6 @@ impl Arguments for Delete {
     fn encode(&self, to: &mut impl Encoder) {
         self.keys.encode(to);
         to.arg("id", self.id.as_str());
+        to.arg("channel", self.channel.as_deref().unwrap_or_default());
     }
 }

@@ -18,6 +18,8 @@ pub(crate) struct Put {
     pub(crate) expiry: ExpiryArgument,
     pub(crate) quota: Option<u64>,
     pub(crate) replaces: Replaces,
+    /// `None` tells nobody.
+    pub(crate) channel: Option<String>,
 }
 
 /// Which live record is replaced.
@@ -70,6 +72,7 @@ impl Arguments for Put {
             Replaces::None => to.arg("replaces", "none"),
             Replaces::Version(version) => to.arg("replaces", version.get()),
         }
+        to.arg("channel", self.channel.as_deref().unwrap_or_default());
     }
 }
 

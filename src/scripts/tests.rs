@@ -73,11 +73,12 @@ fn put() -> Put {
         expiry: ExpiryArgument::Keep,
         quota: Some(3),
         replaces: Replaces::None,
+        channel: None,
     }
 }
 
 fn cas_put() -> CasPut {
-    CasPut { task: "t".into(), data: Bytes::new(), expected: Version::FIRST, next: 2.into() }
+    CasPut { task: "t".into(), data: Bytes::new(), expected: Version::FIRST, next: 2.into(), channel: None }
 }
 
 fn reap() -> Reap {
@@ -88,7 +89,7 @@ fn reap() -> Reap {
 #[rstest]
 #[case::put(include_str!("../../lua/put.lua"), put())]
 #[case::cas_put(include_str!("../../lua/cas_put.lua"), cas_put())]
-#[case::delete(include_str!("../../lua/delete.lua"), Delete { keys: keys(), id: id("id") })]
+#[case::delete(include_str!("../../lua/delete.lua"), Delete { keys: keys(), id: id("id"), channel: None })]
 #[case::list(include_str!("../../lua/list.lua"), List { idx: "i".into(), below: None, limit: 1 })]
 #[case::reap(include_str!("../../lua/reap.lua"), reap())]
 fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(

@@ -186,7 +186,7 @@ impl<B: StorageBackend> TaskStore<B> {
         };
         let write_id = mark(&mut task);
         let key = TaskKey { owner: owner.clone(), task: task.task_id.clone() };
-        let options = PutOptions { expiry, quota: config.max_tasks_per_owner };
+        let options = PutOptions { expiry, quota: config.max_tasks_per_owner, is_quiet: false };
         let write = Write { key: &key, data: encode(&task)?, options, expected: Version::ABSENT, write_id };
         match self.put(&write, task).await? {
             Some(created) => Ok(created),

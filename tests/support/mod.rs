@@ -30,8 +30,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use bytes::Bytes;
 use mcp_task_store::{
-    Cursor, Expiry, ListedRecord, MemoryBackend, OwnerId, PageRequest, PutOptions, StorageBackend, TaskKey,
+    Cursor, Expiry, ListedRecord, MemoryBackend, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend,
+    StorageError, TaskKey, Version, Written,
 };
 
 // A test that applies `on_every_engine` runs on each of them.
@@ -49,10 +51,28 @@ fn on_every_engine(#[case] engine: Engine) {}
 #[case::memory(Engine::Memory)]
 fn on_every_engine(#[case] engine: Engine) {}
 
+// The same, and on an engine that has only the `watch` that the trait provides.
+
+#[cfg(feature = "redis-tests")]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::memory(Engine::Memory)]
+#[case::polled(Engine::Polled)]
+#[case::redis(Engine::Redis)]
+fn on_every_watch(#[case] engine: Engine) {}
+
+#[cfg(not(feature = "redis-tests"))]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::memory(Engine::Memory)]
+#[case::polled(Engine::Polled)]
+fn on_every_watch(#[case] engine: Engine) {}
+
 /// The engines that a test runs on.
 #[derive(Clone, Copy, Debug)]
 pub enum Engine {
     Memory,
+    Polled,
     #[cfg(feature = "redis-tests")]
     Redis,
 }
@@ -121,9 +141,54 @@ impl Engine {
                 #[cfg(feature = "redis-tests")]
                 redis: None,
             },
+            Self::Polled => Store {
+                backend: Arc::new(Polled(MemoryBackend::new())),
+                #[cfg(feature = "redis-tests")]
+                redis: None,
+            },
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::new().store().await,
         }
+    }
+}
+
+/// An engine that does not watch by itself.
+struct Polled(MemoryBackend);
+
+#[async_trait::async_trait]
+impl StorageBackend for Polled {
+    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
+        self.0.get(key).await
+    }
+
+    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
+        self.0.put(key, data, options).await
+    }
+
+    async fn put_if_version(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        expected: Version,
+    ) -> Result<Written, StorageError> {
+        self.0.put_if_version(key, data, options, expected).await
+    }
+
+    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
+        self.0.delete(key).await
+    }
+
+    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
+        self.0.list(owner, page).await
+    }
+
+    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
+        self.0.cleanup_expired().await
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.0.now()
     }
 }
 

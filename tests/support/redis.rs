@@ -159,6 +159,18 @@ pub fn rule_of_the_readme() -> String {
     readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
 }
 
+/// The same as this server takes it: before Redis 7 publishing is not sharded.
+pub fn rule_for(connection: &mut Connection) -> String {
+    let rule = rule_of_the_readme();
+    let known: [Value; 1] = command(connection, ["COMMAND", "INFO", "SPUBLISH"]);
+    if known != [Value::Nil] {
+        return rule;
+    }
+    let plain = readme().lines().find_map(|line| line.strip_suffix("    # on Redis 6.2")).unwrap().to_owned();
+    let words = plain.split_whitespace().skip(3).collect::<Vec<_>>().join(" ");
+    rule.replace(" +spublish +ssubscribe +sunsubscribe", &format!(" {words}"))
+}
+
 /// A connection to one of these nodes that are up.
 pub fn any_node(nodes: &str) -> Connection {
     let connect =

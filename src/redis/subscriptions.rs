@@ -1,0 +1,277 @@
+//! Listening to what the write scripts publish.
+//!
+//! One channel per owner, subscribed to while somebody watches a record of that owner, over one connection per server
+//! that calls do not share: a server cuts off a subscriber that lets too much pile up
+//! (<https://redis.io/docs/latest/develop/reference/clients/#output-buffer-limits>), and large replies may pile up.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use futures_core::stream::BoxStream;
+use futures_util::future::{Either, select};
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, PushInfo, PushKind, RedisError, RedisResult,
+    Value,
+};
+use tokio::sync::{Notify, watch};
+
+use super::error::Context;
+use super::link::Failure;
+use super::schema::read_message;
+use super::{Inner, RedisBackend};
+use crate::watch::{Seat, Signal, Watched, by_signals};
+use crate::{StorageError, TaskKey};
+
+/// The delay before another attempt to subscribe, after the first failure and at the most.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const LAST_DELAY: Duration = Duration::from_secs(1);
+/// How often a server that is listened to is asked whether it is there. One that hangs says nothing.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
+
+/// All that this backend listens to.
+pub(super) struct Subscriptions {
+    /// How long a server may take for an answer.
+    limit: Duration,
+    channels: Mutex<HashMap<String, Channel>>,
+    /// By address. Held while a connection is made, so that there is one per server.
+    servers: tokio::sync::Mutex<HashMap<String, Arc<Server>>>,
+}
+
+/// One owner, while somebody watches.
+#[derive(Default)]
+struct Channel {
+    /// By the key of the hash.
+    watched: Watched<String>,
+    is_live: bool,
+    /// Nobody watches any more.
+    is_left: Arc<Notify>,
+}
+
+/// A connection over which a server publishes.
+struct Server {
+    connection: MultiplexedConnection,
+    address: String,
+    /// What it published before may have been the last.
+    is_lost: watch::Sender<bool>,
+}
+
+impl RedisBackend {
+    /// Watches a record by subscription.
+    pub(super) fn subscribe(
+        self: Arc<Self>,
+        subscriptions: &Arc<Subscriptions>,
+        key: &TaskKey,
+    ) -> BoxStream<'static, Result<(), StorageError>> {
+        let channel = self.0.schema.channel(&key.owner);
+        let task = self.0.schema.task(&key.owner, &key.task);
+        let (signals, is_live) = {
+            let mut channels = subscriptions.channels();
+            let entry = channels.entry(channel.clone());
+            let is_new = matches!(entry, std::collections::hash_map::Entry::Vacant(_));
+            let held = entry.or_default();
+            let signals = held.watched.join(task.clone());
+            if is_new {
+                let listening = Listening {
+                    inner: Arc::clone(&self.0),
+                    subscriptions: Arc::clone(subscriptions),
+                    channel: channel.clone(),
+                    is_left: Arc::clone(&held.is_left),
+                };
+                tokio::spawn(listening.run());
+            }
+            (signals, held.is_live)
+        };
+        let of = Arc::clone(subscriptions);
+        let seat = Seat::new(move || {
+            if let Some(held) = of.channels().get_mut(&channel) {
+                held.watched.leave(&task);
+                if held.watched.is_empty() {
+                    held.is_left.notify_one();
+                }
+            }
+        });
+        by_signals(self, key.clone(), signals, is_live, seat)
+    }
+}
+
+impl Subscriptions {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self { limit, channels: Mutex::default(), servers: tokio::sync::Mutex::default() }
+    }
+
+    /// Nothing panics while it holds the channels.
+    fn channels(&self) -> MutexGuard<'_, HashMap<String, Channel>> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes on what a server says; `false` if it does not publish any more what it was asked for.
+    fn hear(&self, push: &PushInfo) -> bool {
+        let [Value::BulkString(channel), rest @ ..] = &push.data[..] else {
+            return push.kind != PushKind::Disconnection;
+        };
+        let Ok(channel) = std::str::from_utf8(channel) else { return true };
+        match (&push.kind, rest) {
+            (PushKind::Message | PushKind::SMessage, [Value::BulkString(message)]) => {
+                if let (Some((key, signal)), Some(held)) =
+                    (read_message(message), self.channels().get(channel))
+                {
+                    held.watched.tell(key, signal);
+                }
+                true
+            }
+            // Told unasked if the slot has moved to another server.
+            (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) => !self.channels().contains_key(channel),
+            _ => true,
+        }
+    }
+
+    /// The connection to a server, shared by all channels that it keeps.
+    async fn server(self: &Arc<Self>, inner: &Arc<Inner>, client: Client) -> RedisResult<Arc<Server>> {
+        let address = client.get_connection_info().addr().to_string();
+        let mut servers = self.servers.lock().await;
+        servers.retain(|_, server| !*server.is_lost.borrow());
+        if let Some(server) = servers.get(&address) {
+            return Ok(Arc::clone(server));
+        }
+        let is_lost = watch::Sender::new(false);
+        let (this, lost) = (Arc::downgrade(self), is_lost.clone());
+        let told = move |push: PushInfo| {
+            if !this.upgrade().is_some_and(|subscriptions| subscriptions.hear(&push)) {
+                lost.send_replace(true);
+            }
+            Ok::<(), Infallible>(())
+        };
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.limit))
+            .set_response_timeout(Some(self.limit))
+            .set_push_sender(told);
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let server = Arc::new(Server { connection, address: address.clone(), is_lost });
+        tokio::spawn(keep_asking(Arc::downgrade(&server), Arc::downgrade(inner)));
+        servers.insert(address, Arc::clone(&server));
+        Ok(server)
+    }
+}
+
+impl Server {
+    async fn send(&self, command: &Cmd) -> RedisResult<Value> {
+        self.connection.clone().send_packed_command(command).await?.extract_error()
+    }
+
+    /// Sharded from Redis 7 on, as the scripts publish; says what ends the subscription again.
+    async fn subscribe(&self, channel: &str) -> RedisResult<Cmd> {
+        for (subscribe, unsubscribe) in [("SSUBSCRIBE", "SUNSUBSCRIBE"), ("SUBSCRIBE", "UNSUBSCRIBE")] {
+            match self.send(redis::cmd(subscribe).arg(channel)).await {
+                Ok(_) => return Ok(redis::cmd(unsubscribe).arg(channel).clone()),
+                Err(error) if is_unknown_command(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err((ErrorKind::Client, "the server knows neither SSUBSCRIBE nor SUBSCRIBE").into())
+    }
+}
+
+fn is_unknown_command(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.starts_with("unknown command"))
+}
+
+/// Finds out that a server hangs, or that calls go to another one by now.
+async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(ASKED_EVERY).await;
+        let (Some(server), Some(inner)) = (server.upgrade(), inner.upgrade()) else { return };
+        if *server.is_lost.borrow() {
+            return;
+        }
+        if inner.link.has_left(&server.address) || server.send(&redis::cmd("TIME")).await.is_err() {
+            server.is_lost.send_replace(true);
+        }
+    }
+}
+
+/// The subscription to one channel, from the first who watches to the last.
+struct Listening {
+    inner: Arc<Inner>,
+    subscriptions: Arc<Subscriptions>,
+    channel: String,
+    is_left: Arc<Notify>,
+}
+
+impl Listening {
+    async fn run(self) {
+        let mut delay = FIRST_DELAY;
+        loop {
+            match self.subscribe().await {
+                Ok((server, unsubscribe)) => {
+                    delay = FIRST_DELAY;
+                    let mut lost = server.is_lost.subscribe();
+                    self.set_live(true, &Signal::Look);
+                    let is_lost = pin!(async { drop(lost.wait_for(|lost| *lost).await) });
+                    if let Either::Right(_) = select(is_lost, pin!(self.abandoned())).await {
+                        if let Err(error) = server.send(&unsubscribe).await {
+                            tracing::warn!(channel = self.channel, %error, "a subscription could not be ended");
+                            server.is_lost.send_replace(true);
+                        }
+                        return;
+                    }
+                    // Each who watches is told once this channel is live again.
+                    if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
+                        held.is_live = false;
+                    }
+                }
+                Err(error) => {
+                    let (inner, channel) = (Arc::clone(&self.inner), self.channel.clone());
+                    let error = move || {
+                        let context = Context {
+                            address: &inner.address,
+                            key: &channel,
+                            writes: false,
+                            expected: None,
+                            quota: None,
+                        };
+                        context.storage_error(Failure::Unsent(error.clone()))
+                    };
+                    self.set_live(false, &Signal::Lost(Arc::new(error)));
+                    if let Either::Right(_) =
+                        select(pin!(tokio::time::sleep(delay)), pin!(self.abandoned())).await
+                    {
+                        return;
+                    }
+                    delay = (delay * 2).min(LAST_DELAY);
+                }
+            }
+        }
+    }
+
+    async fn subscribe(&self) -> RedisResult<(Arc<Server>, Cmd)> {
+        let client = self.inner.link.server_of(&self.channel).await?;
+        let server = self.subscriptions.server(&self.inner, client).await?;
+        let unsubscribe = server.subscribe(&self.channel).await?;
+        Ok((server, unsubscribe))
+    }
+
+    fn set_live(&self, is_live: bool, signal: &Signal) {
+        if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
+            held.is_live = is_live;
+            held.watched.tell_all(signal);
+        }
+    }
+
+    /// Returns when nobody watches any more; the channel is then forgotten.
+    async fn abandoned(&self) {
+        loop {
+            {
+                let mut channels = self.subscriptions.channels();
+                if channels.get(&self.channel).is_none_or(|held| held.watched.is_empty()) {
+                    channels.remove(&self.channel);
+                    return;
+                }
+            }
+            self.is_left.notified().await;
+        }
+    }
+}

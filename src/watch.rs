@@ -1,0 +1,221 @@
+//! Feeling that a record has changed: by reading it again and again, or by being told.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::stream::{self, BoxStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{Record, StorageBackend, StorageError, TaskKey};
+
+/// How long to wait before a record is read again, at first and at the most.
+const SHORTEST: Duration = Duration::from_millis(20);
+const LONGEST: Duration = Duration::from_secs(1);
+/// A clock that lags shows a record as live for a moment after its time.
+const GRACE: Duration = Duration::from_millis(2);
+
+/// Watches a record by reading it, less and less often while it stays as it is.
+pub(crate) fn by_polling<B: StorageBackend + ?Sized>(
+    backend: Arc<B>,
+    key: TaskKey,
+) -> BoxStream<'static, Result<(), StorageError>> {
+    let polling = Polling { backend, key, seen: None, delay: Duration::ZERO };
+    Box::pin(stream::unfold(polling, |mut polling| async {
+        polling.next().await.map(|item| (item, polling))
+    }))
+}
+
+struct Polling<B: ?Sized> {
+    backend: Arc<B>,
+    key: TaskKey,
+    /// As it was when the last item was given.
+    seen: Option<Record>,
+    delay: Duration,
+}
+
+impl<B: StorageBackend + ?Sized> Polling<B> {
+    async fn next(&mut self) -> Option<Result<(), StorageError>> {
+        loop {
+            let expires_at = self.seen.as_ref().and_then(|record| record.expires_at);
+            sleep(left(&*self.backend, expires_at).map_or(self.delay, |left| left.min(self.delay))).await;
+            self.delay = (self.delay * 2).clamp(SHORTEST, LONGEST);
+            match self.backend.get(&self.key).await {
+                Ok(record) if self.seen.as_ref() == Some(&record) => {}
+                Ok(record) => {
+                    (self.seen, self.delay) = (Some(record), SHORTEST);
+                    return Some(Ok(()));
+                }
+                Err(StorageError::NotFound { .. }) => return None,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// How long a record still has, by the engine's clock.
+fn left<B: StorageBackend + ?Sized>(backend: &B, expires_at: Option<DateTime<Utc>>) -> Option<Duration> {
+    Some((expires_at? - backend.now()).to_std().unwrap_or_default() + GRACE)
+}
+
+/// What those who watch a record are told. Only the latest counts, so it must not matter what came before it.
+#[derive(Clone)]
+pub(crate) enum Signal {
+    /// It was written, and expires then.
+    Written(Option<DateTime<Utc>>),
+    /// It is to be looked at: it was deleted, or something may have been missed.
+    Look,
+    /// Nothing can be told for now, and this is why.
+    Lost(Arc<dyn Fn() -> StorageError + Send + Sync>),
+}
+
+/// Who watches which record.
+pub(crate) struct Watched<K>(HashMap<K, watch::Sender<Signal>>);
+
+impl<K> Default for Watched<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Watched<K> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn join(&mut self, key: K) -> watch::Receiver<Signal> {
+        self.0.entry(key).or_insert_with(|| watch::channel(Signal::Look).0).subscribe()
+    }
+
+    /// Forgets a record that nobody watches any more.
+    pub(crate) fn leave(&mut self, key: &K) {
+        if self.0.get(key).is_some_and(|signals| signals.receiver_count() == 0) {
+            self.0.remove(key);
+        }
+    }
+
+    pub(crate) fn tell<Q: Eq + Hash + ?Sized>(&self, key: &Q, signal: Signal)
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        if let Some(signals) = self.0.get(key) {
+            signals.send_replace(signal);
+        }
+    }
+
+    pub(crate) fn tell_all(&self, signal: &Signal) {
+        self.0.values().for_each(|signals| drop(signals.send_replace(signal.clone())));
+    }
+}
+
+/// What one who watches has to do on leaving.
+pub(crate) struct Seat<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Seat<F> {
+    pub(crate) fn new(leave: F) -> Self {
+        Self(Some(leave))
+    }
+}
+
+impl<F: FnOnce()> Drop for Seat<F> {
+    fn drop(&mut self) {
+        if let Some(leave) = self.0.take() {
+            leave();
+        }
+    }
+}
+
+/// Watches a record by signals. The first item comes once there is something to be told by: now if `is_live`, with
+/// the first signal otherwise.
+pub(crate) fn by_signals<B: StorageBackend, F: FnOnce() + Send + 'static>(
+    backend: Arc<B>,
+    key: TaskKey,
+    signals: watch::Receiver<Signal>,
+    is_live: bool,
+    seat: Seat<F>,
+) -> BoxStream<'static, Result<(), StorageError>> {
+    let listening = Listening {
+        backend,
+        key,
+        expires_at: None,
+        look: is_live.then_some(Duration::ZERO),
+        is_over: false,
+        signals,
+        _seat: seat,
+    };
+    Box::pin(stream::unfold(listening, |mut listening| async {
+        listening.next().await.map(|item| (item, listening))
+    }))
+}
+
+struct Listening<B, F: FnOnce()> {
+    backend: Arc<B>,
+    key: TaskKey,
+    expires_at: Option<DateTime<Utc>>,
+    /// The record is to be read, after this delay.
+    look: Option<Duration>,
+    is_over: bool,
+    signals: watch::Receiver<Signal>,
+    /// Behind the signals, so that they are gone when it is left.
+    _seat: Seat<F>,
+}
+
+impl<B: StorageBackend, F: FnOnce()> Listening<B, F> {
+    async fn next(&mut self) -> Option<Result<(), StorageError>> {
+        if self.is_over {
+            return None;
+        }
+        loop {
+            if let Some(delay) = self.look {
+                sleep(delay).await;
+                // What is read now is at least as new as what was told before.
+                self.signals.mark_unchanged();
+                match self.backend.get(&self.key).await {
+                    Ok(record) => {
+                        (self.expires_at, self.look) = (record.expires_at, None);
+                        return Some(Ok(()));
+                    }
+                    Err(StorageError::NotFound { .. }) => return None,
+                    Err(error) => {
+                        self.look = Some((delay * 2).clamp(SHORTEST, LONGEST));
+                        return Some(Err(error));
+                    }
+                }
+            }
+            let Some(told) = self.told().await else {
+                self.look = Some(Duration::ZERO);
+                continue;
+            };
+            match told {
+                Signal::Written(expires_at) => {
+                    self.expires_at = expires_at;
+                    return Some(Ok(()));
+                }
+                Signal::Look => self.look = Some(Duration::ZERO),
+                Signal::Lost(error) => {
+                    let error = error();
+                    self.is_over = !error.is_retryable();
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Waits for a signal, `None` if the record's time comes first.
+    async fn told(&mut self) -> Option<Signal> {
+        let changed = self.signals.changed();
+        let changed = match left(&*self.backend, self.expires_at) {
+            Some(left) => timeout_at(Instant::now() + left, changed).await.ok()?,
+            None => changed.await,
+        };
+        if changed.is_err() {
+            // Whoever told has gone.
+            sleep(LONGEST).await;
+            return None;
+        }
+        Some(self.signals.borrow_and_update().clone())
+    }
+}
