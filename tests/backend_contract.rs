@@ -18,7 +18,8 @@ use mcp_task_store::{
 use rstest::rstest;
 use rstest_reuse::apply;
 use support::{
-    Engine, MAX_VALUE_BYTES, Store, after_ms, in_an_hour, keep, key, never, on_every_engine, on_every_watch, owner,
+    Engine, MAX_VALUE_BYTES, Store, after_ms, in_an_hour, keep, key, never, on_every_engine, on_every_watch,
+    owner,
 };
 use tokio::task::JoinSet;
 

@@ -4,14 +4,16 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use mcp_task_store::{
     Expiry, NewTask, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, TaskStore,
     Version,
 };
 use redis::{Commands, Connection, Value};
-use support::cluster::Cluster;
+use support::cluster::{Cluster, eventually};
 use support::redis::{Server, command, connection, free_port, rule_of_the_readme};
 use support::sentinel::{MASTER, Watched};
 use support::{after_ms, in_an_hour, keep, key, never, owner, readme};
@@ -26,6 +28,7 @@ async fn every_operation(backend: &RedisBackend, admin: &mut Connection) -> Resu
     backend.put_if_version(&t1, "data".into(), in_an_hour(), Version::from(3)).await?;
     backend.put_if_version(&t2, "data".into(), never(), Version::ABSENT).await?;
     backend.get(&t1).await?;
+    Arc::new(backend.clone()).watch(&t1).next().await.expect("it lives")?;
     let expired = backend.put(&key("alice", "t3"), "data".into(), after_ms(1)).await?.expires_at;
     while backend.now() < expired.unwrap() {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -74,8 +77,7 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
     let refused = outside.put(&key("alice", "t1"), "data".into(), keep()).await;
     assert!(matches!(refused, Err(StorageError::Denied { .. })), "{refused:?}");
 
-    let permitted: Vec<_> =
-        rule.iter().filter(|word| word.starts_with('+') || word.starts_with('~')).collect();
+    let permitted: Vec<_> = rule.iter().filter(|word| word.starts_with(['+', '~', '&'])).collect();
     assert!(permitted.len() > 10);
     for word in permitted {
         let without = rule.iter().filter(|other| *other != word).copied();
@@ -87,6 +89,13 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
         };
         match outcome {
             Err(StorageError::Denied { .. }) => {}
+            // No call waits for the end of a subscription; the connection is given up instead.
+            Ok(()) if *word == "+sunsubscribe" => {
+                eventually(|| {
+                    let log: Value = command(&mut admin, ["ACL", "LOG"]);
+                    format!("{log:?}").contains("sunsubscribe")
+                });
+            }
             other => panic!("without {word}: {other:?}"),
         }
         let left: Vec<String> = admin.keys("pmcp:*").unwrap();

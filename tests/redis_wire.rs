@@ -7,7 +7,7 @@ mod support;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use mcp_task_store::{PageRequest, StorageBackend, StorageError, Version};
-use support::redis::{Namespace, url};
+use support::redis::{Namespace, can_shard_publishing, connection, url};
 use support::{after_ms, in_an_hour, keep, key, never, owner};
 
 /// Commands that one backend caused: those that were sent, and behind each those that a script ran.
@@ -105,37 +105,70 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
     }
 
     // Writes are one EVAL each. The first keeps an expiry and touches no key but the hash.
+    // Those who watch are told before the write, in the same script.
+    let told = &[if can_shard_publishing(&mut connection(&url())) { "SPUBLISH" } else { "PUBLISH" }][..];
     let (read, index) = (["HEXISTS", "HMGET"], ["ZCARD", "ZCOUNT", "ZCARD", "ZCOUNT"]);
     let entered = ["ZADD", "ZADD", "PEXPIREAT", "PEXPIREAT"];
     let sent = sent!(backend.put(&t1, "data".into(), in_an_hour().quota(100)));
     assert_eq!(sent.len(), 1, "{sent:?}");
     assert_eq!(sent[0].command, "EVAL");
-    assert_eq!(sent[0].ran(), [&["TIME", "EXISTS"][..], &index, &entered, &["HSET", "PEXPIREAT"]].concat());
+    assert_eq!(
+        sent[0].ran(),
+        [&["TIME", "EXISTS"][..], told, &index, &entered, &["HSET", "PEXPIREAT"]].concat()
+    );
 
     for call in 0..2 {
         let (sent, first) = match call {
             0 => (sent!(backend.put(&t1, "data".into(), keep())), &["TIME", "EXISTS"][..]),
-            _ => (sent!(backend.put_if_version(&t1, "data".into(), keep(), Version::from(2))), &["TIME"][..]),
+            _ => (sent!(backend.put_if_version(&t1, "data".into(), keep(), Version::from(3))), &["TIME"][..]),
         };
         assert_eq!(sent.len(), 1, "{sent:?}");
-        assert_eq!((sent[0].command.as_str(), sent[0].ran()), ("EVAL", [first, &read, &["HSET"]].concat()));
+        assert_eq!(
+            (sent[0].command.as_str(), sent[0].ran()),
+            ("EVAL", [first, &read, told, &["HSET"]].concat())
+        );
         let hash = format!("{}:tasks:alice:t1", namespace.prefix);
-        assert!(sent[0].ran.iter().all(|command| command[0] == "TIME" || command[1] == hash), "{sent:?}");
+        let touched = |command: &Vec<String>| command[0] != "TIME" && command[0] != told[0];
+        assert!(
+            sent[0].ran.iter().filter(|command| touched(command)).all(|command| command[1] == hash),
+            "{sent:?}"
+        );
+        let expires_at = backend.get(&t1).await.unwrap().expires_at.unwrap().timestamp_millis();
+        let message = match call {
+            0 => format!("? {hash}"),
+            _ => format!("{expires_at} {hash}"),
+        };
+        let channel = format!("{}:watch:alice", namespace.prefix);
+        assert!(sent[0].ran.contains(&vec![told[0].to_owned(), channel, message]), "{sent:?}");
+        watch.sent().await;
+        // A quiet write tells nobody.
+        let version = Version::from(2 * call + 2);
+        let sent = match call {
+            0 => sent!(backend.put(&t1, "data".into(), keep().quiet())),
+            _ => sent!(backend.put_if_version(&t1, "data".into(), keep().quiet(), version)),
+        };
+        assert_eq!((sent.len(), sent[0].ran()), (1, [first, &read, &["HSET"]].concat()));
     }
 
     for call in 0..2 {
         let sent = match call {
             0 => sent!(backend.put(&t1, "data".into(), in_an_hour())),
-            _ => sent!(backend.put_if_version(&t1, "data".into(), in_an_hour(), Version::from(4))),
+            _ => sent!(backend.put_if_version(&t1, "data".into(), in_an_hour(), Version::from(6))),
         };
         assert_eq!((sent.len(), sent[0].command.as_str()), (1, "EVAL"), "{sent:?}");
         let written = ["HSET", "PEXPIREAT"];
-        assert_eq!(sent[0].ran(), [&["TIME", "EXISTS"][..], &read, &index, &entered, &written].concat());
+        assert_eq!(
+            sent[0].ran(),
+            [&["TIME", "EXISTS"][..], &read, told, &index, &entered, &written].concat()
+        );
     }
     let sent = sent!(backend.put(&t1, "data".into(), never()));
     let index = ["ZCARD", "ZCOUNT", "ZCARD", "ZRANGE", "ZRANGE"];
     let written = ["ZREM", "ZADD", "PERSIST", "HSET", "HDEL", "PERSIST"];
-    assert_eq!((sent.len(), sent[0].ran()), (1, [&["TIME", "EXISTS"][..], &read, &index, &written].concat()));
+    assert_eq!(
+        (sent.len(), sent[0].ran()),
+        (1, [&["TIME", "EXISTS"][..], &read, told, &index, &written].concat())
+    );
     let sent = sent!(backend.put_if_version(&key("alice", "t2"), "data".into(), keep(), Version::ABSENT));
     assert_eq!((sent.len(), sent[0].command.as_str()), (1, "EVAL"), "{sent:?}");
 
@@ -176,7 +209,8 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
 
     let sent = sent!(backend.delete(&key("alice", "t2")));
     assert_eq!((sent.len(), sent[0].command.as_str()), (1, "EVAL"));
-    assert_eq!(sent[0].ran(), ["TIME", "HGET", "ZCARD", "ZCARD", "ZRANGE", "ZREM", "ZREM", "DEL"]);
+    let removed = ["ZREM", "ZREM", "DEL"];
+    assert_eq!(sent[0].ran(), [&["TIME", "HGET", "ZCARD", "ZCARD", "ZRANGE"][..], told, &removed].concat());
 
     // The engine has nothing to clean up, and refuses what it must not send before it sends anything.
     assert!(sent!(backend.cleanup_expired()).is_empty());

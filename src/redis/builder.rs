@@ -312,12 +312,7 @@ impl RedisBuilder {
     }
 
     /// Asks the server for its clock, which also shows that it answers.
-    async fn start(
-        self,
-        way: Way,
-        schema: Schema,
-        deadline: Instant,
-    ) -> Result<RedisBackend, StorageError> {
+    async fn start(self, way: Way, schema: Schema, deadline: Instant) -> Result<RedisBackend, StorageError> {
         let Way { link, clock, address, can_publish } = way;
         let listens = self.notifications && can_publish;
         let backend = RedisBackend(Arc::new(Inner {

@@ -279,7 +279,9 @@ impl Link for ClusterLink {
     async fn server_of(&self, key: &str) -> RedisResult<Client> {
         match self.0.keeper(key).await {
             Some(keeper) => Client::open(at(&self.0.node, &keeper)),
-            None => Err((ErrorKind::ClusterConnectionNotFound, "no node says which one keeps the slot").into()),
+            None => {
+                Err((ErrorKind::ClusterConnectionNotFound, "no node says which one keeps the slot").into())
+            }
         }
     }
 }

@@ -17,8 +17,8 @@ use redis::Value;
 
 use crate::backend::from_millis;
 use crate::key::escape;
-use crate::watch::Signal;
 use crate::scripts::{RecordKeys, exact};
+use crate::watch::Signal;
 use crate::{OwnerId, Record, StorageError, TaskId, TaskKey, Version};
 
 /// The fields of a record's hash, in the order in which [`Stored::read`] takes them.

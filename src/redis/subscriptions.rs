@@ -14,8 +14,7 @@ use futures_core::stream::BoxStream;
 use futures_util::future::{Either, select};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, PushInfo, PushKind, RedisError, RedisResult,
-    Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value,
 };
 use tokio::sync::{Notify, watch};
 

@@ -29,11 +29,11 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use mcp_task_store::{
-    Cursor, Expiry, ListedRecord, MemoryBackend, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend,
-    StorageError, TaskKey, Version, Written,
+    Cursor, Expiry, ListedRecord, MemoryBackend, OwnerId, Page, PageRequest, PutOptions, Record,
+    StorageBackend, StorageError, TaskKey, Version, Written,
 };
 
 // A test that applies `on_every_engine` runs on each of them.

@@ -159,11 +159,16 @@ pub fn rule_of_the_readme() -> String {
     readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
 }
 
-/// The same as this server takes it: before Redis 7 publishing is not sharded.
+/// Whether publishing can be sharded, as from Redis 7 on.
+pub fn can_shard_publishing(connection: &mut Connection) -> bool {
+    let known: [Value; 1] = command(connection, ["COMMAND", "INFO", "SPUBLISH"]);
+    known != [Value::Nil]
+}
+
+/// The same as this server takes it.
 pub fn rule_for(connection: &mut Connection) -> String {
     let rule = rule_of_the_readme();
-    let known: [Value; 1] = command(connection, ["COMMAND", "INFO", "SPUBLISH"]);
-    if known != [Value::Nil] {
+    if can_shard_publishing(connection) {
         return rule;
     }
     let plain = readme().lines().find_map(|line| line.strip_suffix("    # on Redis 6.2")).unwrap().to_owned();

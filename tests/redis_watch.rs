@@ -1,0 +1,203 @@
+//! Watching over Redis: what is subscribed to, and what becomes of it when the server or the way to it is lost.
+
+#![cfg(feature = "redis-tests")]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use mcp_task_store::{RedisBackend, StorageBackend, StorageError, Version};
+use redis::{Connection, Value};
+use support::cluster::Cluster;
+use support::redis::{Server, can_shard_publishing, command};
+use support::{in_an_hour, keep, key, never};
+
+type Watch = BoxStream<'static, Result<(), StorageError>>;
+
+fn watch(backend: &RedisBackend, task: &str) -> Watch {
+    Arc::new(backend.clone()).watch(&key("alice", task))
+}
+
+/// The next good item of a watch; errors in between are those of an outage.
+async fn next(watch: &mut Watch) {
+    let good = async {
+        loop {
+            match watch.next().await.expect("the record lives") {
+                Ok(()) => return,
+                Err(error) => assert!(error.is_retryable(), "{error}"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), good).await.expect("an item");
+}
+
+/// How many connections are subscribed to the channel of `alice`.
+fn subscribers(connection: &mut Connection) -> i64 {
+    let asked = if can_shard_publishing(connection) { "SHARDNUMSUB" } else { "NUMSUB" };
+    let [_, count]: [Value; 2] = command(connection, ["PUBSUB", asked, "pmcp:watch:alice"]);
+    redis::from_redis_value(count).unwrap()
+}
+
+async fn until(mut reached: impl FnMut() -> bool) {
+    let waiting = async {
+        while !reached() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes to that");
+}
+
+#[tokio::test]
+async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last() {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    for task in ["t1", "t2"] {
+        backend.put(&key("alice", task), "data".into(), in_an_hour()).await.unwrap();
+    }
+    assert_eq!(subscribers(&mut admin), 0);
+    let mut watches = ["t1", "t1", "t2"].map(|task| watch(&backend, task));
+    for watch in &mut watches {
+        next(watch).await;
+    }
+    assert_eq!(subscribers(&mut admin), 1);
+    let clients: String = command(&mut admin, ["CLIENT", "LIST", "TYPE", "pubsub"]);
+    assert_eq!(clients.lines().count(), 1, "{clients}");
+    let [first, second, last] = watches;
+    drop((first, second));
+    backend.put(&key("alice", "t2"), "data".into(), keep()).await.unwrap();
+    drop(last);
+    until(|| subscribers(&mut admin) == 0).await;
+    // The next one begins anew, over the connection that there is.
+    next(&mut watch(&backend, "t1")).await;
+}
+
+#[tokio::test]
+async fn a_lost_subscription_is_made_again_and_each_watch_is_told() {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    let mut watches = Vec::new();
+    for task in ["t1", "t2"] {
+        backend.put(&key("alice", task), "data".into(), never()).await.unwrap();
+        watches.push(watch(&backend, task));
+        next(watches.last_mut().unwrap()).await;
+    }
+    let killed: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", "pubsub"]);
+    assert_eq!(killed, 1);
+    for watch in &mut watches {
+        next(watch).await;
+    }
+    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
+    next(&mut watches[0]).await;
+}
+
+#[tokio::test]
+async fn what_was_written_while_the_server_was_out_of_reach_is_felt_when_it_is_back() {
+    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "one".into(), never()).await.unwrap();
+    let mut watch = watch(&backend, "t1");
+    next(&mut watch).await;
+    server.kill();
+    // While it is away, the watch says so and goes on.
+    let error = watch.next().await.unwrap().unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error}");
+    server.start_again();
+    let other = RedisBackend::connect(&server.url()).await.unwrap();
+    let seen = other.get(&t1).await.unwrap().version;
+    other.put_if_version(&t1, "two".into(), keep(), seen).await.unwrap();
+    loop {
+        next(&mut watch).await;
+        if backend.get(&t1).await.is_ok_and(|record| record.data == "two") {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_noticed_by_a_watch() {
+    let server = Server::start(&[]);
+    let limit = Duration::from_millis(300);
+    let backend = RedisBackend::builder().connect_timeout(limit).response_timeout(limit);
+    let backend = backend.connect(&server.url()).await.unwrap();
+    backend.put(&key("alice", "t1"), "one".into(), never()).await.unwrap();
+    let mut watch = watch(&backend, "t1");
+    next(&mut watch).await;
+    server.signal("STOP");
+    let noticed = tokio::time::timeout(Duration::from_secs(60), watch.next()).await;
+    server.signal("CONT");
+    let error = noticed.expect("the silence is noticed").unwrap().unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error}");
+    next(&mut watch).await;
+}
+
+#[tokio::test]
+async fn without_notifications_nothing_is_published_and_a_watch_polls() {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let quiet = RedisBackend::builder().notifications(false).connect(&server.url()).await.unwrap();
+    let listening = RedisBackend::connect(&server.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    quiet.put(&t1, "one".into(), never()).await.unwrap();
+    let mut polling = watch(&quiet, "t1");
+    next(&mut polling).await;
+    let published = |admin: &mut Connection| -> u64 {
+        let stats: String = command(admin, ["INFO", "commandstats"]);
+        let calls = |line: &str| line.split("calls=").nth(1)?.split(',').next()?.parse::<u64>().ok();
+        stats.lines().filter(|line| line.contains("publish:")).filter_map(calls).sum()
+    };
+    assert_eq!(published(&mut admin), 0);
+    listening.put(&t1, "two".into(), keep()).await.unwrap();
+    next(&mut polling).await;
+    assert_eq!((published(&mut admin), subscribers(&mut admin)), (1, 0));
+}
+
+#[tokio::test]
+async fn over_a_connection_of_the_callers_or_resp2_writes_are_published_and_a_watch_polls() {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let client = redis::Client::open(server.url()).unwrap();
+    let connection = client.get_multiplexed_async_connection().await.unwrap();
+    let given = RedisBackend::builder().over(connection).await.unwrap();
+    let resp2 = RedisBackend::connect(&format!("{}?protocol=resp2", server.url())).await.unwrap();
+    let listening = RedisBackend::connect(&server.url()).await.unwrap();
+    for (number, backend) in [given, resp2].iter().enumerate() {
+        let task = format!("t{number}");
+        backend.put(&key("alice", &task), "one".into(), never()).await.unwrap();
+        let (mut polling, mut told) = (watch(backend, &task), watch(&listening, &task));
+        next(&mut polling).await;
+        next(&mut told).await;
+        assert_eq!(subscribers(&mut admin), 1, "the one that listens");
+        backend.put_if_version(&key("alice", &task), "two".into(), keep(), Version::FIRST).await.unwrap();
+        next(&mut polling).await;
+        next(&mut told).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_follows_its_owner_to_another_node_of_the_cluster() {
+    let cluster = Cluster::start(2, 0);
+    let backend = RedisBackend::builder().connect_cluster(cluster.urls().split(',')).await.unwrap();
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "one".into(), never()).await.unwrap();
+    let mut watch = watch(&backend, "t1");
+    next(&mut watch).await;
+    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    cluster.set_slot(1 - from, &slot, "IMPORTING", from);
+    cluster.set_slot(from, &slot, "MIGRATING", 1 - from);
+    for key in ["pmcp:tasks:{alice}:t1", "pmcp:idx:{alice}"] {
+        cluster.migrate(from, 1 - from, key);
+    }
+    cluster.set_slot(1 - from, &slot, "NODE", 1 - from);
+    cluster.set_slot(from, &slot, "NODE", 1 - from);
+    // The node that lost the slot says so, which costs the watch an item.
+    next(&mut watch).await;
+    let version = backend.get(&t1).await.unwrap().version;
+    backend.put_if_version(&t1, "two".into(), keep(), version).await.unwrap();
+    next(&mut watch).await;
+}
