@@ -64,8 +64,8 @@ pub use memory::MemoryBackend;
 pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRequest};
 #[cfg(feature = "redis")]
 pub use redis::{RedisBackend, RedisBuilder};
-pub use store::{NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
-pub use task::{RpcError, StoredTask, Task, TaskStatus};
+pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
+pub use task::{Lease, OnWorkerLost, RpcError, StoredTask, Task, TaskStatus};
 
 /// The examples of the README compile.
 #[cfg(all(doctest, feature = "redis"))]

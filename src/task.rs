@@ -49,6 +49,40 @@ impl fmt::Display for TaskStatus {
     }
 }
 
+/// Who works on a task, and until when it need not say so again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Lease {
+    /// The process that holds it, by a random id; `None` once it was handed back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// How many times work on the task was begun: 1, 2, 3, …
+    pub attempt: u32,
+    /// When it lapses unless it is renewed, by the engine's clock.
+    #[serde(with = "rfc3339_millis")]
+    pub deadline: DateTime<Utc>,
+}
+
+impl Lease {
+    /// Whether somebody holds it at this time of the engine's clock.
+    pub fn is_live(&self, now: DateTime<Utc>) -> bool {
+        self.holder.is_some() && now < self.deadline
+    }
+}
+
+/// What becomes of a task whose worker is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OnWorkerLost {
+    /// It fails, so that no client polls for ever.
+    #[default]
+    Fail,
+    /// Its operation is run again by an instance that knows it by name.
+    Resume,
+}
+
 /// A JSON-RPC error object (<https://www.jsonrpc.org/specification#error_object>), with which a task failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RpcError {
@@ -106,6 +140,9 @@ pub struct Task {
     /// The client's answers so far, by the key of their request.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub input_responses: BTreeMap<String, Value>,
+    /// The requests of those answers, kept only where another attempt may make them again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub answered_requests: BTreeMap<String, Value>,
     /// Whether the client asked to cancel. The operation decides how the task ends.
     #[serde(default, skip_serializing_if = "is_false")]
     pub cancel_requested: bool,
@@ -115,6 +152,15 @@ pub struct Task {
     /// The error, once failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<RpcError>,
+    /// Who works on it. A task that nobody works on under a lease, or that has ended, has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
+    /// The operation by the name under which instances know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// What becomes of it when its worker is lost.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_worker_lost: OnWorkerLost,
     /// What the server keeps with the task for itself.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, Value>,
@@ -160,6 +206,10 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
+fn is_default(on_worker_lost: &OnWorkerLost) -> bool {
+    *on_worker_lost == OnWorkerLost::default()
+}
+
 /// RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.000Z`.
 mod rfc3339_millis {
     use chrono::{DateTime, SecondsFormat, Utc};
@@ -195,6 +245,8 @@ mod tests {
             "createdAt": "2026-01-31T12:00:00.000Z", "lastUpdatedAt": "2026-01-31T12:00:00.000Z",
             "ttlMs": 60_000, "pollIntervalMs": 500, "method": "tools/call", "arguments": {"name": "x"},
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
+            "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "deadline": "2026-01-31T12:00:30.000Z"},
             "cancelRequested": true, "variables": {"n": 1}, "writeIds": ["0badcafe"],
             "progress": {"done": [1, 2, 3]}, "zone": null,
         });

@@ -69,6 +69,7 @@ pub(crate) enum Signal {
     /// It is to be looked at: it was deleted, or something may have been missed.
     Look,
     /// Nothing can be told for now, and this is why.
+    #[cfg(feature = "redis")]
     Lost(Arc<dyn Fn() -> StorageError + Send + Sync>),
 }
 
@@ -82,6 +83,7 @@ impl<K> Default for Watched<K> {
 }
 
 impl<K: Eq + Hash> Watched<K> {
+    #[cfg(feature = "redis")]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -106,6 +108,7 @@ impl<K: Eq + Hash> Watched<K> {
         }
     }
 
+    #[cfg(feature = "redis")]
     pub(crate) fn tell_all(&self, signal: &Signal) {
         self.0.values().for_each(|signals| drop(signals.send_replace(signal.clone())));
     }
@@ -195,6 +198,7 @@ impl<B: StorageBackend, F: FnOnce()> Listening<B, F> {
                     return Some(Ok(()));
                 }
                 Signal::Look => self.look = Some(Duration::ZERO),
+                #[cfg(feature = "redis")]
                 Signal::Lost(error) => {
                     let error = error();
                     self.is_over = !error.is_retryable();

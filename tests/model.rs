@@ -45,8 +45,11 @@ fn options() -> impl Strategy<Value = PutOptions> {
         1 => Just(Expiry::After(Duration::from_secs(3600))),
         1 => Just(Expiry::After(Duration::ZERO)),
     ];
-    (expiry, proptest::option::weighted(0.3, 0_u64..6))
-        .prop_map(|(expiry, quota)| PutOptions { expiry, quota })
+    (expiry, proptest::option::weighted(0.3, 0_u64..6)).prop_map(|(expiry, quota)| PutOptions {
+        expiry,
+        quota,
+        is_quiet: false,
+    })
 }
 
 fn calls() -> impl Strategy<Value = Call> {

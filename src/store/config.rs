@@ -30,6 +30,7 @@ pub struct StoreConfig {
     pub(super) max_variables_depth: usize,
     pub(super) max_variables_string_bytes: usize,
     pub(super) max_attempts: u32,
+    pub(super) lease: Duration,
 }
 
 impl Default for StoreConfig {
@@ -46,6 +47,7 @@ impl Default for StoreConfig {
             max_variables_depth: 16,
             max_variables_string_bytes: 64 * 1024,
             max_attempts: 64,
+            lease: Duration::from_secs(30),
         }
     }
 }
@@ -126,6 +128,13 @@ impl StoreConfig {
     /// [`Contended`](crate::TaskError::Contended); 64 unless set, at least 1.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = max.max(1);
+        self
+    }
+
+    /// For how long a worker is taken for alive without a word of it, 30 s unless set, at least 3 ms. A lease is
+    /// renewed each third of it.
+    pub fn lease(mut self, duration: Duration) -> Self {
+        self.lease = duration.max(Duration::from_millis(3));
         self
     }
 }

@@ -37,6 +37,15 @@ pub enum TaskError {
         /// The key.
         key: String,
     },
+    /// The caller does not hold the lease of the task any more: it lapsed and somebody else took the task up or
+    /// settled it, or it was handed back. Whoever works on the task by that lease is to stop.
+    #[error("attempt {attempt} at task {task} has lost its lease")]
+    LeaseLost {
+        /// The task.
+        task: TaskId,
+        /// The attempt that came too late.
+        attempt: u32,
+    },
     /// The owner has as many tasks as it may have.
     #[error("the owner has reached its quota of {quota} tasks")]
     QuotaExceeded {
@@ -101,7 +110,9 @@ impl TaskError {
             | Self::LimitExceeded { .. }
             | Self::InvalidArgument { .. }
             | Self::InvalidPage { .. } => -32602,
-            Self::Contended { .. } | Self::Unreadable { .. } | Self::Storage(_) => -32603,
+            Self::LeaseLost { .. } | Self::Contended { .. } | Self::Unreadable { .. } | Self::Storage(_) => {
+                -32603
+            }
         }
     }
 

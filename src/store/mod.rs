@@ -2,10 +2,12 @@
 
 mod config;
 mod error;
+mod lease;
 mod limits;
 mod new_task;
 mod transitions;
 mod turns;
+mod wait;
 mod write;
 
 use std::collections::BTreeMap;
@@ -18,6 +20,8 @@ use tracing::{Instrument, debug_span, instrument};
 
 pub use config::StoreConfig;
 pub use error::TaskError;
+pub use lease::Attempt;
+use lease::Sightings;
 use limits::{MAX_JSON_DEPTH, check, check_depth};
 pub use new_task::{NewTask, Ttl};
 use transitions::Change;
@@ -25,8 +29,8 @@ use turns::Turns;
 use write::{Write, encode, jittered, mark};
 
 use crate::{
-    Cursor, Expiry, OwnerId, PageRequest, PutOptions, Record, RpcError, StorageBackend, StorageError,
-    StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
+    Cursor, Expiry, Lease, OnWorkerLost, OwnerId, PageRequest, PutOptions, Record, RpcError, StorageBackend,
+    StorageError, StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
 };
 
 /// The lifecycle of MCP tasks on an engine: who may do what with a task, and when.
@@ -42,6 +46,11 @@ use crate::{
 /// A task may run for its TTL. After that the next call that reads it, unless it has ended, settles it as
 /// failed with "TTL elapsed", or only shows it so while the engine takes no writes. The record is kept for the
 /// retention on top, result and all, and then goes.
+///
+/// # Workers
+/// A task that was [started](TaskStore::start) is worked on under a [`Lease`], which its [`Attempt`] renews. Whoever
+/// reads a task whose lease has lapsed, twice and at least a second apart, settles it as failed, unless its operation
+/// can [resume](TaskStore::take_up).
 ///
 /// # Cancellation safety
 /// Dropping the future of a call that changes something leaves the change made or not, as a whole.
@@ -73,9 +82,12 @@ pub struct TaskStore<B>(Arc<Inner<B>>);
 
 #[derive(Debug)]
 struct Inner<B> {
-    backend: B,
+    backend: Arc<B>,
     config: StoreConfig,
     turns: Turns,
+    /// By which the leases of this store are told from those of others.
+    holder: String,
+    sightings: Sightings,
 }
 
 impl<B> Clone for TaskStore<B> {
@@ -134,7 +146,13 @@ impl<B: StorageBackend> TaskStore<B> {
 
     /// A store with this configuration.
     pub fn with_config(backend: B, config: StoreConfig) -> Self {
-        Self(Arc::new(Inner { backend, config, turns: Turns::default() }))
+        Self(Arc::new(Inner {
+            backend: Arc::new(backend),
+            config,
+            turns: Turns::default(),
+            holder: uuid::Uuid::new_v4().to_string(),
+            sightings: Sightings::default(),
+        }))
     }
 
     /// The engine below.
@@ -151,52 +169,7 @@ impl<B: StorageBackend> TaskStore<B> {
     /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method or a TTL under 1 ms.
     #[instrument(level = "debug", skip_all, fields(%owner))]
     pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
-        let config = &self.0.config;
-        if new.method.is_empty() {
-            return Err(TaskError::InvalidArgument { reason: "the method is empty".to_owned() });
-        }
-        check_depth("depth of the arguments", &new.arguments, MAX_JSON_DEPTH)?;
-        if let Some(message) = &new.status_message {
-            check("bytes of a status message", message.len(), config.max_status_message_bytes)?;
-        }
-        let ttl = self.ttl(new.ttl)?;
-        let expiry = match ttl {
-            Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
-            None => Expiry::Never,
-        };
-        let now = self.now();
-        let mut task = Task {
-            task_id: TaskId::random(),
-            status: TaskStatus::Working,
-            status_message: new.status_message,
-            created_at: now,
-            last_updated_at: now,
-            ttl_ms: ttl.map(millis),
-            poll_interval_ms: new.poll_interval.or(config.default_poll_interval).map(millis),
-            method: new.method,
-            arguments: new.arguments,
-            input_requests: BTreeMap::new(),
-            input_responses: BTreeMap::new(),
-            cancel_requested: false,
-            result: None,
-            error: None,
-            variables: BTreeMap::new(),
-            write_ids: Vec::new(),
-            extra: Map::new(),
-        };
-        let write_id = mark(&mut task);
-        let key = TaskKey { owner: owner.clone(), task: task.task_id.clone() };
-        let options = PutOptions { expiry, quota: config.max_tasks_per_owner, is_quiet: false };
-        let write = Write { key: &key, data: encode(&task)?, options, expected: Version::ABSENT, write_id };
-        match self.put(&write, task).await? {
-            Some(created) => Ok(created),
-            // Somebody has drawn the same 122 random bits, or the engine is not what it says.
-            None => Err(TaskError::Storage(StorageError::VersionConflict {
-                key: key.to_string(),
-                expected: Version::ABSENT,
-                actual: Version::FIRST,
-            })),
-        }
+        self.create_with(owner, new, None).await
     }
 
     /// Reads a task.
@@ -204,7 +177,7 @@ impl<B: StorageBackend> TaskStore<B> {
     pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         for attempt in 0..self.0.config.max_attempts {
             self.back_off(attempt).await;
-            if let Some(stored) = self.settle_ttl(self.read(key).await?).await? {
+            if let Some(stored) = self.settle(self.read(key).await?, None).await? {
                 return Ok(stored);
             }
         }
@@ -231,7 +204,7 @@ impl<B: StorageBackend> TaskStore<B> {
                 unreadable.push(key.task);
                 continue;
             };
-            match self.settle_ttl(stored).await {
+            match self.settle(stored, None).await {
                 Ok(Some(settled)) => tasks.push(settled),
                 // It was changed or removed since the page was read.
                 Ok(None) | Err(TaskError::NotFound { .. }) => match self.get(&key).await {
@@ -330,9 +303,11 @@ impl<B: StorageBackend> TaskStore<B> {
     }
 
     /// Records that the client wants the task cancelled (`tasks/cancel` of SEP-2663) and withdraws open
-    /// requests; whoever works on it decides how it ends. Without effect on a task that has ended.
+    /// requests; whoever works on it decides how it ends. Without effect on a task that has ended. A task whose
+    /// lease has lapsed or was handed back is cancelled at once.
     pub async fn request_cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
-        self.change("request_cancel", task.into(), |task| Ok(transitions::request_cancel(task))).await
+        let change = |task: &mut Task| transitions::request_cancel(task, self.now());
+        self.change("request_cancel", task.into(), change).await
     }
 
     /// Merges variables into those of the task: a value replaces the one of the same name, `null` deletes it.
@@ -379,6 +354,68 @@ impl<B: StorageBackend> TaskStore<B> {
         self.0.backend.now().trunc_subsecs(3)
     }
 
+    async fn create_with(
+        &self,
+        owner: &OwnerId,
+        new: NewTask,
+        lease: Option<Lease>,
+    ) -> Result<StoredTask, TaskError> {
+        let config = &self.0.config;
+        if new.method.is_empty() {
+            return Err(TaskError::InvalidArgument { reason: "the method is empty".to_owned() });
+        }
+        if new.on_worker_lost == OnWorkerLost::Resume && new.operation.is_none() {
+            let reason = "a task without an operation cannot resume".to_owned();
+            return Err(TaskError::InvalidArgument { reason });
+        }
+        check_depth("depth of the arguments", &new.arguments, MAX_JSON_DEPTH)?;
+        if let Some(message) = &new.status_message {
+            check("bytes of a status message", message.len(), config.max_status_message_bytes)?;
+        }
+        let ttl = self.ttl(new.ttl)?;
+        let expiry = match ttl {
+            Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
+            None => Expiry::Never,
+        };
+        let now = self.now();
+        let mut task = Task {
+            task_id: TaskId::random(),
+            status: TaskStatus::Working,
+            status_message: new.status_message,
+            created_at: now,
+            last_updated_at: now,
+            ttl_ms: ttl.map(millis),
+            poll_interval_ms: new.poll_interval.or(config.default_poll_interval).map(millis),
+            method: new.method,
+            arguments: new.arguments,
+            input_requests: BTreeMap::new(),
+            input_responses: BTreeMap::new(),
+            answered_requests: BTreeMap::new(),
+            cancel_requested: false,
+            result: None,
+            error: None,
+            lease,
+            operation: new.operation,
+            on_worker_lost: new.on_worker_lost,
+            variables: BTreeMap::new(),
+            write_ids: Vec::new(),
+            extra: Map::new(),
+        };
+        let write_id = mark(&mut task);
+        let key = TaskKey { owner: owner.clone(), task: task.task_id.clone() };
+        let options = PutOptions { expiry, quota: config.max_tasks_per_owner, is_quiet: false };
+        let write = Write { key: &key, data: encode(&task)?, options, expected: Version::ABSENT, write_id };
+        match self.put(&write, task).await? {
+            Some(created) => Ok(created),
+            // Somebody has drawn the same 122 random bits, or the engine is not what it says.
+            None => Err(TaskError::Storage(StorageError::VersionConflict {
+                key: key.to_string(),
+                expected: Version::ABSENT,
+                actual: Version::FIRST,
+            })),
+        }
+    }
+
     fn ttl(&self, asked: Ttl) -> Result<Option<Duration>, TaskError> {
         let (default, max) = (self.0.config.default_ttl, self.0.config.max_ttl);
         let over = |actual: String, max: Duration| TaskError::LimitExceeded {
@@ -414,13 +451,25 @@ impl<B: StorageBackend> TaskStore<B> {
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
+        self.change_by(None, operation, task, change).await
+    }
+
+    /// The same by whoever holds the task's lease.
+    async fn change_by(
+        &self,
+        holder: Option<&Attempt<B>>,
+        operation: &'static str,
+        task: TaskRef<'_>,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
+    ) -> Result<StoredTask, TaskError> {
         let TaskKey { owner, task: id } = task.key();
         let span = debug_span!("change", operation, %owner, task = %id);
-        self.change_in_turn(task, change).instrument(span).await
+        self.change_in_turn(holder, task, change).instrument(span).await
     }
 
     async fn change_in_turn(
         &self,
+        holder: Option<&Attempt<B>>,
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
@@ -433,8 +482,8 @@ impl<B: StorageBackend> TaskStore<B> {
             && !self.is_overdue(&held.task)
         {
             let mut task = held.task.clone();
-            if let Ok(Change::Made) = change(&mut task) {
-                match self.write(key, held.version, task).await {
+            if let Ok(made @ (Change::Made | Change::Unseen)) = change(&mut task) {
+                match self.write(key, held.version, task, made).await {
                     Ok(Some(written)) => return Ok(written),
                     Ok(None) | Err(TaskError::LimitExceeded { .. }) => {}
                     Err(error) => return Err(error),
@@ -443,13 +492,14 @@ impl<B: StorageBackend> TaskStore<B> {
         }
         for attempt in 0..self.0.config.max_attempts {
             self.back_off(attempt).await;
-            let Some(mut stored) = self.settle_ttl(self.read(key).await?).await? else {
+            let Some(mut stored) = self.settle(self.read(key).await?, holder).await? else {
                 continue;
             };
-            if change(&mut stored.task)? == Change::None {
+            let made = change(&mut stored.task)?;
+            if made == Change::None {
                 return Ok(stored);
             }
-            if let Some(written) = self.write(key, stored.version, stored.task).await? {
+            if let Some(written) = self.write(key, stored.version, stored.task, made).await? {
                 return Ok(written);
             }
         }
@@ -460,17 +510,28 @@ impl<B: StorageBackend> TaskStore<B> {
         !task.status.is_terminal() && task.deadline().is_some_and(|deadline| deadline <= self.now())
     }
 
-    /// Fails a task whose TTL has elapsed before it ended; others are left as they are. `None` if somebody else
-    /// wrote it meanwhile. If the engine does not take the write, the task is given as it has to be settled all the
-    /// same, and the next reader tries again.
-    async fn settle_ttl(&self, mut stored: StoredTask) -> Result<Option<StoredTask>, TaskError> {
-        if !self.is_overdue(&stored.task) {
+    /// Fails a task whose TTL has elapsed before it ended, or whose worker is lost for everybody but the `holder` of
+    /// its lease; others are left as they are. `None` if somebody else wrote it meanwhile. If the engine does not take
+    /// the write, the task is given as it has to be settled all the same, and the next reader tries again.
+    async fn settle(
+        &self,
+        mut stored: StoredTask,
+        holder: Option<&Attempt<B>>,
+    ) -> Result<Option<StoredTask>, TaskError> {
+        if self.is_overdue(&stored.task) {
+            transitions::expire(&mut stored.task)?;
+        } else if holder.is_none()
+            && stored.task.on_worker_lost == OnWorkerLost::Fail
+            && self.has_lost_its_worker(&stored)
+        {
+            transitions::lose_worker(&mut stored.task)?;
+        } else {
             return Ok(Some(stored));
         }
-        transitions::expire(&mut stored.task)?;
-        match Box::pin(self.write(&stored.key, stored.version, stored.task.clone())).await {
+        let write = self.write(&stored.key, stored.version, stored.task.clone(), Change::Made);
+        match Box::pin(write).await {
             Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
-                tracing::warn!(%error, "a task whose TTL has elapsed was not settled");
+                tracing::warn!(%error, "a task whose time or worker has gone was not settled");
                 Ok(Some(stored))
             }
             other => other,

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::OnWorkerLost;
+
 /// For how long a task may run, from its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ttl {
@@ -42,6 +44,8 @@ pub struct NewTask {
     pub(super) ttl: Ttl,
     pub(super) poll_interval: Option<Duration>,
     pub(super) status_message: Option<String>,
+    pub(super) operation: Option<String>,
+    pub(super) on_worker_lost: OnWorkerLost,
 }
 
 impl NewTask {
@@ -53,6 +57,8 @@ impl NewTask {
             ttl: Ttl::Default,
             poll_interval: None,
             status_message: None,
+            operation: None,
+            on_worker_lost: OnWorkerLost::Fail,
         }
     }
 
@@ -77,6 +83,20 @@ impl NewTask {
     /// A first sentence for people; none unless set.
     pub fn status_message(mut self, message: impl Into<String>) -> Self {
         self.status_message = Some(message.into());
+        self
+    }
+
+    /// The operation that the call is to run, by the name under which the instances of the server know it; none
+    /// unless set. With the arguments in the record, it can be run again by another instance.
+    pub fn operation(mut self, name: impl Into<String>) -> Self {
+        self.operation = Some(name.into());
+        self
+    }
+
+    /// What becomes of the task when its worker is lost; it fails unless set. Only a task with an
+    /// [operation](Self::operation) can resume.
+    pub fn on_worker_lost(mut self, then: OnWorkerLost) -> Self {
+        self.on_worker_lost = then;
         self
     }
 }

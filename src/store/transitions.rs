@@ -9,17 +9,20 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::limits::{MAX_JSON_DEPTH, check, check_depth, check_variables};
 use super::{StoreConfig, TaskError};
-use crate::{RpcError, Task, TaskStatus};
+use crate::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
 
 /// What an operation made of a task.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// The task is to be written.
     Made,
+    /// The same, and it concerns nobody but the worker: who watches is not told, and the task counts as not updated.
+    Unseen,
     /// There is nothing to write: the task is as it was.
     None,
 }
@@ -36,6 +39,7 @@ fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), 
     require_open(task, action)?;
     task.status = status;
     task.input_requests.clear();
+    task.lease = None;
     Ok(())
 }
 
@@ -76,6 +80,20 @@ pub(super) fn require_input(
     Ok(Change::Made)
 }
 
+/// The same for one request that an earlier attempt may have made: an equal one stays as it is, open or answered.
+pub(super) fn ask(
+    task: &mut Task,
+    key: &str,
+    request: &Value,
+    config: &StoreConfig,
+) -> Result<Change, TaskError> {
+    let before = task.input_requests.get(key).or_else(|| task.answered_requests.get(key));
+    if before == Some(request) && !task.status.is_terminal() && !task.cancel_requested {
+        return Ok(Change::None);
+    }
+    require_input(task, &[(key.to_owned(), request.clone())], config)
+}
+
 /// An answer to a request that is not open (unknown, answered, withdrawn, or of a task that has ended) has
 /// no effect.
 pub(super) fn deliver_inputs(
@@ -84,9 +102,12 @@ pub(super) fn deliver_inputs(
 ) -> Result<Change, TaskError> {
     let mut change = Change::None;
     for (key, response) in responses {
-        if task.input_requests.remove(key).is_some() {
+        if let Some(request) = task.input_requests.remove(key) {
             check_depth("depth of an input response", response, MAX_JSON_DEPTH)?;
             task.input_responses.insert(key.clone(), response.clone());
+            if task.on_worker_lost == OnWorkerLost::Resume {
+                task.answered_requests.insert(key.clone(), request);
+            }
             change = Change::Made;
         }
     }
@@ -117,14 +138,22 @@ pub(super) fn cancel(task: &mut Task) -> Result<Change, TaskError> {
     Ok(Change::Made)
 }
 
-pub(super) fn request_cancel(task: &mut Task) -> Change {
-    if task.status.is_terminal() || task.cancel_requested {
-        return Change::None;
+/// Leaves it to the worker how the task ends, or ends it if it had a worker and has none any more.
+pub(super) fn request_cancel(task: &mut Task, now: DateTime<Utc>) -> Result<Change, TaskError> {
+    if task.status.is_terminal() {
+        return Ok(Change::None);
+    }
+    if task.lease.as_ref().is_some_and(|lease| !lease.is_live(now)) {
+        task.cancel_requested = true;
+        return cancel(task);
+    }
+    if task.cancel_requested {
+        return Ok(Change::None);
     }
     task.cancel_requested = true;
     task.input_requests.clear();
     task.status = TaskStatus::Working;
-    Change::Made
+    Ok(Change::Made)
 }
 
 pub(super) fn set_variables(
@@ -141,6 +170,19 @@ pub(super) fn set_variables(
     }
     check_variables(&task.variables, config)?;
     Ok(Change::Made)
+}
+
+pub(super) fn set_lease(task: &mut Task, lease: Lease, action: &'static str) -> Result<(), TaskError> {
+    require_open(task, action)?;
+    task.lease = Some(lease);
+    Ok(())
+}
+
+/// What becomes of a task whose worker is lost, unless it can resume.
+pub(super) fn lose_worker(task: &mut Task) -> Result<Change, TaskError> {
+    const MESSAGE: &str = "the worker of the task was lost";
+    task.status_message = Some(MESSAGE.to_owned());
+    fail(task, &RpcError::new(-32603, MESSAGE))
 }
 
 /// What becomes of a task whose TTL has elapsed before it ended.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use once_cell::sync::Lazy;
 
+use super::transitions::Change;
 use super::{TaskError, TaskStore};
 use crate::{Expiry, PutOptions, StorageBackend, StorageError, StoredTask, Task, TaskKey, Version, Written};
 
@@ -38,10 +39,14 @@ impl<B: StorageBackend> TaskStore<B> {
         key: &TaskKey,
         expected: Version,
         mut task: Task,
+        change: Change,
     ) -> Result<Option<StoredTask>, TaskError> {
-        task.last_updated_at = self.now().max(task.last_updated_at);
+        let mut options = PutOptions::new(Expiry::Keep);
+        match change {
+            Change::Unseen => options = options.quiet(),
+            Change::Made | Change::None => task.last_updated_at = self.now().max(task.last_updated_at),
+        }
         let write_id = mark(&mut task);
-        let options = PutOptions::new(Expiry::Keep);
         let write = Write { key, data: encode(&task)?, options, expected, write_id };
         self.put(&write, task).await
     }

@@ -1,0 +1,62 @@
+//! Waiting until a task needs somebody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use tokio::time::timeout;
+use tracing::instrument;
+
+use super::lease::SEEN_APART;
+use super::{TaskError, TaskStore};
+use crate::{StorageBackend, StoredTask, TaskKey, TaskStatus};
+
+/// As long as it takes, but no timer counts to the end of time.
+const FOREVER: Duration = Duration::from_secs(3600);
+/// Between two looks at a clock that lags.
+const SHORTLY: Duration = Duration::from_millis(5);
+
+impl<B: StorageBackend> TaskStore<B> {
+    /// Waits until a task has ended or needs input, whichever process makes it so, and returns it. Feels each change
+    /// by [watching](StorageBackend::watch) the record; a lease that lapses and a TTL that elapses meanwhile are
+    /// settled, so that a lost worker keeps nobody waiting. To wait for a limited time, put it under a timeout.
+    ///
+    /// # Errors
+    /// [`NotFound`](TaskError::NotFound) also when the record goes meanwhile; [`Storage`](TaskError::Storage) when the
+    /// engine cannot be asked any more, after which the same call may be made again.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future ends the wait and changes nothing.
+    #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
+    pub async fn wait(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        let mut watch = None;
+        loop {
+            let stored = self.get(key).await?;
+            if stored.task.status.is_terminal() || stored.task.status == TaskStatus::InputRequired {
+                return Ok(stored);
+            }
+            // Begun only now, as most often there is nothing to wait for. Its first item leads to another look.
+            let changes = watch.get_or_insert_with(|| Arc::clone(&self.0.backend).watch(key));
+            match timeout(self.until_it_may_be_settled(&stored), changes.next()).await {
+                Ok(Some(Err(error))) if !error.is_retryable() => {
+                    return Err(TaskError::from_storage(error, &key.task));
+                }
+                // The record is gone, or there is another of this name by now.
+                Ok(None) => watch = None,
+                Ok(Some(_)) | Err(_) => {}
+            }
+        }
+    }
+
+    /// How long it takes until the next look at a task may settle it by itself.
+    fn until_it_may_be_settled(&self, stored: &StoredTask) -> Duration {
+        let now = self.now();
+        let left = |at: DateTime<Utc>| (at - now).to_std().unwrap_or_default() + SHORTLY;
+        let ttl = stored.task.deadline().map_or(FOREVER, left);
+        let lease = stored.task.lease.as_ref().map_or(FOREVER, |lease| {
+            if lease.is_live(now) { left(lease.deadline) } else { SEEN_APART + SHORTLY }
+        });
+        ttl.min(lease).min(FOREVER)
+    }
+}

@@ -1,0 +1,372 @@
+//! Who works on a task: leases, lost workers, further attempts, and waiting for what becomes of a task.
+
+#[macro_use]
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use futures_util::{FutureExt, StreamExt};
+use mcp_task_store::{
+    Attempt, NewTask, OnWorkerLost, RpcError, StorageBackend, StoreConfig, StoredTask, TaskError, TaskKey,
+    TaskStatus, TaskStore, Version,
+};
+use rstest_reuse::apply;
+use serde_json::{Value, json};
+use support::{Engine, Store, on_every_engine, on_every_watch, owner};
+
+type Tasks = TaskStore<Arc<dyn StorageBackend>>;
+type Trying = Attempt<Arc<dyn StorageBackend>>;
+
+/// A lease that is not going to lapse in a test.
+const LONG: Duration = Duration::from_secs(3600);
+/// One that does.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// Two stores on one engine, as of two processes.
+async fn open(engine: Engine, lease: Duration) -> (Store, Tasks, Tasks) {
+    let store = engine.open().await;
+    let tasks = || TaskStore::with_config(Arc::clone(&store.backend), StoreConfig::new().lease(lease));
+    let (one, other) = (tasks(), tasks());
+    (store, one, other)
+}
+
+fn closure() -> NewTask {
+    NewTask::new("tools/call")
+}
+
+fn resumable() -> NewTask {
+    NewTask::new("tools/call")
+        .operation("render")
+        .arguments(json!({ "frames": 3 }))
+        .on_worker_lost(OnWorkerLost::Resume)
+}
+
+async fn start(tasks: &Tasks, new: NewTask) -> (TaskKey, Trying) {
+    let (stored, attempt) = tasks.start(&owner("alice"), new).await.unwrap();
+    (stored.key, attempt)
+}
+
+/// Waits until the lease of a task has lapsed by the engine's clock.
+async fn lapsed(store: &Store, tasks: &Tasks, key: &TaskKey) -> StoredTask {
+    let stored = tasks.get(key).await.unwrap();
+    store.until(stored.task.lease.as_ref().unwrap().deadline).await;
+    stored
+}
+
+/// Reads a task until it is as wanted.
+async fn until(tasks: &Tasks, key: &TaskKey, wanted: impl Fn(&StoredTask) -> bool) -> StoredTask {
+    let reading = async {
+        loop {
+            let stored = tasks.get(key).await.unwrap();
+            if wanted(&stored) {
+                return stored;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), reading).await.expect("it comes to that")
+}
+
+async fn until_orphaned(store: &Store, tasks: &Tasks, key: &TaskKey) -> StoredTask {
+    lapsed(store, tasks, key).await;
+    until(tasks, key, |stored| tasks.is_orphaned(stored)).await
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_started_task_is_stored_with_its_lease_and_loses_it_with_its_end(#[case] engine: Engine) {
+    let (store, tasks, _) = open(engine, LONG).await;
+    let earliest = store.now() - TimeDelta::milliseconds(1);
+    let (stored, attempt) = tasks.start(&owner("alice"), closure()).await.unwrap();
+    assert_eq!((attempt.number(), attempt.key()), (1, &stored.key));
+    assert_eq!(tasks.get(&stored.key).await.unwrap(), stored);
+    let lease = stored.task.lease.clone().unwrap();
+    assert_eq!((lease.attempt, lease.holder.is_some()), (1, true));
+    let deadline = |now| now + TimeDelta::from_std(LONG).unwrap();
+    assert!((deadline(earliest)..=deadline(store.now())).contains(&lease.deadline), "{lease:?}");
+    assert!(attempt.holds(&stored.task));
+    let done = attempt.complete(json!("done")).await.unwrap();
+    assert_eq!((done.task.status, done.task.lease), (TaskStatus::Completed, None));
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_renewal_makes_the_lease_last_longer_and_nobody_notices(#[case] engine: Engine) {
+    let (store, tasks, other) = open(engine, LONG).await;
+    let (key, attempt) = start(&tasks, closure()).await;
+    let before = tasks.get(&key).await.unwrap();
+    let mut watch = Arc::clone(&store.backend).watch(&key);
+    watch.next().await.unwrap().unwrap();
+    store.until(before.task.last_updated_at + TimeDelta::milliseconds(3)).await;
+    let renewed = attempt.renew().await.unwrap();
+    assert!(renewed.task.lease.as_ref().unwrap().deadline > before.task.lease.as_ref().unwrap().deadline);
+    assert_eq!(renewed.task.last_updated_at, before.task.last_updated_at);
+    assert_eq!(other.get(&key).await.unwrap(), renewed);
+    // What would have been told of the renewal had come before this.
+    attempt.set_status_message("at work").await.unwrap();
+    watch.next().await.unwrap().unwrap();
+    assert!(watch.next().now_or_never().is_none());
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_lapsed_lease_is_settled_by_a_reader_who_saw_it_lapsed_a_second_before(#[case] engine: Engine) {
+    let (store, tasks, other) = open(engine, SHORT).await;
+    let (key, attempt) = start(&tasks, closure()).await;
+    lapsed(&store, &other, &key).await;
+    let first = std::time::Instant::now();
+    let failed = loop {
+        let before = first.elapsed();
+        let stored = other.get(&key).await.unwrap();
+        if stored.task.status != TaskStatus::Working {
+            assert!(first.elapsed() >= Duration::from_secs(1), "settled after {before:?}");
+            break stored;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let error = failed.task.error.unwrap();
+    assert_eq!((failed.task.status, error.code), (TaskStatus::Failed, -32603));
+    assert!(error.message.contains("worker"), "{error:?}");
+    assert_refused!(attempt.complete(json!(1)).await, TaskError::InvalidTransition { .. });
+    assert_refused!(attempt.renew().await, TaskError::InvalidTransition { .. });
+    assert_eq!(tasks.get(&key).await.unwrap().version, failed.version);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_page_settles_lapsed_leases_as_a_read_does(#[case] engine: Engine) {
+    let (store, tasks, other) = open(engine, SHORT).await;
+    let (key, _attempt) = start(&tasks, closure()).await;
+    lapsed(&store, &other, &key).await;
+    let listing = async {
+        loop {
+            let page = other.list(&owner("alice"), mcp_task_store::PageRequest::new(10)).await.unwrap();
+            if page.tasks[0].task.status == TaskStatus::Failed {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), listing).await.expect("it is settled");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn the_holder_may_renew_its_lapsed_lease_while_nobody_has_settled_it(#[case] engine: Engine) {
+    let (store, tasks, other) = open(engine, SHORT).await;
+    let (key, attempt) = start(&tasks, closure()).await;
+    lapsed(&store, &other, &key).await;
+    assert_eq!(other.get(&key).await.unwrap().task.status, TaskStatus::Working);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // Neither by its own change, although it has seen the lease lapsed long ago.
+    attempt.set_status_message("late").await.unwrap();
+    attempt.renew().await.unwrap();
+    // For the reader it is another lease, not to be seen lapsed before a second has passed again.
+    lapsed(&store, &other, &key).await;
+    assert_eq!(other.get(&key).await.unwrap().task.status, TaskStatus::Working);
+    attempt.complete(json!("done after all")).await.unwrap();
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_orphan_is_taken_up_once_and_every_write_of_the_lost_worker_is_refused(#[case] engine: Engine) {
+    let (store, tasks, other) = open(engine, SHORT).await;
+    let (key, lost) = start(&tasks, resumable()).await;
+    let stored = tasks.get(&key).await.unwrap();
+    assert!(other.take_up(&stored).await.unwrap().is_none(), "its lease is live");
+    let orphan = until_orphaned(&store, &other, &key).await;
+    assert_eq!(orphan.task.status, TaskStatus::Working, "it is not failed");
+    assert_eq!(
+        (orphan.task.operation.as_deref(), &orphan.task.arguments),
+        (Some("render"), &json!({ "frames": 3 }))
+    );
+    let claims = futures_util::future::join_all((0..8).map(|_| other.take_up(&orphan))).await;
+    let mut taken: Vec<Trying> = claims.into_iter().filter_map(Result::unwrap).collect();
+    let (next, none) = (taken.pop().unwrap(), taken);
+    assert!(none.is_empty(), "one claim of eight");
+    assert_eq!(next.number(), 2);
+
+    let before = other.get(&key).await.unwrap();
+    assert!(next.holds(&before.task) && !lost.holds(&before.task));
+    let error = RpcError::new(1, "late");
+    for refused in [
+        lost.renew().await,
+        lost.hand_back().await,
+        lost.set_status_message("late").await,
+        lost.ask("a", json!({})).await,
+        lost.set_variables([("a", json!(1))]).await,
+        lost.complete(json!(1)).await,
+        lost.fail(error).await,
+        lost.cancel().await,
+    ] {
+        assert_refused!(refused, TaskError::LeaseLost { attempt: 1, .. });
+    }
+    assert_eq!(other.get(&key).await.unwrap(), before);
+    next.complete(json!("by the second")).await.unwrap();
+    assert_refused!(lost.complete(json!("by the first")).await, TaskError::InvalidTransition { .. });
+    assert!(other.take_up(&orphan).await.unwrap().is_none(), "it has ended");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn two_processes_that_take_up_one_orphan_get_one_attempt(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    for _ in 0..20 {
+        let (_key, attempt) = start(&tasks, resumable()).await;
+        let orphan = attempt.hand_back().await.unwrap();
+        let (one, two) = tokio::join!(tasks.take_up(&orphan), other.take_up(&orphan));
+        assert_ne!(one.unwrap().is_some(), two.unwrap().is_some());
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn what_was_handed_back_needs_no_second_look(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    let (key, attempt) = start(&tasks, resumable()).await;
+    attempt.hand_back().await.unwrap();
+    assert_refused!(attempt.complete(json!(1)).await, TaskError::LeaseLost { .. });
+    let orphan = other.get(&key).await.unwrap();
+    assert!(other.is_orphaned(&orphan));
+    assert_eq!(other.take_up(&orphan).await.unwrap().unwrap().number(), 2);
+
+    // What cannot resume has lost its worker.
+    let (key, attempt) = start(&tasks, closure()).await;
+    attempt.hand_back().await.unwrap();
+    assert_eq!(other.get(&key).await.unwrap().task.status, TaskStatus::Failed);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_attempt_uses_a_key_once_and_the_next_one_finds_what_was_asked(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    let (key, first) = start(&tasks, resumable()).await;
+    let (name, age) = (json!({ "ask": "name" }), json!({ "ask": "age" }));
+    first.ask("name", name.clone()).await.unwrap();
+    assert_refused!(first.ask("name", name.clone()).await, TaskError::InputKeyUsed { .. });
+    first.ask("age", age.clone()).await.unwrap();
+    other.deliver_inputs(&key, [("name", json!("Ada"))]).await.unwrap();
+    let orphan = first.hand_back().await.unwrap();
+    assert_eq!(orphan.task.status, TaskStatus::InputRequired);
+
+    let second = other.take_up(&orphan).await.unwrap().unwrap();
+    let answered = second.ask("name", name.clone()).await.unwrap();
+    assert_eq!(answered.task.input_responses["name"], "Ada");
+    assert_refused!(second.ask("name", name).await, TaskError::InputKeyUsed { .. });
+    assert_refused!(second.ask("age", json!({ "ask": "years" })).await, TaskError::InputKeyUsed { .. });
+    let open = second.ask("age", age.clone()).await.unwrap();
+    assert_eq!((open.version, &open.task.input_requests["age"]), (answered.version, &age));
+    let third = other.take_up(&second.hand_back().await.unwrap()).await.unwrap().unwrap();
+    assert_refused!(third.ask("name", json!({ "ask": "title" })).await, TaskError::InputKeyUsed { .. });
+    third.ask("more", json!({})).await.unwrap();
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_request_to_cancel_is_left_to_a_live_worker_and_ends_a_task_that_has_lost_its(
+    #[case] engine: Engine,
+) {
+    let (store, tasks, other) = open(engine, SHORT).await;
+    let (key, _lost) = start(&tasks, resumable()).await;
+    lapsed(&store, &other, &key).await;
+    let cancelled = other.request_cancel(&key).await.unwrap();
+    assert_eq!((cancelled.task.status, cancelled.task.cancel_requested), (TaskStatus::Cancelled, true));
+    other.request_cancel(&key).await.unwrap();
+
+    let (_store, tasks, other) = open(engine, LONG).await;
+    let (key, attempt) = start(&tasks, resumable()).await;
+    let asked = other.request_cancel(&key).await.unwrap();
+    assert_eq!((asked.task.status, asked.task.cancel_requested), (TaskStatus::Working, true));
+    assert_refused!(attempt.ask("a", json!({})).await, TaskError::CancelRequested { .. });
+    attempt.hand_back().await.unwrap();
+    assert_eq!(other.request_cancel(&key).await.unwrap().task.status, TaskStatus::Cancelled);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn only_a_task_with_an_operation_can_resume(#[case] engine: Engine) {
+    let (store, tasks, _) = open(engine, LONG).await;
+    let nameless = closure().on_worker_lost(OnWorkerLost::Resume);
+    assert_refused!(tasks.start(&owner("alice"), nameless.clone()).await, TaskError::InvalidArgument { .. });
+    assert_refused!(tasks.create(&owner("alice"), nameless).await, TaskError::InvalidArgument { .. });
+    assert!(store.ids("alice").await.is_empty());
+}
+
+// Waiting
+
+/// What a wait comes to, which it does or the test fails.
+async fn waited(tasks: &Tasks, key: &TaskKey) -> Result<StoredTask, TaskError> {
+    tokio::time::timeout(Duration::from_secs(60), tasks.wait(key)).await.expect("the wait ends")
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn a_wait_ends_when_another_process_completes_the_task_or_asks_for_input(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    let (key, attempt) = start(&tasks, closure()).await;
+    let waiting = tokio::spawn({
+        let (other, key) = (other.clone(), key.clone());
+        async move { waited(&other, &key).await.unwrap() }
+    });
+    attempt.set_status_message("at work").await.unwrap();
+    attempt.ask("name", json!({})).await.unwrap();
+    assert_eq!(waiting.await.unwrap().task.status, TaskStatus::InputRequired);
+    other.deliver_inputs(&key, [("name", Value::Null)]).await.unwrap();
+    let (done, _) = tokio::join!(waited(&other, &key), attempt.complete(json!("done")));
+    assert_eq!(done.unwrap().task.result, Some(json!("done")));
+    // What has ended is not waited for.
+    assert_eq!(waited(&other, &key).await.unwrap().task.status, TaskStatus::Completed);
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn a_wait_settles_a_task_whose_worker_is_lost(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, SHORT).await;
+    let (key, _lost) = start(&tasks, closure()).await;
+    assert_eq!(waited(&other, &key).await.unwrap().task.status, TaskStatus::Failed);
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn a_wait_settles_a_task_whose_ttl_elapses(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    let (key, _attempt) = start(&tasks, closure().ttl(Duration::from_millis(300))).await;
+    let failed = waited(&other, &key).await.unwrap();
+    assert_eq!(failed.task.status_message.as_deref(), Some("TTL elapsed"));
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
+async fn a_wait_for_a_task_that_is_deleted_or_never_was_is_not_found(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    let (key, attempt) = start(&tasks, closure()).await;
+    let (waited_for, deleted) = tokio::join!(waited(&other, &key), async {
+        attempt.set_status_message("at work").await.unwrap();
+        tasks.delete(&key).await
+    });
+    deleted.unwrap();
+    assert_refused!(waited_for, TaskError::NotFound { .. });
+    assert_refused!(attempt.renew().await, TaskError::NotFound { .. });
+    assert_refused!(waited(&other, &key).await, TaskError::NotFound { .. });
+    let foreign = TaskKey { owner: owner("bob"), task: key.task };
+    assert_refused!(waited(&other, &foreign).await, TaskError::NotFound { .. });
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_wait_outlasts_renewals_without_being_woken(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, Duration::from_millis(200)).await;
+    let (key, attempt) = start(&tasks, closure()).await;
+    let first = tasks.get(&key).await.unwrap().version;
+    let (done, last) = tokio::join!(waited(&other, &key), async {
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            attempt.renew().await.unwrap();
+        }
+        attempt.complete(json!(1)).await.unwrap().version
+    });
+    assert_eq!(done.unwrap().version, last);
+    assert_eq!(last, Version::from(first.get() + 9));
+}
