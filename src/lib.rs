@@ -51,6 +51,9 @@ mod memory;
 mod page;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "rmcp")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
+pub mod rmcp;
 #[cfg(feature = "redis")]
 mod scripts;
 mod store;

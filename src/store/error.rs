@@ -46,6 +46,9 @@ pub enum TaskError {
         /// The attempt that came too late.
         attempt: u32,
     },
+    /// This process is about to end and begins no more work; another instance may.
+    #[error("the server is shutting down; try again")]
+    ShuttingDown,
     /// The owner has as many tasks as it may have.
     #[error("the owner has reached its quota of {quota} tasks")]
     QuotaExceeded {
@@ -110,16 +113,18 @@ impl TaskError {
             | Self::LimitExceeded { .. }
             | Self::InvalidArgument { .. }
             | Self::InvalidPage { .. } => -32602,
-            Self::LeaseLost { .. } | Self::Contended { .. } | Self::Unreadable { .. } | Self::Storage(_) => {
-                -32603
-            }
+            Self::LeaseLost { .. }
+            | Self::ShuttingDown
+            | Self::Contended { .. }
+            | Self::Unreadable { .. }
+            | Self::Storage(_) => -32603,
         }
     }
 
     /// Whether the same call may succeed later with nothing changed by the caller.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Contended { .. } | Self::QuotaExceeded { .. } => true,
+            Self::Contended { .. } | Self::QuotaExceeded { .. } | Self::ShuttingDown => true,
             Self::Storage(error) => error.is_retryable(),
             _ => false,
         }

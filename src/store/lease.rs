@@ -13,7 +13,7 @@ use crate::{Lease, OnWorkerLost, OwnerId, RpcError, StorageBackend, StoredTask, 
 
 /// How far apart a lease must have been seen lapsed twice. When the engine was out of reach for everybody, those who
 /// work have this long to renew their leases before others take them for lost.
-pub(super) const SEEN_APART: Duration = Duration::from_secs(1);
+pub(crate) const SEEN_APART: Duration = Duration::from_secs(1);
 /// For how long it counts that a lease was seen lapsed.
 const SEEN_FOR: Duration = Duration::from_secs(24 * 3600);
 
@@ -199,6 +199,11 @@ impl<B: StorageBackend> Attempt<B> {
             Ok(Change::Unseen)
         })
         .await
+    }
+
+    /// Reads the task, as long as it is this attempt's or has ended.
+    pub async fn read(&self) -> Result<StoredTask, TaskError> {
+        self.change("read", |_| Ok(Change::None)).await
     }
 
     /// Gives up the lease, so that the next reader need not wait for it to lapse.

@@ -21,6 +21,8 @@ use tracing::{Instrument, debug_span, instrument};
 pub use config::StoreConfig;
 pub use error::TaskError;
 pub use lease::Attempt;
+#[cfg(feature = "rmcp")]
+pub(crate) use lease::SEEN_APART;
 use lease::Sightings;
 use limits::{MAX_JSON_DEPTH, check, check_depth};
 pub use new_task::{NewTask, Ttl};
@@ -157,6 +159,11 @@ impl<B: StorageBackend> TaskStore<B> {
 
     /// The engine below.
     pub fn backend(&self) -> &B {
+        &self.0.backend
+    }
+
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn shared_backend(&self) -> &Arc<B> {
         &self.0.backend
     }
 

@@ -1,0 +1,17 @@
+//! Durable tasks for servers on the official SDK, [rmcp] 3: what its `task_manager` does in the memory of one process,
+//! on any engine and for every instance of a server.
+//!
+//! [`DurableTaskManager`] mirrors `rmcp::task_manager::TaskManager`, and speaks in the SDK's own types. What differs:
+//! every call takes the [`OwnerId`](crate::OwnerId), is async, and can fail with a storage error.
+//!
+//! [rmcp]: https://crates.io/crates/rmcp
+
+mod context;
+mod manager;
+mod owner;
+mod run;
+mod wire;
+
+pub use context::TaskContext;
+pub use manager::{DurableTaskManager, RegisteredOptions};
+pub use owner::OwnerSource;

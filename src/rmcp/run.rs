@@ -1,0 +1,203 @@
+//! One run of an operation in this process: its lease is renewed, what comes in from elsewhere is passed on to it, and
+//! what it ends with is stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use rmcp::ErrorData;
+use rmcp::model::CallToolResult;
+use rmcp::task_manager::{TaskExit, TaskFuture};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{Instrument, debug_span};
+
+use super::context::{Seen, TaskContext};
+use super::wire::rpc_error;
+use crate::{Attempt, RpcError, StorageBackend, StoredTask, TaskError, TaskStore};
+
+/// How long an operation that works for nobody any more may take to end by itself.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long to wait at the most before a write that the engine did not take is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long handing a lease back may take. The process is about to end, and the lease lapses without it.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+type Outcome = Result<Result<CallToolResult, TaskExit>, JoinError>;
+
+pub(super) struct Run<B> {
+    store: TaskStore<B>,
+    attempt: Attempt<B>,
+    seen: watch::Sender<Seen>,
+    operation: JoinHandle<Result<CallToolResult, TaskExit>>,
+}
+
+impl<B: StorageBackend> Run<B> {
+    /// Begins to work on a task, as it was read or written when `attempt` began.
+    pub(super) fn begin(
+        store: TaskStore<B>,
+        attempt: Attempt<B>,
+        stored: StoredTask,
+        make_future: impl FnOnce(TaskContext) -> TaskFuture,
+    ) -> Self {
+        let seen = watch::Sender::new(Seen { task: Arc::new(stored.task), is_over: false });
+        let operation = make_future(TaskContext::new(attempt.clone(), seen.subscribe()));
+        let operation = tokio::spawn(operation);
+        Self { store, attempt, seen, operation }
+    }
+
+    /// Stays with the operation until it has ended, or is stopped because this process is to end.
+    pub(super) async fn attend(self, stop: watch::Receiver<bool>) {
+        let key = self.attempt.key();
+        let span = debug_span!("run", owner = %key.owner, task = %key.task, attempt = self.attempt.number());
+        self.attend_in_span(stop).instrument(span).await;
+    }
+
+    async fn attend_in_span(mut self, mut stop: watch::Receiver<bool>) {
+        let third = self.store.lease_duration() / 3;
+        let mut changes = Arc::clone(self.store.shared_backend()).watch(self.attempt.key()).fuse();
+        let mut renew_at = Instant::now() + third;
+        let mut abort_at = None;
+        let stop_at_the_end = stop.clone();
+        let ttl_at = self.ttl().map(|left| Instant::now() + left);
+        let mut has_ttl = ttl_at.is_some();
+        loop {
+            let is_over = self.seen.borrow().is_over;
+            if is_over && abort_at.is_none() {
+                abort_at = Some(Instant::now() + GRACE);
+            }
+            tokio::select! {
+                outcome = &mut self.operation => return self.end(outcome, stop_at_the_end).await,
+                _ = stop.wait_for(|stop| *stop) => return self.hand_back().await,
+                () = sleep_until(renew_at), if !is_over => {
+                    let renewed = self.attempt.renew().await;
+                    renew_at = Instant::now() + if renewed.is_ok() { third } else { third.min(RETRY) };
+                    self.look_at(renewed);
+                }
+                Some(_) = changes.next(), if !is_over => {
+                    let read = self.attempt.read().await;
+                    self.look_at(read);
+                }
+                () = sleep_until(ttl_at.unwrap_or(renew_at)), if has_ttl && !is_over => {
+                    has_ttl = false;
+                    let read = self.attempt.read().await;
+                    self.look_at(read);
+                }
+                () = sleep_until(abort_at.unwrap_or(renew_at)), if abort_at.is_some() => {
+                    tracing::warn!("an operation that was to stop did not, and is aborted");
+                    self.operation.abort();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// How long the task may still run.
+    fn ttl(&self) -> Option<Duration> {
+        let deadline = self.seen.borrow().task.deadline()?;
+        Some((deadline - self.store.backend().now()).to_std().unwrap_or_default() + Duration::from_millis(5))
+    }
+
+    /// Passes on what the task looks like now.
+    fn look_at(&self, read: Result<StoredTask, TaskError>) {
+        match read {
+            Ok(StoredTask { task, .. }) => {
+                let is_over = task.status.is_terminal();
+                self.seen.send_replace(Seen { task: Arc::new(task), is_over });
+            }
+            Err(error) if is_lost(&error) => {
+                tracing::warn!(%error, "an operation works for nobody any more");
+                self.seen.send_modify(|seen| seen.is_over = true);
+            }
+            // The lease is renewed again soon, and until then the operation goes on.
+            Err(error) => tracing::warn!(%error, "a task could not be read or renewed by its worker"),
+        }
+    }
+
+    /// Stores what the operation has ended with, as soon as the engine takes it, unless the lease is lost.
+    async fn end(self, outcome: Outcome, mut stop: watch::Receiver<bool>) {
+        let mut ending = Ending::of(outcome);
+        let mut delay = Duration::from_millis(50);
+        loop {
+            let stored = match &ending {
+                Ending::Completed(result) => self.attempt.complete(result.clone()).await,
+                Ending::Failed(error) => self.attempt.fail(error.clone()).await,
+                Ending::Cancelled => self.attempt.cancel().await,
+            };
+            match stored {
+                Ok(_) => return,
+                Err(error) if is_lost(&error) => {
+                    tracing::warn!(%error, "the outcome of an operation came too late");
+                    return;
+                }
+                Err(error) if error.is_retryable() || error.outcome_unknown() => {
+                    tracing::warn!(%error, "the outcome of an operation could not be stored yet");
+                    tokio::select! {
+                        () = sleep(delay) => delay = (delay * 2).min(RETRY),
+                        _ = stop.wait_for(|stop| *stop) => return,
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the outcome of an operation cannot be stored");
+                    if matches!(ending, Ending::Cancelled) {
+                        return;
+                    }
+                    // A result over the limits, and then nothing but this.
+                    ending = match ending {
+                        Ending::Completed(_) => Ending::Failed(RpcError::new(
+                            -32603,
+                            format!("the result cannot be stored: {error}"),
+                        )),
+                        _ => Ending::Cancelled,
+                    };
+                }
+            }
+        }
+    }
+
+    /// Stops the operation. What can resume does so on another instance.
+    async fn hand_back(mut self) {
+        self.operation.abort();
+        // It may have ended just before.
+        if let Ok(ended) = (&mut self.operation).await {
+            let stop = watch::Sender::new(true).subscribe();
+            return self.end(Ok(ended), stop).await;
+        }
+        match timeout(FAREWELL, self.attempt.hand_back()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "a lease was not handed back"),
+            Err(_) => tracing::warn!("a lease was not handed back within {FAREWELL:?}"),
+        }
+    }
+}
+
+enum Ending {
+    Completed(serde_json::Value),
+    Failed(RpcError),
+    Cancelled,
+}
+
+impl Ending {
+    fn of(outcome: Outcome) -> Self {
+        let internal = |message: String| Self::Failed(RpcError::new(-32603, message));
+        match outcome {
+            Ok(Ok(result)) => match serde_json::to_value(result) {
+                Ok(result) => Self::Completed(result),
+                Err(error) => internal(format!("the result is not JSON: {error}")),
+            },
+            Ok(Err(TaskExit::Cancelled)) => Self::Cancelled,
+            Ok(Err(TaskExit::Error(error))) => Self::Failed(rpc_error(error)),
+            Err(panic) => {
+                tracing::error!(%panic, "an operation panicked");
+                Self::Failed(rpc_error(ErrorData::internal_error("the operation panicked", None)))
+            }
+        }
+    }
+}
+
+/// Whether the attempt is not to go on.
+fn is_lost(error: &TaskError) -> bool {
+    use TaskError::{InvalidTransition, LeaseLost, NotFound};
+    matches!(error, InvalidTransition { .. } | LeaseLost { .. } | NotFound { .. })
+}

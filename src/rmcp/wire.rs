@@ -1,0 +1,128 @@
+//! Records in the words of the SDK, and its words in records.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use rmcp::model::{self, DetailedTask, ErrorCode, ErrorData, JsonObject, TaskPayload};
+use rmcp::task_manager::{TaskExit, TaskOptions};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{NewTask, RpcError, StoredTask, TaskError, TaskStatus, Ttl};
+
+/// The method whose calls become tasks.
+const METHOD: &str = "tools/call";
+
+pub(super) fn new_task(options: TaskOptions) -> NewTask {
+    let ttl = options.ttl_ms.map_or(Ttl::Unlimited, |millis| std::time::Duration::from_millis(millis).into());
+    let mut new = NewTask::new(METHOD).ttl(ttl);
+    if let Some(millis) = options.poll_interval_ms {
+        new = new.poll_interval(std::time::Duration::from_millis(millis));
+    }
+    if let Some(message) = options.status_message {
+        new = new.status_message(message);
+    }
+    new
+}
+
+/// The task without what depends on its status.
+pub(super) fn task(stored: &StoredTask) -> model::Task {
+    let task = &stored.task;
+    let status = match task.status {
+        TaskStatus::Working => model::TaskStatus::Working,
+        TaskStatus::InputRequired => model::TaskStatus::InputRequired,
+        TaskStatus::Completed => model::TaskStatus::Completed,
+        TaskStatus::Failed => model::TaskStatus::Failed,
+        TaskStatus::Cancelled => model::TaskStatus::Cancelled,
+    };
+    let (created_at, updated_at) = (rfc3339(task.created_at), rfc3339(task.last_updated_at));
+    let mut wire = model::Task::new(task.task_id.as_str(), status, created_at, updated_at);
+    wire.status_message.clone_from(&task.status_message);
+    wire.ttl_ms = task.ttl_ms;
+    wire.poll_interval_ms = task.poll_interval_ms;
+    wire
+}
+
+/// The task as `tasks/get` returns it.
+///
+/// # Errors
+/// `Unreadable` when the record holds requests or a result that are not the SDK's, as of another server.
+pub(super) fn detailed(stored: &StoredTask) -> Result<DetailedTask, TaskError> {
+    let record = &stored.task;
+    let payload = match record.status {
+        TaskStatus::Working => TaskPayload::Working,
+        TaskStatus::InputRequired => {
+            let requests = record.input_requests.iter();
+            let requests: Result<_, TaskError> =
+                requests.map(|(key, request)| Ok((key.clone(), read(stored, request.clone())?))).collect();
+            TaskPayload::InputRequired { input_requests: requests? }
+        }
+        TaskStatus::Completed => {
+            TaskPayload::Completed { result: read(stored, record.result.clone().unwrap_or_default())? }
+        }
+        TaskStatus::Failed => {
+            TaskPayload::Failed { error: record.error.as_ref().map(object).unwrap_or_default() }
+        }
+        TaskStatus::Cancelled => TaskPayload::Cancelled,
+    };
+    Ok(DetailedTask::new(task(stored), payload))
+}
+
+fn read<T: DeserializeOwned>(stored: &StoredTask, value: Value) -> Result<T, TaskError> {
+    let task = stored.key.task.clone();
+    serde_json::from_value(value).map_err(|source| TaskError::Unreadable { task, source })
+}
+
+fn object(error: &RpcError) -> JsonObject {
+    let mut object = JsonObject::new();
+    object.insert("code".to_owned(), error.code.into());
+    object.insert("message".to_owned(), error.message.clone().into());
+    if let Some(data) = &error.data {
+        object.insert("data".to_owned(), data.clone());
+    }
+    object
+}
+
+fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+pub(super) fn rpc_error(error: ErrorData) -> RpcError {
+    let mut rpc = RpcError::new(error.code.0.into(), error.message);
+    rpc.data = error.data;
+    rpc
+}
+
+/// What a client is told: the code of [`TaskError::code`], and of the server's own troubles no more than that there are
+/// some. Those go to the log.
+impl From<TaskError> for ErrorData {
+    fn from(error: TaskError) -> Self {
+        let code = ErrorCode(i32::try_from(error.code()).unwrap_or(ErrorCode::INTERNAL_ERROR.0));
+        match error {
+            TaskError::Storage(_) | TaskError::Unreadable { .. } => {
+                tracing::error!(%error, "a task could not be served");
+                let message = if error.is_retryable() {
+                    "the tasks cannot be reached at the moment; try again"
+                } else {
+                    "the task cannot be served"
+                };
+                Self::new(code, message, None)
+            }
+            other => Self::new(code, other.to_string(), None),
+        }
+    }
+}
+
+/// How an operation ends when this happens to it. One that is not to go on is told so, as by a request to cancel.
+pub(super) fn exit(error: TaskError) -> TaskExit {
+    match error {
+        TaskError::CancelRequested { .. }
+        | TaskError::LeaseLost { .. }
+        | TaskError::NotFound { .. }
+        | TaskError::InvalidTransition { .. } => TaskExit::Cancelled,
+        TaskError::InputKeyUsed { .. }
+        | TaskError::LimitExceeded { .. }
+        | TaskError::InvalidArgument { .. } => {
+            TaskExit::Error(ErrorData::internal_error(error.to_string(), None))
+        }
+        other => TaskExit::Error(other.into()),
+    }
+}
