@@ -5,7 +5,8 @@
 //     node run.mjs SERVER REDIS_URL
 
 import { spawn } from "node:child_process";
-import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { rmSync } from "node:fs";
+import { mkdtemp, readdir, readFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -36,8 +37,12 @@ if (!serverProgram || !redisUrl) {
 	process.exit(2);
 }
 
+const results = await mkdtemp(join(tmpdir(), "conformance-"));
 const children = new Set();
-process.on("exit", () => children.forEach((child) => child.kill("SIGKILL")));
+process.on("exit", () => {
+	children.forEach((child) => child.kill("SIGKILL"));
+	rmSync(results, { recursive: true, force: true });
+});
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
 
 // Starts a program whose output is kept; `ended` resolves with its exit code, or the signal that ended it.
@@ -85,7 +90,7 @@ async function within(milliseconds, promise, message) {
 	return Promise.race([promise, limit]).finally(() => clearTimeout(timer));
 }
 
-async function checksOf(scenario, url, results) {
+async function checksOf(scenario, url) {
 	const folder = await mkdtemp(join(results, `${scenario}-`));
 	const args = [SUITE, "server", "--url", url, "--scenario", scenario, "--output-dir", folder, "--timeout", "60000"];
 	const suite = start(process.execPath, args);
@@ -98,7 +103,6 @@ async function checksOf(scenario, url, results) {
 
 // Runs all scenarios on servers of their own. Answers the checks of each, and what else went wrong.
 async function runForm(form, instances) {
-	const results = await mkdtemp(join(tmpdir(), "conformance-"));
 	const servers = [];
 	const faults = [];
 	const checks = new Map();
@@ -108,7 +112,7 @@ async function runForm(form, instances) {
 		await Promise.all(servers.map((server) => server.listening));
 		if (instances > 1) proxy = await roundRobin(servers.map((server) => server.url));
 		const { url } = proxy ?? servers[0];
-		for (const scenario of SCENARIOS) checks.set(scenario, await checksOf(scenario, url, results));
+		for (const scenario of SCENARIOS) checks.set(scenario, await checksOf(scenario, url));
 		if (proxy?.counts.includes(0)) faults.push(`the proxy sent ${proxy.counts.join(" and ")} requests`);
 	} catch (error) {
 		faults.push(error.message);
@@ -117,7 +121,6 @@ async function runForm(form, instances) {
 		for (const [number, how] of (await Promise.all(servers.map(stop))).entries()) {
 			if (how !== 0) faults.push(`server ${number + 1} did not end as it should: ${how}`);
 		}
-		await rm(results, { recursive: true, force: true });
 	}
 	for (const scenario of SCENARIOS) {
 		const found = checks.get(scenario) ?? [];
