@@ -55,6 +55,13 @@ test-matrix: redis-server ## run the contract, MONITOR and model tests on Redis 
 	fi
 	tests/matrix.sh
 
+.PHONY: conformance
+conformance: redis-up ## run the official MCP conformance suite on one instance, and on two behind a proxy
+	@if ! command -v npm >/dev/null; then
+		$(call install,npm,npm)
+	fi
+	tests/conformance/run.sh
+
 # The harness is a package of its own, so that what it needs of the peer stays out of the crate.
 PEERS := benches/peers/Cargo.toml
 
@@ -80,7 +87,7 @@ check: lua-check deny ## check the format, clippy, the documentation, the Lua sc
 	@cargo fmt --all --check
 	cargo fmt --manifest-path $(PEERS) --check
 	cargo clippy --release --manifest-path $(PEERS) -- -D warnings
-	for features in "" redis redis-cluster redis-sentinel redis-tls redis-tests; do
+	for features in "" redis redis-cluster redis-sentinel redis-tls redis-tests redis,rmcp; do
 		cargo clippy --all-targets --features "$$features" -- -D warnings
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tracing::{Instrument, debug_span};
 
 use super::context::TaskContext;
-use super::run::Run;
+use super::run::{Run, Stop};
 use super::wire;
 use crate::{
     Attempt, MAX_PAGE_LIMIT, NewTask, OnWorkerLost, OwnerId, PageRequest, StorageBackend, StoredTask,
@@ -322,7 +322,7 @@ impl<B: StorageBackend> Inner<B> {
     ) {
         self.owners().served.insert(stored.key.owner.clone());
         let run = Run::begin(self.store.clone(), attempt, stored, make_future);
-        let stop = self.stop.subscribe();
+        let stop = Stop::new(&self.stop);
         tokio::spawn(async move {
             run.attend(stop).await;
             drop(running);
@@ -360,7 +360,7 @@ impl<B: StorageBackend> Inner<B> {
     fn begin_to_sweep(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else { return };
         if !self.is_sweeping.swap(true, Ordering::Relaxed) {
-            let (this, stop) = (Arc::downgrade(self), self.stop.subscribe());
+            let (this, stop) = (Arc::downgrade(self), Stop::new(&self.stop));
             runtime.spawn(keep_sweeping(this, stop).instrument(debug_span!("sweep")));
         }
     }
@@ -414,14 +414,14 @@ enum Open {
     Lapsed,
 }
 
-async fn keep_sweeping<B: StorageBackend>(manager: Weak<Inner<B>>, mut stop: watch::Receiver<bool>) {
+async fn keep_sweeping<B: StorageBackend>(manager: Weak<Inner<B>>, stop: Stop) {
     loop {
         let Some(inner) = manager.upgrade() else { return };
         let pause = inner.sweep().await;
         drop(inner);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.told() => return,
         }
     }
 }

@@ -14,4 +14,4 @@ mod wire;
 
 pub use context::TaskContext;
 pub use manager::{DurableTaskManager, RegisteredOptions};
-pub use owner::OwnerSource;
+pub use owner::{OwnerSource, Subject};

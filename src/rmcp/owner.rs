@@ -11,6 +11,9 @@ use crate::OwnerId;
 /// The header that names a session (MCP 2025-11-25, "Session Management").
 const SESSION_ID: &str = "mcp-session-id";
 
+/// Finds the owner in the extensions of a request.
+pub type Subject = Arc<dyn Fn(&Extensions) -> Option<OwnerId> + Send + Sync>;
+
 /// Where a server has the owner of a request's tasks from. The tasks of one owner are out of reach for every other, so
 /// it has to be something that a client cannot choose for itself.
 #[derive(Clone)]
@@ -19,7 +22,7 @@ pub enum OwnerSource {
     /// What the authentication layer has put into the extensions of the request. Over HTTP these hold the
     /// `http::request::Parts`, whose own extensions hold what a layer in front of the server has put there.
     /// `None` is a request without a subject.
-    Extensions(Arc<dyn Fn(&Extensions) -> Option<OwnerId> + Send + Sync>),
+    Extensions(Subject),
     /// The session that the SDK's HTTP transport has looked up, see [`session`](Self::session).
     Session {
         /// Whether the transport keeps sessions.

@@ -24,6 +24,27 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long handing a lease back may take. The process is about to end, and the lease lapses without it.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// Says that this process is to end.
+#[derive(Clone)]
+pub(super) struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    pub(super) fn new(stop: &watch::Sender<bool>) -> Self {
+        Self(stop.subscribe())
+    }
+
+    fn now() -> Self {
+        Self(watch::channel(true).1)
+    }
+
+    pub(super) async fn told(&self) {
+        // A manager that is gone tells nobody to stop: its runs go on.
+        if self.0.clone().wait_for(|stop| *stop).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 type Outcome = Result<Result<CallToolResult, TaskExit>, JoinError>;
 
 pub(super) struct Run<B> {
@@ -48,18 +69,17 @@ impl<B: StorageBackend> Run<B> {
     }
 
     /// Stays with the operation until it has ended, or is stopped because this process is to end.
-    pub(super) async fn attend(self, stop: watch::Receiver<bool>) {
+    pub(super) async fn attend(self, stop: Stop) {
         let key = self.attempt.key();
         let span = debug_span!("run", owner = %key.owner, task = %key.task, attempt = self.attempt.number());
         self.attend_in_span(stop).instrument(span).await;
     }
 
-    async fn attend_in_span(mut self, mut stop: watch::Receiver<bool>) {
+    async fn attend_in_span(mut self, stop: Stop) {
         let third = self.store.lease_duration() / 3;
         let mut changes = Arc::clone(self.store.shared_backend()).watch(self.attempt.key()).fuse();
         let mut renew_at = Instant::now() + third;
         let mut abort_at = None;
-        let stop_at_the_end = stop.clone();
         let ttl_at = self.ttl().map(|left| Instant::now() + left);
         let mut has_ttl = ttl_at.is_some();
         loop {
@@ -68,8 +88,8 @@ impl<B: StorageBackend> Run<B> {
                 abort_at = Some(Instant::now() + GRACE);
             }
             tokio::select! {
-                outcome = &mut self.operation => return self.end(outcome, stop_at_the_end).await,
-                _ = stop.wait_for(|stop| *stop) => return self.hand_back().await,
+                outcome = &mut self.operation => return self.end(outcome, stop).await,
+                () = stop.told() => return self.hand_back().await,
                 () = sleep_until(renew_at), if !is_over => {
                     let renewed = self.attempt.renew().await;
                     renew_at = Instant::now() + if renewed.is_ok() { third } else { third.min(RETRY) };
@@ -116,7 +136,7 @@ impl<B: StorageBackend> Run<B> {
     }
 
     /// Stores what the operation has ended with, as soon as the engine takes it, unless the lease is lost.
-    async fn end(self, outcome: Outcome, mut stop: watch::Receiver<bool>) {
+    async fn end(self, outcome: Outcome, stop: Stop) {
         let mut ending = Ending::of(outcome);
         let mut delay = Duration::from_millis(50);
         loop {
@@ -135,7 +155,7 @@ impl<B: StorageBackend> Run<B> {
                     tracing::warn!(%error, "the outcome of an operation could not be stored yet");
                     tokio::select! {
                         () = sleep(delay) => delay = (delay * 2).min(RETRY),
-                        _ = stop.wait_for(|stop| *stop) => return,
+                        () = stop.told() => return,
                     }
                 }
                 Err(error) => {
@@ -161,8 +181,7 @@ impl<B: StorageBackend> Run<B> {
         self.operation.abort();
         // It may have ended just before.
         if let Ok(ended) = (&mut self.operation).await {
-            let stop = watch::Sender::new(true).subscribe();
-            return self.end(Ok(ended), stop).await;
+            return self.end(Ok(ended), Stop::now()).await;
         }
         match timeout(FAREWELL, self.attempt.hand_back()).await {
             Ok(Ok(_)) => {}

@@ -1,0 +1,171 @@
+// Runs the `tasks-*` scenarios of the MCP conformance suite against conformance_server, on one instance and behind a
+// round-robin proxy in front of two that share one Redis. Prints one table; fails unless all that the suite does not
+// itself skip passes.
+//
+//     node run.mjs SERVER REDIS_URL
+
+import { spawn } from "node:child_process";
+import { rmSync } from "node:fs";
+import { mkdtemp, readdir, readFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { roundRobin } from "./proxy.mjs";
+
+const SUITE = fileURLToPath(import.meta.resolve("@modelcontextprotocol/conformance/dist/index.js"));
+const SCENARIOS = [
+	"tasks-lifecycle",
+	"tasks-capability-negotiation",
+	"tasks-wire-fields",
+	"tasks-request-state-removal",
+	"tasks-mrtr-input",
+	"tasks-request-headers",
+	"tasks-dispatch-and-envelope",
+	"tasks-status-notifications",
+	"tasks-required-task-error",
+	"tasks-mrtr-composition",
+];
+// What the pinned suite checks. Fewer means that something was not checked, whatever the rest says.
+const LEAST_PASSED = 44;
+const START_LIMIT_MS = 30_000;
+const STOP_LIMIT_MS = 10_000;
+
+const [serverProgram, redisUrl] = process.argv.slice(2);
+if (!serverProgram || !redisUrl) {
+	console.error("usage: node run.mjs SERVER REDIS_URL");
+	process.exit(2);
+}
+
+const results = await mkdtemp(join(tmpdir(), "conformance-"));
+const children = new Set();
+process.on("exit", () => {
+	children.forEach((child) => child.kill("SIGKILL"));
+	rmSync(results, { recursive: true, force: true });
+});
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
+
+// Starts a program whose output is kept; `ended` resolves with its exit code, or the signal that ended it.
+function start(program, args) {
+	const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
+	children.add(child);
+	const running = { child, log: "" };
+	for (const output of [child.stdout, child.stderr]) {
+		output.setEncoding("utf8").on("data", (text) => (running.log += text));
+	}
+	running.ended = new Promise((resolve) => {
+		child.once("error", (error) => resolve(error.message));
+		child.once("close", (code, signal) => resolve(code ?? signal));
+	});
+	running.ended.then(() => children.delete(child));
+	return running;
+}
+
+function startServer() {
+	const server = start(serverProgram, ["--port", "0", "--redis", redisUrl]);
+	const firstLine = new Promise((resolve) => createInterface({ input: server.child.stdout }).once("line", resolve));
+	// The line comes when the server accepts connections.
+	server.listening = within(
+		START_LIMIT_MS,
+		Promise.race([firstLine, server.ended.then((how) => Promise.reject(new Error(`a server ended: ${how}`)))]),
+		"a server does not listen",
+	).then((url) => (server.url = url));
+	return server;
+}
+
+// Asks a server to end, and answers how it did.
+async function stop(server) {
+	server.child.kill("SIGTERM");
+	try {
+		return await within(STOP_LIMIT_MS, server.ended, "");
+	} catch {
+		server.child.kill("SIGKILL");
+		return server.ended;
+	}
+}
+
+async function within(milliseconds, promise, message) {
+	let timer;
+	const limit = new Promise((_, reject) => (timer = setTimeout(() => reject(new Error(message)), milliseconds)));
+	return Promise.race([promise, limit]).finally(() => clearTimeout(timer));
+}
+
+async function checksOf(scenario, url) {
+	const folder = await mkdtemp(join(results, `${scenario}-`));
+	const args = [SUITE, "server", "--url", url, "--scenario", scenario, "--output-dir", folder, "--timeout", "60000"];
+	const suite = start(process.execPath, args);
+	await suite.ended;
+	const written = (await readdir(folder, { recursive: true })).find((path) => path.endsWith("checks.json"));
+	const checks = written ? JSON.parse(await readFile(join(folder, written), "utf8")) : [];
+	if (checks.length === 0) console.error(`${scenario}: the suite wrote no checks; it said:\n${suite.log}`);
+	return checks;
+}
+
+// Runs all scenarios on servers of their own. Answers the checks of each, and what else went wrong.
+async function runForm(form, instances) {
+	const servers = [];
+	const faults = [];
+	const checks = new Map();
+	let proxy;
+	try {
+		while (servers.length < instances) servers.push(startServer());
+		await Promise.all(servers.map((server) => server.listening));
+		if (instances > 1) proxy = await roundRobin(servers.map((server) => server.url));
+		const { url } = proxy ?? servers[0];
+		for (const scenario of SCENARIOS) checks.set(scenario, await checksOf(scenario, url));
+		if (proxy?.counts.includes(0)) faults.push(`the proxy sent ${proxy.counts.join(" and ")} requests`);
+	} catch (error) {
+		faults.push(error.message);
+	} finally {
+		proxy?.close();
+		for (const [number, how] of (await Promise.all(servers.map(stop))).entries()) {
+			if (how !== 0) faults.push(`server ${number + 1} did not end as it should: ${how}`);
+		}
+	}
+	for (const scenario of SCENARIOS) {
+		const found = checks.get(scenario) ?? [];
+		if (found.length === 0) faults.push(`${scenario}: no checks`);
+		for (const check of found.filter((check) => !["SUCCESS", "SKIPPED"].includes(check.status))) {
+			faults.push(`${scenario}: ${check.id}: ${check.status}: ${check.errorMessage ?? check.description}`);
+		}
+	}
+	const passed = count([...checks.values()].flat()).passed;
+	if (passed < LEAST_PASSED) faults.push(`${passed} checks passed, ${LEAST_PASSED} must`);
+	return { form, checks, faults, servers, requests: proxy?.counts };
+}
+
+function count(checks) {
+	const passed = checks.filter((check) => check.status === "SUCCESS").length;
+	const skipped = checks.filter((check) => check.status === "SKIPPED").length;
+	return { passed, skipped, failed: checks.length - passed - skipped };
+}
+
+function cell(checks = []) {
+	const { passed, skipped, failed } = count(checks);
+	const parts = [];
+	if (passed > 0) parts.push(`${passed} passed`);
+	if (failed > 0) parts.push(`${failed} FAILED`);
+	if (skipped > 0) parts.push(`${skipped} skipped by the suite`);
+	return parts.join(", ") || "NO CHECKS";
+}
+
+function printTable(forms) {
+	const rows = [["scenario", ...forms.map(({ form }) => form)]];
+	for (const scenario of SCENARIOS) rows.push([scenario, ...forms.map(({ checks }) => cell(checks.get(scenario)))]);
+	rows.push(["all", ...forms.map(({ checks }) => cell([...checks.values()].flat()))]);
+	const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));
+	for (const row of rows) console.log(row.map((text, column) => text.padEnd(widths[column])).join(" | ").trimEnd());
+}
+
+const forms = [await runForm("one instance", 1), await runForm("behind the proxy", 2)];
+printTable(forms);
+for (const { form, requests } of forms) {
+	if (requests) console.log(`${form}: ${requests.join(" and ")} requests to the two instances`);
+}
+for (const { form, faults, servers } of forms.filter(({ faults }) => faults.length > 0)) {
+	for (const [number, server] of servers.entries()) {
+		console.error(`\n${form}: the log of server ${number + 1}:\n${server.log.trimEnd()}`);
+	}
+	console.error(`\n${form}:\n${faults.map((fault) => `  ${fault}`).join("\n")}`);
+	process.exitCode = 1;
+}
