@@ -15,6 +15,7 @@ use clap::Parser;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use mcp_task_store::rmcp::{DurableTaskManager, TaskContext};
 use mcp_task_store::{OwnerId, RedisBackend, StoreConfig, TaskStore};
 use rmcp::handler::server::common::{schema_for_empty_input, schema_for_type};
 use rmcp::model::{
@@ -26,14 +27,13 @@ use rmcp::model::{
 };
 use rmcp::schemars::{self, JsonSchema};
 use rmcp::service::RequestContext;
-use rmcp::task_manager::{TaskContext, TaskExit, TaskOptions};
+use rmcp::task_manager::{TaskExit, TaskOptions};
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use shim::DurableTaskManager;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -328,65 +328,4 @@ fn elicitation(message: impl Into<String>, field: &str, schema: PrimitiveSchemaD
 /// A field of an answer, unless the user declined.
 fn accepted<'a>(answer: &'a Value, field: &str) -> Option<&'a Value> {
     (answer["action"] == "accept").then(|| answer["content"].get(field)).flatten()
-}
-
-/// The one thing to delete: stands in for `mcp_task_store::rmcp`, with the tasks in this process.
-mod shim {
-    use mcp_task_store::{OwnerId, TaskStore};
-    use rmcp::ErrorData;
-    use rmcp::model::{DetailedTask, Task};
-    use rmcp::task_manager::{TaskContext, TaskFuture, TaskManager, TaskOptions};
-    use serde_json::Value;
-
-    pub struct TaskError(ErrorData);
-
-    impl From<TaskError> for ErrorData {
-        fn from(error: TaskError) -> Self {
-            error.0
-        }
-    }
-
-    pub struct DurableTaskManager<B>(TaskManager, TaskStore<B>);
-
-    impl<B> Clone for DurableTaskManager<B> {
-        fn clone(&self) -> Self {
-            Self(self.0.clone(), self.1.clone())
-        }
-    }
-
-    impl<B> DurableTaskManager<B> {
-        pub fn new(store: TaskStore<B>) -> Self {
-            Self(TaskManager::new(), store)
-        }
-
-        pub async fn spawn(
-            &self,
-            _: &OwnerId,
-            options: TaskOptions,
-            operation: impl FnOnce(TaskContext) -> TaskFuture,
-        ) -> Result<Task, TaskError> {
-            Ok(self.0.spawn(options, operation))
-        }
-
-        pub async fn get_task(&self, _: &OwnerId, task_id: &str) -> Result<DetailedTask, TaskError> {
-            self.0.get_task(task_id).map_err(TaskError)
-        }
-
-        pub async fn update_task(
-            &self,
-            _: &OwnerId,
-            task_id: &str,
-            responses: impl IntoIterator<Item = (String, Value)>,
-        ) -> Result<(), TaskError> {
-            self.0.update_task(task_id, responses).map_err(TaskError)
-        }
-
-        pub async fn cancel_task(&self, _: &OwnerId, task_id: &str) -> Result<(), TaskError> {
-            self.0.cancel_task(task_id).map_err(TaskError)
-        }
-
-        pub async fn shutdown(&self) {
-            self.0.shutdown();
-        }
-    }
 }

@@ -7,7 +7,7 @@ if ! cmp -s package-lock.json node_modules/installed-lock.json; then
 	log=$(mktemp)
 	trap 'rm -f "$log"' EXIT
 	echo "installing the MCP conformance suite from the npm registry"
-	if ! npm ci --ignore-scripts --no-audit --no-fund >"$log" 2>&1; then
+	if ! npm ci --ignore-scripts --no-audit --no-fund --fetch-timeout 60000 --fetch-retries 1 >"$log" 2>&1; then
 		tail -n 10 "$log" >&2
 		if grep -Eq 'ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|FETCH_ERROR' "$log"; then
 			echo "error: the npm registry is out of reach, so nothing was checked" >&2
