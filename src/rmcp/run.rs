@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_core::Stream;
 use futures_util::StreamExt;
 use rmcp::ErrorData;
 use rmcp::model::CallToolResult;
@@ -77,7 +78,8 @@ impl<B: StorageBackend> Run<B> {
 
     async fn attend_in_span(mut self, stop: Stop) {
         let third = self.store.lease_duration() / 3;
-        let mut changes = Arc::clone(self.store.shared_backend()).watch(self.attempt.key()).fuse();
+        let watch = || Arc::clone(self.store.shared_backend()).watch(self.attempt.key());
+        let mut changes = Some(watch());
         let mut renew_at = Instant::now() + third;
         let mut abort_at = None;
         let ttl_at = self.ttl().map(|left| Instant::now() + left);
@@ -92,10 +94,15 @@ impl<B: StorageBackend> Run<B> {
                 () = stop.told() => return self.hand_back().await,
                 () = sleep_until(renew_at), if !is_over => {
                     let renewed = self.attempt.renew().await;
+                    // One that has ended although the task is there is begun again, but not at once.
+                    changes.get_or_insert_with(watch);
                     renew_at = Instant::now() + if renewed.is_ok() { third } else { third.min(RETRY) };
                     self.look_at(renewed);
                 }
-                Some(_) = changes.next(), if !is_over => {
+                change = next(&mut changes), if !is_over => {
+                    if change.is_none() {
+                        changes = None;
+                    }
                     let read = self.attempt.read().await;
                     self.look_at(read);
                 }
@@ -188,6 +195,14 @@ impl<B: StorageBackend> Run<B> {
             Ok(Err(error)) => tracing::warn!(%error, "a lease was not handed back"),
             Err(_) => tracing::warn!("a lease was not handed back within {FAREWELL:?}"),
         }
+    }
+}
+
+/// The next item of a watch, which never comes where there is none.
+async fn next<S: Stream + Unpin>(watch: &mut Option<S>) -> Option<S::Item> {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
     }
 }
 

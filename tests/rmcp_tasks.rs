@@ -1,0 +1,715 @@
+//! The durable task manager for rmcp: what begins at one instance, is served by another, and outlives both.
+
+#![cfg(feature = "rmcp")]
+
+#[macro_use]
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
+use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions, TaskContext};
+use mcp_task_store::{
+    MemoryBackend, OnWorkerLost, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError,
+    StoreConfig, TaskError, TaskKey, TaskStore, Version, Written,
+};
+use rmcp::ErrorData;
+use rmcp::model::{
+    CallToolResult, ContentBlock, DetailedTask, ElicitRequest, ElicitRequestParams, ElicitationSchema,
+    InputRequest, TaskPayload, TaskStatus,
+};
+use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
+use rstest_reuse::apply;
+use serde_json::{Value, json};
+use support::{Engine, Store, on_every_engine, owner};
+use tokio::sync::{mpsc, oneshot};
+
+type Manager = DurableTaskManager<Arc<dyn StorageBackend>>;
+
+/// A lease that does not lapse in a test, and one that does.
+const LONG: Duration = Duration::from_secs(3600);
+const SHORT: Duration = Duration::from_millis(300);
+
+fn manager(backend: &Arc<dyn StorageBackend>, lease: Duration) -> Manager {
+    DurableTaskManager::new(TaskStore::with_config(Arc::clone(backend), StoreConfig::new().lease(lease)))
+}
+
+/// Two instances of a server on one engine.
+async fn open(engine: Engine, lease: Duration) -> (Store, Manager, Manager) {
+    let store = engine.open().await;
+    let (one, other) = (manager(&store.backend, lease), manager(&store.backend, lease));
+    (store, one, other)
+}
+
+fn alice() -> OwnerId {
+    owner("alice")
+}
+
+fn text(text: impl Into<String>) -> CallToolResult {
+    CallToolResult::success(vec![ContentBlock::text(text)])
+}
+
+fn elicitation(message: &str) -> InputRequest {
+    InputRequest::Elicitation(ElicitRequest::new(ElicitRequestParams::FormElicitationParams {
+        meta: None,
+        message: message.to_owned(),
+        requested_schema: ElicitationSchema::new([].into()),
+    }))
+}
+
+async fn spawn<F>(manager: &Manager, operation: impl FnOnce(TaskContext) -> F) -> String
+where
+    F: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
+{
+    let options = TaskOptions::new();
+    manager.spawn(&alice(), options, |context| Box::pin(operation(context))).await.unwrap().task_id
+}
+
+fn key(task_id: &str) -> TaskKey {
+    support::key("alice", task_id)
+}
+
+fn resume() -> RegisteredOptions {
+    RegisteredOptions::new().on_worker_lost(OnWorkerLost::Resume)
+}
+
+/// Polls as a client does, until the task is as wanted.
+async fn polled(manager: &Manager, task_id: &str, wanted: impl Fn(&DetailedTask) -> bool) -> DetailedTask {
+    let polling = async {
+        loop {
+            let task = manager.get_task(&alice(), task_id).await.unwrap();
+            if wanted(&task) {
+                return task;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), polling).await.expect("it comes to that")
+}
+
+async fn ended(manager: &Manager, task_id: &str) -> TaskPayload {
+    polled(manager, task_id, |task| task.status().is_terminal()).await.payload
+}
+
+async fn asks(manager: &Manager, task_id: &str) -> TaskPayload {
+    polled(manager, task_id, |task| task.status() == TaskStatus::InputRequired).await.payload
+}
+
+/// The text of a completed task, or the message of a failed one.
+fn said(payload: &TaskPayload) -> String {
+    match payload {
+        TaskPayload::Completed { result } => result["content"][0]["text"].as_str().unwrap().to_owned(),
+        TaskPayload::Failed { error } => error["message"].as_str().unwrap().to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it comes to an end")
+}
+
+// What the SDK's manager does
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_task_is_stored_when_spawn_returns_and_each_instance_serves_it_to_its_end(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    let (go, wait) = oneshot::channel::<()>();
+    let options = TaskOptions::new().with_ttl_ms(60_000).with_poll_interval_ms(250).with_status_message("queued");
+    let task = one
+        .spawn(&alice(), options, |context| {
+            Box::pin(async move {
+                context.set_status_message("at work").await?;
+                wait.await.unwrap();
+                Ok(text(format!("attempt {}", context.attempt())))
+            })
+        })
+        .await
+        .unwrap();
+    assert_eq!((task.status, task.status_message.as_deref()), (TaskStatus::Working, Some("queued")));
+    assert_eq!((task.ttl_ms, task.poll_interval_ms), (Some(60_000), Some(250)));
+    let working = polled(&other, &task.task_id, |task| task.task.status_message.as_deref() == Some("at work")).await;
+    assert_eq!((working.payload, &working.task.created_at), (TaskPayload::Working, &task.created_at));
+    assert_eq!((one.running_task_count(), other.running_task_count()), (1, 0));
+    go.send(()).unwrap();
+    assert_eq!(said(&ended(&other, &task.task_id).await), "attempt 1");
+    within(async {
+        while one.running_task_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn the_operation_decides_how_a_cancelled_task_ends(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    for (exit, status) in [
+        (Err(TaskExit::Cancelled), TaskStatus::Cancelled),
+        (Err(TaskExit::Error(ErrorData::internal_error("the disk is full", None))), TaskStatus::Failed),
+        (Ok(text("all the same")), TaskStatus::Completed),
+    ] {
+        let task_id = spawn(&one, |context| async move {
+            assert!(!context.is_cancel_requested());
+            context.cancelled().await;
+            assert!(context.is_cancel_requested());
+            exit
+        })
+        .await;
+        other.cancel_task(&alice(), &task_id).await.unwrap();
+        let payload = ended(&other, &task_id).await;
+        assert_eq!(payload.status(), status);
+        if status == TaskStatus::Failed {
+            assert_eq!(said(&payload), "the disk is full");
+        }
+        // Cancelling what has ended is no error.
+        other.cancel_task(&alice(), &task_id).await.unwrap();
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn answers_reach_the_operation_from_any_instance_one_by_one(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    let task_id = spawn(&one, |context| async move {
+        let (a, b) = tokio::try_join!(
+            context.request_input("a", elicitation("A?")),
+            context.request_input("b", elicitation("B?")),
+        )?;
+        Ok(text(format!("{a} {b}")))
+    })
+    .await;
+    let both = polled(&other, &task_id, |task| match &task.payload {
+        TaskPayload::InputRequired { input_requests } => input_requests.len() == 2,
+        _ => false,
+    })
+    .await;
+    let TaskPayload::InputRequired { input_requests } = both.payload else { unreachable!() };
+    assert_eq!(input_requests["a"], elicitation("A?"));
+    other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1)), ("c".to_owned(), json!(3))]).await.unwrap();
+    let TaskPayload::InputRequired { input_requests } = asks(&one, &task_id).await else { unreachable!() };
+    assert_eq!(input_requests.keys().collect::<Vec<_>>(), ["b"]);
+    one.update_task(&alice(), &task_id, [("a".to_owned(), json!(9)), ("b".to_owned(), json!(2))]).await.unwrap();
+    assert_eq!(said(&ended(&other, &task_id).await), "1 2");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_request_to_cancel_ends_the_wait_for_an_answer_and_no_more_is_asked(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    let task_id = spawn(&one, |context| async move {
+        let answer = context.request_input("a", elicitation("A?")).await;
+        assert!(matches!(answer, Err(TaskExit::Cancelled)), "{answer:?}");
+        let answer = context.request_input("b", elicitation("B?")).await;
+        assert!(matches!(answer, Err(TaskExit::Cancelled)), "{answer:?}");
+        Ok(text("cleaned up"))
+    })
+    .await;
+    asks(&other, &task_id).await;
+    other.cancel_task(&alice(), &task_id).await.unwrap();
+    assert_eq!(said(&ended(&other, &task_id).await), "cleaned up");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_key_is_used_once_in_an_attempt(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    let task_id = spawn(&one, |context| async move {
+        context.request_input("a", elicitation("A?")).await?;
+        context.request_input("a", elicitation("A?")).await?;
+        Ok(text("unreachable"))
+    })
+    .await;
+    asks(&other, &task_id).await;
+    other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
+    let error = ended(&other, &task_id).await;
+    assert!(said(&error).contains("\"a\""), "{error:?}");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_operation_that_panics_or_returns_too_much_fails_its_task(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    let panics = spawn(&one, |_| async { panic!("a test wants this panic") }).await;
+    let too_much = spawn(&one, |_| async { Ok(text("x".repeat(2 << 20))) }).await;
+    for (task_id, why) in [(panics, "panicked"), (too_much, "cannot be stored")] {
+        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
+        assert_eq!(error["code"], -32603);
+        assert!(error["message"].as_str().unwrap().contains(why), "{error:?}");
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn unknown_and_foreign_tasks_cannot_be_told_apart(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    let task_id = spawn(&one, |context| async move {
+        context.cancelled().await;
+        Err(TaskExit::Cancelled)
+    })
+    .await;
+    let foreign = ErrorData::from(other.get_task(&owner("bob"), &task_id).await.unwrap_err());
+    let unknown = ErrorData::from(other.get_task(&alice(), "never-was").await.unwrap_err());
+    assert_eq!((foreign.code.0, unknown.code.0), (-32602, -32602));
+    assert_eq!(foreign.message.replace(&task_id, "never-was"), unknown.message);
+    for id in ["never-was", "", &"x".repeat(300)] {
+        for refused in [
+            other.get_task(&alice(), id).await.map(drop),
+            other.update_task(&alice(), id, [("a".to_owned(), json!(1))]).await,
+            other.cancel_task(&alice(), id).await,
+        ] {
+            assert_eq!(ErrorData::from(refused.unwrap_err()).code.0, -32602);
+        }
+    }
+    one.cancel_task(&owner("bob"), &task_id).await.unwrap_err();
+    assert_eq!(one.get_task(&alice(), &task_id).await.unwrap().status(), TaskStatus::Working);
+}
+
+// Workers that are lost
+
+/// An instance in a runtime of its own, which takes all that runs in it along when it is lost.
+struct Mortal {
+    runtime: tokio::runtime::Runtime,
+    manager: Manager,
+}
+
+impl Mortal {
+    fn start(store: &Store, lease: Duration) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let guard = runtime.enter();
+        let manager = manager(&store.backend, lease);
+        drop(guard);
+        Self { runtime, manager }
+    }
+
+    /// Begins a task in its runtime.
+    async fn spawn<T: Send + 'static>(&self, begin: impl Future<Output = T> + Send + 'static) -> T {
+        self.runtime.spawn(begin).await.unwrap()
+    }
+
+    /// Like a `SIGKILL`: nothing is handed back.
+    fn kill(self) {
+        self.runtime.shutdown_background();
+    }
+}
+
+/// Registers an operation that tells of its attempts and waits; from the second attempt on it completes.
+fn register(manager: &Manager) -> mpsc::UnboundedReceiver<(u32, Value)> {
+    let (tell, told) = mpsc::unbounded_channel();
+    manager.register("wait", move |context: TaskContext, arguments: Value| -> TaskFuture {
+        let tell = tell.clone();
+        Box::pin(async move {
+            // Nobody listens in a test that does not care.
+            let _ = tell.send((context.attempt(), arguments));
+            if context.attempt() > 1 {
+                return Ok(text(format!("attempt {}", context.attempt())));
+            }
+            context.cancelled().await;
+            Err(TaskExit::Cancelled)
+        })
+    });
+    told
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_registered_operation_whose_worker_is_lost_is_resumed_by_an_instance_that_only_sweeps(
+    #[case] engine: Engine,
+) {
+    let store = engine.open().await;
+    let first = Mortal::start(&store, SHORT);
+    register(&first.manager);
+    let begun = first.manager.clone();
+    let arguments = json!({ "frames": 3 });
+    let spawned = arguments.clone();
+    let task = first.spawn(async move { begun.spawn_registered(&alice(), "wait", spawned, resume()).await });
+    let task_id = task.await.unwrap().task_id;
+    let other = manager(&store.backend, SHORT);
+    let mut told = register(&other);
+    other.sweep([alice()]);
+    first.kill();
+    assert_eq!(within(told.recv()).await.unwrap(), (2, arguments));
+    assert_eq!(said(&ended(&other, &task_id).await), "attempt 2");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn whoever_reads_an_orphan_resumes_it_if_it_knows_the_operation(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let first = Mortal::start(&store, SHORT);
+    register(&first.manager);
+    let begun = first.manager.clone();
+    let task = first.spawn(async move { begun.spawn_registered(&alice(), "wait", Value::Null, resume()).await });
+    let task_id = task.await.unwrap().task_id;
+    let ignorant = manager(&store.backend, SHORT);
+    let knowing = manager(&store.backend, SHORT);
+    let mut told = register(&knowing);
+    first.kill();
+    let orphaned = async {
+        loop {
+            let stored = ignorant.store().get(&key(&task_id)).await.unwrap();
+            if ignorant.store().is_orphaned(&stored) {
+                return stored;
+            }
+            ignorant.get_task(&alice(), &task_id).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert_eq!(within(orphaned).await.task.lease.unwrap().attempt, 1, "who does not know it leaves it alone");
+    assert_eq!(ignorant.running_task_count(), 0);
+    assert_eq!(said(&ended(&knowing, &task_id).await), "attempt 2");
+    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_closure_whose_worker_is_lost_fails_and_so_does_a_registered_one_unless_it_is_to_resume(
+    #[case] engine: Engine,
+) {
+    let store = engine.open().await;
+    let first = Mortal::start(&store, SHORT);
+    register(&first.manager);
+    let begun = first.manager.clone();
+    let tasks = first.spawn(async move {
+        let closure = spawn(&begun, |context| async move {
+            context.cancelled().await;
+            Err(TaskExit::Cancelled)
+        });
+        let closure = closure.await;
+        let registered = begun.spawn_registered(&alice(), "wait", Value::Null, TaskOptions::new()).await.unwrap();
+        [closure, registered.task_id]
+    });
+    let tasks = tasks.await;
+    first.kill();
+    let other = manager(&store.backend, SHORT);
+    let mut told = register(&other);
+    for task_id in tasks {
+        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
+        assert_eq!(error["code"], -32603);
+        assert!(error["message"].as_str().unwrap().contains("worker"), "{error:?}");
+    }
+    assert!(told.try_recv().is_err(), "nothing was run again");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_lease_is_renewed_for_as_long_as_the_operation_runs(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, SHORT).await;
+    let task_id = spawn(&one, |context| async move {
+        // Many times a lease, and longer than two looks a second apart.
+        tokio::time::sleep(SHORT * 8).await;
+        Ok(text(format!("attempt {}", context.attempt())))
+    })
+    .await;
+    let created = other.get_task(&alice(), &task_id).await.unwrap().task;
+    let done = polled(&other, &task_id, |task| {
+        assert!(task.status() == TaskStatus::Completed || task.task == created, "a renewal is not seen");
+        task.status().is_terminal()
+    });
+    assert_eq!(said(&done.await.payload), "attempt 1");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_resumed_operation_finds_its_questions_asked_and_its_answers_given(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    for manager in [&one, &other] {
+        manager.register("ask", |context, _| {
+            Box::pin(async move {
+                let a = context.request_input("a", elicitation("A?")).await?;
+                let b = context.request_input("b", elicitation("B?")).await?;
+                Ok(text(format!("{a} {b} in attempt {}", context.attempt())))
+            })
+        });
+    }
+    let task_id = one.spawn_registered(&alice(), "ask", Value::Null, resume()).await.unwrap().task_id;
+    asks(&other, &task_id).await;
+    other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
+    polled(&other, &task_id, |task| match &task.payload {
+        TaskPayload::InputRequired { input_requests } => input_requests.contains_key("b"),
+        _ => false,
+    })
+    .await;
+    within(one.shutdown()).await;
+    // The question is still there for the client, and its answer is for whoever asks it again.
+    asks(&other, &task_id).await;
+    other.update_task(&alice(), &task_id, [("b".to_owned(), json!(2))]).await.unwrap();
+    assert_eq!(said(&ended(&other, &task_id).await), "1 2 in attempt 2");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn another_question_under_a_used_key_fails_a_resumed_operation(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    for manager in [&one, &other] {
+        manager.register("ask", |context, _| {
+            Box::pin(async move {
+                let question = elicitation(&format!("in attempt {}?", context.attempt()));
+                Ok(text(context.request_input("a", question).await?.to_string()))
+            })
+        });
+    }
+    let task_id = one.spawn_registered(&alice(), "ask", Value::Null, resume()).await.unwrap().task_id;
+    asks(&other, &task_id).await;
+    within(one.shutdown()).await;
+    assert!(said(&ended(&other, &task_id).await).contains("input key"));
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn shutdown_stops_what_runs_here_hands_it_over_and_deletes_nothing(#[case] engine: Engine) {
+    let (store, one, other) = open(engine, LONG).await;
+    register(&one);
+    let mut told = register(&other);
+    let resumable = one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
+    let closure = spawn(&one, |context| async move {
+        context.cancelled().await;
+        Ok(text("not stopped but cancelled"))
+    })
+    .await;
+    let done = spawn(&one, |_| async { Ok(text("done")) }).await;
+    ended(&one, &done).await;
+    within(one.shutdown()).await;
+    assert_eq!(one.running_task_count(), 0);
+    assert_eq!(store.ids("alice").await.len(), 3);
+    let handed_back = one.store().get(&key(&resumable)).await.unwrap().task.lease.unwrap();
+    assert_eq!((handed_back.holder, handed_back.attempt), (None, 1));
+    let again = one.spawn(&alice(), TaskOptions::new(), |_| Box::pin(async { Ok(text("late")) })).await;
+    assert_refused!(again, TaskError::ShuttingDown);
+    one.get_task(&alice(), &resumable).await.unwrap();
+    assert_eq!(one.running_task_count(), 0, "it does not take up again what it has handed back");
+
+    // No lease has to lapse first.
+    assert_eq!(said(&ended(&other, &resumable).await), "attempt 2");
+    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    assert!(said(&ended(&other, &closure).await).contains("worker"));
+    assert_eq!(said(&ended(&other, &done).await), "done");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_task_that_nobody_works_on_is_cancelled_at_once(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    register(&one);
+    let task_id = one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
+    within(one.shutdown()).await;
+    other.cancel_task(&alice(), &task_id).await.unwrap();
+    assert_eq!(other.get_task(&alice(), &task_id).await.unwrap().status(), TaskStatus::Cancelled);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_operation_is_told_to_stop_when_its_ttl_has_passed_or_its_record_is_gone(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let operation = |context: TaskContext| -> TaskFuture {
+        let tell = tell.clone();
+        Box::pin(async move {
+            context.cancelled().await;
+            tell.send(context.task_id().to_owned()).unwrap();
+            Ok(text("too late"))
+        })
+    };
+    let options = TaskOptions::new().with_ttl_ms(200);
+    let task_id = one.spawn(&alice(), options, operation).await.unwrap().task_id;
+    assert_eq!(within(told.recv()).await.unwrap(), task_id);
+    assert!(said(&ended(&other, &task_id).await).contains("TTL"));
+
+    let task_id = one.spawn(&alice(), TaskOptions::new(), operation).await.unwrap().task_id;
+    other.store().delete(&key(&task_id)).await.unwrap();
+    assert_eq!(within(told.recv()).await.unwrap(), task_id);
+    assert_refused!(other.get_task(&alice(), &task_id).await, TaskError::NotFound { .. });
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn only_what_is_registered_can_be_spawned_by_name(#[case] engine: Engine) {
+    let (store, one, _) = open(engine, LONG).await;
+    let refused = one.spawn_registered(&alice(), "nothing", Value::Null, resume()).await;
+    assert_refused!(refused, TaskError::InvalidArgument { .. });
+    assert!(store.ids("alice").await.is_empty());
+}
+
+// Engines that are out of reach
+
+/// An engine that one instance can be cut off from.
+struct Gate {
+    backend: Arc<dyn StorageBackend>,
+    is_closed: AtomicBool,
+}
+
+impl Gate {
+    fn new(store: &Store) -> Arc<Self> {
+        Arc::new(Self { backend: Arc::clone(&store.backend), is_closed: AtomicBool::new(false) })
+    }
+
+    fn set_closed(&self, is_closed: bool) {
+        self.is_closed.store(is_closed, Ordering::SeqCst);
+    }
+
+    fn pass(&self) -> Result<&dyn StorageBackend, StorageError> {
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(StorageError::Unavailable {
+                address: "the gate".to_owned(),
+                reason: "it is closed".to_owned(),
+                outcome_unknown: false,
+                source: None,
+            });
+        }
+        Ok(&*self.backend)
+    }
+}
+
+#[async_trait]
+impl StorageBackend for Gate {
+    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
+        self.pass()?.get(key).await
+    }
+
+    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
+        self.pass()?.put(key, data, options).await
+    }
+
+    async fn put_if_version(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        expected: Version,
+    ) -> Result<Written, StorageError> {
+        self.pass()?.put_if_version(key, data, options, expected).await
+    }
+
+    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
+        self.pass()?.delete(key).await
+    }
+
+    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
+        self.pass()?.list(owner, page).await
+    }
+
+    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
+        self.pass()?.cleanup_expired().await
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.backend.now()
+    }
+
+    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        Arc::clone(&self.backend).watch(key)
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_holder_that_comes_too_late_is_told_to_stop_and_changes_nothing(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let gate = Gate::new(&store);
+    let cut_off = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), SHORT);
+    let other = manager(&store.backend, SHORT);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    for (name, manager) in [("first", &cut_off), ("second", &other)] {
+        let tell = tell.clone();
+        manager.register("work", move |context, _| {
+            let tell = tell.clone();
+            Box::pin(async move {
+                if context.attempt() == 1 {
+                    context.cancelled().await;
+                    let late = context.set_status_message("late").await;
+                    assert!(matches!(late, Err(TaskExit::Cancelled)), "{late:?}");
+                }
+                tell.send(name).unwrap();
+                Ok(text(name))
+            })
+        });
+    }
+    let task_id = cut_off.spawn_registered(&alice(), "work", Value::Null, resume()).await.unwrap().task_id;
+    gate.set_closed(true);
+    assert_eq!(said(&ended(&other, &task_id).await), "second");
+    assert_eq!(within(told.recv()).await.unwrap(), "second");
+    gate.set_closed(false);
+    assert_eq!(within(told.recv()).await.unwrap(), "first", "it was told to stop");
+    within(async {
+        while cut_off.running_task_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(said(&ended(&other, &task_id).await), "second");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let gate = Gate::new(&store);
+    let backend: Arc<dyn StorageBackend> = Arc::<Gate>::clone(&gate);
+    let one = manager(&backend, Duration::from_secs(30));
+    let (finish, finished) = oneshot::channel::<()>();
+    let task_id = spawn(&one, |_| async move {
+        finished.await.unwrap();
+        Ok(text("done"))
+    })
+    .await;
+    gate.set_closed(true);
+    finish.send(()).unwrap();
+    let unavailable = ErrorData::from(one.get_task(&alice(), &task_id).await.unwrap_err());
+    assert_eq!(unavailable.code.0, -32603);
+    assert!(!unavailable.message.contains("gate"), "a client is not told where the store is: {unavailable:?}");
+    assert_eq!(one.running_task_count(), 1);
+    gate.set_closed(false);
+    assert_eq!(said(&ended(&one, &task_id).await), "done");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_outage_longer_than_the_lease_fails_no_task_whose_worker_lives(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let gate = Gate::new(&store);
+    let backend: Arc<dyn StorageBackend> = Arc::<Gate>::clone(&gate);
+    // The engine is out of reach for both.
+    let (one, other) = (manager(&backend, SHORT), manager(&backend, SHORT));
+    let (finish, finished) = oneshot::channel::<()>();
+    let task_id = spawn(&one, |context| async move {
+        finished.await.unwrap();
+        Ok(text(format!("attempt {}", context.attempt())))
+    })
+    .await;
+    gate.set_closed(true);
+    let lapsed = store.get(&key(&task_id)).await.unwrap();
+    tokio::time::sleep(SHORT * 3).await;
+    assert_eq!(store.get(&key(&task_id)).await.unwrap(), lapsed);
+    gate.set_closed(false);
+    assert_eq!(other.get_task(&alice(), &task_id).await.unwrap().status(), TaskStatus::Working);
+    polled(&other, &task_id, |_| one.running_task_count() == 1).await;
+    within(async {
+        while store.get(&key(&task_id)).await.unwrap().version == lapsed.version {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    finish.send(()).unwrap();
+    assert_eq!(said(&ended(&other, &task_id).await), "attempt 1");
+}
+
+#[tokio::test]
+async fn an_operation_that_does_not_stop_when_it_is_told_is_aborted() {
+    let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
+    let one = manager(&backend, LONG);
+    let (_alive, aborted) = oneshot::channel::<()>();
+    let task_id = spawn(&one, |_| async move {
+        let _alive = _alive;
+        std::future::pending().await
+    })
+    .await;
+    one.store().delete(&key(&task_id)).await.unwrap();
+    within(aborted).await.unwrap_err();
+    within(one.shutdown()).await;
+}
