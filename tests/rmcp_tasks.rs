@@ -15,8 +15,8 @@ use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions, TaskContext};
 use mcp_task_store::{
-    MemoryBackend, OnWorkerLost, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError,
-    StoreConfig, TaskError, TaskKey, TaskStore, Version, Written,
+    MemoryBackend, OnWorkerLost, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend,
+    StorageError, StoreConfig, TaskError, TaskKey, TaskStore, Version, Written,
 };
 use rmcp::ErrorData;
 use rmcp::model::{
@@ -120,7 +120,8 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 async fn a_task_is_stored_when_spawn_returns_and_each_instance_serves_it_to_its_end(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     let (go, wait) = oneshot::channel::<()>();
-    let options = TaskOptions::new().with_ttl_ms(60_000).with_poll_interval_ms(250).with_status_message("queued");
+    let options =
+        TaskOptions::new().with_ttl_ms(60_000).with_poll_interval_ms(250).with_status_message("queued");
     let task = one
         .spawn(&alice(), options, |context| {
             Box::pin(async move {
@@ -133,7 +134,8 @@ async fn a_task_is_stored_when_spawn_returns_and_each_instance_serves_it_to_its_
         .unwrap();
     assert_eq!((task.status, task.status_message.as_deref()), (TaskStatus::Working, Some("queued")));
     assert_eq!((task.ttl_ms, task.poll_interval_ms), (Some(60_000), Some(250)));
-    let working = polled(&other, &task.task_id, |task| task.task.status_message.as_deref() == Some("at work")).await;
+    let working =
+        polled(&other, &task.task_id, |task| task.task.status_message.as_deref() == Some("at work")).await;
     assert_eq!((working.payload, &working.task.created_at), (TaskPayload::Working, &task.created_at));
     assert_eq!((one.running_task_count(), other.running_task_count()), (1, 0));
     go.send(()).unwrap();
@@ -192,10 +194,15 @@ async fn answers_reach_the_operation_from_any_instance_one_by_one(#[case] engine
     .await;
     let TaskPayload::InputRequired { input_requests } = both.payload else { unreachable!() };
     assert_eq!(input_requests["a"], elicitation("A?"));
-    other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1)), ("c".to_owned(), json!(3))]).await.unwrap();
+    other
+        .update_task(&alice(), &task_id, [("a".to_owned(), json!(1)), ("c".to_owned(), json!(3))])
+        .await
+        .unwrap();
     let TaskPayload::InputRequired { input_requests } = asks(&one, &task_id).await else { unreachable!() };
     assert_eq!(input_requests.keys().collect::<Vec<_>>(), ["b"]);
-    one.update_task(&alice(), &task_id, [("a".to_owned(), json!(9)), ("b".to_owned(), json!(2))]).await.unwrap();
+    one.update_task(&alice(), &task_id, [("a".to_owned(), json!(9)), ("b".to_owned(), json!(2))])
+        .await
+        .unwrap();
     assert_eq!(said(&ended(&other, &task_id).await), "1 2");
 }
 
@@ -281,7 +288,8 @@ struct Mortal {
 
 impl Mortal {
     fn start(store: &Store, lease: Duration) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let guard = runtime.enter();
         let manager = manager(&store.backend, lease);
         drop(guard);
@@ -345,7 +353,8 @@ async fn whoever_reads_an_orphan_resumes_it_if_it_knows_the_operation(#[case] en
     let first = Mortal::start(&store, SHORT);
     register(&first.manager);
     let begun = first.manager.clone();
-    let task = first.spawn(async move { begun.spawn_registered(&alice(), "wait", Value::Null, resume()).await });
+    let task =
+        first.spawn(async move { begun.spawn_registered(&alice(), "wait", Value::Null, resume()).await });
     let task_id = task.await.unwrap().task_id;
     let ignorant = manager(&store.backend, SHORT);
     let knowing = manager(&store.backend, SHORT);
@@ -382,7 +391,8 @@ async fn a_closure_whose_worker_is_lost_fails_and_so_does_a_registered_one_unles
             Err(TaskExit::Cancelled)
         });
         let closure = closure.await;
-        let registered = begun.spawn_registered(&alice(), "wait", Value::Null, TaskOptions::new()).await.unwrap();
+        let registered =
+            begun.spawn_registered(&alice(), "wait", Value::Null, TaskOptions::new()).await.unwrap();
         [closure, registered.task_id]
     });
     let tasks = tasks.await;
@@ -662,7 +672,10 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
     finish.send(()).unwrap();
     let unavailable = ErrorData::from(one.get_task(&alice(), &task_id).await.unwrap_err());
     assert_eq!(unavailable.code.0, -32603);
-    assert!(!unavailable.message.contains("gate"), "a client is not told where the store is: {unavailable:?}");
+    assert!(
+        !unavailable.message.contains("gate"),
+        "a client is not told where the store is: {unavailable:?}"
+    );
     assert_eq!(one.running_task_count(), 1);
     gate.set_closed(false);
     assert_eq!(said(&ended(&one, &task_id).await), "done");
