@@ -8,6 +8,8 @@
 //! * [`StorageBackend`]: the contract of an engine. Versioned records by owner and task.
 //! * The engines: [`MemoryBackend`], and `RedisBackend` with the feature `redis`.
 //!
+//! For servers on the official SDK, the feature `rmcp` has a task manager on top.
+//!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -71,6 +73,6 @@ pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, Tas
 pub use task::{Lease, OnWorkerLost, RpcError, StoredTask, Task, TaskStatus};
 
 /// The examples of the README compile.
-#[cfg(all(doctest, feature = "redis"))]
+#[cfg(all(doctest, feature = "redis", feature = "rmcp"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

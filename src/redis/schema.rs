@@ -163,6 +163,8 @@ mod tests {
             [keys.task, keys.idx, keys.exp],
             ["pmcp:tasks:alice:t%3A1", "pmcp:idx:alice", "pmcp:exp:alice"]
         );
+        assert_eq!(Schema::new("pmcp", false).unwrap().channel(&key.owner), "pmcp:watch:alice");
+        assert_eq!(Schema::new("pmcp", true).unwrap().channel(&key.owner), "pmcp:watch:{alice}");
         let tagged = Schema::new("pmcp", true).unwrap().keys(&key);
         assert_eq!(
             [tagged.task, tagged.idx, tagged.exp],
@@ -187,6 +189,26 @@ mod tests {
     #[case::not_ascii("é")]
     fn another_prefix_is_refused(#[case] prefix: &str) {
         assert!(matches!(Schema::new(prefix, false), Err(StorageError::InvalidKey { .. })));
+    }
+
+    #[rstest]
+    #[case::expires("1795000000000 pmcp:tasks:a:b c", Some("Written(Some(2026-11-18"))]
+    #[case::never_expires(" pmcp:tasks:a:b c", Some("Written(None)"))]
+    #[case::deleted("? pmcp:tasks:a:b c", Some("Look"))]
+    #[case::not_a_time("soon pmcp:tasks:a:b c", Some("Look"))]
+    #[case::no_key("nothing", None)]
+    fn a_message_says_what_was_written_and_when_it_expires(
+        #[case] message: &str,
+        #[case] says: Option<&str>,
+    ) {
+        let read = read_message(message.as_bytes());
+        assert_eq!(read.as_ref().map(|(key, _)| *key), says.map(|_| "pmcp:tasks:a:b c"));
+        let signal = read.map(|(_, signal)| match signal {
+            Signal::Written(expires_at) => format!("Written({expires_at:?})"),
+            Signal::Look => "Look".to_owned(),
+            Signal::Lost(_) => "Lost".to_owned(),
+        });
+        assert!(signal.as_deref().unwrap_or_default().starts_with(says.unwrap_or_default()), "{signal:?}");
     }
 
     #[rstest]

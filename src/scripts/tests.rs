@@ -73,7 +73,7 @@ fn put() -> Put {
         expiry: ExpiryArgument::Keep,
         quota: Some(3),
         replaces: Replaces::None,
-        channel: None,
+        channel: Some("c".into()),
     }
 }
 
@@ -134,9 +134,9 @@ fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] sourc
 fn a_script_goes_out_short_as_eval_with_keys_before_arguments() {
     let packed = PUT.command(&put()).get_packed_command();
     let sent = String::from_utf8(packed).unwrap();
-    assert!(sent.starts_with("*11\r\n$4\r\nEVAL\r\n"), "{sent}");
+    assert!(sent.starts_with("*12\r\n$4\r\nEVAL\r\n"), "{sent}");
     assert!(!sent.contains("--") && !sent.contains("\n  "), "{sent}");
-    let tail = "$1\r\n3\r\n$1\r\ni\r\n$1\r\ne\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$4\r\nnone\r\n";
+    let tail = "$1\r\n3\r\n$1\r\ni\r\n$1\r\ne\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$4\r\nnone\r\n$1\r\nc\r\n";
     assert!(sent.ends_with(tail), "{sent}");
 }
 

@@ -78,7 +78,7 @@ fn runtime() -> Result<Runtime> {
 }
 
 /// How many steps the progress bar has.
-const STEPS: usize = 29;
+const STEPS: usize = 30;
 
 fn table(folder: &Path, readme: Option<&Path>, form: Form) -> Result<()> {
     std::fs::create_dir_all(folder)?;
@@ -91,6 +91,7 @@ fn table(folder: &Path, readme: Option<&Path>, form: Form) -> Result<()> {
         rows::tasks::rows(&bench, &mut report).await?;
         rows::memory::rows(&bench, &mut report).await?;
         rows::scripts::rows(&bench, &mut report).await?;
+        rows::watch::rows(&bench, &mut report).await?;
         rows::client::rows(&bench, &mut report).await?;
         rows::sweeps::charts(&bench, folder).await?;
         bench.step("the memory engine");

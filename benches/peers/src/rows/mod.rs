@@ -8,3 +8,4 @@ pub mod records;
 pub mod scripts;
 pub mod sweeps;
 pub mod tasks;
+pub mod watch;

@@ -1,0 +1,39 @@
+//! What it costs to tell those who watch.
+
+use anyhow::Result;
+use mcp_task_store::RedisBackend;
+
+use crate::bench::Bench;
+use crate::contender::{HOUR, Ours};
+use crate::record::{TYPICAL, records};
+use crate::report::{Report, Row, Wanted, micros};
+use crate::rounds::alternate;
+
+const OWNERS: usize = 64;
+const IN_FLIGHT: usize = 64;
+/// How often each record is replaced in a round.
+const SWAPS: u64 = 3;
+
+/// The server's time a compare-and-swap with nobody watching, told and untold.
+pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.step("telling those who watch");
+    let untold = RedisBackend::builder().notifications(false).connect(&bench.server.url()).await?;
+    let untold = Ours(untold);
+    let [told, untold] = alternate::<2>(bench.form.rounds, async |turn| {
+        let contender = if turn == 0 { &bench.ours } else { &untold };
+        bench.server.clear()?;
+        let records = records::<Ours>(bench.form.count(10_000), OWNERS, TYPICAL, HOUR);
+        super::records::put(contender, &records, IN_FLIGHT).await?;
+        bench.server.run::<String>(&["CONFIG", "RESETSTAT"])?;
+        for version in 1..=SWAPS {
+            super::records::swap(contender, &records, IN_FLIGHT, version).await?;
+        }
+        let (calls, micros) = bench.server.command_stats("eval")?;
+        Ok(micros / calls)
+    })
+    .await?;
+    let row = Row::new("the server's time a `put_if_version` with `Keep`, watched by nobody").ours(micros(&told));
+    let what = "that of one with notifications switched off";
+    report.add(row.ratio(what, &told.over(&untold), Some(Wanted::AtMost(1.25))));
+    Ok(())
+}
