@@ -1222,11 +1222,11 @@ async fn a_watch_ends_when_its_record_is_deleted(#[case] engine: Engine) {
 #[tokio::test]
 async fn a_watch_ends_by_itself_when_its_record_expires(#[case] engine: Engine) {
     let (store, key) = (engine.open().await, key("alice", "t1"));
-    store.put(&key, "one".into(), after_ms(40)).await.unwrap();
+    store.put(&key, "one".into(), in_an_hour()).await.unwrap();
     let mut watch = Arc::clone(&store.backend).watch(&key);
     next(&mut watch).await.unwrap().unwrap();
-    // A later expiry is felt as any other change is, and the watch goes by that one.
-    let written = store.put(&key, "two".into(), after_ms(80)).await.unwrap();
+    // Another expiry is felt as any other change is, and the watch goes by that one.
+    let written = store.put(&key, "two".into(), after_ms(50)).await.unwrap();
     while next(&mut watch).await.is_some() {
         assert_refused_only_when_gone(&store, &key, written.expires_at.unwrap()).await;
     }
