@@ -51,6 +51,9 @@ pub mod fuzzing;
 mod key;
 mod memory;
 mod page;
+#[cfg(feature = "pmcp")]
+#[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
+pub mod pmcp;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "rmcp")]
