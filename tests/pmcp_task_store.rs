@@ -457,8 +457,8 @@ async fn requests_and_results_of_the_lifecycle_below_are_served(#[case] engine: 
 async fn after_the_ttl_an_open_task_is_failed_and_a_finished_one_is_kept(#[case] engine: Engine) {
     let config = StoreConfig::new().retention(Duration::from_secs(60));
     let (store, tasks) = open_with(engine, config).await;
-    let open = tasks.create(ALICE, Some(80)).await.unwrap().task_id;
-    let finished = tasks.create(ALICE, Some(80)).await.unwrap().task_id;
+    let open = tasks.create(ALICE, Some(400)).await.unwrap().task_id;
+    let finished = tasks.create(ALICE, Some(400)).await.unwrap().task_id;
     tasks.set_result(&finished, ALICE, text("42")).await.unwrap();
     let deadline = tasks.tasks().get(&key(ALICE, &finished)).await.unwrap().task.deadline().unwrap();
     store.until(deadline + Duration::from_millis(1)).await;
@@ -480,7 +480,7 @@ async fn after_the_ttl_an_open_task_is_failed_and_a_finished_one_is_kept(#[case]
 async fn what_is_gone_is_not_found_and_makes_room(#[case] engine: Engine) {
     let config = StoreConfig::new().retention(Duration::ZERO).max_tasks_per_owner(1);
     let (store, tasks) = open_with(engine, config).await;
-    let id = tasks.create(ALICE, Some(30)).await.unwrap().task_id;
+    let id = tasks.create(ALICE, Some(300)).await.unwrap().task_id;
     let expires_at = store.get(&key(ALICE, &id)).await.unwrap().expires_at.unwrap();
     assert_eq!(answer(tasks.create(ALICE, None).await, shown), Answer::Internal);
     store.until(expires_at).await;

@@ -33,7 +33,7 @@ use crate::{
 ///   without an owner, so others are refused. All pages are read. Records that the engine cannot read are left out
 ///   and logged.
 /// * **Expiry** is the `expiresAt` of the record, by the engine's clock, to the next millisecond; a record that has
-///   none or `null`, or is not JSON, does not expire. At that time the record is gone for every call. A time that
+///   none or `null`, or is no JSON object, does not expire. At that time the record is gone for every call. A time that
 ///   has passed already leaves the record a millisecond; one beyond 100 years counts as 100 years; text that is not
 ///   an RFC 3339 time is refused, as the record would stay for ever.
 /// * **`put_if_version` never creates**: version 0 is a conflict, or `NotFound` without a record.
@@ -71,6 +71,10 @@ impl<B: StorageBackend> PmcpTasksBackend<B> {
         struct Expiring {
             #[serde(default)]
             expires_at: Value,
+        }
+        // An array would be read as the fields of the struct.
+        if !data.trim_ascii_start().starts_with(b"{") {
+            return Ok(Expiry::Never.into());
         }
         let at = match serde_json::from_slice(data) {
             Ok(Expiring { expires_at: Value::Null }) | Err(_) => return Ok(Expiry::Never.into()),
