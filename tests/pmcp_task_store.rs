@@ -213,6 +213,13 @@ async fn what_a_store_does(store: &dyn PmcpStore) -> Vec<(String, Answer)> {
     store.update_status(&id, ALICE, TaskStatus::Completed, None).await.unwrap_or_else(|_| Task::default());
     see("snapshot at the end".into(), answer(store.task_input_snapshot(&id, ALICE).await, |all| json!(all)));
 
+    // A task that waited without a request.
+    let id = create_in(store, TaskStatus::InputRequired).await;
+    see("goes on".into(), answer(store.update_status(&id, ALICE, TaskStatus::Working, None).await, shown));
+    see("no snapshot".into(), answer(store.task_input_snapshot(&id, ALICE).await, |all| json!(all)));
+    store.record_input_requests(&id, ALICE, requests(&[])).await.unwrap();
+    see("an empty snapshot".into(), answer(store.task_input_snapshot(&id, ALICE).await, |all| json!(all)));
+
     // Nobody else's and nobody's at all.
     for (id, owner) in
         [(&*create_in(store, TaskStatus::InputRequired).await, "bob"), ("none", ALICE), ("", ALICE)]
@@ -397,6 +404,26 @@ async fn a_second_round_of_input_follows_under_new_keys(#[case] engine: Engine) 
 
 #[apply(on_every_engine)]
 #[tokio::test]
+async fn a_task_that_goes_on_without_its_answers_has_no_open_requests_until_it_waits_again(
+    #[case] engine: Engine,
+) {
+    let (_store, tasks) = open(engine).await;
+    let id = create(&tasks).await;
+    let key = key(ALICE, &id);
+    let open = async || {
+        let task = tasks.tasks().get(&key).await.unwrap().task;
+        task.input_requests.into_keys().collect::<Vec<_>>()
+    };
+    tasks.tasks().require_input(&key, [("a", json!(requests(&["a"])["a"]))]).await.unwrap();
+    assert_eq!(open().await, ["a"]);
+    tasks.update_status(&id, ALICE, TaskStatus::Working, None).await.unwrap();
+    assert!(open().await.is_empty());
+    tasks.record_input_requests(&id, ALICE, requests(&["b"])).await.unwrap();
+    assert_eq!(open().await, ["a", "b"]);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
 async fn answers_that_race_all_land(#[case] engine: Engine) {
     let (store, tasks) = open(engine).await;
     let id = create(&tasks).await;
@@ -444,6 +471,8 @@ async fn requests_and_results_of_the_lifecycle_below_are_served(#[case] engine: 
     let snapshot = tasks.task_input_snapshot(&id, ALICE).await.unwrap();
     assert_eq!(json!(snapshot.input_requests), json!(requests(&["a"])));
     assert!(tasks.deliver_task_inputs(&id, ALICE, answers(&["a"])).await.unwrap().complete);
+    let snapshot = tasks.task_input_snapshot(&id, ALICE).await.unwrap();
+    assert_eq!(json!(snapshot.input_responses), json!(answers(&["a"])));
     tasks.tasks().complete(&key, json!(text("42"))).await.unwrap();
     assert_eq!(json!(tasks.get_result(&id, ALICE).await.unwrap()), json!(text("42")));
 

@@ -188,8 +188,12 @@ impl<B: StorageBackend> PmcpStore for PmcpTaskStore<B> {
                     return Err(draft.refusal("change its status"));
                 }
                 (_, TaskStatus::Working) => {
-                    draft.task.status = to;
+                    let asked = asked(draft.task);
+                    if !asked.is_empty() {
+                        record(draft.task, asked);
+                    }
                     draft.task.input_requests.clear();
+                    draft.task.status = to;
                 }
                 (_, TaskStatus::InputRequired) => await_input(draft)?,
                 (_, TaskStatus::Completed | TaskStatus::Failed | TaskStatus::Cancelled) => draft.end(to)?,
@@ -284,10 +288,12 @@ impl<B: StorageBackend> PmcpStore for PmcpTaskStore<B> {
                 return Err(draft.refusal("deliver inputs"));
             }
             let open = &draft.task.input_requests;
-            let asked: BTreeSet<String> = asked(draft.task).into_keys().collect();
+            let asked = asked(draft.task);
+            let keys: BTreeSet<String> = asked.keys().cloned().collect();
             let is_answered = |key: &str| !open.contains_key(key);
-            let parts = partition_input_delivery(&asked, is_answered, responses.keys().cloned());
+            let parts = partition_input_delivery(&keys, is_answered, responses.keys().cloned());
             let changed = draft.deliver_inputs(&responses)?;
+            record(draft.task, asked);
             *delivery.lock().unwrap_or_else(PoisonError::into_inner) = parts;
             Ok(changed)
         };
@@ -355,7 +361,7 @@ impl<B: StorageBackend> PmcpStore for PmcpTaskStore<B> {
                     });
                 }
             }
-            draft.task.extra.insert(REQUESTS.to_owned(), recorded.into_iter().collect());
+            record(draft.task, recorded);
             await_input(draft)?;
             Ok(true)
         };
@@ -416,6 +422,11 @@ fn asked(task: &Task) -> BTreeMap<String, Value> {
     let recorded = task.extra.get(REQUESTS).and_then(Value::as_object).into_iter().flatten();
     let open = &task.input_requests;
     recorded.chain(open).map(|(key, request)| (key.clone(), request.clone())).collect()
+}
+
+/// Keeps all requests of the task, as those that are answered or withdrawn are no longer among the open ones.
+fn record(task: &mut Task, asked: BTreeMap<String, Value>) {
+    task.extra.insert(REQUESTS.to_owned(), asked.into_iter().collect());
 }
 
 /// Moves the task to `input_required`, with every request open that has no answer.
