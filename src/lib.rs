@@ -8,7 +8,8 @@
 //! * [`StorageBackend`]: the contract of an engine. Versioned records by owner and task.
 //! * The engines: [`MemoryBackend`], and `RedisBackend` with the feature `redis`.
 //!
-//! For servers on the official SDK, the feature `rmcp` has a task manager on top.
+//! For servers on the official SDK, the feature `rmcp` has a task manager on top. Servers on the SDK `pmcp`
+//! find adapters in the module `pmcp`, with the feature of that name.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]

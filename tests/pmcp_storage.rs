@@ -304,7 +304,7 @@ async fn an_empty_owner_has_tasks_that_no_other_owner_sees(#[case] engine: Engin
     let id = tasks.create("", "tools/call", None).await.unwrap().task.task_id;
     assert_eq!(tasks.get(&id, "").await.unwrap().task.task_id, id);
     assert_eq!(adapter.list_by_prefix(":").await.unwrap()[0].0, format!(":{id}"));
-    assert_eq!(store.ids(ANONYMOUS).await, [id.clone()]);
+    assert_eq!(store.ids(ANONYMOUS).await, std::slice::from_ref(&id));
     assert_refused!(tasks.get(&id, ANONYMOUS).await, TaskError::NotFound { .. });
     assert_refused!(tasks.get(&id, "local").await, TaskError::NotFound { .. });
 }

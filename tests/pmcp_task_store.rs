@@ -591,6 +591,26 @@ async fn pmcp_reads_the_configuration_of_the_store(
 }
 
 #[tokio::test]
+async fn what_the_limits_do_not_allow_is_refused_with_a_reason() {
+    let config = StoreConfig::new().max_status_message_bytes(3).max_input_requests(1).max_tasks_per_owner(1);
+    let tasks = PmcpTaskStore::new(TaskStore::with_config(MemoryBackend::new(), config));
+    let id = create(&tasks).await;
+    let message = |text: &str| Some(text.to_owned());
+    let refusals = [
+        tasks.create(ALICE, None).await.map(drop),
+        tasks.create("bob", Some(0)).await.map(drop),
+        tasks.set_status_message(&id, ALICE, message("long")).await.map(drop),
+        tasks.update_status(&id, ALICE, TaskStatus::Completed, message("long")).await.map(drop),
+        tasks.record_input_requests(&id, ALICE, requests(&["a", "b"])).await.map(drop),
+    ];
+    let reasons = ["quota of 1 tasks", "under 1 ms", "limit of 3", "limit of 3", "limit of 1"];
+    for (refused, reason) in refusals.into_iter().zip(reasons) {
+        assert_refused!(refused, TaskStoreError::Internal { message } if message.contains(reason));
+    }
+    assert_eq!(tasks.get(&id, ALICE).await.unwrap().status, TaskStatus::Working);
+}
+
+#[tokio::test]
 async fn a_client_hears_of_a_storage_that_fails_and_of_no_host() {
     let printed = Printed::default();
     let logged = printed.clone();

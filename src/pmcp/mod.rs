@@ -5,7 +5,8 @@
 //! * [`PmcpTasksBackend`] is a `StorageBackend` of `pmcp-tasks` 0.2: this crate's engines under the lifecycle of
 //!   that crate, for servers that use it today.
 //!
-//! A server needs one of the two. They keep different records: tasks of the one are not tasks of the other.
+//! A server needs one of the two. They keep different records, so tasks of the one are not tasks of the other, and
+//! each wants an engine, or a key prefix, of its own.
 //!
 //! # Rust version
 //! `pmcp` and `pmcp-tasks` need Rust 1.91, and so does this feature. The crate without it builds with 1.88.

@@ -62,6 +62,7 @@ const ERROR: &str = "recordedError";
 /// * **Time**: a task whose TTL elapses before it has ended is shown as failed with "TTL elapsed". After its TTL, a call
 ///   that the status does not allow is `Expired`. Ended tasks are kept, result and all, for the retention that is
 ///   [configured](crate::StoreConfig::retention) on top of their TTL; what is gone is `NotFound`.
+/// * A TTL of 0 is refused, and so is what goes beyond the limits of [`StoreConfig`](crate::StoreConfig).
 /// * A cursor that was not given out by `list` is refused. A page may be short, or empty, before the last one.
 /// * Writes that race are made again one after the other, as [`TaskStore`] does, so none is refused for the race alone.
 ///
