@@ -12,7 +12,6 @@ use serde_json::Value;
 use super::{owner, public_text};
 use crate::{
     Cursor, Expiry, MAX_PAGE_LIMIT, PageRequest, PutOptions, StorageBackend, StorageError, TaskId, TaskKey,
-    Version,
 };
 
 /// A `StorageBackend` of `pmcp-tasks`, on any engine of this crate.
@@ -84,10 +83,6 @@ impl<B: StorageBackend> PmcpTasksBackend<B> {
         let at = at.ok_or_else(|| invalid("the expiresAt of the record is not a time in RFC 3339"))?;
         Ok(expiry_at(at.to_utc(), self.engine.now()).into())
     }
-
-    fn conflict_with_none(key: &str, actual: Version) -> PmcpError {
-        PmcpError::VersionConflict { key: key.to_owned(), expected: 0, actual: actual.get() }
-    }
 }
 
 #[async_trait]
@@ -110,7 +105,8 @@ impl<B: StorageBackend> PmcpBackend for PmcpTasksBackend<B> {
         if expected_version == 0 {
             // To the engine it means that the record is to be created, which this call must not do.
             let record = self.engine.get(&split).await.map_err(|error| storage_error(error, key))?;
-            return Err(Self::conflict_with_none(key, record.version));
+            let (key, actual) = (key.to_owned(), record.version.get());
+            return Err(PmcpError::VersionConflict { key, expected: 0, actual });
         }
         let options = self.options(data)?;
         let data = Bytes::copy_from_slice(data);
@@ -143,15 +139,12 @@ impl<B: StorageBackend> PmcpBackend for PmcpTasksBackend<B> {
             for corrupt in &page.corrupt {
                 tracing::warn!(%owner, task = %corrupt.task, reason = %corrupt.reason, "left a record out of a listing");
             }
-            records.extend(
-                page.records.into_iter().filter(|listed| listed.task.as_str().starts_with(beginning)).map(
-                    |listed| {
-                        let record =
-                            VersionedRecord { data: listed.data.into(), version: listed.version.get() };
-                        (format!("{owner_id}:{}", listed.task), record)
-                    },
-                ),
-            );
+            for listed in page.records {
+                if listed.task.as_str().starts_with(beginning) {
+                    let record = VersionedRecord { data: listed.data.into(), version: listed.version.get() };
+                    records.push((format!("{owner_id}:{}", listed.task), record));
+                }
+            }
             next = page.next;
             if next.is_none() {
                 return Ok(records);
