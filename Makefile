@@ -93,7 +93,7 @@ check: lua-check deny ## check the format, clippy, the documentation, the Lua sc
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
 	tree=$$(cargo tree --edges normal --prefix none)
-	if grep -E '^(redis|pmcp) ' <<<"$$tree"; then echo "error: a build without features pulls redis or pmcp" >&2; exit 1; fi
+	if grep -E '^(redis|rmcp|pmcp) ' <<<"$$tree"; then echo "error: a build without features pulls redis or an SDK" >&2; exit 1; fi
 
 .PHONY: lua-check
 lua-check: ## check the Lua scripts with luacheck, warnings are failures

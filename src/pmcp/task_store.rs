@@ -421,8 +421,11 @@ impl<B: StorageBackend> PmcpStore for PmcpTaskStore<B> {
 /// Every request that was made of the client in this task.
 fn asked(task: &Task) -> BTreeMap<String, Value> {
     let recorded = task.extra.get(REQUESTS).and_then(Value::as_object).into_iter().flatten();
-    let open = &task.input_requests;
-    recorded.chain(open).map(|(key, request)| (key.clone(), request.clone())).collect()
+    recorded
+        .chain(&task.answered_requests)
+        .chain(&task.input_requests)
+        .map(|(key, request)| (key.clone(), request.clone()))
+        .collect()
 }
 
 /// Keeps all requests of the task, as those that are answered or withdrawn are no longer among the open ones.
