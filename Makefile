@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 export REDIS_URL ?= redis://127.0.0.1:6379
 REDIS_DIR := .redis
-FEATURES := redis-tests
+FEATURES := redis-tests,pmcp
 FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel one_owner two_processes
 FUZZ_SECONDS ?= 300
 ADVISORIES := https://github.com/RustSec/advisory-db
@@ -87,13 +87,13 @@ check: lua-check deny ## check the format, clippy, the documentation, the Lua sc
 	@cargo fmt --all --check
 	cargo fmt --manifest-path $(PEERS) --check
 	cargo clippy --release --manifest-path $(PEERS) -- -D warnings
-	for features in "" redis redis-cluster redis-sentinel redis-tls redis-tests redis,rmcp; do
+	for features in "" redis redis-cluster redis-sentinel redis-tls redis-tests redis,rmcp pmcp; do
 		cargo clippy --all-targets --features "$$features" -- -D warnings
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
 	tree=$$(cargo tree --edges normal --prefix none)
-	if grep '^redis ' <<<"$$tree"; then echo "error: a build without features pulls redis" >&2; exit 1; fi
+	if grep -E '^(redis|rmcp|pmcp) ' <<<"$$tree"; then echo "error: a build without features pulls redis or an SDK" >&2; exit 1; fi
 
 .PHONY: lua-check
 lua-check: ## check the Lua scripts with luacheck, warnings are failures

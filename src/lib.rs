@@ -8,7 +8,8 @@
 //! * [`StorageBackend`]: the contract of an engine. Versioned records by owner and task.
 //! * The engines: [`MemoryBackend`], and `RedisBackend` with the feature `redis`.
 //!
-//! For servers on the official SDK, the feature `rmcp` has a task manager on top.
+//! For servers on the official SDK, the feature `rmcp` has a task manager on top. Servers on the SDK `pmcp`
+//! find adapters in the module `pmcp`, with the feature of that name.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -51,6 +52,9 @@ pub mod fuzzing;
 mod key;
 mod memory;
 mod page;
+#[cfg(feature = "pmcp")]
+#[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
+pub mod pmcp;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "rmcp")]

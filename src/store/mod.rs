@@ -1,6 +1,8 @@
 //! The lifecycle of tasks, on any engine.
 
 mod config;
+#[cfg(feature = "pmcp")]
+mod draft;
 mod error;
 mod lease;
 mod limits;
@@ -19,6 +21,8 @@ use serde_json::{Map, Value};
 use tracing::{Instrument, debug_span, instrument};
 
 pub use config::StoreConfig;
+#[cfg(feature = "pmcp")]
+pub(crate) use draft::Draft;
 pub use error::TaskError;
 pub use lease::Attempt;
 #[cfg(feature = "rmcp")]

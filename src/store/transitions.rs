@@ -35,7 +35,7 @@ fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
 }
 
 /// Makes the task terminal. Nobody answers its open requests any more.
-fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
+pub(super) fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
     require_open(task, action)?;
     task.status = status;
     task.input_requests.clear();

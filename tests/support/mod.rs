@@ -14,6 +14,8 @@ macro_rules! assert_refused {
 
 #[cfg(feature = "redis-tests")]
 pub mod cluster;
+#[cfg(feature = "pmcp")]
+pub mod failing;
 #[cfg(feature = "redis-tests")]
 pub mod fake;
 #[cfg(feature = "redis-tests")]
