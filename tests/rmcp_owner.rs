@@ -78,8 +78,8 @@ impl Server {
         let body = response.into_body().collect().await.unwrap().to_bytes();
         let text = String::from_utf8(body.to_vec()).unwrap();
         let lines = text.lines().map(|line| line.strip_prefix("data: ").unwrap_or(line));
-        let message = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let message = message.filter(|message| message.is_object()).last().unwrap_or_default();
+        let mut message = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let message = message.rfind(Value::is_object).unwrap_or_default();
         Reply { status, session, message }
     }
 

@@ -316,7 +316,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
         other.order(json!({ "do": what, "pace_ms": random.below(60) })).await;
     }
     // Every other one while it is still spawning.
-    let latest = if round % 2 == 0 { 400_000 } else { 8_000 };
+    let latest = if round.is_multiple_of(2) { 400_000 } else { 8_000 };
     tokio::time::sleep(Duration::from_micros(random.below(latest))).await;
     let words = other.kill().await;
     let acknowledged: Vec<&str> = words.iter().filter_map(|word| word["spawned"].as_str()).collect();

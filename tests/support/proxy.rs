@@ -236,19 +236,20 @@ impl Command {
         String::from_utf8_lossy(&self.words[2 + self.keys()]).into_owned()
     }
 
-    /// The version that it gave to the record. `cas_put` is told it, `put` says it after the time.
+    /// The version that it gave to the record. `cas_put` is told it before its channel, `put` says it after the time.
     fn version(&self, reply: &Value) -> Option<u64> {
         let Value::BulkString(reply) = reply else { return None };
         let reply = String::from_utf8_lossy(reply);
-        let told = String::from_utf8_lossy(self.words.last()?);
+        let told = String::from_utf8_lossy(self.words.iter().nth_back(1)?);
         let version = if self.keys() == 1 { &told } else { reply.split(' ').nth(2)? };
         Some(version.parse().unwrap())
     }
 
     fn data(&self) -> Vec<u8> {
-        // `cas_put` has the data first, `put` and `delete` the task id, and `delete` nothing else.
-        let at = if self.keys() == 1 { 4 } else { 4 + self.keys() };
-        self.words.get(at).cloned().unwrap_or_default()
+        let arguments = &self.words[3 + self.keys()..];
+        // `cas_put` has the data first, `put` the task id, and `delete` nothing but that and the channel.
+        let at = if self.keys() == 1 { 0 } else { 1 };
+        if arguments.len() > 2 { arguments[at].clone() } else { Vec::new() }
     }
 }
 
