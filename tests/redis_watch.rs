@@ -201,3 +201,30 @@ async fn a_watch_follows_its_owner_to_another_node_of_the_cluster() {
     backend.put_if_version(&t1, "two".into(), keep(), version).await.unwrap();
     next(&mut watch).await;
 }
+
+#[tokio::test]
+async fn a_runtime_that_is_shut_down_takes_no_watch_of_another_along() {
+    let server = Server::start(&[]);
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "one".into(), never()).await.unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let begun = backend.clone();
+    // The subscription runs there, and serves this runtime too.
+    let first = runtime.spawn(async move {
+        let mut watch = watch(&begun, "t1");
+        next(&mut watch).await;
+        watch
+    });
+    let _first = first.await.unwrap();
+    let mut before = watch(&backend, "t1");
+    next(&mut before).await;
+    runtime.shutdown_background();
+    for data in ["two", "three"] {
+        let mut after = watch(&backend, "t1");
+        next(&mut after).await;
+        backend.put(&t1, data.into(), keep()).await.unwrap();
+        next(&mut after).await;
+    }
+    next(&mut before).await;
+}

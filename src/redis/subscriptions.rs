@@ -249,8 +249,17 @@ impl Listening {
     async fn subscribe(&self) -> RedisResult<(Arc<Server>, Cmd)> {
         let client = self.inner.link.server_of(&self.channel).await?;
         let server = self.subscriptions.server(&self.inner, client).await?;
-        let unsubscribe = server.subscribe(&self.channel).await?;
-        Ok((server, unsubscribe))
+        match server.subscribe(&self.channel).await {
+            Ok(unsubscribe) => Ok((server, unsubscribe)),
+            Err(error) => {
+                // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no
+                // use, as when the runtime is gone that it ran on.
+                if !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
+                    server.is_lost.send_replace(true);
+                }
+                Err(error)
+            }
+        }
     }
 
     fn set_live(&self, is_live: bool, signal: &Signal) {
@@ -271,6 +280,17 @@ impl Listening {
                 }
             }
             self.is_left.notified().await;
+        }
+    }
+}
+
+/// Its runtime may be shut down while somebody watches from another. Who does so polls from then on, and who begins to
+/// watch subscribes anew.
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let mut channels = self.subscriptions.channels();
+        if channels.get(&self.channel).is_some_and(|held| Arc::ptr_eq(&held.is_left, &self.is_left)) {
+            channels.remove(&self.channel);
         }
     }
 }

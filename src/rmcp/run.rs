@@ -100,8 +100,10 @@ impl<B: StorageBackend> Run<B> {
                     self.look_at(renewed);
                 }
                 change = next(&mut changes), if !is_over => {
-                    if change.is_none() {
-                        changes = None;
+                    match change {
+                        Some(Ok(())) => {}
+                        Some(Err(error)) => tracing::warn!(%error, "a task is not watched by its worker for now"),
+                        None => changes = None,
                     }
                     let read = self.attempt.read().await;
                     self.look_at(read);

@@ -32,7 +32,8 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
         Ok(micros / calls)
     })
     .await?;
-    let row = Row::new("the server's time a `put_if_version` with `Keep`, watched by nobody").ours(micros(&told));
+    let row =
+        Row::new("the server's time a `put_if_version` with `Keep`, watched by nobody").ours(micros(&told));
     let what = "that of one with notifications switched off";
     report.add(row.ratio(what, &told.over(&untold), Some(Wanted::AtMost(1.25))));
     Ok(())
