@@ -32,18 +32,30 @@ impl Samples {
     }
 }
 
-/// Runs the rounds of `N` contenders, each round in another order. `run` is told whose turn it is.
+/// Runs the rounds of `N` contenders, each round in another order, for `M` figures each, which come back figure by
+/// figure. `run` is told whose turn it is.
+pub async fn alternate_all<const N: usize, const M: usize>(
+    rounds: usize,
+    mut run: impl AsyncFnMut(usize) -> Result<[f64; M]>,
+) -> Result<[[Samples; N]; M]> {
+    let mut samples: [[Samples; N]; M] = std::array::from_fn(|_| std::array::from_fn(|_| Samples::default()));
+    for round in 0..rounds {
+        for turn in 0..N {
+            let contender = (round + turn) % N;
+            for (samples, figure) in samples.iter_mut().zip(run(contender).await?) {
+                samples[contender].0.push(figure);
+            }
+        }
+    }
+    Ok(samples)
+}
+
+/// The same for one figure.
 pub async fn alternate<const N: usize>(
     rounds: usize,
     mut run: impl AsyncFnMut(usize) -> Result<f64>,
 ) -> Result<[Samples; N]> {
-    let mut samples = std::array::from_fn(|_| Samples::default());
-    for round in 0..rounds {
-        for turn in 0..N {
-            let contender = (round + turn) % N;
-            samples[contender].0.push(run(contender).await?);
-        }
-    }
+    let [samples] = alternate_all(rounds, async |turn| Ok([run(turn).await?])).await?;
     Ok(samples)
 }
 

@@ -6,7 +6,7 @@ use crate::bench::Bench;
 use crate::contender::{Contender, HOUR};
 use crate::record::{Records, TYPICAL, records};
 use crate::report::{Report, Row, Wanted, micros};
-use crate::rounds::{Numbers, Samples, alternate, time};
+use crate::rounds::{Numbers, Samples, alternate_all, time};
 
 const OWNERS: usize = 64;
 const IN_FLIGHT: usize = 64;
@@ -15,29 +15,16 @@ const SWAPS: u64 = 3;
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("calls on one record");
-    let mut puts = Vec::new();
-    let mut swaps = Vec::new();
-    let mut gets = Vec::new();
-    let mut alone = Vec::new();
-    alternate::<3>(bench.form.rounds, async |turn| {
-        let times = match turn {
-            0 => round(bench, &bench.ours).await?,
-            1 => round(bench, &bench.peer).await?,
-            _ => round(bench, &bench.bare).await?,
-        };
-        for (all, time) in [&mut puts, &mut swaps, &mut gets, &mut alone].into_iter().zip(times) {
-            all.push((turn, time));
-        }
-        Ok(0.0)
+    let [puts, swaps, gets, alone] = alternate_all::<3, 4>(bench.form.rounds, async |turn| match turn {
+        0 => round(bench, &bench.ours).await,
+        1 => round(bench, &bench.peer).await,
+        _ => round(bench, &bench.bare).await,
     })
     .await?;
 
-    let row = |work: &str, times: &[(usize, f64)]| {
-        let [ours, peer, bare] = [0, 1, 2].map(|turn| {
-            Samples(times.iter().filter(|(whose, _)| *whose == turn).map(|(_, time)| *time).collect())
-        });
-        let row = Row::new(work).ours(micros(&ours)).peer(micros(&peer)).bare(micros(&bare));
-        (row, peer.over(&ours), ours.over(&bare))
+    let row = |work: &str, [ours, peer, bare]: &[Samples; 3]| {
+        let row = Row::new(work).ours(micros(ours)).peer(micros(peer)).bare(micros(bare));
+        (row, peer.over(ours), ours.over(bare))
     };
     let faster = "the peer's throughput";
     let (line, than_peer, than_bare) = row("`put` of new records, 64 in flight", &puts);

@@ -9,7 +9,7 @@ use crate::bench::Bench;
 use crate::chart::{Line, draw};
 use crate::contender::{Contender, HOUR};
 use crate::record::{TYPICAL, records};
-use crate::rounds::{Samples, alternate};
+use crate::rounds::alternate_all;
 
 const OWNERS: usize = 64;
 const WORK: [&str; 3] = ["put", "put_if_version", "get"];
@@ -42,16 +42,9 @@ pub async fn charts(bench: &Bench, folder: &Path) -> Result<()> {
 type Rates = Vec<[f64; 2]>;
 
 async fn rates(bench: &Bench, count: usize, size: usize, in_flight: usize) -> Result<Rates> {
-    let mut times = [const { [Samples(Vec::new()), Samples(Vec::new())] }; WORK.len()];
-    alternate::<2>(bench.form.rounds, async |turn| {
-        let round = match turn {
-            0 => round(bench, &bench.ours, count, size, in_flight).await?,
-            _ => round(bench, &bench.peer, count, size, in_flight).await?,
-        };
-        for (times, time) in times.iter_mut().zip(round) {
-            times[turn].0.push(time);
-        }
-        Ok(0.0)
+    let times = alternate_all::<2, 3>(bench.form.rounds, async |turn| match turn {
+        0 => round(bench, &bench.ours, count, size, in_flight).await,
+        _ => round(bench, &bench.peer, count, size, in_flight).await,
     })
     .await?;
     Ok(times.iter().map(|both| [0, 1].map(|who| 1e6 / both[who].median())).collect())
