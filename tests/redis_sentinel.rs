@@ -5,8 +5,10 @@
 #[macro_use]
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use mcp_task_store::{
     NewTask, RedisBackend, RedisBuilder, StorageBackend, StorageError, StoreConfig, TaskError, TaskStore,
     TooFewReplicas, Version,
@@ -38,6 +40,8 @@ async fn the_backend_finds_the_new_master_when_the_old_one(#[case] signal: &str)
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
     let mut replica = watched.replica.connection();
     eventually(|| replica.exists("pmcp:tasks:alice:t1").unwrap());
+    let mut changes = Arc::new(backend.clone()).watch(&key("alice", "t1"));
+    changes.next().await.unwrap().unwrap();
     watched.master.signal(signal);
     let since = Instant::now();
     let (sentinel, port) = (watched.sentinels[0].url(), watched.replica.port);
@@ -67,9 +71,24 @@ async fn the_backend_finds_the_new_master_when_the_old_one(#[case] signal: &str)
     if signal == "STOP" {
         // The old master comes back, and becomes a replica: nothing of ours goes there any more.
         watched.master.signal("CONT");
-        eventually(|| info(&mut watched.master.connection(), "replication").contains("role:slave"));
+        eventually(|| {
+            // The sentinels cut the connections of a server that they make a replica.
+            let mut asked = redis::cmd("INFO");
+            let told = asked.arg("replication").query::<String>(&mut watched.master.connection());
+            told.is_ok_and(|told| told.contains("role:slave"))
+        });
         backend.put(&key("alice", "t2"), "data".into(), in_an_hour()).await.unwrap();
         assert!(replica.exists::<_, bool>("pmcp:tasks:alice:t2").unwrap());
+    }
+    // Who has watched all the while listens to the new master by now.
+    for data in ["newer", "newest"] {
+        backend.put(&key("alice", "t1"), data.into(), keep()).await.unwrap();
+        let felt = async {
+            while backend.get(&key("alice", "t1")).await.unwrap().data != data
+                || changes.next().await.unwrap().is_err()
+            {}
+        };
+        tokio::time::timeout(Duration::from_secs(60), felt).await.expect("it is felt");
     }
 }
 
