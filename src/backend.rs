@@ -212,7 +212,8 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// expired, and without an item if there was none.
     ///
     /// The provided method reads the record every 20 ms, then less and less often, down to once a second, while it
-    /// stays as it is. Dropping the stream ends the watch.
+    /// stays as it is. Dropping the stream ends the watch. It has to be called, and the stream polled, within a Tokio
+    /// runtime.
     ///
     /// # Errors
     /// An item is an error when the engine cannot be asked or cannot tell. The watch goes on after one that

@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use futures_util::stream::BoxStream;
 use mcp_task_store::{RedisBackend, StorageBackend, StorageError, Version};
 use redis::{Connection, Value};
@@ -90,6 +90,9 @@ async fn a_lost_subscription_is_made_again_and_each_watch_is_told() {
     assert_eq!(killed, 1);
     for watch in &mut watches {
         next(watch).await;
+    }
+    for watch in &mut watches {
+        assert!(watch.next().now_or_never().is_none(), "told once");
     }
     backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
     next(&mut watches[0]).await;
