@@ -7,8 +7,8 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use mcp_task_store::{RedisBackend, StorageBackend, StorageError, Version};
 use redis::{Connection, Value};
 use support::cluster::Cluster;
