@@ -35,13 +35,12 @@ impl Sightings {
         {
             return now.duration_since(*at) >= SEEN_APART;
         }
-        seen.retain(|_, (_, at)| now.duration_since(*at) < SEEN_FOR);
+        // Now and then, so that it costs little in the mean.
+        if seen.len().is_power_of_two() {
+            seen.retain(|_, (_, at)| now.duration_since(*at) < SEEN_FOR);
+        }
         seen.insert(key.clone(), (lease.clone(), now));
         false
-    }
-
-    fn forget(&self, key: &TaskKey) {
-        self.seen().remove(key);
     }
 }
 
@@ -81,10 +80,7 @@ impl<B: StorageBackend> TaskStore<B> {
             _ => Err(lost()),
         });
         match taken.await {
-            Ok(_) => {
-                self.0.sightings.forget(&orphan.key);
-                Ok(Some(Attempt::new(self, &orphan.key, attempt)))
-            }
+            Ok(_) => Ok(Some(Attempt::new(self, &orphan.key, attempt))),
             Err(TaskError::LeaseLost { .. } | TaskError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -100,15 +96,11 @@ impl<B: StorageBackend> TaskStore<B> {
     }
 
     pub(super) fn has_lost_its_worker(&self, stored: &StoredTask) -> bool {
-        match &stored.task.lease {
-            Some(lease) if !stored.task.status.is_terminal() && !lease.is_live(self.now()) => {
-                lease.holder.is_none() || self.0.sightings.see(&stored.key, lease)
-            }
-            _ => {
-                self.0.sightings.forget(&stored.key);
-                false
-            }
-        }
+        stored.task.lease.as_ref().is_some_and(|lease| {
+            !stored.task.status.is_terminal()
+                && !lease.is_live(self.now())
+                && (lease.holder.is_none() || self.0.sightings.see(&stored.key, lease))
+        })
     }
 }
 
