@@ -1,7 +1,7 @@
 //! `examples/digest_server`, run as a user would.
 #![cfg(feature = "rmcp")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -201,8 +201,11 @@ fn a_build_without_redis_says_so() {
 
 #[cfg(feature = "redis-tests")]
 mod on_redis {
-    use super::*;
+    use std::io::Read;
+
     use redis::Commands;
+
+    use super::*;
 
     fn url() -> String {
         std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())

@@ -91,11 +91,8 @@ impl Story {
         let progress = second.client.progress(&task, is_a_third).await?;
         self.say(format!("task {} called on server 1, answered on server 2: {progress}", short(&task)));
         let killed = first.kill().await?;
-        self.say(format!(
-            "server 1 {killed}, with a lease of {} s on task {}",
-            LEASE.as_secs(),
-            short(&task)
-        ));
+        let lease = LEASE.as_secs();
+        self.say(format!("server 1 {killed}, with a lease of {lease} s on task {}", short(&task)));
         self.taken_up(&second, &task).await?;
         self.finish(&second, &task, "2", 2).await?;
 
@@ -106,9 +103,7 @@ impl Story {
         self.say(format!("server 2 {}: its lease is handed back", second.stop().await?));
         let took = self.taken_up(&third, &task).await?;
         if took > LEASE - Duration::from_secs(1) {
-            return Err(
-                format!("the lease was not handed back: it took {took:.1?} to take the task up").into()
-            );
+            return Err(format!("the lease was not handed back: taken up after {took:.1?} only").into());
         }
         self.finish(&third, &task, "3", 2).await?;
         self.say(format!("server 3 {}", third.stop().await?));
