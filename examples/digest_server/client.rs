@@ -34,7 +34,8 @@ impl Client {
             ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] };
         // A server may answer with a task only if the client says that it knows what to do with one.
         let capabilities = ClientCapabilities::builder().enable_tasks().build();
-        let client = ClientConfig::new(capabilities, Implementation::from_build_env());
+        let itself = Implementation::new("digest_server's client", env!("CARGO_PKG_VERSION"));
+        let client = ClientConfig::new(capabilities, itself);
         Ok(Self(client.serve_with_lifecycle(transport, lifecycle).await?))
     }
 

@@ -123,7 +123,7 @@ async fn start_process(name: &str, owner: &OwnerId, redis: &str) -> Result<(Stri
     let stderr = tokio::spawn(async move {
         let mut said = Vec::new();
         stderr.read_to_end(&mut said).await.ok();
-        String::from_utf8_lossy(&said).trim().to_owned()
+        String::from_utf8_lossy(&said).lines().last().unwrap_or("it says nothing").to_owned()
     });
     match BufReader::new(stdout).lines().next_line().await? {
         Some(url) => Ok((url, Life::Process { child, stderr })),

@@ -28,6 +28,7 @@ use std::time::Duration;
 use clap::Parser;
 use mcp_task_store::{MemoryBackend, OwnerId, StorageBackend, StoreConfig, TaskStore};
 use tokio::net::TcpListener;
+use tracing_subscriber::filter::LevelFilter;
 
 use server::DigestServer;
 
@@ -99,7 +100,8 @@ async fn main() -> ExitCode {
 
 /// What a process of its own does: it says where it serves, and does so until it is told to stop.
 async fn serve(options: &Options, name: &str) -> Result<(), Failure> {
-    tracing_subscriber::fmt().with_writer(io::stderr).init();
+    // The SDK has something to say about each request at the level below.
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
     let stop = server::told_to_stop()?;
     let store = with_config(open(options.redis.as_deref()).await?);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
