@@ -27,8 +27,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: redis-up ## hash the files of this repository as tasks in Redis, through a killed worker process
-	@cargo run --quiet --example hash_files --features redis -- --redis "$$REDIS_URL"
+run: redis-up ## start an MCP server twice on one Redis, and see its tasks polled, answered, cancelled and resumed across
+	@DIGEST_SERVER_REDIS_URL="$$REDIS_URL" cargo run --quiet --example digest_server --features redis
 
 .PHONY: test
 test: redis-up redis-server faketime ## run every test, on the memory engine and on Redis
@@ -89,6 +89,7 @@ check: lua-check deny ## check the format, clippy, the documentation, the Lua sc
 	cargo clippy --release --manifest-path $(PEERS) -- -D warnings
 	for features in "" redis redis-cluster redis-sentinel redis-tls redis-tests redis,rmcp pmcp; do
 		cargo clippy --all-targets --features "$$features" -- -D warnings
+		cargo clippy --features "$$features" -- -D warnings # the tests and examples bring the feature rmcp in
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features

@@ -1,0 +1,156 @@
+//! One instance of the server: a process of its own, or a runtime of its own in this process.
+
+use std::net::Ipv4Addr;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use mcp_task_store::{OwnerId, StorageBackend};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::client::Client;
+use crate::server::{self, DigestServer};
+use crate::{Failure, REDIS_VARIABLE, with_config};
+
+/// Where the instances run.
+pub enum Place {
+    /// In processes that share this Redis.
+    Processes { redis: String },
+    /// In this process, where they share this engine.
+    Runtimes { backend: Arc<dyn StorageBackend> },
+}
+
+pub struct Instance {
+    pub name: &'static str,
+    pub client: Client,
+    url: String,
+    life: Life,
+}
+
+enum Life {
+    Process { child: Child, stderr: JoinHandle<String> },
+    Runtime { runtime: Owned, stop: Arc<Notify>, served: JoinHandle<Result<(), Failure>> },
+}
+
+/// A runtime may be dropped within another only in this way.
+struct Owned(Option<Runtime>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Instance {
+    /// Starts an instance, and a client of it.
+    pub async fn start(name: &'static str, owner: &OwnerId, place: &Place) -> Result<Self, Failure> {
+        let (url, life) = match place {
+            Place::Processes { redis } => start_process(name, owner, redis).await?,
+            Place::Runtimes { backend } => start_runtime(name, owner, Arc::clone(backend)).await?,
+        };
+        let client = Client::connect(&url).await?;
+        Ok(Self { name, client, url, life })
+    }
+
+    /// Where it serves, and as what.
+    pub fn description(&self) -> String {
+        match &self.life {
+            Life::Process { child, .. } => {
+                format!("server {} at {} (process {})", self.name, self.url, child.id().unwrap_or_default())
+            }
+            Life::Runtime { .. } => {
+                format!("server {} at {} (a runtime in this process)", self.name, self.url)
+            }
+        }
+    }
+
+    /// Ends it with no chance to say goodbye to anybody. Says how.
+    pub async fn kill(self) -> Result<&'static str, Failure> {
+        match self.life {
+            Life::Process { mut child, .. } => {
+                child.kill().await?;
+                Ok("was killed with SIGKILL")
+            }
+            Life::Runtime { runtime, served, .. } => {
+                drop(runtime);
+                // Every task of the runtime ends where it waits, this one too.
+                drop(served.await);
+                Ok("was dropped with its runtime")
+            }
+        }
+    }
+
+    /// Asks it to stop, and waits until it has. One that does not end well is an error.
+    pub async fn stop(self) -> Result<&'static str, Failure> {
+        match self.life {
+            Life::Process { mut child, stderr } => {
+                let id = child.id().ok_or_else(|| format!("server {} is gone", self.name))?;
+                let sent = Command::new("kill").args(["-s", "TERM", &id.to_string()]).status().await?;
+                let ended = child.wait().await?;
+                if !sent.success() || !ended.success() {
+                    return Err(format!("server {} ended with {ended}: {}", self.name, stderr.await?).into());
+                }
+                Ok("got SIGTERM and exited with 0")
+            }
+            Life::Runtime { stop, served, .. } => {
+                stop.notify_one();
+                served.await??;
+                Ok("was told to stop, and did")
+            }
+        }
+    }
+}
+
+/// This program, as a server only. Its first line is its address.
+async fn start_process(name: &str, owner: &OwnerId, redis: &str) -> Result<(String, Life), Failure> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["--serve", name, "--owner", owner.as_str()])
+        .env(REDIS_VARIABLE, redis)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let (Some(stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err("the server process has no output to read".into());
+    };
+    let stderr = tokio::spawn(async move {
+        let mut said = Vec::new();
+        stderr.read_to_end(&mut said).await.ok();
+        String::from_utf8_lossy(&said).lines().last().unwrap_or("it says nothing").to_owned()
+    });
+    match BufReader::new(stdout).lines().next_line().await? {
+        Some(url) => Ok((url, Life::Process { child, stderr })),
+        None => Err(format!("server {name} does not start: {}", stderr.await?).into()),
+    }
+}
+
+async fn start_runtime(
+    name: &str,
+    owner: &OwnerId,
+    backend: Arc<dyn StorageBackend>,
+) -> Result<(String, Life), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let stop = Arc::new(Notify::new());
+    let (name, owner, stopped) = (name.to_owned(), owner.clone(), Arc::clone(&stop));
+    // All of it in the runtime, from its socket to its sweep, so that all of it goes with the runtime.
+    let serving = async move {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let url = server::url(&listener)?;
+        let server = DigestServer::new(with_config(backend), owner, &name);
+        let served = tokio::spawn(async move {
+            server::serve(listener, server, async move { stopped.notified().await }).await
+        });
+        Ok::<_, Failure>((url, served))
+    };
+    let serving = runtime.spawn(serving);
+    let runtime = Owned(Some(runtime));
+    let (url, served) = serving.await??;
+    Ok((url, Life::Runtime { runtime, stop, served }))
+}

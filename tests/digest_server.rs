@@ -1,0 +1,269 @@
+//! `examples/digest_server`, run as a user would.
+#![cfg(feature = "rmcp")]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+/// Where the example looks for the URL of a Redis.
+const REDIS_VARIABLE: &str = "DIGEST_SERVER_REDIS_URL";
+
+/// The example, built with the features of this test: a run of this file alone would not build it.
+fn digest_server() -> Command {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| {
+        let features = if cfg!(feature = "redis-tests") { "redis-tests,rmcp" } else { "rmcp" };
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--example", "digest_server", "--features", features]);
+        assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
+        let test = std::env::current_exe().unwrap();
+        let profile = test.parent().unwrap().parent().unwrap();
+        profile.join("examples").join(format!("digest_server{}", std::env::consts::EXE_SUFFIX))
+    });
+    let mut command = Command::new(program);
+    command.env_remove(REDIS_VARIABLE);
+    command
+}
+
+/// The story of a folder, told quickly.
+fn story(folder: &Path) -> Command {
+    let mut command = digest_server();
+    command.arg(folder).args(["--seconds", "1"]);
+    command
+}
+
+/// A folder of `count` plain files, a few with names that are hard to handle, and one that git ignores.
+fn folder(count: usize) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("nested")).unwrap();
+    for number in 0..count {
+        std::fs::write(folder.path().join(format!("nested/{number}")), vec![b'x'; number * 100]).unwrap();
+    }
+    for name in ["empty", "nested.txt", "with space", "line\nbreak", "back\\slash", "-n", "🦀", ".hidden"] {
+        std::fs::write(folder.path().join(name), name.repeat(usize::from(name != "empty"))).unwrap();
+    }
+    std::fs::create_dir(folder.path().join(".git")).unwrap();
+    for (name, text) in [(".git/HEAD", "ref"), (".gitignore", "/ignored\n"), ("ignored", "built")] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+/// How many files of a folder are digested beside the plain ones.
+const AWKWARD: usize = 9;
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The one line that a failing run writes to standard error.
+fn only_line_of_stderr(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    text
+}
+
+/// Every step has come out; `killed` and `stopped` are how the servers ended. Returns the digest.
+fn assert_all_steps(output: &Output, files: usize, killed: &str, stopped: &str) -> String {
+    let text = stdout(output);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{text}{stderr}");
+    // No progress bar where there is no terminal.
+    assert!(!text.contains(['\r', '\u{1b}']), "{text}");
+    let steps = [
+        format!("{files} files under "),
+        "server 1 at http://127.0.0.1:".to_owned(),
+        "server 2 at http://127.0.0.1:".to_owned(),
+        "called on server 1, answered on server 2: Digest the files under ".to_owned(),
+        format!("polled on server 2: completed by server 1, attempt 1: {files} files, "),
+        "called on server 1, polled on server 2: ".to_owned(),
+        "cancelled on server 2: stopped after ".to_owned(),
+        "called on server 1, answered on server 2: ".to_owned(),
+        format!("server 1 {killed}, with a lease of 3 s on task "),
+        "taken up ".to_owned(),
+        format!("polled on server 2: completed by server 2, attempt 2: {files} files, "),
+        "server 3 at http://127.0.0.1:".to_owned(),
+        "called on server 2, polled on server 3: ".to_owned(),
+        format!("server 2 {stopped}: its lease is handed back"),
+        "taken up ".to_owned(),
+        format!("polled on server 3: completed by server 3, attempt 2: {files} files, "),
+        format!("server 3 {stopped}"),
+        format!("each digest is the one that sha256sum gives over the {files} files: "),
+    ];
+    let mut lines = text.lines();
+    for step in &steps {
+        assert!(
+            lines.next().is_some_and(|line| line.contains(step.as_str())),
+            "{step:?} is not next in\n{text}"
+        );
+    }
+    assert_eq!(lines.next(), None);
+    text.trim_end().rsplit(' ').next().unwrap().to_owned()
+}
+
+const IN_MEMORY: (&str, &str) = ("was dropped with its runtime", "was told to stop, and did");
+
+#[test]
+fn without_redis_a_task_is_answered_cancelled_and_resumed_across_servers() {
+    let folder = folder(20);
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let not_utf8 = std::ffi::OsStr::from_bytes(b"caf\xe9");
+        std::fs::write(folder.path().join(not_utf8), "latin 1").unwrap();
+        // Neither is a file: a folder behind a link, and a socket.
+        std::os::unix::fs::symlink("nested", folder.path().join("link")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap());
+    }
+    let output = story(folder.path()).output().unwrap();
+    let files = 20 + AWKWARD + usize::from(cfg!(unix));
+    let digest = assert_all_steps(&output, files, IN_MEMORY.0, IN_MEMORY.1);
+    if cfg!(target_os = "linux") {
+        let by_hand = "find . -type f -not -path './.git/*' -not -name ignored -printf '%P\\0' |
+            LC_ALL=C sort -z | xargs -0 sha256sum --zero -- | sha256sum";
+        let output = Command::new("sh").args(["-c", by_hand]).current_dir(folder.path()).output().unwrap();
+        assert_eq!(stdout(&output), format!("{digest}  -\n"));
+    }
+}
+
+#[test]
+fn a_single_file_is_enough() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("one"), "1").unwrap();
+    let output = story(folder.path()).output().unwrap();
+    assert_all_steps(&output, 1, IN_MEMORY.0, IN_MEMORY.1);
+}
+
+#[test]
+fn a_digest_that_is_not_the_one_of_sha256sum_is_one_clear_line() {
+    let folder = folder(3);
+    let mut story = story(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(story.stdout.take().unwrap()).lines();
+    // sha256sum is through with the files when the first line is there.
+    lines.next().unwrap().unwrap();
+    std::fs::write(folder.path().join("with space"), "changed").unwrap();
+    lines.for_each(|line| drop(line.unwrap()));
+    let line = only_line_of_stderr(&story.wait_with_output().unwrap());
+    assert!(line.starts_with("digest_server: the tool gives "), "{line}");
+    assert!(line.ends_with("; was a file changed?\n"), "{line}");
+}
+
+#[test]
+fn a_folder_that_is_none_is_one_clear_line() {
+    let output = digest_server().arg("Cargo.toml").current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert_eq!(only_line_of_stderr(&output), "digest_server: Cargo.toml is not a folder\n");
+    let output = digest_server().arg("no/such/folder").output().unwrap();
+    assert_eq!(only_line_of_stderr(&output), "digest_server: there is no folder at no/such/folder\n");
+    let empty = TempDir::new().unwrap();
+    let output = digest_server().arg(".").current_dir(empty.path()).output().unwrap();
+    assert_eq!(only_line_of_stderr(&output), "digest_server: there is no file to digest in .\n");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_unreadable_file_is_one_clear_line() {
+    let folder = folder(3);
+    // Also for a user who may read everything: there is nothing behind the link.
+    std::os::unix::fs::symlink("nowhere", folder.path().join("dangling")).unwrap();
+    let line = only_line_of_stderr(&story(folder.path()).output().unwrap());
+    assert!(line.starts_with("digest_server: cannot read dangling: No such file"), "{line}");
+}
+
+#[test]
+fn a_time_that_is_none_is_refused() {
+    for seconds in ["-1", "NaN", "1e300"] {
+        let argument = format!("--seconds={seconds}");
+        let output = digest_server().arg(argument).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.starts_with("error: invalid value"), "{text}");
+    }
+}
+
+#[test]
+fn help_explains_the_run() {
+    let text = stdout(&digest_server().arg("--help").output().unwrap());
+    for word in ["[FOLDER]", "--redis", "--owner", "--serve", "killed half-way", "sha256sum"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+#[cfg(not(feature = "redis"))]
+#[test]
+fn a_build_without_redis_says_so() {
+    let output = digest_server().args(["--redis", "redis://127.0.0.1"]).output().unwrap();
+    assert_eq!(only_line_of_stderr(&output), "digest_server: --redis needs a build with --features redis\n");
+}
+
+#[cfg(feature = "redis-tests")]
+mod on_redis {
+    use std::io::Read;
+
+    use redis::Commands;
+
+    use super::*;
+
+    fn url() -> String {
+        std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())
+    }
+
+    /// The same server by a URL that holds a password. One without any takes whatever is given for it.
+    fn url_with_password() -> String {
+        let url = url();
+        if url.contains('@') { url } else { url.replacen("://", "://default:pass-word@", 1) }
+    }
+
+    #[test]
+    fn server_processes_are_killed_and_stopped_and_nothing_is_left_behind() {
+        let folder = folder(30);
+        let owner = format!("digest-server-{}", uuid::Uuid::new_v4());
+        let output = story(folder.path()).args(["--redis", &url(), "--owner", &owner]).output().unwrap();
+        assert_all_steps(&output, 30 + AWKWARD, "was killed with SIGKILL", "got SIGTERM and exited with 0");
+        let mut connection = redis::Client::open(url()).unwrap().get_connection().unwrap();
+        let left = connection.scan_match::<_, String>(format!("pmcp:*{owner}*")).unwrap();
+        assert_eq!(left.count(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_password_of_a_url_is_in_no_command_line() {
+        let (folder, url) = (folder(3), url_with_password());
+        let (secret, _) = url.split_once("://").unwrap().1.split_once('@').unwrap();
+        let secret = secret.rsplit(':').next().unwrap();
+        let mut command = story(folder.path());
+        command.env(REDIS_VARIABLE, &url).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut story = command.spawn().unwrap();
+        let mut processes = vec![story.id().to_string()];
+        for line in BufReader::new(story.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            assert!(!line.contains(secret), "{line}");
+            if let Some((_, server)) = line.split_once("(process ") {
+                processes.push(server.trim_end_matches(')').to_owned());
+            }
+            for process in &processes {
+                // Some have ended by now.
+                let Ok(command_line) = std::fs::read(format!("/proc/{process}/cmdline")) else { continue };
+                assert!(!String::from_utf8_lossy(&command_line).contains(secret));
+            }
+        }
+        let mut said = String::new();
+        story.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(story.wait().unwrap().success() && said.is_empty(), "{said}");
+        assert_eq!(processes.len(), 4);
+    }
+
+    #[test]
+    fn a_stopped_redis_is_one_clear_line_without_the_password() {
+        let folder = folder(0);
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = format!("redis://user:pass-word@127.0.0.1:{port}");
+        let output = story(folder.path()).args(["--redis", &url]).output().unwrap();
+        let line = only_line_of_stderr(&output);
+        assert!(line.starts_with(&format!("digest_server: 127.0.0.1:{port} is unavailable: ")), "{line}");
+        assert!(!line.contains("pass-word"), "{line}");
+    }
+}
