@@ -70,6 +70,13 @@ async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last(
     drop((first, second));
     backend.put(&key("alice", "t2"), "data".into(), keep()).await.unwrap();
     drop(last);
+    // It lingers, so that one after the other is served by one.
+    next(&mut watch(&backend, "t1")).await;
+    let subscribed: String = command(&mut admin, ["INFO", "commandstats"]);
+    let calls = |line: &str| line.split("subscribe:calls=").nth(1)?.split(',').next().map(str::to_owned);
+    let calls: Vec<String> =
+        subscribed.lines().filter(|line| !line.contains("unsubscribe")).filter_map(calls).collect();
+    assert_eq!(calls, ["1"]);
     until(|| subscribers(&mut admin) == 0).await;
     // The next one begins anew, over the connection that there is.
     next(&mut watch(&backend, "t1")).await;

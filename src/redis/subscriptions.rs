@@ -28,6 +28,8 @@ use crate::{StorageError, TaskKey};
 /// The delay before another attempt to subscribe, after the first failure and at the most.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LAST_DELAY: Duration = Duration::from_secs(1);
+/// For how long a channel that nobody watches is still listened to.
+const LINGERS: Duration = Duration::from_secs(1);
 /// How often a server that is listened to is asked whether it is there. One that hangs says nothing.
 const ASKED_EVERY: Duration = Duration::from_secs(1);
 
@@ -235,9 +237,8 @@ impl Listening {
                         context.storage_error(Failure::Unsent(error.clone()))
                     };
                     self.set_live(false, &Signal::Lost(Arc::new(error)));
-                    if let Either::Right(_) =
-                        select(pin!(tokio::time::sleep(delay)), pin!(self.abandoned())).await
-                    {
+                    tokio::time::sleep(delay).await;
+                    if self.forget_if_left() {
                         return;
                     }
                     delay = (delay * 2).min(LAST_DELAY);
@@ -269,18 +270,33 @@ impl Listening {
         }
     }
 
-    /// Returns when nobody watches any more; the channel is then forgotten.
+    /// Returns when nobody has watched for a while; the channel is then forgotten.
     async fn abandoned(&self) {
         loop {
-            {
-                let mut channels = self.subscriptions.channels();
-                if channels.get(&self.channel).is_none_or(|held| held.watched.is_empty()) {
-                    channels.remove(&self.channel);
-                    return;
-                }
+            if self.is_watched() {
+                self.is_left.notified().await;
+                continue;
             }
-            self.is_left.notified().await;
+            // Whoever watches next finds it live, and the end of this subscription does not race with the next one.
+            tokio::time::sleep(LINGERS).await;
+            if self.forget_if_left() {
+                return;
+            }
         }
+    }
+
+    fn is_watched(&self) -> bool {
+        self.subscriptions.channels().get(&self.channel).is_some_and(|held| !held.watched.is_empty())
+    }
+
+    /// Forgets the channel if nobody watches.
+    fn forget_if_left(&self) -> bool {
+        let mut channels = self.subscriptions.channels();
+        let is_left = channels.get(&self.channel).is_none_or(|held| held.watched.is_empty());
+        if is_left {
+            channels.remove(&self.channel);
+        }
+        is_left
     }
 }
 
