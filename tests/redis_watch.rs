@@ -220,6 +220,8 @@ async fn a_runtime_that_is_shut_down_takes_no_watch_of_another_along() {
     backend.put(&t1, "one".into(), never()).await.unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let begun = backend.clone();
+    let of_bob = key("bob", "t1");
+    backend.put(&of_bob, "one".into(), never()).await.unwrap();
     // The subscription runs there, and serves this runtime too.
     let first = runtime.spawn(async move {
         let mut watch = watch(&begun, "t1");
@@ -229,6 +231,8 @@ async fn a_runtime_that_is_shut_down_takes_no_watch_of_another_along() {
     let _first = first.await.unwrap();
     let mut before = watch(&backend, "t1");
     next(&mut before).await;
+    let mut bobs = Arc::new(backend.clone()).watch(&of_bob);
+    next(&mut bobs).await;
     runtime.shutdown_background();
     for data in ["two", "three"] {
         let mut after = watch(&backend, "t1");
@@ -237,4 +241,28 @@ async fn a_runtime_that_is_shut_down_takes_no_watch_of_another_along() {
         next(&mut after).await;
     }
     next(&mut before).await;
+    // The connection ran there as well, for every owner.
+    let felt = async {
+        while backend.get(&of_bob).await.unwrap().data != "felt" {
+            next(&mut bobs).await;
+        }
+    };
+    let (_, written) = tokio::join!(felt, backend.put(&of_bob, "felt".into(), keep()));
+    written.unwrap();
+}
+
+#[test]
+fn to_watch_on_a_runtime_that_is_gone_hangs_nobody() {
+    let server = Server::start(&[]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let backend = runtime.block_on(RedisBackend::connect(&server.url())).unwrap();
+    let handle = runtime.handle().clone();
+    drop(runtime);
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _runtime = handle.enter();
+        drop(watch(&backend, "t1"));
+        tell.send(()).unwrap();
+    });
+    told.recv_timeout(Duration::from_secs(60)).expect("it returns");
 }

@@ -6,7 +6,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -552,19 +552,35 @@ async fn only_what_is_registered_can_be_spawned_by_name(#[case] engine: Engine) 
 struct Gate {
     backend: Arc<dyn StorageBackend>,
     is_closed: AtomicBool,
+    /// After how long a call fails that finds it closed.
+    fails_after: Duration,
+    /// Larger records are an error that is none of the caller's making.
+    most_bytes: usize,
+    lists: AtomicUsize,
 }
 
 impl Gate {
     fn new(store: &Store) -> Arc<Self> {
-        Arc::new(Self { backend: Arc::clone(&store.backend), is_closed: AtomicBool::new(false) })
+        Arc::new(Self::of(Arc::clone(&store.backend)))
+    }
+
+    fn of(backend: Arc<dyn StorageBackend>) -> Self {
+        Self {
+            backend,
+            is_closed: AtomicBool::new(false),
+            fails_after: Duration::ZERO,
+            most_bytes: usize::MAX,
+            lists: AtomicUsize::new(0),
+        }
     }
 
     fn set_closed(&self, is_closed: bool) {
         self.is_closed.store(is_closed, Ordering::SeqCst);
     }
 
-    fn pass(&self) -> Result<&dyn StorageBackend, StorageError> {
+    async fn pass(&self) -> Result<&dyn StorageBackend, StorageError> {
         if self.is_closed.load(Ordering::SeqCst) {
+            tokio::time::sleep(self.fails_after).await;
             return Err(StorageError::Unavailable {
                 address: "the gate".to_owned(),
                 reason: "it is closed".to_owned(),
@@ -579,11 +595,11 @@ impl Gate {
 #[async_trait]
 impl StorageBackend for Gate {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        self.pass()?.get(key).await
+        self.pass().await?.get(key).await
     }
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        self.pass()?.put(key, data, options).await
+        self.pass().await?.put(key, data, options).await
     }
 
     async fn put_if_version(
@@ -593,19 +609,28 @@ impl StorageBackend for Gate {
         options: PutOptions,
         expected: Version,
     ) -> Result<Written, StorageError> {
-        self.pass()?.put_if_version(key, data, options, expected).await
+        if data.len() > self.most_bytes {
+            return Err(StorageError::Backend {
+                address: "the gate".to_owned(),
+                reason: "it is narrow".to_owned(),
+                outcome_unknown: false,
+                source: None,
+            });
+        }
+        self.pass().await?.put_if_version(key, data, options, expected).await
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        self.pass()?.delete(key).await
+        self.pass().await?.delete(key).await
     }
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        self.pass()?.list(owner, page).await
+        self.lists.fetch_add(1, Ordering::SeqCst);
+        self.pass().await?.list(owner, page).await
     }
 
     async fn cleanup_expired(&self) -> Result<u64, StorageError> {
-        self.pass()?.cleanup_expired().await
+        self.pass().await?.cleanup_expired().await
     }
 
     fn now(&self) -> DateTime<Utc> {
@@ -725,4 +750,108 @@ async fn an_operation_that_does_not_stop_when_it_is_told_is_aborted() {
     one.store().delete(&key(&task_id)).await.unwrap();
     within(aborted).await.unwrap_err();
     within(one.shutdown()).await;
+}
+
+/// A call that finds no server takes as long as it may before it fails, and a renewal may be in the middle of one when
+/// the server is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
+    let rounds = (0..12).map(|round| async move {
+        let lease = Duration::from_secs(3);
+        let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
+        let gate = Arc::new(Gate { fails_after: Duration::from_secs(2), ..Gate::of(backend) });
+        let backend: Arc<dyn StorageBackend> = Arc::<Gate>::clone(&gate);
+        let (one, other) = (manager(&backend, lease), manager(&backend, lease));
+        let (finish, finished) = oneshot::channel::<()>();
+        let works_on = spawn(&one, |context| async move {
+            finished.await.unwrap();
+            Ok(text(format!("attempt {}", context.attempt())))
+        })
+        .await;
+        // Another one ends during the outage.
+        let (end, ends) = oneshot::channel::<()>();
+        let has_ended = spawn(&one, |_| async move {
+            ends.await.unwrap();
+            Ok(text("ended"))
+        })
+        .await;
+        gate.set_closed(true);
+        end.send(()).unwrap();
+        tokio::time::sleep(Duration::from_millis(4_500 + 170 * round)).await;
+        gate.set_closed(false);
+        // Longer than it takes to see a lease lapsed twice.
+        for _ in 0..25 {
+            for task_id in [&works_on, &has_ended] {
+                let status = other.get_task(&alice(), task_id).await.unwrap().status();
+                assert_ne!(status, TaskStatus::Failed, "round {round}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        finish.send(()).unwrap();
+        assert_eq!(said(&ended(&other, &works_on).await), "attempt 1");
+        assert_eq!(said(&ended(&other, &has_ended).await), "ended");
+    });
+    futures_util::future::join_all(rounds).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_told_without_a_word_about_the_store() {
+    let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
+    let narrow: Arc<dyn StorageBackend> = Arc::new(Gate { most_bytes: 2_000, ..Gate::of(backend) });
+    let one = manager(&narrow, LONG);
+    let task_id = spawn(&one, |_| async { Ok(text("x".repeat(4_000))) }).await;
+    let told = said(&ended(&one, &task_id).await);
+    assert!(told.contains("cannot be stored") && !told.contains("gate"), "{told}");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_operation_that_panics_before_it_returns_its_future_fails_its_task_too(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    one.register("count", |_, _| Box::pin(std::future::pending()));
+    other.register("count", |_, arguments| {
+        let count = arguments["count"].as_u64().expect("a test wants this panic");
+        Box::pin(async move { Ok(text(count.to_string())) })
+    });
+    let resumed = one.spawn_registered(&alice(), "count", json!({}), resume()).await.unwrap().task_id;
+    within(one.shutdown()).await;
+    let begun = other.spawn_registered(&alice(), "count", json!({}), resume()).await.unwrap().task_id;
+    for task_id in [resumed, begun] {
+        assert!(said(&ended(&other, &task_id).await).contains("panicked"));
+    }
+}
+
+#[tokio::test]
+async fn an_orphan_that_cannot_resume_here_does_not_hurry_the_sweeps() {
+    let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
+    let one = manager(&backend, LONG);
+    register(&one);
+    one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap();
+    within(one.shutdown()).await;
+    let gate = Arc::new(Gate::of(backend));
+    let ignorant = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), Duration::from_secs(30));
+    ignorant.sweep([alice()]);
+    // Three times as long as it takes until a sweep that is in a hurry.
+    tokio::time::sleep(Duration::from_millis(3_200)).await;
+    assert_eq!(gate.lists.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_does_not_wait_for_an_operation_that_does_not_yield() {
+    let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
+    let one = manager(&backend, LONG);
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = oneshot::channel();
+    let released = std::sync::Mutex::new(released);
+    let task_id = spawn(&one, |_| async move {
+        tell.send(()).unwrap();
+        tokio::task::block_in_place(|| released.lock().unwrap().recv()).unwrap();
+        Ok(text("late"))
+    })
+    .await;
+    told.await.unwrap();
+    within(one.shutdown()).await;
+    let lost = one.get_task(&alice(), &task_id).await.unwrap();
+    assert!(said(&lost.payload).contains("worker"), "its lease was handed back: {lost:?}");
+    release.send(()).unwrap();
 }

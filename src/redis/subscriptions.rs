@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_core::stream::BoxStream;
 use futures_util::future::{Either, select};
@@ -18,6 +18,7 @@ use redis::{
 };
 use tokio::sync::{Notify, watch};
 
+use super::clock::server_time;
 use super::error::Context;
 use super::link::Failure;
 use super::schema::read_message;
@@ -39,8 +40,11 @@ pub(super) struct Subscriptions {
     limit: Duration,
     channels: Mutex<HashMap<String, Channel>>,
     /// By address. Held while a connection is made, so that there is one per server.
-    servers: tokio::sync::Mutex<HashMap<String, Arc<Server>>>,
+    servers: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Outcome>>>>,
 }
+
+/// What the latest attempt to connect came to, and when.
+type Outcome = Option<(Instant, RedisResult<Arc<Server>>)>;
 
 /// One owner, while somebody watches.
 #[derive(Default)]
@@ -48,6 +52,8 @@ struct Channel {
     /// By the key of the hash.
     watched: Watched<String>,
     is_live: bool,
+    /// The subscription is being ended, as it was asked for.
+    is_leaving: bool,
     /// Nobody watches any more.
     is_left: Arc<Notify>,
 }
@@ -69,23 +75,24 @@ impl RedisBackend {
     ) -> BoxStream<'static, Result<(), StorageError>> {
         let channel = self.0.schema.channel(&key.owner);
         let task = self.0.schema.task(&key.owner, &key.task);
-        let (signals, is_live) = {
+        let (signals, is_live, begun) = {
             let mut channels = subscriptions.channels();
             let entry = channels.entry(channel.clone());
             let is_new = matches!(entry, std::collections::hash_map::Entry::Vacant(_));
             let held = entry.or_default();
             let signals = held.watched.join(task.clone());
-            if is_new {
-                let listening = Listening {
-                    inner: Arc::clone(&self.0),
-                    subscriptions: Arc::clone(subscriptions),
-                    channel: channel.clone(),
-                    is_left: Arc::clone(&held.is_left),
-                };
-                tokio::spawn(listening.run());
-            }
-            (signals, held.is_live)
+            let begun = is_new.then(|| Listening {
+                inner: Arc::clone(&self.0),
+                subscriptions: Arc::clone(subscriptions),
+                channel: channel.clone(),
+                is_left: Arc::clone(&held.is_left),
+            });
+            (signals, held.is_live, begun)
         };
+        // Not under the lock, which is taken to drop it, as a runtime that is gone does at once.
+        if let Some(listening) = begun {
+            tokio::spawn(listening.run());
+        }
         let of = Arc::clone(subscriptions);
         let seat = Seat::new(move || {
             if let Some(held) = of.channels().get_mut(&channel) {
@@ -101,7 +108,7 @@ impl RedisBackend {
 
 impl Subscriptions {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, channels: Mutex::default(), servers: tokio::sync::Mutex::default() }
+        Self { limit, channels: Mutex::default(), servers: Mutex::default() }
     }
 
     /// Nothing panics while it holds the channels.
@@ -125,7 +132,9 @@ impl Subscriptions {
                 true
             }
             // Told unasked if the slot has moved to another server.
-            (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) => !self.channels().contains_key(channel),
+            (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) => {
+                self.channels().get(channel).is_none_or(|held| held.is_leaving)
+            }
             _ => true,
         }
     }
@@ -133,14 +142,40 @@ impl Subscriptions {
     /// The connection to a server, shared by all channels that it keeps.
     async fn server(self: &Arc<Self>, inner: &Arc<Inner>, client: Client) -> RedisResult<Arc<Server>> {
         let address = client.get_connection_info().addr().to_string();
-        let mut servers = self.servers.lock().await;
-        servers.retain(|_, server| !*server.is_lost.borrow());
-        if let Some(server) = servers.get(&address) {
-            return Ok(Arc::clone(server));
+        let asked = Instant::now();
+        let place = {
+            let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(servers.entry(address.clone()).or_default())
+        };
+        let mut latest = place.lock().await;
+        match &*latest {
+            Some((_, Ok(server))) if !*server.is_lost.borrow() => return Ok(Arc::clone(server)),
+            // It was tried while this waited.
+            Some((at, Err(error))) if *at > asked => return Err(error.clone()),
+            _ => {}
         }
+        let made = self.connect(inner, &client, address).await;
+        *latest = Some((Instant::now(), made.clone()));
+        made
+    }
+
+    async fn connect(
+        self: &Arc<Self>,
+        inner: &Arc<Inner>,
+        client: &Client,
+        address: String,
+    ) -> RedisResult<Arc<Server>> {
         let is_lost = watch::Sender::new(false);
         let (this, lost) = (Arc::downgrade(self), is_lost.clone());
+        // Goes with the task that reads from the connection, of which nobody is told that its runtime is gone.
+        let gone = Seat::new({
+            let lost = lost.clone();
+            move || {
+                lost.send_replace(true);
+            }
+        });
         let told = move |push: PushInfo| {
+            let _goes_with_it = &gone;
             if !this.upgrade().is_some_and(|subscriptions| subscriptions.hear(&push)) {
                 lost.send_replace(true);
             }
@@ -151,9 +186,8 @@ impl Subscriptions {
             .set_response_timeout(Some(self.limit))
             .set_push_sender(told);
         let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let server = Arc::new(Server { connection, address: address.clone(), is_lost });
+        let server = Arc::new(Server { connection, address, is_lost });
         tokio::spawn(keep_asking(Arc::downgrade(&server), Arc::downgrade(inner)));
-        servers.insert(address, Arc::clone(&server));
         Ok(server)
     }
 }
@@ -167,13 +201,26 @@ impl Server {
     async fn subscribe(&self, channel: &str) -> RedisResult<Cmd> {
         for (subscribe, unsubscribe) in [("SSUBSCRIBE", "SUNSUBSCRIBE"), ("SUBSCRIBE", "UNSUBSCRIBE")] {
             match self.send(redis::cmd(subscribe).arg(channel)).await {
-                Ok(_) => return Ok(redis::cmd(unsubscribe).arg(channel).clone()),
+                Ok(reply) if confirms(&reply, channel) => {
+                    return Ok(redis::cmd(unsubscribe).arg(channel).clone());
+                }
+                Ok(_) => {
+                    return Err(
+                        (ErrorKind::UnexpectedReturnType, "the reply is none to a subscription").into()
+                    );
+                }
                 Err(error) if is_unknown_command(&error) => {}
                 Err(error) => return Err(error),
             }
         }
         Err((ErrorKind::Client, "the server knows neither SSUBSCRIBE nor SUBSCRIBE").into())
     }
+}
+
+/// What a server says unasked may be taken for the reply to what is under way.
+fn confirms(reply: &Value, channel: &str) -> bool {
+    matches!(reply, Value::Push { kind: PushKind::SSubscribe | PushKind::Subscribe, data }
+        if data.first() == Some(&Value::BulkString(channel.as_bytes().to_vec())))
 }
 
 fn is_unknown_command(error: &RedisError) -> bool {
@@ -188,8 +235,11 @@ async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
         if *server.is_lost.borrow() {
             return;
         }
-        if inner.link.has_left(&server.address) || server.send(&redis::cmd("TIME")).await.is_err() {
-            server.is_lost.send_replace(true);
+        let sent = inner.clock.moment();
+        // Who only listens keeps up with the server's clock by this.
+        match server.send(&redis::cmd("TIME")).await.ok().as_ref().and_then(server_time) {
+            Some(server_us) if !inner.link.has_left(&server.address) => inner.clock.observe(server_us, sent),
+            _ => drop(server.is_lost.send_replace(true)),
         }
     }
 }
@@ -217,11 +267,13 @@ impl Listening {
                             tracing::warn!(channel = self.channel, %error, "a subscription could not be ended");
                             server.is_lost.send_replace(true);
                         }
-                        return;
+                        if self.forget_if_left() {
+                            return;
+                        }
                     }
                     // Each who watches is told once this channel is live again.
                     if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
-                        held.is_live = false;
+                        (held.is_live, held.is_leaving) = (false, false);
                     }
                 }
                 Err(error) => {
@@ -270,7 +322,7 @@ impl Listening {
         }
     }
 
-    /// Returns when nobody has watched for a while; the channel is then forgotten.
+    /// Returns when nobody has watched for a while. Who does so from then on waits for the next subscription.
     async fn abandoned(&self) {
         loop {
             if self.is_watched() {
@@ -279,7 +331,10 @@ impl Listening {
             }
             // Whoever watches next finds it live, and the end of this subscription does not race with the next one.
             tokio::time::sleep(LINGERS).await;
-            if self.forget_if_left() {
+            if let Some(held) = self.subscriptions.channels().get_mut(&self.channel)
+                && held.watched.is_empty()
+            {
+                (held.is_live, held.is_leaving) = (false, true);
                 return;
             }
         }

@@ -17,8 +17,8 @@ use super::context::TaskContext;
 use super::run::{Run, Stop};
 use super::wire;
 use crate::{
-    Attempt, MAX_PAGE_LIMIT, NewTask, OnWorkerLost, OwnerId, PageRequest, StorageBackend, StoredTask,
-    TaskError, TaskId, TaskKey, TaskStore,
+    Attempt, NewTask, OnWorkerLost, OwnerId, PageRequest, StorageBackend, StoredTask, TaskError, TaskId,
+    TaskKey, TaskStore,
 };
 
 /// Begins tasks, works on them and answers for them, as the SDK's `TaskManager` does, but durably: what one instance
@@ -79,6 +79,9 @@ impl<B> fmt::Debug for DurableTaskManager<B> {
             .finish_non_exhaustive()
     }
 }
+
+/// How many records a sweep reads at a time: finished ones are among them, and may be large.
+const SWEPT_AT_ONCE: usize = 32;
 
 type Operation = Arc<dyn Fn(TaskContext, Value) -> TaskFuture + Send + Sync>;
 
@@ -198,7 +201,7 @@ impl<B: StorageBackend> DurableTaskManager<B> {
         };
         let new =
             wire::new_task(task).arguments(arguments.clone()).operation(name).on_worker_lost(on_worker_lost);
-        self.0.start(owner, new, |context| operation(context, arguments)).await
+        self.0.start(owner, new, |context| Box::pin(async move { operation(context, arguments).await })).await
     }
 
     /// Answers `tasks/get`.
@@ -349,7 +352,9 @@ impl<B: StorageBackend> Inner<B> {
             Ok(Some(attempt)) => {
                 tracing::info!(task = %stored.key.task, attempt = attempt.number(), "a task is resumed");
                 let arguments = stored.task.arguments.clone();
-                self.run(running, attempt, stored, |context| operation(context, arguments));
+                self.run(running, attempt, stored, |context| {
+                    Box::pin(async move { operation(context, arguments).await })
+                });
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, task = %stored.key.task, "a task could not be taken up"),
@@ -383,9 +388,15 @@ impl<B: StorageBackend> Inner<B> {
         pause
     }
 
+    /// Whether this instance can do something about a task that has lost its worker.
+    fn may_settle(&self, stored: &StoredTask) -> bool {
+        stored.task.on_worker_lost == OnWorkerLost::Fail
+            || stored.task.operation.as_deref().is_some_and(|name| self.operation(name).is_some())
+    }
+
     async fn sweep_owner(self: &Arc<Self>, owner: &OwnerId) -> Result<Open, TaskError> {
         let mut open = Open::None;
-        let mut page = PageRequest::new(MAX_PAGE_LIMIT);
+        let mut page = PageRequest::new(SWEPT_AT_ONCE);
         loop {
             let listed = self.store.list(owner, page).await?;
             for stored in listed.tasks {
@@ -393,12 +404,13 @@ impl<B: StorageBackend> Inner<B> {
                     continue;
                 }
                 let now = self.store.backend().now();
-                let has_lapsed = stored.task.lease.as_ref().is_some_and(|lease| !lease.is_live(now));
+                let has_lapsed = stored.task.lease.as_ref().is_some_and(|lease| !lease.is_live(now))
+                    && self.may_settle(&stored);
                 open = open.max(if has_lapsed { Open::Lapsed } else { Open::Attended });
                 self.adopt(stored).await;
             }
             match listed.next {
-                Some(next) => page = PageRequest::new(MAX_PAGE_LIMIT).after(next),
+                Some(next) => page = PageRequest::new(SWEPT_AT_ONCE).after(next),
                 None => return Ok(open),
             }
         }

@@ -16,13 +16,16 @@ use tracing::{Instrument, debug_span};
 
 use super::context::{Seen, TaskContext};
 use super::wire::rpc_error;
-use crate::{Attempt, RpcError, StorageBackend, StoredTask, TaskError, TaskStore};
+use crate::{Attempt, RpcError, StorageBackend, StorageError, StoredTask, TaskError, TaskStore};
 
 /// How long an operation that works for nobody any more may take to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long to wait at the most before a write that the engine did not take is tried again.
-const RETRY: Duration = Duration::from_secs(1);
-/// How long handing a lease back may take. The process is about to end, and the lease lapses without it.
+const RETRY: Duration = Duration::from_millis(200);
+/// How long one write may take at least before it is tried again. With [`RETRY`], less than others need to take a worker
+/// for lost whose lease has lapsed in an outage.
+const PATIENCE: Duration = Duration::from_millis(700);
+/// How long each step of stopping may take. The process is about to end, and a lease lapses by itself.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Says that this process is to end.
@@ -93,20 +96,34 @@ impl<B: StorageBackend> Run<B> {
                 outcome = &mut self.operation => return self.end(outcome, stop).await,
                 () = stop.told() => return self.hand_back().await,
                 () = sleep_until(renew_at), if !is_over => {
-                    let renewed = self.attempt.renew().await;
+                    let renewed = tokio::select! {
+                        renewed = timeout(self.patience(), self.attempt.renew()) => renewed,
+                        () = stop.told() => return self.hand_back().await,
+                    };
                     // One that has ended although the task is there is begun again, but not at once.
                     changes.get_or_insert_with(watch);
-                    renew_at = Instant::now() + if renewed.is_ok() { third } else { third.min(RETRY) };
-                    self.look_at(renewed);
+                    let is_renewed = matches!(renewed, Ok(Ok(_)));
+                    renew_at = Instant::now() + if is_renewed { third } else { third.min(RETRY) };
+                    match renewed {
+                        Ok(renewed) => self.look_at(renewed),
+                        Err(_) => tracing::warn!("a lease could not be renewed in time"),
+                    }
                 }
                 change = next(&mut changes), if !is_over => {
                     match change {
                         Some(Ok(())) => {}
-                        Some(Err(error)) => tracing::warn!(%error, "a task is not watched by its worker for now"),
+                        // The next good item stands for all that was missed.
+                        Some(Err(error)) => {
+                            tracing::warn!(%error, "a task is not watched by its worker for now");
+                            continue;
+                        }
                         None => changes = None,
                     }
                     let read = self.attempt.read().await;
                     self.look_at(read);
+                    if self.lease_left().is_none() {
+                        renew_at = Instant::now();
+                    }
                 }
                 () = sleep_until(ttl_at.unwrap_or(renew_at)), if has_ttl && !is_over => {
                     has_ttl = false;
@@ -128,6 +145,17 @@ impl<B: StorageBackend> Run<B> {
         Some((deadline - self.store.backend().now()).to_std().unwrap_or_default() + Duration::from_millis(5))
     }
 
+    /// How long its lease still lasts, as far as is known.
+    fn lease_left(&self) -> Option<Duration> {
+        let deadline = self.seen.borrow().task.lease.as_ref()?.deadline;
+        (deadline - self.store.backend().now()).to_std().ok().filter(|left| !left.is_zero())
+    }
+
+    /// How long to wait for one write: long while there is time, so that a slow engine is no lost one.
+    fn patience(&self) -> Duration {
+        self.lease_left().map_or(PATIENCE, |left| PATIENCE.max(left / 2))
+    }
+
     /// Passes on what the task looks like now.
     fn look_at(&self, read: Result<StoredTask, TaskError>) {
         match read {
@@ -146,51 +174,67 @@ impl<B: StorageBackend> Run<B> {
 
     /// Stores what the operation has ended with, as soon as the engine takes it, unless the lease is lost.
     async fn end(self, outcome: Outcome, stop: Stop) {
+        let store = self.store_outcome(outcome);
+        let given_up = async {
+            stop.told().await;
+            sleep(FAREWELL).await;
+        };
+        tokio::select! {
+            () = store => {}
+            () = given_up => tracing::error!("the process ends before the outcome of an operation could be stored"),
+        }
+    }
+
+    async fn store_outcome(&self, outcome: Outcome) {
         let mut ending = Ending::of(outcome);
         let mut delay = Duration::from_millis(50);
         loop {
-            let stored = match &ending {
-                Ending::Completed(result) => self.attempt.complete(result.clone()).await,
-                Ending::Failed(error) => self.attempt.fail(error.clone()).await,
-                Ending::Cancelled => self.attempt.cancel().await,
+            let write = async {
+                match &ending {
+                    Ending::Completed(result) => self.attempt.complete(result.clone()).await,
+                    Ending::Failed(error) => self.attempt.fail(error.clone()).await,
+                    Ending::Cancelled => self.attempt.cancel().await,
+                }
             };
-            match stored {
-                Ok(_) => return,
-                Err(error) if is_lost(&error) => {
-                    tracing::warn!(%error, "the outcome of an operation came too late");
+            match timeout(self.patience(), write).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) if is_lost(&error) => {
+                    // So it is also if the write before was applied, and only its reply did not come in time.
+                    tracing::warn!(%error, "the outcome of an operation was not stored: the task is another's, or has ended");
                     return;
                 }
-                Err(error) if error.is_retryable() || error.outcome_unknown() => {
+                Ok(Err(error)) if may_pass(&error) => {
                     tracing::warn!(%error, "the outcome of an operation could not be stored yet");
-                    tokio::select! {
-                        () = sleep(delay) => delay = (delay * 2).min(RETRY),
-                        () = stop.told() => return,
-                    }
                 }
-                Err(error) => {
-                    tracing::error!(%error, "the outcome of an operation cannot be stored");
-                    if matches!(ending, Ending::Cancelled) {
-                        return;
-                    }
+                Err(_) => tracing::warn!("the outcome of an operation could not be stored in time yet"),
+                Ok(Err(error)) => {
                     // A result over the limits, and then nothing but this.
+                    let told = ErrorData::from(error).message;
+                    tracing::error!(error = %told, "the outcome of an operation cannot be stored");
                     ending = match ending {
                         Ending::Completed(_) => Ending::Failed(RpcError::new(
                             -32603,
-                            format!("the result cannot be stored: {error}"),
+                            format!("the result cannot be stored: {told}"),
                         )),
-                        _ => Ending::Cancelled,
+                        Ending::Failed(_) => Ending::Cancelled,
+                        Ending::Cancelled => return,
                     };
+                    continue;
                 }
             }
+            sleep(delay).await;
+            delay = (delay * 2).min(RETRY);
         }
     }
 
     /// Stops the operation. What can resume does so on another instance.
     async fn hand_back(mut self) {
         self.operation.abort();
-        // It may have ended just before.
-        if let Ok(ended) = (&mut self.operation).await {
-            return self.end(Ok(ended), Stop::now()).await;
+        match timeout(FAREWELL, &mut self.operation).await {
+            // It may have ended just before.
+            Ok(Ok(ended)) => return self.end(Ok(ended), Stop::now()).await,
+            Ok(Err(_)) => {}
+            Err(_) => tracing::warn!("an operation that was to stop does not yield"),
         }
         match timeout(FAREWELL, self.attempt.hand_back()).await {
             Ok(Ok(_)) => {}
@@ -230,6 +274,13 @@ impl Ending {
             }
         }
     }
+}
+
+/// Whether the engine may take the same write later. A password that is being changed is no reason to lose a result.
+fn may_pass(error: &TaskError) -> bool {
+    error.is_retryable()
+        || error.outcome_unknown()
+        || matches!(error, TaskError::Storage(StorageError::Denied { .. }))
 }
 
 /// Whether the attempt is not to go on.
