@@ -140,7 +140,8 @@ impl RedisBuilder {
     ///
     /// There is one channel per owner, `{prefix}:watch:{owner}`, sharded from Redis 7 on
     /// (<https://redis.io/docs/latest/develop/pubsub/#sharded-pubsub>), and the user needs the rights to it that the
-    /// README names. Switched off, watching is polling. So it is, with writes published all the same, over a
+    /// README names. Databases of one server share the channels of a prefix, which costs a watch items without a change.
+    /// Switched off, watching is polling. So it is, with writes published all the same, over a
     /// connection of the [caller's own](Self::over) and where the URL says `?protocol=resp2`.
     pub fn notifications(mut self, on: bool) -> Self {
         self.notifications = on;
@@ -221,7 +222,8 @@ impl RedisBuilder {
     /// one owner is one slot, on one node. All URLs have the same user and password.
     ///
     /// While an owner's slot is being migrated, calls whose keys are partly on the other node already are
-    /// `Unavailable` with nothing written.
+    /// `Unavailable` with nothing written, and a [watch](crate::StorageBackend::watch) is told of what is written
+    /// there only when the slot is assigned.
     ///
     /// # Errors
     /// As [`connect`](Self::connect); `Unavailable` if none of the nodes answers.
