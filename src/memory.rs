@@ -504,6 +504,16 @@ mod tests {
         assert_eq!(backend.shards.iter().map(|shard| lock(shard).owners.len()).sum::<usize>(), 1);
     }
 
+    #[tokio::test]
+    async fn nothing_is_held_of_a_record_that_nobody_watches_any_more() {
+        let (backend, _) = with_a_clock_to_set();
+        let (backend, key) = (Arc::new(backend), key("alice", "t1"));
+        let watches = [0, 1].map(|_| Arc::clone(&backend).watch(&key));
+        assert!(!backend.shard(&key.owner).watched.is_empty());
+        drop(watches);
+        assert!(backend.shard(&key.owner).watched.is_empty());
+    }
+
     /// An order that was emptied by hand stays empty as long as no write touches it.
     #[tokio::test]
     async fn an_order_that_a_write_does_not_change_is_not_touched() {

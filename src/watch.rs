@@ -83,7 +83,7 @@ impl<K> Default for Watched<K> {
 }
 
 impl<K: Eq + Hash> Watched<K> {
-    #[cfg(feature = "redis")]
+    #[cfg(any(feature = "redis", test))]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -221,5 +221,121 @@ impl<B: StorageBackend, F: FnOnce()> Listening<B, F> {
             return None;
         }
         Some(self.signals.borrow_and_update().clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use futures_util::{FutureExt, StreamExt};
+
+    use super::*;
+    use crate::{OwnerId, Page, PageRequest, PutOptions, Version, Written};
+
+    type Read = Result<Record, StorageError>;
+
+    /// An engine that is only read, and then does what a test says.
+    struct Scripted<F>(Mutex<F>);
+
+    #[async_trait]
+    impl<F: FnMut() -> Read + Send + 'static> StorageBackend for Scripted<F> {
+        async fn get(&self, _: &TaskKey) -> Read {
+            self.0.lock().unwrap()()
+        }
+
+        async fn put(&self, _: &TaskKey, _: Bytes, _: PutOptions) -> Result<Written, StorageError> {
+            unreachable!()
+        }
+
+        async fn put_if_version(
+            &self,
+            _: &TaskKey,
+            _: Bytes,
+            _: PutOptions,
+            _: Version,
+        ) -> Result<Written, StorageError> {
+            unreachable!()
+        }
+
+        async fn delete(&self, _: &TaskKey) -> Result<bool, StorageError> {
+            unreachable!()
+        }
+
+        async fn list(&self, _: &OwnerId, _: PageRequest) -> Result<Page, StorageError> {
+            unreachable!()
+        }
+
+        async fn cleanup_expired(&self) -> Result<u64, StorageError> {
+            unreachable!()
+        }
+
+        fn now(&self) -> DateTime<Utc> {
+            DateTime::UNIX_EPOCH
+        }
+    }
+
+    /// A watch that is live, of a record that is read so.
+    fn watch_by(
+        signals: watch::Receiver<Signal>,
+        read: impl FnMut() -> Read + Send + 'static,
+    ) -> BoxStream<'static, Result<(), StorageError>> {
+        let key = TaskKey::new("alice", "t1").unwrap();
+        by_signals(Arc::new(Scripted(Mutex::new(read))), key, signals, true, Seat::new(|| {}))
+    }
+
+    fn record() -> Record {
+        Record { data: Bytes::new(), version: Version::FIRST, expires_at: None }
+    }
+
+    #[test]
+    fn who_stays_is_told_after_another_has_left_and_nothing_is_held_after_the_last() {
+        let mut watched = Watched::default();
+        let (mut stays, leaves) = (watched.join("t1"), watched.join("t1"));
+        drop(leaves);
+        watched.leave(&"t1");
+        watched.tell("t1", Signal::Written(None));
+        assert!(stays.changed().now_or_never().unwrap().is_ok());
+        drop(stays);
+        watched.leave(&"t1");
+        assert!(watched.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_told_while_the_record_is_read_leads_to_another_item() {
+        let (tell, signals) = watch::channel(Signal::Look);
+        let mut watch = watch_by(signals, move || {
+            tell.send_replace(Signal::Written(None));
+            Ok(record())
+        });
+        watch.next().await.unwrap().unwrap();
+        assert!(matches!(watch.next().now_or_never(), Some(Some(Ok(())))));
+    }
+
+    #[tokio::test]
+    async fn a_read_that_fails_for_now_is_an_item_and_is_tried_again() {
+        let (_tell, signals) = watch::channel(Signal::Look);
+        let mut reads = 0;
+        let mut watch = watch_by(signals, move || {
+            reads += 1;
+            if reads > 2 {
+                return Ok(record());
+            }
+            Err(StorageError::Unavailable {
+                address: "a server".to_owned(),
+                reason: "it is away".to_owned(),
+                outcome_unknown: false,
+                source: None,
+            })
+        });
+        let in_time = async {
+            for _ in 0..2 {
+                assert!(watch.next().await.unwrap().unwrap_err().is_retryable());
+            }
+            watch.next().await.unwrap().unwrap();
+        };
+        tokio::time::timeout(Duration::from_secs(60), in_time).await.expect("it is read again");
     }
 }

@@ -1270,6 +1270,25 @@ async fn a_watch_hears_nothing_of_quiet_writes_other_tasks_and_other_owners(#[ca
     assert!(watch.next().now_or_never().is_none());
 }
 
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_quiet_write_wakes_nobody_who_watches(#[case] engine: Engine) {
+    let (store, t1, t2) = (engine.open().await, key("alice", "t1"), key("alice", "t2"));
+    let mut watches = Vec::new();
+    for key in [&t1, &t2] {
+        store.put(key, "one".into(), keep()).await.unwrap();
+        watches.push(Arc::clone(&store.backend).watch(key));
+        next(watches.last_mut().unwrap()).await.unwrap().unwrap();
+    }
+    store.put(&t1, "two".into(), keep().quiet()).await.unwrap();
+    store.put(&t1, "three".into(), in_an_hour().quiet()).await.unwrap();
+    store.put_if_version(&t1, "four".into(), keep().quiet(), version(3)).await.unwrap();
+    // What is told of one owner comes in the order in which it was written.
+    store.put(&t2, "two".into(), keep()).await.unwrap();
+    next(&mut watches[1]).await.unwrap().unwrap();
+    assert!(watches[0].next().now_or_never().is_none());
+}
+
 #[apply(on_every_watch)]
 #[tokio::test]
 async fn many_may_watch_and_each_is_told_until_it_leaves(#[case] engine: Engine) {

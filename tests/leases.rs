@@ -4,13 +4,18 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use mcp_task_store::{
-    Attempt, NewTask, OnWorkerLost, RpcError, StorageBackend, StoreConfig, StoredTask, TaskError, TaskKey,
-    TaskStatus, TaskStore, Version,
+    Attempt, MemoryBackend, NewTask, OnWorkerLost, OwnerId, Page, PageRequest, PutOptions, Record, RpcError,
+    StorageBackend, StorageError, StoreConfig, StoredTask, TaskError, TaskKey, TaskStatus, TaskStore,
+    Version, Written,
 };
 use rstest_reuse::apply;
 use serde_json::{Value, json};
@@ -27,7 +32,9 @@ const SHORT: Duration = Duration::from_millis(50);
 /// Two stores on one engine, as of two processes.
 async fn open(engine: Engine, lease: Duration) -> (Store, Tasks, Tasks) {
     let store = engine.open().await;
-    let tasks = || TaskStore::with_config(Arc::clone(&store.backend), StoreConfig::new().lease(lease));
+    // A task whose TTL has elapsed can be looked at for as long as a test takes.
+    let config = || StoreConfig::new().lease(lease).retention(LONG);
+    let tasks = || TaskStore::with_config(Arc::clone(&store.backend), config());
     let (one, other) = (tasks(), tasks());
     (store, one, other)
 }
@@ -97,16 +104,19 @@ async fn a_renewal_makes_the_lease_last_longer_and_nobody_notices(#[case] engine
     let (store, tasks, other) = open(engine, LONG).await;
     let (key, attempt) = start(&tasks, closure()).await;
     let before = tasks.get(&key).await.unwrap();
-    let mut watch = Arc::clone(&store.backend).watch(&key);
+    let (second, at_second) = start(&tasks, closure()).await;
+    let watch = |key| Arc::clone(&store.backend).watch(key);
+    let (mut watch, mut of_second) = (watch(&key), watch(&second));
     watch.next().await.unwrap().unwrap();
+    of_second.next().await.unwrap().unwrap();
     store.until(before.task.last_updated_at + TimeDelta::milliseconds(3)).await;
     let renewed = attempt.renew().await.unwrap();
     assert!(renewed.task.lease.as_ref().unwrap().deadline > before.task.lease.as_ref().unwrap().deadline);
     assert_eq!(renewed.task.last_updated_at, before.task.last_updated_at);
     assert_eq!(other.get(&key).await.unwrap(), renewed);
     // What would have been told of the renewal had come before this.
-    attempt.set_status_message("at work").await.unwrap();
-    watch.next().await.unwrap().unwrap();
+    at_second.set_status_message("at work").await.unwrap();
+    of_second.next().await.unwrap().unwrap();
     assert!(watch.next().now_or_never().is_none());
 }
 
@@ -129,6 +139,7 @@ async fn a_lapsed_lease_is_settled_by_a_reader_who_saw_it_lapsed_a_second_before
     let error = failed.task.error.unwrap();
     assert_eq!((failed.task.status, error.code), (TaskStatus::Failed, -32603));
     assert!(error.message.contains("worker"), "{error:?}");
+    assert_eq!(failed.task.status_message, Some(error.message));
     assert_refused!(attempt.complete(json!(1)).await, TaskError::InvalidTransition { .. });
     assert_refused!(attempt.renew().await, TaskError::InvalidTransition { .. });
     assert_eq!(tasks.get(&key).await.unwrap().version, failed.version);
@@ -142,7 +153,7 @@ async fn a_page_settles_lapsed_leases_as_a_read_does(#[case] engine: Engine) {
     lapsed(&store, &other, &key).await;
     let listing = async {
         loop {
-            let page = other.list(&owner("alice"), mcp_task_store::PageRequest::new(10)).await.unwrap();
+            let page = other.list(&owner("alice"), PageRequest::new(10)).await.unwrap();
             if page.tasks[0].task.status == TaskStatus::Failed {
                 break;
             }
@@ -158,13 +169,15 @@ async fn the_holder_may_renew_its_lapsed_lease_while_nobody_has_settled_it(#[cas
     let (store, tasks, other) = open(engine, SHORT).await;
     let (key, attempt) = start(&tasks, closure()).await;
     lapsed(&store, &other, &key).await;
-    assert_eq!(other.get(&key).await.unwrap().task.status, TaskStatus::Working);
+    for store in [&tasks, &other] {
+        assert_eq!(store.get(&key).await.unwrap().task.status, TaskStatus::Working);
+    }
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    // Neither by its own change, although it has seen the lease lapsed long ago.
+    // Neither by its own change, although its store has seen the lease lapsed long ago.
     attempt.set_status_message("late").await.unwrap();
-    attempt.renew().await.unwrap();
+    let renewed = attempt.renew().await.unwrap();
     // For the reader it is another lease, not to be seen lapsed before a second has passed again.
-    lapsed(&store, &other, &key).await;
+    store.until(renewed.task.lease.unwrap().deadline).await;
     assert_eq!(other.get(&key).await.unwrap().task.status, TaskStatus::Working);
     attempt.complete(json!("done after all")).await.unwrap();
 }
@@ -223,6 +236,41 @@ async fn two_processes_that_take_up_one_orphan_get_one_attempt(#[case] engine: E
 
 #[apply(on_every_engine)]
 #[tokio::test]
+async fn the_next_attempt_may_be_of_the_same_process_and_the_earlier_one_is_refused(#[case] engine: Engine) {
+    let (_store, tasks, _) = open(engine, LONG).await;
+    let (key, earlier) = start(&tasks, resumable()).await;
+    let next = tasks.take_up(&earlier.hand_back().await.unwrap()).await.unwrap().unwrap();
+    let stored = tasks.get(&key).await.unwrap();
+    assert!(next.holds(&stored.task) && !earlier.holds(&stored.task));
+    assert_refused!(earlier.renew().await, TaskError::LeaseLost { attempt: 1, .. });
+    assert_refused!(earlier.complete(json!(1)).await, TaskError::LeaseLost { attempt: 1, .. });
+    next.complete(json!(2)).await.unwrap();
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn what_is_not_to_resume_is_no_orphan(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    let (_key, attempt) = start(&tasks, closure()).await;
+    let handed_back = attempt.hand_back().await.unwrap();
+    assert!(!other.is_orphaned(&handed_back));
+    assert!(other.take_up(&handed_back).await.unwrap().is_none());
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_ttl_that_has_elapsed_is_settled_by_the_next_change_of_the_holder(#[case] engine: Engine) {
+    let (store, tasks, other) = open(engine, LONG).await;
+    let ttl = Duration::from_millis(50);
+    let (stored, attempt) = tasks.start(&owner("alice"), closure().ttl(ttl)).await.unwrap();
+    store.until(stored.task.deadline().unwrap()).await;
+    let late = attempt.renew().await;
+    assert_refused!(late, TaskError::InvalidTransition { from: TaskStatus::Failed, .. });
+    assert_eq!(other.backend().get(&stored.key).await.unwrap().version, Version::from(2));
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
 async fn what_was_handed_back_needs_no_second_look(#[case] engine: Engine) {
     let (_store, tasks, other) = open(engine, LONG).await;
     let (key, attempt) = start(&tasks, resumable()).await;
@@ -261,6 +309,37 @@ async fn an_attempt_uses_a_key_once_and_the_next_one_finds_what_was_asked(#[case
     let third = other.take_up(&second.hand_back().await.unwrap()).await.unwrap().unwrap();
     assert_refused!(third.ask("name", json!({ "ask": "title" })).await, TaskError::InputKeyUsed { .. });
     third.ask("more", json!({})).await.unwrap();
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_answer_is_no_longer_given_once_the_task_is_to_be_cancelled_or_has_ended(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    for ends in [false, true] {
+        let (key, first) = start(&tasks, resumable()).await;
+        first.ask("name", json!({})).await.unwrap();
+        other.deliver_inputs(&key, [("name", json!("Ada"))]).await.unwrap();
+        let second = other.take_up(&first.hand_back().await.unwrap()).await.unwrap().unwrap();
+        if ends {
+            tasks.cancel(&key).await.unwrap();
+            assert_refused!(second.ask("name", json!({})).await, TaskError::InvalidTransition { .. });
+        } else {
+            tasks.request_cancel(&key).await.unwrap();
+            assert_refused!(second.ask("name", json!({})).await, TaskError::CancelRequested { .. });
+        }
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn answered_requests_are_kept_only_for_a_task_that_may_be_asked_again(#[case] engine: Engine) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    for (new, kept) in [(closure(), 0), (resumable(), 1)] {
+        let (key, attempt) = start(&tasks, new).await;
+        attempt.ask("name", json!({})).await.unwrap();
+        let answered = other.deliver_inputs(&key, [("name", json!("Ada"))]).await.unwrap().task;
+        assert_eq!((answered.input_responses.len(), answered.answered_requests.len()), (1, kept));
+    }
 }
 
 #[apply(on_every_engine)]
@@ -330,6 +409,18 @@ async fn a_wait_settles_a_task_whose_worker_is_lost(#[case] engine: Engine) {
 
 #[apply(on_every_watch)]
 #[tokio::test]
+async fn who_watches_is_told_when_a_lease_is_handed_back(#[case] engine: Engine) {
+    let (store, tasks, _) = open(engine, LONG).await;
+    let (key, attempt) = start(&tasks, closure()).await;
+    let mut watch = Arc::clone(&store.backend).watch(&key);
+    watch.next().await.unwrap().unwrap();
+    attempt.hand_back().await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(60), watch.next()).await;
+    told.expect("a wait need not last until the lease lapses").unwrap().unwrap();
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
 async fn a_wait_settles_a_task_whose_ttl_elapses(#[case] engine: Engine) {
     let (_store, tasks, other) = open(engine, LONG).await;
     let (key, _attempt) = start(&tasks, closure().ttl(Duration::from_millis(300))).await;
@@ -352,6 +443,72 @@ async fn a_wait_for_a_task_that_is_deleted_or_never_was_is_not_found(#[case] eng
     assert_refused!(waited(&other, &key).await, TaskError::NotFound { .. });
     let foreign = TaskKey { owner: owner("bob"), task: key.task };
     assert_refused!(waited(&other, &foreign).await, TaskError::NotFound { .. });
+}
+
+/// An engine whose watches are as a test says, over and over.
+struct Watching(MemoryBackend, fn() -> BoxStream<'static, Result<(), StorageError>>);
+
+#[async_trait]
+impl StorageBackend for Watching {
+    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
+        self.0.get(key).await
+    }
+
+    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
+        self.0.put(key, data, options).await
+    }
+
+    async fn put_if_version(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        expected: Version,
+    ) -> Result<Written, StorageError> {
+        self.0.put_if_version(key, data, options, expected).await
+    }
+
+    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
+        self.0.delete(key).await
+    }
+
+    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
+        self.0.list(owner, page).await
+    }
+
+    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
+        self.0.cleanup_expired().await
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.0.now()
+    }
+
+    fn watch(self: Arc<Self>, _: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        self.1()
+    }
+}
+
+#[tokio::test]
+async fn a_wait_outlasts_errors_that_may_pass_and_watches_that_end_and_is_ended_by_any_other_error() {
+    static WATCHES: AtomicUsize = AtomicUsize::new(0);
+    fn away() -> StorageError {
+        let (address, reason) = ("a server".to_owned(), "it is away".to_owned());
+        StorageError::Unavailable { address, reason, outcome_unknown: false, source: None }
+    }
+    fn denied() -> StorageError {
+        let (address, reason) = ("a server".to_owned(), "no subscriptions".to_owned());
+        StorageError::Denied { address, reason, source: None }
+    }
+    let backend = Watching(MemoryBackend::new(), || match WATCHES.fetch_add(1, Ordering::SeqCst) {
+        0 => stream::iter([Ok(()), Err(away()), Ok(())]).boxed(),
+        _ => stream::iter([Ok(()), Err(denied())]).boxed(),
+    });
+    let tasks: Tasks = TaskStore::new(Arc::new(backend));
+    let (key, _attempt) = start(&tasks, closure()).await;
+    let error = waited(&tasks, &key).await;
+    assert_refused!(error, TaskError::Storage(StorageError::Denied { .. }));
+    assert_eq!(WATCHES.load(Ordering::SeqCst), 2);
 }
 
 #[apply(on_every_engine)]

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_task_store::pmcp::{ANONYMOUS, PmcpTaskStore};
-use mcp_task_store::{MemoryBackend, StorageBackend, StoreConfig, TaskStatus as Status, TaskStore};
+use mcp_task_store::{
+    MemoryBackend, NewTask, OnWorkerLost, StorageBackend, StoreConfig, TaskStatus as Status, TaskStore,
+};
 use pmcp::server::task_store::{
     InMemoryTaskStore, StoreConfig as PmcpConfig, TaskStore as PmcpStore, TaskStoreError,
 };
@@ -458,6 +460,19 @@ async fn a_task_that_was_asked_to_cancel_is_seen_and_takes_no_requests(#[case] e
         refused
     );
     assert_eq!(tasks.cancel(&id, ALICE).await.unwrap().status, TaskStatus::Cancelled);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_request_of_an_attempt_that_was_answered_elsewhere_is_in_the_snapshot(#[case] engine: Engine) {
+    let (_store, tasks) = open(engine).await;
+    let resumable = NewTask::new("tools/call").operation("render").on_worker_lost(OnWorkerLost::Resume);
+    let (stored, attempt) = tasks.tasks().start(&ALICE.try_into().unwrap(), resumable).await.unwrap();
+    attempt.ask("a", json!(requests(&["a"])["a"])).await.unwrap();
+    tasks.tasks().deliver_inputs(&stored.key, [("a", json!(answers(&["a"])["a"]))]).await.unwrap();
+    let snapshot = tasks.task_input_snapshot(stored.key.task.as_str(), ALICE).await.unwrap();
+    assert_eq!(json!(snapshot.input_requests), json!(requests(&["a"])));
+    assert_eq!(json!(snapshot.input_responses), json!(answers(&["a"])));
 }
 
 #[apply(on_every_engine)]

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use mcp_task_store::{
-    Expiry, NewTask, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, TaskStore,
-    Version,
+    Expiry, NewTask, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskError, TaskKey,
+    TaskStore, Version,
 };
 use redis::{Commands, Connection, Value};
 use support::cluster::Cluster;
@@ -305,6 +305,31 @@ async fn after_a_restart_of_the_server_the_same_backend_works_again() {
 }
 
 #[tokio::test]
+async fn a_watch_by_a_user_that_may_not_subscribe_is_denied_and_ends() {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let writer = TaskStore::new(RedisBackend::connect(&server.url()).await.unwrap());
+    let task = writer.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
+    let rule = rule_of_the_readme();
+    // Were it listened to in the other way where this one is not permitted, nothing would ever be heard.
+    let rule = rule.split(' ').map(|word| if word == "+ssubscribe" { "+subscribe" } else { word });
+    let _: Value = command(&mut admin, rule);
+    let backend = RedisBackend::connect(&url_of_the_user(server.port)).await.unwrap();
+    let tasks = TaskStore::new(backend.clone());
+    tasks.get(&task.key).await.unwrap();
+    let in_time = async {
+        let mut watch = Arc::new(backend).watch(&task.key);
+        let denied = watch.next().await;
+        assert!(matches!(denied, Some(Err(StorageError::Denied { .. }))), "{denied:?}");
+        assert!(watch.next().await.is_none());
+        // So there is no waiting either.
+        let denied = tasks.wait(&task.key).await;
+        assert!(matches!(denied, Err(TaskError::Storage(StorageError::Denied { .. }))), "{denied:?}");
+    };
+    tokio::time::timeout(Duration::from_secs(60), in_time).await.expect("it is refused");
+}
+
+#[tokio::test]
 async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
@@ -332,6 +357,7 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
             foreign.put_if_version(&t1, "lost".into(), never(), Version::FIRST).await.map(drop),
             foreign.delete(&t1).await.map(drop),
             foreign.list(&owner("alice"), PageRequest::new(5)).await.map(drop),
+            Arc::new(foreign.clone()).watch(&t1).next().await.expect("a refusal"),
         ] {
             assert!(matches!(refused, Err(StorageError::Denied { .. })), "{refused:?}");
         }

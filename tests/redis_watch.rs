@@ -83,6 +83,24 @@ async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last(
 }
 
 #[tokio::test]
+async fn one_connection_listens_for_all_owners() {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let backend = Arc::new(RedisBackend::connect(&server.url()).await.unwrap());
+    let mut watches = Vec::new();
+    for owner in ["alice", "bob", "carol"] {
+        let key = key(owner, "t1");
+        backend.put(&key, "data".into(), never()).await.unwrap();
+        watches.push(Arc::clone(&backend).watch(&key));
+    }
+    for watch in &mut watches {
+        next(watch).await;
+    }
+    let clients: String = command(&mut admin, ["CLIENT", "LIST", "TYPE", "pubsub"]);
+    assert_eq!(clients.lines().count(), 1, "{clients}");
+}
+
+#[tokio::test]
 async fn a_lost_subscription_is_made_again_and_each_watch_is_told() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
@@ -154,6 +172,10 @@ async fn without_notifications_nothing_is_published_and_a_watch_polls() {
     let listening = RedisBackend::connect(&server.url()).await.unwrap();
     let t1 = key("alice", "t1");
     quiet.put(&t1, "one".into(), never()).await.unwrap();
+    let t2 = key("alice", "t2");
+    quiet.put(&t2, "one".into(), never()).await.unwrap();
+    quiet.put_if_version(&t2, "two".into(), keep(), Version::FIRST).await.unwrap();
+    assert!(quiet.delete(&t2).await.unwrap());
     let mut polling = watch(&quiet, "t1");
     next(&mut polling).await;
     let published = |admin: &mut Connection| -> u64 {

@@ -179,6 +179,35 @@ async fn a_session_is_an_owner_where_the_sdk_has_looked_it_up() {
     }
 }
 
+/// The SDK goes by the header or by `_meta` to decide whether a session is looked up.
+#[tokio::test]
+async fn a_client_that_claims_two_versions_cannot_choose_its_session() {
+    const VERSIONS: [Option<&str>; 3] = [None, Some("2025-06-18"), Some("2026-07-28")];
+    let server = Server::start(OwnerSource::session(true), true);
+    for header in VERSIONS {
+        for meta in VERSIONS {
+            let mut call = json!({
+                "jsonrpc": "2.0", "id": 2, "method": "tools/call",
+                "params": { "name": "whoami", "arguments": {} },
+            });
+            if let Some(version) = meta {
+                call["params"]["_meta"] = json!({
+                    "io.modelcontextprotocol/protocolVersion": version,
+                    "io.modelcontextprotocol/clientInfo": { "name": "test", "version": "1" },
+                    "io.modelcontextprotocol/clientCapabilities": {},
+                });
+            }
+            let mut request = Request::builder().header("Mcp-Session-Id", "forged");
+            if let Some(version) = header {
+                request = request.header("MCP-Protocol-Version", version);
+            }
+            let request = request.header("Mcp-Method", "tools/call").header("Mcp-Name", "whoami");
+            let reply = server.post(request, call).await;
+            assert!(reply.owner().is_err(), "{header:?} {meta:?}: {:?}", reply.owner());
+        }
+    }
+}
+
 #[tokio::test]
 async fn where_the_sdk_keeps_no_sessions_none_is_an_owner() {
     let server = Server::start(OwnerSource::session(false), false);

@@ -5,23 +5,24 @@
 #[macro_use]
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
-use futures_util::stream::BoxStream;
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions, TaskContext};
 use mcp_task_store::{
-    MemoryBackend, OnWorkerLost, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend,
-    StorageError, StoreConfig, TaskError, TaskKey, TaskStore, Version, Written,
+    MAX_PAGE_LIMIT, MemoryBackend, NewTask, OnWorkerLost, OwnerId, Page, PageRequest, PutOptions, Record,
+    StorageBackend, StorageError, StoreConfig, StoredTask, TaskError, TaskKey, TaskStore, Version, Written,
 };
 use rmcp::ErrorData;
 use rmcp::model::{
     CallToolResult, ContentBlock, DetailedTask, ElicitRequest, ElicitRequestParams, ElicitationSchema,
-    InputRequest, TaskPayload, TaskStatus,
+    ErrorCode, InputRequest, TaskPayload, TaskStatus,
 };
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
 use rstest_reuse::apply;
@@ -36,7 +37,9 @@ const LONG: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_millis(300);
 
 fn manager(backend: &Arc<dyn StorageBackend>, lease: Duration) -> Manager {
-    DurableTaskManager::new(TaskStore::with_config(Arc::clone(backend), StoreConfig::new().lease(lease)))
+    // A task whose TTL has elapsed can be looked at for as long as a test takes.
+    let config = StoreConfig::new().lease(lease).retention(LONG);
+    DurableTaskManager::new(TaskStore::with_config(Arc::clone(backend), config))
 }
 
 /// Two instances of a server on one engine.
@@ -107,6 +110,15 @@ fn said(payload: &TaskPayload) -> String {
         TaskPayload::Failed { error } => error["message"].as_str().unwrap().to_owned(),
         other => format!("{other:?}"),
     }
+}
+
+async fn until(reached: impl Fn() -> bool) {
+    within(async {
+        while !reached() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -235,8 +247,9 @@ async fn a_key_is_used_once_in_an_attempt(#[case] engine: Engine) {
     .await;
     asks(&other, &task_id).await;
     other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
-    let error = ended(&other, &task_id).await;
-    assert!(said(&error).contains("\"a\""), "{error:?}");
+    let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
+    assert_eq!(error["code"], -32603, "it is the operation's fault and not the client's");
+    assert!(error["message"].as_str().unwrap().contains("\"a\""), "{error:?}");
 }
 
 #[apply(on_every_engine)]
@@ -249,6 +262,70 @@ async fn an_operation_that_panics_or_returns_too_much_fails_its_task(#[case] eng
         let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
         assert_eq!(error["code"], -32603);
         assert!(error["message"].as_str().unwrap().contains(why), "{error:?}");
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_error_of_the_operation_reaches_the_client_as_it_is(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    let data = json!({ "free": 0 });
+    let error = ErrorData::new(ErrorCode(-32001), "the disk is full", Some(data.clone()));
+    let task_id = spawn(&one, |_| async { Err(TaskExit::Error(error)) }).await;
+    let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
+    assert_eq!(Value::from(error), json!({ "code": -32001, "message": "the disk is full", "data": data }));
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_error_that_cannot_be_stored_ends_its_task_all_the_same(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    let error = ErrorData::internal_error("x".repeat(2 << 20), None);
+    let task_id = spawn(&one, |_| async { Err(TaskExit::Error(error)) }).await;
+    ended(&other, &task_id).await;
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn times_and_limits_are_those_of_the_record(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let config = StoreConfig::new().lease(LONG).max_ttl(None);
+    let one = DurableTaskManager::new(TaskStore::with_config(Arc::clone(&store.backend), config));
+    let other = manager(&store.backend, LONG);
+    let unlimited = TaskOptions::new().with_ttl_ms(None);
+    let spawned = one
+        .spawn(&alice(), unlimited, |context| {
+            Box::pin(async move {
+                context.cancelled().await;
+                Err(TaskExit::Cancelled)
+            })
+        })
+        .await
+        .unwrap();
+    let created = one.store().get(&key(&spawned.task_id)).await.unwrap();
+    store.until(created.task.created_at + TimeDelta::milliseconds(5)).await;
+    let stored = one.store().set_status_message(&created, "later").await.unwrap().task;
+    assert!(stored.last_updated_at > stored.created_at);
+    let served = other.get_task(&alice(), &spawned.task_id).await.unwrap().task;
+    let text = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Millis, true);
+    assert_eq!((spawned.ttl_ms, served.ttl_ms, stored.ttl_ms), (None, None, None));
+    assert_eq!(
+        (served.created_at, served.last_updated_at),
+        (text(stored.created_at), text(stored.last_updated_at))
+    );
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn of_a_record_that_cannot_be_read_the_client_learns_nothing_but_that(#[case] engine: Engine) {
+    let (store, one, _) = open(engine, LONG).await;
+    store.put(&key("not-json"), "secret".into(), PutOptions::default()).await.unwrap();
+    let task = one.store().create(&alice(), NewTask::new("tools/call")).await.unwrap();
+    let task = one.store().require_input(&task, [("a", json!("secret"))]).await.unwrap();
+    for task_id in ["not-json", task.key.task.as_str()] {
+        let error = ErrorData::from(one.get_task(&alice(), task_id).await.unwrap_err());
+        let told = (error.code.0, &*error.message, error.data);
+        assert_eq!(told, (-32603, "the task cannot be served", None));
     }
 }
 
@@ -537,6 +614,117 @@ async fn an_operation_is_told_to_stop_when_its_ttl_has_passed_or_its_record_is_g
     assert_refused!(other.get_task(&alice(), &task_id).await, TaskError::NotFound { .. });
 }
 
+// Looking for lost workers
+
+/// Begins a task under a short lease that is not renewed, as if its worker were lost at once.
+async fn abandoned(store: &Store) -> StoredTask {
+    let worker = TaskStore::with_config(Arc::clone(&store.backend), StoreConfig::new().lease(SHORT));
+    let new = NewTask::new("tools/call").operation("wait").on_worker_lost(OnWorkerLost::Resume);
+    let (stored, _attempt) = worker.start(&alice(), new).await.unwrap();
+    stored
+}
+
+/// How an instance comes to serve an owner.
+#[derive(Clone, Copy, Debug)]
+enum Serves {
+    Spawn,
+    Get,
+}
+
+#[apply(on_every_engine)]
+fn an_instance_made_outside_of_a_runtime_looks_after_the_owners_that_it_serves(
+    #[case] engine: Engine,
+    #[values(Serves::Spawn, Serves::Get)] serves: Serves,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = runtime.block_on(engine.open());
+    let other = manager(&store.backend, SHORT);
+    let mut told = register(&other);
+    runtime.block_on(async {
+        let orphan = abandoned(&store).await;
+        match serves {
+            Serves::Spawn => drop(spawn(&other, |_| std::future::pending()).await),
+            // Its lease is live, so that this is not what resumes it.
+            Serves::Get => drop(other.get_task(&alice(), orphan.key.task.as_str()).await.unwrap()),
+        }
+        assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    });
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_owner_is_looked_after_until_none_of_its_tasks_is_open(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let gate = Gate::new(&store);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), SHORT);
+    let (bob, named) = (owner("bob"), owner("named"));
+    one.sweep([named.clone()]);
+    let (finish, finished) = oneshot::channel::<()>();
+    let done = spawn(&one, |_| async move {
+        finished.await.unwrap();
+        Ok(text("done"))
+    })
+    .await;
+    one.spawn(&bob, TaskOptions::new(), |_| Box::pin(std::future::pending())).await.unwrap();
+    until(|| gate.listed(&alice()) > 2 && gate.listed(&bob) > 2 && gate.listed(&named) > 2).await;
+    finish.send(()).unwrap();
+    until(|| one.running_task_count() == 1).await;
+    assert!(store.get(&key(&done)).await.is_ok());
+    // The round that is on its way may not know yet, and the next one finds out.
+    let (of_alice, of_bob, of_named) = (gate.listed(&alice()), gate.listed(&bob), gate.listed(&named));
+    until(|| gate.listed(&bob) > of_bob + 4 && gate.listed(&named) > of_named + 4).await;
+    assert!(gate.listed(&alice()) <= of_alice + 2);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_lapsed_lease_is_looked_at_again_soon_however_long_the_own_leases_are(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let orphan = abandoned(&store).await;
+    store.until(orphan.task.lease.unwrap().deadline).await;
+    let other = manager(&store.backend, LONG);
+    let mut told = register(&other);
+    other.sweep([alice()]);
+    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_orphan_behind_a_full_page_is_found(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let orphan = abandoned(&store).await;
+    let many =
+        TaskStore::with_config(Arc::clone(&store.backend), StoreConfig::new().max_tasks_per_owner(None));
+    for _ in 0..MAX_PAGE_LIMIT {
+        many.create(&alice(), NewTask::new("tools/call")).await.unwrap();
+    }
+    let other = manager(&store.backend, SHORT);
+    let mut told = register(&other);
+    other.sweep([alice()]);
+    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    assert_eq!(said(&ended(&other, orphan.key.task.as_str()).await), "attempt 2");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_answer_that_finds_nobody_at_work_resumes_the_operation(#[case] engine: Engine) {
+    let (_store, one, other) = open(engine, LONG).await;
+    for manager in [&one, &other] {
+        manager.register("ask", |context, _| {
+            Box::pin(
+                async move { Ok(text(context.request_input("a", elicitation("A?")).await?.to_string())) },
+            )
+        });
+    }
+    let task_id = one.spawn_registered(&alice(), "ask", Value::Null, resume()).await.unwrap().task_id;
+    asks(&one, &task_id).await;
+    within(one.shutdown()).await;
+    other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
+    // Nobody polls.
+    let done = within(other.store().wait(&key(&task_id))).await.unwrap();
+    assert_eq!(done.task.result.unwrap()["content"][0]["text"], "1");
+}
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn only_what_is_registered_can_be_spawned_by_name(#[case] engine: Engine) {
@@ -551,26 +739,62 @@ async fn only_what_is_registered_can_be_spawned_by_name(#[case] engine: Engine) 
 /// An engine that one instance can be cut off from.
 struct Gate {
     backend: Arc<dyn StorageBackend>,
+    /// What it says while it is closed.
+    error: fn() -> StorageError,
     is_closed: AtomicBool,
     /// After how long a call fails that finds it closed.
     fails_after: Duration,
     /// Larger records are an error that is none of the caller's making.
     most_bytes: usize,
-    lists: AtomicUsize,
+    /// It does not even say that it is closed.
+    is_silent: AtomicBool,
+    /// How many calls it has refused.
+    refused: AtomicUsize,
+    /// Whose tasks were listed, in this order.
+    listed: Mutex<Vec<OwnerId>>,
+    /// How many watches were begun.
+    watches: AtomicUsize,
+}
+
+fn is_away() -> StorageError {
+    StorageError::Unavailable {
+        address: "the gate".to_owned(),
+        reason: "it is closed".to_owned(),
+        outcome_unknown: false,
+        source: None,
+    }
+}
+
+/// Nothing says that the same call may succeed later, and it may have succeeded now.
+fn is_broken() -> StorageError {
+    StorageError::Backend {
+        address: "the gate".to_owned(),
+        reason: "it is broken".to_owned(),
+        outcome_unknown: true,
+        source: None,
+    }
 }
 
 impl Gate {
     fn new(store: &Store) -> Arc<Self> {
-        Arc::new(Self::of(Arc::clone(&store.backend)))
+        Self::with(store, is_away)
+    }
+
+    fn with(store: &Store, error: fn() -> StorageError) -> Arc<Self> {
+        Arc::new(Self { error, ..Self::of(Arc::clone(&store.backend)) })
     }
 
     fn of(backend: Arc<dyn StorageBackend>) -> Self {
         Self {
             backend,
-            is_closed: AtomicBool::new(false),
+            error: is_away,
             fails_after: Duration::ZERO,
             most_bytes: usize::MAX,
-            lists: AtomicUsize::new(0),
+            is_closed: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
+            refused: AtomicUsize::new(0),
+            listed: Mutex::default(),
+            watches: AtomicUsize::new(0),
         }
     }
 
@@ -578,15 +802,25 @@ impl Gate {
         self.is_closed.store(is_closed, Ordering::SeqCst);
     }
 
+    /// Waits until it has refused one more call.
+    async fn refuses(&self) {
+        let before = self.refused.load(Ordering::SeqCst);
+        until(|| self.refused.load(Ordering::SeqCst) > before).await;
+    }
+
+    /// How often the tasks of this owner were listed.
+    fn listed(&self, owner: &OwnerId) -> usize {
+        self.listed.lock().unwrap().iter().filter(|listed| *listed == owner).count()
+    }
+
     async fn pass(&self) -> Result<&dyn StorageBackend, StorageError> {
+        if self.is_silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         if self.is_closed.load(Ordering::SeqCst) {
             tokio::time::sleep(self.fails_after).await;
-            return Err(StorageError::Unavailable {
-                address: "the gate".to_owned(),
-                reason: "it is closed".to_owned(),
-                outcome_unknown: false,
-                source: None,
-            });
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err((self.error)());
         }
         Ok(&*self.backend)
     }
@@ -625,7 +859,7 @@ impl StorageBackend for Gate {
     }
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        self.lists.fetch_add(1, Ordering::SeqCst);
+        self.listed.lock().unwrap().push(owner.clone());
         self.pass().await?.list(owner, page).await
     }
 
@@ -638,7 +872,15 @@ impl StorageBackend for Gate {
     }
 
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        Arc::clone(&self.backend).watch(key)
+        self.watches.fetch_add(1, Ordering::SeqCst);
+        let watch = Arc::clone(&self.backend).watch(key);
+        if !self.is_closed.load(Ordering::SeqCst) {
+            return watch;
+        }
+        let error = (self.error)();
+        let goes_on = error.is_retryable();
+        let refusal = stream::unfold(Some(error), async |error| Some((Err(error?), None)));
+        if goes_on { Box::pin(refusal.chain(watch)) } else { Box::pin(refusal) }
     }
 }
 
@@ -682,9 +924,12 @@ async fn a_holder_that_comes_too_late_is_told_to_stop_and_changes_nothing(#[case
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(#[case] engine: Engine) {
+async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
+    #[case] engine: Engine,
+    #[values(is_away, is_broken)] error: fn() -> StorageError,
+) {
     let store = engine.open().await;
-    let gate = Gate::new(&store);
+    let gate = Gate::with(&store, error);
     let backend: Arc<dyn StorageBackend> = Arc::<Gate>::clone(&gate);
     let one = manager(&backend, Duration::from_secs(30));
     let (finish, finished) = oneshot::channel::<()>();
@@ -695,8 +940,10 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
     .await;
     gate.set_closed(true);
     finish.send(()).unwrap();
+    gate.refuses().await;
     let unavailable = ErrorData::from(one.get_task(&alice(), &task_id).await.unwrap_err());
     assert_eq!(unavailable.code.0, -32603);
+    assert_eq!(unavailable.message.contains("try again"), error().is_retryable());
     assert!(
         !unavailable.message.contains("gate"),
         "a client is not told where the store is: {unavailable:?}"
@@ -735,6 +982,109 @@ async fn an_outage_longer_than_the_lease_fails_no_task_whose_worker_lives(#[case
     .await;
     finish.send(()).unwrap();
     assert_eq!(said(&ended(&other, &task_id).await), "attempt 1");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn what_is_done_as_the_process_is_told_to_end_is_stored(#[case] engine: Engine) {
+    let store = engine.open().await;
+    // Whether the end is felt first or the order to stop is left to chance.
+    for _ in 0..20 {
+        let one = manager(&store.backend, LONG);
+        let (finish, finished) = oneshot::channel::<()>();
+        let task_id = spawn(&one, |context| async move {
+            context.set_status_message("at work").await?;
+            finished.await.unwrap();
+            Ok(text("done"))
+        });
+        let task_id = task_id.await;
+        let at_work = |task: &DetailedTask| task.task.status_message.as_deref() == Some("at work");
+        polled(&one, &task_id, at_work).await;
+        finish.send(()).unwrap();
+        within(one.shutdown()).await;
+        assert_eq!(said(&ended(&one, &task_id).await), "done");
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn shutdown_does_not_wait_for_an_engine_that_refuses_an_outcome(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let gate = Gate::new(&store);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), LONG);
+    let (finish, finished) = oneshot::channel::<()>();
+    spawn(&one, |_| async move {
+        finished.await.unwrap();
+        Ok(text("done"))
+    })
+    .await;
+    gate.set_closed(true);
+    finish.send(()).unwrap();
+    gate.refuses().await;
+    within(one.shutdown()).await;
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_an_engine_that_hangs() {
+    let store = Engine::Memory.open().await;
+    let gate = Gate::new(&store);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), LONG);
+    spawn(&one, |_| std::future::pending()).await;
+    gate.is_silent.store(true, Ordering::SeqCst);
+    within(one.shutdown()).await;
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_watch_that_was_refused_is_begun_again_with_a_renewal(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let gate = Gate::with(&store, is_broken);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), SHORT * 10);
+    let begun = Arc::clone(&gate);
+    let task_id = spawn(&one, |context| {
+        // The task is stored, and is not watched yet.
+        begun.set_closed(true);
+        async move {
+            context.cancelled().await;
+            Ok(text("cleaned up"))
+        }
+    })
+    .await;
+    until(|| gate.watches.load(Ordering::SeqCst) > 0).await;
+    gate.set_closed(false);
+    let refused = gate.watches.load(Ordering::SeqCst);
+    until(|| gate.watches.load(Ordering::SeqCst) > refused).await;
+    assert_eq!(one.running_task_count(), 1);
+    one.cancel_task(&alice(), &task_id).await.unwrap();
+    assert_eq!(said(&ended(&one, &task_id).await), "cleaned up");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn what_an_operation_writes_for_nobody_is_refused_as_if_it_were_cancelled(#[case] engine: Engine) {
+    let (store, one, other) = open(engine, LONG).await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let tell = move |context: TaskContext| -> TaskFuture {
+        let tell = tell.clone();
+        Box::pin(async move {
+            context.cancelled().await;
+            tell.send(context.set_status_message("late").await).unwrap();
+            Err(TaskExit::Cancelled)
+        })
+    };
+    let gone = one.spawn(&alice(), TaskOptions::new(), &tell).await.unwrap().task_id;
+    other.store().delete(&key(&gone)).await.unwrap();
+    let late = within(told.recv()).await.unwrap();
+    assert!(matches!(late, Err(TaskExit::Cancelled)), "{late:?}");
+
+    // Another has the lease: the attempt was handed back in the name of the first, and taken up.
+    one.register("work", move |context, _| tell(context));
+    let task_id = one.spawn_registered(&alice(), "work", Value::Null, resume()).await.unwrap().task_id;
+    let mut record: Value = serde_json::from_slice(&store.get(&key(&task_id)).await.unwrap().data).unwrap();
+    record["lease"]["attempt"] = json!(2);
+    store.put(&key(&task_id), record.to_string().into(), PutOptions::default()).await.unwrap();
+    let late = within(told.recv()).await.unwrap();
+    assert!(matches!(late, Err(TaskExit::Cancelled)), "{late:?}");
 }
 
 #[tokio::test]
@@ -833,7 +1183,7 @@ async fn an_orphan_that_cannot_resume_here_does_not_hurry_the_sweeps() {
     ignorant.sweep([alice()]);
     // Three times as long as it takes until a sweep that is in a hurry.
     tokio::time::sleep(Duration::from_millis(3_200)).await;
-    assert_eq!(gate.lists.load(Ordering::SeqCst), 1);
+    assert_eq!(gate.listed(&alice()), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
