@@ -95,7 +95,11 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
                     let log: Value = command(admin, ["ACL", "LOG"]);
                     format!("{log:?}").contains("sunsubscribe")
                 };
-                while !denied(&mut admin) {
+                let listeners = |admin: &mut Connection| {
+                    let clients: String = command(admin, ["CLIENT", "LIST", "TYPE", "pubsub"]);
+                    clients.lines().count()
+                };
+                while !denied(&mut admin) || listeners(&mut admin) > 0 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             }

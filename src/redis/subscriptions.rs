@@ -39,11 +39,11 @@ pub(super) struct Subscriptions {
     /// How long a server may take for an answer.
     limit: Duration,
     channels: Mutex<HashMap<String, Channel>>,
-    /// By address. Held while a connection is made, so that there is one per server.
+    /// By address.
     servers: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Outcome>>>>,
 }
 
-/// What the latest attempt to connect came to, and when.
+/// What the latest attempt to connect came to, and when. Locked while one is under way, so that there is one at a time.
 type Outcome = Option<(Instant, RedisResult<Arc<Server>>)>;
 
 /// One owner, while somebody watches.
@@ -139,14 +139,22 @@ impl Subscriptions {
         }
     }
 
+    /// Has every channel of this connection subscribe anew, and closes it.
+    fn give_up(&self, server: &Arc<Server>) {
+        server.is_lost.send_replace(true);
+        self.servers().remove(&server.address);
+    }
+
+    /// Nothing panics while it holds the servers.
+    fn servers(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<Outcome>>>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The connection to a server, shared by all channels that it keeps.
     async fn server(self: &Arc<Self>, inner: &Arc<Inner>, client: Client) -> RedisResult<Arc<Server>> {
         let address = client.get_connection_info().addr().to_string();
         let asked = Instant::now();
-        let place = {
-            let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(servers.entry(address.clone()).or_default())
-        };
+        let place = Arc::clone(self.servers().entry(address.clone()).or_default());
         let mut latest = place.lock().await;
         match &*latest {
             Some((_, Ok(server))) if !*server.is_lost.borrow() => return Ok(Arc::clone(server)),
@@ -239,7 +247,7 @@ async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
         // Who only listens keeps up with the server's clock by this.
         match server.send(&redis::cmd("TIME")).await.ok().as_ref().and_then(server_time) {
             Some(server_us) if !inner.link.has_left(&server.address) => inner.clock.observe(server_us, sent),
-            _ => drop(server.is_lost.send_replace(true)),
+            _ => inner.subscriptions.iter().for_each(|subscriptions| subscriptions.give_up(&server)),
         }
     }
 }
@@ -265,7 +273,7 @@ impl Listening {
                     if let Either::Right(_) = select(is_lost, pin!(self.abandoned())).await {
                         if let Err(error) = server.send(&unsubscribe).await {
                             tracing::warn!(channel = self.channel, %error, "a subscription could not be ended");
-                            server.is_lost.send_replace(true);
+                            self.subscriptions.give_up(&server);
                         }
                         if self.forget_if_left() {
                             return;
@@ -308,7 +316,7 @@ impl Listening {
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no
                 // use, as when the runtime is gone that it ran on.
                 if !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
-                    server.is_lost.send_replace(true);
+                    self.subscriptions.give_up(&server);
                 }
                 Err(error)
             }

@@ -10,7 +10,7 @@ use rmcp::model::{DetailedTask, Task};
 use rmcp::task_manager::{TaskFuture, TaskOptions};
 use serde_json::Value;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{Instrument, debug_span};
 
 use super::context::TaskContext;
@@ -94,6 +94,8 @@ struct Inner<B> {
     /// This process is to end.
     stop: watch::Sender<bool>,
     is_sweeping: AtomicBool,
+    /// Owners were named: they are looked at now.
+    named: Arc<Notify>,
 }
 
 /// Whose tasks are looked through.
@@ -141,6 +143,7 @@ impl<B: StorageBackend> DurableTaskManager<B> {
             running: watch::Sender::new(0),
             stop: watch::Sender::new(false),
             is_sweeping: AtomicBool::new(false),
+            named: Arc::default(),
         }));
         manager.0.begin_to_sweep();
         manager
@@ -155,6 +158,7 @@ impl<B: StorageBackend> DurableTaskManager<B> {
     /// it has served them.
     pub fn sweep(&self, owners: impl IntoIterator<Item = OwnerId>) {
         self.0.owners().named.extend(owners);
+        self.0.named.notify_one();
         self.0.begin_to_sweep();
     }
 
@@ -365,25 +369,28 @@ impl<B: StorageBackend> Inner<B> {
     fn begin_to_sweep(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else { return };
         if !self.is_sweeping.swap(true, Ordering::Relaxed) {
-            let (this, stop) = (Arc::downgrade(self), Stop::new(&self.stop));
-            runtime.spawn(keep_sweeping(this, stop).instrument(debug_span!("sweep")));
+            let (this, named, stop) = (Arc::downgrade(self), Arc::clone(&self.named), Stop::new(&self.stop));
+            runtime.spawn(keep_sweeping(this, named, stop).instrument(debug_span!("sweep")));
         }
     }
 
     /// Looks through the open tasks of all owners; whether any of them may be without a worker is settled soon.
     async fn sweep(self: &Arc<Self>) -> Duration {
         let owners: HashSet<OwnerId> = {
-            let owners = self.owners();
-            owners.named.union(&owners.served).cloned().collect()
+            let mut owners = self.owners();
+            // Those with open tasks are put back; so is who is served meanwhile.
+            let served = std::mem::take(&mut owners.served);
+            owners.named.iter().cloned().chain(served).collect()
         };
         let mut pause = self.store.lease_duration() / 3;
         for owner in owners {
             match self.sweep_owner(&owner).await {
-                Ok(Open::None) => drop(self.owners().served.remove(&owner)),
+                Ok(Open::None) => continue,
                 Ok(Open::Attended) => {}
                 Ok(Open::Lapsed) => pause = pause.min(crate::store::SEEN_APART),
                 Err(error) => tracing::warn!(%error, %owner, "an owner's tasks could not be looked through"),
             }
+            self.owners().served.insert(owner);
         }
         pause
     }
@@ -426,13 +433,14 @@ enum Open {
     Lapsed,
 }
 
-async fn keep_sweeping<B: StorageBackend>(manager: Weak<Inner<B>>, stop: Stop) {
+async fn keep_sweeping<B: StorageBackend>(manager: Weak<Inner<B>>, named: Arc<Notify>, stop: Stop) {
     loop {
         let Some(inner) = manager.upgrade() else { return };
         let pause = inner.sweep().await;
         drop(inner);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = named.notified() => {}
             () = stop.told() => return,
         }
     }
