@@ -338,4 +338,20 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(60), in_time).await.expect("it is read again");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn polling_begins_at_20_ms_and_slows_down_to_a_second_while_nothing_changes() {
+        let reads = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&reads);
+        let backend = Scripted(Mutex::new(move || {
+            told.lock().unwrap().push(Instant::now());
+            Ok(record())
+        }));
+        let mut watch = by_polling(Arc::new(backend), TaskKey::new("alice", "t1").unwrap());
+        watch.next().await.unwrap().unwrap();
+        assert!(timeout_at(Instant::now() + Duration::from_secs(5), watch.next()).await.is_err());
+        let reads = reads.lock().unwrap();
+        let pauses: Vec<_> = reads.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+        assert_eq!(pauses, [20, 40, 80, 160, 320, 640, 1000, 1000, 1000]);
+    }
 }

@@ -363,6 +363,13 @@ async fn a_request_to_cancel_is_left_to_a_live_worker_and_ends_a_task_that_has_l
     assert_eq!(other.request_cancel(&key).await.unwrap().task.status, TaskStatus::Cancelled);
 }
 
+#[test]
+fn a_lease_lasts_30_seconds_unless_the_configuration_says_otherwise() {
+    let lasts = |config| TaskStore::with_config(MemoryBackend::new(), config).lease_duration();
+    assert_eq!(lasts(StoreConfig::new()), Duration::from_secs(30));
+    assert_eq!(lasts(StoreConfig::new().lease(LONG)), LONG);
+}
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn only_a_task_with_an_operation_can_resume(#[case] engine: Engine) {

@@ -1223,3 +1223,17 @@ async fn shutdown_does_not_wait_for_an_operation_that_does_not_yield() {
     assert!(said(&lost.payload).contains("worker"), "its lease was handed back: {lost:?}");
     release.send(()).unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_fails_is_made_again_well_before_others_take_the_worker_for_lost() {
+    let gate = Arc::new(Gate::of(Arc::new(MemoryBackend::new())));
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), Duration::from_secs(30));
+    spawn(&one, |_| std::future::pending()).await;
+    gate.set_closed(true);
+    // Nothing is written before a third of the lease has passed.
+    tokio::time::sleep(Duration::from_millis(9_900)).await;
+    let before = gate.refused.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let refused = gate.refused.load(Ordering::SeqCst) - before;
+    assert!((5..=15).contains(&refused), "{refused} in two seconds");
+}

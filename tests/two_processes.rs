@@ -216,7 +216,7 @@ async fn until(mut reached: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes to that");
 }
 
-/// Prints the figures, and holds their median against ten times what it is to be.
+/// Prints the figures, and holds them against ten times what they are to be.
 fn assert_felt(what: &str, mut times: Vec<Duration>, limit: Duration) {
     times.sort();
     let (median, p99) = (times[times.len() / 2], times[(times.len() * 99 / 100).min(times.len() - 1)]);
@@ -224,7 +224,7 @@ fn assert_felt(what: &str, mut times: Vec<Duration>, limit: Duration) {
     println!(
         "figure | {what} | median {median:.1?}, 99th percentile {p99:.1?}, of {count} (to be {limit:?})"
     );
-    assert!(median < limit * 10, "{what}: median {median:?}");
+    assert!(p99 < limit * 10, "{what}: median {median:?}, 99th percentile {p99:?}");
 }
 
 async fn answers_cancels_and_ends_cross(rounds: usize) {
