@@ -282,7 +282,7 @@ async fn an_error_that_cannot_be_stored_ends_its_task_all_the_same(#[case] engin
     let (_store, one, other) = open(engine, LONG).await;
     let error = ErrorData::internal_error("x".repeat(2 << 20), None);
     let task_id = spawn(&one, |_| async { Err(TaskExit::Error(error)) }).await;
-    ended(&other, &task_id).await;
+    assert!(said(&ended(&other, &task_id).await).contains("cannot be stored"));
 }
 
 #[apply(on_every_engine)]

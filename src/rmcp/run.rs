@@ -187,6 +187,7 @@ impl<B: StorageBackend> Run<B> {
 
     async fn store_outcome(&self, outcome: Outcome) {
         let mut ending = Ending::of(outcome);
+        let mut is_reduced = false;
         let mut delay = Duration::from_millis(50);
         loop {
             let write = async {
@@ -208,17 +209,15 @@ impl<B: StorageBackend> Run<B> {
                 }
                 Err(_) => tracing::warn!("the outcome of an operation could not be stored in time yet"),
                 Ok(Err(error)) => {
-                    // A result over the limits, and then nothing but this.
                     let told = ErrorData::from(error).message;
                     tracing::error!(error = %told, "the outcome of an operation cannot be stored");
-                    ending = match ending {
-                        Ending::Completed(_) => Ending::Failed(RpcError::new(
-                            -32603,
-                            format!("the result cannot be stored: {told}"),
-                        )),
-                        Ending::Failed(_) => Ending::Cancelled,
-                        Ending::Cancelled => return,
-                    };
+                    // One over the limits is no reason to leave the task open. If not even this can be stored, its lease
+                    // lapses, and others settle it.
+                    if std::mem::replace(&mut is_reduced, true) {
+                        return;
+                    }
+                    let told = format!("the outcome of the operation cannot be stored: {told}");
+                    ending = Ending::Failed(RpcError::new(-32603, told));
                     continue;
                 }
             }
