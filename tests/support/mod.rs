@@ -22,6 +22,8 @@ pub mod fake;
 pub mod proxy;
 #[cfg(feature = "redis-tests")]
 pub mod redis;
+#[cfg(feature = "rmcp")]
+pub mod rmcp;
 #[cfg(feature = "redis-tests")]
 pub mod sentinel;
 #[cfg(feature = "redis-tests")]

@@ -1,0 +1,317 @@
+//! What the tests of the durable manager for rmcp share.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ::rmcp::model::{
+    CallToolResult, ContentBlock, DetailedTask, ElicitRequest, ElicitRequestParams, ElicitationSchema,
+    InputRequest, TaskPayload, TaskStatus,
+};
+use ::rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions, TaskContext};
+use mcp_task_store::{
+    OnWorkerLost, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError, StoreConfig,
+    TaskKey, TaskStore, Version, Written,
+};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::{Engine, Store, owner};
+
+pub type Manager = DurableTaskManager<Arc<dyn StorageBackend>>;
+
+/// A lease that does not lapse in a test, and one that does.
+pub const LONG: Duration = Duration::from_secs(3600);
+pub const SHORT: Duration = Duration::from_millis(300);
+
+pub fn manager(backend: &Arc<dyn StorageBackend>, lease: Duration) -> Manager {
+    // A task whose TTL has elapsed can be looked at for as long as a test takes.
+    let config = StoreConfig::new().lease(lease).retention(LONG);
+    DurableTaskManager::new(TaskStore::with_config(Arc::clone(backend), config))
+}
+
+/// Two instances of a server on one engine.
+pub async fn open(engine: Engine, lease: Duration) -> (Store, Manager, Manager) {
+    let store = engine.open().await;
+    let (one, other) = (manager(&store.backend, lease), manager(&store.backend, lease));
+    (store, one, other)
+}
+
+pub fn alice() -> OwnerId {
+    owner("alice")
+}
+
+pub fn text(text: impl Into<String>) -> CallToolResult {
+    CallToolResult::success(vec![ContentBlock::text(text)])
+}
+
+pub fn elicitation(message: &str) -> InputRequest {
+    InputRequest::Elicitation(ElicitRequest::new(ElicitRequestParams::FormElicitationParams {
+        meta: None,
+        message: message.to_owned(),
+        requested_schema: ElicitationSchema::new([].into()),
+    }))
+}
+
+pub async fn spawn<F>(manager: &Manager, operation: impl FnOnce(TaskContext) -> F) -> String
+where
+    F: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
+{
+    let options = TaskOptions::new();
+    manager.spawn(&alice(), options, |context| Box::pin(operation(context))).await.unwrap().task_id
+}
+
+pub fn key(task_id: &str) -> TaskKey {
+    super::key("alice", task_id)
+}
+
+pub fn resume() -> RegisteredOptions {
+    RegisteredOptions::new().on_worker_lost(OnWorkerLost::Resume)
+}
+
+/// Polls as a client does, until the task is as wanted.
+pub async fn polled(
+    manager: &Manager,
+    task_id: &str,
+    wanted: impl Fn(&DetailedTask) -> bool,
+) -> DetailedTask {
+    let polling = async {
+        loop {
+            let task = manager.get_task(&alice(), task_id).await.unwrap();
+            if wanted(&task) {
+                return task;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), polling).await.expect("it comes to that")
+}
+
+pub async fn ended(manager: &Manager, task_id: &str) -> TaskPayload {
+    polled(manager, task_id, |task| task.status().is_terminal()).await.payload
+}
+
+pub async fn asks(manager: &Manager, task_id: &str) -> TaskPayload {
+    polled(manager, task_id, |task| task.status() == TaskStatus::InputRequired).await.payload
+}
+
+/// The text of a completed task, or the message of a failed one.
+pub fn said(payload: &TaskPayload) -> String {
+    match payload {
+        TaskPayload::Completed { result } => result["content"][0]["text"].as_str().unwrap().to_owned(),
+        TaskPayload::Failed { error } => error["message"].as_str().unwrap().to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+pub async fn until(reached: impl Fn() -> bool) {
+    within(async {
+        while !reached() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it comes to an end")
+}
+
+/// An instance in a runtime of its own, which takes all that runs in it along when it is lost.
+pub struct Mortal {
+    pub runtime: tokio::runtime::Runtime,
+    pub manager: Manager,
+}
+
+impl Mortal {
+    pub fn start(store: &Store, lease: Duration) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let guard = runtime.enter();
+        let manager = manager(&store.backend, lease);
+        drop(guard);
+        Self { runtime, manager }
+    }
+
+    /// Begins a task in its runtime.
+    pub async fn spawn<T: Send + 'static>(&self, begin: impl Future<Output = T> + Send + 'static) -> T {
+        self.runtime.spawn(begin).await.unwrap()
+    }
+
+    /// Like a `SIGKILL`: nothing is handed back.
+    pub fn kill(self) {
+        self.runtime.shutdown_background();
+    }
+}
+
+/// Registers an operation that tells of its attempts and waits; from the second attempt on it completes.
+pub fn register(manager: &Manager) -> mpsc::UnboundedReceiver<(u32, Value)> {
+    let (tell, told) = mpsc::unbounded_channel();
+    manager.register("wait", move |context: TaskContext, arguments: Value| -> TaskFuture {
+        let tell = tell.clone();
+        Box::pin(async move {
+            // Nobody listens in a test that does not care.
+            let _ = tell.send((context.attempt(), arguments));
+            if context.attempt() > 1 {
+                return Ok(text(format!("attempt {}", context.attempt())));
+            }
+            context.cancelled().await;
+            Err(TaskExit::Cancelled)
+        })
+    });
+    told
+}
+
+/// An engine that one instance can be cut off from.
+pub struct Gate {
+    pub backend: Arc<dyn StorageBackend>,
+    /// What it says while it is closed.
+    pub error: fn() -> StorageError,
+    pub is_closed: AtomicBool,
+    /// After how long a call fails that finds it closed.
+    pub fails_after: Duration,
+    /// Larger records are an error that is none of the caller's making.
+    pub most_bytes: usize,
+    /// It does not even say that it is closed.
+    pub is_silent: AtomicBool,
+    /// How many calls it has refused.
+    pub refused: AtomicUsize,
+    /// Whose tasks were listed, in this order.
+    pub listed: Mutex<Vec<OwnerId>>,
+    /// How many watches were begun.
+    pub watches: AtomicUsize,
+}
+
+pub fn is_away() -> StorageError {
+    StorageError::Unavailable {
+        address: "the gate".to_owned(),
+        reason: "it is closed".to_owned(),
+        outcome_unknown: false,
+        source: None,
+    }
+}
+
+/// Nothing says that the same call may succeed later, and it may have succeeded now.
+pub fn is_broken() -> StorageError {
+    StorageError::Backend {
+        address: "the gate".to_owned(),
+        reason: "it is broken".to_owned(),
+        outcome_unknown: true,
+        source: None,
+    }
+}
+
+impl Gate {
+    pub fn new(store: &Store) -> Arc<Self> {
+        Self::with(store, is_away)
+    }
+
+    pub fn with(store: &Store, error: fn() -> StorageError) -> Arc<Self> {
+        Arc::new(Self { error, ..Self::of(Arc::clone(&store.backend)) })
+    }
+
+    pub fn of(backend: Arc<dyn StorageBackend>) -> Self {
+        Self {
+            backend,
+            error: is_away,
+            fails_after: Duration::ZERO,
+            most_bytes: usize::MAX,
+            is_closed: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
+            refused: AtomicUsize::new(0),
+            listed: Mutex::default(),
+            watches: AtomicUsize::new(0),
+        }
+    }
+
+    pub fn set_closed(&self, is_closed: bool) {
+        self.is_closed.store(is_closed, Ordering::SeqCst);
+    }
+
+    /// Waits until it has refused one more call.
+    pub async fn refuses(&self) {
+        let before = self.refused.load(Ordering::SeqCst);
+        until(|| self.refused.load(Ordering::SeqCst) > before).await;
+    }
+
+    /// How often the tasks of this owner were listed.
+    pub fn listed(&self, owner: &OwnerId) -> usize {
+        self.listed.lock().unwrap().iter().filter(|listed| *listed == owner).count()
+    }
+
+    async fn pass(&self) -> Result<&dyn StorageBackend, StorageError> {
+        if self.is_silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        if self.is_closed.load(Ordering::SeqCst) {
+            tokio::time::sleep(self.fails_after).await;
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err((self.error)());
+        }
+        Ok(&*self.backend)
+    }
+}
+
+#[async_trait]
+impl StorageBackend for Gate {
+    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
+        self.pass().await?.get(key).await
+    }
+
+    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
+        self.pass().await?.put(key, data, options).await
+    }
+
+    async fn put_if_version(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        expected: Version,
+    ) -> Result<Written, StorageError> {
+        if data.len() > self.most_bytes {
+            return Err(StorageError::Backend {
+                address: "the gate".to_owned(),
+                reason: "it is narrow".to_owned(),
+                outcome_unknown: false,
+                source: None,
+            });
+        }
+        self.pass().await?.put_if_version(key, data, options, expected).await
+    }
+
+    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
+        self.pass().await?.delete(key).await
+    }
+
+    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
+        self.listed.lock().unwrap().push(owner.clone());
+        self.pass().await?.list(owner, page).await
+    }
+
+    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
+        self.pass().await?.cleanup_expired().await
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.backend.now()
+    }
+
+    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        self.watches.fetch_add(1, Ordering::SeqCst);
+        let watch = Arc::clone(&self.backend).watch(key);
+        if !self.is_closed.load(Ordering::SeqCst) {
+            return watch;
+        }
+        let error = (self.error)();
+        let goes_on = error.is_retryable();
+        let refusal = stream::unfold(Some(error), async |error| Some((Err(error?), None)));
+        if goes_on { Box::pin(refusal.chain(watch)) } else { Box::pin(refusal) }
+    }
+}
