@@ -293,7 +293,7 @@ impl<B: StorageBackend> Inner<B> {
         self.operations().get(name).cloned()
     }
 
-    /// The key of a task that a client names, whose owner is served from now on.
+    /// The key of a task that a client names.
     fn key(self: &Arc<Self>, owner: &OwnerId, task_id: &str) -> Result<TaskKey, TaskError> {
         self.begin_to_sweep();
         let task = TaskId::try_from(task_id).map_err(|_| TaskError::InvalidArgument {

@@ -85,8 +85,7 @@ impl<B: StorageBackend> Run<B> {
         let mut changes = Some(watch());
         let mut renew_at = Instant::now() + third;
         let mut abort_at = None;
-        let ttl_at = self.ttl().map(|left| Instant::now() + left);
-        let mut has_ttl = ttl_at.is_some();
+        let mut ttl_at = self.ttl().map(|left| Instant::now() + left);
         loop {
             let is_over = self.seen.borrow().is_over;
             if is_over && abort_at.is_none() {
@@ -125,8 +124,8 @@ impl<B: StorageBackend> Run<B> {
                         renew_at = Instant::now();
                     }
                 }
-                () = sleep_until(ttl_at.unwrap_or(renew_at)), if has_ttl && !is_over => {
-                    has_ttl = false;
+                () = sleep_until(ttl_at.unwrap_or(renew_at)), if ttl_at.is_some() && !is_over => {
+                    ttl_at = None;
                     let read = self.attempt.read().await;
                     self.look_at(read);
                 }
