@@ -49,15 +49,18 @@ pub enum StorageError {
         /// What the engine said, where it said something.
         source: Option<BoxError>,
     },
-    /// The value is larger than the engine is configured to take. Nothing was sent.
-    #[error("the value has {size} bytes, the configured maximum is {max}")]
+    /// Data or a part is larger than the engine is configured to take, or a record would have too many parts. Nothing
+    /// was written.
+    #[error("{what}: {size} is over the maximum of {max}")]
     TooLarge {
-        /// Size of the value in bytes.
+        /// What is limited, and its unit.
+        what: String,
+        /// What was given.
         size: usize,
-        /// The configured maximum in bytes.
+        /// What is allowed.
         max: usize,
     },
-    /// An owner or task id is empty or too long.
+    /// An owner id, a task id, or the name of a part or of a queue is not legal.
     #[error("invalid key: {reason}")]
     InvalidKey {
         /// Which id, and what is wrong with it.

@@ -35,6 +35,22 @@ pub(crate) fn escape(id: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// Reads what [`escape`] wrote; `None` if it did not write it so.
+pub(crate) fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok().filter(|id| escape(id) == text)
+}
+
 fn checked(id: String, what: &'static str) -> Result<Arc<str>, StorageError> {
     match id.len() {
         0 => Err(StorageError::InvalidKey { reason: format!("the {what} id is empty") }),
@@ -130,7 +146,7 @@ impl TaskId {
 ///
 /// There is no key without an owner, so no call can reach a record of somebody else. `Display` gives
 /// `owner:task` with `:`, `%`, `{`, `}` and control characters of the ids percent-encoded, which is
-/// unambiguous and safe in a log line.
+/// unambiguous and safe in a log line. `FromStr` reads that text.
 ///
 /// ```
 /// use mcp_task_store::TaskKey;
@@ -160,6 +176,22 @@ impl TaskKey {
 impl From<(OwnerId, TaskId)> for TaskKey {
     fn from((owner, task): (OwnerId, TaskId)) -> Self {
         Self { owner, task }
+    }
+}
+
+impl FromStr for TaskKey {
+    type Err = StorageError;
+
+    /// # Errors
+    /// [`StorageError::InvalidKey`] for text that no key is displayed as.
+    fn from_str(text: &str) -> Result<Self, StorageError> {
+        let ids = text.split_once(':').and_then(|(owner, task)| Some((unescape(owner)?, unescape(task)?)));
+        match ids {
+            Some((owner, task)) => Ok(Self { owner: owner.try_into()?, task: task.try_into()? }),
+            None => {
+                Err(StorageError::InvalidKey { reason: format!("{text:?} is not of the form owner:task") })
+            }
+        }
     }
 }
 
@@ -197,6 +229,18 @@ mod tests {
         assert!(matches!(TaskId::try_from(id), Err(StorageError::InvalidKey { .. })));
     }
 
+    #[rstest]
+    #[case::no_task("alice")]
+    #[case::no_owner(":t1")]
+    #[case::a_colon_too_many("a:b:c")]
+    #[case::not_encoded_as_written("a%62:t1")]
+    #[case::lower_case("a%3a:t1")]
+    #[case::cut_off("a%3:t1")]
+    #[case::not_utf8("a%FF:t1")]
+    fn text_that_no_key_is_displayed_as_is_refused(#[case] text: &str) {
+        assert!(matches!(text.parse::<TaskKey>(), Err(StorageError::InvalidKey { .. })));
+    }
+
     #[test]
     fn an_id_of_256_bytes_is_accepted() {
         TaskKey::new(&"x".repeat(256), &"é".repeat(128)).unwrap();
@@ -208,6 +252,12 @@ mod tests {
                                        c in "[a:%{}\\x00]{1,6}", d in "[a:%{}\\x00]{1,6}") {
             let (left, right) = (TaskKey::new(&a, &b).unwrap(), TaskKey::new(&c, &d).unwrap());
             prop_assert_eq!(left == right, left.to_string() == right.to_string());
+        }
+
+        #[test]
+        fn a_key_is_read_from_its_text(owner in "[a:%{}\\x00é🦀\\x7f]{1,6}", task in "[a:%{}\\x00 \\u{85}]{1,6}") {
+            let key = TaskKey::new(&owner, &task).unwrap();
+            prop_assert_eq!(key.to_string().parse::<TaskKey>().unwrap(), key);
         }
     }
 }

@@ -5,7 +5,8 @@
 //! every instance of the server must be able to answer. Three layers, each of which knows only the one below:
 //!
 //! * [`TaskStore`]: the lifecycle. Status machine, TTL, quotas, inputs, variables.
-//! * [`StorageBackend`]: the contract of an engine. Versioned records by owner and task.
+//! * [`StorageBackend`]: the contract of an engine. Versioned records by owner and task. [`Agenda`] adds timers across
+//!   owners.
 //! * The engines: [`MemoryBackend`], and `RedisBackend` with the feature `redis`.
 //!
 //! For servers on the official SDK, the feature `rmcp` has a task manager on top. Servers on the SDK `pmcp`
@@ -66,7 +67,11 @@ mod store;
 mod task;
 mod watch;
 
-pub use backend::{DEFAULT_MAX_VALUE_BYTES, Expiry, PutOptions, Record, StorageBackend, Version, Written};
+pub use backend::{
+    Agenda, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry, LocalAgenda, MAX_PARTS, Next,
+    OwnerPage, Part, PartChange, PartChanges, PartName, PartSizes, PutOptions, Queue, Record, StorageBackend,
+    Taken, Timer, TimerPage, Version, Written,
+};
 pub use error::{BoxError, StorageError, TooFewReplicas};
 pub use key::{MAX_ID_BYTES, OwnerId, TaskId, TaskKey};
 pub use memory::MemoryBackend;

@@ -5,18 +5,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
-use crate::backend::{DEFAULT_MAX_VALUE_BYTES, check_size, from_micros, from_millis};
+use crate::backend::{
+    DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Timers, check_count, check_parts, check_size,
+    from_micros, from_millis,
+};
 use crate::watch::{Seat, Signal, Watched, by_signals};
 use crate::{
-    Cursor, Expiry, ListedRecord, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend,
-    StorageError, TaskId, TaskKey, Version, Written,
+    Agenda, Cursor, Due, Expiry, ListedRecord, Next, OwnerId, OwnerPage, Page, PageRequest, Part, PartChange,
+    PartChanges, PartName, PutOptions, Queue, Record, StorageBackend, StorageError, Taken, TaskId, TaskKey,
+    TimerPage, Version, Written,
 };
 
 /// Into how many shards the owners are spread, so that few calls wait for one another.
@@ -49,6 +53,8 @@ pub struct MemoryBackend {
     /// Says which shard an owner is in; seeded at random, so that nobody can choose ids that crowd one.
     hasher: RandomState,
     max_value_bytes: usize,
+    max_part_bytes: usize,
+    timers: Timers,
     /// Which shard the next insert looks into beside its own.
     next_swept: AtomicUsize,
     /// Microseconds since the epoch.
@@ -64,7 +70,7 @@ struct Shard {
     watched: Watched<TaskKey>,
 }
 
-/// All records of an owner, and two orders of them: what the Redis engine keeps as hashes, `idx` and `exp`.
+/// All records of an owner, and two orders of them: what the Redis engine keeps as hashes and in one index.
 #[derive(Default)]
 struct Owner {
     tasks: HashMap<TaskId, Stored>,
@@ -80,6 +86,7 @@ struct Stored {
     expires_at: Option<u64>,
     /// Microseconds since the epoch, strictly increasing within an owner.
     created_at: u64,
+    parts: BTreeMap<PartName, Bytes>,
 }
 
 impl Stored {
@@ -92,8 +99,27 @@ impl Stored {
             data: self.data.clone(),
             version: self.version,
             expires_at: self.expires_at.map(from_millis),
+            parts: self.parts.iter().map(|(name, data)| (name.clone(), data.len())).collect(),
         }
     }
+}
+
+/// Applies a write to the parts that a record has.
+///
+/// # Errors
+/// `TooLarge` for more parts than a record may have; then the parts are as they were.
+fn change_parts(parts: &mut BTreeMap<PartName, Bytes>, changes: PartChanges) -> Result<(), StorageError> {
+    let changed = |name: &PartName| changes.get(name);
+    let kept = parts.keys().filter(|name| changed(name).is_none()).count();
+    let set = changes.values().filter(|change| matches!(change, PartChange::Set(_))).count();
+    check_count(kept + set)?;
+    for (name, change) in changes {
+        match change {
+            PartChange::Set(data) => drop(parts.insert(name, data)),
+            PartChange::Clear => drop(parts.remove(&name)),
+        }
+    }
+    Ok(())
 }
 
 /// Moves a member of an order by expiry. One whose expiry is what it was costs nothing.
@@ -198,12 +224,21 @@ impl MemoryBackend {
         self
     }
 
+    /// The same with another maximum size of a part, in bytes; 4 MiB unless set.
+    #[must_use]
+    pub fn max_part_bytes(mut self, max: usize) -> Self {
+        self.max_part_bytes = max;
+        self
+    }
+
     fn with_clock(shards: usize, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         let shards = (0..shards).map(|_| Mutex::default()).collect();
         Self {
             shards,
             hasher: RandomState::new(),
             max_value_bytes: DEFAULT_MAX_VALUE_BYTES,
+            max_part_bytes: DEFAULT_MAX_PART_BYTES,
+            timers: Timers::default(),
             next_swept: AtomicUsize::new(0),
             clock: Box::new(clock),
         }
@@ -236,6 +271,7 @@ impl MemoryBackend {
         expected: Option<Version>,
     ) -> Result<Written, StorageError> {
         check_size(&data, self.max_value_bytes)?;
+        check_parts(&options.parts, self.max_part_bytes)?;
         let duration = options.expiry.millis()?;
         let mut shard = self.shard(&key.owner);
         let now_us = (self.clock)();
@@ -259,8 +295,9 @@ impl MemoryBackend {
                 let Some(version) = live.version.next() else {
                     return Err(StorageError::VersionExhausted { key: key.to_string() });
                 };
+                change_parts(&mut live.parts, options.parts)?;
                 let (was, is) = (live.expires_at, expiry_after(live.expires_at));
-                *live = Stored { data, version, expires_at: is, created_at: live.created_at };
+                (live.data, live.version, live.expires_at) = (data, version, is);
                 if was != is {
                     shard.change(&key.owner, |owner| reorder(&mut owner.by_expiry, &key.task, was, is));
                 }
@@ -279,7 +316,9 @@ impl MemoryBackend {
                 let (version, expires_at) = (Version::FIRST, expiry_after(None));
                 shard.drop_expired(now_ms, DROPPED_BY_A_WRITE);
                 self.sweep_another(now_ms);
-                let stored = Stored { data, version, expires_at, created_at };
+                let mut parts = BTreeMap::new();
+                change_parts(&mut parts, options.parts)?;
+                let stored = Stored { data, version, expires_at, created_at, parts };
                 shard.change(&key.owner, |owner| owner.insert(&key.task, stored));
                 (version, expires_at)
             }
@@ -333,6 +372,15 @@ impl StorageBackend for MemoryBackend {
         }
     }
 
+    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        let mut shard = self.shard(&key.owner);
+        let Some(live) = shard.live(key, self.now_ms()) else {
+            return Err(StorageError::NotFound { key: key.to_string() });
+        };
+        let version = live.version;
+        Ok(live.parts.get(name).map(|data| Part { data: data.clone(), version }))
+    }
+
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
         self.write(key, data, options, None)
     }
@@ -356,22 +404,25 @@ impl StorageBackend for MemoryBackend {
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
         let (limit, below) = page.check(owner)?;
+        let (max_bytes, mut bytes) = (page.max_bytes, 0);
         let shard = self.shard(owner);
         let now_ms = self.now_ms();
         let mut page = Page::default();
         let Some(held) = shard.owners.get(owner) else {
             return Ok(page);
         };
-        let mut older = held.by_creation.range(..below.unwrap_or(u64::MAX)).rev().filter_map(|(at, task)| {
+        let older = held.by_creation.range(..below.unwrap_or(u64::MAX)).rev().filter_map(|(at, task)| {
             held.tasks.get(task).filter(|stored| stored.is_live(now_ms)).map(|stored| (*at, task, stored))
         });
-        for (created_at, task, stored) in older.by_ref().take(limit) {
+        for (created_at, task, stored) in older {
+            bytes += stored.data.len();
+            if page.records.len() == limit || !page.records.is_empty() && bytes > max_bytes {
+                return Ok(page);
+            }
             page.records.push(ListedRecord::new(task.clone(), stored.read(), from_micros(created_at)));
             page.next = Some(Cursor::new(owner, created_at));
         }
-        if older.next().is_none() {
-            page.next = None;
-        }
+        page.next = None;
         Ok(page)
     }
 
@@ -379,6 +430,10 @@ impl StorageBackend for MemoryBackend {
         let now_ms = self.now_ms();
         let dropped = self.shards.iter().map(|shard| lock(shard).drop_expired(now_ms, usize::MAX));
         Ok(dropped.sum::<usize>() as u64)
+    }
+
+    async fn clock(&self, _key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
+        Ok(self.now())
     }
 
     fn now(&self) -> DateTime<Utc> {
@@ -393,6 +448,56 @@ impl StorageBackend for MemoryBackend {
     }
 }
 
+/// How many owners a page holds at least, unless it is the last one.
+const OWNERS: usize = 256;
+
+#[async_trait]
+impl Agenda for MemoryBackend {
+    async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
+        self.timers.schedule(queue, key, after, self.now_ms())
+    }
+
+    async fn take_due(
+        &self,
+        queues: &[Queue],
+        limit: usize,
+        hide_for: Duration,
+    ) -> Result<Taken, StorageError> {
+        self.timers.take_due(queues, limit, hide_for, self.now_ms())
+    }
+
+    async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
+        self.timers.resolve(due, next, self.now_ms())
+    }
+
+    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+        self.timers.wakeups(queues)
+    }
+
+    /// The cursor is the shard that comes next.
+    async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
+        let shard = match after {
+            Some(cursor) => cursor.as_str().parse().ok().filter(|shard| *shard < self.shards.len()),
+            None => Some(0),
+        };
+        let mut shard = shard
+            .ok_or_else(|| StorageError::InvalidPage { reason: "the cursor is malformed".to_owned() })?;
+        let (now_ms, mut owners) = (self.now_ms(), Vec::new());
+        while shard < self.shards.len() && owners.len() < OWNERS {
+            let held = lock(&self.shards[shard]);
+            let has_live = |owner: &Owner| owner.tasks.values().any(|stored| stored.is_live(now_ms));
+            owners.extend(held.owners.iter().filter(|(_, owner)| has_live(owner)).map(|(id, _)| id.clone()));
+            shard += 1;
+        }
+        let next = (shard < self.shards.len()).then(|| Cursor::from(shard.to_string()));
+        Ok(OwnerPage::new(owners, next))
+    }
+
+    async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
+        self.timers.timers(queue, after)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,7 +505,6 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::sync::atomic::AtomicU64;
-    use std::time::Duration;
 
     const SECOND: u64 = 1_000_000;
 

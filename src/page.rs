@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::{OwnerId, StorageError, TaskId, Version};
+use crate::{OwnerId, PartSizes, StorageError, TaskId, Version};
 
 /// The largest page.
 pub const MAX_PAGE_LIMIT: usize = 256;
@@ -21,14 +21,26 @@ pub const MAX_PAGE_LIMIT: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
     pub(crate) limit: usize,
+    pub(crate) max_bytes: usize,
     pub(crate) after: Option<Cursor>,
 }
+
+/// About how many bytes of data a page holds unless it is asked for otherwise.
+const DEFAULT_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 impl PageRequest {
     /// The first page, of at most `limit` records. A limit outside 1 to [`MAX_PAGE_LIMIT`] is refused
     /// by the call that takes the request.
     pub fn new(limit: usize) -> Self {
-        Self { limit, after: None }
+        Self { limit, max_bytes: DEFAULT_MAX_BYTES, after: None }
+    }
+
+    /// About how many bytes of data the page may hold, 4 MiB unless set: it ends before the record that would exceed
+    /// them, and holds one record at least if there is one.
+    #[must_use]
+    pub fn max_bytes(mut self, max: usize) -> Self {
+        self.max_bytes = max;
+        self
     }
 
     /// The page that follows `cursor`, the [`next`](Page::next) of the page before.
@@ -136,12 +148,15 @@ pub struct ListedRecord {
     pub expires_at: Option<DateTime<Utc>>,
     /// When it was created by the engine's clock. No two records of an owner share it.
     pub created_at: DateTime<Utc>,
+    /// Names and sizes of its parts. [`part`](crate::StorageBackend::part) reads one.
+    pub parts: PartSizes,
 }
 
 impl ListedRecord {
     /// A listed record. For engines.
     pub fn new(task: TaskId, record: crate::Record, created_at: DateTime<Utc>) -> Self {
-        Self { task, data: record.data, version: record.version, expires_at: record.expires_at, created_at }
+        let crate::Record { data, version, expires_at, parts } = record;
+        Self { task, data, version, expires_at, created_at, parts }
     }
 }
 

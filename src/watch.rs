@@ -233,7 +233,7 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
-    use crate::{OwnerId, Page, PageRequest, PutOptions, Version, Written};
+    use crate::{OwnerId, Page, PageRequest, Part, PartName, PartSizes, PutOptions, Version, Written};
 
     type Read = Result<Record, StorageError>;
 
@@ -257,6 +257,14 @@ mod tests {
             _: PutOptions,
             _: Version,
         ) -> Result<Written, StorageError> {
+            unreachable!()
+        }
+
+        async fn part(&self, _: &TaskKey, _: &PartName) -> Result<Option<Part>, StorageError> {
+            unreachable!()
+        }
+
+        async fn clock(&self, _: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
             unreachable!()
         }
 
@@ -287,7 +295,7 @@ mod tests {
     }
 
     fn record() -> Record {
-        Record { data: Bytes::new(), version: Version::FIRST, expires_at: None }
+        Record { data: Bytes::new(), version: Version::FIRST, expires_at: None, parts: PartSizes::new() }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use mcp_task_store::{
-    Cursor, Expiry, MAX_PAGE_LIMIT, MemoryBackend, OwnerId, PageRequest, PutOptions, StorageBackend,
+    Agenda, Cursor, Expiry, MAX_PAGE_LIMIT, MemoryBackend, OwnerId, PageRequest, PutOptions, StorageBackend,
     StorageError, TaskKey, Version,
 };
 use rstest::rstest;
@@ -282,7 +282,7 @@ async fn a_duration_outside_1_ms_to_100_years_is_refused_and_nothing_is_written(
         let options = PutOptions::new(Expiry::After(illegal));
         for refused in [
             store.put(&key, "lost".into(), options).await,
-            store.put_if_version(&key, "lost".into(), options, before.version).await,
+            store.put_if_version(&key, "lost".into(), options.clone(), before.version).await,
             store.put_if_version(&support::key("alice", "t2"), "lost".into(), options, Version::ABSENT).await,
         ] {
             assert_refused!(refused, StorageError::InvalidExpiry { given } if given == illegal);
@@ -621,7 +621,7 @@ async fn a_value_over_the_maximum_is_refused_and_nothing_is_written(#[case] engi
         store.put_if_version(&key, too_large.clone(), keep(), Version::FIRST).await,
         store.put_if_version(&support::key("alice", "t2"), too_large.clone(), keep(), Version::ABSENT).await,
     ] {
-        assert_refused!(refused, StorageError::TooLarge { size: 4097, max: MAX_VALUE_BYTES });
+        assert_refused!(refused, StorageError::TooLarge { size: 4097, max: MAX_VALUE_BYTES, .. });
     }
     let record = store.get(&key).await.unwrap();
     assert_eq!((record.data, record.version), (largest, Version::FIRST));
@@ -652,7 +652,7 @@ async fn an_arc_of_a_backend_is_a_backend(#[case] engine: Engine) {
         assert!(backend.now().timestamp() > 1_700_000_000);
     }
     let store = engine.open().await;
-    let dynamic: Arc<dyn StorageBackend> = Arc::clone(&store.backend);
+    let dynamic: Arc<dyn Agenda> = Arc::clone(&store.backend);
     round_trip(dynamic).await;
     round_trip(Arc::new(MemoryBackend::new())).await;
 }
@@ -793,7 +793,7 @@ mod on_redis {
         let store = open().await;
         for options in [keep(), in_an_hour()] {
             for task in ["t1", "t2"] {
-                store.put(&key("alice", task), "data".into(), options).await.unwrap();
+                store.put(&key("alice", task), "data".into(), options.clone()).await.unwrap();
             }
             store.delete(&key("alice", "t1")).await.unwrap();
             store.delete(&key("alice", "t2")).await.unwrap();

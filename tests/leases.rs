@@ -13,16 +13,16 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use mcp_task_store::{
-    Attempt, MemoryBackend, NewTask, OnWorkerLost, OwnerId, Page, PageRequest, PutOptions, Record, RpcError,
-    StorageBackend, StorageError, StoreConfig, StoredTask, TaskError, TaskKey, TaskStatus, TaskStore,
-    Version, Written,
+    Agenda, Attempt, LocalAgenda, MemoryBackend, NewTask, OnWorkerLost, OwnerId, Page, PageRequest, Part,
+    PartName, PutOptions, Record, RpcError, StorageBackend, StorageError, StoreConfig, StoredTask, TaskError,
+    TaskKey, TaskStatus, TaskStore, Version, Written,
 };
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 use support::{Engine, Store, on_every_engine, on_every_watch, owner};
 
-type Tasks = TaskStore<Arc<dyn StorageBackend>>;
-type Trying = Attempt<Arc<dyn StorageBackend>>;
+type Tasks = TaskStore<Arc<dyn Agenda>>;
+type Trying = Attempt<Arc<dyn Agenda>>;
 
 /// A lease that is not going to lapse in a test.
 const LONG: Duration = Duration::from_secs(3600);
@@ -461,6 +461,14 @@ impl StorageBackend for Watching {
         self.0.get(key).await
     }
 
+    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        self.0.part(key, name).await
+    }
+
+    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
+        self.0.clock(key).await
+    }
+
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
         self.0.put(key, data, options).await
     }
@@ -511,7 +519,7 @@ async fn a_wait_outlasts_errors_that_may_pass_and_watches_that_end_and_is_ended_
         0 => stream::iter([Ok(()), Err(away()), Ok(())]).boxed(),
         _ => stream::iter([Ok(()), Err(denied())]).boxed(),
     });
-    let tasks: Tasks = TaskStore::new(Arc::new(backend));
+    let tasks: Tasks = TaskStore::new(Arc::new(LocalAgenda::new(backend)));
     let (key, _attempt) = start(&tasks, closure()).await;
     let error = waited(&tasks, &key).await;
     assert_refused!(error, TaskError::Storage(StorageError::Denied { .. }));

@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use mcp_task_store::{
-    MemoryBackend, NewTask, OwnerId, Page, PageRequest, PutOptions, Record, RpcError, StorageBackend,
-    StorageError, StoreConfig, StoredTask, TaskError, TaskKey, TaskRef, TaskStatus, TaskStore, Ttl, Version,
-    Written,
+    Agenda, LocalAgenda, MemoryBackend, NewTask, OwnerId, Page, PageRequest, Part, PartName, PutOptions,
+    Record, RpcError, StorageBackend, StorageError, StoreConfig, StoredTask, TaskError, TaskKey, TaskRef,
+    TaskStatus, TaskStore, Ttl, Version, Written,
 };
 use rstest::rstest;
 use rstest_reuse::apply;
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use support::{Engine, Store, in_an_hour, keep, key, on_every_engine, owner};
 use tokio::task::JoinSet;
 
-type Tasks = TaskStore<Arc<dyn StorageBackend>>;
+type Tasks = TaskStore<Arc<dyn Agenda>>;
 
 async fn open(engine: Engine) -> (Store, Tasks) {
     open_with(engine, StoreConfig::new()).await
@@ -426,7 +426,7 @@ async fn instances(store: &Store, count: usize) -> Vec<Tasks> {
     for _ in 0..count {
         #[cfg(feature = "redis-tests")]
         if let Some(namespace) = &store.redis {
-            let backend: Arc<dyn StorageBackend> = Arc::new(namespace.backend().await);
+            let backend: Arc<dyn Agenda> = Arc::new(namespace.backend().await);
             instances.push(TaskStore::new(backend));
             continue;
         }
@@ -582,6 +582,14 @@ impl StorageBackend for Faulty {
         record
     }
 
+    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        self.memory.part(key, name).await
+    }
+
+    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
+        self.memory.clock(key).await
+    }
+
     async fn put(&self, _: &TaskKey, _: Bytes, _: PutOptions) -> Result<Written, StorageError> {
         unreachable!("a task store writes under conditions only")
     }
@@ -599,7 +607,7 @@ impl StorageBackend for Faulty {
             self.memory.put_if_version(&key, data, options, expected).await.unwrap();
         }
         let fault = self.faults.lock().unwrap().pop_front();
-        let write = self.memory.put_if_version(key, data.clone(), options, expected);
+        let write = self.memory.put_if_version(key, data.clone(), options.clone(), expected);
         match fault {
             None => write.await,
             Some(Fault::AnswerLost) => {
@@ -658,7 +666,7 @@ impl StorageBackend for Faulty {
 #[tokio::test]
 async fn a_write_without_an_answer_is_settled_and_applied_exactly_once(#[case] faults: &[Fault]) {
     let backend = Faulty::new([]);
-    let tasks = TaskStore::new(Arc::clone(&backend));
+    let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
     faults.iter().for_each(|fault| backend.befall(*fault));
     let done = tasks.complete(&created, json!("done")).await.unwrap();
@@ -678,7 +686,7 @@ async fn a_write_without_an_answer_is_settled_and_applied_exactly_once(#[case] f
 #[tokio::test]
 async fn where_nobody_can_tell_the_caller_is_told_so(#[case] fault: Fault, #[case] message: Option<&str>) {
     let backend = Faulty::new([]);
-    let tasks = TaskStore::new(Arc::clone(&backend));
+    let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
     backend.befall(fault);
     let error = tasks.set_status_message(&created, "halfway").await.unwrap_err();
@@ -696,7 +704,7 @@ async fn a_write_without_an_answer_is_settled_when_the_engine_answers_again(
     #[case] reads_without_answer: usize,
 ) {
     let backend = Faulty::new([]);
-    let tasks = TaskStore::new(Arc::clone(&backend));
+    let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
     backend.befall(fault);
     backend.reads_without_answer.store(reads_without_answer, Ordering::Relaxed);
@@ -708,7 +716,7 @@ async fn a_write_without_an_answer_is_settled_when_the_engine_answers_again(
 #[tokio::test]
 async fn an_engine_that_takes_no_writes_still_shows_an_overdue_task_as_failed() {
     let backend = Faulty::new([]);
-    let tasks = TaskStore::new(Arc::clone(&backend));
+    let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let short = call().ttl(Duration::from_millis(20));
     let overdue = tasks.create(&owner("alice"), short).await.unwrap();
     let other = tasks.create(&owner("alice"), call()).await.unwrap();
@@ -727,7 +735,7 @@ async fn an_engine_that_takes_no_writes_still_shows_an_overdue_task_as_failed() 
 #[tokio::test]
 async fn a_write_without_an_answer_is_found_behind_a_few_later_ones() {
     let backend = Faulty::new([]);
-    let tasks = TaskStore::new(Arc::clone(&backend));
+    let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
     backend.befall(Fault::AnswerLostAndOverwritten(3));
     let found = tasks.set_status_message(&created, "halfway").await.unwrap();
@@ -738,7 +746,7 @@ async fn a_write_without_an_answer_is_found_behind_a_few_later_ones() {
 async fn a_call_that_always_loses_is_contended_and_has_written_nothing() {
     let backend = Faulty::new([]);
     let config = StoreConfig::new().max_attempts(3);
-    let tasks = TaskStore::with_config(Arc::clone(&backend), config);
+    let tasks = TaskStore::with_config(LocalAgenda::new(Arc::clone(&backend)), config);
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
     (0..2).for_each(|_| backend.befall(Fault::Raced));
     tasks.set_status_message(&created.key, "in time").await.unwrap();
@@ -754,7 +762,7 @@ async fn a_call_that_always_loses_is_contended_and_has_written_nothing() {
 #[tokio::test]
 async fn writers_of_one_task_within_one_process_queue_up_instead_of_racing() {
     let backend = Faulty::new([]);
-    let tasks = TaskStore::new(Arc::clone(&backend));
+    let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
     let mut queueing = JoinSet::new();
     for writer in 0..64 {

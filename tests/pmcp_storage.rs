@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use mcp_task_store::pmcp::{ANONYMOUS, PmcpTasksBackend};
-use mcp_task_store::{StorageBackend, StorageError};
+use mcp_task_store::{Agenda, StorageBackend, StorageError};
 use pmcp_tasks::store::backend::{StorageBackend as PmcpBackend, StorageError as PmcpError};
 use pmcp_tasks::{
     GenericTaskStore, InMemoryBackend, ListTasksOptions, StoreConfig, TaskError, TaskSecurityConfig,
@@ -22,7 +22,7 @@ use rstest_reuse::apply;
 use serde_json::{Value, json};
 use support::{Engine, MAX_VALUE_BYTES, Printed, Store, key, on_every_engine};
 
-type Adapter = PmcpTasksBackend<Arc<dyn StorageBackend>>;
+type Adapter = PmcpTasksBackend<Arc<dyn Agenda>>;
 
 async fn open(engine: Engine) -> (Store, Adapter) {
     let store = engine.open().await;

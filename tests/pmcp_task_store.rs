@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use mcp_task_store::pmcp::{ANONYMOUS, PmcpTaskStore};
 use mcp_task_store::{
-    MemoryBackend, NewTask, OnWorkerLost, StorageBackend, StoreConfig, TaskStatus as Status, TaskStore,
+    Agenda, LocalAgenda, MemoryBackend, NewTask, OnWorkerLost, StorageBackend, StoreConfig,
+    TaskStatus as Status, TaskStore,
 };
 use pmcp::server::task_store::{
     InMemoryTaskStore, StoreConfig as PmcpConfig, TaskStore as PmcpStore, TaskStoreError,
@@ -32,7 +33,7 @@ const STATUSES: [TaskStatus; 5] = [
     TaskStatus::Cancelled,
 ];
 
-type Pmcp = PmcpTaskStore<Arc<dyn StorageBackend>>;
+type Pmcp = PmcpTaskStore<Arc<dyn Agenda>>;
 
 async fn open(engine: Engine) -> (Store, Pmcp) {
     open_with(engine, StoreConfig::new()).await
@@ -631,7 +632,7 @@ async fn a_client_hears_of_a_storage_that_fails_and_of_no_host() {
     let logged = printed.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || logged.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let tasks = PmcpTaskStore::new(TaskStore::new(support::failing::Failing));
+    let tasks = PmcpTaskStore::new(TaskStore::new(LocalAgenda::new(support::failing::Failing)));
     let answers = [
         tasks.create(ALICE, None).await.err(),
         tasks.get("t1", ALICE).await.err(),

@@ -298,12 +298,12 @@ async fn after_a_restart_of_the_server_the_same_backend_works_again() {
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let t1: TaskKey = key("alice", "t1");
     let options = PutOptions::new(Expiry::Never);
-    backend.put(&t1, "data".into(), options).await.unwrap();
+    backend.put(&t1, "data".into(), options.clone()).await.unwrap();
     server.kill();
-    let error = backend.put(&t1, "data".into(), options).await.unwrap_err();
+    let error = backend.put(&t1, "data".into(), options.clone()).await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
     server.start_again();
-    while let Err(error) = backend.put(&t1, "data".into(), options).await {
+    while let Err(error) = backend.put(&t1, "data".into(), options.clone()).await {
         assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
     }
 }

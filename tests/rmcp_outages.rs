@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mcp_task_store::rmcp::TaskContext;
-use mcp_task_store::{MemoryBackend, PutOptions, StorageBackend, StorageError};
+use mcp_task_store::{Agenda, MemoryBackend, PutOptions, StorageError};
 use rmcp::ErrorData;
 use rmcp::model::{DetailedTask, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 async fn a_holder_that_comes_too_late_is_told_to_stop_and_changes_nothing(#[case] engine: Engine) {
     let store = engine.open().await;
     let gate = Gate::new(&store);
-    let cut_off = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), SHORT);
+    let cut_off = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), SHORT);
     let other = manager(&store.backend, SHORT);
     let (tell, mut told) = mpsc::unbounded_channel();
     for (name, manager) in [("first", &cut_off), ("second", &other)] {
@@ -66,7 +66,7 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
 ) {
     let store = engine.open().await;
     let gate = Gate::with(&store, error);
-    let backend: Arc<dyn StorageBackend> = Arc::<Gate>::clone(&gate);
+    let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
     let one = manager(&backend, Duration::from_secs(30));
     let (finish, finished) = oneshot::channel::<()>();
     let task_id = spawn(&one, |_| async move {
@@ -94,7 +94,7 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
 async fn an_outage_longer_than_the_lease_fails_no_task_whose_worker_lives(#[case] engine: Engine) {
     let store = engine.open().await;
     let gate = Gate::new(&store);
-    let backend: Arc<dyn StorageBackend> = Arc::<Gate>::clone(&gate);
+    let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
     // The engine is out of reach for both.
     let (one, other) = (manager(&backend, SHORT), manager(&backend, SHORT));
     let (finish, finished) = oneshot::channel::<()>();
@@ -147,7 +147,7 @@ async fn what_is_done_as_the_process_is_told_to_end_is_stored(#[case] engine: En
 async fn shutdown_does_not_wait_for_an_engine_that_refuses_an_outcome(#[case] engine: Engine) {
     let store = engine.open().await;
     let gate = Gate::new(&store);
-    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), LONG);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), LONG);
     let (finish, finished) = oneshot::channel::<()>();
     spawn(&one, |_| async move {
         finished.await.unwrap();
@@ -164,7 +164,7 @@ async fn shutdown_does_not_wait_for_an_engine_that_refuses_an_outcome(#[case] en
 async fn shutdown_does_not_wait_for_an_engine_that_hangs() {
     let store = Engine::Memory.open().await;
     let gate = Gate::new(&store);
-    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), LONG);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), LONG);
     spawn(&one, |_| std::future::pending()).await;
     gate.is_silent.store(true, Ordering::SeqCst);
     within(one.shutdown()).await;
@@ -175,7 +175,7 @@ async fn shutdown_does_not_wait_for_an_engine_that_hangs() {
 async fn a_watch_that_was_refused_is_begun_again_with_a_renewal(#[case] engine: Engine) {
     let store = engine.open().await;
     let gate = Gate::with(&store, is_broken);
-    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), SHORT * 10);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), SHORT * 10);
     let begun = Arc::clone(&gate);
     let task_id = spawn(&one, |context| {
         // The task is stored, and is not watched yet.
@@ -225,7 +225,7 @@ async fn what_an_operation_writes_for_nobody_is_refused_as_if_it_were_cancelled(
 
 #[tokio::test]
 async fn an_operation_that_does_not_stop_when_it_is_told_is_aborted() {
-    let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
+    let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let one = manager(&backend, LONG);
     let (_alive, aborted) = oneshot::channel::<()>();
     let task_id = spawn(&one, |_| async move {
@@ -244,9 +244,9 @@ async fn an_operation_that_does_not_stop_when_it_is_told_is_aborted() {
 async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
     let rounds = (0..12).map(|round| async move {
         let lease = Duration::from_secs(3);
-        let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
+        let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
         let gate = Arc::new(Gate { fails_after: Duration::from_secs(2), ..Gate::of(backend) });
-        let backend: Arc<dyn StorageBackend> = Arc::<Gate>::clone(&gate);
+        let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
         let (one, other) = (manager(&backend, lease), manager(&backend, lease));
         let (finish, finished) = oneshot::channel::<()>();
         let works_on = spawn(&one, |context| async move {
@@ -282,8 +282,8 @@ async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
 
 #[tokio::test]
 async fn what_cannot_be_stored_is_told_without_a_word_about_the_store() {
-    let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
-    let narrow: Arc<dyn StorageBackend> = Arc::new(Gate { most_bytes: 2_000, ..Gate::of(backend) });
+    let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    let narrow: Arc<dyn Agenda> = Arc::new(Gate { most_bytes: 2_000, ..Gate::of(backend) });
     let one = manager(&narrow, LONG);
     let task_id = spawn(&one, |_| async { Ok(text("x".repeat(4_000))) }).await;
     let told = said(&ended(&one, &task_id).await);
@@ -309,13 +309,13 @@ async fn an_operation_that_panics_before_it_returns_its_future_fails_its_task_to
 
 #[tokio::test]
 async fn an_orphan_that_cannot_resume_here_does_not_hurry_the_sweeps() {
-    let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
+    let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let one = manager(&backend, LONG);
     register(&one);
     one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap();
     within(one.shutdown()).await;
     let gate = Arc::new(Gate::of(backend));
-    let ignorant = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), Duration::from_secs(30));
+    let ignorant = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
     ignorant.sweep([alice()]);
     until(|| gate.listed(&alice()) > 0).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -327,7 +327,7 @@ async fn an_orphan_that_cannot_resume_here_does_not_hurry_the_sweeps() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_does_not_wait_for_an_operation_that_does_not_yield() {
-    let backend: Arc<dyn StorageBackend> = Arc::new(MemoryBackend::new());
+    let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let one = manager(&backend, LONG);
     let (release, released) = std::sync::mpsc::channel::<()>();
     let (tell, told) = oneshot::channel();
@@ -348,7 +348,7 @@ async fn shutdown_does_not_wait_for_an_operation_that_does_not_yield() {
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_fails_is_made_again_well_before_others_take_the_worker_for_lost() {
     let gate = Arc::new(Gate::of(Arc::new(MemoryBackend::new())));
-    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), Duration::from_secs(30));
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
     spawn(&one, |_| std::future::pending()).await;
     gate.set_closed(true);
     // Nothing is written before a third of the lease has passed.

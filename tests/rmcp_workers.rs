@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mcp_task_store::rmcp::TaskContext;
 use mcp_task_store::{
-    MAX_PAGE_LIMIT, NewTask, OnWorkerLost, StorageBackend, StoreConfig, StoredTask, TaskError, TaskStore,
+    Agenda, MAX_PAGE_LIMIT, NewTask, OnWorkerLost, StoreConfig, StoredTask, TaskError, TaskStore,
 };
 use rmcp::model::{TaskPayload, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
@@ -290,7 +290,7 @@ fn an_instance_made_outside_of_a_runtime_looks_after_the_owners_that_it_serves(
 async fn an_owner_is_looked_after_until_none_of_its_tasks_is_open(#[case] engine: Engine) {
     let store = engine.open().await;
     let gate = Gate::new(&store);
-    let one = manager(&(Arc::clone(&gate) as Arc<dyn StorageBackend>), SHORT);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), SHORT);
     let (bob, named) = (owner("bob"), owner("named"));
     one.sweep([named.clone()]);
     let (finish, finished) = oneshot::channel::<()>();

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use mcp_task_store::{OwnerId, StorageBackend};
+use mcp_task_store::{Agenda, OwnerId, StorageBackend};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
@@ -21,7 +21,7 @@ pub enum Place {
     /// In processes that share this Redis.
     Processes { redis: String },
     /// In this process, where they share this engine.
-    Runtimes { backend: Arc<dyn StorageBackend> },
+    Runtimes { backend: Arc<dyn Agenda> },
 }
 
 pub struct Instance {
@@ -134,7 +134,7 @@ async fn start_process(name: &str, owner: &OwnerId, redis: &str) -> Result<(Stri
 async fn start_runtime(
     name: &str,
     owner: &OwnerId,
-    backend: Arc<dyn StorageBackend>,
+    backend: Arc<dyn Agenda>,
 ) -> Result<(String, Life), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let stop = Arc::new(Notify::new());

@@ -26,13 +26,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use mcp_task_store::{MemoryBackend, OwnerId, StorageBackend, StoreConfig, TaskStore};
+use mcp_task_store::{Agenda, MemoryBackend, OwnerId, StorageBackend, StoreConfig, TaskStore};
 use tokio::net::TcpListener;
 use tracing_subscriber::filter::LevelFilter;
 
 use server::DigestServer;
 
-type Store = TaskStore<Arc<dyn StorageBackend>>;
+type Store = TaskStore<Arc<dyn Agenda>>;
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// Where the servers find Redis, and the user may say so: a URL may hold a password, which has no place in a command
@@ -111,7 +111,7 @@ async fn serve(options: &Options, name: &str) -> Result<(), Failure> {
 }
 
 #[cfg(feature = "redis")]
-async fn open(redis: Option<&str>) -> Result<Arc<dyn StorageBackend>, Failure> {
+async fn open(redis: Option<&str>) -> Result<Arc<dyn Agenda>, Failure> {
     Ok(match redis {
         Some(url) => Arc::new(mcp_task_store::RedisBackend::connect(url).await?),
         None => Arc::new(MemoryBackend::new()),
@@ -119,13 +119,13 @@ async fn open(redis: Option<&str>) -> Result<Arc<dyn StorageBackend>, Failure> {
 }
 
 #[cfg(not(feature = "redis"))]
-async fn open(redis: Option<&str>) -> Result<Arc<dyn StorageBackend>, Failure> {
+async fn open(redis: Option<&str>) -> Result<Arc<dyn Agenda>, Failure> {
     match redis {
         Some(_) => Err("--redis needs a build with --features redis".into()),
         None => Ok(Arc::new(MemoryBackend::new())),
     }
 }
 
-fn with_config(backend: Arc<dyn StorageBackend>) -> Store {
+fn with_config(backend: Arc<dyn Agenda>) -> Store {
     TaskStore::with_config(backend, StoreConfig::new().lease(LEASE))
 }

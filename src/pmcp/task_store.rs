@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use super::{owner, public_text};
 use crate::store::Draft;
 use crate::{
-    NewTask, PageRequest, RpcError, StorageBackend, StoredTask, Task, TaskError, TaskId, TaskKey, TaskStatus,
+    Agenda, NewTask, PageRequest, RpcError, StoredTask, Task, TaskError, TaskId, TaskKey, TaskStatus,
     TaskStore,
 };
 
@@ -90,7 +90,7 @@ impl<B> Clone for PmcpTaskStore<B> {
     }
 }
 
-impl<B: StorageBackend> PmcpTaskStore<B> {
+impl<B: Agenda> PmcpTaskStore<B> {
     /// The store behind `pmcp`'s trait. `pmcp` reads its defaults and limits from that of `tasks`.
     pub fn new(tasks: TaskStore<B>) -> Self {
         let defaults = tasks.defaults();
@@ -147,14 +147,14 @@ impl<B: StorageBackend> PmcpTaskStore<B> {
     }
 }
 
-impl<B: StorageBackend> From<TaskStore<B>> for PmcpTaskStore<B> {
+impl<B: Agenda> From<TaskStore<B>> for PmcpTaskStore<B> {
     fn from(tasks: TaskStore<B>) -> Self {
         Self::new(tasks)
     }
 }
 
 #[async_trait]
-impl<B: StorageBackend> PmcpStore for PmcpTaskStore<B> {
+impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
     async fn create(&self, owner_id: &str, ttl: Option<u64>) -> Result<WireTask, TaskStoreError> {
         let owner = owner(owner_id).map_err(|error| internal(error.to_string()))?;
         let mut new = NewTask::new(METHOD);

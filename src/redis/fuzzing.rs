@@ -205,9 +205,12 @@ fn check_reading(reply: Value) {
     };
     match (canonical(&version), data) {
         (None, _) => is_corrupt("version", expires_at),
-        (Some(version), Value::BulkString(data)) => {
-            is(Stored::Record(Record { data: Bytes::from(data), version: version.into(), expires_at }))
-        }
+        (Some(version), Value::BulkString(data)) => is(Stored::Record(Record {
+            data: Bytes::from(data),
+            version: version.into(),
+            expires_at,
+            parts: crate::PartSizes::new(),
+        })),
         (Some(_), _) => is_corrupt("data", expires_at),
     }
 }

@@ -120,7 +120,12 @@ impl Stored {
         let Value::BulkString(data) = data else {
             return Some(Self::Corrupt { reason: "the field data is missing", expires_at });
         };
-        Some(Self::Record(Record { data: Bytes::from(data), version: Version::from(version), expires_at }))
+        Some(Self::Record(Record {
+            data: Bytes::from(data),
+            version: Version::from(version),
+            expires_at,
+            parts: crate::PartSizes::new(),
+        }))
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::wire::exit;
-use crate::{Attempt, StorageBackend, StoredTask, Task, TaskError};
+use crate::{Agenda, Attempt, StoredTask, Task, TaskError};
 
 /// The task as a run has seen it last.
 #[derive(Clone)]
@@ -36,7 +36,7 @@ trait AnyAttempt: Send + Sync {
 }
 
 #[async_trait]
-impl<B: StorageBackend> AnyAttempt for Attempt<B> {
+impl<B: Agenda> AnyAttempt for Attempt<B> {
     fn task_id(&self) -> &str {
         self.key().task.as_str()
     }
@@ -75,7 +75,7 @@ impl fmt::Debug for TaskContext {
 }
 
 impl TaskContext {
-    pub(super) fn new<B: StorageBackend>(attempt: Attempt<B>, seen: watch::Receiver<Seen>) -> Self {
+    pub(super) fn new<B: Agenda>(attempt: Attempt<B>, seen: watch::Receiver<Seen>) -> Self {
         Self { attempt: Arc::new(attempt), seen }
     }
 

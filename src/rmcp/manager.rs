@@ -17,8 +17,8 @@ use super::context::TaskContext;
 use super::run::{Run, Stop};
 use super::wire;
 use crate::{
-    Attempt, NewTask, OnWorkerLost, OwnerId, PageRequest, StorageBackend, StoredTask, TaskError, TaskId,
-    TaskKey, TaskStore,
+    Agenda, Attempt, NewTask, OnWorkerLost, OwnerId, PageRequest, StoredTask, TaskError, TaskId, TaskKey,
+    TaskStore,
 };
 
 /// Begins tasks, works on them and answers for them, as the SDK's `TaskManager` does, but durably: what one instance
@@ -133,7 +133,7 @@ impl From<TaskOptions> for RegisteredOptions {
     }
 }
 
-impl<B: StorageBackend> DurableTaskManager<B> {
+impl<B: Agenda> DurableTaskManager<B> {
     /// A manager of the tasks in this store.
     pub fn new(store: TaskStore<B>) -> Self {
         let manager = Self(Arc::new(Inner {
@@ -279,7 +279,7 @@ impl<B> Drop for Running<B> {
     }
 }
 
-impl<B: StorageBackend> Inner<B> {
+impl<B: Agenda> Inner<B> {
     /// Nothing panics while it holds the operations or the owners.
     fn operations(&self) -> MutexGuard<'_, HashMap<String, Operation>> {
         self.operations.lock().unwrap_or_else(PoisonError::into_inner)
@@ -433,7 +433,7 @@ enum Open {
     Lapsed,
 }
 
-async fn keep_sweeping<B: StorageBackend>(manager: Weak<Inner<B>>, named: Arc<Notify>, stop: Stop) {
+async fn keep_sweeping<B: Agenda>(manager: Weak<Inner<B>>, named: Arc<Notify>, stop: Stop) {
     loop {
         let Some(inner) = manager.upgrade() else { return };
         let pause = inner.sweep().await;

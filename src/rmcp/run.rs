@@ -16,7 +16,7 @@ use tracing::{Instrument, debug_span};
 
 use super::context::{Seen, TaskContext};
 use super::wire::rpc_error;
-use crate::{Attempt, RpcError, StorageBackend, StorageError, StoredTask, TaskError, TaskStore};
+use crate::{Agenda, Attempt, RpcError, StorageError, StoredTask, TaskError, TaskStore};
 
 /// How long an operation that works for nobody any more may take to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ pub(super) struct Run<B> {
     operation: JoinHandle<Result<CallToolResult, TaskExit>>,
 }
 
-impl<B: StorageBackend> Run<B> {
+impl<B: Agenda> Run<B> {
     /// Begins to work on a task, as it was read or written when `attempt` began.
     pub(super) fn begin(
         store: TaskStore<B>,

@@ -7,9 +7,9 @@ use super::lease::Attempt;
 use super::transitions::{self, Change};
 use super::write::jittered;
 use super::{TaskError, TaskRef, TaskStore, decode};
-use crate::{OnWorkerLost, StorageBackend, StoredTask, Task, TaskKey};
+use crate::{Agenda, OnWorkerLost, StorageBackend, StoredTask, Task, TaskKey};
 
-impl<B: StorageBackend> TaskStore<B> {
+impl<B: Agenda> TaskStore<B> {
     pub(super) async fn read(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         let record = self.0.backend.get(key).await;
         decode(key, record.map_err(|error| TaskError::from_storage(error, &key.task))?)

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::limits::{MAX_JSON_DEPTH, check, check_depth};
 use super::transitions::{self, Change};
 use super::{StoreConfig, TaskError, TaskStore, millis};
-use crate::{StorageBackend, StoredTask, Task, TaskKey, TaskRef, TaskStatus};
+use crate::{Agenda, StoredTask, Task, TaskKey, TaskRef, TaskStatus};
 
 /// What a store gives to a task that asks for nothing, and the most that it gives; times in milliseconds.
 pub(crate) struct Defaults {
@@ -23,7 +23,7 @@ pub(crate) struct Draft<'a> {
     config: &'a StoreConfig,
 }
 
-impl<B: StorageBackend> TaskStore<B> {
+impl<B: Agenda> TaskStore<B> {
     pub(crate) fn defaults(&self) -> Defaults {
         let StoreConfig { default_ttl, max_ttl, default_poll_interval, max_tasks_per_owner, .. } =
             self.0.config;

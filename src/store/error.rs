@@ -141,7 +141,7 @@ impl TaskError {
             StorageError::NotFound { .. } => Self::NotFound { task: task.clone() },
             StorageError::CapacityExceeded { quota: Some(quota), .. } => Self::QuotaExceeded { quota },
             StorageError::InvalidPage { reason } => Self::InvalidPage { reason },
-            StorageError::TooLarge { size, max } => Self::LimitExceeded {
+            StorageError::TooLarge { size, max, .. } => Self::LimitExceeded {
                 what: "bytes of a task's record",
                 actual: size.to_string(),
                 limit: max.to_string(),

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::transitions::{self, Change};
 use super::{NewTask, TaskError, TaskRef, TaskStore};
-use crate::{Lease, OnWorkerLost, OwnerId, RpcError, StorageBackend, StoredTask, Task, TaskKey};
+use crate::{Agenda, Lease, OnWorkerLost, OwnerId, RpcError, StoredTask, Task, TaskKey};
 
 /// How far apart a lease must have been seen lapsed twice. When the engine was out of reach for everybody, those who
 /// work have this long to renew their leases before others take them for lost.
@@ -44,7 +44,7 @@ impl Sightings {
     }
 }
 
-impl<B: StorageBackend> TaskStore<B> {
+impl<B: Agenda> TaskStore<B> {
     /// Creates a task that this process begins to work on, as its first attempt, in one write. Otherwise as
     /// [`create`](Self::create).
     ///
@@ -161,7 +161,7 @@ impl<B> fmt::Debug for Attempt<B> {
     }
 }
 
-impl<B: StorageBackend> Attempt<B> {
+impl<B: Agenda> Attempt<B> {
     fn new(store: &TaskStore<B>, key: &TaskKey, number: u32) -> Self {
         Self { store: store.clone(), key: key.clone(), number, asked: Arc::default() }
     }

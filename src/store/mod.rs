@@ -35,8 +35,8 @@ use turns::Turns;
 use write::{Write, encode, mark};
 
 use crate::{
-    Cursor, Expiry, Lease, OnWorkerLost, OwnerId, PageRequest, PutOptions, Record, RpcError, StorageBackend,
-    StorageError, StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
+    Agenda, Cursor, Expiry, Lease, OnWorkerLost, OwnerId, PageRequest, PutOptions, Record, RpcError,
+    StorageBackend, StorageError, StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
 };
 
 /// The lifecycle of MCP tasks on an engine: who may do what with a task, and when.
@@ -144,7 +144,7 @@ pub struct TaskPage {
     pub next: Option<Cursor>,
 }
 
-impl<B: StorageBackend> TaskStore<B> {
+impl<B: Agenda> TaskStore<B> {
     /// A store with the default configuration.
     pub fn new(backend: B) -> Self {
         Self::with_config(backend, StoreConfig::default())
@@ -210,7 +210,12 @@ impl<B: StorageBackend> TaskStore<B> {
         let mut tasks = Vec::with_capacity(page.records.len());
         for listed in page.records {
             let key = TaskKey { owner: owner.clone(), task: listed.task };
-            let record = Record { data: listed.data, version: listed.version, expires_at: listed.expires_at };
+            let record = Record {
+                data: listed.data,
+                version: listed.version,
+                expires_at: listed.expires_at,
+                parts: listed.parts,
+            };
             let Ok(stored) = decode(&key, record) else {
                 unreadable.push(key.task);
                 continue;
@@ -359,7 +364,7 @@ impl<B: StorageBackend> TaskStore<B> {
     }
 }
 
-impl<B: StorageBackend> TaskStore<B> {
+impl<B: Agenda> TaskStore<B> {
     /// The engine's clock in whole milliseconds, as records hold it.
     fn now(&self) -> DateTime<Utc> {
         self.0.backend.now().trunc_subsecs(3)
@@ -414,7 +419,7 @@ impl<B: StorageBackend> TaskStore<B> {
         };
         let write_id = mark(&mut task);
         let key = TaskKey { owner: owner.clone(), task: task.task_id.clone() };
-        let options = PutOptions { expiry, quota: config.max_tasks_per_owner, is_quiet: false };
+        let options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
         let write = Write { key: &key, data: encode(&task)?, options, expected: Version::ABSENT, write_id };
         match self.put(&write, task).await? {
             Some(created) => Ok(created),

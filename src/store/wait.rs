@@ -10,14 +10,14 @@ use tracing::instrument;
 
 use super::lease::SEEN_APART;
 use super::{TaskError, TaskStore};
-use crate::{StorageBackend, StoredTask, TaskKey, TaskStatus};
+use crate::{Agenda, StoredTask, TaskKey, TaskStatus};
 
 /// As long as it takes, but no timer counts to the end of time.
 const FOREVER: Duration = Duration::from_secs(3600);
 /// Between two looks at a clock that lags.
 const SHORTLY: Duration = Duration::from_millis(5);
 
-impl<B: StorageBackend> TaskStore<B> {
+impl<B: Agenda> TaskStore<B> {
     /// Waits until a task has ended or needs input, whichever process makes it so, and returns it. Feels each change
     /// by [watching](StorageBackend::watch) the record; a lease that lapses and a TTL that elapses meanwhile are
     /// settled, so that a lost worker keeps nobody waiting. To wait for a limited time, put it under a timeout.

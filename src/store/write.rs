@@ -8,7 +8,9 @@ use once_cell::sync::Lazy;
 
 use super::transitions::Change;
 use super::{TaskError, TaskStore};
-use crate::{Expiry, PutOptions, StorageBackend, StorageError, StoredTask, Task, TaskKey, Version, Written};
+use crate::{
+    Agenda, Expiry, PutOptions, StorageBackend, StorageError, StoredTask, Task, TaskKey, Version, Written,
+};
 
 /// How many ids of writes a record remembers.
 const WRITE_IDS_KEPT: usize = 4;
@@ -32,7 +34,7 @@ impl Write<'_> {
     }
 }
 
-impl<B: StorageBackend> TaskStore<B> {
+impl<B: Agenda> TaskStore<B> {
     /// Writes a changed task over the version that it was made of. `None` if somebody else wrote that meanwhile.
     pub(super) async fn write(
         &self,
@@ -66,7 +68,7 @@ impl<B: StorageBackend> TaskStore<B> {
 
     async fn send(&self, write: &Write<'_>) -> Result<Written, StorageError> {
         let data = write.data.clone();
-        self.0.backend.put_if_version(write.key, data, write.options, write.expected).await
+        self.0.backend.put_if_version(write.key, data, write.options.clone(), write.expected).await
     }
 
     /// Finds out what became of a write that got no answer. Its id in the record: it was applied. The version

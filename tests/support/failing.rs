@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use mcp_task_store::{
-    OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError, TaskKey, Version, Written,
+    OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey,
+    Version, Written,
 };
 
 #[derive(Debug)]
@@ -22,6 +23,14 @@ fn unavailable() -> StorageError {
 #[async_trait]
 impl StorageBackend for Failing {
     async fn get(&self, _: &TaskKey) -> Result<Record, StorageError> {
+        Err(unavailable())
+    }
+
+    async fn part(&self, _: &TaskKey, _: &PartName) -> Result<Option<Part>, StorageError> {
+        Err(unavailable())
+    }
+
+    async fn clock(&self, _: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
         Err(unavailable())
     }
 

@@ -36,8 +36,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use mcp_task_store::{
-    Cursor, Expiry, ListedRecord, MemoryBackend, OwnerId, Page, PageRequest, PutOptions, Record,
-    StorageBackend, StorageError, TaskKey, Version, Written,
+    Agenda, Cursor, Expiry, ListedRecord, LocalAgenda, MemoryBackend, OwnerId, Page, PageRequest, Part,
+    PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey, Version, Written,
 };
 
 // A test that applies `on_every_engine` runs on each of them.
@@ -83,13 +83,13 @@ pub enum Engine {
 
 /// A store that no other test uses, on one engine. What it leaves in Redis is removed when it is dropped.
 pub struct Store {
-    pub backend: Arc<dyn StorageBackend>,
+    pub backend: Arc<dyn Agenda>,
     #[cfg(feature = "redis-tests")]
     pub redis: Option<redis::Namespace>,
 }
 
 impl std::ops::Deref for Store {
-    type Target = dyn StorageBackend;
+    type Target = dyn Agenda;
 
     fn deref(&self) -> &Self::Target {
         &*self.backend
@@ -146,7 +146,7 @@ impl Engine {
                 redis: None,
             },
             Self::Polled => Store {
-                backend: Arc::new(Polled(MemoryBackend::new())),
+                backend: Arc::new(LocalAgenda::new(Polled(MemoryBackend::new()))),
                 #[cfg(feature = "redis-tests")]
                 redis: None,
             },
@@ -163,6 +163,14 @@ struct Polled(MemoryBackend);
 impl StorageBackend for Polled {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
         self.0.get(key).await
+    }
+
+    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        self.0.part(key, name).await
+    }
+
+    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
+        self.0.clock(key).await
     }
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {

@@ -16,21 +16,22 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions, TaskContext};
 use mcp_task_store::{
-    OnWorkerLost, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError, StoreConfig,
-    TaskKey, TaskStore, Version, Written,
+    Agenda, Cursor, Due, Next, OnWorkerLost, OwnerId, OwnerPage, Page, PageRequest, Part, PartName,
+    PutOptions, Queue, Record, StorageBackend, StorageError, StoreConfig, Taken, TaskKey, TaskStore,
+    TimerPage, Version, Written,
 };
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{Engine, Store, owner};
 
-pub type Manager = DurableTaskManager<Arc<dyn StorageBackend>>;
+pub type Manager = DurableTaskManager<Arc<dyn Agenda>>;
 
 /// A lease that does not lapse in a test, and one that does.
 pub const LONG: Duration = Duration::from_secs(3600);
 pub const SHORT: Duration = Duration::from_millis(300);
 
-pub fn manager(backend: &Arc<dyn StorageBackend>, lease: Duration) -> Manager {
+pub fn manager(backend: &Arc<dyn Agenda>, lease: Duration) -> Manager {
     // A task whose TTL has elapsed can be looked at for as long as a test takes.
     let config = StoreConfig::new().lease(lease).retention(LONG);
     DurableTaskManager::new(TaskStore::with_config(Arc::clone(backend), config))
@@ -170,7 +171,7 @@ pub fn register(manager: &Manager) -> mpsc::UnboundedReceiver<(u32, Value)> {
 
 /// An engine that one instance can be cut off from.
 pub struct Gate {
-    pub backend: Arc<dyn StorageBackend>,
+    pub backend: Arc<dyn Agenda>,
     /// What it says while it is closed.
     pub error: fn() -> StorageError,
     pub is_closed: AtomicBool,
@@ -216,7 +217,7 @@ impl Gate {
         Arc::new(Self { error, ..Self::of(Arc::clone(&store.backend)) })
     }
 
-    pub fn of(backend: Arc<dyn StorageBackend>) -> Self {
+    pub fn of(backend: Arc<dyn Agenda>) -> Self {
         Self {
             backend,
             error: is_away,
@@ -245,7 +246,7 @@ impl Gate {
         self.listed.lock().unwrap().iter().filter(|listed| *listed == owner).count()
     }
 
-    async fn pass(&self) -> Result<&dyn StorageBackend, StorageError> {
+    async fn pass(&self) -> Result<&dyn Agenda, StorageError> {
         if self.is_silent.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -262,6 +263,14 @@ impl Gate {
 impl StorageBackend for Gate {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
         self.pass().await?.get(key).await
+    }
+
+    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        self.pass().await?.part(key, name).await
+    }
+
+    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
+        self.pass().await?.clock(key).await
     }
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
@@ -313,5 +322,37 @@ impl StorageBackend for Gate {
         let goes_on = error.is_retryable();
         let refusal = stream::unfold(Some(error), async |error| Some((Err(error?), None)));
         if goes_on { Box::pin(refusal.chain(watch)) } else { Box::pin(refusal) }
+    }
+}
+
+#[async_trait]
+impl Agenda for Gate {
+    async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
+        self.pass().await?.schedule(queue, key, after).await
+    }
+
+    async fn take_due(
+        &self,
+        queues: &[Queue],
+        limit: usize,
+        hide_for: Duration,
+    ) -> Result<Taken, StorageError> {
+        self.pass().await?.take_due(queues, limit, hide_for).await
+    }
+
+    async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
+        self.pass().await?.resolve(due, next).await
+    }
+
+    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+        Arc::clone(&self.backend).wakeups(queues)
+    }
+
+    async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
+        self.pass().await?.owners(after).await
+    }
+
+    async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
+        self.pass().await?.timers(queue, after).await
     }
 }

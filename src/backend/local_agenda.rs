@@ -1,0 +1,152 @@
+//! Timers for an engine that has none.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures_core::stream::BoxStream;
+
+use super::{
+    Agenda, Due, Next, OwnerPage, Part, PartName, PutOptions, Queue, Record, StorageBackend, Taken,
+    TimerPage, Timers, Version, Written,
+};
+use crate::{Cursor, OwnerId, Page, PageRequest, StorageError, TaskKey};
+
+/// Gives an engine an [`Agenda`] in the memory of this process.
+///
+/// Its timers are those of this process alone, by the monotonic clock, and end with it: an orphan of another process is
+/// found only when somebody reads its task. It cannot list owners.
+///
+/// ```
+/// use mcp_task_store::{LocalAgenda, MemoryBackend, TaskStore};
+///
+/// // Any `StorageBackend` in place of the memory engine, which has an agenda of its own.
+/// let store = TaskStore::new(LocalAgenda::new(MemoryBackend::new()));
+/// # let _ = store;
+/// ```
+pub struct LocalAgenda<B> {
+    engine: Arc<B>,
+    timers: Timers,
+    started: Instant,
+    started_at: DateTime<Utc>,
+}
+
+impl<B: StorageBackend> LocalAgenda<B> {
+    /// The engine with an agenda.
+    pub fn new(engine: B) -> Self {
+        Self {
+            engine: Arc::new(engine),
+            timers: Timers::default(),
+            started: Instant::now(),
+            started_at: Utc::now(),
+        }
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &B {
+        &self.engine
+    }
+
+    /// The wall clock when it was made, advanced by the monotonic clock, in milliseconds since the epoch.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started_at.timestamp_millis()).unwrap_or(0)
+            + self.started.elapsed().as_millis() as u64
+    }
+}
+
+impl<B> fmt::Debug for LocalAgenda<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalAgenda").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl<B: StorageBackend> StorageBackend for LocalAgenda<B> {
+    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
+        self.engine.get(key).await
+    }
+
+    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        self.engine.part(key, name).await
+    }
+
+    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
+        self.engine.put(key, data, options).await
+    }
+
+    async fn put_if_version(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        expected: Version,
+    ) -> Result<Written, StorageError> {
+        self.engine.put_if_version(key, data, options, expected).await
+    }
+
+    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
+        self.engine.delete(key).await
+    }
+
+    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
+        self.engine.list(owner, page).await
+    }
+
+    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
+        self.engine.cleanup_expired().await
+    }
+
+    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
+        self.engine.clock(key).await
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.engine.now()
+    }
+
+    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        Arc::clone(&self.engine).watch(key)
+    }
+}
+
+#[async_trait]
+impl<B: StorageBackend> Agenda for LocalAgenda<B> {
+    async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
+        self.timers.schedule(queue, key, after, self.now_ms())
+    }
+
+    async fn take_due(
+        &self,
+        queues: &[Queue],
+        limit: usize,
+        hide_for: Duration,
+    ) -> Result<Taken, StorageError> {
+        self.timers.take_due(queues, limit, hide_for, self.now_ms())
+    }
+
+    async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
+        self.timers.resolve(due, next, self.now_ms())
+    }
+
+    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+        self.timers.wakeups(queues)
+    }
+
+    /// # Errors
+    /// Always `Backend`: the contract of the engine has no call across owners.
+    async fn owners(&self, _after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
+        Err(StorageError::Backend {
+            address: "LocalAgenda".to_owned(),
+            reason: "the engine cannot list owners; name the owner instead".to_owned(),
+            outcome_unknown: false,
+            source: None,
+        })
+    }
+
+    async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
+        self.timers.timers(queue, after)
+    }
+}

@@ -1,0 +1,151 @@
+//! Named parts of a record: bytes beside its data that an update of the data neither sends nor reads.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::{StorageError, Version};
+
+/// How many parts a record may have.
+pub const MAX_PARTS: usize = 4;
+
+/// The largest part that an engine takes unless it is configured otherwise, in bytes.
+pub const DEFAULT_MAX_PART_BYTES: usize = 4 * 1024 * 1024;
+
+/// The longest name of a part, in bytes.
+const MAX_NAME_BYTES: usize = 32;
+
+/// The name of a part: 1 to 32 of `a`-`z`, `0`-`9` and `_`.
+///
+/// ```
+/// use mcp_task_store::PartName;
+///
+/// const OUTPUT: PartName = PartName::from_static("output");
+/// assert_eq!(OUTPUT, PartName::try_from("output".to_owned())?);
+/// # Ok::<(), mcp_task_store::StorageError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartName(Cow<'static, str>);
+
+impl PartName {
+    /// A name that is known when the program is compiled.
+    ///
+    /// # Panics
+    /// When the name is not legal. In a constant that is an error of the compiler.
+    pub const fn from_static(name: &'static str) -> Self {
+        assert!(is_legal(name.as_bytes()), "a name of a part is 1 to 32 of a-z, 0-9 and '_'");
+        Self(Cow::Borrowed(name))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+const fn is_legal(name: &[u8]) -> bool {
+    let mut at = 0;
+    while at < name.len() {
+        if !matches!(name[at], b'a'..=b'z' | b'0'..=b'9' | b'_') {
+            return false;
+        }
+        at += 1;
+    }
+    !name.is_empty() && name.len() <= MAX_NAME_BYTES
+}
+
+impl TryFrom<String> for PartName {
+    type Error = StorageError;
+
+    /// # Errors
+    /// [`StorageError::InvalidKey`] for a name that is not legal.
+    fn try_from(name: String) -> Result<Self, StorageError> {
+        if is_legal(name.as_bytes()) {
+            return Ok(Self(Cow::Owned(name)));
+        }
+        Err(StorageError::InvalidKey {
+            reason: format!("the part name {name:?} is not 1 to {MAX_NAME_BYTES} of a-z, 0-9 and '_'"),
+        })
+    }
+}
+
+impl fmt::Display for PartName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a write does to one part of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartChange {
+    /// Stores these bytes, in place of those that the part had.
+    Set(Bytes),
+    /// Removes the part. Without effect if the record does not have it.
+    Clear,
+}
+
+/// What a write does to the parts of a record, by name. It leaves the parts alone that are not named here.
+pub type PartChanges = BTreeMap<PartName, PartChange>;
+
+/// The names and sizes in bytes of the parts that a record has.
+pub type PartSizes = BTreeMap<PartName, usize>;
+
+/// A part as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The bytes, as they were written.
+    pub data: Bytes,
+    /// The version of the record that they belong to.
+    pub version: Version,
+}
+
+/// Refuses a part that is larger than the configured maximum, and more parts than a record may have.
+pub(crate) fn check_parts(parts: &PartChanges, max: usize) -> Result<(), StorageError> {
+    let mut set = 0;
+    for (name, change) in parts {
+        let PartChange::Set(data) = change else { continue };
+        set += 1;
+        if data.len() > max {
+            let what = format!("bytes of the part {name}");
+            return Err(StorageError::TooLarge { what, size: data.len(), max });
+        }
+    }
+    check_count(set)
+}
+
+/// Refuses more parts than a record may have.
+pub(crate) fn check_count(count: usize) -> Result<(), StorageError> {
+    if count > MAX_PARTS {
+        return Err(StorageError::TooLarge {
+            what: "parts of a record".to_owned(),
+            size: count,
+            max: MAX_PARTS,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::empty("")]
+    #[case::too_long(&"x".repeat(33))]
+    #[case::upper_case("Output")]
+    #[case::separator("a=b")]
+    #[case::not_ascii("é")]
+    fn an_illegal_name_is_refused(#[case] name: &str) {
+        assert!(matches!(PartName::try_from(name.to_owned()), Err(StorageError::InvalidKey { .. })));
+    }
+
+    #[test]
+    fn a_legal_name_is_accepted() {
+        for name in ["a", "check_point2", &"x".repeat(32)] {
+            assert_eq!(PartName::try_from(name.to_owned()).unwrap().as_str(), name);
+        }
+    }
+}
