@@ -536,11 +536,11 @@ mod tests {
         backend.shard(&key.owner).live(&key, 0).unwrap().version = last;
 
         let options = PutOptions::default();
-        let written = backend.put_if_version(&key, "last".into(), options, last).await.unwrap();
+        let written = backend.put_if_version(&key, "last".into(), options.clone(), last).await.unwrap();
         assert_eq!(written.version, Version::MAX);
         for refused in [
-            backend.put(&key, "new".into(), options).await,
-            backend.put_if_version(&key, "new".into(), options, Version::MAX).await,
+            backend.put(&key, "new".into(), options.clone()).await,
+            backend.put_if_version(&key, "new".into(), options.clone(), Version::MAX).await,
         ] {
             assert!(matches!(refused, Err(StorageError::VersionExhausted { .. })));
         }

@@ -45,11 +45,8 @@ fn options() -> impl Strategy<Value = PutOptions> {
         1 => Just(Expiry::After(Duration::from_secs(3600))),
         1 => Just(Expiry::After(Duration::ZERO)),
     ];
-    (expiry, proptest::option::weighted(0.3, 0_u64..6)).prop_map(|(expiry, quota)| PutOptions {
-        expiry,
-        quota,
-        is_quiet: false,
-    })
+    (expiry, proptest::option::weighted(0.3, 0_u64..6))
+        .prop_map(|(expiry, quota)| PutOptions { quota, ..PutOptions::new(expiry) })
 }
 
 fn calls() -> impl Strategy<Value = Call> {
@@ -91,10 +88,10 @@ async fn reply(store: &Store, call: &Call) -> String {
             }
             Err(error) => refusal(error),
         },
-        Call::Put(key, data, options) => written(store.put(key, vec![*data].into(), *options).await),
+        Call::Put(key, data, options) => written(store.put(key, vec![*data].into(), options.clone()).await),
         Call::PutIfVersion(key, data, options, expected) => {
             let expected = Version::from(*expected);
-            written(store.put_if_version(key, vec![*data].into(), *options, expected).await)
+            written(store.put_if_version(key, vec![*data].into(), options.clone(), expected).await)
         }
         Call::Delete(key) => format!("deleted: {}", store.delete(key).await.unwrap()),
         Call::Walk(owner_id, limit) => {

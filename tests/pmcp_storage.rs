@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use mcp_task_store::pmcp::{ANONYMOUS, PmcpTasksBackend};
-use mcp_task_store::{Agenda, StorageBackend, StorageError};
+use mcp_task_store::{Agenda, StorageError};
 use pmcp_tasks::store::backend::{StorageBackend as PmcpBackend, StorageError as PmcpError};
 use pmcp_tasks::{
     GenericTaskStore, InMemoryBackend, ListTasksOptions, StoreConfig, TaskError, TaskSecurityConfig,

@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use mcp_task_store::pmcp::{ANONYMOUS, PmcpTaskStore};
 use mcp_task_store::{
-    Agenda, LocalAgenda, MemoryBackend, NewTask, OnWorkerLost, StorageBackend, StoreConfig,
-    TaskStatus as Status, TaskStore,
+    Agenda, LocalAgenda, MemoryBackend, NewTask, OnWorkerLost, StoreConfig, TaskStatus as Status, TaskStore,
 };
 use pmcp::server::task_store::{
     InMemoryTaskStore, StoreConfig as PmcpConfig, TaskStore as PmcpStore, TaskStoreError,

@@ -281,15 +281,15 @@ async fn a_write_that_empties_a_key_in_a_migrating_slot_is_whole() {
 
     // The due member that this drops is the last that expires.
     let (stays, goes) = (key("alice", "stays"), key("alice", "goes"));
-    backend.put(&stays, "one".into(), never).await.unwrap();
+    backend.put(&stays, "one".into(), never.clone()).await.unwrap();
     backend.put(&goes, "one".into(), short).await.unwrap();
     expired(&goes).await;
     migrate("alice");
-    assert_eq!(backend.put(&stays, "two".into(), never).await.unwrap().version, Version::from(2));
+    assert_eq!(backend.put(&stays, "two".into(), never.clone()).await.unwrap().version, Version::from(2));
 
     // So is the record that this deletes.
     let (stays, goes) = (key("bob", "stays"), key("bob", "goes"));
-    backend.put(&stays, "one".into(), never).await.unwrap();
+    backend.put(&stays, "one".into(), never.clone()).await.unwrap();
     backend.put(&goes, "one".into(), hour).await.unwrap();
     migrate("bob");
     assert!(backend.delete(&goes).await.unwrap());

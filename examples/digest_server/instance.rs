@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use mcp_task_store::{Agenda, OwnerId, StorageBackend};
+use mcp_task_store::{Agenda, OwnerId};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use mcp_task_store::{Agenda, MemoryBackend, OwnerId, StorageBackend, StoreConfig, TaskStore};
+use mcp_task_store::{Agenda, MemoryBackend, OwnerId, StoreConfig, TaskStore};
 use tokio::net::TcpListener;
 use tracing_subscriber::filter::LevelFilter;
 

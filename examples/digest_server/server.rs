@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use mcp_task_store::rmcp::{DurableTaskManager, OwnerSource, RegisteredOptions, TaskContext};
-use mcp_task_store::{Agenda, OnWorkerLost, OwnerId, StorageBackend};
+use mcp_task_store::{Agenda, OnWorkerLost, OwnerId};
 use rmcp::handler::server::common::schema_for_type;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ClientCapabilities,
