@@ -281,7 +281,7 @@ async fn a_duration_outside_1_ms_to_100_years_is_refused_and_nothing_is_written(
     for illegal in [Duration::ZERO, Duration::from_micros(999), Expiry::MAX + Duration::from_millis(1)] {
         let options = PutOptions::new(Expiry::After(illegal));
         for refused in [
-            store.put(&key, "lost".into(), options).await,
+            store.put(&key, "lost".into(), options.clone()).await,
             store.put_if_version(&key, "lost".into(), options.clone(), before.version).await,
             store.put_if_version(&support::key("alice", "t2"), "lost".into(), options, Version::ABSENT).await,
         ] {

@@ -290,7 +290,7 @@ async fn a_write_that_empties_a_key_in_a_migrating_slot_is_whole() {
     // So is the record that this deletes.
     let (stays, goes) = (key("bob", "stays"), key("bob", "goes"));
     backend.put(&stays, "one".into(), never.clone()).await.unwrap();
-    backend.put(&goes, "one".into(), hour).await.unwrap();
+    backend.put(&goes, "one".into(), hour.clone()).await.unwrap();
     migrate("bob");
     assert!(backend.delete(&goes).await.unwrap());
 
@@ -308,7 +308,7 @@ async fn a_write_that_empties_a_key_in_a_migrating_slot_is_whole() {
             .map(|kind| command::<Vec<u8>>(&mut connection, ["DUMP", &format!("pmcp:{kind}:{{carol}}")]))
     };
     let before = index();
-    assert_try_again(backend.put(&lies, "two".into(), hour).await);
+    assert_try_again(backend.put(&lies, "two".into(), hour.clone()).await);
     assert_eq!(index(), before);
     assert!(matches!(backend.get(&lies).await, Err(StorageError::NotFound { .. })));
 
