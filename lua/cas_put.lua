@@ -1,23 +1,25 @@
--- cas_put: replaces a live record if it is at the expected version, and keeps its expiry. The commonest write: it
--- touches no key but the hash.
+-- cas_put: replaces the data of a live record if it is at the expected version; expiry and parts stay as they are. The
+-- commonest write: it touches no key but the hash.
 --
 -- KEYS[1] task      the record's hash
 -- ARGV[1] data      the record's bytes
 -- ARGV[2] expected  the version that the record must have, 1 or more
 -- ARGV[3] next      the version after that
--- ARGV[4] channel   where those who watch the owner's records listen, '' to tell nobody
+-- ARGV[4] channel   where subscribers of the owner's records listen, '' to notify nobody
 --
 -- Reply: 'seconds microseconds expires_at', the server's clock first; expires_at is '' for never
--- Errors: FOUND [version,expires_at,has_data,is_live]
+-- Errors: FOUND [version,expires_at,has_data,is_live,has_parts]
 
 local call, task = redis.call, KEYS[1]
 local time, has_data = call('TIME'), call('HEXISTS', task, 'data')
-local version, expires_at = unpack(call('HMGET', task, 'version', 'expires_at'))
+local version, expires_at, parts = unpack(call('HMGET', task, 'version', 'expires_at', 'parts'))
+
+-- @include parts
 
 -- A time that cannot be read, or is larger than any that was written, is refused as if it had passed.
 local ends = expires_at and (tonumber(expires_at:match('^[1-9]%d*$')) or 0)
 local is_live = not ends or ends < 2 ^ 53 and time[1] * 1000 + time[2] / 1000 < ends
-if version ~= ARGV[2] or has_data == 0 or not is_live then
+if version ~= ARGV[2] or has_data == 0 or not is_live or not has_parts then
   -- @include found
 end
 -- Before the write, as a user who may not publish is refused here. Sharded from Redis 7 on.

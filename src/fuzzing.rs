@@ -165,14 +165,14 @@ mod tests {
 
         #[test]
         fn any_record_is_read_soundly(input in inputs(&[
-            "*3\r\n", "$1\r\n7\r\n", "$-1\r\n", ":1\r\n", "1", "0", "9007199254740991", "1795000000000", "$", "*",
+            "*3\r\n", "$1\r\n7\r\n", "$-1\r\n", ":1\r\n", "1", "0", "9007199254740991", "1795000000000", "$", "*", "input=4097 ", "a=",
         ])) {
             record(&input);
         }
 
         #[test]
         fn any_script_error_is_read_soundly(input in inputs(&[
-            "FOUND", "FOUND [\"7\",false,1,true]", "false", "\"", ",", "CAPACITYEXCEEDED", "ERR", "@user_script", "OOM", "READONLY",
+            "FOUND", "FOUND [\"7\",false,1,true,true]", "false", "TOOMANYPARTS", "\"", ",", "CAPACITYEXCEEDED", "ERR", "@user_script", "OOM", "READONLY",
             "NOPERM", "MOVED", "WRONGTYPE", " ", "7", "-", "\r\n",
         ])) {
             script_error(&input);

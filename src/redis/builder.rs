@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "redis-cluster")]
+use futures_util::future::try_join;
 use redis::aio::ConnectionLike;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
@@ -23,7 +25,7 @@ use super::subscriptions::Subscriptions;
 use super::tls::Certificates;
 use super::{Inner, RedisBackend};
 use crate::StorageError;
-use crate::backend::DEFAULT_MAX_VALUE_BYTES;
+use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES};
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -54,6 +56,7 @@ pub struct RedisBuilder {
     connect_timeout: Duration,
     response_timeout: Duration,
     max_value_bytes: usize,
+    max_part_bytes: usize,
     replicas: Option<(u32, Duration)>,
     notifications: bool,
     #[cfg(feature = "redis-tls")]
@@ -68,6 +71,7 @@ impl Default for RedisBuilder {
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(2),
             max_value_bytes: DEFAULT_MAX_VALUE_BYTES,
+            max_part_bytes: DEFAULT_MAX_PART_BYTES,
             replicas: None,
             notifications: true,
             #[cfg(feature = "redis-tls")]
@@ -111,6 +115,13 @@ impl RedisBuilder {
     /// The largest value in bytes, 1 MiB unless set. Larger ones are refused before anything is sent.
     pub fn max_value_bytes(mut self, max: usize) -> Self {
         self.max_value_bytes = max;
+        self
+    }
+
+    /// The largest part of a record in bytes, 4 MiB unless set. Larger ones are refused before anything is sent. A part
+    /// that is written or read holds the server for about 3 ms a MiB, and with it all other calls.
+    pub fn max_part_bytes(mut self, max: usize) -> Self {
+        self.max_part_bytes = max;
         self
     }
 
@@ -257,12 +268,15 @@ impl RedisBuilder {
         };
         let node = self.client(node).map_err(|error| refused(&address, error))?.get_connection_info().clone();
         let deadline = Instant::now() + self.connect_timeout;
-        let connecting = ClusterLink::connect(client, node, timeout);
-        let link = match tokio::time::timeout_at(deadline, connecting).await {
-            Ok(link) => link.map_err(|error| refused(&address, error))?,
+        let client = ClusterLink::client(client).map_err(|error| refused(&address, error))?;
+        let connect = || ClusterLink::connect(&client, node.clone(), timeout);
+        let connecting = try_join(connect(), connect());
+        let (link, bulk) = match tokio::time::timeout_at(deadline, connecting).await {
+            Ok(links) => links.map_err(|error| refused(&address, error))?,
             Err(_) => return Err(no_answer(&address, self.connect_timeout)),
         };
-        let way = Way { link: Box::new(link), clock: Arc::new(Clock::new()), address, can_publish };
+        let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = (Box::new(link), Box::new(bulk));
+        let way = Way { link, bulk, clock: Arc::new(Clock::new()), address, can_publish };
         self.start(way, schema, deadline).await
     }
 
@@ -271,7 +285,8 @@ impl RedisBuilder {
     /// How it reconnects is the connection's own affair; the connect timeout is the limit of the first call. A
     /// connection that sends by itself again, as cluster connections do unless they are configured with no
     /// retries, may turn a write that was applied into a conflict. It cannot be listened on, so
-    /// [watching](crate::StorageBackend::watch) over it is polling.
+    /// [watching](crate::StorageBackend::watch) over it is polling. Pages and parts share it with all other calls, which
+    /// wait behind them: [`over_two`](Self::over_two) takes a second connection for them.
     ///
     /// # Errors
     /// `InvalidKey` for an illegal prefix, and whatever the first call over the connection says.
@@ -279,12 +294,26 @@ impl RedisBuilder {
     where
         C: ConnectionLike + Clone + Send + Sync + 'static,
     {
+        self.over_two(connection.clone(), connection).await
+    }
+
+    /// Works as [`over`](Self::over) does, and sends pages and parts over a connection of their own to the same server,
+    /// so that no other call waits behind megabytes.
+    ///
+    /// # Errors
+    /// As [`over`](Self::over).
+    pub async fn over_two<C, D>(self, connection: C, bulk: D) -> Result<RedisBackend, StorageError>
+    where
+        C: ConnectionLike + Clone + Send + Sync + 'static,
+        D: ConnectionLike + Clone + Send + Sync + 'static,
+    {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let address = "the given Redis connection".to_owned();
         self.refuse_replicas(&address)?;
         let deadline = Instant::now() + self.connect_timeout;
-        let link = Box::new(Given(connection));
-        let way = Way { link, clock: Arc::new(Clock::new()), address, can_publish: false };
+        let (link, bulk): (Box<dyn Link>, Box<dyn Link>) =
+            (Box::new(Given(connection)), Box::new(Given(bulk)));
+        let way = Way { link, bulk, clock: Arc::new(Clock::new()), address, can_publish: false };
         self.start(way, schema, deadline).await
     }
 
@@ -296,34 +325,39 @@ impl RedisBuilder {
     ) -> Result<RedisBackend, StorageError> {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let clock = Arc::new(Clock::new());
-        let master = MasterLink::new(master, self.connect_timeout, Arc::clone(&clock));
-        let link: Box<dyn Link> = match self.replicas {
-            None => Box::new(master),
+        let master = Arc::new(master);
+        let connection = || MasterLink::new(Arc::clone(&master), self.connect_timeout, Arc::clone(&clock));
+        let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = match self.replicas {
+            None => (Box::new(connection()), Box::new(connection())),
             Some((_, within)) if within < Duration::from_millis(1) || within >= self.response_timeout => {
                 let limit = self.response_timeout;
                 let reason = format!("waiting {within:?} for replicas is not between 1 ms and {limit:?}");
                 return Err(wrong_settings(address, reason));
             }
             Some((count, within)) => {
-                let link = ReplicatedLink::new(master, count, within);
-                Box::new(link.map_err(|error| refused(&address, error))?)
+                let link = ReplicatedLink::new(connection(), count, within);
+                let link = link.map_err(|error| refused(&address, error))?;
+                let bulk = link.reading_over(connection());
+                (Box::new(link), Box::new(bulk))
             }
         };
         let deadline = Instant::now() + self.connect_timeout;
-        self.start(Way { link, clock, address, can_publish }, schema, deadline).await
+        self.start(Way { link, bulk, clock, address, can_publish }, schema, deadline).await
     }
 
     /// Asks the server for its clock, which also shows that it answers.
     async fn start(self, way: Way, schema: Schema, deadline: Instant) -> Result<RedisBackend, StorageError> {
-        let Way { link, clock, address, can_publish } = way;
+        let Way { link, bulk, clock, address, can_publish } = way;
         let listens = self.notifications && can_publish;
         let backend = RedisBackend(Arc::new(Inner {
             link,
+            bulk,
             schema,
             clock,
             address,
             limit: self.response_timeout,
             max_value_bytes: self.max_value_bytes,
+            max_part_bytes: self.max_part_bytes,
             publishes: self.notifications,
             subscriptions: listens.then(|| Arc::new(Subscriptions::new(self.connect_timeout))),
         }));
@@ -421,6 +455,8 @@ impl RedisBuilder {
 /// A way to the servers, and what is known of it.
 struct Way {
     link: Box<dyn Link>,
+    /// Over other connections.
+    bulk: Box<dyn Link>,
     clock: Arc<Clock>,
     address: String,
     /// Whether the servers can publish over a connection beside their replies.
@@ -433,7 +469,7 @@ fn can_publish(info: &ConnectionInfo) -> bool {
 
 /// What went wrong before there was a connection.
 fn refused(address: &str, error: redis::RedisError) -> StorageError {
-    let context = Context { address, key: "", writes: false, expected: None, quota: None };
+    let context = Context::reads(address, "");
     context.storage_error(Failure::Unsent(error))
 }
 

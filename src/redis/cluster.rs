@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::cluster::ClusterClientBuilder;
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::{
@@ -62,13 +62,18 @@ enum Target {
 }
 
 impl ClusterLink {
-    /// `client` is configured for all but retries. `node` is one of its nodes.
+    /// The client that connections are made by. `builder` is configured for all but retries.
+    pub(super) fn client(builder: ClusterClientBuilder) -> RedisResult<ClusterClient> {
+        builder.retries(0).build()
+    }
+
+    /// Connects to the cluster. `node` is one of its nodes.
     pub(super) async fn connect(
-        client: ClusterClientBuilder,
+        client: &ClusterClient,
         node: ConnectionInfo,
         connect_timeout: Duration,
     ) -> RedisResult<Self> {
-        let cluster = client.retries(0).build()?.get_async_connection().await?;
+        let cluster = client.get_async_connection().await?;
         Ok(Self(Arc::new(Shared {
             cluster,
             node,

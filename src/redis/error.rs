@@ -4,7 +4,7 @@ use redis::{ErrorKind, RedisError};
 
 use super::link::Failure;
 use crate::scripts::{Found, Refusal, UnexpectedReply};
-use crate::{BoxError, StorageError, Version};
+use crate::{BoxError, MAX_PARTS, StorageError, Version};
 
 /// What a failed call was about, to say so and to judge what became of it.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,8 @@ pub(super) struct Context<'a> {
     pub(super) expected: Option<Version>,
     /// The owner's quota.
     pub(super) quota: Option<u64>,
+    /// Whether the call moves pages or parts, which have connections of their own.
+    pub(super) is_bulk: bool,
 }
 
 /// The classes of errors that a server reports, whatever the code in front.
@@ -80,7 +82,12 @@ fn classify(code: &str, detail: &str) -> Class {
     own.or_else(inside).map_or(Class::Other, |(_, class)| *class)
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    /// A call that only reads.
+    pub(super) fn reads(address: &'a str, key: &'a str) -> Self {
+        Self { address, key, writes: false, expected: None, quota: None, is_bulk: false }
+    }
+
     /// What a failure on the way, or an error in reply, means for the caller.
     pub(super) fn storage_error(&self, failure: Failure) -> StorageError {
         match failure {
@@ -170,6 +177,10 @@ impl Context<'_> {
             Refusal::Found(Found::Corrupt(field)) => {
                 self.corrupt(format!("the field {field} is missing or cannot be read"), None)
             }
+            Refusal::TooManyParts { count } => {
+                let what = "parts of a record".to_owned();
+                StorageError::TooLarge { what, size: count, max: MAX_PARTS }
+            }
             Refusal::CapacityExceeded { live } => {
                 let quota = self.quota.unwrap_or(live);
                 StorageError::CapacityExceeded {
@@ -233,6 +244,7 @@ mod tests {
         writes: true,
         expected: Some(Version::FIRST),
         quota: Some(3),
+        is_bulk: false,
     };
 
     /// The error that the redis crate makes of this line from a server.
@@ -251,6 +263,7 @@ mod tests {
             StorageError::CapacityExceeded { quota: Some(_), .. } => "quota",
             StorageError::CapacityExceeded { quota: None, .. } => "memory",
             StorageError::Corrupt { .. } => "Corrupt",
+            StorageError::TooLarge { .. } => "TooLarge",
             StorageError::Denied { .. } => "Denied",
             StorageError::Unavailable { .. } => "Unavailable",
             StorageError::Backend { .. } => "Backend",
@@ -259,11 +272,12 @@ mod tests {
     }
 
     #[rstest]
-    #[case::nothing(r#"FOUND [false,false,0,false]"#, "NotFound", false, false)]
-    #[case::conflict(r#"FOUND ["7",false,1,true]"#, "VersionConflict", false, false)]
-    #[case::exhausted(r#"FOUND ["1",false,1,true]"#, "VersionExhausted", false, false)]
+    #[case::nothing(r#"FOUND [false,false,0,false,true]"#, "NotFound", false, false)]
+    #[case::conflict(r#"FOUND ["7",false,1,true,true]"#, "VersionConflict", false, false)]
+    #[case::exhausted(r#"FOUND ["1",false,1,true,true]"#, "VersionExhausted", false, false)]
     #[case::quota("CAPACITYEXCEEDED 3", "quota", true, false)]
-    #[case::corrupt(r#"FOUND ["?",false,1,true]"#, "Corrupt", false, false)]
+    #[case::parts("TOOMANYPARTS 5", "TooLarge", false, false)]
+    #[case::corrupt(r#"FOUND ["?",false,1,true,true]"#, "Corrupt", false, false)]
     #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", "memory", true, false)]
     #[case::readonly("READONLY You can't write against a read only replica.", "Unavailable", true, false)]
     #[case::loading("LOADING Redis is loading the dataset in memory", "Unavailable", true, false)]

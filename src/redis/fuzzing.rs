@@ -12,7 +12,7 @@ use super::link::Failure;
 use super::schema::{Schema, Stored};
 use crate::fuzzing::fields;
 use crate::key::escape;
-use crate::{MAX_ID_BYTES, OwnerId, Record, StorageError, TaskId, TaskKey, Version};
+use crate::{MAX_ID_BYTES, OwnerId, PartName, PartSizes, Record, StorageError, TaskId, TaskKey, Version};
 
 /// Fields: four ids, a prefix.
 ///
@@ -67,10 +67,8 @@ pub fn key(input: &[u8]) {
             };
             let keys = schema.keys(&key);
             assert_eq!(keys.idx, schema.idx(&key.owner));
-            assert_eq!(keys.exp, schema.exp(&key.owner));
             add(keys.task, parts("tasks", Some(task)));
             add(keys.idx, parts("idx", None));
-            add(keys.exp, parts("exp", None));
         }
     }
 }
@@ -113,7 +111,7 @@ fn must_be_escaped(c: char) -> bool {
     matches!(c, ':' | '%' | '{' | '}' | '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}')
 }
 
-/// Percent-decoding; `None` for text that no id is written as.
+/// Percent-decoding in other words than those of the key; `None` for text that no id is written as.
 fn unescape(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -146,14 +144,14 @@ fn hash_slot_part(key: &str) -> &str {
     tag.filter(|tag| !tag.is_empty()).unwrap_or(key)
 }
 
-/// Fields: the three of a hash, `version`, `expires_at`, `data`; and the whole input once more as a reply in the
+/// Fields: the four of a hash, `version`, `expires_at`, `data`, `parts`; and the whole input once more as a reply in the
 /// protocol of Redis.
 ///
 /// A hash is read as a record only if every field is exactly what a script writes; nothing is read as absent but a
 /// hash that is.
 pub fn record(input: &[u8]) {
-    let [version, expires_at, data] = fields(input).map(field);
-    check_reading(Value::Array(vec![version, data, expires_at]));
+    let [version, expires_at, data, parts] = fields(input).map(field);
+    check_reading(Value::Array(vec![version, data, expires_at, parts]));
     if let Ok(reply) = parse_redis_value(input) {
         check_reading(reply);
     }
@@ -173,10 +171,10 @@ fn field(bytes: &[u8]) -> Value {
 
 fn check_reading(reply: Value) {
     let fields = match &reply {
-        Value::Array(fields) => <&[Value; 3]>::try_from(&fields[..]).ok(),
+        Value::Array(fields) => <&[Value; 4]>::try_from(&fields[..]).ok(),
         _ => None,
     };
-    let Some([version, data, expires_at]) = fields.cloned() else {
+    let Some([version, data, expires_at, parts]) = fields.cloned() else {
         assert_eq!(Stored::read(reply), None);
         return;
     };
@@ -203,16 +201,34 @@ fn check_reading(reply: Value) {
                 .unwrap_or(DateTime::<Utc>::MAX_UTC),
         ),
     };
-    match (canonical(&version), data) {
-        (None, _) => is_corrupt("version", expires_at),
-        (Some(version), Value::BulkString(data)) => is(Stored::Record(Record {
-            data: Bytes::from(data),
-            version: version.into(),
-            expires_at,
-            parts: crate::PartSizes::new(),
-        })),
-        (Some(_), _) => is_corrupt("data", expires_at),
+    match (canonical(&version), data, parts_of(&parts)) {
+        (None, ..) => is_corrupt("version", expires_at),
+        (Some(version), Value::BulkString(data), Some(parts)) => {
+            let (data, version) = (Bytes::from(data), version.into());
+            is(Stored::Record(Record { data, version, expires_at, parts }));
+        }
+        (Some(_), Value::BulkString(_), None) => is_corrupt("parts", expires_at),
+        (Some(_), ..) => is_corrupt("data", expires_at),
     }
+}
+
+/// The names and sizes that the field `parts` lists, `None` if it is nothing that a script writes.
+fn parts_of(field: &Value) -> Option<PartSizes> {
+    let text = match field {
+        Value::Nil => return Some(PartSizes::new()),
+        Value::BulkString(text) => String::from_utf8(text.clone()).ok()?,
+        _ => return None,
+    };
+    let Some(listed) = text.strip_suffix(' ') else { return text.is_empty().then(PartSizes::new) };
+    let part = |part: &str| {
+        let (name, size) = part.split_at_checked(part.find('=')?)?;
+        let digits = &size[1..];
+        if digits.is_empty() || digits.len() > 10 || digits.contains(|c: char| !c.is_ascii_digit()) {
+            return None;
+        }
+        Some((PartName::try_from(name.to_owned()).ok()?, digits.parse().ok()?))
+    };
+    listed.split(' ').map(part).collect()
 }
 
 /// An integer from 1 to 2^53 - 1 in the one way of writing it.
@@ -235,6 +251,7 @@ pub fn script_error(input: &[u8]) {
         writes: true,
         expected: number(expected).map(Version::from),
         quota: number(quota),
+        is_bulk: false,
     };
 
     let replies = [
@@ -285,13 +302,16 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
     match (code, detail.parse::<u64>()) {
         ("FOUND", _) => becomes(match found(detail) {
             None => is_unforeseen(&judged),
-            Some((false, _, None, None)) => matches!(judged, StorageError::NotFound { .. }),
-            Some((_, _, _, Some(at))) if canonical(&bulk(&at)).is_none() => is_corrupt(&judged, "expires_at"),
+            Some((false, _, None, None, _)) => matches!(judged, StorageError::NotFound { .. }),
+            Some((_, _, _, Some(at), _)) if canonical(&bulk(&at)).is_none() => {
+                is_corrupt(&judged, "expires_at")
+            }
             Some((_, false, ..)) => matches!(judged, StorageError::NotFound { .. }),
-            Some((has_data, _, version, _)) => {
+            Some((has_data, _, version, _, has_parts)) => {
                 match (version.and_then(|version| canonical(&bulk(&version))), has_data) {
                     (None, _) => is_corrupt(&judged, "version"),
                     (_, false) => is_corrupt(&judged, "data"),
+                    _ if !has_parts => is_corrupt(&judged, "parts"),
                     (Some(found), _) if write.expected.is_none_or(|expected| expected.get() == found) => {
                         matches!(judged, StorageError::VersionExhausted { .. })
                     }
@@ -309,6 +329,13 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
         ("CAPACITYEXCEEDED", Ok(_)) => becomes(
             is_unforeseen(&judged) || matches!(judged, StorageError::CapacityExceeded { quota: Some(_), .. }),
         ),
+        ("TOOMANYPARTS", Ok(_)) if is_digits(detail) => {
+            becomes(matches!(judged, StorageError::TooLarge { .. }));
+        }
+        // As a number, and not as the scripts write it.
+        ("TOOMANYPARTS", Ok(_)) => {
+            becomes(is_unforeseen(&judged) || matches!(judged, StorageError::TooLarge { .. }));
+        }
         ("OOM", _) => becomes(matches!(judged, StorageError::CapacityExceeded { quota: None, .. })),
         ("WRONGTYPE", _) => becomes(matches!(judged, StorageError::Corrupt { .. })),
         (
@@ -340,19 +367,20 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
     }
 }
 
-/// What a write found, if it is that: whether there are data, whether they are live, version, expires_at. A field
-/// that is no text cannot be read.
-fn found(detail: &str) -> Option<(bool, bool, Option<String>, Option<String>)> {
+/// What a write found, if it is that: whether there are data, whether they are live, version, expires_at, and whether
+/// the parts can be read. A field that is no text cannot be read.
+fn found(detail: &str) -> Option<(bool, bool, Option<String>, Option<String>, bool)> {
     use serde_json::Value::{Bool, Null, String};
     let fields: Vec<serde_json::Value> = serde_json::from_str(detail).ok()?;
-    let [version, expires_at, has_data, is_live] = fields.try_into().ok()?;
+    let [version, expires_at, has_data, is_live, has_parts] = fields.try_into().ok()?;
     let text = |field| match field {
         Bool(false) | Null => None,
         String(text) => Some(text),
         _ => Some("?".to_owned()),
     };
     let has_data = has_data.as_u64().filter(|number| *number < 256)? != 0;
-    Some((has_data, !matches!(is_live, Bool(false) | Null), text(version), text(expires_at)))
+    let is_live = !matches!(is_live, Bool(false) | Null);
+    Some((has_data, is_live, text(version), text(expires_at), has_parts.as_bool()?))
 }
 
 fn bulk(text: &str) -> Value {

@@ -47,7 +47,7 @@ impl Master {
 pub(super) struct MasterLink(Arc<Shared>);
 
 struct Shared {
-    master: Master,
+    master: Arc<Master>,
     connect_timeout: Duration,
     /// Is set by the server's clock whenever a connection was made, as it may be another server.
     clock: Arc<Clock>,
@@ -78,7 +78,7 @@ pub(super) struct Made {
 
 impl MasterLink {
     /// Connects with the first call.
-    pub(super) fn new(master: Master, connect_timeout: Duration, clock: Arc<Clock>) -> Self {
+    pub(super) fn new(master: Arc<Master>, connect_timeout: Duration, clock: Arc<Clock>) -> Self {
         // An attempt that nobody has in hand counts as broken, so the first call makes the first one.
         let outcome = watch::channel(None).1;
         let attempt = Attempt { number: 0, failures: 0, made: None, is_broken: false, outcome };
@@ -303,7 +303,7 @@ impl Link for MasterLink {
         if let (Some(made), Ok(runtime)) = (made, Handle::try_current()) {
             let shared = Arc::clone(&self.0);
             runtime.spawn(async move {
-                if let Master::KnownTo(sentinels) = &shared.master
+                if let Master::KnownTo(sentinels) = &*shared.master
                     && let Some(Ok(master)) = sentinels.master_unless_asked().await
                     && master.get_connection_info().addr().to_string() != made.address
                 {

@@ -35,28 +35,28 @@ pub use builder::RedisBuilder;
 use clock::{Clock, server_time};
 use error::Context;
 use link::{Failure, Link};
-use schema::{FIELDS, Schema, Stored};
+use schema::{FIELDS, PART_FIELDS, Schema, Stored, StoredPart};
 use subscriptions::Subscriptions;
 
-use crate::backend::{check_size, from_micros};
+use crate::backend::{check_parts, check_size, from_micros};
 use crate::scripts::{
     Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, Kept, LIST, List, Listed, PUT, Put, Replaces,
     Reply, Script, Timed, UnexpectedReply,
 };
 use crate::watch::by_polling;
 use crate::{
-    Expiry, OwnerId, Page, PageRequest, PutOptions, Record, StorageBackend, StorageError, TaskKey,
-    TooFewReplicas, Version, Written,
+    Expiry, OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError,
+    TaskKey, TooFewReplicas, Version, Written,
 };
 
 /// Keeps records in Redis (6.2 or newer) or Valkey (7.2 or newer), for every instance of a server alike.
 ///
-/// A task is a hash at `{prefix}:tasks:{owner}:{task}`, found again through two sorted sets per owner. Every
-/// write is one Lua script, atomic over all three; a `get` is one `HMGET`; a page is one script for the ids
+/// A task is a hash at `{prefix}:tasks:{owner}:{task}`, found again through one sorted set per owner. Every
+/// write is one Lua script, atomic over both; a `get` is one `HMGET`; a page is one script for the ids
 /// and one pipeline for their hashes. The server's clock alone decides what has expired, and the server
 /// itself removes it.
 ///
-/// Cheap to clone: all clones share one connection. The backend sends nothing twice: a write whose outcome is
+/// Cheap to clone: all clones share two connections, one of them for pages and parts. The backend sends nothing twice: a write whose outcome is
 /// not known is reported with [`outcome_unknown`](StorageError::outcome_unknown).
 ///
 /// ```no_run
@@ -74,13 +74,16 @@ pub struct RedisBackend(Arc<Inner>);
 
 struct Inner {
     link: Box<dyn Link>,
+    /// For pages and parts, so that no small call waits behind megabytes.
+    bulk: Box<dyn Link>,
     schema: Schema,
     clock: Arc<Clock>,
     address: String,
     /// The limit of each call.
     limit: Duration,
     max_value_bytes: usize,
-    /// Whether writes are told to those who watch.
+    max_part_bytes: usize,
+    /// Whether writes notify subscribers.
     publishes: bool,
     /// `None`: watching is polling.
     subscriptions: Option<Arc<Subscriptions>>,
@@ -112,7 +115,12 @@ impl fmt::Debug for RedisBackend {
 
 impl RedisBackend {
     fn reads<'a>(&'a self, key: &'a str) -> Context<'a> {
-        Context { address: &self.0.address, key, writes: false, expected: None, quota: None }
+        Context::reads(&self.0.address, key)
+    }
+
+    /// The connections that a call travels over.
+    fn link(&self, context: &Context<'_>) -> &dyn Link {
+        if context.is_bulk { &*self.0.bulk } else { &*self.0.link }
     }
 
     fn writes<'a>(&'a self, key: &'a str) -> Context<'a> {
@@ -132,7 +140,7 @@ impl RedisBackend {
         let limit = self.0.limit;
         let in_time = tokio::time::timeout(limit, call.instrument(span)).await;
         in_time.unwrap_or_else(|_| {
-            self.0.link.timed_out(context.key);
+            self.link(context).timed_out(context.key);
             Err(match self.unconfirmed(context) {
                 Some(few) => context.storage_error(Failure::TooFewReplicas(few, None)),
                 None => context.timed_out(limit),
@@ -142,9 +150,9 @@ impl RedisBackend {
 
     async fn send(&self, command: &Cmd, context: &Context<'_>) -> Result<Value, StorageError> {
         let reply = if context.writes {
-            self.0.link.write(command, context.key).await
+            self.link(context).write(command, context.key).await
         } else {
-            self.0.link.send(command, context.key).await
+            self.link(context).send(command, context.key).await
         };
         reply.map_err(|failure| {
             context.storage_error(match (failure, self.unconfirmed(context)) {
@@ -209,7 +217,8 @@ impl RedisBackend {
         owner: &OwnerId,
         expected: Option<Version>,
     ) -> Result<Written, StorageError> {
-        let context = Context { expected, quota: put.quota, ..self.writes(&put.keys.task) };
+        let is_bulk = !put.parts.is_empty();
+        let context = Context { expected, quota: put.quota, is_bulk, ..self.writes(&put.keys.task) };
         let write = pin!(async {
             match self.run(&PUT, &put, &context).await {
                 // The quota counts by the index. Members whose hash was evicted or deleted by hand must not
@@ -237,8 +246,14 @@ fn argument(expiry: Expiry) -> Result<ExpiryArgument, StorageError> {
 }
 
 fn hmget(key: &str) -> Cmd {
-    let mut command = Cmd::with_capacity(2 + FIELDS.len(), key.len() + 32);
+    let mut command = Cmd::with_capacity(2 + FIELDS.len(), key.len() + 40);
     command.arg("HMGET").arg(key).arg(&FIELDS);
+    command
+}
+
+fn hmget_part(key: &str, name: &PartName) -> Cmd {
+    let mut command = redis::cmd("HMGET");
+    command.arg(key).arg(&PART_FIELDS).arg(format!("part:{name}"));
     command
 }
 
@@ -265,9 +280,31 @@ impl StorageBackend for RedisBackend {
         self.limited(span, &context, read).await
     }
 
+    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        let span = debug_span!("part", owner = %key.owner, task = %key.task, %name);
+        let redis_key = self.0.schema.task(&key.owner, &key.task);
+        let context = Context { is_bulk: true, ..self.reads(&redis_key) };
+        let read = pin!(async {
+            let reply = self.send(&hmget_part(&redis_key, name), &context).await?;
+            let stored = StoredPart::read(reply, name).ok_or_else(|| context.unexpected(UnexpectedReply))?;
+            match stored {
+                StoredPart::Nothing => Err(context.not_found()),
+                StoredPart::Found { expires_at, .. } | StoredPart::Corrupt { expires_at, .. }
+                    if self.has_expired(&redis_key, expires_at).await? =>
+                {
+                    Err(context.not_found())
+                }
+                StoredPart::Found { part, .. } => Ok(part),
+                StoredPart::Corrupt { reason, .. } => Err(context.corrupt(reason, None)),
+            }
+        });
+        self.limited(span, &context, read).await
+    }
+
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
         let span = debug_span!("put", owner = %key.owner, task = %key.task);
         check_size(&data, self.0.max_value_bytes)?;
+        check_parts(&options.parts, self.0.max_part_bytes)?;
         let put = Put {
             keys: self.0.schema.keys(key),
             id: key.task.clone(),
@@ -276,6 +313,7 @@ impl StorageBackend for RedisBackend {
             quota: options.quota,
             replaces: Replaces::Any,
             channel: self.channel(&key.owner, options.is_quiet),
+            parts: options.parts,
         };
         self.put_record(span, put, &key.owner, None).await
     }
@@ -289,9 +327,11 @@ impl StorageBackend for RedisBackend {
     ) -> Result<Written, StorageError> {
         let span = debug_span!("put_if_version", owner = %key.owner, task = %key.task);
         check_size(&data, self.0.max_value_bytes)?;
+        check_parts(&options.parts, self.0.max_part_bytes)?;
         let expiry = argument(options.expiry)?;
         let channel = self.channel(&key.owner, options.is_quiet);
-        if let (1.., Some(next), Expiry::Keep) = (expected.get(), expected.next(), options.expiry) {
+        let keeps = options.expiry == Expiry::Keep && options.parts.is_empty();
+        if let (1.., Some(next), true) = (expected.get(), expected.next(), keeps) {
             let task = self.0.schema.task(&key.owner, &key.task);
             let cas_put = CasPut { task, data, expected, next, channel };
             let context = Context { expected: Some(expected), ..self.writes(&cas_put.task) };
@@ -309,6 +349,7 @@ impl StorageBackend for RedisBackend {
             quota: options.quota,
             replaces: if expected == Version::ABSENT { Replaces::None } else { Replaces::Version(expected) },
             channel,
+            parts: options.parts,
         };
         self.put_record(span, put, &key.owner, Some(expected)).await
     }
@@ -327,11 +368,11 @@ impl StorageBackend for RedisBackend {
         let span = debug_span!("list", %owner);
         let (limit, below) = page.check(owner)?;
         let idx = self.0.schema.idx(owner);
-        let context = self.reads(&idx);
+        let context = Context { is_bulk: true, ..self.reads(&idx) };
         let read = pin!(async {
             let list = List { idx: idx.clone(), below, limit };
             let Listed(members) = self.run(&LIST, &list, &context).await?;
-            self.read_members(owner, members, limit, &context).await
+            self.read_members(owner, members, &page, &context).await
         });
         self.limited(span, &context, read).await
     }
@@ -340,17 +381,12 @@ impl StorageBackend for RedisBackend {
         Ok(0)
     }
 
-    async fn part(
-        &self,
-        key: &TaskKey,
-        _name: &crate::PartName,
-    ) -> Result<Option<crate::Part>, StorageError> {
-        self.get(key).await.map(|_| None)
-    }
-
     async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
+        let span = debug_span!("clock", owner = %key.owner, task = %key.task);
         let redis_key = self.0.schema.task(&key.owner, &key.task);
-        self.read_clock(&redis_key).await.map(from_micros)
+        let context = self.reads(&redis_key);
+        let read = pin!(self.read_clock(&redis_key));
+        self.limited(span, &context, read).await.map(from_micros)
     }
 
     fn now(&self) -> DateTime<Utc> {

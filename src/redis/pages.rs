@@ -3,72 +3,102 @@
 use redis::{Pipeline, Value};
 
 use super::error::Context;
+use super::link::Failure;
 use super::schema::Stored;
 use super::{RedisBackend, hmget};
 use crate::backend::from_micros;
 use crate::page::MAX_PAGE_LIMIT;
-use crate::scripts::{LIST, List, Listed, REAP, Reap, UnexpectedReply};
-use crate::{CorruptRecord, Cursor, ListedRecord, OwnerId, Page, Record, StorageError, TaskId};
+use crate::scripts::{LIST, List, Listed, REAP, Reap, UnexpectedReply, integer};
+use crate::{CorruptRecord, Cursor, ListedRecord, OwnerId, Page, PageRequest, Record, StorageError, TaskId};
 
 /// How many index members one `reap.lua` looks at, so that no script holds the server long.
 const REAPED_AT_ONCE: usize = 64;
 
+/// The first records of a page, of whichever size, are read in one round trip with the sizes of the others. So a page of
+/// up to this many takes two round trips with that for the ids, and a longer one three.
+const READ_AT_ONCE: usize = 32;
+
+/// An index member, and where its record is.
+struct Member {
+    id: TaskId,
+    key: String,
+    created_at: u64,
+}
+
+/// A page while it is read.
+#[derive(Default)]
+struct Listing {
+    page: Page,
+    /// Members without a record.
+    gone: Vec<(TaskId, String)>,
+    /// How many members it has taken in.
+    listed: usize,
+    /// For how many bytes of data there is room.
+    room: usize,
+    is_full: bool,
+}
+
+impl Listing {
+    /// The room that a record leaves, `None` if there is none for it. The first record always has room.
+    fn room_behind(&self, size: usize) -> Option<usize> {
+        match self.room.checked_sub(size) {
+            None if self.page.records.is_empty() => Some(0),
+            room => room,
+        }
+    }
+
+    /// How many records of these sizes have room. What has no size has no bytes to read.
+    fn fitting(&self, sizes: &[Result<Value, Failure>]) -> usize {
+        let (mut room, mut fitting) = (self.room, 0);
+        while let Some(size) = sizes.get(fitting).filter(|_| !self.is_full) {
+            let size = size.as_ref().ok().and_then(integer).unwrap_or(0);
+            let Some(left) = room.checked_sub(usize::try_from(size).unwrap_or(usize::MAX)) else { break };
+            (room, fitting) = (left, fitting + 1);
+        }
+        fitting
+    }
+}
+
 impl RedisBackend {
-    /// The page that these index members make, newest first.
+    /// The page that these index members make, newest first: as many of their records as it may have bytes.
     pub(super) async fn read_members(
         &self,
         owner: &OwnerId,
         members: Vec<(Vec<u8>, u64)>,
-        limit: usize,
+        request: &PageRequest,
         context: &Context<'_>,
     ) -> Result<Page, StorageError> {
-        let mut page = Page::default();
         // A page that is not full is the last one.
-        if let Some((_, oldest)) = members.last().filter(|_| members.len() == limit) {
-            page.next = Some(Cursor::new(owner, *oldest));
-        }
-        let keyed = |(id, created_at)| {
-            let id = task_id(id)?;
-            let key = self.0.schema.task(owner, &id);
-            Some((id, key, created_at))
-        };
-        let members: Vec<(TaskId, String, u64)> = members.into_iter().filter_map(keyed).collect();
-        if members.is_empty() {
-            return Ok(page);
-        }
-        let mut hashes = Pipeline::with_capacity(members.len());
-        for (_, key, _) in &members {
-            hashes.add_command(hmget(key));
-        }
-        let replies = self.0.link.read_all(&hashes, context.key).await;
-        let replies = replies.map_err(|failure| context.storage_error(failure))?;
-        if replies.len() != members.len() {
-            return Err(context.unexpected(UnexpectedReply));
-        }
-        let mut gone = Vec::new();
-        for ((id, key, created_at), reply) in members.into_iter().zip(replies) {
-            let stored = match reply {
-                Ok(reply) => Stored::read(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?,
-                Err(failure) => match self.reads(&key).storage_error(failure) {
-                    StorageError::Corrupt { reason, .. } => {
-                        page.corrupt.push(CorruptRecord::new(id, reason));
-                        continue;
-                    }
-                    other => return Err(other),
-                },
-            };
-            match stored {
-                Stored::Nothing => gone.push((id, key)),
-                Stored::Record(Record { expires_at, .. }) | Stored::Corrupt { expires_at, .. }
-                    if self.has_expired(&key, expires_at).await? => {}
-                Stored::Record(record) => {
-                    page.records.push(ListedRecord::new(id, record, from_micros(created_at)));
+        let oldest = members.last().map(|(_, created_at)| *created_at);
+        let oldest = oldest.filter(|_| members.len() == request.limit);
+        let members = self.members(owner, members);
+        let (first, others) = members.split_at(members.len().min(READ_AT_ONCE));
+        let mut listing = Listing { room: request.max_bytes, ..Listing::default() };
+        if !first.is_empty() {
+            // In the same round trip, how large the others are.
+            let mut reads = Pipeline::with_capacity(members.len());
+            for member in first {
+                reads.add_command(hmget(&member.key));
+            }
+            for member in others {
+                reads.cmd("HSTRLEN").arg(&member.key).arg("data");
+            }
+            let mut replies = self.read_all(&reads, context).await?;
+            let sizes = replies.split_off(first.len());
+            self.read_hashes(first, replies, &mut listing).await?;
+            let fitting = listing.fitting(&sizes);
+            if fitting > 0 {
+                let mut reads = Pipeline::with_capacity(fitting);
+                for member in &others[..fitting] {
+                    reads.add_command(hmget(&member.key));
                 }
-                Stored::Corrupt { reason, .. } => {
-                    page.corrupt.push(CorruptRecord::new(id, reason.to_owned()))
-                }
+                let replies = self.read_all(&reads, context).await?;
+                self.read_hashes(&others[..fitting], replies, &mut listing).await?;
             }
         }
+        let Listing { mut page, gone, listed, .. } = listing;
+        let ends_at = if listed == members.len() { oldest } else { Some(members[listed - 1].created_at) };
+        page.next = ends_at.map(|position| Cursor::new(owner, position));
         // The page stands whether or not the index can be tidied: the caller may be one that only reads.
         if !gone.is_empty()
             && let Err(error) = self.reap(owner, gone, context).await
@@ -76,6 +106,63 @@ impl RedisBackend {
             tracing::warn!(%error, "index members without a record were not removed");
         }
         Ok(page)
+    }
+
+    /// Sends reads in one go, and gives as many replies.
+    async fn read_all(
+        &self,
+        reads: &Pipeline,
+        context: &Context<'_>,
+    ) -> Result<Vec<Result<Value, Failure>>, StorageError> {
+        let replies = self.link(context).read_all(reads, context.key).await;
+        let replies = replies.map_err(|failure| context.storage_error(failure))?;
+        if replies.len() != reads.len() {
+            return Err(context.unexpected(UnexpectedReply));
+        }
+        Ok(replies)
+    }
+
+    /// Adds what the hashes of these members hold, until the page is full.
+    async fn read_hashes(
+        &self,
+        members: &[Member],
+        replies: Vec<Result<Value, Failure>>,
+        listing: &mut Listing,
+    ) -> Result<(), StorageError> {
+        for (member, reply) in members.iter().zip(replies) {
+            let Member { id, key, created_at } = member;
+            let context = self.reads(key);
+            let stored = match reply {
+                Ok(reply) => Stored::read(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?,
+                Err(failure) => match context.storage_error(failure) {
+                    StorageError::Corrupt { reason, .. } => {
+                        listing.page.corrupt.push(CorruptRecord::new(id.clone(), reason));
+                        listing.listed += 1;
+                        continue;
+                    }
+                    other => return Err(other),
+                },
+            };
+            match stored {
+                Stored::Nothing => listing.gone.push((id.clone(), key.clone())),
+                Stored::Record(Record { expires_at, .. }) | Stored::Corrupt { expires_at, .. }
+                    if self.has_expired(key, expires_at).await? => {}
+                Stored::Record(record) => {
+                    let Some(room) = listing.room_behind(record.data.len()) else {
+                        listing.is_full = true;
+                        return Ok(());
+                    };
+                    listing.room = room;
+                    let created_at = from_micros(*created_at);
+                    listing.page.records.push(ListedRecord::new(id.clone(), record, created_at));
+                }
+                Stored::Corrupt { reason, .. } => {
+                    listing.page.corrupt.push(CorruptRecord::new(id.clone(), reason.to_owned()));
+                }
+            }
+            listing.listed += 1;
+        }
+        Ok(())
     }
 
     /// Drops all index members of the owner whose hash is gone. Says whether there were some.
@@ -90,7 +177,8 @@ impl RedisBackend {
             let Listed(members) = self.run(&LIST, &page, context).await?;
             below = members.last().map(|(_, oldest)| *oldest);
             let is_last = members.len() < MAX_PAGE_LIMIT;
-            let tasks = self.hash_keys(owner, members);
+            let tasks = self.members(owner, members);
+            let tasks: Vec<_> = tasks.into_iter().map(|member| (member.id, member.key)).collect();
             if !tasks.is_empty() {
                 let mut exists = redis::cmd("EXISTS");
                 tasks.iter().for_each(|(_, key)| {
@@ -116,17 +204,21 @@ impl RedisBackend {
         let mut removed = 0;
         for tasks in tasks.chunks(REAPED_AT_ONCE) {
             let idx = self.0.schema.idx(owner);
-            let arguments = Reap { idx, exp: self.0.schema.exp(owner), tasks: tasks.to_vec() };
+            let arguments = Reap { idx, tasks: tasks.to_vec() };
             removed += self.run(&REAP, &arguments, context).await?.0;
         }
         Ok(removed)
     }
 
-    /// The keys of the hashes behind index members. A member that is no task id was not written by this
-    /// crate, and leads nowhere.
-    fn hash_keys(&self, owner: &OwnerId, members: Vec<(Vec<u8>, u64)>) -> Vec<(TaskId, String)> {
-        let ids = members.into_iter().filter_map(|(id, _)| task_id(id));
-        ids.map(|id| (id.clone(), self.0.schema.task(owner, &id))).collect()
+    /// Where the records of these index members are. A member that is no task id was not written by this crate, and
+    /// leads nowhere.
+    fn members(&self, owner: &OwnerId, members: Vec<(Vec<u8>, u64)>) -> Vec<Member> {
+        let member = |(id, created_at)| {
+            let id = task_id(id)?;
+            let key = self.0.schema.task(owner, &id);
+            Some(Member { id, key, created_at })
+        };
+        members.into_iter().filter_map(member).collect()
     }
 }
 

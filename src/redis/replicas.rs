@@ -62,6 +62,11 @@ impl ReplicatedLink {
         Ok(Self { master, pool, wanted, patience })
     }
 
+    /// The same, whose reads share another connection.
+    pub(super) fn reading_over(&self, master: MasterLink) -> Self {
+        Self { master: Arc::new(master), pool: self.pool.clone(), ..*self }
+    }
+
     /// Waits until the replicas have what was written over this connection.
     async fn wait(&self, connection: &mut MultiplexedConnection) -> Result<(), Failure> {
         let mut wait = redis::cmd("WAIT");

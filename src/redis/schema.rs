@@ -1,9 +1,10 @@
 //! Which Redis keys a record has, and how its hash is read.
 //!
 //! ```text
-//! {prefix}:tasks:{owner}:{task}   hash   version, data, expires_at (ms since the epoch; no field = never)
-//! {prefix}:idx:{owner}            zset   task ids by creation time (microseconds)
-//! {prefix}:exp:{owner}            zset   task ids by expires_at, only those that expire
+//! {prefix}:tasks:{owner}:{task}   hash   version, data, expires_at (ms since the epoch; no field = never),
+//!                                        parts (`name=size `, for each), part:NAME
+//! {prefix}:idx:{owner}            zset   for each task: its id by creation time (microseconds),
+//!                                        and \255 with its id by expires_at (9e12 = never)
 //! {prefix}:watch:{owner}          no key but a channel: what was written, `expires_at key`, or `? key` for a look at it
 //! ```
 //!
@@ -19,10 +20,12 @@ use crate::backend::from_millis;
 use crate::key::escape;
 use crate::scripts::{RecordKeys, exact};
 use crate::watch::Signal;
-use crate::{OwnerId, Record, StorageError, TaskId, TaskKey, Version};
+use crate::{OwnerId, Part, PartName, PartSizes, Record, StorageError, TaskId, TaskKey, Version};
 
 /// The fields of a record's hash, in the order in which [`Stored::read`] takes them.
-pub(super) const FIELDS: [&str; 3] = ["version", "data", "expires_at"];
+pub(super) const FIELDS: [&str; 4] = ["version", "data", "expires_at", "parts"];
+/// The fields beside its bytes by which [`StoredPart::read`] judges a part.
+pub(super) const PART_FIELDS: [&str; 3] = ["version", "expires_at", "parts"];
 
 const MAX_PREFIX_BYTES: usize = 64;
 
@@ -60,10 +63,6 @@ impl Schema {
         self.owned("idx", owner, 0)
     }
 
-    pub(super) fn exp(&self, owner: &OwnerId) -> String {
-        self.owned("exp", owner, 0)
-    }
-
     /// Where it is published what was written of an owner.
     pub(super) fn channel(&self, owner: &OwnerId) -> String {
         self.owned("watch", owner, 0)
@@ -78,11 +77,7 @@ impl Schema {
     }
 
     pub(super) fn keys(&self, key: &TaskKey) -> RecordKeys {
-        RecordKeys {
-            idx: self.idx(&key.owner),
-            exp: self.exp(&key.owner),
-            task: self.task(&key.owner, &key.task),
-        }
+        RecordKeys { idx: self.idx(&key.owner), task: self.task(&key.owner, &key.task) }
     }
 }
 
@@ -99,34 +94,101 @@ pub(super) enum Stored {
 }
 
 impl Stored {
-    /// Reads the reply; `None` if it is not the reply of an `HMGET` of three fields.
+    /// Reads the reply; `None` if it is not the reply of an `HMGET` of these fields.
     pub(super) fn read(reply: Value) -> Option<Self> {
         let Value::Array(fields) = reply else { return None };
-        let [version, data, expires_at] = <[Value; 3]>::try_from(fields).ok()?;
+        let [version, data, expires_at, parts] = <[Value; 4]>::try_from(fields).ok()?;
         if [&version, &data, &expires_at].into_iter().all(|field| *field == Value::Nil) {
             return Some(Self::Nothing);
         }
-        let expires_at = match number(&expires_at) {
-            Ok(millis) => millis.map(from_millis),
-            Err(Unreadable) => {
-                let reason = "the field expires_at is not a time in milliseconds";
-                return Some(Self::Corrupt { reason, expires_at: None });
-            }
-        };
-        let Ok(Some(version)) = number(&version) else {
-            let reason = "the field version is missing or not an integer from 1 to 2^53 - 1";
-            return Some(Self::Corrupt { reason, expires_at });
+        let (version, expires_at) = match version_and_expiry(&version, &expires_at) {
+            Ok(read) => read,
+            Err((reason, expires_at)) => return Some(Self::Corrupt { reason, expires_at }),
         };
         let Value::BulkString(data) = data else {
             return Some(Self::Corrupt { reason: "the field data is missing", expires_at });
         };
-        Some(Self::Record(Record {
-            data: Bytes::from(data),
-            version: Version::from(version),
-            expires_at,
-            parts: crate::PartSizes::new(),
-        }))
+        let Some(parts) = part_sizes(&parts) else {
+            return Some(Self::Corrupt { reason: UNREADABLE_PARTS, expires_at });
+        };
+        Some(Self::Record(Record { data: Bytes::from(data), version, expires_at, parts }))
     }
+}
+
+/// What an `HMGET` of [`PART_FIELDS`] and the bytes of a part found, before the expiry is held against the clock.
+#[derive(Debug)]
+pub(super) enum StoredPart {
+    Nothing,
+    Found {
+        /// `None` if the record has no such part.
+        part: Option<Part>,
+        expires_at: Option<DateTime<Utc>>,
+    },
+    Corrupt {
+        reason: &'static str,
+        expires_at: Option<DateTime<Utc>>,
+    },
+}
+
+impl StoredPart {
+    /// Reads the reply; `None` if it is not the reply of an `HMGET` of these fields.
+    pub(super) fn read(reply: Value, name: &PartName) -> Option<Self> {
+        let Value::Array(fields) = reply else { return None };
+        let [version, expires_at, parts, bytes] = <[Value; 4]>::try_from(fields).ok()?;
+        if [&version, &expires_at, &parts, &bytes].into_iter().all(|field| *field == Value::Nil) {
+            return Some(Self::Nothing);
+        }
+        let (version, expires_at) = match version_and_expiry(&version, &expires_at) {
+            Ok(read) => read,
+            Err((reason, expires_at)) => return Some(Self::Corrupt { reason, expires_at }),
+        };
+        let Some(parts) = part_sizes(&parts) else {
+            return Some(Self::Corrupt { reason: UNREADABLE_PARTS, expires_at });
+        };
+        let part = match (parts.get(name), bytes) {
+            (None, _) => None,
+            (Some(size), Value::BulkString(data)) if data.len() == *size => {
+                Some(Part { data: Bytes::from(data), version })
+            }
+            (Some(_), _) => {
+                let reason = "the bytes of a part are missing, or of another size than the field parts says";
+                return Some(Self::Corrupt { reason, expires_at });
+            }
+        };
+        Some(Self::Found { part, expires_at })
+    }
+}
+
+const UNREADABLE_PARTS: &str = "the field parts is not a list of names and sizes";
+
+type VersionAndExpiry = (Version, Option<DateTime<Utc>>);
+/// What cannot be read, and the expiry, which counts all the same if it can be.
+type CorruptField = (&'static str, Option<DateTime<Utc>>);
+
+fn version_and_expiry(version: &Value, expires_at: &Value) -> Result<VersionAndExpiry, CorruptField> {
+    let expires_at = match number(expires_at) {
+        Ok(millis) => millis.map(from_millis),
+        Err(Unreadable) => return Err(("the field expires_at is not a time in milliseconds", None)),
+    };
+    match number(version) {
+        Ok(Some(version)) => Ok((version.into(), expires_at)),
+        _ => Err(("the field version is missing or not an integer from 1 to 2^53 - 1", expires_at)),
+    }
+}
+
+/// Reads the field `parts`, as `lua/include/parts.lua` does: for each part its name, `=`, 1 to 10 digits, and a space.
+fn part_sizes(field: &Value) -> Option<PartSizes> {
+    let text = match field {
+        Value::Nil => return Some(PartSizes::new()),
+        Value::BulkString(text) => std::str::from_utf8(text).ok()?,
+        _ => return None,
+    };
+    let listed = text.split_inclusive(' ').map(|part| {
+        let (name, size) = part.strip_suffix(' ')?.split_once('=')?;
+        let is_number = (1..=10).contains(&size.len()) && size.bytes().all(|byte| byte.is_ascii_digit());
+        Some((PartName::try_from(name.to_owned()).ok()?, size.parse().ok().filter(|_| is_number)?))
+    });
+    listed.collect()
 }
 
 /// Reads a message of an owner's channel: which key was written, and what is known of it.
@@ -164,17 +226,11 @@ mod tests {
     fn keys_are_as_documented() {
         let key = TaskKey::new("alice", "t:1").unwrap();
         let keys = Schema::new("pmcp", false).unwrap().keys(&key);
-        assert_eq!(
-            [keys.task, keys.idx, keys.exp],
-            ["pmcp:tasks:alice:t%3A1", "pmcp:idx:alice", "pmcp:exp:alice"]
-        );
+        assert_eq!([keys.task, keys.idx], ["pmcp:tasks:alice:t%3A1", "pmcp:idx:alice"]);
         assert_eq!(Schema::new("pmcp", false).unwrap().channel(&key.owner), "pmcp:watch:alice");
         assert_eq!(Schema::new("pmcp", true).unwrap().channel(&key.owner), "pmcp:watch:{alice}");
         let tagged = Schema::new("pmcp", true).unwrap().keys(&key);
-        assert_eq!(
-            [tagged.task, tagged.idx, tagged.exp],
-            ["pmcp:tasks:{alice}:t%3A1", "pmcp:idx:{alice}", "pmcp:exp:{alice}"]
-        );
+        assert_eq!([tagged.task, tagged.idx], ["pmcp:tasks:{alice}:t%3A1", "pmcp:idx:{alice}"]);
     }
 
     #[rstest]
@@ -249,7 +305,54 @@ mod tests {
         #[case] expires_at: Value,
         #[case] becomes: &str,
     ) {
-        let stored = Stored::read(Value::Array(vec![version, data, expires_at])).unwrap();
+        let stored = Stored::read(Value::Array(vec![version, data, expires_at, Value::Nil])).unwrap();
+        assert!(format!("{stored:?}").starts_with(becomes), "{stored:?}");
+    }
+
+    #[rstest]
+    #[case::none("", Some(vec![]))]
+    #[case::one("input=4097 ", Some(vec![("input", 4097)]))]
+    #[case::two("output=0 a_1=1234567890 ", Some(vec![("a_1", 1_234_567_890), ("output", 0)]))]
+    #[case::no_space_behind("input=1", None)]
+    #[case::no_size("input= ", None)]
+    #[case::signed("input=+1 ", None)]
+    #[case::too_long("input=12345678901 ", None)]
+    #[case::no_name("=1 ", None)]
+    #[case::illegal_name("In=1 ", None)]
+    #[case::two_spaces("a=1  b=2 ", None)]
+    fn the_parts_of_a_record_are_read_strictly(
+        #[case] field: &str,
+        #[case] sizes: Option<Vec<(&str, usize)>>,
+    ) {
+        let named = |(name, size): (&str, usize)| (PartName::try_from(name.to_owned()).unwrap(), size);
+        let sizes = sizes.map(|sizes| sizes.into_iter().map(named).collect());
+        assert_eq!(part_sizes(&bulk(field)), sizes);
+        let stored = Stored::read(Value::Array(vec![bulk("1"), bulk("x"), Value::Nil, bulk(field)])).unwrap();
+        assert_eq!(matches!(stored, Stored::Corrupt { .. }), sizes.is_none(), "{stored:?}");
+    }
+
+    #[rstest]
+    #[case::found(
+        bulk("1"),
+        bulk("a=2 "),
+        bulk("xy"),
+        "Found { part: Some(Part { data: b\"xy\", version: Version(1) })"
+    )]
+    #[case::another_part_only(bulk("1"), bulk("b=2 "), Value::Nil, "Found { part: None")]
+    #[case::no_parts(bulk("1"), Value::Nil, Value::Nil, "Found { part: None")]
+    #[case::nothing(Value::Nil, Value::Nil, Value::Nil, "Nothing")]
+    #[case::no_version(Value::Nil, bulk("a=2 "), bulk("xy"), "Corrupt { reason: \"the field version")]
+    #[case::unreadable_parts(bulk("1"), bulk("a"), bulk("xy"), "Corrupt { reason: \"the field parts")]
+    #[case::no_bytes(bulk("1"), bulk("a=2 "), Value::Nil, "Corrupt { reason: \"the bytes of a part")]
+    #[case::another_size(bulk("1"), bulk("a=2 "), bulk("x"), "Corrupt { reason: \"the bytes of a part")]
+    fn a_part_is_read_strictly(
+        #[case] version: Value,
+        #[case] parts: Value,
+        #[case] bytes: Value,
+        #[case] becomes: &str,
+    ) {
+        let reply = Value::Array(vec![version, Value::Nil, parts, bytes]);
+        let stored = StoredPart::read(reply, &PartName::from_static("a")).unwrap();
         assert!(format!("{stored:?}").starts_with(becomes), "{stored:?}");
     }
 }

@@ -287,14 +287,7 @@ impl Listening {
                 Err(error) => {
                     let (inner, channel) = (Arc::clone(&self.inner), self.channel.clone());
                     let error = move || {
-                        let context = Context {
-                            address: &inner.address,
-                            key: &channel,
-                            writes: false,
-                            expected: None,
-                            quota: None,
-                        };
-                        context.storage_error(Failure::Unsent(error.clone()))
+                        Context::reads(&inner.address, &channel).storage_error(Failure::Unsent(error.clone()))
                     };
                     self.set_live(false, &Signal::Lost(Arc::new(error)));
                     tokio::time::sleep(delay).await;

@@ -1,4 +1,4 @@
-//! `lua/cas_put.lua`: replaces a live record at an expected version and keeps its expiry.
+//! `lua/cas_put.lua`: replaces a live record at an expected version and keeps its expiry and parts.
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -18,7 +18,7 @@ pub(crate) struct CasPut {
     pub(crate) data: Bytes,
     pub(crate) expected: Version,
     pub(crate) next: Version,
-    /// `None` tells nobody.
+    /// `None` notifies nobody.
     pub(crate) channel: Option<String>,
 }
 

@@ -13,13 +13,13 @@ pub(crate) static DELETE: Lazy<Script<Delete, Timed<Removed>>> =
 pub(crate) struct Delete {
     pub(crate) keys: RecordKeys,
     pub(crate) id: TaskId,
-    /// `None` tells nobody.
+    /// `None` notifies nobody.
     pub(crate) channel: Option<String>,
 }
 
 impl Arguments for Delete {
     fn key_count(&self) -> usize {
-        3
+        2
     }
 
     fn encode(&self, to: &mut impl Encoder) {

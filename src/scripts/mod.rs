@@ -31,9 +31,10 @@ pub(crate) use reap::{REAP, Reap};
 pub(crate) use refusal::{Found, Refusal};
 
 /// The pieces that several scripts share, by the name in `-- @include NAME`.
-const FRAGMENTS: [(&str, &str); 2] = [
+const FRAGMENTS: [(&str, &str); 3] = [
     ("found", include_str!("../../lua/include/found.lua")),
     ("index", include_str!("../../lua/include/index.lua")),
+    ("parts", include_str!("../../lua/include/parts.lua")),
 ];
 
 /// A script that takes `A` and replies `R`.
@@ -110,18 +111,16 @@ pub(crate) struct Timed<T> {
     pub(crate) server_us: u64,
 }
 
-/// The three keys of a record: those of its owner's index, and its hash.
+/// The keys of a record: its owner's index, and its hash.
 #[derive(Debug)]
 pub(crate) struct RecordKeys {
     pub(crate) idx: String,
-    pub(crate) exp: String,
     pub(crate) task: String,
 }
 
 impl RecordKeys {
     fn encode(&self, to: &mut impl Encoder) {
         to.key("idx", &self.idx);
-        to.key("exp", &self.exp);
         to.key("task", &self.task);
     }
 }

@@ -1,11 +1,11 @@
-//! `lua/put.lua`: every write but the compare-and-swap that keeps the expiry.
+//! `lua/put.lua`: every write but the compare-and-swap that keeps expiry and parts.
 
 use bytes::Bytes;
 use once_cell::sync::Lazy;
 use redis::{RedisWrite, ToRedisArgs, Value};
 
 use super::{Arguments, Encoder, RecordKeys, Reply, Script, Timed, expiry, timed_words};
-use crate::{TaskId, Version, Written};
+use crate::{PartChange, PartChanges, TaskId, Version, Written};
 
 pub(crate) static PUT: Lazy<Script<Put, Timed<Written>>> =
     Lazy::new(|| Script::new(include_str!("../../lua/put.lua")));
@@ -18,8 +18,9 @@ pub(crate) struct Put {
     pub(crate) expiry: ExpiryArgument,
     pub(crate) quota: Option<u64>,
     pub(crate) replaces: Replaces,
-    /// `None` tells nobody.
+    /// `None` notifies nobody.
     pub(crate) channel: Option<String>,
+    pub(crate) parts: PartChanges,
 }
 
 /// Which live record is replaced.
@@ -54,11 +55,15 @@ impl redis::ToSingleRedisArg for ExpiryArgument {}
 
 impl Arguments for Put {
     fn key_count(&self) -> usize {
-        3
+        2
     }
 
     fn payload(&self) -> usize {
-        self.data.len()
+        let set = |change: &PartChange| match change {
+            PartChange::Set(bytes) => bytes.len(),
+            PartChange::Clear => 0,
+        };
+        self.data.len() + self.parts.values().map(set).sum::<usize>()
     }
 
     fn encode(&self, to: &mut impl Encoder) {
@@ -73,6 +78,15 @@ impl Arguments for Put {
             Replaces::Version(version) => to.arg("replaces", version.get()),
         }
         to.arg("channel", self.channel.as_deref().unwrap_or_default());
+        for (name, change) in &self.parts {
+            let (change, bytes) = match change {
+                PartChange::Set(bytes) => ("set", &bytes[..]),
+                PartChange::Clear => ("clear", &[][..]),
+            };
+            to.arg("parts", name.as_str());
+            to.arg("parts", change);
+            to.arg("parts", bytes);
+        }
     }
 }
 

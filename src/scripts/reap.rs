@@ -12,7 +12,6 @@ pub(crate) static REAP: Lazy<Script<Reap, Timed<Removed>>> =
 #[derive(Debug)]
 pub(crate) struct Reap {
     pub(crate) idx: String,
-    pub(crate) exp: String,
     /// Each task with the key of its hash.
     pub(crate) tasks: Vec<(TaskId, String)>,
 }
@@ -23,12 +22,11 @@ pub(crate) struct Removed(pub(crate) u64);
 
 impl Arguments for Reap {
     fn key_count(&self) -> usize {
-        2 + self.tasks.len()
+        1 + self.tasks.len()
     }
 
     fn encode(&self, to: &mut impl Encoder) {
         to.key("idx", &self.idx);
-        to.key("exp", &self.exp);
         for (_, key) in &self.tasks {
             to.key("tasks", key);
         }

@@ -12,6 +12,7 @@ use crate::Version;
 pub(crate) enum Refusal {
     Found(Found),
     CapacityExceeded { live: u64 },
+    TooManyParts { count: usize },
 }
 
 /// What a write found in place of the record that it wanted.
@@ -31,6 +32,7 @@ impl Refusal {
         let detail = detail?;
         match code {
             "FOUND" => Found::parse(detail).map(Self::Found),
+            "TOOMANYPARTS" => Some(Self::TooManyParts { count: detail.parse().ok()? }),
             "CAPACITYEXCEEDED" => Some(Self::CapacityExceeded { live: detail.parse().ok()? }),
             _ => None,
         }
@@ -40,8 +42,9 @@ impl Refusal {
 impl Found {
     fn parse(detail: &str) -> Option<Self> {
         // A field that is missing is `false`.
-        type Fields = (Value, Value, u8, Value);
-        let (version, expires_at, has_data, is_live): Fields = serde_json::from_str(detail).ok()?;
+        type Fields = (Value, Value, u8, Value, bool);
+        let (version, expires_at, has_data, is_live, has_parts): Fields =
+            serde_json::from_str(detail).ok()?;
         if !is_there(&version) && !is_there(&expires_at) && has_data == 0 {
             return Some(Self::Nothing);
         }
@@ -51,6 +54,7 @@ impl Found {
             _ if !is_there(&is_live) => Self::Nothing,
             None => Self::Corrupt("version"),
             _ if has_data == 0 => Self::Corrupt("data"),
+            _ if !has_parts => Self::Corrupt("parts"),
             Some(version) => Self::Live(version.into()),
         })
     }
@@ -67,21 +71,22 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case::nothing(r#"[false,false,0,true]"#, Some(Found::Nothing))]
-    #[case::expired(r#"["3","1795000000000",1,false]"#, Some(Found::Nothing))]
-    #[case::expired_and_damaged(r#"["?","1795000000000",0,false]"#, Some(Found::Nothing))]
-    #[case::live(r#"["7","1795000000000",1,true]"#, Some(Found::Live(Version::from(7))))]
-    #[case::live_for_ever(r#"["9007199254740991",false,1,true]"#, Some(Found::Live(Version::MAX)))]
-    #[case::unreadable_version(r#"["\u0000?",false,1,true]"#, Some(Found::Corrupt("version")))]
-    #[case::version_too_large(r#"["9007199254740992",false,1,true]"#, Some(Found::Corrupt("version")))]
-    #[case::no_version(r#"[false,false,1,true]"#, Some(Found::Corrupt("version")))]
-    #[case::empty_version_alone(r#"["",false,0,true]"#, Some(Found::Corrupt("version")))]
-    #[case::unreadable_expires_at(r#"["7","1e5",1,true]"#, Some(Found::Corrupt("expires_at")))]
-    #[case::empty_expires_at(r#"["7","",1,true]"#, Some(Found::Corrupt("expires_at")))]
-    #[case::expires_at_counts_first(r#"["?","?",0,false]"#, Some(Found::Corrupt("expires_at")))]
-    #[case::no_data(r#"["7",false,0,true]"#, Some(Found::Corrupt("data")))]
-    #[case::a_part_too_few(r#"["7",false,1]"#, None)]
-    #[case::a_part_too_many(r#"["7",false,1,true,1]"#, None)]
+    #[case::nothing(r#"[false,false,0,true,true]"#, Some(Found::Nothing))]
+    #[case::expired(r#"["3","1795000000000",1,false,true]"#, Some(Found::Nothing))]
+    #[case::expired_and_damaged(r#"["?","1795000000000",0,false,true]"#, Some(Found::Nothing))]
+    #[case::live(r#"["7","1795000000000",1,true,true]"#, Some(Found::Live(Version::from(7))))]
+    #[case::live_for_ever(r#"["9007199254740991",false,1,true,true]"#, Some(Found::Live(Version::MAX)))]
+    #[case::unreadable_version(r#"["\u0000?",false,1,true,true]"#, Some(Found::Corrupt("version")))]
+    #[case::version_too_large(r#"["9007199254740992",false,1,true,true]"#, Some(Found::Corrupt("version")))]
+    #[case::no_version(r#"[false,false,1,true,true]"#, Some(Found::Corrupt("version")))]
+    #[case::empty_version_alone(r#"["",false,0,true,true]"#, Some(Found::Corrupt("version")))]
+    #[case::unreadable_expires_at(r#"["7","1e5",1,true,true]"#, Some(Found::Corrupt("expires_at")))]
+    #[case::empty_expires_at(r#"["7","",1,true,true]"#, Some(Found::Corrupt("expires_at")))]
+    #[case::expires_at_counts_first(r#"["?","?",0,false,true]"#, Some(Found::Corrupt("expires_at")))]
+    #[case::no_data(r#"["7",false,0,true,true]"#, Some(Found::Corrupt("data")))]
+    #[case::unreadable_parts(r#"["7",false,1,true,false]"#, Some(Found::Corrupt("parts")))]
+    #[case::a_field_too_few(r#"["7",false,1,true]"#, None)]
+    #[case::a_field_too_many(r#"["7",false,1,true,true,1]"#, None)]
     #[case::no_json("many", None)]
     fn what_a_write_found_is_told_from_the_fields(#[case] detail: &str, #[case] found: Option<Found>) {
         assert_eq!(Refusal::parse("FOUND", Some(detail)), found.map(Refusal::Found));

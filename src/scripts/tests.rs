@@ -5,7 +5,7 @@ use rstest::rstest;
 
 use super::put::ExpiryArgument;
 use super::*;
-use crate::{TaskId, Version};
+use crate::{PartChange, PartName, TaskId, Version};
 
 /// Collects the names under which arguments are passed.
 #[derive(Default)]
@@ -58,7 +58,7 @@ fn header(source: &str) -> Header {
 }
 
 fn keys() -> RecordKeys {
-    RecordKeys { idx: "i".into(), exp: "e".into(), task: "t".into() }
+    RecordKeys { idx: "i".into(), task: "t".into() }
 }
 
 fn id(text: &str) -> TaskId {
@@ -74,6 +74,11 @@ fn put() -> Put {
         quota: Some(3),
         replaces: Replaces::None,
         channel: Some("c".into()),
+        parts: [
+            (PartName::from_static("a"), PartChange::Set(Bytes::from_static(b"bytes"))),
+            (PartName::from_static("b"), PartChange::Clear),
+        ]
+        .into(),
     }
 }
 
@@ -83,7 +88,7 @@ fn cas_put() -> CasPut {
 
 fn reap() -> Reap {
     let task = |text: &str| (id(text), text.to_owned());
-    Reap { idx: "i".into(), exp: "e".into(), tasks: vec![task("a"), task("b"), task("c")] }
+    Reap { idx: "i".into(), tasks: vec![task("a"), task("b"), task("c")] }
 }
 
 #[rstest]
@@ -125,7 +130,7 @@ fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] sourc
     for declared in declared {
         let (code, detail) = declared.split_once(' ').expect("a code and its detail");
         assert!(text.contains(&format!("'{code} ")), "{code} is declared and never returned with a detail");
-        let detail = if detail.starts_with('[') { r#"["1",false,1,true]"# } else { "1" };
+        let detail = if detail.starts_with('[') { r#"["1",false,1,true,true]"# } else { "1" };
         assert!(Refusal::parse(code, Some(detail)).is_some(), "{code} has no meaning");
     }
 }
@@ -134,9 +139,10 @@ fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] sourc
 fn a_script_goes_out_short_as_eval_with_keys_before_arguments() {
     let packed = PUT.command(&put()).get_packed_command();
     let sent = String::from_utf8(packed).unwrap();
-    assert!(sent.starts_with("*12\r\n$4\r\nEVAL\r\n"), "{sent}");
+    assert!(sent.starts_with("*17\r\n$4\r\nEVAL\r\n"), "{sent}");
     assert!(!sent.contains("--") && !sent.contains("\n  "), "{sent}");
-    let tail = "$1\r\n3\r\n$1\r\ni\r\n$1\r\ne\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$4\r\nnone\r\n$1\r\nc\r\n";
+    let tail = "$1\r\n2\r\n$1\r\ni\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$4\r\nnone\r\n$1\r\nc\r\n\
+        $1\r\na\r\n$3\r\nset\r\n$5\r\nbytes\r\n$1\r\nb\r\n$5\r\nclear\r\n$0\r\n\r\n";
     assert!(sent.ends_with(tail), "{sent}");
 }
 

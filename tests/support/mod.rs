@@ -137,11 +137,16 @@ pub fn readme() -> String {
 /// The largest value that the stores of these tests take.
 pub const MAX_VALUE_BYTES: usize = 4096;
 
+/// The largest part that they take.
+pub const MAX_PART_BYTES: usize = 16 * 1024;
+
 impl Engine {
     pub async fn open(self) -> Store {
         match self {
             Self::Memory => Store {
-                backend: Arc::new(MemoryBackend::new().max_value_bytes(MAX_VALUE_BYTES)),
+                backend: Arc::new(
+                    MemoryBackend::new().max_value_bytes(MAX_VALUE_BYTES).max_part_bytes(MAX_PART_BYTES),
+                ),
                 #[cfg(feature = "redis-tests")]
                 redis: None,
             },

@@ -10,7 +10,7 @@ use mcp_task_store::{RedisBackend, RedisBuilder};
 use redis::{Commands, Connection, FromRedisValue, Value};
 use tempfile::TempDir;
 
-use super::{MAX_VALUE_BYTES, Store, readme};
+use super::{MAX_PART_BYTES, MAX_VALUE_BYTES, Store, readme};
 
 /// The server of the tests: `REDIS_URL`, or the one that `make redis-up` starts. Several URLs with commas in
 /// between are the nodes of a cluster.
@@ -40,6 +40,7 @@ impl Namespace {
         let builder = RedisBackend::builder()
             .prefix(&self.prefix)
             .max_value_bytes(MAX_VALUE_BYTES)
+            .max_part_bytes(MAX_PART_BYTES)
             .response_timeout(Duration::from_secs(20))
             .connect_timeout(Duration::from_secs(20));
         let Some(folder) = std::env::var_os("REDIS_TLS_FOLDER") else { return builder };
