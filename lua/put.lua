@@ -50,20 +50,26 @@ if ARGV[7] then
   end
   for i = 7, #ARGV, 3 do
     local name, bytes = ARGV[i], ARGV[i + 2]
-    local is_set = ARGV[i + 1] == 'set'
-    sizes[name] = is_set and #bytes or nil
-    local fields = is_set and set or cleared
-    fields[#fields + 1] = 'part:' .. name
-    if is_set then fields[#fields + 1] = bytes end
+    if ARGV[i + 1] == 'set' then
+      sizes[name] = #bytes
+      set[#set + 1] = 'part:' .. name
+      set[#set + 1] = bytes
+    elseif is_live then
+      sizes[name] = nil
+      cleared[#cleared + 1] = 'part:' .. name
+    end
   end
   for name, size in pairs(sizes) do
     count = count + 1
     listed = listed .. name .. '=' .. size .. ' '
   end
   if count > 4 then return redis.error_reply('TOOMANYPARTS ' .. count) end
-  local fields = count > 0 and set or cleared
-  fields[#fields + 1] = 'parts'
-  if count > 0 then fields[#fields + 1] = listed end
+  if count > 0 then
+    set[#set + 1] = 'parts'
+    set[#set + 1] = listed
+  elseif is_live then
+    cleared[#cleared + 1] = 'parts'
+  end
 end
 
 -- @include index

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use mcp_task_store::{Expiry, PutOptions, StorageError, TaskKey, Version, Written};
+use mcp_task_store::{Expiry, PartChange, PartName, PutOptions, StorageError, TaskKey, Version, Written};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -25,6 +25,7 @@ const MARGIN: TimeDelta = TimeDelta::milliseconds(20);
 #[derive(Clone, Debug)]
 enum Call {
     Get(TaskKey),
+    Part(TaskKey, PartName),
     Put(TaskKey, u8, PutOptions),
     PutIfVersion(TaskKey, u8, PutOptions, u64),
     Delete(TaskKey),
@@ -45,13 +46,32 @@ fn options() -> impl Strategy<Value = PutOptions> {
         1 => Just(Expiry::After(Duration::from_secs(3600))),
         1 => Just(Expiry::After(Duration::ZERO)),
     ];
-    (expiry, proptest::option::weighted(0.3, 0_u64..6))
-        .prop_map(|(expiry, quota)| PutOptions { quota, ..PutOptions::new(expiry) })
+    (expiry, proptest::option::weighted(0.3, 0_u64..6), vec(part(), 0..3)).prop_map(
+        |(expiry, quota, parts)| PutOptions {
+            quota,
+            parts: parts.into_iter().collect(),
+            ..PutOptions::new(expiry)
+        },
+    )
+}
+
+/// One of more names than a record may have parts.
+fn part_name() -> impl Strategy<Value = PartName> {
+    (0..5).prop_map(|number| PartName::try_from(format!("p{number}")).unwrap())
+}
+
+fn part() -> impl Strategy<Value = (PartName, PartChange)> {
+    let change = prop_oneof![
+        2 => vec(any::<u8>(), 0..20).prop_map(|data| PartChange::Set(data.into())),
+        1 => Just(PartChange::Clear),
+    ];
+    (part_name(), change)
 }
 
 fn calls() -> impl Strategy<Value = Call> {
     prop_oneof![
         3 => keys().prop_map(Call::Get),
+        3 => (keys(), part_name()).prop_map(|(key, name)| Call::Part(key, name)),
         5 => (keys(), any::<u8>(), options()).prop_map(|(key, data, options)| Call::Put(key, data, options)),
         6 => (keys(), any::<u8>(), options(), 0_u64..4)
             .prop_map(|(key, data, options, expected)| Call::PutIfVersion(key, data, options, expected)),
@@ -76,6 +96,7 @@ fn refusal(error: StorageError) -> String {
         StorageError::VersionConflict { expected, actual, .. } => format!("conflict {expected} {actual}"),
         StorageError::CapacityExceeded { quota: Some(quota), .. } => format!("quota {quota}"),
         StorageError::InvalidExpiry { given } => format!("invalid expiry {given:?}"),
+        StorageError::TooLarge { what, size, max } => format!("{what} {size} {max}"),
         other => panic!("no call of this test leads to {other:?}"),
     }
 }
@@ -84,8 +105,13 @@ async fn reply(store: &Store, call: &Call) -> String {
     match call {
         Call::Get(key) => match store.get(key).await {
             Ok(record) => {
-                format!("{:?} at {}, expires: {}", record.data, record.version, record.expires_at.is_some())
+                let (expires, parts) = (record.expires_at.is_some(), record.parts);
+                format!("{:?} at {}, expires: {expires}, {parts:?}", record.data, record.version)
             }
+            Err(error) => refusal(error),
+        },
+        Call::Part(key, name) => match store.part(key, name).await {
+            Ok(part) => format!("{part:?}"),
             Err(error) => refusal(error),
         },
         Call::Put(key, data, options) => written(store.put(key, vec![*data].into(), options.clone()).await),
@@ -99,11 +125,12 @@ async fn reply(store: &Store, call: &Call) -> String {
             assert!(records.is_sorted_by(|newer, older| newer.created_at > older.created_at));
             let listed = records.iter().map(|record| {
                 format!(
-                    "{} {:?} {} {}",
+                    "{} {:?} {} {} {:?}",
                     record.task,
                     record.data,
                     record.version,
-                    record.expires_at.is_some()
+                    record.expires_at.is_some(),
+                    record.parts
                 )
             });
             listed.collect::<Vec<_>>().join(", ")

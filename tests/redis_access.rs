@@ -2,6 +2,8 @@
 
 #![cfg(feature = "redis-tests")]
 
+#[path = "redis_access/rights.rs"]
+mod rights;
 mod support;
 
 use std::sync::Arc;
@@ -9,8 +11,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use mcp_task_store::{
-    Expiry, NewTask, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskError, TaskKey,
-    TaskStore, Version,
+    Expiry, NewTask, PageRequest, PartName, PutOptions, RedisBackend, StorageBackend, StorageError,
+    TaskError, TaskKey, TaskStore, Version,
 };
 use redis::{Commands, Connection, Value};
 use support::cluster::Cluster;
@@ -28,6 +30,11 @@ async fn every_operation(backend: &RedisBackend, admin: &mut Connection) -> Resu
     backend.put_if_version(&t1, "data".into(), in_an_hour(), Version::from(3)).await?;
     backend.put_if_version(&t2, "data".into(), never(), Version::ABSENT).await?;
     backend.get(&t1).await?;
+    let part = PartName::from_static("input");
+    backend.put(&t1, "data".into(), keep().set_part(part.clone(), "part")).await?;
+    backend.part(&t1, &part).await?;
+    backend.put(&t1, "data".into(), keep().clear_part(part)).await?;
+    backend.clock(&t1).await?;
     Arc::new(backend.clone()).watch(&t1).next().await.expect("it lives")?;
     let expired = backend.put(&key("alice", "t3"), "data".into(), after_ms(1)).await?.expires_at;
     while backend.now() < expired.unwrap() {
@@ -53,11 +60,15 @@ async fn every_operation(backend: &RedisBackend, admin: &mut Connection) -> Resu
         Err(error) => return Err(error),
         Ok(_) => panic!("an expired record was read"),
     }
-    let page = backend.list(&owner("alice"), PageRequest::new(10)).await?;
-    assert_eq!(page.records.len(), 3);
-    for task in ["t1", "t4", "t5", "t7"] {
-        backend.delete(&key("alice", task)).await?;
+    for task in 100..140 {
+        backend.put(&key("alice", &task.to_string()), "data".into(), in_an_hour()).await?;
     }
+    let page = backend.list(&owner("alice"), PageRequest::new(100)).await?;
+    assert_eq!(page.records.len(), 43);
+    for task in page.records {
+        backend.delete(&TaskKey { owner: owner("alice"), task: task.task }).await?;
+    }
+    backend.delete(&key("alice", "t7")).await?;
     backend.cleanup_expired().await.map(drop)
 }
 

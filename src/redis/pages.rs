@@ -47,15 +47,15 @@ impl Listing {
         }
     }
 
-    /// How many records of these sizes have room. What has no size has no bytes to read.
-    fn fitting(&self, sizes: &[Result<Value, Failure>]) -> usize {
-        let (mut room, mut fitting) = (self.room, 0);
-        while let Some(size) = sizes.get(fitting).filter(|_| !self.is_full) {
-            let size = size.as_ref().ok().and_then(integer).unwrap_or(0);
-            let Some(left) = room.checked_sub(usize::try_from(size).unwrap_or(usize::MAX)) else { break };
-            (room, fitting) = (left, fitting + 1);
-        }
-        fitting
+    /// How many records of these sizes have room.
+    fn fitting(&self, sizes: &[usize]) -> usize {
+        let mut room = self.room;
+        let fits = |size: &&usize| {
+            let left = room.checked_sub(**size);
+            room = left.unwrap_or(room);
+            left.is_some() && !self.is_full
+        };
+        sizes.iter().take_while(fits).count()
     }
 }
 
@@ -85,8 +85,10 @@ impl RedisBackend {
             }
             let mut replies = self.read_all(&reads, context).await?;
             let sizes = replies.split_off(first.len());
+            let sizes: Result<Vec<usize>, StorageError> =
+                others.iter().zip(sizes).map(|(member, size)| self.size(member, size)).collect();
             self.read_hashes(first, replies, &mut listing).await?;
-            let fitting = listing.fitting(&sizes);
+            let fitting = listing.fitting(&sizes?);
             if fitting > 0 {
                 let mut reads = Pipeline::with_capacity(fitting);
                 for member in &others[..fitting] {
@@ -120,6 +122,19 @@ impl RedisBackend {
             return Err(context.unexpected(UnexpectedReply));
         }
         Ok(replies)
+    }
+
+    /// The size of a record's data by the reply to `HSTRLEN`. What cannot be read has no bytes to read.
+    fn size(&self, member: &Member, reply: Result<Value, Failure>) -> Result<usize, StorageError> {
+        let context = self.reads(&member.key);
+        match reply.map_err(|failure| context.storage_error(failure)) {
+            Ok(size) => {
+                let size = integer(&size).and_then(|size| usize::try_from(size).ok());
+                size.ok_or_else(|| context.unexpected(UnexpectedReply))
+            }
+            Err(StorageError::Corrupt { .. }) => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 
     /// Adds what the hashes of these members hold, until the page is full.
