@@ -986,20 +986,22 @@ mod on_redis {
     #[tokio::test]
     async fn a_record_whose_server_side_expiry_was_removed_by_hand_expires_all_the_same() {
         let (store, key) = (open().await, key("alice", "t1"));
-        let written = store.put(&key, "old".into(), after_ms(50)).await.unwrap();
+        let written = store.put(&key, "old".into(), after_ms(50).set_part(PART, "old")).await.unwrap();
         let kept: i64 = redis(&store).run(&["PERSIST", "{}:tasks:alice:t1"]);
         assert_eq!(kept, 1);
         let _: i64 = redis(&store).run(&["PERSIST", "{}:idx:alice"]);
         let _: i64 = redis(&store).run(&["HSET", "{}:tasks:alice:t1", "by_hand", "1"]);
         store.until(written.expires_at.unwrap()).await;
         assert_refused!(store.get(&key).await, StorageError::NotFound { .. });
+        assert_refused!(store.part(&key, &PART).await, StorageError::NotFound { .. });
         assert!(store.ids("alice").await.is_empty());
         let put = store.put_if_version(&key, "lost".into(), keep(), Version::FIRST).await;
         assert_refused!(put, StorageError::NotFound { .. });
-        let written = store.put(&key, "new".into(), after_ms(60_000)).await.unwrap();
+        let written = store.put(&key, "new".into(), after_ms(60_000).set_part(OTHER, "new")).await.unwrap();
         assert_eq!(written.version, Version::FIRST);
         let fields: Vec<String> = redis(&store).run(&["HKEYS", "{}:tasks:alice:t1"]);
-        assert_eq!(fields, ["version", "data", "expires_at"]);
+        assert_eq!(fields, ["version", "data", "part:output", "parts", "expires_at"]);
+        assert_eq!(store.get(&key).await.unwrap().parts, sizes([(OTHER, 3)]));
         assert_eq!(store.ids("alice").await, ["t1"]);
         let _: i64 = redis(&store).run(&["HSET", "{}:tasks:alice:t1", "expires_at", "1"]);
         assert!(!store.delete(&key).await.unwrap());
