@@ -28,6 +28,8 @@ pub mod rmcp;
 pub mod sentinel;
 #[cfg(feature = "redis-tests")]
 pub mod tls;
+#[cfg(feature = "redis-tests")]
+pub mod throttle;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};

@@ -1,0 +1,107 @@
+//! A network of limited bandwidth in front of a server.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+/// What travels at once, as the payload of an Ethernet frame.
+const PACKET: usize = 1448;
+/// How far ahead of the line packets may be: timers are no finer.
+const BURST: Duration = Duration::from_millis(1);
+
+/// A proxy whose connections share the bandwidth of one line: a token bucket for all of them and both directions, which
+/// serves packets in the order in which they come. It runs in threads of its own.
+pub struct Throttle {
+    pub port: u16,
+    line: Arc<Line>,
+    _runtime: Runtime,
+}
+
+struct Line {
+    bytes_a_second: f64,
+    /// How long a packet takes beside waiting for the line.
+    latency: Duration,
+    /// When the line is free for the next packet.
+    free_at: Mutex<Instant>,
+    to_server: AtomicU64,
+}
+
+impl Throttle {
+    pub fn start(server_port: u16, megabits_a_second: f64, latency: Duration) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let line = Arc::new(Line {
+            bytes_a_second: megabits_a_second * 1e6 / 8.0,
+            latency,
+            free_at: Mutex::new(Instant::now()),
+            to_server: AtomicU64::new(0),
+        });
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        runtime.spawn(accept(listener, server_port, Arc::clone(&line)));
+        Self { port, line, _runtime: runtime }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// How many bytes were sent to the server.
+    pub fn to_server(&self) -> u64 {
+        self.line.to_server.load(Ordering::SeqCst)
+    }
+}
+
+async fn accept(listener: TcpListener, server_port: u16, line: Arc<Line>) {
+    while let Ok((client, _)) = listener.accept().await {
+        let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)).await else { continue };
+        for stream in [&client, &server] {
+            stream.set_nodelay(true).unwrap();
+        }
+        let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+        tokio::spawn(pass(from_client, to_server, Arc::clone(&line), true));
+        tokio::spawn(pass(from_server, to_client, Arc::clone(&line), false));
+    }
+}
+
+/// Passes packets on until one side closes.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: Arc<Line>, is_to_server: bool) {
+    let (send, mut sent) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+    tokio::spawn(async move {
+        while let Some((at, packet)) = sent.recv().await {
+            sleep_until(at).await;
+            if to.write_all(&packet).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut packet = vec![0; PACKET];
+    while let Ok(size @ 1..) = from.read(&mut packet).await {
+        let through = line.take(size);
+        if through > Instant::now() + BURST {
+            sleep_until(through).await;
+        }
+        if is_to_server {
+            line.to_server.fetch_add(size as u64, Ordering::SeqCst);
+        }
+        if send.send((Instant::now() + line.latency, packet[..size].to_vec())).is_err() {
+            return;
+        }
+    }
+}
+
+impl Line {
+    /// When a packet of this size is through the line.
+    fn take(&self, size: usize) -> Instant {
+        let mut free_at = self.free_at.lock().unwrap();
+        let through = (*free_at).max(Instant::now()) + Duration::from_secs_f64(size as f64 / self.bytes_a_second);
+        *free_at = through;
+        through
+    }
+}
