@@ -283,7 +283,7 @@ async fn set_result_completes_and_the_second_call_finds_it_so(#[case] engine: En
     tasks.set_result(&id, ALICE, text("42")).await.unwrap();
     let completed = tasks.tasks().get(&key).await.unwrap();
     assert_eq!(completed.task.status, Status::Completed);
-    assert_eq!(completed.task.result, Some(json!(text("42"))));
+    assert_eq!(completed.task.result, Some(json!(text("42")).into()));
 
     let found = tasks.update_status(&id, ALICE, TaskStatus::Completed, None).await.unwrap();
     assert_eq!(found.status, TaskStatus::Completed);
