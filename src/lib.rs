@@ -53,6 +53,7 @@ pub mod fuzzing;
 mod key;
 mod memory;
 mod page;
+mod payload;
 #[cfg(feature = "pmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
 pub mod pmcp;
@@ -76,6 +77,7 @@ pub use error::{BoxError, StorageError, TooFewReplicas};
 pub use key::{MAX_ID_BYTES, OwnerId, TaskId, TaskKey};
 pub use memory::MemoryBackend;
 pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRequest};
+pub use payload::{Payload, PayloadKind};
 #[cfg(feature = "redis")]
 pub use redis::{RedisBackend, RedisBuilder};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::payload::{self, HeldParts, Payload};
 use crate::{TaskId, TaskKey, Version};
 
 /// Where a task stands (MCP Tasks extension, SEP-2663, "Task Status").
@@ -106,7 +107,8 @@ impl RpcError {
 ///
 /// Stored as JSON with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order in
 /// which they stand here. Fields that this version does not know are kept in [`extra`](Self::extra) and
-/// written back.
+/// written back. The JSON leaves out a payload that is [stored](Payload::Stored) as a part of the record: that the
+/// record has the part `input`, `output` or `checkpoint` says that the task has the payload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -131,9 +133,10 @@ pub struct Task {
     pub poll_interval_ms: Option<u64>,
     /// The method that was called, `tools/call` for instance.
     pub method: String,
-    /// The arguments that it was called with.
-    #[serde(default, skip_serializing_if = "Value::is_null")]
-    pub arguments: Value,
+    /// The arguments that it was called with; an inline `null` if there are none.
+    #[serde(with = "payload::required")]
+    #[serde(default = "payload::required::absent", skip_serializing_if = "payload::required::is_left_out")]
+    pub arguments: Payload,
     /// Requests to the client that wait for an answer, by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub input_requests: BTreeMap<String, Value>,
@@ -146,9 +149,12 @@ pub struct Task {
     /// Whether the client asked to cancel. The operation decides how the task ends.
     #[serde(default, skip_serializing_if = "is_false")]
     pub cancel_requested: bool,
+    /// What the worker keeps for the next attempt. A task that has ended has none.
+    #[serde(default, skip_serializing_if = "payload::optional::is_left_out", with = "payload::optional")]
+    pub checkpoint: Option<Payload>,
     /// The result, once completed.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
-    pub result: Option<Value>,
+    #[serde(default, skip_serializing_if = "payload::optional::is_left_out", with = "payload::optional")]
+    pub result: Option<Payload>,
     /// The error, once failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<RpcError>,
@@ -167,6 +173,9 @@ pub struct Task {
     /// The ids of the last writes, newest last, by which a writer finds out whether its write was applied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) write_ids: Vec<String>,
+    /// Which payloads are parts of the record, as it was read or written last.
+    #[serde(skip)]
+    pub(crate) held_parts: HeldParts,
     /// Fields of later versions of this crate.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -244,6 +253,7 @@ mod tests {
             "taskId": "t1", "status": "input_required", "statusMessage": "asking",
             "createdAt": "2026-01-31T12:00:00.000Z", "lastUpdatedAt": "2026-01-31T12:00:00.000Z",
             "ttlMs": 60_000, "pollIntervalMs": 500, "method": "tools/call", "arguments": {"name": "x"},
+            "checkpoint": null,
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
             "lease": {"holder": "0f1b2c3d", "attempt": 2, "deadline": "2026-01-31T12:00:30.000Z"},
@@ -263,7 +273,7 @@ mod tests {
             "lastUpdatedAt": "2026-01-31T12:00:00.000Z", "ttlMs": 1, "method": "m", "result": null,
         });
         let task: Task = serde_json::from_value(json.clone()).unwrap();
-        assert_eq!(task.result, Some(Value::Null));
+        assert_eq!(task.result, Some(Payload::Inline(Value::Null)));
         assert_eq!(serde_json::to_value(&task).unwrap(), json);
     }
 }

@@ -64,7 +64,7 @@ async fn a_created_task_is_stored_as_given_under_a_random_uuid_of_version_4(#[ca
     let task = &created.task;
     assert_eq!((task.status, task.status_message.as_deref()), (TaskStatus::Working, Some("queued")));
     assert_eq!((task.ttl_ms, task.poll_interval_ms), (Some(60_000), Some(250)));
-    assert_eq!((&*task.method, &task.arguments), ("tools/call", &json!({ "name": "render" })));
+    assert_eq!((&*task.method, &task.arguments), ("tools/call", &json!({ "name": "render" }).into()));
     assert_eq!(task.created_at, task.last_updated_at);
     assert!(earliest <= task.created_at && task.created_at <= store.now());
     assert_eq!(tasks.get(&created.key).await.unwrap(), created);
@@ -266,8 +266,8 @@ async fn the_end_of_a_task_is_stored_with_its_result_in_one_write(#[case] engine
     for result in [Value::Null, json!({ "content": [{ "type": "text", "text": "42" }] })] {
         let created = create(&tasks).await;
         let done = tasks.complete(&created.key, result.clone()).await.unwrap();
-        assert_eq!((done.version.get(), done.task.result.as_ref()), (2, Some(&result)));
-        assert_eq!(tasks.get(&created.key).await.unwrap().task.result, Some(result));
+        assert_eq!((done.version.get(), &done.task.result), (2, &Some(result.clone().into())));
+        assert_eq!(tasks.get(&created.key).await.unwrap().task.result, Some(result.into()));
     }
     let created = create(&tasks).await;
     let error = RpcError { code: -32000, message: "broken".to_owned(), data: Some(json!([1, null])) };

@@ -21,6 +21,7 @@ use pmcp::types::{CallToolResult, Content};
 use rstest::rstest;
 use rstest_reuse::apply;
 use serde_json::{Value, json};
+use support::recording::Recording;
 use support::{Engine, Printed, Store, key, on_every_engine};
 
 const ALICE: &str = "alice";
@@ -283,12 +284,62 @@ async fn set_result_completes_and_the_second_call_finds_it_so(#[case] engine: En
     tasks.set_result(&id, ALICE, text("42")).await.unwrap();
     let completed = tasks.tasks().get(&key).await.unwrap();
     assert_eq!(completed.task.status, Status::Completed);
-    assert_eq!(completed.task.result, Some(json!(text("42"))));
+    assert_eq!(completed.task.result, Some(json!(text("42")).into()));
 
     let found = tasks.update_status(&id, ALICE, TaskStatus::Completed, None).await.unwrap();
     assert_eq!(found.status, TaskStatus::Completed);
     tasks.set_result(&id, ALICE, text("42")).await.unwrap();
     assert_eq!(store.get(&key).await.unwrap().version, completed.version, "nothing was written");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_large_result_is_served_compared_and_kept_like_a_small_one(#[case] engine: Engine) {
+    let store = engine.open_roomy().await;
+    let (recording, backend) = Recording::of(&store.backend);
+    let tasks = PmcpTaskStore::new(TaskStore::new(backend));
+    let large = |letter: &str| text(&letter.repeat(100_000));
+    let id = create(&tasks).await;
+    tasks.set_result(&id, ALICE, large("x")).await.unwrap();
+    tasks.get(&id, ALICE).await.unwrap();
+    tasks.list(ALICE, None).await.unwrap();
+    tasks.update_status(&id, ALICE, TaskStatus::Completed, Some("done".into())).await.unwrap();
+    assert_eq!(recording.loaded().len(), 0, "only the result itself loads it");
+    assert_eq!(json!(tasks.get_result(&id, ALICE).await.unwrap()), json!(large("x")));
+    assert_eq!(recording.loaded(), ["output"]);
+
+    recording.sent();
+    tasks.set_result(&id, ALICE, large("x")).await.unwrap();
+    let completed = TaskStatus::Completed;
+    for other in [large("y"), text("42")] {
+        let refused = answer(tasks.set_result(&id, ALICE, other).await, |()| json!(null));
+        assert_eq!(refused, Answer::Invalid(completed, completed));
+    }
+    assert_eq!(recording.sent().len(), 0, "nothing was written");
+    assert_eq!(json!(tasks.get_result(&id, ALICE).await.unwrap()), json!(large("x")));
+
+    // In the other order of the two calls, the result is the part that was missing.
+    let id = create(&tasks).await;
+    tasks.update_status(&id, ALICE, completed, None).await.unwrap();
+    tasks.set_result(&id, ALICE, large("z")).await.unwrap();
+    assert_eq!(json!(tasks.get_result(&id, ALICE).await.unwrap()), json!(large("z")));
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn another_result_after_the_ttl_is_expired_and_the_same_one_is_not(#[case] engine: Engine) {
+    let config = StoreConfig::new().retention(Duration::from_secs(60));
+    let store = engine.open_roomy().await;
+    let tasks = PmcpTaskStore::new(TaskStore::with_config(Arc::clone(&store.backend), config));
+    for result in [text("42"), text(&"x".repeat(100_000))] {
+        let id = tasks.create(ALICE, Some(1_000)).await.unwrap().task_id;
+        tasks.set_result(&id, ALICE, result.clone()).await.unwrap();
+        let deadline = tasks.tasks().get(&key(ALICE, &id)).await.unwrap().task.deadline().unwrap();
+        store.until(deadline + Duration::from_millis(1)).await;
+        let other = answer(tasks.set_result(&id, ALICE, text("43")).await, |()| json!(null));
+        assert_eq!(other, Answer::Expired);
+        tasks.set_result(&id, ALICE, result).await.unwrap();
+    }
 }
 
 #[apply(on_every_engine)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use mcp_task_store::rmcp::DurableTaskManager;
-use mcp_task_store::{NewTask, PutOptions, StoreConfig, TaskStore};
+use mcp_task_store::{DEFAULT_MAX_PART_BYTES, NewTask, PutOptions, StoreConfig, TaskStore};
 use rmcp::ErrorData;
 use rmcp::model::{ErrorCode, TaskPayload, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskOptions};
@@ -149,7 +149,7 @@ async fn a_key_is_used_once_in_an_attempt(#[case] engine: Engine) {
 async fn an_operation_that_panics_or_returns_too_much_fails_its_task(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     let panics = spawn(&one, |_| async { panic!("a test wants this panic") }).await;
-    let too_much = spawn(&one, |_| async { Ok(text("x".repeat(2 << 20))) }).await;
+    let too_much = spawn(&one, |_| async { Ok(text("x".repeat(DEFAULT_MAX_PART_BYTES))) }).await;
     for (task_id, why) in [(panics, "panicked"), (too_much, "cannot be stored")] {
         let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
         assert_eq!(error["code"], -32603);

@@ -113,7 +113,7 @@ async fn a_write_is_acknowledged_and_applied_exactly_once(
     };
     assert_eq!(bench.befallen_since(before), [faults, sent_again].concat(), "sent as often as it has to be");
     assert_eq!((done.task.status, done.version.get()), (TaskStatus::Completed, 2));
-    assert_eq!(done.task.result, Some(json!("done")));
+    assert_eq!(done.task.result, Some(json!("done").into()));
     assert_eq!(bench.straight.get(&done.key).await.unwrap(), done);
 
     // Whatever arrives now finds another version, and leaves the task as it was acknowledged.

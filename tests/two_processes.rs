@@ -293,7 +293,7 @@ async fn what_a_process_hands_back_is_resumed_by_another_at_its_next_sweep() {
     assert_eq!(other.says().await.unwrap(), "down");
     let done = tokio::time::timeout(Duration::from_secs(60), here.store().wait(&key(&task_id))).await;
     let done = done.expect("it is resumed").unwrap().task;
-    assert_eq!(done.result.unwrap()["content"][0]["text"], "attempt 2");
+    assert_eq!(done.result.unwrap().as_inline().unwrap()["content"][0]["text"], "attempt 2");
 }
 
 /// How many tasks of killed workers ended how.

@@ -26,7 +26,7 @@ use crate::{
 /// ```
 ///
 /// * **Keys** are `{owner}:{task}`, split at the last colon: an owner may hold colons, a task id may not. Owners are
-///   kept apart by the whole name, so the prefix `a:` does not list the tasks of an owner `a:b`. Both parts take up to
+///   kept apart by the whole name, so the prefix `a:` does not list the tasks of an owner `a:b`. Both ids take up to
 ///   256 bytes.
 /// * **Prefixes** hold an owner and a colon, and may hold the beginning of a task id. The engines have no call
 ///   without an owner, so others are refused. All pages are read. Records that the engine cannot read are left out
@@ -37,8 +37,12 @@ use crate::{
 ///   an RFC 3339 time is refused, as the record would stay for ever.
 /// * **`put_if_version` never creates**: version 0 is a conflict, or `NotFound` without a record.
 /// * `cleanup_expired` is 0 where the server expires records by itself.
-///
-/// The quota of an owner is what `pmcp-tasks` counts before it creates a task, not part of the write.
+/// * **No parts**: the trait of `pmcp-tasks` knows one blob a task, so a record here has no
+///   [parts](crate::PutOptions::parts). Every update of a task sends its arguments and its result again, every poll
+///   reads them, and together they have the size that the engine allows for the data of a record.
+///   [`PmcpTaskStore`](super::PmcpTaskStore) has no such cost.
+/// * **Quota**: `pmcp-tasks` lists an owner's tasks, and counts them, before it creates one. The quota is not part of
+///   the write, so creates that race can exceed it, and a create reads all that the owner has stored.
 ///
 /// # Errors
 /// `NotFound` also for keys that no record can have; `VersionConflict`; `CapacityExceeded` when the engine is full;

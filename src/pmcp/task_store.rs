@@ -21,8 +21,8 @@ use serde_json::{Map, Value};
 use super::{owner, public_text};
 use crate::store::Draft;
 use crate::{
-    Agenda, NewTask, PageRequest, RpcError, StoredTask, Task, TaskError, TaskId, TaskKey, TaskStatus,
-    TaskStore,
+    Agenda, NewTask, PageRequest, PayloadKind, RpcError, StoredTask, Task, TaskError, TaskId, TaskKey,
+    TaskStatus, TaskStore,
 };
 
 /// The only method that `pmcp` makes tasks of.
@@ -114,10 +114,15 @@ impl<B: Agenda> PmcpTaskStore<B> {
         &self.tasks
     }
 
-    async fn read(&self, task_id: &str, owner_id: &str) -> Result<Task, TaskStoreError> {
+    async fn read(&self, task_id: &str, owner_id: &str) -> Result<StoredTask, TaskStoreError> {
         let key = key(task_id, owner_id)?;
-        let stored = self.tasks.get(&key).await.map_err(|error| store_error(error, task_id, None))?;
-        Ok(stored.task)
+        self.tasks.get(&key).await.map_err(|error| store_error(error, task_id, None))
+    }
+
+    /// The result of a task that was read, loaded if it is a part of the record.
+    async fn result(&self, stored: &StoredTask) -> Result<Option<Value>, TaskStoreError> {
+        let result = self.tasks.payload(stored, PayloadKind::Output).await;
+        result.map_err(|error| store_error(error, stored.key.task.as_str(), None))
     }
 
     /// Changes a task; `to` is the status to which the call would bring it, if to another one.
@@ -166,7 +171,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
     }
 
     async fn get(&self, task_id: &str, owner_id: &str) -> Result<WireTask, TaskStoreError> {
-        self.read(task_id, owner_id).await.map(wire)
+        self.read(task_id, owner_id).await.map(|stored| wire(stored.task))
     }
 
     async fn update_status(
@@ -246,12 +251,17 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         result: CallToolResult,
     ) -> Result<(), TaskStoreError> {
         let result = to_json("result", &result)?;
+        let (id, to) = ((task_id, owner_id), Some(WireStatus::Completed));
+        let has_one = AtomicBool::new(false);
         let change = |draft: &mut Draft<'_>| {
+            let is_completed = draft.task.status == TaskStatus::Completed;
+            has_one.store(is_completed && draft.task.result.is_some(), Ordering::Relaxed);
             match (draft.task.status, &draft.task.result) {
-                (TaskStatus::Completed, Some(stored)) if *stored == result => return Ok(false),
+                // Compared below, as a change cannot load it. It never changes any more.
+                (TaskStatus::Completed, Some(_)) => return Ok(false),
                 (TaskStatus::Completed, None) => {
                     draft.check_depth("depth of a result", &result)?;
-                    draft.task.result = Some(result.clone());
+                    draft.task.result = Some(result.clone().into());
                 }
                 _ => {
                     draft.complete(&result)?;
@@ -261,11 +271,17 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
             }
             Ok(true)
         };
-        self.change("set_result", (task_id, owner_id), Some(WireStatus::Completed), change).await.map(drop)
+        let stored = self.change("set_result", id, to, change).await?;
+        if !has_one.into_inner() || self.result(&stored).await?.as_ref() == Some(&result) {
+            return Ok(());
+        }
+        // It has another one, so it is refused as any change of an ended task is.
+        self.change("set_result", id, to, |draft| draft.complete(&result).map(|()| true)).await.map(drop)
     }
 
     async fn get_result(&self, task_id: &str, owner_id: &str) -> Result<CallToolResult, TaskStoreError> {
-        let result = self.read(task_id, owner_id).await?.result;
+        let stored = self.read(task_id, owner_id).await?;
+        let result = self.result(&stored).await?;
         from_json("result", result.ok_or_else(|| not_found(task_id))?)
     }
 
@@ -308,7 +324,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         task_id: &str,
         owner_id: &str,
     ) -> Result<TaskInputSnapshot, TaskStoreError> {
-        let task = self.read(task_id, owner_id).await?;
+        let StoredTask { task, .. } = self.read(task_id, owner_id).await?;
         let asked = asked(&task);
         if asked.is_empty() && !task.extra.contains_key(REQUESTS) {
             return Err(not_found(task_id));
@@ -392,7 +408,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
     }
 
     async fn get_error(&self, task_id: &str, owner_id: &str) -> Result<Value, TaskStoreError> {
-        let task = self.read(task_id, owner_id).await?;
+        let StoredTask { task, .. } = self.read(task_id, owner_id).await?;
         recorded_error(&task).ok_or_else(|| not_found(task_id))
     }
 

@@ -17,8 +17,8 @@ use super::context::TaskContext;
 use super::run::{Run, Stop};
 use super::wire;
 use crate::{
-    Agenda, Attempt, NewTask, OnWorkerLost, OwnerId, PageRequest, StoredTask, TaskError, TaskId, TaskKey,
-    TaskStore,
+    Agenda, Attempt, NewTask, OnWorkerLost, OwnerId, PageRequest, PayloadKind, StoredTask, TaskError, TaskId,
+    TaskKey, TaskStore,
 };
 
 /// Begins tasks, works on them and answers for them, as the SDK's `TaskManager` does, but durably: what one instance
@@ -215,7 +215,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     pub async fn get_task(&self, owner: &OwnerId, task_id: &str) -> Result<DetailedTask, TaskError> {
         let key = self.0.key(owner, task_id)?;
         let stored = self.0.store.get(&key).await?;
-        let state = wire::detailed(&stored);
+        let state = wire::detailed(&self.0.store, &stored).await;
         self.0.adopt(stored).await;
         state
     }
@@ -352,12 +352,20 @@ impl<B: Agenda> Inner<B> {
         if *self.stop.borrow() {
             return;
         }
+        // Before the claim, so that a task whose arguments cannot be loaded at the moment is left to others. One whose
+        // arguments are unreadable for good fails.
+        let arguments = match self.store.payload(&stored, PayloadKind::Input).await {
+            Err(error) if !matches!(error, TaskError::Unreadable { .. }) => {
+                tracing::warn!(%error, task = %stored.key.task, "the arguments of a task could not be loaded");
+                return;
+            }
+            loaded => loaded.map(Option::unwrap_or_default).map_err(wire::exit),
+        };
         match self.store.take_up(&stored).await {
             Ok(Some(attempt)) => {
                 tracing::info!(task = %stored.key.task, attempt = attempt.number(), "a task is resumed");
-                let arguments = stored.task.arguments.clone();
                 self.run(running, attempt, stored, |context| {
-                    Box::pin(async move { operation(context, arguments).await })
+                    Box::pin(async move { operation(context, arguments?).await })
                 });
             }
             Ok(None) => {}

@@ -6,7 +6,7 @@ use rmcp::task_manager::{TaskExit, TaskOptions};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{NewTask, RpcError, StoredTask, TaskError, TaskStatus, Ttl};
+use crate::{Agenda, NewTask, PayloadKind, RpcError, StoredTask, TaskError, TaskStatus, TaskStore, Ttl};
 
 /// The method whose calls become tasks.
 const METHOD: &str = "tools/call";
@@ -41,11 +41,15 @@ pub(super) fn task(stored: &StoredTask) -> model::Task {
     wire
 }
 
-/// The task as `tasks/get` returns it.
+/// The task as `tasks/get` returns it. Loads the result of a completed one, and no other payload.
 ///
 /// # Errors
-/// `Unreadable` when the record holds requests or a result that are not the SDK's, as of another server.
-pub(super) fn detailed(stored: &StoredTask) -> Result<DetailedTask, TaskError> {
+/// `Unreadable` when the record holds requests or a result that are not the SDK's, as of another server; those of
+/// [`TaskStore::payload`].
+pub(super) async fn detailed<B: Agenda>(
+    store: &TaskStore<B>,
+    stored: &StoredTask,
+) -> Result<DetailedTask, TaskError> {
     let record = &stored.task;
     let payload = match record.status {
         TaskStatus::Working => TaskPayload::Working,
@@ -56,7 +60,8 @@ pub(super) fn detailed(stored: &StoredTask) -> Result<DetailedTask, TaskError> {
             TaskPayload::InputRequired { input_requests: requests? }
         }
         TaskStatus::Completed => {
-            TaskPayload::Completed { result: read(stored, record.result.clone().unwrap_or_default())? }
+            let result = store.payload(stored, PayloadKind::Output).await?;
+            TaskPayload::Completed { result: read(stored, result.unwrap_or_default())? }
         }
         TaskStatus::Failed => {
             TaskPayload::Failed { error: record.error.as_ref().map(object).unwrap_or_default() }

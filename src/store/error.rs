@@ -59,7 +59,7 @@ pub enum TaskError {
     #[error("{what}: {actual} is over the limit of {limit}")]
     LimitExceeded {
         /// What is limited, and its unit.
-        what: &'static str,
+        what: String,
         /// What was given.
         actual: String,
         /// What is allowed.
@@ -86,7 +86,7 @@ pub enum TaskError {
         /// How often it was tried.
         attempts: u32,
     },
-    /// A record is stored that is not the JSON of a task.
+    /// A record is stored that is not the JSON of a task, or a payload that is not JSON.
     #[error("the record of task {task} is not a task")]
     Unreadable {
         /// The task.
@@ -141,8 +141,8 @@ impl TaskError {
             StorageError::NotFound { .. } => Self::NotFound { task: task.clone() },
             StorageError::CapacityExceeded { quota: Some(quota), .. } => Self::QuotaExceeded { quota },
             StorageError::InvalidPage { reason } => Self::InvalidPage { reason },
-            StorageError::TooLarge { size, max, .. } => Self::LimitExceeded {
-                what: "bytes of a task's record",
+            StorageError::TooLarge { what, size, max } => Self::LimitExceeded {
+                what: format!("{what} in the record of the task"),
                 actual: size.to_string(),
                 limit: max.to_string(),
             },

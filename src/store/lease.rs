@@ -250,6 +250,17 @@ impl<B: Agenda> Attempt<B> {
         self.change("set_variables", |task| transitions::set_variables(task, &variables, config)).await
     }
 
+    /// Keeps a value for the next attempt, in place of the one before: how far the work has come, for instance. The
+    /// next attempt loads it with [`TaskStore::payload`]. The end of the task removes it. It changes nothing that a
+    /// client sees, and subscribers receive no notification.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
+    /// [`LimitExceeded`](TaskError::LimitExceeded) when the value is too large or too deep.
+    pub async fn set_checkpoint(&self, checkpoint: Value) -> Result<StoredTask, TaskError> {
+        self.change("set_checkpoint", |task| transitions::set_checkpoint(task, &checkpoint)).await
+    }
+
     /// As [`TaskStore::complete`].
     pub async fn complete(&self, result: Value) -> Result<StoredTask, TaskError> {
         self.change("complete", |task| transitions::complete(task, &result)).await

@@ -6,20 +6,28 @@ use serde_json::Value;
 
 use super::{StoreConfig, TaskError};
 
-/// How deep the JSON of arguments, requests, answers, results and error data may be nested: less than what
+/// How deep the JSON of arguments, checkpoints, requests, answers, results and error data may be nested: less than what
 /// the JSON parser takes, so that what was written can be read.
 pub(super) const MAX_JSON_DEPTH: usize = 100;
 
 pub(super) fn check(what: &'static str, actual: usize, limit: usize) -> Result<(), TaskError> {
     if actual > limit {
-        return Err(TaskError::LimitExceeded { what, actual: actual.to_string(), limit: limit.to_string() });
+        return Err(TaskError::LimitExceeded {
+            what: what.to_owned(),
+            actual: actual.to_string(),
+            limit: limit.to_string(),
+        });
     }
     Ok(())
 }
 
 pub(super) fn check_depth(what: &'static str, value: &Value, limit: usize) -> Result<(), TaskError> {
     if is_deeper_than(value, limit) {
-        return Err(TaskError::LimitExceeded { what, actual: "more".to_owned(), limit: limit.to_string() });
+        return Err(TaskError::LimitExceeded {
+            what: what.to_owned(),
+            actual: "more".to_owned(),
+            limit: limit.to_string(),
+        });
     }
     Ok(())
 }

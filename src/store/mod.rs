@@ -8,6 +8,7 @@ mod error;
 mod lease;
 mod limits;
 mod new_task;
+mod payloads;
 mod transitions;
 mod turns;
 mod wait;
@@ -34,6 +35,7 @@ pub use new_task::{NewTask, Ttl};
 use turns::Turns;
 use write::{Write, encode, mark};
 
+use crate::payload::HeldParts;
 use crate::{
     Agenda, Cursor, Expiry, Lease, OnWorkerLost, OwnerId, PageRequest, PutOptions, Record, RpcError,
     StorageBackend, StorageError, StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
@@ -58,16 +60,21 @@ use crate::{
 /// reads a task whose lease has lapsed, twice and at least a second apart, settles it as failed, unless its operation
 /// can [resume](TaskStore::take_up).
 ///
+/// # Payloads
+/// Arguments, results and checkpoints are stored beside the record if their JSON is over 4 KiB. No other change sends
+/// them, and no read loads them: a task that was read has them as [`Payload::Stored`](crate::Payload::Stored), and
+/// [`payload`](Self::payload) loads one.
+///
 /// # Cancellation safety
 /// Dropping the future of a call that changes something leaves the change made or not, as a whole.
 ///
 /// # Errors
 /// Beside those that a call names: [`NotFound`](TaskError::NotFound) for a task that does not exist or is
 /// another owner's, [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable), and
-/// [`Storage`](TaskError::Storage); [`LimitExceeded`](TaskError::LimitExceeded) when the record would become
-/// larger than the engine takes, which any change but a delete may do to one that is nearly full. A write whose
-/// outcome is unknown, other than a delete, is looked up by an id that it leaves in the record; only if that does
-/// not tell, the error says [`outcome_unknown`](TaskError::outcome_unknown).
+/// [`Storage`](TaskError::Storage); [`LimitExceeded`](TaskError::LimitExceeded) when a payload is larger than the
+/// engine takes, or the record would become so, which any change but a delete may do to one that is nearly full. A
+/// write whose outcome is unknown, other than a delete, is looked up by an id that it leaves in the record; only if
+/// that does not tell, the error says [`outcome_unknown`](TaskError::outcome_unknown).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -176,8 +183,9 @@ impl<B: Agenda> TaskStore<B> {
     ///
     /// # Errors
     /// [`QuotaExceeded`](TaskError::QuotaExceeded); [`LimitExceeded`](TaskError::LimitExceeded) for a TTL over
-    /// the maximum, a long status message, deep arguments, or a large record;
-    /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method or a TTL under 1 ms.
+    /// the maximum, a long status message, deep or large arguments, or a large record;
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method, a TTL under 1 ms, or an owner that begins
+    /// with `\0mcp/`, which is reserved.
     #[instrument(level = "debug", skip_all, fields(%owner))]
     pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
         self.create_with(owner, new, None).await
@@ -377,6 +385,7 @@ impl<B: Agenda> TaskStore<B> {
         lease: Option<Lease>,
     ) -> Result<StoredTask, TaskError> {
         let config = &self.0.config;
+        check_owner(owner)?;
         if new.method.is_empty() {
             return Err(TaskError::InvalidArgument { reason: "the method is empty".to_owned() });
         }
@@ -403,11 +412,12 @@ impl<B: Agenda> TaskStore<B> {
             ttl_ms: ttl.map(millis),
             poll_interval_ms: new.poll_interval.or(config.default_poll_interval).map(millis),
             method: new.method,
-            arguments: new.arguments,
+            arguments: new.arguments.into(),
             input_requests: BTreeMap::new(),
             input_responses: BTreeMap::new(),
             answered_requests: BTreeMap::new(),
             cancel_requested: false,
+            checkpoint: None,
             result: None,
             error: None,
             lease,
@@ -415,12 +425,14 @@ impl<B: Agenda> TaskStore<B> {
             on_worker_lost: new.on_worker_lost,
             variables: BTreeMap::new(),
             write_ids: Vec::new(),
+            held_parts: HeldParts::default(),
             extra: Map::new(),
         };
         let write_id = mark(&mut task);
         let key = TaskKey { owner: owner.clone(), task: task.task_id.clone() };
-        let options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
-        let write = Write { key: &key, data: encode(&task)?, options, expected: Version::ABSENT, write_id };
+        let mut options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
+        let data = encode(&mut task, &mut options)?;
+        let write = Write { key: &key, data, options, expected: Version::ABSENT, write_id };
         match self.put(&write, task).await? {
             Some(created) => Ok(created),
             // Somebody has drawn the same 122 random bits, or the engine is not what it says.
@@ -435,7 +447,7 @@ impl<B: Agenda> TaskStore<B> {
     fn ttl(&self, asked: Ttl) -> Result<Option<Duration>, TaskError> {
         let (default, max) = (self.0.config.default_ttl, self.0.config.max_ttl);
         let over = |actual: String, max: Duration| TaskError::LimitExceeded {
-            what: "TTL in milliseconds",
+            what: "TTL in milliseconds".to_owned(),
             actual,
             limit: millis(max).to_string(),
         };
@@ -456,12 +468,28 @@ impl<B: Agenda> TaskStore<B> {
     }
 }
 
+/// Owners that begin with this hold records that the runtime of the server keeps for itself.
+const RESERVED_OWNERS: &str = "\0mcp/";
+
+fn check_owner(owner: &OwnerId) -> Result<(), TaskError> {
+    if owner.as_str().starts_with(RESERVED_OWNERS) {
+        let reason = format!("owner ids that begin with {RESERVED_OWNERS:?} are reserved");
+        return Err(TaskError::InvalidArgument { reason });
+    }
+    Ok(())
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 fn decode(key: &TaskKey, record: Record) -> Result<StoredTask, TaskError> {
     let unreadable = |source| TaskError::Unreadable { task: key.task.clone(), source };
-    let task = serde_json::from_slice(&record.data).map_err(unreadable)?;
-    Ok(StoredTask { key: key.clone(), task, version: record.version, expires_at: record.expires_at })
+    let task: Task = serde_json::from_slice(&record.data).map_err(unreadable)?;
+    Ok(StoredTask {
+        key: key.clone(),
+        task: task.with_parts(&record.parts),
+        version: record.version,
+        expires_at: record.expires_at,
+    })
 }

@@ -34,11 +34,12 @@ fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// Makes the task terminal. Nobody answers its open requests any more.
+/// Makes the task terminal. Nobody answers its open requests any more, and no attempt needs its checkpoint.
 pub(super) fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
     require_open(task, action)?;
     task.status = status;
     task.input_requests.clear();
+    task.checkpoint = None;
     task.lease = None;
     Ok(())
 }
@@ -120,7 +121,7 @@ pub(super) fn deliver_inputs(
 pub(super) fn complete(task: &mut Task, result: &Value) -> Result<Change, TaskError> {
     end(task, TaskStatus::Completed, "complete it")?;
     check_depth("depth of a result", result, MAX_JSON_DEPTH)?;
-    task.result = Some(result.clone());
+    task.result = Some(result.clone().into());
     Ok(Change::Made)
 }
 
@@ -170,6 +171,14 @@ pub(super) fn set_variables(
     }
     check_variables(&task.variables, config)?;
     Ok(Change::Made)
+}
+
+/// Only the next attempt reads it.
+pub(super) fn set_checkpoint(task: &mut Task, checkpoint: &Value) -> Result<Change, TaskError> {
+    require_open(task, "set its checkpoint")?;
+    check_depth("depth of a checkpoint", checkpoint, MAX_JSON_DEPTH)?;
+    task.checkpoint = Some(checkpoint.clone().into());
+    Ok(Change::Unseen)
 }
 
 pub(super) fn set_lease(task: &mut Task, lease: Lease, action: &'static str) -> Result<(), TaskError> {

@@ -19,7 +19,7 @@ const TYPICAL_BYTES: usize = 1024;
 /// How long to wait before each attempt to find out what became of a write.
 const SETTLE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 
-/// One conditional write, as it may have to be looked up or sent again.
+/// One conditional write with the parts that it sets, as it may have to be looked up or sent again.
 pub(super) struct Write<'a> {
     pub(super) key: &'a TaskKey,
     pub(super) data: Bytes,
@@ -49,7 +49,8 @@ impl<B: Agenda> TaskStore<B> {
             Change::Made | Change::None => task.last_updated_at = self.now().max(task.last_updated_at),
         }
         let write_id = mark(&mut task);
-        let write = Write { key, data: encode(&task)?, options, expected, write_id };
+        let data = encode(&mut task, &mut options)?;
+        let write = Write { key, data, options, expected, write_id };
         self.put(&write, task).await
     }
 
@@ -130,10 +131,17 @@ pub(super) fn mark(task: &mut Task) -> String {
     write_id
 }
 
-pub(super) fn encode(task: &Task) -> Result<Bytes, TaskError> {
-    let unwritable = |source| TaskError::Unreadable { task: task.task_id.clone(), source };
+/// Encodes a task that is about to be written. Large payloads go into the parts of the write, and are
+/// [`Stored`](crate::Payload::Stored) in the task from then on.
+pub(super) fn encode(task: &mut Task, options: &mut PutOptions) -> Result<Bytes, TaskError> {
+    let parts = task.store_payloads().map_err(|source| unwritable(task, source))?;
     let mut json = Vec::with_capacity(TYPICAL_BYTES);
-    serde_json::to_writer(&mut json, task).map_err(unwritable)?;
-    // An engine that keeps the bytes is not to keep the room that was left.
+    serde_json::to_writer(&mut json, task).map_err(|source| unwritable(task, source))?;
+    options.parts = parts;
+    // An engine that keeps the bytes must not keep the spare capacity.
     Ok(Bytes::from(json.into_boxed_slice()))
+}
+
+fn unwritable(task: &Task, source: serde_json::Error) -> TaskError {
+    TaskError::Unreadable { task: task.task_id.clone(), source }
 }

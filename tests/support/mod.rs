@@ -20,6 +20,7 @@ pub mod failing;
 pub mod fake;
 #[cfg(feature = "redis-tests")]
 pub mod proxy;
+pub mod recording;
 #[cfg(feature = "redis-tests")]
 pub mod redis;
 #[cfg(feature = "rmcp")]
@@ -143,6 +144,16 @@ pub const MAX_VALUE_BYTES: usize = 4096;
 pub const MAX_PART_BYTES: usize = 16 * 1024;
 
 impl Engine {
+    /// A store that takes as much data as the engine takes by default.
+    pub async fn open_roomy(self) -> Store {
+        match self {
+            Self::Memory => Store { backend: Arc::new(MemoryBackend::new()), ..Self::Memory.open().await },
+            Self::Polled => Self::Polled.open().await,
+            #[cfg(feature = "redis-tests")]
+            Self::Redis => redis::Namespace::roomy().store().await,
+        }
+    }
+
     pub async fn open(self) -> Store {
         match self {
             Self::Memory => Store {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mcp_task_store::{RedisBackend, RedisBuilder};
+use mcp_task_store::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, RedisBackend, RedisBuilder};
 use redis::{Commands, Connection, FromRedisValue, Value};
 use tempfile::TempDir;
 
@@ -29,18 +29,29 @@ fn is_cluster() -> bool {
 /// A key prefix that nobody else uses. Its keys are deleted when it is dropped.
 pub struct Namespace {
     pub prefix: String,
+    max_value_bytes: usize,
+    max_part_bytes: usize,
 }
 
 impl Namespace {
     pub fn new() -> Self {
-        Self { prefix: format!("test-{}", uuid::Uuid::new_v4()) }
+        Self::with_limits(MAX_VALUE_BYTES, MAX_PART_BYTES)
+    }
+
+    /// The same with the default limits.
+    pub fn roomy() -> Self {
+        Self::with_limits(DEFAULT_MAX_VALUE_BYTES, DEFAULT_MAX_PART_BYTES)
+    }
+
+    fn with_limits(max_value_bytes: usize, max_part_bytes: usize) -> Self {
+        Self { prefix: format!("test-{}", uuid::Uuid::new_v4()), max_value_bytes, max_part_bytes }
     }
 
     pub fn builder(&self) -> RedisBuilder {
         let builder = RedisBackend::builder()
             .prefix(&self.prefix)
-            .max_value_bytes(MAX_VALUE_BYTES)
-            .max_part_bytes(MAX_PART_BYTES)
+            .max_value_bytes(self.max_value_bytes)
+            .max_part_bytes(self.max_part_bytes)
             .response_timeout(Duration::from_secs(20))
             .connect_timeout(Duration::from_secs(20));
         let Some(folder) = std::env::var_os("REDIS_TLS_FOLDER") else { return builder };

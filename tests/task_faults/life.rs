@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use mcp_task_store::{StoredTask, Task, TaskError, TaskKey, TaskStatus, Version};
+use mcp_task_store::{Payload, StoredTask, Task, TaskError, TaskKey, TaskStatus, Version};
 use serde_json::{Value, json};
 
 use super::support::owner;
@@ -112,7 +112,10 @@ pub async fn work(number: usize, instances: &[Tasks]) -> Worked {
     assert!(worked.was_answered || asked.is_none() || answered.is_none());
     let result = json!({ "number": number });
     if let Some(done) = told.made(async || instance(5).complete(key, result.clone()).await).await {
-        assert_eq!((done.task.status, &done.task.result), (TaskStatus::Completed, &Some(result.clone())));
+        assert_eq!(
+            (done.task.status, &done.task.result),
+            (TaskStatus::Completed, &Some(result.clone().into()))
+        );
         worked.result = Some(result);
     }
     worked.key = Some(created.key);
@@ -135,7 +138,7 @@ pub fn check_task(worked: &Worked, task: &Task) {
     match &worked.result {
         Some(result) => {
             assert_eq!(
-                (task.status, task.result.as_ref()),
+                (task.status, task.result.as_ref().and_then(Payload::as_inline)),
                 (TaskStatus::Completed, Some(result)),
                 "{task:?}"
             );

@@ -1,0 +1,222 @@
+//! The payloads of a task: its arguments, its result and its checkpoint, which may be large.
+
+use std::io;
+
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use crate::{PartChange, PartChanges, PartName, PartSizes, Task};
+
+/// A payload whose JSON is larger than this, in bytes, becomes a part of the record.
+const MAX_INLINE_BYTES: usize = 4096;
+
+/// A payload of a task, as it was read.
+///
+/// Reading a task never loads a large payload: only [`TaskStore::payload`](crate::TaskStore::payload) does.
+/// A payload that was not loaded has no value here, so it cannot be mistaken for `null`, and no write sends it back.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), mcp_task_store::TaskError> {
+/// use mcp_task_store::{MemoryBackend, NewTask, OwnerId, Payload, PayloadKind, TaskStore};
+/// use serde_json::json;
+///
+/// let store = TaskStore::new(MemoryBackend::new());
+/// let alice = OwnerId::try_from("alice").expect("not empty");
+/// let text = json!("x".repeat(100_000));
+/// let task = store.create(&alice, NewTask::new("tools/call").arguments(text.clone())).await?;
+/// assert_eq!(task.task.arguments, Payload::Stored { bytes: 100_002 });
+/// assert_eq!(store.payload(&task, PayloadKind::Input).await?, Some(text));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    /// The value. Its JSON has at most 4 KiB, or no write has stored it yet.
+    Inline(Value),
+    /// The engine has the value as a part of the record. It was not loaded.
+    Stored {
+        /// The size of its JSON.
+        bytes: usize,
+    },
+}
+
+impl Payload {
+    /// Returns the value of an inline payload; `None` for one that was not loaded.
+    pub fn as_inline(&self) -> Option<&Value> {
+        match self {
+            Self::Inline(value) => Some(value),
+            Self::Stored { .. } => None,
+        }
+    }
+
+    /// Returns whether the payload is a part of the record and was not loaded.
+    pub fn is_stored(&self) -> bool {
+        matches!(self, Self::Stored { .. })
+    }
+}
+
+impl From<Value> for Payload {
+    fn from(value: Value) -> Self {
+        Self::Inline(value)
+    }
+}
+
+/// Names a payload of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PayloadKind {
+    /// The [arguments](Task::arguments) of the call.
+    Input,
+    /// The [result](Task::result).
+    Output,
+    /// The [checkpoint](Task::checkpoint).
+    Checkpoint,
+}
+
+impl PayloadKind {
+    const ALL: [Self; 3] = [Self::Input, Self::Output, Self::Checkpoint];
+
+    /// Returns the name of the record's part that holds the payload if it is large.
+    pub fn part(self) -> PartName {
+        match self {
+            Self::Input => const { PartName::from_static("input") },
+            Self::Output => const { PartName::from_static("output") },
+            Self::Checkpoint => const { PartName::from_static("checkpoint") },
+        }
+    }
+}
+
+/// Which payloads the record of a task has as parts.
+///
+/// Kept from the read to the write, so that the write knows which part to remove when a payload is gone or has become
+/// small.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HeldParts([bool; PayloadKind::ALL.len()]);
+
+impl Task {
+    /// Returns a payload of the task, loaded or not; `None` if the task has none of this kind.
+    ///
+    /// A task that was created without arguments has no input.
+    pub fn payload(&self, kind: PayloadKind) -> Option<&Payload> {
+        match kind {
+            PayloadKind::Input => Some(&self.arguments).filter(|arguments| !is_none(arguments)),
+            PayloadKind::Output => self.result.as_ref(),
+            PayloadKind::Checkpoint => self.checkpoint.as_ref(),
+        }
+    }
+
+    fn mark_stored(&mut self, kind: PayloadKind, bytes: usize) {
+        let stored = Payload::Stored { bytes };
+        match kind {
+            PayloadKind::Input => self.arguments = stored,
+            PayloadKind::Output => self.result = Some(stored),
+            PayloadKind::Checkpoint => self.checkpoint = Some(stored),
+        }
+        self.held_parts.0[kind as usize] = true;
+    }
+
+    /// Adds to a task that was decoded which payloads its record has as parts.
+    pub(crate) fn with_parts(mut self, parts: &PartSizes) -> Self {
+        for kind in PayloadKind::ALL {
+            if let Some(bytes) = parts.get(&kind.part()) {
+                self.mark_stored(kind, *bytes);
+            }
+        }
+        self
+    }
+
+    /// Takes the large payloads out of a task that is about to be written, and returns what the write does to the
+    /// parts of its record. A payload that is stored already costs nothing.
+    pub(crate) fn store_payloads(&mut self) -> Result<PartChanges, serde_json::Error> {
+        let mut changes = PartChanges::new();
+        for kind in PayloadKind::ALL {
+            let large = match self.payload(kind) {
+                Some(Payload::Stored { .. }) => continue,
+                Some(Payload::Inline(value)) => large_json(value)?,
+                None => None,
+            };
+            if let Some(json) = large {
+                self.mark_stored(kind, json.len());
+                changes.insert(kind.part(), PartChange::Set(json));
+            } else if std::mem::take(&mut self.held_parts.0[kind as usize]) {
+                changes.insert(kind.part(), PartChange::Clear);
+            }
+        }
+        Ok(changes)
+    }
+}
+
+/// The JSON of a value that is too large to stay inline.
+fn large_json(value: &Value) -> Result<Option<Bytes>, serde_json::Error> {
+    // Most values are small, and are counted without being written anywhere.
+    if serde_json::to_writer(Room(MAX_INLINE_BYTES), value).is_ok() {
+        return Ok(None);
+    }
+    let json = serde_json::to_vec(value)?;
+    // An engine that keeps the bytes must not keep the spare capacity.
+    Ok(Some(Bytes::from(json.into_boxed_slice())))
+}
+
+/// Accepts so many bytes, and then fails.
+struct Room(usize);
+
+impl io::Write for Room {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether these are the arguments of a task without arguments.
+fn is_none(arguments: &Payload) -> bool {
+    matches!(arguments, Payload::Inline(Value::Null))
+}
+
+/// Arguments in the JSON of a record, which does not mention stored payloads: its parts do.
+pub(crate) mod required {
+    use super::*;
+
+    pub(crate) fn is_left_out(payload: &Payload) -> bool {
+        payload.is_stored() || is_none(payload)
+    }
+
+    pub(crate) fn absent() -> Payload {
+        Payload::Inline(Value::Null)
+    }
+
+    pub(crate) fn serialize<S: Serializer>(payload: &Payload, serializer: S) -> Result<S::Ok, S::Error> {
+        payload.as_inline().serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Payload, D::Error> {
+        Value::deserialize(deserializer).map(Payload::Inline)
+    }
+}
+
+/// The same for a payload that a task may lack. A `null` that is there is a value.
+pub(crate) mod optional {
+    use super::*;
+
+    pub(crate) fn is_left_out(payload: &Option<Payload>) -> bool {
+        payload.as_ref().is_none_or(Payload::is_stored)
+    }
+
+    pub(crate) fn serialize<S: Serializer>(
+        payload: &Option<Payload>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        payload.as_ref().and_then(Payload::as_inline).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Payload>, D::Error> {
+        required::deserialize(deserializer).map(Some)
+    }
+}
