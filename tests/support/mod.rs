@@ -72,6 +72,24 @@ fn on_every_watch(#[case] engine: Engine) {}
 #[case::polled(Engine::Polled)]
 fn on_every_watch(#[case] engine: Engine) {}
 
+// A test of the agenda, whose timers may be in one shard or in many, and those of the process.
+
+#[cfg(feature = "redis-tests")]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::memory(Engine::Memory)]
+#[case::local(Engine::Polled)]
+#[case::redis(Engine::Redis)]
+#[case::sharded(Engine::Sharded)]
+fn on_every_agenda(#[case] engine: Engine) {}
+
+#[cfg(not(feature = "redis-tests"))]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::memory(Engine::Memory)]
+#[case::local(Engine::Polled)]
+fn on_every_agenda(#[case] engine: Engine) {}
+
 /// The engines that a test runs on.
 #[derive(Clone, Copy, Debug)]
 pub enum Engine {
@@ -79,6 +97,9 @@ pub enum Engine {
     Polled,
     #[cfg(feature = "redis-tests")]
     Redis,
+    /// Redis with hash-tagged keys.
+    #[cfg(feature = "redis-tests")]
+    Sharded,
 }
 
 /// A store that no other test uses, on one engine. What it leaves in Redis is removed when it is dropped.
@@ -152,6 +173,8 @@ impl Engine {
             },
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::new().store().await,
+            #[cfg(feature = "redis-tests")]
+            Self::Sharded => redis::Namespace::new().sharded_store().await,
         }
     }
 }

@@ -70,7 +70,7 @@ impl RedisBackend {
             match taken {
                 Ok(found) => {
                     due.extend(found.due.into_iter().map(|(_, due_at, timer)| (queue, due_at, timer)));
-                    stand.queues[queue] = found.queues[0];
+                    (stand.queues[queue], stand.server_us) = (found.queues[0], found.server_us);
                 }
                 Err(error) => {
                     self.0.outages.began(*shard, Some(&error));
