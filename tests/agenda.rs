@@ -309,6 +309,24 @@ async fn a_call_takes_no_more_than_its_limit_and_256(#[case] engine: Engine) {
     }
 }
 
+#[apply(on_every_agenda)]
+#[tokio::test]
+async fn many_timers_that_are_hidden_for_no_time_are_taken_once_by_each_call(#[case] engine: Engine) {
+    let store = engine.open().await;
+    for number in 0..150 {
+        store
+            .schedule(&leases(), &key(&format!("owner-{}", number % 5), &number.to_string()), NOW)
+            .await
+            .unwrap();
+    }
+    let taken = store.take_due(&[leases()], 256, NOW).await.unwrap();
+    let distinct: HashSet<&TaskKey> = taken.due.iter().map(|due| &due.key).collect();
+    assert!(distinct.len() == taken.due.len() && distinct.len() > 100, "{}", taken.due.len());
+    for due in &taken.due {
+        assert!(store.resolve(due, Next::Remove).await.unwrap(), "each has the token that is valid");
+    }
+}
+
 // resolve
 
 #[apply(on_every_agenda)]

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use mcp_task_store::{
-    Agenda, Cursor, Due, Next, Queue, RedisBackend, StorageBackend, StorageError, Taken, TaskKey,
-};
+use mcp_task_store::{Agenda, Cursor, Due, Next, Queue, RedisBackend, StorageBackend, StorageError, Taken};
 use redis::{Commands, Connection, Value};
 use rstest::rstest;
 use support::cluster::{Cluster, eventually};
@@ -206,7 +204,9 @@ async fn owners_are_found_among_many_other_keys_in_bounded_steps() {
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let mut many = redis::pipe();
-    (0..30_000).for_each(|number| drop(many.set(format!("other:{number}"), "").ignore()));
+    for number in 0..30_000 {
+        many.set(format!("other:{number}"), "").ignore();
+    }
     let _: () = many.query(&mut admin).unwrap();
     for number in 0..50 {
         let key = key(&format!("owner-{number}"), "t1");

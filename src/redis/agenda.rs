@@ -26,10 +26,17 @@ use crate::scripts::{
 use crate::{Agenda, Cursor, Due, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage};
 pub(super) use shards::Outages;
 
+/// How many timers one script takes at most, so that none holds the server long: a quarter of a millisecond.
+const TAKEN_AT_ONCE: usize = 64;
+
+/// A timer that was taken, with its queue's place and the time at which it was due.
+type DueTimer = (usize, f64, Due);
+
 /// What a shard gave.
 struct Found {
-    /// Each with its queue's place and the time at which it was due.
-    due: Vec<(usize, f64, Due)>,
+    due: Vec<DueTimer>,
+    /// How many timers were taken, those that belong to no task included.
+    count: usize,
     /// How each queue stands after that.
     queues: Vec<QueueState>,
     /// The clock of the shard's server, in microseconds.
@@ -68,7 +75,8 @@ impl RedisBackend {
         let call = pin!(async {
             let Timed { value: FoundTimers { queues: states, taken }, server_us } =
                 self.run_on_master(&TAKE_DUE, &take, &context).await?;
-            let (mut due, mut foreign) = (Vec::with_capacity(taken.len()), Vec::new());
+            let count = taken.len();
+            let (mut due, mut foreign) = (Vec::with_capacity(count), Vec::new());
             for timer in taken {
                 let queue = queues.get(timer.queue);
                 let key = std::str::from_utf8(&timer.member).ok().and_then(|member| member.parse().ok());
@@ -83,9 +91,36 @@ impl RedisBackend {
             if !foreign.is_empty() {
                 self.remove_foreign(&take.due, foreign).await;
             }
-            Ok(Found { due, queues: states, server_us })
+            Ok(Found { due, count, queues: states, server_us })
         });
         self.limited(span, &context, call).await
+    }
+
+    async fn take_from_one_shard(
+        &self,
+        queues: &[Queue],
+        limit: usize,
+        hide_ms: u64,
+    ) -> Result<Taken, StorageError> {
+        let mut due = Vec::new();
+        loop {
+            let step = (limit - due.len()).min(TAKEN_AT_ONCE);
+            match self.take(0, queues, step, hide_ms).await {
+                Ok(found) => {
+                    let next_in = found.next_in();
+                    let (is_full, is_new) = (found.count >= step, add(&mut due, found.due));
+                    if !is_full || !is_new || due.len() >= limit {
+                        return Ok(in_order(due, next_in));
+                    }
+                }
+                Err(error) if due.is_empty() => return Err(error),
+                // What was taken is the caller's, who meets the error with the next call.
+                Err(error) => {
+                    tracing::debug!(%error, "fewer timers were taken than are due");
+                    return Ok(in_order(due, Some(Duration::ZERO)));
+                }
+            }
+        }
     }
 
     /// Removes members that are no keys of tasks, which this crate did not write. They must not come up again and again.
@@ -108,6 +143,26 @@ impl RedisBackend {
             }
         }
     }
+}
+
+/// Adds what a later step took. One that is hidden for so short a time that it was taken twice is there once, by the token
+/// that is valid; `false` then, as no other timer was waiting longer.
+fn add(due: &mut Vec<DueTimer>, more: Vec<DueTimer>) -> bool {
+    let before = due.len();
+    due.retain(|(queue, _, one)| {
+        !more.iter().any(|(other, _, another)| queue == other && one.key == another.key)
+    });
+    let is_new = due.len() == before;
+    due.extend(more);
+    is_new
+}
+
+/// Queue by queue, and in each those first that were due first.
+fn in_order(mut due: Vec<DueTimer>, next_in: Option<Duration>) -> Taken {
+    due.sort_by(|(queue, due_at, _), (other, other_due_at, _)| {
+        queue.cmp(other).then(due_at.total_cmp(other_due_at))
+    });
+    Taken::new(due.into_iter().map(|(_, _, due)| due).collect(), next_in)
 }
 
 #[async_trait]
@@ -141,9 +196,7 @@ impl Agenda for RedisBackend {
         if self.0.schema.shards() > 1 {
             return self.take_from_shards(queues, limit, hide_ms).await;
         }
-        let found = self.take(0, queues, limit, hide_ms).await?;
-        let next_in = found.next_in();
-        Ok(Taken::new(found.due.into_iter().map(|(_, _, due)| due).collect(), next_in))
+        self.take_from_one_shard(queues, limit, hide_ms).await
     }
 
     async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {

@@ -8,9 +8,9 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Found, QueueState};
+use super::{Found, QueueState, TAKEN_AT_ONCE, add, in_order};
 use crate::redis::RedisBackend;
-use crate::{Due, Queue, StorageError, Taken};
+use crate::{Queue, StorageError, Taken};
 
 /// How long the other shards may take once one has answered. A server that hangs must not delay the timers of others.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -60,32 +60,32 @@ impl RedisBackend {
     ) -> Result<Taken, StorageError> {
         let (mut stands, is_complete) = self.look_at_shards(queues).await?;
         let since = Instant::now();
-        let takes = shares(&stands, limit).into_iter().map(|(place, queue, share)| {
-            let (shard, queue_alone) = (stands[place].0, &queues[queue..=queue]);
-            async move { (place, queue, self.take(shard, queue_alone, share, hide_ms).await) }
-        });
         let (mut due, mut is_complete) = (Vec::new(), is_complete);
-        for (place, queue, taken) in join_all(takes).await {
-            let (shard, stand) = &mut stands[place];
-            match taken {
-                Ok(found) => {
-                    due.extend(found.due.into_iter().map(|(_, due_at, timer)| (queue, due_at, timer)));
-                    (stand.queues[queue], stand.server_us) = (found.queues[0], found.server_us);
-                }
-                Err(error) => {
-                    self.0.outages.began(*shard, Some(&error));
-                    is_complete = false;
+        for step in steps(shares(&stands, limit)) {
+            let takes = step.into_iter().map(|Share { place, queue, count }| {
+                let (shard, queue_alone) = (stands[place].0, &queues[queue..=queue]);
+                async move { (place, queue, self.take(shard, queue_alone, count, hide_ms).await) }
+            });
+            for (place, queue, taken) in join_all(takes).await {
+                let (shard, stand) = &mut stands[place];
+                match taken {
+                    Ok(found) => {
+                        let of_queue = found.due.into_iter().map(|(_, due_at, timer)| (queue, due_at, timer));
+                        add(&mut due, of_queue.collect());
+                        (stand.queues[queue], stand.server_us) = (found.queues[0], found.server_us);
+                    }
+                    Err(error) => {
+                        self.0.outages.began(*shard, Some(&error));
+                        is_complete = false;
+                    }
                 }
             }
         }
-        due.sort_by(|(queue, due_at, _), (other, other_due_at, _): &(usize, f64, Due)| {
-            queue.cmp(other).then(due_at.total_cmp(other_due_at))
-        });
         let next_in = stands.iter().filter_map(|(_, found)| found.next_in()).min();
         let next_in = next_in.map(|next| next.saturating_sub(since.elapsed()));
         let next_in =
             if is_complete { next_in } else { Some(next_in.unwrap_or(ASKED_EVERY).min(ASKED_EVERY)) };
-        Ok(Taken::new(due.into_iter().map(|(_, _, due)| due).collect(), next_in))
+        Ok(in_order(due, next_in))
     }
 
     /// How the shards stand that answer, and whether these are all.
@@ -136,37 +136,59 @@ impl RedisBackend {
     }
 }
 
-/// How many timers to take from which of the shards, and from which queue: queue by queue, and in each from the shards in
-/// turn, beginning with that whose timer was due first.
-fn shares(stands: &[Stand], limit: usize) -> Vec<(usize, usize, usize)> {
+/// How many timers to take from which of the shards, and from which queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Share {
+    place: usize,
+    queue: usize,
+    count: usize,
+}
+
+/// Shares the limit queue by queue, and in each among the shards in turn, beginning with that whose timer was due first.
+fn shares(stands: &[Stand], limit: usize) -> Vec<Share> {
     let (mut shares, mut left) = (Vec::new(), limit);
     let queues = stands.iter().map(|(_, found)| found.queues.len()).max().unwrap_or_default();
     for queue in 0..queues {
         let state = |place: usize| stands[place].1.queues.get(queue).copied();
-        let mut with_due: Vec<(usize, QueueState, usize)> = (0..stands.len())
-            .filter_map(|place| Some((place, state(place).filter(|state| state.due > 0)?, 0)))
+        let mut with_due: Vec<(Share, QueueState)> = (0..stands.len())
+            .filter_map(|place| {
+                let due = state(place).filter(|state| state.due > 0)?;
+                Some((Share { place, queue, count: 0 }, due))
+            })
             .collect();
-        with_due.sort_by(|(_, one, _), (_, other, _)| {
+        with_due.sort_by(|(_, one), (_, other)| {
             let first = |state: &QueueState| state.first.unwrap_or(f64::INFINITY);
             first(one).total_cmp(&first(other))
         });
         let mut has_more = true;
         while left > 0 && has_more {
             has_more = false;
-            for (_, state, share) in &mut with_due {
-                if left > 0 && (*share as u64) < state.due {
-                    (*share, left, has_more) = (*share + 1, left - 1, true);
+            for (share, state) in &mut with_due {
+                if left > 0 && (share.count as u64) < state.due {
+                    (share.count, left, has_more) = (share.count + 1, left - 1, true);
                 }
             }
         }
-        shares.extend(
-            with_due
-                .into_iter()
-                .filter(|(.., share)| *share > 0)
-                .map(|(place, _, share)| (place, queue, share)),
-        );
+        shares.extend(with_due.into_iter().map(|(share, _)| share).filter(|share| share.count > 0));
     }
     shares
+}
+
+/// Shares in steps of as many timers as are taken at once.
+fn steps(shares: Vec<Share>) -> Vec<Vec<Share>> {
+    let (mut steps, mut room) = (vec![Vec::new()], TAKEN_AT_ONCE);
+    for mut share in shares {
+        while share.count > 0 {
+            if room == 0 {
+                steps.push(Vec::new());
+                room = TAKEN_AT_ONCE;
+            }
+            let count = share.count.min(room);
+            steps.iter_mut().last().into_iter().for_each(|step| step.push(Share { count, ..share }));
+            (share.count, room) = (share.count - count, room - count);
+        }
+    }
+    steps
 }
 
 #[cfg(test)]
@@ -176,28 +198,49 @@ mod tests {
     /// A shard whose queues have so many due timers, the first of them at this time.
     fn shard(number: u64, queues: &[(f64, u64)]) -> Stand {
         let state = |&(first, due): &(f64, u64)| QueueState { first: (due > 0).then_some(first), due };
-        (number, Found { due: Vec::new(), queues: queues.iter().map(state).collect(), server_us: 0 })
+        (
+            number,
+            Found { due: Vec::new(), count: 0, queues: queues.iter().map(state).collect(), server_us: 0 },
+        )
+    }
+
+    fn shared(stands: &[Stand], limit: usize) -> Vec<(usize, usize, usize)> {
+        let shares = shares(stands, limit).into_iter();
+        shares.map(|Share { place, queue, count }| (place, queue, count)).collect()
+    }
+
+    #[test]
+    fn no_step_takes_more_than_64_timers_and_all_steps_take_all() {
+        let share = |place, queue, count| Share { place, queue, count };
+        let all = [share(0, 0, 10), share(1, 0, 100), share(0, 1, 20), share(1, 1, 62)];
+        let expected = [
+            vec![share(0, 0, 10), share(1, 0, 54)],
+            vec![share(1, 0, 46), share(0, 1, 18)],
+            vec![share(0, 1, 2), share(1, 1, 62)],
+        ];
+        assert_eq!(steps(all.to_vec()), expected);
+        assert_eq!(steps(Vec::new()), [vec![]]);
     }
 
     #[test]
     fn the_first_queue_is_emptied_in_all_shards_before_the_next_one() {
         let stands = [shard(0, &[(5.0, 2), (1.0, 9)]), shard(7, &[(6.0, 1), (1.0, 9)])];
-        assert_eq!(shares(&stands, 3), [(0, 0, 2), (1, 0, 1)]);
-        assert_eq!(shares(&stands, 5), [(0, 0, 2), (1, 0, 1), (0, 1, 1), (1, 1, 1)]);
+        assert_eq!(shared(&stands, 3), [(0, 0, 2), (1, 0, 1)]);
+        assert_eq!(shared(&stands, 5), [(0, 0, 2), (1, 0, 1), (0, 1, 1), (1, 1, 1)]);
     }
 
     #[test]
     fn a_single_timer_is_taken_from_the_shard_where_it_was_due_first() {
         let stands = [shard(0, &[(5.0, 2)]), shard(1, &[(3.0, 1)]), shard(2, &[(4.0, 7)])];
-        assert_eq!(shares(&stands, 1), [(1, 0, 1)]);
-        assert_eq!(shares(&stands, 0), []);
+        assert_eq!(shared(&stands, 1), [(1, 0, 1)]);
+        assert_eq!(shared(&stands, 0), []);
     }
 
     #[test]
     fn no_more_is_taken_than_the_limit_and_than_is_due() {
         let stands = [shard(0, &[(5.0, 3)]), shard(1, &[(3.0, 1000)]), shard(2, &[(3.0, 0)])];
-        assert_eq!(shares(&stands, 10), [(1, 0, 7), (0, 0, 3)]);
-        assert_eq!(shares(&stands[..1], 10), [(0, 0, 3)]);
-        assert_eq!(shares(&[], 10), []);
+        assert_eq!(shared(&stands, 10), [(1, 0, 7), (0, 0, 3)]);
+        assert_eq!(shared(&stands[..1], 10), [(0, 0, 3)]);
+        assert_eq!(shared(&[], 10), []);
     }
 }
