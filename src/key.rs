@@ -51,6 +51,14 @@ pub(crate) fn unescape(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok().filter(|id| escape(id) == text)
 }
 
+/// FNV-1a, 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same on every instance and every version of the
+/// crate.
+pub(crate) fn stable_hash(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 fn checked(id: String, what: &'static str) -> Result<Arc<str>, StorageError> {
     match id.len() {
         0 => Err(StorageError::InvalidKey { reason: format!("the {what} id is empty") }),

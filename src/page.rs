@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use crate::key::stable_hash;
 use crate::{OwnerId, PartSizes, StorageError, TaskId, Version};
 
 /// The largest page.
@@ -93,14 +94,9 @@ impl Cursor {
             })
     }
 
-    /// FNV-1a, 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same on every instance and
-    /// every version of the crate. It tells mistakes, not attacks; a forged cursor still lists only the
-    /// records of the owner who uses it.
+    /// It tells mistakes, not attacks; a forged cursor still lists only the records of the owner who uses it.
     fn check_sum(owner: &OwnerId, position: u64) -> u64 {
-        let bytes = owner.as_str().bytes().chain(position.to_be_bytes());
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
+        stable_hash(owner.as_str().bytes().chain(position.to_be_bytes()))
     }
 }
 

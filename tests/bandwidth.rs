@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mcp_task_store::{NewTask, PageRequest, PayloadKind, RedisBackend, StoreConfig, TaskKey, TaskStatus, TaskStore};
+use mcp_task_store::{
+    NewTask, PageRequest, PayloadKind, RedisBackend, StoreConfig, TaskKey, TaskStatus, TaskStore,
+};
 use serde_json::{Value, json};
 use support::owner;
 use support::redis::Server;
@@ -20,7 +22,8 @@ const MEGABITS: f64 = 100.0;
 const LATENCY: Duration = Duration::from_millis(1);
 
 async fn open(url: &str) -> Tasks {
-    let backend = RedisBackend::builder().response_timeout(Duration::from_secs(20)).connect(url).await.unwrap();
+    let backend =
+        RedisBackend::builder().response_timeout(Duration::from_secs(20)).connect(url).await.unwrap();
     TaskStore::with_config(backend, StoreConfig::new().max_tasks_per_owner(None))
 }
 
@@ -91,7 +94,9 @@ async fn polls_beside_large_results(lasts: Duration) {
     let (walks, fetched) = (walking.await.unwrap(), fetching.await.unwrap());
     let (median, slowest) = (beside[beside.len() / 2], beside[beside.len() - 1]);
     println!("figure | 100 Mbit/s: a poll alone, median | {alone:.1?}");
-    println!("figure | 100 Mbit/s: a poll beside {fetched} results of 1 MB and {walks} walks, median | {median:.1?}");
+    println!(
+        "figure | 100 Mbit/s: a poll beside {fetched} results of 1 MB and {walks} walks, median | {median:.1?}"
+    );
     println!("figure | 100 Mbit/s: the slowest of {} polls | {slowest:.1?}", beside.len());
     assert!(walks > 0 && fetched as f64 > lasts.as_secs_f64() * 3.0, "the line is in use: {walks} {fetched}");
     assert!(slowest < alone * 10, "{alone:?} alone, {slowest:?} at the slowest");

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use mcp_task_store::{
-    Expiry, NewTask, PageRequest, PartName, PutOptions, RedisBackend, StorageBackend, StorageError,
-    TaskError, TaskKey, TaskStore, Version,
+    Agenda, Expiry, NewTask, Next, PageRequest, PartName, PutOptions, Queue, RedisBackend, StorageBackend,
+    StorageError, TaskError, TaskKey, TaskStore, Version,
 };
 use redis::{Commands, Connection, Value};
 use support::cluster::Cluster;
@@ -69,7 +69,25 @@ async fn every_operation(backend: &RedisBackend, admin: &mut Connection) -> Resu
         backend.delete(&TaskKey { owner: owner("alice"), task: task.task }).await?;
     }
     backend.delete(&key("alice", "t7")).await?;
-    backend.cleanup_expired().await.map(drop)
+    backend.cleanup_expired().await?;
+    every_operation_of_the_agenda(backend, admin).await
+}
+
+async fn every_operation_of_the_agenda(
+    backend: &RedisBackend,
+    admin: &mut Connection,
+) -> Result<(), StorageError> {
+    let (leases, t1, hour) =
+        (Queue::try_from("leases").unwrap(), key("alice", "t1"), Duration::from_secs(3600));
+    let queues = [leases.clone()];
+    backend.schedule(&leases, &t1, Duration::ZERO).await?;
+    admin.zadd::<_, _, _, ()>("pmcp:due:0:leases", "no task", 1).unwrap();
+    let due = backend.take_due(&queues, 5, hour).await?.due.remove(0);
+    assert!(backend.resolve(&due, Next::After(Duration::ZERO)).await?);
+    let due = backend.take_due(&queues, 5, hour).await?.due.remove(0);
+    assert_eq!(backend.timers(&leases, None).await?.total, 1);
+    assert!(backend.resolve(&due, Next::Remove).await?);
+    backend.owners(None).await.map(drop)
 }
 
 #[tokio::test]
@@ -360,7 +378,7 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
         own.put(&key("alice", "t1"), name.into(), in_an_hour()).await.unwrap();
         tenants.push((name, url, own));
     }
-    let t1 = key("alice", "t1");
+    let (t1, leases) = (key("alice", "t1"), Queue::try_from("leases").unwrap());
     for (intruder, victim) in [(0, 1), (1, 0)] {
         let (name, _, own) = &tenants[victim];
         let foreign = RedisBackend::builder().prefix(*name).connect(&tenants[intruder].1).await.unwrap();
@@ -373,6 +391,9 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
             foreign.delete(&t1).await.map(drop),
             foreign.list(&owner("alice"), PageRequest::new(5)).await.map(drop),
             Arc::new(foreign.clone()).watch(&t1).next().await.expect("a refusal"),
+            foreign.schedule(&leases, &t1, Duration::ZERO).await,
+            foreign.take_due(std::slice::from_ref(&leases), 1, Duration::ZERO).await.map(drop),
+            foreign.timers(&leases, None).await.map(drop),
         ] {
             assert!(matches!(refused, Err(StorageError::Denied { .. })), "{refused:?}");
         }

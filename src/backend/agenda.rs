@@ -46,6 +46,9 @@ impl fmt::Display for Queue {
     }
 }
 
+/// How many timers one call takes at most, and a page holds.
+pub(crate) const MAX_TAKEN: usize = 256;
+
 /// A timer that was due when it was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -170,6 +173,8 @@ pub trait Agenda: StorageBackend {
     /// Takes up to `limit` timers that are due, from the queues in the order given, and in each those first that were
     /// due first. In the same atomic step it moves each to `hide_for` from now, so that no other taker gets it
     /// meanwhile.
+    ///
+    /// A call takes 256 timers at most. With a limit of 0 it takes none, and tells when the next one is due.
     ///
     /// An engine whose timers are on several servers takes from those that it can reach, and fails if it reaches none.
     async fn take_due(

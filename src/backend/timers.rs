@@ -9,12 +9,9 @@ use futures_core::stream::BoxStream;
 use futures_util::stream;
 use tokio::sync::watch;
 
-use super::agenda::delay_millis;
+use super::agenda::{MAX_TAKEN, delay_millis};
 use super::{Due, Next, Queue, Taken, Timer, TimerPage, from_millis};
 use crate::{Cursor, StorageError, TaskKey};
-
-/// How many timers a page holds.
-const PAGE: usize = 256;
 
 /// All timers of an agenda in this process. Each call is told the time, in milliseconds since the epoch.
 #[derive(Debug, Default)]
@@ -61,6 +58,14 @@ impl Queues {
         self.writes += 1;
         self.writes
     }
+
+    /// Notifies the subscribers of a queue that its earliest timer is earlier than before.
+    fn wake(&mut self, queue: &Queue) {
+        self.subscribers.retain(|(_, wake)| wake.receiver_count() > 0);
+        for (_, wake) in self.subscribers.iter().filter(|(queues, _)| queues.contains(queue)) {
+            wake.send_replace(());
+        }
+    }
 }
 
 impl Timers {
@@ -84,11 +89,7 @@ impl Timers {
         let at = timetable.by_task.get(key).map_or(asked, |(before, _)| asked.min(*before));
         timetable.set(key, at, write);
         if first.is_none_or(|first| at < first) {
-            queues.subscribers.retain(|(_, wake)| wake.receiver_count() > 0);
-            let of_queue = queues.subscribers.iter().filter(|(queues, _)| queues.contains(queue));
-            of_queue.for_each(|(_, wake)| {
-                wake.send_replace(());
-            });
+            queues.wake(queue);
         }
         Ok(())
     }
@@ -101,24 +102,24 @@ impl Timers {
         now: u64,
     ) -> Result<Taken, StorageError> {
         let hidden_until = now + delay_millis(hide_for)?;
+        let limit = limit.min(MAX_TAKEN);
         let mut queues = self.queues();
         let mut due = Vec::new();
         let mut next: Option<u64> = None;
         for name in names {
-            let Some(first) = queues.by_name.get(name).and_then(Timetable::first) else { continue };
-            // At most those that were due when the call began, or one that is hidden for no time would be taken for ever.
-            let mut left = if first <= now { queues.by_name[name].by_time.len() } else { 0 };
-            while left > 0 && due.len() < limit {
-                left -= 1;
-                let write = queues.next_write();
-                let Some(timetable) = queues.by_name.get_mut(name) else { break };
-                let Some((_, key)) = timetable.by_time.first().filter(|(at, _)| *at <= now).cloned() else {
-                    break;
-                };
-                timetable.set(&key, hidden_until, write);
-                due.push(Due::new(name.clone(), key, write.to_string()));
+            let mut writes = queues.writes;
+            let Some(timetable) = queues.by_name.get_mut(name) else { continue };
+            // Found before any is moved, or one that is hidden for no time would be taken again and again.
+            let is_due = |(at, _): &&(u64, TaskKey)| *at <= now;
+            let found = timetable.by_time.iter().take_while(is_due).take(limit - due.len());
+            let keys: Vec<TaskKey> = found.map(|(_, key)| key.clone()).collect();
+            for key in keys {
+                writes += 1;
+                timetable.set(&key, hidden_until, writes);
+                due.push(Due::new(name.clone(), key, writes.to_string()));
             }
-            next = [next, queues.by_name.get(name).and_then(Timetable::first)].into_iter().flatten().min();
+            next = [next, timetable.first()].into_iter().flatten().min();
+            queues.writes = writes;
         }
         let next_in = next.map(|at| Duration::from_millis(at.saturating_sub(now)));
         Ok(Taken::new(due, next_in))
@@ -137,12 +138,17 @@ impl Timers {
             .get(&due.key)
             .is_some_and(|(_, write)| due.token.parse::<u64>().is_ok_and(|token| token == *write));
         if is_valid {
+            let first = timetable.first();
             match at {
                 Some(at) => timetable.set(&due.key, at, write),
                 None => timetable.remove(&due.key),
             }
             if timetable.by_task.is_empty() {
                 queues.by_name.remove(&due.queue);
+            }
+            // Other takers may have seen it hidden for longer.
+            if at.is_some_and(|at| first.is_none_or(|first| at < first)) {
+                queues.wake(&due.queue);
             }
         }
         Ok(is_valid)
@@ -169,8 +175,11 @@ impl Timers {
         };
         let behind = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut listed = timetable.by_time.range((behind, Bound::Unbounded));
-        let timers: Vec<Timer> =
-            listed.by_ref().take(PAGE).map(|(at, key)| Timer::new(key.clone(), from_millis(*at))).collect();
+        let timers: Vec<Timer> = listed
+            .by_ref()
+            .take(MAX_TAKEN)
+            .map(|(at, key)| Timer::new(key.clone(), from_millis(*at)))
+            .collect();
         let last = timers.last().filter(|_| listed.next().is_some());
         let next = last.map(|last| Cursor::from(format!("{}.{}", last.due_at.timestamp_millis(), last.key)));
         Ok(TimerPage::new(timers, timetable.by_task.len() as u64, next))

@@ -10,6 +10,7 @@ use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use tokio::time::Instant;
 
+use super::agenda::Outages;
 use super::clock::Clock;
 #[cfg(feature = "redis-cluster")]
 use super::cluster::ClusterLink;
@@ -360,6 +361,7 @@ impl RedisBuilder {
             max_part_bytes: self.max_part_bytes,
             publishes: self.notifications,
             subscriptions: listens.then(|| Arc::new(Subscriptions::new(self.connect_timeout))),
+            outages: Outages::default(),
         }));
         match tokio::time::timeout_at(deadline, backend.read_clock("")).await {
             Ok(answered) => answered.map(|_| backend),

@@ -6,6 +6,7 @@
 //! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#redirection-and-resharding>).
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use redis::{
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
-use super::link::{Failure, Link};
+use super::link::{Failure, Link, MasterOfSlots};
 
 /// How many redirections of one command are followed.
 const MAX_REDIRECTIONS: usize = 8;
@@ -281,6 +282,21 @@ impl Link for ClusterLink {
         self.0.watch(key);
     }
 
+    async fn masters(&self) -> Result<Vec<MasterOfSlots>, Failure> {
+        let mut slots = redis::cmd("CLUSTER");
+        slots.arg("SLOTS");
+        let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+        let slots = Failure::judge(self.0.cluster.clone().route_command(slots, any).await)?;
+        let unreadable = || (ErrorKind::UnexpectedReturnType, "the reply is none to CLUSTER SLOTS").into();
+        masters(slots).ok_or_else(|| Failure::Unanswered(unreadable()))
+    }
+
+    async fn send_to(&self, master: &MasterOfSlots, command: &Cmd) -> Result<Value, Failure> {
+        let mut alone = Pipeline::with_capacity(1);
+        alone.add_command(command.clone());
+        self.0.send_to(&(master.host.clone(), master.port), &alone).await
+    }
+
     async fn server_of(&self, key: &str) -> RedisResult<Client> {
         match self.0.keeper(key).await {
             Some(keeper) => Client::open(at(&self.0.node, &keeper)),
@@ -296,21 +312,39 @@ fn unreachable_master(detail: String) -> Failure {
     Failure::Unsent((kind, "the master of the key's slot cannot be reached", detail).into())
 }
 
+/// The ranges of slots with their masters, from the reply of `CLUSTER SLOTS`.
+fn ranges(slots: Value) -> Option<Vec<(RangeInclusive<u16>, Node)>> {
+    let ranges: Vec<Vec<Value>> = redis::from_redis_value(slots).ok()?;
+    let range = |range: Vec<Value>| {
+        let [first, last, master] = range.get(..3)?.to_vec().try_into().ok()?;
+        let (first, last) = (redis::from_redis_value(first).ok()?, redis::from_redis_value(last).ok()?);
+        let master: Vec<Value> = redis::from_redis_value(master).ok()?;
+        let [host, port] = master.get(..2)?.to_vec().try_into().ok()?;
+        Some((first..=last, (redis::from_redis_value(host).ok()?, redis::from_redis_value(port).ok()?)))
+    };
+    ranges.into_iter().map(range).collect()
+}
+
 /// The master that keeps a key, from the reply of `CLUSTER SLOTS`.
 fn keeper(slots: Value, key: &str) -> Option<Node> {
     let wanted = Route::with_key(key, SlotAddr::Master);
-    let ranges: Vec<Vec<Value>> = redis::from_redis_value(slots).ok()?;
-    for range in ranges {
-        let [first, last, master] = range.get(..3)?.to_vec().try_into().ok()?;
-        let (first, last): (u16, u16) =
-            (redis::from_redis_value(first).ok()?, redis::from_redis_value(last).ok()?);
-        if (first..=last).any(|slot| Route::new(slot, SlotAddr::Master) == wanted) {
-            let master: Vec<Value> = redis::from_redis_value(master).ok()?;
-            let [host, port] = master.get(..2)?.to_vec().try_into().ok()?;
-            return Some((redis::from_redis_value(host).ok()?, redis::from_redis_value(port).ok()?));
+    let mut ranges = ranges(slots)?.into_iter();
+    let keeps =
+        |mut range: RangeInclusive<u16>| range.any(|slot| Route::new(slot, SlotAddr::Master) == wanted);
+    ranges.find_map(|(range, master)| keeps(range).then_some(master))
+}
+
+/// Each master once, by the lowest slot that it keeps.
+fn masters(slots: Value) -> Option<Vec<MasterOfSlots>> {
+    let mut ranges = ranges(slots)?;
+    ranges.sort_by_key(|(range, _)| *range.start());
+    let mut masters: Vec<MasterOfSlots> = Vec::new();
+    for (range, (host, port)) in ranges {
+        if masters.iter().all(|master| (&master.host, master.port) != (&host, port)) {
+            masters.push(MasterOfSlots { slot: *range.start(), host, port });
         }
     }
-    None
+    Some(masters)
 }
 
 /// Where another node says that the command belongs. Either reply says that it was not run.

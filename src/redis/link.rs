@@ -33,10 +33,29 @@ pub(super) trait Link: Send + Sync {
         Err((ErrorKind::Client, "where the server is, only the caller knows").into())
     }
 
+    /// The masters, in the order of the slots that they keep.
+    async fn masters(&self) -> Result<Vec<MasterOfSlots>, Failure> {
+        Ok(vec![MasterOfSlots::default()])
+    }
+
+    /// Sends a command to one of the [`masters`](Self::masters).
+    async fn send_to(&self, _master: &MasterOfSlots, command: &Cmd) -> Result<Value, Failure> {
+        self.send(command, "").await
+    }
+
     /// Whether calls go to another server than the one at this address by now, as far as is known.
     fn has_left(&self, _address: &str) -> bool {
         false
     }
+}
+
+/// A master of a cluster. There is one that keeps all slots where there is no cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct MasterOfSlots {
+    /// The lowest slot that it keeps.
+    pub(super) slot: u16,
+    pub(super) host: String,
+    pub(super) port: u16,
 }
 
 /// Why a command has no good reply.

@@ -1,5 +1,6 @@
 //! The Redis engine.
 
+mod agenda;
 mod builder;
 mod clock;
 #[cfg(feature = "redis-cluster")]
@@ -31,6 +32,7 @@ use futures_core::stream::BoxStream;
 use redis::{Cmd, Value};
 use tracing::{Instrument, Span, debug_span};
 
+use agenda::Outages;
 pub use builder::RedisBuilder;
 use clock::{Clock, server_time};
 use error::Context;
@@ -87,6 +89,8 @@ struct Inner {
     publishes: bool,
     /// `None`: watching is polling.
     subscriptions: Option<Arc<Subscriptions>>,
+    /// Which shards of timers were taken from in vain.
+    outages: Outages,
 }
 
 impl RedisBackend {
@@ -183,6 +187,25 @@ impl RedisBackend {
         let reply = script.decode(reply).map_err(|error| context.unexpected(error))?;
         self.0.clock.observe(reply.server_us, sent);
         Ok(reply.value)
+    }
+
+    /// The same without waiting for replicas, with the server's clock.
+    async fn run_on_master<A, T>(
+        &self,
+        script: &Script<A, Timed<T>>,
+        arguments: &A,
+        context: &Context<'_>,
+    ) -> Result<Timed<T>, StorageError>
+    where
+        A: Arguments,
+        Timed<T>: Reply,
+    {
+        let sent = self.0.clock.moment();
+        let reply = self.0.link.send(&script.command(arguments), context.key).await;
+        let reply = reply.map_err(|failure| context.storage_error(failure))?;
+        let reply = script.decode(reply).map_err(|error| context.unexpected(error))?;
+        self.0.clock.observe(reply.server_us, sent);
+        Ok(reply)
     }
 
     /// Asks the server that keeps `key` for its clock, in microseconds.
@@ -398,49 +421,5 @@ impl StorageBackend for RedisBackend {
             Some(subscriptions) => self.subscribe(&subscriptions, key),
             None => by_polling(self, key.clone()),
         }
-    }
-}
-
-// INTERIM: timers of this process, until src/redis/agenda.rs takes their place.
-static INTERIM: once_cell::sync::Lazy<crate::backend::Timers> = once_cell::sync::Lazy::new(Default::default);
-
-#[async_trait]
-impl crate::Agenda for RedisBackend {
-    async fn schedule(
-        &self,
-        queue: &crate::Queue,
-        key: &TaskKey,
-        after: Duration,
-    ) -> Result<(), StorageError> {
-        INTERIM.schedule(queue, key, after, self.now().timestamp_millis() as u64)
-    }
-
-    async fn take_due(
-        &self,
-        queues: &[crate::Queue],
-        limit: usize,
-        hide_for: Duration,
-    ) -> Result<crate::Taken, StorageError> {
-        INTERIM.take_due(queues, limit, hide_for, self.now().timestamp_millis() as u64)
-    }
-
-    async fn resolve(&self, due: &crate::Due, next: crate::Next) -> Result<bool, StorageError> {
-        INTERIM.resolve(due, next, self.now().timestamp_millis() as u64)
-    }
-
-    fn wakeups(self: Arc<Self>, queues: &[crate::Queue]) -> BoxStream<'static, ()> {
-        INTERIM.wakeups(queues)
-    }
-
-    async fn owners(&self, _after: Option<&crate::Cursor>) -> Result<crate::OwnerPage, StorageError> {
-        Ok(crate::OwnerPage::default())
-    }
-
-    async fn timers(
-        &self,
-        queue: &crate::Queue,
-        after: Option<&crate::Cursor>,
-    ) -> Result<crate::TimerPage, StorageError> {
-        INTERIM.timers(queue, after)
     }
 }

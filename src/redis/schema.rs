@@ -5,10 +5,13 @@
 //!                                        parts (`name=size `, for each), part:NAME
 //! {prefix}:idx:{owner}            zset   for each task: its id by creation time (microseconds),
 //!                                        and \255 with its id by expires_at (9e12 = never)
+//! {prefix}:due:{shard}:{queue}    zset   `owner:task` by due time (ms, with a salt as its fraction)
 //! {prefix}:watch:{owner}          no key but a channel: what was written, `expires_at key`, or `? key` for a look at it
+//! {prefix}:wake:{shard}           no key but a channel: `? key` of a queue's timers, one of which is now the earliest
 //! ```
 //!
-//! With hash tags the owner stands in literal braces, so that all keys of an owner fall in one slot of a
+//! The timers of all owners are in shard 0. With hash tags there are 16 shards, each in literal braces and so in a slot
+//! of its own, and a hash of the owner says which one keeps the owner's timers. With hash tags the owner stands in literal braces, so that all keys of an owner fall in one slot of a
 //! cluster. In keys, ids are percent-encoded where they hold `:`, `%`, `{`, `}` or control characters; as
 //! members of the index they stand as they are.
 
@@ -17,15 +20,18 @@ use chrono::{DateTime, Utc};
 use redis::Value;
 
 use crate::backend::from_millis;
-use crate::key::escape;
+use crate::key::{escape, stable_hash, unescape};
 use crate::scripts::{RecordKeys, exact};
 use crate::watch::Signal;
-use crate::{OwnerId, Part, PartName, PartSizes, Record, StorageError, TaskId, TaskKey, Version};
+use crate::{OwnerId, Part, PartName, PartSizes, Queue, Record, StorageError, TaskId, TaskKey, Version};
 
 /// The fields of a record's hash, in the order in which [`Stored::read`] takes them.
 pub(super) const FIELDS: [&str; 4] = ["version", "data", "expires_at", "parts"];
 /// The fields beside its bytes by which [`StoredPart::read`] judges a part.
 pub(super) const PART_FIELDS: [&str; 3] = ["version", "expires_at", "parts"];
+
+/// How many shards the timers have with hash tags. Another number is another schema.
+const SHARDS: u64 = 16;
 
 const MAX_PREFIX_BYTES: usize = 64;
 
@@ -66,6 +72,50 @@ impl Schema {
     /// Where it is published what was written of an owner.
     pub(super) fn channel(&self, owner: &OwnerId) -> String {
         self.owned("watch", owner, 0)
+    }
+
+    /// How many shards the timers have.
+    pub(super) fn shards(&self) -> u64 {
+        if self.hash_tags { SHARDS } else { 1 }
+    }
+
+    /// Which shard keeps the timers of an owner.
+    pub(super) fn shard(&self, owner: &OwnerId) -> u64 {
+        let hash = stable_hash(owner.as_str().bytes());
+        // The low bits of the hash know only the low bits of each byte.
+        (hash ^ (hash >> 32)) % self.shards()
+    }
+
+    /// The key of the timers of a queue, in this shard.
+    pub(super) fn due(&self, shard: u64, queue: &Queue) -> String {
+        format!("{}:{}", self.sharded("due", shard), escape(queue.as_str()))
+    }
+
+    /// Where it is published that a timer of this shard became the earliest of its queue.
+    pub(super) fn wake(&self, shard: u64) -> String {
+        self.sharded("wake", shard)
+    }
+
+    fn sharded(&self, kind: &str, shard: u64) -> String {
+        let prefix = &self.prefix;
+        if self.hash_tags {
+            format!("{prefix}:{kind}:{{{shard}}}")
+        } else {
+            format!("{prefix}:{kind}:{shard}")
+        }
+    }
+
+    /// The pattern of the index keys of all owners.
+    pub(super) fn every_idx(&self) -> String {
+        // A legal prefix holds no character that a pattern gives a meaning to.
+        format!("{}:idx:*", self.prefix)
+    }
+
+    /// The owner whose index this key is; `None` for a key that is none of this schema.
+    pub(super) fn owner_of_idx(&self, key: &[u8]) -> Option<OwnerId> {
+        let owner = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix(":idx:")?;
+        let owner = if self.hash_tags { owner.strip_prefix('{')?.strip_suffix('}')? } else { owner };
+        OwnerId::try_from(unescape(owner)?).ok()
     }
 
     pub(super) fn task(&self, owner: &OwnerId, task: &TaskId) -> String {
@@ -231,6 +281,52 @@ mod tests {
         assert_eq!(Schema::new("pmcp", true).unwrap().channel(&key.owner), "pmcp:watch:{alice}");
         let tagged = Schema::new("pmcp", true).unwrap().keys(&key);
         assert_eq!([tagged.task, tagged.idx], ["pmcp:tasks:{alice}:t%3A1", "pmcp:idx:{alice}"]);
+    }
+
+    #[test]
+    fn the_keys_of_timers_are_as_documented() {
+        let queue = Queue::try_from("work/a:{b}").unwrap();
+        let single = Schema::new("pmcp", false).unwrap();
+        assert_eq!(single.due(0, &queue), "pmcp:due:0:work/a%3A%7Bb%7D");
+        assert_eq!(single.wake(0), "pmcp:wake:0");
+        let tagged = Schema::new("pmcp", true).unwrap();
+        assert_eq!(tagged.due(3, &queue), "pmcp:due:{3}:work/a%3A%7Bb%7D");
+        assert_eq!(tagged.wake(3), "pmcp:wake:{3}");
+    }
+
+    #[test]
+    fn an_owner_has_the_same_shard_in_every_version_of_the_crate_and_owners_are_spread() {
+        let (single, tagged) = (Schema::new("pmcp", false).unwrap(), Schema::new("pmcp", true).unwrap());
+        let shards: Vec<u64> =
+            ["alice", "bob", "carol"].iter().map(|&id| tagged.shard(&id.try_into().unwrap())).collect();
+        assert_eq!(shards, [0, 0, 0]);
+        let mut owners = [0; 16];
+        for number in 0..1600 {
+            let owner = OwnerId::try_from(format!("owner-{number}")).unwrap();
+            assert_eq!(single.shard(&owner), 0);
+            owners[tagged.shard(&owner) as usize] += 1;
+        }
+        assert!(owners.iter().all(|count| (50..200).contains(count)), "{owners:?}");
+    }
+
+    #[rstest]
+    #[case::plain(false, "alice", "pmcp:idx:alice")]
+    #[case::escaped(false, "a:{b}", "pmcp:idx:a%3A%7Bb%7D")]
+    #[case::tagged(true, "a:{b}", "pmcp:idx:{a%3A%7Bb%7D}")]
+    fn an_owner_is_read_from_the_key_of_its_index(
+        #[case] tags: bool,
+        #[case] owner: &str,
+        #[case] key: &str,
+    ) {
+        let (schema, owner) = (Schema::new("pmcp", tags).unwrap(), OwnerId::try_from(owner).unwrap());
+        assert_eq!(schema.idx(&owner), key);
+        assert_eq!(schema.owner_of_idx(key.as_bytes()), Some(owner));
+        let other = Schema::new("pmcp", !tags).unwrap().owner_of_idx(key.as_bytes());
+        assert!(other.is_none() || !tags);
+        for foreign in ["pmcp:idx:", "pmcp:idx:{}", "pmcp:tasks:alice", "other:idx:alice", "pmcp:idx:a%3a"] {
+            assert_eq!(schema.owner_of_idx(foreign.as_bytes()), None, "{foreign}");
+        }
+        assert_eq!(schema.owner_of_idx(b"pmcp:idx:\xff"), None);
     }
 
     #[rstest]

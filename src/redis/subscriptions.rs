@@ -1,7 +1,7 @@
 //! Listening to what the write scripts publish.
 //!
-//! One channel per owner, subscribed to while somebody watches a record of that owner, over one connection per server
-//! that calls do not share: a server cuts off a subscriber that lets too much pile up
+//! One channel per owner, subscribed to while somebody watches a record of that owner, and one per shard of timers, while
+//! somebody waits for one, over one connection per server that calls do not share: a server cuts off a subscriber that lets too much pile up
 //! (<https://redis.io/docs/latest/develop/reference/clients/#output-buffer-limits>), and large replies may pile up.
 
 use std::collections::HashMap;
@@ -46,17 +46,46 @@ pub(super) struct Subscriptions {
 /// What the latest attempt to connect came to, and when. Locked while one is under way, so that there is one at a time.
 type Outcome = Option<(Instant, RedisResult<Arc<Server>>)>;
 
-/// One owner, while somebody watches.
+/// One owner or one shard of timers, while somebody watches.
 #[derive(Default)]
 struct Channel {
-    /// By the key of the hash.
+    /// By the key that a message names.
     watched: Watched<String>,
-    is_live: bool,
+    state: watch::Sender<State>,
     /// The subscription is being ended, as it was asked for.
     is_leaving: bool,
     /// Nobody watches any more.
     is_left: Arc<Notify>,
 }
+
+/// How the subscription to a channel stands.
+#[derive(Clone, Default)]
+pub(super) enum State {
+    /// It is being made.
+    #[default]
+    Begun,
+    /// The server publishes to this process.
+    Live,
+    /// The latest attempt failed, and this is why.
+    Failed(Arc<dyn Fn() -> StorageError + Send + Sync>),
+}
+
+impl State {
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self, Self::Live)
+    }
+}
+
+/// The place of one who watches a key.
+pub(super) struct Subscribed {
+    pub(super) signals: watch::Receiver<Signal>,
+    /// Its sender is gone once the runtime is that listened.
+    pub(super) state: watch::Receiver<State>,
+    /// To be dropped behind the signals.
+    pub(super) seat: Leave,
+}
+
+pub(super) type Leave = Seat<Box<dyn FnOnce() + Send>>;
 
 /// A connection over which a server publishes.
 struct Server {
@@ -75,33 +104,8 @@ impl RedisBackend {
     ) -> BoxStream<'static, Result<(), StorageError>> {
         let channel = self.0.schema.channel(&key.owner);
         let task = self.0.schema.task(&key.owner, &key.task);
-        let (signals, is_live, begun) = {
-            let mut channels = subscriptions.channels();
-            let entry = channels.entry(channel.clone());
-            let is_new = matches!(entry, std::collections::hash_map::Entry::Vacant(_));
-            let held = entry.or_default();
-            let signals = held.watched.join(task.clone());
-            let begun = is_new.then(|| Listening {
-                inner: Arc::clone(&self.0),
-                subscriptions: Arc::clone(subscriptions),
-                channel: channel.clone(),
-                is_left: Arc::clone(&held.is_left),
-            });
-            (signals, held.is_live, begun)
-        };
-        // Not under the lock, which is taken to drop it, as a runtime that is gone does at once.
-        if let Some(listening) = begun {
-            tokio::spawn(listening.run());
-        }
-        let of = Arc::clone(subscriptions);
-        let seat = Seat::new(move || {
-            if let Some(held) = of.channels().get_mut(&channel) {
-                held.watched.leave(&task);
-                if held.watched.is_empty() {
-                    held.is_left.notify_one();
-                }
-            }
-        });
+        let Subscribed { signals, state, seat } = subscriptions.join(&self.0, channel, task);
+        let is_live = state.borrow().is_live();
         by_signals(self, key.clone(), signals, is_live, seat)
     }
 }
@@ -109,6 +113,38 @@ impl RedisBackend {
 impl Subscriptions {
     pub(super) fn new(limit: Duration) -> Self {
         Self { limit, channels: Mutex::default(), servers: Mutex::default() }
+    }
+
+    /// Watches a key that messages of this channel name. Subscribes to the channel unless somebody has.
+    pub(super) fn join(self: &Arc<Self>, inner: &Arc<Inner>, channel: String, key: String) -> Subscribed {
+        let (signals, state, begun) = {
+            let mut channels = self.channels();
+            let entry = channels.entry(channel.clone());
+            let is_new = matches!(entry, std::collections::hash_map::Entry::Vacant(_));
+            let held = entry.or_default();
+            let signals = held.watched.join(key.clone());
+            let begun = is_new.then(|| Listening {
+                inner: Arc::clone(inner),
+                subscriptions: Arc::clone(self),
+                channel: channel.clone(),
+                is_left: Arc::clone(&held.is_left),
+            });
+            (signals, held.state.subscribe(), begun)
+        };
+        // Not under the lock, which is taken to drop it, as a runtime that is gone does at once.
+        if let Some(listening) = begun {
+            tokio::spawn(listening.run());
+        }
+        let of = Arc::clone(self);
+        let leave = move || {
+            if let Some(held) = of.channels().get_mut(&channel) {
+                held.watched.leave(&key);
+                if held.watched.is_empty() {
+                    held.is_left.notify_one();
+                }
+            }
+        };
+        Subscribed { signals, state, seat: Seat::new(Box::new(leave)) }
     }
 
     /// Nothing panics while it holds the channels.
@@ -268,7 +304,7 @@ impl Listening {
                 Ok((server, unsubscribe)) => {
                     delay = FIRST_DELAY;
                     let mut lost = server.is_lost.subscribe();
-                    self.set_live(true, &Signal::Look);
+                    self.set_state(State::Live, &Signal::Look);
                     let is_lost = pin!(async { drop(lost.wait_for(|lost| *lost).await) });
                     if let Either::Right(_) = select(is_lost, pin!(self.abandoned())).await {
                         if let Err(error) = server.send(&unsubscribe).await {
@@ -281,15 +317,16 @@ impl Listening {
                     }
                     // Each who watches is told once this channel is live again.
                     if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
-                        (held.is_live, held.is_leaving) = (false, false);
+                        held.state.send_replace(State::Begun);
+                        held.is_leaving = false;
                     }
                 }
                 Err(error) => {
                     let (inner, channel) = (Arc::clone(&self.inner), self.channel.clone());
-                    let error = move || {
+                    let error: Arc<dyn Fn() -> StorageError + Send + Sync> = Arc::new(move || {
                         Context::reads(&inner.address, &channel).storage_error(Failure::Unsent(error.clone()))
-                    };
-                    self.set_live(false, &Signal::Lost(Arc::new(error)));
+                    });
+                    self.set_state(State::Failed(Arc::clone(&error)), &Signal::Lost(error));
                     tokio::time::sleep(delay).await;
                     if self.forget_if_left() {
                         return;
@@ -316,9 +353,9 @@ impl Listening {
         }
     }
 
-    fn set_live(&self, is_live: bool, signal: &Signal) {
+    fn set_state(&self, state: State, signal: &Signal) {
         if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
-            held.is_live = is_live;
+            held.state.send_replace(state);
             held.watched.tell_all(signal);
         }
     }
@@ -335,7 +372,8 @@ impl Listening {
             if let Some(held) = self.subscriptions.channels().get_mut(&self.channel)
                 && held.watched.is_empty()
             {
-                (held.is_live, held.is_leaving) = (false, true);
+                held.state.send_replace(State::Begun);
+                held.is_leaving = true;
                 return;
             }
         }

@@ -12,6 +12,9 @@ mod minify;
 mod put;
 mod reap;
 mod refusal;
+mod resolve;
+mod schedule;
+mod take_due;
 
 use std::marker::PhantomData;
 
@@ -29,12 +32,17 @@ use minify::minify;
 pub(crate) use put::{ExpiryArgument, PUT, Put, Replaces};
 pub(crate) use reap::{REAP, Reap};
 pub(crate) use refusal::{Found, Refusal};
+pub(crate) use resolve::{RESOLVE, Resolve, Resolved};
+pub(crate) use schedule::{SCHEDULE, Schedule};
+pub(crate) use take_due::{FoundTimers, QueueState, TAKE_DUE, TakeDue, score};
 
 /// The pieces that several scripts share, by the name in `-- @include NAME`.
-const FRAGMENTS: [(&str, &str); 3] = [
+const FRAGMENTS: [(&str, &str); 5] = [
     ("found", include_str!("../../lua/include/found.lua")),
     ("index", include_str!("../../lua/include/index.lua")),
     ("parts", include_str!("../../lua/include/parts.lua")),
+    ("score", include_str!("../../lua/include/score.lua")),
+    ("wake", include_str!("../../lua/include/wake.lua")),
 ];
 
 /// A script that takes `A` and replies `R`.

@@ -91,12 +91,27 @@ fn reap() -> Reap {
     Reap { idx: "i".into(), tasks: vec![task("a"), task("b"), task("c")] }
 }
 
+fn schedule() -> Schedule {
+    Schedule { due: "q".into(), member: "m".into(), after_ms: 1, channel: Some("c".into()) }
+}
+
+fn resolve() -> Resolve {
+    Resolve { due: "q".into(), member: "m".into(), token: "1".into(), after_ms: None, channel: None }
+}
+
+fn take_due() -> TakeDue {
+    TakeDue { due: vec!["q".into(), "r".into()], hide_ms: 1, limit: 1 }
+}
+
 #[rstest]
 #[case::put(include_str!("../../lua/put.lua"), put())]
 #[case::cas_put(include_str!("../../lua/cas_put.lua"), cas_put())]
 #[case::delete(include_str!("../../lua/delete.lua"), Delete { keys: keys(), id: id("id"), channel: None })]
 #[case::list(include_str!("../../lua/list.lua"), List { idx: "i".into(), below: None, limit: 1 })]
 #[case::reap(include_str!("../../lua/reap.lua"), reap())]
+#[case::schedule(include_str!("../../lua/schedule.lua"), schedule())]
+#[case::take_due(include_str!("../../lua/take_due.lua"), take_due())]
+#[case::resolve(include_str!("../../lua/resolve.lua"), resolve())]
 fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
     #[case] source: &str,
     #[case] arguments: impl Arguments,
@@ -119,6 +134,9 @@ fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
 #[case::delete(include_str!("../../lua/delete.lua"))]
 #[case::list(include_str!("../../lua/list.lua"))]
 #[case::reap(include_str!("../../lua/reap.lua"))]
+#[case::schedule(include_str!("../../lua/schedule.lua"))]
+#[case::take_due(include_str!("../../lua/take_due.lua"))]
+#[case::resolve(include_str!("../../lua/resolve.lua"))]
 fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] source: &str) {
     let declared = header(source).errors;
     let text = whole(source);
@@ -159,6 +177,47 @@ fn the_reply_of_a_write_is_read() {
 }
 
 #[test]
+fn the_reply_of_a_taking_is_read() {
+    let text = |text: &str| Value::BulkString(text.into());
+    let clock = [text("1795000000"), text("25")];
+    let queues = Value::Array(vec![text("1795000001000.5"), Value::Int(0), text(""), Value::Int(0)]);
+    let timer = [Value::Int(2), text("alice:t1"), text("1795000000000"), text("1795000009000.25")];
+    let reply = [&clock[..], &[queues, Value::Array(timer.to_vec())]].concat();
+    let found = TAKE_DUE.decode(Value::Array(reply.clone())).unwrap();
+    assert_eq!(found.server_us, 1_795_000_000_000_025);
+    let firsts: Vec<_> = found.value.queues.iter().map(|queue| (queue.first, queue.due)).collect();
+    assert_eq!(firsts, [(Some(1_795_000_001_000.5), 0), (None, 0)]);
+    let [taken] = &found.value.taken[..] else { panic!("{found:?}") };
+    assert_eq!((taken.queue, &taken.member[..], taken.due_at), (1, &b"alice:t1"[..], 1_795_000_000_000.0));
+    assert_eq!(taken.token, "1795000009000.25");
+    // A value too few, too many, or of another form.
+    for (place, wrong) in [
+        (2, Value::Array(vec![text("")])),
+        (2, Value::Array(vec![text("soon"), Value::Int(0)])),
+        (2, Value::Array(vec![text("nan"), Value::Int(0)])),
+        (2, Value::Array(vec![text(""), Value::Int(-1)])),
+        (3, Value::Array(timer[..3].to_vec())),
+        (3, Value::Array([&[Value::Int(0)][..], &timer[1..]].concat())),
+        (3, Value::Array([&timer[..3], &[text("x")]].concat())),
+        (3, Value::Nil),
+    ] {
+        let mut reply = reply.clone();
+        reply[place] = wrong;
+        TAKE_DUE.decode(Value::Array(reply)).unwrap_err();
+    }
+}
+
+#[test]
+fn the_replies_of_schedule_and_resolve_are_read() {
+    let text = |text: &str| Value::BulkString(text.into());
+    assert_eq!(SCHEDULE.decode(text("1795000000 25")).unwrap().server_us, 1_795_000_000_000_025);
+    for (effect, resolved) in [("1", true), ("0", false)] {
+        assert_eq!(RESOLVE.decode(text(&format!("1795000000 25 {effect}"))).unwrap().value.0, resolved);
+    }
+    RESOLVE.decode(text("1795000000 25 2")).unwrap_err();
+}
+
+#[test]
 fn a_reply_of_another_form_is_not_taken() {
     let text = |text: &str| Value::BulkString(text.into());
     for reply in [
@@ -176,6 +235,9 @@ fn a_reply_of_another_form_is_not_taken() {
         PUT.decode(reply.clone()).unwrap_err();
         CAS_PUT.decode(reply.clone()).unwrap_err();
         LIST.decode(reply.clone()).unwrap_err();
+        SCHEDULE.decode(reply.clone()).unwrap_err();
+        RESOLVE.decode(reply.clone()).unwrap_err();
+        TAKE_DUE.decode(reply.clone()).unwrap_err();
         DELETE.decode(reply).unwrap_err();
     }
 }

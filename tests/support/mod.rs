@@ -28,9 +28,9 @@ pub mod rmcp;
 #[cfg(feature = "redis-tests")]
 pub mod sentinel;
 #[cfg(feature = "redis-tests")]
-pub mod tls;
-#[cfg(feature = "redis-tests")]
 pub mod throttle;
+#[cfg(feature = "redis-tests")]
+pub mod tls;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -75,6 +75,24 @@ fn on_every_watch(#[case] engine: Engine) {}
 #[case::polled(Engine::Polled)]
 fn on_every_watch(#[case] engine: Engine) {}
 
+// A test of the agenda, whose timers may be in one shard or in many, and those of the process.
+
+#[cfg(feature = "redis-tests")]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::memory(Engine::Memory)]
+#[case::local(Engine::Polled)]
+#[case::redis(Engine::Redis)]
+#[case::sharded(Engine::Sharded)]
+fn on_every_agenda(#[case] engine: Engine) {}
+
+#[cfg(not(feature = "redis-tests"))]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::memory(Engine::Memory)]
+#[case::local(Engine::Polled)]
+fn on_every_agenda(#[case] engine: Engine) {}
+
 /// The engines that a test runs on.
 #[derive(Clone, Copy, Debug)]
 pub enum Engine {
@@ -82,6 +100,9 @@ pub enum Engine {
     Polled,
     #[cfg(feature = "redis-tests")]
     Redis,
+    /// Redis with hash-tagged keys.
+    #[cfg(feature = "redis-tests")]
+    Sharded,
 }
 
 /// A store that no other test uses, on one engine. What it leaves in Redis is removed when it is dropped.
@@ -151,6 +172,8 @@ impl Engine {
             Self::Polled => Self::Polled.open().await,
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::roomy().store().await,
+            #[cfg(feature = "redis-tests")]
+            Self::Sharded => redis::Namespace::roomy().sharded_store().await,
         }
     }
 
@@ -170,6 +193,8 @@ impl Engine {
             },
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::new().store().await,
+            #[cfg(feature = "redis-tests")]
+            Self::Sharded => redis::Namespace::new().sharded_store().await,
         }
     }
 }

@@ -74,6 +74,19 @@ impl Namespace {
         Store { backend: Arc::new(self.backend().await), redis: Some(self) }
     }
 
+    /// The same with hash tags, as in a cluster.
+    pub async fn sharded_store(self) -> Store {
+        if is_cluster() {
+            return self.store().await;
+        }
+        let connected = if let Ok(sentinels) = std::env::var("REDIS_SENTINELS") {
+            self.builder().hash_tags(true).connect_sentinel(sentinels.split(','), &url()).await
+        } else {
+            self.builder().hash_tags(true).connect(&url()).await
+        };
+        Store { backend: Arc::new(connected.unwrap_or_else(|error| no_server(&error))), redis: Some(self) }
+    }
+
     /// Where to look at the server and do harm to it. In a cluster each of its masters.
     fn admin_urls(&self) -> Vec<String> {
         let url = std::env::var("REDIS_ADMIN_URL").unwrap_or_else(|_| url());

@@ -35,7 +35,8 @@ struct Line {
 
 impl Throttle {
     pub fn start(server_port: u16, megabits_a_second: f64, latency: Duration) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let line = Arc::new(Line {
             bytes_a_second: megabits_a_second * 1e6 / 8.0,
             latency,
@@ -100,7 +101,8 @@ impl Line {
     /// When a packet of this size is through the line.
     fn take(&self, size: usize) -> Instant {
         let mut free_at = self.free_at.lock().unwrap();
-        let through = (*free_at).max(Instant::now()) + Duration::from_secs_f64(size as f64 / self.bytes_a_second);
+        let through =
+            (*free_at).max(Instant::now()) + Duration::from_secs_f64(size as f64 / self.bytes_a_second);
         *free_at = through;
         through
     }

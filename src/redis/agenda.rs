@@ -1,0 +1,240 @@
+//! Timers across owners.
+//!
+//! The timers of one queue are a sorted set by due time. A score is exact to 1/1024 ms, and its fraction is a salt that
+//! changes with every write of the timer, so the score is the token of whoever took the timer. With hash tags the sets
+//! are in 16 shards by the owner, which a cluster spreads over its masters. A shard whose master cannot be reached delays
+//! its own timers alone.
+
+mod listing;
+mod shards;
+mod wakeups;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_core::stream::BoxStream;
+use tracing::debug_span;
+
+use super::RedisBackend;
+use super::error::Context;
+use crate::backend::{MAX_TAKEN, delay_millis};
+use crate::scripts::{
+    FoundTimers, QueueState, RESOLVE, Resolve, Resolved, SCHEDULE, Schedule, TAKE_DUE, TakeDue, Timed,
+};
+use crate::{Agenda, Cursor, Due, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage};
+pub(super) use shards::Outages;
+
+/// How many timers one script takes at most, so that none holds the server long: a quarter of a millisecond.
+const TAKEN_AT_ONCE: usize = 64;
+
+/// A timer that was taken, with its queue's place and the time at which it was due.
+type DueTimer = (usize, f64, Due);
+
+/// What a shard gave.
+struct Found {
+    due: Vec<DueTimer>,
+    /// How many timers were taken, those that belong to no task included.
+    count: usize,
+    /// How each queue stands after that.
+    queues: Vec<QueueState>,
+    /// The clock of the shard's server, in microseconds.
+    server_us: u64,
+}
+
+impl Found {
+    /// How long it takes until the next timer is due.
+    fn next_in(&self) -> Option<Duration> {
+        let firsts = self.queues.iter().filter_map(|queue| queue.first);
+        let first = firsts.min_by(f64::total_cmp)?;
+        // A timer is due from the beginning of its millisecond on. What is below zero becomes zero.
+        let due_us = (first.floor() as u64).saturating_mul(1000);
+        Some(Duration::from_micros(due_us.saturating_sub(self.server_us)))
+    }
+}
+
+impl RedisBackend {
+    fn wake_channel(&self, shard: u64) -> Option<String> {
+        self.0.publishes.then(|| self.0.schema.wake(shard))
+    }
+
+    /// Takes from one shard.
+    async fn take(
+        &self,
+        shard: u64,
+        queues: &[Queue],
+        limit: usize,
+        hide_ms: u64,
+    ) -> Result<Found, StorageError> {
+        let due = queues.iter().map(|queue| self.0.schema.due(shard, queue)).collect();
+        let take = TakeDue { due, hide_ms, limit };
+        let key = take.due.first().map(String::as_str).unwrap_or_default();
+        let context = Context { writes: limit > 0, ..self.reads(key) };
+        let span = debug_span!("take_due", shard, limit);
+        let call = pin!(async {
+            let Timed { value: FoundTimers { queues: states, taken }, server_us } =
+                self.run_on_master(&TAKE_DUE, &take, &context).await?;
+            let count = taken.len();
+            let (mut due, mut foreign) = (Vec::with_capacity(count), Vec::new());
+            for timer in taken {
+                let queue = queues.get(timer.queue);
+                let key = std::str::from_utf8(&timer.member).ok().and_then(|member| member.parse().ok());
+                match (queue, key) {
+                    (Some(queue), Some(key)) => {
+                        let taken = Due::new(queue.clone(), key, timer.token);
+                        due.push((timer.queue, timer.due_at, taken));
+                    }
+                    _ => foreign.push((timer.queue, timer.member)),
+                }
+            }
+            if !foreign.is_empty() {
+                self.remove_foreign(&take.due, foreign).await;
+            }
+            Ok(Found { due, count, queues: states, server_us })
+        });
+        self.limited(span, &context, call).await
+    }
+
+    async fn take_from_one_shard(
+        &self,
+        queues: &[Queue],
+        limit: usize,
+        hide_ms: u64,
+    ) -> Result<Taken, StorageError> {
+        let mut due = Vec::new();
+        loop {
+            let step = (limit - due.len()).min(TAKEN_AT_ONCE);
+            match self.take(0, queues, step, hide_ms).await {
+                Ok(found) => {
+                    let next_in = found.next_in();
+                    let (is_full, is_new) = (found.count >= step, add(&mut due, found.due));
+                    if !is_full || !is_new || due.len() >= limit {
+                        return Ok(in_order(due, next_in));
+                    }
+                }
+                Err(error) if due.is_empty() => return Err(error),
+                // What was taken is the caller's, who meets the error with the next call.
+                Err(error) => {
+                    tracing::debug!(%error, "fewer timers were taken than are due");
+                    return Ok(in_order(due, Some(Duration::ZERO)));
+                }
+            }
+        }
+    }
+
+    /// Removes members that are no keys of tasks, which this crate did not write. They must not come up again and again.
+    async fn remove_foreign(&self, keys: &[String], foreign: Vec<(usize, Vec<u8>)>) {
+        for (place, key) in keys.iter().enumerate() {
+            let members: Vec<&[u8]> =
+                foreign.iter().filter(|(of, _)| *of == place).map(|(_, member)| &member[..]).collect();
+            if members.is_empty() {
+                continue;
+            }
+            let mut remove = redis::cmd("ZREM");
+            remove.arg(key).arg(&members);
+            let count = members.len();
+            match self.0.link.send(&remove, key).await {
+                Ok(_) => tracing::warn!(key, count, "removed timers that belong to no task"),
+                Err(failure) => {
+                    let error = self.writes(key).storage_error(failure);
+                    tracing::warn!(key, count, %error, "timers that belong to no task were not removed");
+                }
+            }
+        }
+    }
+}
+
+/// Adds what a later step took. One that is hidden for so short a time that it was taken twice is there once, by the token
+/// that is valid; `false` then, as no other timer was waiting longer.
+fn add(due: &mut Vec<DueTimer>, more: Vec<DueTimer>) -> bool {
+    let before = due.len();
+    due.retain(|(queue, _, one)| {
+        !more.iter().any(|(other, _, another)| queue == other && one.key == another.key)
+    });
+    let is_new = due.len() == before;
+    due.extend(more);
+    is_new
+}
+
+/// Queue by queue, and in each those first that were due first.
+fn in_order(mut due: Vec<DueTimer>, next_in: Option<Duration>) -> Taken {
+    due.sort_by(|(queue, due_at, _), (other, other_due_at, _)| {
+        queue.cmp(other).then(due_at.total_cmp(other_due_at))
+    });
+    Taken::new(due.into_iter().map(|(_, _, due)| due).collect(), next_in)
+}
+
+#[async_trait]
+impl Agenda for RedisBackend {
+    async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
+        let span = debug_span!("schedule", owner = %key.owner, task = %key.task, %queue);
+        let after_ms = delay_millis(after)?;
+        let shard = self.0.schema.shard(&key.owner);
+        let schedule = Schedule {
+            due: self.0.schema.due(shard, queue),
+            member: key.to_string(),
+            after_ms,
+            channel: self.wake_channel(shard),
+        };
+        let context = self.writes(&schedule.due);
+        let write = pin!(self.run(&SCHEDULE, &schedule, &context));
+        self.limited(span, &context, write).await
+    }
+
+    async fn take_due(
+        &self,
+        queues: &[Queue],
+        limit: usize,
+        hide_for: Duration,
+    ) -> Result<Taken, StorageError> {
+        let hide_ms = delay_millis(hide_for)?;
+        let limit = limit.min(MAX_TAKEN);
+        if queues.is_empty() {
+            return Ok(Taken::default());
+        }
+        if self.0.schema.shards() > 1 {
+            return self.take_from_shards(queues, limit, hide_ms).await;
+        }
+        self.take_from_one_shard(queues, limit, hide_ms).await
+    }
+
+    async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
+        let Due { queue, key, token, .. } = due;
+        let span = debug_span!("resolve", owner = %key.owner, task = %key.task, %queue);
+        let after_ms = match next {
+            Next::After(after) => Some(delay_millis(after)?),
+            Next::Remove => None,
+        };
+        let shard = self.0.schema.shard(&key.owner);
+        let resolve = Resolve {
+            due: self.0.schema.due(shard, queue),
+            member: key.to_string(),
+            token: token.clone(),
+            after_ms,
+            channel: self.wake_channel(shard),
+        };
+        let context = self.writes(&resolve.due);
+        let write = pin!(async {
+            if after_ms.is_some() {
+                return self.run(&RESOLVE, &resolve, &context).await;
+            }
+            // A timer that a failover brings back fires once more, which does no harm: replicas need not confirm.
+            self.run_on_master(&RESOLVE, &resolve, &context).await.map(|reply| reply.value)
+        });
+        let Resolved(had_effect) = self.limited(span, &context, write).await?;
+        Ok(had_effect)
+    }
+
+    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+        self.wakeups_of(queues.to_vec())
+    }
+
+    async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
+        self.owners_page(after).await
+    }
+
+    async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
+        self.timers_page(queue, after).await
+    }
+}

@@ -1,0 +1,236 @@
+//! Pages of owners and of timers, for operators.
+
+use std::pin::pin;
+
+use futures_util::future::try_join_all;
+use redis::Value;
+use tracing::debug_span;
+
+use crate::backend::{MAX_TAKEN, from_millis};
+use crate::redis::RedisBackend;
+use crate::redis::link::MasterOfSlots;
+use crate::scripts::{UnexpectedReply, integer, score};
+use crate::{Cursor, OwnerPage, Queue, StorageError, TaskKey, Timer, TimerPage};
+
+/// How many keys one `SCAN` looks at, and how often a page without an owner asks for more.
+const SCANNED: usize = 1000;
+const SCANS: usize = 4;
+
+/// A position among timers: the score, and the member for those that share it.
+type Position = (f64, Vec<u8>);
+
+fn malformed() -> StorageError {
+    StorageError::InvalidPage { reason: "the cursor is malformed".to_owned() }
+}
+
+impl RedisBackend {
+    pub(super) async fn owners_page(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
+        let after = after.map(scan_position).transpose()?;
+        let context = self.reads("");
+        let pages = pin!(async {
+            let masters = self.0.link.masters().await;
+            let mut masters = masters.map_err(|failure| context.storage_error(failure))?;
+            // The masters that were scanned to the end are left out.
+            let (from, mut cursor) = after.unwrap_or_default();
+            let last_begun = masters.iter().rposition(|master| master.slot <= from.slot).unwrap_or(0);
+            masters.drain(..last_begun);
+            if masters.first() != Some(&from) {
+                // Another server keeps these slots by now. Its cursors mean something else.
+                cursor = 0;
+            }
+            let mut masters = masters.into_iter().peekable();
+            let mut owners = Vec::new();
+            for _ in 0..SCANS {
+                let Some(master) = masters.peek() else { break };
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(self.0.schema.every_idx());
+                scan.arg("COUNT").arg(SCANNED).arg("TYPE").arg("zset");
+                let reply = self.0.link.send_to(master, &scan).await;
+                let reply = reply.map_err(|failure| context.storage_error(failure))?;
+                let (next, keys) = scanned(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?;
+                owners.extend(keys.iter().filter_map(|key| self.0.schema.owner_of_idx(key)));
+                cursor = next;
+                if cursor == 0 {
+                    masters.next();
+                }
+                if !owners.is_empty() {
+                    break;
+                }
+            }
+            // A scan may find a key twice.
+            owners.sort();
+            owners.dedup();
+            let next = masters.peek().map(|master| {
+                let MasterOfSlots { slot, host, port } = master;
+                Cursor::from(format!("{cursor}.{slot}.{port}.{host}"))
+            });
+            Ok(OwnerPage::new(owners, next))
+        });
+        self.limited(debug_span!("owners"), &context, pages).await
+    }
+
+    pub(super) async fn timers_page(
+        &self,
+        queue: &Queue,
+        after: Option<&Cursor>,
+    ) -> Result<TimerPage, StorageError> {
+        let after = after.map(position).transpose()?;
+        let keys: Vec<String> =
+            (0..self.0.schema.shards()).map(|shard| self.0.schema.due(shard, queue)).collect();
+        let context = self.reads(&keys[0]);
+        let pages = pin!(async {
+            let shards = keys.iter().map(|key| self.timers_of(key, after.as_ref()));
+            let (mut listed, mut total) = (Vec::new(), 0);
+            for (members, count) in try_join_all(shards).await? {
+                listed.extend(members);
+                total += count;
+            }
+            listed.sort_by(|(score, member), (other, other_member)| {
+                score.total_cmp(other).then_with(|| member.cmp(other_member))
+            });
+            let has_more = listed.len() > MAX_TAKEN;
+            listed.truncate(MAX_TAKEN);
+            let next = listed.last().filter(|_| has_more).map(cursor_behind);
+            let timers = listed.into_iter().filter_map(|(score, member)| {
+                let key: TaskKey = std::str::from_utf8(&member).ok()?.parse().ok()?;
+                Some(Timer::new(key, from_millis(score.max(0.0) as u64)))
+            });
+            Ok(TimerPage::new(timers.collect(), total, next))
+        });
+        self.limited(debug_span!("timers", %queue), &context, pages).await
+    }
+
+    /// One member more of a shard than a page holds, and how many there are.
+    async fn timers_of(
+        &self,
+        key: &str,
+        after: Option<&Position>,
+    ) -> Result<(Vec<Position>, u64), StorageError> {
+        let context = self.reads(key);
+        let count = self.send(redis::cmd("ZCARD").arg(key), &context).await?;
+        let total = integer(&count).ok_or_else(|| context.unexpected(UnexpectedReply))?;
+        let from = after.map_or("-inf".to_owned(), |(score, _)| score.to_string());
+        let (mut members, mut passed) = (Vec::new(), 0);
+        while members.len() <= MAX_TAKEN {
+            let mut range = redis::cmd("ZRANGE");
+            range.arg(key).arg(&from).arg("+inf").arg("BYSCORE");
+            range.arg("LIMIT").arg(passed).arg(MAX_TAKEN + 1).arg("WITHSCORES");
+            let page = self.send(&range, &context).await?;
+            let page = with_scores(page).ok_or_else(|| context.unexpected(UnexpectedReply))?;
+            let count = page.len();
+            let is_behind = |(score, member): &Position| {
+                after.is_none_or(|(last, last_member)| {
+                    score.total_cmp(last).then_with(|| member.cmp(last_member)).is_gt()
+                })
+            };
+            members.extend(page.into_iter().filter(is_behind));
+            passed += count;
+            if count <= MAX_TAKEN {
+                break;
+            }
+        }
+        Ok((members, total))
+    }
+}
+
+/// The next cursor and the keys of a reply to `SCAN`.
+fn scanned(reply: Value) -> Option<(u64, Vec<Vec<u8>>)> {
+    let Value::Array(parts) = reply else { return None };
+    let [cursor, keys] = <[Value; 2]>::try_from(parts).ok()?;
+    Some((integer(&cursor)?, redis::from_redis_value(keys).ok()?))
+}
+
+/// Members and their scores: one after the other with RESP2, in pairs with RESP3.
+fn with_scores(reply: Value) -> Option<Vec<Position>> {
+    let Value::Array(values) = reply else { return None };
+    let mut values = values.into_iter();
+    let mut members = Vec::with_capacity(values.len());
+    while let Some(value) = values.next() {
+        let (member, score) = match value {
+            Value::Array(pair) => <[Value; 2]>::try_from(pair).ok()?.into(),
+            member => (member, values.next()?),
+        };
+        let Value::BulkString(member) = member else { return None };
+        let score = match score {
+            Value::Double(score) => score,
+            Value::BulkString(text) => self::score(std::str::from_utf8(&text).ok()?)?,
+            _ => return None,
+        };
+        members.push((score, member));
+    }
+    Some(members)
+}
+
+/// A scan of one master after the other: which one it is at, and its cursor there.
+fn scan_position(cursor: &Cursor) -> Result<(MasterOfSlots, u64), StorageError> {
+    let mut fields = cursor.as_str().splitn(4, '.');
+    let mut field = || fields.next().ok_or_else(malformed);
+    let (cursor, slot, port) = (field()?, field()?, field()?);
+    let host = field()?.to_owned();
+    let slot = slot.parse().map_err(|_| malformed())?;
+    let port = port.parse().map_err(|_| malformed())?;
+    Ok((MasterOfSlots { slot, host, port }, cursor.parse().map_err(|_| malformed())?))
+}
+
+fn cursor_behind((score, member): &Position) -> Cursor {
+    let mut text = format!("{score}:");
+    for byte in member {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    Cursor::from(text)
+}
+
+fn position(cursor: &Cursor) -> Result<Position, StorageError> {
+    let (text, member) = cursor.as_str().split_once(':').ok_or_else(malformed)?;
+    let digits = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let member: Option<Vec<u8>> = member.as_bytes().chunks(2).map(digits).collect();
+    let position = (score(text).ok_or_else(malformed)?, member.ok_or_else(malformed)?);
+    // There is one text for each position.
+    if cursor_behind(&position) == *cursor { Ok(position) } else { Err(malformed()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::plain((1_795_000_000_000.25, b"alice:t1".to_vec()))]
+    #[case::no_text((0.0, vec![0, 255]))]
+    #[case::negative((-7.5, b"a:b".to_vec()))]
+    #[case::infinite((f64::NEG_INFINITY, b"a:b".to_vec()))]
+    fn a_cursor_of_timers_gives_back_its_position(#[case] place: Position) {
+        assert_eq!(position(&cursor_behind(&place)).unwrap(), place);
+    }
+
+    #[rstest]
+    #[case::empty("")]
+    #[case::no_member("1795000000000")]
+    #[case::no_number("soon:61")]
+    #[case::not_a_number("NaN:61")]
+    #[case::odd("1:616")]
+    #[case::no_digits("1:6z")]
+    #[case::signed("1:+1")]
+    #[case::another_text("1.0:61")]
+    fn a_malformed_cursor_of_timers_is_refused(#[case] text: &str) {
+        assert!(matches!(position(&text.into()), Err(StorageError::InvalidPage { .. })));
+    }
+
+    #[rstest]
+    #[case::empty("")]
+    #[case::no_slot("17")]
+    #[case::no_host("17.0.6379")]
+    #[case::no_number("x.0.6379.localhost")]
+    #[case::slot_too_large("17.65536.6379.localhost")]
+    #[case::negative("-1.0.6379.localhost")]
+    fn a_malformed_cursor_of_owners_is_refused(#[case] text: &str) {
+        assert!(matches!(scan_position(&text.into()), Err(StorageError::InvalidPage { .. })));
+    }
+
+    #[test]
+    fn a_cursor_of_owners_names_the_master_and_the_place_there() {
+        let (master, cursor) = scan_position(&"17.5461.6379.redis-1.internal".into()).unwrap();
+        assert_eq!((master.slot, master.port, master.host.as_str()), (5461, 6379, "redis-1.internal"));
+        assert_eq!(cursor, 17);
+    }
+}

@@ -1,0 +1,129 @@
+//! Notifications that a timer became the earliest of its queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_core::stream::BoxStream;
+use futures_util::stream::{self, Stream, StreamExt, select_all};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use crate::Queue;
+use crate::redis::RedisBackend;
+use crate::redis::subscriptions::{Leave, State, Subscribed};
+use crate::watch::Signal;
+
+/// How often an item comes while nothing is published to this process.
+const POLLED_EVERY: Duration = Duration::from_secs(1);
+/// How many items that are there at the same time become one.
+const MERGED: usize = 1024;
+
+impl RedisBackend {
+    pub(super) fn wakeups_of(&self, queues: Vec<Queue>) -> BoxStream<'static, ()> {
+        if queues.is_empty() {
+            return Box::pin(stream::pending());
+        }
+        let Some(subscriptions) = self.0.subscriptions.clone() else {
+            return Box::pin(stream::unfold((), |()| async {
+                sleep(POLLED_EVERY).await;
+                Some(((), ()))
+            }));
+        };
+        let inner = Arc::clone(&self.0);
+        // With the first poll, as only then there must be a runtime to subscribe on. What is published before is covered
+        // by the item that each subscription begins with.
+        let subscribed = stream::once(async move {
+            let mut items: Vec<BoxStream<'static, ()>> = Vec::new();
+            for shard in 0..inner.schema.shards() {
+                let channel = inner.schema.wake(shard);
+                for (place, queue) in queues.iter().enumerate() {
+                    let due = inner.schema.due(shard, queue);
+                    let Subscribed { signals, state, seat } =
+                        subscriptions.join(&inner, channel.clone(), due);
+                    items.push(Box::pin(signalled(signals, seat)));
+                    // It is one subscription for all queues.
+                    if place == 0 {
+                        items.push(Box::pin(polled_unless_live(state, channel.clone())));
+                    }
+                }
+            }
+            select_all(items)
+        });
+        Box::pin(subscribed.flatten().ready_chunks(MERGED).map(drop))
+    }
+}
+
+/// An item for each message that names the key.
+fn signalled(signals: watch::Receiver<Signal>, seat: Leave) -> impl Stream<Item = ()> + Send {
+    stream::unfold((signals, seat), |(mut signals, seat)| async move {
+        loop {
+            // The runtime that listened is gone, and so polling takes over.
+            signals.changed().await.ok()?;
+            if !matches!(*signals.borrow_and_update(), Signal::Lost(_)) {
+                return Some(((), (signals, seat)));
+            }
+        }
+    })
+}
+
+/// An item when the subscription is live (again), as something may have been missed before, and one each second while it
+/// is not.
+fn polled_unless_live(state: watch::Receiver<State>, channel: String) -> impl Stream<Item = ()> + Send {
+    let polling = Polling { state, channel, was_live: false, is_reported: false, next: first_poll() };
+    stream::unfold(polling, |mut polling| async {
+        polling.item().await;
+        Some(((), polling))
+    })
+}
+
+struct Polling {
+    state: watch::Receiver<State>,
+    channel: String,
+    was_live: bool,
+    is_reported: bool,
+    next: Instant,
+}
+
+fn first_poll() -> Instant {
+    Instant::now() + POLLED_EVERY
+}
+
+impl Polling {
+    async fn item(&mut self) {
+        loop {
+            let state = self.state.borrow_and_update().clone();
+            if state.is_live() && !self.was_live {
+                (self.was_live, self.is_reported) = (true, false);
+                return;
+            }
+            if self.was_live && !state.is_live() {
+                (self.was_live, self.next) = (false, first_poll());
+            }
+            let is_over = if self.was_live {
+                let is_over = self.state.changed().await.is_err();
+                self.next = first_poll();
+                is_over
+            } else {
+                matches!(timeout_at(self.next, self.state.changed()).await, Ok(Err(_)))
+            };
+            if is_over {
+                // The runtime is gone that listened.
+                sleep_until(self.next).await;
+            }
+            if is_over || !self.was_live && Instant::now() >= self.next {
+                self.report(&state);
+                self.next = first_poll();
+                return;
+            }
+        }
+    }
+
+    /// Warns once an outage.
+    fn report(&mut self, state: &State) {
+        if let (State::Failed(error), false) = (state, self.is_reported) {
+            let (channel, error) = (&self.channel, error());
+            tracing::warn!(channel, %error, "timers are polled each second until the server can be subscribed to");
+            self.is_reported = true;
+        }
+    }
+}

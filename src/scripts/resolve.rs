@@ -1,0 +1,54 @@
+//! `lua/resolve.lua`: moves or removes a timer that was taken.
+
+use once_cell::sync::Lazy;
+use redis::Value;
+
+use super::{Arguments, Encoder, Reply, Script, Timed, timed_words};
+
+pub(crate) static RESOLVE: Lazy<Script<Resolve, Timed<Resolved>>> =
+    Lazy::new(|| Script::new(include_str!("../../lua/resolve.lua")));
+
+#[derive(Debug)]
+pub(crate) struct Resolve {
+    /// The key of the queue's timers.
+    pub(crate) due: String,
+    pub(crate) member: String,
+    pub(crate) token: String,
+    /// `None` removes the timer.
+    pub(crate) after_ms: Option<u64>,
+    /// `None` notifies nobody.
+    pub(crate) channel: Option<String>,
+}
+
+/// Whether the token was valid.
+#[derive(Debug)]
+pub(crate) struct Resolved(pub(crate) bool);
+
+impl Arguments for Resolve {
+    fn key_count(&self) -> usize {
+        1
+    }
+
+    fn encode(&self, to: &mut impl Encoder) {
+        to.key("due", &self.due);
+        to.arg("member", &self.member);
+        to.arg("token", &self.token);
+        match self.after_ms {
+            Some(after) => to.arg("after", after),
+            None => to.arg("after", ""),
+        }
+        to.arg("channel", self.channel.as_deref().unwrap_or_default());
+    }
+}
+
+impl Reply for Timed<Resolved> {
+    fn decode(reply: Value) -> Option<Self> {
+        let (server_us, [effect]) = timed_words(&reply)?;
+        let value = Resolved(match effect {
+            "0" => false,
+            "1" => true,
+            _ => return None,
+        });
+        Some(Self { value, server_us })
+    }
+}

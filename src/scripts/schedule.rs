@@ -1,0 +1,39 @@
+//! `lua/schedule.lua`: makes a timer fire no later than a time from now.
+
+use once_cell::sync::Lazy;
+use redis::Value;
+
+use super::{Arguments, Encoder, Reply, Script, Timed, timed_words};
+
+pub(crate) static SCHEDULE: Lazy<Script<Schedule, Timed<()>>> =
+    Lazy::new(|| Script::new(include_str!("../../lua/schedule.lua")));
+
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    /// The key of the queue's timers.
+    pub(crate) due: String,
+    pub(crate) member: String,
+    pub(crate) after_ms: u64,
+    /// `None` notifies nobody.
+    pub(crate) channel: Option<String>,
+}
+
+impl Arguments for Schedule {
+    fn key_count(&self) -> usize {
+        1
+    }
+
+    fn encode(&self, to: &mut impl Encoder) {
+        to.key("due", &self.due);
+        to.arg("member", &self.member);
+        to.arg("after", self.after_ms);
+        to.arg("channel", self.channel.as_deref().unwrap_or_default());
+    }
+}
+
+impl Reply for Timed<()> {
+    fn decode(reply: Value) -> Option<Self> {
+        let (server_us, []) = timed_words(&reply)?;
+        Some(Self { value: (), server_us })
+    }
+}
