@@ -15,7 +15,7 @@ use mcp_task_store::{
 };
 use redis::Commands;
 use rstest::rstest;
-use support::cluster::{eventually, info, moment};
+use support::cluster::{eventually, moment};
 use support::redis::{Server, command, free_port};
 use support::sentinel::{MASTER, Watched, master_of};
 use support::{in_an_hour, keep, key, owner};

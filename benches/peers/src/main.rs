@@ -78,7 +78,7 @@ fn runtime() -> Result<Runtime> {
 }
 
 /// How many steps the progress bar has.
-const STEPS: usize = 30;
+const STEPS: usize = 37;
 
 fn table(folder: &Path, readme: Option<&Path>, form: Form) -> Result<()> {
     std::fs::create_dir_all(folder)?;
@@ -89,6 +89,8 @@ fn table(folder: &Path, readme: Option<&Path>, form: Form) -> Result<()> {
         rows::records::rows(&bench, &mut report).await?;
         rows::lists::rows(&bench, &mut report).await?;
         rows::tasks::rows(&bench, &mut report).await?;
+        rows::parts::rows(&bench, &mut report).await?;
+        rows::agenda::rows(&bench, &mut report).await?;
         rows::memory::rows(&bench, &mut report).await?;
         rows::scripts::rows(&bench, &mut report).await?;
         rows::watch::rows(&bench, &mut report).await?;

@@ -1,9 +1,11 @@
 //! The rows of the table, by what they are about.
 
+pub mod agenda;
 pub mod client;
 pub mod in_process;
 pub mod lists;
 pub mod memory;
+pub mod parts;
 pub mod records;
 pub mod scripts;
 pub mod sweeps;

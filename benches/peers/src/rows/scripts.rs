@@ -98,7 +98,7 @@ async fn texts(bench: &Bench, report: &mut Report) -> Result<()> {
             }
         }
     };
-    backend.put(&key, "data".into(), options).await?;
+    backend.put(&key, "data".into(), options.clone()).await?;
     sent("put")?;
     backend.put_if_version(&key, "data".into(), options, Version::FIRST).await?;
     sent("cas_put")?;
