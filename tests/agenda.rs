@@ -172,7 +172,7 @@ async fn a_due_timer_goes_to_one_taker(#[case] engine: Engine) {
                 let more = take(&*agenda, &[leases()], 1 + taker).await;
                 assert!(more.due.len() <= 1 + taker);
                 taken.extend(keys(&more));
-                if more.next_in > Some(NOW) {
+                if more.next_in > Some(NOW) || taken.len() > TIMERS {
                     return taken;
                 }
             }
