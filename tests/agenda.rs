@@ -837,7 +837,7 @@ async fn overdue_timers_are_drained_while_reads_go_on(engine: Engine, many: usiz
     let t1 = key("alice", "t1");
     store.put(&t1, "data".into(), never()).await.unwrap();
     schedule_many(&store, &leases(), many, NOW).await;
-    let alone = median(500, async || drop(store.get(&t1).await.unwrap())).await;
+    let alone_before = median(500, async || drop(store.get(&t1).await.unwrap())).await;
     let agenda = Arc::clone(&store.backend);
     let draining = tokio::spawn(async move {
         let (mut drained, mut steps) = (0, 0);
@@ -860,6 +860,8 @@ async fn overdue_timers_are_drained_while_reads_go_on(engine: Engine, many: usiz
     let (drained, steps) = draining.await.unwrap();
     assert_eq!(drained, many);
     took.sort();
+    // On both sides, as other programs begin and end.
+    let alone = median(500, async || drop(store.get(&t1).await.unwrap())).await.max(alone_before);
     let (half, most) = (took[took.len() / 2], took[took.len() * 99 / 100]);
     println!(
         "figure | {engine:?}: get while {many} overdue timers are drained in {steps} steps: median, 99 %, alone | \
