@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::{BTreeSet, HashSet};
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ fn keys(taken: &Taken) -> Vec<String> {
 
 /// The one timer that is due.
 async fn the_one(agenda: &dyn Agenda, queue: &Queue) -> Due {
-    let taken = take(agenda, std::slice::from_ref(queue), 5).await;
+    let taken = take(agenda, from_ref(queue), 5).await;
     let [due] = taken.due.try_into().unwrap();
     due
 }
@@ -171,7 +172,7 @@ async fn a_due_timer_goes_to_one_taker(#[case] engine: Engine) {
                 let more = take(&*agenda, &[leases()], 1 + taker).await;
                 assert!(more.due.len() <= 1 + taker);
                 taken.extend(keys(&more));
-                if more.next_in > Some(NOW) {
+                if more.next_in > Some(NOW) || taken.len() > TIMERS {
                     return taken;
                 }
             }
@@ -461,7 +462,7 @@ async fn any_ids_and_any_names_of_queues_are_told_apart(#[case] engine: Engine) 
     for queue in &queues {
         let listed = store.timers(queue, None).await.unwrap();
         assert_eq!((listed.total, listed.timers.len()), (ids.len() as u64, ids.len()));
-        for due in take(&*store, std::slice::from_ref(queue), 256).await.due {
+        for due in take(&*store, from_ref(queue), 256).await.due {
             assert!(store.resolve(&due, Next::Remove).await.unwrap());
             assert!(found.insert((due.queue, due.key)));
         }
@@ -822,9 +823,9 @@ async fn timers_that_are_not_due_cost_nothing(engine: Engine, many: usize) {
     // In turns, and the best of the medians, as the machine does other things too.
     for _ in 0..7 {
         few_took =
-            few_took.min(median(150, async || drop(take(&*store, &[few_queue.clone()], 64).await)).await);
+            few_took.min(median(150, async || drop(take(&*store, from_ref(&few_queue), 64).await)).await);
         many_took =
-            many_took.min(median(150, async || drop(take(&*store, &[many_queue.clone()], 64).await)).await);
+            many_took.min(median(150, async || drop(take(&*store, from_ref(&many_queue), 64).await)).await);
     }
     let ratio = many_took.as_secs_f64() / few_took.as_secs_f64();
     println!("figure | {engine:?}: take_due with {many} timers, none due, beside 1000 | {ratio:.2} x");
@@ -836,7 +837,7 @@ async fn overdue_timers_are_drained_while_reads_go_on(engine: Engine, many: usiz
     let t1 = key("alice", "t1");
     store.put(&t1, "data".into(), never()).await.unwrap();
     schedule_many(&store, &leases(), many, NOW).await;
-    let alone = median(500, async || drop(store.get(&t1).await.unwrap())).await;
+    let alone_before = median(500, async || drop(store.get(&t1).await.unwrap())).await;
     let agenda = Arc::clone(&store.backend);
     let draining = tokio::spawn(async move {
         let (mut drained, mut steps) = (0, 0);
@@ -859,6 +860,8 @@ async fn overdue_timers_are_drained_while_reads_go_on(engine: Engine, many: usiz
     let (drained, steps) = draining.await.unwrap();
     assert_eq!(drained, many);
     took.sort();
+    // On both sides, as other programs begin and end.
+    let alone = median(500, async || drop(store.get(&t1).await.unwrap())).await.max(alone_before);
     let (half, most) = (took[took.len() / 2], took[took.len() * 99 / 100]);
     println!(
         "figure | {engine:?}: get while {many} overdue timers are drained in {steps} steps: median, 99 %, alone | \

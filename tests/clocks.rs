@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use mcp_task_store::{
-    Expiry, NewTask, PageRequest, RedisBackend, StorageBackend, StorageError, StoreConfig, TaskError,
-    TaskKey, TaskStatus, TaskStore, Version,
+    Agenda, Expiry, NewTask, Next, PageRequest, Queue, RedisBackend, StorageBackend, StorageError,
+    StoreConfig, TaskError, TaskKey, TaskStatus, TaskStore, Version,
 };
 use other::{Other, library, set_clock};
 use process::{Call, Clocks, Process, moment};
@@ -265,6 +265,42 @@ async fn a_process_that_only_reads_sees_what_is_live_after_the_servers_clock_was
     assert!(written.expires_at.unwrap() < reader.now());
     assert_eq!(reader.get(&key("alice", "t1")).await.unwrap().data, "live");
     assert_eq!(reader.list(&owner("alice"), PageRequest::new(5)).await.unwrap().records.len(), 1);
+    // A server that is killed leaves `faketime`'s shared memory behind.
+    server.shut_down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_servers_clock_was_set_back_by_a_day_timers_are_late_by_at_most_a_day() {
+    let (clock, day, hour) = (TempDir::new().unwrap(), TimeDelta::days(1), Duration::from_secs(3600));
+    set_clock(clock.path(), "+1d");
+    let file = clock.path().join("offset");
+    let mut server = Server::start_in(
+        &[],
+        &[
+            ("LD_PRELOAD", &libraries()),
+            ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ],
+    );
+    let agenda = RedisBackend::connect(&server.url()).await.unwrap();
+    let queues = [Queue::try_from("leases").unwrap()];
+    let [before, after] = ["before", "after"].map(|task| key("alice", task));
+    agenda.schedule(&queues[0], &before, hour).await.unwrap();
+    let ahead = time_of(&server);
+    set_clock(clock.path(), "+0");
+    while time_of(&server) > ahead {}
+
+    let next_in = agenda.take_due(&queues, 5, hour).await.unwrap().next_in.unwrap();
+    let late_by = TimeDelta::from_std(next_in - hour).unwrap();
+    assert!(late_by <= day && late_by > day - TimeDelta::minutes(10), "{late_by}");
+    // What is scheduled since is in time, and brings a late timer back.
+    for key in [&after, &before] {
+        agenda.schedule(&queues[0], key, Duration::ZERO).await.unwrap();
+        let taken = agenda.take_due(&queues, 5, hour).await.unwrap();
+        assert_eq!(taken.due.iter().map(|due| &due.key).collect::<Vec<_>>(), [key]);
+        assert!(agenda.resolve(&taken.due[0], Next::Remove).await.unwrap());
+    }
     // A server that is killed leaves `faketime`'s shared memory behind.
     server.shut_down();
 }

@@ -4,9 +4,13 @@
 
 mod support;
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use mcp_task_store::{PageRequest, PartName, StorageBackend, StorageError, Version};
+use mcp_task_store::{
+    Agenda, Due, Next, PageRequest, PartName, Queue, StorageBackend, StorageError, Version,
+};
 use support::redis::{Namespace, can_shard_publishing, connection, url};
 use support::{MAX_PART_BYTES, after_ms, in_an_hour, keep, key, never, owner};
 
@@ -256,6 +260,57 @@ async fn a_page_of_more_than_32_asks_for_the_sizes_of_the_others_before_it_reads
         let expected = [&["EVAL"][..], &["HMGET"; 32], &["HSTRLEN"; 8], &["HMGET"; 8][..read]].concat();
         assert_eq!(commands, expected);
     }
+}
+
+#[tokio::test]
+async fn each_call_of_the_agenda_sends_one_script_that_touches_the_timers_of_its_queues_alone() {
+    let namespace = Namespace::new();
+    let backend = namespace.backend().await;
+    let mut watch = Watch::start(&namespace).await;
+    let publish = if can_shard_publishing(&mut connection(&url())) { "SPUBLISH" } else { "PUBLISH" };
+    let [leases, work] = ["leases", "work/a"].map(|name| Queue::try_from(name).unwrap());
+    let (t1, hour) = (key("alice", "t1"), Duration::from_secs(3600));
+    let prefix = &namespace.prefix;
+    let due = |queue: &str| format!("{prefix}:due:0:{queue}");
+    let ran = |sent: &[Sent], commands: &[&str], keys: &[String]| {
+        let [Sent { command, ran }] = sent else { panic!("{sent:?}") };
+        assert_eq!((command.as_str(), sent[0].ran()), ("EVAL", commands.to_vec()));
+        let touched = ran.iter().filter(|command| command[0] != "TIME" && command[0] != publish);
+        let touched: Vec<&String> = touched.map(|command| &command[1]).collect();
+        assert!(touched.iter().all(|key| keys.contains(key)), "{touched:?}");
+    };
+
+    // The first timer is the earliest, so takers are notified, before it is written.
+    backend.schedule(&leases, &t1, hour).await.unwrap();
+    let sent = watch.sent().await;
+    ran(&sent, &["TIME", "ZSCORE", "ZRANGE", publish, "ZADD"], &[due("leases")]);
+    let message = vec![publish.to_owned(), format!("{prefix}:wake:0"), format!("? {prefix}:due:0:leases")];
+    assert!(sent[0].ran.contains(&message), "{sent:?}");
+    // A later one notifies nobody.
+    backend.schedule(&leases, &key("bob", "t1"), 2 * hour).await.unwrap();
+    ran(&watch.sent().await, &["TIME", "ZSCORE", "ZRANGE", "ZADD"], &[due("leases")]);
+
+    // Where nothing is due, a look at the earliest of each queue is all.
+    let queues = [leases.clone(), work.clone()];
+    backend.take_due(&queues, 10, hour).await.unwrap();
+    ran(&watch.sent().await, &["TIME", "ZRANGE", "ZRANGE"], &[due("leases"), due("work/a")]);
+    backend.schedule(&leases, &t1, Duration::ZERO).await.unwrap();
+    watch.sent().await;
+    let taken = backend.take_due(&queues, 10, hour).await.unwrap();
+    let took = ["TIME", "ZRANGE", "ZRANGE", "ZADD", "ZRANGE", "ZCOUNT", "ZRANGE"];
+    ran(&watch.sent().await, &took, &[due("leases"), due("work/a")]);
+
+    // A void token writes nothing, and notifies nobody.
+    let void = Due::new(leases.clone(), t1.clone(), "1");
+    backend.resolve(&void, Next::After(Duration::ZERO)).await.unwrap();
+    ran(&watch.sent().await, &["TIME", "ZSCORE"], &[due("leases")]);
+    backend.resolve(&taken.due[0], Next::Remove).await.unwrap();
+    ran(&watch.sent().await, &["TIME", "ZSCORE", "ZREM"], &[due("leases")]);
+
+    // What is refused is not sent.
+    backend.schedule(&leases, &t1, Duration::MAX).await.unwrap_err();
+    backend.take_due(&[], 10, hour).await.unwrap();
+    assert!(watch.sent().await.is_empty());
 }
 
 #[tokio::test]

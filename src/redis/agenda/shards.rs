@@ -210,13 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn no_step_takes_more_than_64_timers_and_all_steps_take_all() {
+    fn no_step_takes_more_than_32_timers_and_all_steps_take_all() {
         let share = |place, queue, count| Share { place, queue, count };
-        let all = [share(0, 0, 10), share(1, 0, 100), share(0, 1, 20), share(1, 1, 62)];
+        let all = [share(0, 0, 10), share(1, 0, 50), share(0, 1, 10), share(1, 1, 26)];
         let expected = [
-            vec![share(0, 0, 10), share(1, 0, 54)],
-            vec![share(1, 0, 46), share(0, 1, 18)],
-            vec![share(0, 1, 2), share(1, 1, 62)],
+            vec![share(0, 0, 10), share(1, 0, 22)],
+            vec![share(1, 0, 28), share(0, 1, 4)],
+            vec![share(0, 1, 6), share(1, 1, 26)],
         ];
         assert_eq!(steps(all.to_vec()), expected);
         assert_eq!(steps(Vec::new()), [vec![]]);
