@@ -366,7 +366,17 @@ impl StorageBackend for RedisBackend {
 }
 
 // INTERIM: timers of this process, until src/redis/agenda.rs takes their place.
-static INTERIM: once_cell::sync::Lazy<crate::backend::Timers> = once_cell::sync::Lazy::new(Default::default);
+type Interim = std::sync::Mutex<std::collections::HashMap<String, Arc<crate::backend::Timers>>>;
+static INTERIM: once_cell::sync::Lazy<Interim> = once_cell::sync::Lazy::new(Default::default);
+
+impl RedisBackend {
+    /// One set of timers for each server and prefix.
+    fn interim(&self) -> Arc<crate::backend::Timers> {
+        let name = format!("{} {:?}", self.0.address, self.0.schema);
+        let mut all = INTERIM.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(all.entry(name).or_default())
+    }
+}
 
 #[async_trait]
 impl crate::Agenda for RedisBackend {
@@ -376,7 +386,7 @@ impl crate::Agenda for RedisBackend {
         key: &TaskKey,
         after: Duration,
     ) -> Result<(), StorageError> {
-        INTERIM.schedule(queue, key, after, self.now().timestamp_millis() as u64)
+        self.interim().schedule(queue, key, after, self.now().timestamp_millis() as u64)
     }
 
     async fn take_due(
@@ -385,15 +395,15 @@ impl crate::Agenda for RedisBackend {
         limit: usize,
         hide_for: Duration,
     ) -> Result<crate::Taken, StorageError> {
-        INTERIM.take_due(queues, limit, hide_for, self.now().timestamp_millis() as u64)
+        self.interim().take_due(queues, limit, hide_for, self.now().timestamp_millis() as u64)
     }
 
     async fn resolve(&self, due: &crate::Due, next: crate::Next) -> Result<bool, StorageError> {
-        INTERIM.resolve(due, next, self.now().timestamp_millis() as u64)
+        self.interim().resolve(due, next, self.now().timestamp_millis() as u64)
     }
 
     fn wakeups(self: Arc<Self>, queues: &[crate::Queue]) -> BoxStream<'static, ()> {
-        INTERIM.wakeups(queues)
+        self.interim().wakeups(queues)
     }
 
     async fn owners(&self, _after: Option<&crate::Cursor>) -> Result<crate::OwnerPage, StorageError> {
@@ -405,6 +415,6 @@ impl crate::Agenda for RedisBackend {
         queue: &crate::Queue,
         after: Option<&crate::Cursor>,
     ) -> Result<crate::TimerPage, StorageError> {
-        INTERIM.timers(queue, after)
+        self.interim().timers(queue, after)
     }
 }
