@@ -280,7 +280,7 @@ async fn answers_cancels_and_ends_cross_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_process_hands_back_is_resumed_by_another_at_its_next_sweep() {
+async fn what_a_process_releases_is_resumed_by_another_at_once() {
     let namespace = Namespace::new();
     // No lease lapses in this test.
     let lease = Duration::from_secs(3);
@@ -288,7 +288,6 @@ async fn what_a_process_hands_back_is_resumed_by_another_at_its_next_sweep() {
     other.order(json!({ "do": "resumable", "pace_ms": 200 })).await;
     let task_id = other.says().await.unwrap()["spawned"].as_str().unwrap().to_owned();
     let here = instance(&namespace, lease).await;
-    here.sweep([alice()]);
     other.order(json!({ "do": "shutdown" })).await;
     assert_eq!(other.says().await.unwrap(), "down");
     let done = tokio::time::timeout(Duration::from_secs(60), here.store().wait(&key(&task_id))).await;
