@@ -227,6 +227,8 @@ impl<B: Agenda> Run<B> {
 
     /// Stops the operation. What can resume does so on another instance.
     async fn release(mut self) {
+        // One that is about to end does so.
+        tokio::task::yield_now().await;
         self.operation.abort();
         match timeout(FAREWELL, &mut self.operation).await {
             // It may have ended just before.
