@@ -35,6 +35,8 @@ const APART_MS: u64 = 50;
 pub(super) const MOST_LATE: Duration = Duration::from_secs(1);
 /// For how much longer than an observation a timer is hidden at least.
 const LEAST_HIDDEN: Duration = Duration::from_secs(2);
+/// The timer of a longer lease is hidden anew when it is observed: should this process die, others wait less.
+const LONG_LEASE: Duration = Duration::from_secs(60);
 /// The longest sleep, should a wakeup be lost.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -78,7 +80,8 @@ impl<B: Agenda> TaskStore<B> {
             backend: Arc::clone(&self.0.backend),
             queue: [self.0.leases.clone()],
             limit: self.0.config.call_timeout,
-            hide_for: window(self.0.config.lease) + self.0.config.call_timeout.max(LEAST_HIDDEN),
+            hide_for: window(self.0.config.lease.min(LONG_LEASE))
+                + self.0.config.call_timeout.max(LEAST_HIDDEN),
             answers: Arc::clone(&self.0.answers),
             calls: Arc::new(Semaphore::new(MOST_CALLS)),
             failing: Arc::default(),
@@ -165,6 +168,10 @@ impl<B: Agenda> Keeper<B> {
         let most = BATCH.min(MOST_LOOKS.saturating_sub(self.looks.len()));
         if most == 0 {
             return Ok(HEARTBEAT);
+        }
+        if self.store.strong_count() == 0 {
+            // The store is gone, and nobody would look at what is taken.
+            return Ok(LONGEST);
         }
         let hidden_until = Instant::now() + self.hide_for;
         let taking = self.backend.take_due(&self.queue, most, self.hide_for);
