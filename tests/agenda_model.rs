@@ -196,12 +196,12 @@ async fn work(attempt: Attempt<Arc<dyn Agenda>>, random: &mut Random) {
             _ => drop(attempt.renew().await),
         }
     }
-    match random.below(6) {
-        0 | 1 => drop(attempt.release().await),
-        2 => drop(attempt.complete(json!("done")).await),
+    match random.below(16) {
+        0..=5 => drop(attempt.release().await),
+        6..=8 => drop(attempt.complete(json!("done")).await),
         // It hangs.
-        3 => std::future::pending().await,
-        4 => {
+        9 => std::future::pending().await,
+        10..=11 => {
             sleep_below(random, 2_000).await;
             drop(attempt.complete(json!("late")).await);
         }
@@ -212,7 +212,7 @@ async fn work(attempt: Attempt<Arc<dyn Agenda>>, random: &mut Random) {
 
 async fn creates(tasks: Tasks, owner: OwnerId, log: Arc<Mutex<Log>>, mut random: Random) {
     loop {
-        sleep_below(&mut random, 200).await;
+        sleep_below(&mut random, 80).await;
         let mut new = NewTask::new("tools/call");
         if random.below(3) > 0 {
             new = new.operation(OPERATION).on_worker_lost(OnWorkerLost::Resume);
@@ -228,7 +228,7 @@ async fn claims(tasks: Tasks, mut random: Random) {
     let queues = [Queue::work(OPERATION).unwrap()];
     let engine = Arc::clone(tasks.backend());
     loop {
-        sleep_below(&mut random, 60).await;
+        sleep_below(&mut random, 30).await;
         let Ok(taken) = engine.take_due(&queues, 2, Duration::from_secs(1)).await else { continue };
         for due in taken.due {
             let claimed = tasks.claim(&due.key).await;
@@ -243,7 +243,7 @@ async fn claims(tasks: Tasks, mut random: Random) {
 
 async fn reads(tasks: Tasks, log: Arc<Mutex<Log>>, mut random: Random) {
     loop {
-        sleep_below(&mut random, 100).await;
+        sleep_below(&mut random, 40).await;
         let known: Vec<TaskKey> = log.lock().unwrap().acknowledged.iter().cloned().collect();
         if known.is_empty() {
             continue;
@@ -267,6 +267,7 @@ struct History {
     processes: HashMap<usize, Vec<AbortHandle>>,
     begun: usize,
     kills: usize,
+    steps: usize,
 }
 
 impl History {
@@ -302,7 +303,7 @@ impl History {
     fn kill(&mut self) {
         self.kills += 1;
         let Some(process) = self.any_process() else { return };
-        if self.random.below(3) == 0 {
+        if self.random.below(2) == 0 {
             // With it, its keeper: none of its calls comes through any more.
             let actors = self.processes.remove(&process).unwrap();
             actors.iter().for_each(AbortHandle::abort);
@@ -319,7 +320,7 @@ impl History {
         let mut held: Vec<(tokio::time::Instant, Request)> = Vec::new();
         let mut of_the_dead: Vec<Request> = Vec::new();
         while tokio::time::Instant::now() < end {
-            if self.processes.len() < 2 || (self.processes.len() < 3 && self.random.below(200) == 0) {
+            if self.processes.len() < 2 || (self.processes.len() < 3 && self.random.below(50) == 0) {
                 self.begin_process();
             }
             while let Ok(request) = requests.try_recv() {
@@ -330,10 +331,9 @@ impl History {
                 waiting.push(held.swap_remove(at).1);
             }
             if waiting.is_empty() {
-                // Whatever comes first; one that is held may be due by then.
-                if let Ok(Some(request)) =
-                    tokio::time::timeout(Duration::from_millis(5), requests.recv()).await
-                {
+                // Whatever comes first.
+                let next = held.iter().map(|(until, _)| *until).min().map_or(end, |until| until.min(end));
+                if let Ok(Some(request)) = tokio::time::timeout_at(next, requests.recv()).await {
                     waiting.push(request);
                 }
                 continue;
@@ -344,10 +344,11 @@ impl History {
                 of_the_dead.push(request);
                 continue;
             }
-            match self.random.below(400) {
+            self.steps += 1;
+            match self.random.below(200) {
                 0..=3 => self.kill(),
-                4..=7 => drop(request.say.send(Say::Fail)),
-                8..=27 => {
+                4..=5 => drop(request.say.send(Say::Fail)),
+                6..=15 => {
                     let until = now + Duration::from_millis(self.random.below(400));
                     held.push((until, request));
                 }
@@ -417,8 +418,8 @@ impl History {
 /// How many open tasks with a lease were checked.
 static OPEN: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
 
-/// Returns how many actors and processes were killed.
-async fn history(engine: Engine, seed: u64) -> usize {
+/// Returns how many actors and processes were killed, and how many steps were let through.
+async fn history(engine: Engine, seed: u64) -> [usize; 2] {
     let store = engine.open().await;
     let (requests, received) = mpsc::unbounded_channel();
     let mut history = History {
@@ -429,9 +430,14 @@ async fn history(engine: Engine, seed: u64) -> usize {
         processes: HashMap::new(),
         begun: 0,
         kills: 0,
+        steps: 0,
     };
     history.run(received).await;
-    history.kills
+    [history.kills, history.steps]
+}
+
+fn add(sums: &mut [usize; 2], more: [usize; 2]) {
+    sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
 }
 
 /// Runs so many histories, some at a time on each of two threads.
@@ -441,32 +447,36 @@ fn histories(engine: Engine, count: u64, at_once: usize) {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let mut kills = 0;
+                let mut sums = [0, 0];
                 let mut running = JoinSet::new();
                 for number in (thread..count).step_by(2) {
                     if running.len() >= at_once {
-                        kills += running.join_next().await.unwrap().unwrap();
+                        add(&mut sums, running.join_next().await.unwrap().unwrap());
                     }
                     // So that they do not keep in step.
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     running.spawn(history(engine, first + number));
                 }
-                while let Some(killed) = running.join_next().await {
-                    kills += killed.unwrap();
+                while let Some(ended) = running.join_next().await {
+                    add(&mut sums, ended.unwrap());
                 }
-                kills
+                sums
             })
         })
     });
     let threads: Vec<_> = threads.collect();
-    let kills: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+    let mut sums = [0, 0];
+    threads.into_iter().for_each(|thread| add(&mut sums, thread.join().unwrap()));
+    let [kills, steps] = sums;
     let open = OPEN.load(std::sync::atomic::Ordering::Relaxed);
-    println!("figure | {count} histories on {engine:?} | {kills} kills, {open} open tasks in the end so far");
+    println!(
+        "figure | {count} histories on {engine:?} | {steps} steps, {kills} kills, {open} open tasks in the end so far"
+    );
     assert!(open as u64 > count && kills as u64 > count, "there was something to check");
 }
 
 #[rstest]
-#[case::memory(Engine::Memory, 300, 150)]
+#[case::memory(Engine::Memory, 600, 150)]
 #[cfg_attr(feature = "redis-tests", case::redis(Engine::Redis, 60, 30))]
 fn no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
     #[case] engine: Engine,
