@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_lease_is_live_between_the_earliest_time_of_its_renewal_and_its_deadline() {
-        let at = |seconds| DateTime::from_timestamp(1_000_000 + seconds, 0).unwrap();
+        let at = |seconds: i64| DateTime::from_timestamp(1_000_000 + seconds, 0).unwrap();
         let lease = |holder| Lease { holder, attempt: 1, renewals: 0, duration_ms: 30_000, deadline: at(30) };
         let held = lease(Some("somebody".to_owned()));
         assert!(held.is_live(at(0)) && held.is_live(at(29)));

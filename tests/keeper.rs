@@ -272,6 +272,20 @@ async fn a_task_is_scheduled_before_it_is_created_or_claimed_and_again_if_that_w
     assert_eq!(scheduled(), 0, "what is refused is not scheduled");
 }
 
+#[tokio::test]
+async fn the_first_timer_of_a_short_lease_fires_a_third_of_the_lease_and_3_s_after_it_lapses_at_the_latest() {
+    let store = Engine::Memory.open().await;
+    for (lease, limit) in [(3, 4), (30, 10), (300, 10)] {
+        let config = StoreConfig::new().lease(Duration::from_secs(lease));
+        let tasks = TaskStore::with_config(Arc::clone(&store.backend), config);
+        let (stored, _attempt) = tasks.start(&owner("alice"), closure()).await.unwrap();
+        let due = timers(&*store, &Queue::leases()).await;
+        let due_at = due.iter().find(|timer| timer.key == stored.key).unwrap().due_at;
+        let after = (due_at - stored.task.lease.unwrap().deadline).as_seconds_f64();
+        assert!((after - f64::from(limit)).abs() < 0.5, "{after} s after a lease of {lease} s");
+    }
+}
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn a_renewal_and_an_end_touch_no_timer_and_the_taker_removes_that_of_an_ended_task(

@@ -245,7 +245,7 @@ impl ServerHandler for DigestServer {
     }
 }
 
-/// Serves until `stop`. Then leases are handed back, so that another instance goes on with the tasks at once, while
+/// Serves until `stop`. Then leases are released, so that another instance goes on with the tasks at once, while
 /// the answers that are under way go out.
 pub async fn serve(
     listener: TcpListener,

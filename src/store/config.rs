@@ -149,7 +149,7 @@ impl StoreConfig {
     /// The timer of a lease fires that much later than the lease lapses, so that whoever finds no record then knows that
     /// there will be none. A task that took longer to store is scheduled again before the call returns. Choose more than
     /// the time limit of the engine's calls. The first look at a worker that dies before its first renewal comes that
-    /// much later.
+    /// much later, but by no more than a third of the lease and 3 s.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         self.call_timeout = limit.min(LONGEST_LEASE);
         self

@@ -127,13 +127,19 @@ impl<B: Agenda> TaskStore<B> {
     /// Makes the timer of a lease that is about to be written fire one time limit of a call after it lapses: whoever
     /// finds no record then knows that there will be none.
     pub(super) async fn schedule_lease(&self, key: &TaskKey) -> Result<(), TaskError> {
+        self.schedule(&self.0.leases, key, self.0.config.lease + self.write_limit()).await
+    }
+
+    /// How long the write of a lease may take. No longer than that a worker which dies soon after its first renewal is
+    /// found as soon as any other: within 1⅓ leases and 5 s.
+    fn write_limit(&self) -> Duration {
         let config = &self.0.config;
-        self.schedule(&self.0.leases, key, config.lease + config.call_timeout).await
+        config.call_timeout.min(config.lease / 3 + Duration::from_secs(3))
     }
 
     /// The write of a lease took longer than one call may: its timer may have fired before, and may be gone.
     async fn schedule_again_if_slow(&self, key: &TaskKey, begun: Instant) -> Result<(), TaskError> {
-        if begun.elapsed() > self.0.config.call_timeout {
+        if begun.elapsed() > self.write_limit() {
             self.schedule(&self.0.leases, key, self.0.config.lease).await?;
         }
         Ok(())
