@@ -215,6 +215,26 @@ async fn a_reader_brings_back_the_timers_that_were_lost(#[case] engine: Engine) 
 
 #[apply(on_every_engine)]
 #[tokio::test]
+async fn whoever_waits_for_a_task_brings_back_a_timer_that_was_lost(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let spy = Spy::new(&store.backend);
+    spy.loses_timers.store(true, Ordering::SeqCst);
+    let agenda = spy.agenda();
+    let begin = async move {
+        let tasks = open(&agenda, Duration::from_millis(600));
+        tasks.start(&owner("alice"), closure()).await.unwrap().0.key
+    };
+    let key = in_a_process_that_dies(begin).await;
+    assert!(timers(&*store, &Queue::leases()).await.is_empty());
+    // When the wait begins, the lease has not lapsed.
+    let tasks = open(&store.backend, LONG);
+    let wait = tasks.wait(&key);
+    let ended = tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the wait ends").unwrap();
+    assert_eq!(ended.task.status, TaskStatus::Failed);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
 async fn a_reader_schedules_a_lapsed_lease_once_a_lease(#[case] engine: Engine) {
     let store = engine.open().await;
     let spy = Spy::new(&store.backend);

@@ -63,7 +63,7 @@ impl<B: Agenda> Inner<B> {
             backend: Arc::clone(self.store.shared_backend()),
             registered: Arc::clone(&self.working.registered),
             stop: self.stop(),
-            limit: self.store.call_timeout(),
+            limit: self.store.call_timeout().max(AGAIN),
             claims: Arc::new(Semaphore::new(AT_ONCE)),
             failing: Arc::default(),
         };
@@ -135,7 +135,7 @@ impl<B: Agenda> Worker<B> {
 
     /// Takes tasks from these queues until there may be more queues, or the process is about to end: then `false`.
     async fn take_from(&self, queues: &[Queue]) -> bool {
-        let mut wakeups = Arc::clone(&self.backend).wakeups(queues);
+        let mut wakeups = Arc::clone(&self.backend).wakeups(queues).fuse();
         let mut back_off = BackOff::new();
         loop {
             // Not given up halfway: what it took would be hidden from the other instances.

@@ -6,6 +6,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_core::stream::BoxStream;
+use futures_util::StreamExt;
+use futures_util::stream::Fuse;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -79,7 +81,7 @@ impl<B: Agenda> TaskStore<B> {
             store: Arc::downgrade(&self.0),
             backend: Arc::clone(&self.0.backend),
             queue: [self.0.leases.clone()],
-            limit: self.0.config.call_timeout,
+            limit: self.0.config.call_timeout.max(MOST_LATE),
             hide_for: window(self.0.config.lease.min(LONG_LEASE))
                 + self.0.config.call_timeout.max(LEAST_HIDDEN),
             answers: Arc::clone(&self.0.answers),
@@ -130,7 +132,7 @@ impl<B: Agenda> Keeper<B> {
     async fn run(mut self, dropped: Arc<Mutex<mpsc::UnboundedReceiver<AttemptId>>>) {
         // One of an earlier runtime may be about to end.
         let mut dropped = dropped.lock().await;
-        let mut wakeups = Arc::clone(&self.backend).wakeups(&self.queue);
+        let mut wakeups = Arc::clone(&self.backend).wakeups(&self.queue).fuse();
         let (outage, mut back_off) = (Outage::default(), BackOff::new());
         loop {
             let pause = match self.take().await {
@@ -230,7 +232,7 @@ impl<B: Agenda> Keeper<B> {
 /// What happens first, at `at` at the latest.
 async fn event(
     dropped: &mut mpsc::UnboundedReceiver<AttemptId>,
-    wakeups: &mut BoxStream<'static, ()>,
+    wakeups: &mut Fuse<BoxStream<'static, ()>>,
     at: Instant,
 ) -> Event {
     let mut due = std::pin::pin!(sleep_until(at));
@@ -239,7 +241,7 @@ async fn event(
             return Poll::Ready(dropped.map_or(Event::Closed, Event::Dropped));
         }
         // A stream that ends has no more items: then the sleep decides.
-        if let Poll::Ready(Some(())) = wakeups.as_mut().poll_next(cx) {
+        if let Poll::Ready(Some(())) = wakeups.poll_next_unpin(cx) {
             return Poll::Ready(Event::Woken);
         }
         due.as_mut().poll(cx).map(|()| Event::Due)

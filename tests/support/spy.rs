@@ -27,6 +27,8 @@ pub struct Spy {
     pub is_full: AtomicBool,
     /// How many milliseconds a write takes.
     pub writes_take_ms: AtomicU64,
+    /// What is scheduled is lost, as by a failover.
+    pub loses_timers: AtomicBool,
     /// The clock cannot be asked.
     pub has_no_clock: AtomicBool,
     /// So many of the next reads fail.
@@ -54,6 +56,7 @@ impl Spy {
             leads_by_ms: AtomicI64::new(0),
             is_full: AtomicBool::new(false),
             writes_take_ms: AtomicU64::new(0),
+            loses_timers: AtomicBool::new(false),
             has_no_clock: AtomicBool::new(false),
             failing_reads: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
@@ -140,6 +143,9 @@ impl Agenda for Spy {
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
         if *queue == Queue::leases() {
             self.scheduled.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.loses_timers.load(Ordering::SeqCst) {
+            return Ok(());
         }
         self.engine.schedule(queue, key, after).await
     }
