@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::payload::{self, HeldParts, Payload};
-use crate::{TaskId, TaskKey, Version};
+use crate::{Expiry, TaskId, TaskKey, Version};
 
 /// Where a task stands (MCP Tasks extension, SEP-2663, "Task Status").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,20 +56,33 @@ impl fmt::Display for TaskStatus {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Lease {
-    /// The process that holds it, by a random id; `None` once it was handed back.
+    /// The process that holds it, by a random id; `None` while the task waits for a worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
-    /// How many times work on the task was begun: 1, 2, 3, …
+    /// How many times work on the task was begun: 1, 2, 3, …; 0 before the first time.
     pub attempt: u32,
+    /// How many times its holder has renewed it. An observer that sees the number grow knows that the holder lives.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub renewals: u64,
+    /// For how many milliseconds each renewal makes it last. Observers go by this, not by a setting of their own.
+    pub duration_ms: u64,
     /// When it lapses unless it is renewed, by the engine's clock.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
 }
 
 impl Lease {
-    /// Whether somebody holds it at this time of the engine's clock.
+    /// Whether somebody holds it at this time of the engine's clock. One whose deadline is further ahead than a renewal
+    /// could have set it counts as lapsed: the clock was set back since.
     pub fn is_live(&self, now: DateTime<Utc>) -> bool {
-        self.holder.is_some() && now < self.deadline
+        self.holder.is_some() && now < self.deadline && self.deadline <= now + self.duration()
+    }
+
+    /// For how long each renewal makes it last.
+    pub fn duration(&self) -> Duration {
+        // No time of a clock is further ahead than this, and sums with it stay in range.
+        const LONGEST_MS: u64 = Expiry::MAX.as_millis() as u64;
+        Duration::from_millis(self.duration_ms.min(LONGEST_MS))
     }
 }
 
@@ -211,6 +225,10 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
     Value::deserialize(deserializer).map(Some)
 }
 
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 fn is_false(flag: &bool) -> bool {
     !flag
 }
@@ -256,7 +274,7 @@ mod tests {
             "checkpoint": null,
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
-            "lease": {"holder": "0f1b2c3d", "attempt": 2, "deadline": "2026-01-31T12:00:30.000Z"},
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z"},
             "cancelRequested": true, "variables": {"n": 1}, "writeIds": ["0badcafe"],
             "progress": {"done": [1, 2, 3]}, "zone": null,
         });
@@ -264,6 +282,17 @@ mod tests {
         assert_eq!(task.extra.len(), 2);
         assert_eq!(serde_json::to_value(&task).unwrap(), json);
         assert_eq!(task.deadline().unwrap().to_rfc3339(), "2026-01-31T12:01:00+00:00");
+    }
+
+    #[test]
+    fn a_lease_is_live_between_the_earliest_time_of_its_renewal_and_its_deadline() {
+        let at = |seconds: i64| DateTime::from_timestamp(1_000_000 + seconds, 0).unwrap();
+        let lease = |holder| Lease { holder, attempt: 1, renewals: 0, duration_ms: 30_000, deadline: at(30) };
+        let held = lease(Some("somebody".to_owned()));
+        assert!(held.is_live(at(0)) && held.is_live(at(29)));
+        assert!(!held.is_live(at(30)), "it has lapsed");
+        assert!(!held.is_live(at(-1)), "the clock was set back");
+        assert!(!lease(None).is_live(at(10)), "it has no holder");
     }
 
     #[test]

@@ -88,7 +88,7 @@ fn assert_all_steps(output: &Output, files: usize, killed: &str, stopped: &str) 
         format!("polled on server 2: completed by server 2, attempt 2: {files} files, "),
         "server 3 at http://127.0.0.1:".to_owned(),
         "called on server 2, polled on server 3: ".to_owned(),
-        format!("server 2 {stopped}: its lease is handed back"),
+        format!("server 2 {stopped}: its lease is released"),
         "taken up ".to_owned(),
         format!("polled on server 3: completed by server 3, attempt 2: {files} files, "),
         format!("server 3 {stopped}"),

@@ -14,12 +14,12 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use mcp_task_store::{
     Agenda, Attempt, LocalAgenda, MemoryBackend, NewTask, OnWorkerLost, OwnerId, Page, PageRequest, Part,
-    PartName, PutOptions, Record, RpcError, StorageBackend, StorageError, StoreConfig, StoredTask, TaskError,
-    TaskKey, TaskStatus, TaskStore, Version, Written,
+    PartName, PutOptions, Record, RpcError, StorageBackend, StorageError, StoreConfig, StoredTask, Task,
+    TaskError, TaskKey, TaskStatus, TaskStore, Version, Written,
 };
 use rstest_reuse::apply;
 use serde_json::{Value, json};
-use support::{Engine, Store, on_every_engine, on_every_watch, owner};
+use support::{Engine, Store, in_a_process_that_dies, on_every_engine, on_every_watch, owner};
 
 type Tasks = TaskStore<Arc<dyn Agenda>>;
 type Trying = Attempt<Arc<dyn Agenda>>;
@@ -29,12 +29,15 @@ const LONG: Duration = Duration::from_secs(3600);
 /// One that does.
 const SHORT: Duration = Duration::from_millis(50);
 
+fn config(lease: Duration) -> StoreConfig {
+    // A task whose TTL has elapsed can be looked at for as long as a test takes.
+    StoreConfig::new().lease(lease).retention(LONG).call_timeout(Duration::from_millis(100))
+}
+
 /// Two stores on one engine, as of two processes.
 async fn open(engine: Engine, lease: Duration) -> (Store, Tasks, Tasks) {
     let store = engine.open().await;
-    // A task whose TTL has elapsed can be looked at for as long as a test takes.
-    let config = || StoreConfig::new().lease(lease).retention(LONG);
-    let tasks = || TaskStore::with_config(Arc::clone(&store.backend), config());
+    let tasks = || TaskStore::with_config(Arc::clone(&store.backend), config(lease));
     let (one, other) = (tasks(), tasks());
     (store, one, other)
 }
@@ -55,6 +58,17 @@ async fn start(tasks: &Tasks, new: NewTask) -> (TaskKey, Trying) {
     (stored.key, attempt)
 }
 
+/// Begins a task in a process that dies at once. Its attempt can still be tried, as if the process had only been cut off.
+async fn lost(store: &Store, new: NewTask) -> (TaskKey, Trying) {
+    let backend = Arc::clone(&store.backend);
+    let begun = in_a_process_that_dies(async move {
+        let tasks = TaskStore::with_config(backend, config(SHORT));
+        tasks.start(&owner("alice"), new).await.unwrap()
+    });
+    let (stored, attempt) = begun.await;
+    (stored.key, attempt)
+}
+
 /// Waits until the lease of a task has lapsed by the engine's clock.
 async fn lapsed(store: &Store, tasks: &Tasks, key: &TaskKey) -> StoredTask {
     let stored = tasks.get(key).await.unwrap();
@@ -62,23 +76,26 @@ async fn lapsed(store: &Store, tasks: &Tasks, key: &TaskKey) -> StoredTask {
     stored
 }
 
-/// Reads a task until it is as wanted.
-async fn until(tasks: &Tasks, key: &TaskKey, wanted: impl Fn(&StoredTask) -> bool) -> StoredTask {
+/// Looks at a record, which no store notices, until it is as wanted.
+async fn until(store: &Store, key: &TaskKey, wanted: impl Fn(&Task) -> bool) -> Task {
     let reading = async {
         loop {
-            let stored = tasks.get(key).await.unwrap();
-            if wanted(&stored) {
-                return stored;
+            let task: Task = serde_json::from_slice(&store.get(key).await.unwrap().data).unwrap();
+            if wanted(&task) {
+                return task;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), reading).await.expect("it comes to that")
 }
 
-async fn until_orphaned(store: &Store, tasks: &Tasks, key: &TaskKey) -> StoredTask {
-    lapsed(store, tasks, key).await;
-    until(tasks, key, |stored| tasks.is_orphaned(stored)).await
+fn has_ended(task: &Task) -> bool {
+    task.status.is_terminal()
+}
+
+fn waits_for_a_worker(task: &Task) -> bool {
+    task.lease.as_ref().is_some_and(|lease| lease.holder.is_none())
 }
 
 #[apply(on_every_engine)]
@@ -122,91 +139,69 @@ async fn a_renewal_makes_the_lease_last_longer_and_nobody_notices(#[case] engine
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_lapsed_lease_is_settled_by_a_reader_who_saw_it_lapsed_a_second_before(#[case] engine: Engine) {
-    let (store, tasks, other) = open(engine, SHORT).await;
-    let (key, attempt) = start(&tasks, closure()).await;
-    lapsed(&store, &other, &key).await;
-    let first = std::time::Instant::now();
-    let failed = loop {
-        let before = first.elapsed();
-        let stored = other.get(&key).await.unwrap();
-        if stored.task.status != TaskStatus::Working {
-            assert!(first.elapsed() >= Duration::from_secs(1), "settled after {before:?}");
-            break stored;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    let error = failed.task.error.unwrap();
-    assert_eq!((failed.task.status, error.code), (TaskStatus::Failed, -32603));
+async fn a_task_whose_worker_is_lost_fails_when_its_lapsed_lease_was_observed_for_a_second(
+    #[case] engine: Engine,
+) {
+    let store = engine.open().await;
+    let (key, attempt) = lost(&store, closure()).await;
+    let lease = lapsed(&store, &TaskStore::new(Arc::clone(&store.backend)), &key).await.task.lease.unwrap();
+    let begun = std::time::Instant::now();
+    let other = TaskStore::with_config(Arc::clone(&store.backend), config(LONG));
+    let failed = until(&store, &key, has_ended).await;
+    // A third of the lease that was observed, not of the observer's.
+    assert!(begun.elapsed() >= Duration::from_secs(1) + lease.duration() / 3, "{:?}", begun.elapsed());
+    let error = failed.error.unwrap();
+    assert_eq!((failed.status, error.code), (TaskStatus::Failed, -32603));
     assert!(error.message.contains("worker"), "{error:?}");
-    assert_eq!(failed.task.status_message, Some(error.message));
+    assert_eq!(failed.status_message, Some(error.message));
+    let version = other.get(&key).await.unwrap().version;
     assert_refused!(attempt.complete(json!(1)).await, TaskError::InvalidTransition { .. });
     assert_refused!(attempt.renew().await, TaskError::InvalidTransition { .. });
-    assert_eq!(tasks.get(&key).await.unwrap().version, failed.version);
+    assert_eq!(other.get(&key).await.unwrap().version, version);
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_page_settles_lapsed_leases_as_a_read_does(#[case] engine: Engine) {
-    let (store, tasks, other) = open(engine, SHORT).await;
-    let (key, _attempt) = start(&tasks, closure()).await;
-    lapsed(&store, &other, &key).await;
-    let listing = async {
-        loop {
-            let page = other.list(&owner("alice"), PageRequest::new(10)).await.unwrap();
-            if page.tasks[0].task.status == TaskStatus::Failed {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), listing).await.expect("it is settled");
-}
-
-#[apply(on_every_engine)]
-#[tokio::test]
-async fn the_holder_may_renew_its_lapsed_lease_while_nobody_has_settled_it(#[case] engine: Engine) {
-    let (store, tasks, other) = open(engine, SHORT).await;
-    let (key, attempt) = start(&tasks, closure()).await;
-    lapsed(&store, &other, &key).await;
-    for store in [&tasks, &other] {
-        assert_eq!(store.get(&key).await.unwrap().task.status, TaskStatus::Working);
+async fn a_worker_that_renews_its_lapsed_lease_within_the_observation_is_not_lost(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let (key, attempt) = lost(&store, closure()).await;
+    let _other: Tasks = TaskStore::with_config(Arc::clone(&store.backend), config(LONG));
+    // Each lease has long lapsed when the next renewal comes, and each observation is a second long.
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        attempt.renew().await.unwrap();
     }
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    // Neither by its own change, although its store has seen the lease lapsed long ago.
-    attempt.set_status_message("late").await.unwrap();
-    let renewed = attempt.renew().await.unwrap();
-    // For the reader it is another lease, not to be seen lapsed before a second has passed again.
-    store.until(renewed.task.lease.unwrap().deadline).await;
-    assert_eq!(other.get(&key).await.unwrap().task.status, TaskStatus::Working);
+    let renewed = attempt.set_status_message("late").await.unwrap();
+    assert_eq!(renewed.task.lease.unwrap().renewals, 6);
     attempt.complete(json!("done after all")).await.unwrap();
+    assert_eq!(until(&store, &key, has_ended).await.status, TaskStatus::Completed);
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_orphan_is_taken_up_once_and_every_write_of_the_lost_worker_is_refused(#[case] engine: Engine) {
-    let (store, tasks, other) = open(engine, SHORT).await;
-    let (key, lost) = start(&tasks, resumable()).await;
-    let stored = tasks.get(&key).await.unwrap();
-    assert!(other.take_up(&stored).await.unwrap().is_none(), "its lease is live");
-    let orphan = until_orphaned(&store, &other, &key).await;
-    assert_eq!(orphan.task.status, TaskStatus::Working, "it is not failed");
-    assert_eq!(
-        (orphan.task.operation.as_deref(), orphan.task.arguments.as_inline()),
-        (Some("render"), Some(&json!({ "frames": 3 })))
-    );
-    let claims = futures_util::future::join_all((0..8).map(|_| other.take_up(&orphan))).await;
-    let mut taken: Vec<Trying> = claims.into_iter().filter_map(Result::unwrap).collect();
-    let (next, none) = (taken.pop().unwrap(), taken);
+async fn an_orphan_is_claimed_once_and_every_write_of_the_lost_worker_is_refused(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let (key, lost) = lost(&store, resumable()).await;
+    let other: Tasks = TaskStore::with_config(Arc::clone(&store.backend), config(LONG));
+    assert!(other.claim(&key).await.unwrap().is_none(), "it has a holder");
+    let orphan = until(&store, &key, waits_for_a_worker).await;
+    assert_eq!(orphan.status, TaskStatus::Working, "it is not failed");
+    let claims = futures_util::future::join_all((0..8).map(|_| other.claim(&key))).await;
+    let mut claimed: Vec<(StoredTask, Trying)> = claims.into_iter().filter_map(Result::unwrap).collect();
+    let ((task, next), none) = (claimed.pop().unwrap(), claimed);
     assert!(none.is_empty(), "one claim of eight");
     assert_eq!(next.number(), 2);
+    assert_eq!(
+        (task.task.operation.as_deref(), task.task.arguments.as_inline()),
+        (Some("render"), Some(&json!({ "frames": 3 })))
+    );
 
     let before = other.get(&key).await.unwrap();
     assert!(next.holds(&before.task) && !lost.holds(&before.task));
     let error = RpcError::new(1, "late");
     for refused in [
         lost.renew().await,
-        lost.hand_back().await,
+        lost.release().await,
         lost.set_status_message("late").await,
         lost.ask("a", json!({})).await,
         lost.set_variables([("a", json!(1))]).await,
@@ -219,17 +214,19 @@ async fn an_orphan_is_taken_up_once_and_every_write_of_the_lost_worker_is_refuse
     assert_eq!(other.get(&key).await.unwrap(), before);
     next.complete(json!("by the second")).await.unwrap();
     assert_refused!(lost.complete(json!("by the first")).await, TaskError::InvalidTransition { .. });
-    assert!(other.take_up(&orphan).await.unwrap().is_none(), "it has ended");
+    assert!(other.claim(&key).await.unwrap().is_none(), "it has ended");
+    let gone = TaskKey { owner: owner("bob"), task: key.task };
+    assert!(other.claim(&gone).await.unwrap().is_none(), "there is no such task");
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn two_processes_that_take_up_one_orphan_get_one_attempt(#[case] engine: Engine) {
+async fn two_processes_that_claim_one_task_get_one_attempt(#[case] engine: Engine) {
     let (_store, tasks, other) = open(engine, LONG).await;
     for _ in 0..20 {
-        let (_key, attempt) = start(&tasks, resumable()).await;
-        let orphan = attempt.hand_back().await.unwrap();
-        let (one, two) = tokio::join!(tasks.take_up(&orphan), other.take_up(&orphan));
+        let (key, attempt) = start(&tasks, resumable()).await;
+        attempt.release().await.unwrap();
+        let (one, two) = tokio::join!(tasks.claim(&key), other.claim(&key));
         assert_ne!(one.unwrap().is_some(), two.unwrap().is_some());
     }
 }
@@ -239,7 +236,8 @@ async fn two_processes_that_take_up_one_orphan_get_one_attempt(#[case] engine: E
 async fn the_next_attempt_may_be_of_the_same_process_and_the_earlier_one_is_refused(#[case] engine: Engine) {
     let (_store, tasks, _) = open(engine, LONG).await;
     let (key, earlier) = start(&tasks, resumable()).await;
-    let next = tasks.take_up(&earlier.hand_back().await.unwrap()).await.unwrap().unwrap();
+    earlier.release().await.unwrap();
+    let (_, next) = tasks.claim(&key).await.unwrap().unwrap();
     let stored = tasks.get(&key).await.unwrap();
     assert!(next.holds(&stored.task) && !earlier.holds(&stored.task));
     assert_refused!(earlier.renew().await, TaskError::LeaseLost { attempt: 1, .. });
@@ -249,17 +247,46 @@ async fn the_next_attempt_may_be_of_the_same_process_and_the_earlier_one_is_refu
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn what_is_not_to_resume_is_no_orphan(#[case] engine: Engine) {
+async fn a_task_that_cannot_resume_fails_with_its_release(#[case] engine: Engine) {
     let (_store, tasks, other) = open(engine, LONG).await;
-    let (_key, attempt) = start(&tasks, closure()).await;
-    let handed_back = attempt.hand_back().await.unwrap();
-    assert!(!other.is_orphaned(&handed_back));
-    assert!(other.take_up(&handed_back).await.unwrap().is_none());
+    let (key, attempt) = start(&tasks, closure()).await;
+    let released = attempt.release().await.unwrap();
+    assert_eq!((released.task.status, released.version), (TaskStatus::Failed, Version::from(2)));
+    assert!(released.task.error.unwrap().message.contains("worker"));
+    assert!(other.claim(&key).await.unwrap().is_none());
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_ttl_that_has_elapsed_is_settled_by_the_next_change_of_the_holder(#[case] engine: Engine) {
+async fn a_task_that_was_asked_to_cancel_is_cancelled_by_its_release_and_by_the_loss_of_its_worker(
+    #[case] engine: Engine,
+) {
+    let (store, tasks, other) = open(engine, LONG).await;
+    for new in [closure(), resumable()] {
+        let (key, attempt) = start(&tasks, new.clone()).await;
+        other.request_cancel(&key).await.unwrap();
+        assert_eq!(attempt.release().await.unwrap().task.status, TaskStatus::Cancelled);
+
+        let (key, _lost) = lost(&store, new).await;
+        other.request_cancel(&key).await.unwrap();
+        assert_eq!(until(&store, &key, has_ended).await.status, TaskStatus::Cancelled);
+        assert!(other.claim(&key).await.unwrap().is_none());
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_task_that_was_asked_to_cancel_and_whose_ttl_elapses_is_cancelled(#[case] engine: Engine) {
+    let (store, tasks, other) = open(engine, LONG).await;
+    let (key, _attempt) = start(&tasks, closure().ttl(Duration::from_millis(50))).await;
+    let asked = other.request_cancel(&key).await.unwrap();
+    store.until(asked.task.deadline().unwrap()).await;
+    assert_eq!(other.get(&key).await.unwrap().task.status, TaskStatus::Cancelled);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_task_whose_ttl_has_elapsed_fails_with_the_next_change_of_the_holder(#[case] engine: Engine) {
     let (store, tasks, other) = open(engine, LONG).await;
     let ttl = Duration::from_millis(50);
     let (stored, attempt) = tasks.start(&owner("alice"), closure().ttl(ttl)).await.unwrap();
@@ -271,19 +298,12 @@ async fn a_ttl_that_has_elapsed_is_settled_by_the_next_change_of_the_holder(#[ca
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn what_was_handed_back_needs_no_second_look(#[case] engine: Engine) {
+async fn a_released_task_can_be_claimed_at_once(#[case] engine: Engine) {
     let (_store, tasks, other) = open(engine, LONG).await;
     let (key, attempt) = start(&tasks, resumable()).await;
-    attempt.hand_back().await.unwrap();
+    attempt.release().await.unwrap();
     assert_refused!(attempt.complete(json!(1)).await, TaskError::LeaseLost { .. });
-    let orphan = other.get(&key).await.unwrap();
-    assert!(other.is_orphaned(&orphan));
-    assert_eq!(other.take_up(&orphan).await.unwrap().unwrap().number(), 2);
-
-    // What cannot resume has lost its worker.
-    let (key, attempt) = start(&tasks, closure()).await;
-    attempt.hand_back().await.unwrap();
-    assert_eq!(other.get(&key).await.unwrap().task.status, TaskStatus::Failed);
+    assert_eq!(other.claim(&key).await.unwrap().unwrap().1.number(), 2);
 }
 
 #[apply(on_every_engine)]
@@ -296,17 +316,18 @@ async fn an_attempt_uses_a_key_once_and_the_next_one_finds_what_was_asked(#[case
     assert_refused!(first.ask("name", name.clone()).await, TaskError::InputKeyUsed { .. });
     first.ask("age", age.clone()).await.unwrap();
     other.deliver_inputs(&key, [("name", json!("Ada"))]).await.unwrap();
-    let orphan = first.hand_back().await.unwrap();
-    assert_eq!(orphan.task.status, TaskStatus::InputRequired);
+    let released = first.release().await.unwrap();
+    assert_eq!(released.task.status, TaskStatus::InputRequired);
 
-    let second = other.take_up(&orphan).await.unwrap().unwrap();
+    let (_, second) = other.claim(&key).await.unwrap().unwrap();
     let answered = second.ask("name", name.clone()).await.unwrap();
     assert_eq!(answered.task.input_responses["name"], "Ada");
     assert_refused!(second.ask("name", name).await, TaskError::InputKeyUsed { .. });
     assert_refused!(second.ask("age", json!({ "ask": "years" })).await, TaskError::InputKeyUsed { .. });
     let open = second.ask("age", age.clone()).await.unwrap();
     assert_eq!((open.version, &open.task.input_requests["age"]), (answered.version, &age));
-    let third = other.take_up(&second.hand_back().await.unwrap()).await.unwrap().unwrap();
+    second.release().await.unwrap();
+    let (_, third) = other.claim(&key).await.unwrap().unwrap();
     assert_refused!(third.ask("name", json!({ "ask": "title" })).await, TaskError::InputKeyUsed { .. });
     third.ask("more", json!({})).await.unwrap();
 }
@@ -319,7 +340,8 @@ async fn an_answer_is_no_longer_given_once_the_task_is_to_be_cancelled_or_has_en
         let (key, first) = start(&tasks, resumable()).await;
         first.ask("name", json!({})).await.unwrap();
         other.deliver_inputs(&key, [("name", json!("Ada"))]).await.unwrap();
-        let second = other.take_up(&first.hand_back().await.unwrap()).await.unwrap().unwrap();
+        first.release().await.unwrap();
+        let (_, second) = other.claim(&key).await.unwrap().unwrap();
         if ends {
             tasks.cancel(&key).await.unwrap();
             assert_refused!(second.ask("name", json!({})).await, TaskError::InvalidTransition { .. });
@@ -344,23 +366,20 @@ async fn answered_requests_are_kept_only_for_a_task_that_may_be_asked_again(#[ca
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_request_to_cancel_is_left_to_a_live_worker_and_ends_a_task_that_has_lost_its(
+async fn a_request_to_cancel_is_left_to_the_worker_and_ends_a_task_that_waits_for_one(
     #[case] engine: Engine,
 ) {
-    let (store, tasks, other) = open(engine, SHORT).await;
-    let (key, _lost) = start(&tasks, resumable()).await;
-    lapsed(&store, &other, &key).await;
-    let cancelled = other.request_cancel(&key).await.unwrap();
-    assert_eq!((cancelled.task.status, cancelled.task.cancel_requested), (TaskStatus::Cancelled, true));
-    other.request_cancel(&key).await.unwrap();
-
     let (_store, tasks, other) = open(engine, LONG).await;
     let (key, attempt) = start(&tasks, resumable()).await;
     let asked = other.request_cancel(&key).await.unwrap();
     assert_eq!((asked.task.status, asked.task.cancel_requested), (TaskStatus::Working, true));
     assert_refused!(attempt.ask("a", json!({})).await, TaskError::CancelRequested { .. });
-    attempt.hand_back().await.unwrap();
-    assert_eq!(other.request_cancel(&key).await.unwrap().task.status, TaskStatus::Cancelled);
+
+    let (key, attempt) = start(&tasks, resumable()).await;
+    attempt.release().await.unwrap();
+    let cancelled = other.request_cancel(&key).await.unwrap();
+    assert_eq!((cancelled.task.status, cancelled.task.cancel_requested), (TaskStatus::Cancelled, true));
+    other.request_cancel(&key).await.unwrap();
 }
 
 #[test]
@@ -408,27 +427,27 @@ async fn a_wait_ends_when_another_process_completes_the_task_or_asks_for_input(#
 
 #[apply(on_every_watch)]
 #[tokio::test]
-async fn a_wait_settles_a_task_whose_worker_is_lost(#[case] engine: Engine) {
-    let (_store, tasks, other) = open(engine, SHORT).await;
-    let (key, _lost) = start(&tasks, closure()).await;
+async fn a_wait_ends_when_the_worker_of_the_task_is_lost(#[case] engine: Engine) {
+    let (store, _, other) = open(engine, SHORT).await;
+    let (key, _lost) = lost(&store, closure()).await;
     assert_eq!(waited(&other, &key).await.unwrap().task.status, TaskStatus::Failed);
 }
 
 #[apply(on_every_watch)]
 #[tokio::test]
-async fn who_watches_is_told_when_a_lease_is_handed_back(#[case] engine: Engine) {
+async fn a_subscriber_is_notified_of_a_release(#[case] engine: Engine) {
     let (store, tasks, _) = open(engine, LONG).await;
     let (key, attempt) = start(&tasks, closure()).await;
     let mut watch = Arc::clone(&store.backend).watch(&key);
     watch.next().await.unwrap().unwrap();
-    attempt.hand_back().await.unwrap();
+    attempt.release().await.unwrap();
     let told = tokio::time::timeout(Duration::from_secs(60), watch.next()).await;
-    told.expect("a wait need not last until the lease lapses").unwrap().unwrap();
+    told.expect("a wait does not last until the lease lapses").unwrap().unwrap();
 }
 
 #[apply(on_every_watch)]
 #[tokio::test]
-async fn a_wait_settles_a_task_whose_ttl_elapses(#[case] engine: Engine) {
+async fn a_wait_ends_when_the_ttl_of_the_task_elapses(#[case] engine: Engine) {
     let (_store, tasks, other) = open(engine, LONG).await;
     let (key, _attempt) = start(&tasks, closure().ttl(Duration::from_millis(300))).await;
     let failed = waited(&other, &key).await.unwrap();

@@ -47,8 +47,8 @@ fn call() -> NewTask {
 
 /// The task is left by one worker, and the next one begins.
 async fn next_attempt(tasks: &Tasks, attempt: &Working) -> Working {
-    let released = attempt.hand_back().await.unwrap();
-    tasks.take_up(&released).await.unwrap().unwrap()
+    attempt.release().await.unwrap();
+    tasks.claim(attempt.key()).await.unwrap().unwrap().1
 }
 
 /// Holds a payload against what it was set to, in a task as a call returned it and as it is read.
@@ -148,7 +148,7 @@ async fn every_end_of_a_task_removes_its_checkpoint(
             1 => attempt.fail(RpcError::new(1, "broken")).await,
             2 => tasks.cancel(&kept).await,
             _ => {
-                attempt.hand_back().await.unwrap();
+                attempt.release().await.unwrap();
                 tasks.request_cancel(attempt.key()).await
             }
         };

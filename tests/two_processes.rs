@@ -92,7 +92,7 @@ fn steps(context: TaskContext, arguments: Value) -> TaskFuture {
 }
 
 fn config(lease: Duration) -> StoreConfig {
-    StoreConfig::new().lease(lease).max_tasks_per_owner(None)
+    StoreConfig::new().lease(lease).call_timeout(Duration::from_secs(1)).max_tasks_per_owner(None)
 }
 
 async fn instance(namespace: &Namespace, lease: Duration) -> Manager {
@@ -280,7 +280,7 @@ async fn answers_cancels_and_ends_cross_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_process_hands_back_is_resumed_by_another_at_its_next_sweep() {
+async fn what_a_process_releases_is_resumed_by_another_at_once() {
     let namespace = Namespace::new();
     // No lease lapses in this test.
     let lease = Duration::from_secs(3);
@@ -288,7 +288,6 @@ async fn what_a_process_hands_back_is_resumed_by_another_at_its_next_sweep() {
     other.order(json!({ "do": "resumable", "pace_ms": 200 })).await;
     let task_id = other.says().await.unwrap()["spawned"].as_str().unwrap().to_owned();
     let here = instance(&namespace, lease).await;
-    here.sweep([alice()]);
     other.order(json!({ "do": "shutdown" })).await;
     assert_eq!(other.says().await.unwrap(), "down");
     let done = tokio::time::timeout(Duration::from_secs(60), here.store().wait(&key(&task_id))).await;
@@ -322,20 +321,14 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
     let acknowledged: Vec<&str> = words.iter().filter_map(|word| word["spawned"].as_str()).collect();
 
     let reader = TaskStore::with_config(namespace.backend().await, config(lease));
-    // The longest that a lease may have lasted.
-    tokio::time::sleep(lease + Duration::from_millis(20)).await;
     let here = instance(&namespace, lease).await;
-    for _ in 0..2 {
-        for task_id in &acknowledged {
-            reader.get(&key(task_id)).await.expect("what was acknowledged is not lost");
-            here.get_task(&alice(), task_id).await.unwrap();
-        }
-        tokio::time::sleep(Duration::from_millis(1050)).await;
+    for task_id in &acknowledged {
+        reader.get(&key(task_id)).await.expect("what was acknowledged is not lost");
+        until(async || here.get_task(&alice(), task_id).await.unwrap().status().is_terminal()).await;
     }
     for task_id in acknowledged {
         let task = reader.get(&key(task_id)).await.unwrap().task;
         if task.operation.is_none() {
-            assert!(task.status.is_terminal(), "round {round}: {task:?}");
             match task.error {
                 Some(error) => {
                     assert!(error.message.contains("worker"), "{error:?}");
@@ -345,7 +338,6 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
             }
             continue;
         }
-        until(async || here.get_task(&alice(), task_id).await.unwrap().status().is_terminal()).await;
         let TaskPayload::Completed { result } = here.get_task(&alice(), task_id).await.unwrap().payload
         else {
             panic!("round {round}: what can resume is completed: {task:?}")
@@ -356,7 +348,6 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
             "attempt 2" => ends.resumed += 1,
             other => panic!("round {round}: {other}"),
         }
-        assert!(task.status.is_terminal() || task.lease.unwrap().attempt == 2, "taken up by the second read");
     }
     here.shutdown().await;
     ends

@@ -139,7 +139,7 @@ async fn start_runtime(
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let stop = Arc::new(Notify::new());
     let (name, owner, stopped) = (name.to_owned(), owner.clone(), Arc::clone(&stop));
-    // All of it in the runtime, from its socket to its sweep, so that all of it goes with the runtime.
+    // All of it in the runtime, from its socket to its background tasks, so that all of it goes with the runtime.
     let serving = async move {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let url = server::url(&listener)?;

@@ -1,5 +1,5 @@
 //! The MCP server. It keeps nothing of a task in the process but the operation that runs, so any instance answers for
-//! every task, and takes up those whose server is lost.
+//! every task, and resumes those whose server is lost.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -165,14 +165,13 @@ pub struct DigestServer {
 }
 
 impl DigestServer {
-    /// All its tasks are one user's. It looks after them from now on, whoever has begun them.
+    /// All its tasks are one user's. From now on it resumes those of a lost server.
     pub fn new(store: Store, owner: OwnerId, name: &str) -> Self {
         let tasks = DurableTaskManager::new(store);
         let name = name.to_owned();
         tasks.register(DIGEST_FOLDER, move |task, arguments| {
             Box::pin(digest_folder(arguments, name.clone(), task))
         });
-        tasks.sweep([owner.clone()]);
         Self { tasks, owner: OwnerSource::Fixed(owner) }
     }
 }
@@ -246,7 +245,7 @@ impl ServerHandler for DigestServer {
     }
 }
 
-/// Serves until `stop`. Then leases are handed back, so that another instance goes on with the tasks at once, while
+/// Serves until `stop`. Then leases are released, so that another instance goes on with the tasks at once, while
 /// the answers that are under way go out.
 pub async fn serve(
     listener: TcpListener,

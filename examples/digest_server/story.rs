@@ -100,10 +100,10 @@ impl Story {
         let task = self.call(&second, false).await?;
         let progress = third.client.progress(&task, is_a_third).await?;
         self.say(format!("task {} called on server 2, polled on server 3: {progress}", short(&task)));
-        self.say(format!("server 2 {}: its lease is handed back", second.stop().await?));
+        self.say(format!("server 2 {}: its lease is released", second.stop().await?));
         let took = self.taken_up(&third, &task).await?;
         if took > LEASE - Duration::from_secs(1) {
-            return Err(format!("the lease was not handed back: taken up after {took:.1?} only").into());
+            return Err(format!("the lease was not released: taken up after {took:.1?} only").into());
         }
         self.finish(&third, &task, "3", 2).await?;
         self.say(format!("server 3 {}", third.stop().await?));

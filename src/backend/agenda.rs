@@ -25,6 +25,21 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// Returns the queue of the timers of leases, which every instance takes: `leases`.
+    pub fn leases() -> Self {
+        Self("leases".into())
+    }
+
+    /// Returns the queue of the tasks that wait for a worker of this operation: `work/{operation}`.
+    ///
+    /// # Errors
+    /// [`StorageError::InvalidKey`] for an overlong name.
+    pub fn work(operation: &str) -> Result<Self, StorageError> {
+        Self::try_from(format!("work/{operation}").as_str())
+    }
+}
+
 impl TryFrom<&str> for Queue {
     type Error = StorageError;
 

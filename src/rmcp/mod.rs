@@ -11,6 +11,7 @@ mod manager;
 mod owner;
 mod run;
 mod wire;
+mod worker;
 
 pub use context::TaskContext;
 pub use manager::{DurableTaskManager, RegisteredOptions};

@@ -93,11 +93,11 @@ impl<B: Agenda> Run<B> {
             }
             tokio::select! {
                 outcome = &mut self.operation => return self.end(outcome, stop).await,
-                () = stop.told() => return self.hand_back().await,
+                () = stop.told() => return self.release().await,
                 () = sleep_until(renew_at), if !is_over => {
                     let renewed = tokio::select! {
                         renewed = timeout(self.patience(), self.attempt.renew()) => renewed,
-                        () = stop.told() => return self.hand_back().await,
+                        () = stop.told() => return self.release().await,
                     };
                     // One that has ended although the task is there is begun again, but not at once.
                     changes.get_or_insert_with(watch);
@@ -226,7 +226,9 @@ impl<B: Agenda> Run<B> {
     }
 
     /// Stops the operation. What can resume does so on another instance.
-    async fn hand_back(mut self) {
+    async fn release(mut self) {
+        // One that is about to end does so.
+        tokio::task::yield_now().await;
         self.operation.abort();
         match timeout(FAREWELL, &mut self.operation).await {
             // It may have ended just before.
@@ -234,10 +236,10 @@ impl<B: Agenda> Run<B> {
             Ok(Err(_)) => {}
             Err(_) => tracing::warn!("an operation that was to stop does not yield"),
         }
-        match timeout(FAREWELL, self.attempt.hand_back()).await {
+        match timeout(FAREWELL, self.attempt.release()).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "a lease was not handed back"),
-            Err(_) => tracing::warn!("a lease was not handed back within {FAREWELL:?}"),
+            Ok(Err(error)) => tracing::warn!(%error, "a lease was not released"),
+            Err(_) => tracing::warn!("a lease was not released within {FAREWELL:?}"),
         }
     }
 }

@@ -1,17 +1,29 @@
-//! How a change lands: the task is read, settled if its time or its worker has gone, changed, and written only if nobody
-//! else has written it meanwhile; otherwise all over again.
+//! How a change lands: the task is read, ended if its TTL has elapsed, changed, and written only if nobody else has
+//! written it meanwhile; otherwise all over again.
 
 use tracing::{Instrument, debug_span};
 
-use super::lease::Attempt;
 use super::transitions::{self, Change};
 use super::write::jittered;
 use super::{TaskError, TaskRef, TaskStore, decode};
-use crate::{Agenda, OnWorkerLost, StorageBackend, StoredTask, Task, TaskKey};
+use crate::{Agenda, StorageBackend, StorageError, StoredTask, Task, TaskKey};
+
+/// Who changes a task.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    /// Somebody who looks after lost workers on the way.
+    Anybody,
+    /// The worker of the task.
+    Holder,
+}
 
 impl<B: Agenda> TaskStore<B> {
     pub(super) async fn read(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
-        let record = self.0.backend.get(key).await;
+        self.keep();
+        let record = self.0.answers.count(Some(&key.owner), self.0.backend.get(key)).await;
+        if matches!(record, Err(StorageError::NotFound { .. })) {
+            self.0.noticed.forget(key);
+        }
         decode(key, record.map_err(|error| TaskError::from_storage(error, &key.task))?)
     }
 
@@ -22,25 +34,34 @@ impl<B: Agenda> TaskStore<B> {
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
-        self.change_by(None, operation, task, change).await
+        self.change_by(Who::Anybody, operation, task, change).await
     }
 
-    /// The same by whoever holds the task's lease.
-    pub(super) async fn change_by(
+    /// The same by the holder of the task's lease.
+    pub(super) async fn change_by_holder(
         &self,
-        holder: Option<&Attempt<B>>,
+        operation: &'static str,
+        task: TaskRef<'_>,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
+    ) -> Result<StoredTask, TaskError> {
+        self.change_by(Who::Holder, operation, task, change).await
+    }
+
+    async fn change_by(
+        &self,
+        who: Who,
         operation: &'static str,
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
         let TaskKey { owner, task: id } = task.key();
         let span = debug_span!("change", operation, %owner, task = %id);
-        self.change_in_turn(holder, task, change).instrument(span).await
+        self.change_in_turn(who, task, change).instrument(span).await
     }
 
     async fn change_in_turn(
         &self,
-        holder: Option<&Attempt<B>>,
+        who: Who,
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
@@ -63,9 +84,12 @@ impl<B: Agenda> TaskStore<B> {
         }
         for attempt in 0..self.0.config.max_attempts {
             self.back_off(attempt).await;
-            let Some(mut stored) = self.settle(self.read(key).await?, holder).await? else {
+            let Some(mut stored) = self.settle(self.read(key).await?).await? else {
                 continue;
             };
+            if who == Who::Anybody {
+                self.notice(&stored).await;
+            }
             let made = change(&mut stored.task)?;
             if made == Change::None {
                 return Ok(stored);
@@ -81,28 +105,28 @@ impl<B: Agenda> TaskStore<B> {
         !task.status.is_terminal() && task.deadline().is_some_and(|deadline| deadline <= self.now())
     }
 
-    /// Fails a task whose TTL has elapsed before it ended, or whose worker is lost for everybody but the `holder` of
-    /// its lease; others are left as they are. `None` if somebody else wrote it meanwhile. If the engine does not take
-    /// the write, the task is given as it has to be settled all the same, and the next reader tries again.
-    pub(super) async fn settle(
-        &self,
-        mut stored: StoredTask,
-        holder: Option<&Attempt<B>>,
-    ) -> Result<Option<StoredTask>, TaskError> {
-        if self.is_overdue(&stored.task) {
-            transitions::expire(&mut stored.task)?;
-        } else if holder.is_none()
-            && stored.task.on_worker_lost == OnWorkerLost::Fail
-            && self.has_lost_its_worker(&stored)
-        {
-            transitions::lose_worker(&mut stored.task)?;
-        } else {
+    /// Ends a task whose TTL has elapsed before it ended; others are left as they are. The estimate of the clock may
+    /// lead, so the engine is asked for its clock first. `None` if somebody else wrote the task meanwhile. If the engine
+    /// does not take the write, the task is given as it must end all the same, and the next reader tries again.
+    pub(super) async fn settle(&self, mut stored: StoredTask) -> Result<Option<StoredTask>, TaskError> {
+        if !self.is_overdue(&stored.task) {
             return Ok(Some(stored));
         }
+        let now = match self.clock(&stored.key).await {
+            Ok(now) => now,
+            Err(error) => {
+                tracing::warn!(%error, "a task whose TTL seems to have elapsed stays as it is: the clock cannot be asked");
+                return Ok(Some(stored));
+            }
+        };
+        if stored.task.deadline().is_none_or(|deadline| now < deadline) {
+            return Ok(Some(stored));
+        }
+        transitions::expire(&mut stored.task)?;
         let write = self.write(&stored.key, stored.version, stored.task.clone(), Change::Made);
         match Box::pin(write).await {
             Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
-                tracing::warn!(%error, "a task whose time or worker has gone was not settled");
+                tracing::warn!(%error, "the end of a task whose TTL has elapsed was not stored");
                 Ok(Some(stored))
             }
             other => other,

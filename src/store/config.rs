@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::limits::MAX_JSON_DEPTH;
 
+/// Ten of them are a delay that every engine takes.
+const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// The limits and defaults of a [`TaskStore`](crate::TaskStore). Every value has a default; each method
 /// replaces one.
 ///
@@ -31,6 +34,7 @@ pub struct StoreConfig {
     pub(super) max_variables_string_bytes: usize,
     pub(super) max_attempts: u32,
     pub(super) lease: Duration,
+    pub(super) call_timeout: Duration,
 }
 
 impl Default for StoreConfig {
@@ -48,6 +52,7 @@ impl Default for StoreConfig {
             max_variables_string_bytes: 64 * 1024,
             max_attempts: 64,
             lease: Duration::from_secs(30),
+            call_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -131,10 +136,22 @@ impl StoreConfig {
         self
     }
 
-    /// For how long a worker is taken for alive without a word of it, 30 s unless set, at least 3 ms. A lease is
-    /// renewed each third of it.
+    /// How long a worker may go without renewing its lease before other instances may consider it lost; 30 s unless
+    /// set, 3 ms to a year. The worker renews each third of it. The duration is in the lease, so instances with
+    /// different settings get along.
     pub fn lease(mut self, duration: Duration) -> Self {
-        self.lease = duration.max(Duration::from_millis(3));
+        self.lease = duration.clamp(Duration::from_millis(3), LONGEST_LEASE);
+        self
+    }
+
+    /// How long a call may take from which others draw conclusions; 10 s unless set.
+    ///
+    /// The timer of a lease fires that much later than the lease lapses, so that whoever finds no record then knows that
+    /// there will be none. A task that took longer to store is scheduled again before the call returns. Choose more than
+    /// the time limit of the engine's calls. The first look at a worker that dies before its first renewal comes that
+    /// much later, but by no more than a third of the lease and 3 s.
+    pub fn call_timeout(mut self, limit: Duration) -> Self {
+        self.call_timeout = limit.min(LONGEST_LEASE);
         self
     }
 }

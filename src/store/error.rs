@@ -37,8 +37,8 @@ pub enum TaskError {
         /// The key.
         key: String,
     },
-    /// The caller does not hold the lease of the task any more: it lapsed and somebody else took the task up or
-    /// settled it, or it was handed back. Whoever works on the task by that lease is to stop.
+    /// The caller does not hold the lease of the task any more: the worker was declared lost, or it released the task.
+    /// Whoever works on the task by that lease must stop.
     #[error("attempt {attempt} at task {task} has lost its lease")]
     LeaseLost {
         /// The task.

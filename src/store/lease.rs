@@ -1,115 +1,170 @@
 //! Who works on a task: leases, which lapse when their holder is lost, and the writes that need one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
+use tokio::time::Instant;
 
+use super::attempts::Guard;
 use super::transitions::{self, Change};
 use super::{NewTask, TaskError, TaskRef, TaskStore};
-use crate::{Agenda, Lease, OnWorkerLost, OwnerId, RpcError, StoredTask, Task, TaskKey};
-
-/// How far apart a lease must have been seen lapsed twice. When the engine was out of reach for everybody, those who
-/// work have this long to renew their leases before others take them for lost.
-pub(crate) const SEEN_APART: Duration = Duration::from_secs(1);
-/// For how long it counts that a lease was seen lapsed.
-const SEEN_FOR: Duration = Duration::from_secs(24 * 3600);
-
-/// Which lapsed leases this process has seen, and when first, by its monotonic clock.
-#[derive(Debug, Default)]
-pub(super) struct Sightings(Mutex<HashMap<TaskKey, (Lease, Instant)>>);
-
-impl Sightings {
-    /// Nothing panics while it holds the map.
-    fn seen(&self) -> MutexGuard<'_, HashMap<TaskKey, (Lease, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether just this lease was seen lapsed long enough ago.
-    fn see(&self, key: &TaskKey, lease: &Lease) -> bool {
-        let (mut seen, now) = (self.seen(), Instant::now());
-        if let Some((before, at)) = seen.get(key)
-            && before == lease
-        {
-            return now.duration_since(*at) >= SEEN_APART;
-        }
-        // Now and then, so that it costs little in the mean.
-        if seen.len().is_power_of_two() {
-            seen.retain(|_, (_, at)| now.duration_since(*at) < SEEN_FOR);
-        }
-        seen.insert(key.clone(), (lease.clone(), now));
-        false
-    }
-}
+use crate::{Agenda, Lease, OwnerId, RpcError, StoredTask, Task, TaskId, TaskKey};
 
 impl<B: Agenda> TaskStore<B> {
     /// Creates a task that this process begins to work on, as its first attempt, in one write. Otherwise as
     /// [`create`](Self::create).
     ///
+    /// The store schedules the task in the queue `leases` first, so that any instance finds it if this one is lost.
+    ///
     /// # Errors
-    /// As [`create`](Self::create); [`InvalidArgument`](TaskError::InvalidArgument) for a task that is to resume and
+    /// As [`create`](Self::create); [`InvalidArgument`](TaskError::InvalidArgument) for a task that must resume and
     /// has no operation.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future may leave a task that nobody works on. The store ends it, as after a dropped [`Attempt`].
     pub async fn start(&self, owner: &OwnerId, new: NewTask) -> Result<(StoredTask, Attempt<B>), TaskError> {
-        let stored = self.create_with(owner, new, Some(self.lease(1))).await?;
-        let attempt = Attempt::new(self, &stored.key, 1);
+        self.keep();
+        let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
+        let begun = Instant::now();
+        // Registered before it is stored: the keeper of this store ends a lease of its own without an attempt.
+        let attempt = Attempt::new(self, &key, 1);
+        let stored = match self.create_with(key, new, Some(self.lease(1))).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                if !error.outcome_unknown() {
+                    attempt.guard.set_over();
+                }
+                return Err(error);
+            }
+        };
+        self.schedule_again_if_slow(&stored.key, begun).await?;
         Ok((stored, attempt))
     }
 
-    /// Whether nobody works any more on a task that can resume: its lease was handed back, or this store has read it
-    /// lapsed twice and at least a second apart.
-    pub fn is_orphaned(&self, task: &StoredTask) -> bool {
-        task.task.on_worker_lost == OnWorkerLost::Resume && self.has_lost_its_worker(task)
-    }
-
-    /// Begins the next attempt at a task that [is orphaned](Self::is_orphaned), as it was read. `None` if somebody
-    /// else has taken it up, or it has ended.
-    pub async fn take_up(&self, orphan: &StoredTask) -> Result<Option<Attempt<B>>, TaskError> {
-        let Some(lapsed) = orphan.task.lease.as_ref().filter(|_| self.is_orphaned(orphan)) else {
-            return Ok(None);
-        };
-        let lease = self.lease(lapsed.attempt.saturating_add(1));
-        let attempt = lease.attempt;
-        let lost = || TaskError::LeaseLost { task: orphan.key.task.clone(), attempt };
-        let taken = self.change("take_up", TaskRef::Stored(orphan), |task| match &task.lease {
-            Some(current) if current == lapsed => {
-                task.lease = Some(lease.clone());
-                Ok(Change::Made)
+    /// Begins the next attempt at a task that waits for a worker: its lease has no holder, because it was
+    /// [released](Attempt::release) or its worker was lost, and its operation may run again. A task that was asked to
+    /// cancel is cancelled instead.
+    ///
+    /// `None` if there is nothing to claim: somebody else claimed the task, or it has ended or gone.
+    ///
+    /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. Whoever took the timer of a task
+    /// removes it after the claim, whether or not there was anything to claim.
+    ///
+    /// # Cancellation safety
+    /// As [`start`](Self::start).
+    pub async fn claim(&self, key: &TaskKey) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
+        self.keep();
+        let place = self.0.turns.queue(key);
+        let _turn = place.turn().await;
+        for retry in 0..self.0.config.max_attempts {
+            self.back_off(retry).await;
+            let read = match self.read(key).await {
+                Ok(stored) => self.settle(stored).await,
+                Err(error) => Err(error),
+            };
+            let stored = match read {
+                Ok(Some(stored)) => stored,
+                Ok(None) => continue,
+                Err(TaskError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let StoredTask { mut task, version, .. } = stored;
+            let Some(waiting) = transitions::waiting(&task) else { return Ok(None) };
+            if task.cancel_requested || !transitions::may_run(&task, waiting) {
+                transitions::lose_worker(&mut task, self.now())?;
+                match self.write(key, version, task, Change::Made).await? {
+                    Some(_) => return Ok(None),
+                    None => continue,
+                }
             }
-            _ => Err(lost()),
-        });
-        match taken.await {
-            Ok(_) => Ok(Some(Attempt::new(self, &orphan.key, attempt))),
-            Err(TaskError::LeaseLost { .. } | TaskError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
+            // Scheduled after the read and before the write: whoever took the timer earlier, and has not seen this claim,
+            // cannot move it any more.
+            let begun = Instant::now();
+            self.schedule_lease(key).await?;
+            let lease = self.lease(waiting.attempt.saturating_add(1));
+            let attempt = Attempt::new(self, key, lease.attempt);
+            task.lease = Some(lease);
+            match self.write(key, version, task, Change::Made).await {
+                Ok(Some(claimed)) => {
+                    self.schedule_again_if_slow(key, begun).await?;
+                    return Ok(Some((claimed, attempt)));
+                }
+                Ok(None) => attempt.guard.set_over(),
+                Err(error) => {
+                    if !error.outcome_unknown() {
+                        attempt.guard.set_over();
+                    }
+                    return match error {
+                        TaskError::NotFound { .. } => Ok(None),
+                        error => Err(error),
+                    };
+                }
+            }
         }
+        Err(self.contended(key))
     }
 
-    /// How long a lease lasts; it is to be renewed each third of it.
+    /// Returns how long a lease of this store lasts. Its holder must renew it each third of that.
     pub fn lease_duration(&self) -> Duration {
         self.0.config.lease
     }
 
     fn lease(&self, attempt: u32) -> Lease {
-        Lease { holder: Some(self.0.holder.clone()), attempt, deadline: self.now() + self.0.config.lease }
+        let duration = self.0.config.lease;
+        Lease {
+            holder: Some(self.0.holder.clone()),
+            attempt,
+            renewals: 0,
+            duration_ms: super::millis(duration),
+            deadline: self.now() + duration,
+        }
     }
 
-    pub(super) fn has_lost_its_worker(&self, stored: &StoredTask) -> bool {
-        stored.task.lease.as_ref().is_some_and(|lease| {
-            !stored.task.status.is_terminal()
-                && !lease.is_live(self.now())
-                && (lease.holder.is_none() || self.0.sightings.see(&stored.key, lease))
-        })
+    /// Makes the timer of a lease that is about to be written fire one time limit of a call after it lapses: whoever
+    /// finds no record then knows that there will be none.
+    pub(super) async fn schedule_lease(&self, key: &TaskKey) -> Result<(), TaskError> {
+        self.schedule(&self.0.leases, key, self.0.config.lease + self.write_limit()).await
+    }
+
+    /// How long the write of a lease may take. No longer than that a worker which dies soon after its first renewal is
+    /// found as soon as any other: within 1⅓ leases and 5 s.
+    fn write_limit(&self) -> Duration {
+        let config = &self.0.config;
+        config.call_timeout.min(config.lease / 3 + Duration::from_secs(3))
+    }
+
+    /// The write of a lease took longer than one call may: its timer may have fired before, and may be gone.
+    async fn schedule_again_if_slow(&self, key: &TaskKey, begun: Instant) -> Result<(), TaskError> {
+        if begun.elapsed() > self.write_limit() {
+            self.schedule(&self.0.leases, key, self.0.config.lease).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the lease is of an attempt that somebody in this process holds.
+    pub(super) fn is_held_here(&self, key: &TaskKey, lease: &Lease) -> bool {
+        self.is_own(lease) && self.0.attempts.is_live(&(key.clone(), lease.attempt))
+    }
+
+    /// Whether this store wrote the lease.
+    pub(super) fn is_own(&self, lease: &Lease) -> bool {
+        lease.holder.as_ref() == Some(&self.0.holder)
     }
 }
 
 /// The right to work on a task, as long as its lease is not lost. Every change that it makes is refused once somebody
 /// else has the lease or the task has ended.
 ///
-/// The lease lapses unless it is [renewed](Self::renew) in time; one that has lapsed can still be renewed while nobody
-/// has settled the task or taken it up. One process writes at a time; what a worker does outside of the store may
+/// The lease lapses unless it is [renewed](Self::renew) in time; one that has lapsed can still be renewed until another
+/// instance has declared the worker lost. One process writes at a time; what a worker does outside of the store may
 /// overlap with the next attempt, if it goes on without having noticed that its lease is lost.
+///
+/// Clones are one attempt. When the last one is dropped and the task has neither ended nor been released, the store
+/// treats its worker as lost, at once.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -131,14 +186,14 @@ impl<B: Agenda> TaskStore<B> {
 /// Beside those of the call of the same name in [`TaskStore`]: [`LeaseLost`](TaskError::LeaseLost).
 ///
 /// # Cancellation safety
-/// Dropping the future of a call leaves its change made or not, as a whole. Dropping the attempt hands nothing back:
-/// its lease lapses.
+/// Dropping the future of a call leaves its change made or not, as a whole.
 pub struct Attempt<B> {
     store: TaskStore<B>,
     key: TaskKey,
     number: u32,
     /// The keys of the input requests that it has made.
     asked: Arc<Mutex<HashSet<String>>>,
+    guard: Arc<Guard>,
 }
 
 impl<B> Clone for Attempt<B> {
@@ -148,6 +203,7 @@ impl<B> Clone for Attempt<B> {
             key: self.key.clone(),
             number: self.number,
             asked: Arc::clone(&self.asked),
+            guard: Arc::clone(&self.guard),
         }
     }
 }
@@ -163,7 +219,8 @@ impl<B> fmt::Debug for Attempt<B> {
 
 impl<B: Agenda> Attempt<B> {
     fn new(store: &TaskStore<B>, key: &TaskKey, number: u32) -> Self {
-        Self { store: store.clone(), key: key.clone(), number, asked: Arc::default() }
+        let guard = Arc::new(store.0.attempts.register(key, number));
+        Self { store: store.clone(), key: key.clone(), number, asked: Arc::default(), guard }
     }
 
     /// The task.
@@ -178,16 +235,16 @@ impl<B: Agenda> Attempt<B> {
 
     /// Whether a task, as it was read, is still this attempt's.
     pub fn holds(&self, task: &Task) -> bool {
-        task.lease.as_ref().is_some_and(|lease| {
-            lease.attempt == self.number && lease.holder.as_ref() == Some(&self.store.0.holder)
-        })
+        task.lease.as_ref().is_some_and(|lease| lease.attempt == self.number && self.store.is_own(lease))
     }
 
-    /// Makes the lease last for its whole duration from now on. Changes nothing that a client sees, and wakes nobody
-    /// who watches.
+    /// Makes the lease last for its whole duration from now on. Changes nothing that a client sees, and wakes no
+    /// subscriber. It does not touch the timer of the lease: whoever takes that timer reads the new deadline.
     pub async fn renew(&self) -> Result<StoredTask, TaskError> {
         self.change("renew", |task| {
-            transitions::set_lease(task, self.store.lease(self.number), "renew its lease")?;
+            let renewals = task.lease.as_ref().map_or(0, |lease| lease.renewals);
+            let lease = Lease { renewals: renewals.wrapping_add(1), ..self.store.lease(self.number) };
+            transitions::set_lease(task, lease, "renew its lease")?;
             Ok(Change::Unseen)
         })
         .await
@@ -198,14 +255,17 @@ impl<B: Agenda> Attempt<B> {
         self.change("read", |_| Ok(Change::None)).await
     }
 
-    /// Gives up the lease, so that the next reader need not wait for it to lapse.
-    pub async fn hand_back(&self) -> Result<StoredTask, TaskError> {
-        let lease = Lease { holder: None, attempt: self.number, deadline: self.store.now() };
-        self.change("hand_back", |task| {
-            transitions::set_lease(task, lease.clone(), "hand its lease back")?;
-            Ok(Change::Made)
-        })
-        .await
+    /// Gives up the lease, so that nobody needs to wait for it to lapse. A task that can resume is scheduled in its work
+    /// queue, for now. One that cannot fails in the same write, and one that was asked to cancel becomes `cancelled`.
+    pub async fn release(&self) -> Result<StoredTask, TaskError> {
+        let released = self
+            .change("release", |task| transitions::lose_worker(task, self.store.now()).map(|()| Change::Made))
+            .await?;
+        self.guard.set_over();
+        if let Err(error) = self.store.schedule_work(&released).await {
+            tracing::warn!(%error, task = %self.key.task, "a released task waits until the timer of its lease fires");
+        }
+        Ok(released)
     }
 
     /// As [`TaskStore::set_status_message`].
@@ -216,9 +276,8 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Makes a request that the client has to answer, under a key that this attempt has not used yet, and moves the
-    /// task to `input_required`. The answer comes to stand in the task's
-    /// [`input_responses`](Task::input_responses). Where an earlier attempt has made the same request, it is as if
-    /// this one had: it may be open, or answered, by now.
+    /// task to `input_required`. The answer is stored in the task's [`input_responses`](Task::input_responses). Where
+    /// an earlier attempt has made the same request, it is as if this one had: it may be open, or answered, by now.
     ///
     /// # Errors
     /// [`InputKeyUsed`](TaskError::InputKeyUsed) for a key that this attempt has used, or an earlier one for another
@@ -288,6 +347,30 @@ impl<B: Agenda> Attempt<B> {
             }
             change(task)
         };
-        self.store.change_by(Some(self), operation, TaskRef::Key(&self.key), fenced).await
+        let changed = self.store.change_by_holder(operation, TaskRef::Key(&self.key), fenced).await;
+        let is_over = match &changed {
+            Ok(stored) => stored.task.status.is_terminal(),
+            Err(
+                TaskError::LeaseLost { .. }
+                | TaskError::NotFound { .. }
+                // Said only of a task that has ended.
+                | TaskError::InvalidTransition { .. },
+            ) => true,
+            Err(_) => false,
+        };
+        if is_over {
+            self.guard.set_over();
+        }
+        changed
+    }
+}
+
+/// How much a clock that lags may make a deadline seem too far ahead.
+const CLOCK_LAG: Duration = Duration::from_secs(2);
+
+impl Lease {
+    /// Whether the lease needs a second look at this estimate of the engine's clock.
+    pub(super) fn may_have_lapsed(&self, now: DateTime<Utc>) -> bool {
+        !self.is_live(now) && !self.is_live(now + CLOCK_LAG.min(self.duration()))
     }
 }

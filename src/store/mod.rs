@@ -1,14 +1,20 @@
 //! The lifecycle of tasks, on any engine.
 
+mod answers;
+mod attempts;
 mod change;
 mod config;
 #[cfg(feature = "pmcp")]
 mod draft;
 mod error;
+mod keeper;
 mod lease;
 mod limits;
+mod look;
 mod new_task;
+mod outage;
 mod payloads;
+mod timers;
 mod transitions;
 mod turns;
 mod wait;
@@ -22,22 +28,25 @@ use chrono::{DateTime, SubsecRound, Utc};
 use serde_json::{Map, Value};
 use tracing::instrument;
 
+use answers::Answers;
+use attempts::Attempts;
 pub use config::StoreConfig;
 #[cfg(feature = "pmcp")]
 pub(crate) use draft::Draft;
 pub use error::TaskError;
+use keeper::Keeping;
 pub use lease::Attempt;
-#[cfg(feature = "rmcp")]
-pub(crate) use lease::SEEN_APART;
-use lease::Sightings;
 use limits::{MAX_JSON_DEPTH, check, check_depth};
 pub use new_task::{NewTask, Ttl};
+#[cfg(feature = "rmcp")]
+pub(crate) use outage::{BackOff, Outage};
+use timers::Noticed;
 use turns::Turns;
 use write::{Write, encode, mark};
 
 use crate::payload::HeldParts;
 use crate::{
-    Agenda, Cursor, Expiry, Lease, OnWorkerLost, OwnerId, PageRequest, PutOptions, Record, RpcError,
+    Agenda, Cursor, Expiry, Lease, OnWorkerLost, OwnerId, PageRequest, PutOptions, Queue, Record, RpcError,
     StorageBackend, StorageError, StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
 };
 
@@ -51,14 +60,20 @@ use crate::{
 /// read; if that copy is outdated, the task is read after all. Cheap to clone.
 ///
 /// # Time
-/// A task may run for its TTL. After that the next call that reads it, unless it has ended, settles it as
-/// failed with "TTL elapsed", or only shows it so while the engine takes no writes. The record is kept for the
-/// retention on top, result and all, and then goes.
+/// A task may run for its TTL. After that the next call that reads it, unless it has ended, asks the engine for its
+/// clock and ends it: as failed with "TTL elapsed", or as cancelled if a cancel was requested. While the engine takes
+/// no writes, the call only shows it so. The record is kept for the retention on top, result and all, and then goes.
 ///
 /// # Workers
-/// A task that was [started](TaskStore::start) is worked on under a [`Lease`], which its [`Attempt`] renews. Whoever
-/// reads a task whose lease has lapsed, twice and at least a second apart, settles it as failed, unless its operation
-/// can [resume](TaskStore::take_up).
+/// A task that was [started](TaskStore::start) is worked on under a [`Lease`], which its [`Attempt`] renews. Each store
+/// has one background task, its keeper, which takes the timers of the queue `leases` of the [`Agenda`] and finds
+/// lost workers, whoever started their tasks. A worker is lost if its lease has lapsed and stays so, without a sign of
+/// the worker and without a disturbance, for a third of the lease and a second. Then its task is cancelled if that was
+/// requested, waits for the next worker if its operation can [resume](TaskStore::claim), and fails otherwise.
+///
+/// The keeper starts with the store, or with the first call if the store is made outside of a Tokio runtime. It ends
+/// with the last clone of the store, and starts again with the next call if its runtime has ended. The runtime needs
+/// its time driver.
 ///
 /// # Payloads
 /// Arguments, results and checkpoints are stored beside the record if their JSON is over 4 KiB. No other change sends
@@ -98,9 +113,14 @@ struct Inner<B> {
     backend: Arc<B>,
     config: StoreConfig,
     turns: Turns,
-    /// By which the leases of this store are told from those of others.
+    /// Distinguishes the leases of this store from those of others.
     holder: String,
-    sightings: Sightings,
+    /// The queue of the timers of leases.
+    leases: Queue,
+    attempts: Arc<Attempts>,
+    noticed: Noticed,
+    answers: Arc<Answers>,
+    keeping: Keeping,
 }
 
 impl<B> Clone for TaskStore<B> {
@@ -159,18 +179,30 @@ impl<B: Agenda> TaskStore<B> {
 
     /// A store with this configuration.
     pub fn with_config(backend: B, config: StoreConfig) -> Self {
-        Self(Arc::new(Inner {
+        let (attempts, dropped) = Attempts::new();
+        let store = Self(Arc::new(Inner {
             backend: Arc::new(backend),
             config,
             turns: Turns::default(),
             holder: uuid::Uuid::new_v4().to_string(),
-            sightings: Sightings::default(),
-        }))
+            leases: Queue::leases(),
+            attempts,
+            noticed: Noticed::default(),
+            answers: Arc::default(),
+            keeping: Keeping::new(dropped),
+        }));
+        store.keep();
+        store
     }
 
     /// The engine below.
     pub fn backend(&self) -> &B {
         &self.0.backend
+    }
+
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn call_timeout(&self) -> Duration {
+        self.0.config.call_timeout
     }
 
     #[cfg(feature = "rmcp")]
@@ -188,7 +220,8 @@ impl<B: Agenda> TaskStore<B> {
     /// with `\0mcp/`, which is reserved.
     #[instrument(level = "debug", skip_all, fields(%owner))]
     pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
-        self.create_with(owner, new, None).await
+        let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
+        self.create_with(key, new, None).await
     }
 
     /// Reads a task.
@@ -196,7 +229,8 @@ impl<B: Agenda> TaskStore<B> {
     pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         for attempt in 0..self.0.config.max_attempts {
             self.back_off(attempt).await;
-            if let Some(stored) = self.settle(self.read(key).await?, None).await? {
+            if let Some(stored) = self.settle(self.read(key).await?).await? {
+                self.notice(&stored).await;
                 return Ok(stored);
             }
         }
@@ -210,7 +244,9 @@ impl<B: Agenda> TaskStore<B> {
     /// or another owner's.
     #[instrument(level = "debug", skip_all, fields(%owner))]
     pub async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
-        let page = self.0.backend.list(owner, page).await.map_err(|error| match error {
+        self.keep();
+        let page = self.0.answers.count(Some(owner), self.0.backend.list(owner, page)).await;
+        let page = page.map_err(|error| match error {
             StorageError::InvalidPage { reason } => TaskError::InvalidPage { reason },
             other => TaskError::Storage(other),
         })?;
@@ -228,7 +264,7 @@ impl<B: Agenda> TaskStore<B> {
                 unreadable.push(key.task);
                 continue;
             };
-            match self.settle(stored, None).await {
+            match self.settle(stored).await {
                 Ok(Some(settled)) => tasks.push(settled),
                 // It was changed or removed since the page was read.
                 Ok(None) | Err(TaskError::NotFound { .. }) => match self.get(&key).await {
@@ -239,6 +275,7 @@ impl<B: Agenda> TaskStore<B> {
                 Err(error) => return Err(error),
             }
         }
+        self.notice_all(&tasks).await;
         Ok(TaskPage { tasks, unreadable, next: page.next })
     }
 
@@ -327,11 +364,12 @@ impl<B: Agenda> TaskStore<B> {
     }
 
     /// Records that the client wants the task cancelled (`tasks/cancel` of SEP-2663) and withdraws open
-    /// requests; whoever works on it decides how it ends. Without effect on a task that has ended. A task whose
-    /// lease has lapsed or was handed back is cancelled at once.
+    /// requests; whoever works on it decides how it ends. Without effect on a task that has ended. A task that waits
+    /// for a worker is cancelled at once, and so is one whose worker turns out to be lost.
     pub async fn request_cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
-        let change = |task: &mut Task| transitions::request_cancel(task, self.now());
-        self.change("request_cancel", task.into(), change).await
+        let requested = self.change("request_cancel", task.into(), transitions::request_cancel).await?;
+        self.look_soon(&requested).await;
+        Ok(requested)
     }
 
     /// Merges variables into those of the task: a value replaces the one of the same name, `null` deletes it.
@@ -357,7 +395,8 @@ impl<B: Agenda> TaskStore<B> {
     /// than all of its life, as out of the buffers of a server that hung: the task would be there again.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
-        let removed = self.0.backend.delete(key).await;
+        let removed = self.0.answers.count(Some(&key.owner), self.0.backend.delete(key)).await;
+        self.0.noticed.forget(key);
         match removed.map_err(|error| TaskError::from_storage(error, &key.task))? {
             true => Ok(()),
             false => Err(TaskError::NotFound { task: key.task.clone() }),
@@ -373,19 +412,25 @@ impl<B: Agenda> TaskStore<B> {
 }
 
 impl<B: Agenda> TaskStore<B> {
-    /// The engine's clock in whole milliseconds, as records hold it.
+    /// The estimate of the engine's clock in whole milliseconds, as records hold it.
     fn now(&self) -> DateTime<Utc> {
         self.0.backend.now().trunc_subsecs(3)
     }
 
+    /// Asks the engine for its clock, before anything is ended because of the time.
+    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, TaskError> {
+        let now = self.0.answers.count(Some(&key.owner), self.0.backend.clock(key)).await;
+        Ok(now.map_err(|error| TaskError::from_storage(error, &key.task))?.trunc_subsecs(3))
+    }
+
     async fn create_with(
         &self,
-        owner: &OwnerId,
+        key: TaskKey,
         new: NewTask,
         lease: Option<Lease>,
     ) -> Result<StoredTask, TaskError> {
         let config = &self.0.config;
-        check_owner(owner)?;
+        check_owner(&key.owner)?;
         if new.method.is_empty() {
             return Err(TaskError::InvalidArgument { reason: "the method is empty".to_owned() });
         }
@@ -393,6 +438,8 @@ impl<B: Agenda> TaskStore<B> {
             let reason = "a task without an operation cannot resume".to_owned();
             return Err(TaskError::InvalidArgument { reason });
         }
+        let work = new.operation.as_deref().map(Queue::work).transpose();
+        work.map_err(|error| TaskError::InvalidArgument { reason: error.to_string() })?;
         check_depth("depth of the arguments", &new.arguments, MAX_JSON_DEPTH)?;
         if let Some(message) = &new.status_message {
             check("bytes of a status message", message.len(), config.max_status_message_bytes)?;
@@ -404,7 +451,7 @@ impl<B: Agenda> TaskStore<B> {
         };
         let now = self.now();
         let mut task = Task {
-            task_id: TaskId::random(),
+            task_id: key.task.clone(),
             status: TaskStatus::Working,
             status_message: new.status_message,
             created_at: now,
@@ -429,10 +476,12 @@ impl<B: Agenda> TaskStore<B> {
             extra: Map::new(),
         };
         let write_id = mark(&mut task);
-        let key = TaskKey { owner: owner.clone(), task: task.task_id.clone() };
         let mut options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
         let data = encode(&mut task, &mut options)?;
         let write = Write { key: &key, data, options, expected: Version::ABSENT, write_id };
+        if task.lease.is_some() {
+            self.schedule_lease(&key).await?;
+        }
         match self.put(&write, task).await? {
             Some(created) => Ok(created),
             // Somebody has drawn the same 122 random bits, or the engine is not what it says.

@@ -139,12 +139,12 @@ pub(super) fn cancel(task: &mut Task) -> Result<Change, TaskError> {
     Ok(Change::Made)
 }
 
-/// Leaves it to the worker how the task ends, or ends it if it had a worker and has none any more.
-pub(super) fn request_cancel(task: &mut Task, now: DateTime<Utc>) -> Result<Change, TaskError> {
+/// Leaves it to the worker how the task ends, or ends it if it waits for one.
+pub(super) fn request_cancel(task: &mut Task) -> Result<Change, TaskError> {
     if task.status.is_terminal() {
         return Ok(Change::None);
     }
-    if task.lease.as_ref().is_some_and(|lease| !lease.is_live(now)) {
+    if waiting(task).is_some() {
         task.cancel_requested = true;
         return cancel(task);
     }
@@ -187,16 +187,42 @@ pub(super) fn set_lease(task: &mut Task, lease: Lease, action: &'static str) -> 
     Ok(())
 }
 
-/// What becomes of a task whose worker is lost, unless it can resume.
-pub(super) fn lose_worker(task: &mut Task) -> Result<Change, TaskError> {
+/// The lease of an open task that waits for a worker: it has no holder.
+pub(super) fn waiting(task: &Task) -> Option<&Lease> {
+    task.lease.as_ref().filter(|lease| lease.holder.is_none() && !task.status.is_terminal())
+}
+
+/// Whether the operation of a task without a worker may run: again, or for the first time.
+pub(super) fn may_run(task: &Task, lease: &Lease) -> bool {
+    task.on_worker_lost == OnWorkerLost::Resume || lease.attempt == 0
+}
+
+/// Takes the lease of a task from its worker, which is lost or releases it. A cancel that was requested is never
+/// forgotten; a task whose operation may run again waits for the next worker; any other fails.
+pub(super) fn lose_worker(task: &mut Task, now: DateTime<Utc>) -> Result<(), TaskError> {
     const MESSAGE: &str = "the worker of the task was lost";
-    task.status_message = Some(MESSAGE.to_owned());
-    fail(task, &RpcError::new(-32603, MESSAGE))
+    require_open(task, "take its lease")?;
+    if task.cancel_requested {
+        return end(task, TaskStatus::Cancelled, "cancel it");
+    }
+    match &task.lease {
+        Some(lease) if may_run(task, lease) => {
+            task.lease = Some(Lease { holder: None, deadline: now, ..lease.clone() });
+            Ok(())
+        }
+        _ => {
+            task.status_message = Some(MESSAGE.to_owned());
+            fail(task, &RpcError::new(-32603, MESSAGE)).map(drop)
+        }
+    }
 }
 
 /// What becomes of a task whose TTL has elapsed before it ended.
 pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {
     const MESSAGE: &str = "TTL elapsed";
+    if task.cancel_requested {
+        return cancel(task);
+    }
     task.status_message = Some(MESSAGE.to_owned());
     fail(task, &RpcError::new(-32603, MESSAGE))
 }

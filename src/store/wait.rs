@@ -8,19 +8,21 @@ use futures_util::StreamExt;
 use tokio::time::timeout;
 use tracing::instrument;
 
-use super::lease::SEEN_APART;
 use super::{TaskError, TaskStore};
 use crate::{Agenda, StoredTask, TaskKey, TaskStatus};
 
 /// As long as it takes, but no timer counts to the end of time.
 const FOREVER: Duration = Duration::from_secs(3600);
+/// Between two looks at a lease that has lapsed.
+const LEAST: Duration = Duration::from_millis(100);
 /// Between two looks at a clock that lags.
 const SHORTLY: Duration = Duration::from_millis(5);
 
 impl<B: Agenda> TaskStore<B> {
-    /// Waits until a task has ended or needs input, whichever process makes it so, and returns it. Feels each change
-    /// by [watching](StorageBackend::watch) the record; a lease that lapses and a TTL that elapses meanwhile are
-    /// settled, so that a lost worker keeps nobody waiting. To wait for a limited time, put it under a timeout.
+    /// Waits until a task has ended or needs input, whichever process makes it so, and returns it. It receives each
+    /// change by [watching](StorageBackend::watch) the record. A TTL that elapses meanwhile ends the task, and the keepers
+    /// of the stores end a task whose worker is lost, so that a lost worker keeps nobody waiting. In case its timer was lost,
+    /// the call reads the task once a lease. To wait for a limited time, put it under a timeout.
     ///
     /// # Errors
     /// [`NotFound`](TaskError::NotFound) also when the record goes meanwhile; [`Storage`](TaskError::Storage) when the
@@ -38,7 +40,7 @@ impl<B: Agenda> TaskStore<B> {
             }
             // Begun only now, as most often there is nothing to wait for. Its first item leads to another look.
             let changes = watch.get_or_insert_with(|| Arc::clone(&self.0.backend).watch(key));
-            match timeout(self.until_it_may_be_settled(&stored), changes.next()).await {
+            match timeout(self.until_the_next_read(&stored), changes.next()).await {
                 Ok(Some(Err(error))) if !error.is_retryable() => {
                     return Err(TaskError::from_storage(error, &key.task));
                 }
@@ -49,13 +51,14 @@ impl<B: Agenda> TaskStore<B> {
         }
     }
 
-    /// How long it takes until the next look at a task may settle it by itself.
-    fn until_it_may_be_settled(&self, stored: &StoredTask) -> Duration {
+    /// How long it takes until the TTL of a task elapses, or its lease may have lapsed. Once it has, whoever read it has
+    /// scheduled it, and nobody schedules it again within the next lease.
+    fn until_the_next_read(&self, stored: &StoredTask) -> Duration {
         let now = self.now();
         let left = |at: DateTime<Utc>| (at - now).to_std().unwrap_or_default() + SHORTLY;
         let ttl = stored.task.deadline().map_or(FOREVER, left);
         let lease = stored.task.lease.as_ref().map_or(FOREVER, |lease| {
-            if lease.is_live(now) { left(lease.deadline) } else { SEEN_APART + SHORTLY }
+            if lease.may_have_lapsed(now) { lease.duration().max(LEAST) } else { left(lease.deadline) }
         });
         ttl.min(lease).min(FOREVER)
     }

@@ -69,7 +69,8 @@ impl<B: Agenda> TaskStore<B> {
 
     async fn send(&self, write: &Write<'_>) -> Result<Written, StorageError> {
         let data = write.data.clone();
-        self.0.backend.put_if_version(write.key, data, write.options.clone(), write.expected).await
+        let put = self.0.backend.put_if_version(write.key, data, write.options.clone(), write.expected);
+        self.0.answers.count(Some(&write.key.owner), put).await
     }
 
     /// Finds out what became of a write that got no answer. Its id in the record: it was applied. The version

@@ -124,8 +124,8 @@ impl Life {
             Call::Renew => attempt.renew().await,
             Call::Read => attempt.read().await,
             Call::NextAttempt => {
-                let released = attempt.hand_back().await?;
-                if let Some(next) = tasks.take_up(&released).await? {
+                let released = attempt.release().await?;
+                if let Some((_, next)) = tasks.claim(&released.key).await? {
                     self.attempt = next;
                 }
                 self.attempt.read().await

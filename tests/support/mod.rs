@@ -27,6 +27,7 @@ pub mod redis;
 pub mod rmcp;
 #[cfg(feature = "redis-tests")]
 pub mod sentinel;
+pub mod spy;
 #[cfg(feature = "redis-tests")]
 pub mod throttle;
 #[cfg(feature = "redis-tests")]
@@ -40,7 +41,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use mcp_task_store::{
     Agenda, Cursor, Expiry, ListedRecord, LocalAgenda, MemoryBackend, OwnerId, Page, PageRequest, Part,
-    PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey, Version, Written,
+    PartName, PutOptions, Queue, Record, StorageBackend, StorageError, TaskKey, Timer, Version, Written,
 };
 
 // A test that applies `on_every_engine` runs on each of them.
@@ -292,6 +293,27 @@ impl Store {
         let owner = owner.try_into().unwrap();
         self.walk(&owner, 256).await.into_iter().map(|record| record.task.to_string()).collect()
     }
+}
+
+/// All timers of a queue, with the times at which they fire.
+pub async fn timers(agenda: &dyn Agenda, queue: &Queue) -> Vec<Timer> {
+    let (mut timers, mut after) = (Vec::new(), None);
+    loop {
+        let page = agenda.timers(queue, after.as_ref()).await.unwrap();
+        timers.extend(page.timers);
+        after = page.next;
+        if after.is_none() {
+            return timers;
+        }
+    }
+}
+
+/// Like a `SIGKILL`: runs a future in a process of its own, of which nothing is left afterwards but its output.
+pub async fn in_a_process_that_dies<T: Send + 'static>(life: impl Future<Output = T> + Send + 'static) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let output = runtime.spawn(life).await.unwrap();
+    runtime.shutdown_background();
+    output
 }
 
 pub fn key(owner: &str, task: &str) -> TaskKey {

@@ -1,0 +1,86 @@
+//! Which of the engine's answers failed, so that nobody is declared lost across an outage.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{OwnerId, StorageError};
+
+/// Into how many buckets the owners are spread. The owners of a bucket share their failures.
+const BUCKETS: usize = 64;
+/// An answer that takes longer counts as missing: whoever waited for it could not renew a lease either.
+const PROMPT: Duration = Duration::from_secs(1);
+
+/// Counts the answers of the engine that failed or did not come. An owner's records are on one server, so a failure of
+/// one owner says nothing about the records of those whose server is another.
+#[derive(Debug)]
+pub(super) struct Answers {
+    hasher: RandomState,
+    failed: Box<[AtomicU64]>,
+    /// Of calls that concern no owner, and gaps in the own ticking.
+    disturbed: AtomicU64,
+}
+
+/// How many failures there were at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Failures(u64, u64);
+
+impl Default for Answers {
+    fn default() -> Self {
+        let failed = (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
+        Self { hasher: RandomState::new(), failed, disturbed: AtomicU64::new(0) }
+    }
+}
+
+impl Answers {
+    fn of(&self, owner: Option<&OwnerId>) -> &AtomicU64 {
+        owner.map_or(&self.disturbed, |owner| &self.failed[self.hasher.hash_one(owner) as usize % BUCKETS])
+    }
+
+    /// What counts against an observation of this owner's record.
+    pub(super) fn failures(&self, owner: &OwnerId) -> Failures {
+        Failures(self.of(Some(owner)).load(Ordering::Acquire), self.disturbed.load(Ordering::Acquire))
+    }
+
+    /// Counts something that concerns every owner.
+    pub(super) fn disturb(&self) {
+        self.disturbed.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Waits for an answer, and counts it if it fails, comes late, or is given up late.
+    pub(super) async fn count<T>(
+        &self,
+        owner: Option<&OwnerId>,
+        call: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        let mut call_under_way = Call { failed: self.of(owner), begun: Instant::now(), has_failed: false };
+        let answer = call.await;
+        call_under_way.has_failed = answer.as_ref().is_err_and(is_failure);
+        answer
+    }
+}
+
+struct Call<'a> {
+    failed: &'a AtomicU64,
+    begun: Instant,
+    has_failed: bool,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if self.has_failed || self.begun.elapsed() > PROMPT {
+            self.failed.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Whether the engine did not answer the question. A conflict is an answer.
+pub(super) fn is_failure(error: &StorageError) -> bool {
+    matches!(
+        error,
+        StorageError::Unavailable { .. } | StorageError::Denied { .. } | StorageError::Backend { .. }
+    )
+}

@@ -1,0 +1,94 @@
+//! The attempts that live in this process, and the message that one was dropped.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+
+use crate::TaskKey;
+
+/// An attempt by its task and its number.
+pub(super) type AttemptId = (TaskKey, u32);
+
+/// All attempts of one store that somebody in this process still holds.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    /// How many guards an attempt has. More than one only while a claim is under way that another has won.
+    live: Mutex<HashMap<AttemptId, usize>>,
+    dropped: mpsc::UnboundedSender<AttemptId>,
+}
+
+impl Attempts {
+    /// No attempts, and where those are received that were dropped while their task may still be open.
+    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<AttemptId>) {
+        let (dropped, received) = mpsc::unbounded_channel();
+        (Arc::new(Self { live: Mutex::default(), dropped }), received)
+    }
+
+    /// Nothing panics while it holds the map.
+    fn live(&self) -> MutexGuard<'_, HashMap<AttemptId, usize>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_live(&self, attempt: &AttemptId) -> bool {
+        self.live().contains_key(attempt)
+    }
+
+    /// Counts an attempt as live until the guard is dropped.
+    pub(super) fn register(self: &Arc<Self>, key: &TaskKey, number: u32) -> Guard {
+        let id = (key.clone(), number);
+        *self.live().entry(id.clone()).or_default() += 1;
+        Guard { attempts: Arc::clone(self), id, is_over: AtomicBool::new(false) }
+    }
+}
+
+/// Stands for an attempt that somebody in this process holds. All clones of an attempt share one.
+#[derive(Debug)]
+pub(super) struct Guard {
+    attempts: Arc<Attempts>,
+    id: AttemptId,
+    /// The task has ended, was released, or is another's: nobody needs to act on the drop.
+    is_over: AtomicBool,
+}
+
+impl Guard {
+    pub(super) fn set_over(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut guards) = self.attempts.live().entry(self.id.clone()) {
+            *guards.get_mut() -= 1;
+            if *guards.get() == 0 {
+                guards.remove();
+            }
+        }
+        if !self.is_over.load(Ordering::Acquire) {
+            // Nobody receives it once the store is gone. Then other instances find the task.
+            let _ = self.attempts.dropped.send(self.id.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_is_live_until_its_last_guard_is_dropped_and_only_one_that_is_not_over_is_reported() {
+        let (attempts, mut dropped) = Attempts::new();
+        let id = (TaskKey::new("alice", "t1").unwrap(), 2);
+        let (one, other) = (attempts.register(&id.0, id.1), attempts.register(&id.0, id.1));
+        other.set_over();
+        drop(other);
+        assert!(attempts.is_live(&id));
+        assert!(dropped.try_recv().is_err());
+        drop(one);
+        assert!(!attempts.is_live(&id));
+        assert_eq!(dropped.try_recv(), Ok(id));
+    }
+}

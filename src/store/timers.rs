@@ -1,0 +1,138 @@
+//! The timers of tasks: what is scheduled, and when.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
+
+use super::transitions::waiting;
+use super::{TaskError, TaskStore};
+use crate::{Agenda, Queue, StoredTask, TaskKey};
+
+/// How many tasks are remembered whose lease was scheduled by a reader.
+const MOST_NOTICED: usize = 16_384;
+/// How many tasks of a page are scheduled at once.
+const AT_ONCE: usize = 16;
+
+/// The tasks whose lease a reader of this process has scheduled, and until when that counts. A task leaves with its end,
+/// and otherwise one lease later.
+#[derive(Debug, Default)]
+pub(super) struct Noticed(Mutex<HashMap<TaskKey, Instant>>);
+
+impl Noticed {
+    /// Nothing panics while it holds the map.
+    fn until(&self) -> MutexGuard<'_, HashMap<TaskKey, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody noticed this task within the last lease. From now on somebody has.
+    fn is_new(&self, key: &TaskKey, lease: Duration) -> bool {
+        let (mut until, now) = (self.until(), Instant::now());
+        if until.get(key).is_some_and(|until| now < *until) {
+            return false;
+        }
+        if until.len() >= MOST_NOTICED {
+            until.retain(|_, until| now < *until);
+            // A crowd: each may be scheduled once more.
+            if until.len() >= MOST_NOTICED {
+                until.clear();
+            }
+        }
+        until.insert(key.clone(), now + lease);
+        true
+    }
+
+    pub(super) fn forget(&self, key: &TaskKey) {
+        self.until().remove(key);
+    }
+}
+
+impl<B: Agenda> TaskStore<B> {
+    pub(super) async fn schedule(
+        &self,
+        queue: &Queue,
+        key: &TaskKey,
+        after: Duration,
+    ) -> Result<(), TaskError> {
+        let scheduled = self.0.answers.count(Some(&key.owner), self.0.backend.schedule(queue, key, after));
+        scheduled.await.map_err(TaskError::Storage)
+    }
+
+    /// Schedules a task that waits for a worker in its work queue, for now.
+    pub(super) async fn schedule_work(&self, stored: &StoredTask) -> Result<(), TaskError> {
+        let Some(operation) = stored.task.operation.as_deref().filter(|_| waiting(&stored.task).is_some())
+        else {
+            return Ok(());
+        };
+        let queue = Queue::work(operation).map_err(TaskError::Storage)?;
+        self.schedule(&queue, &stored.key, Duration::ZERO).await
+    }
+
+    /// A reader has found this: if its lease has lapsed or has no holder, its timer may have been lost.
+    pub(super) async fn notice(&self, stored: &StoredTask) {
+        let Some(lease) = stored.task.lease.as_ref().filter(|_| !stored.task.status.is_terminal()) else {
+            self.0.noticed.forget(&stored.key);
+            return;
+        };
+        if lease.may_have_lapsed(self.now()) && self.0.noticed.is_new(&stored.key, lease.duration()) {
+            self.look_now(&stored.key).await;
+        }
+    }
+
+    pub(super) async fn notice_all(&self, tasks: &[StoredTask]) {
+        stream::iter(tasks).for_each_concurrent(AT_ONCE, |stored| self.notice(stored)).await;
+    }
+
+    /// A cancel was requested: if the worker seems to be lost, that must not wait.
+    pub(super) async fn look_soon(&self, stored: &StoredTask) {
+        let lease = stored.task.lease.as_ref().filter(|_| !stored.task.status.is_terminal());
+        if lease.is_some_and(|lease| lease.may_have_lapsed(self.now())) {
+            self.look_now(&stored.key).await;
+        }
+    }
+
+    async fn look_now(&self, key: &TaskKey) {
+        if let Err(error) = self.schedule(&self.0.leases, key, Duration::ZERO).await {
+            // The next reader tries again.
+            self.0.noticed.forget(key);
+            tracing::debug!(%error, task = %key.task, "a lease that has lapsed could not be scheduled");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: usize) -> TaskKey {
+        TaskKey::new("alice", &format!("t{number}")).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_is_noticed_once_a_lease_and_forgotten_with_its_end() {
+        let (noticed, lease) = (Noticed::default(), Duration::from_secs(30));
+        assert!(noticed.is_new(&key(1), lease));
+        tokio::time::advance(Duration::from_secs(29)).await;
+        assert!(!noticed.is_new(&key(1), lease));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(noticed.is_new(&key(1), lease));
+        noticed.forget(&key(1));
+        assert!(noticed.until().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_memory_of_noticed_tasks_is_bounded() {
+        let noticed = Noticed::default();
+        for number in 0..MOST_NOTICED + 10 {
+            assert!(noticed.is_new(&key(number), Duration::from_secs(30)));
+        }
+        assert!(noticed.until().len() <= MOST_NOTICED);
+        tokio::time::advance(Duration::from_secs(30)).await;
+        for number in 0..MOST_NOTICED + 10 {
+            noticed.is_new(&key(number), Duration::from_millis(1));
+        }
+        assert!(noticed.until().len() <= MOST_NOTICED);
+    }
+}
