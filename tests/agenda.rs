@@ -613,7 +613,8 @@ async fn what_is_scheduled_while_nobody_polls_the_stream_is_an_item_of_the_next_
     for number in 0..3 {
         store.schedule(&leases(), &key("alice", &number.to_string()), HOUR / (number + 1)).await.unwrap();
     }
-    item(&mut stream).await;
+    let first = tokio::time::timeout(Duration::from_millis(500), stream.next());
+    first.await.expect("an item, and not only when it is polled after a second");
     quiet(&mut stream).await;
     for number in 4..7 {
         store.schedule(&leases(), &key("alice", &number.to_string()), HOUR / (number + 1)).await.unwrap();

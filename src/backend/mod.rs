@@ -16,6 +16,7 @@ use futures_core::stream::BoxStream;
 use crate::{OwnerId, Page, PageRequest, StorageError, TaskKey};
 
 pub use agenda::{Agenda, Due, Next, OwnerPage, Queue, Taken, Timer, TimerPage};
+#[cfg(feature = "redis")]
 pub(crate) use agenda::{MAX_TAKEN, delay_millis};
 pub use local_agenda::LocalAgenda;
 pub use parts::{DEFAULT_MAX_PART_BYTES, MAX_PARTS, Part, PartChange, PartChanges, PartName, PartSizes};

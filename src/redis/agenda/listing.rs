@@ -29,15 +29,8 @@ impl RedisBackend {
         let context = self.reads("");
         let pages = pin!(async {
             let masters = self.0.link.masters().await;
-            let mut masters = masters.map_err(|failure| context.storage_error(failure))?;
-            // The masters that were scanned to the end are left out.
-            let (from, mut cursor) = after.unwrap_or_default();
-            let last_begun = masters.iter().rposition(|master| master.slot <= from.slot).unwrap_or(0);
-            masters.drain(..last_begun);
-            if masters.first() != Some(&from) {
-                // Another server keeps these slots by now. Its cursors mean something else.
-                cursor = 0;
-            }
+            let masters = masters.map_err(|failure| context.storage_error(failure))?;
+            let (masters, mut cursor) = left_to_scan(masters, after);
             let mut masters = masters.into_iter().peekable();
             let mut owners = Vec::new();
             for _ in 0..SCANS {
@@ -133,6 +126,19 @@ impl RedisBackend {
     }
 }
 
+/// The masters that were not scanned to the end, and the cursor at the first of them.
+fn left_to_scan(
+    mut masters: Vec<MasterOfSlots>,
+    after: Option<(MasterOfSlots, u64)>,
+) -> (Vec<MasterOfSlots>, u64) {
+    let (from, cursor) = after.unwrap_or_default();
+    let begun = masters.iter().rposition(|master| master.slot <= from.slot).unwrap_or(0);
+    masters.drain(..begun);
+    // If another server keeps these slots by now, the cursor means something else there.
+    let is_same = masters.first() == Some(&from);
+    (masters, if is_same { cursor } else { 0 })
+}
+
 /// The next cursor and the keys of a reply to `SCAN`.
 fn scanned(reply: Value) -> Option<(u64, Vec<Vec<u8>>)> {
     let Value::Array(parts) = reply else { return None };
@@ -225,6 +231,19 @@ mod tests {
     #[case::negative("-1.0.6379.localhost")]
     fn a_malformed_cursor_of_owners_is_refused(#[case] text: &str) {
         assert!(matches!(scan_position(&text.into()), Err(StorageError::InvalidPage { .. })));
+    }
+
+    #[test]
+    fn a_scan_continues_where_it_was_and_begins_again_on_a_server_that_took_over() {
+        let master = |slot, port| MasterOfSlots { slot, host: "redis".to_owned(), port };
+        let all = [master(0, 1), master(5461, 2), master(10923, 3)];
+        assert_eq!(left_to_scan(all.to_vec(), None), (all.to_vec(), 0));
+        let from = |master| left_to_scan(all.to_vec(), Some((master, 17)));
+        assert_eq!(from(master(5461, 2)), (all[1..].to_vec(), 17));
+        assert_eq!(from(master(5461, 9)), (all[1..].to_vec(), 0));
+        assert_eq!(from(master(10923, 3)), (all[2..].to_vec(), 17));
+        let alone = vec![MasterOfSlots::default()];
+        assert_eq!(left_to_scan(alone.clone(), Some((alone[0].clone(), 17))), (alone, 17));
     }
 
     #[test]
