@@ -49,7 +49,7 @@ test-faults: redis-up redis-server faketime ## run the long forms of the tests o
 	sed -n 's/^.*figure | //p' "$$figures" | column -t -s '|' -o '|'
 
 .PHONY: test-matrix
-test-matrix: redis-server ## run the contract, MONITOR and model tests on Redis 6.2, 7 and 8.2 and on Valkey 9
+test-matrix: redis-server ## run the contract, agenda, MONITOR and model tests on Redis 6.2, 7 and 8.2 and on Valkey 9
 	@if ! python3 -c 'import ensurepip' 2>/dev/null; then
 		$(call install,python3-venv,python3 with venv)
 	fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the contract, MONITOR and model tests on each server that the crate supports, and prints one table.
+# Runs the contract, agenda, MONITOR and model tests on each server that the crate supports, and prints one table.
 # The servers: Debian's Redis 7, and Redis 6.2, Redis 8.2 and Valkey 9 out of packages of PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,7 +38,7 @@ for server in "${servers[@]}"; do
 		kill -0 $running || { cat "$data/log" >&2; exit 1; }
 		sleep 0.05
 	done
-	for suite in backend_contract redis_wire model; do
+	for suite in backend_contract agenda redis_wire model; do
 		log=$folder/$suite.log
 		result=passed
 		# Not every package is built with TLS.

@@ -21,7 +21,14 @@ const BURST: Duration = Duration::from_millis(1);
 pub struct Throttle {
     pub port: u16,
     line: Arc<Line>,
-    _runtime: Runtime,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        // A test is no place to wait in for the end of another runtime.
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
 }
 
 struct Line {
@@ -43,10 +50,11 @@ impl Throttle {
             free_at: Mutex::new(Instant::now()),
             to_server: AtomicU64::new(0),
         });
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         runtime.spawn(accept(listener, server_port, Arc::clone(&line)));
-        Self { port, line, _runtime: runtime }
+        Self { port, line, runtime: Some(runtime) }
     }
 
     pub fn url(&self) -> String {
@@ -59,7 +67,8 @@ impl Throttle {
     }
 }
 
-async fn accept(listener: TcpListener, server_port: u16, line: Arc<Line>) {
+async fn accept(listener: std::net::TcpListener, server_port: u16, line: Arc<Line>) {
+    let listener = TcpListener::from_std(listener).unwrap();
     while let Ok((client, _)) = listener.accept().await {
         let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)).await else { continue };
         for stream in [&client, &server] {
