@@ -8,7 +8,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use mcp_task_store::{PageRequest, RedisBackend, StorageBackend, StorageError, Version};
+use mcp_task_store::{
+    Agenda, PageRequest, PartName, Queue, RedisBackend, StorageBackend, StorageError, Version,
+};
 use redis::{Connection, Value};
 use support::cluster::{eventually, info};
 use support::fake::{Answer, Fake, greeting};
@@ -77,6 +79,7 @@ impl Row {
                     assert!(!self.reads, "{error:?}");
                     self.is(&error);
                     assert!(!error.outcome_unknown(), "{error:?}");
+                    self.holds_for_parts_and_timers(backend).await;
                 }
             }
         }
@@ -85,6 +88,26 @@ impl Row {
         println!("figure | the server {}: a call fails after, median | {median:.1?}", self.server);
         println!("figure | the server {}: a call fails after, 99th percentile | {highest:.1?}", self.server);
         assert!(times[times.len() - 1] < 10 * (LIMIT + ALLOWANCE), "{times:?}");
+    }
+
+    /// Where nothing is served, a part and a timer fail as a record does.
+    async fn holds_for_parts_and_timers(&self, backend: &RedisBackend) {
+        let (t1, part) = (key("alice", "t1"), PartName::from_static("output"));
+        let leases = Queue::try_from("leases").unwrap();
+        let error = backend.part(&t1, &part).await.unwrap_err();
+        self.is(&error);
+        assert!(!error.outcome_unknown(), "{error:?}");
+        if self.unknown {
+            // The writes that arrive are counted.
+            return;
+        }
+        let put = backend.put(&t1, "new".into(), keep().set_part(part, "part")).await;
+        let scheduled = backend.schedule(&leases, &t1, Duration::from_secs(3600)).await;
+        let taken = backend.take_due(&[leases], 1, Duration::from_secs(60)).await;
+        for error in [put.map(drop).unwrap_err(), scheduled.unwrap_err(), taken.unwrap_err()] {
+            self.is(&error);
+            assert!(!error.outcome_unknown(), "{error:?}");
+        }
     }
 
     fn is(&self, error: &StorageError) {
@@ -288,7 +311,7 @@ async fn a_server_that_evicts() {
         command(&mut admin, ["KEYS", "pmcp:tasks:alice:*"]),
         command(&mut admin, ["ZCARD", "pmcp:idx:alice"]),
     );
-    assert_eq!(members, listed as u64, "no member without a record is left");
+    assert_eq!(members, 2 * listed as u64, "no member without a record is left");
     assert!(listed == hashes.len() || listed == 0, "{listed} of {}", hashes.len());
 }
 

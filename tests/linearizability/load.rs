@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use mcp_task_store::{
-    Expiry, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
+    Expiry, PageRequest, PartName, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
 };
 use tokio::task::{JoinSet, block_in_place};
 
@@ -99,7 +100,8 @@ impl Client {
         let call = self.choose(on);
         let expiry = self.shared.expiries[self.random.below(self.shared.expiries.len() as u64) as usize];
         let called = self.shared.moment.fetch_add(1, SeqCst);
-        let result = perform(&self.shared.backend, &self.shared.keys[on], call, expiry).await;
+        let result =
+            perform(&self.shared.backend, &self.shared.keys[on], call, expiry, called % 2 == 0).await;
         let ended = self.shared.moment.fetch_add(1, SeqCst);
         let operation = match result {
             Ok(reply) => {
@@ -127,21 +129,37 @@ struct Refused {
     outcome_unknown: bool,
 }
 
+/// The task whose records hold what is written in a part as well. A read of the part and one of the record are the same.
+const WITH_PART: &str = "t1";
+const PART: PartName = PartName::from_static("output");
+
 /// Makes a call. Any error that neither the contract nor a dead server explains ends the test.
 async fn perform(
     backend: &RedisBackend,
     key: &TaskKey,
     call: Call,
     expiry: Expiry,
+    reads_part: bool,
 ) -> Result<Reply, Refused> {
-    let options = PutOptions::new(expiry);
-    let bytes = |data: u64| data.to_string().into();
+    let has_part = key.task.as_str() == WITH_PART;
+    let bytes = |data: u64| Bytes::from(data.to_string());
+    let options = match call {
+        Call::Put { data } | Call::PutIfVersion { data, .. } if has_part => {
+            PutOptions::new(expiry).set_part(PART, bytes(data))
+        }
+        _ => PutOptions::new(expiry),
+    };
+    let read = |version: Version, data: &[u8]| {
+        let data = std::str::from_utf8(data).unwrap().parse().unwrap();
+        Reply::Read(Live { version: version.get(), data })
+    };
     let written = |written: mcp_task_store::Written| Reply::Written { version: written.version.get() };
     let result = match call {
-        Call::Get => backend.get(key).await.map(|record| {
-            let data = std::str::from_utf8(&record.data).unwrap().parse().unwrap();
-            Reply::Read(Live { version: record.version.get(), data })
+        Call::Get if has_part && reads_part => backend.part(key, &PART).await.map(|part| {
+            let part = part.expect("each write of this record sets the part");
+            read(part.version, &part.data)
         }),
+        Call::Get => backend.get(key).await.map(|record| read(record.version, &record.data)),
         Call::Put { data } => backend.put(key, bytes(data), options).await.map(written),
         Call::PutIfVersion { data, expected } => {
             backend.put_if_version(key, bytes(data), options, Version::from(expected)).await.map(written)
@@ -228,7 +246,7 @@ impl Load {
             readers.spawn(async move {
                 let key = &shared.keys[number % KEYS];
                 let mut refused = 0;
-                while perform(&shared.backend, key, Call::Get, Expiry::Keep).await.is_err() {
+                while perform(&shared.backend, key, Call::Get, Expiry::Keep, false).await.is_err() {
                     refused += 1;
                 }
                 (Instant::now(), refused)
@@ -258,7 +276,7 @@ impl Load {
     async fn end_segment(&mut self) {
         let mut records = Vec::new();
         for key in &self.shared.keys {
-            records.push(match perform(&self.shared.backend, key, Call::Get, Expiry::Keep).await {
+            records.push(match perform(&self.shared.backend, key, Call::Get, Expiry::Keep, true).await {
                 Ok(Reply::Read(live)) => Some(live),
                 Ok(_) => None,
                 Err(_) => panic!("a server that is back does not answer"),
