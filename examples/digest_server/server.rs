@@ -157,6 +157,12 @@ async fn digest_folder(
     Ok(CallToolResult::structured(serde_json::to_value(digested).map_err(|error| internal(&error))?))
 }
 
+/// The name under which the instances of one user's server know the operation. Instances take the tasks of every owner,
+/// and those of another user's server, on the same Redis, may have other folders.
+fn operation(owner: &OwnerId) -> String {
+    format!("{DIGEST_FOLDER} {owner}")
+}
+
 /// One instance of the server.
 #[derive(Clone)]
 pub struct DigestServer {
@@ -169,7 +175,7 @@ impl DigestServer {
     pub fn new(store: Store, owner: OwnerId, name: &str) -> Self {
         let tasks = DurableTaskManager::new(store);
         let name = name.to_owned();
-        tasks.register(DIGEST_FOLDER, move |task, arguments| {
+        tasks.register(operation(&owner), move |task, arguments| {
             Box::pin(digest_folder(arguments, name.clone(), task))
         });
         Self { tasks, owner: OwnerSource::Fixed(owner) }
@@ -213,7 +219,7 @@ impl ServerHandler for DigestServer {
         let task = TaskOptions::new().with_ttl_ms(600_000).with_poll_interval_ms(100);
         let options = RegisteredOptions::from(task).on_worker_lost(OnWorkerLost::Resume);
         let owner = self.owner.owner(&context)?;
-        let task = self.tasks.spawn_registered(&owner, DIGEST_FOLDER, arguments, options).await?;
+        let task = self.tasks.spawn_registered(&owner, &operation(&owner), arguments, options).await?;
         Ok(CreateTaskResult::new(task).into())
     }
 

@@ -81,6 +81,9 @@ impl<B: Agenda> Inner<B> {
         // Counted before it looks, so that a shutdown waits for what it has not stopped.
         let running = Running::new(self);
         if self.is_stopping() {
+            // It was taken just before. Scheduled, and not only resolved, so that the other instances wake.
+            let schedule = self.store.shared_backend().schedule(&due.queue, &due.key, Duration::ZERO);
+            schedule.await.map_err(TaskError::Storage)?;
             return Ok(Next::After(Duration::ZERO));
         }
         if let Some((stored, attempt)) = self.store.claim(&due.key).await? {
@@ -174,11 +177,13 @@ impl<B: Agenda> Worker<B> {
                 }
             };
             tokio::select! {
+                // First of all: what this instance releases is for the others.
+                biased;
+                () = self.stop.told() => return false,
                 () = sleep(pause) => {}
                 // A stream that ends has no more items: then the sleep decides.
                 Some(()) = wakeups.next() => {}
                 () = self.registered.notified() => return true,
-                () = self.stop.told() => return false,
             }
         }
     }

@@ -114,15 +114,14 @@ impl<B: Agenda> Look<B> {
             verdict = store.look(&self.due.key).await?;
             let Verdict::Lapsed(second) = &verdict else { continue };
             let is_the_same = second.task.lease.as_ref().is_some_and(|second| is_the_same(&lease, second));
-            // Asked for after the read: that answer counts too.
-            let failures_now = self.answers.failures(&self.due.key.owner);
-            if is_late || !is_the_same || failures_before != failures_now {
+            if is_late || !is_the_same {
                 continue;
             }
             let now = store.clock(&self.due.key).await?;
             if lease.is_live(now) {
                 return Ok(Verdict::Next(Next::After(left(&lease, now))));
             }
+            // The answers to the second read and to the question for the clock count, too.
             if self.answers.failures(&self.due.key.owner) != failures_before {
                 continue;
             }
