@@ -103,7 +103,7 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// How many scripts clients sent, whatever befell them.
+    /// How many scripts clients sent for records, whatever befell them.
     pub fn scripts(&self) -> u64 {
         self.state.scripts.load(SeqCst)
     }
@@ -216,9 +216,9 @@ impl Command {
         self.words[0].eq_ignore_ascii_case(b"EVAL")
     }
 
-    /// Whether a caller of the backend made it, not the connection for itself.
+    /// Whether a caller of the backend made it for a record: not the connection for itself, nor a store for its timers.
     fn is_call(&self) -> bool {
-        self.is_script() || self.words[0].eq_ignore_ascii_case(b"HMGET")
+        self.is_script() && !self.key().contains(":due:") || self.words[0].eq_ignore_ascii_case(b"HMGET")
     }
 
     /// Every script that changes a record says so; the one that lists does not.

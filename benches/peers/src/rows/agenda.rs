@@ -104,12 +104,12 @@ async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
         times.push(samples);
     }
     bench.server.clear()?;
-    let figures = [few, many]
-        .iter()
-        .zip(&times)
-        .map(|(count, time)| format!("{}: {}", thousands(*count), micros(time)));
+    let counts = [few, many];
+    let by_count = counts.iter().zip(&times);
+    let figures: Vec<_> =
+        by_count.map(|(count, time)| format!("{}: {}", thousands(*count), micros(time))).collect();
     let row = Row::new("`take_due` with nothing due, by the number of timers");
-    let row = row.ours(figures.collect::<Vec<_>>().join(", "));
+    let row = row.ours(figures.join(", "));
     report.add(row.ratio("from few to many", &times[1].over(&times[0]), Some(Wanted::AtMost(1.5))));
     Ok(())
 }
