@@ -166,36 +166,27 @@ pub const MAX_VALUE_BYTES: usize = 4096;
 pub const MAX_PART_BYTES: usize = 16 * 1024;
 
 impl Engine {
-    /// A store that takes as much data as the engine takes by default.
-    pub async fn open_roomy(self) -> Store {
-        match self {
-            Self::Memory => Store { backend: Arc::new(MemoryBackend::new()), ..Self::Memory.open().await },
-            Self::Polled => Self::Polled.open().await,
-            #[cfg(feature = "redis-tests")]
-            Self::Redis => redis::Namespace::roomy().store().await,
-            #[cfg(feature = "redis-tests")]
-            Self::Sharded => redis::Namespace::roomy().sharded_store().await,
-        }
-    }
-
     pub async fn open(self) -> Store {
+        let memory = || MemoryBackend::new().max_value_bytes(MAX_VALUE_BYTES).max_part_bytes(MAX_PART_BYTES);
         match self {
-            Self::Memory => Store {
-                backend: Arc::new(
-                    MemoryBackend::new().max_value_bytes(MAX_VALUE_BYTES).max_part_bytes(MAX_PART_BYTES),
-                ),
-                #[cfg(feature = "redis-tests")]
-                redis: None,
-            },
-            Self::Polled => Store {
-                backend: Arc::new(LocalAgenda::new(Polled(MemoryBackend::new()))),
-                #[cfg(feature = "redis-tests")]
-                redis: None,
-            },
+            Self::Memory => Store::new(memory()),
+            Self::Polled => Store::new(LocalAgenda::new(Polled(memory()))),
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::new().store().await,
             #[cfg(feature = "redis-tests")]
             Self::Sharded => redis::Namespace::new().sharded_store().await,
+        }
+    }
+
+    /// A store that takes as much data as the engine takes by default.
+    pub async fn open_roomy(self) -> Store {
+        match self {
+            Self::Memory => Store::new(MemoryBackend::new()),
+            Self::Polled => Store::new(LocalAgenda::new(Polled(MemoryBackend::new()))),
+            #[cfg(feature = "redis-tests")]
+            Self::Redis => redis::Namespace::roomy().store().await,
+            #[cfg(feature = "redis-tests")]
+            Self::Sharded => redis::Namespace::roomy().sharded_store().await,
         }
     }
 }
@@ -249,6 +240,15 @@ impl StorageBackend for Polled {
 }
 
 impl Store {
+    /// A store on an engine in this process.
+    fn new(engine: impl Agenda) -> Self {
+        Self {
+            backend: Arc::new(engine),
+            #[cfg(feature = "redis-tests")]
+            redis: None,
+        }
+    }
+
     /// Waits until the engine's clock, which may lag and never leads, has reached `at`.
     pub async fn until(&self, at: DateTime<Utc>) {
         let mut asked = 0;
