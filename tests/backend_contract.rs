@@ -3,7 +3,7 @@
 #[macro_use]
 mod support;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -893,6 +893,8 @@ async fn a_cursor_stays_good_when_its_record_is_gone(#[case] engine: Engine) {
 /// What is reached in the Redis engine only: states that the trait cannot make, and the keys on the server.
 #[cfg(feature = "redis-tests")]
 mod on_redis {
+    use std::collections::BTreeMap;
+
     use super::*;
     use support::Store;
     use support::redis::Namespace;

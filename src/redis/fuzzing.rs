@@ -302,12 +302,14 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
     match (code, detail.parse::<u64>()) {
         ("FOUND", _) => becomes(match found(detail) {
             None => is_unforeseen(&judged),
-            Some((false, _, None, None, _)) => matches!(judged, StorageError::NotFound { .. }),
-            Some((_, _, _, Some(at), _)) if canonical(&bulk(&at)).is_none() => {
+            Some(Fields { has_data: false, version: None, expires_at: None, .. }) => {
+                matches!(judged, StorageError::NotFound { .. })
+            }
+            Some(Fields { expires_at: Some(at), .. }) if canonical(&bulk(&at)).is_none() => {
                 is_corrupt(&judged, "expires_at")
             }
-            Some((_, false, ..)) => matches!(judged, StorageError::NotFound { .. }),
-            Some((has_data, _, version, _, has_parts)) => {
+            Some(Fields { is_live: false, .. }) => matches!(judged, StorageError::NotFound { .. }),
+            Some(Fields { has_data, version, has_parts, .. }) => {
                 match (version.and_then(|version| canonical(&bulk(&version))), has_data) {
                     (None, _) => is_corrupt(&judged, "version"),
                     (_, false) => is_corrupt(&judged, "data"),
@@ -367,9 +369,18 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
     }
 }
 
-/// What a write found, if it is that: whether there are data, whether they are live, version, expires_at, and whether
-/// the parts can be read. A field that is no text cannot be read.
-fn found(detail: &str) -> Option<(bool, bool, Option<String>, Option<String>, bool)> {
+/// What a write found.
+struct Fields {
+    version: Option<String>,
+    expires_at: Option<String>,
+    has_data: bool,
+    is_live: bool,
+    /// Whether the list of its parts can be read.
+    has_parts: bool,
+}
+
+/// Reads what a write found, if it is that. A field that is no text cannot be read.
+fn found(detail: &str) -> Option<Fields> {
     use serde_json::Value::{Bool, Null, String};
     let fields: Vec<serde_json::Value> = serde_json::from_str(detail).ok()?;
     let [version, expires_at, has_data, is_live, has_parts] = fields.try_into().ok()?;
@@ -378,9 +389,13 @@ fn found(detail: &str) -> Option<(bool, bool, Option<String>, Option<String>, bo
         String(text) => Some(text),
         _ => Some("?".to_owned()),
     };
-    let has_data = has_data.as_u64().filter(|number| *number < 256)? != 0;
-    let is_live = !matches!(is_live, Bool(false) | Null);
-    Some((has_data, is_live, text(version), text(expires_at), has_parts.as_bool()?))
+    Some(Fields {
+        version: text(version),
+        expires_at: text(expires_at),
+        has_data: has_data.as_u64().filter(|number| *number < 256)? != 0,
+        is_live: !matches!(is_live, Bool(false) | Null),
+        has_parts: has_parts.as_bool()?,
+    })
 }
 
 fn bulk(text: &str) -> Value {

@@ -20,7 +20,7 @@ const SHORTLY: Duration = Duration::from_millis(5);
 
 impl<B: Agenda> TaskStore<B> {
     /// Waits until a task has ended or needs input, whichever process makes it so, and returns it. It receives each
-    /// change by [watching](StorageBackend::watch) the record. A TTL that elapses meanwhile ends the task, and the keepers
+    /// change by [watching](crate::StorageBackend::watch) the record. A TTL that elapses meanwhile ends the task, and the keepers
     /// of the stores end a task whose worker is lost, so that a lost worker keeps nobody waiting. In case its timer was lost,
     /// the call reads the task once a lease. To wait for a limited time, put it under a timeout.
     ///

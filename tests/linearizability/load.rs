@@ -101,7 +101,8 @@ impl Client {
         let expiry = self.shared.expiries[self.random.below(self.shared.expiries.len() as u64) as usize];
         let called = self.shared.moment.fetch_add(1, SeqCst);
         let result =
-            perform(&self.shared.backend, &self.shared.keys[on], call, expiry, called % 2 == 0).await;
+            perform(&self.shared.backend, &self.shared.keys[on], call, expiry, called.is_multiple_of(2))
+                .await;
         let ended = self.shared.moment.fetch_add(1, SeqCst);
         let operation = match result {
             Ok(reply) => {
