@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use mcp_task_store::{PageRequest, PartName, RedisBackend, StorageBackend, StorageError, Version};
 use redis::{Connection, Value};
 use rstest::rstest;
@@ -553,7 +554,8 @@ async fn name_of(target: Arc<AtomicU16>) -> u16 {
 #[tokio::test]
 async fn once_a_write_has_found_a_replica_no_read_goes_there_any_more(#[case] replicas: u32) {
     let (old, new) = (Server::start(&[]), Server::start(&[]));
-    let _replica = (replicas > 0).then(|| Server::start(&["--replicaof", "127.0.0.1", &new.port.to_string()]));
+    let _replica =
+        (replicas > 0).then(|| Server::start(&["--replicaof", "127.0.0.1", &new.port.to_string()]));
     let target = Arc::new(AtomicU16::new(new.port));
     let url = format!("redis://127.0.0.1:{}", name_of(Arc::clone(&target)).await);
     let (t1, part) = (key("alice", "t1"), PartName::from_static("output"));
@@ -570,6 +572,8 @@ async fn once_a_write_has_found_a_replica_no_read_goes_there_any_more(#[case] re
     assert_eq!(written.is_ok(), replicas == 0);
     assert_eq!(backend.get(&t1).await.unwrap().data, "old");
     assert_eq!(backend.part(&t1, &part).await.unwrap().unwrap().data, "old");
+    let mut watch = Arc::new(backend.clone()).watch(&t1);
+    watch.next().await.unwrap().unwrap();
     target.store(new.port, Ordering::SeqCst);
     // Its master cannot be reached, so what it has stays what it was.
     let _: () = command(&mut connection(&old.url()), ["REPLICAOF", "127.0.0.1", &free_port().to_string()]);
@@ -579,4 +583,9 @@ async fn once_a_write_has_found_a_replica_no_read_goes_there_any_more(#[case] re
     assert_eq!(backend.part(&t1, &part).await.unwrap().unwrap().data, "new");
     let page = backend.list(&owner("alice"), PageRequest::new(1)).await.unwrap();
     assert_eq!(page.records[0].data, "new");
+    // The new master publishes to the watch from now on.
+    tokio::time::timeout(Duration::from_secs(60), watch.next()).await.unwrap().unwrap().unwrap();
+    at_new.put(&t1, "newer".into(), keep()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), watch.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(backend.get(&t1).await.unwrap().data, "newer");
 }
