@@ -61,7 +61,10 @@ impl RedisBackend {
         let (mut stands, is_complete) = self.look_at_shards(queues).await?;
         let since = Instant::now();
         let (mut due, mut is_complete) = (Vec::new(), is_complete);
-        for step in steps(shares(&stands, limit)) {
+        let mut failed = Vec::new();
+        for mut step in steps(shares(&stands, limit)) {
+            // The others do not wait for it once more.
+            step.retain(|share| !failed.contains(&share.place));
             let takes = step.into_iter().map(|Share { place, queue, count }| {
                 let (shard, queue_alone) = (stands[place].0, &queues[queue..=queue]);
                 async move { (place, queue, self.take(shard, queue_alone, count, hide_ms).await) }
@@ -76,6 +79,7 @@ impl RedisBackend {
                     }
                     Err(error) => {
                         self.0.outages.began(*shard, Some(&error));
+                        failed.push(place);
                         is_complete = false;
                     }
                 }
