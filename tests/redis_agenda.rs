@@ -551,6 +551,28 @@ async fn with_a_slow_shard() -> (Server, RedisBackend, Delayed, [String; 2]) {
 }
 
 #[tokio::test]
+async fn a_shard_that_answers_again_is_waited_for_again_however_far_away_it_is() {
+    let (_server, backend, delayed, owners) = with_a_slow_shard().await;
+    for owner in &owners {
+        backend.schedule(&leases(), &key(owner, "t1"), NOW).await.unwrap();
+    }
+    delayed.look_ms.store(600, Ordering::SeqCst);
+    assert_eq!(keys(&take(&backend).await), [format!("{}:t1", owners[1])]);
+    delayed.look_ms.store(60, Ordering::SeqCst);
+    let taken = async {
+        loop {
+            let taken = take(&backend).await;
+            if !taken.due.is_empty() {
+                return taken;
+            }
+            tokio::time::sleep(taken.next_in.unwrap()).await;
+        }
+    };
+    let taken = tokio::time::timeout(PATIENCE, taken).await.expect("its timer is taken");
+    assert_eq!(keys(&taken), [format!("{}:t1", owners[0])]);
+}
+
+#[tokio::test]
 async fn a_shard_that_does_not_answer_is_not_asked_again_and_again_within_one_call() {
     let (_server, backend, delayed, [slow, other]) = with_a_slow_shard().await;
     for task in 0..200 {
