@@ -58,8 +58,8 @@ use crate::{
 /// and one pipeline for their hashes. The server's clock alone decides what has expired, and the server
 /// itself removes it.
 ///
-/// Cheap to clone: all clones share two connections, one of them for pages and parts. The backend sends nothing twice: a write whose outcome is
-/// not known is reported with [`outcome_unknown`](StorageError::outcome_unknown).
+/// Cheap to clone: all clones share two connections, one of them for pages and parts. The backend sends nothing twice: it
+/// reports a write whose outcome is not known with [`outcome_unknown`](StorageError::outcome_unknown).
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), mcp_task_store::StorageError> {
@@ -89,7 +89,7 @@ struct Inner {
     publishes: bool,
     /// `None`: watching is polling.
     subscriptions: Option<Arc<Subscriptions>>,
-    /// Which shards of timers were taken from in vain.
+    /// Which shards of timers did not answer the last time.
     outages: Outages,
 }
 

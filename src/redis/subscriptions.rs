@@ -1,8 +1,9 @@
 //! Listening to what the write scripts publish.
 //!
 //! One channel per owner, subscribed to while somebody watches a record of that owner, and one per shard of timers, while
-//! somebody waits for one, over one connection per server that calls do not share: a server cuts off a subscriber that lets too much pile up
-//! (<https://redis.io/docs/latest/develop/reference/clients/#output-buffer-limits>), and large replies may pile up.
+//! somebody waits for one, over one connection per server that calls do not share: a server cuts off a subscriber that
+//! lets too much pile up (<https://redis.io/docs/latest/develop/reference/clients/#output-buffer-limits>), and large
+//! replies may pile up.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -81,7 +82,7 @@ pub(super) struct Subscribed {
     pub(super) signals: watch::Receiver<Signal>,
     /// Its sender is gone once the runtime is that listened.
     pub(super) state: watch::Receiver<State>,
-    /// To be dropped behind the signals.
+    /// Must be dropped after the signals.
     pub(super) seat: Leave,
 }
 
