@@ -229,8 +229,8 @@ impl RedisBackend {
     }
 
     /// Where a write of this owner is told.
-    fn channel(&self, owner: &OwnerId, is_quiet: bool) -> Option<String> {
-        (self.0.publishes && !is_quiet).then(|| self.0.schema.channel(owner))
+    fn channel(&self, owner: &OwnerId, notifies: bool) -> Option<String> {
+        (self.0.publishes && notifies).then(|| self.0.schema.channel(owner))
     }
 
     async fn put_record(
@@ -335,7 +335,7 @@ impl StorageBackend for RedisBackend {
             expiry: argument(options.expiry)?,
             quota: options.quota,
             replaces: Replaces::Any,
-            channel: self.channel(&key.owner, options.is_quiet),
+            channel: self.channel(&key.owner, options.notifies()),
             parts: options.parts,
         };
         self.put_record(span, put, &key.owner, None).await
@@ -352,7 +352,7 @@ impl StorageBackend for RedisBackend {
         check_size(&data, self.0.max_value_bytes)?;
         check_parts(&options.parts, self.0.max_part_bytes)?;
         let expiry = argument(options.expiry)?;
-        let channel = self.channel(&key.owner, options.is_quiet);
+        let channel = self.channel(&key.owner, options.notifies());
         let keeps = options.expiry == Expiry::Keep && options.parts.is_empty();
         if let (1.., Some(next), true) = (expected.get(), expected.next(), keeps) {
             let task = self.0.schema.task(&key.owner, &key.task);
@@ -379,7 +379,7 @@ impl StorageBackend for RedisBackend {
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
         let span = debug_span!("delete", owner = %key.owner, task = %key.task);
-        let channel = self.channel(&key.owner, false);
+        let channel = self.channel(&key.owner, true);
         let delete = Delete { keys: self.0.schema.keys(key), id: key.task.clone(), channel };
         let context = self.writes(&delete.keys.task);
         let write = pin!(self.run(&DELETE, &delete, &context));
