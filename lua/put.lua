@@ -77,15 +77,19 @@ end
 -- Each branch reads everything before its first write. It orders its writes so that a user who lacks the right to one
 -- command leaves neither a record nor an index that never expires: where a command could be refused too late, the same
 -- command first runs where it has no effect. A script also ends where it writes to a key that is gone, if the slot of
--- the key is being migrated.
+-- the key is being migrated. The first command that writes is always one that needs memory: a server that has none left
+-- refuses it, and refuses no command behind another that writes.
 if is_live then
   -- Before the first write, as a user who may not publish is refused here. Sharded from Redis 7 on. Nobody can have
   -- subscribed to a record that did not exist.
   if channel ~= '' then call(redis.REDIS_VERSION and 'SPUBLISH' or 'PUBLISH', channel, '? ' .. task) end
   if expiry == 'never' and expires_at then cleared[#cleared + 1] = 'expires_at' end
-  if cleared[1] then call('HDEL', task, '') end
 end
 if is_live and expiry == 'keep' then
+  if cleared[1] then
+    call('HSET', task, 'version', before)
+    call('HDEL', task, '')
+  end
   call('HSET', task, unpack(set))
 else
   -- The millisecond is there because `digits` rounds the server's clock down.
@@ -121,6 +125,7 @@ else
 
   if is_live then
     call('HSET', task, 'version', before)
+    if cleared[1] then call('HDEL', task, '') end
     call('ZADD', idx, expires_at or FOREVER, mark)
     -- It keeps its creation time, unless its member was lost.
     call('ZADD', idx, 'NX', created_at, id)
@@ -134,6 +139,7 @@ else
     end
     call('HSET', task, unpack(set))
   else
+    if not ends or holds or members == 0 then call('ZADD', idx, 'XX', FOREVER, '') end
     if holds then
       -- What expired must not outlive the insert. The key that takes its place expires soon, whatever comes next.
       local soon = digits(now + 1000)
@@ -151,7 +157,6 @@ else
       call('PEXPIREAT', task, digits(ends - 1))
     else
       if due[1] then call('ZREM', idx, unpack(due)) end
-      call('ZADD', idx, 'XX', FOREVER, '')
       call('PERSIST', task)
       call('HSET', task, unpack(set))
       call('ZADD', idx, created_at, id, FOREVER, mark)

@@ -1,5 +1,5 @@
 -- schedule: makes a timer fire no later than a time from now. One that fires earlier stays. Either way its score
--- changes, which voids the token of whoever took it.
+-- changes, which voids the token of the taker before.
 --
 -- KEYS[1] due       the timers of the queue by due time
 -- ARGV[1] member    the task's key

@@ -272,6 +272,7 @@ impl MemoryBackend {
     ) -> Result<Written, StorageError> {
         check_size(&data, self.max_value_bytes)?;
         check_parts(&options.parts, self.max_part_bytes)?;
+        let notifies = options.notifies();
         let duration = options.expiry.millis()?;
         let mut shard = self.shard(&key.owner);
         let now_us = (self.clock)();
@@ -324,7 +325,7 @@ impl MemoryBackend {
             }
         };
         let expires_at = expires_at.map(from_millis);
-        if !options.is_quiet {
+        if notifies {
             shard.watched.tell(key, Signal::Written(expires_at));
         }
         Ok(Written { version, expires_at })

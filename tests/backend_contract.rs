@@ -1482,6 +1482,21 @@ async fn assert_refused_only_when_gone(store: &Store, key: &TaskKey, expires_at:
 
 #[apply(on_every_watch)]
 #[tokio::test]
+async fn a_watch_ends_when_a_quiet_write_makes_its_record_expire(#[case] engine: Engine) {
+    let (store, t1) = (engine.open().await, key("alice", "t1"));
+    for options in [after_ms(1), after_ms(1).quiet()] {
+        store.put(&t1, "one".into(), never()).await.unwrap();
+        let mut watch = Arc::clone(&store.backend).watch(&t1);
+        next(&mut watch).await.unwrap().unwrap();
+        store.put(&t1, "two".into(), options).await.unwrap();
+        while let Some(item) = next(&mut watch).await {
+            item.unwrap();
+        }
+    }
+}
+
+#[apply(on_every_watch)]
+#[tokio::test]
 async fn a_watch_of_an_absent_or_expired_record_ends_without_an_item(#[case] engine: Engine) {
     let store = engine.open().await;
     store.put_expired(&key("alice", "expired")).await;
@@ -1521,7 +1536,8 @@ async fn a_quiet_write_wakes_nobody_who_watches(#[case] engine: Engine) {
         next(watches.last_mut().unwrap()).await.unwrap().unwrap();
     }
     store.put(&t1, "two".into(), keep().quiet()).await.unwrap();
-    store.put(&t1, "three".into(), in_an_hour().quiet()).await.unwrap();
+    let part = keep().set_part(PartName::from_static("part"), "part");
+    store.put(&t1, "three".into(), part.quiet()).await.unwrap();
     store.put_if_version(&t1, "four".into(), keep().quiet(), version(3)).await.unwrap();
     // What is told of one owner comes in the order in which it was written.
     store.put(&t2, "two".into(), keep()).await.unwrap();

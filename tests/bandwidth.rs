@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mcp_task_store::{
-    NewTask, PageRequest, PayloadKind, RedisBackend, StoreConfig, TaskKey, TaskStatus, TaskStore,
+    NewTask, PageRequest, PayloadKind, RedisBackend, StorageBackend, StoreConfig, TaskKey, TaskStatus,
+    TaskStore,
 };
 use serde_json::{Value, json};
 use support::owner;
@@ -130,4 +131,29 @@ async fn status_messages_of_a_task_with_large_arguments_send_little() {
     assert!(sent < 100_000, "{sent}");
     let arguments = tasks.payload(&tasks.get(&task.key).await.unwrap(), PayloadKind::Input).await.unwrap();
     assert_eq!(arguments, Some(of_bytes(4_000_000)));
+}
+
+/// As the adapter of pmcp-tasks stores a result: in the record itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_walk_over_records_of_the_largest_size_comes_to_its_end_on_a_slow_line() {
+    let server = Server::start(&[]);
+    let straight = RedisBackend::connect(&server.url()).await.unwrap();
+    let data = bytes::Bytes::from(vec![b'x'; 1 << 20]);
+    for task in 0..40 {
+        let key = support::key("alice", &task.to_string());
+        straight.put(&key, data.clone(), support::in_an_hour()).await.unwrap();
+    }
+    let line = Throttle::start(server.port, MEGABITS, LATENCY);
+    // With the default limit of 2 s, in which such a line carries 25 MB.
+    let backend = RedisBackend::connect(&line.url()).await.unwrap();
+    let (mut request, mut listed) = (PageRequest::new(40), 0);
+    loop {
+        let page = backend.list(&owner("alice"), request).await.unwrap();
+        listed += page.records.len();
+        match page.next {
+            Some(next) => request = PageRequest::new(40).after(next),
+            None => break,
+        }
+    }
+    assert_eq!(listed, 40);
 }

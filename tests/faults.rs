@@ -6,16 +6,21 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use mcp_task_store::{
     Agenda, PageRequest, PartName, Queue, RedisBackend, StorageBackend, StorageError, Version,
 };
 use redis::{Connection, Value};
+use rstest::rstest;
 use support::cluster::{eventually, info};
 use support::fake::{Answer, Fake, greeting};
-use support::redis::{Server, command, free_port};
+use support::redis::{Server, command, connection, free_port};
 use support::{in_an_hour, keep, key, owner, readme};
+use tokio::net::{TcpListener, TcpStream};
 
 /// The response timeout.
 const LIMIT: Duration = Duration::from_millis(300);
@@ -547,4 +552,63 @@ async fn a_backend_that_could_not_be_connected_goes_on_trying_for_nobody() {
     let made = fake.received("HELLO").len();
     tokio::time::sleep(LIMIT).await;
     assert_eq!(fake.received("HELLO").len(), made);
+}
+
+/// A port that leads each new connection to the server that a name in the DNS stands for at that time.
+async fn name_of(target: Arc<AtomicU16>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let port = target.load(Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    port
+}
+
+/// A managed server fails over by its name in the DNS, and the old master may keep its connections.
+#[rstest]
+#[case::no_replicas(0)]
+#[case::writes_that_wait_for_replicas(1)]
+#[tokio::test]
+async fn once_a_write_has_found_a_replica_no_read_goes_there_any_more(#[case] replicas: u32) {
+    let (old, new) = (Server::start(&[]), Server::start(&[]));
+    let _replica =
+        (replicas > 0).then(|| Server::start(&["--replicaof", "127.0.0.1", &new.port.to_string()]));
+    let target = Arc::new(AtomicU16::new(new.port));
+    let url = format!("redis://127.0.0.1:{}", name_of(Arc::clone(&target)).await);
+    let (t1, part) = (key("alice", "t1"), PartName::from_static("output"));
+    let at_new = connect(&new.url()).await;
+    at_new.put(&t1, "new".into(), in_an_hour().set_part(part.clone(), "new")).await.unwrap();
+    let at_old = connect(&old.url()).await;
+    at_old.put(&t1, "old".into(), in_an_hour().set_part(part.clone(), "old")).await.unwrap();
+
+    target.store(old.port, Ordering::SeqCst);
+    let builder = RedisBackend::builder().wait_for_replicas(replicas, Duration::from_millis(50));
+    let backend = builder.connect(&url).await.unwrap();
+    // The old master applies it, whether or not it has replicas.
+    let written = backend.put(&t1, "old".into(), keep()).await;
+    assert_eq!(written.is_ok(), replicas == 0);
+    assert_eq!(backend.get(&t1).await.unwrap().data, "old");
+    assert_eq!(backend.part(&t1, &part).await.unwrap().unwrap().data, "old");
+    let mut watch = Arc::new(backend.clone()).watch(&t1);
+    watch.next().await.unwrap().unwrap();
+    target.store(new.port, Ordering::SeqCst);
+    // Its master cannot be reached, so what it has stays what it was.
+    let _: () = command(&mut connection(&old.url()), ["REPLICAOF", "127.0.0.1", &free_port().to_string()]);
+    let refused = backend.put(&t1, "lost".into(), keep()).await.unwrap_err();
+    assert!(matches!(refused, StorageError::Unavailable { outcome_unknown: false, .. }), "{refused:?}");
+    assert_eq!(backend.get(&t1).await.unwrap().data, "new");
+    assert_eq!(backend.part(&t1, &part).await.unwrap().unwrap().data, "new");
+    let page = backend.list(&owner("alice"), PageRequest::new(1)).await.unwrap();
+    assert_eq!(page.records[0].data, "new");
+    // The new master publishes to the watch from now on.
+    tokio::time::timeout(Duration::from_secs(60), watch.next()).await.unwrap().unwrap().unwrap();
+    at_new.put(&t1, "newer".into(), keep()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), watch.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(backend.get(&t1).await.unwrap().data, "newer");
 }

@@ -276,6 +276,39 @@ async fn a_server_without_memory_is_out_of_capacity_and_nothing_is_written() {
 }
 
 #[tokio::test]
+async fn a_server_without_memory_refuses_new_owners_and_writes_that_also_remove_something() {
+    let server = Server::start(&[]);
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    let (t1, part) = (key("alice", "t1"), PartName::from_static("output"));
+    backend.put(&t1, "data".into(), in_an_hour().set_part(part.clone(), "result")).await.unwrap();
+    // Its index member stays until the next insert removes it.
+    let brief = Expiry::After(Duration::from_millis(1));
+    backend.put(&key("alice", "brief"), "data".into(), brief.into()).await.unwrap();
+    let mut admin = connection(&server.url());
+    while admin.exists("pmcp:tasks:alice:brief").unwrap() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let _: Value = command(&mut admin, ["CONFIG", "SET", "maxmemory", "1"]);
+    for (name, refused) in [
+        ("a new owner", backend.put(&key("bob", "t1"), "lost".into(), in_an_hour()).await),
+        ("a new owner, never", backend.put(&key("bob", "t1"), "lost".into(), never()).await),
+        ("beside what expired", backend.put(&key("alice", "t2"), "lost".into(), in_an_hour()).await),
+        ("beside what expired, never", backend.put(&key("alice", "t2"), "lost".into(), never()).await),
+        ("no expiry any more", backend.put(&t1, "lost".into(), never()).await),
+        ("no part any more", backend.put(&t1, "lost".into(), keep().clear_part(part.clone())).await),
+    ] {
+        let error = refused.map(|_| name).unwrap_err();
+        assert!(matches!(error, StorageError::CapacityExceeded { quota: None, .. }), "{name}: {error:?}");
+    }
+    let record = backend.get(&t1).await.unwrap();
+    assert_eq!((record.version, record.parts.len()), (Version::FIRST, 1));
+    assert!(record.expires_at.is_some());
+    let mut keys: Vec<String> = admin.keys("*").unwrap();
+    keys.sort();
+    assert_eq!(keys, ["pmcp:idx:alice", "pmcp:tasks:alice:t1"]);
+}
+
+#[tokio::test]
 async fn a_read_only_replica_serves_reads_and_is_unavailable_for_writes() {
     let master = Server::start(&[]);
     let at_master = RedisBackend::connect(&master.url()).await.unwrap();

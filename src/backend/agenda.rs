@@ -72,7 +72,7 @@ pub struct Due {
     pub queue: Queue,
     /// The task that it belongs to.
     pub key: TaskKey,
-    /// What the engine tells this taking of the timer from all others by.
+    /// Identifies this taking of the timer: the next `schedule` or `take_due` of the timer voids it.
     pub token: String,
 }
 
@@ -166,7 +166,7 @@ impl OwnerPage {
 /// Timers of tasks, across owners. Each belongs to a task and to a [`Queue`].
 ///
 /// The record is the truth. A timer is a hint that fires at least once, and never later than asked, by the engine's
-/// clock; if that clock is set back, by the step later. Whoever takes a timer reads the record, acts, and resolves the
+/// clock; if that clock is set back, by the step later. The taker of a timer reads the record, acts, and resolves the
 /// timer. If the taker dies, the timer fires again once the time has passed for which it was hidden.
 ///
 /// An engine without timers of its own is wrapped by [`LocalAgenda`](crate::LocalAgenda).
@@ -182,14 +182,14 @@ impl OwnerPage {
 #[async_trait]
 pub trait Agenda: StorageBackend {
     /// Makes a timer fire no later than `after` from now. A timer of this task in this queue that fires earlier stays
-    /// as it is; one that fires later is moved. Either way it voids the token of whoever took the timer before.
+    /// as it is; one that fires later is moved. Either way it voids the token of the taker before.
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError>;
 
     /// Takes up to `limit` timers that are due, from the queues in the order given, and in each those first that were
     /// due first. In the same atomic step it moves each to `hide_for` from now, so that no other taker gets it
     /// meanwhile.
     ///
-    /// A call takes 256 timers at most. With a limit of 0 it takes none, and tells when the next one is due.
+    /// A call takes 256 timers at most. With a limit of 0 it takes none, and returns when the next one is due.
     ///
     /// An engine whose timers are on several servers takes from those that it can reach, and fails if it reaches none.
     async fn take_due(

@@ -98,7 +98,7 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// expires records by itself do nothing and return 0.
     async fn cleanup_expired(&self) -> Result<u64, StorageError>;
 
-    /// Asks the engine for its clock, where the record of this key lives. To be asked before anything is ended
+    /// Asks the engine for its clock, where the record of this key lives. Call it before you end anything
     /// because of the time.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Named parts of a record: bytes beside its data that an update of the data neither sends nor reads.
+//! Named parts of a record: bytes next to its data that an update of the data neither sends nor reads.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

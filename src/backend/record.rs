@@ -77,7 +77,7 @@ impl Expiry {
     }
 }
 
-/// What a write does beside storing the data.
+/// What a write does in addition to storing the data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PutOptions {
     /// What becomes of the expiry.
@@ -85,13 +85,19 @@ pub struct PutOptions {
     /// The most live records that the owner may have. Checked in the same atomic step as an insert; it
     /// never stands in the way of an update. `None` is no limit.
     pub quota: Option<u64>,
-    /// Subscribers of the record receive no notification. For a write that concerns none of them.
+    /// Subscribers of the record receive no notification, unless the write sets the expiry: their streams end with the
+    /// record. For a write that concerns none of them.
     pub is_quiet: bool,
     /// What becomes of the parts that are named here; all others stay as they are.
     pub parts: PartChanges,
 }
 
 impl PutOptions {
+    /// Whether subscribers of the record receive a notification.
+    pub(crate) fn notifies(&self) -> bool {
+        !self.is_quiet || self.expiry != Expiry::Keep
+    }
+
     /// Options with this expiry and no quota.
     pub const fn new(expiry: Expiry) -> Self {
         Self { expiry, quota: None, is_quiet: false, parts: PartChanges::new() }

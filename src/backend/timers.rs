@@ -13,7 +13,7 @@ use super::agenda::{MAX_TAKEN, delay_millis};
 use super::{Due, Next, Queue, Taken, Timer, TimerPage, from_millis};
 use crate::{Cursor, StorageError, TaskKey};
 
-/// All timers of an agenda in this process. Each call is told the time, in milliseconds since the epoch.
+/// All timers of an agenda in this process. Each call receives the time, in milliseconds since the epoch.
 #[derive(Debug, Default)]
 pub(crate) struct Timers(Mutex<Queues>);
 

@@ -42,7 +42,7 @@ use crate::{
 ///   reads them, and together they have the size that the engine allows for the data of a record.
 ///   [`PmcpTaskStore`](super::PmcpTaskStore) has no such cost.
 /// * **Quota**: `pmcp-tasks` lists an owner's tasks, and counts them, before it creates one. The quota is not part of
-///   the write, so creates that race can exceed it, and a create reads all that the owner has stored.
+///   the write, so creates that race can exceed it, and a create reads everything that the owner has stored.
 ///
 /// # Errors
 /// `NotFound` also for keys that no record can have; `VersionConflict`; `CapacityExceeded` when the engine is full;

@@ -1,7 +1,7 @@
 //! Timers across owners.
 //!
 //! The timers of one queue are a sorted set by due time. A score is exact to 1/1024 ms, and its fraction is a salt that
-//! changes with every write of the timer, so the score is the token of whoever took the timer. With hash tags the sets
+//! changes with every write of the timer, so the score is the token of the taker. With hash tags the sets
 //! are in 16 shards by the owner, which a cluster spreads over its masters. A shard whose master cannot be reached delays
 //! its own timers alone.
 

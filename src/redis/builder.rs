@@ -1,6 +1,7 @@
 //! How a [`RedisBackend`] is configured and connected.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 #[cfg(feature = "redis-cluster")]
@@ -16,7 +17,7 @@ use super::clock::Clock;
 use super::cluster::ClusterLink;
 use super::error::Context;
 use super::link::{Failure, Given, Link};
-use super::master::{Master, MasterLink};
+use super::master::{Master, MasterLink, Place};
 use super::replicas::ReplicatedLink;
 use super::schema::Schema;
 #[cfg(feature = "redis-sentinel")]
@@ -196,7 +197,7 @@ impl RedisBuilder {
         let address = info.addr().to_string();
         let can_publish = can_publish(&info);
         let client = self.client(info).map_err(|error| refused(&address, error))?;
-        self.connect_master(Master::At(client), address, can_publish).await
+        self.connect_master(Place::At(client), address, can_publish).await
     }
 
     /// Connects to the master that these sentinels know
@@ -227,7 +228,7 @@ impl RedisBuilder {
         let address = format!("{name} (by the sentinels {addresses})");
         let client = self.sentinel_client(sentinels, &name, &info);
         let client = client.map_err(|error| refused(&address, error))?;
-        self.connect_master(Master::KnownTo(Sentinels::new(client)), address, can_publish(&info)).await
+        self.connect_master(Place::KnownTo(Sentinels::new(client)), address, can_publish(&info)).await
     }
 
     /// Connects to a Redis Cluster of which these are nodes, with keys that are [hash-tagged](Self::hash_tags):
@@ -320,13 +321,13 @@ impl RedisBuilder {
 
     async fn connect_master(
         self,
-        master: Master,
+        master: Place,
         address: String,
         can_publish: bool,
     ) -> Result<RedisBackend, StorageError> {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let clock = Arc::new(Clock::new());
-        let master = Arc::new(master);
+        let master = Arc::new(Master::new(master));
         let connection = || MasterLink::new(Arc::clone(&master), self.connect_timeout, Arc::clone(&clock));
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = match self.replicas {
             None => (Box::new(connection()), Box::new(connection())),
@@ -359,6 +360,7 @@ impl RedisBuilder {
             limit: self.response_timeout,
             max_value_bytes: self.max_value_bytes,
             max_part_bytes: self.max_part_bytes,
+            largest_listed: AtomicUsize::new(self.max_value_bytes),
             publishes: self.notifications,
             subscriptions: listens.then(|| Arc::new(Subscriptions::new(self.connect_timeout))),
             outages: Outages::default(),

@@ -43,8 +43,14 @@ pub(super) trait Link: Send + Sync {
         self.send(command, "").await
     }
 
-    /// Whether calls go to another server than the one at this address by now, as far as is known.
-    fn has_left(&self, _address: &str) -> bool {
+    /// How often a write has found that the master is a replica by now.
+    fn demotions(&self) -> u64 {
+        0
+    }
+
+    /// Whether calls go to another server by now, as far as is known, than the one at this address, to which they went
+    /// after so many [`demotions`](Self::demotions).
+    fn has_left(&self, _address: &str, _demotions: u64) -> bool {
         false
     }
 }

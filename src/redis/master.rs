@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::Error;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -26,19 +26,51 @@ const DELAYS_MS: [u64; 6] = [0, 10, 30, 70, 150, 250];
 const LIVED: Duration = Duration::from_secs(1);
 
 /// Where the master is found, each time anew.
-pub(super) enum Master {
+pub(super) enum Place {
     At(Client),
     #[cfg(feature = "redis-sentinel")]
     KnownTo(Sentinels),
 }
 
+/// The master, for all connections to it.
+pub(super) struct Master {
+    place: Place,
+    /// How often a write has found that the server is a replica by now.
+    demotions: AtomicU64,
+}
+
 impl Master {
+    pub(super) fn new(place: Place) -> Self {
+        Self { place, demotions: AtomicU64::new(0) }
+    }
+
     async fn client(&self) -> RedisResult<Client> {
-        match self {
-            Self::At(client) => Ok(client.clone()),
+        match &self.place {
+            Place::At(client) => Ok(client.clone()),
             #[cfg(feature = "redis-sentinel")]
-            Self::KnownTo(sentinels) => sentinels.master().await,
+            Place::KnownTo(sentinels) => sentinels.master().await,
         }
+    }
+
+    fn demotions(&self) -> u64 {
+        self.demotions.load(Ordering::SeqCst)
+    }
+
+    /// Voids this connection and all others that are no younger. Those over which only reads go would not find out by
+    /// themselves, and would show what the replica has.
+    pub(super) fn report_demotion(&self, made: &Made) {
+        // An error means that another write has reported it.
+        let _ = self.demotions.compare_exchange(
+            made.demotions,
+            made.demotions + 1,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+    }
+
+    /// Whether no write has found since this connection was made that the server is a replica by now.
+    pub(super) fn is_current(&self, made: &Made) -> bool {
+        made.demotions == self.demotions()
     }
 }
 
@@ -69,6 +101,8 @@ pub(super) struct Made {
     /// The number of the attempt that made it.
     number: u64,
     at: Instant,
+    /// The master's demotions before it was made.
+    demotions: u64,
     pub(super) connection: MultiplexedConnection,
     /// Host and port of the server.
     pub(super) address: String,
@@ -88,7 +122,7 @@ impl MasterLink {
     /// The connection, waited for only if there is none that works.
     async fn connection(&self) -> Result<Arc<Made>, Failure> {
         let working = self.0.attempt().working();
-        match working {
+        match working.filter(|made| self.0.master.is_current(made)) {
             Some(made) => Ok(made),
             None => Box::pin(self.connect()).await,
         }
@@ -98,6 +132,7 @@ impl MasterLink {
     async fn connect(&self) -> Result<Arc<Made>, Failure> {
         let mut outcome = {
             let mut attempt = self.0.attempt_mut();
+            attempt.is_broken |= attempt.made.as_ref().is_some_and(|made| !self.0.master.is_current(made));
             if attempt.is_over() {
                 self.0.connect(&mut attempt);
             }
@@ -123,6 +158,10 @@ impl MasterLink {
             }
         });
         Ok((made.await?, closed))
+    }
+
+    pub(super) fn master(&self) -> &Master {
+        &self.0.master
     }
 
     /// Host and port of the server that the shared connection leads to.
@@ -225,6 +264,7 @@ impl Shared {
 
     /// Connects, and takes the time from the server.
     async fn open(&self, number: u64, told: impl Fn(PushInfo) + Send + Sync + 'static) -> RedisResult<Made> {
+        let demotions = self.master.demotions();
         let client = self.master.client().await?;
         let info = client.get_connection_info();
         let address = info.addr().to_string();
@@ -247,7 +287,8 @@ impl Shared {
         if let Some(server_us) = server_time(&time) {
             self.clock.observe(server_us, sent);
         }
-        Ok(Made { number, at: Instant::now(), connection, address, has_served: AtomicBool::new(false) })
+        let (at, has_served) = (Instant::now(), AtomicBool::new(false));
+        Ok(Made { number, at, demotions, connection, address, has_served })
     }
 
     /// Connects anew if this reply shows that the connection is of no more use.
@@ -275,6 +316,7 @@ impl Link for MasterLink {
         let reply = made.connection.clone().send_packed_command(command).await;
         self.0.look_at(&made, &reply);
         if reply.as_ref().is_ok_and(is_demoted) {
+            self.0.master.report_demotion(&made);
             self.0.replace(made.number);
         }
         Failure::judge(reply)
@@ -291,8 +333,12 @@ impl Link for MasterLink {
         self.0.master.client().await
     }
 
-    fn has_left(&self, address: &str) -> bool {
-        self.address().is_some_and(|current| current != address)
+    fn demotions(&self) -> u64 {
+        self.0.master.demotions()
+    }
+
+    fn has_left(&self, address: &str, demotions: u64) -> bool {
+        demotions != self.demotions() || self.address().is_some_and(|current| current != address)
     }
 
     /// A server that hangs may have been replaced by another: the sentinels know.
@@ -303,7 +349,7 @@ impl Link for MasterLink {
         if let (Some(made), Ok(runtime)) = (made, Handle::try_current()) {
             let shared = Arc::clone(&self.0);
             runtime.spawn(async move {
-                if let Master::KnownTo(sentinels) = &*shared.master
+                if let Place::KnownTo(sentinels) = &shared.master.place
                     && let Some(Ok(master)) = sentinels.master_unless_asked().await
                     && master.get_connection_info().addr().to_string() != made.address
                 {

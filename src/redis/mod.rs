@@ -23,6 +23,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -58,8 +59,8 @@ use crate::{
 /// and one pipeline for their hashes. The server's clock alone decides what has expired, and the server
 /// itself removes it.
 ///
-/// Cheap to clone: all clones share two connections, one of them for pages and parts. The backend sends nothing twice: a write whose outcome is
-/// not known is reported with [`outcome_unknown`](StorageError::outcome_unknown).
+/// Cheap to clone: all clones share two connections, one of them for pages and parts. The backend sends nothing twice: it
+/// reports a write whose outcome is not known with [`outcome_unknown`](StorageError::outcome_unknown).
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), mcp_task_store::StorageError> {
@@ -85,11 +86,13 @@ struct Inner {
     limit: Duration,
     max_value_bytes: usize,
     max_part_bytes: usize,
+    /// The size of the largest record of the page that was read last, the largest possible before the first.
+    largest_listed: AtomicUsize,
     /// Whether writes notify subscribers.
     publishes: bool,
     /// `None`: watching is polling.
     subscriptions: Option<Arc<Subscriptions>>,
-    /// Which shards of timers were taken from in vain.
+    /// Which shards of timers did not answer the last time.
     outages: Outages,
 }
 
@@ -229,8 +232,8 @@ impl RedisBackend {
     }
 
     /// Where a write of this owner is told.
-    fn channel(&self, owner: &OwnerId, is_quiet: bool) -> Option<String> {
-        (self.0.publishes && !is_quiet).then(|| self.0.schema.channel(owner))
+    fn channel(&self, owner: &OwnerId, notifies: bool) -> Option<String> {
+        (self.0.publishes && notifies).then(|| self.0.schema.channel(owner))
     }
 
     async fn put_record(
@@ -335,7 +338,7 @@ impl StorageBackend for RedisBackend {
             expiry: argument(options.expiry)?,
             quota: options.quota,
             replaces: Replaces::Any,
-            channel: self.channel(&key.owner, options.is_quiet),
+            channel: self.channel(&key.owner, options.notifies()),
             parts: options.parts,
         };
         self.put_record(span, put, &key.owner, None).await
@@ -352,7 +355,7 @@ impl StorageBackend for RedisBackend {
         check_size(&data, self.0.max_value_bytes)?;
         check_parts(&options.parts, self.0.max_part_bytes)?;
         let expiry = argument(options.expiry)?;
-        let channel = self.channel(&key.owner, options.is_quiet);
+        let channel = self.channel(&key.owner, options.notifies());
         let keeps = options.expiry == Expiry::Keep && options.parts.is_empty();
         if let (1.., Some(next), true) = (expected.get(), expected.next(), keeps) {
             let task = self.0.schema.task(&key.owner, &key.task);
@@ -379,7 +382,7 @@ impl StorageBackend for RedisBackend {
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
         let span = debug_span!("delete", owner = %key.owner, task = %key.task);
-        let channel = self.channel(&key.owner, false);
+        let channel = self.channel(&key.owner, true);
         let delete = Delete { keys: self.0.schema.keys(key), id: key.task.clone(), channel };
         let context = self.writes(&delete.keys.task);
         let write = pin!(self.run(&DELETE, &delete, &context));
@@ -397,7 +400,12 @@ impl StorageBackend for RedisBackend {
             let Listed(members) = self.run(&LIST, &list, &context).await?;
             self.read_members(owner, members, &page, &context).await
         });
-        self.limited(span, &context, read).await
+        let listed = self.limited(span, &context, read).await;
+        if listed.is_err() {
+            // It may have been too much at once: the same call again must not ask for as much.
+            self.0.largest_listed.store(self.0.max_value_bytes, Ordering::Relaxed);
+        }
+        listed
     }
 
     async fn cleanup_expired(&self) -> Result<u64, StorageError> {

@@ -1,5 +1,7 @@
 //! Pages, and the index members that they find without a record.
 
+use std::sync::atomic::Ordering;
+
 use redis::{Pipeline, Value};
 
 use super::error::Context;
@@ -14,8 +16,9 @@ use crate::{CorruptRecord, Cursor, ListedRecord, OwnerId, Page, PageRequest, Rec
 /// How many index members one `reap.lua` looks at, so that no script holds the server long.
 const REAPED_AT_ONCE: usize = 64;
 
-/// The first records of a page, of whichever size, are read in one round trip with the sizes of the others. So a page of
-/// up to this many takes two round trips with that for the ids, and a longer one three.
+/// The first records of a page are read in one round trip with the sizes of the others. So a page of up to this many takes
+/// two round trips with that for the ids, and a longer one three. Fewer are read at once where the records of the page
+/// before were large.
 const READ_AT_ONCE: usize = 32;
 
 /// An index member, and where its record is.
@@ -72,7 +75,9 @@ impl RedisBackend {
         let oldest = members.last().map(|(_, created_at)| *created_at);
         let oldest = oldest.filter(|_| members.len() == request.limit);
         let members = self.members(owner, members);
-        let (first, others) = members.split_at(members.len().min(READ_AT_ONCE));
+        let largest = self.0.largest_listed.load(Ordering::Relaxed).max(1);
+        let at_once = (request.max_bytes / largest).clamp(1, READ_AT_ONCE);
+        let (first, others) = members.split_at(members.len().min(at_once));
         let mut listing = Listing { room: request.max_bytes, ..Listing::default() };
         if !first.is_empty() {
             // In the same round trip, how large the others are.
@@ -99,6 +104,9 @@ impl RedisBackend {
             }
         }
         let Listing { mut page, gone, listed, .. } = listing;
+        if let Some(largest) = page.records.iter().map(|record| record.data.len()).max() {
+            self.0.largest_listed.store(largest, Ordering::Relaxed);
+        }
         let ends_at = if listed == members.len() { oldest } else { Some(members[listed - 1].created_at) };
         page.next = ends_at.map(|position| Cursor::new(owner, position));
         // The page stands whether or not the index can be tidied: the caller may be one that only reads.

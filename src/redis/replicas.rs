@@ -49,6 +49,7 @@ impl managed::Manager for Exclusive {
         }
         match self.0.address() {
             Some(address) if address != idle.made.address => Err(RecycleError::message("another master")),
+            _ if !self.0.master().is_current(&idle.made) => Err(RecycleError::message("a replica")),
             _ => Ok(()),
         }
     }
@@ -105,6 +106,9 @@ impl Link for ReplicatedLink {
         connection.busy = true;
         let reply = connection.made.connection.req_packed_command(command).await;
         if reply.as_ref().map_or(true, is_demoted) {
+            if reply.is_ok() {
+                self.master.master().report_demotion(&connection.made);
+            }
             self.master.timed_out(key);
             return Failure::judge(reply);
         }
@@ -132,7 +136,11 @@ impl Link for ReplicatedLink {
         self.master.server_of(key).await
     }
 
-    fn has_left(&self, address: &str) -> bool {
-        self.master.has_left(address)
+    fn demotions(&self) -> u64 {
+        self.master.demotions()
+    }
+
+    fn has_left(&self, address: &str, demotions: u64) -> bool {
+        self.master.has_left(address, demotions)
     }
 }

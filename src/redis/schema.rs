@@ -11,9 +11,9 @@
 //! ```
 //!
 //! The timers of all owners are in shard 0. With hash tags there are 16 shards, each in literal braces and so in a slot
-//! of its own, and a hash of the owner says which one keeps the owner's timers. With hash tags the owner stands in literal braces, so that all keys of an owner fall in one slot of a
-//! cluster. In keys, ids are percent-encoded where they hold `:`, `%`, `{`, `}` or control characters; as
-//! members of the index they stand as they are.
+//! of its own, and a hash of the owner says which one keeps the owner's timers. With hash tags the owner stands in
+//! literal braces, so that all keys of an owner fall in one slot of a cluster. In keys, ids are percent-encoded where they
+//! hold `:`, `%`, `{`, `}` or control characters; as members of the index they stand as they are.
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -27,7 +27,7 @@ use crate::{OwnerId, Part, PartName, PartSizes, Queue, Record, StorageError, Tas
 
 /// The fields of a record's hash, in the order in which [`Stored::read`] takes them.
 pub(super) const FIELDS: [&str; 4] = ["version", "data", "expires_at", "parts"];
-/// The fields beside its bytes by which [`StoredPart::read`] judges a part.
+/// The fields other than its bytes by which [`StoredPart::read`] judges a part.
 pub(super) const PART_FIELDS: [&str; 3] = ["version", "expires_at", "parts"];
 
 /// How many shards the timers have with hash tags. Another number is another schema.

@@ -1,8 +1,9 @@
 //! Listening to what the write scripts publish.
 //!
 //! One channel per owner, subscribed to while somebody watches a record of that owner, and one per shard of timers, while
-//! somebody waits for one, over one connection per server that calls do not share: a server cuts off a subscriber that lets too much pile up
-//! (<https://redis.io/docs/latest/develop/reference/clients/#output-buffer-limits>), and large replies may pile up.
+//! somebody waits for one, over one connection per server that calls do not share: a server cuts off a subscriber that
+//! lets too much pile up (<https://redis.io/docs/latest/develop/reference/clients/#output-buffer-limits>), and large
+//! replies may pile up.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -81,7 +82,7 @@ pub(super) struct Subscribed {
     pub(super) signals: watch::Receiver<Signal>,
     /// Its sender is gone once the runtime is that listened.
     pub(super) state: watch::Receiver<State>,
-    /// To be dropped behind the signals.
+    /// Must be dropped after the signals.
     pub(super) seat: Leave,
 }
 
@@ -91,6 +92,8 @@ pub(super) type Leave = Seat<Box<dyn FnOnce() + Send>>;
 struct Server {
     connection: MultiplexedConnection,
     address: String,
+    /// The link's [demotions](super::link::Link::demotions) before it was made.
+    demotions: u64,
     /// What it published before may have been the last.
     is_lost: watch::Sender<bool>,
 }
@@ -209,6 +212,7 @@ impl Subscriptions {
         client: &Client,
         address: String,
     ) -> RedisResult<Arc<Server>> {
+        let demotions = inner.link.demotions();
         let is_lost = watch::Sender::new(false);
         let (this, lost) = (Arc::downgrade(self), is_lost.clone());
         // Goes with the task that reads from the connection, of which nobody is told that its runtime is gone.
@@ -230,7 +234,7 @@ impl Subscriptions {
             .set_response_timeout(Some(self.limit))
             .set_push_sender(told);
         let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let server = Arc::new(Server { connection, address, is_lost });
+        let server = Arc::new(Server { connection, address, demotions, is_lost });
         tokio::spawn(keep_asking(Arc::downgrade(&server), Arc::downgrade(inner)));
         Ok(server)
     }
@@ -282,7 +286,9 @@ async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
         let sent = inner.clock.moment();
         // Who only listens keeps up with the server's clock by this.
         match server.send(&redis::cmd("TIME")).await.ok().as_ref().and_then(server_time) {
-            Some(server_us) if !inner.link.has_left(&server.address) => inner.clock.observe(server_us, sent),
+            Some(server_us) if !inner.link.has_left(&server.address, server.demotions) => {
+                inner.clock.observe(server_us, sent);
+            }
             _ => inner.subscriptions.iter().for_each(|subscriptions| subscriptions.give_up(&server)),
         }
     }

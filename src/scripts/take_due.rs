@@ -13,7 +13,7 @@ pub(crate) struct TakeDue {
     /// The keys of the timers of each queue.
     pub(crate) due: Vec<String>,
     pub(crate) hide_ms: u64,
-    /// 0 takes none, and tells how it stands.
+    /// 0 takes none, and returns the state of the queues.
     pub(crate) limit: usize,
 }
 

@@ -1,15 +1,18 @@
 //! Taking from several shards as one.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Found, QueueState, TAKEN_AT_ONCE, add, in_order};
 use crate::redis::RedisBackend;
+use crate::watch::Seat;
 use crate::{Queue, StorageError, Taken};
 
 /// How long the other shards may take once one has answered. A server that hangs must not delay the timers of others.
@@ -21,21 +24,25 @@ const ASKED_EVERY: Duration = Duration::from_secs(1);
 
 /// The shards that did not answer the last time, a bit each.
 #[derive(Debug, Default)]
-pub(in crate::redis) struct Outages(AtomicU64);
+pub(in crate::redis) struct Outages {
+    ongoing: AtomicU64,
+    /// Those of them that are being waited for in the background.
+    awaited: AtomicU64,
+}
 
 impl Outages {
     fn has(&self, shard: u64) -> bool {
-        self.0.load(Ordering::Relaxed) & (1 << shard) != 0
+        self.ongoing.load(Ordering::Relaxed) & (1 << shard) != 0
     }
 
     fn ended(&self, shard: u64) {
-        if self.0.fetch_and(!(1 << shard), Ordering::Relaxed) & (1 << shard) != 0 {
+        if self.ongoing.fetch_and(!(1 << shard), Ordering::Relaxed) & (1 << shard) != 0 {
             tracing::info!(shard, "a shard of timers answers again");
         }
     }
 
     fn began(&self, shard: u64, error: Option<&StorageError>) {
-        if self.0.fetch_or(1 << shard, Ordering::Relaxed) & (1 << shard) == 0 {
+        if self.ongoing.fetch_or(1 << shard, Ordering::Relaxed) & (1 << shard) == 0 {
             let error = error.map_or_else(|| "no answer".to_owned(), ToString::to_string);
             tracing::warn!(
                 shard,
@@ -61,7 +68,10 @@ impl RedisBackend {
         let (mut stands, is_complete) = self.look_at_shards(queues).await?;
         let since = Instant::now();
         let (mut due, mut is_complete) = (Vec::new(), is_complete);
-        for step in steps(shares(&stands, limit)) {
+        let mut failed = Vec::new();
+        for mut step in steps(shares(&stands, limit)) {
+            // The others do not wait for it once more.
+            step.retain(|share| !failed.contains(&share.place));
             let takes = step.into_iter().map(|Share { place, queue, count }| {
                 let (shard, queue_alone) = (stands[place].0, &queues[queue..=queue]);
                 async move { (place, queue, self.take(shard, queue_alone, count, hide_ms).await) }
@@ -76,6 +86,7 @@ impl RedisBackend {
                     }
                     Err(error) => {
                         self.0.outages.began(*shard, Some(&error));
+                        failed.push(place);
                         is_complete = false;
                     }
                 }
@@ -128,11 +139,35 @@ impl RedisBackend {
             outages.began(shard, None);
             // The call that asked is dropped before its time limit, at which a cluster looks for another master.
             self.0.link.timed_out(&self.0.schema.due(shard, &queues[0]));
+            self.wait_in_the_background(shard, &queues[0]);
         }
         match failed {
             Some(error) if stands.is_empty() => Err(error),
             _ => Ok((stands, is_complete)),
         }
+    }
+
+    /// Gives a shard the time of a whole call to answer. The next taker waits for it again if it does: one whose server
+    /// is merely farther away than the others would never be in time again.
+    fn wait_in_the_background(&self, shard: u64, queue: &Queue) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.0.outages.awaited.fetch_or(1 << shard, Ordering::Relaxed) & (1 << shard) != 0 {
+            return;
+        }
+        let (backend, queue) = (self.clone(), queue.clone());
+        // Whatever ends the task, and its runtime too.
+        let ended = Seat::new({
+            let inner = Arc::clone(&self.0);
+            move || {
+                inner.outages.awaited.fetch_and(!(1 << shard), Ordering::Relaxed);
+            }
+        });
+        runtime.spawn(async move {
+            let _ended = ended;
+            if backend.take(shard, &[queue], 0, 0).await.is_ok() {
+                backend.0.outages.ended(shard);
+            }
+        });
     }
 }
 
