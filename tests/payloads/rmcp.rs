@@ -80,12 +80,13 @@ async fn an_operation_whose_arguments_cannot_be_read_fails_instead_of_waiting_fo
     let store = engine.open_roomy().await;
     let (one, other) = (manager(&store.backend, LONG), manager(&store.backend, LONG));
     register(&one);
-    let _told = register(&other);
     let task = one.spawn_registered(&alice(), "wait", sized(LARGE, 'i'), resume()).await.unwrap();
     within(one.shutdown()).await;
     let record = store.get(&key(&task.task_id)).await.unwrap();
     let spoiled = PutOptions::default().set_part(PayloadKind::Input.part(), "{");
     store.put_if_version(&key(&task.task_id), record.data, spoiled, record.version).await.unwrap();
+    // Only now does it take the task.
+    let _told = register(&other);
     let TaskPayload::Failed { error } = ended(&other, &task.task_id).await else { panic!("it failed") };
     assert_eq!(error["code"], -32603);
 }
