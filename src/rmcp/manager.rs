@@ -235,19 +235,19 @@ impl<B: Agenda> DurableTaskManager<B> {
     }
 }
 
-/// Counts as a run until it is dropped.
-pub(super) struct Running<B>(Arc<Inner<B>>);
+/// Counts as a run until it is dropped. It does not hold the manager, which ends with its last clone.
+pub(super) struct Running(watch::Sender<usize>);
 
-impl<B> Running<B> {
-    pub(super) fn new(inner: &Arc<Inner<B>>) -> Self {
+impl Running {
+    pub(super) fn new<B>(inner: &Inner<B>) -> Self {
         inner.running.send_modify(|running| *running += 1);
-        Self(Arc::clone(inner))
+        Self(inner.running.clone())
     }
 }
 
-impl<B> Drop for Running<B> {
+impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.send_modify(|running| *running -= 1);
+        self.0.send_modify(|running| *running -= 1);
     }
 }
 
@@ -304,7 +304,7 @@ impl<B: Agenda> Inner<B> {
 
     pub(super) fn run(
         self: &Arc<Self>,
-        running: Running<B>,
+        running: Running,
         attempt: Attempt<B>,
         stored: StoredTask,
         make_future: impl FnOnce(TaskContext) -> TaskFuture,
