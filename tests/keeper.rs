@@ -386,6 +386,22 @@ async fn a_task_whose_ttl_has_elapsed_stays_as_it_is_while_the_clock_cannot_be_a
 
 #[apply(on_every_engine)]
 #[tokio::test]
+async fn a_task_whose_ttl_has_elapsed_keeps_its_timer_until_its_end_is_stored(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let stored = lost(&store, closure().ttl(Duration::from_millis(20)), SHORT).await;
+    let spy = Spy::new(&store.backend);
+    spy.is_full.store(true, Ordering::SeqCst);
+    let _other = open(&spy.agenda(), LONG);
+    while spy.refused.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    spy.is_full.store(false, Ordering::SeqCst);
+    let ended = until(&*store, &stored.key, has_ended).await;
+    assert_eq!(ended.status_message.as_deref(), Some("TTL elapsed"));
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
 async fn a_live_attempt_is_never_ended_by_its_own_store_although_its_lease_has_lapsed(
     #[case] engine: Engine,
 ) {
