@@ -400,6 +400,21 @@ async fn a_task_whose_ttl_has_elapsed_keeps_its_timer_until_its_end_is_stored(#[
     assert_eq!(ended.status_message.as_deref(), Some("TTL elapsed"));
 }
 
+#[tokio::test]
+async fn a_wait_for_a_task_whose_ttl_has_elapsed_does_not_spin_while_the_clock_cannot_be_asked() {
+    let store = Engine::Memory.open().await;
+    let spy = Spy::new(&store.backend);
+    let tasks = open(&spy.agenda(), LONG);
+    let created = tasks.create(&owner("alice"), closure().ttl(Duration::from_millis(20))).await.unwrap();
+    store.until(created.task.deadline().unwrap()).await;
+    spy.has_no_clock.store(true, Ordering::SeqCst);
+    tokio::time::timeout(Duration::from_secs(1), tasks.wait(&created.key)).await.unwrap_err();
+    let asked = spy.clocks.load(Ordering::SeqCst);
+    assert!(asked <= 15, "{asked} times in a second");
+    spy.has_no_clock.store(false, Ordering::SeqCst);
+    assert_eq!(tasks.wait(&created.key).await.unwrap().task.status, TaskStatus::Failed);
+}
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn a_live_attempt_is_never_ended_by_its_own_store_although_its_lease_has_lapsed(
