@@ -241,9 +241,11 @@ impl<B: Agenda> TaskStore<B> {
     ///
     /// # Errors
     /// [`InvalidPage`](TaskError::InvalidPage) for a limit outside 1 to 256 and for a cursor that is malformed
-    /// or another owner's.
+    /// or another owner's; [`InvalidArgument`](TaskError::InvalidArgument) for an owner that begins with `\0mcp/`, which
+    /// is reserved.
     #[instrument(level = "debug", skip_all, fields(%owner))]
     pub async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
+        check_owner(owner)?;
         self.keep();
         let page = self.0.answers.count(Some(owner), self.0.backend.list(owner, page)).await;
         let page = page.map_err(|error| match error {
@@ -395,6 +397,7 @@ impl<B: Agenda> TaskStore<B> {
     /// than all of its life, as out of the buffers of a server that hung: the task would be there again.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
+        check_key(key)?;
         let removed = self.0.answers.count(Some(&key.owner), self.0.backend.delete(key)).await;
         self.0.noticed.forget(key);
         match removed.map_err(|error| TaskError::from_storage(error, &key.task))? {
@@ -520,10 +523,22 @@ impl<B: Agenda> TaskStore<B> {
 /// Owners that begin with this hold records that the runtime of the server keeps for itself.
 const RESERVED_OWNERS: &str = "\0mcp/";
 
+fn is_reserved(owner: &OwnerId) -> bool {
+    owner.as_str().starts_with(RESERVED_OWNERS)
+}
+
 fn check_owner(owner: &OwnerId) -> Result<(), TaskError> {
-    if owner.as_str().starts_with(RESERVED_OWNERS) {
+    if is_reserved(owner) {
         let reason = format!("owner ids that begin with {RESERVED_OWNERS:?} are reserved");
         return Err(TaskError::InvalidArgument { reason });
+    }
+    Ok(())
+}
+
+/// A task of a reserved owner is as unknown as any other that does not exist.
+fn check_key(key: &TaskKey) -> Result<(), TaskError> {
+    if is_reserved(&key.owner) {
+        return Err(TaskError::NotFound { task: key.task.clone() });
     }
     Ok(())
 }
