@@ -280,6 +280,24 @@ async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
     futures_util::future::join_all(rounds).await;
 }
 
+/// Large results travel apart from everything else, and may fail alone.
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_worker_whose_result_cannot_be_stored_for_longer_than_a_lease_is_not_lost(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let gate = Gate::new(&store);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), SHORT);
+    let other = manager(&store.backend, SHORT);
+    gate.refuses_parts.store(true, Ordering::SeqCst);
+    let result = "x".repeat(10_000);
+    let returned = result.clone();
+    let task_id = spawn(&one, |_| async move { Ok(text(returned)) }).await;
+    // It is tried five times a second: by then others have observed the lease several times.
+    until(|| gate.refused.load(Ordering::SeqCst) >= 30).await;
+    gate.refuses_parts.store(false, Ordering::SeqCst);
+    assert_eq!(said(&ended(&other, &task_id).await), result);
+}
+
 #[tokio::test]
 async fn what_cannot_be_stored_is_told_without_a_word_about_the_store() {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());

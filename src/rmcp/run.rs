@@ -229,11 +229,28 @@ impl<B: Agenda> Run<B> {
     async fn release(mut self) {
         // One that is about to end does so.
         tokio::task::yield_now().await;
+            if !self.keep_lease().await {
+                return;
+            }
         self.operation.abort();
         match timeout(FAREWELL, &mut self.operation).await {
             // It may have ended just before.
             Ok(Ok(ended)) => return self.end(Ok(ended), Stop::now()).await,
             Ok(Err(_)) => {}
+    /// Renews the lease if a third of it has passed, so that no other instance considers this worker lost while it
+    /// retries. Returns whether the attempt may still be valid.
+    async fn keep_lease(&self) -> bool {
+        let lease = self.store.lease_duration();
+        if self.lease_left().is_some_and(|left| left > lease * 2 / 3) {
+            return true;
+        }
+        match timeout(self.patience(), self.attempt.renew()).await {
+            Ok(renewed) => self.look_at(renewed),
+            Err(_) => tracing::warn!("a lease could not be renewed in time"),
+        }
+        !self.seen.borrow().is_over
+    }
+
             Err(_) => tracing::warn!("an operation that was to stop does not yield"),
         }
         match timeout(FAREWELL, self.attempt.release()).await {

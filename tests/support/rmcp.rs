@@ -179,6 +179,8 @@ pub struct Gate {
     pub fails_after: Duration,
     /// Larger records are an error that is none of the caller's making.
     pub most_bytes: usize,
+    /// It takes no payload that is a part.
+    pub refuses_parts: AtomicBool,
     /// It does not even say that it is closed.
     pub is_silent: AtomicBool,
     /// How many calls it has refused.
@@ -224,6 +226,7 @@ impl Gate {
             fails_after: Duration::ZERO,
             most_bytes: usize::MAX,
             is_closed: AtomicBool::new(false),
+            refuses_parts: AtomicBool::new(false),
             is_silent: AtomicBool::new(false),
             refused: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
@@ -287,6 +290,10 @@ impl StorageBackend for Gate {
                 outcome_unknown: false,
                 source: None,
             });
+        }
+        if !options.parts.is_empty() && self.refuses_parts.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err((self.error)());
         }
         self.pass().await?.put_if_version(key, data, options, expected).await
     }
