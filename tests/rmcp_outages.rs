@@ -17,6 +17,7 @@ use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 use support::rmcp::*;
+use support::spy::Spy;
 use support::{Engine, on_every_engine};
 use tokio::sync::{mpsc, oneshot};
 
@@ -170,6 +171,23 @@ async fn shutdown_does_not_wait_for_an_engine_that_hangs() {
     within(one.shutdown()).await;
 }
 
+#[tokio::test]
+async fn a_read_that_hangs_holds_up_neither_the_next_renewal_nor_a_shutdown() {
+    let store = Engine::Memory.open().await;
+    let gate = Gate::new(&store);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(3));
+    let other = manager(&store.backend, LONG);
+    let task_id = spawn(&one, |_| std::future::pending()).await;
+    let reads = || gate.reads.load(Ordering::SeqCst);
+    until(|| reads() > 0).await;
+    gate.is_silent.store(true, Ordering::SeqCst);
+    let before = reads();
+    other.store().set_status_message(&key(&task_id), "news").await.unwrap();
+    until(|| reads() > before).await;
+    until(|| reads() > before + 1).await;
+    within(one.shutdown()).await;
+}
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn a_watch_that_was_refused_is_begun_again_with_a_renewal(#[case] engine: Engine) {
@@ -296,6 +314,19 @@ async fn a_worker_whose_result_cannot_be_stored_for_longer_than_a_lease_is_not_l
     until(|| gate.refused.load(Ordering::SeqCst) >= 30).await;
     gate.refuses_parts.store(false, Ordering::SeqCst);
     assert_eq!(said(&ended(&other, &task_id).await), result);
+}
+
+#[tokio::test]
+async fn a_renewal_that_hangs_after_the_clock_was_set_back_is_given_up_within_the_lease() {
+    let spy = Spy::new(&(Arc::new(MemoryBackend::new()) as Arc<dyn Agenda>));
+    let gate = Arc::new(Gate::of(spy.agenda()));
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(3));
+    spawn(&one, |_| std::future::pending()).await;
+    until(|| gate.reads.load(Ordering::SeqCst) > 0).await;
+    spy.leads_by_ms.store(-86_400_000, Ordering::SeqCst);
+    gate.is_silent.store(true, Ordering::SeqCst);
+    let before = gate.reads.load(Ordering::SeqCst);
+    until(|| gate.reads.load(Ordering::SeqCst) >= before + 3).await;
 }
 
 #[tokio::test]

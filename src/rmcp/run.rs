@@ -118,16 +118,23 @@ impl<B: Agenda> Run<B> {
                         }
                         None => changes = None,
                     }
-                    let read = self.attempt.read().await;
-                    self.look_at(read);
+                    let read = tokio::select! {
+                        read = timeout(self.patience(), self.attempt.read()) => read,
+                        () = stop.told() => return self.release().await,
+                    };
+                    match read {
+                        Ok(read) => self.look_at(read),
+                        // A renewal reads it, too.
+                        Err(_) => renew_at = Instant::now(),
+                    }
                     if self.lease_left().is_none() {
                         renew_at = Instant::now();
                     }
                 }
                 () = sleep_until(ttl_at.unwrap_or(renew_at)), if ttl_at.is_some() && !is_over => {
                     ttl_at = None;
-                    let read = self.attempt.read().await;
-                    self.look_at(read);
+                    // A renewal reads the task, and whoever reads it ends it.
+                    renew_at = Instant::now();
                 }
                 () = sleep_until(abort_at.unwrap_or(renew_at)), if abort_at.is_some() => {
                     tracing::warn!("an operation that was to stop did not, and is aborted");
@@ -152,7 +159,9 @@ impl<B: Agenda> Run<B> {
 
     /// How long to wait for one write: long while there is time, so that a slow engine is no lost one.
     fn patience(&self) -> Duration {
-        self.lease_left().map_or(PATIENCE, |left| PATIENCE.max(left / 2))
+        let lease = self.store.lease_duration();
+        // After the clock was set back, a lease seems to last for longer than it does.
+        self.lease_left().map_or(PATIENCE, |left| PATIENCE.max(left.min(lease) / 2))
     }
 
     /// Passes on what the task looks like now.
@@ -220,23 +229,14 @@ impl<B: Agenda> Run<B> {
                     continue;
                 }
             }
+            if !self.keep_lease().await {
+                return;
+            }
             sleep(delay).await;
             delay = (delay * 2).min(RETRY);
         }
     }
 
-    /// Stops the operation. What can resume does so on another instance.
-    async fn release(mut self) {
-        // One that is about to end does so.
-        tokio::task::yield_now().await;
-            if !self.keep_lease().await {
-                return;
-            }
-        self.operation.abort();
-        match timeout(FAREWELL, &mut self.operation).await {
-            // It may have ended just before.
-            Ok(Ok(ended)) => return self.end(Ok(ended), Stop::now()).await,
-            Ok(Err(_)) => {}
     /// Renews the lease if a third of it has passed, so that no other instance considers this worker lost while it
     /// retries. Returns whether the attempt may still be valid.
     async fn keep_lease(&self) -> bool {
@@ -251,6 +251,15 @@ impl<B: Agenda> Run<B> {
         !self.seen.borrow().is_over
     }
 
+    /// Stops the operation. What can resume does so on another instance.
+    async fn release(mut self) {
+        // One that is about to end does so.
+        tokio::task::yield_now().await;
+        self.operation.abort();
+        match timeout(FAREWELL, &mut self.operation).await {
+            // It may have ended just before.
+            Ok(Ok(ended)) => return self.end(Ok(ended), Stop::now()).await,
+            Ok(Err(_)) => {}
             Err(_) => tracing::warn!("an operation that was to stop does not yield"),
         }
         match timeout(FAREWELL, self.attempt.release()).await {
