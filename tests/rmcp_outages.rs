@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mcp_task_store::rmcp::TaskContext;
-use mcp_task_store::{Agenda, MemoryBackend, PutOptions, StorageError};
+use mcp_task_store::{Agenda, MemoryBackend, PutOptions, StorageError, TaskError};
 use rmcp::ErrorData;
 use rmcp::model::{DetailedTask, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
@@ -186,6 +186,28 @@ async fn a_read_that_hangs_holds_up_neither_the_next_renewal_nor_a_shutdown() {
     until(|| reads() > before).await;
     until(|| reads() > before + 1).await;
     within(one.shutdown()).await;
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_a_claim_or_a_create_that_hangs() {
+    let store = Engine::Memory.open().await;
+    let gate = Gate::new(&store);
+    let (one, other) =
+        (manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), LONG), manager(&store.backend, LONG));
+    register(&other);
+    other.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap();
+    gate.reads_hang.store(true, Ordering::SeqCst);
+    let _told = register(&one);
+    within(other.shutdown()).await;
+    until(|| gate.reads.load(Ordering::SeqCst) > 0).await;
+    gate.is_silent.store(true, Ordering::SeqCst);
+    let creating = one.clone();
+    let created = tokio::spawn(async move {
+        creating.spawn(&alice(), TaskOptions::new(), |_| Box::pin(std::future::pending())).await
+    });
+    until(|| one.running_task_count() == 2).await;
+    within(one.shutdown()).await;
+    assert!(matches!(created.await.unwrap(), Err(TaskError::ShuttingDown)));
 }
 
 #[apply(on_every_engine)]

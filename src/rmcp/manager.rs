@@ -296,7 +296,12 @@ impl<B: Agenda> Inner<B> {
         if self.is_stopping() {
             return Err(TaskError::ShuttingDown);
         }
-        let (stored, attempt) = self.store.start(owner, new).await?;
+        let stop = self.stop();
+        // The client does not know a task whose creation is given up, and the store ends it.
+        let (stored, attempt) = tokio::select! {
+            started = self.store.start(owner, new) => started?,
+            () = stop.passed() => return Err(TaskError::ShuttingDown),
+        };
         let task = wire::task(&stored);
         self.run(running, attempt, stored, make_future);
         Ok(task)

@@ -47,6 +47,12 @@ impl Stop {
             std::future::pending::<()>().await;
         }
     }
+
+    /// Returns once the process has waited for a call for as long as it may.
+    pub(super) async fn passed(&self) {
+        self.told().await;
+        sleep(FAREWELL).await;
+    }
 }
 
 type Outcome = Result<Result<CallToolResult, TaskExit>, JoinError>;
@@ -183,13 +189,9 @@ impl<B: Agenda> Run<B> {
     /// Stores what the operation has ended with, as soon as the engine takes it, unless the lease is lost.
     async fn end(self, outcome: Outcome, stop: Stop) {
         let store = self.store_outcome(outcome);
-        let given_up = async {
-            stop.told().await;
-            sleep(FAREWELL).await;
-        };
         tokio::select! {
             () = store => {}
-            () = given_up => tracing::error!("the process ends before the outcome of an operation could be stored"),
+            () = stop.passed() => tracing::error!("the process ends before the outcome of an operation could be stored"),
         }
     }
 

@@ -83,7 +83,13 @@ impl<B: Agenda> Inner<B> {
         if self.is_stopping() {
             return Ok(Next::After(Duration::ZERO));
         }
-        if let Some((stored, attempt)) = self.store.claim(&due.key).await? {
+        let stop = self.stop();
+        // A claim that is given up halfway is that of a lost worker: the store releases the task.
+        let claimed = tokio::select! {
+            claimed = self.store.claim(&due.key) => claimed?,
+            () = stop.passed() => return Ok(Next::After(Duration::ZERO)),
+        };
+        if let Some((stored, attempt)) = claimed {
             let Some(operation) = stored.task.operation.as_deref().and_then(|name| self.operation(name))
             else {
                 // Registered operations stay registered, and a task keeps its operation. It goes to another instance.

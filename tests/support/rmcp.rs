@@ -181,6 +181,8 @@ pub struct Gate {
     pub most_bytes: usize,
     /// It takes no payload that is a part.
     pub refuses_parts: AtomicBool,
+    /// It does not answer when a record is read.
+    pub reads_hang: AtomicBool,
     /// It does not even say that it is closed.
     pub is_silent: AtomicBool,
     /// How many calls it has refused.
@@ -227,6 +229,7 @@ impl Gate {
             most_bytes: usize::MAX,
             is_closed: AtomicBool::new(false),
             refuses_parts: AtomicBool::new(false),
+            reads_hang: AtomicBool::new(false),
             is_silent: AtomicBool::new(false),
             refused: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
@@ -261,6 +264,9 @@ impl Gate {
 impl StorageBackend for Gate {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.reads_hang.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.pass().await?.get(key).await
     }
 
