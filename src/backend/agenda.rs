@@ -1,4 +1,4 @@
-//! Timers across owners, by which the instances of a server find the work that is due.
+//! Timers across owners. The instances of a server use them to find work that is due.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const MAX_QUEUE_BYTES: usize = 512;
 pub struct Queue(Arc<str>);
 
 impl Queue {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -72,12 +72,12 @@ pub struct Due {
     pub queue: Queue,
     /// The task that it belongs to.
     pub key: TaskKey,
-    /// What the engine tells this taking of the timer from all others by.
+    /// Identifies this take of the timer. `resolve` has no effect with an older token.
     pub token: String,
 }
 
 impl Due {
-    /// A timer that was taken. For engines.
+    /// Creates a timer that was taken. For engines.
     pub fn new(queue: Queue, key: TaskKey, token: impl Into<String>) -> Self {
         Self { queue, key, token: token.into() }
     }
@@ -89,13 +89,12 @@ impl Due {
 pub struct Taken {
     /// The timers, in the order of the queues, and within a queue those that were due first.
     pub due: Vec<Due>,
-    /// How long it takes until the next timer of these queues is due: zero if more are due already, `None` if there
-    /// is none.
+    /// The time until the next timer of these queues is due: zero if more are due now, `None` if there is none.
     pub next_in: Option<Duration>,
 }
 
 impl Taken {
-    /// What was taken. For engines.
+    /// Creates the result of a take. For engines.
     pub fn new(due: Vec<Due>, next_in: Option<Duration>) -> Self {
         Self { due, next_in }
     }
@@ -121,13 +120,13 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// A listed timer. For engines.
+    /// Creates a listed timer. For engines.
     pub fn new(key: TaskKey, due_at: DateTime<Utc>) -> Self {
         Self { key, due_at }
     }
 }
 
-/// One page of the timers of a queue, those that fire first first.
+/// One page of the timers of a queue, by due time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TimerPage {
@@ -140,7 +139,7 @@ pub struct TimerPage {
 }
 
 impl TimerPage {
-    /// A page. For engines.
+    /// Creates a page. For engines.
     pub fn new(timers: Vec<Timer>, total: u64, next: Option<Cursor>) -> Self {
         Self { timers, total, next }
     }
@@ -157,7 +156,7 @@ pub struct OwnerPage {
 }
 
 impl OwnerPage {
-    /// A page. For engines.
+    /// Creates a page. For engines.
     pub fn new(owners: Vec<OwnerId>, next: Option<Cursor>) -> Self {
         Self { owners, next }
     }
@@ -165,11 +164,11 @@ impl OwnerPage {
 
 /// Timers of tasks, across owners. Each belongs to a task and to a [`Queue`].
 ///
-/// The record is the truth. A timer is a hint that fires at least once, and never later than asked, by the engine's
-/// clock; if that clock is set back, by the step later. Whoever takes a timer reads the record, acts, and resolves the
-/// timer. If the taker dies, the timer fires again once the time has passed for which it was hidden.
+/// The record is the truth. A timer is a hint. It fires at least once, and never later than asked by the engine's clock. If
+/// that clock steps back, timers are late by the step. The taker of a timer reads the record, acts, and resolves the timer.
+/// If the taker dies, the timer fires again after `hide_for`.
 ///
-/// An engine without timers of its own is wrapped by [`LocalAgenda`](crate::LocalAgenda).
+/// [`LocalAgenda`](crate::LocalAgenda) wraps an engine without timers of its own.
 ///
 /// The trait is object-safe, and `Arc<A>` and `Arc<dyn Agenda>` are agendas too.
 ///
@@ -182,11 +181,10 @@ impl OwnerPage {
 #[async_trait]
 pub trait Agenda: StorageBackend {
     /// Makes a timer fire no later than `after` from now. A timer of this task in this queue that fires earlier stays
-    /// as it is; one that fires later is moved. Either way it voids the token of whoever took the timer before.
+    /// as it is. One that fires later is moved. In both cases the call voids the token of an earlier taker.
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError>;
 
-    /// Takes up to `limit` timers that are due, from the queues in the order given, and in each those first that were
-    /// due first. In the same atomic step it moves each to `hide_for` from now, so that no other taker gets it
+    /// Takes up to `limit` timers that are due: from the queues in the order given, and in each queue by due time. In the same atomic step it moves each to `hide_for` from now, so that no other taker gets it
     /// meanwhile.
     ///
     /// A call takes 256 timers at most. With a limit of 0 it takes none, and tells when the next one is due.
@@ -208,14 +206,14 @@ pub trait Agenda: StorageBackend {
     /// polled within a Tokio runtime.
     fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()>;
 
-    /// One page of the owners that have records. For operators: it may cost a bounded scan of all records, and an
-    /// owner that comes or goes meanwhile may be left out, or be on two pages.
+    /// Returns one page of the owners that have records. For operators: the call may cost a bounded scan of all records. An
+    /// owner that appears or disappears meanwhile may be missing, or be on two pages.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError>;
 
-    /// One page of the timers of a queue, and how many it has. Takes none. For operators.
+    /// Returns one page of the timers of a queue, and their number. It takes none. For operators.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.

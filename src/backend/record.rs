@@ -77,7 +77,7 @@ impl Expiry {
     }
 }
 
-/// What a write does beside storing the data.
+/// What a write does in addition to storing the data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PutOptions {
     /// What becomes of the expiry.

@@ -1,7 +1,7 @@
 //! Timers across owners.
 //!
 //! The timers of one queue are a sorted set by due time. A score is exact to 1/1024 ms, and its fraction is a salt that
-//! changes with every write of the timer, so the score is the token of whoever took the timer. With hash tags the sets
+//! changes with every write of the timer, so the score is the token of the taker. With hash tags the sets
 //! are in 16 shards by the owner, which a cluster spreads over its masters. A shard whose master cannot be reached delays
 //! its own timers alone.
 
@@ -26,8 +26,7 @@ use crate::scripts::{
 use crate::{Agenda, Cursor, Due, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage};
 pub(super) use shards::Outages;
 
-/// How many timers one script takes at most, so that none holds the server for longer than about as long as the round trip
-/// of a small call.
+/// How many timers one script takes at most. A script holds the server for about as long as a small call takes.
 const TAKEN_AT_ONCE: usize = 32;
 
 /// A timer that was taken, with its queue's place and the time at which it was due.

@@ -27,7 +27,7 @@ use crate::{
 ///   the operation does *outside* of the store may overlap for a moment with an earlier attempt that has not yet
 ///   noticed that it is lost, and is done again from the start. Make it idempotent.
 ///
-/// The [`TaskStore`] of every instance finds lost workers, whoever's tasks they had. Each manager has one background
+/// The [`TaskStore`] of every instance finds the lost workers of all instances. Each manager has one background
 /// task, which takes the tasks that wait for a worker of an operation that it has registered. It starts with the manager,
 /// or with the first call if the manager is made outside of a Tokio runtime, and again with the next call if its runtime
 /// has ended.
@@ -224,8 +224,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         *self.0.running.borrow()
     }
 
-    /// Stops what runs in this process and releases the leases, so that what can resume does so on another instance at
-    /// once. Deletes nothing. Returns when that is done; from then on this manager begins no more work.
+    /// Stops the operations of this process and releases their leases. Other instances resume at once the tasks that can
+    /// resume. Deletes nothing. Returns when that is done. From then on this manager starts no more work.
     ///
     /// # Cancellation safety
     /// Dropping the future does not take it back.

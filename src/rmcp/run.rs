@@ -18,9 +18,9 @@ use super::context::{Seen, TaskContext};
 use super::wire::rpc_error;
 use crate::{Agenda, Attempt, RpcError, StorageError, StoredTask, TaskError, TaskStore};
 
-/// How long an operation that works for nobody any more may take to end by itself.
+/// How long an operation may take to end by itself once its attempt is void.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long to wait at the most before a write that the engine did not take is tried again.
+/// How long to wait at most before a write that the engine did not take is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 /// How long one write may take at least before it is tried again. With [`RETRY`], less than others need to take a worker
 /// for lost whose lease has lapsed in an outage.
@@ -178,7 +178,7 @@ impl<B: Agenda> Run<B> {
                 self.seen.send_replace(Seen { task: Arc::new(task), is_over });
             }
             Err(error) if is_lost(&error) => {
-                tracing::warn!(%error, "an operation works for nobody any more");
+                tracing::warn!(%error, "the attempt of an operation is void");
                 self.seen.send_modify(|seen| seen.is_over = true);
             }
             // The lease is renewed again soon, and until then the operation goes on.

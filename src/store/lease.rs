@@ -52,7 +52,7 @@ impl<B: Agenda> TaskStore<B> {
     /// `None` if there is nothing to claim: somebody else claimed the task, or it has ended or gone.
     ///
     /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. Whoever took the timer of a task
-    /// removes it after the claim, whether or not there was anything to claim.
+    /// removes it after the claim, also if there was nothing to claim.
     ///
     /// # Cancellation safety
     /// As [`start`](Self::start).
@@ -183,7 +183,7 @@ impl<B: Agenda> TaskStore<B> {
 /// ```
 ///
 /// # Errors
-/// Beside those of the call of the same name in [`TaskStore`]: [`LeaseLost`](TaskError::LeaseLost).
+/// In addition to those of the call of the same name in [`TaskStore`]: [`LeaseLost`](TaskError::LeaseLost).
 ///
 /// # Cancellation safety
 /// Dropping the future of a call leaves its change made or not, as a whole.
@@ -239,7 +239,7 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Makes the lease last for its whole duration from now on. Changes nothing that a client sees, and wakes no
-    /// subscriber. It does not touch the timer of the lease: whoever takes that timer reads the new deadline.
+    /// subscriber. It does not touch the timer of the lease: the taker of that timer reads the new deadline.
     pub async fn renew(&self) -> Result<StoredTask, TaskError> {
         self.change("renew", |task| transitions::renew(task)).await
     }

@@ -137,7 +137,7 @@ impl<B: Agenda> Look<B> {
             return Ok(true);
         }
         if self.is_token_void {
-            // It was moved before, and the observation was disturbed: whoever takes it next begins anew.
+            // It was moved before, and the observation was disturbed: its next taker begins again.
             return Ok(false);
         }
         let Some(store) = self.store.upgrade() else { return Ok(false) };

@@ -67,16 +67,17 @@ use crate::{
 /// # Workers
 /// A task that was [started](TaskStore::start) is worked on under a [`Lease`], which its [`Attempt`] renews. Each store
 /// has one background task, its keeper, which takes the timers of the queue `leases` of the [`Agenda`] and finds
-/// lost workers, whoever started their tasks. A worker is lost if its lease has lapsed and stays so, without a sign of
-/// the worker and without a disturbance, for a third of the lease and a second. Then its task is cancelled if that was
-/// requested, waits for the next worker if its operation can [resume](TaskStore::claim), and fails otherwise.
+/// lost workers of every store. A worker is lost if its lease has lapsed and the worker does not renew it for a third of
+/// the lease and one second more. An engine that fails or answers late in that time, or a keeper that was stopped, starts
+/// the observation again. The task of a lost worker is cancelled if a cancel was requested. Otherwise it waits for the next
+/// worker if its operation can [resume](TaskStore::claim), or fails.
 ///
 /// The keeper starts with the store, or with the first call if the store is made outside of a Tokio runtime. It ends
 /// with the last clone of the store, and starts again with the next call if its runtime has ended. The runtime needs
 /// its time driver.
 ///
 /// # Payloads
-/// Arguments, results and checkpoints are stored beside the record if their JSON is over 4 KiB. No other change sends
+/// Arguments, results and checkpoints are parts of the record if their JSON is over 4 KiB. No other change sends
 /// them, and no read loads them: a task that was read has them as [`Payload::Stored`](crate::Payload::Stored), and
 /// [`payload`](Self::payload) loads one.
 ///
@@ -366,7 +367,7 @@ impl<B: Agenda> TaskStore<B> {
     }
 
     /// Records that the client wants the task cancelled (`tasks/cancel` of SEP-2663) and withdraws open
-    /// requests; whoever works on it decides how it ends. Without effect on a task that has ended. A task that waits
+    /// requests; its worker decides how it ends. Without effect on a task that has ended. A task that waits
     /// for a worker is cancelled at once, and so is one whose worker turns out to be lost.
     pub async fn request_cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
         let requested = self.change("request_cancel", task.into(), transitions::request_cancel).await?;
