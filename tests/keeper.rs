@@ -579,3 +579,16 @@ fn a_keeper_starts_again_with_the_next_call_when_its_runtime_has_ended() {
         until(&*engine, &stored.key, has_ended).await;
     });
 }
+
+#[test]
+fn a_keeper_starts_with_a_create_too_when_its_store_was_made_outside_of_a_runtime() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let engine: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    let begin = async { open(&engine, SHORT).start(&owner("alice"), closure()).await.unwrap().0 };
+    let orphan = runtime().block_on(begin);
+    let tasks = open(&engine, LONG);
+    runtime().block_on(async {
+        tasks.create(&owner("alice"), closure()).await.unwrap();
+        until(&*engine, &orphan.key, has_ended).await;
+    });
+}

@@ -435,6 +435,7 @@ impl<B: Agenda> TaskStore<B> {
     ) -> Result<StoredTask, TaskError> {
         let config = &self.0.config;
         check_owner(&key.owner)?;
+        self.keep();
         if new.method.is_empty() {
             return Err(TaskError::InvalidArgument { reason: "the method is empty".to_owned() });
         }
