@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mcp_task_store::rmcp::TaskContext;
-use mcp_task_store::{Agenda, MemoryBackend, PutOptions, StorageError, TaskError};
+use mcp_task_store::{Agenda, MemoryBackend, PutOptions, Queue, StorageError, TaskError};
 use rmcp::ErrorData;
 use rmcp::model::{DetailedTask, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
@@ -208,6 +208,27 @@ async fn shutdown_does_not_wait_for_a_claim_or_a_create_that_hangs() {
     until(|| one.running_task_count() == 2).await;
     within(one.shutdown()).await;
     assert!(matches!(created.await.unwrap(), Err(TaskError::ShuttingDown)));
+}
+
+#[tokio::test]
+async fn a_task_whose_record_cannot_be_read_is_not_claimed_again_and_again() {
+    let store = Engine::Memory.open().await;
+    let gate = Gate::new(&store);
+    let (one, other) =
+        (manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), LONG), manager(&store.backend, LONG));
+    register(&other);
+    let task_id = other.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
+    within(other.shutdown()).await;
+    store.put(&key(&task_id), "{".into(), PutOptions::default()).await.unwrap();
+    let _told = register(&one);
+    let work = Queue::work("wait").unwrap();
+    within(async {
+        while store.timers(&work, None).await.unwrap().total > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(gate.reads.load(Ordering::SeqCst), 1);
 }
 
 #[apply(on_every_engine)]

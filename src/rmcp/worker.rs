@@ -15,7 +15,7 @@ use super::manager::{Inner, Running};
 use super::run::Stop;
 use super::wire;
 use crate::store::{BackOff, Outage};
-use crate::{Agenda, Due, Next, PayloadKind, Queue, StoredTask, TaskError, TaskStore};
+use crate::{Agenda, Due, Next, PayloadKind, Queue, StorageError, StoredTask, TaskError, TaskStore};
 
 /// How many tasks are taken, and claimed, at once.
 const AT_ONCE: usize = 16;
@@ -205,13 +205,20 @@ impl<B: Agenda> Worker<B> {
             let claim = async move {
                 let _permit = permit;
                 let Some(manager) = manager.upgrade() else { return };
-                let next = manager.claim(&due).await.unwrap_or_else(|error| {
-                    failing.report(
-                        &error,
-                        "a task that waits for a worker could not be claimed; it is tried again",
-                    );
-                    Next::After(AGAIN)
-                });
+                let next = match manager.claim(&due).await {
+                    Ok(next) => next,
+                    // A later version may read it. The timer of its lease leads such an instance to it.
+                    Err(TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. })) => {
+                        Next::Remove
+                    }
+                    Err(error) => {
+                        failing.report(
+                            &error,
+                            "a task that waits for a worker could not be claimed; it is tried again",
+                        );
+                        Next::After(AGAIN)
+                    }
+                };
                 if let Err(error) = backend.resolve(&due, next).await {
                     // The timer fires again when it is no longer hidden, and there is nothing to claim any more.
                     failing.report(&error, "the timer of a claimed task could not be removed");
