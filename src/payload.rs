@@ -13,8 +13,8 @@ const MAX_INLINE_BYTES: usize = 4096;
 
 /// A payload of a task, as it was read.
 ///
-/// Reading a task never loads a large payload: only [`TaskStore::payload`](crate::TaskStore::payload) does.
-/// A payload that was not loaded has no value here, so it cannot be mistaken for `null`, and no write sends it back.
+/// Reading a task never loads a large payload. [`TaskStore::payload`](crate::TaskStore::payload) loads one.
+/// A payload that was not loaded has no value here: it is never mistaken for `null`, and no write sends it back.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -33,7 +33,7 @@ const MAX_INLINE_BYTES: usize = 4096;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
-    /// The value. Its JSON has at most 4 KiB, or no write has stored it yet.
+    /// The value. Either its JSON has at most 4 KiB, or no write has stored it yet.
     Inline(Value),
     /// The engine has the value as a part of the record. It was not loaded.
     Stored {

@@ -56,7 +56,7 @@ impl fmt::Display for TaskStatus {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Lease {
-    /// The process that holds it, by a random id; `None` while the task waits for a worker.
+    /// The store that holds it, by a random id; `None` while the task waits for a worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
     /// How many times work on the task was begun: 1, 2, 3, …; 0 before the first time.

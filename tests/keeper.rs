@@ -386,6 +386,37 @@ async fn a_task_whose_ttl_has_elapsed_stays_as_it_is_while_the_clock_cannot_be_a
 
 #[apply(on_every_engine)]
 #[tokio::test]
+async fn a_task_whose_ttl_has_elapsed_keeps_its_timer_until_its_end_is_stored(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let stored = lost(&store, closure().ttl(Duration::from_millis(20)), SHORT).await;
+    let spy = Spy::new(&store.backend);
+    spy.is_full.store(true, Ordering::SeqCst);
+    let _other = open(&spy.agenda(), LONG);
+    while spy.refused.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    spy.is_full.store(false, Ordering::SeqCst);
+    let ended = until(&*store, &stored.key, has_ended).await;
+    assert_eq!(ended.status_message.as_deref(), Some("TTL elapsed"));
+}
+
+#[tokio::test]
+async fn a_wait_for_a_task_whose_ttl_has_elapsed_does_not_spin_while_the_clock_cannot_be_asked() {
+    let store = Engine::Memory.open().await;
+    let spy = Spy::new(&store.backend);
+    let tasks = open(&spy.agenda(), LONG);
+    let created = tasks.create(&owner("alice"), closure().ttl(Duration::from_millis(20))).await.unwrap();
+    store.until(created.task.deadline().unwrap()).await;
+    spy.has_no_clock.store(true, Ordering::SeqCst);
+    tokio::time::timeout(Duration::from_secs(1), tasks.wait(&created.key)).await.unwrap_err();
+    let asked = spy.clocks.load(Ordering::SeqCst);
+    assert!(asked <= 15, "{asked} times in a second");
+    spy.has_no_clock.store(false, Ordering::SeqCst);
+    assert_eq!(tasks.wait(&created.key).await.unwrap().task.status, TaskStatus::Failed);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
 async fn a_live_attempt_is_never_ended_by_its_own_store_although_its_lease_has_lapsed(
     #[case] engine: Engine,
 ) {
@@ -546,5 +577,18 @@ fn a_keeper_starts_again_with_the_next_call_when_its_runtime_has_ended() {
         let absent = TaskKey::new("alice", "absent").unwrap();
         assert_refused!(tasks.get(&absent).await, TaskError::NotFound { .. });
         until(&*engine, &stored.key, has_ended).await;
+    });
+}
+
+#[test]
+fn a_keeper_starts_with_a_create_too_when_its_store_was_made_outside_of_a_runtime() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let engine: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    let begin = async { open(&engine, SHORT).start(&owner("alice"), closure()).await.unwrap().0 };
+    let orphan = runtime().block_on(begin);
+    let tasks = open(&engine, LONG);
+    runtime().block_on(async {
+        tasks.create(&owner("alice"), closure()).await.unwrap();
+        until(&*engine, &orphan.key, has_ended).await;
     });
 }

@@ -162,6 +162,31 @@ async fn a_task_whose_worker_is_lost_fails_when_its_lapsed_lease_was_observed_fo
 
 #[apply(on_every_engine)]
 #[tokio::test]
+async fn every_write_of_the_holder_renews_its_lease(#[case] engine: Engine) {
+    let (_store, tasks, _) = open(engine, LONG).await;
+    let (key, attempt) = start(&tasks, resumable()).await;
+    let lease = async || tasks.get(&key).await.unwrap().task.lease.unwrap();
+    let mut before = lease().await;
+    for step in 0..4 {
+        match step {
+            0 => attempt.set_status_message("half").await,
+            1 => attempt.set_variables([("a", json!(1))]).await,
+            2 => attempt.set_checkpoint(json!(1)).await,
+            _ => attempt.ask("name", json!({})).await,
+        }
+        .unwrap();
+        let after = lease().await;
+        assert_eq!(after.renewals, before.renewals + 1, "step {step}");
+        assert!(after.deadline >= before.deadline, "step {step}");
+        before = after;
+    }
+    // What others write does not.
+    tasks.request_cancel(&key).await.unwrap();
+    assert_eq!(lease().await, before);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
 async fn a_worker_that_renews_its_lapsed_lease_within_the_observation_is_not_lost(#[case] engine: Engine) {
     let store = engine.open().await;
     let (key, attempt) = lost(&store, closure()).await;
@@ -172,7 +197,7 @@ async fn a_worker_that_renews_its_lapsed_lease_within_the_observation_is_not_los
         attempt.renew().await.unwrap();
     }
     let renewed = attempt.set_status_message("late").await.unwrap();
-    assert_eq!(renewed.task.lease.unwrap().renewals, 6);
+    assert_eq!(renewed.task.lease.unwrap().renewals, 7);
     attempt.complete(json!("done after all")).await.unwrap();
     assert_eq!(until(&store, &key, has_ended).await.status, TaskStatus::Completed);
 }

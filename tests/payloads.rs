@@ -388,6 +388,30 @@ async fn an_owner_of_the_runtimes_own_records_is_refused(#[case] engine: Engine)
     tasks.create(&owner("\0mcp"), call()).await.unwrap();
 }
 
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn no_call_reaches_the_runtimes_own_records(#[case] engine: Engine) {
+    let (store, _, tasks) = open(engine).await;
+    let created = tasks.create(&owner("alice"), call()).await.unwrap();
+    let record = store.get(&created.key).await.unwrap();
+    let key = support::key("\0mcp/workers", "t1");
+    store.put(&key, record.data, PutOptions::default()).await.unwrap();
+
+    assert_refused!(tasks.get(&key).await, TaskError::NotFound { .. });
+    assert_refused!(tasks.wait(&key).await, TaskError::NotFound { .. });
+    assert_refused!(tasks.complete(&key, json!(1)).await, TaskError::NotFound { .. });
+    assert_refused!(tasks.request_cancel(&key).await, TaskError::NotFound { .. });
+    assert_refused!(tasks.delete(&key).await, TaskError::NotFound { .. });
+    let mut foreign = created.clone();
+    foreign.key = key.clone();
+    assert_refused!(tasks.complete(&foreign, json!(1)).await, TaskError::NotFound { .. });
+    assert_refused!(tasks.payload(&foreign, PayloadKind::Input).await, TaskError::NotFound { .. });
+    assert!(tasks.claim(&key).await.unwrap().is_none());
+    let page = tasks.list(&key.owner, PageRequest::new(10)).await.map(|page| page.tasks);
+    assert_refused!(page, TaskError::InvalidArgument { .. });
+    assert_eq!(store.get(&key).await.unwrap().version, Version::FIRST);
+}
+
 // Writes that get no answer
 
 #[apply(on_every_engine)]

@@ -10,13 +10,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mcp_task_store::rmcp::TaskContext;
-use mcp_task_store::{Agenda, MemoryBackend, PutOptions, StorageError};
+use mcp_task_store::{Agenda, MemoryBackend, PutOptions, Queue, StorageError, TaskError};
 use rmcp::ErrorData;
 use rmcp::model::{DetailedTask, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 use support::rmcp::*;
+use support::spy::Spy;
 use support::{Engine, on_every_engine};
 use tokio::sync::{mpsc, oneshot};
 
@@ -170,6 +171,66 @@ async fn shutdown_does_not_wait_for_an_engine_that_hangs() {
     within(one.shutdown()).await;
 }
 
+#[tokio::test]
+async fn a_read_that_hangs_holds_up_neither_the_next_renewal_nor_a_shutdown() {
+    let store = Engine::Memory.open().await;
+    let gate = Gate::new(&store);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(3));
+    let other = manager(&store.backend, LONG);
+    let task_id = spawn(&one, |_| std::future::pending()).await;
+    let reads = || gate.reads.load(Ordering::SeqCst);
+    until(|| reads() > 0).await;
+    gate.is_silent.store(true, Ordering::SeqCst);
+    let before = reads();
+    other.store().set_status_message(&key(&task_id), "news").await.unwrap();
+    until(|| reads() > before).await;
+    until(|| reads() > before + 1).await;
+    within(one.shutdown()).await;
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_a_claim_or_a_create_that_hangs() {
+    let store = Engine::Memory.open().await;
+    let gate = Gate::new(&store);
+    let (one, other) =
+        (manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), LONG), manager(&store.backend, LONG));
+    register(&other);
+    other.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap();
+    gate.reads_hang.store(true, Ordering::SeqCst);
+    let _told = register(&one);
+    within(other.shutdown()).await;
+    until(|| gate.reads.load(Ordering::SeqCst) > 0).await;
+    gate.is_silent.store(true, Ordering::SeqCst);
+    let creating = one.clone();
+    let created = tokio::spawn(async move {
+        creating.spawn(&alice(), TaskOptions::new(), |_| Box::pin(std::future::pending())).await
+    });
+    until(|| one.running_task_count() == 2).await;
+    within(one.shutdown()).await;
+    assert!(matches!(created.await.unwrap(), Err(TaskError::ShuttingDown)));
+}
+
+#[tokio::test]
+async fn a_task_whose_record_cannot_be_read_is_not_claimed_again_and_again() {
+    let store = Engine::Memory.open().await;
+    let gate = Gate::new(&store);
+    let (one, other) =
+        (manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), LONG), manager(&store.backend, LONG));
+    register(&other);
+    let task_id = other.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
+    within(other.shutdown()).await;
+    store.put(&key(&task_id), "{".into(), PutOptions::default()).await.unwrap();
+    let _told = register(&one);
+    let work = Queue::work("wait").unwrap();
+    within(async {
+        while store.timers(&work, None).await.unwrap().total > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(gate.reads.load(Ordering::SeqCst), 1);
+}
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn a_watch_that_was_refused_is_begun_again_with_a_renewal(#[case] engine: Engine) {
@@ -278,6 +339,37 @@ async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
         assert_eq!(said(&ended(&other, &has_ended).await), "ended");
     });
     futures_util::future::join_all(rounds).await;
+}
+
+/// Large results travel apart from everything else, and may fail alone.
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_worker_whose_result_cannot_be_stored_for_longer_than_a_lease_is_not_lost(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let gate = Gate::new(&store);
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), SHORT);
+    let other = manager(&store.backend, SHORT);
+    gate.refuses_parts.store(true, Ordering::SeqCst);
+    let result = "x".repeat(10_000);
+    let returned = result.clone();
+    let task_id = spawn(&one, |_| async move { Ok(text(returned)) }).await;
+    // It is tried five times a second: by then others have observed the lease several times.
+    until(|| gate.refused.load(Ordering::SeqCst) >= 30).await;
+    gate.refuses_parts.store(false, Ordering::SeqCst);
+    assert_eq!(said(&ended(&other, &task_id).await), result);
+}
+
+#[tokio::test]
+async fn a_renewal_that_hangs_after_the_clock_was_set_back_is_given_up_within_the_lease() {
+    let spy = Spy::new(&(Arc::new(MemoryBackend::new()) as Arc<dyn Agenda>));
+    let gate = Arc::new(Gate::of(spy.agenda()));
+    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(3));
+    spawn(&one, |_| std::future::pending()).await;
+    until(|| gate.reads.load(Ordering::SeqCst) > 0).await;
+    spy.leads_by_ms.store(-86_400_000, Ordering::SeqCst);
+    gate.is_silent.store(true, Ordering::SeqCst);
+    let before = gate.reads.load(Ordering::SeqCst);
+    until(|| gate.reads.load(Ordering::SeqCst) >= before + 3).await;
 }
 
 #[tokio::test]

@@ -155,6 +155,31 @@ async fn a_closure_whose_worker_is_lost_fails_and_so_does_a_registered_one_unles
     assert!(told.try_recv().is_err(), "nothing was run again");
 }
 
+#[tokio::test]
+async fn a_manager_ends_with_its_last_clone_although_its_runs_go_on() {
+    let (_store, one, other) = open(Engine::Memory, LONG).await;
+    let (alive, gone) = oneshot::channel::<()>();
+    let alive = Arc::new(alive);
+    one.register("work", move |_, _| {
+        let alive = Arc::clone(&alive);
+        Box::pin(async move {
+            drop(alive);
+            Ok(text("work"))
+        })
+    });
+    let (finish, finished) = oneshot::channel::<()>();
+    let task_id = spawn(&one, |_| async move {
+        finished.await.unwrap();
+        Ok(text("done"))
+    })
+    .await;
+    drop(one);
+    // It forgets its operations, so it takes no task of them.
+    within(gone).await.unwrap_err();
+    finish.send(()).unwrap();
+    assert_eq!(said(&ended(&other, &task_id).await), "done");
+}
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn a_lease_is_renewed_for_as_long_as_the_operation_runs(#[case] engine: Engine) {

@@ -1,4 +1,4 @@
-//! Timers across owners, by which the instances of a server find the work that is due.
+//! Timers across owners. The instances of a server use them to find work that is due.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const MAX_QUEUE_BYTES: usize = 512;
 pub struct Queue(Arc<str>);
 
 impl Queue {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -77,7 +77,7 @@ pub struct Due {
 }
 
 impl Due {
-    /// A timer that was taken. For engines.
+    /// Creates a timer that was taken. For engines.
     pub fn new(queue: Queue, key: TaskKey, token: impl Into<String>) -> Self {
         Self { queue, key, token: token.into() }
     }
@@ -89,13 +89,12 @@ impl Due {
 pub struct Taken {
     /// The timers, in the order of the queues, and within a queue those that were due first.
     pub due: Vec<Due>,
-    /// How long it takes until the next timer of these queues is due: zero if more are due already, `None` if there
-    /// is none.
+    /// The time until the next timer of these queues is due: zero if more are due now, `None` if there is none.
     pub next_in: Option<Duration>,
 }
 
 impl Taken {
-    /// What was taken. For engines.
+    /// Creates the result of a take. For engines.
     pub fn new(due: Vec<Due>, next_in: Option<Duration>) -> Self {
         Self { due, next_in }
     }
@@ -121,13 +120,13 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// A listed timer. For engines.
+    /// Creates a listed timer. For engines.
     pub fn new(key: TaskKey, due_at: DateTime<Utc>) -> Self {
         Self { key, due_at }
     }
 }
 
-/// One page of the timers of a queue, those that fire first first.
+/// One page of the timers of a queue, by due time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TimerPage {
@@ -140,7 +139,7 @@ pub struct TimerPage {
 }
 
 impl TimerPage {
-    /// A page. For engines.
+    /// Creates a page. For engines.
     pub fn new(timers: Vec<Timer>, total: u64, next: Option<Cursor>) -> Self {
         Self { timers, total, next }
     }
@@ -157,7 +156,7 @@ pub struct OwnerPage {
 }
 
 impl OwnerPage {
-    /// A page. For engines.
+    /// Creates a page. For engines.
     pub fn new(owners: Vec<OwnerId>, next: Option<Cursor>) -> Self {
         Self { owners, next }
     }
@@ -169,7 +168,7 @@ impl OwnerPage {
 /// clock; if that clock is set back, by the step later. The taker of a timer reads the record, acts, and resolves the
 /// timer. If the taker dies, the timer fires again once the time has passed for which it was hidden.
 ///
-/// An engine without timers of its own is wrapped by [`LocalAgenda`](crate::LocalAgenda).
+/// [`LocalAgenda`](crate::LocalAgenda) wraps an engine without timers of its own.
 ///
 /// The trait is object-safe, and `Arc<A>` and `Arc<dyn Agenda>` are agendas too.
 ///
@@ -185,8 +184,7 @@ pub trait Agenda: StorageBackend {
     /// as it is; one that fires later is moved. Either way it voids the token of the taker before.
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError>;
 
-    /// Takes up to `limit` timers that are due, from the queues in the order given, and in each those first that were
-    /// due first. In the same atomic step it moves each to `hide_for` from now, so that no other taker gets it
+    /// Takes up to `limit` timers that are due: from the queues in the order given, and in each queue by due time. In the same atomic step it moves each to `hide_for` from now, so that no other taker gets it
     /// meanwhile.
     ///
     /// A call takes 256 timers at most. With a limit of 0 it takes none, and returns when the next one is due.
@@ -208,14 +206,14 @@ pub trait Agenda: StorageBackend {
     /// polled within a Tokio runtime.
     fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()>;
 
-    /// One page of the owners that have records. For operators: it may cost a bounded scan of all records, and an
-    /// owner that comes or goes meanwhile may be left out, or be on two pages.
+    /// Returns one page of the owners that have records. For operators: the call may cost a bounded scan of all records. An
+    /// owner that appears or disappears meanwhile may be missing, or be on two pages.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError>;
 
-    /// One page of the timers of a queue, and how many it has. Takes none. For operators.
+    /// Returns one page of the timers of a queue, and their number. It takes none. For operators.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.

@@ -17,8 +17,8 @@ use crate::{Cursor, OwnerId, Page, PageRequest, StorageError, TaskKey};
 
 /// Gives an engine an [`Agenda`] in the memory of this process.
 ///
-/// Its timers are those of this process alone, by the monotonic clock, and end with it: an orphan of another process is
-/// found only when somebody reads its task. It cannot list owners.
+/// Its timers belong to this process, run on the monotonic clock, and end with the process. This process finds an orphan of
+/// another process only when it reads the task. `owners` is not supported.
 ///
 /// ```
 /// use mcp_task_store::{LocalAgenda, MemoryBackend, TaskStore};
@@ -35,7 +35,7 @@ pub struct LocalAgenda<B> {
 }
 
 impl<B: StorageBackend> LocalAgenda<B> {
-    /// The engine with an agenda.
+    /// Wraps an engine.
     pub fn new(engine: B) -> Self {
         Self {
             engine: Arc::new(engine),
@@ -45,7 +45,7 @@ impl<B: StorageBackend> LocalAgenda<B> {
         }
     }
 
-    /// The engine.
+    /// Returns the engine.
     pub fn engine(&self) -> &B {
         &self.engine
     }

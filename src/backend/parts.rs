@@ -30,16 +30,16 @@ const MAX_NAME_BYTES: usize = 32;
 pub struct PartName(Cow<'static, str>);
 
 impl PartName {
-    /// A name that is known when the program is compiled.
+    /// Creates a name at compile time.
     ///
     /// # Panics
-    /// When the name is not legal. In a constant that is an error of the compiler.
+    /// When the name is not legal. In a constant that is a compile error.
     pub const fn from_static(name: &'static str) -> Self {
         assert!(is_legal(name.as_bytes()), "a name of a part is 1 to 32 of a-z, 0-9 and '_'");
         Self(Cow::Borrowed(name))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -86,7 +86,7 @@ pub enum PartChange {
     Clear,
 }
 
-/// What a write does to the parts of a record, by name. It leaves the parts alone that are not named here.
+/// What a write does to the parts of a record, by name. Parts that are not named stay as they are.
 pub type PartChanges = BTreeMap<PartName, PartChange>;
 
 /// The names and sizes in bytes of the parts that a record has.

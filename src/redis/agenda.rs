@@ -26,8 +26,7 @@ use crate::scripts::{
 use crate::{Agenda, Cursor, Due, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage};
 pub(super) use shards::Outages;
 
-/// How many timers one script takes at most, so that none holds the server for longer than about as long as the round trip
-/// of a small call.
+/// How many timers one script takes at most. A script holds the server for about as long as a small call takes.
 const TAKEN_AT_ONCE: usize = 32;
 
 /// A timer that was taken, with its queue's place and the time at which it was due.

@@ -54,11 +54,11 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
     }
 }
 
-/// Handed to a running operation: its task, and what the client has to say about it. Cheap to clone.
+/// Gives a running operation its task, and what the client says about it. Cheap to clone.
 ///
-/// An operation is told to stop when the client asks to cancel the task, and also when it works for nobody any more:
-/// its lease is lost to another instance, the task has ended or gone, its TTL has elapsed. In these cases what it
-/// still writes is refused, and if it does not end it is aborted ten seconds later.
+/// The operation must stop when the client asks to cancel the task. It must also stop once its attempt is void: the lease
+/// is lost, the task has ended, the TTL has elapsed, or the record was deleted. Later writes of a void attempt are rejected,
+/// and the operation is aborted ten seconds later.
 #[derive(Clone)]
 pub struct TaskContext {
     attempt: Arc<dyn AnyAttempt>,
@@ -96,7 +96,7 @@ impl TaskContext {
     /// answer that there is, or waits for it.
     ///
     /// # Errors
-    /// [`TaskExit::Cancelled`] when the operation is told to stop. [`TaskExit::Error`] for a key that was used before
+    /// [`TaskExit::Cancelled`] when the operation must stop. [`TaskExit::Error`] for a key that was used before
     /// for another request or by this attempt, for a request over the store's limits, and when the engine fails.
     ///
     /// # Cancellation safety
@@ -132,12 +132,12 @@ impl TaskContext {
         self.attempt.set_status_message(message.into()).await.map(drop).map_err(exit)
     }
 
-    /// Whether the operation has been told to stop.
+    /// Returns whether the operation must stop.
     pub fn is_cancel_requested(&self) -> bool {
         self.seen.borrow().is_to_stop()
     }
 
-    /// Returns once the operation is told to stop. One that stops for it returns [`TaskExit::Cancelled`]; one that
+    /// Returns once the operation must stop. One that stops for it returns [`TaskExit::Cancelled`]; one that
     /// fails or completes all the same ends so, as cancelling is cooperative.
     ///
     /// # Cancellation safety

@@ -27,7 +27,7 @@ use crate::{
 ///   the operation does *outside* of the store may overlap for a moment with an earlier attempt that has not yet
 ///   noticed that it is lost, and is done again from the start. Make it idempotent.
 ///
-/// The [`TaskStore`] of every instance finds lost workers, whoever's tasks they had. Each manager has one background
+/// The [`TaskStore`] of every instance finds the lost workers of all instances. Each manager has one background
 /// task, which takes the tasks that wait for a worker of an operation that it has registered. It starts with the manager,
 /// or with the first call if the manager is made outside of a Tokio runtime, and again with the next call if its runtime
 /// has ended.
@@ -224,8 +224,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         *self.0.running.borrow()
     }
 
-    /// Stops what runs in this process and releases the leases, so that what can resume does so on another instance at
-    /// once. Deletes nothing. Returns when that is done; from then on this manager begins no more work.
+    /// Stops the operations of this process and releases their leases. Other instances resume at once the tasks that can
+    /// resume. Deletes nothing. Returns when that is done. From then on this manager starts no more work.
     ///
     /// # Cancellation safety
     /// Dropping the future does not take it back.
@@ -235,19 +235,19 @@ impl<B: Agenda> DurableTaskManager<B> {
     }
 }
 
-/// Counts as a run until it is dropped.
-pub(super) struct Running<B>(Arc<Inner<B>>);
+/// Counts as a run until it is dropped. It does not hold the manager, which ends with its last clone.
+pub(super) struct Running(watch::Sender<usize>);
 
-impl<B> Running<B> {
-    pub(super) fn new(inner: &Arc<Inner<B>>) -> Self {
+impl Running {
+    pub(super) fn new<B>(inner: &Inner<B>) -> Self {
         inner.running.send_modify(|running| *running += 1);
-        Self(Arc::clone(inner))
+        Self(inner.running.clone())
     }
 }
 
-impl<B> Drop for Running<B> {
+impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.send_modify(|running| *running -= 1);
+        self.0.send_modify(|running| *running -= 1);
     }
 }
 
@@ -296,7 +296,12 @@ impl<B: Agenda> Inner<B> {
         if self.is_stopping() {
             return Err(TaskError::ShuttingDown);
         }
-        let (stored, attempt) = self.store.start(owner, new).await?;
+        let stop = self.stop();
+        // The client does not know a task whose creation is given up, and the store ends it.
+        let (stored, attempt) = tokio::select! {
+            started = self.store.start(owner, new) => started?,
+            () = stop.passed() => return Err(TaskError::ShuttingDown),
+        };
         let task = wire::task(&stored);
         self.run(running, attempt, stored, make_future);
         Ok(task)
@@ -304,7 +309,7 @@ impl<B: Agenda> Inner<B> {
 
     pub(super) fn run(
         self: &Arc<Self>,
-        running: Running<B>,
+        running: Running,
         attempt: Attempt<B>,
         stored: StoredTask,
         make_future: impl FnOnce(TaskContext) -> TaskFuture,

@@ -18,9 +18,9 @@ use super::context::{Seen, TaskContext};
 use super::wire::rpc_error;
 use crate::{Agenda, Attempt, RpcError, StorageError, StoredTask, TaskError, TaskStore};
 
-/// How long an operation that works for nobody any more may take to end by itself.
+/// How long an operation may take to end by itself once its attempt is void.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long to wait at the most before a write that the engine did not take is tried again.
+/// How long to wait at most before a write that the engine did not take is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 /// How long one write may take at least before it is tried again. With [`RETRY`], less than others need to take a worker
 /// for lost whose lease has lapsed in an outage.
@@ -46,6 +46,12 @@ impl Stop {
         if self.0.clone().wait_for(|stop| *stop).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Returns once the process has waited for a call for as long as it may.
+    pub(super) async fn passed(&self) {
+        self.told().await;
+        sleep(FAREWELL).await;
     }
 }
 
@@ -118,16 +124,23 @@ impl<B: Agenda> Run<B> {
                         }
                         None => changes = None,
                     }
-                    let read = self.attempt.read().await;
-                    self.look_at(read);
+                    let read = tokio::select! {
+                        read = timeout(self.patience(), self.attempt.read()) => read,
+                        () = stop.told() => return self.release().await,
+                    };
+                    match read {
+                        Ok(read) => self.look_at(read),
+                        // A renewal reads it, too.
+                        Err(_) => renew_at = Instant::now(),
+                    }
                     if self.lease_left().is_none() {
                         renew_at = Instant::now();
                     }
                 }
                 () = sleep_until(ttl_at.unwrap_or(renew_at)), if ttl_at.is_some() && !is_over => {
                     ttl_at = None;
-                    let read = self.attempt.read().await;
-                    self.look_at(read);
+                    // A renewal reads the task, and whoever reads it ends it.
+                    renew_at = Instant::now();
                 }
                 () = sleep_until(abort_at.unwrap_or(renew_at)), if abort_at.is_some() => {
                     tracing::warn!("an operation that was to stop did not, and is aborted");
@@ -152,7 +165,9 @@ impl<B: Agenda> Run<B> {
 
     /// How long to wait for one write: long while there is time, so that a slow engine is no lost one.
     fn patience(&self) -> Duration {
-        self.lease_left().map_or(PATIENCE, |left| PATIENCE.max(left / 2))
+        let lease = self.store.lease_duration();
+        // After the clock was set back, a lease seems to last for longer than it does.
+        self.lease_left().map_or(PATIENCE, |left| PATIENCE.max(left.min(lease) / 2))
     }
 
     /// Passes on what the task looks like now.
@@ -163,7 +178,7 @@ impl<B: Agenda> Run<B> {
                 self.seen.send_replace(Seen { task: Arc::new(task), is_over });
             }
             Err(error) if is_lost(&error) => {
-                tracing::warn!(%error, "an operation works for nobody any more");
+                tracing::warn!(%error, "the attempt of an operation is void");
                 self.seen.send_modify(|seen| seen.is_over = true);
             }
             // The lease is renewed again soon, and until then the operation goes on.
@@ -174,13 +189,9 @@ impl<B: Agenda> Run<B> {
     /// Stores what the operation has ended with, as soon as the engine takes it, unless the lease is lost.
     async fn end(self, outcome: Outcome, stop: Stop) {
         let store = self.store_outcome(outcome);
-        let given_up = async {
-            stop.told().await;
-            sleep(FAREWELL).await;
-        };
         tokio::select! {
             () = store => {}
-            () = given_up => tracing::error!("the process ends before the outcome of an operation could be stored"),
+            () = stop.passed() => tracing::error!("the process ends before the outcome of an operation could be stored"),
         }
     }
 
@@ -220,9 +231,26 @@ impl<B: Agenda> Run<B> {
                     continue;
                 }
             }
+            if !self.keep_lease().await {
+                return;
+            }
             sleep(delay).await;
             delay = (delay * 2).min(RETRY);
         }
+    }
+
+    /// Renews the lease if a third of it has passed, so that no other instance considers this worker lost while it
+    /// retries. Returns whether the attempt may still be valid.
+    async fn keep_lease(&self) -> bool {
+        let lease = self.store.lease_duration();
+        if self.lease_left().is_some_and(|left| left > lease * 2 / 3) {
+            return true;
+        }
+        match timeout(self.patience(), self.attempt.renew()).await {
+            Ok(renewed) => self.look_at(renewed),
+            Err(_) => tracing::warn!("a lease could not be renewed in time"),
+        }
+        !self.seen.borrow().is_over
     }
 
     /// Stops the operation. What can resume does so on another instance.

@@ -96,8 +96,8 @@ pub(super) fn rpc_error(error: ErrorData) -> RpcError {
     rpc
 }
 
-/// What a client is told: the code of [`TaskError::code`], and of the server's own troubles no more than that there are
-/// some. Those go to the log.
+/// What a client receives: the code of [`TaskError::code`]. It learns that the server failed, and not why. The log has the
+/// reason.
 impl From<TaskError> for ErrorData {
     fn from(error: TaskError) -> Self {
         let code = ErrorCode(i32::try_from(error.code()).unwrap_or(ErrorCode::INTERNAL_ERROR.0));

@@ -15,7 +15,7 @@ use super::manager::{Inner, Running};
 use super::run::Stop;
 use super::wire;
 use crate::store::{BackOff, Outage};
-use crate::{Agenda, Due, Next, PayloadKind, Queue, StoredTask, TaskError, TaskStore};
+use crate::{Agenda, Due, Next, PayloadKind, Queue, StorageError, StoredTask, TaskError, TaskStore};
 
 /// How many tasks are taken, and claimed, at once.
 const AT_ONCE: usize = 16;
@@ -86,7 +86,13 @@ impl<B: Agenda> Inner<B> {
             schedule.await.map_err(TaskError::Storage)?;
             return Ok(Next::After(Duration::ZERO));
         }
-        if let Some((stored, attempt)) = self.store.claim(&due.key).await? {
+        let stop = self.stop();
+        // A claim that is given up halfway is that of a lost worker: the store releases the task.
+        let claimed = tokio::select! {
+            claimed = self.store.claim(&due.key) => claimed?,
+            () = stop.passed() => return Ok(Next::After(Duration::ZERO)),
+        };
+        if let Some((stored, attempt)) = claimed {
             let Some(operation) = stored.task.operation.as_deref().and_then(|name| self.operation(name))
             else {
                 // Registered operations stay registered, and a task keeps its operation. It goes to another instance.
@@ -204,13 +210,20 @@ impl<B: Agenda> Worker<B> {
             let claim = async move {
                 let _permit = permit;
                 let Some(manager) = manager.upgrade() else { return };
-                let next = manager.claim(&due).await.unwrap_or_else(|error| {
-                    failing.report(
-                        &error,
-                        "a task that waits for a worker could not be claimed; it is tried again",
-                    );
-                    Next::After(AGAIN)
-                });
+                let next = match manager.claim(&due).await {
+                    Ok(next) => next,
+                    // A later version may read it. The timer of its lease leads such an instance to it.
+                    Err(TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. })) => {
+                        Next::Remove
+                    }
+                    Err(error) => {
+                        failing.report(
+                            &error,
+                            "a task that waits for a worker could not be claimed; it is tried again",
+                        );
+                        Next::After(AGAIN)
+                    }
+                };
                 if let Err(error) = backend.resolve(&due, next).await {
                     // The timer fires again when it is no longer hidden, and there is nothing to claim any more.
                     failing.report(&error, "the timer of a claimed task could not be removed");

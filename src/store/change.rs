@@ -5,7 +5,7 @@ use tracing::{Instrument, debug_span};
 
 use super::transitions::{self, Change};
 use super::write::jittered;
-use super::{TaskError, TaskRef, TaskStore, decode};
+use super::{TaskError, TaskRef, TaskStore, check_key, decode};
 use crate::{Agenda, StorageBackend, StorageError, StoredTask, Task, TaskKey};
 
 /// Who changes a task.
@@ -19,6 +19,7 @@ enum Who {
 
 impl<B: Agenda> TaskStore<B> {
     pub(super) async fn read(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        check_key(key)?;
         self.keep();
         let record = self.0.answers.count(Some(&key.owner), self.0.backend.get(key)).await;
         if matches!(record, Err(StorageError::NotFound { .. })) {
@@ -66,6 +67,7 @@ impl<B: Agenda> TaskStore<B> {
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
         let key = task.key();
+        check_key(key)?;
         let place = self.0.turns.queue(key);
         let _turn = place.turn().await;
         // A copy that the caller holds is good for a write only. That there is nothing to do, or that it may not

@@ -144,12 +144,11 @@ impl StoreConfig {
         self
     }
 
-    /// How long a call may take from which others draw conclusions; 10 s unless set.
+    /// How long the write of a new lease may take before its timer is scheduled again; 10 s unless set.
     ///
-    /// The timer of a lease fires that much later than the lease lapses, so that whoever finds no record then knows that
-    /// there will be none. A task that took longer to store is scheduled again before the call returns. Choose more than
-    /// the time limit of the engine's calls. The first look at a worker that dies before its first renewal comes that
-    /// much later, but by no more than a third of the lease and 3 s.
+    /// The first timer of a lease fires this long after the lease lapses, but at most a third of the lease and 3 s after it.
+    /// A keeper that finds no record then removes the timer. A write that took longer schedules the timer again before its
+    /// call returns. Choose more than the time limit of the engine's calls.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         self.call_timeout = limit.min(LONGEST_LEASE);
         self

@@ -37,7 +37,7 @@ const APART_MS: u64 = 50;
 pub(super) const MOST_LATE: Duration = Duration::from_secs(1);
 /// For how much longer than an observation a timer is hidden at least.
 const LEAST_HIDDEN: Duration = Duration::from_secs(2);
-/// The timer of a longer lease is hidden anew when it is observed: should this process die, others wait less.
+/// The timer of a longer lease is hidden again when it is observed. If this process dies, others wait less.
 const LONG_LEASE: Duration = Duration::from_secs(60);
 /// The longest sleep, should a wakeup be lost.
 const LONGEST: Duration = Duration::from_secs(60);

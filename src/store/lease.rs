@@ -52,7 +52,7 @@ impl<B: Agenda> TaskStore<B> {
     /// `None` if there is nothing to claim: somebody else claimed the task, or it has ended or gone.
     ///
     /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. Whoever took the timer of a task
-    /// removes it after the claim, whether or not there was anything to claim.
+    /// removes it after the claim, also if there was nothing to claim.
     ///
     /// # Cancellation safety
     /// As [`start`](Self::start).
@@ -159,8 +159,8 @@ impl<B: Agenda> TaskStore<B> {
 /// The right to work on a task, as long as its lease is not lost. Every change that it makes is refused once somebody
 /// else has the lease or the task has ended.
 ///
-/// The lease lapses unless it is [renewed](Self::renew) in time; one that has lapsed can still be renewed until another
-/// instance has declared the worker lost. One process writes at a time; what a worker does outside of the store may
+/// The lease lapses unless it is [renewed](Self::renew) in time. Every other change that the attempt makes renews it, too.
+/// A lease that has lapsed can still be renewed until another instance has declared the worker lost. One process writes at a time; what a worker does outside of the store may
 /// overlap with the next attempt, if it goes on without having noticed that its lease is lost.
 ///
 /// Clones are one attempt. When the last one is dropped and the task has neither ended nor been released, the store
@@ -183,7 +183,7 @@ impl<B: Agenda> TaskStore<B> {
 /// ```
 ///
 /// # Errors
-/// Beside those of the call of the same name in [`TaskStore`]: [`LeaseLost`](TaskError::LeaseLost).
+/// In addition to those of the call of the same name in [`TaskStore`]: [`LeaseLost`](TaskError::LeaseLost).
 ///
 /// # Cancellation safety
 /// Dropping the future of a call leaves its change made or not, as a whole.
@@ -239,15 +239,9 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Makes the lease last for its whole duration from now on. Changes nothing that a client sees, and wakes no
-    /// subscriber. It does not touch the timer of the lease: whoever takes that timer reads the new deadline.
+    /// subscriber. It does not touch the timer of the lease: the taker of that timer reads the new deadline.
     pub async fn renew(&self) -> Result<StoredTask, TaskError> {
-        self.change("renew", |task| {
-            let renewals = task.lease.as_ref().map_or(0, |lease| lease.renewals);
-            let lease = Lease { renewals: renewals.wrapping_add(1), ..self.store.lease(self.number) };
-            transitions::set_lease(task, lease, "renew its lease")?;
-            Ok(Change::Unseen)
-        })
-        .await
+        self.change("renew", |task| transitions::renew(task)).await
     }
 
     /// Reads the task, as long as it is this attempt's or has ended.
@@ -345,7 +339,13 @@ impl<B: Agenda> Attempt<B> {
             if !task.status.is_terminal() && !self.holds(task) {
                 return Err(TaskError::LeaseLost { task: self.key.task.clone(), attempt: self.number });
             }
-            change(task)
+            let made = change(task)?;
+            // Every write shows that the worker lives.
+            if made != Change::None && self.holds(task) {
+                let renewals = task.lease.as_ref().map_or(0, |lease| lease.renewals).wrapping_add(1);
+                task.lease = Some(Lease { renewals, ..self.store.lease(self.number) });
+            }
+            Ok(made)
         };
         let changed = self.store.change_by_holder(operation, TaskRef::Key(&self.key), fenced).await;
         let is_over = match &changed {

@@ -13,7 +13,7 @@ use super::keeper::{MOST_LATE, window};
 use super::outage::{BackOff, Outage};
 use super::transitions::{self, Change, may_run, waiting};
 use super::{Inner, TaskError, TaskStore};
-use crate::{Agenda, Due, Lease, Next, StorageError, StoredTask, TaskKey};
+use crate::{Agenda, Due, Lease, Next, StorageError, StoredTask, TaskKey, Version};
 
 /// After how many leases a task that waits for a worker is looked at again.
 const WAITING: u32 = 10;
@@ -136,7 +136,7 @@ impl<B: Agenda> Look<B> {
             return Ok(true);
         }
         if self.is_token_void {
-            // It was moved before, and the observation was disturbed: whoever takes it next begins anew.
+            // It was moved before, and the observation was disturbed: its next taker begins again.
             return Ok(false);
         }
         let Some(store) = self.store.upgrade() else { return Ok(false) };
@@ -163,11 +163,19 @@ fn left(lease: &Lease, now: DateTime<Utc>) -> Duration {
 impl<B: Agenda> TaskStore<B> {
     /// Reads the record of a timer that was due, and does what needs no observation.
     async fn look(&self, key: &TaskKey) -> Result<Verdict, TaskError> {
+        let (mut was_open, mut version) = (false, Version::ABSENT);
         let read = match self.read(key).await {
-            Ok(stored) => self.settle(stored).await,
+            Ok(stored) => {
+                (was_open, version) = (!stored.task.status.is_terminal(), stored.version);
+                self.settle(stored).await
+            }
             Err(error) => Err(error),
         };
         let stored = match read {
+            // Its TTL has elapsed, and its end was not stored. The timer of an open task is never removed.
+            Ok(Some(stored)) if was_open && stored.task.status.is_terminal() && stored.version == version => {
+                return Ok(Verdict::Again);
+            }
             Ok(Some(stored)) => stored,
             Ok(None) => return Ok(Verdict::Again),
             Err(TaskError::NotFound { .. }) => return Ok(Verdict::Next(Next::Remove)),

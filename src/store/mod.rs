@@ -67,16 +67,17 @@ use crate::{
 /// # Workers
 /// A task that was [started](TaskStore::start) is worked on under a [`Lease`], which its [`Attempt`] renews. Each store
 /// has one background task, its keeper, which takes the timers of the queue `leases` of the [`Agenda`] and finds
-/// lost workers, whoever started their tasks. A worker is lost if its lease has lapsed and stays so, without a sign of
-/// the worker and without a disturbance, for a third of the lease and a second. Then its task is cancelled if that was
-/// requested, waits for the next worker if its operation can [resume](TaskStore::claim), and fails otherwise.
+/// lost workers of every store. A worker is lost if its lease has lapsed and the worker does not renew it for a third of
+/// the lease and one second more. An engine that fails or answers late in that time, or a keeper that was stopped, starts
+/// the observation again. The task of a lost worker is cancelled if a cancel was requested. Otherwise it waits for the next
+/// worker if its operation can [resume](TaskStore::claim), or fails.
 ///
 /// The keeper starts with the store, or with the first call if the store is made outside of a Tokio runtime. It ends
 /// with the last clone of the store, and starts again with the next call if its runtime has ended. The runtime needs
 /// its time driver.
 ///
 /// # Payloads
-/// Arguments, results and checkpoints are stored beside the record if their JSON is over 4 KiB. No other change sends
+/// Arguments, results and checkpoints are parts of the record if their JSON is over 4 KiB. No other change sends
 /// them, and no read loads them: a task that was read has them as [`Payload::Stored`](crate::Payload::Stored), and
 /// [`payload`](Self::payload) loads one.
 ///
@@ -241,9 +242,11 @@ impl<B: Agenda> TaskStore<B> {
     ///
     /// # Errors
     /// [`InvalidPage`](TaskError::InvalidPage) for a limit outside 1 to 256 and for a cursor that is malformed
-    /// or another owner's.
+    /// or another owner's; [`InvalidArgument`](TaskError::InvalidArgument) for an owner that begins with `\0mcp/`, which
+    /// is reserved.
     #[instrument(level = "debug", skip_all, fields(%owner))]
     pub async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
+        check_owner(owner)?;
         self.keep();
         let page = self.0.answers.count(Some(owner), self.0.backend.list(owner, page)).await;
         let page = page.map_err(|error| match error {
@@ -364,7 +367,7 @@ impl<B: Agenda> TaskStore<B> {
     }
 
     /// Records that the client wants the task cancelled (`tasks/cancel` of SEP-2663) and withdraws open
-    /// requests; whoever works on it decides how it ends. Without effect on a task that has ended. A task that waits
+    /// requests; its worker decides how it ends. Without effect on a task that has ended. A task that waits
     /// for a worker is cancelled at once, and so is one whose worker turns out to be lost.
     pub async fn request_cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
         let requested = self.change("request_cancel", task.into(), transitions::request_cancel).await?;
@@ -395,6 +398,7 @@ impl<B: Agenda> TaskStore<B> {
     /// than all of its life, as out of the buffers of a server that hung: the task would be there again.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
+        check_key(key)?;
         let removed = self.0.answers.count(Some(&key.owner), self.0.backend.delete(key)).await;
         self.0.noticed.forget(key);
         match removed.map_err(|error| TaskError::from_storage(error, &key.task))? {
@@ -431,6 +435,7 @@ impl<B: Agenda> TaskStore<B> {
     ) -> Result<StoredTask, TaskError> {
         let config = &self.0.config;
         check_owner(&key.owner)?;
+        self.keep();
         if new.method.is_empty() {
             return Err(TaskError::InvalidArgument { reason: "the method is empty".to_owned() });
         }
@@ -520,10 +525,22 @@ impl<B: Agenda> TaskStore<B> {
 /// Owners that begin with this hold records that the runtime of the server keeps for itself.
 const RESERVED_OWNERS: &str = "\0mcp/";
 
+fn is_reserved(owner: &OwnerId) -> bool {
+    owner.as_str().starts_with(RESERVED_OWNERS)
+}
+
 fn check_owner(owner: &OwnerId) -> Result<(), TaskError> {
-    if owner.as_str().starts_with(RESERVED_OWNERS) {
+    if is_reserved(owner) {
         let reason = format!("owner ids that begin with {RESERVED_OWNERS:?} are reserved");
         return Err(TaskError::InvalidArgument { reason });
+    }
+    Ok(())
+}
+
+/// A task of a reserved owner is as unknown as any other that does not exist.
+fn check_key(key: &TaskKey) -> Result<(), TaskError> {
+    if is_reserved(&key.owner) {
+        return Err(TaskError::NotFound { task: key.task.clone() });
     }
     Ok(())
 }

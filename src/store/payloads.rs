@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tracing::instrument;
 
-use super::{TaskError, TaskStore};
+use super::{TaskError, TaskStore, check_key};
 use crate::{Agenda, Payload, PayloadKind, StorageBackend, StoredTask};
 
 impl<B: Agenda> TaskStore<B> {
@@ -21,6 +21,7 @@ impl<B: Agenda> TaskStore<B> {
     /// Dropping the future has no effect.
     #[instrument(level = "debug", skip_all, fields(owner = %task.key.owner, task = %task.key.task, ?kind))]
     pub async fn payload(&self, task: &StoredTask, kind: PayloadKind) -> Result<Option<Value>, TaskError> {
+        check_key(&task.key)?;
         let id = &task.key.task;
         let mut payload = task.task.payload(kind).cloned();
         for attempt in 0..self.0.config.max_attempts {

@@ -181,10 +181,10 @@ pub(super) fn set_checkpoint(task: &mut Task, checkpoint: &Value) -> Result<Chan
     Ok(Change::Unseen)
 }
 
-pub(super) fn set_lease(task: &mut Task, lease: Lease, action: &'static str) -> Result<(), TaskError> {
-    require_open(task, action)?;
-    task.lease = Some(lease);
-    Ok(())
+/// Every change of the holder renews its lease. This one does nothing else.
+pub(super) fn renew(task: &Task) -> Result<Change, TaskError> {
+    require_open(task, "renew its lease")?;
+    Ok(Change::Unseen)
 }
 
 /// The lease of an open task that waits for a worker: it has no holder.

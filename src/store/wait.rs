@@ -13,7 +13,7 @@ use crate::{Agenda, StoredTask, TaskKey, TaskStatus};
 
 /// As long as it takes, but no timer counts to the end of time.
 const FOREVER: Duration = Duration::from_secs(3600);
-/// Between two looks at a lease that has lapsed.
+/// Between two looks at a task whose lease has lapsed, or whose TTL has elapsed while the clock cannot be asked.
 const LEAST: Duration = Duration::from_millis(100);
 /// Between two looks at a clock that lags.
 const SHORTLY: Duration = Duration::from_millis(5);
@@ -56,7 +56,10 @@ impl<B: Agenda> TaskStore<B> {
     fn until_the_next_read(&self, stored: &StoredTask) -> Duration {
         let now = self.now();
         let left = |at: DateTime<Utc>| (at - now).to_std().unwrap_or_default() + SHORTLY;
-        let ttl = stored.task.deadline().map_or(FOREVER, left);
+        let ttl = stored
+            .task
+            .deadline()
+            .map_or(FOREVER, |deadline| if deadline <= now { LEAST } else { left(deadline) });
         let lease = stored.task.lease.as_ref().map_or(FOREVER, |lease| {
             if lease.may_have_lapsed(now) { lease.duration().max(LEAST) } else { left(lease.deadline) }
         });

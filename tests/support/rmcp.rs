@@ -179,6 +179,10 @@ pub struct Gate {
     pub fails_after: Duration,
     /// Larger records are an error that is none of the caller's making.
     pub most_bytes: usize,
+    /// It takes no payload that is a part.
+    pub refuses_parts: AtomicBool,
+    /// It does not answer when a record is read.
+    pub reads_hang: AtomicBool,
     /// It does not even say that it is closed.
     pub is_silent: AtomicBool,
     /// How many calls it has refused.
@@ -224,6 +228,8 @@ impl Gate {
             fails_after: Duration::ZERO,
             most_bytes: usize::MAX,
             is_closed: AtomicBool::new(false),
+            refuses_parts: AtomicBool::new(false),
+            reads_hang: AtomicBool::new(false),
             is_silent: AtomicBool::new(false),
             refused: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
@@ -258,6 +264,9 @@ impl Gate {
 impl StorageBackend for Gate {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.reads_hang.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.pass().await?.get(key).await
     }
 
@@ -287,6 +296,10 @@ impl StorageBackend for Gate {
                 outcome_unknown: false,
                 source: None,
             });
+        }
+        if !options.parts.is_empty() && self.refuses_parts.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err((self.error)());
         }
         self.pass().await?.put_if_version(key, data, options, expected).await
     }
