@@ -110,7 +110,7 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// took over whose clock is behind, until the next call learns of it.
     fn now(&self) -> DateTime<Utc>;
 
-    /// Feels every change of a record, whoever makes it.
+    /// Streams a notification for every change of the record, from any process.
     ///
     /// The first item comes once the watch is live: what is read after it is followed by an item for each later
     /// change. Several changes may share one item, and an item may come without a change; a

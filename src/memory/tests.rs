@@ -133,7 +133,7 @@ async fn an_order_that_a_write_does_not_change_is_not_touched() {
     assert!(shard.by_first_expiry.is_empty() && shard.owners[&first.owner].by_expiry.is_empty());
 }
 
-/// Every order is what it would be if it were made anew from the records.
+/// Every order is what the records themselves give.
 fn assert_orders_hold(shard: &Shard, now_ms: u64) {
     let mut first_expiries = BTreeSet::new();
     for (id, owner) in &shard.owners {

@@ -139,7 +139,7 @@ impl<B: Agenda> Run<B> {
                 }
                 () = sleep_until(ttl_at.unwrap_or(renew_at)), if ttl_at.is_some() && !is_over => {
                     ttl_at = None;
-                    // A renewal reads the task, and whoever reads it ends it.
+                    // A renewal reads the task, and each reader ends an overdue one.
                     renew_at = Instant::now();
                 }
                 () = sleep_until(abort_at.unwrap_or(renew_at)), if abort_at.is_some() => {

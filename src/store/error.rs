@@ -38,7 +38,7 @@ pub enum TaskError {
         key: String,
     },
     /// The caller does not hold the lease of the task any more: the worker was declared lost, or it released the task.
-    /// Whoever works on the task by that lease must stop.
+    /// The worker of this attempt must stop.
     #[error("attempt {attempt} at task {task} has lost its lease")]
     LeaseLost {
         /// The task.
