@@ -23,7 +23,7 @@ pub(crate) fn by_polling<B: StorageBackend + ?Sized>(
     backend: Arc<B>,
     key: TaskKey,
 ) -> BoxStream<'static, Result<(), StorageError>> {
-    let polling = Polling { backend, key, seen: None, delay: Duration::ZERO };
+    let polling = Polling { backend, key, seen: None, delay: Duration::ZERO, is_over: false };
     Box::pin(stream::unfold(polling, |mut polling| async {
         polling.next().await.map(|item| (item, polling))
     }))
@@ -35,10 +35,14 @@ struct Polling<B: ?Sized> {
     /// As it was when the last item was given.
     seen: Option<Record>,
     delay: Duration,
+    is_over: bool,
 }
 
 impl<B: StorageBackend + ?Sized> Polling<B> {
     async fn next(&mut self) -> Option<Result<(), StorageError>> {
+        if self.is_over {
+            return None;
+        }
         loop {
             let expires_at = self.seen.as_ref().and_then(|record| record.expires_at);
             sleep(left(&*self.backend, expires_at).map_or(self.delay, |left| left.min(self.delay))).await;
@@ -50,7 +54,10 @@ impl<B: StorageBackend + ?Sized> Polling<B> {
                     return Some(Ok(()));
                 }
                 Err(StorageError::NotFound { .. }) => return None,
-                Err(error) => return Some(Err(error)),
+                Err(error) => {
+                    self.is_over = !error.is_retryable();
+                    return Some(Err(error));
+                }
             }
         }
     }
@@ -183,6 +190,7 @@ impl<B: StorageBackend, F: FnOnce()> Listening<B, F> {
                     }
                     Err(StorageError::NotFound { .. }) => return None,
                     Err(error) => {
+                        self.is_over = !error.is_retryable();
                         self.look = Some((delay * 2).clamp(SHORTEST, LONGEST));
                         return Some(Err(error));
                     }
@@ -345,6 +353,21 @@ mod tests {
             watch.next().await.unwrap().unwrap();
         };
         tokio::time::timeout(Duration::from_secs(60), in_time).await.expect("it is read again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_ends_after_an_error_that_does_not_pass() {
+        let denied = || {
+            let (address, reason) = ("a server".to_owned(), "no right to read".to_owned());
+            Err(StorageError::Denied { address, reason, source: None })
+        };
+        let (_tell, signals) = watch::channel(Signal::Look);
+        let key = TaskKey::new("alice", "t1").unwrap();
+        for mut watch in [by_polling(Arc::new(Scripted(Mutex::new(denied))), key), watch_by(signals, denied)]
+        {
+            assert!(!watch.next().await.unwrap().unwrap_err().is_retryable());
+            assert!(watch.next().await.is_none());
+        }
     }
 
     #[tokio::test(start_paused = true)]
