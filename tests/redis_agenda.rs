@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use mcp_task_store::{Agenda, Cursor, Due, Next, Queue, RedisBackend, StorageBackend, StorageError, Taken};
+use mcp_task_store::{
+    Agenda, Cursor, Due, NewTask, Next, OwnerId, PageRequest, Queue, RedisBackend, StorageBackend,
+    StorageError, Taken, TaskError, TaskStore,
+};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Commands, Connection, Pipeline, RedisFuture, Value};
 use rstest::rstest;
@@ -650,6 +653,10 @@ async fn in_a_cluster_timers_are_spread_and_a_lost_master_delays_only_its_own() 
     let on_lost = |shard: &u64| keepers[shard] == lost;
     let healthy: BTreeSet<&String> =
         owners.iter().filter(|(shard, _)| !on_lost(shard)).map(|(_, owner)| owner).collect();
+    let of_lost_shards = owners.iter().filter(|(shard, _)| on_lost(shard)).map(|(_, owner)| owner);
+    let has_records_elsewhere = |owner: &&String| cluster.keeper(&format!("{{{owner}}}")) != lost;
+    let owner = of_lost_shards.clone().find(has_records_elsewhere).expect("one owner of some");
+    let owner = OwnerId::try_from(owner.as_str()).unwrap();
     for signal in ["STOP", "CONT", "KILL"] {
         cluster.nodes[lost].signal(signal);
         if signal == "CONT" {
@@ -694,6 +701,13 @@ async fn in_a_cluster_timers_are_spread_and_a_lost_master_delays_only_its_own() 
         let refused = backend.timers(&leases(), None).await;
         assert!(matches!(refused, Err(StorageError::Unavailable { .. })), "{refused:?}");
     }
+
+    // Not even for an owner whose records are on a master that answers: nothing is written.
+    let tasks = TaskStore::new(backend.clone());
+    let started = tasks.start(&owner, NewTask::new("tools/call")).await;
+    assert!(matches!(started, Err(TaskError::Storage(StorageError::Unavailable { .. }))), "{started:?}");
+    assert!(backend.list(&owner, PageRequest::new(9)).await.unwrap().records.is_empty());
+    tasks.create(&owner, NewTask::new("tools/call")).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
