@@ -85,7 +85,6 @@ pub struct Bare(pub MultiplexedConnection);
 pub struct BareKey {
     hash: String,
     idx: String,
-    exp: String,
     task: String,
 }
 
@@ -93,12 +92,7 @@ impl Contender for Bare {
     type Key = BareKey;
 
     fn key(owner: &str, task: &str) -> BareKey {
-        BareKey {
-            hash: bare_hash(owner, task),
-            idx: bare_idx(owner),
-            exp: format!("bare:exp:{owner}"),
-            task: task.to_owned(),
-        }
+        BareKey { hash: bare_hash(owner, task), idx: bare_idx(owner), task: task.to_owned() }
     }
 
     /// All that a put writes, as one MULTI/EXEC pipeline.
@@ -107,9 +101,9 @@ impl Contender for Bare {
         let expires_at = (now + after).as_millis() as u64;
         let mut commands = redis::pipe();
         commands.atomic();
-        commands.cmd("ZADD").arg(&key.exp).arg(expires_at).arg(&key.task);
+        let by_expiry = [b"\xff", key.task.as_bytes()].concat();
         commands.cmd("ZADD").arg(&key.idx).arg(now.as_micros() as u64).arg(&key.task);
-        commands.cmd("PEXPIREAT").arg(&key.exp).arg(expires_at);
+        commands.arg(expires_at).arg(by_expiry);
         commands.cmd("PEXPIREAT").arg(&key.idx).arg(expires_at);
         commands.cmd("HSET").arg(&key.hash).arg("version").arg(1).arg("data").arg(&data[..]);
         commands.arg("expires_at").arg(expires_at);
@@ -131,8 +125,8 @@ impl Contender for Bare {
     }
 }
 
-/// Version, data, expires_at.
-pub type BareRecord = (Option<u64>, Option<Vec<u8>>, Option<u64>);
+/// Version, data, expires_at, parts.
+pub type BareRecord = (Option<u64>, Option<Vec<u8>>, Option<u64>, Option<String>);
 
 pub fn bare_hash(owner: &str, task: &str) -> String {
     format!("bare:tasks:{owner}:{task}")
@@ -144,6 +138,6 @@ pub fn bare_idx(owner: &str) -> String {
 
 pub fn bare_read(hash: &str) -> redis::Cmd {
     let mut command = redis::cmd("HMGET");
-    command.arg(hash).arg("version").arg("data").arg("expires_at");
+    command.arg(hash).arg("version").arg("data").arg("expires_at").arg("parts");
     command
 }
