@@ -86,7 +86,8 @@ struct Inner {
     limit: Duration,
     max_value_bytes: usize,
     max_part_bytes: usize,
-    /// The size of the largest record of the page that was read last, the largest possible before the first.
+    /// How large the records of a page must be expected to be: as the largest of the last pages, which counts half as much
+    /// with each page, and at first as the largest possible.
     largest_listed: AtomicUsize,
     /// Whether writes notify subscribers.
     publishes: bool,

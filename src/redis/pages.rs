@@ -16,11 +16,6 @@ use crate::{CorruptRecord, Cursor, ListedRecord, OwnerId, Page, PageRequest, Rec
 /// How many index members one `reap.lua` looks at, so that no script holds the server long.
 const REAPED_AT_ONCE: usize = 64;
 
-/// The first records of a page are read in one round trip with the sizes of the others. So a page of up to this many takes
-/// two round trips with that for the ids, and a longer one three. Fewer are read at once where the records of the page
-/// before were large.
-const READ_AT_ONCE: usize = 32;
-
 /// An index member, and where its record is.
 struct Member {
     id: TaskId,
@@ -64,6 +59,9 @@ impl Listing {
 
 impl RedisBackend {
     /// The page that these index members make, newest first: as many of their records as it may have bytes.
+    ///
+    /// As many records as have room by the sizes of the pages before are read in one round trip, with the sizes of all
+    /// others. So a page takes two round trips, with that for the ids, and three where records are large.
     pub(super) async fn read_members(
         &self,
         owner: &OwnerId,
@@ -76,7 +74,7 @@ impl RedisBackend {
         let oldest = oldest.filter(|_| members.len() == request.limit);
         let members = self.members(owner, members);
         let largest = self.0.largest_listed.load(Ordering::Relaxed).max(1);
-        let at_once = (request.max_bytes / largest).clamp(1, READ_AT_ONCE);
+        let at_once = (request.max_bytes / largest).max(1);
         let (first, others) = members.split_at(members.len().min(at_once));
         let mut listing = Listing { room: request.max_bytes, ..Listing::default() };
         if !first.is_empty() {
@@ -104,8 +102,8 @@ impl RedisBackend {
             }
         }
         let Listing { mut page, gone, listed, .. } = listing;
-        if let Some(largest) = page.records.iter().map(|record| record.data.len()).max() {
-            self.0.largest_listed.store(largest, Ordering::Relaxed);
+        if let Some(found) = page.records.iter().map(|record| record.data.len()).max() {
+            self.0.largest_listed.store(found.max(largest / 2), Ordering::Relaxed);
         }
         let ends_at = if listed == members.len() { oldest } else { Some(members[listed - 1].created_at) };
         page.next = ends_at.map(|position| Cursor::new(owner, position));
