@@ -110,12 +110,14 @@ impl StorageBackend for Gated {
         expected: Version,
     ) -> Result<Written, StorageError> {
         let put = async {
+            // One that is dropped on its way to the engine may arrive at any time.
+            if expected == Version::ABSENT {
+                self.log.lock().unwrap().slow.insert(key.clone());
+            }
             let written = self.engine.put_if_version(key, data, options, expected).await;
             let mut log = self.log.lock().unwrap();
-            if expected == Version::ABSENT
-                && log.scheduled.get(key).is_some_and(|at| at.elapsed() + LIMIT / 10 > LIMIT)
-            {
-                log.slow.insert(key.clone());
+            if log.scheduled.get(key).is_some_and(|at| at.elapsed() + LIMIT / 10 <= LIMIT) {
+                log.slow.remove(key);
             }
             written
         };
