@@ -100,7 +100,7 @@ impl Run {
         self.ends(End { status: "failed".to_owned(), error: Some(error.to_owned()), ..End::default() })
     }
 
-    fn is_cancelled(self) -> Self {
+    fn ends_cancelled(self) -> Self {
         self.ends(End { status: "cancelled".to_owned(), ..End::default() })
     }
 
@@ -221,8 +221,8 @@ fn a_process_that_is_asked_to_stop_stores_what_is_done() {
 #[test]
 fn an_attempt_that_begins_after_an_acknowledged_cancel_is_found() {
     let run = |found| Run::resumes().created().begin(1, "a").killed("a").cancelled(found);
-    run(held(1)).is_cancelled().breaks(&[]);
-    run(held(1)).begin(2, "b").is_cancelled().breaks(&[Rule::CancelsAreNotForgotten]);
+    run(held(1)).ends_cancelled().breaks(&[]);
+    run(held(1)).begin(2, "b").ends_cancelled().breaks(&[Rule::CancelsAreNotForgotten]);
     let completed = run(held(1)).begin(2, "b").produced(2, "b").completes(2);
     completed.breaks(&[Rule::CancelsAreNotForgotten, Rule::CancelsAreNotForgotten]);
     // It was claimed before, and its operation begins a moment later.
@@ -231,7 +231,7 @@ fn an_attempt_that_begins_after_an_acknowledged_cancel_is_found() {
 
 #[test]
 fn a_cancel_that_leaves_no_trace_is_found() {
-    let run = |found| Run::resumes().created().begin(1, "a").killed("a").cancelled(found).is_cancelled();
+    let run = |found| Run::resumes().created().begin(1, "a").killed("a").cancelled(found).ends_cancelled();
     run(Found { is_held: false, ..held(1) }).breaks(&[Rule::CancelsAreNotForgotten]);
     run(Found { cancel_requested: false, ..held(1) }).breaks(&[Rule::CancelsAreNotForgotten]);
 }
@@ -244,7 +244,7 @@ fn a_cancelled_task_that_fails_with_its_worker_is_found() {
 
 #[test]
 fn a_task_that_is_cancelled_although_nobody_asked_is_found() {
-    Run::fails().created().begin(1, "a").is_cancelled().breaks(&[Rule::CancelsAreNotForgotten]);
+    Run::fails().created().begin(1, "a").ends_cancelled().breaks(&[Rule::CancelsAreNotForgotten]);
 }
 
 #[test]
