@@ -67,8 +67,8 @@ const SHORT: Form = Form {
 };
 const LONG: Form = Form {
     tasks: 5_000,
-    at_once: 150,
-    gap: Duration::from_millis(2_500),
+    at_once: 250,
+    gap: Duration::from_millis(6_000),
     least_resumptions: 500,
     patience: Duration::from_secs(180),
 };
