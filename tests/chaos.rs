@@ -29,7 +29,7 @@ mod wire;
 #[path = "chaos/worker.rs"]
 mod worker;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
@@ -201,15 +201,14 @@ fn show(
     figure("violations", report.violations.len());
 }
 
-/// Prints the violations of each rule, and for the first of them all that is known.
-fn explain(
-    report: &Report,
-    lines: &[Line],
-    ends: &std::collections::BTreeMap<String, ends::End>,
-    folder: &Path,
-) {
-    for violation in report.violations.iter().take(60) {
-        println!("violation: {violation}");
+/// Prints the violations, and for the first of each rule all that is known.
+fn explain(report: &Report, lines: &[Line], ends: &BTreeMap<String, ends::End>, folder: &Path) {
+    let mut alike = BTreeMap::<(checker::Rule, &str), Vec<&str>>::new();
+    for violation in &report.violations {
+        alike.entry((violation.rule, &violation.what)).or_default().push(&violation.task);
+    }
+    for ((rule, what), tasks) in alike {
+        println!("violation: {rule:?}: {what}: {} tasks, {:?}", tasks.len(), &tasks[..tasks.len().min(3)]);
     }
     let history = History::of(lines);
     let mut explained = BTreeSet::new();
