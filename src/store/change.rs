@@ -84,7 +84,7 @@ impl<B: Agenda> TaskStore<B> {
                 }
             }
         }
-        for attempt in 0..self.0.config.max_attempts {
+        for attempt in 0..self.0.config.max_conflicts {
             self.back_off(attempt).await;
             let Some(mut stored) = self.settle(self.read(key).await?).await? else {
                 continue;
@@ -136,7 +136,7 @@ impl<B: Agenda> TaskStore<B> {
     }
 
     pub(super) fn contended(&self, key: &TaskKey) -> TaskError {
-        TaskError::Contended { task: key.task.clone(), attempts: self.0.config.max_attempts }
+        TaskError::Contended { task: key.task.clone(), conflicts: self.0.config.max_conflicts }
     }
 
     /// Waits before an attempt that follows a conflict: a random time, on average longer with each one.

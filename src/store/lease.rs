@@ -60,7 +60,7 @@ impl<B: Agenda> TaskStore<B> {
         self.keep();
         let place = self.0.turns.queue(key);
         let _turn = place.turn().await;
-        for retry in 0..self.0.config.max_attempts {
+        for retry in 0..self.0.config.max_conflicts {
             self.back_off(retry).await;
             let read = match self.read(key).await {
                 Ok(stored) => self.settle(stored).await,

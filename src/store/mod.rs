@@ -228,7 +228,7 @@ impl<B: Agenda> TaskStore<B> {
     /// Reads a task.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
-        for attempt in 0..self.0.config.max_attempts {
+        for attempt in 0..self.0.config.max_conflicts {
             self.back_off(attempt).await;
             if let Some(stored) = self.settle(self.read(key).await?).await? {
                 self.notice(&stored).await;
