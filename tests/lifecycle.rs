@@ -655,6 +655,10 @@ impl StorageBackend for Faulty {
     fn now(&self) -> DateTime<Utc> {
         self.memory.now()
     }
+
+    fn generation(&self) -> u64 {
+        self.memory.generation()
+    }
 }
 
 #[rstest]

@@ -72,7 +72,8 @@ impl<B: Agenda> TaskStore<B> {
                 Err(TaskError::NotFound { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let StoredTask { mut task, version, .. } = stored;
+            let StoredTask { task, version, .. } = stored;
+            let mut task = task.into_task();
             let Some(waiting) = transitions::waiting(&task) else { return Ok(None) };
             if task.cancel_requested || !transitions::may_run(&task, waiting) {
                 transitions::lose_worker(&mut task, self.now())?;
