@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::payload::{self, HeldParts, Payload};
-use crate::{Expiry, TaskId, TaskKey, Version};
+use crate::{Expiry, TaskId};
 
 /// Where a task stands (MCP Tasks extension, SEP-2663, "Task Status").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -201,23 +201,6 @@ impl Task {
         let ttl = i64::try_from(self.ttl_ms?).ok().and_then(chrono::TimeDelta::try_milliseconds)?;
         self.created_at.checked_add_signed(ttl)
     }
-}
-
-/// A task with the version under which it was read or written.
-///
-/// Given to a call of [`TaskStore`](crate::TaskStore) in place of a key, it saves the call a read; if the
-/// task has changed since, the call reads it anew.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct StoredTask {
-    /// Whose task it is, and which.
-    pub key: TaskKey,
-    /// The task.
-    pub task: Task,
-    /// The version of its record.
-    pub version: Version,
-    /// When the record goes, result and all, by the engine's clock; `None` for never.
-    pub expires_at: Option<DateTime<Utc>>,
 }
 
 /// A `null` that is there is a value, not a missing one.

@@ -292,7 +292,7 @@ async fn what_a_process_releases_is_resumed_by_another_at_once() {
     assert_eq!(other.says().await.unwrap(), "down");
     let done = tokio::time::timeout(Duration::from_secs(60), here.store().wait(&key(&task_id))).await;
     let done = done.expect("it is resumed").unwrap().task;
-    assert_eq!(done.result.unwrap().as_inline().unwrap()["content"][0]["text"], "attempt 2");
+    assert_eq!(done.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"], "attempt 2");
 }
 
 /// How many tasks of killed workers ended how.
@@ -329,7 +329,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
     for task_id in acknowledged {
         let task = reader.get(&key(task_id)).await.unwrap().task;
         if task.operation.is_none() {
-            match task.error {
+            match &task.error {
                 Some(error) => {
                     assert!(error.message.contains("worker"), "{error:?}");
                     ends.failed += 1;

@@ -60,7 +60,7 @@ impl<B: Agenda> TaskStore<B> {
         self.keep();
         let place = self.0.turns.queue(key);
         let _turn = place.turn().await;
-        for retry in 0..self.0.config.max_attempts {
+        for retry in 0..self.0.config.max_conflicts {
             self.back_off(retry).await;
             let read = match self.read(key).await {
                 Ok(stored) => self.settle(stored).await,
@@ -72,7 +72,8 @@ impl<B: Agenda> TaskStore<B> {
                 Err(TaskError::NotFound { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let StoredTask { mut task, version, .. } = stored;
+            let StoredTask { task, version, .. } = stored;
+            let mut task = task.into_task();
             let Some(waiting) = transitions::waiting(&task) else { return Ok(None) };
             if task.cancel_requested || !transitions::may_run(&task, waiting) {
                 transitions::lose_worker(&mut task, self.now())?;

@@ -209,7 +209,7 @@ impl<B: Agenda> TaskStore<B> {
     /// writes lets no worker renew its lease. The write also makes every claim fail that began before it, so that no
     /// timer is moved away from under a claim.
     async fn touch(&self, stored: StoredTask) -> Result<bool, TaskError> {
-        Ok(self.write(&stored.key, stored.version, stored.task, Change::Unseen).await?.is_some())
+        Ok(self.write(&stored.key, stored.version, stored.task.into_task(), Change::Unseen).await?.is_some())
     }
 
     /// Schedules a task that waits for a worker where workers look.
@@ -230,7 +230,8 @@ impl<B: Agenda> TaskStore<B> {
 
     /// Takes the lease of a task from a worker that is lost.
     async fn take_lease(&self, stored: StoredTask) -> Result<Verdict, TaskError> {
-        let StoredTask { key, mut task, version, .. } = stored;
+        let StoredTask { key, task, version, .. } = stored;
+        let mut task = task.into_task();
         let Some(lease) = task.lease.clone() else { return Ok(Verdict::Again) };
         transitions::lose_worker(&mut task, self.now())?;
         let Some(written) = self.write(&key, version, task, Change::Made).await? else {

@@ -133,6 +133,10 @@ impl StorageBackend for Spy {
         self.engine.now() + TimeDelta::milliseconds(self.leads_by_ms.load(Ordering::SeqCst))
     }
 
+    fn generation(&self) -> u64 {
+        self.engine.generation()
+    }
+
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         Arc::clone(&self.engine).watch(key)
     }
