@@ -43,6 +43,7 @@ pub use new_task::{NewTask, Ttl};
 #[cfg(feature = "rmcp")]
 pub(crate) use outage::{BackOff, Outage};
 use timers::Noticed;
+use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
 use write::{Write, encode, mark};
 
@@ -469,6 +470,10 @@ impl<B: Agenda> TaskStore<B> {
             Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
             None => Expiry::Never,
         };
+        // What is absent from the record is the default.
+        let max_attempts = (new.on_worker_lost == OnWorkerLost::Resume)
+            .then(|| new.max_attempts.unwrap_or(config.max_attempts))
+            .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);
         let now = self.now();
         let mut task = Task {
             task_id: key.task.clone(),
@@ -490,6 +495,7 @@ impl<B: Agenda> TaskStore<B> {
             lease,
             operation: new.operation,
             on_worker_lost: new.on_worker_lost,
+            max_attempts,
             variables: BTreeMap::new(),
             write_ids: Vec::new(),
             held_parts: HeldParts::default(),
