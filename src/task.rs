@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::payload::{self, HeldParts, Payload};
-use crate::{Expiry, TaskId, TaskKey, Version};
+use crate::{Expiry, TaskId};
 
 /// Where a task stands (MCP Tasks extension, SEP-2663, "Task Status").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -61,12 +61,16 @@ pub struct Lease {
     pub holder: Option<String>,
     /// How many times work on the task was begun: 1, 2, 3, …; 0 before the first time.
     pub attempt: u32,
+    /// How many of its attempts ended because the worker was lost. A [release](crate::Attempt::release) does not count.
+    #[serde(default, skip_serializing_if = "is_none_lost")]
+    pub losses: u32,
     /// How many times its holder has renewed it. An observer that sees the number grow knows that the holder lives.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub renewals: u64,
     /// For how many milliseconds each renewal makes it last. Observers go by this, not by a setting of their own.
     pub duration_ms: u64,
-    /// When it lapses unless it is renewed, by the engine's clock.
+    /// When it lapses unless it is renewed, by the engine's clock. Without a holder, the earliest time at which the next
+    /// attempt is to begin.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
 }
@@ -181,6 +185,9 @@ pub struct Task {
     /// What becomes of it when its worker is lost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_worker_lost: OnWorkerLost,
+    /// How many workers may be lost before the task fails, if it can resume; `None` is 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
     /// What the server keeps with the task for itself.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, Value>,
@@ -203,23 +210,6 @@ impl Task {
     }
 }
 
-/// A task with the version under which it was read or written.
-///
-/// Given to a call of [`TaskStore`](crate::TaskStore) in place of a key, it saves the call a read; if the
-/// task has changed since, the call reads it anew.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct StoredTask {
-    /// Whose task it is, and which.
-    pub key: TaskKey,
-    /// The task.
-    pub task: Task,
-    /// The version of its record.
-    pub version: Version,
-    /// When the record goes, result and all, by the engine's clock; `None` for never.
-    pub expires_at: Option<DateTime<Utc>>,
-}
-
 /// A `null` that is there is a value, not a missing one.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
@@ -227,6 +217,10 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+fn is_none_lost(losses: &u32) -> bool {
+    *losses == 0
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -274,7 +268,8 @@ mod tests {
             "checkpoint": null,
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
-            "lease": {"holder": "0f1b2c3d", "attempt": 2, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z"},
+            "maxAttempts": 5,
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z"},
             "cancelRequested": true, "variables": {"n": 1}, "writeIds": ["0badcafe"],
             "progress": {"done": [1, 2, 3]}, "zone": null,
         });
@@ -287,7 +282,14 @@ mod tests {
     #[test]
     fn a_lease_is_live_between_the_earliest_time_of_its_renewal_and_its_deadline() {
         let at = |seconds: i64| DateTime::from_timestamp(1_000_000 + seconds, 0).unwrap();
-        let lease = |holder| Lease { holder, attempt: 1, renewals: 0, duration_ms: 30_000, deadline: at(30) };
+        let lease = |holder| Lease {
+            holder,
+            attempt: 1,
+            losses: 0,
+            renewals: 0,
+            duration_ms: 30_000,
+            deadline: at(30),
+        };
         let held = lease(Some("somebody".to_owned()));
         assert!(held.is_live(at(0)) && held.is_live(at(29)));
         assert!(!held.is_live(at(30)), "it has lapsed");

@@ -72,7 +72,7 @@ impl<B: Agenda> Run<B> {
         stored: StoredTask,
         make_future: impl FnOnce(TaskContext) -> TaskFuture,
     ) -> Self {
-        let seen = watch::Sender::new(Seen { task: Arc::new(stored.task), is_over: false });
+        let seen = watch::Sender::new(Seen { task: Arc::new(stored.task.into_task()), is_over: false });
         let operation = make_future(TaskContext::new(attempt.clone(), seen.subscribe()));
         let operation = tokio::spawn(operation);
         Self { store, attempt, seen, operation }
@@ -175,7 +175,7 @@ impl<B: Agenda> Run<B> {
         match read {
             Ok(StoredTask { task, .. }) => {
                 let is_over = task.status.is_terminal();
-                self.seen.send_replace(Seen { task: Arc::new(task), is_over });
+                self.seen.send_replace(Seen { task: Arc::new(task.into_task()), is_over });
             }
             Err(error) if is_lost(&error) => {
                 tracing::warn!(%error, "the attempt of an operation is void");

@@ -239,6 +239,10 @@ impl StorageBackend for Polled {
     fn now(&self) -> DateTime<Utc> {
         self.0.now()
     }
+
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
 }
 
 impl Store {

@@ -320,6 +320,10 @@ impl StorageBackend for Gate {
         self.backend.now()
     }
 
+    fn generation(&self) -> u64 {
+        self.backend.generation()
+    }
+
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         self.watches.fetch_add(1, Ordering::SeqCst);
         let watch = Arc::clone(&self.backend).watch(key);
