@@ -65,7 +65,7 @@ where
     F: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
 {
     let options = TaskOptions::new();
-    manager.spawn(&alice(), options, |context| Box::pin(operation(context))).await.unwrap().task_id
+    manager.spawn(&alice(), "test", options, |context| Box::pin(operation(context))).await.unwrap().task_id
 }
 
 pub fn key(task_id: &str) -> TaskKey {
@@ -177,7 +177,7 @@ pub struct Gate {
     pub is_closed: AtomicBool,
     /// After how long a call fails that finds it closed.
     pub fails_after: Duration,
-    /// Larger records are an error that is none of the caller's making.
+    /// Larger records are refused as too large.
     pub most_bytes: usize,
     /// It takes no payload that is a part.
     pub refuses_parts: AtomicBool,
@@ -290,12 +290,8 @@ impl StorageBackend for Gate {
         expected: Version,
     ) -> Result<Written, StorageError> {
         if data.len() > self.most_bytes {
-            return Err(StorageError::Backend {
-                address: "the gate".to_owned(),
-                reason: "it is narrow".to_owned(),
-                outcome_unknown: false,
-                source: None,
-            });
+            let what = "bytes of data".to_owned();
+            return Err(StorageError::TooLarge { what, size: data.len(), max: self.most_bytes });
         }
         if !options.parts.is_empty() && self.refuses_parts.load(Ordering::SeqCst) {
             self.refused.fetch_add(1, Ordering::SeqCst);
