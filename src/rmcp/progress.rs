@@ -2,14 +2,14 @@
 //! the outcome.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::outcome::{Meaning, meaning};
-use super::renewals::short_patience;
+use super::renewals::{Signals, short_patience};
 use crate::{Agenda, Attempt};
 
 /// Between two writes of one task.
@@ -65,7 +65,7 @@ impl Progress {
         &self,
         attempt: &Attempt<B>,
         lease: Duration,
-        nudge: Arc<Notify>,
+        signals: &Signals,
     ) -> Infallible {
         loop {
             let (message, number) = {
@@ -77,14 +77,23 @@ impl Progress {
                 continue;
             };
             let begun = Instant::now();
-            match timeout(short_patience(lease), attempt.set_status_message(message)).await {
+            let write = timeout(short_patience(lease), attempt.set_status_message(message));
+            let written = tokio::select! {
+                written = write => written,
+                () = signals.renewal_begins() => {
+                    tracing::debug!("a status message makes way for the renewal of the lease");
+                    sleep_until(begun + BETWEEN).await;
+                    continue;
+                }
+            };
+            match written {
                 Ok(Ok(_)) => self.set_written(number),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "a status message could not be written");
                     match meaning(&error) {
                         // The renewal receives the same answer, and stops the operation.
                         Meaning::Void => {
-                            nudge.notify_one();
+                            signals.nudge();
                             return std::future::pending().await;
                         }
                         Meaning::Final => self.set_written(number),

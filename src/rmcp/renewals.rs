@@ -52,18 +52,37 @@ pub(super) enum Report {
 /// What a run has of the renewals of its lease. They end when it is dropped.
 pub(super) struct Renewals {
     pub(super) reports: watch::Receiver<Report>,
-    nudge: Arc<Notify>,
+    signals: Arc<Signals>,
+}
+
+/// What a renewal and the other writes of its run tell each other.
+#[derive(Default)]
+pub(super) struct Signals {
+    /// The lease must be renewed now.
+    nudge: Notify,
+    /// A renewal begins: writes that can wait make way for it.
+    begins: Notify,
+}
+
+impl Signals {
+    pub(super) fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+
+    /// Returns when the next renewal begins.
+    pub(super) async fn renewal_begins(&self) {
+        self.begins.notified().await;
+    }
 }
 
 impl Renewals {
     /// Asks for a renewal now.
     pub(super) fn nudge(&self) {
-        self.nudge.notify_one();
+        self.signals.nudge();
     }
 
-    /// A handle by which somebody else asks for one.
-    pub(super) fn nudger(&self) -> Arc<Notify> {
-        Arc::clone(&self.nudge)
+    pub(super) fn signals(&self) -> Arc<Signals> {
+        Arc::clone(&self.signals)
     }
 
     /// Until when the lease lasts by the last renewal.
@@ -80,17 +99,17 @@ pub(super) struct Renewal<B> {
     store: TaskStore<B>,
     attempt: Attempt<B>,
     deadline: Option<DateTime<Utc>>,
-    nudge: Arc<Notify>,
+    signals: Arc<Signals>,
     report: watch::Sender<Report>,
 }
 
 impl<B: Agenda> Renewal<B> {
     pub(super) fn new(store: TaskStore<B>, attempt: Attempt<B>, stored: &StoredTask) -> (Self, Renewals) {
         let (report, reports) = watch::channel(Report::Nothing);
-        let nudge = Arc::new(Notify::new());
+        let signals = Arc::<Signals>::default();
         let deadline = stored.task.lease.as_ref().map(|lease| lease.deadline);
-        let renewals = Renewals { reports, nudge: Arc::clone(&nudge) };
-        (Self { store, attempt, deadline, nudge, report }, renewals)
+        let renewals = Renewals { reports, signals: Arc::clone(&signals) };
+        (Self { store, attempt, deadline, signals, report }, renewals)
     }
 
     /// Renews the lease each third of it until the attempt is void or its run is gone.
@@ -102,8 +121,9 @@ impl<B: Agenda> Renewal<B> {
             tokio::select! {
                 () = self.report.closed() => return,
                 () = sleep_until(at) => {}
-                () = self.nudge.notified() => {}
+                () = self.signals.nudge.notified() => {}
             }
+            self.signals.begins.notify_waiters();
             let since = std::time::Instant::now();
             let patience = patience(lease, left(&self.store, self.deadline));
             let renewed = tokio::select! {

@@ -94,7 +94,8 @@ impl<B: Agenda> Run<B> {
     pub(super) async fn attend(mut self, stop: Stop) {
         let end = {
             let (progress, attempt) = (Arc::clone(&self.progress), self.attempt.clone());
-            let messages = progress.write(&attempt, self.store.lease_duration(), self.renewals.nudger());
+            let signals = self.renewals.signals();
+            let messages = progress.write(&attempt, self.store.lease_duration(), &signals);
             // A message that is being written when the operation ends is given up. It goes with the outcome.
             tokio::select! {
                 end = self.follow(&stop) => end,
@@ -215,9 +216,10 @@ impl<B: Agenda> Run<B> {
     fn look_at_error(&self, error: &TaskError) {
         match meaning(error) {
             Meaning::Void => self.set_over(error),
-            // The lease is renewed soon, and until then the operation goes on.
+            // A renewal reads it, too, and is tried again until it does.
             Meaning::Final | Meaning::Temporary => {
                 tracing::debug!(%error, "a task could not be read by its worker");
+                self.renewals.nudge();
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What the tests of the durable manager for rmcp share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::rmcp::model::{
@@ -183,6 +183,16 @@ pub struct Gate {
     pub refuses_parts: AtomicBool,
     /// It does not answer when a record is read.
     pub reads_hang: AtomicBool,
+    /// It does not answer when a record is written.
+    pub writes_hang: AtomicBool,
+    /// It does not answer when a status message is written.
+    pub message_hangs: AtomicBool,
+    /// The reply to the next write is lost, and so is the connection.
+    pub loses_replies: AtomicBool,
+    /// Its watches have no items.
+    pub watch_hangs: AtomicBool,
+    /// What it says when a part is read.
+    pub part_error: Mutex<Option<fn() -> StorageError>>,
     /// It does not even say that it is closed.
     pub is_silent: AtomicBool,
     /// How many calls it has refused.
@@ -212,6 +222,16 @@ pub fn is_broken() -> StorageError {
     }
 }
 
+/// A password that is being changed, for instance.
+pub fn is_denied() -> StorageError {
+    StorageError::Denied { address: "the gate".to_owned(), reason: "not today".to_owned(), source: None }
+}
+
+/// What is stored cannot be read.
+pub fn is_corrupt() -> StorageError {
+    StorageError::Corrupt { key: "a key".to_owned(), reason: "it is corrupt".to_owned(), source: None }
+}
+
 impl Gate {
     pub fn new(store: &Store) -> Arc<Self> {
         Self::with(store, is_away)
@@ -230,6 +250,11 @@ impl Gate {
             is_closed: AtomicBool::new(false),
             refuses_parts: AtomicBool::new(false),
             reads_hang: AtomicBool::new(false),
+            writes_hang: AtomicBool::new(false),
+            message_hangs: AtomicBool::new(false),
+            loses_replies: AtomicBool::new(false),
+            watch_hangs: AtomicBool::new(false),
+            part_error: Mutex::default(),
             is_silent: AtomicBool::new(false),
             refused: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
@@ -271,6 +296,11 @@ impl StorageBackend for Gate {
     }
 
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        let error = *self.part_error.lock().unwrap();
+        if let Some(error) = error {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(error());
+        }
         self.pass().await?.part(key, name).await
     }
 
@@ -297,7 +327,21 @@ impl StorageBackend for Gate {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err((self.error)());
         }
-        self.pass().await?.put_if_version(key, data, options, expected).await
+        let is_message = || {
+            let task: Value = serde_json::from_slice(&data).unwrap();
+            task["status"] == "working" && !task["statusMessage"].is_null()
+        };
+        if self.writes_hang.load(Ordering::SeqCst)
+            || self.message_hangs.load(Ordering::SeqCst) && is_message()
+        {
+            std::future::pending::<()>().await;
+        }
+        let written = self.pass().await?.put_if_version(key, data, options, expected).await;
+        if self.loses_replies.swap(false, Ordering::SeqCst) {
+            self.set_closed(true);
+            return Err((self.error)());
+        }
+        written
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
@@ -318,6 +362,9 @@ impl StorageBackend for Gate {
 
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         self.watches.fetch_add(1, Ordering::SeqCst);
+        if self.watch_hangs.load(Ordering::SeqCst) {
+            return Box::pin(stream::pending());
+        }
         let watch = Arc::clone(&self.backend).watch(key);
         if !self.is_closed.load(Ordering::SeqCst) {
             return watch;
