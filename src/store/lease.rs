@@ -192,7 +192,7 @@ impl<B: Agenda> TaskStore<B> {
 /// # Cancellation safety
 /// Dropping the future of a call leaves its change made or not, as a whole.
 pub struct Attempt<B> {
-    store: TaskStore<B>,
+    pub(super) store: TaskStore<B>,
     key: TaskKey,
     number: u32,
     /// The keys of the input requests that it has made.
@@ -208,6 +208,21 @@ impl<B> Clone for Attempt<B> {
             number: self.number,
             asked: Arc::clone(&self.asked),
             guard: Arc::clone(&self.guard),
+        }
+    }
+}
+
+/// A key that is being asked under. It may be used again unless the request was made, also when the call is dropped.
+struct Asking<'a> {
+    asked: &'a Mutex<HashSet<String>>,
+    key: &'a str,
+    is_asked: bool,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.is_asked {
+            self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(self.key);
         }
     }
 }
@@ -287,10 +302,9 @@ impl<B: Agenda> Attempt<B> {
         if !self.asked().insert(key.clone()) {
             return Err(TaskError::InputKeyUsed { task: self.key.task.clone(), key });
         }
+        let mut asking = Asking { asked: &self.asked, key: &key, is_asked: false };
         let asked = self.change("ask", |task| transitions::ask(task, &key, &request, config)).await;
-        if asked.is_err() {
-            self.asked().remove(&key);
-        }
+        asking.is_asked = asked.is_ok();
         asked
     }
 
@@ -336,7 +350,7 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// A task that has ended has no lease: the change itself says that it may not be changed any more.
-    async fn change(
+    pub(super) async fn change(
         &self,
         operation: &'static str,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,

@@ -6,6 +6,8 @@ mod change;
 mod config;
 #[cfg(feature = "pmcp")]
 mod draft;
+#[cfg(feature = "rmcp")]
+mod ending;
 mod error;
 mod keeper;
 mod lease;
@@ -35,13 +37,15 @@ use attempts::Attempts;
 pub use config::StoreConfig;
 #[cfg(feature = "pmcp")]
 pub(crate) use draft::Draft;
+#[cfg(feature = "rmcp")]
+pub(crate) use ending::Ending;
 pub use error::TaskError;
 use keeper::Keeping;
 pub use lease::Attempt;
 use limits::{MAX_JSON_DEPTH, check, check_depth};
 pub use new_task::{NewTask, Ttl};
 #[cfg(feature = "rmcp")]
-pub(crate) use outage::{BackOff, Outage};
+pub(crate) use outage::BackOff;
 use timers::Noticed;
 use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
