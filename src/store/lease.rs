@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::attempts::Guard;
@@ -125,6 +125,7 @@ impl<B: Agenda> TaskStore<B> {
             renewals: 0,
             duration_ms: super::millis(duration),
             deadline: self.now() + duration,
+            extra: Map::new(),
         }
     }
 
@@ -365,8 +366,9 @@ impl<B: Agenda> Attempt<B> {
                 && self.holds(task)
                 && let Some(lease) = &mut task.lease
             {
-                let renewals = lease.renewals.wrapping_add(1);
-                *lease = Lease { renewals, ..self.store.lease(self.number, lease.losses) };
+                let renewed = self.store.lease(self.number, lease.losses);
+                lease.renewals = lease.renewals.wrapping_add(1);
+                (lease.duration_ms, lease.deadline) = (renewed.duration_ms, renewed.deadline);
             }
             Ok(made)
         };
