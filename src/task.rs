@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::exact::ExactIntegers;
 use crate::payload::{self, HeldParts, Payload};
 use crate::{Expiry, TaskId};
 
@@ -73,6 +74,10 @@ pub struct Lease {
     /// attempt is to begin.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
+    /// Fields of later versions of this crate. They are kept as long as the same attempt holds the lease; the next lease
+    /// of the task begins without them.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
 }
 
 impl Lease {
@@ -104,6 +109,7 @@ pub enum OnWorkerLost {
 
 /// A JSON-RPC error object (<https://www.jsonrpc.org/specification#error_object>), with which a task failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RpcError {
     /// A number that says what kind of error it is.
     pub code: i64,
@@ -112,20 +118,31 @@ pub struct RpcError {
     /// More about it.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub data: Option<Value>,
+    /// Fields of later versions of this crate. They are kept.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
 }
 
 impl RpcError {
     /// An error without data.
     pub fn new(code: i64, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), data: None }
+        Self { code, message: message.into(), data: None, extra: Map::new() }
+    }
+
+    /// The same error with data: more about it, for programs.
+    pub fn with_data(mut self, data: Value) -> Self {
+        self.data = Some(data);
+        self
     }
 }
 
 /// A task, as any instance of the server reads it.
 ///
 /// Stored as JSON with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order in
-/// which they stand here. Fields that this version does not know are kept in [`extra`](Self::extra) and
-/// written back. The JSON leaves out a payload that is [stored](Payload::Stored) as a part of the record: that the
+/// which they stand here. Fields that this version does not know are kept in [`extra`](Self::extra), in that of the
+/// [`Lease`] and in that of the [`RpcError`], and written back. An integer that a [`Value`] cannot hold reads as a
+/// floating point number, and a store writes it back digit by digit as long as nobody gives the field another value.
+/// The JSON leaves out a payload that is [stored](Payload::Stored) as a part of the record: that the
 /// record has the part `input`, `output` or `checkpoint` says that the task has the payload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -197,12 +214,30 @@ pub struct Task {
     /// Which payloads are parts of the record, as it was read or written last.
     #[serde(skip)]
     pub(crate) held_parts: HeldParts,
+    /// The integers of its record that a [`Value`] alters.
+    #[serde(skip)]
+    pub(crate) exact: ExactIntegers,
     /// Fields of later versions of this crate.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Task {
+    /// Reads the data of a record.
+    pub(crate) fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        let task: Self = serde_json::from_slice(json)?;
+        Ok(Self { exact: ExactIntegers::of(json), ..task })
+    }
+
+    /// Writes the data of a record.
+    pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        /// Room for the JSON of most tasks.
+        const TYPICAL_BYTES: usize = 1024;
+        let mut json = Vec::with_capacity(TYPICAL_BYTES);
+        serde_json::to_writer(&mut json, self)?;
+        Ok(self.exact.restore(json))
+    }
+
     /// When the TTL has elapsed; `None` for never.
     pub fn deadline(&self) -> Option<DateTime<Utc>> {
         let ttl = i64::try_from(self.ttl_ms?).ok().and_then(chrono::TimeDelta::try_milliseconds)?;
@@ -269,7 +304,8 @@ mod tests {
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
             "maxAttempts": 5,
-            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z"},
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "zone": "b"},
+            "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
             "cancelRequested": true, "variables": {"n": 1}, "writeIds": ["0badcafe"],
             "progress": {"done": [1, 2, 3]}, "zone": null,
         });
@@ -289,6 +325,7 @@ mod tests {
             renewals: 0,
             duration_ms: 30_000,
             deadline: at(30),
+            extra: Map::new(),
         };
         let held = lease(Some("somebody".to_owned()));
         assert!(held.is_live(at(0)) && held.is_live(at(29)));

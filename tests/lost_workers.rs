@@ -19,6 +19,9 @@ const LONG: Duration = Duration::from_secs(3600);
 /// One that does.
 const SHORT: Duration = Duration::from_millis(50);
 
+/// How long a test waits for what is to come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn config(lease: Duration) -> StoreConfig {
     StoreConfig::new()
         .lease(lease)
@@ -54,7 +57,7 @@ async fn until(agenda: &dyn Agenda, key: &TaskKey, wanted: impl Fn(&Task) -> boo
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), looking).await.expect("it comes to that")
+    tokio::time::timeout(PATIENCE, looking).await.expect("it comes to that")
 }
 
 fn has_ended(task: &Task) -> bool {

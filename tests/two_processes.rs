@@ -86,7 +86,7 @@ fn idle(context: TaskContext) -> TaskFuture {
 fn steps(context: TaskContext, arguments: Value) -> TaskFuture {
     Box::pin(async move {
         for step in 0..5 {
-            context.set_status_message(format!("step {step}")).await?;
+            context.set_status_message(format!("step {step}"));
             tokio::time::sleep(Duration::from_millis(arguments["pace_ms"].as_u64().unwrap())).await;
         }
         Ok(text(format!("attempt {}", context.attempt())))
@@ -144,9 +144,12 @@ async fn other_process() {
         tokio::spawn(async move {
             let options = TaskOptions::new();
             let spawned = match order["do"].as_str().unwrap() {
-                "ask" => manager.spawn(&alice(), options, ask).await.unwrap(),
-                "idle" => manager.spawn(&alice(), options, idle).await.unwrap(),
-                "closure" => manager.spawn(&alice(), options, |context| steps(context, order)).await.unwrap(),
+                "ask" => manager.spawn(&alice(), "ask", options, ask).await.unwrap(),
+                "idle" => manager.spawn(&alice(), "idle", options, idle).await.unwrap(),
+                "closure" => manager
+                    .spawn(&alice(), "closure", options, |context| steps(context, order))
+                    .await
+                    .unwrap(),
                 what @ ("resumable" | "crash" | "innocent") => {
                     let name = if what == "resumable" { "steps" } else { what }.to_owned();
                     let options = RegisteredOptions::new().on_worker_lost(OnWorkerLost::Resume);
@@ -274,7 +277,7 @@ async fn answers_cancels_and_ends_cross(rounds: usize) {
         // The other way about: what ends here is waited for there.
         let (go, wait) = tokio::sync::oneshot::channel::<()>();
         let owner = alice();
-        let spawned = here.spawn(&owner, TaskOptions::new(), |_| {
+        let spawned = here.spawn(&owner, "done", TaskOptions::new(), |_| {
             Box::pin(async move {
                 wait.await.unwrap();
                 Ok(text("done"))
@@ -353,7 +356,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
     }
     for task_id in acknowledged {
         let task = reader.get(&key(task_id)).await.unwrap().task;
-        if task.operation.is_none() {
+        if task.on_worker_lost == OnWorkerLost::Fail {
             match &task.error {
                 Some(error) => {
                     assert!(error.message.contains("worker"), "{error:?}");

@@ -49,6 +49,12 @@ pub enum TaskError {
     /// This process is about to end and begins no more work; another instance may.
     #[error("the server is shutting down; try again")]
     ShuttingDown,
+    /// The operation panicked before its work began. The task fails.
+    #[error("the operation of task {task} panicked")]
+    OperationPanicked {
+        /// The task.
+        task: TaskId,
+    },
     /// The owner has as many tasks as it may have.
     #[error("the owner has reached its quota of {quota} tasks")]
     QuotaExceeded {
@@ -116,6 +122,7 @@ impl TaskError {
             | Self::InvalidPage { .. } => -32602,
             Self::LeaseLost { .. }
             | Self::ShuttingDown
+            | Self::OperationPanicked { .. }
             | Self::Contended { .. }
             | Self::Unreadable { .. }
             | Self::Storage(_) => -32603,

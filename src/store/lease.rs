@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::attempts::Guard;
@@ -125,6 +125,7 @@ impl<B: Agenda> TaskStore<B> {
             renewals: 0,
             duration_ms: super::millis(duration),
             deadline: self.now() + duration,
+            extra: Map::new(),
         }
     }
 
@@ -192,7 +193,7 @@ impl<B: Agenda> TaskStore<B> {
 /// # Cancellation safety
 /// Dropping the future of a call leaves its change made or not, as a whole.
 pub struct Attempt<B> {
-    store: TaskStore<B>,
+    pub(super) store: TaskStore<B>,
     key: TaskKey,
     number: u32,
     /// The keys of the input requests that it has made.
@@ -208,6 +209,21 @@ impl<B> Clone for Attempt<B> {
             number: self.number,
             asked: Arc::clone(&self.asked),
             guard: Arc::clone(&self.guard),
+        }
+    }
+}
+
+/// A key that is being asked under. It may be used again unless the request was made, also when the call is dropped.
+struct Asking<'a> {
+    asked: &'a Mutex<HashSet<String>>,
+    key: &'a str,
+    is_asked: bool,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.is_asked {
+            self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(self.key);
         }
     }
 }
@@ -287,10 +303,9 @@ impl<B: Agenda> Attempt<B> {
         if !self.asked().insert(key.clone()) {
             return Err(TaskError::InputKeyUsed { task: self.key.task.clone(), key });
         }
+        let mut asking = Asking { asked: &self.asked, key: &key, is_asked: false };
         let asked = self.change("ask", |task| transitions::ask(task, &key, &request, config)).await;
-        if asked.is_err() {
-            self.asked().remove(&key);
-        }
+        asking.is_asked = asked.is_ok();
         asked
     }
 
@@ -336,7 +351,7 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// A task that has ended has no lease: the change itself says that it may not be changed any more.
-    async fn change(
+    pub(super) async fn change(
         &self,
         operation: &'static str,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
@@ -351,8 +366,9 @@ impl<B: Agenda> Attempt<B> {
                 && self.holds(task)
                 && let Some(lease) = &mut task.lease
             {
-                let renewals = lease.renewals.wrapping_add(1);
-                *lease = Lease { renewals, ..self.store.lease(self.number, lease.losses) };
+                let renewed = self.store.lease(self.number, lease.losses);
+                lease.renewals = lease.renewals.wrapping_add(1);
+                (lease.duration_ms, lease.deadline) = (renewed.duration_ms, renewed.deadline);
             }
             Ok(made)
         };

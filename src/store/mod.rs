@@ -6,6 +6,8 @@ mod change;
 mod config;
 #[cfg(feature = "pmcp")]
 mod draft;
+#[cfg(feature = "rmcp")]
+mod ending;
 mod error;
 mod keeper;
 mod lease;
@@ -35,18 +37,21 @@ use attempts::Attempts;
 pub use config::StoreConfig;
 #[cfg(feature = "pmcp")]
 pub(crate) use draft::Draft;
+#[cfg(feature = "rmcp")]
+pub(crate) use ending::Ending;
 pub use error::TaskError;
 use keeper::Keeping;
 pub use lease::Attempt;
 use limits::{MAX_JSON_DEPTH, check, check_depth};
 pub use new_task::{NewTask, Ttl};
 #[cfg(feature = "rmcp")]
-pub(crate) use outage::{BackOff, Outage};
+pub(crate) use outage::BackOff;
 use timers::Noticed;
 use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
 use write::{Write, encode, mark};
 
+use crate::exact::ExactIntegers;
 use crate::payload::HeldParts;
 use crate::snapshot::Origin;
 use crate::{
@@ -499,6 +504,7 @@ impl<B: Agenda> TaskStore<B> {
             variables: BTreeMap::new(),
             write_ids: Vec::new(),
             held_parts: HeldParts::default(),
+            exact: ExactIntegers::default(),
             extra: Map::new(),
         };
         let write_id = mark(&mut task);
@@ -572,6 +578,6 @@ fn millis(duration: Duration) -> u64 {
 
 fn decode(key: &TaskKey, record: Record, origin: Origin) -> Result<StoredTask, TaskError> {
     let unreadable = |source| TaskError::Unreadable { task: key.task.clone(), source };
-    let task: Task = serde_json::from_slice(&record.data).map_err(unreadable)?;
+    let task = Task::from_json(&record.data).map_err(unreadable)?;
     Ok(StoredTask::new(key, task.with_parts(&record.parts), record.version, record.expires_at, origin))
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::limits::{MAX_JSON_DEPTH, check, check_depth, check_variables};
 use super::{StoreConfig, TaskError};
@@ -248,7 +248,8 @@ pub(super) fn lose_worker(task: &mut Task, gone: Gone, now: DateTime<Utc>) -> Re
         return fail_with(task, message).map(|_| Then::GaveUp { losses });
     }
     let delay = if gone == Gone::Lost { delay_after(losses) } else { Duration::ZERO };
-    task.lease = Some(Lease { holder: None, losses, deadline: now + delay, ..lease.clone() });
+    task.lease =
+        Some(Lease { holder: None, losses, deadline: now + delay, extra: Map::new(), ..lease.clone() });
     Ok(Then::Waits)
 }
 

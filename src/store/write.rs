@@ -15,8 +15,6 @@ use crate::{
 
 /// How many ids of writes a record remembers.
 const WRITE_IDS_KEPT: usize = 4;
-/// Room for the JSON of most tasks.
-const TYPICAL_BYTES: usize = 1024;
 /// How long to wait before each attempt to find out what became of a write.
 const SETTLE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 
@@ -147,8 +145,7 @@ pub(super) fn mark(task: &mut Task) -> String {
 /// [`Stored`](crate::Payload::Stored) in the task from then on.
 pub(super) fn encode(task: &mut Task, options: &mut PutOptions) -> Result<Bytes, TaskError> {
     let parts = task.store_payloads().map_err(|source| unwritable(task, source))?;
-    let mut json = Vec::with_capacity(TYPICAL_BYTES);
-    serde_json::to_writer(&mut json, task).map_err(|source| unwritable(task, source))?;
+    let json = task.to_json().map_err(|source| unwritable(task, source))?;
     options.parts = parts;
     // An engine that keeps the bytes must not keep the spare capacity.
     Ok(Bytes::from(json.into_boxed_slice()))

@@ -97,7 +97,7 @@ pub async fn spawn(manager: &Manager, plan: Plan, log: &Arc<Log>, run: &str) -> 
     options.ttl_ms = Some(if plan.brief { BRIEF } else { Duration::from_secs(20_000) }.as_millis() as u64);
     let task = if plan.closure {
         let (log, run) = (Arc::clone(log), run.to_owned());
-        manager.spawn(&owner, options, |context| work(context, plan, log, run)).await?
+        manager.spawn(&owner, "closure", options, |context| work(context, plan, log, run)).await?
     } else {
         let then = if plan.resume { OnWorkerLost::Resume } else { OnWorkerLost::Fail };
         let arguments = serde_json::to_value(&plan).unwrap();
@@ -105,11 +105,6 @@ pub async fn spawn(manager: &Manager, plan: Plan, log: &Arc<Log>, run: &str) -> 
         manager.spawn_registered(&owner, "work", arguments, options).await?
     };
     Ok(task.task_id)
-}
-
-/// Shows people where the task stands, as far as that is possible.
-async fn show(context: &TaskContext, message: String) {
-    let _ = context.set_status_message(message).await;
 }
 
 fn work(context: TaskContext, plan: Plan, log: Arc<Log>, run: String) -> TaskFuture {
@@ -122,7 +117,7 @@ fn work(context: TaskContext, plan: Plan, log: Arc<Log>, run: String) -> TaskFut
             Err(TaskExit::Cancelled)
         };
         for step in 0..plan.steps {
-            show(&context, format!("step {step}")).await;
+            context.set_status_message(format!("step {step}"));
             if plan.asks && step == plan.steps / 2 {
                 match context.request_input(QUESTION, question()).await {
                     Ok(given) => {
