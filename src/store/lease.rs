@@ -238,6 +238,12 @@ impl<B: Agenda> Attempt<B> {
         Self { store: store.clone(), key: key.clone(), number, asked: Arc::default(), guard }
     }
 
+    /// The same attempt in another store that shares its leases.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn over(&self, store: &TaskStore<B>) -> Self {
+        Self { store: store.clone(), ..self.clone() }
+    }
+
     /// The task.
     pub fn key(&self) -> &TaskKey {
         &self.key

@@ -200,6 +200,23 @@ impl<B: Agenda> TaskStore<B> {
         store
     }
 
+    /// A store on another connection to the same engine that renews the leases of this one. It has no keeper.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn twin(&self, backend: B) -> Self {
+        let Inner { config, holder, leases, attempts, answers, .. } = &*self.0;
+        Self(Arc::new(Inner {
+            backend: Arc::new(backend),
+            config: config.clone(),
+            turns: Turns::default(),
+            holder: holder.clone(),
+            leases: leases.clone(),
+            attempts: Arc::clone(attempts),
+            noticed: Noticed::default(),
+            answers: Arc::clone(answers),
+            keeping: Keeping::none(),
+        }))
+    }
+
     /// The engine below.
     pub fn backend(&self) -> &B {
         &self.0.backend
