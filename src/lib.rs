@@ -47,6 +47,7 @@
 
 mod backend;
 mod error;
+mod exact;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -64,6 +65,7 @@ mod redis;
 pub mod rmcp;
 #[cfg(feature = "redis")]
 mod scripts;
+mod snapshot;
 mod store;
 mod task;
 mod watch;
@@ -80,8 +82,9 @@ pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRe
 pub use payload::{Payload, PayloadKind};
 #[cfg(feature = "redis")]
 pub use redis::{RedisBackend, RedisBuilder};
+pub use snapshot::{Snapshot, StoredTask};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
-pub use task::{Lease, OnWorkerLost, RpcError, StoredTask, Task, TaskStatus};
+pub use task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
 
 /// The examples of the README compile.
 #[cfg(all(doctest, feature = "redis", feature = "rmcp"))]

@@ -143,6 +143,10 @@ impl StorageBackend for Gated {
     fn now(&self) -> DateTime<Utc> {
         self.engine.now()
     }
+
+    fn generation(&self) -> u64 {
+        self.engine.generation()
+    }
 }
 
 #[async_trait]

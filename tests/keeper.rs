@@ -272,7 +272,7 @@ async fn a_task_is_scheduled_before_it_is_created_or_claimed_and_again_if_that_w
         // One time limit of a call after the lease, or with it.
         let due_at =
             timers(&*store, &leases).await.iter().find(|timer| timer.key == stored.key).unwrap().due_at;
-        let earliest = stored.task.lease.unwrap().deadline;
+        let earliest = stored.task.lease.as_ref().unwrap().deadline;
         assert!(
             due_at >= earliest && due_at <= earliest + LIMIT + takes + Duration::from_secs(2),
             "{due_at}"
@@ -301,7 +301,7 @@ async fn the_first_timer_of_a_short_lease_fires_a_third_of_the_lease_and_3_s_aft
         let (stored, _attempt) = tasks.start(&owner("alice"), closure()).await.unwrap();
         let due = timers(&*store, &Queue::leases()).await;
         let due_at = due.iter().find(|timer| timer.key == stored.key).unwrap().due_at;
-        let after = (due_at - stored.task.lease.unwrap().deadline).as_seconds_f64();
+        let after = (due_at - stored.task.lease.as_ref().unwrap().deadline).as_seconds_f64();
         assert!((after - f64::from(limit)).abs() < 0.5, "{after} s after a lease of {lease} s");
     }
 }

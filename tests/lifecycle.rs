@@ -270,7 +270,7 @@ async fn the_end_of_a_task_is_stored_with_its_result_in_one_write(#[case] engine
         assert_eq!(tasks.get(&created.key).await.unwrap().task.result, Some(result.into()));
     }
     let created = create(&tasks).await;
-    let error = RpcError { code: -32000, message: "broken".to_owned(), data: Some(json!([1, null])) };
+    let error = RpcError::new(-32000, "broken").with_data(json!([1, null]));
     let failed = tasks.fail(&created, error.clone()).await.unwrap();
     assert_eq!(failed.version.get(), 2);
     assert_eq!(tasks.get(&created.key).await.unwrap().task.error, Some(error));
@@ -655,6 +655,10 @@ impl StorageBackend for Faulty {
     fn now(&self) -> DateTime<Utc> {
         self.memory.now()
     }
+
+    fn generation(&self) -> u64 {
+        self.memory.generation()
+    }
 }
 
 #[rstest]
@@ -745,14 +749,14 @@ async fn a_write_without_an_answer_is_found_behind_a_few_later_ones() {
 #[tokio::test]
 async fn a_call_that_always_loses_is_contended_and_has_written_nothing() {
     let backend = Faulty::new([]);
-    let config = StoreConfig::new().max_attempts(3);
+    let config = StoreConfig::new().max_conflicts(3);
     let tasks = TaskStore::with_config(LocalAgenda::new(Arc::clone(&backend)), config);
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
     (0..2).for_each(|_| backend.befall(Fault::Raced));
     tasks.set_status_message(&created.key, "in time").await.unwrap();
     (0..3).for_each(|_| backend.befall(Fault::Raced));
     let error = tasks.set_status_message(&created.key, "never").await.unwrap_err();
-    assert!(matches!(error, TaskError::Contended { attempts: 3, .. }), "{error:?}");
+    assert!(matches!(error, TaskError::Contended { conflicts: 3, .. }), "{error:?}");
     assert!(error.is_retryable() && !error.outcome_unknown());
     assert_eq!(error.code(), -32603);
     let task = tasks.get(&created.key).await.unwrap();

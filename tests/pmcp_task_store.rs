@@ -465,7 +465,7 @@ async fn a_task_that_goes_on_without_its_answers_has_no_open_requests_until_it_w
     let key = key(ALICE, &id);
     let open = async || {
         let task = tasks.tasks().get(&key).await.unwrap().task;
-        task.input_requests.into_keys().collect::<Vec<_>>()
+        task.input_requests.keys().cloned().collect::<Vec<_>>()
     };
     tasks.tasks().require_input(&key, [("a", json!(requests(&["a"])["a"]))]).await.unwrap();
     assert_eq!(open().await, ["a"]);

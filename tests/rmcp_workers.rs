@@ -396,7 +396,7 @@ async fn an_answer_that_finds_nobody_at_work_resumes_the_operation(#[case] engin
     other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
     // Nobody polls.
     let done = within(other.store().wait(&key(&task_id))).await.unwrap();
-    assert_eq!(done.task.result.unwrap().as_inline().unwrap()["content"][0]["text"], "1");
+    assert_eq!(done.task.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"], "1");
 }
 
 #[apply(on_every_engine)]

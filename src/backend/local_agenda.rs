@@ -107,6 +107,10 @@ impl<B: StorageBackend> StorageBackend for LocalAgenda<B> {
         self.engine.now()
     }
 
+    fn generation(&self) -> u64 {
+        self.engine.generation()
+    }
+
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         Arc::clone(&self.engine).watch(key)
     }

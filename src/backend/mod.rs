@@ -110,6 +110,20 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// took over whose clock is behind, until the next call learns of it.
     fn now(&self) -> DateTime<Utc>;
 
+    /// Returns a number that grows whenever the engine may by now talk to another server than before, or to one that
+    /// lost writes: with each connection that breaks, and with each that is re-created.
+    ///
+    /// A version that was read under another number may be met again with other content: a failover, or the restore of an
+    /// older snapshot, makes a record count from a lower version again. [`TaskStore`](crate::TaskStore) then reads a task
+    /// again before it writes.
+    ///
+    /// The provided method always returns 0: an engine whose records live and die with this process, or that never loses
+    /// an acknowledged write. An engine that cannot tell returns a greater number each time. One that forwards to another
+    /// forwards this call too.
+    fn generation(&self) -> u64 {
+        0
+    }
+
     /// Streams a notification for every change of the record, from any process.
     ///
     /// The first item comes once the watch is live: what is read after it is followed by an item for each later
@@ -172,6 +186,10 @@ impl<B: StorageBackend + ?Sized> StorageBackend for Arc<B> {
 
     fn now(&self) -> DateTime<Utc> {
         (**self).now()
+    }
+
+    fn generation(&self) -> u64 {
+        (**self).generation()
     }
 
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {

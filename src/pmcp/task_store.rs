@@ -167,11 +167,11 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
             new = new.ttl(Duration::from_millis(ttl.min(self.config.max_ttl_ms.unwrap_or(u64::MAX))));
         }
         let created = self.tasks.create(&owner, new).await;
-        created.map(|stored| wire(stored.task)).map_err(|error| store_error(error, "", None))
+        created.map(|stored| wire(stored.task.into_task())).map_err(|error| store_error(error, "", None))
     }
 
     async fn get(&self, task_id: &str, owner_id: &str) -> Result<WireTask, TaskStoreError> {
-        self.read(task_id, owner_id).await.map(|stored| wire(stored.task))
+        self.read(task_id, owner_id).await.map(|stored| wire(stored.task.into_task()))
     }
 
     async fn update_status(
@@ -208,7 +208,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
             Ok(true)
         };
         let changed = self.change("update_status", (task_id, owner_id), Some(status), change).await?;
-        Ok(wire(changed.task))
+        Ok(wire(changed.task.into_task()))
     }
 
     async fn list(
@@ -227,7 +227,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         for task in &page.unreadable {
             tracing::warn!(%owner, %task, "left a task out of a page: its record cannot be read");
         }
-        let tasks = page.tasks.into_iter().map(|stored| wire(stored.task)).collect();
+        let tasks = page.tasks.into_iter().map(|stored| wire(stored.task.into_task())).collect();
         Ok((tasks, page.next.map(|cursor| cursor.as_str().to_owned())))
     }
 
@@ -384,7 +384,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         };
         let to = Some(WireStatus::InputRequired);
         let changed = self.change("record_input_requests", (task_id, owner_id), to, change).await?;
-        Ok(wire(changed.task))
+        Ok(wire(changed.task.into_task()))
     }
 
     async fn set_error(&self, task_id: &str, owner_id: &str, error: Value) -> Result<(), TaskStoreError> {
@@ -430,7 +430,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
             Ok(true)
         };
         let changed = self.change("set_status_message", (task_id, owner_id), None, change).await?;
-        Ok(wire(changed.task))
+        Ok(wire(changed.task.into_task()))
     }
 }
 

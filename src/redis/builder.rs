@@ -16,6 +16,8 @@ use super::clock::Clock;
 #[cfg(feature = "redis-cluster")]
 use super::cluster::ClusterLink;
 use super::error::Context;
+#[cfg(feature = "redis-cluster")]
+use super::link::Generation;
 use super::link::{Failure, Given, Link};
 use super::master::{Master, MasterLink, Place};
 use super::replicas::ReplicatedLink;
@@ -270,8 +272,11 @@ impl RedisBuilder {
         };
         let node = self.client(node).map_err(|error| refused(&address, error))?.get_connection_info().clone();
         let deadline = Instant::now() + self.connect_timeout;
-        let client = ClusterLink::client(client).map_err(|error| refused(&address, error))?;
-        let connect = || ClusterLink::connect(&client, node.clone(), timeout);
+        // Without RESP3 the cluster connection re-creates its connections unseen.
+        let generation = Arc::new(Generation::new(can_publish));
+        let client = ClusterLink::client(client, can_publish, &generation);
+        let client = client.map_err(|error| refused(&address, error))?;
+        let connect = || ClusterLink::connect(&client, node.clone(), timeout, Arc::clone(&generation));
         let connecting = try_join(connect(), connect());
         let (link, bulk) = match tokio::time::timeout_at(deadline, connecting).await {
             Ok(links) => links.map_err(|error| refused(&address, error))?,
@@ -288,7 +293,8 @@ impl RedisBuilder {
     /// connection that sends by itself again, as cluster connections do unless they are configured with no
     /// retries, may turn a write that was applied into a conflict. It cannot be listened on, so
     /// [watching](crate::StorageBackend::watch) over it is polling. Pages and parts share it with all other calls, which
-    /// wait behind them: [`over_two`](Self::over_two) takes a second connection for them.
+    /// wait behind them: [`over_two`](Self::over_two) takes a second connection for them. The backend cannot see when the
+    /// connection reconnects, so a copy of a task [never saves a read](crate::Snapshot).
     ///
     /// # Errors
     /// `InvalidKey` for an illegal prefix, and whatever the first call over the connection says.
@@ -314,7 +320,7 @@ impl RedisBuilder {
         self.refuse_replicas(&address)?;
         let deadline = Instant::now() + self.connect_timeout;
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) =
-            (Box::new(Given(connection)), Box::new(Given(bulk)));
+            (Box::new(Given::new(connection)), Box::new(Given::new(bulk)));
         let way = Way { link, bulk, clock: Arc::new(Clock::new()), address, can_publish: false };
         self.start(way, schema, deadline).await
     }

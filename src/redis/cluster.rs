@@ -6,6 +6,7 @@
 //! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#redirection-and-resharding>).
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -17,13 +18,13 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError,
-    RedisResult, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, PushInfo,
+    PushKind, RedisError, RedisResult, ServerErrorKind, Value,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
-use super::link::{Failure, Link, MasterOfSlots};
+use super::link::{Failure, Generation, Link, MasterOfSlots};
 
 /// How many redirections of one command are followed.
 const MAX_REDIRECTIONS: usize = 8;
@@ -49,6 +50,8 @@ struct Shared {
     lost: std::sync::Mutex<HashMap<Route, Instant>>,
     /// Whether a silent node is being watched.
     is_watching: AtomicBool,
+    /// Of all connections of the client, and of the directions that other nodes gave.
+    generation: Arc<Generation>,
 }
 
 type Node = (String, u16);
@@ -63,9 +66,25 @@ enum Target {
 }
 
 impl ClusterLink {
-    /// The client that connections are made by. `builder` is configured for all but retries.
-    pub(super) fn client(builder: ClusterClientBuilder) -> RedisResult<ClusterClient> {
-        builder.retries(0).build()
+    /// The client that connections are made by. `builder` is configured for all but retries. `is_told` says that
+    /// connections report that they broke.
+    pub(super) fn client(
+        builder: ClusterClientBuilder,
+        is_told: bool,
+        generation: &Arc<Generation>,
+    ) -> RedisResult<ClusterClient> {
+        let builder = builder.retries(0);
+        if !is_told {
+            return builder.build();
+        }
+        let generation = Arc::clone(generation);
+        let told = move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                generation.grow();
+            }
+            Ok::<(), Infallible>(())
+        };
+        builder.push_sender(told).build()
     }
 
     /// Connects to the cluster. `node` is one of its nodes.
@@ -73,6 +92,7 @@ impl ClusterLink {
         client: &ClusterClient,
         node: ConnectionInfo,
         connect_timeout: Duration,
+        generation: Arc<Generation>,
     ) -> RedisResult<Self> {
         let cluster = client.get_async_connection().await?;
         Ok(Self(Arc::new(Shared {
@@ -82,6 +102,7 @@ impl ClusterLink {
             direct: Mutex::default(),
             lost: std::sync::Mutex::default(),
             is_watching: AtomicBool::new(false),
+            generation,
         })))
     }
 }
@@ -98,6 +119,8 @@ impl Shared {
     /// was told; only what no command of its own is told is taken for the reply to this one.
     fn judge(self: &Arc<Self>, error: RedisError, key: &str) -> Failure {
         use ServerErrorKind::{Ask, ClusterDown, CrossSlot, MasterDown, Moved, ReadOnly, TryAgain};
+        // It may have led to new connections, or to another view of who keeps which slot.
+        self.generation.grow();
         if error.is_timeout() {
             self.watch(key);
         }
@@ -114,6 +137,7 @@ impl Shared {
         let mut connection = self.direct(node).await.map_err(Failure::Unsent)?;
         let replies = connection.req_packed_commands(commands, 0, commands.len()).await;
         if replies.is_err() {
+            self.generation.grow();
             self.direct.lock().await.remove(node);
         }
         let no_reply = || Failure::Unanswered((ErrorKind::UnexpectedReturnType, "a reply is missing").into());
@@ -129,6 +153,7 @@ impl Shared {
             .set_response_timeout(None);
         let client = Client::open(at(&self.node, node))?;
         let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        self.generation.grow();
         self.direct.lock().await.insert(node.clone(), connection.clone());
         Ok(connection)
     }
@@ -154,6 +179,7 @@ impl Shared {
     /// taken over its slots.
     fn watch(self: &Arc<Self>, key: &str) {
         let Ok(runtime) = Handle::try_current() else { return };
+        self.generation.grow();
         if self.is_watching.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -191,6 +217,7 @@ impl Shared {
 
     /// Makes the cluster connection look at the slots again, as it does when a node redirects a command.
     async fn look_up_again(&self, key: &str) {
+        self.generation.grow();
         for _ in 0..MAX_REDIRECTIONS {
             let mut exists = redis::cmd("EXISTS");
             exists.arg(key);
@@ -248,7 +275,10 @@ impl Link for ClusterLink {
                     return Err(unreachable_master(error.to_string()));
                 }
                 Err(failure) => match redirected(&failure) {
-                    Some(next) => target = next,
+                    Some(next) => {
+                        self.0.generation.grow();
+                        target = next;
+                    }
                     None => return Err(failure),
                 },
                 Ok(value) => {
@@ -280,6 +310,10 @@ impl Link for ClusterLink {
 
     fn timed_out(&self, key: &str) {
         self.0.watch(key);
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.generation.get()
     }
 
     async fn masters(&self) -> Result<Vec<MasterOfSlots>, Failure> {

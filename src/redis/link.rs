@@ -1,5 +1,7 @@
 //! The ways to a server, and what a failure on the way says about the command.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use async_trait::async_trait;
 use redis::aio::ConnectionLike;
 use redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
@@ -42,6 +44,9 @@ pub(super) trait Link: Send + Sync {
     async fn send_to(&self, _master: &MasterOfSlots, command: &Cmd) -> Result<Value, Failure> {
         self.send(command, "").await
     }
+
+    /// Grows whenever a connection broke or was re-created, and before anything travels over the new one.
+    fn generation(&self) -> u64;
 
     /// How often a write has found that the master is a replica by now.
     fn demotions(&self) -> u64 {
@@ -91,16 +96,56 @@ impl Failure {
     }
 }
 
-/// A connection that the caller made.
-pub(super) struct Given<C>(pub(super) C);
+/// Counts the connections that broke or were re-created.
+#[derive(Debug)]
+pub(super) struct Generation {
+    number: AtomicU64,
+    /// Whether nothing re-creates a connection unseen.
+    sees_all: bool,
+}
+
+impl Generation {
+    pub(super) fn new(sees_all: bool) -> Self {
+        Self { number: AtomicU64::new(0), sees_all }
+    }
+
+    pub(super) fn grow(&self) {
+        self.number.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        if self.sees_all {
+            self.number.load(Ordering::SeqCst)
+        } else {
+            // It may have happened at any time.
+            self.number.fetch_add(1, Ordering::SeqCst)
+        }
+    }
+}
+
+/// A connection that the caller made. Some reconnect by themselves, and tell nobody.
+pub(super) struct Given<C> {
+    connection: C,
+    generation: Generation,
+}
+
+impl<C> Given<C> {
+    pub(super) fn new(connection: C) -> Self {
+        Self { connection, generation: Generation::new(false) }
+    }
+}
 
 #[async_trait]
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> Link for Given<C> {
     async fn send(&self, command: &Cmd, _key: &str) -> Result<Value, Failure> {
-        Failure::judge(self.0.clone().req_packed_command(command).await)
+        Failure::judge(self.connection.clone().req_packed_command(command).await)
     }
 
     async fn read_all(&self, reads: &Pipeline, _key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
-        Failure::judge_all(self.0.clone().req_packed_commands(reads, 0, reads.len()).await)
+        Failure::judge_all(self.connection.clone().req_packed_commands(reads, 0, reads.len()).await)
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.get()
     }
 }

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::clock::{Clock, server_time};
-use super::link::{Failure, Link};
+use super::link::{Failure, Generation, Link};
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
 
@@ -37,11 +37,13 @@ pub(super) struct Master {
     place: Place,
     /// How often a write has found that the server is a replica by now.
     demotions: AtomicU64,
+    /// Of all connections to it.
+    pub(super) generation: Generation,
 }
 
 impl Master {
     pub(super) fn new(place: Place) -> Self {
-        Self { place, demotions: AtomicU64::new(0) }
+        Self { place, demotions: AtomicU64::new(0), generation: Generation::new(true) }
     }
 
     async fn client(&self) -> RedisResult<Client> {
@@ -59,6 +61,7 @@ impl Master {
     /// Voids this connection and all others that are no younger. Those over which only reads go would not find out by
     /// themselves, and would show what the replica has.
     pub(super) fn report_demotion(&self, made: &Made) {
+        self.generation.grow();
         // An error means that another write has reported it.
         let _ = self.demotions.compare_exchange(
             made.demotions,
@@ -152,8 +155,10 @@ impl MasterLink {
     pub(super) async fn exclusive(&self) -> RedisResult<(Made, Arc<AtomicBool>)> {
         let closed = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&closed);
+        let master = Arc::clone(&self.0.master);
         let made = self.0.open(0, move |push| {
             if push.kind == PushKind::Disconnection {
+                master.generation.grow();
                 flag.store(true, Ordering::Relaxed);
             }
         });
@@ -214,6 +219,7 @@ impl Shared {
 
     /// The same for one that was closed while nobody needed it. If it has not lived long, the next call will do.
     fn closed(self: &Arc<Self>, number: u64) {
+        self.master.generation.grow();
         let mut attempt = self.attempt_mut();
         if attempt.number == number && attempt.made.is_some() {
             attempt.is_broken = true;
@@ -225,6 +231,7 @@ impl Shared {
 
     /// Starts another attempt. It runs to its end whatever becomes of the calls that wait for it.
     fn connect(self: &Arc<Self>, attempt: &mut Attempt) {
+        self.master.generation.grow();
         // A connection may be found closed while its runtime is shut down.
         let Ok(runtime) = Handle::try_current() else { return };
         if attempt.has_lived() || attempt.has_served() {
@@ -287,6 +294,7 @@ impl Shared {
         if let Some(server_us) = server_time(&time) {
             self.clock.observe(server_us, sent);
         }
+        self.master.generation.grow();
         let (at, has_served) = (Instant::now(), AtomicBool::new(false));
         Ok(Made { number, at, demotions, connection, address, has_served })
     }
@@ -331,6 +339,10 @@ impl Link for MasterLink {
 
     async fn server_of(&self, _key: &str) -> RedisResult<Client> {
         self.0.master.client().await
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.master.generation.get()
     }
 
     fn demotions(&self) -> u64 {

@@ -425,6 +425,10 @@ impl StorageBackend for RedisBackend {
         from_micros(self.0.clock.now_us())
     }
 
+    fn generation(&self) -> u64 {
+        self.0.link.generation().wrapping_add(self.0.bulk.generation())
+    }
+
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         match self.0.subscriptions.clone() {
             Some(subscriptions) => self.subscribe(&subscriptions, key),

@@ -109,6 +109,7 @@ impl Link for ReplicatedLink {
             if reply.is_ok() {
                 self.master.master().report_demotion(&connection.made);
             }
+            self.master.master().generation.grow();
             self.master.timed_out(key);
             return Failure::judge(reply);
         }
@@ -134,6 +135,10 @@ impl Link for ReplicatedLink {
 
     async fn server_of(&self, key: &str) -> RedisResult<Client> {
         self.master.server_of(key).await
+    }
+
+    fn generation(&self) -> u64 {
+        self.master.generation()
     }
 
     fn demotions(&self) -> u64 {

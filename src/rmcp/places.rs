@@ -106,11 +106,14 @@ mod tests {
         assert_eq!(places.0.available_permits(), 0);
         let absence = place.leave();
         let other = places.take(16).await.pop().unwrap();
-        let mut back = std::pin::pin!(absence.end());
-        let is_back = std::future::poll_fn(|cx| std::task::Poll::Ready(back.as_mut().poll(cx).is_ready()));
-        assert!(!is_back.await, "the place is another's");
-        drop(other);
-        back.await;
+        {
+            let mut back = std::pin::pin!(absence.end());
+            let is_back =
+                std::future::poll_fn(|cx| std::task::Poll::Ready(back.as_mut().poll(cx).is_ready()));
+            assert!(!is_back.await, "the place is another's");
+            drop(other);
+            back.await;
+        }
         assert!(place.permit().is_some());
         // A wait that is given up takes the place again.
         drop(place.leave());

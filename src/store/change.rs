@@ -21,11 +21,12 @@ impl<B: Agenda> TaskStore<B> {
     pub(super) async fn read(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         check_key(key)?;
         self.keep();
+        let origin = self.origin();
         let record = self.0.answers.count(Some(&key.owner), self.0.backend.get(key)).await;
         if matches!(record, Err(StorageError::NotFound { .. })) {
             self.0.noticed.forget(key);
         }
-        decode(key, record.map_err(|error| TaskError::from_storage(error, &key.task))?)
+        decode(key, record.map_err(|error| TaskError::from_storage(error, &key.task))?, origin)
     }
 
     /// Applies `change` to the task and writes it, again and again until nobody else got in between.
@@ -73,9 +74,10 @@ impl<B: Agenda> TaskStore<B> {
         // A copy that the caller holds is good for a write only. That there is nothing to do, or that it may not
         // be done, is never said without looking at the task as it is.
         if let TaskRef::Stored(held) = task
+            && held.is_fresh(self.origin())
             && !self.is_overdue(&held.task)
         {
-            let mut task = held.task.clone();
+            let mut task = Task::clone(&held.task);
             if let Ok(made @ (Change::Made | Change::Unseen)) = change(&mut task) {
                 match self.write(key, held.version, task, made).await {
                     Ok(Some(written)) => return Ok(written),
@@ -84,7 +86,7 @@ impl<B: Agenda> TaskStore<B> {
                 }
             }
         }
-        for attempt in 0..self.0.config.max_attempts {
+        for attempt in 0..self.0.config.max_conflicts {
             self.back_off(attempt).await;
             let Some(mut stored) = self.settle(self.read(key).await?).await? else {
                 continue;
@@ -92,11 +94,11 @@ impl<B: Agenda> TaskStore<B> {
             if who == Who::Anybody {
                 self.notice(&stored).await;
             }
-            let made = change(&mut stored.task)?;
+            let made = change(stored.task_mut())?;
             if made == Change::None {
                 return Ok(stored);
             }
-            if let Some(written) = self.write(key, stored.version, stored.task, made).await? {
+            if let Some(written) = self.write(key, stored.version, stored.task.into_task(), made).await? {
                 return Ok(written);
             }
         }
@@ -110,7 +112,7 @@ impl<B: Agenda> TaskStore<B> {
     /// Ends a task whose TTL has elapsed before it ended; others are left as they are. The estimate of the clock may
     /// lead, so the engine is asked for its clock first. `None` if somebody else wrote the task meanwhile. If the engine
     /// does not take the write, the task is given as it must end all the same, and the next reader tries again.
-    pub(super) async fn settle(&self, mut stored: StoredTask) -> Result<Option<StoredTask>, TaskError> {
+    pub(super) async fn settle(&self, stored: StoredTask) -> Result<Option<StoredTask>, TaskError> {
         if !self.is_overdue(&stored.task) {
             return Ok(Some(stored));
         }
@@ -124,19 +126,20 @@ impl<B: Agenda> TaskStore<B> {
         if stored.task.deadline().is_none_or(|deadline| now < deadline) {
             return Ok(Some(stored));
         }
-        transitions::expire(&mut stored.task)?;
-        let write = self.write(&stored.key, stored.version, stored.task.clone(), Change::Made);
+        let mut task = Task::clone(&stored.task);
+        transitions::expire(&mut task)?;
+        let write = self.write(&stored.key, stored.version, task.clone(), Change::Made);
         match Box::pin(write).await {
             Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
                 tracing::warn!(%error, "the end of a task whose TTL has elapsed was not stored");
-                Ok(Some(stored))
+                Ok(Some(stored.showing(task)))
             }
             other => other,
         }
     }
 
     pub(super) fn contended(&self, key: &TaskKey) -> TaskError {
-        TaskError::Contended { task: key.task.clone(), attempts: self.0.config.max_attempts }
+        TaskError::Contended { task: key.task.clone(), conflicts: self.0.config.max_conflicts }
     }
 
     /// Waits before an attempt that follows a conflict: a random time, on average longer with each one.

@@ -83,14 +83,15 @@ pub enum TaskError {
         /// What is wrong with the request.
         reason: String,
     },
-    /// Other processes changed the task each time before this call could. Nothing was written; the same
-    /// call may succeed later.
-    #[error("task {task} was changed by others {attempts} times in a row; try again")]
+    /// Other processes changed the task each time before this call could:
+    /// [`StoreConfig::max_conflicts`](crate::StoreConfig::max_conflicts) times. Nothing was written. The same call may
+    /// succeed later.
+    #[error("task {task} was changed by others {conflicts} times in a row; try again")]
     Contended {
         /// The task.
         task: TaskId,
-        /// How often it was tried.
-        attempts: u32,
+        /// How many compare-and-swaps of the call lost.
+        conflicts: u32,
     },
     /// A record is stored that is not the JSON of a task, or a payload that is not JSON.
     #[error("the record of task {task} is not a task")]

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::attempts::Guard;
-use super::transitions::{self, Change};
+use super::transitions::{self, Change, Gone};
 use super::{NewTask, TaskError, TaskRef, TaskStore};
 use crate::{Agenda, Lease, OwnerId, RpcError, StoredTask, Task, TaskId, TaskKey};
 
@@ -32,7 +32,7 @@ impl<B: Agenda> TaskStore<B> {
         let begun = Instant::now();
         // Registered before it is stored: the keeper of this store ends a lease of its own without an attempt.
         let attempt = Attempt::new(self, &key, 1);
-        let stored = match self.create_with(key, new, Some(self.lease(1))).await {
+        let stored = match self.create_with(key, new, Some(self.lease(1, 0))).await {
             Ok(stored) => stored,
             Err(error) => {
                 if !error.outcome_unknown() {
@@ -42,6 +42,7 @@ impl<B: Agenda> TaskStore<B> {
             }
         };
         self.schedule_again_if_slow(&stored.key, begun).await?;
+        attempt.guard.set_begun();
         Ok((stored, attempt))
     }
 
@@ -60,7 +61,7 @@ impl<B: Agenda> TaskStore<B> {
         self.keep();
         let place = self.0.turns.queue(key);
         let _turn = place.turn().await;
-        for retry in 0..self.0.config.max_attempts {
+        for retry in 0..self.0.config.max_conflicts {
             self.back_off(retry).await;
             let read = match self.read(key).await {
                 Ok(stored) => self.settle(stored).await,
@@ -72,10 +73,11 @@ impl<B: Agenda> TaskStore<B> {
                 Err(TaskError::NotFound { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let StoredTask { mut task, version, .. } = stored;
+            let StoredTask { task, version, .. } = stored;
+            let mut task = task.into_task();
             let Some(waiting) = transitions::waiting(&task) else { return Ok(None) };
             if task.cancel_requested || !transitions::may_run(&task, waiting) {
-                transitions::lose_worker(&mut task, self.now())?;
+                transitions::lose_worker(&mut task, Gone::Released, self.now())?;
                 match self.write(key, version, task, Change::Made).await? {
                     Some(_) => return Ok(None),
                     None => continue,
@@ -85,12 +87,13 @@ impl<B: Agenda> TaskStore<B> {
             // cannot move it any more.
             let begun = Instant::now();
             self.schedule_lease(key).await?;
-            let lease = self.lease(waiting.attempt.saturating_add(1));
+            let lease = self.lease(waiting.attempt.saturating_add(1), waiting.losses);
             let attempt = Attempt::new(self, key, lease.attempt);
             task.lease = Some(lease);
             match self.write(key, version, task, Change::Made).await {
                 Ok(Some(claimed)) => {
                     self.schedule_again_if_slow(key, begun).await?;
+                    attempt.guard.set_begun();
                     return Ok(Some((claimed, attempt)));
                 }
                 Ok(None) => attempt.guard.set_over(),
@@ -113,14 +116,16 @@ impl<B: Agenda> TaskStore<B> {
         self.0.config.lease
     }
 
-    fn lease(&self, attempt: u32) -> Lease {
+    fn lease(&self, attempt: u32, losses: u32) -> Lease {
         let duration = self.0.config.lease;
         Lease {
             holder: Some(self.0.holder.clone()),
             attempt,
+            losses,
             renewals: 0,
             duration_ms: super::millis(duration),
             deadline: self.now() + duration,
+            extra: Map::new(),
         }
     }
 
@@ -271,10 +276,12 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Gives up the lease, so that nobody needs to wait for it to lapse. A task that can resume is scheduled in its work
-    /// queue, for now. One that cannot fails in the same write, and one that was asked to cancel becomes `cancelled`.
+    /// queue, for now, and the attempt does not count against its [bound](NewTask::max_attempts). One that cannot fails in the same write, and one that was asked to cancel becomes `cancelled`.
     pub async fn release(&self) -> Result<StoredTask, TaskError> {
         let released = self
-            .change("release", |task| transitions::lose_worker(task, self.store.now()).map(|()| Change::Made))
+            .change("release", |task| {
+                transitions::lose_worker(task, Gone::Released, self.store.now()).map(|_| Change::Made)
+            })
             .await?;
         self.guard.set_over();
         if let Err(error) = self.store.schedule_work(&released).await {
@@ -361,9 +368,13 @@ impl<B: Agenda> Attempt<B> {
             }
             let made = change(task)?;
             // Every write shows that the worker lives.
-            if made != Change::None && self.holds(task) {
-                let renewals = task.lease.as_ref().map_or(0, |lease| lease.renewals).wrapping_add(1);
-                task.lease = Some(Lease { renewals, ..self.store.lease(self.number) });
+            if made != Change::None
+                && self.holds(task)
+                && let Some(lease) = &mut task.lease
+            {
+                let renewed = self.store.lease(self.number, lease.losses);
+                lease.renewals = lease.renewals.wrapping_add(1);
+                (lease.duration_ms, lease.deadline) = (renewed.duration_ms, renewed.deadline);
             }
             Ok(made)
         };

@@ -24,10 +24,12 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, Utc};
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 use tracing::instrument;
 
 use answers::Answers;
@@ -45,10 +47,13 @@ pub use new_task::{NewTask, Ttl};
 #[cfg(feature = "rmcp")]
 pub(crate) use outage::BackOff;
 use timers::Noticed;
+use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
 use write::{Write, encode, mark};
 
+use crate::exact::ExactIntegers;
 use crate::payload::HeldParts;
+use crate::snapshot::Origin;
 use crate::{
     Agenda, Cursor, Expiry, Lease, OnWorkerLost, OwnerId, PageRequest, PutOptions, Queue, Record, RpcError,
     StorageBackend, StorageError, StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
@@ -60,8 +65,8 @@ use crate::{
 /// it reads and checks again. So racing updates all land, or the loser gets the error that fits: progress on a
 /// cancelled task is an [`InvalidTransition`](TaskError::InvalidTransition), never a raw conflict.
 ///
-/// A call takes a task by [`TaskKey`] or by the [`StoredTask`] that an earlier call returned, which saves a
-/// read; if that copy is outdated, the task is read after all. Cheap to clone.
+/// A call takes a task by [`TaskKey`] or by the [`StoredTask`] that an earlier call returned less than a second ago, which
+/// [saves a read](crate::Snapshot). If that copy is outdated, the call reads the task after all. Cheap to clone.
 ///
 /// # Time
 /// A task may run for its TTL. After that the next call that reads it, unless it has ended, asks the engine for its
@@ -118,6 +123,8 @@ struct Inner<B> {
     backend: Arc<B>,
     config: StoreConfig,
     turns: Turns,
+    /// Distinguishes the copies that this store read from those of others.
+    number: u64,
     /// Distinguishes the leases of this store from those of others.
     holder: String,
     /// The queue of the timers of leases.
@@ -134,12 +141,15 @@ impl<B> Clone for TaskStore<B> {
     }
 }
 
+/// How many stores this process has made.
+static STORES: AtomicU64 = AtomicU64::new(0);
+
 /// A task that a call is about.
 #[derive(Clone, Copy, Debug)]
 pub enum TaskRef<'a> {
     /// By its key: the call reads it first.
     Key(&'a TaskKey),
-    /// As an earlier call returned it: the call reads it only if it has changed since.
+    /// As an earlier call returned it: the call reads it only if it has changed since, or [may have](crate::Snapshot).
     Stored(&'a StoredTask),
 }
 
@@ -189,6 +199,7 @@ impl<B: Agenda> TaskStore<B> {
             backend: Arc::new(backend),
             config,
             turns: Turns::default(),
+            number: STORES.fetch_add(1, Ordering::Relaxed),
             holder: uuid::Uuid::new_v4().to_string(),
             leases: Queue::leases(),
             attempts,
@@ -249,7 +260,7 @@ impl<B: Agenda> TaskStore<B> {
     /// Reads a task.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
-        for attempt in 0..self.0.config.max_attempts {
+        for attempt in 0..self.0.config.max_conflicts {
             self.back_off(attempt).await;
             if let Some(stored) = self.settle(self.read(key).await?).await? {
                 self.notice(&stored).await;
@@ -269,6 +280,7 @@ impl<B: Agenda> TaskStore<B> {
     pub async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
         check_owner(owner)?;
         self.keep();
+        let origin = self.origin();
         let page = self.0.answers.count(Some(owner), self.0.backend.list(owner, page)).await;
         let page = page.map_err(|error| match error {
             StorageError::InvalidPage { reason } => TaskError::InvalidPage { reason },
@@ -284,7 +296,7 @@ impl<B: Agenda> TaskStore<B> {
                 expires_at: listed.expires_at,
                 parts: listed.parts,
             };
-            let Ok(stored) = decode(&key, record) else {
+            let Ok(stored) = decode(&key, record, origin) else {
                 unreadable.push(key.task);
                 continue;
             };
@@ -442,6 +454,11 @@ impl<B: Agenda> TaskStore<B> {
         self.0.backend.now().trunc_subsecs(3)
     }
 
+    /// What a task that is read or written from now on is a copy of.
+    fn origin(&self) -> Origin {
+        Origin { store: self.0.number, generation: self.0.backend.generation(), at: Instant::now() }
+    }
+
     /// Asks the engine for its clock, before anything is ended because of the time.
     async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, TaskError> {
         let now = self.0.answers.count(Some(&key.owner), self.0.backend.clock(key)).await;
@@ -475,6 +492,10 @@ impl<B: Agenda> TaskStore<B> {
             Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
             None => Expiry::Never,
         };
+        // What is absent from the record is the default.
+        let max_attempts = (new.on_worker_lost == OnWorkerLost::Resume)
+            .then(|| new.max_attempts.unwrap_or(config.max_attempts))
+            .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);
         let now = self.now();
         let mut task = Task {
             task_id: key.task.clone(),
@@ -496,15 +517,17 @@ impl<B: Agenda> TaskStore<B> {
             lease,
             operation: new.operation,
             on_worker_lost: new.on_worker_lost,
+            max_attempts,
             variables: BTreeMap::new(),
             write_ids: Vec::new(),
             held_parts: HeldParts::default(),
+            exact: ExactIntegers::default(),
             extra: Map::new(),
         };
         let write_id = mark(&mut task);
         let mut options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
         let data = encode(&mut task, &mut options)?;
-        let write = Write { key: &key, data, options, expected: Version::ABSENT, write_id };
+        let write = Write { key: &key, data, options, expected: Version::ABSENT, write_id, previous: None };
         if task.lease.is_some() {
             self.schedule_lease(&key).await?;
         }
@@ -570,13 +593,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-fn decode(key: &TaskKey, record: Record) -> Result<StoredTask, TaskError> {
+fn decode(key: &TaskKey, record: Record, origin: Origin) -> Result<StoredTask, TaskError> {
     let unreadable = |source| TaskError::Unreadable { task: key.task.clone(), source };
-    let task: Task = serde_json::from_slice(&record.data).map_err(unreadable)?;
-    Ok(StoredTask {
-        key: key.clone(),
-        task: task.with_parts(&record.parts),
-        version: record.version,
-        expires_at: record.expires_at,
-    })
+    let task = Task::from_json(&record.data).map_err(unreadable)?;
+    Ok(StoredTask::new(key, task.with_parts(&record.parts), record.version, record.expires_at, origin))
 }

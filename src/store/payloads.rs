@@ -24,7 +24,7 @@ impl<B: Agenda> TaskStore<B> {
         check_key(&task.key)?;
         let id = &task.key.task;
         let mut payload = task.task.payload(kind).cloned();
-        for attempt in 0..self.0.config.max_attempts {
+        for attempt in 0..self.0.config.max_conflicts {
             match payload {
                 None => return Ok(None),
                 Some(Payload::Inline(value)) => return Ok(Some(value)),

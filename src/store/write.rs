@@ -8,14 +8,13 @@ use once_cell::sync::Lazy;
 
 use super::transitions::Change;
 use super::{TaskError, TaskStore};
+use crate::snapshot::Origin;
 use crate::{
     Agenda, Expiry, PutOptions, StorageBackend, StorageError, StoredTask, Task, TaskKey, Version, Written,
 };
 
 /// How many ids of writes a record remembers.
 const WRITE_IDS_KEPT: usize = 4;
-/// Room for the JSON of most tasks.
-const TYPICAL_BYTES: usize = 1024;
 /// How long to wait before each attempt to find out what became of a write.
 const SETTLE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 
@@ -26,11 +25,17 @@ pub(super) struct Write<'a> {
     pub(super) options: PutOptions,
     pub(super) expected: Version,
     pub(super) write_id: String,
+    /// The id of the write that the record had when this one was made of it.
+    pub(super) previous: Option<String>,
 }
 
 impl Write<'_> {
-    fn stored(&self, task: Task, written: Written) -> StoredTask {
-        StoredTask { key: self.key.clone(), task, version: written.version, expires_at: written.expires_at }
+    fn is_made_of(&self, found: &StoredTask) -> bool {
+        found.version == self.expected && found.task.write_ids.last() == self.previous.as_ref()
+    }
+
+    fn stored(&self, task: Task, written: Written, origin: Origin) -> StoredTask {
+        StoredTask::new(self.key, task, written.version, written.expires_at, origin)
     }
 }
 
@@ -48,16 +53,18 @@ impl<B: Agenda> TaskStore<B> {
             Change::Unseen => options = options.quiet(),
             Change::Made | Change::None => task.last_updated_at = self.now().max(task.last_updated_at),
         }
+        let previous = task.write_ids.last().cloned();
         let write_id = mark(&mut task);
         let data = encode(&mut task, &mut options)?;
-        let write = Write { key, data, options, expected, write_id };
+        let write = Write { key, data, options, expected, write_id, previous };
         self.put(&write, task).await
     }
 
     /// Sends a write. `None` if it conflicts with another.
     pub(super) async fn put(&self, write: &Write<'_>, task: Task) -> Result<Option<StoredTask>, TaskError> {
+        let origin = self.origin();
         match self.send(write).await {
-            Ok(written) => Ok(Some(write.stored(task, written))),
+            Ok(written) => Ok(Some(write.stored(task, written, origin))),
             Err(StorageError::VersionConflict { .. }) => Ok(None),
             // Rare, so the room for it is taken only then.
             Err(error) if is_settled_by_reading(&error) => {
@@ -74,8 +81,9 @@ impl<B: Agenda> TaskStore<B> {
     }
 
     /// Finds out what became of a write that got no answer. Its id in the record: it was applied. The version
-    /// as before: it was not, and may be sent again, as at most one of the copies can still find that version.
-    /// Neither: nobody can tell, and the caller is told so.
+    /// and the id of the write before as they were: it was not, and may be sent again, as at most one of the copies can
+    /// still find that version. Neither: nobody can tell, and the caller is told so. The version alone does not tell: a
+    /// server that came back with less than it had acknowledged counts from a lower one again.
     async fn settle_outcome(
         &self,
         write: &Write<'_>,
@@ -86,13 +94,14 @@ impl<B: Agenda> TaskStore<B> {
             tokio::time::sleep(jittered(delay)).await;
             match self.read(write.key).await {
                 Ok(found) if found.task.write_ids.contains(&write.write_id) => return Ok(found),
-                Ok(found) if found.version == write.expected => {}
+                Ok(found) if write.is_made_of(&found) => {}
                 Err(TaskError::NotFound { .. }) if write.expected == Version::ABSENT => {}
                 Err(error) if error.is_retryable() => continue,
                 _ => return Err(TaskError::Storage(unanswered)),
             }
+            let origin = self.origin();
             match self.send(write).await {
-                Ok(written) => return Ok(write.stored(task, written)),
+                Ok(written) => return Ok(write.stored(task, written, origin)),
                 // The first copy may have arrived late: the next look tells.
                 Err(StorageError::VersionConflict { .. }) => {}
                 Err(error) if error.too_few_replicas().is_some() => return Err(TaskError::Storage(error)),
@@ -136,8 +145,7 @@ pub(super) fn mark(task: &mut Task) -> String {
 /// [`Stored`](crate::Payload::Stored) in the task from then on.
 pub(super) fn encode(task: &mut Task, options: &mut PutOptions) -> Result<Bytes, TaskError> {
     let parts = task.store_payloads().map_err(|source| unwritable(task, source))?;
-    let mut json = Vec::with_capacity(TYPICAL_BYTES);
-    serde_json::to_writer(&mut json, task).map_err(|source| unwritable(task, source))?;
+    let json = task.to_json().map_err(|source| unwritable(task, source))?;
     options.parts = parts;
     // An engine that keeps the bytes must not keep the spare capacity.
     Ok(Bytes::from(json.into_boxed_slice()))

@@ -13,6 +13,8 @@ macro_rules! assert_refused {
 }
 
 #[cfg(feature = "redis-tests")]
+pub mod clock;
+#[cfg(feature = "redis-tests")]
 pub mod cluster;
 #[cfg(feature = "pmcp")]
 pub mod failing;
@@ -249,6 +251,10 @@ impl StorageBackend for Polled {
 
     fn now(&self) -> DateTime<Utc> {
         self.0.now()
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.generation()
     }
 }
 

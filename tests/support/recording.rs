@@ -134,6 +134,10 @@ impl StorageBackend for Recording {
         self.engine.now()
     }
 
+    fn generation(&self) -> u64 {
+        self.engine.generation()
+    }
+
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         Arc::clone(&self.engine).watch(key)
     }

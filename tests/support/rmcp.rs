@@ -360,6 +360,10 @@ impl StorageBackend for Gate {
         self.backend.now()
     }
 
+    fn generation(&self) -> u64 {
+        self.backend.generation()
+    }
+
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         self.watches.fetch_add(1, Ordering::SeqCst);
         if self.watch_hangs.load(Ordering::SeqCst) {

@@ -1,0 +1,9 @@
+//! One call of a task store: what it is made of, how long it takes at most, and what it leaves to others.
+
+#[macro_use]
+mod support;
+
+#[path = "calls/copies.rs"]
+mod copies;
+#[path = "calls/double.rs"]
+mod double;
