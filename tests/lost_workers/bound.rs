@@ -8,7 +8,6 @@ use futures_util::future::join_all;
 use mcp_task_store::{Agenda, Attempt, NewTask, Next, Queue, Task, TaskKey, TaskStatus};
 use rstest::rstest;
 use rstest_reuse::apply;
-use serde_json::json;
 
 use super::support::{Engine, Printed, Store, in_a_process_that_dies, on_every_engine, owner, timers};
 use super::{LONG, SHORT, Tasks, closure, config, has_ended, open, record, resumable, until, waits};

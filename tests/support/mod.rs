@@ -14,6 +14,7 @@ macro_rules! assert_refused {
 
 #[cfg(feature = "redis-tests")]
 pub mod cluster;
+pub mod elsewhere;
 #[cfg(feature = "pmcp")]
 pub mod failing;
 #[cfg(feature = "redis-tests")]
