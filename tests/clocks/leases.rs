@@ -165,12 +165,14 @@ async fn after_the_clock_was_set_back_a_store_that_only_reads_fails_nothing(
     let agenda = stepped.agenda().await;
     let reader = open(&agenda, lease);
     assert!((stepped.step(offset) + by).abs() < TimeDelta::seconds(10));
-    // These know the clock as it is now.
-    let others = open(&elsewhere(&stepped.agenda().await), lease);
-    let (at_work, _attempt) = others.start(&owner("alice"), task()).await.unwrap();
-    let young = others.create(&owner("alice"), task().ttl(Duration::from_secs(1800))).await.unwrap();
+    // Until its keeper takes timers again, which the first new lease brings about.
     let lead = agenda.now() - time_of(&stepped.server);
     assert!(lead > by - TimeDelta::seconds(10), "the reader's estimate leads by {lead}");
+    // These know the clock as it is now.
+    let others = open(&elsewhere(&stepped.agenda().await), lease);
+    let young = others.create(&owner("alice"), task().ttl(Duration::from_secs(1800))).await.unwrap();
+    assert_eq!(reader.get(&young.key).await.unwrap().task.status, TaskStatus::Working);
+    let (at_work, _attempt) = others.start(&owner("alice"), task()).await.unwrap();
     // Longer than an observation.
     let until = Instant::now() + lease / 3 + Duration::from_secs(4);
     while Instant::now() < until {
