@@ -75,7 +75,7 @@ async fn lose(store: &Store, tasks: &Tasks, new: NewTask, loss: Loss) -> TaskKey
             let begun = in_a_process_that_dies(life).await;
             tasks.request_cancel(&begun.key).await.unwrap();
             if matches!(loss, Loss::KilledAndRead) {
-                store.until(begun.task.lease.unwrap().deadline).await;
+                store.until(begun.task.lease.as_ref().unwrap().deadline).await;
                 tasks.get(&begun.key).await.unwrap();
             }
             begun.key
