@@ -15,6 +15,7 @@ use tracing::{Instrument, Span};
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::places::{Place, Places};
+use super::renewer::Renewer;
 use super::run::{self, Run};
 use super::stop::Stop;
 use super::wire;
@@ -98,6 +99,7 @@ pub(super) struct Inner<B> {
     stop: watch::Sender<Option<Instant>>,
     pub(super) working: Working,
     pub(super) places: Places,
+    renewer: Arc<Renewer<B>>,
 }
 
 /// How a registered operation is spawned.
@@ -134,7 +136,8 @@ impl<B: Agenda> DurableTaskManager<B> {
     }
 
     /// Creates a manager of the tasks in this store, with this configuration.
-    pub fn with_config(store: TaskStore<B>, config: ManagerConfig) -> Self {
+    pub fn with_config(store: TaskStore<B>, config: ManagerConfig<B>) -> Self {
+        let renewer = Arc::new(Renewer::new(&store, config.connect));
         let manager = Self(Arc::new(Inner {
             store,
             operations: Mutex::default(),
@@ -142,6 +145,7 @@ impl<B: Agenda> DurableTaskManager<B> {
             stop: watch::Sender::new(None),
             working: Working::default(),
             places: Places::new(config.max_concurrent),
+            renewer,
         }));
         manager.0.begin_to_work();
         manager
@@ -347,7 +351,8 @@ impl<B: Agenda> Inner<B> {
         place: Option<Place>,
         make_future: impl FnOnce(TaskContext) -> TaskFuture,
     ) -> bool {
-        let (run, has_begun) = Run::begin(self.store.clone(), attempt, stored, place, make_future);
+        let (store, renewer) = (self.store.clone(), Arc::clone(&self.renewer));
+        let (run, has_begun) = Run::begin(store, renewer, attempt, stored, place, make_future);
         let stop = self.stop();
         let attend = async move {
             run.attend(stop).await;

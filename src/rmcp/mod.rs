@@ -16,6 +16,7 @@ mod owner;
 mod places;
 mod progress;
 mod renewals;
+mod renewer;
 mod run;
 mod stop;
 mod wire;

@@ -1,4 +1,4 @@
-//! The renewals of a lease while an operation runs and while its outcome is stored, in a task of their own: nothing that a
+//! The renewals of one lease while an operation runs and while its outcome is stored, in a task of their own: nothing that a
 //! run waits for holds them up.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::outcome::{Meaning, meaning};
+use super::renewer::Lateness;
 use crate::{Agenda, Attempt, StoredTask, TaskStore};
 
 /// How long to wait at most before a write that the engine did not take is tried again.
@@ -101,35 +102,58 @@ pub(super) struct Renewal<B> {
     deadline: Option<DateTime<Utc>>,
     signals: Arc<Signals>,
     report: watch::Sender<Report>,
+    lateness: Lateness<B>,
+    /// When the next renewal is due: counted from the run's begin, however late this is polled first.
+    at: Instant,
+    /// Over which store it renews, where that is not the one of the attempt.
+    twin: Option<watch::Receiver<TaskStore<B>>>,
 }
 
 impl<B: Agenda> Renewal<B> {
-    pub(super) fn new(store: TaskStore<B>, attempt: Attempt<B>, stored: &StoredTask) -> (Self, Renewals) {
+    pub(super) fn new(
+        store: TaskStore<B>,
+        attempt: Attempt<B>,
+        stored: &StoredTask,
+        lateness: Lateness<B>,
+    ) -> (Self, Renewals) {
         let (report, reports) = watch::channel(Report::Nothing);
         let signals = Arc::<Signals>::default();
+        let at = Instant::now() + store.lease_duration() / 3;
         let deadline = stored.task.lease.as_ref().map(|lease| lease.deadline);
         let renewals = Renewals { reports, signals: Arc::clone(&signals) };
-        (Self { store, attempt, deadline, signals, report }, renewals)
+        (Self { store, attempt, deadline, signals, report, lateness, at, twin: None }, renewals)
+    }
+
+    /// As [`run`](Self::run), over the store that is in this channel at each time.
+    pub(super) async fn run_over(mut self, twin: watch::Receiver<TaskStore<B>>) {
+        self.twin = Some(twin);
+        self.run().await;
     }
 
     /// Renews the lease each third of it until the attempt is void or its run is gone.
     pub(super) async fn run(mut self) {
         let lease = self.store.lease_duration();
         let third = lease / 3;
-        let mut at = Instant::now() + third;
         loop {
             tokio::select! {
-                () = self.report.closed() => return,
-                () = sleep_until(at) => {}
+                () = self.report.closed() => {
+                    // The run may have ended first, although the timer was due long ago.
+                    return self.check(third);
+                }
+                () = sleep_until(self.at) => self.check(third),
                 () = self.signals.nudge.notified() => {}
             }
             self.signals.begins.notify_waiters();
             let since = std::time::Instant::now();
             let patience = patience(lease, left(&self.store, self.deadline));
+            let attempt = match &self.twin {
+                Some(twin) => self.attempt.over(&twin.borrow()),
+                None => self.attempt.clone(),
+            };
             let renewed = tokio::select! {
                 // The write is given up, so that it is not in the way of what the run does next.
                 () = self.report.closed() => return,
-                renewed = timeout(patience, self.attempt.renew()) => renewed,
+                renewed = timeout(patience, attempt.renew()) => renewed,
             };
             let is_renewed = matches!(renewed, Ok(Ok(_)));
             match renewed {
@@ -145,7 +169,15 @@ impl<B: Agenda> Renewal<B> {
                 Ok(Err(error)) => tracing::debug!(%error, "a lease could not be renewed"),
                 Err(_) => tracing::debug!("a lease could not be renewed within {patience:?}"),
             }
-            at = Instant::now() + if is_renewed { third } else { third.min(RETRY) };
+            self.at = Instant::now() + if is_renewed { third } else { third.min(RETRY) };
+        }
+    }
+
+    /// Reports that a timer fired late. On a thread of its own no operation holds it up.
+    fn check(&self, third: Duration) {
+        let late = self.at.elapsed();
+        if late > third && self.twin.is_none() {
+            self.lateness.report(late, third);
         }
     }
 }

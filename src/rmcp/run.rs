@@ -12,11 +12,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, Span, info_span};
 
 use super::context::{Seen, TaskContext};
-use super::operation::Operation;
+use super::operation::{Operation, Polls};
 use super::outcome::{Ended, Meaning, meaning};
 use super::places::{Occupied, Place};
 use super::progress::Progress;
 use super::renewals::{Renewal, Renewals, Report, left, patience};
+use super::renewer::{Lateness, Renewer};
 use super::stop::Stop;
 use crate::{Agenda, Attempt, StoredTask, TaskError, TaskStore};
 
@@ -47,6 +48,8 @@ pub(super) struct Run<B> {
     seen: watch::Sender<Seen>,
     pub(super) progress: Arc<Progress>,
     renewals: Renewals,
+    renewer: Arc<Renewer<B>>,
+    polls: Arc<Polls>,
     operation: JoinHandle<Ended>,
     /// Held until the end, except while the operation waits for input.
     _place: Option<Occupied>,
@@ -66,14 +69,14 @@ impl<B: Agenda> Run<B> {
     /// returned a future; if it has not, the operation has panicked.
     pub(super) fn begin(
         store: TaskStore<B>,
+        renewer: Arc<Renewer<B>>,
         attempt: Attempt<B>,
         stored: StoredTask,
         place: Option<Place>,
         make_future: impl FnOnce(TaskContext) -> TaskFuture,
     ) -> (Self, bool) {
-        let (renewal, renewals) = Renewal::new(store.clone(), attempt.clone(), &stored);
-        tokio::spawn(renewal.run().in_current_span());
-        let seen = Seen { stored: Arc::new(stored), since: std::time::Instant::now(), is_over: false };
+        let stored = Arc::new(stored);
+        let seen = Seen { stored: Arc::clone(&stored), since: std::time::Instant::now(), is_over: false };
         let seen = watch::Sender::new(seen);
         let progress = Arc::new(Progress::new(store.max_status_message_bytes()));
         let place = place.map(Arc::new);
@@ -84,10 +87,14 @@ impl<B: Agenda> Run<B> {
             Arc::clone(&progress),
             place.clone(),
         );
-        let operation = Operation::call(|| make_future(context));
+        let polls = Arc::new(Polls::new());
+        // Before the operation is called, which may block.
+        let renewals = renew(&store, &renewer, &attempt, &stored, &polls);
+        let operation = Operation::call(Arc::clone(&polls), || make_future(context));
         let has_begun = !operation.has_panicked();
         let operation = tokio::spawn(operation.in_current_span());
-        (Self { store, attempt, seen, progress, renewals, operation, _place: place.map(Occupied) }, has_begun)
+        let _place = place.map(Occupied);
+        (Self { store, attempt, seen, progress, renewals, renewer, polls, operation, _place }, has_begun)
     }
 
     /// Stays with the operation until it has ended, or is stopped because this process is to end.
@@ -179,9 +186,7 @@ impl<B: Agenda> Run<B> {
 
     fn renew_anew(&mut self) {
         let stored = Arc::clone(&self.seen.borrow().stored);
-        let (renewal, renewals) = Renewal::new(self.store.clone(), self.attempt.clone(), &stored);
-        tokio::spawn(renewal.run().in_current_span());
-        self.renewals = renewals;
+        self.renewals = renew(&self.store, &self.renewer, &self.attempt, &stored, &self.polls);
     }
 
     /// How long the task may still run.
@@ -248,6 +253,20 @@ impl<B: Agenda> Run<B> {
             Err(_) => tracing::debug!("a lease was not released within {FAREWELL:?}"),
         }
     }
+}
+
+fn renew<B: Agenda>(
+    store: &TaskStore<B>,
+    renewer: &Arc<Renewer<B>>,
+    attempt: &Attempt<B>,
+    stored: &StoredTask,
+    polls: &Arc<Polls>,
+) -> Renewals {
+    let operation = stored.task.operation.clone();
+    let lateness = Lateness { operation, polls: Arc::clone(polls), renewer: Arc::clone(renewer) };
+    let (renewal, renewals) = Renewal::new(store.clone(), attempt.clone(), stored, lateness);
+    renewer.start(renewal);
+    renewals
 }
 
 /// The next item of a watch, which never comes where there is none.

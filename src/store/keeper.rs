@@ -54,6 +54,13 @@ impl Keeping {
     pub(super) fn new(dropped: mpsc::UnboundedReceiver<Dropped>) -> Self {
         Self { is_kept: Arc::default(), dropped: Arc::new(Mutex::new(dropped)) }
     }
+
+    /// Of a store whose leases another one looks after.
+    #[cfg(feature = "rmcp")]
+    pub(super) fn none() -> Self {
+        let (_, dropped) = mpsc::unbounded_channel();
+        Self { is_kept: Arc::new(AtomicBool::new(true)), ..Self::new(dropped) }
+    }
 }
 
 /// Says that a keeper runs, until its future is dropped, with its runtime or without.
