@@ -66,10 +66,10 @@ struct Form {
 
 const SHORT: Form = Form {
     tasks: 300,
-    pace: Duration::from_millis(45),
+    pace: Duration::from_millis(40),
     at_once: 150,
-    gap: Duration::from_millis(1_500),
-    rages: Duration::from_secs(16),
+    gap: Duration::from_millis(2_000),
+    rages: Duration::from_secs(13),
     least_resumptions: 5,
     least_kept: 5,
     patience: Duration::from_secs(90),

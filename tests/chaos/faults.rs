@@ -63,8 +63,8 @@ const OF_WORKERS: [Fault; 8] = [
     Fault::Pause,
     Fault::CutOff,
 ];
-const OF_SERVERS: [Fault; 6] =
-    [Fault::Kill, Fault::Kill, Fault::Pause, Fault::StepClock, Fault::StepClock, Fault::StepClock];
+const OF_SERVERS: [Fault; 2] = [Fault::Kill, Fault::Pause];
+const OF_CLOCKS: [Fault; 1] = [Fault::StepClock];
 
 /// The server, which keeps what it acknowledged when it is killed, and its clock.
 pub struct Victim {
@@ -113,9 +113,9 @@ impl Victim {
             Fault::Pause => {
                 self.log.append(Event::ServerPaused);
                 self.server.lock().unwrap().signal("STOP");
-                // Every third time longer than a lease and its observation.
+                // Every other time longer than a lease and its observation.
                 let millis =
-                    if random.below(3) == 0 { LONG_MS + random.below(2_000) } else { random.below(2_500) };
+                    if random.below(2) == 0 { LONG_MS + random.below(2_000) } else { random.below(2_500) };
                 sleep(Duration::from_millis(millis)).await;
                 self.server.lock().unwrap().signal("CONT");
                 self.log.append(Event::ServerUp);
@@ -265,13 +265,20 @@ pub async fn rage(
 ) -> Done {
     let gap = u64::try_from(gap.as_millis()).unwrap();
     let mut raging = tokio::task::JoinSet::new();
-    for number in 0..=WORKERS {
+    // Each worker, the server, and its clock.
+    for number in 0..WORKERS + 2 {
         let (places, victim, mut stop) = (Arc::clone(places), Arc::clone(victim), stop.clone());
         let mut random = Random(seed.wrapping_add((number as u64 + 1) << 40));
         raging.spawn(async move {
             let mut done = Done::default();
-            let mut deck = Deck::new(if number < WORKERS { &OF_WORKERS } else { &OF_SERVERS });
+            let mut deck = match number {
+                WORKERS => Deck::new(&OF_SERVERS),
+                0..WORKERS => Deck::new(&OF_WORKERS),
+                _ => Deck::new(&OF_CLOCKS),
+            };
             loop {
+                // One worker has longer lives, so that it is there when the server fails.
+                let gap = if number == WORKERS - 1 { 4 * gap } else { gap };
                 let pause = Duration::from_millis(gap / 2 + random.below(gap));
                 // The sender outlives the faults.
                 if timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok() {
