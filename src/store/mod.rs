@@ -219,6 +219,7 @@ impl<B: Agenda> TaskStore<B> {
             backend: Arc::new(backend),
             config: config.clone(),
             turns: Turns::default(),
+            number: STORES.fetch_add(1, Ordering::Relaxed),
             holder: holder.clone(),
             leases: leases.clone(),
             attempts: Arc::clone(attempts),
