@@ -26,7 +26,10 @@ use tokio::task::{AbortHandle, JoinSet};
 type Tasks = TaskStore<Arc<dyn Agenda>>;
 
 const LEASE: Duration = Duration::from_millis(500);
-const LIMIT: Duration = Duration::from_millis(300);
+/// How long the write of such a lease may take before its timer is scheduled again.
+const LIMIT: Duration = Duration::from_millis(500 / 3 + 500);
+/// Calls may be slower than that.
+const CALL_LIMIT: Duration = Duration::from_secs(2);
 /// For how long a keeper hides what it takes, at most: an observation, and two seconds.
 const HIDDEN: Duration = Duration::from_millis(500 / 3 + 1 + 1000 + 2000);
 /// How long the actors of a history live.
@@ -286,7 +289,7 @@ impl History {
             requests: self.requests.clone(),
             log: Arc::clone(&self.log),
         });
-        let config = StoreConfig::new().lease(LEASE).call_timeout(LIMIT).max_tasks_per_owner(None);
+        let config = StoreConfig::new().lease(LEASE).call_timeout(CALL_LIMIT).max_tasks_per_owner(None);
         let tasks: Tasks = TaskStore::with_config(gated, config);
         let mut random = || Random(self.random.below(u64::MAX));
         let mut actors = Vec::new();

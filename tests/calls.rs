@@ -5,5 +5,9 @@ mod support;
 
 #[path = "calls/copies.rs"]
 mod copies;
+#[path = "calls/deadlines.rs"]
+mod deadlines;
 #[path = "calls/double.rs"]
 mod double;
+#[path = "calls/lanes.rs"]
+mod lanes;

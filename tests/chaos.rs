@@ -29,7 +29,7 @@ mod wire;
 #[path = "chaos/worker.rs"]
 mod worker;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
@@ -53,6 +53,8 @@ struct Form {
     at_once: usize,
     /// Between two faults of one process, on average.
     gap: Duration,
+    /// Faults end when all tasks are created, and after this time at the latest.
+    rages: Duration,
     least_resumptions: usize,
     /// How long tasks may take to end when there are no more faults.
     patience: Duration,
@@ -61,7 +63,8 @@ struct Form {
 const SHORT: Form = Form {
     tasks: 300,
     at_once: 150,
-    gap: Duration::from_millis(1_200),
+    gap: Duration::from_millis(1_500),
+    rages: Duration::from_secs(16),
     least_resumptions: 5,
     patience: Duration::from_secs(90),
 };
@@ -69,6 +72,7 @@ const LONG: Form = Form {
     tasks: 5_000,
     at_once: 250,
     gap: Duration::from_millis(6_000),
+    rages: Duration::from_secs(900),
     least_resumptions: 500,
     patience: Duration::from_secs(180),
 };
@@ -112,24 +116,24 @@ async fn survives(form: Form) {
         seed,
         give_up: gives_up,
     };
-    let clients = tokio::spawn(clients.run(form.tasks, form.at_once, all_created));
+    let mut clients = tokio::spawn(clients.run(form.tasks, form.at_once, all_created));
     let raging = {
         let (places, victim) = (Arc::clone(&places), Arc::clone(&victim));
         tokio::spawn(async move { faults::rage(&places, &victim, seed, form.gap, stops).await })
     };
-    // An end without a word is a panic of the clients.
-    let are_created = created.wait_for(|created| *created).await.is_ok();
+    // The clients may panic, too. Then they have ended.
+    let _ = timeout(form.rages, created.wait_for(|created| *created)).await;
     stop.send_replace(true);
     let done = raging.await.unwrap();
     log.append(Event::FaultsEnd);
     let (raged, ending) = (started.elapsed(), Instant::now());
-    let mut clients = clients;
-    if timeout(form.patience, &mut clients).await.is_err() {
-        // The rules say what has not ended.
-        give_up.send_replace(true);
-        clients.await.unwrap();
-    } else {
-        assert!(are_created);
+    match timeout(form.patience, &mut clients).await {
+        Ok(ended) => ended.unwrap(),
+        Err(_) => {
+            // The rules say what has not ended.
+            give_up.send_replace(true);
+            clients.await.unwrap();
+        }
     }
     let ended = ending.elapsed();
 
@@ -201,15 +205,14 @@ fn show(
     figure("violations", report.violations.len());
 }
 
-/// Prints the violations of each rule, and for the first of them all that is known.
-fn explain(
-    report: &Report,
-    lines: &[Line],
-    ends: &std::collections::BTreeMap<String, ends::End>,
-    folder: &Path,
-) {
-    for violation in report.violations.iter().take(60) {
-        println!("violation: {violation}");
+/// Prints the violations, and for the first of each rule all that is known.
+fn explain(report: &Report, lines: &[Line], ends: &BTreeMap<String, ends::End>, folder: &Path) {
+    let mut alike = BTreeMap::<(checker::Rule, &str), Vec<&str>>::new();
+    for violation in &report.violations {
+        alike.entry((violation.rule, &violation.what)).or_default().push(&violation.task);
+    }
+    for ((rule, what), tasks) in alike {
+        println!("violation: {rule:?}: {what}: {} tasks, {:?}", tasks.len(), &tasks[..tasks.len().min(3)]);
     }
     let history = History::of(lines);
     let mut explained = BTreeSet::new();

@@ -7,6 +7,8 @@
 
 mod support;
 
+#[path = "clocks/leases.rs"]
+mod leases;
 #[path = "clocks/other.rs"]
 mod other;
 #[path = "clocks/process.rs"]

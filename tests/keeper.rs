@@ -22,12 +22,17 @@ type Tasks = TaskStore<Arc<dyn Agenda>>;
 /// A lease that does not lapse in a test, and one that does.
 const LONG: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_millis(50);
-const LIMIT: Duration = Duration::from_millis(200);
+const LIMIT: Duration = Duration::from_secs(2);
 /// How long a lease of [`SHORT`] is observed.
 const OBSERVED: Duration = Duration::from_millis(1016);
 
 fn config(lease: Duration) -> StoreConfig {
     StoreConfig::new().lease(lease).call_timeout(LIMIT).retention(LONG).max_tasks_per_owner(None)
+}
+
+/// How long the write of a short lease may take before its timer is scheduled again.
+fn write_limit(lease: Duration) -> Duration {
+    lease / 3 + lease
 }
 
 fn open(agenda: &Arc<dyn Agenda>, lease: Duration) -> Tasks {
@@ -156,7 +161,7 @@ async fn reads_of_idle_stores(count: usize, lease: Duration, leases: u32) {
     });
     let working: Vec<_> = working.collect();
     // Until the first timers have fired.
-    tokio::time::sleep(lease + LIMIT + lease / 3).await;
+    tokio::time::sleep(lease + write_limit(lease) + lease / 3).await;
     let of_idle = || spies.iter().map(|spy| spy.reads.load(Ordering::SeqCst)).sum::<usize>();
     // Each renewal reads, too.
     let of_worker = || own.reads.load(Ordering::SeqCst) - renewals.load(Ordering::SeqCst);
@@ -262,10 +267,11 @@ async fn a_task_is_scheduled_before_it_is_created_or_claimed_and_again_if_that_w
 ) {
     let store = engine.open().await;
     let spy = Spy::new(&store.backend);
-    let tasks = open(&spy.agenda(), LONG);
+    let lease = Duration::from_millis(300);
+    let tasks = open(&spy.agenda(), lease);
     let leases = Queue::leases();
     let scheduled = || spy.scheduled.swap(0, Ordering::SeqCst);
-    for (takes, times) in [(Duration::ZERO, 1), (LIMIT * 2, 2)] {
+    for (takes, times) in [(Duration::ZERO, 1), (write_limit(lease) + Duration::from_millis(100), 2)] {
         spy.writes_take_ms.store(takes.as_millis() as u64, Ordering::SeqCst);
         let (stored, attempt) = tasks.start(&owner("alice"), resumable()).await.unwrap();
         assert_eq!(scheduled(), times, "a create that takes {takes:?}");
@@ -274,7 +280,7 @@ async fn a_task_is_scheduled_before_it_is_created_or_claimed_and_again_if_that_w
             timers(&*store, &leases).await.iter().find(|timer| timer.key == stored.key).unwrap().due_at;
         let earliest = stored.task.lease.as_ref().unwrap().deadline;
         assert!(
-            due_at >= earliest && due_at <= earliest + LIMIT + takes + Duration::from_secs(2),
+            due_at >= earliest && due_at <= earliest + write_limit(lease) + takes + Duration::from_secs(2),
             "{due_at}"
         );
         attempt.release().await.unwrap();
@@ -517,7 +523,7 @@ async fn a_store_that_takes_no_writes_declares_nobody_lost(#[case] engine: Engin
 async fn a_process_that_was_stopped_begins_its_observation_again() {
     let store = Engine::Memory.open().await;
     let key = lost(&store, closure(), SHORT).await.key;
-    std::thread::sleep(SHORT + LIMIT + Duration::from_millis(20));
+    std::thread::sleep(SHORT + write_limit(SHORT) + Duration::from_millis(20));
     let _other = open(&store.backend, LONG);
     let version = async || store.get(&key).await.unwrap().version.get();
     let pass = async |millis| {

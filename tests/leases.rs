@@ -31,7 +31,7 @@ const SHORT: Duration = Duration::from_millis(50);
 
 fn config(lease: Duration) -> StoreConfig {
     // A task whose TTL has elapsed can be looked at for as long as a test takes.
-    StoreConfig::new().lease(lease).retention(LONG).call_timeout(Duration::from_millis(100))
+    StoreConfig::new().lease(lease).retention(LONG)
 }
 
 /// Two stores on one engine, as of two processes.

@@ -6,6 +6,13 @@ mod support;
 
 #[path = "lost_workers/bound.rs"]
 mod bound;
+#[path = "lost_workers/cancel.rs"]
+mod cancel;
+#[cfg(feature = "redis-tests")]
+#[path = "lost_workers/outages.rs"]
+mod outages;
+#[path = "lost_workers/renewals.rs"]
+mod renewals;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn config(lease: Duration) -> StoreConfig {
     StoreConfig::new()
         .lease(lease)
-        .call_timeout(Duration::from_millis(200))
+        .call_timeout(Duration::from_secs(1))
         .retention(LONG)
         .max_tasks_per_owner(None)
 }

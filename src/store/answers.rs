@@ -5,7 +5,7 @@ use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{OwnerId, StorageError};
 
@@ -22,20 +22,21 @@ pub(super) struct Answers {
     failed: Box<[AtomicU64]>,
     /// Of calls that concern no owner, and gaps in the own ticking.
     disturbed: AtomicU64,
+    /// How long an answer may take: longer than any call of the store, for the background tasks. Engines have shorter limits
+    /// of their own; one may have none.
+    limit: Duration,
 }
 
 /// How many failures there were at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Failures(u64, u64);
 
-impl Default for Answers {
-    fn default() -> Self {
-        let failed = (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
-        Self { hasher: RandomState::new(), failed, disturbed: AtomicU64::new(0) }
-    }
-}
-
 impl Answers {
+    pub(super) fn new(limit: Duration) -> Self {
+        let failed = (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
+        Self { hasher: RandomState::new(), failed, disturbed: AtomicU64::new(0), limit: limit + PROMPT }
+    }
+
     fn of(&self, owner: Option<&OwnerId>) -> &AtomicU64 {
         owner.map_or(&self.disturbed, |owner| &self.failed[self.hasher.hash_one(owner) as usize % BUCKETS])
     }
@@ -50,16 +51,43 @@ impl Answers {
         self.disturbed.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Waits for an answer, and counts it if it fails, comes late, or is given up late.
+    /// Waits for the answer to a read, and counts it if it fails, comes late, or is given up late.
     pub(super) async fn count<T>(
         &self,
         owner: Option<&OwnerId>,
+        read: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        self.count_call(owner, read, false).await
+    }
+
+    /// The same for a write, which may have been applied if its answer does not come.
+    pub(super) async fn count_write<T>(
+        &self,
+        owner: Option<&OwnerId>,
+        write: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        self.count_call(owner, write, true).await
+    }
+
+    async fn count_call<T>(
+        &self,
+        owner: Option<&OwnerId>,
         call: impl Future<Output = Result<T, StorageError>>,
+        is_write: bool,
     ) -> Result<T, StorageError> {
         let mut call_under_way = Call { failed: self.of(owner), begun: Instant::now(), has_failed: false };
-        let answer = call.await;
+        let answer = timeout(self.limit, call).await.unwrap_or_else(|_| Err(self.no_answer(is_write)));
         call_under_way.has_failed = answer.as_ref().is_err_and(is_failure);
         answer
+    }
+
+    fn no_answer(&self, is_write: bool) -> StorageError {
+        StorageError::Unavailable {
+            address: "the storage engine".to_owned(),
+            reason: format!("no answer within {:?}; check that its server answers", self.limit),
+            outcome_unknown: is_write,
+            source: None,
+        }
     }
 }
 

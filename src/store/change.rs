@@ -1,12 +1,36 @@
 //! How a change lands: the task is read, ended if its TTL has elapsed, changed, and written only if nobody else has
 //! written it meanwhile; otherwise all over again.
 
+use std::pin::pin;
+
 use tracing::{Instrument, debug_span};
 
+use super::deadline::{Deadline, Subject};
 use super::transitions::{self, Change};
-use super::write::jittered;
+use super::turns::Lane;
+use super::write::{Caller, jittered};
 use super::{TaskError, TaskRef, TaskStore, check_key, decode};
 use crate::{Agenda, StorageBackend, StorageError, StoredTask, Task, TaskKey};
+
+/// What a change is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// How far the work has come: other changes pass it.
+    Progress,
+    /// Requests to the client, and its answers.
+    Input,
+    /// Leases, cancels and the end of a task.
+    Lifecycle,
+}
+
+impl Kind {
+    pub(super) fn lane(self) -> Lane {
+        match self {
+            Self::Progress => Lane::Progress,
+            Self::Input | Self::Lifecycle => Lane::First,
+        }
+    }
+}
 
 /// Who changes a task.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,45 +56,65 @@ impl<B: Agenda> TaskStore<B> {
     /// Applies `change` to the task and writes it, again and again until nobody else got in between.
     pub(super) async fn change(
         &self,
+        kind: Kind,
         operation: &'static str,
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
-        self.change_by(Who::Anybody, operation, task, change).await
+        self.change_before(&self.deadline(), kind, operation, task, change).await
+    }
+
+    /// The same in a call that has begun before.
+    pub(super) async fn change_before(
+        &self,
+        deadline: &Deadline,
+        kind: Kind,
+        operation: &'static str,
+        task: TaskRef<'_>,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
+    ) -> Result<StoredTask, TaskError> {
+        self.change_by(Who::Anybody, deadline, kind, operation, task, change).await
     }
 
     /// The same by the holder of the task's lease.
     pub(super) async fn change_by_holder(
         &self,
+        deadline: &Deadline,
+        kind: Kind,
         operation: &'static str,
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
-        self.change_by(Who::Holder, operation, task, change).await
+        self.change_by(Who::Holder, deadline, kind, operation, task, change).await
     }
 
     async fn change_by(
         &self,
         who: Who,
+        deadline: &Deadline,
+        kind: Kind,
         operation: &'static str,
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
-        let TaskKey { owner, task: id } = task.key();
-        let span = debug_span!("change", operation, %owner, task = %id);
-        self.change_in_turn(who, task, change).instrument(span).await
+        let key = task.key();
+        let span = debug_span!("change", operation, owner = %key.owner, task = %key.task);
+        let change = pin!(self.change_in_turn(who, deadline, kind, task, change));
+        deadline.limit(operation, Subject::Task(key), change).instrument(span).await
     }
 
     async fn change_in_turn(
         &self,
         who: Who,
+        deadline: &Deadline,
+        kind: Kind,
         task: TaskRef<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
         let key = task.key();
         check_key(key)?;
-        let place = self.0.turns.queue(key);
-        let _turn = place.turn().await;
+        let place = self.0.turns.queue(key, kind.lane());
+        let mut caller = Caller::new(deadline, place.turn().await);
         // A copy that the caller holds is good for a write only. That there is nothing to do, or that it may not
         // be done, is never said without looking at the task as it is.
         if let TaskRef::Stored(held) = task
@@ -79,7 +123,7 @@ impl<B: Agenda> TaskStore<B> {
         {
             let mut task = Task::clone(&held.task);
             if let Ok(made @ (Change::Made | Change::Unseen)) = change(&mut task) {
-                match self.write(key, held.version, task, made).await {
+                match self.write_by(&mut caller, key, held.version, task, made).await {
                     Ok(Some(written)) => return Ok(written),
                     Ok(None) | Err(TaskError::LimitExceeded { .. }) => {}
                     Err(error) => return Err(error),
@@ -98,7 +142,8 @@ impl<B: Agenda> TaskStore<B> {
             if made == Change::None {
                 return Ok(stored);
             }
-            if let Some(written) = self.write(key, stored.version, stored.task.into_task(), made).await? {
+            let task = stored.task.into_task();
+            if let Some(written) = self.write_by(&mut caller, key, stored.version, task, made).await? {
                 return Ok(written);
             }
         }

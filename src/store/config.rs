@@ -156,13 +156,16 @@ impl StoreConfig {
         self
     }
 
-    /// How long the write of a new lease may take before its timer is scheduled again; 10 s unless set.
+    /// How long one call of the store may take as a whole; 10 s unless set, at least 1 ms. Waiting for other writers of the
+    /// task, reads, back-offs, the write, and looking up its outcome are included. A call that runs into it is
+    /// [`Unavailable`](crate::StorageError::Unavailable), with an unknown outcome only if a write was sent whose outcome is
+    /// not known. Choose more than the time limit of the engine's calls.
     ///
-    /// The first timer of a lease fires this long after the lease lapses, but at most a third of the lease and 3 s after it.
-    /// A keeper that finds no record then removes the timer. A write that took longer schedules the timer again before its
-    /// call returns. Choose more than the time limit of the engine's calls.
+    /// The first timer of a new lease fires this long after the lease lapses, but at most a third of the lease and 3 s after
+    /// it, and for a lease under 3 s as long as the lease in place of 3 s. A keeper that finds no record then removes the timer. A write that took longer schedules the timer again before
+    /// its call returns.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
-        self.call_timeout = limit.min(LONGEST_LEASE);
+        self.call_timeout = limit.clamp(Duration::from_millis(1), LONGEST_LEASE);
         self
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::change::Kind;
 use super::limits::{MAX_JSON_DEPTH, check, check_depth};
 use super::transitions::{self, Change};
 use super::{StoreConfig, TaskError, TaskStore, millis};
@@ -48,7 +49,7 @@ impl<B: Agenda> TaskStore<B> {
         let change = |task: &mut Task| {
             Ok(if change(&mut Draft { task, config })? { Change::Made } else { Change::None })
         };
-        self.change(operation, TaskRef::Key(key), change).await
+        self.change(Kind::Input, operation, TaskRef::Key(key), change).await
     }
 }
 

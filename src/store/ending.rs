@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::change::Kind;
 use super::transitions;
 use super::{TaskError, TaskStore};
 use crate::{Agenda, Attempt, RpcError, StoredTask, Task};
@@ -32,7 +33,7 @@ impl<B: Agenda> Attempt<B> {
                 Ending::Cancelled => transitions::cancel(task),
             }
         };
-        self.change(ending.name(), end).await
+        self.change(Kind::Lifecycle, ending.name(), end).await
     }
 }
 

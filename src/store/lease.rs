@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +11,12 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::attempts::Guard;
+use super::change::Kind;
+use super::deadline::{Deadline, Subject};
 use super::transitions::{self, Change, Gone};
-use super::{NewTask, TaskError, TaskRef, TaskStore};
+use super::turns::Lane;
+use super::write::Caller;
+use super::{NewTask, StoreConfig, TaskError, TaskRef, TaskStore};
 use crate::{Agenda, Lease, OwnerId, RpcError, StoredTask, Task, TaskId, TaskKey};
 
 impl<B: Agenda> TaskStore<B> {
@@ -29,10 +34,21 @@ impl<B: Agenda> TaskStore<B> {
     pub async fn start(&self, owner: &OwnerId, new: NewTask) -> Result<(StoredTask, Attempt<B>), TaskError> {
         self.keep();
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
+        let deadline = self.deadline();
+        deadline.limit("start", Subject::Task(&key), pin!(self.start_with(&deadline, &key, new))).await
+    }
+
+    async fn start_with(
+        &self,
+        deadline: &Deadline,
+        key: &TaskKey,
+        new: NewTask,
+    ) -> Result<(StoredTask, Attempt<B>), TaskError> {
+        let mut caller = Caller { deadline: Some(deadline), turn: None };
         let begun = Instant::now();
         // Registered before it is stored: the keeper of this store ends a lease of its own without an attempt.
-        let attempt = Attempt::new(self, &key, 1);
-        let stored = match self.create_with(key, new, Some(self.lease(1, 0))).await {
+        let attempt = Attempt::new(self, key, 1);
+        let stored = match self.create_with(&mut caller, key, new, Some(self.lease(1, 0))).await {
             Ok(stored) => stored,
             Err(error) => {
                 if !error.outcome_unknown() {
@@ -41,7 +57,7 @@ impl<B: Agenda> TaskStore<B> {
                 return Err(error);
             }
         };
-        self.schedule_again_if_slow(&stored.key, begun).await?;
+        self.schedule_again_if_slow(key, begun).await?;
         attempt.guard.set_begun();
         Ok((stored, attempt))
     }
@@ -59,8 +75,17 @@ impl<B: Agenda> TaskStore<B> {
     /// As [`start`](Self::start).
     pub async fn claim(&self, key: &TaskKey) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
         self.keep();
-        let place = self.0.turns.queue(key);
-        let _turn = place.turn().await;
+        let deadline = self.deadline();
+        deadline.limit("claim", Subject::Task(key), pin!(self.claim_in_turn(&deadline, key))).await
+    }
+
+    async fn claim_in_turn(
+        &self,
+        deadline: &Deadline,
+        key: &TaskKey,
+    ) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
+        let place = self.0.turns.queue(key, Lane::First);
+        let mut caller = Caller::new(deadline, place.turn().await);
         for retry in 0..self.0.config.max_conflicts {
             self.back_off(retry).await;
             let read = match self.read(key).await {
@@ -78,7 +103,7 @@ impl<B: Agenda> TaskStore<B> {
             let Some(waiting) = transitions::waiting(&task) else { return Ok(None) };
             if task.cancel_requested || !transitions::may_run(&task, waiting) {
                 transitions::lose_worker(&mut task, Gone::Released, self.now())?;
-                match self.write(key, version, task, Change::Made).await? {
+                match self.write_by(&mut caller, key, version, task, Change::Made).await? {
                     Some(_) => return Ok(None),
                     None => continue,
                 }
@@ -90,7 +115,7 @@ impl<B: Agenda> TaskStore<B> {
             let lease = self.lease(waiting.attempt.saturating_add(1), waiting.losses);
             let attempt = Attempt::new(self, key, lease.attempt);
             task.lease = Some(lease);
-            match self.write(key, version, task, Change::Made).await {
+            match self.write_by(&mut caller, key, version, task, Change::Made).await {
                 Ok(Some(claimed)) => {
                     self.schedule_again_if_slow(key, begun).await?;
                     attempt.guard.set_begun();
@@ -135,11 +160,11 @@ impl<B: Agenda> TaskStore<B> {
         self.schedule(&self.0.leases, key, self.0.config.lease + self.write_limit()).await
     }
 
-    /// How long the write of a lease may take. No longer than that a worker which dies soon after its first renewal is
-    /// found as soon as any other: within 1⅓ leases and 5 s.
+    /// How long the write of a lease may take before its timer is scheduled again. No longer than that a worker which dies
+    /// soon after its first renewal is found as soon as any other: within 1⅓ leases and 5 s.
     fn write_limit(&self) -> Duration {
-        let config = &self.0.config;
-        config.call_timeout.min(config.lease / 3 + Duration::from_secs(3))
+        let StoreConfig { call_timeout, lease, .. } = self.0.config;
+        call_timeout.min(lease / 3 + lease.min(Duration::from_secs(3)))
     }
 
     /// The write of a lease took longer than one call may: its timer may have fired before, and may be gone.
@@ -267,34 +292,39 @@ impl<B: Agenda> Attempt<B> {
     /// Makes the lease last for its whole duration from now on. Changes nothing that a client sees, and wakes no
     /// subscriber. It does not touch the timer of the lease: the taker of that timer reads the new deadline.
     pub async fn renew(&self) -> Result<StoredTask, TaskError> {
-        self.change("renew", |task| transitions::renew(task)).await
+        self.change(Kind::Lifecycle, "renew", |task| transitions::renew(task)).await
     }
 
     /// Reads the task, as long as it is this attempt's or has ended.
     pub async fn read(&self) -> Result<StoredTask, TaskError> {
-        self.change("read", |_| Ok(Change::None)).await
+        self.change(Kind::Lifecycle, "read", |_| Ok(Change::None)).await
     }
 
     /// Gives up the lease, so that nobody needs to wait for it to lapse. A task that can resume is scheduled in its work
     /// queue, for now, and the attempt does not count against its [bound](NewTask::max_attempts). One that cannot fails in the same write, and one that was asked to cancel becomes `cancelled`.
     pub async fn release(&self) -> Result<StoredTask, TaskError> {
-        let released = self
-            .change("release", |task| {
-                transitions::lose_worker(task, Gone::Released, self.store.now()).map(|_| Change::Made)
-            })
-            .await?;
+        let deadline = self.store.deadline();
+        let change = |task: &mut Task| {
+            transitions::lose_worker(task, Gone::Released, self.store.now()).map(|_| Change::Made)
+        };
+        let released = self.change_before(&deadline, Kind::Lifecycle, "release", change).await?;
         self.guard.set_over();
-        if let Err(error) = self.store.schedule_work(&released).await {
-            tracing::warn!(%error, task = %self.key.task, "a released task waits until the timer of its lease fires");
-        }
+        let schedule = async {
+            if let Err(error) = self.store.schedule_work(&released).await {
+                tracing::debug!(%error, task = %self.key.task, "a released task waits until the timer of its lease fires");
+            }
+        };
+        deadline.give(schedule).await;
         Ok(released)
     }
 
     /// As [`TaskStore::set_status_message`].
     pub async fn set_status_message(&self, message: impl Into<String>) -> Result<StoredTask, TaskError> {
         let (message, config) = (message.into(), &self.store.0.config);
-        self.change("set_status_message", |task| transitions::set_status_message(task, &message, config))
-            .await
+        self.change(Kind::Progress, "set_status_message", |task| {
+            transitions::set_status_message(task, &message, config)
+        })
+        .await
     }
 
     /// Makes a request that the client has to answer, under a key that this attempt has not used yet, and moves the
@@ -310,7 +340,8 @@ impl<B: Agenda> Attempt<B> {
             return Err(TaskError::InputKeyUsed { task: self.key.task.clone(), key });
         }
         let mut asking = Asking { asked: &self.asked, key: &key, is_asked: false };
-        let asked = self.change("ask", |task| transitions::ask(task, &key, &request, config)).await;
+        let asked =
+            self.change(Kind::Input, "ask", |task| transitions::ask(task, &key, &request, config)).await;
         asking.is_asked = asked.is_ok();
         asked
     }
@@ -327,7 +358,10 @@ impl<B: Agenda> Attempt<B> {
     ) -> Result<StoredTask, TaskError> {
         let variables = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
         let config = &self.store.0.config;
-        self.change("set_variables", |task| transitions::set_variables(task, &variables, config)).await
+        self.change(Kind::Progress, "set_variables", |task| {
+            transitions::set_variables(task, &variables, config)
+        })
+        .await
     }
 
     /// Keeps a value for the next attempt, in place of the one before: how far the work has come, for instance. The
@@ -338,27 +372,39 @@ impl<B: Agenda> Attempt<B> {
     /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
     /// [`LimitExceeded`](TaskError::LimitExceeded) when the value is too large or too deep.
     pub async fn set_checkpoint(&self, checkpoint: Value) -> Result<StoredTask, TaskError> {
-        self.change("set_checkpoint", |task| transitions::set_checkpoint(task, &checkpoint)).await
+        self.change(Kind::Progress, "set_checkpoint", |task| transitions::set_checkpoint(task, &checkpoint))
+            .await
     }
 
     /// As [`TaskStore::complete`].
     pub async fn complete(&self, result: Value) -> Result<StoredTask, TaskError> {
-        self.change("complete", |task| transitions::complete(task, &result)).await
+        self.change(Kind::Lifecycle, "complete", |task| transitions::complete(task, &result)).await
     }
 
     /// As [`TaskStore::fail`].
     pub async fn fail(&self, error: RpcError) -> Result<StoredTask, TaskError> {
-        self.change("fail", |task| transitions::fail(task, &error)).await
+        self.change(Kind::Lifecycle, "fail", |task| transitions::fail(task, &error)).await
     }
 
     /// As [`TaskStore::cancel`].
     pub async fn cancel(&self) -> Result<StoredTask, TaskError> {
-        self.change("cancel", transitions::cancel).await
+        self.change(Kind::Lifecycle, "cancel", transitions::cancel).await
+    }
+
+    pub(super) async fn change(
+        &self,
+        kind: Kind,
+        operation: &'static str,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        self.change_before(&self.store.deadline(), kind, operation, change).await
     }
 
     /// A task that has ended has no lease: the change itself says that it may not be changed any more.
-    pub(super) async fn change(
+    async fn change_before(
         &self,
+        deadline: &Deadline,
+        kind: Kind,
         operation: &'static str,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
     ) -> Result<StoredTask, TaskError> {
@@ -378,7 +424,8 @@ impl<B: Agenda> Attempt<B> {
             }
             Ok(made)
         };
-        let changed = self.store.change_by_holder(operation, TaskRef::Key(&self.key), fenced).await;
+        let task = TaskRef::Key(&self.key);
+        let changed = self.store.change_by_holder(deadline, kind, operation, task, fenced).await;
         let is_over = match &changed {
             Ok(stored) => stored.task.status.is_terminal(),
             Err(

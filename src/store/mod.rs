@@ -4,6 +4,7 @@ mod answers;
 mod attempts;
 mod change;
 mod config;
+mod deadline;
 #[cfg(feature = "pmcp")]
 mod draft;
 #[cfg(feature = "rmcp")]
@@ -23,6 +24,7 @@ mod wait;
 mod write;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,7 +36,9 @@ use tracing::instrument;
 
 use answers::Answers;
 use attempts::Attempts;
+use change::Kind;
 pub use config::StoreConfig;
+use deadline::{Deadline, Subject};
 #[cfg(feature = "pmcp")]
 pub(crate) use draft::Draft;
 #[cfg(feature = "rmcp")]
@@ -49,7 +53,7 @@ pub(crate) use outage::BackOff;
 use timers::Noticed;
 use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
-use write::{Write, encode, mark};
+use write::{Caller, Write, encode, mark};
 
 use crate::exact::ExactIntegers;
 use crate::payload::HeldParts;
@@ -89,6 +93,13 @@ use crate::{
 /// Arguments, results and checkpoints are parts of the record if their JSON is over 4 KiB. No other change sends
 /// them, and no read loads them: a task that was read has them as [`Payload::Stored`](crate::Payload::Stored), and
 /// [`payload`](Self::payload) loads one.
+///
+/// # Time limit
+/// Every call ends within [`StoreConfig::call_timeout`], whatever the engine does: waiting for other writers of the task,
+/// reads, writes and back-offs included. After that it fails with
+/// [`StorageError::Unavailable`](crate::StorageError::Unavailable). [`wait`](Self::wait) waits for as long as it takes;
+/// each read in it has the limit. Writers of a task in one process take turns. Status messages, variables and checkpoints
+/// wait behind all other writes.
 ///
 /// # Cancellation safety
 /// Dropping the future of a call that changes something leaves the change made or not, as a whole.
@@ -195,6 +206,7 @@ impl<B: Agenda> TaskStore<B> {
     /// A store with this configuration.
     pub fn with_config(backend: B, config: StoreConfig) -> Self {
         let (attempts, dropped) = Attempts::new();
+        let answers = Arc::new(Answers::new(config.call_timeout));
         let store = Self(Arc::new(Inner {
             backend: Arc::new(backend),
             config,
@@ -204,7 +216,7 @@ impl<B: Agenda> TaskStore<B> {
             leases: Queue::leases(),
             attempts,
             noticed: Noticed::default(),
-            answers: Arc::default(),
+            answers,
             keeping: Keeping::new(dropped),
         }));
         store.keep();
@@ -255,16 +267,25 @@ impl<B: Agenda> TaskStore<B> {
     #[instrument(level = "debug", skip_all, fields(%owner))]
     pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
-        self.create_with(key, new, None).await
+        let deadline = self.deadline();
+        let mut caller = Caller { deadline: Some(&deadline), turn: None };
+        let create = pin!(self.create_with(&mut caller, &key, new, None));
+        deadline.limit("create", Subject::Task(&key), create).await
     }
 
     /// Reads a task.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        let deadline = self.deadline();
+        let stored = deadline.limit("get", Subject::Task(key), pin!(self.look_at(key))).await?;
+        deadline.give(self.notice(&stored)).await;
+        Ok(stored)
+    }
+
+    async fn look_at(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         for attempt in 0..self.0.config.max_conflicts {
             self.back_off(attempt).await;
             if let Some(stored) = self.settle(self.read(key).await?).await? {
-                self.notice(&stored).await;
                 return Ok(stored);
             }
         }
@@ -281,6 +302,13 @@ impl<B: Agenda> TaskStore<B> {
     pub async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
         check_owner(owner)?;
         self.keep();
+        let deadline = self.deadline();
+        let page = deadline.limit("list", Subject::Owner(owner), pin!(self.list_now(owner, page))).await?;
+        deadline.give(self.notice_all(&page.tasks)).await;
+        Ok(page)
+    }
+
+    async fn list_now(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
         let origin = self.origin();
         let page = self.0.answers.count(Some(owner), self.0.backend.list(owner, page)).await;
         let page = page.map_err(|error| match error {
@@ -304,7 +332,7 @@ impl<B: Agenda> TaskStore<B> {
             match self.settle(stored).await {
                 Ok(Some(settled)) => tasks.push(settled),
                 // It was changed or removed since the page was read.
-                Ok(None) | Err(TaskError::NotFound { .. }) => match self.get(&key).await {
+                Ok(None) | Err(TaskError::NotFound { .. }) => match self.look_at(&key).await {
                     Ok(stored) => tasks.push(stored),
                     Err(TaskError::NotFound { .. }) => {}
                     Err(error) => return Err(error),
@@ -312,7 +340,6 @@ impl<B: Agenda> TaskStore<B> {
                 Err(error) => return Err(error),
             }
         }
-        self.notice_all(&tasks).await;
         Ok(TaskPage { tasks, unreadable, next: page.next })
     }
 
@@ -329,7 +356,7 @@ impl<B: Agenda> TaskStore<B> {
         let message = message.into();
         let config = &self.0.config;
         let change = |task: &mut Task| transitions::set_status_message(task, &message, config);
-        self.change("set_status_message", task.into(), change).await
+        self.change(Kind::Progress, "set_status_message", task.into(), change).await
     }
 
     /// Records requests that the client has to answer, each under a key of its own, and moves the task to
@@ -349,7 +376,7 @@ impl<B: Agenda> TaskStore<B> {
         let requests: Vec<_> = requests.into_iter().map(|(key, request)| (key.into(), request)).collect();
         let config = &self.0.config;
         let change = |task: &mut Task| transitions::require_input(task, &requests, config);
-        self.change("require_input", task.into(), change).await
+        self.change(Kind::Input, "require_input", task.into(), change).await
     }
 
     /// Stores the client's answers to open requests. The last one moves the task back to `working`. Answers to
@@ -364,7 +391,7 @@ impl<B: Agenda> TaskStore<B> {
     ) -> Result<StoredTask, TaskError> {
         let responses = responses.into_iter().map(|(key, response)| (key.into(), response)).collect();
         let change = |task: &mut Task| transitions::deliver_inputs(task, &responses);
-        self.change("deliver_inputs", task.into(), change).await
+        self.change(Kind::Input, "deliver_inputs", task.into(), change).await
     }
 
     /// Ends the task as `completed` with its result, in one write.
@@ -377,7 +404,8 @@ impl<B: Agenda> TaskStore<B> {
         task: impl Into<TaskRef<'a>>,
         result: Value,
     ) -> Result<StoredTask, TaskError> {
-        self.change("complete", task.into(), |task| transitions::complete(task, &result)).await
+        self.change(Kind::Lifecycle, "complete", task.into(), |task| transitions::complete(task, &result))
+            .await
     }
 
     /// Ends the task as `failed` with a JSON-RPC error object, in one write.
@@ -389,7 +417,7 @@ impl<B: Agenda> TaskStore<B> {
         task: impl Into<TaskRef<'a>>,
         error: RpcError,
     ) -> Result<StoredTask, TaskError> {
-        self.change("fail", task.into(), |task| transitions::fail(task, &error)).await
+        self.change(Kind::Lifecycle, "fail", task.into(), |task| transitions::fail(task, &error)).await
     }
 
     /// Ends the task as `cancelled`, now, whatever works on it.
@@ -397,15 +425,23 @@ impl<B: Agenda> TaskStore<B> {
     /// # Errors
     /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended.
     pub async fn cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
-        self.change("cancel", task.into(), transitions::cancel).await
+        self.change(Kind::Lifecycle, "cancel", task.into(), transitions::cancel).await
     }
 
     /// Records that the client wants the task cancelled (`tasks/cancel` of SEP-2663) and withdraws open
     /// requests; its worker decides how it ends. Without effect on a task that has ended. A task that waits
     /// for a worker is cancelled at once, and so is one whose worker turns out to be lost.
     pub async fn request_cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
-        let requested = self.change("request_cancel", task.into(), transitions::request_cancel).await?;
-        self.look_soon(&requested).await;
+        let deadline = self.deadline();
+        let change = self.change_before(
+            &deadline,
+            Kind::Lifecycle,
+            "request_cancel",
+            task.into(),
+            transitions::request_cancel,
+        );
+        let requested = change.await?;
+        deadline.give(self.look_soon(&requested)).await;
         Ok(requested)
     }
 
@@ -423,7 +459,7 @@ impl<B: Agenda> TaskStore<B> {
         let variables = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
         let config = &self.0.config;
         let change = |task: &mut Task| transitions::set_variables(task, &variables, config);
-        self.change("set_variables", task.into(), change).await
+        self.change(Kind::Progress, "set_variables", task.into(), change).await
     }
 
     /// Removes a task, whatever its status, and whether or not its record can be read.
@@ -433,9 +469,15 @@ impl<B: Agenda> TaskStore<B> {
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
     pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
         check_key(key)?;
-        let removed = self.0.answers.count(Some(&key.owner), self.0.backend.delete(key)).await;
+        let deadline = self.deadline();
+        deadline.set_in_doubt(true);
+        let delete = pin!(async {
+            let removed = self.0.answers.count_write(Some(&key.owner), self.0.backend.delete(key)).await;
+            removed.map_err(|error| TaskError::from_storage(error, &key.task))
+        });
+        let removed = deadline.limit("delete", Subject::Task(key), delete).await;
         self.0.noticed.forget(key);
-        match removed.map_err(|error| TaskError::from_storage(error, &key.task))? {
+        match removed? {
             true => Ok(()),
             false => Err(TaskError::NotFound { task: key.task.clone() }),
         }
@@ -445,7 +487,11 @@ impl<B: Agenda> TaskStore<B> {
     /// server expires them.
     #[instrument(level = "debug", skip_all)]
     pub async fn cleanup(&self) -> Result<u64, TaskError> {
-        self.0.backend.cleanup_expired().await.map_err(TaskError::Storage)
+        let cleanup = pin!(async {
+            let removed = self.0.answers.count(None, self.0.backend.cleanup_expired()).await;
+            removed.map_err(TaskError::Storage)
+        });
+        self.deadline().limit("cleanup", Subject::Store, cleanup).await
     }
 }
 
@@ -453,6 +499,11 @@ impl<B: Agenda> TaskStore<B> {
     /// The estimate of the engine's clock in whole milliseconds, as records hold it.
     fn now(&self) -> DateTime<Utc> {
         self.0.backend.now().trunc_subsecs(3)
+    }
+
+    /// A call begins.
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.0.config.call_timeout)
     }
 
     /// What a task that is read or written from now on is a copy of.
@@ -468,7 +519,8 @@ impl<B: Agenda> TaskStore<B> {
 
     async fn create_with(
         &self,
-        key: TaskKey,
+        caller: &mut Caller<'_>,
+        key: &TaskKey,
         new: NewTask,
         lease: Option<Lease>,
     ) -> Result<StoredTask, TaskError> {
@@ -528,11 +580,11 @@ impl<B: Agenda> TaskStore<B> {
         let write_id = mark(&mut task);
         let mut options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
         let data = encode(&mut task, &mut options)?;
-        let write = Write { key: &key, data, options, expected: Version::ABSENT, write_id, previous: None };
+        let write = Write { key, data, options, expected: Version::ABSENT, write_id, previous: None };
         if task.lease.is_some() {
-            self.schedule_lease(&key).await?;
+            self.schedule_lease(key).await?;
         }
-        match self.put(&write, task).await? {
+        match self.put(caller, &write, task).await? {
             Some(created) => Ok(created),
             // Somebody has drawn the same 122 random bits, or the engine is not what it says.
             None => Err(TaskError::Storage(StorageError::VersionConflict {

@@ -1,8 +1,11 @@
 //! Loading the payloads that a read of a task leaves in the engine.
 
+use std::pin::pin;
+
 use serde_json::Value;
 use tracing::instrument;
 
+use super::deadline::Subject;
 use super::{TaskError, TaskStore, check_key};
 use crate::{Agenda, Payload, PayloadKind, StorageBackend, StoredTask};
 
@@ -22,7 +25,13 @@ impl<B: Agenda> TaskStore<B> {
     #[instrument(level = "debug", skip_all, fields(owner = %task.key.owner, task = %task.key.task, ?kind))]
     pub async fn payload(&self, task: &StoredTask, kind: PayloadKind) -> Result<Option<Value>, TaskError> {
         check_key(&task.key)?;
+        let load = pin!(self.load(task, kind));
+        self.deadline().limit("payload", Subject::Task(&task.key), load).await
+    }
+
+    async fn load(&self, task: &StoredTask, kind: PayloadKind) -> Result<Option<Value>, TaskError> {
         let id = &task.key.task;
+        let part_name = kind.part();
         let mut payload = task.task.payload(kind).cloned();
         for attempt in 0..self.0.config.max_conflicts {
             match payload {
@@ -31,7 +40,8 @@ impl<B: Agenda> TaskStore<B> {
                 Some(Payload::Stored { .. }) => {}
             }
             self.back_off(attempt).await;
-            let part = self.0.backend.part(&task.key, &kind.part()).await;
+            let part = self.0.backend.part(&task.key, &part_name);
+            let part = self.0.answers.count(Some(&task.key.owner), part).await;
             if let Some(part) = part.map_err(|error| TaskError::from_storage(error, id))? {
                 let value = serde_json::from_slice(&part.data);
                 return value.map(Some).map_err(|source| TaskError::Unreadable { task: id.clone(), source });

@@ -56,7 +56,8 @@ impl<B: Agenda> TaskStore<B> {
         key: &TaskKey,
         after: Duration,
     ) -> Result<(), TaskError> {
-        let scheduled = self.0.answers.count(Some(&key.owner), self.0.backend.schedule(queue, key, after));
+        let scheduled =
+            self.0.answers.count_write(Some(&key.owner), self.0.backend.schedule(queue, key, after));
         scheduled.await.map_err(TaskError::Storage)
     }
 

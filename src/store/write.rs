@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use once_cell::sync::Lazy;
 
+use super::deadline::Deadline;
 use super::transitions::Change;
+use super::turns::Turn;
 use super::{TaskError, TaskStore};
 use crate::snapshot::Origin;
 use crate::{
@@ -39,10 +41,43 @@ impl Write<'_> {
     }
 }
 
+/// Who writes.
+#[derive(Default)]
+pub(super) struct Caller<'a> {
+    /// The time limit of the call that the write belongs to.
+    pub(super) deadline: Option<&'a Deadline>,
+    /// The writer's turn at the task. It ends when the outcome of the write must be looked up: the next writer goes on
+    /// meanwhile, and compare-and-swap keeps both right.
+    pub(super) turn: Option<Turn<'a>>,
+}
+
+impl<'a> Caller<'a> {
+    pub(super) fn new(deadline: &'a Deadline, turn: Turn<'a>) -> Self {
+        Self { deadline: Some(deadline), turn: Some(turn) }
+    }
+
+    fn set_in_doubt(&self, is_in_doubt: bool) {
+        if let Some(deadline) = self.deadline {
+            deadline.set_in_doubt(is_in_doubt);
+        }
+    }
+}
+
 impl<B: Agenda> TaskStore<B> {
     /// Writes a changed task over the version that it was made of. `None` if somebody else wrote that meanwhile.
     pub(super) async fn write(
         &self,
+        key: &TaskKey,
+        expected: Version,
+        task: Task,
+        change: Change,
+    ) -> Result<Option<StoredTask>, TaskError> {
+        self.write_by(&mut Caller::default(), key, expected, task, change).await
+    }
+
+    pub(super) async fn write_by(
+        &self,
+        caller: &mut Caller<'_>,
         key: &TaskKey,
         expected: Version,
         mut task: Task,
@@ -57,17 +92,26 @@ impl<B: Agenda> TaskStore<B> {
         let write_id = mark(&mut task);
         let data = encode(&mut task, &mut options)?;
         let write = Write { key, data, options, expected, write_id, previous };
-        self.put(&write, task).await
+        self.put(caller, &write, task).await
     }
 
     /// Sends a write. `None` if it conflicts with another.
-    pub(super) async fn put(&self, write: &Write<'_>, task: Task) -> Result<Option<StoredTask>, TaskError> {
+    pub(super) async fn put(
+        &self,
+        caller: &mut Caller<'_>,
+        write: &Write<'_>,
+        task: Task,
+    ) -> Result<Option<StoredTask>, TaskError> {
         let origin = self.origin();
-        match self.send(write).await {
+        caller.set_in_doubt(true);
+        let sent = self.send(write).await;
+        caller.set_in_doubt(sent.as_ref().is_err_and(StorageError::outcome_unknown));
+        match sent {
             Ok(written) => Ok(Some(write.stored(task, written, origin))),
             Err(StorageError::VersionConflict { .. }) => Ok(None),
             // Rare, so the room for it is taken only then.
             Err(error) if is_settled_by_reading(&error) => {
+                caller.turn = None;
                 Box::pin(self.settle_outcome(write, task, error)).await.map(Some)
             }
             Err(error) => Err(TaskError::from_storage(error, &write.key.task)),
@@ -77,7 +121,7 @@ impl<B: Agenda> TaskStore<B> {
     async fn send(&self, write: &Write<'_>) -> Result<Written, StorageError> {
         let data = write.data.clone();
         let put = self.0.backend.put_if_version(write.key, data, write.options.clone(), write.expected);
-        self.0.answers.count(Some(&write.key.owner), put).await
+        self.0.answers.count_write(Some(&write.key.owner), put).await
     }
 
     /// Finds out what became of a write that got no answer. Its id in the record: it was applied. The version

@@ -20,7 +20,9 @@ pub enum Server {
     Answers,
     /// Nothing is answered until it is asked to go on. What it was asked meanwhile is done then.
     Hangs,
-    /// Each write is applied, and nothing is answered.
+    /// Writes are answered, and reads are not.
+    HangsOnReads,
+    /// Whatever it is asked is done, and nothing is answered.
     AppliesOnly,
     Refuses,
 }
@@ -33,6 +35,8 @@ pub struct Double {
     pub takes_ms: AtomicU64,
     pub reads: AtomicUsize,
     pub writes: AtomicUsize,
+    /// So many of the next writes are lost before they are applied.
+    pub loses_writes: AtomicUsize,
 }
 
 impl Double {
@@ -48,6 +52,7 @@ impl Double {
             takes_ms: AtomicU64::new(0),
             reads: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
+            loses_writes: AtomicUsize::new(0),
         })
     }
 
@@ -80,7 +85,7 @@ impl Double {
         }
         let server = *self.server.subscribe().wait_for(|server| *server != Server::Hangs).await.unwrap();
         match server {
-            Server::Refuses => Err(unavailable("connection refused")),
+            Server::Refuses => Err(unavailable("connection refused", false)),
             _ => Ok(self.memory()),
         }
     }
@@ -92,11 +97,11 @@ impl Double {
     }
 }
 
-fn unavailable(reason: &str) -> StorageError {
+fn unavailable(reason: &str, outcome_unknown: bool) -> StorageError {
     StorageError::Unavailable {
         address: "the double".to_owned(),
         reason: reason.to_owned(),
-        outcome_unknown: false,
+        outcome_unknown,
         source: None,
     }
 }
@@ -105,6 +110,7 @@ fn unavailable(reason: &str) -> StorageError {
 impl StorageBackend for Double {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
         self.reads.fetch_add(1, SeqCst);
+        self.server.subscribe().wait_for(|server| *server != Server::HangsOnReads).await.unwrap();
         let read = self.asked().await?.get(key).await;
         self.answer(read).await
     }
@@ -128,6 +134,9 @@ impl StorageBackend for Double {
         expected: Version,
     ) -> Result<Written, StorageError> {
         self.writes.fetch_add(1, SeqCst);
+        if self.loses_writes.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(unavailable("connection reset", true));
+        }
         let written = self.asked().await?.put_if_version(key, data, options, expected).await;
         self.answer(written).await
     }

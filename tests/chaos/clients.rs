@@ -35,7 +35,7 @@ impl Clients {
     pub async fn run(self, tasks: u64, at_once: usize, all_created: watch::Sender<bool>) {
         let room = Arc::new(Semaphore::new(at_once));
         let mut clients = JoinSet::new();
-        for number in 0..tasks {
+        for number in (0..tasks).take_while(|_| !*self.give_up.borrow()) {
             let permit = Arc::clone(&room).acquire_owned().await.unwrap();
             let this = self.clone();
             clients.spawn(async move {

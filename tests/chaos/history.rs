@@ -44,8 +44,9 @@ impl Life {
 
     /// Whether its lease could be lost, or released, in this span.
     pub fn may_have_lost(&self, at: Span, silence: u64) -> bool {
-        let is_in = |moment: Option<u64>| moment.is_some_and(|moment| at.from <= moment && moment <= at.to);
-        is_in(self.killed) || is_in(self.asked_to_stop) || self.was_silent(at, silence)
+        // A process that was asked to stop may begin what it had accepted, and releases it at once.
+        let is_before = |moment: Option<u64>| moment.is_some_and(|moment| moment <= at.to);
+        is_before(self.killed) || is_before(self.asked_to_stop) || self.was_silent(at, silence)
     }
 }
 

@@ -269,6 +269,8 @@ fn a_worker_that_is_called_lost_while_it_is_there_is_found() {
     run().killed("a").fails_with(LOST).breaks(&[]);
     run().paused("a", 5).fails_with(LOST).breaks(&[]);
     run().with(Event::AskedToStop { run: "a".to_owned() }).fails_with(LOST).breaks(&[]);
+    let late = Run::fails().created().with(Event::AskedToStop { run: "a".to_owned() }).begin(1, "a");
+    late.fails_with(LOST).breaks(&[]);
     run().quiet(9).fails_with(LOST).breaks(&[Rule::ReasonsAreHonest]);
     // What befalls others, or the server, is no reason.
     run().killed("b").fails_with(LOST).breaks(&[Rule::ReasonsAreHonest]);

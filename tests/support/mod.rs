@@ -16,6 +16,7 @@ macro_rules! assert_refused {
 pub mod clock;
 #[cfg(feature = "redis-tests")]
 pub mod cluster;
+pub mod elsewhere;
 #[cfg(feature = "pmcp")]
 pub mod failing;
 #[cfg(feature = "redis-tests")]

@@ -33,7 +33,7 @@ pub const SHORT: Duration = Duration::from_millis(300);
 
 pub fn manager(backend: &Arc<dyn Agenda>, lease: Duration) -> Manager {
     // A task whose TTL has elapsed can be looked at for as long as a test takes.
-    let config = StoreConfig::new().lease(lease).retention(LONG).call_timeout(SHORT);
+    let config = StoreConfig::new().lease(lease).retention(LONG);
     DurableTaskManager::new(TaskStore::with_config(Arc::clone(backend), config))
 }
 
