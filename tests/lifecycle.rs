@@ -656,6 +656,10 @@ impl StorageBackend for Faulty {
         self.memory.now()
     }
 
+    fn max_value_bytes(&self) -> usize {
+        StorageBackend::max_value_bytes(&*self.memory)
+    }
+
     fn generation(&self) -> u64 {
         self.memory.generation()
     }

@@ -248,23 +248,32 @@ async fn json_is_nested_100_deep_at_the_most_and_can_then_be_read_back() {
     tasks.get(&other.key).await.unwrap();
 }
 
+/// An engine whose records have room for 1000 bytes of content, and for what only the lifecycle may write.
+fn small() -> Tasks {
+    TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000 + 1024)))
+}
+
 #[tokio::test]
 async fn a_record_is_as_large_as_the_engine_takes() {
-    let tasks = TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000)));
+    let tasks = small();
     let task = create(&tasks).await;
-    let outcome = tasks.complete(&task, json!("x".repeat(1000))).await;
+    let message = |bytes| "x".repeat(bytes);
+    let outcome = tasks.set_status_message(&task, message(1000)).await;
     assert_limit(&tasks, &task, outcome, "1000").await;
-    // The first try tells how many bytes there are beside the result.
-    let empty = tasks.complete(&create(&tasks).await, json!("")).await.unwrap();
+    // The first try tells how many bytes there are beside the message.
+    let empty = tasks.set_status_message(&create(&tasks).await, "").await.unwrap();
     let beside = tasks.backend().get(&empty.key).await.unwrap().data.len();
-    let outcome = tasks.complete(&task, json!("x".repeat(1001 - beside))).await;
+    let outcome = tasks.set_status_message(&task, message(1001 - beside)).await;
     assert_limit(&tasks, &task, outcome, "1000").await;
-    tasks.complete(&task, json!("x".repeat(1000 - beside))).await.unwrap();
+    let full = tasks.set_status_message(&task, message(1000 - beside)).await.unwrap();
+    let outcome = tasks.fail(&full, RpcError::new(1, message(2024))).await;
+    assert_limit(&tasks, &full, outcome, "2024").await;
+    tasks.fail(&full, RpcError::new(1, message(800))).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_task_whose_record_is_full_fails_after_its_ttl_like_any_other() {
-    let tasks = TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000)));
+    let tasks = small();
     let new = |bytes| call().ttl(Duration::from_millis(50)).arguments(json!("x".repeat(bytes)));
     let small = tasks.create(&owner("alice"), new(1)).await.unwrap();
     let beside = tasks.backend().get(&small.key).await.unwrap().data.len() - 1;
@@ -282,7 +291,7 @@ async fn a_task_whose_record_is_full_fails_after_its_ttl_like_any_other() {
 
 #[tokio::test]
 async fn an_outdated_copy_does_not_count_against_the_limits() {
-    let tasks = TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000)));
+    let tasks = small();
     let large = json!("x".repeat(500));
     let old = tasks.set_variables(&create(&tasks).await, [("a", large.clone())]).await.unwrap();
     tasks.set_variables(&old.key, [("a", Value::Null)]).await.unwrap();

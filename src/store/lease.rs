@@ -44,7 +44,7 @@ impl<B: Agenda> TaskStore<B> {
         key: &TaskKey,
         new: NewTask,
     ) -> Result<(StoredTask, Attempt<B>), TaskError> {
-        let mut caller = Caller { deadline: Some(deadline), turn: None };
+        let mut caller = Caller::new(Kind::Input, deadline, None);
         let begun = Instant::now();
         // Registered before it is stored: the keeper of this store ends a lease of its own without an attempt.
         let attempt = Attempt::new(self, key, 1);
@@ -84,7 +84,7 @@ impl<B: Agenda> TaskStore<B> {
         key: &TaskKey,
     ) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
         let place = self.0.turns.queue(key, Lane::First);
-        let mut caller = Caller::new(deadline, place.turn().await);
+        let mut caller = Caller::new(Kind::Lifecycle, deadline, Some(place.turn().await));
         for retry in 0..self.0.config.max_conflicts {
             self.back_off(retry).await;
             let read = match self.read(key).await {

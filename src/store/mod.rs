@@ -48,7 +48,7 @@ pub use new_task::{NewTask, Ttl};
 pub(crate) use outage::{BackOff, Outage};
 use timers::Noticed;
 use turns::Turns;
-use write::{Caller, Write, encode, mark};
+use write::{Caller, Write, mark};
 
 use crate::payload::HeldParts;
 use crate::snapshot::Origin;
@@ -102,7 +102,9 @@ use crate::{
 /// Beside those that a call names: [`NotFound`](TaskError::NotFound) for a task that does not exist or is
 /// another owner's, [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable), and
 /// [`Storage`](TaskError::Storage); [`LimitExceeded`](TaskError::LimitExceeded) when a payload is larger than the
-/// engine takes, or the record would become so, which any change but a delete may do to one that is nearly full. A
+/// engine takes, or the record would become larger than the engine's
+/// [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. Leases, cancels and the end of a task may use that
+/// kibibyte. A
 /// write whose outcome is unknown, other than a delete, is looked up by an id that it leaves in the record; only if
 /// that does not tell, the error says [`outcome_unknown`](TaskError::outcome_unknown).
 ///
@@ -244,7 +246,7 @@ impl<B: Agenda> TaskStore<B> {
     pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
         let deadline = self.deadline();
-        let mut caller = Caller { deadline: Some(&deadline), turn: None };
+        let mut caller = Caller::new(Kind::Input, &deadline, None);
         let create = pin!(self.create_with(&mut caller, &key, new, None));
         deadline.limit("create", Subject::Task(&key), create).await
     }
@@ -549,7 +551,7 @@ impl<B: Agenda> TaskStore<B> {
         };
         let write_id = mark(&mut task);
         let mut options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
-        let data = encode(&mut task, &mut options)?;
+        let data = self.encode(&mut task, &mut options, caller.kind)?;
         let write = Write { key, data, options, expected: Version::ABSENT, write_id, previous: None };
         if task.lease.is_some() {
             self.schedule_lease(key).await?;
