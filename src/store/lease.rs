@@ -339,6 +339,16 @@ impl<B: Agenda> Attempt<B> {
         .await
     }
 
+    /// As [`TaskStore::remove_variables`].
+    pub async fn remove_variables<K: Into<String>>(
+        &self,
+        names: impl IntoIterator<Item = K>,
+    ) -> Result<StoredTask, TaskError> {
+        let names: Vec<String> = names.into_iter().map(Into::into).collect();
+        let change = |task: &mut Task| transitions::remove_variables(task, &names);
+        self.change(Kind::Progress, "remove_variables", change).await
+    }
+
     /// Keeps a value for the next attempt, in place of the one before: how far the work has come, for instance. The
     /// next attempt loads it with [`TaskStore::payload`]. The end of the task removes it. It changes nothing that a
     /// client sees, and subscribers receive no notification.
