@@ -8,7 +8,7 @@ SHELL := /bin/bash
 export REDIS_URL ?= redis://127.0.0.1:6379
 REDIS_DIR := .redis
 FEATURES := redis-tests,pmcp
-FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel one_owner two_processes
+FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel one_owner two_processes lost_workers chaos
 FUZZ_SECONDS ?= 300
 ADVISORIES := https://github.com/RustSec/advisory-db
 
@@ -53,14 +53,14 @@ test-matrix: redis-server ## run the contract, agenda, MONITOR and model tests o
 	@if ! python3 -c 'import ensurepip' 2>/dev/null; then
 		$(call install,python3-venv,python3 with venv)
 	fi
-	tests/matrix.sh
+	FEATURES=$(FEATURES) tests/matrix.sh
 
 .PHONY: conformance
 conformance: redis-up ## run the official MCP conformance suite on one instance, and on two behind a proxy
 	@if ! command -v npm >/dev/null; then
 		$(call install,npm,npm)
 	fi
-	tests/conformance/run.sh
+	FEATURES=$(FEATURES) tests/conformance/run.sh
 
 # The harness is a package of its own, so that what it needs of the peer stays out of the crate.
 PEERS := benches/peers/Cargo.toml

@@ -20,10 +20,10 @@ use mcp_task_store::{OwnerId, RedisBackend, StoreConfig, TaskStore};
 use rmcp::handler::server::common::{schema_for_empty_input, schema_for_type};
 use rmcp::model::{
     BooleanSchema, CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams,
-    ClientCapabilities, ContentBlock, CreateTaskResult, ElicitRequest, ElicitRequestParams,
-    ElicitationSchema, GetTaskParams, GetTaskResult, Implementation, InputRequest, InputRequiredResult,
-    InputResponses, JsonObject, ListToolsResult, PaginatedRequestParams, PrimitiveSchemaDefinition,
-    ServerCapabilities, ServerConfig, StringSchema, Tool, UpdateTaskParams,
+    ClientCapabilities, ContentBlock, ElicitRequest, ElicitRequestParams, ElicitationSchema, GetTaskParams,
+    GetTaskResult, Implementation, InputRequest, InputRequiredResult, InputResponses, JsonObject,
+    ListToolsResult, PaginatedRequestParams, PrimitiveSchemaDefinition, ServerCapabilities, ServerConfig,
+    StringSchema, Tool, UpdateTaskParams,
 };
 use rmcp::schemars::{self, JsonSchema};
 use rmcp::service::RequestContext;
@@ -161,28 +161,30 @@ impl ServerHandler for ConformanceServer {
             let required = ClientCapabilities::builder().enable_tasks().build();
             return Err(ErrorData::missing_required_client_capability(required));
         }
-        match &*call.name {
+        let tool = &*call.name;
+        match tool {
             "greet" => Ok(greet(arguments(call.arguments)?).into()),
             "slow_compute" => {
                 let computation = arguments(call.arguments)?;
                 match knows_tasks {
-                    true => self.start(|task| slow_compute_task(computation, task)).await,
+                    true => self.start(&context, tool, |task| slow_compute_task(computation, task)).await,
                     false => Ok(slow_compute(computation).await?.into()),
                 }
             }
-            "failing_job" => self.start(|_| failing_job()).await,
+            "failing_job" => self.start(&context, tool, |_| failing_job()).await,
             "protocol_error_job" if knows_tasks => {
-                self.start(|_| async { Err(protocol_error().into()) }).await
+                self.start(&context, tool, |_| async { Err(protocol_error().into()) }).await
             }
             "protocol_error_job" => Err(protocol_error()),
             "confirm_delete" => {
                 let deletion = arguments(call.arguments)?;
-                self.start(|task| confirm_delete(deletion, task)).await
+                self.start(&context, tool, |task| confirm_delete(deletion, task)).await
             }
-            "multi_input" => self.start(multi_input).await,
+            "multi_input" => self.start(&context, tool, multi_input).await,
             "test_tool_with_task" => match name_among(call.input_responses.as_ref()) {
                 Some(name) => {
-                    self.start(|_| async move { Ok(text(format!("Hello, {name}! (async)"))) }).await
+                    self.start(&context, tool, |_| async move { Ok(text(format!("Hello, {name}! (async)"))) })
+                        .await
                 }
                 None => Ok(ask_for_a_name().into()),
             },
@@ -219,14 +221,15 @@ impl ConformanceServer {
     /// Starts an operation as a task. Its handle goes out when the task is stored, not before.
     async fn start<F>(
         &self,
+        context: &RequestContext<RoleServer>,
+        name: &str,
         operation: impl FnOnce(TaskContext) -> F + Send,
     ) -> Result<CallToolResponse, ErrorData>
     where
         F: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
     {
         let options = TaskOptions::new().with_poll_interval_ms(200);
-        let task = self.tasks.spawn(&self.owner, options, |task| Box::pin(operation(task))).await?;
-        Ok(CreateTaskResult::new(task).into())
+        self.tasks.spawn_for(context, &self.owner, name, options, |task| Box::pin(operation(task))).await
     }
 }
 

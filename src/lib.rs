@@ -47,6 +47,7 @@
 
 mod backend;
 mod error;
+mod exact;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -78,6 +78,15 @@ pub enum PayloadKind {
 impl PayloadKind {
     const ALL: [Self; 3] = [Self::Input, Self::Output, Self::Checkpoint];
 
+    /// The field of the record's JSON that holds the payload if it is small.
+    fn field(self) -> &'static str {
+        match self {
+            Self::Input => "arguments",
+            Self::Output => "result",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
+
     /// Returns the name of the record's part that holds the payload if it is large.
     pub fn part(self) -> PartName {
         match self {
@@ -137,8 +146,11 @@ impl Task {
                 Some(Payload::Inline(value)) => large_json(value, max_inline)?,
                 None => None,
             };
+            let large = large.map(|json| self.exact.restore_field(kind.field(), json));
             if let Some(json) = large {
                 self.mark_stored(kind, json.len());
+                // An engine that keeps the bytes must not keep the spare capacity.
+                let json = Bytes::from(json.into_boxed_slice());
                 changes.insert(kind.part(), PartChange::Set(json));
             } else if std::mem::take(&mut self.held_parts.0[kind as usize]) {
                 changes.insert(kind.part(), PartChange::Clear);
@@ -149,14 +161,12 @@ impl Task {
 }
 
 /// The JSON of a value that is too large to stay inline.
-fn large_json(value: &Value, max_inline: usize) -> Result<Option<Bytes>, serde_json::Error> {
+fn large_json(value: &Value, max_inline: usize) -> Result<Option<Vec<u8>>, serde_json::Error> {
     // Most values are small, and are counted without being written anywhere.
     if serde_json::to_writer(Room(max_inline), value).is_ok() {
         return Ok(None);
     }
-    let json = serde_json::to_vec(value)?;
-    // An engine that keeps the bytes must not keep the spare capacity.
-    Ok(Some(Bytes::from(json.into_boxed_slice())))
+    serde_json::to_vec(value).map(Some)
 }
 
 /// Accepts so many bytes, and then fails.

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::exact::ExactIntegers;
 use crate::payload::{self, HeldParts, Payload};
 use crate::{Expiry, TaskId};
 
@@ -61,14 +62,22 @@ pub struct Lease {
     pub holder: Option<String>,
     /// How many times work on the task was begun: 1, 2, 3, …; 0 before the first time.
     pub attempt: u32,
+    /// How many of its attempts ended because the worker was lost. A [release](crate::Attempt::release) does not count.
+    #[serde(default, skip_serializing_if = "is_none_lost")]
+    pub losses: u32,
     /// How many times its holder has renewed it. An observer that sees the number grow knows that the holder lives.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub renewals: u64,
     /// For how many milliseconds each renewal makes it last. Observers go by this, not by a setting of their own.
     pub duration_ms: u64,
-    /// When it lapses unless it is renewed, by the engine's clock.
+    /// When it lapses unless it is renewed, by the engine's clock. Without a holder, the earliest time at which the next
+    /// attempt is to begin.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
+    /// Fields of later versions of this crate. They are kept as long as the same attempt holds the lease; the next lease
+    /// of the task begins without them.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
 }
 
 impl Lease {
@@ -100,6 +109,7 @@ pub enum OnWorkerLost {
 
 /// A JSON-RPC error object (<https://www.jsonrpc.org/specification#error_object>), with which a task failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RpcError {
     /// A number that says what kind of error it is.
     pub code: i64,
@@ -108,20 +118,31 @@ pub struct RpcError {
     /// More about it.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub data: Option<Value>,
+    /// Fields of later versions of this crate. They are kept.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
 }
 
 impl RpcError {
     /// An error without data.
     pub fn new(code: i64, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), data: None }
+        Self { code, message: message.into(), data: None, extra: Map::new() }
+    }
+
+    /// The same error with data: more about it, for programs.
+    pub fn with_data(mut self, data: Value) -> Self {
+        self.data = Some(data);
+        self
     }
 }
 
 /// A task, as any instance of the server reads it.
 ///
 /// Stored as JSON with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order in
-/// which they stand here. Fields that this version does not know are kept in [`extra`](Self::extra) and
-/// written back. The JSON leaves out a payload that is [stored](Payload::Stored) as a part of the record: that the
+/// which they stand here. Fields that this version does not know are kept in [`extra`](Self::extra), in that of the
+/// [`Lease`] and in that of the [`RpcError`], and written back. An integer that a [`Value`] cannot hold reads as a
+/// floating point number, and a store writes it back digit by digit as long as nobody gives the field another value.
+/// The JSON leaves out a payload that is [stored](Payload::Stored) as a part of the record: that the
 /// record has the part `input`, `output` or `checkpoint` says that the task has the payload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -181,6 +202,9 @@ pub struct Task {
     /// What becomes of it when its worker is lost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_worker_lost: OnWorkerLost,
+    /// How many workers may be lost before the task fails, if it can resume; `None` is 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
     /// What the server keeps with the task for itself.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, Value>,
@@ -190,12 +214,30 @@ pub struct Task {
     /// Which payloads are parts of the record, as it was read or written last.
     #[serde(skip)]
     pub(crate) held_parts: HeldParts,
+    /// The integers of its record that a [`Value`] alters.
+    #[serde(skip)]
+    pub(crate) exact: ExactIntegers,
     /// Fields of later versions of this crate.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Task {
+    /// Reads the data of a record.
+    pub(crate) fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        let task: Self = serde_json::from_slice(json)?;
+        Ok(Self { exact: ExactIntegers::of(json), ..task })
+    }
+
+    /// Writes the data of a record.
+    pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        /// Room for the JSON of most tasks.
+        const TYPICAL_BYTES: usize = 1024;
+        let mut json = Vec::with_capacity(TYPICAL_BYTES);
+        serde_json::to_writer(&mut json, self)?;
+        Ok(self.exact.restore(json))
+    }
+
     /// When the TTL has elapsed; `None` for never.
     pub fn deadline(&self) -> Option<DateTime<Utc>> {
         let ttl = i64::try_from(self.ttl_ms?).ok().and_then(chrono::TimeDelta::try_milliseconds)?;
@@ -210,6 +252,10 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+fn is_none_lost(losses: &u32) -> bool {
+    *losses == 0
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -257,7 +303,9 @@ mod tests {
             "checkpoint": null,
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
-            "lease": {"holder": "0f1b2c3d", "attempt": 2, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z"},
+            "maxAttempts": 5,
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "zone": "b"},
+            "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
             "cancelRequested": true, "variables": {"n": 1}, "writeIds": ["0badcafe"],
             "progress": {"done": [1, 2, 3]}, "zone": null,
         });
@@ -270,7 +318,15 @@ mod tests {
     #[test]
     fn a_lease_is_live_between_the_earliest_time_of_its_renewal_and_its_deadline() {
         let at = |seconds: i64| DateTime::from_timestamp(1_000_000 + seconds, 0).unwrap();
-        let lease = |holder| Lease { holder, attempt: 1, renewals: 0, duration_ms: 30_000, deadline: at(30) };
+        let lease = |holder| Lease {
+            holder,
+            attempt: 1,
+            losses: 0,
+            renewals: 0,
+            duration_ms: 30_000,
+            deadline: at(30),
+            extra: Map::new(),
+        };
         let held = lease(Some("somebody".to_owned()));
         assert!(held.is_live(at(0)) && held.is_live(at(29)));
         assert!(!held.is_live(at(30)), "it has lapsed");

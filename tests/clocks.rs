@@ -7,6 +7,8 @@
 
 mod support;
 
+#[path = "clocks/leases.rs"]
+mod leases;
 #[path = "clocks/other.rs"]
 mod other;
 #[path = "clocks/process.rs"]
@@ -19,10 +21,11 @@ use mcp_task_store::{
     Agenda, Expiry, NewTask, Next, PageRequest, Queue, RedisBackend, StorageBackend, StorageError,
     StoreConfig, TaskError, TaskKey, TaskStatus, TaskStore, Version,
 };
-use other::{Other, library, set_clock};
+use other::Other;
 use process::{Call, Clocks, Process, moment};
 use rstest::rstest;
 use serde_json::{Value, json};
+use support::clock::{libraries, set_clock};
 use support::redis::{Server, command};
 use support::sentinel::{MASTER, Watched};
 use support::{after_ms, in_an_hour, key, owner};
@@ -309,12 +312,6 @@ async fn after_the_servers_clock_was_set_back_by_a_day_timers_are_late_by_at_mos
 
 /// A master, and a replica whose clock is wrong.
 struct Crooked(Watched);
-
-/// What a server preloads. Memory is taken from the C library: jemalloc, if the server is linked to it, and
-/// `faketime` wait for each other when they begin.
-fn libraries() -> String {
-    format!("{}:libc.so.6", library().display())
-}
 
 impl Crooked {
     fn start(offset: &str) -> Self {

@@ -270,7 +270,7 @@ async fn the_end_of_a_task_is_stored_with_its_result_in_one_write(#[case] engine
         assert_eq!(tasks.get(&created.key).await.unwrap().task.result, Some(result.into()));
     }
     let created = create(&tasks).await;
-    let error = RpcError { code: -32000, message: "broken".to_owned(), data: Some(json!([1, null])) };
+    let error = RpcError::new(-32000, "broken").with_data(json!([1, null]));
     let failed = tasks.fail(&created, error.clone()).await.unwrap();
     assert_eq!(failed.version.get(), 2);
     assert_eq!(tasks.get(&created.key).await.unwrap().task.error, Some(error));

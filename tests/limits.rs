@@ -290,7 +290,7 @@ async fn json_is_nested_100_deep_at_the_most_and_can_then_be_read_back() {
     let task = tasks.deliver_inputs(&task, [("a", fits.clone())]).await.unwrap();
     let outcome = tasks.complete(&task, too_deep.clone()).await;
     assert_limit(&tasks, &task, outcome, "100").await;
-    let error = |data: &Value| RpcError { code: 1, message: String::new(), data: Some(data.clone()) };
+    let error = |data: &Value| RpcError::new(1, "").with_data(data.clone());
     let outcome = tasks.fail(&task, error(&too_deep)).await;
     assert_limit(&tasks, &task, outcome, "100").await;
     let other = create(&tasks).await;

@@ -36,7 +36,8 @@ async fn a_holder_that_comes_too_late_is_told_to_stop_and_changes_nothing(#[case
             Box::pin(async move {
                 if context.attempt() == 1 {
                     context.cancelled().await;
-                    let late = context.set_status_message("late").await;
+                    context.set_status_message("late");
+                    let late = context.request_input("late", elicitation("Too late?")).await;
                     assert!(matches!(late, Err(TaskExit::Cancelled)), "{late:?}");
                 }
                 tell.send(name).unwrap();
@@ -56,7 +57,8 @@ async fn a_holder_that_comes_too_late_is_told_to_stop_and_changes_nothing(#[case
         }
     })
     .await;
-    assert_eq!(said(&ended(&other, &task_id).await), "second");
+    let done = other.get_task(&alice(), &task_id).await.unwrap();
+    assert_eq!((&*said(&done.payload), done.task.status_message), ("second", None));
 }
 
 #[apply(on_every_engine)]
@@ -130,7 +132,7 @@ async fn what_is_done_as_the_process_is_told_to_end_is_stored(#[case] engine: En
         let one = manager(&store.backend, LONG);
         let (finish, finished) = oneshot::channel::<()>();
         let task_id = spawn(&one, |context| async move {
-            context.set_status_message("at work").await?;
+            context.set_status_message("at work");
             finished.await.unwrap();
             Ok(text("done"))
         });
@@ -141,34 +143,6 @@ async fn what_is_done_as_the_process_is_told_to_end_is_stored(#[case] engine: En
         within(one.shutdown()).await;
         assert_eq!(said(&ended(&one, &task_id).await), "done");
     }
-}
-
-#[apply(on_every_engine)]
-#[tokio::test]
-async fn shutdown_does_not_wait_for_an_engine_that_refuses_an_outcome(#[case] engine: Engine) {
-    let store = engine.open().await;
-    let gate = Gate::new(&store);
-    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), LONG);
-    let (finish, finished) = oneshot::channel::<()>();
-    spawn(&one, |_| async move {
-        finished.await.unwrap();
-        Ok(text("done"))
-    })
-    .await;
-    gate.set_closed(true);
-    finish.send(()).unwrap();
-    gate.refuses().await;
-    within(one.shutdown()).await;
-}
-
-#[tokio::test]
-async fn shutdown_does_not_wait_for_an_engine_that_hangs() {
-    let store = Engine::Memory.open().await;
-    let gate = Gate::new(&store);
-    let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), LONG);
-    spawn(&one, |_| std::future::pending()).await;
-    gate.is_silent.store(true, Ordering::SeqCst);
-    within(one.shutdown()).await;
 }
 
 #[tokio::test]
@@ -203,7 +177,7 @@ async fn shutdown_does_not_wait_for_a_claim_or_a_create_that_hangs() {
     gate.is_silent.store(true, Ordering::SeqCst);
     let creating = one.clone();
     let created = tokio::spawn(async move {
-        creating.spawn(&alice(), TaskOptions::new(), |_| Box::pin(std::future::pending())).await
+        creating.spawn(&alice(), "test", TaskOptions::new(), |_| Box::pin(std::future::pending())).await
     });
     until(|| one.running_task_count() == 2).await;
     within(one.shutdown()).await;
@@ -265,11 +239,11 @@ async fn what_an_operation_writes_for_nobody_is_refused_as_if_it_were_cancelled(
         let tell = tell.clone();
         Box::pin(async move {
             context.cancelled().await;
-            tell.send(context.set_status_message("late").await).unwrap();
+            tell.send(context.request_input("late", elicitation("Too late?")).await).unwrap();
             Err(TaskExit::Cancelled)
         })
     };
-    let gone = one.spawn(&alice(), TaskOptions::new(), &tell).await.unwrap().task_id;
+    let gone = one.spawn(&alice(), "test", TaskOptions::new(), &tell).await.unwrap().task_id;
     other.store().delete(&key(&gone)).await.unwrap();
     let late = within(told.recv()).await.unwrap();
     assert!(matches!(late, Err(TaskExit::Cancelled)), "{late:?}");
@@ -373,7 +347,7 @@ async fn a_renewal_that_hangs_after_the_clock_was_set_back_is_given_up_within_th
 }
 
 #[tokio::test]
-async fn what_cannot_be_stored_is_told_without_a_word_about_the_store() {
+async fn an_outcome_over_a_limit_fails_the_task_with_a_message_that_says_nothing_about_the_store() {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let narrow: Arc<dyn Agenda> = Arc::new(Gate { most_bytes: 2_000, ..Gate::of(backend) });
     let one = manager(&narrow, LONG);
@@ -393,10 +367,12 @@ async fn an_operation_that_panics_before_it_returns_its_future_fails_its_task_to
     });
     let resumed = one.spawn_registered(&alice(), "count", json!({}), resume()).await.unwrap().task_id;
     within(one.shutdown()).await;
-    let begun = other.spawn_registered(&alice(), "count", json!({}), resume()).await.unwrap().task_id;
-    for task_id in [resumed, begun] {
-        assert!(said(&ended(&other, &task_id).await).contains("panicked"));
-    }
+    assert!(said(&ended(&other, &resumed).await).contains("panicked"));
+    let begun = other.spawn_registered(&alice(), "count", json!({}), resume()).await;
+    let Err(TaskError::OperationPanicked { task }) = begun else {
+        panic!("the caller receives an error: {begun:?}")
+    };
+    assert!(said(&ended(&other, task.as_str()).await).contains("panicked"));
 }
 
 #[tokio::test]

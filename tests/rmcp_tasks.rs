@@ -27,9 +27,9 @@ async fn a_task_is_stored_when_spawn_returns_and_each_instance_serves_it_to_its_
     let options =
         TaskOptions::new().with_ttl_ms(60_000).with_poll_interval_ms(250).with_status_message("queued");
     let task = one
-        .spawn(&alice(), options, |context| {
+        .spawn(&alice(), "test", options, |context| {
             Box::pin(async move {
-                context.set_status_message("at work").await?;
+                context.set_status_message("at work");
                 wait.await.unwrap();
                 Ok(text(format!("attempt {}", context.attempt())))
             })
@@ -186,7 +186,7 @@ async fn times_and_limits_are_those_of_the_record(#[case] engine: Engine) {
     let other = manager(&store.backend, LONG);
     let unlimited = TaskOptions::new().with_ttl_ms(None);
     let spawned = one
-        .spawn(&alice(), unlimited, |context| {
+        .spawn(&alice(), "test", unlimited, |context| {
             Box::pin(async move {
                 context.cancelled().await;
                 Err(TaskExit::Cancelled)

@@ -261,7 +261,8 @@ async fn shutdown_stops_what_runs_here_releases_it_and_deletes_nothing(#[case] e
     assert_eq!(one.running_task_count(), 0);
     assert_eq!(store.ids("alice").await.len(), 3);
     assert_eq!(waiting(&store, &resumable).await, Some(1));
-    let again = one.spawn(&alice(), TaskOptions::new(), |_| Box::pin(async { Ok(text("late")) })).await;
+    let again =
+        one.spawn(&alice(), "test", TaskOptions::new(), |_| Box::pin(async { Ok(text("late")) })).await;
     assert_refused!(again, TaskError::ShuttingDown);
     one.get_task(&alice(), &resumable).await.unwrap();
     assert_eq!(one.running_task_count(), 0, "it does not claim what it has released");
@@ -299,11 +300,11 @@ async fn an_operation_is_told_to_stop_when_its_ttl_has_passed_or_its_record_is_g
         })
     };
     let options = TaskOptions::new().with_ttl_ms(200);
-    let task_id = one.spawn(&alice(), options, operation).await.unwrap().task_id;
+    let task_id = one.spawn(&alice(), "test", options, operation).await.unwrap().task_id;
     assert_eq!(within(told.recv()).await.unwrap(), task_id);
     assert!(said(&ended(&other, &task_id).await).contains("TTL"));
 
-    let task_id = one.spawn(&alice(), TaskOptions::new(), operation).await.unwrap().task_id;
+    let task_id = one.spawn(&alice(), "test", TaskOptions::new(), operation).await.unwrap().task_id;
     other.store().delete(&key(&task_id)).await.unwrap();
     assert_eq!(within(told.recv()).await.unwrap(), task_id);
     assert_refused!(other.get_task(&alice(), &task_id).await, TaskError::NotFound { .. });

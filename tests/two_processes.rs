@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions, TaskContext};
-use mcp_task_store::{OnWorkerLost, OwnerId, RedisBackend, StoreConfig, TaskKey, TaskStatus, TaskStore};
+use mcp_task_store::{
+    OnWorkerLost, OwnerId, PageRequest, RedisBackend, StoreConfig, TaskKey, TaskStatus, TaskStore,
+};
 use rmcp::model::{
     CallToolResult, ContentBlock, ElicitRequest, ElicitRequestParams, ElicitationSchema, InputRequest,
     TaskPayload,
@@ -84,8 +86,28 @@ fn idle(context: TaskContext) -> TaskFuture {
 fn steps(context: TaskContext, arguments: Value) -> TaskFuture {
     Box::pin(async move {
         for step in 0..5 {
-            context.set_status_message(format!("step {step}")).await?;
+            context.set_status_message(format!("step {step}"));
             tokio::time::sleep(Duration::from_millis(arguments["pace_ms"].as_u64().unwrap())).await;
+        }
+        Ok(text(format!("attempt {}", context.attempt())))
+    })
+}
+
+/// Kills its process each time.
+fn crash(context: TaskContext, _: Value) -> TaskFuture {
+    Box::pin(async move {
+        say(json!({ "crash": context.attempt() }));
+        // Not before those that run beside it for the second time are done.
+        tokio::time::sleep(Duration::from_millis(if context.attempt() == 1 { 0 } else { 1_000 })).await;
+        std::process::abort()
+    })
+}
+
+/// Runs until its process is killed, the first time.
+fn innocent(context: TaskContext, _: Value) -> TaskFuture {
+    Box::pin(async move {
+        if context.attempt() == 1 {
+            std::future::pending::<()>().await;
         }
         Ok(text(format!("attempt {}", context.attempt())))
     })
@@ -112,6 +134,8 @@ async fn other_process() {
     let lease = Duration::from_millis(lease.parse().unwrap());
     let manager = DurableTaskManager::new(TaskStore::with_config(backend, config(lease)));
     manager.register("steps", steps);
+    manager.register("crash", crash);
+    manager.register("innocent", innocent);
     say(json!("ready"));
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await.unwrap() {
@@ -120,12 +144,16 @@ async fn other_process() {
         tokio::spawn(async move {
             let options = TaskOptions::new();
             let spawned = match order["do"].as_str().unwrap() {
-                "ask" => manager.spawn(&alice(), options, ask).await.unwrap(),
-                "idle" => manager.spawn(&alice(), options, idle).await.unwrap(),
-                "closure" => manager.spawn(&alice(), options, |context| steps(context, order)).await.unwrap(),
-                "resumable" => {
+                "ask" => manager.spawn(&alice(), "ask", options, ask).await.unwrap(),
+                "idle" => manager.spawn(&alice(), "idle", options, idle).await.unwrap(),
+                "closure" => manager
+                    .spawn(&alice(), "closure", options, |context| steps(context, order))
+                    .await
+                    .unwrap(),
+                what @ ("resumable" | "crash" | "innocent") => {
+                    let name = if what == "resumable" { "steps" } else { what }.to_owned();
                     let options = RegisteredOptions::new().on_worker_lost(OnWorkerLost::Resume);
-                    manager.spawn_registered(&alice(), "steps", order, options).await.unwrap()
+                    manager.spawn_registered(&alice(), &name, order, options).await.unwrap()
                 }
                 "wait" => {
                     let task = manager.store().wait(&key(order["task"].as_str().unwrap())).await.unwrap();
@@ -249,7 +277,7 @@ async fn answers_cancels_and_ends_cross(rounds: usize) {
         // The other way about: what ends here is waited for there.
         let (go, wait) = tokio::sync::oneshot::channel::<()>();
         let owner = alice();
-        let spawned = here.spawn(&owner, TaskOptions::new(), |_| {
+        let spawned = here.spawn(&owner, "done", TaskOptions::new(), |_| {
             Box::pin(async move {
                 wait.await.unwrap();
                 Ok(text("done"))
@@ -328,7 +356,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
     }
     for task_id in acknowledged {
         let task = reader.get(&key(task_id)).await.unwrap().task;
-        if task.operation.is_none() {
+        if task.on_worker_lost == OnWorkerLost::Fail {
             match &task.error {
                 Some(error) => {
                     assert!(error.message.contains("worker"), "{error:?}");
@@ -368,4 +396,55 @@ async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_none_
         "figure | tasks of 20 killed workers | {in_time} ended before, {failed} failed, {resumed} resumed"
     );
     assert!(in_time > 0 && failed > 0 && resumed > 0, "the moments are spread: {all:?}");
+}
+
+/// A process whose tasks run until one of them kills it: what each began with, in order.
+async fn until_it_dies(mut other: Other) -> Vec<Value> {
+    let mut words = Vec::new();
+    while let Some(word) = other.says().await {
+        words.push(word);
+    }
+    let ended = other.process.wait().await.unwrap();
+    assert!(!ended.success(), "it was killed from within");
+    words
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_that_kills_its_process_is_given_up_after_three_attempts_and_takes_nobody_with_it() {
+    const INNOCENTS: usize = 5;
+    let lease = Duration::from_millis(300);
+    let namespace = Namespace::new();
+    // It knows no operation: it only looks after lost workers.
+    let reader = TaskStore::with_config(namespace.backend().await, config(lease));
+    let mut other = Other::start(&namespace, lease).await;
+    let mut innocents = Vec::new();
+    for _ in 0..INNOCENTS {
+        innocents.push(other.spawn("innocent").await);
+    }
+    other.order(json!({ "do": "crash" })).await;
+    let mut words = until_it_dies(other).await;
+    for _ in 1..3 {
+        words.extend(until_it_dies(Other::start(&namespace, lease).await).await);
+    }
+    let crashes: Vec<&Value> =
+        words.iter().map(|word| &word["crash"]).filter(|attempt| !attempt.is_null()).collect();
+    assert_eq!(crashes, [1, 2, 3], "no attempt runs twice");
+    // It is open as long as its last worker may live, and its page is all that there is.
+    let tasks = async || reader.list(&alice(), PageRequest::new(10)).await.unwrap().tasks;
+    until(async || tasks().await.iter().all(|stored| stored.task.status.is_terminal())).await;
+    let ended = tasks().await;
+    assert_eq!(ended.len(), INNOCENTS + 1);
+    for stored in ended {
+        let task = &stored.task;
+        if innocents.contains(&stored.key.task.to_string()) {
+            let said = &task.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"];
+            assert_eq!(said, "attempt 2", "it lost one worker");
+        } else {
+            let error = task.error.as_ref().unwrap();
+            assert_eq!(
+                (task.status, error.code, &*error.message),
+                (TaskStatus::Failed, -32603, "gave up after 3 attempts: the worker was lost")
+            );
+        }
+    }
 }

@@ -17,10 +17,9 @@ use mcp_task_store::rmcp::{DurableTaskManager, OwnerSource, RegisteredOptions, T
 use mcp_task_store::{Agenda, OnWorkerLost, OwnerId};
 use rmcp::handler::server::common::schema_for_type;
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ClientCapabilities,
-    ContentBlock, CreateTaskResult, ElicitRequest, ElicitRequestParams, ElicitationSchema, GetTaskParams,
-    GetTaskResult, Implementation, InputRequest, ListToolsResult, PaginatedRequestParams, ServerCapabilities,
-    ServerConfig, Tool, UpdateTaskParams,
+    CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ContentBlock, ElicitRequest,
+    ElicitRequestParams, ElicitationSchema, GetTaskParams, GetTaskResult, Implementation, InputRequest,
+    ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool, UpdateTaskParams,
 };
 use rmcp::schemars::{self, JsonSchema};
 use rmcp::service::RequestContext;
@@ -94,9 +93,6 @@ impl FromStr for Progress {
     }
 }
 
-/// How often an operation says how far it is: each time is a write.
-const SAY_EVERY: Duration = Duration::from_millis(100);
-
 /// The operation behind the tool. A second attempt begins again from the start, which here does no harm.
 async fn digest_folder(
     arguments: Value,
@@ -124,13 +120,9 @@ async fn digest_folder(
     };
     let mut progress = Progress { done: 0, files: files.len(), server, attempt: task.attempt() };
     let mut digest = FolderDigest::default();
-    let (mut next_at, mut say_at) = (Instant::now(), Instant::now());
+    let mut next_at = Instant::now();
     for file in files {
-        if Instant::now() >= say_at {
-            // Nobody misses it if it cannot be stored; the work goes on.
-            task.set_status_message(progress.to_string()).await.ok();
-            say_at = Instant::now() + SAY_EVERY;
-        }
+        task.set_status_message(progress.to_string());
         next_at += pace;
         let hashing = async {
             let (folder, file) = (folder.clone(), file.clone());
@@ -142,7 +134,7 @@ async fn digest_folder(
             hashed = hashing => hashed.map_err(|error| internal(&error))?,
             () = task.cancelled() => {
                 let stopped = format!("stopped after {} of {} files", progress.done, progress.files);
-                task.set_status_message(stopped).await.ok();
+                task.set_status_message(stopped);
                 return Err(TaskExit::Cancelled);
             }
         };
@@ -210,17 +202,12 @@ impl ServerHandler for DigestServer {
         if call.name != DIGEST_FOLDER {
             return Err(ErrorData::invalid_params(format!("there is no tool {}", call.name), None));
         }
-        if !context.client_capabilities().is_some_and(|client| client.supports_tasks()) {
-            let required = ClientCapabilities::builder().enable_tasks().build();
-            return Err(ErrorData::missing_required_client_capability(required));
-        }
         let arguments = Value::Object(call.arguments.unwrap_or_default());
         read(arguments.clone())?;
         let task = TaskOptions::new().with_ttl_ms(600_000).with_poll_interval_ms(100);
         let options = RegisteredOptions::from(task).on_worker_lost(OnWorkerLost::Resume);
         let owner = self.owner.owner(&context)?;
-        let task = self.tasks.spawn_registered(&owner, &operation(&owner), arguments, options).await?;
-        Ok(CreateTaskResult::new(task).into())
+        self.tasks.spawn_registered_for(&context, &owner, &operation(&owner), arguments, options).await
     }
 
     async fn get_task(

@@ -2,27 +2,40 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rmcp::model::InputRequest;
 use rmcp::task_manager::TaskExit;
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
+use super::outcome::{Meaning, meaning};
+use super::places::Place;
+use super::progress::Progress;
+use super::renewals::short_patience;
 use super::wire::exit;
-use crate::{Agenda, Attempt, StoredTask, Task, TaskError};
+use crate::store::BackOff;
+use crate::{Agenda, Attempt, OnWorkerLost, StoredTask, TaskError};
 
 /// The task as a run has seen it last.
 #[derive(Clone)]
 pub(super) struct Seen {
-    pub(super) task: Arc<Task>,
-    /// The run is not to go on: its lease is lost, the task has ended or gone, or its TTL has elapsed.
+    pub(super) stored: Arc<StoredTask>,
+    /// When the read or write began that has shown it.
+    pub(super) since: std::time::Instant,
+    /// The attempt is void: its lease is lost, the task has ended or gone, or its TTL has elapsed.
     pub(super) is_over: bool,
 }
 
 impl Seen {
     fn is_to_stop(&self) -> bool {
-        self.is_over || self.task.cancel_requested
+        self.is_over || self.stored.task.cancel_requested
+    }
+
+    fn answer(&self, key: &str) -> Option<&Value> {
+        self.stored.task.input_responses.get(key)
     }
 }
 
@@ -32,7 +45,6 @@ trait AnyAttempt: Send + Sync {
     fn task_id(&self) -> &str;
     fn number(&self) -> u32;
     async fn ask(&self, key: String, request: Value) -> Result<StoredTask, TaskError>;
-    async fn set_status_message(&self, message: String) -> Result<StoredTask, TaskError>;
 }
 
 #[async_trait]
@@ -48,10 +60,6 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
     async fn ask(&self, key: String, request: Value) -> Result<StoredTask, TaskError> {
         Self::ask(self, key, request).await
     }
-
-    async fn set_status_message(&self, message: String) -> Result<StoredTask, TaskError> {
-        Self::set_status_message(self, message).await
-    }
 }
 
 /// Gives a running operation its task, and what the client says about it. Cheap to clone.
@@ -63,6 +71,11 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
 pub struct TaskContext {
     attempt: Arc<dyn AnyAttempt>,
     seen: watch::Receiver<Seen>,
+    progress: Arc<Progress>,
+    /// `None` for an operation that this process was called to run.
+    place: Option<Arc<Place>>,
+    /// How long one write may take before it is tried again.
+    patience: Duration,
 }
 
 impl fmt::Debug for TaskContext {
@@ -75,8 +88,15 @@ impl fmt::Debug for TaskContext {
 }
 
 impl TaskContext {
-    pub(super) fn new<B: Agenda>(attempt: Attempt<B>, seen: watch::Receiver<Seen>) -> Self {
-        Self { attempt: Arc::new(attempt), seen }
+    pub(super) fn new<B: Agenda>(
+        attempt: Attempt<B>,
+        lease: Duration,
+        seen: watch::Receiver<Seen>,
+        progress: Arc<Progress>,
+        place: Option<Arc<Place>>,
+    ) -> Self {
+        let patience = short_patience(lease);
+        Self { attempt: Arc::new(attempt), seen, progress, place, patience }
     }
 
     /// The id of the task.
@@ -95,9 +115,12 @@ impl TaskContext {
     /// A key is used once in an attempt. The next attempt asks under the same keys again: an equal request returns the
     /// answer that there is, or waits for it.
     ///
+    /// While the engine fails, the call tries again until the attempt is void. An operation that was resumed does not
+    /// count against [`max_concurrent`](super::ManagerConfig::max_concurrent) while it waits for the answer.
+    ///
     /// # Errors
     /// [`TaskExit::Cancelled`] when the operation must stop. [`TaskExit::Error`] for a key that was used before
-    /// for another request or by this attempt, for a request over the store's limits, and when the engine fails.
+    /// for another request or by this attempt, for a request over the store's limits, and for a record that cannot be read.
     ///
     /// # Cancellation safety
     /// Dropping the future leaves the request open, or not made.
@@ -110,26 +133,71 @@ impl TaskContext {
         let request = serde_json::to_value(request).map_err(|error| {
             TaskExit::Error(rmcp::ErrorData::internal_error(format!("the request {key:?}: {error}"), None))
         })?;
-        let asked = self.attempt.ask(key.clone(), request).await.map_err(exit)?;
-        if let Some(answer) = asked.task.input_responses.get(&key) {
+        let asked = self.ask(&key, request).await?;
+        if let Some(answer) = asked.as_ref().and_then(|asked| asked.task.input_responses.get(&key)) {
             return Ok(answer.clone());
         }
-        let mut seen = self.seen.clone();
-        let seen =
-            seen.wait_for(|seen| seen.is_to_stop() || seen.task.input_responses.contains_key(&key)).await;
-        let answer = seen.ok().and_then(|seen| seen.task.input_responses.get(&key).cloned());
-        answer.ok_or(TaskExit::Cancelled)
+        let absence = self.place.as_ref().map(|place| place.leave());
+        let answer = {
+            let mut seen = self.seen.clone();
+            let seen = seen.wait_for(|seen| seen.is_to_stop() || seen.answer(&key).is_some()).await;
+            seen.ok().and_then(|seen| seen.answer(&key).cloned())
+        };
+        let answer = answer.ok_or(TaskExit::Cancelled)?;
+        if let Some(absence) = absence {
+            // An operation that must stop does so at once.
+            tokio::select! {
+                () = absence.end() => {}
+                () = self.cancelled() => return Err(TaskExit::Cancelled),
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Makes a request, and tries again while the engine fails. Returns the task as it was written; `None` if an earlier try
+    /// has made the request although it failed.
+    async fn ask(&self, key: &str, request: Value) -> Result<Option<StoredTask>, TaskExit> {
+        let mut may_be_asked = false;
+        let mut back_off = BackOff::new();
+        loop {
+            let asked = timeout(self.patience, self.attempt.ask(key.to_owned(), request.clone())).await;
+            match asked {
+                Ok(Ok(asked)) => return Ok(Some(asked)),
+                // The store compares requests of tasks that can resume. Any other task has one attempt, and this is it.
+                Ok(Err(TaskError::InputKeyUsed { .. })) if may_be_asked && !self.can_resume() => {
+                    return Ok(None);
+                }
+                Ok(Err(error)) => match meaning(&error) {
+                    Meaning::Void | Meaning::Final => return Err(exit(error)),
+                    Meaning::Temporary => {
+                        may_be_asked |= error.outcome_unknown();
+                        tracing::debug!(%error, "a request to the client could not be stored yet");
+                    }
+                },
+                Err(_) => {
+                    may_be_asked = true;
+                    tracing::debug!("a request to the client could not be stored within {:?}", self.patience);
+                }
+            }
+            tokio::select! {
+                () = sleep(back_off.longer()) => {}
+                () = self.cancelled() => return Err(TaskExit::Cancelled),
+            }
+        }
+    }
+
+    fn can_resume(&self) -> bool {
+        self.seen.borrow().stored.task.on_worker_lost == OnWorkerLost::Resume
     }
 
     /// Sets the sentence for people about where the task stands.
     ///
-    /// # Errors
-    /// As [`request_input`](Self::request_input), but for the key; a request to cancel does not stand in its way.
-    ///
-    /// # Cancellation safety
-    /// Dropping the future leaves the message set or not.
-    pub async fn set_status_message(&self, message: impl Into<String>) -> Result<(), TaskExit> {
-        self.attempt.set_status_message(message.into()).await.map(drop).map_err(exit)
+    /// The call returns at once. The runtime writes the newest message at most four times a second, and the last one
+    /// together with the outcome, so an operation may call this as often as it likes. While the engine fails, the runtime
+    /// tries again. A message over [`max_status_message_bytes`](crate::StoreConfig::max_status_message_bytes) is cut. A
+    /// message of a void attempt has no effect.
+    pub fn set_status_message(&self, message: impl Into<String>) {
+        self.progress.set(message.into());
     }
 
     /// Returns whether the operation must stop.

@@ -3,19 +3,29 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rmcp::model::{DetailedTask, Task};
 use rmcp::task_manager::{TaskFuture, TaskOptions};
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{Instrument, Span};
 
+use super::config::ManagerConfig;
 use super::context::TaskContext;
-use super::run::{Run, Stop};
+use super::places::{Place, Places};
+use super::renewer::Renewer;
+use super::run::{self, Run};
+use super::stop::Stop;
 use super::wire;
 use super::worker::Working;
 use crate::{
     Agenda, Attempt, NewTask, OnWorkerLost, OwnerId, StoredTask, TaskError, TaskId, TaskKey, TaskStore,
 };
+
+/// How long a shutdown waits for a create or a claim that is under way.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Begins tasks, works on them and answers for them, as the SDK's `TaskManager` does, but durably: what one instance
 /// has begun every other answers for, and other instances find a worker that is lost.
@@ -45,7 +55,7 @@ use crate::{
 /// let tasks = DurableTaskManager::new(TaskStore::new(MemoryBackend::new()));
 /// let alice = OwnerId::try_from("alice").expect("not empty");
 /// let task = tasks
-///     .spawn(&alice, TaskOptions::new(), |_context| {
+///     .spawn(&alice, "greet", TaskOptions::new(), |_context| {
 ///         Box::pin(async { Ok(CallToolResult::success(vec![ContentBlock::text("done")])) })
 ///     })
 ///     .await?;
@@ -85,9 +95,11 @@ pub(super) struct Inner<B> {
     operations: Mutex<HashMap<String, Operation>>,
     /// How many runs there are in this process.
     running: watch::Sender<usize>,
-    /// This process is about to end.
-    stop: watch::Sender<bool>,
+    /// Since when this process is about to end.
+    stop: watch::Sender<Option<Instant>>,
     pub(super) working: Working,
+    pub(super) places: Places,
+    renewer: Arc<Renewer<B>>,
 }
 
 /// How a registered operation is spawned.
@@ -118,14 +130,22 @@ impl From<TaskOptions> for RegisteredOptions {
 }
 
 impl<B: Agenda> DurableTaskManager<B> {
-    /// A manager of the tasks in this store.
+    /// Creates a manager of the tasks in this store, with the default configuration.
     pub fn new(store: TaskStore<B>) -> Self {
+        Self::with_config(store, ManagerConfig::default())
+    }
+
+    /// Creates a manager of the tasks in this store, with this configuration.
+    pub fn with_config(store: TaskStore<B>, config: ManagerConfig<B>) -> Self {
+        let renewer = Arc::new(Renewer::new(&store, config.connect));
         let manager = Self(Arc::new(Inner {
             store,
             operations: Mutex::default(),
             running: watch::Sender::new(0),
-            stop: watch::Sender::new(false),
+            stop: watch::Sender::new(None),
             working: Working::default(),
+            places: Places::new(config.max_concurrent),
+            renewer,
         }));
         manager.0.begin_to_work();
         manager
@@ -147,20 +167,26 @@ impl<B: Agenda> DurableTaskManager<B> {
         self.0.begin_to_work();
     }
 
-    /// Begins a task, and returns it once it is stored, for the SDK's `CreateTaskResult`.
+    /// Begins a task, and returns it once it is stored, for the SDK's `CreateTaskResult`. The name says what the closure
+    /// does, the name of the tool for instance; it is stored as the task's [operation](crate::Task::operation).
+    ///
+    /// The operation runs in a span `task`, a child of the current span.
     ///
     /// # Errors
-    /// As [`TaskStore::start`]; [`ShuttingDown`](TaskError::ShuttingDown) after [`shutdown`](Self::shutdown).
+    /// As [`TaskStore::start`]; [`ShuttingDown`](TaskError::ShuttingDown) after [`shutdown`](Self::shutdown);
+    /// [`OperationPanicked`](TaskError::OperationPanicked) if the closure panics before it returns its future, in which case
+    /// the task fails.
     pub async fn spawn<F>(
         &self,
         owner: &OwnerId,
+        name: &str,
         options: TaskOptions,
         make_future: F,
     ) -> Result<Task, TaskError>
     where
         F: FnOnce(TaskContext) -> TaskFuture,
     {
-        self.0.start(owner, wire::new_task(options), make_future).await
+        self.0.start(owner, wire::new_task(options).operation(name), make_future).await
     }
 
     /// Begins a task that runs a registered operation with these arguments. Its name and arguments are in the record.
@@ -181,7 +207,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         };
         let new =
             wire::new_task(task).arguments(arguments.clone()).operation(name).on_worker_lost(on_worker_lost);
-        self.0.start(owner, new, |context| Box::pin(async move { operation(context, arguments).await })).await
+        self.0.start(owner, new, |context| operation(context, arguments)).await
     }
 
     /// Answers `tasks/get`.
@@ -230,7 +256,11 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// # Cancellation safety
     /// Dropping the future does not take it back.
     pub async fn shutdown(&self) {
-        self.0.stop.send_replace(true);
+        self.0.stop.send_if_modified(|since| {
+            let is_first = since.is_none();
+            since.get_or_insert_with(Instant::now);
+            is_first
+        });
         let _ = self.0.running.subscribe().wait_for(|running| *running == 0).await;
     }
 }
@@ -268,7 +298,7 @@ impl<B: Agenda> Inner<B> {
     }
 
     pub(super) fn is_stopping(&self) -> bool {
-        *self.stop.borrow()
+        self.stop.borrow().is_some()
     }
 
     pub(super) fn operation(&self, name: &str) -> Option<Operation> {
@@ -290,6 +320,7 @@ impl<B: Agenda> Inner<B> {
         new: NewTask,
         make_future: impl FnOnce(TaskContext) -> TaskFuture,
     ) -> Result<Task, TaskError> {
+        let caller = Span::current();
         self.begin_to_work();
         // Counted before it looks, so that a shutdown waits for what it has not stopped.
         let running = Running::new(self);
@@ -300,25 +331,34 @@ impl<B: Agenda> Inner<B> {
         // The client does not know a task whose creation is given up, and the store ends it.
         let (stored, attempt) = tokio::select! {
             started = self.store.start(owner, new) => started?,
-            () = stop.passed() => return Err(TaskError::ShuttingDown),
+            () = stop.passed(PATIENCE) => return Err(TaskError::ShuttingDown),
         };
-        let task = wire::task(&stored);
-        self.run(running, attempt, stored, make_future);
-        Ok(task)
+        let (task, id) = (wire::task(&stored), stored.key.task.clone());
+        let span = run::span(caller.id(), &stored, &attempt);
+        let has_begun = span.in_scope(|| {
+            tracing::info!("started");
+            self.run(running, attempt, stored, None, make_future)
+        });
+        if has_begun { Ok(task) } else { Err(TaskError::OperationPanicked { task: id }) }
     }
 
+    /// Runs an operation in the current span. Returns whether its closure has returned a future; if not, it has panicked.
     pub(super) fn run(
         self: &Arc<Self>,
         running: Running,
         attempt: Attempt<B>,
         stored: StoredTask,
+        place: Option<Place>,
         make_future: impl FnOnce(TaskContext) -> TaskFuture,
-    ) {
-        let run = Run::begin(self.store.clone(), attempt, stored, make_future);
+    ) -> bool {
+        let (store, renewer) = (self.store.clone(), Arc::clone(&self.renewer));
+        let (run, has_begun) = Run::begin(store, renewer, attempt, stored, place, make_future);
         let stop = self.stop();
-        tokio::spawn(async move {
+        let attend = async move {
             run.attend(stop).await;
             drop(running);
-        });
+        };
+        tokio::spawn(attend.in_current_span());
+        has_begun
     }
 }

@@ -6,13 +6,23 @@
 //!
 //! [rmcp]: https://crates.io/crates/rmcp
 
+mod calls;
+mod config;
 mod context;
 mod manager;
+mod operation;
+mod outcome;
 mod owner;
+mod places;
+mod progress;
+mod renewals;
+mod renewer;
 mod run;
+mod stop;
 mod wire;
 mod worker;
 
+pub use config::ManagerConfig;
 pub use context::TaskContext;
 pub use manager::{DurableTaskManager, RegisteredOptions};
 pub use owner::{OwnerSource, Subject};

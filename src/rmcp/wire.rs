@@ -6,7 +6,9 @@ use rmcp::task_manager::{TaskExit, TaskOptions};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{Agenda, NewTask, PayloadKind, RpcError, StoredTask, TaskError, TaskStatus, TaskStore, Ttl};
+use crate::{
+    Agenda, NewTask, PayloadKind, RpcError, StorageError, StoredTask, TaskError, TaskStatus, TaskStore, Ttl,
+};
 
 /// The method whose calls become tasks.
 const METHOD: &str = "tools/call";
@@ -103,7 +105,11 @@ impl From<TaskError> for ErrorData {
         let code = ErrorCode(i32::try_from(error.code()).unwrap_or(ErrorCode::INTERNAL_ERROR.0));
         match error {
             TaskError::Storage(_) | TaskError::Unreadable { .. } => {
-                tracing::error!(%error, "a task could not be served");
+                if is_unreadable(&error) {
+                    tracing::warn!(%error, "a task could not be served: its record cannot be read");
+                } else {
+                    tracing::debug!(%error, "a task could not be served");
+                }
                 let message = if error.is_retryable() {
                     "the tasks cannot be reached at the moment; try again"
                 } else {
@@ -114,6 +120,11 @@ impl From<TaskError> for ErrorData {
             other => Self::new(code, other.to_string(), None),
         }
     }
+}
+
+/// Whether the record, or a payload of it, cannot be read. Trying again does not help.
+pub(super) fn is_unreadable(error: &TaskError) -> bool {
+    matches!(error, TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. }))
 }
 
 /// How an operation ends when this happens to it. One that is not to go on is told so, as by a request to cancel.

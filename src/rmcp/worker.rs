@@ -7,17 +7,20 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug_span};
 
-use super::manager::{Inner, Running};
-use super::run::Stop;
+use super::manager::{Inner, PATIENCE, Running};
+use super::outcome::{Meaning, meaning};
+use super::places::{Place, Places};
+use super::run;
+use super::stop::Stop;
 use super::wire;
-use crate::store::{BackOff, Outage};
-use crate::{Agenda, Due, Next, PayloadKind, Queue, StorageError, StoredTask, TaskError, TaskStore};
+use crate::store::BackOff;
+use crate::{Agenda, Due, Next, PayloadKind, Queue, StoredTask, TaskError, TaskStore};
 
-/// How many tasks are taken, and claimed, at once.
+/// How many tasks are taken at once.
 const AT_ONCE: usize = 16;
 /// When a task is tried again that could not be claimed.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -65,9 +68,8 @@ impl<B: Agenda> Inner<B> {
             backend: Arc::clone(self.store.shared_backend()),
             registered: Arc::clone(&self.working.registered),
             stop: self.stop(),
-            limit: self.store.call_timeout().max(AGAIN),
-            claims: Arc::new(Semaphore::new(AT_ONCE)),
-            failing: Arc::default(),
+            limit: self.limit(),
+            places: self.places.clone(),
         };
         let work = async move {
             let _at_work = at_work;
@@ -77,39 +79,49 @@ impl<B: Agenda> Inner<B> {
     }
 
     /// Claims a task and begins to work on it. Returns what becomes of its timer.
-    async fn claim(self: &Arc<Self>, due: &Due) -> Result<Next, TaskError> {
+    async fn claim(self: &Arc<Self>, due: &Due, place: Place) -> Result<Next, TaskError> {
         // Counted before it looks, so that a shutdown waits for what it has not stopped.
         let running = Running::new(self);
-        if self.is_stopping() {
+        let stop = self.stop();
+        if stop.is_told() {
             // It was taken just before. Scheduled, and not only resolved, so that the other instances wake.
             let schedule = self.store.shared_backend().schedule(&due.queue, &due.key, Duration::ZERO);
-            schedule.await.map_err(TaskError::Storage)?;
+            if let Ok(scheduled) = timeout(PATIENCE, schedule).await {
+                scheduled.map_err(TaskError::Storage)?;
+            }
             return Ok(Next::After(Duration::ZERO));
         }
-        let stop = self.stop();
         // A claim that is given up halfway is that of a lost worker: the store releases the task.
         let claimed = tokio::select! {
             claimed = self.store.claim(&due.key) => claimed?,
-            () = stop.passed() => return Ok(Next::After(Duration::ZERO)),
+            () = stop.passed(PATIENCE) => return Ok(Next::After(Duration::ZERO)),
         };
-        if let Some((stored, attempt)) = claimed {
-            let Some(operation) = stored.task.operation.as_deref().and_then(|name| self.operation(name))
-            else {
-                // Registered operations stay registered, and a task keeps its operation. It goes to another instance.
-                tracing::warn!(task = %due.key.task, "a task was claimed whose operation is not registered here");
-                attempt.release().await?;
-                return Ok(Next::Remove);
-            };
-            tracing::info!(task = %due.key.task, attempt = attempt.number(), "a task is resumed");
-            let (store, task) = (self.store.clone(), stored.clone());
-            self.run(running, attempt, stored, |context| {
-                Box::pin(async move {
-                    let arguments = load_arguments(&store, &task).await.map_err(wire::exit)?;
-                    operation(context, arguments).await
-                })
-            });
-        }
+        let Some((stored, attempt)) = claimed else { return Ok(Next::Remove) };
+        let Some(operation) = stored.task.operation.as_deref().and_then(|name| self.operation(name)) else {
+            // Registered operations stay registered, and a task keeps its operation. It goes to another instance.
+            tracing::warn!(task = %due.key.task, "a task was claimed whose operation is not registered here");
+            if let Ok(released) = timeout(PATIENCE, attempt.release()).await {
+                released?;
+            }
+            return Ok(Next::Remove);
+        };
+        // No call started it here.
+        let span = run::span(None, &stored, &attempt);
+        let _in_span = span.enter();
+        tracing::info!("resumed");
+        let (store, task, limit) = (self.store.clone(), stored.clone(), self.limit());
+        self.run(running, attempt, stored, Some(place), |context| {
+            Box::pin(async move {
+                let arguments = load_arguments(&store, &task, limit).await.map_err(wire::exit)?;
+                operation(context, arguments).await
+            })
+        });
         Ok(Next::Remove)
+    }
+
+    /// How long one call of the engine may take.
+    fn limit(&self) -> Duration {
+        self.store.call_timeout().max(AGAIN)
     }
 }
 
@@ -117,17 +129,20 @@ impl<B: Agenda> Inner<B> {
 /// renews the lease, and ends with it.
 ///
 /// # Errors
-/// `Unreadable` when they are not JSON, `NotFound` when the task has gone.
-async fn load_arguments<B: Agenda>(store: &TaskStore<B>, task: &StoredTask) -> Result<Value, TaskError> {
+/// `Unreadable` and `Corrupt` when they cannot be read, `NotFound` when the task has gone.
+async fn load_arguments<B: Agenda>(
+    store: &TaskStore<B>,
+    task: &StoredTask,
+    limit: Duration,
+) -> Result<Value, TaskError> {
     loop {
-        match store.payload(task, PayloadKind::Input).await {
-            Ok(arguments) => return Ok(arguments.unwrap_or_default()),
-            Err(error @ (TaskError::Unreadable { .. } | TaskError::NotFound { .. })) => return Err(error),
-            Err(error) => {
-                tracing::warn!(%error, task = %task.key.task, "the arguments of a task cannot be loaded yet");
-                sleep(AGAIN).await;
-            }
+        match timeout(limit, store.payload(task, PayloadKind::Input)).await {
+            Ok(Ok(arguments)) => return Ok(arguments.unwrap_or_default()),
+            Ok(Err(error)) if meaning(&error) != Meaning::Temporary => return Err(error),
+            Ok(Err(error)) => tracing::debug!(%error, "the arguments of a task cannot be loaded yet"),
+            Err(_) => tracing::debug!("the arguments of a task cannot be loaded within {limit:?} yet"),
         }
+        sleep(AGAIN).await;
     }
 }
 
@@ -138,8 +153,7 @@ struct Worker<B> {
     registered: Arc<Notify>,
     stop: Stop,
     limit: Duration,
-    claims: Arc<Semaphore>,
-    failing: Arc<Outage>,
+    places: Places,
 }
 
 impl<B: Agenda> Worker<B> {
@@ -148,7 +162,7 @@ impl<B: Agenda> Worker<B> {
             let go_on = if queues.is_empty() {
                 tokio::select! {
                     () = self.registered.notified() => true,
-                    () = self.stop.told() => false,
+                    _ = self.stop.told() => false,
                 }
             } else {
                 self.take_from(&queues).await
@@ -170,22 +184,27 @@ impl<B: Agenda> Worker<B> {
         let mut wakeups = Arc::clone(&self.backend).wakeups(queues).fuse();
         let mut back_off = BackOff::new();
         loop {
+            let places = tokio::select! {
+                // First of all: what this instance releases is for the others.
+                biased;
+                _ = self.stop.told() => return false,
+                () = self.registered.notified() => return true,
+                places = self.places.take(AT_ONCE) => places,
+            };
             // Not given up halfway: what it took would be hidden from the other instances.
-            let pause = match self.take(queues).await {
+            let pause = match self.take(queues, places).await {
                 Ok(pause) => {
-                    self.failing.end("tasks that wait for a worker are taken again");
                     back_off = BackOff::new();
                     pause
                 }
                 Err(error) => {
-                    self.failing.begin(&error, "tasks that wait for a worker cannot be taken");
+                    tracing::debug!(error, "tasks that wait for a worker cannot be taken");
                     back_off.longer()
                 }
             };
             tokio::select! {
-                // First of all: what this instance releases is for the others.
                 biased;
-                () = self.stop.told() => return false,
+                _ = self.stop.told() => return false,
                 () = sleep(pause) => {}
                 // A stream that ends has no more items: then the sleep decides.
                 Some(()) = wakeups.next() => {}
@@ -194,43 +213,42 @@ impl<B: Agenda> Worker<B> {
         }
     }
 
-    /// Takes what is due and claims each. Returns when the next one is due.
-    async fn take(&self, queues: &[Queue]) -> Result<Duration, String> {
-        let taking = self.backend.take_due(queues, AT_ONCE, self.limit);
+    /// Takes as many of the tasks that are due as there are places, and claims each. Returns when the next one is due.
+    async fn take(&self, queues: &[Queue], mut places: Vec<Place>) -> Result<Duration, String> {
+        let most = places.len();
+        let taking = self.backend.take_due(queues, most, self.limit);
         let taken = match timeout(self.limit, taking).await {
             Ok(Ok(taken)) => taken,
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => return Err(format!("no answer within {:?}", self.limit)),
         };
-        let next_in = if taken.due.len() == AT_ONCE { Some(Duration::ZERO) } else { taken.next_in };
+        let next_in = if taken.due.len() == most { Some(Duration::ZERO) } else { taken.next_in };
         for due in taken.due {
-            let permit = Arc::clone(&self.claims).acquire_owned().await;
-            let (manager, backend, failing) =
-                (Weak::clone(&self.manager), Arc::clone(&self.backend), Arc::clone(&self.failing));
-            let claim = async move {
-                let _permit = permit;
-                let Some(manager) = manager.upgrade() else { return };
-                let next = match manager.claim(&due).await {
-                    Ok(next) => next,
-                    // A later version may read it. The timer of its lease leads such an instance to it.
-                    Err(TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. })) => {
-                        Next::Remove
-                    }
-                    Err(error) => {
-                        failing.report(
-                            &error,
-                            "a task that waits for a worker could not be claimed; it is tried again",
-                        );
-                        Next::After(AGAIN)
-                    }
-                };
-                if let Err(error) = backend.resolve(&due, next).await {
-                    // The timer fires again when it is no longer hidden, and there is nothing to claim any more.
-                    failing.report(&error, "the timer of a claimed task could not be removed");
-                }
-            };
+            // The engine returns no more than it was asked for.
+            let Some(place) = places.pop() else { break };
+            let claim = claim(Weak::clone(&self.manager), due, place, self.limit);
             tokio::spawn(claim.in_current_span());
         }
         Ok(next_in.map_or(LONGEST, |next_in| next_in.min(LONGEST)))
+    }
+}
+
+/// Claims one task and moves or removes its timer.
+async fn claim<B: Agenda>(manager: Weak<Inner<B>>, due: Due, place: Place, limit: Duration) {
+    let Some(manager) = manager.upgrade() else { return };
+    let next = match manager.claim(&due, place).await {
+        Ok(next) => next,
+        // A later version may read it. The timer of its lease leads such an instance to it.
+        Err(error) if wire::is_unreadable(&error) => Next::Remove,
+        Err(error) => {
+            tracing::debug!(%error, task = %due.key.task, "a task that waits for a worker could not be claimed; it is tried again");
+            Next::After(AGAIN)
+        }
+    };
+    match timeout(limit, manager.store.shared_backend().resolve(&due, next)).await {
+        Ok(Ok(_)) => {}
+        // The timer fires again when it is no longer hidden, and there is nothing to claim any more.
+        Ok(Err(error)) => tracing::debug!(%error, "the timer of a claimed task could not be removed"),
+        Err(_) => tracing::debug!("the timer of a claimed task could not be removed within {limit:?}"),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
+use super::transitions::Gone;
 use crate::TaskKey;
 
 /// An attempt by its task and its number.
@@ -17,12 +18,20 @@ pub(super) type AttemptId = (TaskKey, u32);
 pub(super) struct Attempts {
     /// How many guards an attempt has. More than one only while a claim is under way that another has won.
     live: Mutex<HashMap<AttemptId, usize>>,
-    dropped: mpsc::UnboundedSender<AttemptId>,
+    dropped: mpsc::UnboundedSender<Dropped>,
+}
+
+/// An attempt that was dropped while its task may still be open.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Dropped {
+    pub(super) id: AttemptId,
+    /// One that nobody ever worked on is not lost.
+    pub(super) gone: Gone,
 }
 
 impl Attempts {
     /// No attempts, and where those are received that were dropped while their task may still be open.
-    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<AttemptId>) {
+    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Dropped>) {
         let (dropped, received) = mpsc::unbounded_channel();
         (Arc::new(Self { live: Mutex::default(), dropped }), received)
     }
@@ -40,7 +49,8 @@ impl Attempts {
     pub(super) fn register(self: &Arc<Self>, key: &TaskKey, number: u32) -> Guard {
         let id = (key.clone(), number);
         *self.live().entry(id.clone()).or_default() += 1;
-        Guard { attempts: Arc::clone(self), id, is_over: AtomicBool::new(false) }
+        let (has_begun, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        Guard { attempts: Arc::clone(self), id, has_begun, is_over }
     }
 }
 
@@ -49,11 +59,17 @@ impl Attempts {
 pub(super) struct Guard {
     attempts: Arc<Attempts>,
     id: AttemptId,
+    /// Somebody was given the attempt to work with.
+    has_begun: AtomicBool,
     /// The task has ended, was released, or is another's: nobody needs to act on the drop.
     is_over: AtomicBool,
 }
 
 impl Guard {
+    pub(super) fn set_begun(&self) {
+        self.has_begun.store(true, Ordering::Release);
+    }
+
     pub(super) fn set_over(&self) {
         self.is_over.store(true, Ordering::Release);
     }
@@ -69,7 +85,8 @@ impl Drop for Guard {
         }
         if !self.is_over.load(Ordering::Acquire) {
             // Nobody receives it once the store is gone. Then other instances find the task.
-            let _ = self.attempts.dropped.send(self.id.clone());
+            let gone = if self.has_begun.load(Ordering::Acquire) { Gone::Lost } else { Gone::Released };
+            let _ = self.attempts.dropped.send(Dropped { id: self.id.clone(), gone });
         }
     }
 }
@@ -87,8 +104,11 @@ mod tests {
         drop(other);
         assert!(attempts.is_live(&id));
         assert!(dropped.try_recv().is_err());
+        one.set_begun();
         drop(one);
         assert!(!attempts.is_live(&id));
-        assert_eq!(dropped.try_recv(), Ok(id));
+        assert_eq!(dropped.try_recv(), Ok(Dropped { id: id.clone(), gone: Gone::Lost }));
+        drop(attempts.register(&id.0, id.1));
+        assert_eq!(dropped.try_recv(), Ok(Dropped { id, gone: Gone::Released }), "nobody has worked on it");
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::limits::MAX_JSON_DEPTH;
+use super::transitions::DEFAULT_MAX_ATTEMPTS;
 
 /// Ten of them are a delay that every engine takes.
 const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -33,6 +34,7 @@ pub struct StoreConfig {
     pub(super) max_variables_depth: usize,
     pub(super) max_variables_string_bytes: usize,
     pub(super) max_conflicts: u32,
+    pub(super) max_attempts: u32,
     pub(super) lease: Duration,
     pub(super) call_timeout: Duration,
 }
@@ -51,6 +53,7 @@ impl Default for StoreConfig {
             max_variables_depth: 16,
             max_variables_string_bytes: 64 * 1024,
             max_conflicts: 64,
+            max_attempts: DEFAULT_MAX_ATTEMPTS,
             lease: Duration::from_secs(30),
             call_timeout: Duration::from_secs(10),
         }
@@ -134,6 +137,15 @@ impl StoreConfig {
     /// [`Contended`](crate::TaskError::Contended); 64 unless set, at least 1.
     pub fn max_conflicts(mut self, max: u32) -> Self {
         self.max_conflicts = max.max(1);
+        self
+    }
+
+    /// How many workers of a task that can resume may be lost before it fails with "gave up after 3 attempts: the worker
+    /// was lost"; 3 unless set, at least 1. A release does not count, so any number of deploys in a row fail nothing. Each
+    /// task keeps the bound with which it was created; [`NewTask::max_attempts`](crate::NewTask::max_attempts) sets one for
+    /// a single task.
+    pub fn max_attempts(mut self, max: u32) -> Self {
+        self.max_attempts = max.max(1);
         self
     }
 

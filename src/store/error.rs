@@ -49,6 +49,12 @@ pub enum TaskError {
     /// This process is about to end and begins no more work; another instance may.
     #[error("the server is shutting down; try again")]
     ShuttingDown,
+    /// The operation panicked before its work began. The task fails.
+    #[error("the operation of task {task} panicked")]
+    OperationPanicked {
+        /// The task.
+        task: TaskId,
+    },
     /// The owner has as many tasks as it may have, finished ones that are still kept included:
     /// [`StoreConfig::max_tasks_per_owner`](crate::StoreConfig::max_tasks_per_owner). Nothing was stored. The same call
     /// succeeds once tasks have expired or were deleted.
@@ -121,6 +127,7 @@ impl TaskError {
             Self::LeaseLost { .. }
             | Self::QuotaExceeded { .. }
             | Self::ShuttingDown
+            | Self::OperationPanicked { .. }
             | Self::Contended { .. }
             | Self::Unreadable { .. }
             | Self::Storage(_) => -32603,

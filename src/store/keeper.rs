@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{Instrument, debug_span};
 
 use super::answers::Answers;
-use super::attempts::AttemptId;
+use super::attempts::Dropped;
 use super::look::{FAILING, Look};
 use super::outage::{BackOff, Outage};
 use super::write::jittered;
@@ -47,12 +47,19 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) struct Keeping {
     is_kept: Arc<AtomicBool>,
     /// Attempts that were dropped. The keeper that runs holds the lock.
-    dropped: Arc<Mutex<mpsc::UnboundedReceiver<AttemptId>>>,
+    dropped: Arc<Mutex<mpsc::UnboundedReceiver<Dropped>>>,
 }
 
 impl Keeping {
-    pub(super) fn new(dropped: mpsc::UnboundedReceiver<AttemptId>) -> Self {
+    pub(super) fn new(dropped: mpsc::UnboundedReceiver<Dropped>) -> Self {
         Self { is_kept: Arc::default(), dropped: Arc::new(Mutex::new(dropped)) }
+    }
+
+    /// Of a store whose leases another one looks after.
+    #[cfg(feature = "rmcp")]
+    pub(super) fn none() -> Self {
+        let (_, dropped) = mpsc::unbounded_channel();
+        Self { is_kept: Arc::new(AtomicBool::new(true)), ..Self::new(dropped) }
     }
 }
 
@@ -121,7 +128,7 @@ enum Event {
     /// All clones of the store are gone.
     Closed,
     /// The last clone of an attempt was dropped.
-    Dropped(AttemptId),
+    Dropped(Dropped),
     /// A timer may be due sooner than expected.
     Woken,
     /// It is time to take timers.
@@ -129,7 +136,7 @@ enum Event {
 }
 
 impl<B: Agenda> Keeper<B> {
-    async fn run(mut self, dropped: Arc<Mutex<mpsc::UnboundedReceiver<AttemptId>>>) {
+    async fn run(mut self, dropped: Arc<Mutex<mpsc::UnboundedReceiver<Dropped>>>) {
         // One of an earlier runtime may be about to end.
         let mut dropped = dropped.lock().await;
         let mut wakeups = Arc::clone(&self.backend).wakeups(&self.queue).fuse();
@@ -203,7 +210,7 @@ impl<B: Agenda> Keeper<B> {
     }
 
     /// Treats the worker of an attempt that nobody holds any more as lost.
-    fn end_dropped(&mut self, attempt: AttemptId) {
+    fn end_dropped(&mut self, attempt: Dropped) {
         let (store, calls, failing) =
             (Weak::clone(&self.store), Arc::clone(&self.calls), Arc::clone(&self.failing));
         let end = async move {
@@ -231,7 +238,7 @@ impl<B: Agenda> Keeper<B> {
 
 /// What happens first, at `at` at the latest.
 async fn event(
-    dropped: &mut mpsc::UnboundedReceiver<AttemptId>,
+    dropped: &mut mpsc::UnboundedReceiver<Dropped>,
     wakeups: &mut Fuse<BoxStream<'static, ()>>,
     at: Instant,
 ) -> Event {

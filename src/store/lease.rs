@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::attempts::Guard;
 use super::change::Kind;
 use super::deadline::{Deadline, Subject};
-use super::transitions::{self, Change};
+use super::transitions::{self, Change, Gone};
 use super::turns::Lane;
 use super::write::Caller;
 use super::{NewTask, StoreConfig, TaskError, TaskRef, TaskStore};
@@ -48,7 +48,7 @@ impl<B: Agenda> TaskStore<B> {
         let begun = Instant::now();
         // Registered before it is stored: the keeper of this store ends a lease of its own without an attempt.
         let attempt = Attempt::new(self, key, 1);
-        let stored = match self.create_with(&mut caller, key, new, Some(self.lease(1))).await {
+        let stored = match self.create_with(&mut caller, key, new, Some(self.lease(1, 0))).await {
             Ok(stored) => stored,
             Err(error) => {
                 if !error.outcome_unknown() {
@@ -58,6 +58,7 @@ impl<B: Agenda> TaskStore<B> {
             }
         };
         self.schedule_again_if_slow(key, begun).await?;
+        attempt.guard.set_begun();
         Ok((stored, attempt))
     }
 
@@ -101,7 +102,7 @@ impl<B: Agenda> TaskStore<B> {
             let mut task = task.into_task();
             let Some(waiting) = transitions::waiting(&task) else { return Ok(None) };
             if task.cancel_requested || !transitions::may_run(&task, waiting) {
-                transitions::lose_worker(&mut task, self.now())?;
+                transitions::lose_worker(&mut task, Gone::Released, self.now())?;
                 match self.write_by(&mut caller, key, version, task, Change::Made).await? {
                     Some(_) => return Ok(None),
                     None => continue,
@@ -111,12 +112,13 @@ impl<B: Agenda> TaskStore<B> {
             // cannot move it any more.
             let begun = Instant::now();
             self.schedule_lease(key).await?;
-            let lease = self.lease(waiting.attempt.saturating_add(1));
+            let lease = self.lease(waiting.attempt.saturating_add(1), waiting.losses);
             let attempt = Attempt::new(self, key, lease.attempt);
             task.lease = Some(lease);
             match self.write_by(&mut caller, key, version, task, Change::Made).await {
                 Ok(Some(claimed)) => {
                     self.schedule_again_if_slow(key, begun).await?;
+                    attempt.guard.set_begun();
                     return Ok(Some((claimed, attempt)));
                 }
                 Ok(None) => attempt.guard.set_over(),
@@ -139,14 +141,16 @@ impl<B: Agenda> TaskStore<B> {
         self.0.config.lease
     }
 
-    fn lease(&self, attempt: u32) -> Lease {
+    fn lease(&self, attempt: u32, losses: u32) -> Lease {
         let duration = self.0.config.lease;
         Lease {
             holder: Some(self.0.holder.clone()),
             attempt,
+            losses,
             renewals: 0,
             duration_ms: super::millis(duration),
             deadline: self.now() + duration,
+            extra: Map::new(),
         }
     }
 
@@ -214,7 +218,7 @@ impl<B: Agenda> TaskStore<B> {
 /// # Cancellation safety
 /// Dropping the future of a call leaves its change made or not, as a whole.
 pub struct Attempt<B> {
-    store: TaskStore<B>,
+    pub(super) store: TaskStore<B>,
     key: TaskKey,
     number: u32,
     /// The keys of the input requests that it has made.
@@ -234,6 +238,21 @@ impl<B> Clone for Attempt<B> {
     }
 }
 
+/// A key that is being asked under. It may be used again unless the request was made, also when the call is dropped.
+struct Asking<'a> {
+    asked: &'a Mutex<HashSet<String>>,
+    key: &'a str,
+    is_asked: bool,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.is_asked {
+            self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(self.key);
+        }
+    }
+}
+
 impl<B> fmt::Debug for Attempt<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attempt")
@@ -247,6 +266,12 @@ impl<B: Agenda> Attempt<B> {
     fn new(store: &TaskStore<B>, key: &TaskKey, number: u32) -> Self {
         let guard = Arc::new(store.0.attempts.register(key, number));
         Self { store: store.clone(), key: key.clone(), number, asked: Arc::default(), guard }
+    }
+
+    /// The same attempt in another store that shares its leases.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn over(&self, store: &TaskStore<B>) -> Self {
+        Self { store: store.clone(), ..self.clone() }
     }
 
     /// The task.
@@ -276,11 +301,12 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Gives up the lease, so that nobody needs to wait for it to lapse. A task that can resume is scheduled in its work
-    /// queue, for now. One that cannot fails in the same write, and one that was asked to cancel becomes `cancelled`.
+    /// queue, for now, and the attempt does not count against its [bound](NewTask::max_attempts). One that cannot fails in the same write, and one that was asked to cancel becomes `cancelled`.
     pub async fn release(&self) -> Result<StoredTask, TaskError> {
         let deadline = self.store.deadline();
-        let change =
-            |task: &mut Task| transitions::lose_worker(task, self.store.now()).map(|()| Change::Made);
+        let change = |task: &mut Task| {
+            transitions::lose_worker(task, Gone::Released, self.store.now()).map(|_| Change::Made)
+        };
         let released = self.change_before(&deadline, Kind::Lifecycle, "release", change).await?;
         self.guard.set_over();
         let schedule = async {
@@ -313,11 +339,10 @@ impl<B: Agenda> Attempt<B> {
         if !self.asked().insert(key.clone()) {
             return Err(TaskError::InputKeyUsed { task: self.key.task.clone(), key });
         }
+        let mut asking = Asking { asked: &self.asked, key: &key, is_asked: false };
         let asked =
             self.change(Kind::Input, "ask", |task| transitions::ask(task, &key, &request, config)).await;
-        if asked.is_err() {
-            self.asked().remove(&key);
-        }
+        asking.is_asked = asked.is_ok();
         asked
     }
 
@@ -376,7 +401,7 @@ impl<B: Agenda> Attempt<B> {
         self.change(Kind::Lifecycle, "cancel", transitions::cancel).await
     }
 
-    async fn change(
+    pub(super) async fn change(
         &self,
         kind: Kind,
         operation: &'static str,
@@ -399,9 +424,13 @@ impl<B: Agenda> Attempt<B> {
             }
             let made = change(task)?;
             // Every write shows that the worker lives.
-            if made != Change::None && self.holds(task) {
-                let renewals = task.lease.as_ref().map_or(0, |lease| lease.renewals).wrapping_add(1);
-                task.lease = Some(Lease { renewals, ..self.store.lease(self.number) });
+            if made != Change::None
+                && self.holds(task)
+                && let Some(lease) = &mut task.lease
+            {
+                let renewed = self.store.lease(self.number, lease.losses);
+                lease.renewals = lease.renewals.wrapping_add(1);
+                (lease.duration_ms, lease.deadline) = (renewed.duration_ms, renewed.deadline);
             }
             Ok(made)
         };

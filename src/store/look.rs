@@ -8,10 +8,10 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::Answers;
-use super::attempts::AttemptId;
+use super::attempts::Dropped;
 use super::keeper::{MOST_LATE, window};
 use super::outage::{BackOff, Outage};
-use super::transitions::{self, Change, may_run, waiting};
+use super::transitions::{self, Change, Gone, Then, may_run, waiting};
 use super::{Inner, TaskError, TaskStore};
 use crate::{Agenda, Due, Lease, Next, StorageError, StoredTask, TaskKey, Version};
 
@@ -125,7 +125,7 @@ impl<B: Agenda> Look<B> {
             if self.answers.failures(&self.due.key.owner) != failures_before {
                 continue;
             }
-            return store.take_lease((**second).clone()).await;
+            return store.take_lease((**second).clone(), Gone::Lost, now).await;
         }
     }
 
@@ -158,6 +158,11 @@ fn is_the_same(first: &Lease, second: &Lease) -> bool {
 /// How long a live lease still lasts.
 fn left(lease: &Lease, now: DateTime<Utc>) -> Duration {
     (lease.deadline - now).to_std().unwrap_or_default()
+}
+
+/// How long its holder has given no sign. After the clock was set back, that is not known.
+fn silent_for(lease: &Lease, now: DateTime<Utc>) -> Duration {
+    (now + lease.duration() - lease.deadline).to_std().unwrap_or_default()
 }
 
 impl<B: Agenda> TaskStore<B> {
@@ -197,7 +202,7 @@ impl<B: Agenda> TaskStore<B> {
             return Ok(Verdict::Next(Next::After(left(&lease, now).max(window(lease.duration())))));
         }
         if self.is_own(&lease) {
-            return self.take_lease(stored).await;
+            return self.take_lease(stored, Gone::Lost, now).await;
         }
         if lease.may_have_lapsed(now) {
             return Ok(Verdict::Lapsed(Box::new(stored)));
@@ -215,7 +220,7 @@ impl<B: Agenda> TaskStore<B> {
     /// Schedules a task that waits for a worker where workers look.
     async fn offer(&self, stored: StoredTask, lease: &Lease) -> Result<Verdict, TaskError> {
         if stored.task.cancel_requested || !may_run(&stored.task, lease) {
-            return self.take_lease(stored).await;
+            return self.take_lease(stored, Gone::Released, self.now()).await;
         }
         let again = match self.touch(stored.clone()).await {
             Ok(true) => lease.duration() * WAITING,
@@ -228,20 +233,27 @@ impl<B: Agenda> TaskStore<B> {
         Ok(Verdict::Next(Next::After(again)))
     }
 
-    /// Takes the lease of a task from a worker that is lost.
-    async fn take_lease(&self, stored: StoredTask) -> Result<Verdict, TaskError> {
+    /// Takes the lease of a task from a worker that is gone.
+    async fn take_lease(
+        &self,
+        stored: StoredTask,
+        gone: Gone,
+        now: DateTime<Utc>,
+    ) -> Result<Verdict, TaskError> {
         let StoredTask { key, task, version, .. } = stored;
         let mut task = task.into_task();
         let Some(lease) = task.lease.clone() else { return Ok(Verdict::Again) };
-        transitions::lose_worker(&mut task, self.now())?;
+        let then = transitions::lose_worker(&mut task, gone, now)?;
         let Some(written) = self.write(&key, version, task, Change::Made).await? else {
             return Ok(Verdict::Again);
         };
-        if let Some(holder) = &lease.holder {
-            tracing::warn!(
-                owner = %key.owner, task = %key.task, attempt = lease.attempt, holder, status = %written.task.status,
-                "the worker of a task was lost"
-            );
+        let (TaskKey { owner, task: id }, operation) = (&key, &written.task.operation);
+        if let (Gone::Lost, Some(holder)) = (gone, &lease.holder) {
+            let silent = silent_for(&lease, now);
+            tracing::info!(%owner, task = %id, operation, attempt = lease.attempt, holder, ?silent, "worker lost");
+        }
+        if let Then::GaveUp { losses } = then {
+            tracing::info!(%owner, task = %id, operation, losses, "gave up");
         }
         if waiting(&written.task).is_none() {
             return Ok(Verdict::Next(Next::Remove));
@@ -251,7 +263,8 @@ impl<B: Agenda> TaskStore<B> {
     }
 
     /// Takes the lease of an attempt that nobody in this process holds any more. Its timer stays as it is.
-    pub(super) async fn end_dropped(&self, (key, number): &AttemptId) -> Result<(), TaskError> {
+    pub(super) async fn end_dropped(&self, dropped: &Dropped) -> Result<(), TaskError> {
+        let Dropped { id: (key, number), gone } = dropped;
         loop {
             let stored = match self.read(key).await {
                 Ok(stored) => stored,
@@ -264,7 +277,7 @@ impl<B: Agenda> TaskStore<B> {
             if stored.task.status.is_terminal() || !stored.task.lease.as_ref().is_some_and(is_its) {
                 return Ok(());
             }
-            match self.take_lease(stored).await {
+            match self.take_lease(stored, *gone, self.now()).await {
                 Ok(Verdict::Again) => {}
                 Ok(_) | Err(TaskError::NotFound { .. }) => return Ok(()),
                 Err(error) => return Err(error),

@@ -7,6 +7,8 @@ mod config;
 mod deadline;
 #[cfg(feature = "pmcp")]
 mod draft;
+#[cfg(feature = "rmcp")]
+mod ending;
 mod error;
 mod keeper;
 mod lease;
@@ -39,17 +41,21 @@ pub use config::StoreConfig;
 use deadline::{Deadline, Subject};
 #[cfg(feature = "pmcp")]
 pub(crate) use draft::Draft;
+#[cfg(feature = "rmcp")]
+pub(crate) use ending::Ending;
 pub use error::TaskError;
 use keeper::Keeping;
 pub use lease::Attempt;
 use limits::{MAX_JSON_DEPTH, check, check_depth, check_poll_interval};
 pub use new_task::{NewTask, Ttl};
 #[cfg(feature = "rmcp")]
-pub(crate) use outage::{BackOff, Outage};
+pub(crate) use outage::BackOff;
 use timers::Noticed;
+use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
 use write::{Caller, Write, mark};
 
+use crate::exact::ExactIntegers;
 use crate::payload::HeldParts;
 use crate::snapshot::Origin;
 use crate::{
@@ -217,6 +223,24 @@ impl<B: Agenda> TaskStore<B> {
         }));
         store.keep();
         store
+    }
+
+    /// A store on another connection to the same engine that renews the leases of this one. It has no keeper.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn twin(&self, backend: B) -> Self {
+        let Inner { config, holder, leases, attempts, answers, .. } = &*self.0;
+        Self(Arc::new(Inner {
+            backend: Arc::new(backend),
+            config: config.clone(),
+            turns: Turns::default(),
+            number: STORES.fetch_add(1, Ordering::Relaxed),
+            holder: holder.clone(),
+            leases: leases.clone(),
+            attempts: Arc::clone(attempts),
+            noticed: Noticed::default(),
+            answers: Arc::clone(answers),
+            keeping: Keeping::none(),
+        }))
     }
 
     /// The engine below.
@@ -542,6 +566,10 @@ impl<B: Agenda> TaskStore<B> {
             Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
             None => Expiry::Never,
         };
+        // What is absent from the record is the default.
+        let max_attempts = (new.on_worker_lost == OnWorkerLost::Resume)
+            .then(|| new.max_attempts.unwrap_or(config.max_attempts))
+            .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);
         let now = self.now();
         let mut task = Task {
             task_id: key.task.clone(),
@@ -563,9 +591,11 @@ impl<B: Agenda> TaskStore<B> {
             lease,
             operation: new.operation,
             on_worker_lost: new.on_worker_lost,
+            max_attempts,
             variables: BTreeMap::new(),
             write_ids: Vec::new(),
             held_parts: HeldParts::default(),
+            exact: ExactIntegers::default(),
             extra: Map::new(),
         };
         let write_id = mark(&mut task);
@@ -639,6 +669,6 @@ fn millis(duration: Duration) -> u64 {
 
 fn decode(key: &TaskKey, record: Record, origin: Origin) -> Result<StoredTask, TaskError> {
     let unreadable = |source| TaskError::Unreadable { task: key.task.clone(), source };
-    let task: Task = serde_json::from_slice(&record.data).map_err(unreadable)?;
+    let task = Task::from_json(&record.data).map_err(unreadable)?;
     Ok(StoredTask::new(key, task.with_parts(&record.parts), record.version, record.expires_at, origin))
 }

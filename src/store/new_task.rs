@@ -46,6 +46,7 @@ pub struct NewTask {
     pub(super) status_message: Option<String>,
     pub(super) operation: Option<String>,
     pub(super) on_worker_lost: OnWorkerLost,
+    pub(super) max_attempts: Option<u32>,
 }
 
 impl NewTask {
@@ -59,6 +60,7 @@ impl NewTask {
             status_message: None,
             operation: None,
             on_worker_lost: OnWorkerLost::Fail,
+            max_attempts: None,
         }
     }
 
@@ -98,6 +100,15 @@ impl NewTask {
     /// [operation](Self::operation) can resume.
     pub fn on_worker_lost(mut self, then: OnWorkerLost) -> Self {
         self.on_worker_lost = then;
+        self
+    }
+
+    /// How many workers of this task may be lost before it fails, at least 1;
+    /// [as configured](crate::StoreConfig::max_attempts) unless set. It counts only for a task that can resume. Raise it
+    /// for an operation that runs for days on machines that come and go; set it to 1 for one that must not run twice
+    /// after a crash.
+    pub fn max_attempts(mut self, max: u32) -> Self {
+        self.max_attempts = Some(max.max(1));
         self
     }
 }

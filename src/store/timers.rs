@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::transitions::waiting;
+use super::transitions::{delay_left, waiting};
 use super::{TaskError, TaskStore};
 use crate::{Agenda, Queue, StoredTask, TaskKey};
 
@@ -61,14 +61,13 @@ impl<B: Agenda> TaskStore<B> {
         scheduled.await.map_err(TaskError::Storage)
     }
 
-    /// Schedules a task that waits for a worker in its work queue, for now.
+    /// Schedules a task that waits for a worker in its work queue, for the earliest start that its lease states.
     pub(super) async fn schedule_work(&self, stored: &StoredTask) -> Result<(), TaskError> {
-        let Some(operation) = stored.task.operation.as_deref().filter(|_| waiting(&stored.task).is_some())
-        else {
+        let (Some(operation), Some(lease)) = (stored.task.operation.as_deref(), waiting(&stored.task)) else {
             return Ok(());
         };
         let queue = Queue::work(operation).map_err(TaskError::Storage)?;
-        self.schedule(&queue, &stored.key, Duration::ZERO).await
+        self.schedule(&queue, &stored.key, delay_left(lease, self.now())).await
     }
 
     /// A reader has found this: if its lease has lapsed or has no holder, its timer may have been lost.

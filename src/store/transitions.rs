@@ -8,9 +8,10 @@
 //! The last three are terminal and never change.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::limits::{MAX_JSON_DEPTH, check, check_depth, check_variables};
 use super::{StoreConfig, TaskError};
@@ -207,32 +208,93 @@ pub(super) fn may_run(task: &Task, lease: &Lease) -> bool {
     task.on_worker_lost == OnWorkerLost::Resume || lease.attempt == 0
 }
 
-/// Takes the lease of a task from its worker, which is lost or releases it. A cancel that was requested is never
-/// forgotten; a task whose operation may run again waits for the next worker; any other fails.
-pub(super) fn lose_worker(task: &mut Task, now: DateTime<Utc>) -> Result<(), TaskError> {
-    const MESSAGE: &str = "the worker of the task was lost";
+/// How many lost workers a task survives whose record does not say otherwise.
+pub(super) const DEFAULT_MAX_ATTEMPTS: u32 = 3;
+/// How long after the second lost worker the next attempt begins, and twice as long after each more. After the first it
+/// begins at once: the lease that lapsed was the delay.
+const FIRST_DELAY: Duration = Duration::from_secs(10);
+const LONGEST_DELAY: Duration = Duration::from_secs(600);
+
+/// Why a task has no worker any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// Nobody heard of the worker for a lease, or it dropped its attempt. It counts against the bound of attempts.
+    Lost,
+    /// It gave the task back, as at a shutdown or deploy, or never began.
+    Released,
+}
+
+/// What becomes of a task without its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It waits for the next worker.
+    Waits,
+    /// A cancel had been requested.
+    Cancelled,
+    /// Its operation cannot run again.
+    Failed,
+    /// Its operation has lost as many workers as it may.
+    GaveUp {
+        /// How many.
+        losses: u32,
+    },
+}
+
+/// Takes the lease of a task from its worker. A cancel that was requested is never forgotten; a task whose operation may
+/// run again waits for the next worker; any other fails.
+pub(super) fn lose_worker(task: &mut Task, gone: Gone, now: DateTime<Utc>) -> Result<Then, TaskError> {
+    const LOST: &str = "the worker of the task was lost";
     require_open(task, "take its lease")?;
     if task.cancel_requested {
-        return end(task, TaskStatus::Cancelled, "cancel it");
+        return end(task, TaskStatus::Cancelled, "cancel it").map(|()| Then::Cancelled);
     }
-    match &task.lease {
-        Some(lease) if may_run(task, lease) => {
-            task.lease = Some(Lease { holder: None, deadline: now, ..lease.clone() });
-            Ok(())
-        }
-        _ => {
-            task.status_message = Some(MESSAGE.to_owned());
-            fail(task, &RpcError::new(-32603, MESSAGE)).map(drop)
-        }
+    let Some(lease) = task.lease.as_ref().filter(|lease| may_run(task, lease)) else {
+        return fail_with(task, LOST.to_owned()).map(|_| Then::Failed);
+    };
+    let losses = lease.losses.saturating_add(u32::from(gone == Gone::Lost));
+    if gone == Gone::Lost && losses >= task.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS) {
+        let attempts = if losses == 1 { "attempt" } else { "attempts" };
+        let message = format!("gave up after {losses} {attempts}: the worker was lost");
+        return fail_with(task, message).map(|_| Then::GaveUp { losses });
     }
+    let delay = if gone == Gone::Lost { delay_after(losses) } else { Duration::ZERO };
+    task.lease =
+        Some(Lease { holder: None, losses, deadline: now + delay, extra: Map::new(), ..lease.clone() });
+    Ok(Then::Waits)
+}
+
+fn delay_after(losses: u32) -> Duration {
+    let Some(doublings) = losses.checked_sub(2) else { return Duration::ZERO };
+    FIRST_DELAY.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_DELAY)
+}
+
+/// How long it is until the next attempt at a task that waits for a worker is to begin. If the engine's clock was set back
+/// since, that is not longer than the longest delay.
+pub(super) fn delay_left(waiting: &Lease, now: DateTime<Utc>) -> Duration {
+    (waiting.deadline - now).to_std().unwrap_or_default().min(LONGEST_DELAY)
+}
+
+fn fail_with(task: &mut Task, message: String) -> Result<Change, TaskError> {
+    let error = RpcError::new(-32603, message.clone());
+    task.status_message = Some(message);
+    fail(task, &error)
 }
 
 /// What becomes of a task whose TTL has elapsed before it ended.
 pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {
-    const MESSAGE: &str = "TTL elapsed";
     if task.cancel_requested {
         return cancel(task);
     }
-    task.status_message = Some(MESSAGE.to_owned());
-    fail(task, &RpcError::new(-32603, MESSAGE))
+    fail_with(task, "TTL elapsed".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_delay_doubles_with_each_loss_from_the_second_on_and_ends_at_ten_minutes() {
+        let seconds = [0, 1, 2, 3, 4, 7, 8, 9, 40, u32::MAX].map(|losses| delay_after(losses).as_secs());
+        assert_eq!(seconds, [0, 0, 10, 20, 40, 320, 600, 600, 600, 600]);
+    }
 }

@@ -20,8 +20,6 @@ use crate::{
 
 /// How many ids of writes a record remembers.
 const WRITE_IDS_KEPT: usize = 4;
-/// Room for the JSON of most tasks.
-const TYPICAL_BYTES: usize = 1024;
 /// How long to wait before each attempt to find out what became of a write.
 const SETTLE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 
@@ -231,9 +229,7 @@ fn encode(task: &mut Task, options: &mut PutOptions, max: usize) -> Result<Bytes
 fn encode_beside(task: &mut Task, options: &mut PutOptions, max_inline: usize) -> Result<Vec<u8>, TaskError> {
     let parts = task.store_payloads(max_inline).map_err(|source| unwritable(task, source))?;
     options.parts.extend(parts);
-    let mut json = Vec::with_capacity(TYPICAL_BYTES);
-    serde_json::to_writer(&mut json, task).map_err(|source| unwritable(task, source))?;
-    Ok(json)
+    task.to_json().map_err(|source| unwritable(task, source))
 }
 
 fn unwritable(task: &Task, source: serde_json::Error) -> TaskError {

@@ -1,7 +1,6 @@
 //! A second process, whose wall clock is wrong: this test binary, run again under Debian's `faketime`.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use tempfile::TempDir;
 use tokio::task::block_in_place;
 
 use super::process::{Call, Process};
+use super::support::clock::{library, set_clock};
 
 const URL_VARIABLE: &str = "TASK_STORE_TEST_URL";
 /// Marks the lines of this file among those that the test runner prints.
@@ -95,20 +95,4 @@ impl Drop for Other {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
-}
-
-/// The process that looks at this folder finds the file whole at any time.
-pub fn set_clock(folder: &Path, offset: &str) {
-    std::fs::write(folder.join("next"), offset).unwrap();
-    std::fs::rename(folder.join("next"), folder.join("offset")).unwrap();
-}
-
-/// The library by which Debian's `faketime` falsifies the wall clock.
-pub fn library() -> PathBuf {
-    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());
-    let found = folders
-        .chain(["/usr/lib".into(), "/usr/local/lib".into()])
-        .map(|folder| folder.join("faketime/libfaketime.so.1"))
-        .find(|library| library.exists());
-    found.unwrap_or_else(|| panic!("libfaketime.so.1 is not here: apt-get install faketime"))
 }

@@ -13,7 +13,10 @@ macro_rules! assert_refused {
 }
 
 #[cfg(feature = "redis-tests")]
+pub mod clock;
+#[cfg(feature = "redis-tests")]
 pub mod cluster;
+pub mod elsewhere;
 #[cfg(feature = "pmcp")]
 pub mod failing;
 #[cfg(feature = "redis-tests")]
@@ -23,6 +26,8 @@ pub mod proxy;
 pub mod recording;
 #[cfg(feature = "redis-tests")]
 pub mod redis;
+#[cfg(feature = "redis-tests")]
+pub mod refusing;
 #[cfg(feature = "rmcp")]
 pub mod rmcp;
 #[cfg(feature = "redis-tests")]
@@ -152,6 +157,17 @@ impl Write for Printed {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// Prints what this thread logs, until the guard is dropped.
+pub fn subscribe(printed: &Printed, level: tracing::Level) -> tracing::subscriber::DefaultGuard {
+    let printed = printed.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .with_writer(move || printed.clone())
+        .finish();
+    tracing::subscriber::set_default(subscriber)
 }
 
 /// The README, parts of which tests hold against what they see.

@@ -287,7 +287,7 @@ impl Wire {
 }
 
 /// Where what begins at `at` ends, by the framing of RESP2 and RESP3, if it is there as a whole.
-fn end(bytes: &[u8], at: usize) -> Option<usize> {
+pub fn end(bytes: &[u8], at: usize) -> Option<usize> {
     let line = bytes.get(at..)?;
     let length = line.windows(2).position(|two| two == b"\r\n")?;
     let behind = at + length + 2;

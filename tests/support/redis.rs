@@ -319,6 +319,11 @@ impl Server {
         while command::<u64>(&mut connection, ["WAIT", "1", "100"]) == 0 {}
     }
 
+    /// The id of its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The folder of its data.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()

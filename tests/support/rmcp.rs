@@ -1,7 +1,7 @@
 //! What the tests of the durable manager for rmcp share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::rmcp::model::{
@@ -65,7 +65,7 @@ where
     F: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
 {
     let options = TaskOptions::new();
-    manager.spawn(&alice(), options, |context| Box::pin(operation(context))).await.unwrap().task_id
+    manager.spawn(&alice(), "test", options, |context| Box::pin(operation(context))).await.unwrap().task_id
 }
 
 pub fn key(task_id: &str) -> TaskKey {
@@ -177,12 +177,22 @@ pub struct Gate {
     pub is_closed: AtomicBool,
     /// After how long a call fails that finds it closed.
     pub fails_after: Duration,
-    /// Larger records are an error that is none of the caller's making.
+    /// Larger records are refused as too large.
     pub most_bytes: usize,
     /// It takes no payload that is a part.
     pub refuses_parts: AtomicBool,
     /// It does not answer when a record is read.
     pub reads_hang: AtomicBool,
+    /// It does not answer when a record is written.
+    pub writes_hang: AtomicBool,
+    /// It does not answer when a status message is written.
+    pub message_hangs: AtomicBool,
+    /// The reply to the next write is lost, and so is the connection.
+    pub loses_replies: AtomicBool,
+    /// Its watches have no items.
+    pub watch_hangs: AtomicBool,
+    /// What it says when a part is read.
+    pub part_error: Mutex<Option<fn() -> StorageError>>,
     /// It does not even say that it is closed.
     pub is_silent: AtomicBool,
     /// How many calls it has refused.
@@ -212,6 +222,16 @@ pub fn is_broken() -> StorageError {
     }
 }
 
+/// A password that is being changed, for instance.
+pub fn is_denied() -> StorageError {
+    StorageError::Denied { address: "the gate".to_owned(), reason: "not today".to_owned(), source: None }
+}
+
+/// What is stored cannot be read.
+pub fn is_corrupt() -> StorageError {
+    StorageError::Corrupt { key: "a key".to_owned(), reason: "it is corrupt".to_owned(), source: None }
+}
+
 impl Gate {
     pub fn new(store: &Store) -> Arc<Self> {
         Self::with(store, is_away)
@@ -230,6 +250,11 @@ impl Gate {
             is_closed: AtomicBool::new(false),
             refuses_parts: AtomicBool::new(false),
             reads_hang: AtomicBool::new(false),
+            writes_hang: AtomicBool::new(false),
+            message_hangs: AtomicBool::new(false),
+            loses_replies: AtomicBool::new(false),
+            watch_hangs: AtomicBool::new(false),
+            part_error: Mutex::default(),
             is_silent: AtomicBool::new(false),
             refused: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
@@ -271,6 +296,11 @@ impl StorageBackend for Gate {
     }
 
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        let error = *self.part_error.lock().unwrap();
+        if let Some(error) = error {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(error());
+        }
         self.pass().await?.part(key, name).await
     }
 
@@ -290,18 +320,28 @@ impl StorageBackend for Gate {
         expected: Version,
     ) -> Result<Written, StorageError> {
         if data.len() > self.most_bytes {
-            return Err(StorageError::Backend {
-                address: "the gate".to_owned(),
-                reason: "it is narrow".to_owned(),
-                outcome_unknown: false,
-                source: None,
-            });
+            let what = "bytes of data".to_owned();
+            return Err(StorageError::TooLarge { what, size: data.len(), max: self.most_bytes });
         }
         if !options.parts.is_empty() && self.refuses_parts.load(Ordering::SeqCst) {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err((self.error)());
         }
-        self.pass().await?.put_if_version(key, data, options, expected).await
+        let is_message = || {
+            let task: Value = serde_json::from_slice(&data).unwrap();
+            task["status"] == "working" && !task["statusMessage"].is_null()
+        };
+        if self.writes_hang.load(Ordering::SeqCst)
+            || self.message_hangs.load(Ordering::SeqCst) && is_message()
+        {
+            std::future::pending::<()>().await;
+        }
+        let written = self.pass().await?.put_if_version(key, data, options, expected).await;
+        if self.loses_replies.swap(false, Ordering::SeqCst) {
+            self.set_closed(true);
+            return Err((self.error)());
+        }
+        written
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
@@ -330,6 +370,9 @@ impl StorageBackend for Gate {
 
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         self.watches.fetch_add(1, Ordering::SeqCst);
+        if self.watch_hangs.load(Ordering::SeqCst) {
+            return Box::pin(stream::pending());
+        }
         let watch = Arc::clone(&self.backend).watch(key);
         if !self.is_closed.load(Ordering::SeqCst) {
             return watch;

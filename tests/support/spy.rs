@@ -27,6 +27,8 @@ pub struct Spy {
     pub is_full: AtomicBool,
     /// How many milliseconds a write takes.
     pub writes_take_ms: AtomicU64,
+    /// How many milliseconds the answer to a conditional write takes that was applied.
+    pub answers_take_ms: AtomicU64,
     /// What is scheduled is lost, as by a failover.
     pub loses_timers: AtomicBool,
     /// The clock cannot be asked.
@@ -56,6 +58,7 @@ impl Spy {
             leads_by_ms: AtomicI64::new(0),
             is_full: AtomicBool::new(false),
             writes_take_ms: AtomicU64::new(0),
+            answers_take_ms: AtomicU64::new(0),
             loses_timers: AtomicBool::new(false),
             has_no_clock: AtomicBool::new(false),
             failing_reads: AtomicUsize::new(0),
@@ -106,7 +109,12 @@ impl StorageBackend for Spy {
         options: PutOptions,
         expected: Version,
     ) -> Result<Written, StorageError> {
-        self.write().await?.put_if_version(key, data, options, expected).await
+        let written = self.write().await?.put_if_version(key, data, options, expected).await;
+        let takes = self.answers_take_ms.load(Ordering::SeqCst);
+        if takes > 0 {
+            tokio::time::sleep(Duration::from_millis(takes)).await;
+        }
+        written
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {

@@ -38,6 +38,7 @@ struct Line {
     /// When the line is free for the next packet.
     free_at: Mutex<Instant>,
     to_server: AtomicU64,
+    to_client: AtomicU64,
 }
 
 impl Throttle {
@@ -49,6 +50,7 @@ impl Throttle {
             latency,
             free_at: Mutex::new(Instant::now()),
             to_server: AtomicU64::new(0),
+            to_client: AtomicU64::new(0),
         });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -64,6 +66,11 @@ impl Throttle {
     /// How many bytes were sent to the server.
     pub fn to_server(&self) -> u64 {
         self.line.to_server.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes came from the server.
+    pub fn to_client(&self) -> u64 {
+        self.line.to_client.load(Ordering::SeqCst)
     }
 }
 
@@ -97,9 +104,8 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: Arc<Line>, 
         if through > Instant::now() + BURST {
             sleep_until(through).await;
         }
-        if is_to_server {
-            line.to_server.fetch_add(size as u64, Ordering::SeqCst);
-        }
+        let count = if is_to_server { &line.to_server } else { &line.to_client };
+        count.fetch_add(size as u64, Ordering::SeqCst);
         if send.send((Instant::now() + line.latency, packet[..size].to_vec())).is_err() {
             return;
         }

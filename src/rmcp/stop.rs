@@ -1,0 +1,37 @@
+//! The message that this process is to end, and how long what runs in it may still take.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+/// Receives the message that this process is to end.
+#[derive(Clone)]
+pub(super) struct Stop(watch::Receiver<Option<Instant>>);
+
+impl Stop {
+    pub(super) fn new(stop: &watch::Sender<Option<Instant>>) -> Self {
+        Self(stop.subscribe())
+    }
+
+    pub(super) fn is_told(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
+    /// Returns once the process is to end, with the time since when.
+    pub(super) async fn told(&self) -> Instant {
+        let mut stop = self.0.clone();
+        let told = stop.wait_for(Option::is_some).await.ok().and_then(|told| *told);
+        match told {
+            Some(told) => told,
+            // A manager that is gone tells nobody to stop: its runs go on.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Returns this long after the process was told to end.
+    pub(super) async fn passed(&self, limit: Duration) {
+        let told = self.told().await;
+        sleep_until(told + limit).await;
+    }
+}

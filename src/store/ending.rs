@@ -1,0 +1,55 @@
+//! How a runtime ends a task: the outcome and the last status message in one write.
+
+use serde_json::Value;
+
+use super::change::Kind;
+use super::transitions;
+use super::{TaskError, TaskStore};
+use crate::{Agenda, Attempt, RpcError, StoredTask, Task};
+
+/// What the work on a task came to.
+#[derive(Clone, Debug)]
+pub(crate) enum Ending {
+    Completed(Value),
+    Failed(RpcError),
+    Cancelled,
+}
+
+impl<B: Agenda> Attempt<B> {
+    /// Ends the task, and sets its status message if there is one.
+    pub(crate) async fn end(
+        &self,
+        ending: &Ending,
+        status_message: Option<&str>,
+    ) -> Result<StoredTask, TaskError> {
+        let config = &self.store.0.config;
+        let end = |task: &mut Task| {
+            if let Some(message) = status_message {
+                transitions::set_status_message(task, message, config)?;
+            }
+            match ending {
+                Ending::Completed(result) => transitions::complete(task, result),
+                Ending::Failed(error) => transitions::fail(task, error),
+                Ending::Cancelled => transitions::cancel(task),
+            }
+        };
+        self.change(Kind::Lifecycle, ending.name(), end).await
+    }
+}
+
+impl Ending {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Completed(_) => "complete",
+            Self::Failed(_) => "fail",
+            Self::Cancelled => "cancel",
+        }
+    }
+}
+
+impl<B: Agenda> TaskStore<B> {
+    /// Returns how long a status message may be.
+    pub(crate) fn max_status_message_bytes(&self) -> usize {
+        self.0.config.max_status_message_bytes
+    }
+}

@@ -1,0 +1,262 @@
+//! An acknowledged task ends with the outcome that its operation produced, exactly one of it, or with an honest reason why
+//! there is none: three worker processes, a network and a server that all fail, and a log that is held against the records.
+//!
+//! The long form: `cargo test --features redis-tests --test chaos -- --ignored --nocapture long`. `CHAOS_SEED` repeats the
+//! plans and faults of a run, as far as they do not depend on timing. `CHAOS_KEEP` names a folder for its logs.
+
+#![cfg(feature = "redis-tests")]
+
+mod support;
+
+#[path = "chaos/checker.rs"]
+mod checker;
+#[path = "chaos/clients.rs"]
+mod clients;
+#[path = "chaos/ends.rs"]
+mod ends;
+#[path = "chaos/faults.rs"]
+mod faults;
+#[path = "chaos/history.rs"]
+mod history;
+#[path = "chaos/log.rs"]
+mod log;
+#[path = "chaos/operation.rs"]
+mod operation;
+#[path = "chaos/rules.rs"]
+mod rules;
+#[path = "chaos/wire.rs"]
+mod wire;
+#[path = "chaos/worker.rs"]
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use checker::{Bounds, Report};
+use clients::Clients;
+use faults::{Done, Place, Victim, WORKERS};
+use history::History;
+use log::{Event, Line, Log};
+use mcp_task_store::RedisBackend;
+use operation::{LEASE, MAX_ATTEMPTS, Plan};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use worker::log_of;
+
+/// How much is done.
+struct Form {
+    tasks: u64,
+    at_once: usize,
+    /// Between two faults of one process, on average.
+    gap: Duration,
+    /// Faults end when all tasks are created, and after this time at the latest.
+    rages: Duration,
+    least_resumptions: usize,
+    /// How long tasks may take to end when there are no more faults.
+    patience: Duration,
+}
+
+const SHORT: Form = Form {
+    tasks: 300,
+    at_once: 150,
+    gap: Duration::from_millis(1_500),
+    rages: Duration::from_secs(16),
+    least_resumptions: 5,
+    patience: Duration::from_secs(90),
+};
+const LONG: Form = Form {
+    tasks: 5_000,
+    at_once: 250,
+    gap: Duration::from_millis(6_000),
+    rages: Duration::from_secs(900),
+    least_resumptions: 500,
+    patience: Duration::from_secs(180),
+};
+
+fn figure(what: &str, value: impl Display) {
+    println!("figure | chaos: {what} | {value}");
+}
+
+fn seed() -> u64 {
+    match std::env::var("CHAOS_SEED") {
+        Ok(seed) => seed.parse().expect("CHAOS_SEED is a number"),
+        Err(_) => log::now_us() % 1_000_000_007,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "is a worker process of the tests in this file"]
+async fn worker_process() {
+    worker::serve().await;
+}
+
+/// Creates tasks while everything fails, waits for their ends when nothing does any more, and checks.
+async fn survives(form: Form) {
+    let seed = seed();
+    println!("chaos: CHAOS_SEED={seed}");
+    let folder = TempDir::new().unwrap();
+    let log = Arc::new(Log::open(&log_of(folder.path())));
+    let victim = Arc::new(Victim::start(Arc::clone(&log)));
+    let straight = RedisBackend::connect(&format!("redis://127.0.0.1:{}", victim.port())).await.unwrap();
+    let place =
+        |number| Place::new(number, victim.port(), seed ^ number as u64, folder.path(), Arc::clone(&log));
+    let places = Arc::new((0..WORKERS).map(place).collect::<Vec<_>>());
+
+    let started = Instant::now();
+    let ((stop, stops), (all_created, mut created), (give_up, gives_up)) =
+        (watch::channel(false), watch::channel(false), watch::channel(false));
+    let clients = Clients {
+        places: Arc::clone(&places),
+        log: Arc::clone(&log),
+        straight: straight.clone(),
+        seed,
+        give_up: gives_up,
+    };
+    let mut clients = tokio::spawn(clients.run(form.tasks, form.at_once, all_created));
+    let raging = {
+        let (places, victim) = (Arc::clone(&places), Arc::clone(&victim));
+        tokio::spawn(async move { faults::rage(&places, &victim, seed, form.gap, stops).await })
+    };
+    // The clients may panic, too. Then they have ended.
+    let _ = timeout(form.rages, created.wait_for(|created| *created)).await;
+    stop.send_replace(true);
+    let done = raging.await.unwrap();
+    log.append(Event::FaultsEnd);
+    let (raged, ending) = (started.elapsed(), Instant::now());
+    match timeout(form.patience, &mut clients).await {
+        Ok(ended) => ended.unwrap(),
+        Err(_) => {
+            // The rules say what has not ended.
+            give_up.send_replace(true);
+            clients.await.unwrap();
+        }
+    }
+    let ended = ending.elapsed();
+
+    let lines = log::read(&log_of(folder.path()));
+    let owners: BTreeSet<String> = lines
+        .iter()
+        .filter_map(|line| match &line.event {
+            Event::Created { plan: Plan { owner, .. }, .. }
+            | Event::Begin { plan: Plan { owner, .. }, .. } => Some(owner.clone()),
+            _ => None,
+        })
+        .collect();
+    // Not the connection that saw it all.
+    let fresh = RedisBackend::connect(&format!("redis://127.0.0.1:{}", victim.port())).await.unwrap();
+    let ends = ends::read(&fresh, &owners).await;
+    let bounds = Bounds {
+        silence: 1_000_000,
+        storing: 3_000_000,
+        max_attempts: MAX_ATTEMPTS,
+        least_resumptions: form.least_resumptions,
+    };
+    let report = checker::check(&lines, &ends, bounds);
+    let cuts = places.iter().map(|place| place.wire.counts());
+    let cuts = cuts.fold((0, 0, 0), |sum, cuts| (sum.0 + cuts.0, sum.1 + cuts.1, sum.2 + cuts.2));
+    show(&report, done, cuts, raged, ended);
+    keep(folder.path(), seed);
+    if !report.violations.is_empty() {
+        explain(&report, &lines, &ends, folder.path());
+        panic!(
+            "{} violations, CHAOS_SEED={seed}; the first: {}",
+            report.violations.len(),
+            report.violations[0]
+        );
+    }
+    assert!(report.acknowledged as u64 >= form.tasks, "{report:?}");
+    // A run without one of these would prove less than it seems to.
+    assert!(report.kept_results > report.acknowledged / 10, "{report:?}");
+    assert!(report.cancels_of_running > 0 && cuts.0 > 0 && cuts.1 > 0, "{report:?}");
+}
+
+fn show(
+    report: &Report,
+    done: Done,
+    (resets, closes, stalls): (u64, u64, u64),
+    raged: Duration,
+    ended: Duration,
+) {
+    figure("leases of", format!("{LEASE:?}"));
+    figure("tasks acknowledged", report.acknowledged);
+    figure("records by status", format!("{:?}", report.by_status));
+    figure("resumptions", report.resumptions);
+    figure("results that might not be replaced", report.kept_results);
+    figure("results whose worker was disturbed before it could store them", report.excused_results);
+    figure(
+        "cancels acknowledged, of tasks at work",
+        format!("{}, {}", report.cancels, report.cancels_of_running),
+    );
+    figure(
+        "failed: worker lost, gave up, overdue",
+        format!("{}, {}, {}", report.lost, report.gave_up, report.overdue),
+    );
+    figure("workers killed, shut down", format!("{}, {}", done.killed, done.shut_down));
+    figure("workers stopped, cut off", format!("{}, {}", done.paused, done.cut_off));
+    figure("servers killed, stopped", format!("{}, {}", done.servers_killed, done.servers_paused));
+    figure("steps of the server's clock", done.clocks_stepped);
+    figure("connections reset, closed, stalled", format!("{resets}, {closes}, {stalls}"));
+    figure("time under faults", format!("{:.1} s", raged.as_secs_f64()));
+    figure("time until the last task had ended", format!("{:.1} s", ended.as_secs_f64()));
+    figure("violations", report.violations.len());
+}
+
+/// Prints the violations, and for the first of each rule all that is known.
+fn explain(report: &Report, lines: &[Line], ends: &BTreeMap<String, ends::End>, folder: &Path) {
+    let mut alike = BTreeMap::<(checker::Rule, &str), Vec<&str>>::new();
+    for violation in &report.violations {
+        alike.entry((violation.rule, &violation.what)).or_default().push(&violation.task);
+    }
+    for ((rule, what), tasks) in alike {
+        println!("violation: {rule:?}: {what}: {} tasks, {:?}", tasks.len(), &tasks[..tasks.len().min(3)]);
+    }
+    let history = History::of(lines);
+    let mut explained = BTreeSet::new();
+    for violation in &report.violations {
+        if !explained.insert(violation.rule) {
+            continue;
+        }
+        println!("\n{violation}");
+        println!("  record: {}", ends.get(&violation.task).map_or("none", |end| &end.record));
+        for line in history.about(&violation.task) {
+            println!("  {}", serde_json::to_string(line).unwrap());
+        }
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "trace") {
+                continue;
+            }
+            let told = std::fs::read_to_string(&path).unwrap_or_default();
+            for line in told.lines().filter(|line| line.contains(&violation.task)) {
+                println!("  {}: {line}", path.file_stem().unwrap().to_string_lossy());
+            }
+        }
+    }
+}
+
+/// Copies the logs to the folder that is to keep them, if there is one.
+fn keep(folder: &Path, seed: u64) {
+    let Some(kept) = std::env::var_os("CHAOS_KEEP") else { return };
+    let kept = Path::new(&kept).join(seed.to_string());
+    std::fs::create_dir_all(&kept).unwrap();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), kept.join(file.file_name())).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "storage errors that a worker does not retry still fail tasks"]
+async fn tasks_of_workers_that_fail_end_with_what_they_produced_or_with_an_honest_reason() {
+    survives(SHORT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes some minutes"]
+async fn long_form_of_tasks_of_workers_that_fail() {
+    survives(LONG).await;
+}

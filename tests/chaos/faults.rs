@@ -1,0 +1,299 @@
+//! What befalls the worker processes and the server, decided by the seed.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::block_in_place;
+use tokio::time::{sleep, timeout};
+
+use super::log::{Event, Log};
+use super::support::Random;
+use super::support::clock::{libraries, set_clock};
+use super::support::redis::Server;
+use super::wire::Wire;
+use super::worker::{Order, Worker};
+
+pub const WORKERS: usize = 3;
+/// A fault that lasts as long costs a worker its leases: a lease, the observation of it, and some more.
+const LONG_MS: u64 = 5_500;
+/// One that lasts no longer costs nobody anything.
+const SHORT_MS: u64 = 600;
+/// How long a worker may take to shut down. Those that take longer are killed.
+const SHUTDOWN: Duration = Duration::from_secs(45);
+
+/// Faults of the same kinds in each round, in an order of its own.
+struct Deck<T: 'static> {
+    kinds: &'static [T],
+    left: Vec<&'static T>,
+}
+
+impl<T> Deck<T> {
+    fn new(kinds: &'static [T]) -> Self {
+        Self { kinds, left: Vec::new() }
+    }
+
+    fn draw(&mut self, random: &mut Random) -> &'static T {
+        if self.left.is_empty() {
+            self.left.extend(self.kinds);
+        }
+        self.left.swap_remove(random.below(self.left.len() as u64) as usize)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Fault {
+    Kill,
+    ShutDown,
+    Pause,
+    CutOff,
+    StepClock,
+}
+
+const OF_WORKERS: [Fault; 8] = [
+    Fault::Kill,
+    Fault::Kill,
+    Fault::Kill,
+    Fault::ShutDown,
+    Fault::ShutDown,
+    Fault::Pause,
+    Fault::Pause,
+    Fault::CutOff,
+];
+const OF_SERVERS: [Fault; 6] =
+    [Fault::Kill, Fault::Kill, Fault::Pause, Fault::StepClock, Fault::StepClock, Fault::StepClock];
+
+/// The server, which keeps what it acknowledged when it is killed, and its clock.
+pub struct Victim {
+    server: Mutex<Server>,
+    clock: TempDir,
+    log: Arc<Log>,
+}
+
+impl Victim {
+    pub fn start(log: Arc<Log>) -> Self {
+        let clock = TempDir::new().unwrap();
+        set_clock(clock.path(), "+0");
+        let file = clock.path().join("offset");
+        let server = Server::start_in(
+            &["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-min-size", "16mb"],
+            &[
+                ("LD_PRELOAD", &libraries()),
+                ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
+                ("FAKETIME_NO_CACHE", "1"),
+                ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+            ],
+        );
+        Self { server: Mutex::new(server), clock, log }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.server.lock().unwrap().port
+    }
+
+    fn kill(&self) {
+        let mut server = self.server.lock().unwrap();
+        self.log.append(Event::ServerKilled);
+        server.kill();
+        forget_clock_of(server.id());
+    }
+
+    async fn befall(&self, fault: Fault, random: &mut Random, done: &mut Done) {
+        match fault {
+            Fault::Kill => {
+                block_in_place(|| self.kill());
+                sleep(Duration::from_millis(random.below(3_000))).await;
+                block_in_place(|| self.server.lock().unwrap().start_again());
+                self.log.append(Event::ServerUp);
+                done.servers_killed += 1;
+            }
+            Fault::Pause => {
+                self.log.append(Event::ServerPaused);
+                self.server.lock().unwrap().signal("STOP");
+                // Every third time longer than a lease and its observation.
+                let millis =
+                    if random.below(3) == 0 { LONG_MS + random.below(2_000) } else { random.below(2_500) };
+                sleep(Duration::from_millis(millis)).await;
+                self.server.lock().unwrap().signal("CONT");
+                self.log.append(Event::ServerUp);
+                done.servers_paused += 1;
+            }
+            _ => {
+                let ahead_s = i64::try_from(random.below(180)).unwrap() - 40;
+                self.log.append(Event::Clock { ahead_s });
+                set_clock(self.clock.path(), &format!("{ahead_s:+}"));
+                done.clocks_stepped += 1;
+            }
+        }
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let mut server = self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // It may be stopped, or gone.
+        server.kill();
+        forget_clock_of(server.id());
+    }
+}
+
+/// A process that is killed leaves the shared memory of `faketime` behind.
+fn forget_clock_of(process: u32) {
+    for name in ["faketime_shm", "sem.faketime_sem"] {
+        // It is not there if the process ended in good order.
+        let _ = std::fs::remove_file(Path::new("/dev/shm").join(format!("{name}_{process}")));
+    }
+}
+
+/// How many faults there were.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Done {
+    pub killed: u32,
+    pub shut_down: u32,
+    pub paused: u32,
+    pub cut_off: u32,
+    pub servers_killed: u32,
+    pub servers_paused: u32,
+    pub clocks_stepped: u32,
+}
+
+/// Where a worker process runs, one after the other, each behind the same wire.
+pub struct Place {
+    name: char,
+    pub wire: Wire,
+    worker: Mutex<Arc<Worker>>,
+    lives: AtomicU64,
+    folder: std::path::PathBuf,
+    log: Arc<Log>,
+}
+
+impl Place {
+    pub fn new(number: usize, server_port: u16, seed: u64, folder: &Path, log: Arc<Log>) -> Self {
+        let name = char::from(b'a' + u8::try_from(number).unwrap());
+        let wire = Wire::start(server_port, seed);
+        let worker = Self::launch(&wire, name, 1, folder, &log);
+        Self {
+            name,
+            wire,
+            worker: Mutex::new(Arc::new(worker)),
+            lives: AtomicU64::new(1),
+            folder: folder.to_owned(),
+            log,
+        }
+    }
+
+    fn launch(wire: &Wire, name: char, life: u64, folder: &Path, log: &Log) -> Worker {
+        let run = format!("{name}{life}");
+        log.append(Event::Started { run: run.clone() });
+        Worker::start(&wire.url(), run, folder)
+    }
+
+    pub fn worker(&self) -> Arc<Worker> {
+        Arc::clone(&self.worker.lock().unwrap())
+    }
+
+    fn start_again(&self) {
+        let life = self.lives.fetch_add(1, SeqCst) + 1;
+        *self.worker.lock().unwrap() =
+            Arc::new(Self::launch(&self.wire, self.name, life, &self.folder, &self.log));
+    }
+
+    fn kill(&self, worker: &Worker) {
+        self.log.append(Event::Killed { run: worker.run.clone() });
+        block_in_place(|| worker.kill());
+    }
+
+    async fn befall(&self, fault: Fault, random: &mut Random, done: &mut Done) {
+        let worker = self.worker();
+        let run = worker.run.clone();
+        // One in three is short: it may not cost the worker its leases.
+        let lasts = if random.below(3) == 0 { random.below(SHORT_MS) } else { LONG_MS + random.below(2_500) };
+        let lasts = Duration::from_millis(lasts);
+        match fault {
+            Fault::Kill => {
+                self.kill(&worker);
+                done.killed += 1;
+                sleep(Duration::from_millis(random.below(1_500))).await;
+                self.start_again();
+            }
+            Fault::ShutDown => {
+                self.log.append(Event::AskedToStop { run: run.clone() });
+                // The answer may be lost with the process, which says enough by its exit.
+                let asked = tokio::spawn({
+                    let worker = Arc::clone(&worker);
+                    async move { worker.order(Order::Shutdown).await }
+                });
+                if worker.exits_within(SHUTDOWN).await {
+                    self.log.append(Event::Exited { run });
+                    done.shut_down += 1;
+                } else {
+                    self.kill(&worker);
+                }
+                asked.abort();
+                self.start_again();
+            }
+            Fault::Pause => {
+                self.log.append(Event::Paused { run: run.clone() });
+                worker.signal("STOP");
+                sleep(lasts).await;
+                worker.signal("CONT");
+                self.log.append(Event::Continued { run });
+                done.paused += 1;
+            }
+            _ => {
+                self.log.append(Event::CutOff { run: run.clone() });
+                self.wire.set_cut_off(true);
+                sleep(lasts).await;
+                self.wire.set_cut_off(false);
+                self.log.append(Event::Joined { run });
+                done.cut_off += 1;
+            }
+        }
+    }
+}
+
+/// Lets faults befall everything until it is told to stop. Then everything runs, and nothing is disturbed any more.
+pub async fn rage(
+    places: &Arc<Vec<Place>>,
+    victim: &Arc<Victim>,
+    seed: u64,
+    gap: Duration,
+    stop: watch::Receiver<bool>,
+) -> Done {
+    let gap = u64::try_from(gap.as_millis()).unwrap();
+    let mut raging = tokio::task::JoinSet::new();
+    for number in 0..=WORKERS {
+        let (places, victim, mut stop) = (Arc::clone(places), Arc::clone(victim), stop.clone());
+        let mut random = Random(seed.wrapping_add((number as u64 + 1) << 40));
+        raging.spawn(async move {
+            let mut done = Done::default();
+            let mut deck = Deck::new(if number < WORKERS { &OF_WORKERS } else { &OF_SERVERS });
+            loop {
+                let pause = Duration::from_millis(gap / 2 + random.below(gap));
+                // The sender outlives the faults.
+                if timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok() {
+                    return done;
+                }
+                let fault = *deck.draw(&mut random);
+                match places.get(number) {
+                    Some(place) => place.befall(fault, &mut random, &mut done).await,
+                    None => victim.befall(fault, &mut random, &mut done).await,
+                }
+            }
+        });
+    }
+    let done = raging.join_all().await.into_iter().fold(Done::default(), |sum, done| Done {
+        killed: sum.killed + done.killed,
+        shut_down: sum.shut_down + done.shut_down,
+        paused: sum.paused + done.paused,
+        cut_off: sum.cut_off + done.cut_off,
+        servers_killed: sum.servers_killed + done.servers_killed,
+        servers_paused: sum.servers_paused + done.servers_paused,
+        clocks_stepped: sum.clocks_stepped + done.clocks_stepped,
+    });
+    places.iter().for_each(|place| place.wire.calm());
+    done
+}

@@ -1,0 +1,215 @@
+//! The events of a run, by task and by worker process.
+
+use std::collections::BTreeMap;
+
+use super::log::{Event, Found, Line};
+use super::operation::Plan;
+
+/// From one moment to another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    pub from: u64,
+    pub to: u64,
+}
+
+impl Span {
+    fn since(from: u64) -> Self {
+        Self { from, to: u64::MAX }
+    }
+
+    pub fn overlaps(&self, other: Span) -> bool {
+        self.from <= other.to && other.from <= self.to
+    }
+
+    fn lasts(&self) -> u64 {
+        self.to - self.from
+    }
+}
+
+/// What befell a worker process.
+#[derive(Debug, Default)]
+pub struct Life {
+    pub killed: Option<u64>,
+    pub asked_to_stop: Option<u64>,
+    pub exited: Option<u64>,
+    /// When it did not run, or could not reach the server.
+    pub disturbed: Vec<Span>,
+}
+
+impl Life {
+    /// Whether it was disturbed for `silence` or longer at some time of this span.
+    pub fn was_silent(&self, at: Span, silence: u64) -> bool {
+        self.disturbed.iter().any(|span| span.lasts() >= silence && span.overlaps(at))
+    }
+
+    /// Whether its lease could be lost, or released, in this span.
+    pub fn may_have_lost(&self, at: Span, silence: u64) -> bool {
+        // A process that was asked to stop may begin what it had accepted, and releases it at once.
+        let is_before = |moment: Option<u64>| moment.is_some_and(|moment| moment <= at.to);
+        is_before(self.killed) || is_before(self.asked_to_stop) || self.was_silent(at, silence)
+    }
+}
+
+/// An operation that began.
+#[derive(Clone, Copy, Debug)]
+pub struct Begun<'a> {
+    pub line: usize,
+    pub at: u64,
+    pub attempt: u32,
+    pub run: &'a str,
+}
+
+/// A result that an operation ended with.
+#[derive(Clone, Copy, Debug)]
+pub struct Produced<'a> {
+    pub line: usize,
+    pub at: u64,
+    pub attempt: u32,
+    pub run: &'a str,
+    pub nonce: &'a str,
+}
+
+/// What happened to a task.
+#[derive(Debug, Default)]
+pub struct Story<'a> {
+    pub plan: Option<&'a Plan>,
+    /// The process that acknowledged its creation, and when.
+    pub created: Option<(&'a str, u64)>,
+    pub begun: Vec<Begun<'a>>,
+    pub produced: Vec<Produced<'a>>,
+    pub answers: Vec<&'a str>,
+    pub is_cancel_sent: bool,
+    pub cancelled: Vec<(usize, &'a Found)>,
+    pub ended: Vec<(&'a str, u64)>,
+}
+
+#[derive(Debug)]
+pub struct History<'a> {
+    pub lines: &'a [Line],
+    pub stories: BTreeMap<&'a str, Story<'a>>,
+    pub lives: BTreeMap<&'a str, Life>,
+    /// When the server was down or stopped.
+    outages: Vec<Span>,
+    /// When the last line was written.
+    pub ends: u64,
+}
+
+impl<'a> History<'a> {
+    pub fn of(lines: &'a [Line]) -> Self {
+        let mut history = Self {
+            lines,
+            stories: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            outages: Vec::new(),
+            ends: lines.iter().map(|line| line.at).max().unwrap_or_default(),
+        };
+        for (number, line) in lines.iter().enumerate() {
+            history.add(number, line);
+        }
+        history
+    }
+
+    fn add(&mut self, number: usize, Line { at, event }: &'a Line) {
+        let at = *at;
+        if let Some(task) = event.task() {
+            self.stories.entry(task).or_default().add(number, at, event);
+            return;
+        }
+        match event {
+            Event::Killed { run } => self.life_of(run).killed = Some(at),
+            Event::AskedToStop { run } => self.life_of(run).asked_to_stop = Some(at),
+            Event::Exited { run } => self.life_of(run).exited = Some(at),
+            Event::Paused { run } | Event::CutOff { run } => {
+                self.life_of(run).disturbed.push(Span::since(at));
+            }
+            Event::Continued { run } | Event::Joined { run } => {
+                end_last(&mut self.life_of(run).disturbed, at)
+            }
+            Event::Started { run } => {
+                self.life_of(run);
+            }
+            Event::ServerKilled | Event::ServerPaused => self.outages.push(Span::since(at)),
+            Event::ServerUp => end_last(&mut self.outages, at),
+            _ => {}
+        }
+    }
+
+    fn life_of(&mut self, run: &'a str) -> &mut Life {
+        self.lives.entry(run).or_default()
+    }
+
+    pub fn life(&self, run: &str) -> &Life {
+        self.lives.get(run).unwrap_or_else(|| panic!("the process {run} was started"))
+    }
+
+    /// When a process can have stored at the latest what it had at `since`: it ran and reached the server without a break for
+    /// this long. Whether it lived is not asked.
+    pub fn stored_by(&self, run: &str, since: u64, takes: u64) -> u64 {
+        let disturbed = self.life(run).disturbed.iter().chain(&self.outages);
+        let mut disturbed: Vec<Span> = disturbed.copied().collect();
+        disturbed.sort_by_key(|span| span.from);
+        let mut since = since;
+        for span in disturbed {
+            if span.overlaps(Span { from: since, to: since.saturating_add(takes) }) {
+                since = since.max(span.to);
+            }
+        }
+        since.saturating_add(takes)
+    }
+
+    /// Whether the process could not reach the server at some time of this span.
+    pub fn is_disturbed(&self, run: &str, at: Span) -> bool {
+        self.life(run).disturbed.iter().chain(&self.outages).any(|span| span.overlaps(at))
+    }
+
+    /// All lines about a task, and those about the processes that worked on it.
+    pub fn about(&self, task: &str) -> Vec<&'a Line> {
+        let runs: Vec<&str> = self.stories.get(task).map_or_else(Vec::new, |story| {
+            story.begun.iter().map(|begun| begun.run).chain(story.created.map(|(run, _)| run)).collect()
+        });
+        let is_about = |event: &Event| match event {
+            Event::Started { run }
+            | Event::Killed { run }
+            | Event::AskedToStop { run }
+            | Event::Exited { run }
+            | Event::Paused { run }
+            | Event::Continued { run }
+            | Event::CutOff { run }
+            | Event::Joined { run } => runs.contains(&run.as_str()),
+            other => other.task().is_none_or(|about| about == task),
+        };
+        self.lines.iter().filter(|line| is_about(&line.event)).collect()
+    }
+}
+
+fn end_last(spans: &mut [Span], at: u64) {
+    spans.last_mut().expect("what ends has begun").to = at;
+}
+
+impl<'a> Story<'a> {
+    fn add(&mut self, line: usize, at: u64, event: &'a Event) {
+        match event {
+            Event::Begin { attempt, run, plan, .. } => {
+                self.plan = Some(plan);
+                self.begun.push(Begun { line, at, attempt: *attempt, run });
+            }
+            Event::Produced { attempt, run, nonce, .. } => {
+                self.produced.push(Produced { line, at, attempt: *attempt, run, nonce });
+            }
+            Event::GotAnswer { answer, .. } => self.answers.push(answer),
+            Event::Created { run, plan, .. } => {
+                self.plan = Some(plan);
+                self.created = Some((run, at));
+            }
+            Event::CancelSent { .. } => self.is_cancel_sent = true,
+            Event::Cancelled { found, .. } => self.cancelled.push((line, found)),
+            Event::Ended { status, .. } => self.ended.push((status, at)),
+            _ => {}
+        }
+    }
+
+    /// When a client saw it end; otherwise `last`.
+    pub fn seen_ended(&self, last: u64) -> u64 {
+        self.ended.iter().map(|(_, at)| *at).min().unwrap_or(last)
+    }
+}
