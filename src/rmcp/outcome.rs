@@ -78,11 +78,11 @@ impl<B: Agenda> Run<B> {
 
     async fn store_outcome(&self, ended: Ended) {
         let mut ending = ending(ended);
-        let (mut is_reduced, mut may_be_stored) = (false, false);
+        let (mut has_message, mut is_reduced, mut may_be_stored) = (true, false, false);
         let mut delay = Duration::from_millis(50);
         loop {
             let patience = self.patience();
-            let message = self.progress.unwritten().filter(|_| !is_reduced);
+            let message = self.progress.unwritten().filter(|_| has_message);
             match timeout(patience, self.attempt.end(&ending, message.as_deref())).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(error)) => match meaning(&error) {
@@ -91,6 +91,11 @@ impl<B: Agenda> Run<B> {
                     Meaning::Void => {
                         tracing::warn!(%error, "the outcome of an operation was not stored: the attempt is void");
                         return;
+                    }
+                    // It may be the message that has no room.
+                    Meaning::Final if message.is_some() && !is_unreadable(&error) => {
+                        has_message = false;
+                        continue;
                     }
                     Meaning::Final if is_reduced || is_unreadable(&error) => {
                         tracing::warn!(%error, "the outcome of an operation cannot be stored; its worker counts as lost");

@@ -165,13 +165,23 @@ pub(super) fn set_variables(
 ) -> Result<Change, TaskError> {
     require_open(task, "set its variables")?;
     for (name, value) in variables {
-        match value {
-            Value::Null => drop(task.variables.remove(name)),
-            value => drop(task.variables.insert(name.clone(), value.clone())),
+        if value.is_null() {
+            let reason = format!(
+                "the variable {name:?} is null, which is also what JSON makes of NaN and infinity; remove_variables removes one"
+            );
+            return Err(TaskError::InvalidArgument { reason });
         }
+        task.variables.insert(name.clone(), value.clone());
     }
     check_variables(&task.variables, config)?;
     Ok(Change::Made)
+}
+
+pub(super) fn remove_variables(task: &mut Task, names: &[String]) -> Result<Change, TaskError> {
+    require_open(task, "remove its variables")?;
+    let before = task.variables.len();
+    task.variables.retain(|name, _| !names.contains(name));
+    Ok(if task.variables.len() < before { Change::Made } else { Change::None })
 }
 
 /// Only the next attempt reads it.
