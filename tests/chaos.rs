@@ -78,7 +78,7 @@ const LONG: Form = Form {
     tasks: 5_000,
     pace: Duration::from_millis(30),
     at_once: 250,
-    gap: Duration::from_millis(6_000),
+    gap: Duration::from_millis(4_500),
     rages: Duration::from_secs(900),
     least_resumptions: 500,
     least_kept: 1_000,
