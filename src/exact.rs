@@ -240,7 +240,7 @@ mod tests {
         let items = format!("[{}1]", "100000000000000000001,".repeat(2_000));
         let json = format!(r#"{HEAD},"arguments":{items}}}"#);
         let mut task = Task::from_json(json.as_bytes()).unwrap();
-        let parts = task.store_payloads().unwrap();
+        let parts = task.store_payloads(crate::payload::MAX_INLINE_BYTES).unwrap();
         assert!(matches!(task.arguments, Payload::Stored { .. }));
         let [PartChange::Set(part)] = &parts.into_values().collect::<Vec<_>>()[..] else {
             panic!("one part")

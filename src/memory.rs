@@ -437,6 +437,10 @@ impl StorageBackend for MemoryBackend {
         Ok(self.now())
     }
 
+    fn max_value_bytes(&self) -> usize {
+        self.max_value_bytes
+    }
+
     fn now(&self) -> DateTime<Utc> {
         from_micros((self.clock)())
     }

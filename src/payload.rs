@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{PartChange, PartChanges, PartName, PartSizes, Task};
 
 /// A payload whose JSON is larger than this, in bytes, becomes a part of the record.
-const MAX_INLINE_BYTES: usize = 4096;
+pub(crate) const MAX_INLINE_BYTES: usize = 4096;
 
 /// A payload of a task, as it was read.
 ///
@@ -136,14 +136,14 @@ impl Task {
         self
     }
 
-    /// Takes the large payloads out of a task that is about to be written, and returns what the write does to the
-    /// parts of its record. A payload that is stored already costs nothing.
-    pub(crate) fn store_payloads(&mut self) -> Result<PartChanges, serde_json::Error> {
+    /// Takes the payloads over `max_inline` bytes out of a task that is about to be written, and returns what the write does
+    /// to the parts of its record. A payload that is stored already costs nothing.
+    pub(crate) fn store_payloads(&mut self, max_inline: usize) -> Result<PartChanges, serde_json::Error> {
         let mut changes = PartChanges::new();
         for kind in PayloadKind::ALL {
             let large = match self.payload(kind) {
                 Some(Payload::Stored { .. }) => continue,
-                Some(Payload::Inline(value)) => large_json(value)?,
+                Some(Payload::Inline(value)) => large_json(value, max_inline)?,
                 None => None,
             };
             let large = large.map(|json| self.exact.restore_field(kind.field(), json));
@@ -161,9 +161,9 @@ impl Task {
 }
 
 /// The JSON of a value that is too large to stay inline.
-fn large_json(value: &Value) -> Result<Option<Vec<u8>>, serde_json::Error> {
+fn large_json(value: &Value, max_inline: usize) -> Result<Option<Vec<u8>>, serde_json::Error> {
     // Most values are small, and are counted without being written anywhere.
-    if serde_json::to_writer(Room(MAX_INLINE_BYTES), value).is_ok() {
+    if serde_json::to_writer(Room(max_inline), value).is_ok() {
         return Ok(None);
     }
     serde_json::to_vec(value).map(Some)

@@ -147,6 +147,10 @@ impl StorageBackend for Gated {
         self.engine.now()
     }
 
+    fn max_value_bytes(&self) -> usize {
+        self.engine.max_value_bytes()
+    }
+
     fn generation(&self) -> u64 {
         self.engine.generation()
     }

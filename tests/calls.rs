@@ -11,3 +11,5 @@ mod deadlines;
 mod double;
 #[path = "calls/lanes.rs"]
 mod lanes;
+#[path = "calls/reserve.rs"]
+mod reserve;

@@ -606,6 +606,10 @@ impl StorageBackend for Watching {
         self.0.now()
     }
 
+    fn max_value_bytes(&self) -> usize {
+        StorageBackend::max_value_bytes(&self.0)
+    }
+
     fn generation(&self) -> u64 {
         self.0.generation()
     }

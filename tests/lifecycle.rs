@@ -340,12 +340,12 @@ async fn a_requested_cancel_withdraws_open_requests_and_lets_the_operation_decid
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn variables_are_merged_and_null_deletes(#[case] engine: Engine) {
+async fn variables_are_merged_and_removed_by_name(#[case] engine: Engine) {
     let (_store, tasks) = open(engine).await;
     let task = create(&tasks).await;
     let task = tasks.set_variables(&task, [("a", json!(1)), ("b", json!({ "x": null }))]).await.unwrap();
-    let task =
-        tasks.set_variables(&task, [("a", json!(null)), ("c", json!([])), ("d", json!(null))]).await.unwrap();
+    let task = tasks.set_variables(&task, [("a", json!(2)), ("c", json!([]))]).await.unwrap();
+    let task = tasks.remove_variables(&task, ["a", "d"]).await.unwrap();
     assert_eq!(json!(task.task.variables), json!({ "b": { "x": null }, "c": [] }));
     assert_eq!(tasks.get(&task.key).await.unwrap(), task);
 }
@@ -654,6 +654,10 @@ impl StorageBackend for Faulty {
 
     fn now(&self) -> DateTime<Utc> {
         self.memory.now()
+    }
+
+    fn max_value_bytes(&self) -> usize {
+        StorageBackend::max_value_bytes(&*self.memory)
     }
 
     fn generation(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! Every limit of the lifecycle: at it, and one past it. What is refused leaves the task as it was.
 
+#[macro_use]
 mod support;
 
 use std::sync::Arc;
@@ -75,13 +76,63 @@ async fn assert_quota(engine: Engine) {
     tasks.create(&alice, call()).await.unwrap();
     let error = tasks.create(&alice, call()).await.unwrap_err();
     assert!(matches!(error, TaskError::QuotaExceeded { quota: 2 }), "{error:?}");
-    assert_eq!((error.code(), error.is_retryable()), (-32602, true));
+    assert_eq!((error.code(), error.is_retryable()), (-32603, true));
+    let text = error.to_string();
+    assert!(text.contains("2 tasks") && text.contains("StoreConfig::max_tasks_per_owner"), "{text}");
     tasks.create(&owner("bob"), call()).await.unwrap();
     tasks.delete(&first.key).await.unwrap();
     tasks.create(&alice, call()).await.unwrap();
     let unlimited =
         TaskStore::with_config(Arc::clone(&store.backend), StoreConfig::new().max_tasks_per_owner(None));
     unlimited.create(&alice, call()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_quota_is_10_000_unless_it_is_set() {
+    let tasks = with(StoreConfig::new());
+    for _ in 0..10_000 {
+        create(&tasks).await;
+    }
+    assert_refused!(tasks.create(&owner("alice"), call()).await, TaskError::QuotaExceeded { quota: 10_000 });
+}
+
+#[tokio::test]
+async fn a_poll_interval_is_1_ms_to_24_hours() {
+    let day = Duration::from_secs(24 * 3600);
+    let outside = [Duration::ZERO, Duration::from_micros(999), day + Duration::from_nanos(1), Duration::MAX];
+    for interval in outside {
+        let tasks = with(StoreConfig::new());
+        let error = assert_not_created(&tasks, call().poll_interval(interval)).await;
+        assert!(matches!(error, TaskError::InvalidArgument { .. }), "{error:?}");
+        let tasks = with(StoreConfig::new().default_poll_interval(interval));
+        let error = assert_not_created(&tasks, call()).await;
+        assert!(matches!(error, TaskError::InvalidArgument { .. }), "{error:?}");
+    }
+    for (interval, millis) in [(Duration::from_millis(1), 1), (day, 86_400_000)] {
+        let tasks = with(StoreConfig::new().default_poll_interval(interval));
+        assert_eq!(create(&tasks).await.task.poll_interval_ms, Some(millis));
+    }
+}
+
+#[tokio::test]
+async fn a_variable_is_never_null_and_is_removed_by_its_name() {
+    let tasks = with(StoreConfig::new());
+    let task =
+        tasks.set_variables(&create(&tasks).await, [("a", json!(1)), ("b", json!([null]))]).await.unwrap();
+    for null in [Value::Null, json!(f64::NAN), json!(f64::INFINITY)] {
+        let error = tasks.set_variables(&task, [("a", json!(2)), ("b", null)]).await.unwrap_err();
+        assert!(matches!(error, TaskError::InvalidArgument { .. }) && error.code() == -32602, "{error:?}");
+        assert_eq!(tasks.get(&task.key).await.unwrap(), task);
+    }
+    assert_eq!(tasks.remove_variables(&task, ["c"]).await.unwrap(), task, "nothing is written");
+    let task = tasks.remove_variables(&task, ["b", "c"]).await.unwrap();
+    assert_eq!(json!(task.task.variables), json!({ "a": 1 }));
+    let (task, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
+    attempt.set_variables([("a", json!(1))]).await.unwrap();
+    assert_refused!(attempt.set_variables([("a", Value::Null)]).await, TaskError::InvalidArgument { .. });
+    assert!(attempt.remove_variables(["a"]).await.unwrap().task.variables.is_empty());
+    tasks.cancel(&task.key).await.unwrap();
+    assert_refused!(tasks.remove_variables(&task, ["a"]).await, TaskError::InvalidTransition { .. });
 }
 
 #[tokio::test]
@@ -184,7 +235,8 @@ async fn variables_have_so_many_bytes_after_the_merge() {
     let outcome = tasks.set_variables(&task, [("c", json!(1))]).await;
     assert_limit(&tasks, &task, outcome, "23").await;
     // What is deleted in the same merge makes room.
-    tasks.set_variables(&task, [("b", Value::Null), ("c", json!("xxxx"))]).await.unwrap();
+    let task = tasks.remove_variables(&task, ["b"]).await.unwrap();
+    tasks.set_variables(&task, [("c", json!("xxxx"))]).await.unwrap();
 }
 
 #[tokio::test]
@@ -248,23 +300,32 @@ async fn json_is_nested_100_deep_at_the_most_and_can_then_be_read_back() {
     tasks.get(&other.key).await.unwrap();
 }
 
+/// An engine whose records have room for 1000 bytes of content, and for what only the lifecycle may write.
+fn small() -> Tasks {
+    TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000 + 1024)))
+}
+
 #[tokio::test]
 async fn a_record_is_as_large_as_the_engine_takes() {
-    let tasks = TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000)));
+    let tasks = small();
     let task = create(&tasks).await;
-    let outcome = tasks.complete(&task, json!("x".repeat(1000))).await;
+    let message = |bytes| "x".repeat(bytes);
+    let outcome = tasks.set_status_message(&task, message(1000)).await;
     assert_limit(&tasks, &task, outcome, "1000").await;
-    // The first try tells how many bytes there are beside the result.
-    let empty = tasks.complete(&create(&tasks).await, json!("")).await.unwrap();
+    // The first try tells how many bytes there are beside the message.
+    let empty = tasks.set_status_message(&create(&tasks).await, "").await.unwrap();
     let beside = tasks.backend().get(&empty.key).await.unwrap().data.len();
-    let outcome = tasks.complete(&task, json!("x".repeat(1001 - beside))).await;
+    let outcome = tasks.set_status_message(&task, message(1001 - beside)).await;
     assert_limit(&tasks, &task, outcome, "1000").await;
-    tasks.complete(&task, json!("x".repeat(1000 - beside))).await.unwrap();
+    let full = tasks.set_status_message(&task, message(1000 - beside)).await.unwrap();
+    let outcome = tasks.fail(&full, RpcError::new(1, message(2024))).await;
+    assert_limit(&tasks, &full, outcome, "2024").await;
+    tasks.fail(&full, RpcError::new(1, message(800))).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_task_whose_record_is_full_fails_after_its_ttl_like_any_other() {
-    let tasks = TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000)));
+    let tasks = small();
     let new = |bytes| call().ttl(Duration::from_millis(50)).arguments(json!("x".repeat(bytes)));
     let small = tasks.create(&owner("alice"), new(1)).await.unwrap();
     let beside = tasks.backend().get(&small.key).await.unwrap().data.len() - 1;
@@ -282,16 +343,16 @@ async fn a_task_whose_record_is_full_fails_after_its_ttl_like_any_other() {
 
 #[tokio::test]
 async fn an_outdated_copy_does_not_count_against_the_limits() {
-    let tasks = TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000)));
+    let tasks = small();
     let large = json!("x".repeat(500));
     let old = tasks.set_variables(&create(&tasks).await, [("a", large.clone())]).await.unwrap();
-    tasks.set_variables(&old.key, [("a", Value::Null)]).await.unwrap();
+    tasks.remove_variables(&old.key, ["a"]).await.unwrap();
     tasks.set_variables(&old, [("b", large)]).await.unwrap();
 
     // Neither against those that the store itself checks.
     let tasks = with(StoreConfig::new().max_variables_bytes(10));
     let old = tasks.set_variables(&create(&tasks).await, [("a", json!("xx"))]).await.unwrap();
-    tasks.set_variables(&old.key, [("a", Value::Null)]).await.unwrap();
+    tasks.remove_variables(&old.key, ["a"]).await.unwrap();
     tasks.set_variables(&old, [("b", json!("xx"))]).await.unwrap();
 }
 

@@ -107,6 +107,10 @@ impl<B: StorageBackend> StorageBackend for LocalAgenda<B> {
         self.engine.now()
     }
 
+    fn max_value_bytes(&self) -> usize {
+        self.engine.max_value_bytes()
+    }
+
     fn generation(&self) -> u64 {
         self.engine.generation()
     }

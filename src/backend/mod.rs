@@ -110,6 +110,12 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// took over whose clock is behind, until the next call learns of it.
     fn now(&self) -> DateTime<Utc>;
 
+    /// Returns the largest data of a record in bytes, [`DEFAULT_MAX_VALUE_BYTES`] unless the engine is told otherwise.
+    /// [`TaskStore`](crate::TaskStore) keeps the last kibibyte of it free for leases, cancels and the end of a task.
+    fn max_value_bytes(&self) -> usize {
+        DEFAULT_MAX_VALUE_BYTES
+    }
+
     /// Returns a number that grows whenever the engine may by now talk to another server than before, or to one that
     /// lost writes: with each connection that breaks, and with each that is re-created.
     ///
@@ -186,6 +192,10 @@ impl<B: StorageBackend + ?Sized> StorageBackend for Arc<B> {
 
     fn now(&self) -> DateTime<Utc> {
         (**self).now()
+    }
+
+    fn max_value_bytes(&self) -> usize {
+        (**self).max_value_bytes()
     }
 
     fn generation(&self) -> u64 {

@@ -425,6 +425,10 @@ impl StorageBackend for RedisBackend {
         from_micros(self.0.clock.now_us())
     }
 
+    fn max_value_bytes(&self) -> usize {
+        self.0.max_value_bytes
+    }
+
     fn generation(&self) -> u64 {
         self.0.link.generation().wrapping_add(self.0.bulk.generation())
     }

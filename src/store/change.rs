@@ -114,7 +114,7 @@ impl<B: Agenda> TaskStore<B> {
         let key = task.key();
         check_key(key)?;
         let place = self.0.turns.queue(key, kind.lane());
-        let mut caller = Caller::new(deadline, place.turn().await);
+        let mut caller = Caller::new(kind, deadline, Some(place.turn().await));
         // A copy that the caller holds is good for a write only. That there is nothing to do, or that it may not
         // be done, is never said without looking at the task as it is.
         if let TaskRef::Stored(held) = task

@@ -42,7 +42,7 @@ pub struct StoreConfig {
 impl Default for StoreConfig {
     fn default() -> Self {
         Self {
-            max_tasks_per_owner: Some(100),
+            max_tasks_per_owner: Some(10_000),
             default_ttl: Some(Duration::from_secs(3600)),
             max_ttl: Some(Duration::from_secs(24 * 3600)),
             retention: None,
@@ -66,7 +66,7 @@ impl StoreConfig {
         Self::default()
     }
 
-    /// How many live tasks an owner may have, finished ones that are still kept included; 100 unless set,
+    /// How many live tasks an owner may have, finished ones that are still kept included; 10,000 unless set,
     /// `None` is no limit.
     pub fn max_tasks_per_owner(mut self, max: impl Into<Option<u64>>) -> Self {
         self.max_tasks_per_owner = max.into();
@@ -94,7 +94,8 @@ impl StoreConfig {
         self
     }
 
-    /// The poll interval of a task that does not name one, a second unless set; `None` leaves it out.
+    /// The poll interval of a task that does not name one, a second unless set; `None` leaves it out. A create is refused
+    /// with [`InvalidArgument`](crate::TaskError::InvalidArgument) if it is under 1 ms or over 24 hours.
     pub fn default_poll_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.default_poll_interval = interval.into();
         self

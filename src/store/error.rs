@@ -55,8 +55,13 @@ pub enum TaskError {
         /// The task.
         task: TaskId,
     },
-    /// The owner has as many tasks as it may have.
-    #[error("the owner has reached its quota of {quota} tasks")]
+    /// The owner has as many tasks as it may have, finished ones that are still kept included:
+    /// [`StoreConfig::max_tasks_per_owner`](crate::StoreConfig::max_tasks_per_owner). Nothing was stored. The same call
+    /// succeeds once tasks have expired or were deleted.
+    #[error(
+        "the owner has {quota} tasks, the limit of StoreConfig::max_tasks_per_owner, finished ones that are still kept \
+         included; delete tasks, wait until some expire, or raise the limit"
+    )]
     QuotaExceeded {
         /// The quota.
         quota: u64,
@@ -109,18 +114,18 @@ pub enum TaskError {
 impl TaskError {
     /// The code of the JSON-RPC error that a server replies: -32602 (invalid params) for what the caller got
     /// wrong, unknown, expired and foreign tasks included (MCP Tasks extension, SEP-2663, "Protocol
-    /// Errors"); -32603 (internal error) for the storage.
+    /// Errors"); -32603 (internal error) for the storage and the quota.
     pub fn code(&self) -> i64 {
         match self {
             Self::NotFound { .. }
             | Self::InvalidTransition { .. }
             | Self::CancelRequested { .. }
             | Self::InputKeyUsed { .. }
-            | Self::QuotaExceeded { .. }
             | Self::LimitExceeded { .. }
             | Self::InvalidArgument { .. }
             | Self::InvalidPage { .. } => -32602,
             Self::LeaseLost { .. }
+            | Self::QuotaExceeded { .. }
             | Self::ShuttingDown
             | Self::OperationPanicked { .. }
             | Self::Contended { .. }

@@ -44,7 +44,7 @@ impl<B: Agenda> TaskStore<B> {
         key: &TaskKey,
         new: NewTask,
     ) -> Result<(StoredTask, Attempt<B>), TaskError> {
-        let mut caller = Caller { deadline: Some(deadline), turn: None };
+        let mut caller = Caller::new(Kind::Input, deadline, None);
         let begun = Instant::now();
         // Registered before it is stored: the keeper of this store ends a lease of its own without an attempt.
         let attempt = Attempt::new(self, key, 1);
@@ -85,7 +85,7 @@ impl<B: Agenda> TaskStore<B> {
         key: &TaskKey,
     ) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
         let place = self.0.turns.queue(key, Lane::First);
-        let mut caller = Caller::new(deadline, place.turn().await);
+        let mut caller = Caller::new(Kind::Lifecycle, deadline, Some(place.turn().await));
         for retry in 0..self.0.config.max_conflicts {
             self.back_off(retry).await;
             let read = match self.read(key).await {
@@ -362,6 +362,16 @@ impl<B: Agenda> Attempt<B> {
             transitions::set_variables(task, &variables, config)
         })
         .await
+    }
+
+    /// As [`TaskStore::remove_variables`].
+    pub async fn remove_variables<K: Into<String>>(
+        &self,
+        names: impl IntoIterator<Item = K>,
+    ) -> Result<StoredTask, TaskError> {
+        let names: Vec<String> = names.into_iter().map(Into::into).collect();
+        let change = |task: &mut Task| transitions::remove_variables(task, &names);
+        self.change(Kind::Progress, "remove_variables", change).await
     }
 
     /// Keeps a value for the next attempt, in place of the one before: how far the work has come, for instance. The

@@ -1,6 +1,8 @@
 //! The limits of what a task may hold.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -30,6 +32,17 @@ pub(super) fn check_depth(what: &'static str, value: &Value, limit: usize) -> Re
         });
     }
     Ok(())
+}
+
+/// The poll intervals that a client can be told.
+const POLL_INTERVALS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+
+pub(super) fn check_poll_interval(interval: Duration) -> Result<(), TaskError> {
+    if POLL_INTERVALS.contains(&interval) {
+        return Ok(());
+    }
+    let reason = format!("a poll interval of {interval:?} is not between 1 ms and 24 hours; choose another");
+    Err(TaskError::InvalidArgument { reason })
 }
 
 /// Holds the variables that a merge would leave against the configured limits.

@@ -46,14 +46,14 @@ pub(crate) use ending::Ending;
 pub use error::TaskError;
 use keeper::Keeping;
 pub use lease::Attempt;
-use limits::{MAX_JSON_DEPTH, check, check_depth};
+use limits::{MAX_JSON_DEPTH, check, check_depth, check_poll_interval};
 pub use new_task::{NewTask, Ttl};
 #[cfg(feature = "rmcp")]
 pub(crate) use outage::BackOff;
 use timers::Noticed;
 use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
-use write::{Caller, Write, encode, mark};
+use write::{Caller, Write, mark};
 
 use crate::exact::ExactIntegers;
 use crate::payload::HeldParts;
@@ -108,7 +108,9 @@ use crate::{
 /// Beside those that a call names: [`NotFound`](TaskError::NotFound) for a task that does not exist or is
 /// another owner's, [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable), and
 /// [`Storage`](TaskError::Storage); [`LimitExceeded`](TaskError::LimitExceeded) when a payload is larger than the
-/// engine takes, or the record would become so, which any change but a delete may do to one that is nearly full. A
+/// engine takes, or the record would become larger than the engine's
+/// [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. Leases, cancels and the end of a task may use that
+/// kibibyte. A
 /// write whose outcome is unknown, other than a delete, is looked up by an id that it leaves in the record; only if
 /// that does not tell, the error says [`outcome_unknown`](TaskError::outcome_unknown).
 ///
@@ -262,13 +264,13 @@ impl<B: Agenda> TaskStore<B> {
     /// # Errors
     /// [`QuotaExceeded`](TaskError::QuotaExceeded); [`LimitExceeded`](TaskError::LimitExceeded) for a TTL over
     /// the maximum, a long status message, deep or large arguments, or a large record;
-    /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method, a TTL under 1 ms, or an owner that begins
-    /// with `\0mcp/`, which is reserved.
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method, a TTL under 1 ms, a poll interval outside
+    /// 1 ms to 24 hours, or an owner that begins with `\0mcp/`, which is reserved.
     #[instrument(level = "debug", skip_all, fields(%owner))]
     pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
         let deadline = self.deadline();
-        let mut caller = Caller { deadline: Some(&deadline), turn: None };
+        let mut caller = Caller::new(Kind::Input, &deadline, None);
         let create = pin!(self.create_with(&mut caller, &key, new, None));
         deadline.limit("create", Subject::Task(&key), create).await
     }
@@ -445,9 +447,12 @@ impl<B: Agenda> TaskStore<B> {
         Ok(requested)
     }
 
-    /// Merges variables into those of the task: a value replaces the one of the same name, `null` deletes it.
+    /// Merges variables into those of the task: a value replaces the one of the same name.
+    /// [`remove_variables`](Self::remove_variables) removes some.
     ///
     /// # Errors
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for a variable that is `null`: `serde_json` makes `null` of NaN and of
+    /// infinity, so it is most often a mistake.
     /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
     /// [`LimitExceeded`](TaskError::LimitExceeded) when what the merge would leave is too large, too deep, or
     /// holds too long a string.
@@ -460,6 +465,20 @@ impl<B: Agenda> TaskStore<B> {
         let config = &self.0.config;
         let change = |task: &mut Task| transitions::set_variables(task, &variables, config);
         self.change(Kind::Progress, "set_variables", task.into(), change).await
+    }
+
+    /// Removes the variables of these names. Names that the task does not have are ignored.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended.
+    pub async fn remove_variables<'a, K: Into<String>>(
+        &self,
+        task: impl Into<TaskRef<'a>>,
+        names: impl IntoIterator<Item = K>,
+    ) -> Result<StoredTask, TaskError> {
+        let names: Vec<String> = names.into_iter().map(Into::into).collect();
+        let change = |task: &mut Task| transitions::remove_variables(task, &names);
+        self.change(Kind::Progress, "remove_variables", task.into(), change).await
     }
 
     /// Removes a task, whatever its status, and whether or not its record can be read.
@@ -540,6 +559,8 @@ impl<B: Agenda> TaskStore<B> {
         if let Some(message) = &new.status_message {
             check("bytes of a status message", message.len(), config.max_status_message_bytes)?;
         }
+        let poll_interval = new.poll_interval.or(config.default_poll_interval);
+        poll_interval.map_or(Ok(()), check_poll_interval)?;
         let ttl = self.ttl(new.ttl)?;
         let expiry = match ttl {
             Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
@@ -557,7 +578,7 @@ impl<B: Agenda> TaskStore<B> {
             created_at: now,
             last_updated_at: now,
             ttl_ms: ttl.map(millis),
-            poll_interval_ms: new.poll_interval.or(config.default_poll_interval).map(millis),
+            poll_interval_ms: poll_interval.map(millis),
             method: new.method,
             arguments: new.arguments.into(),
             input_requests: BTreeMap::new(),
@@ -579,7 +600,7 @@ impl<B: Agenda> TaskStore<B> {
         };
         let write_id = mark(&mut task);
         let mut options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
-        let data = encode(&mut task, &mut options)?;
+        let data = self.encode(&mut task, &mut options, caller.kind)?;
         let write = Write { key, data, options, expected: Version::ABSENT, write_id, previous: None };
         if task.lease.is_some() {
             self.schedule_lease(key).await?;

@@ -76,7 +76,8 @@ impl NewTask {
         self
     }
 
-    /// How long a client should wait between two polls, in whole milliseconds; as configured unless set.
+    /// How long a client should wait between two polls, in whole milliseconds, from 1 ms to 24 hours; as configured unless
+    /// set.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval);
         self

@@ -6,10 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use once_cell::sync::Lazy;
 
+use super::change::Kind;
 use super::deadline::Deadline;
+use super::limits::check;
 use super::transitions::Change;
 use super::turns::Turn;
 use super::{TaskError, TaskStore};
+use crate::payload::MAX_INLINE_BYTES;
 use crate::snapshot::Origin;
 use crate::{
     Agenda, Expiry, PutOptions, StorageBackend, StorageError, StoredTask, Task, TaskKey, Version, Written,
@@ -41,9 +44,12 @@ impl Write<'_> {
     }
 }
 
+/// How many bytes of a record only leases, cancels and the end of the task may use.
+const RESERVE: usize = 1024;
+
 /// Who writes.
-#[derive(Default)]
 pub(super) struct Caller<'a> {
+    pub(super) kind: Kind,
     /// The time limit of the call that the write belongs to.
     pub(super) deadline: Option<&'a Deadline>,
     /// The writer's turn at the task. It ends when the outcome of the write must be looked up: the next writer goes on
@@ -52,8 +58,13 @@ pub(super) struct Caller<'a> {
 }
 
 impl<'a> Caller<'a> {
-    pub(super) fn new(deadline: &'a Deadline, turn: Turn<'a>) -> Self {
-        Self { deadline: Some(deadline), turn: Some(turn) }
+    pub(super) fn new(kind: Kind, deadline: &'a Deadline, turn: Option<Turn<'a>>) -> Self {
+        Self { kind, deadline: Some(deadline), turn }
+    }
+
+    /// The store itself, which looks after leases and ends what is overdue.
+    fn store() -> Self {
+        Self { kind: Kind::Lifecycle, deadline: None, turn: None }
     }
 
     fn set_in_doubt(&self, is_in_doubt: bool) {
@@ -64,6 +75,23 @@ impl<'a> Caller<'a> {
 }
 
 impl<B: Agenda> TaskStore<B> {
+    /// Encodes a task, and holds its data against the maximum of the engine. Content stays out of the last kibibyte, so
+    /// that a lease, a cancel and the end of the task always fit.
+    pub(super) fn encode(
+        &self,
+        task: &mut Task,
+        options: &mut PutOptions,
+        kind: Kind,
+    ) -> Result<Bytes, TaskError> {
+        let max = self.0.backend.max_value_bytes();
+        let data = encode(task, options, max)?;
+        if kind != Kind::Lifecycle && !task.status.is_terminal() {
+            let max = max.saturating_sub(RESERVE);
+            check("bytes of data in the record of the task", data.len(), max)?;
+        }
+        Ok(data)
+    }
+
     /// Writes a changed task over the version that it was made of. `None` if somebody else wrote that meanwhile.
     pub(super) async fn write(
         &self,
@@ -72,7 +100,7 @@ impl<B: Agenda> TaskStore<B> {
         task: Task,
         change: Change,
     ) -> Result<Option<StoredTask>, TaskError> {
-        self.write_by(&mut Caller::default(), key, expected, task, change).await
+        self.write_by(&mut Caller::store(), key, expected, task, change).await
     }
 
     pub(super) async fn write_by(
@@ -90,7 +118,7 @@ impl<B: Agenda> TaskStore<B> {
         }
         let previous = task.write_ids.last().cloned();
         let write_id = mark(&mut task);
-        let data = encode(&mut task, &mut options)?;
+        let data = self.encode(&mut task, &mut options, caller.kind)?;
         let write = Write { key, data, options, expected, write_id, previous };
         self.put(caller, &write, task).await
     }
@@ -186,13 +214,22 @@ pub(super) fn mark(task: &mut Task) -> String {
 }
 
 /// Encodes a task that is about to be written. Large payloads go into the parts of the write, and are
-/// [`Stored`](crate::Payload::Stored) in the task from then on.
-pub(super) fn encode(task: &mut Task, options: &mut PutOptions) -> Result<Bytes, TaskError> {
-    let parts = task.store_payloads().map_err(|source| unwritable(task, source))?;
-    let json = task.to_json().map_err(|source| unwritable(task, source))?;
-    options.parts = parts;
+/// [`Stored`](crate::Payload::Stored) in the task from then on. The end of a task leaves none in a record that has no room
+/// for it.
+fn encode(task: &mut Task, options: &mut PutOptions, max: usize) -> Result<Bytes, TaskError> {
+    let mut json = encode_beside(task, options, MAX_INLINE_BYTES)?;
+    if json.len() > max && task.status.is_terminal() {
+        json = encode_beside(task, options, 0)?;
+    }
     // An engine that keeps the bytes must not keep the spare capacity.
     Ok(Bytes::from(json.into_boxed_slice()))
+}
+
+/// The same with all payloads over `max_inline` bytes as parts.
+fn encode_beside(task: &mut Task, options: &mut PutOptions, max_inline: usize) -> Result<Vec<u8>, TaskError> {
+    let parts = task.store_payloads(max_inline).map_err(|source| unwritable(task, source))?;
+    options.parts.extend(parts);
+    task.to_json().map_err(|source| unwritable(task, source))
 }
 
 fn unwritable(task: &Task, source: serde_json::Error) -> TaskError {

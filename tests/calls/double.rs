@@ -167,6 +167,10 @@ impl StorageBackend for Double {
         self.memory().now()
     }
 
+    fn max_value_bytes(&self) -> usize {
+        StorageBackend::max_value_bytes(&*self.memory())
+    }
+
     fn generation(&self) -> u64 {
         self.generation.load(SeqCst)
     }

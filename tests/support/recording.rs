@@ -134,6 +134,10 @@ impl StorageBackend for Recording {
         self.engine.now()
     }
 
+    fn max_value_bytes(&self) -> usize {
+        self.engine.max_value_bytes()
+    }
+
     fn generation(&self) -> u64 {
         self.engine.generation()
     }

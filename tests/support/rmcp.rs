@@ -360,6 +360,10 @@ impl StorageBackend for Gate {
         self.backend.now()
     }
 
+    fn max_value_bytes(&self) -> usize {
+        self.backend.max_value_bytes()
+    }
+
     fn generation(&self) -> u64 {
         self.backend.generation()
     }

@@ -141,6 +141,10 @@ impl StorageBackend for Spy {
         self.engine.now() + TimeDelta::milliseconds(self.leads_by_ms.load(Ordering::SeqCst))
     }
 
+    fn max_value_bytes(&self) -> usize {
+        self.engine.max_value_bytes()
+    }
+
     fn generation(&self) -> u64 {
         self.engine.generation()
     }
