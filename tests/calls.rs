@@ -15,3 +15,6 @@ mod lanes;
 mod log;
 #[path = "calls/reserve.rs"]
 mod reserve;
+#[cfg(feature = "redis-tests")]
+#[path = "calls/truncated.rs"]
+mod truncated;
