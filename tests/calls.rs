@@ -11,5 +11,10 @@ mod deadlines;
 mod double;
 #[path = "calls/lanes.rs"]
 mod lanes;
+#[path = "calls/log.rs"]
+mod log;
 #[path = "calls/reserve.rs"]
 mod reserve;
+#[cfg(feature = "redis-tests")]
+#[path = "calls/truncated.rs"]
+mod truncated;

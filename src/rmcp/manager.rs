@@ -179,6 +179,8 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// Begins a task, and returns it once it is stored, for the SDK's `CreateTaskResult`. The name says what the closure
     /// does, the name of the tool for instance; it is stored as the task's [operation](crate::Task::operation).
     ///
+    /// In a `tools/call`, use [`spawn_for`](Self::spawn_for), which refuses clients that cannot read the task.
+    ///
     /// The operation runs in a span `task`, a child of the current span.
     ///
     /// # Errors
@@ -264,7 +266,9 @@ impl<B: Agenda> DurableTaskManager<B> {
     }
 
     /// Stops the operations of this process and releases their leases. Other instances resume at once the tasks that can
-    /// resume. Deletes nothing. Returns when that is done. From then on this manager starts no more work.
+    /// resume. Deletes nothing. Returns when that is done, after 30 s at the latest if the engine does not take the outcome
+    /// of an operation that has ended; the log has one line for each outcome that is lost. From then on this manager starts
+    /// no more work.
     ///
     /// # Cancellation safety
     /// Dropping the future does not take it back.

@@ -10,6 +10,7 @@ mod draft;
 #[cfg(feature = "rmcp")]
 mod ending;
 mod error;
+mod health;
 mod keeper;
 mod lease;
 mod limits;
@@ -53,7 +54,7 @@ pub(crate) use outage::BackOff;
 use timers::Noticed;
 use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
-use write::{Caller, Write, mark};
+use write::{Caller, Event, Write, mark};
 
 use crate::exact::ExactIntegers;
 use crate::payload::HeldParts;
@@ -601,7 +602,15 @@ impl<B: Agenda> TaskStore<B> {
         let write_id = mark(&mut task);
         let mut options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
         let data = self.encode(&mut task, &mut options, caller.kind)?;
-        let write = Write { key, data, options, expected: Version::ABSENT, write_id, previous: None };
+        let write = Write {
+            key,
+            data,
+            options,
+            expected: Version::ABSENT,
+            write_id,
+            previous: None,
+            event: Some(Event::Created),
+        };
         if task.lease.is_some() {
             self.schedule_lease(key).await?;
         }
