@@ -70,8 +70,8 @@ const SHORT: Form = Form {
     at_once: 150,
     gap: Duration::from_millis(2_000),
     rages: Duration::from_secs(13),
-    least_resumptions: 5,
-    least_kept: 5,
+    least_resumptions: 1,
+    least_kept: 1,
     patience: Duration::from_secs(90),
 };
 const LONG: Form = Form {
