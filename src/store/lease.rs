@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::attempts::Guard;
+use super::attempts::{Guard, Run};
 use super::transitions::{self, Change, Gone};
 use super::{NewTask, TaskError, TaskRef, TaskStore};
 use crate::{Agenda, Lease, OwnerId, RpcError, StoredTask, Task, TaskId, TaskKey};
@@ -30,7 +30,7 @@ impl<B: Agenda> TaskStore<B> {
         self.keep();
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
         let begun = Instant::now();
-        // Registered before it is stored: the keeper of this store ends a lease of its own without an attempt.
+        // Registered before it is stored: the keepers of this process end a lease of its own without an attempt.
         let attempt = Attempt::new(self, &key, 1);
         let stored = match self.create_with(key, new, Some(self.lease(1, 0))).await {
             Ok(stored) => stored,
@@ -149,9 +149,9 @@ impl<B: Agenda> TaskStore<B> {
         Ok(())
     }
 
-    /// Whether the lease is of an attempt that somebody in this process holds.
-    pub(super) fn is_held_here(&self, key: &TaskKey, lease: &Lease) -> bool {
-        self.is_own(lease) && self.0.attempts.is_live(&(key.clone(), lease.attempt))
+    /// Where the attempt is that the lease is of.
+    pub(super) fn run(&self, key: &TaskKey, lease: &Lease) -> Run {
+        lease.holder.as_ref().map_or(Run::Elsewhere, |holder| Run::of(holder, &(key.clone(), lease.attempt)))
     }
 
     /// Whether this store wrote the lease.

@@ -182,12 +182,13 @@ impl<B: Agenda> TaskStore<B> {
 
     /// A store with this configuration.
     pub fn with_config(backend: B, config: StoreConfig) -> Self {
-        let (attempts, dropped) = Attempts::new();
+        let holder = uuid::Uuid::new_v4().to_string();
+        let (attempts, dropped) = Attempts::new(&holder);
         let store = Self(Arc::new(Inner {
             backend: Arc::new(backend),
             config,
             turns: Turns::default(),
-            holder: uuid::Uuid::new_v4().to_string(),
+            holder,
             leases: Queue::leases(),
             attempts,
             noticed: Noticed::default(),
