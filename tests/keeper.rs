@@ -594,3 +594,31 @@ fn a_keeper_starts_with_a_create_too_when_its_store_was_made_outside_of_a_runtim
         until(&*engine, &orphan.key, has_ended).await;
     });
 }
+
+#[test]
+fn a_keeper_whose_runtime_nobody_drives_is_replaced_with_the_next_call_on_another_runtime() {
+    let runtime = |is_paused| {
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(is_paused).build().unwrap()
+    };
+    let parked = runtime(false);
+    let engine: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    let tasks = parked.block_on(async { open(&engine, LONG) });
+    let (stored, attempt) = parked.block_on(tasks.start(&owner("alice"), closure())).unwrap();
+    drop(attempt);
+    let absent = TaskKey::new("alice", "absent").unwrap();
+    // The time of this runtime is the test's.
+    runtime(true).block_on(async {
+        assert_refused!(tasks.get(&absent).await, TaskError::NotFound { .. });
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(record(&*engine, &stored.key).await.status, TaskStatus::Working, "it may be about to act");
+        tokio::time::advance(Duration::from_secs(120)).await;
+        assert_refused!(tasks.get(&absent).await, TaskError::NotFound { .. });
+        until(&*engine, &stored.key, has_ended).await;
+    });
+    // With that runtime its keeper has ended, and the first runtime is driven again.
+    parked.block_on(async {
+        let (stored, attempt) = tasks.start(&owner("alice"), closure()).await.unwrap();
+        drop(attempt);
+        until(&*engine, &stored.key, has_ended).await;
+    });
+}

@@ -75,8 +75,8 @@ use crate::{
 /// worker if its operation can [resume](TaskStore::claim), or fails.
 ///
 /// The keeper starts with the store, or with the first call if the store is made outside of a Tokio runtime. It ends
-/// with the last clone of the store, and starts again with the next call if its runtime has ended. The runtime needs
-/// its time driver.
+/// with the last clone of the store, and starts again with the next call if its runtime has ended, or if nobody has driven
+/// its runtime for a while (a runtime of one thread runs only within `block_on`). The runtime needs its time driver.
 ///
 /// # Payloads
 /// Arguments, results and checkpoints are parts of the record if their JSON is over 4 KiB. No other change sends
