@@ -240,3 +240,26 @@ async fn dedicated_renewals_tell_the_operation_that_its_attempt_is_void() {
     within(told).await.unwrap();
     until(|| one.running_task_count() == 0).await;
 }
+
+#[tokio::test]
+async fn dedicated_renewals_of_a_run_end_with_its_runtime() {
+    let instance = Instance::new();
+    let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    let (first, second) = (Arc::clone(&backend), Arc::clone(&backend));
+    let (_manager, task_id) = instance
+        .run(async move {
+            let config = ManagerConfig::new().dedicated_renewals(async move || Ok(Arc::clone(&second)));
+            let manager =
+                DurableTaskManager::with_config(TaskStore::with_config(first, self::config()), config);
+            manager.register("wait", |_, _| Box::pin(std::future::pending()));
+            let spawned = manager.spawn_registered(&alice(), "wait", serde_json::Value::Null, resume()).await;
+            (manager, spawned.unwrap().task_id)
+        })
+        .await;
+    // The manager is still there, and so is its thread.
+    drop(instance);
+    let other = manager(&backend, LEASE);
+    let mut told = register(&other);
+    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    assert_eq!(said(&ended(&other, &task_id).await), "attempt 2");
+}

@@ -407,3 +407,30 @@ async fn only_what_is_registered_can_be_spawned_by_name(#[case] engine: Engine) 
     assert_refused!(refused, TaskError::InvalidArgument { .. });
     assert!(store.ids("alice").await.is_empty());
 }
+
+/// Counts its attempts, and loses its worker in each by ending the runtime that it runs in.
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_operation_that_loses_as_many_workers_as_it_may_is_not_run_again(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let first = Mortal::start(&store, SHORT);
+    first.manager.register("wait", |_, _| Box::pin(std::future::pending()));
+    let begun = first.manager.clone();
+    let options = resume().max_attempts(2);
+    let task =
+        first.spawn(async move { begun.spawn_registered(&alice(), "wait", Value::Null, options).await });
+    let task_id = task.await.unwrap().task_id;
+    first.kill();
+    let second = Mortal::start(&store, SHORT);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    second.manager.register("wait", move |context, _| {
+        tell.send(context.attempt()).unwrap();
+        Box::pin(std::future::pending())
+    });
+    assert_eq!(within(told.recv()).await.unwrap(), 2);
+    second.kill();
+    let third = manager(&store.backend, SHORT);
+    let mut told = register(&third);
+    assert!(said(&ended(&third, &task_id).await).contains("gave up after 2 attempts"));
+    assert!(told.try_recv().is_err(), "it was not run again");
+}

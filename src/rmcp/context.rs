@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::outcome::{Meaning, meaning};
+use super::meaning::{Meaning, meaning};
 use super::places::Place;
 use super::progress::Progress;
 use super::renewals::short_patience;

@@ -108,6 +108,7 @@ pub(super) struct Inner<B> {
 pub struct RegisteredOptions {
     task: TaskOptions,
     on_worker_lost: OnWorkerLost,
+    max_attempts: Option<u32>,
 }
 
 impl RegisteredOptions {
@@ -121,11 +122,19 @@ impl RegisteredOptions {
         self.on_worker_lost = then;
         self
     }
+
+    /// Sets how many attempts may lose their worker before the task fails, at least 1; as
+    /// [configured](crate::StoreConfig::max_attempts) unless set. It counts only for a task that can resume. A release by a
+    /// shutdown does not count.
+    pub fn max_attempts(mut self, max: u32) -> Self {
+        self.max_attempts = Some(max);
+        self
+    }
 }
 
 impl From<TaskOptions> for RegisteredOptions {
     fn from(task: TaskOptions) -> Self {
-        Self { task, on_worker_lost: OnWorkerLost::default() }
+        Self { task, ..Self::default() }
     }
 }
 
@@ -170,6 +179,8 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// Begins a task, and returns it once it is stored, for the SDK's `CreateTaskResult`. The name says what the closure
     /// does, the name of the tool for instance; it is stored as the task's [operation](crate::Task::operation).
     ///
+    /// In a `tools/call`, use [`spawn_for`](Self::spawn_for), which refuses clients that cannot read the task.
+    ///
     /// The operation runs in a span `task`, a child of the current span.
     ///
     /// # Errors
@@ -200,13 +211,17 @@ impl<B: Agenda> DurableTaskManager<B> {
         arguments: Value,
         options: impl Into<RegisteredOptions>,
     ) -> Result<Task, TaskError> {
-        let RegisteredOptions { task, on_worker_lost } = options.into();
+        let RegisteredOptions { task, on_worker_lost, max_attempts } = options.into();
         let Some(operation) = self.0.operation(name) else {
             let reason = format!("no operation {name:?} is registered");
             return Err(TaskError::InvalidArgument { reason });
         };
-        let new =
-            wire::new_task(task).arguments(arguments.clone()).operation(name).on_worker_lost(on_worker_lost);
+        let new = wire::new_task(task).arguments(arguments.clone()).operation(name);
+        let new = new.on_worker_lost(on_worker_lost);
+        let new = match max_attempts {
+            Some(max) => new.max_attempts(max),
+            None => new,
+        };
         self.0.start(owner, new, |context| operation(context, arguments)).await
     }
 
@@ -251,7 +266,9 @@ impl<B: Agenda> DurableTaskManager<B> {
     }
 
     /// Stops the operations of this process and releases their leases. Other instances resume at once the tasks that can
-    /// resume. Deletes nothing. Returns when that is done. From then on this manager starts no more work.
+    /// resume. Deletes nothing. Returns when that is done, after 30 s at the latest if the engine does not take the outcome
+    /// of an operation that has ended; the log has one line for each outcome that is lost. From then on this manager starts
+    /// no more work.
     ///
     /// # Cancellation safety
     /// Dropping the future does not take it back.

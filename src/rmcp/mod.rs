@@ -9,7 +9,9 @@
 mod calls;
 mod config;
 mod context;
+mod lateness;
 mod manager;
+mod meaning;
 mod operation;
 mod outcome;
 mod owner;

@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use rmcp::task_manager::TaskFuture;
+use rmcp::model::CallToolResult;
+use rmcp::task_manager::{TaskExit, TaskFuture};
 
-use super::outcome::Ended;
+/// What an operation returned, or the message of its panic.
+pub(super) type Ended = Result<Result<CallToolResult, TaskExit>, String>;
 
 /// For how long an operation has kept its thread without a break.
 #[derive(Debug)]

@@ -4,50 +4,22 @@
 use std::time::Duration;
 
 use rmcp::ErrorData;
-use rmcp::model::CallToolResult;
 use rmcp::task_manager::TaskExit;
 use tokio::time::{sleep, timeout};
 
+use super::meaning::{Meaning, meaning};
+use super::operation::Ended;
 use super::renewals::RETRY;
 use super::run::Run;
 use super::stop::Stop;
 use super::wire::{is_unreadable, rpc_error};
 use crate::store::Ending;
-use crate::{Agenda, RpcError, StorageError, TaskError, TaskStatus};
+use crate::{Agenda, RpcError, TaskError, TaskStatus};
 
 /// How long after a shutdown began an outcome may still be stored. No supervisor waits for much longer.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 
-/// What an error means for somebody who holds the work of an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
-    /// The attempt is void: the lease is lost, the task has ended, or it is gone.
-    Void,
-    /// The same call can never succeed: something is over a limit or makes no sense, or the record cannot be read.
-    Final,
-    /// Anything else may pass, and an unknown error too: nobody's finished work is lost for it.
-    Temporary,
-}
-
-pub(super) fn meaning(error: &TaskError) -> Meaning {
-    match error {
-        TaskError::InvalidTransition { .. } | TaskError::LeaseLost { .. } | TaskError::NotFound { .. } => {
-            Meaning::Void
-        }
-        TaskError::CancelRequested { .. }
-        | TaskError::InputKeyUsed { .. }
-        | TaskError::LimitExceeded { .. }
-        | TaskError::InvalidArgument { .. }
-        | TaskError::Unreadable { .. }
-        | TaskError::Storage(StorageError::Corrupt { .. }) => Meaning::Final,
-        _ => Meaning::Temporary,
-    }
-}
-
-/// What an operation returned, or the message of its panic.
-pub(super) type Ended = Result<Result<CallToolResult, TaskExit>, String>;
-
-pub(super) fn ending(ended: Ended) -> Ending {
+fn ending(ended: Ended) -> Ending {
     let internal = |message: String| Ending::Failed(RpcError::new(-32603, message));
     match ended {
         Ok(Ok(result)) => match serde_json::to_value(result) {
@@ -78,19 +50,29 @@ impl<B: Agenda> Run<B> {
 
     async fn store_outcome(&self, ended: Ended) {
         let mut ending = ending(ended);
-        let (mut is_reduced, mut may_be_stored) = (false, false);
+        let (mut has_message, mut is_reduced, mut may_be_stored) = (true, false, false);
         let mut delay = Duration::from_millis(50);
         loop {
             let patience = self.patience();
-            let message = self.progress.unwritten().filter(|_| !is_reduced);
+            let message = self.progress.unwritten().filter(|_| has_message);
             match timeout(patience, self.attempt.end(&ending, message.as_deref())).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(error)) => match meaning(&error) {
                     // The reply to an earlier write did not come, and the task has ended as it was to.
                     Meaning::Void if may_be_stored && has_ended_so(&error, &ending) => return,
+                    // That was said when it became so.
+                    Meaning::Void if self.is_over() => {
+                        tracing::debug!(%error, "the outcome of an operation was not stored");
+                        return;
+                    }
                     Meaning::Void => {
                         tracing::warn!(%error, "the outcome of an operation was not stored: the attempt is void");
                         return;
+                    }
+                    // It may be the message that has no room.
+                    Meaning::Final if message.is_some() && !is_unreadable(&error) => {
+                        has_message = false;
+                        continue;
                     }
                     Meaning::Final if is_reduced || is_unreadable(&error) => {
                         tracing::warn!(%error, "the outcome of an operation cannot be stored; its worker counts as lost");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::outcome::{Meaning, meaning};
+use super::meaning::{Meaning, meaning};
 use super::renewals::{Signals, short_patience};
 use crate::{Agenda, Attempt};
 

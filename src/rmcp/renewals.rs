@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::outcome::{Meaning, meaning};
-use super::renewer::Lateness;
+use super::lateness::Lateness;
+use super::meaning::{Meaning, meaning};
 use crate::{Agenda, Attempt, StoredTask, TaskStore};
 
 /// How long to wait at most before a write that the engine did not take is tried again.
@@ -102,7 +102,7 @@ pub(super) struct Renewal<B> {
     deadline: Option<DateTime<Utc>>,
     signals: Arc<Signals>,
     report: watch::Sender<Report>,
-    lateness: Lateness<B>,
+    lateness: Lateness,
     /// When the next renewal is due: counted from the run's begin, however late this is polled first.
     at: Instant,
     /// Over which store it renews, where that is not the one of the attempt.
@@ -114,7 +114,7 @@ impl<B: Agenda> Renewal<B> {
         store: TaskStore<B>,
         attempt: Attempt<B>,
         stored: &StoredTask,
-        lateness: Lateness<B>,
+        lateness: Lateness,
     ) -> (Self, Renewals) {
         let (report, reports) = watch::channel(Report::Nothing);
         let signals = Arc::<Signals>::default();
@@ -135,13 +135,15 @@ impl<B: Agenda> Renewal<B> {
         let lease = self.store.lease_duration();
         let third = lease / 3;
         loop {
-            tokio::select! {
-                () = self.report.closed() => {
-                    // The run may have ended first, although the timer was due long ago.
-                    return self.check(third);
-                }
-                () = sleep_until(self.at) => self.check(third),
-                () = self.signals.nudge.notified() => {}
+            let is_gone = tokio::select! {
+                () = self.report.closed() => true,
+                () = sleep_until(self.at) => false,
+                () = self.signals.nudge.notified() => false,
+            };
+            // Whatever came first: the timer may have been due for long.
+            self.check(third);
+            if is_gone {
+                return;
             }
             self.signals.begins.notify_waiters();
             let since = std::time::Instant::now();

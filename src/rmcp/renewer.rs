@@ -2,19 +2,17 @@
 //! connection of its own, which an operation that blocks its runtime does not hold up.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::{Instrument, Span};
 
+use super::lateness::{Lateness, Unexplained};
+use super::operation::Polls;
 use super::renewals::Renewal;
 use crate::store::BackOff;
 use crate::{Agenda, StorageError, TaskStore};
-
-/// How often a late renewal is reported whose cause is unknown.
-const AT_MOST_EVERY: Duration = Duration::from_secs(60);
 
 /// Connects to the engine, and tries again until that succeeds.
 pub(super) type Connect<B> = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = B>>> + Send>;
@@ -44,7 +42,7 @@ pub(super) fn connect<B: 'static>(
 pub(super) struct Renewer<B> {
     /// `None` where they run in the runtime of their operation.
     thread: Option<mpsc::UnboundedSender<(Renewal<B>, Span)>>,
-    reported: Mutex<Option<Instant>>,
+    unexplained: Arc<Unexplained>,
 }
 
 impl<B: Agenda> Renewer<B> {
@@ -57,7 +55,7 @@ impl<B: Agenda> Renewer<B> {
                 None
             }
         });
-        Self { thread, reported: Mutex::default() }
+        Self { thread, unexplained: Arc::default() }
     }
 
     /// Begins to renew a lease, in the current span.
@@ -73,16 +71,9 @@ impl<B: Agenda> Renewer<B> {
         tokio::spawn(renewal.run().in_current_span());
     }
 
-    /// Whether a late renewal is to be reported although nobody knows what held it up. One block delays the renewals of all
-    /// operations of a runtime.
-    pub(super) fn may_report(&self) -> bool {
-        // Nothing panics while it holds the time.
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        if reported.is_some_and(|at| at.elapsed() < AT_MOST_EVERY) {
-            return false;
-        }
-        *reported = Some(Instant::now());
-        true
+    /// Watches whether the renewals of an operation come in time.
+    pub(super) fn lateness(&self, operation: Option<String>, polls: Arc<Polls>) -> Lateness {
+        Lateness::new(operation, polls, Arc::clone(&self.unexplained))
     }
 }
 
@@ -119,35 +110,5 @@ async fn serve<B: Agenda>(
     tokio::select! {
         () = renew => {}
         () = connect => {}
-    }
-}
-
-/// What holds a renewal up, as far as is known.
-pub(super) struct Lateness<B> {
-    pub(super) operation: Option<String>,
-    pub(super) polls: Arc<super::operation::Polls>,
-    pub(super) renewer: Arc<Renewer<B>>,
-}
-
-impl<B: Agenda> Lateness<B> {
-    /// Reports a renewal that came this late although nothing but its runtime could hold it up.
-    pub(super) fn report(&self, late: Duration, third: Duration) {
-        let longest = self.polls.take_longest();
-        let operation = self.operation.as_deref().unwrap_or_default();
-        if longest > third {
-            tracing::warn!(
-                operation,
-                "operation {operation:?} blocked the runtime for {longest:.1?}, and the renewal of its lease came {late:.1?} late; \
-                 use tokio::task::spawn_blocking"
-            );
-        } else if self.renewer.may_report() {
-            tracing::warn!(
-                operation,
-                "the renewal of the lease of operation {operation:?} came {late:.1?} late: something blocked the runtime, or the \
-                 process was stopped; use tokio::task::spawn_blocking for work that blocks"
-            );
-        } else {
-            tracing::debug!(operation, "the renewal of a lease came {late:.1?} late");
-        }
     }
 }

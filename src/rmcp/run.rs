@@ -12,12 +12,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, Span, info_span};
 
 use super::context::{Seen, TaskContext};
-use super::operation::{Operation, Polls};
-use super::outcome::{Ended, Meaning, meaning};
+use super::meaning::{Meaning, meaning};
+use super::operation::{Ended, Operation, Polls};
 use super::places::{Occupied, Place};
 use super::progress::Progress;
 use super::renewals::{Renewal, Renewals, Report, left, patience};
-use super::renewer::{Lateness, Renewer};
+use super::renewer::Renewer;
 use super::stop::Stop;
 use crate::{Agenda, Attempt, StoredTask, TaskError, TaskStore};
 
@@ -123,7 +123,7 @@ impl<B: Agenda> Run<B> {
         let mut abort_at = None;
         let mut ttl_at = self.ttl().map(|left| Instant::now() + left);
         loop {
-            let is_over = self.seen.borrow().is_over;
+            let is_over = self.is_over();
             if is_over && abort_at.is_none() {
                 abort_at = Some(Instant::now() + GRACE);
             }
@@ -229,6 +229,11 @@ impl<B: Agenda> Run<B> {
         }
     }
 
+    /// Whether the operation was told that the attempt is void.
+    pub(super) fn is_over(&self) -> bool {
+        self.seen.borrow().is_over
+    }
+
     fn set_over(&self, reason: &dyn std::fmt::Display) {
         tracing::warn!(%reason, "the attempt of an operation is void; the operation must stop");
         self.seen.send_modify(|seen| seen.is_over = true);
@@ -262,8 +267,7 @@ fn renew<B: Agenda>(
     stored: &StoredTask,
     polls: &Arc<Polls>,
 ) -> Renewals {
-    let operation = stored.task.operation.clone();
-    let lateness = Lateness { operation, polls: Arc::clone(polls), renewer: Arc::clone(renewer) };
+    let lateness = renewer.lateness(stored.task.operation.clone(), Arc::clone(polls));
     let (renewal, renewals) = Renewal::new(store.clone(), attempt.clone(), stored, lateness);
     renewer.start(renewal);
     renewals

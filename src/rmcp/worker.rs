@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug_span};
 
 use super::manager::{Inner, PATIENCE, Running};
-use super::outcome::{Meaning, meaning};
+use super::meaning::{Meaning, meaning};
 use super::places::{Place, Places};
 use super::run;
 use super::stop::Stop;

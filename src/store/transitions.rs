@@ -269,9 +269,9 @@ fn delay_after(losses: u32) -> Duration {
 }
 
 /// How long it is until the next attempt at a task that waits for a worker is to begin. If the engine's clock was set back
-/// since, that is not longer than the longest delay.
+/// since, that is not longer than the delay after so many losses: a task that was to begin at once still does.
 pub(super) fn delay_left(waiting: &Lease, now: DateTime<Utc>) -> Duration {
-    (waiting.deadline - now).to_std().unwrap_or_default().min(LONGEST_DELAY)
+    (waiting.deadline - now).to_std().unwrap_or_default().min(delay_after(waiting.losses))
 }
 
 fn fail_with(task: &mut Task, message: String) -> Result<Change, TaskError> {
@@ -290,11 +290,26 @@ pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn the_delay_doubles_with_each_loss_from_the_second_on_and_ends_at_ten_minutes() {
         let seconds = [0, 1, 2, 3, 4, 7, 8, 9, 40, u32::MAX].map(|losses| delay_after(losses).as_secs());
         assert_eq!(seconds, [0, 0, 10, 20, 40, 320, 600, 600, 600, 600]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_delay_longer() {
+        let lease = json!({ "attempt": 2, "durationMs": 1, "deadline": "2026-01-31T12:00:10.000Z" });
+        let waiting = |losses| Lease { losses, ..serde_json::from_value(lease.clone()).unwrap() };
+        let left = |losses, now: &str| delay_left(&waiting(losses), now.parse().unwrap()).as_secs();
+        assert_eq!(left(2, "2026-01-31T12:00:04Z"), 6);
+        assert_eq!(left(2, "2026-01-31T12:00:20Z"), 0);
+        // By a minute, and by a day.
+        assert_eq!(left(2, "2026-01-31T11:59:10Z"), 10);
+        assert_eq!(left(1, "2026-01-31T11:59:10Z"), 0);
+        assert_eq!(left(0, "2026-01-30T12:00:10Z"), 0);
     }
 }

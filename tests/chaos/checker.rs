@@ -185,7 +185,8 @@ impl Case<'_> {
             exited < stored_by
                 && self.history.is_disturbed(produced.run, Span { from: produced.at, to: exited })
         });
-        let was_silent = life.was_silent(Span { from: begun.at, to: stored_by }, self.bounds.silence);
+        let was_silent =
+            life.was_silent(Span { from: self.claimed(begun.at), to: stored_by }, self.bounds.silence);
         if is_killed || is_hindered || was_silent {
             report.excused_results += 1;
             return;
@@ -274,13 +275,19 @@ impl Case<'_> {
         }
     }
 
+    /// When the lease of an attempt may have been written at the earliest, if what its worker then did was at this moment: the
+    /// worker may have been silent in between.
+    fn claimed(&self, at: u64) -> u64 {
+        at.saturating_sub(self.bounds.storing)
+    }
+
     /// Whether the worker of an attempt can have been lost, or have released it, until a moment.
     fn may_have_lost(&self, attempt: u32, until: u64) -> bool {
         let began = self.story.begun.iter().find(|begun| begun.attempt == attempt);
         let (run, from) = match (began, self.story.created) {
-            (Some(begun), _) => (begun.run, begun.at),
+            (Some(begun), _) => (begun.run, self.claimed(begun.at)),
             // Lost before the operation began. Of a first attempt the process is known.
-            (None, Some((run, at))) if attempt == 1 => (run, at.saturating_sub(self.bounds.storing)),
+            (None, Some((run, at))) if attempt == 1 => (run, self.claimed(at)),
             _ => return true,
         };
         self.history.life(run).may_have_lost(Span { from, to: until }, self.bounds.silence)

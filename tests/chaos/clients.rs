@@ -30,12 +30,13 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Lets so many clients have a task each, `at_once` at the same time. Returns when all tasks are created and the clients have
+    /// Lets so many clients have a task each, one after the other at this pace, `at_once` at the same time. Returns when all tasks are created and the clients have
     /// seen them end, or gave up.
-    pub async fn run(self, tasks: u64, at_once: usize, all_created: watch::Sender<bool>) {
+    pub async fn run(self, tasks: u64, pace: Duration, at_once: usize, all_created: watch::Sender<bool>) {
         let room = Arc::new(Semaphore::new(at_once));
         let mut clients = JoinSet::new();
         for number in (0..tasks).take_while(|_| !*self.give_up.borrow()) {
+            sleep(pace).await;
             let permit = Arc::clone(&room).acquire_owned().await.unwrap();
             let this = self.clone();
             clients.spawn(async move {

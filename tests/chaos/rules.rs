@@ -271,6 +271,11 @@ fn a_worker_that_is_called_lost_while_it_is_there_is_found() {
     run().with(Event::AskedToStop { run: "a".to_owned() }).fails_with(LOST).breaks(&[]);
     let late = Run::fails().created().with(Event::AskedToStop { run: "a".to_owned() }).begin(1, "a");
     late.fails_with(LOST).breaks(&[]);
+    // It was stopped after it had created the task, and before the operation began.
+    let between = Run::fails().paused("a", 9).created().begin(1, "a").fails_with(LOST);
+    between.breaks(&[]);
+    let long_before = Run::fails().paused("a", 9).quiet(5).created().begin(1, "a").fails_with(LOST);
+    long_before.breaks(&[Rule::ReasonsAreHonest]);
     run().quiet(9).fails_with(LOST).breaks(&[Rule::ReasonsAreHonest]);
     // What befalls others, or the server, is no reason.
     run().killed("b").fails_with(LOST).breaks(&[Rule::ReasonsAreHonest]);

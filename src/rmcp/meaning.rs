@@ -1,0 +1,29 @@
+//! What an error of the store means for the work of an attempt.
+
+use crate::{StorageError, TaskError};
+
+/// What an error means for somebody who holds the work of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The attempt is void: the lease is lost, the task has ended, or it is gone.
+    Void,
+    /// The same call can never succeed: something is over a limit or makes no sense, or the record cannot be read.
+    Final,
+    /// Anything else may pass, and an unknown error too: nobody's finished work is lost for it.
+    Temporary,
+}
+
+pub(super) fn meaning(error: &TaskError) -> Meaning {
+    match error {
+        TaskError::InvalidTransition { .. } | TaskError::LeaseLost { .. } | TaskError::NotFound { .. } => {
+            Meaning::Void
+        }
+        TaskError::CancelRequested { .. }
+        | TaskError::InputKeyUsed { .. }
+        | TaskError::LimitExceeded { .. }
+        | TaskError::InvalidArgument { .. }
+        | TaskError::Unreadable { .. }
+        | TaskError::Storage(StorageError::Corrupt { .. }) => Meaning::Final,
+        _ => Meaning::Temporary,
+    }
+}
