@@ -13,6 +13,8 @@ mod double;
 mod lanes;
 #[path = "calls/log.rs"]
 mod log;
+#[path = "calls/queries.rs"]
+mod queries;
 #[path = "calls/reserve.rs"]
 mod reserve;
 #[cfg(feature = "redis-tests")]

@@ -111,6 +111,7 @@ impl<B: Agenda> TaskStore<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{MemoryBackend, NewTask, PutOptions, StorageBackend};
 
     fn key(number: usize) -> TaskKey {
         TaskKey::new("alice", &format!("t{number}")).unwrap()
@@ -126,6 +127,30 @@ mod tests {
         assert!(noticed.is_new(&key(1), lease));
         noticed.forget(&key(1));
         assert!(noticed.until().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_of_a_task_goes_with_it_whoever_deletes_it() {
+        let store = TaskStore::new(MemoryBackend::new());
+        for is_deleted_here in [true, false] {
+            let new = NewTask::new("tools/call");
+            let created = store.create(&"alice".try_into().unwrap(), new).await.unwrap();
+            let mut json = serde_json::to_value(&created.task).unwrap();
+            json["lease"] = serde_json::json!({
+                "holder": "gone", "attempt": 1, "durationMs": 30_000, "deadline": created.task.created_at - Duration::from_secs(60),
+            });
+            let data = serde_json::to_vec(&json).unwrap();
+            store.backend().put(&created.key, data.into(), PutOptions::default()).await.unwrap();
+            store.get(&created.key).await.unwrap();
+            assert_eq!(store.0.noticed.until().len(), 1, "its worker seems to be lost");
+            if is_deleted_here {
+                store.delete(&created.key).await.unwrap();
+            } else {
+                store.backend().delete(&created.key).await.unwrap();
+                assert!(matches!(store.get(&created.key).await, Err(TaskError::NotFound { .. })));
+            }
+            assert!(store.0.noticed.until().is_empty());
+        }
     }
 
     #[tokio::test(start_paused = true)]
