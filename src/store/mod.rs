@@ -84,7 +84,9 @@ use crate::{
 /// lost workers of every store. A worker is lost if its lease has lapsed and the worker does not renew it for a third of
 /// the lease and one second more. An engine that fails or answers late in that time, or a keeper that was stopped, starts
 /// the observation again. The task of a lost worker is cancelled if a cancel was requested. Otherwise it waits for the next
-/// worker if its operation can [resume](TaskStore::claim), or fails.
+/// worker if its operation can [resume](TaskStore::claim) and has not lost as many workers as
+/// [it may](StoreConfig::max_attempts), or fails. A lease whose [`Attempt`] lives in the process of a store is never ended by
+/// that store; one whose attempt there was dropped ends at once.
 ///
 /// The keeper starts with the store, or with the first call if the store is made outside of a Tokio runtime. It ends
 /// with the last clone of the store, and starts again with the next call if its runtime has ended, or if nobody has driven

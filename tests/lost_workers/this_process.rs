@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mcp_task_store::{Attempt, NewTask, StoredTask, TaskStatus};
+use mcp_task_store::{Agenda, Attempt, NewTask, StoredTask, TaskStatus};
 use rstest_reuse::apply;
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
@@ -24,7 +24,7 @@ async fn begin(
     runtime: &Runtime,
     lease: Duration,
     new: NewTask,
-) -> (StoredTask, Attempt<Arc<dyn mcp_task_store::Agenda>>) {
+) -> (StoredTask, Attempt<Arc<dyn Agenda>>) {
     let agenda = Arc::clone(&store.backend);
     let begun = async move { open(&agenda, config(lease)).start(&owner("alice"), new).await.unwrap() };
     runtime.spawn(begun).await.unwrap()
