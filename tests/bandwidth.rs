@@ -4,15 +4,17 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mcp_task_store::{
-    Attempt, NewTask, PageRequest, PayloadKind, RedisBackend, StorageBackend, StoreConfig, StoredTask,
-    TaskKey, TaskStatus, TaskStore,
+    Agenda, Attempt, NewTask, PageRequest, PayloadKind, RedisBackend, StorageBackend, StoreConfig,
+    StoredTask, TaskKey, TaskStatus, TaskStore,
 };
 use serde_json::{Value, json};
+use support::elsewhere::elsewhere;
 use support::redis::Server;
 use support::throttle::Throttle;
 use support::{Random, in_a_process_that_dies, owner};
@@ -178,20 +180,26 @@ async fn large_reads_that_are_given_up_do_not_delay_polls_renewals_and_creates()
             let mut given_up = 0;
             while given_up < GIVEN_UP {
                 let read = tasks.payload(&finished[given_up], PayloadKind::Output);
-                let patience = Duration::from_millis(5 + random.below(60));
+                let patience = Duration::from_millis(10 + random.below(60));
                 given_up += usize::from(tokio::time::timeout(patience, read).await.is_err());
             }
             is_over.store(true, Ordering::SeqCst);
         }
     });
-    // Until the line has carried what nobody waits for.
+    // Until the line has carried what nobody waits for: then only small calls are left on it.
     let carried = || line.to_client() - before;
-    let since = Instant::now();
-    let is_drained = || is_over.load(Ordering::SeqCst) && carried() > GIVEN_UP as u64 * 1_000_000;
-    let beside =
-        SmallCalls::make(&tasks, &attempt, || is_drained() || since.elapsed() > A_RESULT * 400).await;
+    let large = Cell::new((carried(), Instant::now()));
+    let is_drained = || {
+        let (until, since) = large.get();
+        if carried() > until + 100_000 {
+            large.set((carried(), Instant::now()));
+        }
+        is_over.load(Ordering::SeqCst) && since.elapsed() > A_RESULT * 6
+    };
+    let beside = SmallCalls::make(&tasks, &attempt, is_drained).await;
     giving_up.await.unwrap();
-    assert!(is_drained(), "replies that are given up are read to their end: {} bytes", carried());
+    // One that is given up before it was sent costs nothing.
+    assert!(carried() > GIVEN_UP as u64 * 500_000, "given up in the middle: {} bytes", carried());
     for ((name, alone), beside) in SmallCalls::NAMES.iter().zip(&alone.0).zip(&beside.0) {
         let (alone, median, slowest) =
             (alone[alone.len() / 2], beside[beside.len() / 2], beside[beside.len() - 1]);
@@ -235,25 +243,24 @@ async fn a_large_read_after_one_that_was_given_up_waits_for_no_more_than_its_byt
 async fn what_a_store_does_in_the_background_reads_no_result() {
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
-    // The stores of other processes, which are gone.
+    // The store of another process, which is gone.
     let url = server.url();
     let orphans = in_a_process_that_dies(async move {
-        let backend = RedisBackend::connect(&url).await.unwrap();
+        let engine: Arc<dyn Agenda> = Arc::new(RedisBackend::connect(&url).await.unwrap());
         let config = StoreConfig::new().max_tasks_per_owner(None).lease(Duration::from_millis(600));
-        let tasks = TaskStore::with_config(backend, config);
+        let tasks = TaskStore::with_config(elsewhere(&engine), config);
         let mut orphans = Vec::new();
         for number in 0..99 {
             let (task, attempt) = tasks.start(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
             if number % 20 == 0 {
-                orphans.push((task.key, attempt));
+                orphans.push(task.key);
+                // A process that dies drops nothing.
+                std::mem::forget(attempt);
             } else {
                 attempt.complete(of_bytes(1_000_000)).await.unwrap();
             }
         }
-        let keys: Vec<TaskKey> = orphans.iter().map(|(key, _)| key.clone()).collect();
-        // A process that dies drops nothing.
-        std::mem::forget(orphans);
-        keys
+        orphans
     })
     .await;
     let line = Throttle::start(server.port, MEGABITS, LATENCY);
