@@ -190,6 +190,8 @@ async fn an_outage_of_the_engine_writes_no_warning_of_the_runtime() {
         .lines()
         .filter(|line| line.contains("mcp_task_store::rmcp"))
         .filter(|line| line.contains("WARN") || line.contains("ERROR"))
+        // A third of this lease is no longer than a busy machine may take to run a timer.
+        .filter(|line| !line.contains("mcp_task_store::rmcp::lateness"))
         .collect();
     assert!(lines.is_empty(), "{lines:#?}");
 }
@@ -303,6 +305,8 @@ async fn a_destructor_that_panics_costs_neither_the_outcome_nor_the_release() {
     assert_eq!(said(&ended(&one, &done).await), "done");
     let released = one.spawn_registered(&alice(), "bombed", json!(false), resume()).await.unwrap().task_id;
     within(one.shutdown()).await;
+    let lease = other.store().get(&key(&released)).await.unwrap().task.lease.clone().unwrap();
+    assert_eq!((lease.holder, lease.losses), (None, 0), "it was released");
     other.register("bombed", |context, _| {
         Box::pin(async move { Ok(text(format!("attempt {}", context.attempt()))) })
     });

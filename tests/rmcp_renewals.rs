@@ -36,6 +36,7 @@ impl Instance {
             .with_ansi(false)
             .with_writer(move || printed.clone())
             .finish();
+        support::ask_every_subscriber();
         let dispatch = tracing::Dispatch::new(subscriber);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

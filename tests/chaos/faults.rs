@@ -25,7 +25,8 @@ const SHORT_MS: u64 = 600;
 /// How long a worker may take to shut down. Those that take longer are killed.
 const SHUTDOWN: Duration = Duration::from_secs(45);
 
-/// Faults of the same kinds in each round, in an order of its own.
+/// Faults of the same kinds in each round, in an order of its own. Before the first round comes the first kind, so that a
+/// short run has it, too.
 struct Deck<T: 'static> {
     kinds: &'static [T],
     left: Vec<&'static T>,
@@ -33,7 +34,7 @@ struct Deck<T: 'static> {
 
 impl<T> Deck<T> {
     fn new(kinds: &'static [T]) -> Self {
-        Self { kinds, left: Vec::new() }
+        Self { kinds, left: kinds.iter().take(1).collect() }
     }
 
     fn draw(&mut self, random: &mut Random) -> &'static T {

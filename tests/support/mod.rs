@@ -161,6 +161,7 @@ impl Write for Printed {
 
 /// Prints what this thread logs, until the guard is dropped.
 pub fn subscribe(printed: &Printed, level: tracing::Level) -> tracing::subscriber::DefaultGuard {
+    ask_every_subscriber();
     let printed = printed.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
@@ -168,6 +169,15 @@ pub fn subscribe(printed: &Printed, level: tracing::Level) -> tracing::subscribe
         .with_writer(move || printed.clone())
         .finish();
     tracing::subscriber::set_default(subscriber)
+}
+
+/// While there is one subscriber, `tracing` asks only that of the thread that logs a line first, and no thread logs the line
+/// if that thread has none. From now on there is another.
+pub fn ask_every_subscriber() {
+    static ANOTHER: std::sync::LazyLock<tracing::Dispatch> = std::sync::LazyLock::new(|| {
+        tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(std::io::sink).finish())
+    });
+    std::sync::LazyLock::force(&ANOTHER);
 }
 
 /// The README, parts of which tests hold against what they see.
