@@ -266,7 +266,7 @@ async fn what_a_store_does(store: &dyn PmcpStore) -> Vec<(String, Answer)> {
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn every_call_answers_as_that_of_pmcps_own_store(#[case] engine: Engine) {
-    let config = StoreConfig::new().default_poll_interval(Duration::from_secs(5));
+    let config = StoreConfig::new().max_tasks_per_owner(100).default_poll_interval(Duration::from_secs(5));
     let (_store, ours) = open_with(engine, config).await;
     let (theirs, ours) = (what_a_store_does(&InMemoryTaskStore::new()).await, what_a_store_does(&ours).await);
     assert_eq!(theirs.len(), ours.len());
@@ -634,9 +634,9 @@ async fn clients_without_a_subject_share_one_owner_that_no_subject_is(#[case] en
 }
 
 #[rstest]
-#[case::defaults(StoreConfig::new(), Some(3_600_000), Some(86_400_000), 1000, 100)]
+#[case::defaults(StoreConfig::new(), Some(3_600_000), Some(86_400_000), 1000, 10_000)]
 #[case::a_short_maximum_is_the_default(
-    StoreConfig::new().max_ttl(Duration::from_secs(60)).default_ttl(None), Some(60_000), Some(60_000), 1000, 100)]
+    StoreConfig::new().max_ttl(Duration::from_secs(60)).default_ttl(None), Some(60_000), Some(60_000), 1000, 10_000)]
 #[case::no_limits(
     StoreConfig::new().max_ttl(None).default_ttl(None).max_tasks_per_owner(None).default_poll_interval(None),
     None, None, 5000, usize::MAX)]
@@ -669,7 +669,7 @@ async fn what_the_limits_do_not_allow_is_refused_with_a_reason() {
         tasks.update_status(&id, ALICE, TaskStatus::Completed, message("long")).await.map(drop),
         tasks.record_input_requests(&id, ALICE, requests(&["a", "b"])).await.map(drop),
     ];
-    let reasons = ["quota of 1 tasks", "under 1 ms", "limit of 3", "limit of 3", "limit of 1"];
+    let reasons = ["has 1 tasks", "under 1 ms", "limit of 3", "limit of 3", "limit of 1"];
     for (refused, reason) in refusals.into_iter().zip(reasons) {
         assert_refused!(refused, TaskStoreError::Internal { message } if message.contains(reason));
     }
