@@ -103,7 +103,8 @@ pub enum OnWorkerLost {
     /// It fails, so that no client polls for ever.
     #[default]
     Fail,
-    /// Its operation is run again by an instance that knows it by name.
+    /// Its operation is run again by an instance that knows it by name, until it has lost as many workers as
+    /// [it may](Task::max_attempts).
     Resume,
 }
 

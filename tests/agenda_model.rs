@@ -1,10 +1,12 @@
 //! A model of crashes: creators, workers, claimers, readers and keepers of several stores run against a real engine, whose
 //! calls go through one by one in a random order, while actors and whole processes die at any step. In the end, no open
-//! task is without a timer, and no timer is late.
+//! task is without a timer, and no timer is late. And no attempt counts as more than one loss, or runs twice, and a task is
+//! given up with its last loss and no sooner.
 
 mod support;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ use mcp_task_store::{
 };
 use rstest::rstest;
 use serde_json::json;
+use support::elsewhere::elsewhere;
 use support::{Engine, Random, owner, timers};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -57,6 +60,8 @@ struct Log {
     /// Created later than one time limit after it was scheduled: nobody promises a timer before it is acknowledged.
     slow: HashSet<TaskKey>,
     acknowledged: HashSet<TaskKey>,
+    /// What was written, by version.
+    written: HashMap<TaskKey, BTreeMap<u64, Task>>,
 }
 
 /// The engine as one process reaches it.
@@ -117,10 +122,14 @@ impl StorageBackend for Gated {
             if expected == Version::ABSENT {
                 self.log.lock().unwrap().slow.insert(key.clone());
             }
+            let task: Task = serde_json::from_slice(&data).unwrap();
             let written = self.engine.put_if_version(key, data, options, expected).await;
             let mut log = self.log.lock().unwrap();
             if log.scheduled.get(key).is_some_and(|at| at.elapsed() + LIMIT / 10 <= LIMIT) {
                 log.slow.remove(key);
+            }
+            if let Ok(written) = &written {
+                log.written.entry(key.clone()).or_default().insert(written.version.get(), task);
             }
             written
         };
@@ -210,11 +219,11 @@ async fn work(attempt: Attempt<Arc<dyn Agenda>>, random: &mut Random) {
         }
     }
     match random.below(16) {
-        0..=5 => drop(attempt.release().await),
-        6..=8 => drop(attempt.complete(json!("done")).await),
+        0..=3 => drop(attempt.release().await),
+        4..=5 => drop(attempt.complete(json!("done")).await),
         // It hangs.
-        9 => std::future::pending().await,
-        10..=11 => {
+        6 => std::future::pending().await,
+        7..=8 => {
             sleep_below(random, 2_000).await;
             drop(attempt.complete(json!("late")).await);
         }
@@ -229,6 +238,9 @@ async fn creates(tasks: Tasks, owner: OwnerId, log: Arc<Mutex<Log>>, mut random:
         let mut new = NewTask::new("tools/call");
         if random.below(3) > 0 {
             new = new.operation(OPERATION).on_worker_lost(OnWorkerLost::Resume);
+            if random.below(2) == 0 {
+                new = new.max_attempts(1 + random.below(2) as u32);
+            }
         }
         if let Ok((stored, attempt)) = tasks.start(&owner, new).await {
             log.lock().unwrap().acknowledged.insert(stored.key);
@@ -237,11 +249,26 @@ async fn creates(tasks: Tasks, owner: OwnerId, log: Arc<Mutex<Log>>, mut random:
     }
 }
 
-async fn claims(tasks: Tasks, mut random: Random) {
+/// An acknowledged task.
+fn any(log: &Mutex<Log>, random: &mut Random) -> Option<TaskKey> {
+    let known: Vec<TaskKey> = log.lock().unwrap().acknowledged.iter().cloned().collect();
+    (!known.is_empty()).then(|| known[random.below(known.len() as u64) as usize].clone())
+}
+
+async fn claims(tasks: Tasks, log: Arc<Mutex<Log>>, mut random: Random) {
     let queues = [Queue::work(OPERATION).unwrap()];
     let engine = Arc::clone(tasks.backend());
     loop {
         sleep_below(&mut random, 30).await;
+        // Timers are hints: who claims a task sooner has it.
+        if random.below(4) == 0
+            && let Some(key) = any(&log, &mut random)
+        {
+            if let Ok(Some((_, attempt))) = tasks.claim(&key).await {
+                work(attempt, &mut random).await;
+            }
+            continue;
+        }
         let Ok(taken) = engine.take_due(&queues, 2, Duration::from_secs(1)).await else { continue };
         for due in taken.due {
             let claimed = tasks.claim(&due.key).await;
@@ -257,14 +284,10 @@ async fn claims(tasks: Tasks, mut random: Random) {
 async fn reads(tasks: Tasks, log: Arc<Mutex<Log>>, mut random: Random) {
     loop {
         sleep_below(&mut random, 40).await;
-        let known: Vec<TaskKey> = log.lock().unwrap().acknowledged.iter().cloned().collect();
-        if known.is_empty() {
-            continue;
-        }
-        let key = &known[random.below(known.len() as u64) as usize];
+        let Some(key) = any(&log, &mut random) else { continue };
         match random.below(12) {
-            0 => drop(tasks.request_cancel(key).await),
-            _ => drop(tasks.get(key).await),
+            0 => drop(tasks.request_cancel(&key).await),
+            _ => drop(tasks.get(&key).await),
         }
     }
 }
@@ -288,7 +311,8 @@ impl History {
         let process = self.begun;
         self.begun += 1;
         let gated: Arc<dyn Agenda> = Arc::new(Gated {
-            engine: Arc::clone(&self.engine),
+            // Each history has several processes, which know nothing of each other's runs.
+            engine: elsewhere(&self.engine),
             process,
             requests: self.requests.clone(),
             log: Arc::clone(&self.log),
@@ -300,7 +324,7 @@ impl History {
         for number in 0..2 {
             let owner = owner(["alice", "bob"][number]);
             actors.push(tokio::spawn(creates(tasks.clone(), owner, Arc::clone(&self.log), random())));
-            actors.push(tokio::spawn(claims(tasks.clone(), random())));
+            actors.push(tokio::spawn(claims(tasks.clone(), Arc::clone(&self.log), random())));
         }
         actors.push(tokio::spawn(reads(tasks.clone(), Arc::clone(&self.log), random())));
         self.processes.insert(process, actors.iter().map(tokio::task::JoinHandle::abort_handle).collect());
@@ -380,6 +404,14 @@ impl History {
     }
 
     async fn check(&self) {
+        for (key, written) in &self.log.lock().unwrap().written {
+            for ((version, before), (next, after)) in written.iter().zip(written.iter().skip(1)) {
+                // One that was dropped on its way to the engine is not in the log.
+                if version + 1 == *next {
+                    check_step(key, before, after);
+                }
+            }
+        }
         let due: HashMap<TaskKey, DateTime<Utc>> = timers(&*self.engine, &Queue::leases())
             .await
             .into_iter()
@@ -406,7 +438,7 @@ impl History {
                     None => now + after(LEASE * 10),
                 };
                 assert!(*due_at <= latest + slack, "{key} is found at {due_at}, not by {latest}: {lease:?}");
-                OPEN.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                OPEN.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -428,8 +460,44 @@ impl History {
     }
 }
 
+/// Holds one write against the one before.
+fn check_step(key: &TaskKey, before: &Task, after: &Task) {
+    let bound = after.max_attempts.unwrap_or(3);
+    let Some(lease) = &before.lease else { return assert_eq!(before.status, after.status, "{key}") };
+    let step = || format!("{key}, bound {bound}: {lease:?} to {:?}, {:?}", after.lease, after.status_message);
+    let message = after.status_message.as_deref().unwrap_or_default();
+    match &after.lease {
+        // A renewal, a note or an observation.
+        Some(next) if next.holder.is_some() == lease.holder.is_some() => {
+            assert_eq!((next.attempt, next.losses), (lease.attempt, lease.losses), "{}", step());
+        }
+        // A claim.
+        Some(next) if next.holder.is_some() => {
+            assert_eq!((next.attempt, next.losses), (lease.attempt + 1, lease.losses), "{}", step());
+        }
+        // A loss or a release.
+        Some(next) => {
+            assert!(next.attempt == lease.attempt && next.losses < bound, "{}", step());
+            assert!((lease.losses..=lease.losses + 1).contains(&next.losses), "{}", step());
+            LOSSES.fetch_add((next.losses - lease.losses) as usize, Ordering::Relaxed);
+        }
+        None if message.starts_with("gave up") => {
+            assert!(lease.holder.is_some() && lease.losses + 1 == bound, "{}", step());
+            assert_eq!(after.on_worker_lost, OnWorkerLost::Resume, "{}", step());
+            GAVE_UP.fetch_add(1, Ordering::Relaxed);
+        }
+        None if message.contains("lost") => {
+            assert_eq!(after.on_worker_lost, OnWorkerLost::Fail, "{}", step());
+        }
+        None => {}
+    }
+}
+
+/// How many losses that a task survived, and how many tasks that were given up, were checked.
+static LOSSES: AtomicUsize = AtomicUsize::new(0);
+static GAVE_UP: AtomicUsize = AtomicUsize::new(0);
 /// How many open tasks with a lease were checked.
-static OPEN: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Returns how many actors and processes were killed, and how many steps were let through.
 async fn history(engine: Engine, seed: u64) -> [usize; 2] {
@@ -481,11 +549,12 @@ fn histories(engine: Engine, count: u64, at_once: usize) {
     let mut sums = [0, 0];
     threads.into_iter().for_each(|thread| add(&mut sums, thread.join().unwrap()));
     let [kills, steps] = sums;
-    let open = OPEN.load(std::sync::atomic::Ordering::Relaxed);
+    let [open, losses, gave_up] = [&OPEN, &LOSSES, &GAVE_UP].map(|sum| sum.load(Ordering::Relaxed));
     println!(
-        "figure | {count} histories on {engine:?} | {steps} steps, {kills} kills, {open} open tasks in the end so far"
+        "figure | {count} histories on {engine:?} | {steps} steps, {kills} kills, {losses} losses, {gave_up} tasks given up, {open} open tasks in the end so far"
     );
     assert!(open as u64 > count && kills as u64 > count, "there was something to check");
+    assert!(losses + gave_up > 0, "there was something to check");
 }
 
 #[rstest]

@@ -11,5 +11,12 @@ mod deadlines;
 mod double;
 #[path = "calls/lanes.rs"]
 mod lanes;
+#[path = "calls/log.rs"]
+mod log;
+#[path = "calls/queries.rs"]
+mod queries;
 #[path = "calls/reserve.rs"]
 mod reserve;
+#[cfg(feature = "redis-tests")]
+#[path = "calls/truncated.rs"]
+mod truncated;

@@ -66,19 +66,19 @@ struct Form {
 
 const SHORT: Form = Form {
     tasks: 300,
-    pace: Duration::from_millis(45),
+    pace: Duration::from_millis(40),
     at_once: 150,
-    gap: Duration::from_millis(1_500),
-    rages: Duration::from_secs(16),
-    least_resumptions: 5,
-    least_kept: 5,
+    gap: Duration::from_millis(2_000),
+    rages: Duration::from_secs(13),
+    least_resumptions: 1,
+    least_kept: 1,
     patience: Duration::from_secs(90),
 };
 const LONG: Form = Form {
     tasks: 5_000,
     pace: Duration::from_millis(30),
     at_once: 250,
-    gap: Duration::from_millis(6_000),
+    gap: Duration::from_millis(4_500),
     rages: Duration::from_secs(900),
     least_resumptions: 500,
     least_kept: 1_000,

@@ -14,6 +14,7 @@ use mcp_task_store::{
 };
 use rstest_reuse::apply;
 use serde_json::json;
+use support::elsewhere::elsewhere;
 use support::spy::Spy;
 use support::{Engine, Store, in_a_process_that_dies, on_every_engine, owner, timers};
 
@@ -49,7 +50,7 @@ fn resumable() -> NewTask {
 
 /// Begins a task in a process that dies at once.
 async fn lost(store: &Store, new: NewTask, lease: Duration) -> StoredTask {
-    let agenda = Arc::clone(&store.backend);
+    let agenda = elsewhere(&store.backend);
     let begun = async move { open(&agenda, lease).start(&owner("alice"), new).await.unwrap().0 };
     in_a_process_that_dies(begun).await
 }
@@ -96,7 +97,7 @@ fn waits(task: &Task) -> bool {
 async fn a_store_that_serves_nobody_finds_every_orphan(#[case] engine: Engine) {
     const LEASE: Duration = Duration::from_millis(300);
     let store = engine.open().await;
-    let agenda = Arc::clone(&store.backend);
+    let agenda = elsewhere(&store.backend);
     let (keys, renewed) = in_a_process_that_dies(async move {
         let tasks = open(&agenda, LEASE);
         let mut begun = Vec::new();
@@ -135,7 +136,7 @@ async fn reads_of_idle_stores(count: usize, lease: Duration, leases: u32) {
     let engine: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let spies: Vec<Arc<Spy>> = (0..10).map(|_| Spy::new(&engine)).collect();
     let own = Spy::new(&engine);
-    let worker = open(&own.agenda(), lease);
+    let worker = open(&elsewhere(&own.agenda()), lease);
     let idle: Vec<Tasks> = spies.iter().map(|spy| open(&spy.agenda(), lease)).collect();
     let renewals = Arc::new(AtomicUsize::new(0));
     let working = (0..WORKERS).map(|number| {
@@ -224,7 +225,7 @@ async fn whoever_waits_for_a_task_brings_back_a_timer_that_was_lost(#[case] engi
     let store = engine.open().await;
     let spy = Spy::new(&store.backend);
     spy.loses_timers.store(true, Ordering::SeqCst);
-    let agenda = spy.agenda();
+    let agenda = elsewhere(&spy.agenda());
     let begin = async move {
         let tasks = open(&agenda, Duration::from_millis(600));
         tasks.start(&owner("alice"), closure()).await.unwrap().0.key
@@ -365,7 +366,8 @@ async fn a_store_whose_estimate_of_the_clock_leads_by_an_hour_ends_nothing(#[cas
     assert_eq!(asked, 3, "before each of them");
 
     // It seems to have lapsed, so it is observed for 4 s. Then the clock is asked.
-    assert_eq!(misled.get(&at_work.key).await.unwrap().task, at_work.task);
+    let read = misled.get(&at_work.key).await.unwrap();
+    assert_eq!(read.task.lease, record(&*store, &at_work.key).await.lease);
     let observed = async {
         while spy.clocks.load(Ordering::SeqCst) == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -596,5 +598,33 @@ fn a_keeper_starts_with_a_create_too_when_its_store_was_made_outside_of_a_runtim
     runtime().block_on(async {
         tasks.create(&owner("alice"), closure()).await.unwrap();
         until(&*engine, &orphan.key, has_ended).await;
+    });
+}
+
+#[test]
+fn a_keeper_whose_runtime_nobody_drives_is_replaced_with_the_next_call_on_another_runtime() {
+    let runtime = |is_paused| {
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(is_paused).build().unwrap()
+    };
+    let parked = runtime(false);
+    let engine: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    let tasks = parked.block_on(async { open(&engine, LONG) });
+    let (stored, attempt) = parked.block_on(tasks.start(&owner("alice"), closure())).unwrap();
+    drop(attempt);
+    let absent = TaskKey::new("alice", "absent").unwrap();
+    // The time of this runtime is the test's.
+    runtime(true).block_on(async {
+        assert_refused!(tasks.get(&absent).await, TaskError::NotFound { .. });
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(record(&*engine, &stored.key).await.status, TaskStatus::Working, "it may be about to act");
+        tokio::time::advance(Duration::from_secs(120)).await;
+        assert_refused!(tasks.get(&absent).await, TaskError::NotFound { .. });
+        until(&*engine, &stored.key, has_ended).await;
+    });
+    // With that runtime its keeper has ended, and the first runtime is driven again.
+    parked.block_on(async {
+        let (stored, attempt) = tasks.start(&owner("alice"), closure()).await.unwrap();
+        drop(attempt);
+        until(&*engine, &stored.key, has_ended).await;
     });
 }

@@ -19,6 +19,7 @@ use mcp_task_store::{
 };
 use rstest_reuse::apply;
 use serde_json::{Value, json};
+use support::elsewhere::elsewhere;
 use support::{Engine, Store, in_a_process_that_dies, on_every_engine, on_every_watch, owner};
 
 type Tasks = TaskStore<Arc<dyn Agenda>>;
@@ -60,7 +61,7 @@ async fn start(tasks: &Tasks, new: NewTask) -> (TaskKey, Trying) {
 
 /// Begins a task in a process that dies at once. Its attempt can still be tried, as if the process had only been cut off.
 async fn lost(store: &Store, new: NewTask) -> (TaskKey, Trying) {
-    let backend = Arc::clone(&store.backend);
+    let backend = elsewhere(&store.backend);
     let begun = in_a_process_that_dies(async move {
         let tasks = TaskStore::with_config(backend, config(SHORT));
         tasks.start(&owner("alice"), new).await.unwrap()

@@ -13,6 +13,8 @@ mod cancel;
 mod outages;
 #[path = "lost_workers/renewals.rs"]
 mod renewals;
+#[path = "lost_workers/this_process.rs"]
+mod this_process;
 
 use std::sync::Arc;
 use std::time::Duration;

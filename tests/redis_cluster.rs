@@ -42,6 +42,25 @@ async fn until_a_write_works(backend: &RedisBackend, owner: &str) -> Version {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_generation_grows_when_a_node_restarts_while_nobody_calls() {
+    let mut cluster = Cluster::start(3, 0);
+    let backend = connect(&cluster).await;
+    backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
+    let before = backend.generation();
+    backend.get(&key("alice", "t1")).await.unwrap();
+    assert_eq!(backend.generation(), before, "nothing has happened");
+    let node = cluster.keeper("{alice}");
+    cluster.nodes[node].kill();
+    cluster.nodes[node].start_again();
+    eventually(|| backend.generation() > before);
+    let resp2 = RedisBackend::builder();
+    let nodes = cluster.urls_without(node);
+    let nodes: Vec<String> = nodes.split(',').map(|url| format!("{url}/?protocol=resp2")).collect();
+    let resp2 = resp2.connect_cluster(&nodes).await.unwrap();
+    assert!(resp2.generation() < resp2.generation(), "it cannot see that a connection is re-created");
+}
+
 #[rstest]
 #[case::is_killed("KILL")]
 #[case::hangs("STOP")]

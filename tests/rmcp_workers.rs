@@ -15,6 +15,7 @@ use rmcp::model::{TaskPayload, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
+use support::elsewhere::elsewhere;
 use support::rmcp::*;
 use support::{Engine, Store, on_every_engine};
 use tokio::sync::{mpsc, oneshot};
@@ -315,7 +316,7 @@ async fn an_operation_is_told_to_stop_when_its_ttl_has_passed_or_its_record_is_g
 /// Begins a task under a short lease in a process that dies at once.
 async fn abandoned(store: &Store) -> StoredTask {
     let config = StoreConfig::new().lease(SHORT);
-    let worker = TaskStore::with_config(Arc::clone(&store.backend), config);
+    let worker = TaskStore::with_config(elsewhere(&store.backend), config);
     let new = NewTask::new("tools/call").operation("wait").on_worker_lost(OnWorkerLost::Resume);
     let (stored, _attempt) = worker.start(&alice(), new).await.unwrap();
     // The store goes with its attempt, so nobody acts on the drop.

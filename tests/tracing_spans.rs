@@ -1,4 +1,5 @@
-//! Each operation is a span; ids show at debug level only, data never.
+//! Each operation is a span, at debug level; at info level, a task shows when it is created and when it ends. Data never
+//! shows.
 
 mod support;
 
@@ -70,11 +71,14 @@ async fn assert_spans(engine: Engine) {
     }
     assert!(debug.contains("owner=the-owner"), "{debug}");
     let info = logged(engine, Level::INFO).await;
-    assert!(!info.contains("the-owner"), "{info}");
+    let mut lines = info.lines().filter(|line| line.contains("the-owner"));
+    assert!(lines.next().unwrap().contains(": created "), "{info}");
+    assert!(lines.next().unwrap().contains(": completed "), "{info}");
+    assert_eq!(lines.next(), None, "{info}");
 }
 
 #[tokio::test]
-async fn operations_are_spans_that_show_ids_at_debug_level_only_and_never_the_data() {
+async fn operations_are_spans_at_debug_level_and_never_show_the_data() {
     assert_spans(Engine::Memory).await;
     #[cfg(feature = "redis-tests")]
     assert_spans(Engine::Redis).await;

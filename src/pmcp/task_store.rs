@@ -503,11 +503,12 @@ fn store_error(error: TaskError, task_id: &str, to: Option<WireStatus>) -> TaskS
             TaskStoreError::InvalidTransition { task_id: task_id.to_owned(), from, to: to.unwrap_or(from) }
         }
         TaskError::Storage(error) => {
-            tracing::error!(
-                task = task_id,
-                error = &error as &dyn std::error::Error,
-                "the task storage failed"
-            );
+            // The store has one line in the log for an outage.
+            if matches!(error, crate::StorageError::Corrupt { .. }) {
+                tracing::error!(task = task_id, %error, "a task could not be served: its record cannot be read");
+            } else {
+                tracing::debug!(task = task_id, %error, "a task could not be served");
+            }
             internal(public_text(&error).to_owned())
         }
         other => internal(other.to_string()),

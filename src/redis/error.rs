@@ -82,6 +82,13 @@ fn classify(code: &str, detail: &str) -> Class {
     own.or_else(inside).map_or(Class::Other, |(_, class)| *class)
 }
 
+/// Whether the connection closed in good order in the middle of a reply, as when a proxy shuts down or the server is
+/// killed while it sends. The parser of the redis crate takes what is there for the whole reply. It misses the rest: of
+/// bytes that are no reply at all it says which of them it did not expect.
+fn is_truncated(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Parse && error.detail().is_some_and(|detail| detail.contains("end of input"))
+}
+
 impl<'a> Context<'a> {
     /// A call that only reads.
     pub(super) fn reads(address: &'a str, key: &'a str) -> Self {
@@ -97,7 +104,7 @@ impl<'a> Context<'a> {
                     None => self.server_error(error),
                 }
             }
-            Failure::Unanswered(error) if error.kind() == ErrorKind::Parse => {
+            Failure::Unanswered(error) if error.kind() == ErrorKind::Parse && !is_truncated(&error) => {
                 self.garbage(error, self.writes)
             }
             Failure::Unanswered(error) if self.writes => {
@@ -128,6 +135,11 @@ impl<'a> Context<'a> {
             ErrorKind::Io if super::tls::is_refusal(&error) => {
                 self.denied("TLS: one side does not accept the other's certificate", error)
             }
+            ErrorKind::Parse if is_truncated(&error) => self.unavailable(
+                format!("the connection closed in the middle of a reply: {error}"),
+                false,
+                Some(error.into()),
+            ),
             ErrorKind::Io | ErrorKind::Client => {
                 self.unavailable(format!("the connection failed: {error}"), false, Some(error.into()))
             }

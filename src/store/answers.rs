@@ -1,4 +1,4 @@
-//! Which of the engine's answers failed, so that nobody is declared lost across an outage.
+//! Which of the engine's answers failed, so that nobody is declared lost across an outage, and the log says that there is one.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use super::health::Health;
 use crate::{OwnerId, StorageError};
 
 /// Into how many buckets the owners are spread. The owners of a bucket share their failures.
@@ -25,6 +26,7 @@ pub(super) struct Answers {
     /// How long an answer may take: longer than any call of the store, for the background tasks. Engines have shorter limits
     /// of their own; one may have none.
     limit: Duration,
+    health: Health,
 }
 
 /// How many failures there were at one moment.
@@ -34,7 +36,13 @@ pub(super) struct Failures(u64, u64);
 impl Answers {
     pub(super) fn new(limit: Duration) -> Self {
         let failed = (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
-        Self { hasher: RandomState::new(), failed, disturbed: AtomicU64::new(0), limit: limit + PROMPT }
+        Self {
+            hasher: RandomState::new(),
+            failed,
+            disturbed: AtomicU64::new(0),
+            limit: limit + PROMPT,
+            health: Health::default(),
+        }
     }
 
     fn of(&self, owner: Option<&OwnerId>) -> &AtomicU64 {
@@ -75,9 +83,24 @@ impl Answers {
         call: impl Future<Output = Result<T, StorageError>>,
         is_write: bool,
     ) -> Result<T, StorageError> {
-        let mut call_under_way = Call { failed: self.of(owner), begun: Instant::now(), has_failed: false };
+        let mut under_way =
+            Call { answers: self, failed: self.of(owner), begun: Instant::now(), answer: None };
         let answer = timeout(self.limit, call).await.unwrap_or_else(|_| Err(self.no_answer(is_write)));
-        call_under_way.has_failed = answer.as_ref().is_err_and(is_failure);
+        match &answer {
+            Err(error) if is_failure(error) => {
+                self.health.failed(error);
+                under_way.answer = Some(Answer::Failed);
+            }
+            // It answers, and takes no writes of anybody.
+            Err(error @ StorageError::CapacityExceeded { quota: None, .. }) => {
+                self.health.failed(error);
+                under_way.answer = Some(Answer::Good);
+            }
+            _ => {
+                self.health.succeeded();
+                under_way.answer = Some(Answer::Good);
+            }
+        }
         answer
     }
 
@@ -92,15 +115,27 @@ impl Answers {
 }
 
 struct Call<'a> {
+    answers: &'a Answers,
     failed: &'a AtomicU64,
     begun: Instant,
-    has_failed: bool,
+    /// `None` if the caller gave up.
+    answer: Option<Answer>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Answer {
+    Good,
+    Failed,
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if self.has_failed || self.begun.elapsed() > PROMPT {
+        let took = self.begun.elapsed();
+        if self.answer == Some(Answer::Failed) || took > PROMPT {
             self.failed.fetch_add(1, Ordering::AcqRel);
+        }
+        if self.answer.is_none() && took > PROMPT {
+            self.answers.health.failed(&format_args!("a call was given up without an answer after {took:?}"));
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use once_cell::sync::Lazy;
 use tokio::sync::mpsc;
 
 use super::transitions::Gone;
@@ -12,6 +13,37 @@ use crate::TaskKey;
 
 /// An attempt by its task and its number.
 pub(super) type AttemptId = (TaskKey, u32);
+
+/// How many stores that are gone are remembered.
+const MOST_GONE: usize = 1024;
+
+/// The stores of this process by the holder of their leases, those that are gone included.
+static STORES: Lazy<Mutex<HashMap<String, Weak<Attempts>>>> = Lazy::new(Mutex::default);
+
+/// Nothing panics while it holds the map.
+fn stores() -> MutexGuard<'static, HashMap<String, Weak<Attempts>>> {
+    STORES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What this process knows of the attempt that a lease is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Run {
+    /// Somebody in this process holds it.
+    Here,
+    /// It was one of this process, and nobody holds it any more.
+    Gone,
+    /// It is, or was, one of another process.
+    Elsewhere,
+}
+
+impl Run {
+    /// That of a holder. Any store of the process may ask: the runtime of one may be blocked while that of another is not.
+    pub(super) fn of(holder: &str, attempt: &AttemptId) -> Self {
+        let Some(attempts) = stores().get(holder).map(Weak::upgrade) else { return Self::Elsewhere };
+        // Every attempt keeps those of its store.
+        if attempts.is_some_and(|attempts| attempts.is_live(attempt)) { Self::Here } else { Self::Gone }
+    }
+}
 
 /// All attempts of one store that somebody in this process still holds.
 #[derive(Debug)]
@@ -31,9 +63,15 @@ pub(super) struct Dropped {
 
 impl Attempts {
     /// No attempts, and where those are received that were dropped while their task may still be open.
-    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Dropped>) {
+    pub(super) fn new(holder: &str) -> (Arc<Self>, mpsc::UnboundedReceiver<Dropped>) {
         let (dropped, received) = mpsc::unbounded_channel();
-        (Arc::new(Self { live: Mutex::default(), dropped }), received)
+        let attempts = Arc::new(Self { live: Mutex::default(), dropped });
+        let mut stores = stores();
+        if stores.len() >= MOST_GONE {
+            stores.retain(|_, attempts| attempts.strong_count() > 0);
+        }
+        stores.insert(holder.to_owned(), Arc::downgrade(&attempts));
+        (attempts, received)
     }
 
     /// Nothing panics while it holds the map.
@@ -41,7 +79,7 @@ impl Attempts {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn is_live(&self, attempt: &AttemptId) -> bool {
+    fn is_live(&self, attempt: &AttemptId) -> bool {
         self.live().contains_key(attempt)
     }
 
@@ -97,18 +135,34 @@ mod tests {
 
     #[test]
     fn an_attempt_is_live_until_its_last_guard_is_dropped_and_only_one_that_is_not_over_is_reported() {
-        let (attempts, mut dropped) = Attempts::new();
+        let (attempts, mut dropped) = Attempts::new("one");
         let id = (TaskKey::new("alice", "t1").unwrap(), 2);
+        assert_eq!(Run::of("one", &id), Run::Gone);
         let (one, other) = (attempts.register(&id.0, id.1), attempts.register(&id.0, id.1));
         other.set_over();
         drop(other);
-        assert!(attempts.is_live(&id));
+        assert_eq!((Run::of("one", &id), Run::of("another", &id)), (Run::Here, Run::Elsewhere));
         assert!(dropped.try_recv().is_err());
         one.set_begun();
         drop(one);
-        assert!(!attempts.is_live(&id));
+        assert_eq!(Run::of("one", &id), Run::Gone);
         assert_eq!(dropped.try_recv(), Ok(Dropped { id: id.clone(), gone: Gone::Lost }));
         drop(attempts.register(&id.0, id.1));
-        assert_eq!(dropped.try_recv(), Ok(Dropped { id, gone: Gone::Released }), "nobody has worked on it");
+        let released = Dropped { id: id.clone(), gone: Gone::Released };
+        assert_eq!(dropped.try_recv(), Ok(released), "nobody has worked on it");
+        drop(attempts);
+        assert_eq!(Run::of("one", &id), Run::Gone, "it is not taken for that of another process");
+    }
+
+    #[test]
+    fn stores_that_are_gone_are_forgotten_when_there_are_many() {
+        let (kept, _received) = Attempts::new("kept");
+        for number in 0..MOST_GONE * 2 {
+            drop(Attempts::new(&format!("gone {number}")));
+        }
+        assert!(stores().len() <= MOST_GONE);
+        let id = (TaskKey::new("alice", "t1").unwrap(), 1);
+        let _guard = kept.register(&id.0, id.1);
+        assert_eq!(Run::of("kept", &id), Run::Here);
     }
 }

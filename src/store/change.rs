@@ -121,6 +121,7 @@ impl<B: Agenda> TaskStore<B> {
             && held.is_fresh(self.origin())
             && !self.is_overdue(&held.task)
         {
+            caller.was_ended = held.task.status.is_terminal();
             let mut task = Task::clone(&held.task);
             if let Ok(made @ (Change::Made | Change::Unseen)) = change(&mut task) {
                 match self.write_by(&mut caller, key, held.version, task, made).await {
@@ -138,6 +139,7 @@ impl<B: Agenda> TaskStore<B> {
             if who == Who::Anybody {
                 self.notice(&stored).await;
             }
+            caller.was_ended = stored.task.status.is_terminal();
             let made = change(stored.task_mut())?;
             if made == Change::None {
                 return Ok(stored);
@@ -164,7 +166,7 @@ impl<B: Agenda> TaskStore<B> {
         let now = match self.clock(&stored.key).await {
             Ok(now) => now,
             Err(error) => {
-                tracing::warn!(%error, "a task whose TTL seems to have elapsed stays as it is: the clock cannot be asked");
+                tracing::debug!(%error, "a task whose TTL seems to have elapsed stays as it is: the clock cannot be asked");
                 return Ok(Some(stored));
             }
         };
@@ -176,7 +178,12 @@ impl<B: Agenda> TaskStore<B> {
         let write = self.write(&stored.key, stored.version, task.clone(), Change::Made);
         match Box::pin(write).await {
             Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
-                tracing::warn!(%error, "the end of a task whose TTL has elapsed was not stored");
+                const WHAT: &str = "the end of a task whose TTL has elapsed was not stored";
+                match &error {
+                    TaskError::Storage(_) | TaskError::Contended { .. } => tracing::debug!(%error, "{WHAT}"),
+                    // No outage explains that.
+                    _ => tracing::warn!(%error, "{WHAT}"),
+                }
                 Ok(Some(stored.showing(task)))
             }
             other => other,

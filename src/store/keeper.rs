@@ -1,7 +1,7 @@
 //! The keeper of a store: one background task, which takes the timers of leases and finds lost workers.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use futures_core::stream::BoxStream;
 use futures_util::StreamExt;
 use futures_util::stream::Fuse;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{Instrument, debug_span};
@@ -42,48 +42,99 @@ const LONG_LEASE: Duration = Duration::from_secs(60);
 /// The longest sleep, should a wakeup be lost.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// How late a sign of a keeper may be before the next call starts another. Nobody may drive its runtime any more.
+const PARKED: Duration = Duration::from_secs(10);
+
 /// What the store knows of its keeper.
 #[derive(Debug)]
 pub(super) struct Keeping {
-    is_kept: Arc<AtomicBool>,
-    /// Attempts that were dropped. The keeper that runs holds the lock.
+    signs: Arc<Signs>,
+    /// Attempts that were dropped. The lock is held for a moment only: a keeper that is not driven must not keep it.
     dropped: Arc<Mutex<mpsc::UnboundedReceiver<Dropped>>>,
 }
 
 impl Keeping {
     pub(super) fn new(dropped: mpsc::UnboundedReceiver<Dropped>) -> Self {
-        Self { is_kept: Arc::default(), dropped: Arc::new(Mutex::new(dropped)) }
+        let signs =
+            Signs { begun: Instant::now(), expected_ms: AtomicU64::new(0), in_charge: AtomicU64::new(0) };
+        Self { signs: Arc::new(signs), dropped: Arc::new(Mutex::new(dropped)) }
+    }
+}
+
+/// The signs of life of a store's keepers.
+#[derive(Debug)]
+struct Signs {
+    begun: Instant,
+    /// When the next one is expected at the latest, in milliseconds since `begun`; 0 while no keeper runs.
+    expected_ms: AtomicU64,
+    /// Which keeper is in charge. An earlier one that is driven again ends.
+    in_charge: AtomicU64,
+}
+
+impl Signs {
+    fn now_ms(&self) -> u64 {
+        super::millis(self.begun.elapsed())
     }
 
-    /// Of a store whose leases another one looks after.
-    #[cfg(feature = "rmcp")]
-    pub(super) fn none() -> Self {
-        let (_, dropped) = mpsc::unbounded_channel();
-        Self { is_kept: Arc::new(AtomicBool::new(true)), ..Self::new(dropped) }
+    fn is_kept(&self) -> bool {
+        let expected = self.expected_ms.load(Ordering::Acquire);
+        expected != 0 && self.now_ms() <= expected
+    }
+
+    /// Puts the caller in charge, unless somebody else was quicker.
+    fn take_charge(self: &Arc<Self>) -> Option<Kept> {
+        let expected = self.expected_ms.load(Ordering::Acquire);
+        if expected != 0 && self.now_ms() <= expected {
+            return None;
+        }
+        let next = self.now_ms() + super::millis(PARKED);
+        self.expected_ms.compare_exchange(expected, next, Ordering::AcqRel, Ordering::Acquire).ok()?;
+        let number = self.in_charge.fetch_add(1, Ordering::AcqRel) + 1;
+        Some(Kept { signs: Arc::clone(self), number })
     }
 }
 
 /// Says that a keeper runs, until its future is dropped, with its runtime or without.
-struct Kept(Arc<AtomicBool>);
+struct Kept {
+    signs: Arc<Signs>,
+    number: u64,
+}
+
+impl Kept {
+    /// Gives a sign of life, and says within which time the next one follows. Returns whether it is still in charge.
+    fn sign(&self, next: Duration) -> bool {
+        let is_in_charge = self.is_in_charge();
+        if is_in_charge {
+            let expected = self.signs.now_ms() + super::millis(next + PARKED);
+            self.signs.expected_ms.store(expected, Ordering::Release);
+        }
+        is_in_charge
+    }
+
+    fn is_in_charge(&self) -> bool {
+        self.signs.in_charge.load(Ordering::Acquire) == self.number
+    }
+}
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        if self.is_in_charge() {
+            self.signs.expected_ms.store(0, Ordering::Release);
+        }
     }
 }
 
 impl<B: Agenda> TaskStore<B> {
-    /// Starts the keeper, unless it runs or there is no runtime yet.
+    /// Starts the keeper, unless it runs or there is no runtime yet. One whose runtime has ended does not run, nor does one
+    /// whose runtime nobody drives: a runtime of one thread outside of `block_on`.
     pub(super) fn keep(&self) {
-        let Keeping { is_kept, dropped } = &self.0.keeping;
-        if is_kept.load(Ordering::Acquire) {
+        let Some(Keeping { signs, dropped }) = &self.0.keeping else { return };
+        if signs.is_kept() {
             return;
         }
         let Ok(runtime) = Handle::try_current() else { return };
-        if is_kept.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let (kept, dropped) = (Kept(Arc::clone(is_kept)), Arc::clone(dropped));
+        let Some(kept) = signs.take_charge() else { return };
+        let dropped = Arc::clone(dropped);
         let keeper = Keeper {
             store: Arc::downgrade(&self.0),
             backend: Arc::clone(&self.0.backend),
@@ -96,11 +147,7 @@ impl<B: Agenda> TaskStore<B> {
             failing: Arc::default(),
             looks: JoinSet::new(),
         };
-        let run = async move {
-            let _kept = kept;
-            keeper.run(dropped).await;
-        };
-        runtime.spawn(run.instrument(debug_span!("keeper")));
+        runtime.spawn(keeper.run(kept, dropped).instrument(debug_span!("keeper")));
     }
 }
 
@@ -125,7 +172,7 @@ struct Keeper<B> {
 }
 
 enum Event {
-    /// All clones of the store are gone.
+    /// All clones of the store are gone, or another keeper is in charge.
     Closed,
     /// The last clone of an attempt was dropped.
     Dropped(Dropped),
@@ -136,12 +183,10 @@ enum Event {
 }
 
 impl<B: Agenda> Keeper<B> {
-    async fn run(mut self, dropped: Arc<Mutex<mpsc::UnboundedReceiver<Dropped>>>) {
-        // One of an earlier runtime may be about to end.
-        let mut dropped = dropped.lock().await;
+    async fn run(mut self, kept: Kept, dropped: Arc<Mutex<mpsc::UnboundedReceiver<Dropped>>>) {
         let mut wakeups = Arc::clone(&self.backend).wakeups(&self.queue).fuse();
         let (outage, mut back_off) = (Outage::default(), BackOff::new());
-        loop {
+        while kept.sign(self.limit) {
             let pause = match self.take().await {
                 Ok(pause) => {
                     outage.end("the timers of leases are taken again");
@@ -158,7 +203,10 @@ impl<B: Agenda> Keeper<B> {
             // A batch that was full is followed by the next at once.
             let mut at = Instant::now() + pause + if pause.is_zero() { pause } else { jittered(APART_MS) };
             loop {
-                match event(&mut dropped, &mut wakeups, at).await {
+                if !kept.sign(at.saturating_duration_since(Instant::now())) {
+                    return;
+                }
+                match event(&kept, &dropped, &mut wakeups, at).await {
                     Event::Closed => return,
                     Event::Dropped(attempt) => self.end_dropped(attempt),
                     Event::Woken => at = at.min(Instant::now() + jittered(APART_MS)),
@@ -238,13 +286,19 @@ impl<B: Agenda> Keeper<B> {
 
 /// What happens first, at `at` at the latest.
 async fn event(
-    dropped: &mut mpsc::UnboundedReceiver<Dropped>,
+    kept: &Kept,
+    dropped: &Mutex<mpsc::UnboundedReceiver<Dropped>>,
     wakeups: &mut Fuse<BoxStream<'static, ()>>,
     at: Instant,
 ) -> Event {
     let mut due = std::pin::pin!(sleep_until(at));
     std::future::poll_fn(|cx| {
-        if let Poll::Ready(dropped) = dropped.poll_recv(cx) {
+        // One that was replaced takes nothing away from its successor.
+        if !kept.is_in_charge() {
+            return Poll::Ready(Event::Closed);
+        }
+        let received = dropped.lock().unwrap_or_else(PoisonError::into_inner).poll_recv(cx);
+        if let Poll::Ready(dropped) = received {
             return Poll::Ready(dropped.map_or(Event::Closed, Event::Dropped));
         }
         // A stream that ends has no more items: then the sleep decides.

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::attempts::Guard;
+use super::attempts::{Guard, Run};
 use super::change::Kind;
 use super::deadline::{Deadline, Subject};
 use super::transitions::{self, Change, Gone};
@@ -46,7 +46,7 @@ impl<B: Agenda> TaskStore<B> {
     ) -> Result<(StoredTask, Attempt<B>), TaskError> {
         let mut caller = Caller::new(Kind::Input, deadline, None);
         let begun = Instant::now();
-        // Registered before it is stored: the keeper of this store ends a lease of its own without an attempt.
+        // Registered before it is stored: the keepers of this process end a lease of its own without an attempt.
         let attempt = Attempt::new(self, key, 1);
         let stored = match self.create_with(&mut caller, key, new, Some(self.lease(1, 0))).await {
             Ok(stored) => stored,
@@ -175,9 +175,9 @@ impl<B: Agenda> TaskStore<B> {
         Ok(())
     }
 
-    /// Whether the lease is of an attempt that somebody in this process holds.
-    pub(super) fn is_held_here(&self, key: &TaskKey, lease: &Lease) -> bool {
-        self.is_own(lease) && self.0.attempts.is_live(&(key.clone(), lease.attempt))
+    /// Where the attempt is that the lease is of.
+    pub(super) fn run(&self, key: &TaskKey, lease: &Lease) -> Run {
+        lease.holder.as_ref().map_or(Run::Elsewhere, |holder| Run::of(holder, &(key.clone(), lease.attempt)))
     }
 
     /// Whether this store wrote the lease.

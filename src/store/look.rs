@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::Answers;
-use super::attempts::Dropped;
+use super::attempts::{Dropped, Run};
 use super::keeper::{MOST_LATE, window};
 use super::outage::{BackOff, Outage};
 use super::transitions::{self, Change, Gone, Then, may_run, waiting};
@@ -198,11 +198,12 @@ impl<B: Agenda> TaskStore<B> {
             return self.offer(stored, &lease).await;
         }
         let now = self.now();
-        if self.is_held_here(key, &lease) {
-            return Ok(Verdict::Next(Next::After(left(&lease, now).max(window(lease.duration())))));
-        }
-        if self.is_own(&lease) {
-            return self.take_lease(stored, Gone::Lost, now).await;
+        match self.run(key, &lease) {
+            Run::Here => {
+                return Ok(Verdict::Next(Next::After(left(&lease, now).max(window(lease.duration())))));
+            }
+            Run::Gone => return self.take_lease(stored, Gone::Lost, now).await,
+            Run::Elsewhere => {}
         }
         if lease.may_have_lapsed(now) {
             return Ok(Verdict::Lapsed(Box::new(stored)));
@@ -272,7 +273,7 @@ impl<B: Agenda> TaskStore<B> {
                 Err(error) => return Err(error),
             };
             let is_its = |lease: &Lease| {
-                lease.attempt == *number && self.is_own(lease) && !self.is_held_here(key, lease)
+                lease.attempt == *number && self.is_own(lease) && self.run(key, lease) == Run::Gone
             };
             if stored.task.status.is_terminal() || !stored.task.lease.as_ref().is_some_and(is_its) {
                 return Ok(());

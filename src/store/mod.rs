@@ -10,6 +10,7 @@ mod draft;
 #[cfg(feature = "rmcp")]
 mod ending;
 mod error;
+mod health;
 mod keeper;
 mod lease;
 mod limits;
@@ -53,7 +54,7 @@ pub(crate) use outage::BackOff;
 use timers::Noticed;
 use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
-use write::{Caller, Write, mark};
+use write::{Caller, Event, Write, mark};
 
 use crate::exact::ExactIntegers;
 use crate::payload::HeldParts;
@@ -83,11 +84,13 @@ use crate::{
 /// lost workers of every store. A worker is lost if its lease has lapsed and the worker does not renew it for a third of
 /// the lease and one second more. An engine that fails or answers late in that time, or a keeper that was stopped, starts
 /// the observation again. The task of a lost worker is cancelled if a cancel was requested. Otherwise it waits for the next
-/// worker if its operation can [resume](TaskStore::claim), or fails.
+/// worker if its operation can [resume](TaskStore::claim) and has not lost as many workers as
+/// [it may](StoreConfig::max_attempts), or fails. A lease whose [`Attempt`] lives in the process of a store is never ended by
+/// that store; one whose attempt there was dropped ends at once.
 ///
 /// The keeper starts with the store, or with the first call if the store is made outside of a Tokio runtime. It ends
-/// with the last clone of the store, and starts again with the next call if its runtime has ended. The runtime needs
-/// its time driver.
+/// with the last clone of the store, and starts again with the next call if its runtime has ended, or if nobody has driven
+/// its runtime for a while (a runtime of one thread runs only within `block_on`). The runtime needs its time driver.
 ///
 /// # Payloads
 /// Arguments, results and checkpoints are parts of the record if their JSON is over 4 KiB. No other change sends
@@ -145,7 +148,8 @@ struct Inner<B> {
     attempts: Arc<Attempts>,
     noticed: Noticed,
     answers: Arc<Answers>,
-    keeping: Keeping,
+    /// `None` for a store whose leases another one looks after.
+    keeping: Option<Keeping>,
 }
 
 impl<B> Clone for TaskStore<B> {
@@ -207,19 +211,20 @@ impl<B: Agenda> TaskStore<B> {
 
     /// A store with this configuration.
     pub fn with_config(backend: B, config: StoreConfig) -> Self {
-        let (attempts, dropped) = Attempts::new();
+        let holder = uuid::Uuid::new_v4().to_string();
+        let (attempts, dropped) = Attempts::new(&holder);
         let answers = Arc::new(Answers::new(config.call_timeout));
         let store = Self(Arc::new(Inner {
             backend: Arc::new(backend),
             config,
             turns: Turns::default(),
             number: STORES.fetch_add(1, Ordering::Relaxed),
-            holder: uuid::Uuid::new_v4().to_string(),
+            holder,
             leases: Queue::leases(),
             attempts,
             noticed: Noticed::default(),
             answers,
-            keeping: Keeping::new(dropped),
+            keeping: Some(Keeping::new(dropped)),
         }));
         store.keep();
         store
@@ -239,7 +244,7 @@ impl<B: Agenda> TaskStore<B> {
             attempts: Arc::clone(attempts),
             noticed: Noticed::default(),
             answers: Arc::clone(answers),
-            keeping: Keeping::none(),
+            keeping: None,
         }))
     }
 
@@ -601,7 +606,15 @@ impl<B: Agenda> TaskStore<B> {
         let write_id = mark(&mut task);
         let mut options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
         let data = self.encode(&mut task, &mut options, caller.kind)?;
-        let write = Write { key, data, options, expected: Version::ABSENT, write_id, previous: None };
+        let write = Write {
+            key,
+            data,
+            options,
+            expected: Version::ABSENT,
+            write_id,
+            previous: None,
+            event: Some(Event::Created),
+        };
         if task.lease.is_some() {
             self.schedule_lease(key).await?;
         }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
+use super::attempts::Run;
 use super::transitions::{delay_left, waiting};
 use super::{TaskError, TaskStore};
-use crate::{Agenda, Queue, StoredTask, TaskKey};
+use crate::{Agenda, Lease, Queue, StoredTask, TaskKey};
 
 /// How many tasks are remembered whose lease was scheduled by a reader.
 const MOST_NOTICED: usize = 16_384;
@@ -70,13 +71,14 @@ impl<B: Agenda> TaskStore<B> {
         self.schedule(&queue, &stored.key, delay_left(lease, self.now())).await
     }
 
-    /// A reader has found this: if its lease has lapsed or has no holder, its timer may have been lost.
+    /// A reader has found this: if its lease has lapsed or has no holder, its timer may have been lost. One whose run was in
+    /// this process and is gone has not lapsed yet.
     pub(super) async fn notice(&self, stored: &StoredTask) {
         let Some(lease) = stored.task.lease.as_ref().filter(|_| !stored.task.status.is_terminal()) else {
             self.0.noticed.forget(&stored.key);
             return;
         };
-        if lease.may_have_lapsed(self.now()) && self.0.noticed.is_new(&stored.key, lease.duration()) {
+        if self.may_be_lost(&stored.key, lease) && self.0.noticed.is_new(&stored.key, lease.duration()) {
             self.look_now(&stored.key).await;
         }
     }
@@ -88,9 +90,13 @@ impl<B: Agenda> TaskStore<B> {
     /// A cancel was requested: if the worker seems to be lost, that must not wait.
     pub(super) async fn look_soon(&self, stored: &StoredTask) {
         let lease = stored.task.lease.as_ref().filter(|_| !stored.task.status.is_terminal());
-        if lease.is_some_and(|lease| lease.may_have_lapsed(self.now())) {
+        if lease.is_some_and(|lease| self.may_be_lost(&stored.key, lease)) {
             self.look_now(&stored.key).await;
         }
+    }
+
+    fn may_be_lost(&self, key: &TaskKey, lease: &Lease) -> bool {
+        lease.may_have_lapsed(self.now()) || self.run(key, lease) == Run::Gone
     }
 
     async fn look_now(&self, key: &TaskKey) {
@@ -105,6 +111,7 @@ impl<B: Agenda> TaskStore<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{MemoryBackend, NewTask, PutOptions, StorageBackend};
 
     fn key(number: usize) -> TaskKey {
         TaskKey::new("alice", &format!("t{number}")).unwrap()
@@ -120,6 +127,30 @@ mod tests {
         assert!(noticed.is_new(&key(1), lease));
         noticed.forget(&key(1));
         assert!(noticed.until().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_of_a_task_goes_with_it_whoever_deletes_it() {
+        let store = TaskStore::new(MemoryBackend::new());
+        for is_deleted_here in [true, false] {
+            let new = NewTask::new("tools/call");
+            let created = store.create(&"alice".try_into().unwrap(), new).await.unwrap();
+            let mut json = serde_json::to_value(&created.task).unwrap();
+            json["lease"] = serde_json::json!({
+                "holder": "gone", "attempt": 1, "durationMs": 30_000, "deadline": created.task.created_at - Duration::from_secs(60),
+            });
+            let data = serde_json::to_vec(&json).unwrap();
+            store.backend().put(&created.key, data.into(), PutOptions::default()).await.unwrap();
+            store.get(&created.key).await.unwrap();
+            assert_eq!(store.0.noticed.until().len(), 1, "its worker seems to be lost");
+            if is_deleted_here {
+                store.delete(&created.key).await.unwrap();
+            } else {
+                store.backend().delete(&created.key).await.unwrap();
+                assert!(matches!(store.get(&created.key).await, Err(TaskError::NotFound { .. })));
+            }
+            assert!(store.0.noticed.until().is_empty());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,7 +15,8 @@ use super::{TaskError, TaskStore};
 use crate::payload::MAX_INLINE_BYTES;
 use crate::snapshot::Origin;
 use crate::{
-    Agenda, Expiry, PutOptions, StorageBackend, StorageError, StoredTask, Task, TaskKey, Version, Written,
+    Agenda, Expiry, PutOptions, StorageBackend, StorageError, StoredTask, Task, TaskKey, TaskStatus, Version,
+    Written,
 };
 
 /// How many ids of writes a record remembers.
@@ -32,6 +33,28 @@ pub(super) struct Write<'a> {
     pub(super) write_id: String,
     /// The id of the write that the record had when this one was made of it.
     pub(super) previous: Option<String>,
+    /// What the write makes of the task for the first time.
+    pub(super) event: Option<Event>,
+}
+
+/// What happens once in the life of a task, and is one line of the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Event {
+    Created,
+    Ended(TaskStatus),
+}
+
+impl Event {
+    /// Called where the engine has accepted the write.
+    fn log(self, key: &TaskKey, task: &Task) {
+        let (owner, id, operation) = (&key.owner, &key.task, &task.operation);
+        match self {
+            Self::Created => tracing::info!(%owner, task = %id, operation, "created"),
+            Self::Ended(TaskStatus::Completed) => tracing::info!(%owner, task = %id, operation, "completed"),
+            Self::Ended(TaskStatus::Failed) => tracing::info!(%owner, task = %id, operation, "failed"),
+            Self::Ended(_) => tracing::info!(%owner, task = %id, operation, "cancelled"),
+        }
+    }
 }
 
 impl Write<'_> {
@@ -55,16 +78,18 @@ pub(super) struct Caller<'a> {
     /// The writer's turn at the task. It ends when the outcome of the write must be looked up: the next writer goes on
     /// meanwhile, and compare-and-swap keeps both right.
     pub(super) turn: Option<Turn<'a>>,
+    /// The task had ended before: some SDKs complete one in two calls.
+    pub(super) was_ended: bool,
 }
 
 impl<'a> Caller<'a> {
     pub(super) fn new(kind: Kind, deadline: &'a Deadline, turn: Option<Turn<'a>>) -> Self {
-        Self { kind, deadline: Some(deadline), turn }
+        Self { kind, deadline: Some(deadline), turn, was_ended: false }
     }
 
     /// The store itself, which looks after leases and ends what is overdue.
     fn store() -> Self {
-        Self { kind: Kind::Lifecycle, deadline: None, turn: None }
+        Self { kind: Kind::Lifecycle, deadline: None, turn: None, was_ended: false }
     }
 
     fn set_in_doubt(&self, is_in_doubt: bool) {
@@ -119,12 +144,27 @@ impl<B: Agenda> TaskStore<B> {
         let previous = task.write_ids.last().cloned();
         let write_id = mark(&mut task);
         let data = self.encode(&mut task, &mut options, caller.kind)?;
-        let write = Write { key, data, options, expected, write_id, previous };
+        let ends = task.status.is_terminal() && !caller.was_ended;
+        let event = ends.then_some(Event::Ended(task.status));
+        let write = Write { key, data, options, expected, write_id, previous, event };
         self.put(caller, &write, task).await
     }
 
     /// Sends a write. `None` if it conflicts with another.
     pub(super) async fn put(
+        &self,
+        caller: &mut Caller<'_>,
+        write: &Write<'_>,
+        task: Task,
+    ) -> Result<Option<StoredTask>, TaskError> {
+        let written = self.put_once(caller, write, task).await?;
+        if let (Some(event), Some(written)) = (write.event, &written) {
+            event.log(write.key, &written.task);
+        }
+        Ok(written)
+    }
+
+    async fn put_once(
         &self,
         caller: &mut Caller<'_>,
         write: &Write<'_>,

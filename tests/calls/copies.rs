@@ -142,6 +142,25 @@ mod redis {
         assert_eq!(answer(&tasks, &held.key).await, json!("acknowledged"));
     }
 
+    #[tokio::test]
+    async fn a_connection_of_the_callers_may_reconnect_unseen_so_no_copy_saves_the_read() {
+        let server = Server::start(&[]);
+        let client = ::redis::Client::open(server.url()).unwrap();
+        let connection = client.get_multiplexed_async_connection().await.unwrap();
+        let backend = RedisBackend::builder().over(connection).await.unwrap();
+        assert!(backend.generation() < backend.generation());
+        let tasks = TaskStore::new(backend);
+        let created = tasks.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
+        let reads = || -> String {
+            let statistics: String = command(&mut server.connection(), ["INFO", "commandstats"]);
+            let line = statistics.lines().find(|line| line.starts_with("cmdstat_hmget:"));
+            line.and_then(|line| line.split([':', ',']).nth(1)).unwrap_or("calls=0").to_owned()
+        };
+        let before = reads();
+        tasks.set_status_message(&created, "on it").await.unwrap();
+        assert_ne!(reads(), before);
+    }
+
     /// The connection does not say that it broke. The write over it fails, and finds another history when it is looked
     /// up: at the same version, which does not say that it may be sent again.
     #[tokio::test]

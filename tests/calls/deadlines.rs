@@ -27,6 +27,9 @@ async fn created() -> (Arc<Double>, Tasks, StoredTask) {
     (double, tasks, created)
 }
 
+/// The name of a call, what it is about, whether it leaves a write in doubt, and the call.
+type Asked<'a> = (&'a str, &'a str, bool, BoxFuture<'a, Result<(), TaskError>>);
+
 /// What failed, on what, and what to do.
 fn assert_in_time(error: &TaskError, call: &str, subject: &str, is_in_doubt: bool) {
     let TaskError::Storage(StorageError::Unavailable { outcome_unknown, .. }) = error else {
@@ -51,7 +54,7 @@ async fn every_call_ends_within_its_limit_while_the_engine_hangs_and_says_what_t
     let call = || NewTask::new("tools/call");
     let id = created.key.task.as_str();
     let its = attempt.key().task.as_str();
-    let calls: Vec<(&str, &str, bool, BoxFuture<'_, Result<(), TaskError>>)> = vec![
+    let calls: Vec<Asked<'_>> = vec![
         ("create", "task ", true, tasks.create(&alice, call()).map(|done| done.map(drop)).boxed()),
         ("start", "task ", false, tasks.start(&alice, call()).map(|done| done.map(drop)).boxed()),
         ("claim", its, false, tasks.claim(attempt.key()).map(|done| done.map(drop)).boxed()),

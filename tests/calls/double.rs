@@ -35,6 +35,8 @@ pub struct Double {
     pub takes_ms: AtomicU64,
     pub reads: AtomicUsize,
     pub writes: AtomicUsize,
+    /// The server of this owner refuses all.
+    refused_owner: Mutex<Option<OwnerId>>,
     /// So many of the next writes are lost before they are applied.
     pub loses_writes: AtomicUsize,
 }
@@ -52,6 +54,7 @@ impl Double {
             takes_ms: AtomicU64::new(0),
             reads: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
+            refused_owner: Mutex::default(),
             loses_writes: AtomicUsize::new(0),
         })
     }
@@ -71,6 +74,10 @@ impl Double {
 
     pub fn set(&self, server: Server) {
         self.server.send_replace(server);
+    }
+
+    pub fn refuses_owner(&self, owner: &str) {
+        *self.refused_owner.lock().unwrap() = Some(owner.try_into().unwrap());
     }
 
     pub fn counts(&self) -> (usize, usize) {
@@ -149,6 +156,9 @@ impl StorageBackend for Double {
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
         self.reads.fetch_add(1, SeqCst);
+        if self.refused_owner.lock().unwrap().as_ref() == Some(owner) {
+            return Err(unavailable("connection refused", false));
+        }
         let page = self.asked().await?.list(owner, page).await;
         self.answer(page).await
     }

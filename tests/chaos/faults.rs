@@ -25,7 +25,8 @@ const SHORT_MS: u64 = 600;
 /// How long a worker may take to shut down. Those that take longer are killed.
 const SHUTDOWN: Duration = Duration::from_secs(45);
 
-/// Faults of the same kinds in each round, in an order of its own.
+/// Faults of the same kinds in each round, in an order of its own. Before the first round comes the first kind, so that a
+/// short run has it, too.
 struct Deck<T: 'static> {
     kinds: &'static [T],
     left: Vec<&'static T>,
@@ -33,7 +34,7 @@ struct Deck<T: 'static> {
 
 impl<T> Deck<T> {
     fn new(kinds: &'static [T]) -> Self {
-        Self { kinds, left: Vec::new() }
+        Self { kinds, left: kinds.iter().take(1).collect() }
     }
 
     fn draw(&mut self, random: &mut Random) -> &'static T {
@@ -45,26 +46,51 @@ impl<T> Deck<T> {
 }
 
 #[derive(Clone, Copy)]
-enum Fault {
+enum OfWorker {
     Kill,
     ShutDown,
     Pause,
     CutOff,
-    StepClock,
 }
 
-const OF_WORKERS: [Fault; 8] = [
-    Fault::Kill,
-    Fault::Kill,
-    Fault::Kill,
-    Fault::ShutDown,
-    Fault::ShutDown,
-    Fault::Pause,
-    Fault::Pause,
-    Fault::CutOff,
-];
-const OF_SERVERS: [Fault; 6] =
-    [Fault::Kill, Fault::Kill, Fault::Pause, Fault::StepClock, Fault::StepClock, Fault::StepClock];
+#[derive(Clone, Copy)]
+enum OfServer {
+    Kill,
+    Pause,
+}
+
+const OF_WORKERS: [OfWorker; 8] = {
+    use OfWorker::{CutOff, Kill, Pause, ShutDown};
+    [Kill, Kill, Kill, ShutDown, ShutDown, Pause, Pause, CutOff]
+};
+const OF_SERVERS: [OfServer; 2] = [OfServer::Kill, OfServer::Pause];
+
+/// What faults befall.
+enum Target {
+    Worker(usize, Deck<OfWorker>),
+    Server(Deck<OfServer>),
+    Clock,
+}
+
+impl Target {
+    fn all() -> impl Iterator<Item = Self> {
+        let workers = (0..WORKERS).map(|number| Self::Worker(number, Deck::new(&OF_WORKERS)));
+        workers.chain([Self::Server(Deck::new(&OF_SERVERS)), Self::Clock])
+    }
+
+    /// How long, on average, nothing befalls it. One worker has longer lives, so that it is there when the server fails.
+    fn gap(&self, gap: u64) -> u64 {
+        if matches!(self, Self::Worker(0, _)) { 4 * gap } else { gap }
+    }
+
+    async fn befall(&mut self, places: &[Place], victim: &Victim, random: &mut Random, done: &mut Done) {
+        match self {
+            Self::Worker(number, deck) => places[*number].befall(*deck.draw(random), random, done).await,
+            Self::Server(deck) => victim.befall(*deck.draw(random), random, done).await,
+            Self::Clock => victim.step_clock(random, done),
+        }
+    }
+}
 
 /// The server, which keeps what it acknowledged when it is killed, and its clock.
 pub struct Victim {
@@ -101,33 +127,34 @@ impl Victim {
         forget_clock_of(server.id());
     }
 
-    async fn befall(&self, fault: Fault, random: &mut Random, done: &mut Done) {
+    async fn befall(&self, fault: OfServer, random: &mut Random, done: &mut Done) {
         match fault {
-            Fault::Kill => {
+            OfServer::Kill => {
                 block_in_place(|| self.kill());
                 sleep(Duration::from_millis(random.below(3_000))).await;
                 block_in_place(|| self.server.lock().unwrap().start_again());
                 self.log.append(Event::ServerUp);
                 done.servers_killed += 1;
             }
-            Fault::Pause => {
+            OfServer::Pause => {
                 self.log.append(Event::ServerPaused);
                 self.server.lock().unwrap().signal("STOP");
-                // Every third time longer than a lease and its observation.
+                // Every other time longer than a lease and its observation.
                 let millis =
-                    if random.below(3) == 0 { LONG_MS + random.below(2_000) } else { random.below(2_500) };
+                    if random.below(2) == 0 { LONG_MS + random.below(2_000) } else { random.below(2_500) };
                 sleep(Duration::from_millis(millis)).await;
                 self.server.lock().unwrap().signal("CONT");
                 self.log.append(Event::ServerUp);
                 done.servers_paused += 1;
             }
-            _ => {
-                let ahead_s = i64::try_from(random.below(180)).unwrap() - 40;
-                self.log.append(Event::Clock { ahead_s });
-                set_clock(self.clock.path(), &format!("{ahead_s:+}"));
-                done.clocks_stepped += 1;
-            }
         }
+    }
+
+    fn step_clock(&self, random: &mut Random, done: &mut Done) {
+        let ahead_s = i64::try_from(random.below(180)).unwrap() - 40;
+        self.log.append(Event::Clock { ahead_s });
+        set_clock(self.clock.path(), &format!("{ahead_s:+}"));
+        done.clocks_stepped += 1;
     }
 }
 
@@ -206,20 +233,20 @@ impl Place {
         block_in_place(|| worker.kill());
     }
 
-    async fn befall(&self, fault: Fault, random: &mut Random, done: &mut Done) {
+    async fn befall(&self, fault: OfWorker, random: &mut Random, done: &mut Done) {
         let worker = self.worker();
         let run = worker.run.clone();
         // One in three is short: it may not cost the worker its leases.
         let lasts = if random.below(3) == 0 { random.below(SHORT_MS) } else { LONG_MS + random.below(2_500) };
         let lasts = Duration::from_millis(lasts);
         match fault {
-            Fault::Kill => {
+            OfWorker::Kill => {
                 self.kill(&worker);
                 done.killed += 1;
                 sleep(Duration::from_millis(random.below(1_500))).await;
                 self.start_again();
             }
-            Fault::ShutDown => {
+            OfWorker::ShutDown => {
                 self.log.append(Event::AskedToStop { run: run.clone() });
                 // The answer may be lost with the process, which says enough by its exit.
                 let asked = tokio::spawn({
@@ -235,7 +262,7 @@ impl Place {
                 asked.abort();
                 self.start_again();
             }
-            Fault::Pause => {
+            OfWorker::Pause => {
                 self.log.append(Event::Paused { run: run.clone() });
                 worker.signal("STOP");
                 sleep(lasts).await;
@@ -243,7 +270,7 @@ impl Place {
                 self.log.append(Event::Continued { run });
                 done.paused += 1;
             }
-            _ => {
+            OfWorker::CutOff => {
                 self.log.append(Event::CutOff { run: run.clone() });
                 self.wire.set_cut_off(true);
                 sleep(lasts).await;
@@ -265,23 +292,19 @@ pub async fn rage(
 ) -> Done {
     let gap = u64::try_from(gap.as_millis()).unwrap();
     let mut raging = tokio::task::JoinSet::new();
-    for number in 0..=WORKERS {
+    for (number, mut target) in Target::all().enumerate() {
         let (places, victim, mut stop) = (Arc::clone(places), Arc::clone(victim), stop.clone());
         let mut random = Random(seed.wrapping_add((number as u64 + 1) << 40));
+        let gap = target.gap(gap);
         raging.spawn(async move {
             let mut done = Done::default();
-            let mut deck = Deck::new(if number < WORKERS { &OF_WORKERS } else { &OF_SERVERS });
             loop {
                 let pause = Duration::from_millis(gap / 2 + random.below(gap));
                 // The sender outlives the faults.
                 if timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok() {
                     return done;
                 }
-                let fault = *deck.draw(&mut random);
-                match places.get(number) {
-                    Some(place) => place.befall(fault, &mut random, &mut done).await,
-                    None => victim.befall(fault, &mut random, &mut done).await,
-                }
+                target.befall(&places, &victim, &mut random, &mut done).await;
             }
         });
     }

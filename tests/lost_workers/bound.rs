@@ -9,6 +9,7 @@ use mcp_task_store::{Agenda, Attempt, NewTask, Next, Queue, Task, TaskKey, TaskS
 use rstest::rstest;
 use rstest_reuse::apply;
 
+use super::support::elsewhere::elsewhere;
 use super::support::{Engine, Printed, Store, in_a_process_that_dies, on_every_engine, owner, timers};
 use super::{LONG, SHORT, Tasks, closure, config, has_ended, open, record, resumable, until, waits};
 
@@ -31,7 +32,7 @@ fn losses(task: &Task) -> u32 {
 
 /// Begins a task, or the next attempt at one, in a process that dies at once.
 async fn die_at_work(store: &Store, key: Option<TaskKey>) -> (TaskKey, u32) {
-    let agenda = Arc::clone(&store.backend);
+    let agenda = elsewhere(&store.backend);
     let life = async move {
         let tasks = open(&agenda, config(SHORT));
         let (key, attempt) = match key {
@@ -174,7 +175,7 @@ async fn a_cancel_comes_before_the_bound(#[case] engine: Engine) {
 #[tokio::test]
 async fn each_task_of_a_process_that_dies_counts_one_loss(#[case] engine: Engine) {
     let store = engine.open().await;
-    let agenda = Arc::clone(&store.backend);
+    let agenda = elsewhere(&store.backend);
     let life = async move {
         let tasks = open(&agenda, config(SHORT));
         let begun = join_all((0..5).map(|_| start(&tasks, resumable()))).await;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mcp_task_store::{Agenda, NewTask, PutOptions, Task, TaskKey, TaskStatus};
+use mcp_task_store::{NewTask, PutOptions, Queue, Task, TaskKey, TaskStatus};
 use rstest::rstest;
 
 use super::support::elsewhere::elsewhere;
@@ -91,7 +91,7 @@ async fn lose(store: &Store, tasks: &Tasks, new: NewTask, loss: Loss) -> TaskKey
                 assert!(tasks.claim(&key).await.unwrap().is_none());
                 assert_eq!(task(store, &key).await.status, TaskStatus::Cancelled, "at once");
             } else {
-                store.schedule(&mcp_task_store::Queue::leases(), &key, Duration::ZERO).await.unwrap();
+                store.schedule(&Queue::leases(), &key, Duration::ZERO).await.unwrap();
             }
             key
         }
@@ -156,10 +156,10 @@ async fn a_task_whose_cancel_was_acknowledged_ends_cancelled_however_it_loses_it
 async fn an_operation_that_ignores_its_cancel_is_cancelled_by_the_shutdown_of_its_instance(
     #[values(true, false)] can_resume: bool,
 ) {
-    use mcp_task_store::OnWorkerLost;
     use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions};
+    use mcp_task_store::{Agenda, MemoryBackend, OnWorkerLost};
 
-    let agenda: Arc<dyn Agenda> = Arc::new(mcp_task_store::MemoryBackend::new());
+    let agenda: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let manager = || {
         let manager = DurableTaskManager::new(open(&agenda, config(LONG)));
         manager.register("ignores", |_, _| Box::pin(std::future::pending()));

@@ -1,13 +1,14 @@
 //! A server that stops for two leases: whoever works on after it is not lost.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use mcp_task_store::rmcp::DurableTaskManager;
 use mcp_task_store::{
-    Agenda, OwnerId, PageRequest, RedisBackend, StorageBackend, StoreConfig, Task, TaskKey, TaskStatus,
-    TaskStore,
+    Agenda, OwnerId, Page, PageRequest, RedisBackend, StorageBackend, StoreConfig, Task, TaskId, TaskKey,
+    TaskStatus, TaskStore,
 };
 use rmcp::model::{CallToolResult, ContentBlock};
 use rmcp::task_manager::TaskOptions;
@@ -36,17 +37,27 @@ fn owners() -> Vec<OwnerId> {
     (0..OWNERS).map(|number| owner(&format!("owner {number}"))).collect()
 }
 
+/// A page, which a server that is busy may have no time for.
+async fn page(backend: &RedisBackend, owner: &OwnerId, page: PageRequest) -> Page {
+    loop {
+        match backend.list(owner, page.clone()).await {
+            Ok(listed) => return listed,
+            Err(error) => assert!(error.is_retryable(), "{error:?}"),
+        }
+    }
+}
+
 /// All tasks of all owners, without a call of a store.
 async fn records(backend: &RedisBackend) -> Vec<Task> {
     let mut tasks = Vec::new();
     for owner in owners() {
-        let mut page = PageRequest::new(256);
+        let mut request = PageRequest::new(256);
         loop {
-            let listed = backend.list(&owner, page).await.unwrap();
+            let listed = page(backend, &owner, request).await;
             let decoded = |data: &[u8]| serde_json::from_slice(data).unwrap();
             tasks.extend(listed.records.iter().map(|record| decoded(&record.data)));
             match listed.next {
-                Some(next) => page = PageRequest::new(256).after(next),
+                Some(next) => request = PageRequest::new(256).after(next),
                 None => break,
             }
         }
@@ -65,7 +76,7 @@ async fn all(backend: &RedisBackend, count: usize, wanted: impl Fn(&Task) -> boo
             if tasks.iter().all(&wanted) {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
     tokio::time::timeout(PATIENCE * 5, looking).await.expect("it comes to that");
@@ -94,8 +105,9 @@ async fn survive_an_outage_of_two_leases(load: Load) {
         TaskStore::with_config(connect().await, patient(lease)),
         TaskStore::with_config(connect().await, patient(lease)),
     ];
-    // The observers must not know that its runs are alive.
-    let worker: Arc<dyn Agenda> = Arc::new(connect().await);
+    // The observers must not know that its runs are alive. A busy machine may take a while to create them all.
+    let slow = RedisBackend::builder().response_timeout(Duration::from_secs(10));
+    let worker: Arc<dyn Agenda> = Arc::new(slow.connect(&server.url()).await.unwrap());
     let manager = DurableTaskManager::new(open(&elsewhere(&worker), patient(lease)));
     let (finish, finished) = tokio::sync::watch::channel(false);
     manager.register("idle", move |_, _| {
@@ -107,7 +119,7 @@ async fn survive_an_outage_of_two_leases(load: Load) {
     });
     let arguments = Arc::new("x".repeat(argument_bytes));
     let owners = owners();
-    let spawning = stream::iter(0..operations).for_each_concurrent(64, |number| {
+    let spawning = stream::iter(0..operations).for_each_concurrent(16, |number| {
         let (manager, owners, arguments) = (&manager, &owners, &arguments);
         async move {
             let arguments = json!({ "text": &**arguments });
@@ -125,8 +137,9 @@ async fn survive_an_outage_of_two_leases(load: Load) {
     tokio::time::sleep(lease * 2).await;
     server.signal("CONT");
     let back = Instant::now();
-    let most = before.iter().map(renewals).max().unwrap();
-    all(&reader, operations, |task| renewals(task) > most).await;
+    let before: HashMap<TaskId, u64> =
+        before.iter().map(|task| (task.task_id.clone(), renewals(task))).collect();
+    all(&reader, operations, |task| renewals(task) > before[&task.task_id]).await;
     println!(
         "figure | {operations} live leases of {lease:?} are renewed again after the server came back | {:.1?}",
         back.elapsed()
@@ -161,7 +174,7 @@ async fn operations_with_large_arguments_survive_a_server_that_stops_for_two_lea
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the long form"]
 async fn long_12_000_small_operations_survive_a_server_that_stops_for_two_leases() {
-    let lease = Duration::from_secs(15);
+    let lease = Duration::from_secs(30);
     survive_an_outage_of_two_leases(Load { operations: 12_000, argument_bytes: 100, lease }).await;
 }
 

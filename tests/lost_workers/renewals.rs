@@ -3,14 +3,15 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
 use futures_util::future::join_all;
-use mcp_task_store::TaskStatus;
+use mcp_task_store::{Queue, TaskStatus};
 use rstest::rstest;
 use serde_json::json;
 
 use super::support::elsewhere::elsewhere;
 use super::support::spy::Spy;
-use super::support::{Engine, owner};
+use super::support::{Engine, in_a_process_that_dies, owner, timers};
 use super::{closure, config, open, record};
 
 #[rstest]
@@ -59,16 +60,33 @@ async fn a_lease_lasts_as_long_as_it_says_whatever_the_setting_of_the_observer_i
     #[case] of_observer: u64,
 ) {
     let store = Engine::Memory.open().await;
-    let worker = open(&elsewhere(&store.backend), config(Duration::from_secs(of_worker)));
-    let (stored, attempt) = worker.start(&owner("alice"), closure()).await.unwrap();
+    let agenda = elsewhere(&store.backend);
+    // Without a keeper of its own, which would take the timer.
+    let life = async move {
+        let worker = open(&agenda, config(Duration::from_secs(of_worker)));
+        worker.start(&owner("alice"), closure()).await.unwrap()
+    };
+    let (stored, attempt) = in_a_process_that_dies(life).await;
     let spy = Spy::new(&store.backend);
     let observer = open(&spy.agenda(), config(Duration::from_secs(of_observer)));
     for _ in 0..20 {
-        assert_eq!(*observer.get(&stored.key).await.unwrap().task, record(&*store, &stored.key).await);
+        let read = observer.get(&stored.key).await.unwrap();
+        assert_eq!(read.task.lease, record(&*store, &stored.key).await.lease);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Nobody looks closer at it, and its holder may go on.
+    // No reader looks closer at it.
     assert_eq!(spy.scheduled.load(Ordering::SeqCst), 0);
+    // Neither does a keeper that takes its timer, which it moves to the deadline.
+    store.schedule(&Queue::leases(), &stored.key, Duration::ZERO).await.unwrap();
+    let deadline = stored.task.lease.as_ref().unwrap().deadline;
+    let is_moved =
+        async || (timers(&*store, &Queue::leases()).await[0].due_at - deadline).abs() < TimeDelta::seconds(2);
+    let moved = async {
+        while !is_moved().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(super::PATIENCE, moved).await.expect("a keeper takes it");
     assert_eq!(store.get(&stored.key).await.unwrap().version, stored.version);
     attempt.renew().await.unwrap();
 }

@@ -66,6 +66,13 @@ struct State {
     befallen: Mutex<Vec<Fault>>,
     late: Mutex<Vec<Late>>,
     deliveries: Mutex<Vec<Delivery>>,
+    cut: Mutex<Option<Cut>>,
+}
+
+/// The reply to the next command of this name is cut off.
+struct Cut {
+    command: &'static str,
+    after: usize,
 }
 
 struct Late {
@@ -86,6 +93,7 @@ impl Proxy {
             befallen: Mutex::default(),
             late: Mutex::default(),
             deliveries: Mutex::default(),
+            cut: Mutex::default(),
         });
         let shared = Arc::clone(&state);
         let accepting = tokio::spawn(async move {
@@ -111,6 +119,16 @@ impl Proxy {
     /// What befell the writes so far, in turn.
     pub fn befallen(&self) -> Vec<Fault> {
         self.state.befallen.lock().unwrap().clone()
+    }
+
+    /// Closes the connection in good order once so many bytes of the reply to the next command of this name were sent.
+    pub fn cut(&self, command: &'static str, after: usize) {
+        *self.state.cut.lock().unwrap() = Some(Cut { command, after });
+    }
+
+    /// Whether no such command has come yet.
+    pub fn is_to_cut(&self) -> bool {
+        self.state.cut.lock().unwrap().is_some()
     }
 
     /// Delivers all writes that are held back, and gives what the server said to each.
@@ -142,6 +160,12 @@ impl State {
         let (mut client, mut server) = (Wire::new(client), Wire::new(server));
         while let Some(bytes) = client.read().await {
             let command = Command::new(bytes);
+            let cut = self.cut.lock().unwrap().take_if(|cut| command.is_called(cut.command));
+            if let Some(cut) = cut {
+                let Some(reply) = server.ask(&command.bytes).await else { return };
+                client.write(&reply[..cut.after.min(reply.len())]).await;
+                return;
+            }
             let Some(fault) = self.fault(&command).await else {
                 match server.ask(&command.bytes).await {
                     Some(reply) if client.write(&reply).await => continue,
@@ -212,8 +236,12 @@ impl Command {
         Self { bytes, words }
     }
 
+    fn is_called(&self, name: &str) -> bool {
+        self.words[0].eq_ignore_ascii_case(name.as_bytes())
+    }
+
     fn is_script(&self) -> bool {
-        self.words[0].eq_ignore_ascii_case(b"EVAL")
+        self.is_called("EVAL")
     }
 
     /// Whether a caller of the backend made it for a record: not the connection for itself, nor a store for its timers.

@@ -23,6 +23,7 @@ use mcp_task_store::{
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use super::elsewhere::elsewhere;
 use super::{Engine, Store, owner};
 
 pub type Manager = DurableTaskManager<Arc<dyn Agenda>>;
@@ -40,7 +41,8 @@ pub fn manager(backend: &Arc<dyn Agenda>, lease: Duration) -> Manager {
 /// Two instances of a server on one engine.
 pub async fn open(engine: Engine, lease: Duration) -> (Store, Manager, Manager) {
     let store = engine.open().await;
-    let (one, other) = (manager(&store.backend, lease), manager(&store.backend, lease));
+    // As in two processes.
+    let (one, other) = (manager(&elsewhere(&store.backend), lease), manager(&store.backend, lease));
     (store, one, other)
 }
 
@@ -135,7 +137,7 @@ impl Mortal {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let guard = runtime.enter();
-        let manager = manager(&store.backend, lease);
+        let manager = manager(&elsewhere(&store.backend), lease);
         drop(guard);
         Self { runtime, manager }
     }
@@ -237,8 +239,9 @@ impl Gate {
         Self::with(store, is_away)
     }
 
+    /// Whoever is cut off is another process.
     pub fn with(store: &Store, error: fn() -> StorageError) -> Arc<Self> {
-        Arc::new(Self { error, ..Self::of(Arc::clone(&store.backend)) })
+        Arc::new(Self { error, ..Self::of(elsewhere(&store.backend)) })
     }
 
     pub fn of(backend: Arc<dyn Agenda>) -> Self {

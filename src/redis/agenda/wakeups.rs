@@ -122,7 +122,12 @@ impl Polling {
     fn report(&mut self, state: &State) {
         if let (State::Failed(error), false) = (state, self.is_reported) {
             let (channel, error) = (&self.channel, error());
-            tracing::warn!(channel, %error, "timers are polled each second until the server can be subscribed to");
+            // If the server is down, the store says so. If only subscribing fails, somebody must look at it.
+            const WHAT: &str = "timers are polled each second until the server can be subscribed to";
+            match error.is_retryable() {
+                true => tracing::debug!(channel, %error, "{WHAT}"),
+                false => tracing::warn!(channel, %error, "{WHAT}"),
+            }
             self.is_reported = true;
         }
     }
