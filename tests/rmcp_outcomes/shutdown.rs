@@ -1,8 +1,11 @@
 //! A shutdown on an engine that gives no answer, or fails.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mcp_task_store::rmcp::DurableTaskManager;
+use mcp_task_store::{StoreConfig, TaskStore};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -32,7 +35,9 @@ async fn shutdown_returns_within_its_limit_on_an_engine_that_gives_no_answer(
     #[values(Duration::from_secs(3), LONG)] lease: Duration,
 ) {
     let gate = memory();
-    let one = manager(&on(&gate), lease);
+    // No deadline of the store ends a call that hangs.
+    let config = StoreConfig::new().lease(lease).call_timeout(LONG);
+    let one = DurableTaskManager::new(TaskStore::with_config(on(&gate), config));
     one.register("ask", |context, _| {
         Box::pin(async move { Ok(text(context.request_input("a", elicitation("A?")).await?.to_string())) })
     });
@@ -46,7 +51,7 @@ async fn shutdown_returns_within_its_limit_on_an_engine_that_gives_no_answer(
         Ok(text("done"))
     })
     .await;
-    spawn(&one, |_| std::future::pending()).await;
+    let reads = spawn(&one, |_| std::future::pending()).await;
     one.spawn_registered(&alice(), "ask", Value::Null, resume()).await.unwrap();
     // Everything is under way.
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -56,13 +61,16 @@ async fn shutdown_returns_within_its_limit_on_an_engine_that_gives_no_answer(
         Hangs::Watches => {}
         Hangs::Everything => gate.is_silent.store(true, Ordering::SeqCst),
     }
+    // A run reads its task after each change.
+    let other = TaskStore::new(Arc::clone(&gate.backend));
+    other.set_status_message(&key(&reads), "news").await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     if has_ended {
         finish.send(()).unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let begun = Instant::now();
-    one.shutdown().await;
+    within(one.shutdown()).await;
     assert!(begun.elapsed() <= Duration::from_secs(31), "{:?}", begun.elapsed());
     assert_eq!(one.running_task_count(), 0);
 }
