@@ -102,7 +102,8 @@ async fn put(backend: &RedisBackend, options: mcp_task_store::PutOptions) -> Out
 /// All keys, and whether each expires.
 fn keys(admin: &mut Connection) -> BTreeMap<String, bool> {
     let keys: Vec<String> = admin.keys("pmcp:*").unwrap();
-    let expires = |admin: &mut Connection, key: &str| command::<i64>(admin, ["PTTL", key]) >= 0;
+    // -1: it never expires. It may have expired since it was listed.
+    let expires = |admin: &mut Connection, key: &str| command::<i64>(admin, ["PTTL", key]) != -1;
     keys.into_iter().map(|key| (key.clone(), expires(admin, &key))).collect()
 }
 
