@@ -223,7 +223,7 @@ pub struct Attempt<B> {
     number: u32,
     /// The keys of the input requests that it has made.
     asked: Arc<Mutex<HashSet<String>>>,
-    guard: Arc<Guard>,
+    pub(super) guard: Arc<Guard>,
 }
 
 impl<B> Clone for Attempt<B> {

@@ -43,7 +43,7 @@ use deadline::{Deadline, Subject};
 #[cfg(feature = "pmcp")]
 pub(crate) use draft::Draft;
 #[cfg(feature = "rmcp")]
-pub(crate) use ending::Ending;
+pub(crate) use ending::{Ending, InCharge};
 pub use error::TaskError;
 use keeper::Keeping;
 pub use lease::Attempt;
