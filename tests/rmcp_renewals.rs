@@ -15,6 +15,7 @@ use mcp_task_store::{Agenda, MemoryBackend, StoreConfig, TaskStore};
 use rmcp::model::TaskPayload;
 use rmcp::task_manager::{TaskFuture, TaskOptions};
 use rstest_reuse::apply;
+use support::elsewhere::elsewhere;
 use support::rmcp::*;
 use support::{Engine, Printed, on_every_engine};
 use tokio::sync::oneshot;
@@ -90,7 +91,8 @@ fn config() -> StoreConfig {
 /// ended, and what was logged.
 async fn blocked(engine: Engine, is_dedicated: bool) -> (TaskPayload, String) {
     let (store, connect) = connect(engine).await;
-    let other = manager(&store.backend, LEASE);
+    // It must not know that the runtime of the operation is in its own process.
+    let other = manager(&elsewhere(&store.backend), LEASE);
     let instance = Instance::new();
     let task_id = instance
         .run(async move {

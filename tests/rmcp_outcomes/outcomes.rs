@@ -17,6 +17,7 @@ use crate::{memory, on};
 #[cfg(feature = "redis-tests")]
 mod behind_a_proxy {
     use super::*;
+    use crate::support::elsewhere::elsewhere;
     use crate::support::redis::{Namespace, Server};
     use crate::support::refusing::Refusing;
 
@@ -32,7 +33,7 @@ mod behind_a_proxy {
             backend
         };
         let one = manager(&connect(&proxy.url()).await, LEASE);
-        let other = manager(&connect(&server.url()).await, LEASE);
+        let other = manager(&elsewhere(&connect(&server.url()).await), LEASE);
         let runs = Arc::new(AtomicUsize::new(0));
         let (end, ends) = tokio::sync::watch::channel(false);
         for manager in [&one, &other] {
