@@ -5,6 +5,7 @@
 //! and put back into the JSON that is written.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,16 +14,35 @@ use serde_json::Value;
 /// The length of the shortest integer that a `Value` cannot hold: -9223372036854775809, or 18446744073709551616.
 const LEAST_LEN: usize = 20;
 
-/// A step from a JSON value to one that it holds.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Step {
-    Member(String),
-    Item(usize),
+/// A place in the JSON of a record: a hash of the names and positions that lead to it. A text of so many bytes has room for
+/// many integers below a long name, so the names are not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Path(u64);
+
+impl Path {
+    /// The record itself.
+    const RECORD: Self = Self(0);
+
+    fn member(self, name: &str) -> Self {
+        self.step((true, name))
+    }
+
+    fn item(self, position: usize) -> Self {
+        self.step((false, position))
+    }
+
+    fn step(self, step: impl Hash) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (self.0, step).hash(&mut hasher);
+        Self(hasher.finish())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct Integer {
-    path: Vec<Step>,
+    path: Path,
+    /// The field of the record that holds it.
+    field: Path,
     digits: String,
     /// How a `Value` writes it.
     altered: String,
@@ -39,9 +59,9 @@ impl ExactIntegers {
             return Self(None);
         }
         let mut found = Vec::new();
-        each_number(json, |path, range| {
+        each_number(Path::RECORD, json, |path, field, range| {
             if let Some((digits, altered)) = altered(&json[range]) {
-                found.push(Integer { path: path.to_vec(), digits, altered });
+                found.push(Integer { path, field, digits, altered });
             }
         });
         Self((!found.is_empty()).then(|| found.into()))
@@ -51,7 +71,7 @@ impl ExactIntegers {
     pub(crate) fn restore(&self, json: Vec<u8>) -> Vec<u8> {
         match &self.0 {
             None => json,
-            Some(integers) => restore(integers, &[], json),
+            Some(integers) => restore(integers, Path::RECORD, json),
         }
     }
 
@@ -59,7 +79,11 @@ impl ExactIntegers {
     pub(crate) fn restore_field(&self, field: &str, json: Vec<u8>) -> Vec<u8> {
         match &self.0 {
             None => json,
-            Some(integers) => restore(integers, &[Step::Member(field.to_owned())], json),
+            Some(integers) => {
+                let field = Path::RECORD.member(field);
+                let own: Vec<_> = integers.iter().filter(|integer| integer.field == field).cloned().collect();
+                restore(&own, field, json)
+            }
         }
     }
 }
@@ -87,22 +111,19 @@ fn altered(number: &[u8]) -> Option<(String, String)> {
 
 /// Where a number was, it is put back. One that was moved within the record is known by how it is written: then those
 /// written alike are put back in order.
-fn restore(integers: &[Integer], below: &[Step], json: Vec<u8>) -> Vec<u8> {
-    let by_path: HashMap<&[Step], usize> = integers
-        .iter()
-        .enumerate()
-        .filter_map(|(number, integer)| Some((integer.path.strip_prefix(below)?, number)))
-        .collect();
+fn restore(integers: &[Integer], root: Path, json: Vec<u8>) -> Vec<u8> {
+    let by_path: HashMap<Path, usize> =
+        integers.iter().enumerate().map(|(number, integer)| (integer.path, number)).collect();
     let mut alike: HashMap<&[u8], VecDeque<usize>> = HashMap::new();
     for (number, integer) in integers.iter().enumerate() {
         alike.entry(integer.altered.as_bytes()).or_default().push_back(number);
     }
     let mut is_used = vec![false; integers.len()];
     let mut written: Vec<(Range<usize>, Option<usize>)> = Vec::new();
-    each_number(&json, |path, range| {
+    each_number(root, &json, |path, _, range| {
         let text = &json[range.clone()];
         if alike.contains_key(text) {
-            let same = by_path.get(path).copied().filter(|same| integers[*same].altered.as_bytes() == text);
+            let same = by_path.get(&path).copied().filter(|same| integers[*same].altered.as_bytes() == text);
             if let Some(same) = same {
                 is_used[same] = true;
             }
@@ -125,32 +146,46 @@ fn restore(integers: &[Integer], below: &[Step], json: Vec<u8>) -> Vec<u8> {
     restored
 }
 
-/// Calls `found` with each number of a valid JSON text and the path to it.
-fn each_number(json: &[u8], mut found: impl FnMut(&[Step], Range<usize>)) {
-    let mut path = Vec::new();
+/// An array or object that a scan is in.
+struct Level {
+    path: Path,
+    /// The position of the item that is being read; `None` in an object.
+    position: Option<usize>,
+    /// The path of the item or member that is being read.
+    at: Path,
+}
+
+/// Calls `found` with each number of a valid JSON text that stands at `root`, the path to it, and that of the field.
+fn each_number(root: Path, json: &[u8], mut found: impl FnMut(Path, Path, Range<usize>)) {
+    let mut levels: Vec<Level> = Vec::new();
     let mut is_name_next = false;
     let mut at = 0;
     while let Some(byte) = json.get(at) {
         let begin = at;
         at += 1;
         match byte {
-            b'{' => {
-                path.push(Step::Member(String::new()));
-                is_name_next = true;
+            b'{' | b'[' => {
+                let path = levels.last().map_or(root, |level| level.at);
+                is_name_next = *byte == b'{';
+                let position = (!is_name_next).then_some(0);
+                levels.push(Level { path, position, at: position.map_or(path, |first| path.item(first)) });
             }
-            b'[' => path.push(Step::Item(0)),
             b'}' | b']' => {
-                path.pop();
+                levels.pop();
                 is_name_next = false;
             }
-            b',' => match path.last_mut() {
-                Some(Step::Item(item)) => *item += 1,
+            b',' => match levels.last_mut() {
+                Some(Level { path, position: Some(position), at }) => {
+                    *position += 1;
+                    *at = path.item(*position);
+                }
                 _ => is_name_next = true,
             },
             b'"' => {
                 at = end_of_string(json, at);
-                if let (true, Some(Step::Member(name))) = (is_name_next, path.last_mut()) {
-                    *name = serde_json::from_slice(&json[begin..at]).unwrap_or_default();
+                if let (true, Some(level)) = (is_name_next, levels.last_mut()) {
+                    let name: String = serde_json::from_slice(&json[begin..at]).unwrap_or_default();
+                    level.at = level.path.member(&name);
                     is_name_next = false;
                 }
             }
@@ -158,7 +193,8 @@ fn each_number(json: &[u8], mut found: impl FnMut(&[Step], Range<usize>)) {
                 let is_of_number =
                     |byte: &&u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
                 at += json[at..].iter().take_while(is_of_number).count();
-                found(&path, begin..at);
+                let path_of = |level: Option<&Level>| level.map_or(root, |level| level.at);
+                found(path_of(levels.last()), path_of(levels.first()), begin..at);
             }
             _ => {}
         }
@@ -248,6 +284,30 @@ mod tests {
         assert_eq!(std::str::from_utf8(part).unwrap(), items);
     }
 
+    #[test]
+    fn a_payload_that_becomes_a_part_gets_no_integer_of_another_field() {
+        let json = format!(r#"{HEAD},"arguments":[100000000000000000003]}}"#);
+        let mut task = Task::from_json(json.as_bytes()).unwrap();
+        let result = json!([1e20, "x".repeat(5_000)]);
+        task.result = Some(result.clone().into());
+        let parts = task.store_payloads(crate::payload::MAX_INLINE_BYTES).unwrap();
+        let [PartChange::Set(part)] = &parts.into_values().collect::<Vec<_>>()[..] else {
+            panic!("one part")
+        };
+        assert_eq!(part.as_ref(), serde_json::to_vec(&result).unwrap());
+        let written = String::from_utf8(task.to_json().unwrap()).unwrap();
+        assert!(written.contains(r#""arguments":[100000000000000000003]"#), "{written}");
+    }
+
+    #[test]
+    fn many_integers_below_a_long_name_take_no_more_time_and_room_than_the_record() {
+        let (name, integers) = ("n".repeat(500_000), vec!["100000000000000000001"; 20_000].join(","));
+        let json = format!(r#"{HEAD},"variables":{{"{name}":[{integers}]}}}}"#);
+        let begun = std::time::Instant::now();
+        assert_eq!(rewritten(&json), json);
+        assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    }
+
     /// Strings that look like numbers, or like the end of a string before one.
     fn string() -> impl Strategy<Value = String> {
         prop_oneof![
@@ -273,8 +333,7 @@ mod tests {
         leaf.prop_recursive(4, 32, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::btree_map(string(), inner, 0..4)
-                    .prop_map(|members| Value::from_iter(members)),
+                prop::collection::btree_map(string(), inner, 0..4).prop_map(Value::from_iter),
             ]
         })
     }

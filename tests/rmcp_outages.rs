@@ -16,6 +16,7 @@ use rmcp::model::{DetailedTask, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
+use support::elsewhere::elsewhere;
 use support::rmcp::*;
 use support::spy::Spy;
 use support::{Engine, on_every_engine};
@@ -98,8 +99,8 @@ async fn an_outage_longer_than_the_lease_fails_no_task_whose_worker_lives(#[case
     let store = engine.open().await;
     let gate = Gate::new(&store);
     let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
-    // The engine is out of reach for both.
-    let (one, other) = (manager(&backend, SHORT), manager(&backend, SHORT));
+    // The engine is out of reach for both, and neither knows of the other's runs.
+    let (one, other) = (manager(&backend, SHORT), manager(&elsewhere(&backend), SHORT));
     let (finish, finished) = oneshot::channel::<()>();
     let task_id = spawn(&one, |context| async move {
         finished.await.unwrap();
@@ -282,7 +283,7 @@ async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
         let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
         let gate = Arc::new(Gate { fails_after: Duration::from_secs(2), ..Gate::of(backend) });
         let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
-        let (one, other) = (manager(&backend, lease), manager(&backend, lease));
+        let (one, other) = (manager(&backend, lease), manager(&elsewhere(&backend), lease));
         let (finish, finished) = oneshot::channel::<()>();
         let works_on = spawn(&one, |context| async move {
             finished.await.unwrap();

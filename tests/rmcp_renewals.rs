@@ -91,6 +91,7 @@ fn config() -> StoreConfig {
 /// ended, and what was logged.
 async fn blocked(engine: Engine, is_dedicated: bool) -> (TaskPayload, String) {
     let (store, connect) = connect(engine).await;
+    // It must not know that the runtime of the operation is in its own process.
     let other = manager(&elsewhere(&store.backend), LEASE);
     let instance = Instance::new();
     let task_id = instance

@@ -72,6 +72,35 @@ async fn a_task_waits_for_an_instance_that_knows_its_operation_and_starts_there_
     assert_eq!(said(&ended(&knowing, &task_id).await), "attempt 2");
 }
 
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_operation_that_keeps_its_context_elsewhere_keeps_no_lease_once_its_run_is_gone(
+    #[case] engine: Engine,
+) {
+    let store = engine.open().await;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let first = {
+        let _in_runtime = runtime.enter();
+        manager(&store.backend, SHORT)
+    };
+    let (keep, mut kept) = mpsc::unbounded_channel();
+    first.register("wait", move |context: TaskContext, _| {
+        keep.send(context).unwrap();
+        Box::pin(std::future::pending())
+    });
+    let begun = first.clone();
+    let spawn = async move { begun.spawn_registered(&alice(), "wait", Value::Null, resume()).await };
+    let task_id = runtime.spawn(spawn).await.unwrap().unwrap().task_id;
+    let context = within(kept.recv()).await.unwrap();
+    let other = manager(&store.backend, SHORT);
+    let mut told = register(&other);
+    runtime.shutdown_background();
+    // Both managers are in this process, which never ends a lease whose run is alive in it.
+    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    assert_eq!(said(&ended(&other, &task_id).await), "attempt 2");
+    drop((context, first));
+}
+
 /// The attempt after which a task waits for a worker.
 async fn waiting(store: &Store, task_id: &str) -> Option<u32> {
     let task: Task = serde_json::from_slice(&store.get(&key(task_id)).await.unwrap().data).unwrap();

@@ -19,6 +19,7 @@ use super::progress::Progress;
 use super::renewals::{Renewal, Renewals, Report, left, patience};
 use super::renewer::Renewer;
 use super::stop::Stop;
+use crate::store::InCharge;
 use crate::{Agenda, Attempt, StoredTask, TaskError, TaskStore};
 
 /// How long an operation may take to end by itself once its attempt is void.
@@ -53,6 +54,8 @@ pub(super) struct Run<B> {
     operation: JoinHandle<Ended>,
     /// Held until the end, except while the operation waits for input.
     _place: Option<Occupied>,
+    /// The attempt is that of this run: a clone in the hands of the operation does not keep it alive.
+    _in_charge: InCharge,
 }
 
 /// Why a run ends.
@@ -93,8 +96,10 @@ impl<B: Agenda> Run<B> {
         let operation = Operation::call(Arc::clone(&polls), || make_future(context));
         let has_begun = !operation.has_panicked();
         let operation = tokio::spawn(operation.in_current_span());
-        let _place = place.map(Occupied);
-        (Self { store, attempt, seen, progress, renewals, renewer, polls, operation, _place }, has_begun)
+        let (_place, _in_charge) = (place.map(Occupied), attempt.in_charge());
+        let run =
+            Self { store, attempt, seen, progress, renewals, renewer, polls, operation, _place, _in_charge };
+        (run, has_begun)
     }
 
     /// Stays with the operation until it has ended, or is stopped because this process is to end.

@@ -65,7 +65,17 @@ impl Answers {
         owner: Option<&OwnerId>,
         read: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
-        self.count_call(owner, read, false).await
+        self.count_call(owner, read, Asked::Read).await
+    }
+
+    /// The same for pages and parts. They may be megabytes on a slow network, and travel apart from the calls that renew a
+    /// lease: that one comes late, or is given up, says nothing about those.
+    pub(super) async fn count_large<T>(
+        &self,
+        owner: Option<&OwnerId>,
+        read: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        self.count_call(owner, read, Asked::LargeRead).await
     }
 
     /// The same for a write, which may have been applied if its answer does not come.
@@ -74,18 +84,19 @@ impl Answers {
         owner: Option<&OwnerId>,
         write: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
-        self.count_call(owner, write, true).await
+        self.count_call(owner, write, Asked::Write).await
     }
 
     async fn count_call<T>(
         &self,
         owner: Option<&OwnerId>,
         call: impl Future<Output = Result<T, StorageError>>,
-        is_write: bool,
+        asked: Asked,
     ) -> Result<T, StorageError> {
-        let mut under_way =
-            Call { answers: self, failed: self.of(owner), begun: Instant::now(), answer: None };
-        let answer = timeout(self.limit, call).await.unwrap_or_else(|_| Err(self.no_answer(is_write)));
+        let (failed, begun) = (self.of(owner), Instant::now());
+        let mut under_way = Call { answers: self, failed, begun, asked, answer: None };
+        let no_answer = |_| Err(self.no_answer(asked == Asked::Write));
+        let answer = timeout(self.limit, call).await.unwrap_or_else(no_answer);
         match &answer {
             Err(error) if is_failure(error) => {
                 self.health.failed(error);
@@ -114,10 +125,18 @@ impl Answers {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Read,
+    LargeRead,
+    Write,
+}
+
 struct Call<'a> {
     answers: &'a Answers,
     failed: &'a AtomicU64,
     begun: Instant,
+    asked: Asked,
     /// `None` if the caller gave up.
     answer: Option<Answer>,
 }
@@ -131,10 +150,11 @@ enum Answer {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let took = self.begun.elapsed();
-        if self.answer == Some(Answer::Failed) || took > PROMPT {
+        let is_late = took > PROMPT && self.asked != Asked::LargeRead;
+        if self.answer == Some(Answer::Failed) || is_late {
             self.failed.fetch_add(1, Ordering::AcqRel);
         }
-        if self.answer.is_none() && took > PROMPT {
+        if self.answer.is_none() && is_late {
             self.answers.health.failed(&format_args!("a call was given up without an answer after {took:?}"));
         }
     }

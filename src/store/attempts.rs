@@ -87,8 +87,8 @@ impl Attempts {
     pub(super) fn register(self: &Arc<Self>, key: &TaskKey, number: u32) -> Guard {
         let id = (key.clone(), number);
         *self.live().entry(id.clone()).or_default() += 1;
-        let (has_begun, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
-        Guard { attempts: Arc::clone(self), id, has_begun, is_over }
+        let (has_begun, is_over, is_gone) = Default::default();
+        Guard { attempts: Arc::clone(self), id, has_begun, is_over, is_gone }
     }
 }
 
@@ -101,6 +101,8 @@ pub(super) struct Guard {
     has_begun: AtomicBool,
     /// The task has ended, was released, or is another's: nobody needs to act on the drop.
     is_over: AtomicBool,
+    /// It does not count as live any more.
+    is_gone: AtomicBool,
 }
 
 impl Guard {
@@ -111,10 +113,12 @@ impl Guard {
     pub(super) fn set_over(&self) {
         self.is_over.store(true, Ordering::Release);
     }
-}
 
-impl Drop for Guard {
-    fn drop(&mut self) {
+    /// Nobody works on the attempt any more, whoever still holds it.
+    pub(super) fn set_gone(&self) {
+        if self.is_gone.swap(true, Ordering::AcqRel) {
+            return;
+        }
         if let Entry::Occupied(mut guards) = self.attempts.live().entry(self.id.clone()) {
             *guards.get_mut() -= 1;
             if *guards.get() == 0 {
@@ -126,6 +130,12 @@ impl Drop for Guard {
             let gone = if self.has_begun.load(Ordering::Acquire) { Gone::Lost } else { Gone::Released };
             let _ = self.attempts.dropped.send(Dropped { id: self.id.clone(), gone });
         }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.set_gone();
     }
 }
 
@@ -150,6 +160,17 @@ mod tests {
         drop(attempts.register(&id.0, id.1));
         let released = Dropped { id: id.clone(), gone: Gone::Released };
         assert_eq!(dropped.try_recv(), Ok(released), "nobody has worked on it");
+        let held = attempts.register(&id.0, id.1);
+        held.set_begun();
+        held.set_gone();
+        assert_eq!(Run::of("one", &id), Run::Gone, "somebody still holds it");
+        assert_eq!(dropped.try_recv(), Ok(Dropped { id: id.clone(), gone: Gone::Lost }));
+        let again = attempts.register(&id.0, id.1);
+        drop(held);
+        assert_eq!(Run::of("one", &id), Run::Here, "it has left once");
+        again.set_over();
+        drop(again);
+        assert!(dropped.try_recv().is_err(), "it was reported once");
         drop(attempts);
         assert_eq!(Run::of("one", &id), Run::Gone, "it is not taken for that of another process");
     }

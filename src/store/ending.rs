@@ -1,7 +1,10 @@
-//! How a runtime ends a task: the outcome and the last status message in one write.
+//! How a runtime ends a task: the outcome and the last status message in one write. And how it ends a run.
+
+use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::attempts::Guard;
 use super::change::Kind;
 use super::transitions;
 use super::{TaskError, TaskStore};
@@ -34,6 +37,21 @@ impl<B: Agenda> Attempt<B> {
             }
         };
         self.change(Kind::Lifecycle, ending.name(), end).await
+    }
+
+    /// Returns what ends the attempt in this process when it is dropped, whoever still holds a clone: an operation may have
+    /// put its context anywhere. If the task is still open then, its worker counts as lost.
+    pub(crate) fn in_charge(&self) -> InCharge {
+        InCharge(Arc::clone(&self.guard))
+    }
+}
+
+/// Held by the run of an attempt.
+pub(crate) struct InCharge(Arc<Guard>);
+
+impl Drop for InCharge {
+    fn drop(&mut self) {
+        self.0.set_gone();
     }
 }
 

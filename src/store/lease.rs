@@ -17,7 +17,7 @@ use super::transitions::{self, Change, Gone};
 use super::turns::Lane;
 use super::write::Caller;
 use super::{NewTask, StoreConfig, TaskError, TaskRef, TaskStore};
-use crate::{Agenda, Lease, OwnerId, RpcError, StoredTask, Task, TaskId, TaskKey};
+use crate::{Agenda, Lease, OwnerId, RpcError, StorageError, StoredTask, Task, TaskId, TaskKey};
 
 impl<B: Agenda> TaskStore<B> {
     /// Creates a task that this process begins to work on, as its first attempt, in one write. Otherwise as
@@ -57,7 +57,7 @@ impl<B: Agenda> TaskStore<B> {
                 return Err(error);
             }
         };
-        self.schedule_again_if_slow(key, begun).await?;
+        self.schedule_again_if_slow(deadline, key, begun).await?;
         attempt.guard.set_begun();
         Ok((stored, attempt))
     }
@@ -117,7 +117,7 @@ impl<B: Agenda> TaskStore<B> {
             task.lease = Some(lease);
             match self.write_by(&mut caller, key, version, task, Change::Made).await {
                 Ok(Some(claimed)) => {
-                    self.schedule_again_if_slow(key, begun).await?;
+                    self.schedule_again_if_slow(deadline, key, begun).await?;
                     attempt.guard.set_begun();
                     return Ok(Some((claimed, attempt)));
                 }
@@ -167,12 +167,29 @@ impl<B: Agenda> TaskStore<B> {
         call_timeout.min(lease / 3 + lease.min(Duration::from_secs(3)))
     }
 
-    /// The write of a lease took longer than one call may: its timer may have fired before, and may be gone.
-    async fn schedule_again_if_slow(&self, key: &TaskKey, begun: Instant) -> Result<(), TaskError> {
-        if begun.elapsed() > self.write_limit() {
-            self.schedule(&self.0.leases, key, self.0.config.lease).await?;
+    /// The write of a lease took longer than one call may: its timer may have fired before, and may be gone. Without it the
+    /// call fails although the lease was written.
+    async fn schedule_again_if_slow(
+        &self,
+        deadline: &Deadline,
+        key: &TaskKey,
+        begun: Instant,
+    ) -> Result<(), TaskError> {
+        if begun.elapsed() <= self.write_limit() {
+            return Ok(());
         }
-        Ok(())
+        deadline.set_in_doubt(true);
+        self.schedule(&self.0.leases, key, self.0.config.lease).await.map_err(|error| {
+            TaskError::Storage(StorageError::Unavailable {
+                address: "the storage engine".to_owned(),
+                reason: format!(
+                    "the lease of task {} was written, and its timer could not be scheduled: {error}; read the record",
+                    key.task
+                ),
+                outcome_unknown: true,
+                source: Some(error.into()),
+            })
+        })
     }
 
     /// Where the attempt is that the lease is of.
@@ -223,7 +240,7 @@ pub struct Attempt<B> {
     number: u32,
     /// The keys of the input requests that it has made.
     asked: Arc<Mutex<HashSet<String>>>,
-    guard: Arc<Guard>,
+    pub(super) guard: Arc<Guard>,
 }
 
 impl<B> Clone for Attempt<B> {

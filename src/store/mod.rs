@@ -43,7 +43,7 @@ use deadline::{Deadline, Subject};
 #[cfg(feature = "pmcp")]
 pub(crate) use draft::Draft;
 #[cfg(feature = "rmcp")]
-pub(crate) use ending::Ending;
+pub(crate) use ending::{Ending, InCharge};
 pub use error::TaskError;
 use keeper::Keeping;
 pub use lease::Attempt;
@@ -317,7 +317,7 @@ impl<B: Agenda> TaskStore<B> {
 
     async fn list_now(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
         let origin = self.origin();
-        let page = self.0.answers.count(Some(owner), self.0.backend.list(owner, page)).await;
+        let page = self.0.answers.count_large(Some(owner), self.0.backend.list(owner, page)).await;
         let page = page.map_err(|error| match error {
             StorageError::InvalidPage { reason } => TaskError::InvalidPage { reason },
             other => TaskError::Storage(other),

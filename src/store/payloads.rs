@@ -41,7 +41,7 @@ impl<B: Agenda> TaskStore<B> {
             }
             self.back_off(attempt).await;
             let part = self.0.backend.part(&task.key, &part_name);
-            let part = self.0.answers.count(Some(&task.key.owner), part).await;
+            let part = self.0.answers.count_large(Some(&task.key.owner), part).await;
             if let Some(part) = part.map_err(|error| TaskError::from_storage(error, id))? {
                 let value = serde_json::from_slice(&part.data);
                 return value.map(Some).map_err(|source| TaskError::Unreadable { task: id.clone(), source });

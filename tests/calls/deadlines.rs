@@ -137,6 +137,53 @@ async fn a_write_that_was_sent_and_not_answered_in_time_is_in_doubt() {
     assert_eq!(tasks.get(&created.key).await.unwrap().task.status, TaskStatus::Completed);
 }
 
+/// Three steps of a start or claim take three seconds each: the timer is set, the lease is written, and as that was slow the
+/// timer is set again.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_was_written_is_in_doubt_although_only_its_timer_could_not_be_set_again() {
+    for is_claim in [false, true] {
+        for (limit, is_refused) in [(Duration::from_secs(20), true), (Duration::from_secs(11), false)] {
+            let double = Double::new();
+            let config = StoreConfig::new().lease(Duration::from_secs(3)).call_timeout(limit);
+            let tasks = TaskStore::with_config(Arc::clone(&double), config);
+            let call = || NewTask::new("tools/call").operation("render").on_worker_lost(OnWorkerLost::Resume);
+            let (alice, bob) = (owner("alice"), owner("bob"));
+            let (waiting, attempt) = tasks.start(&bob, call()).await.unwrap();
+            attempt.release().await.unwrap();
+            let written = double.counts().1;
+            // The claim reads first.
+            let takes = if is_refused || is_claim { 3000 } else { 4000 };
+            double.takes_ms.store(takes, std::sync::atomic::Ordering::SeqCst);
+            let begin = async {
+                match is_claim {
+                    true => tasks.claim(&waiting.key).await.map(drop).unwrap_err(),
+                    false => tasks.start(&alice, call()).await.map(drop).unwrap_err(),
+                }
+            };
+            let refuse = async {
+                while double.counts().1 == written {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                tokio::time::sleep(Duration::from_millis(takes + 1000)).await;
+                if is_refused {
+                    double.set(Server::Refuses);
+                }
+            };
+            let (error, ()) = tokio::join!(begin, refuse);
+            double.takes_ms.store(0, std::sync::atomic::Ordering::SeqCst);
+            double.set(Server::Answers);
+            let case = format!("claim {is_claim}, refused {is_refused}: {error:?}");
+            assert!(error.outcome_unknown() && error.is_retryable(), "{case}");
+            let task = if is_claim {
+                tasks.get(&waiting.key).await.unwrap().task
+            } else {
+                tasks.list(&alice, PageRequest::new(1)).await.unwrap().tasks.remove(0).task
+            };
+            assert_eq!(task.lease.as_ref().unwrap().attempt, 1 + u32::from(is_claim), "{case}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn while_the_outcome_of_a_write_is_looked_up_the_next_writer_goes_on() {
     let (double, tasks, created) = created().await;

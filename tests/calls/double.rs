@@ -33,6 +33,8 @@ pub struct Double {
     generation: AtomicU64,
     /// How many milliseconds each answer takes.
     pub takes_ms: AtomicU64,
+    /// How many milliseconds a page takes in addition.
+    pub page_takes_ms: AtomicU64,
     pub reads: AtomicUsize,
     pub writes: AtomicUsize,
     /// The server of this owner refuses all.
@@ -52,6 +54,7 @@ impl Double {
             server: watch::Sender::new(Server::Answers),
             generation: AtomicU64::new(0),
             takes_ms: AtomicU64::new(0),
+            page_takes_ms: AtomicU64::new(0),
             reads: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
             refused_owner: Mutex::default(),
@@ -159,6 +162,7 @@ impl StorageBackend for Double {
         if self.refused_owner.lock().unwrap().as_ref() == Some(owner) {
             return Err(unavailable("connection refused", false));
         }
+        tokio::time::sleep(Duration::from_millis(self.page_takes_ms.load(SeqCst))).await;
         let page = self.asked().await?.list(owner, page).await;
         self.answer(page).await
     }

@@ -1,8 +1,11 @@
-//! Asking changes nothing.
+//! Asking changes nothing, and is in nobody's way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use mcp_task_store::{NewTask, PageRequest, PayloadKind, RpcError, StorageBackend, TaskStore};
+use mcp_task_store::{
+    NewTask, PageRequest, PayloadKind, PutOptions, RpcError, StorageBackend, TaskStatus, TaskStore,
+};
 use serde_json::json;
 
 use super::double::Double;
@@ -48,4 +51,23 @@ async fn a_query_writes_no_record_and_answers_the_same_when_it_is_asked_again() 
         assert!(answers.iter().all(|answer| *answer == answers[0]));
     }
     assert_eq!(double.counts().1, writes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_worker_is_found_while_pages_take_longer_than_a_second_all_the_time() {
+    let double = super::double::Double::new();
+    let tasks = TaskStore::new(Arc::clone(&double));
+    let created = tasks.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
+    let mut json = serde_json::to_value(&created.task).unwrap();
+    json["lease"] = json!({
+        "holder": "gone", "attempt": 1, "durationMs": 3_000, "deadline": created.task.created_at - Duration::from_secs(60),
+    });
+    let data = serde_json::to_vec(&json).unwrap();
+    double.put(&created.key, data.into(), PutOptions::default()).await.unwrap();
+    tasks.get(&created.key).await.unwrap();
+    double.page_takes_ms.store(1500, std::sync::atomic::Ordering::SeqCst);
+    for _ in 0..6 {
+        tasks.list(&created.key.owner, PageRequest::new(9)).await.unwrap();
+    }
+    assert_eq!(tasks.get(&created.key).await.unwrap().task.status, TaskStatus::Failed);
 }

@@ -1,13 +1,12 @@
 //! Outcomes of operations that end while the engine fails.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mcp_task_store::{Agenda, MemoryBackend};
+use mcp_task_store::MemoryBackend;
 use rmcp::task_manager::TaskOptions;
 use rstest_reuse::apply;
-use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::support::rmcp::*;
@@ -16,7 +15,13 @@ use crate::{memory, on};
 
 #[cfg(feature = "redis-tests")]
 mod behind_a_proxy {
+    use std::sync::atomic::AtomicUsize;
+
+    use mcp_task_store::Agenda;
+    use serde_json::Value;
+
     use super::*;
+    use crate::support::elsewhere::elsewhere;
     use crate::support::redis::{Namespace, Server};
     use crate::support::refusing::Refusing;
 
@@ -32,7 +37,7 @@ mod behind_a_proxy {
             backend
         };
         let one = manager(&connect(&proxy.url()).await, LEASE);
-        let other = manager(&connect(&server.url()).await, LEASE);
+        let other = manager(&elsewhere(&connect(&server.url()).await), LEASE);
         let runs = Arc::new(AtomicUsize::new(0));
         let (end, ends) = tokio::sync::watch::channel(false);
         for manager in [&one, &other] {
