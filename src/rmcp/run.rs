@@ -150,7 +150,7 @@ impl<B: Agenda> Run<B> {
                         Some(Ok(())) => {}
                         // The next good item stands for all that was missed.
                         Some(Err(error)) => {
-                            tracing::debug!(%error, "a task is not watched by its worker for now");
+                            tracing::debug!(%error, "the worker receives no changes of its task for now");
                             continue;
                         }
                         None => changes = None,
@@ -227,6 +227,10 @@ impl<B: Agenda> Run<B> {
                 self.renewals.nudge();
             }
         }
+    }
+
+    pub(super) fn operation_name(&self) -> Option<String> {
+        self.seen.borrow().stored.task.operation.clone()
     }
 
     /// Whether the operation was told that the attempt is void.
