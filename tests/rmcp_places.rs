@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use mcp_task_store::rmcp::{DurableTaskManager, ManagerConfig, TaskContext};
 use mcp_task_store::{Agenda, NewTask, OnWorkerLost, StoreConfig, TaskStatus, TaskStore};
+use rmcp::model::TaskPayload;
 use rmcp::task_manager::{TaskFuture, TaskOptions};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
@@ -179,4 +180,77 @@ async fn what_a_call_spawns_needs_no_place(#[case] engine: Engine) {
     all_complete(&one, &task_ids).await;
     assert_eq!(working.total(), 5);
     assert_eq!(one.running_task_count(), 1);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn an_operation_that_waits_for_two_answers_at_once_needs_one_place(#[case] engine: Engine) {
+    let backend = engine.open().await;
+    let one = instance(&backend, 1);
+    one.register("ask", |context: TaskContext, _| -> TaskFuture {
+        Box::pin(async move {
+            let ask = |key: &'static str| context.request_input(key, elicitation("?"));
+            let (a, b) = tokio::join!(ask("a"), ask("b"));
+            Ok(text(format!("{} {}", a?, b?)))
+        })
+    });
+    let asking = orphans(&backend, "ask", 1).await;
+    polled(&one, &asking[0], |task| match &task.payload {
+        TaskPayload::InputRequired { input_requests } => input_requests.len() == 2,
+        _ => false,
+    })
+    .await;
+    let ends = Arc::<tokio::sync::Notify>::default();
+    let end = Arc::clone(&ends);
+    one.register("work", move |_, _| {
+        let ends = Arc::clone(&ends);
+        Box::pin(async move {
+            ends.notified().await;
+            Ok(text("done"))
+        })
+    });
+    let working = orphans(&backend, "work", 1).await;
+    until(|| one.running_task_count() == 2).await;
+    let answers = ["a", "b"].map(|key| (key.to_owned(), json!(1)));
+    one.update_task(&alice(), &asking[0], answers).await.unwrap();
+    // Both waits have their answer, and queue up for the only place.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    end.notify_one();
+    all_complete(&one, &working).await;
+    all_complete(&one, &asking).await;
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_context_that_outlives_its_operation_holds_no_place(#[case] engine: Engine) {
+    let backend = engine.open().await;
+    let one = instance(&backend, 1);
+    let (keep, mut kept) = tokio::sync::mpsc::unbounded_channel();
+    one.register("leak", move |context: TaskContext, _| -> TaskFuture {
+        let keep = keep.clone();
+        Box::pin(async move {
+            let (asking, asked) = (context.clone(), Arc::<tokio::sync::Notify>::default());
+            let asks = Arc::clone(&asked);
+            // Waits for longer than the operation runs.
+            tokio::spawn(async move {
+                {
+                    let mut request = Box::pin(asking.request_input("a", elicitation("A?")));
+                    let _ = tokio::time::timeout(Duration::from_millis(100), &mut request).await;
+                    asks.notify_one();
+                    let _ = request.await;
+                }
+                keep.send(asking).unwrap();
+            });
+            asked.notified().await;
+            Ok(text("done"))
+        })
+    });
+    let leaking = orphans(&backend, "leak", 1).await;
+    // Until it has ended, it waits for the client.
+    assert_eq!(said(&ended(&one, &leaking[0]).await), "done");
+    let _context = within(kept.recv()).await.unwrap();
+    let at_work = register_work(&one, Duration::ZERO);
+    let working = orphans(&backend, "work", 1).await;
+    all_complete(&one, &working).await;
+    assert_eq!(at_work.total(), 1);
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mcp_task_store::rmcp::{DurableTaskManager, ManagerConfig};
-use mcp_task_store::{Agenda, MemoryBackend, StoreConfig, TaskStore};
+use mcp_task_store::{Agenda, MemoryBackend, StorageError, StoreConfig, TaskStore};
 use rmcp::model::TaskPayload;
 use rmcp::task_manager::{TaskFuture, TaskOptions};
 use rstest_reuse::apply;
@@ -265,4 +265,34 @@ async fn dedicated_renewals_of_a_run_end_with_its_runtime() {
     let mut told = register(&other);
     assert_eq!(within(told.recv()).await.unwrap().0, 2);
     assert_eq!(said(&ended(&other, &task_id).await), "attempt 2");
+}
+
+#[tokio::test]
+async fn leases_are_renewed_although_the_thread_of_the_dedicated_renewals_panics() {
+    let printed = Printed::default();
+    let _subscribed = support::subscribe(&printed, tracing::Level::WARN);
+    let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    let store = TaskStore::with_config(Arc::clone(&backend), StoreConfig::new().lease(SHORT));
+    let config = ManagerConfig::new()
+        .dedicated_renewals(async move || -> Result<Arc<dyn Agenda>, StorageError> { panic!("on purpose") });
+    let one = DurableTaskManager::with_config(store, config);
+    let mut task_ids = Vec::new();
+    for _ in 0..2 {
+        let operation = |_| async {
+            tokio::time::sleep(SHORT * 8).await;
+            Ok(text("done"))
+        };
+        task_ids.push(spawn(&one, operation).await);
+    }
+    // Another instance would declare the workers lost.
+    let other = manager(&elsewhere(&backend), SHORT);
+    for task_id in &task_ids {
+        assert_eq!(said(&ended(&other, task_id).await), "done");
+    }
+    assert_eq!(
+        printed.text().matches("the dedicated renewals has panicked").count(),
+        1,
+        "{}",
+        printed.text()
+    );
 }

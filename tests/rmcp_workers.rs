@@ -7,16 +7,21 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mcp_task_store::rmcp::TaskContext;
-use mcp_task_store::{NewTask, OnWorkerLost, StoreConfig, StoredTask, Task, TaskError, TaskStore};
+use mcp_task_store::{
+    Agenda, MemoryBackend, NewTask, OnWorkerLost, PageRequest, StoreConfig, StoredTask, Task, TaskError,
+    TaskStore,
+};
 use rmcp::model::{TaskPayload, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 use support::elsewhere::elsewhere;
 use support::rmcp::*;
+use support::spy::Spy;
 use support::{Engine, Store, on_every_engine};
 use tokio::sync::{mpsc, oneshot};
 
@@ -169,9 +174,17 @@ async fn a_closure_whose_worker_is_lost_fails_and_so_does_a_registered_one_unles
             Err(TaskExit::Cancelled)
         });
         let closure = closure.await;
+        // Under the name of the registered operation, whose future another process could run.
+        let waits = |context: TaskContext| -> TaskFuture {
+            Box::pin(async move {
+                context.cancelled().await;
+                Err(TaskExit::Cancelled)
+            })
+        };
+        let namesake = begun.spawn(&alice(), "wait", TaskOptions::new(), waits).await.unwrap();
         let registered =
             begun.spawn_registered(&alice(), "wait", Value::Null, TaskOptions::new()).await.unwrap();
-        [closure, registered.task_id]
+        [closure, namesake.task_id, registered.task_id]
     });
     let tasks = tasks.await;
     first.kill();
@@ -438,7 +451,31 @@ async fn only_what_is_registered_can_be_spawned_by_name(#[case] engine: Engine) 
     assert!(store.ids("alice").await.is_empty());
 }
 
-/// Counts its attempts, and loses its worker in each by ending the runtime that it runs in.
+#[tokio::test]
+async fn a_spawn_that_is_dropped_halfway_leaves_no_task_that_nobody_ends() {
+    let spy = Spy::new(&(Arc::new(MemoryBackend::new()) as Arc<dyn Agenda>));
+    let one = manager(&spy.agenda(), LONG);
+    let mut told = register(&one);
+    spy.answers_take_ms.store(300, Ordering::SeqCst);
+    let owner = alice();
+    let fails = one.spawn(&owner, "wait", TaskOptions::new(), |_| Box::pin(async { Ok(text("done")) }));
+    let resumes = one.spawn_registered(&owner, "wait", Value::Null, resume());
+    let halfway = Duration::from_millis(100);
+    tokio::time::timeout(halfway, async { tokio::join!(fails, resumes) }).await.unwrap_err();
+    spy.answers_take_ms.store(0, Ordering::SeqCst);
+    let page = one.store().list(&alice(), PageRequest::new(10)).await.unwrap();
+    assert_eq!(page.tasks.len(), 2);
+    for stored in page.tasks {
+        let said = said(&ended(&one, stored.key.task.as_str()).await);
+        match stored.task.on_worker_lost {
+            OnWorkerLost::Resume => assert_eq!(said, "attempt 2"),
+            _ => assert!(said.contains("worker"), "{said}"),
+        }
+    }
+    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    assert!(told.try_recv().is_err());
+}
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn an_operation_that_loses_as_many_workers_as_it_may_is_not_run_again(#[case] engine: Engine) {

@@ -52,14 +52,14 @@ impl<B: Agenda> ManagerConfig<B> {
     /// Sets how many tasks that waited for a worker this process runs at once, at least 1; four for each core unless set.
     /// The others stay in the queue, for other instances or until an operation here ends.
     ///
-    /// An operation that waits for input does not count. When the answer comes, it goes on as soon as there is a place; one
+    /// An operation that waits for input does not count. When the answer comes, it continues as soon as it may run again. One
     /// that must stop does so at once. An operation that a call of this process has spawned never counts.
     pub fn max_concurrent(mut self, max: usize) -> Self {
         self.max_concurrent = max.max(1);
         self
     }
 
-    /// Renews leases on a thread with a Tokio runtime of its own, over an engine of its own, which `connect` makes there.
+    /// Renews leases on a thread with a Tokio runtime of its own, over a connection of its own, which `connect` makes there.
     /// Off unless set.
     ///
     /// By default an operation that blocks its runtime for longer than its lease loses it. Prefer

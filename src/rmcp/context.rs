@@ -99,12 +99,12 @@ impl TaskContext {
         Self { attempt: Arc::new(attempt), seen, progress, place, patience }
     }
 
-    /// The id of the task.
+    /// Returns the id of the task.
     pub fn task_id(&self) -> &str {
         self.attempt.task_id()
     }
 
-    /// Which attempt at the task this is: 1, and more where the worker of an earlier one was lost.
+    /// Returns the number of this attempt: 1 for the first, and more after a worker was lost or has released the task.
     pub fn attempt(&self) -> u32 {
         self.attempt.number()
     }
@@ -205,13 +205,13 @@ impl TaskContext {
         self.seen.borrow().is_to_stop()
     }
 
-    /// Returns once the operation must stop. One that stops for it returns [`TaskExit::Cancelled`]; one that
-    /// fails or completes all the same ends so, as cancelling is cooperative.
+    /// Returns once the operation must stop. An operation that stops early returns [`TaskExit::Cancelled`]. Cancelling is
+    /// cooperative: if the operation completes or fails instead, so does the task.
     ///
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn cancelled(&self) {
-        // A run that is gone wants nothing any more.
+        // If the run is gone, the operation must stop, too.
         let _ = self.seen.clone().wait_for(Seen::is_to_stop).await;
     }
 }

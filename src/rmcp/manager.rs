@@ -1,4 +1,4 @@
-//! The tasks of a server: begun here or at another instance, served by each.
+//! The tasks of a server, whichever instance started them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,15 +27,15 @@ use crate::{
 /// How long a shutdown waits for a create or a claim that is under way.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Begins tasks, works on them and answers for them, as the SDK's `TaskManager` does, but durably: what one instance
-/// has begun every other answers for, and other instances find a worker that is lost.
+/// Starts tasks, runs their operations and answers the clients, as the SDK's `TaskManager` does, but durably: every instance
+/// answers for the tasks of all instances, and finds their lost workers.
 ///
 /// * An operation given to [`spawn`](Self::spawn) is a closure, which no other process can run. When its worker is
 ///   lost, the task fails.
 /// * One that is [registered](Self::register) by name can be run again by any instance that has registered the name,
 ///   if it was [spawned](Self::spawn_registered) to resume. Only one attempt at a time can write to the task; what
 ///   the operation does *outside* of the store may overlap for a moment with an earlier attempt that has not yet
-///   noticed that it is lost, and is done again from the start. Make it idempotent.
+///   detected the loss of its lease, and is done again from the start. Make it idempotent.
 ///
 /// The [`TaskStore`] of every instance finds the lost workers of all instances. Each manager has one background
 /// task, which takes the tasks that wait for a worker of an operation that it has registered. It starts with the manager,
@@ -70,8 +70,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Those of [`TaskStore`]; each converts into the SDK's `ErrorData` for the client.
 ///
 /// # Cancellation safety
-/// As for [`TaskStore`]. Dropping the future of a `spawn` may leave a task behind that nobody works on, whose lease
-/// lapses.
+/// As for [`TaskStore`]. Dropping the future of a spawn may leave a task that no client knows. The store fails it, or the next
+/// worker runs it if it can resume.
 pub struct DurableTaskManager<B>(Arc<Inner<B>>);
 
 impl<B> Clone for DurableTaskManager<B> {
@@ -102,7 +102,16 @@ pub(super) struct Inner<B> {
     renewer: Arc<Renewer<B>>,
 }
 
-/// How a registered operation is spawned.
+/// The options of a task that runs a registered operation.
+///
+/// ```
+/// use mcp_task_store::OnWorkerLost;
+/// use mcp_task_store::rmcp::RegisteredOptions;
+/// use rmcp::task_manager::TaskOptions;
+///
+/// let task = TaskOptions::new().with_ttl_ms(600_000);
+/// let options = RegisteredOptions::from(task).on_worker_lost(OnWorkerLost::Resume).max_attempts(5);
+/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct RegisteredOptions {
@@ -112,12 +121,12 @@ pub struct RegisteredOptions {
 }
 
 impl RegisteredOptions {
-    /// The SDK's default options; the task fails when its worker is lost.
+    /// Returns the SDK's default options. The task fails when its worker is lost.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What becomes of the task when its worker is lost.
+    /// Sets what happens to the task when its worker is lost; it fails unless set.
     pub fn on_worker_lost(mut self, then: OnWorkerLost) -> Self {
         self.on_worker_lost = then;
         self
@@ -160,13 +169,13 @@ impl<B: Agenda> DurableTaskManager<B> {
         manager
     }
 
-    /// The store below.
+    /// Returns the store that keeps the tasks.
     pub fn store(&self) -> &TaskStore<B> {
         &self.0.store
     }
 
-    /// Registers an operation by name, in place of one of that name. From then on this instance takes the tasks that wait
-    /// for a worker of it. Every instance of a server should register the same ones before it serves.
+    /// Registers an operation by name, and replaces an earlier one of that name. From then on this instance claims the tasks
+    /// of this operation that wait for a worker. Register the same operations on every instance before it serves.
     pub fn register<F>(&self, name: impl Into<String>, operation: F)
     where
         F: Fn(TaskContext, Value) -> TaskFuture + Send + Sync + 'static,
@@ -260,18 +269,18 @@ impl<B: Agenda> DurableTaskManager<B> {
         self.0.store.request_cancel(&key).await.map(drop)
     }
 
-    /// How many operations run in this process.
+    /// Returns how many operations run in this process.
     pub fn running_task_count(&self) -> usize {
         *self.0.running.borrow()
     }
 
     /// Stops the operations of this process and releases their leases. Other instances resume at once the tasks that can
-    /// resume. Deletes nothing. Returns when that is done, after 30 s at the latest if the engine does not take the outcome
-    /// of an operation that has ended; the log has one line for each outcome that is lost. From then on this manager starts
-    /// no more work.
+    /// resume; the others fail. Deletes nothing. Returns when that is done. If the engine does not take the outcome of an
+    /// operation that has ended, it returns after 30 s, and the log has one line for each outcome that is lost. This manager
+    /// starts no more work once this was called.
     ///
     /// # Cancellation safety
-    /// Dropping the future does not take it back.
+    /// Dropping the future does not revoke the shutdown.
     pub async fn shutdown(&self) {
         self.0.stop.send_if_modified(|since| {
             let is_first = since.is_none();
@@ -345,7 +354,7 @@ impl<B: Agenda> Inner<B> {
             return Err(TaskError::ShuttingDown);
         }
         let stop = self.stop();
-        // The client does not know a task whose creation is given up, and the store ends it.
+        // No client knows a task whose creation is given up. The store fails it, or releases it if it can resume.
         let (stored, attempt) = tokio::select! {
             started = self.store.start(owner, new) => started?,
             () = stop.passed(PATIENCE) => return Err(TaskError::ShuttingDown),

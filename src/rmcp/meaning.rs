@@ -9,7 +9,7 @@ pub(super) enum Meaning {
     Void,
     /// The same call can never succeed: something is over a limit or makes no sense, or the record cannot be read.
     Final,
-    /// Anything else may pass, and an unknown error too: nobody's finished work is lost for it.
+    /// Anything else may pass, unknown errors included: no finished work is lost because of one.
     Temporary,
 }
 

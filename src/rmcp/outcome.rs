@@ -14,7 +14,7 @@ use super::run::Run;
 use super::stop::Stop;
 use super::wire::{is_unreadable, rpc_error};
 use crate::store::Ending;
-use crate::{Agenda, RpcError, TaskError, TaskStatus};
+use crate::{Agenda, RpcError, TaskError};
 
 /// How long after a shutdown began an outcome may still be stored. No supervisor waits for much longer.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
@@ -58,8 +58,11 @@ impl<B: Agenda> Run<B> {
             match timeout(patience, self.attempt.end(&ending, message.as_deref())).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(error)) => match meaning(&error) {
-                    // The reply to an earlier write did not come, and the task has ended as it was to.
-                    Meaning::Void if may_be_stored && has_ended_so(&error, &ending) => return,
+                    // The reply to an earlier write did not come, and the task has ended as it should.
+                    Meaning::Void if may_be_stored && has_ended_so(&error, &ending) => {
+                        self.attempt.report(&ending, self.operation_name().as_deref());
+                        return;
+                    }
                     // That was said when it became so.
                     Meaning::Void if self.is_over() => {
                         tracing::debug!(%error, "the outcome of an operation was not stored");
@@ -107,10 +110,5 @@ impl<B: Agenda> Run<B> {
 
 /// Whether the task, which has ended, has the status of this ending.
 fn has_ended_so(error: &TaskError, ending: &Ending) -> bool {
-    let status = match ending {
-        Ending::Completed(_) => TaskStatus::Completed,
-        Ending::Failed(_) => TaskStatus::Failed,
-        Ending::Cancelled => TaskStatus::Cancelled,
-    };
-    matches!(error, TaskError::InvalidTransition { from, .. } if *from == status)
+    matches!(error, TaskError::InvalidTransition { from, .. } if *from == ending.status())
 }

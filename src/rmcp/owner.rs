@@ -14,8 +14,8 @@ const SESSION_ID: &str = "mcp-session-id";
 /// Finds the owner in the extensions of a request.
 pub type Subject = Arc<dyn Fn(&Extensions) -> Option<OwnerId> + Send + Sync>;
 
-/// Where a server has the owner of a request's tasks from. The tasks of one owner are out of reach for every other, so
-/// it has to be something that a client cannot choose for itself.
+/// How the server determines which owner a request belongs to. An owner reaches its own tasks only, so it must be something
+/// that a client cannot choose.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum OwnerSource {
@@ -53,7 +53,7 @@ impl OwnerSource {
     /// The id of the session, which ends with the session: its client cannot reach its tasks any more after that.
     ///
     /// The SDK looks a session id up only for requests of protocol versions before 2026-07-28, and only if
-    /// `legacy_session_mode` is on in the `StreamableHttpServerConfig` of the transport, which has to be given here.
+    /// `legacy_session_mode` is on in the `StreamableHttpServerConfig` of the transport, which you must pass here.
     /// In every other case the header is whatever the client has written into it, and the request has no subject.
     pub const fn session(legacy_session_mode: bool) -> Self {
         Self::Session { legacy_session_mode }

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex as Queue, OwnedSemaphorePermit, Semaphore};
 
-/// The places of one manager. Whoever asks first has the next one.
+/// The places of one manager, first come, first served.
 #[derive(Clone, Debug)]
 pub(super) struct Places(Arc<Semaphore>);
 
@@ -12,8 +12,21 @@ pub(super) struct Places(Arc<Semaphore>);
 #[derive(Debug)]
 pub(super) struct Place {
     places: Places,
-    /// `None` while the run waits for input.
-    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    hold: Mutex<Hold>,
+    /// Several waits of one run may end at once. One of them takes a place for all: if each took one, the run could wait for
+    /// the place that it holds itself.
+    returning: Queue<()>,
+}
+
+/// What a run has of its place.
+#[derive(Debug)]
+enum Hold {
+    /// It is at work.
+    Taken { _permit: OwnedSemaphorePermit },
+    /// It waits for input.
+    Left,
+    /// It has ended, and takes no place again, whoever still has its context.
+    Ended,
 }
 
 impl Places {
@@ -38,25 +51,36 @@ impl Places {
     }
 
     fn place(&self, permit: OwnedSemaphorePermit) -> Place {
-        Place { places: self.clone(), permit: Mutex::new(Some(permit)) }
+        let hold = Mutex::new(Hold::Taken { _permit: permit });
+        Place { places: self.clone(), hold, returning: Queue::default() }
     }
 }
 
 impl Place {
-    /// Nothing panics while it holds the permit.
-    fn permit(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Nothing panics while it holds this.
+    fn hold(&self) -> MutexGuard<'_, Hold> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_left(&self) -> bool {
+        matches!(*self.hold(), Hold::Left)
     }
 
     /// Leaves the place to others for as long as the run waits.
     pub(super) fn leave(&self) -> Absence<'_> {
-        self.permit().take();
+        let mut hold = self.hold();
+        if matches!(*hold, Hold::Taken { .. }) {
+            *hold = Hold::Left;
+        }
         Absence(self)
     }
 
+    /// Takes the place again, unless the run has one or has ended.
     fn keep(&self, permit: OwnedSemaphorePermit) {
-        // Two waits of one run may end at once; one place is enough.
-        self.permit().get_or_insert(permit);
+        let mut hold = self.hold();
+        if matches!(*hold, Hold::Left) {
+            *hold = Hold::Taken { _permit: permit };
+        }
     }
 }
 
@@ -65,7 +89,7 @@ pub(super) struct Occupied(pub(super) Arc<Place>);
 
 impl Drop for Occupied {
     fn drop(&mut self) {
-        self.0.permit().take();
+        *self.0.hold() = Hold::Ended;
     }
 }
 
@@ -76,7 +100,8 @@ pub(super) struct Absence<'a>(&'a Place);
 impl Absence<'_> {
     /// Waits until the run has a place again.
     pub(super) async fn end(self) {
-        if self.0.permit().is_some() {
+        let _returning = self.0.returning.lock().await;
+        if !self.0.is_left() {
             return;
         }
         if let Ok(permit) = Arc::clone(&self.0.places.0).acquire_owned().await {
@@ -87,7 +112,7 @@ impl Absence<'_> {
 
 impl Drop for Absence<'_> {
     fn drop(&mut self) {
-        if self.0.permit().is_none()
+        if self.0.is_left()
             && let Ok(permit) = Arc::clone(&self.0.places.0).try_acquire_owned()
         {
             self.0.keep(permit);
@@ -114,11 +139,40 @@ mod tests {
             drop(other);
             back.await;
         }
-        assert!(place.permit().is_some());
+        assert!(!place.is_left());
         // A wait that is given up takes the place again.
         drop(place.leave());
-        assert!(place.permit().is_some());
+        assert!(!place.is_left());
         drop(place);
+        assert_eq!(places.0.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn several_waits_of_one_run_that_end_at_once_take_one_place() {
+        let places = Places::new(1);
+        let place = places.take(16).await.pop().unwrap();
+        let (first, second) = (place.leave(), place.leave());
+        let other = places.take(16).await.pop().unwrap();
+        {
+            let mut both = Box::pin(async { tokio::join!(first.end(), second.end()) });
+            assert!(futures_util::poll!(both.as_mut()).is_pending(), "the place is another's");
+            drop(other);
+            let waited = tokio::time::timeout(std::time::Duration::from_secs(10), both).await;
+            assert!(waited.is_ok(), "none waits for the place that the run has");
+        }
+        drop(place);
+        assert_eq!(places.0.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_has_ended_takes_no_place_again() {
+        let places = Places::new(1);
+        let place = Arc::new(places.take(16).await.pop().unwrap());
+        let (dropped, ended) = (place.leave(), place.leave());
+        drop(Occupied(Arc::clone(&place)));
+        drop(dropped);
+        ended.end().await;
+        drop(place.leave());
         assert_eq!(places.0.available_permits(), 1);
     }
 }

@@ -14,18 +14,18 @@ use crate::{Agenda, Attempt, StoredTask, TaskStore};
 
 /// How long to wait at most before a write that the engine did not take is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(200);
-/// How long one write may take at least before it is tried again. With [`RETRY`], less than others need to take a worker
-/// for lost whose lease has lapsed in an outage.
+/// How long one write may take at least before it is tried again. Together with [`RETRY`], this is shorter than the observation
+/// after which others declare a worker lost whose lease has lapsed in an outage.
 pub(super) const PATIENCE: Duration = Duration::from_millis(700);
 
-/// How long to wait for one write under a lease that lasts for `left`: long while there is time, so that a slow engine is no
-/// lost one.
+/// How long to wait for one write under a lease that lasts for `left`: long while there is time, because a write that is given
+/// up too early never succeeds on a slow engine.
 pub(super) fn patience(lease: Duration, left: Option<Duration>) -> Duration {
     // After the clock was set back, a lease seems to last for longer than it does.
     left.map_or(PATIENCE, |left| PATIENCE.max(left.min(lease) / 2))
 }
 
-/// How long something that is no renewal may hold up the next one.
+/// How long another write may delay the next renewal.
 pub(super) fn short_patience(lease: Duration) -> Duration {
     PATIENCE.max(lease / 3)
 }
@@ -35,7 +35,7 @@ pub(super) fn left<B: Agenda>(store: &TaskStore<B>, deadline: Option<DateTime<Ut
     (deadline? - store.backend().now()).to_std().ok().filter(|left| !left.is_zero())
 }
 
-/// What the last renewal came to.
+/// The result of the last renewal.
 #[derive(Clone)]
 pub(super) enum Report {
     /// There was none yet.
@@ -56,7 +56,7 @@ pub(super) struct Renewals {
     signals: Arc<Signals>,
 }
 
-/// What a renewal and the other writes of its run tell each other.
+/// What a renewal and the other writes of its run signal to each other.
 #[derive(Default)]
 pub(super) struct Signals {
     /// The lease must be renewed now.

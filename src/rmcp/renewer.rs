@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
@@ -28,7 +29,7 @@ pub(super) fn connect<B: 'static>(
                     Ok(backend) => return backend,
                     Err(error) if std::mem::take(&mut is_first) => tracing::warn!(
                         %error,
-                        "the dedicated renewals have no connection yet; leases are renewed over the first one"
+                        "the dedicated renewals have no connection yet; until then leases are renewed over the connection of the store"
                     ),
                     Err(error) => tracing::debug!(%error, "the dedicated renewals have no connection yet"),
                 }
@@ -42,6 +43,8 @@ pub(super) fn connect<B: 'static>(
 pub(super) struct Renewer<B> {
     /// `None` where they run in the runtime of their operation.
     thread: Option<mpsc::UnboundedSender<(Renewal<B>, Span)>>,
+    /// The log says that the thread has panicked.
+    is_panic_reported: AtomicBool,
     unexplained: Arc<Unexplained>,
 }
 
@@ -55,7 +58,7 @@ impl<B: Agenda> Renewer<B> {
                 None
             }
         });
-        Self { thread, unexplained: Arc::default() }
+        Self { thread, is_panic_reported: AtomicBool::new(false), unexplained: Arc::default() }
     }
 
     /// Begins to renew a lease, in the current span.
@@ -64,8 +67,15 @@ impl<B: Agenda> Renewer<B> {
             None => renewal,
             Some(thread) => match thread.send((renewal, Span::current())) {
                 Ok(()) => return,
-                // It has panicked with the engine.
-                Err(mpsc::error::SendError((renewal, _))) => renewal,
+                Err(mpsc::error::SendError((renewal, _))) => {
+                    if !self.is_panic_reported.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(
+                            "the thread of the dedicated renewals has panicked; leases are renewed in the runtimes of their \
+                             operations, and operations that block delay renewals"
+                        );
+                    }
+                    renewal
+                }
             },
         };
         tokio::spawn(renewal.run().in_current_span());

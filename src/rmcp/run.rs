@@ -155,7 +155,7 @@ impl<B: Agenda> Run<B> {
                         Some(Ok(())) => {}
                         // The next good item stands for all that was missed.
                         Some(Err(error)) => {
-                            tracing::debug!(%error, "a task is not watched by its worker for now");
+                            tracing::debug!(%error, "the worker receives no changes of its task for now");
                             continue;
                         }
                         None => changes = None,
@@ -232,6 +232,10 @@ impl<B: Agenda> Run<B> {
                 self.renewals.nudge();
             }
         }
+    }
+
+    pub(super) fn operation_name(&self) -> Option<String> {
+        self.seen.borrow().stored.task.operation.clone()
     }
 
     /// Whether the operation was told that the attempt is void.

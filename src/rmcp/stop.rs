@@ -1,11 +1,11 @@
-//! The message that this process is to end, and how long what runs in it may still take.
+//! The signal that this process is about to end, and how long its runs may still take.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// Receives the message that this process is to end.
+/// Receives the signal that this process is about to end.
 #[derive(Clone)]
 pub(super) struct Stop(watch::Receiver<Option<Instant>>);
 
@@ -18,7 +18,7 @@ impl Stop {
         self.0.borrow().is_some()
     }
 
-    /// Returns once the process is to end, with the time since when.
+    /// Returns once a shutdown has begun, with the time when it began.
     pub(super) async fn told(&self) -> Instant {
         let mut stop = self.0.clone();
         let told = stop.wait_for(Option::is_some).await.ok().and_then(|told| *told);
@@ -29,7 +29,7 @@ impl Stop {
         }
     }
 
-    /// Returns this long after the process was told to end.
+    /// Returns this long after a shutdown has begun.
     pub(super) async fn passed(&self, limit: Duration) {
         let told = self.told().await;
         sleep_until(told + limit).await;

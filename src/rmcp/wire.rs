@@ -127,7 +127,7 @@ pub(super) fn is_unreadable(error: &TaskError) -> bool {
     matches!(error, TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. }))
 }
 
-/// How an operation ends when this happens to it. One that is not to go on is told so, as by a request to cancel.
+/// How an operation ends after this error. One that must stop is cancelled, as after a request to cancel.
 pub(super) fn exit(error: TaskError) -> TaskExit {
     match error {
         TaskError::CancelRequested { .. }

@@ -42,7 +42,7 @@ impl Drop for Working {
     }
 }
 
-/// Says that the background task runs, until its future is dropped, with its runtime or without.
+/// Marks the background task as running until its future is dropped, with its runtime or without.
 struct AtWork(Arc<AtomicBool>);
 
 impl Drop for AtWork {
@@ -91,7 +91,7 @@ impl<B: Agenda> Inner<B> {
             }
             return Ok(Next::After(Duration::ZERO));
         }
-        // A claim that is given up halfway is that of a lost worker: the store releases the task.
+        // If a claim is given up halfway, the store releases the task, as after a dropped attempt.
         let claimed = tokio::select! {
             claimed = self.store.claim(&due.key) => claimed?,
             () = stop.passed(PATIENCE) => return Ok(Next::After(Duration::ZERO)),

@@ -162,9 +162,9 @@ impl StoreConfig {
     /// [`Unavailable`](crate::StorageError::Unavailable), with an unknown outcome only if a write was sent whose outcome is
     /// not known. Choose more than the time limit of the engine's calls.
     ///
-    /// The first timer of a new lease fires this long after the lease lapses, but at most a third of the lease and 3 s after
-    /// it, and for a lease under 3 s as long as the lease in place of 3 s. A keeper that finds no record then removes the timer. A write that took longer schedules the timer again before
-    /// its call returns.
+    /// The first timer of a new lease fires this long after the lease lapses, but no later than a third of the lease and 3 s
+    /// after it (for a lease under 3 s: 1⅓ leases after it). A keeper that finds no record then removes the timer. A write that
+    /// took longer schedules the timer again before its call returns.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         self.call_timeout = limit.clamp(Duration::from_millis(1), LONGEST_LEASE);
         self

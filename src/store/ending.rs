@@ -7,8 +7,9 @@ use serde_json::Value;
 use super::attempts::Guard;
 use super::change::Kind;
 use super::transitions;
+use super::write::Event;
 use super::{TaskError, TaskStore};
-use crate::{Agenda, Attempt, RpcError, StoredTask, Task};
+use crate::{Agenda, Attempt, RpcError, StoredTask, Task, TaskStatus};
 
 /// What the work on a task came to.
 #[derive(Clone, Debug)]
@@ -39,6 +40,11 @@ impl<B: Agenda> Attempt<B> {
         self.change(Kind::Lifecycle, ending.name(), end).await
     }
 
+    /// Reports the end of the task, where the call that ended it was given up before the reply came.
+    pub(crate) fn report(&self, ending: &Ending, operation: Option<&str>) {
+        Event::Ended(ending.status()).log(self.key(), operation);
+    }
+
     /// Returns what ends the attempt in this process when it is dropped, whoever still holds a clone: an operation may have
     /// put its context anywhere. If the task is still open then, its worker counts as lost.
     pub(crate) fn in_charge(&self) -> InCharge {
@@ -56,6 +62,15 @@ impl Drop for InCharge {
 }
 
 impl Ending {
+    /// The status of a task that has ended like this.
+    pub(crate) fn status(&self) -> TaskStatus {
+        match self {
+            Self::Completed(_) => TaskStatus::Completed,
+            Self::Failed(_) => TaskStatus::Failed,
+            Self::Cancelled => TaskStatus::Cancelled,
+        }
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::Completed(_) => "complete",

@@ -30,7 +30,7 @@ impl<B: Agenda> TaskStore<B> {
     /// has no operation.
     ///
     /// # Cancellation safety
-    /// Dropping the future may leave a task that nobody works on. The store ends it, as after a dropped [`Attempt`].
+    /// Dropping the future may leave a task that nobody works on. The store fails it, or releases it if it can resume.
     pub async fn start(&self, owner: &OwnerId, new: NewTask) -> Result<(StoredTask, Attempt<B>), TaskError> {
         self.keep();
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
@@ -207,8 +207,8 @@ impl<B: Agenda> TaskStore<B> {
 /// else has the lease or the task has ended.
 ///
 /// The lease lapses unless it is [renewed](Self::renew) in time. Every other change that the attempt makes renews it, too.
-/// A lease that has lapsed can still be renewed until another instance has declared the worker lost. One process writes at a time; what a worker does outside of the store may
-/// overlap with the next attempt, if it goes on without having noticed that its lease is lost.
+/// A lease that has lapsed can still be renewed until another instance has declared the worker lost. One process writes at a
+/// time. What a worker does outside of the store may overlap with the next attempt until it detects that its lease is lost.
 ///
 /// Clones are one attempt. When the last one is dropped and the task has neither ended nor been released, the store
 /// treats its worker as lost, at once.
@@ -318,7 +318,8 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Gives up the lease, so that nobody needs to wait for it to lapse. A task that can resume is scheduled in its work
-    /// queue, for now, and the attempt does not count against its [bound](NewTask::max_attempts). One that cannot fails in the same write, and one that was asked to cancel becomes `cancelled`.
+    /// queue, for now, and the attempt does not count against its [bound](NewTask::max_attempts). One that cannot resume fails
+    /// in the same write, and one that was asked to cancel becomes `cancelled`.
     pub async fn release(&self) -> Result<StoredTask, TaskError> {
         let deadline = self.store.deadline();
         let change = |task: &mut Task| {

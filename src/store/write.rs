@@ -45,9 +45,9 @@ pub(super) enum Event {
 }
 
 impl Event {
-    /// Called where the engine has accepted the write.
-    fn log(self, key: &TaskKey, task: &Task) {
-        let (owner, id, operation) = (&key.owner, &key.task, &task.operation);
+    /// Called once the engine has accepted the write.
+    pub(super) fn log(self, key: &TaskKey, operation: Option<&str>) {
+        let (owner, id) = (&key.owner, &key.task);
         match self {
             Self::Created => tracing::info!(%owner, task = %id, operation, "created"),
             Self::Ended(TaskStatus::Completed) => tracing::info!(%owner, task = %id, operation, "completed"),
@@ -159,7 +159,7 @@ impl<B: Agenda> TaskStore<B> {
     ) -> Result<Option<StoredTask>, TaskError> {
         let written = self.put_once(caller, write, task).await?;
         if let (Some(event), Some(written)) = (write.event, &written) {
-            event.log(write.key, &written.task);
+            event.log(write.key, written.task.operation.as_deref());
         }
         Ok(written)
     }

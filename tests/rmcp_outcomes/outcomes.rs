@@ -106,7 +106,7 @@ async fn an_outcome_is_kept_for_as_long_as_it_takes_while_the_lease_can_be_renew
 #[tokio::test(start_paused = true)]
 async fn an_outcome_whose_reply_is_lost_is_stored_once_and_not_reported_as_void() {
     let printed = Printed::default();
-    let _subscribed = support::subscribe(&printed, tracing::Level::WARN);
+    let _subscribed = support::subscribe(&printed, tracing::Level::INFO);
     let gate = Arc::new(Gate { error: is_broken, ..Gate::of(Arc::new(MemoryBackend::new())) });
     // The run learns of its end from nothing but the outcome.
     gate.watch_hangs.store(true, Ordering::SeqCst);
@@ -121,7 +121,9 @@ async fn an_outcome_whose_reply_is_lost_is_stored_once_and_not_reported_as_void(
     gate.set_closed(false);
     until(|| one.running_task_count() == 0).await;
     assert_eq!(said(&ended(&one, &task_id).await), "done");
-    assert!(!printed.text().contains("void"), "{}", printed.text());
+    let printed = printed.text();
+    assert!(!printed.contains("void"), "{printed}");
+    assert_eq!(printed.matches(" completed ").count(), 1, "{printed}");
 }
 
 #[tokio::test]
