@@ -45,6 +45,7 @@ use operation::{LEASE, MAX_ATTEMPTS, Plan};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use wire::Wire;
 use worker::log_of;
 
 /// How much is done.
@@ -55,6 +56,8 @@ struct Form {
     at_once: usize,
     /// Between two faults of one process, on average.
     gap: Duration,
+    /// How many bytes a connection passes before it is cut, beyond the first few.
+    most_bytes: u64,
     /// Faults end when all tasks are created, and after this time at the latest.
     rages: Duration,
     least_resumptions: usize,
@@ -69,6 +72,7 @@ const SHORT: Form = Form {
     pace: Duration::from_millis(40),
     at_once: 150,
     gap: Duration::from_millis(2_000),
+    most_bytes: 150_000,
     rages: Duration::from_secs(13),
     least_resumptions: 1,
     least_kept: 1,
@@ -79,6 +83,7 @@ const LONG: Form = Form {
     pace: Duration::from_millis(30),
     at_once: 250,
     gap: Duration::from_millis(4_500),
+    most_bytes: 1_500_000,
     rages: Duration::from_secs(900),
     least_resumptions: 500,
     least_kept: 1_000,
@@ -110,8 +115,10 @@ async fn survives(form: Form) {
     let log = Arc::new(Log::open(&log_of(folder.path())));
     let victim = Arc::new(Victim::start(Arc::clone(&log)));
     let straight = RedisBackend::connect(&format!("redis://127.0.0.1:{}", victim.port())).await.unwrap();
-    let place =
-        |number| Place::new(number, victim.port(), seed ^ number as u64, folder.path(), Arc::clone(&log));
+    let place = |number| {
+        let wire = Wire::start(victim.port(), seed ^ number as u64, form.most_bytes);
+        Place::new(number, wire, folder.path(), Arc::clone(&log))
+    };
     let places = Arc::new((0..WORKERS).map(place).collect::<Vec<_>>());
 
     let started = Instant::now();

@@ -198,9 +198,8 @@ pub struct Place {
 }
 
 impl Place {
-    pub fn new(number: usize, server_port: u16, seed: u64, folder: &Path, log: Arc<Log>) -> Self {
+    pub fn new(number: usize, wire: Wire, folder: &Path, log: Arc<Log>) -> Self {
         let name = char::from(b'a' + u8::try_from(number).unwrap());
-        let wire = Wire::start(server_port, seed);
         let worker = Self::launch(&wire, name, 1, folder, &log);
         Self {
             name,

@@ -29,6 +29,10 @@ impl Drop for Wire {
 struct State {
     server_port: u16,
     random: Mutex<Random>,
+    /// How many bytes a connection passes at most.
+    most_bytes: u64,
+    /// How many connections there were: they are reset and closed in turn.
+    connections: AtomicU64,
     is_calm: AtomicBool,
     is_cut_off: watch::Sender<bool>,
     resets: AtomicU64,
@@ -45,12 +49,14 @@ enum Cut {
 }
 
 impl Wire {
-    pub fn start(server_port: u16, seed: u64) -> Self {
+    pub fn start(server_port: u16, seed: u64, most_bytes: u64) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let state = Arc::new(State {
             server_port,
             random: Mutex::new(Random(seed)),
+            most_bytes,
+            connections: AtomicU64::new(seed),
             is_calm: AtomicBool::new(false),
             is_cut_off: watch::Sender::new(false),
             resets: AtomicU64::new(0),
@@ -107,9 +113,10 @@ impl State {
             stream.set_nodelay(true).unwrap();
         }
         // One in four hardly gets going.
-        let bytes = if self.below(4) == 0 { self.below(20_000) } else { 20_000 + self.below(1_500_000) };
+        let bytes =
+            if self.below(4) == 0 { self.below(20_000) } else { 20_000 + self.below(self.most_bytes) };
         let (to_server, to_client) = if self.below(2) == 0 { (bytes, u64::MAX) } else { (u64::MAX, bytes) };
-        let cut = if self.below(2) == 0 { Cut::Reset } else { Cut::Close };
+        let cut = if self.connections.fetch_add(1, SeqCst) % 2 == 0 { Cut::Reset } else { Cut::Close };
         let is_cut = {
             let (mut from_client, mut into_client) = client.split();
             let (mut from_server, mut into_server) = server.split();
