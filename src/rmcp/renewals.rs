@@ -1,12 +1,13 @@
 //! The renewals of one lease while an operation runs and while its outcome is stored, in a task of their own: nothing that a
 //! run waits for holds them up.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::lateness::Lateness;
 use super::meaning::{Meaning, meaning};
@@ -103,6 +104,8 @@ pub(super) struct Renewal<B> {
     signals: Arc<Signals>,
     report: watch::Sender<Report>,
     lateness: Lateness,
+    /// Limits how many renewals of the process begin at once.
+    turnstile: Arc<Semaphore>,
     /// When the next renewal is due: counted from the run's begin, however late this is polled first.
     at: Instant,
     /// Over which store it renews, where that is not the one of the attempt.
@@ -115,13 +118,15 @@ impl<B: Agenda> Renewal<B> {
         attempt: Attempt<B>,
         stored: &StoredTask,
         lateness: Lateness,
+        turnstile: Arc<Semaphore>,
     ) -> (Self, Renewals) {
         let (report, reports) = watch::channel(Report::Nothing);
         let signals = Arc::<Signals>::default();
         let at = Instant::now() + store.lease_duration() / 3;
         let deadline = stored.task.lease.as_ref().map(|lease| lease.deadline);
         let renewals = Renewals { reports, signals: Arc::clone(&signals) };
-        (Self { store, attempt, deadline, signals, report, lateness, at, twin: None }, renewals)
+        let renewal = Self { store, attempt, deadline, signals, report, lateness, turnstile, at, twin: None };
+        (renewal, renewals)
     }
 
     /// As [`run`](Self::run), over the store that is in this channel at each time.
@@ -145,6 +150,10 @@ impl<B: Agenda> Renewal<B> {
             if is_gone {
                 return;
             }
+            let permit = tokio::select! {
+                () = self.report.closed() => return,
+                permit = Arc::clone(&self.turnstile).acquire_owned() => permit.ok(),
+            };
             self.signals.begins.notify_waiters();
             let since = std::time::Instant::now();
             let patience = patience(lease, left(&self.store, self.deadline));
@@ -155,7 +164,7 @@ impl<B: Agenda> Renewal<B> {
             let renewed = tokio::select! {
                 // The write is given up, so that it is not in the way of what the run does next.
                 () = self.report.closed() => return,
-                renewed = timeout(patience, attempt.renew()) => renewed,
+                renewed = timeout(patience, through(permit, attempt.renew())) => renewed,
             };
             let is_renewed = matches!(renewed, Ok(Ok(_)));
             match renewed {
@@ -182,4 +191,16 @@ impl<B: Agenda> Renewal<B> {
             self.lateness.report(late, third);
         }
     }
+}
+
+/// Waits for a call that was let through. One that takes long lets the next one through: servers that hang must not hold up
+/// the leases of those that answer.
+async fn through<T>(permit: Option<OwnedSemaphorePermit>, call: impl Future<Output = T>) -> T {
+    const LONG: Duration = Duration::from_millis(100);
+    let mut call = pin!(call);
+    tokio::select! {
+        ended = &mut call => return ended,
+        () = sleep(LONG) => drop(permit),
+    }
+    call.await
 }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
 use tracing::{Instrument, Span};
 
@@ -39,8 +39,13 @@ pub(super) fn connect<B: 'static>(
     })
 }
 
+/// How many renewals of one manager begin at once. After an outage all leases are due: without a limit their calls delay
+/// each other until each is given up, and none gets through.
+const MOST_AT_ONCE: usize = 256;
+
 /// Starts the renewals of one manager and its runs.
 pub(super) struct Renewer<B> {
+    turnstile: Arc<Semaphore>,
     /// `None` where they run in the runtime of their operation.
     thread: Option<mpsc::UnboundedSender<(Renewal<B>, Span)>>,
     /// The log says that the thread has panicked.
@@ -58,7 +63,13 @@ impl<B: Agenda> Renewer<B> {
                 None
             }
         });
-        Self { thread, is_panic_reported: AtomicBool::new(false), unexplained: Arc::default() }
+        let turnstile = Arc::new(Semaphore::new(MOST_AT_ONCE));
+        Self { turnstile, thread, is_panic_reported: AtomicBool::new(false), unexplained: Arc::default() }
+    }
+
+    /// Where each renewal passes before it begins.
+    pub(super) fn turnstile(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.turnstile)
     }
 
     /// Begins to renew a lease, in the current span.

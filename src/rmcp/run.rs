@@ -277,7 +277,8 @@ fn renew<B: Agenda>(
     polls: &Arc<Polls>,
 ) -> Renewals {
     let lateness = renewer.lateness(stored.task.operation.clone(), Arc::clone(polls));
-    let (renewal, renewals) = Renewal::new(store.clone(), attempt.clone(), stored, lateness);
+    let (renewal, renewals) =
+        Renewal::new(store.clone(), attempt.clone(), stored, lateness, renewer.turnstile());
     renewer.start(renewal);
     renewals
 }
