@@ -24,7 +24,7 @@ impl Stop {
         let told = stop.wait_for(Option::is_some).await.ok().and_then(|told| *told);
         match told {
             Some(told) => told,
-            // A manager that is gone tells nobody to stop: its runs go on.
+            // A manager that is gone stops nothing: its runs go on.
             None => std::future::pending().await,
         }
     }

@@ -16,8 +16,8 @@ use tracing::{Instrument, debug_span};
 
 use super::answers::Answers;
 use super::attempts::Dropped;
+use super::back_off::BackOff;
 use super::look::{FAILING, Look};
-use super::outage::{BackOff, Outage};
 use super::write::jittered;
 use super::{Inner, TaskStore};
 use crate::{Agenda, Due, Queue};
@@ -77,14 +77,17 @@ impl Signs {
     }
 
     fn is_kept(&self) -> bool {
-        let expected = self.expected_ms.load(Ordering::Acquire);
-        expected != 0 && self.now_ms() <= expected
+        self.is_kept_until(self.expected_ms.load(Ordering::Acquire))
+    }
+
+    fn is_kept_until(&self, expected_ms: u64) -> bool {
+        expected_ms != 0 && self.now_ms() <= expected_ms
     }
 
     /// Puts the caller in charge, unless somebody else was quicker.
     fn take_charge(self: &Arc<Self>) -> Option<Kept> {
         let expected = self.expected_ms.load(Ordering::Acquire);
-        if expected != 0 && self.now_ms() <= expected {
+        if self.is_kept_until(expected) {
             return None;
         }
         let next = self.now_ms() + super::millis(PARKED);
@@ -144,7 +147,6 @@ impl<B: Agenda> TaskStore<B> {
                 + self.0.config.call_timeout.max(LEAST_HIDDEN),
             answers: Arc::clone(&self.0.answers),
             calls: Arc::new(Semaphore::new(MOST_CALLS)),
-            failing: Arc::default(),
             looks: JoinSet::new(),
         };
         runtime.spawn(keeper.run(kept, dropped).instrument(debug_span!("keeper")));
@@ -166,8 +168,6 @@ struct Keeper<B> {
     hide_for: Duration,
     answers: Arc<Answers>,
     calls: Arc<Semaphore>,
-    /// Looks that fail.
-    failing: Arc<Outage>,
     looks: JoinSet<()>,
 }
 
@@ -185,17 +185,15 @@ enum Event {
 impl<B: Agenda> Keeper<B> {
     async fn run(mut self, kept: Kept, dropped: Arc<Mutex<mpsc::UnboundedReceiver<Dropped>>>) {
         let mut wakeups = Arc::clone(&self.backend).wakeups(&self.queue).fuse();
-        let (outage, mut back_off) = (Outage::default(), BackOff::new());
+        let mut back_off = BackOff::new();
         while kept.sign(self.limit) {
             let pause = match self.take().await {
                 Ok(pause) => {
-                    outage.end("the timers of leases are taken again");
                     back_off = BackOff::new();
                     pause
                 }
                 Err(error) => {
-                    outage
-                        .begin(&error, "the timers of leases cannot be taken; lost workers are found later");
+                    tracing::debug!(%error, "the timers of leases cannot be taken; lost workers are found later");
                     back_off.longer()
                 }
             };
@@ -253,14 +251,12 @@ impl<B: Agenda> Keeper<B> {
             is_token_void: false,
             answers: Arc::clone(&self.answers),
             calls: Arc::clone(&self.calls),
-            failing: Arc::clone(&self.failing),
         }
     }
 
     /// Treats the worker of an attempt that nobody holds any more as lost.
     fn end_dropped(&mut self, attempt: Dropped) {
-        let (store, calls, failing) =
-            (Weak::clone(&self.store), Arc::clone(&self.calls), Arc::clone(&self.failing));
+        let (store, calls) = (Weak::clone(&self.store), Arc::clone(&self.calls));
         let end = async move {
             let mut back_off = BackOff::new();
             let begun = Instant::now();
@@ -271,7 +267,7 @@ impl<B: Agenda> Keeper<B> {
                     store.end_dropped(&attempt).await
                 };
                 let Err(error) = ended else { return };
-                failing.report(&error, FAILING);
+                tracing::debug!(%error, "{FAILING}");
                 // From then on its timer leads to the same.
                 if begun.elapsed() > store.0.config.lease {
                     return;

@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::Answers;
 use super::attempts::{Dropped, Run};
+use super::back_off::BackOff;
 use super::keeper::{MOST_LATE, window};
-use super::outage::{BackOff, Outage};
 use super::transitions::{self, Change, Gone, Then, may_run, waiting};
 use super::{Inner, TaskError, TaskStore};
 use crate::{Agenda, Due, Lease, Next, StorageError, StoredTask, TaskKey, Version};
@@ -30,7 +30,6 @@ pub(super) struct Look<B> {
     pub(super) is_token_void: bool,
     pub(super) answers: Arc<Answers>,
     pub(super) calls: Arc<Semaphore>,
-    pub(super) failing: Arc<Outage>,
 }
 
 /// What a record leads to.
@@ -54,7 +53,7 @@ impl<B: Agenda> Look<B> {
                 Ok(Verdict::Nothing) => return,
                 // Gone or changed meanwhile: the next read tells.
                 Ok(Verdict::Again | Verdict::Lapsed(_)) | Err(TaskError::NotFound { .. }) => {}
-                Err(error) => self.failing.report(&error, FAILING),
+                Err(error) => tracing::debug!(%error, "{FAILING}"),
             }
             // From then on another instance may have it.
             if Instant::now() >= self.hidden_until {
@@ -74,7 +73,7 @@ impl<B: Agenda> Look<B> {
             self.answers.count(Some(&self.due.key.owner), store.backend.resolve(&self.due, next)).await;
         if let Err(error) = resolved {
             // It fires again when it is no longer hidden.
-            self.failing.report(&error, FAILING);
+            tracing::debug!(%error, "{FAILING}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod attempts;
+mod back_off;
 mod change;
 mod config;
 mod deadline;
@@ -16,7 +17,6 @@ mod lease;
 mod limits;
 mod look;
 mod new_task;
-mod outage;
 mod payloads;
 mod timers;
 mod transitions;
@@ -37,6 +37,8 @@ use tracing::instrument;
 
 use answers::Answers;
 use attempts::Attempts;
+#[cfg(feature = "rmcp")]
+pub(crate) use back_off::BackOff;
 use change::Kind;
 pub use config::StoreConfig;
 use deadline::{Deadline, Subject};
@@ -49,8 +51,6 @@ use keeper::Keeping;
 pub use lease::Attempt;
 use limits::{MAX_JSON_DEPTH, check, check_depth, check_poll_interval};
 pub use new_task::{NewTask, Ttl};
-#[cfg(feature = "rmcp")]
-pub(crate) use outage::BackOff;
 use timers::Noticed;
 use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;

@@ -268,8 +268,8 @@ fn delay_after(losses: u32) -> Duration {
     FIRST_DELAY.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_DELAY)
 }
 
-/// How long it is until the next attempt at a task that waits for a worker is to begin. If the engine's clock was set back
-/// since, that is not longer than the delay after so many losses: a task that was to begin at once still does.
+/// How long to wait until the next attempt at a task that waits for a worker may begin. If the engine's clock was set back
+/// since, that is at most the delay after so many losses.
 pub(super) fn delay_left(waiting: &Lease, now: DateTime<Utc>) -> Duration {
     (waiting.deadline - now).to_std().unwrap_or_default().min(delay_after(waiting.losses))
 }
