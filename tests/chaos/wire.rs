@@ -116,7 +116,8 @@ impl State {
         let bytes =
             if self.below(4) == 0 { self.below(20_000) } else { 20_000 + self.below(self.most_bytes) };
         let (to_server, to_client) = if self.below(2) == 0 { (bytes, u64::MAX) } else { (u64::MAX, bytes) };
-        let cut = if self.connections.fetch_add(1, SeqCst).is_multiple_of(2) { Cut::Reset } else { Cut::Close };
+        let cut =
+            if self.connections.fetch_add(1, SeqCst).is_multiple_of(2) { Cut::Reset } else { Cut::Close };
         let is_cut = {
             let (mut from_client, mut into_client) = client.split();
             let (mut from_server, mut into_server) = server.split();
