@@ -81,7 +81,7 @@ pub use memory::MemoryBackend;
 pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRequest};
 pub use payload::{Payload, PayloadKind};
 #[cfg(feature = "redis")]
-pub use redis::{RedisBackend, RedisBuilder};
+pub use redis::{Credentials, RedisBackend, RedisBuilder};
 pub use snapshot::{Snapshot, StoredTask};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
 pub use task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};

@@ -19,6 +19,7 @@ use tracing::debug_span;
 
 use super::RedisBackend;
 use super::error::Context;
+use super::link::Sent;
 use crate::backend::{MAX_TAKEN, delay_millis};
 use crate::scripts::{
     FoundTimers, QueueState, RESOLVE, Resolve, Resolved, SCHEDULE, Schedule, TAKE_DUE, TakeDue, Timed,
@@ -134,7 +135,7 @@ impl RedisBackend {
             let mut remove = redis::cmd("ZREM");
             remove.arg(key).arg(&members);
             let count = members.len();
-            match self.0.link.send(&remove, key).await {
+            match self.0.link.send(&remove, key, &Sent::default()).await {
                 Ok(_) => tracing::warn!(key, count, "removed timers that belong to no task"),
                 Err(failure) => {
                     let error = self.writes(key).storage_error(failure);

@@ -1,5 +1,6 @@
 //! How a [`RedisBackend`] is configured and connected.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -8,17 +9,16 @@ use std::time::Duration;
 use futures_util::future::try_join;
 use redis::aio::ConnectionLike;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use tokio::time::Instant;
 
 use super::agenda::Outages;
 use super::clock::Clock;
 #[cfg(feature = "redis-cluster")]
 use super::cluster::ClusterLink;
+use super::dialer::{Credentials, Dialer, Provider};
 use super::error::Context;
-#[cfg(feature = "redis-cluster")]
-use super::link::Generation;
-use super::link::{Failure, Given, Link};
+use super::link::{Failure, Generation, Given, Link};
 use super::master::{Master, MasterLink, Place};
 use super::replicas::ReplicatedLink;
 use super::schema::Schema;
@@ -28,8 +28,8 @@ use super::subscriptions::Subscriptions;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
 use super::{Inner, RedisBackend};
-use crate::StorageError;
 use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES};
+use crate::{BoxError, StorageError};
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -63,6 +63,7 @@ pub struct RedisBuilder {
     max_part_bytes: usize,
     replicas: Option<(u32, Duration)>,
     notifications: bool,
+    provider: Option<Provider>,
     #[cfg(feature = "redis-tls")]
     certificates: Certificates,
 }
@@ -78,6 +79,7 @@ impl Default for RedisBuilder {
             max_part_bytes: DEFAULT_MAX_PART_BYTES,
             replicas: None,
             notifications: true,
+            provider: None,
             #[cfg(feature = "redis-tls")]
             certificates: Certificates::default(),
         }
@@ -163,6 +165,34 @@ impl RedisBuilder {
         self
     }
 
+    /// Asks `provide` for the user and the password each time a connection is made, those for subscriptions included, in
+    /// place of what the URL says: for passwords that are rotated and for tokens that expire. What it takes counts towards
+    /// the [connect timeout](Self::connect_timeout). If it fails, the connection is not made, the call that waits for it is
+    /// [`Unavailable`](StorageError::Unavailable), and a later call asks again. The message of its error is reported, so it
+    /// must hold no secret. Sentinels are asked with what their own URLs say.
+    ///
+    /// ```no_run
+    /// # async fn token() -> Result<String, std::io::Error> { unimplemented!() }
+    /// # async fn example() -> Result<(), mcp_task_store::StorageError> {
+    /// use mcp_task_store::{Credentials, RedisBackend};
+    ///
+    /// let backend = RedisBackend::builder()
+    ///     .credentials(|| async { token().await.map(|token| Credentials::user("tasks", token)) })
+    ///     .connect("rediss://redis.internal")
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn credentials<F, R, E>(mut self, provide: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.provider = Some(Provider::new(provide));
+        self
+    }
+
     /// Trusts the certificate authorities in this PEM text in place of those of the operating system, for
     /// `rediss://`.
     #[cfg(feature = "redis-tls")]
@@ -196,10 +226,9 @@ impl RedisBuilder {
     /// Dropping the future drops the connection.
     pub async fn connect(self, url: &str) -> Result<RedisBackend, StorageError> {
         let info = self.read_url(url)?;
-        let address = info.addr().to_string();
-        let can_publish = can_publish(&info);
-        let client = self.client(info).map_err(|error| refused(&address, error))?;
-        self.connect_master(Place::At(client), address, can_publish).await
+        let (place, address) = (Place::At(info.addr().clone()), info.addr().to_string());
+        let dialer = self.dialer(info, self.connect_timeout, &address)?;
+        self.connect_master(place, dialer, address).await
     }
 
     /// Connects to the master that these sentinels know
@@ -230,7 +259,9 @@ impl RedisBuilder {
         let address = format!("{name} (by the sentinels {addresses})");
         let client = self.sentinel_client(sentinels, &name, &info);
         let client = client.map_err(|error| refused(&address, error))?;
-        self.connect_master(Place::KnownTo(Sentinels::new(client)), address, can_publish(&info)).await
+        let dialer = self.dialer(info, self.connect_timeout, &address)?;
+        let place = Place::KnownTo(Sentinels::new(client, name));
+        self.connect_master(place, dialer, address).await
     }
 
     /// Connects to a Redis Cluster of which these are nodes, with keys that are [hash-tagged](Self::hash_tags):
@@ -258,7 +289,9 @@ impl RedisBuilder {
         let Some(node) = nodes.first().cloned() else {
             return Err(wrong_settings(address, "it has no node".to_owned()));
         };
-        let (timeout, can_publish) = (self.connect_timeout / SILENT_NODES, can_publish(&node));
+        let timeout = self.connect_timeout / SILENT_NODES;
+        let dialer = self.dialer(node, timeout, &address)?;
+        let can_publish = dialer.speaks_resp3();
         let client = redis::cluster::ClusterClientBuilder::new(nodes)
             .connection_timeout(timeout)
             // The cluster connection is to notice a node that hangs before the call is given up.
@@ -270,20 +303,21 @@ impl RedisBuilder {
             Some(certificates) => client.certs(certificates),
             None => client,
         };
-        let node = self.client(node).map_err(|error| refused(&address, error))?.get_connection_info().clone();
+        let clock = Arc::new(Clock::new());
         let deadline = Instant::now() + self.connect_timeout;
         // Without RESP3 the cluster connection re-creates its connections unseen.
         let generation = Arc::new(Generation::new(can_publish));
         let client = ClusterLink::client(client, can_publish, &generation);
         let client = client.map_err(|error| refused(&address, error))?;
-        let connect = || ClusterLink::connect(&client, node.clone(), timeout, Arc::clone(&generation));
+        let connect =
+            || ClusterLink::connect(&client, dialer.clone(), Arc::clone(&clock), Arc::clone(&generation));
         let connecting = try_join(connect(), connect());
         let (link, bulk) = match tokio::time::timeout_at(deadline, connecting).await {
             Ok(links) => links.map_err(|error| refused(&address, error))?,
             Err(_) => return Err(no_answer(&address, self.connect_timeout)),
         };
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = (Box::new(link), Box::new(bulk));
-        let way = Way { link, bulk, clock: Arc::new(Clock::new()), address, can_publish };
+        let way = Way { link, bulk, clock, address, can_publish };
         self.start(way, schema, deadline).await
     }
 
@@ -327,14 +361,15 @@ impl RedisBuilder {
 
     async fn connect_master(
         self,
-        master: Place,
+        place: Place,
+        dialer: Dialer,
         address: String,
-        can_publish: bool,
     ) -> Result<RedisBackend, StorageError> {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
-        let clock = Arc::new(Clock::new());
-        let master = Arc::new(Master::new(master));
-        let connection = || MasterLink::new(Arc::clone(&master), self.connect_timeout, Arc::clone(&clock));
+        let can_publish = dialer.speaks_resp3();
+        let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::new(true)));
+        let master = Arc::new(Master::new(place, dialer, Arc::clone(&clock), generation));
+        let connection = || MasterLink::new(Arc::clone(&master));
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = match self.replicas {
             None => (Box::new(connection()), Box::new(connection())),
             Some((_, within)) if within < Duration::from_millis(1) || within >= self.response_timeout => {
@@ -404,12 +439,22 @@ impl RedisBuilder {
         settings
     }
 
-    fn client(&self, info: ConnectionInfo) -> redis::RedisResult<Client> {
-        #[cfg(feature = "redis-tls")]
-        if let Some(certificates) = self.certificates.given() {
-            return Client::build_with_tls(info, certificates);
-        }
-        Client::open(info)
+    /// How connections are made with the settings of this URL, each within `limit`.
+    fn dialer(
+        &self,
+        settings: ConnectionInfo,
+        limit: Duration,
+        address: &str,
+    ) -> Result<Dialer, StorageError> {
+        let dialer = Dialer {
+            settings,
+            #[cfg(feature = "redis-tls")]
+            certificates: self.certificates.clone(),
+            provider: self.provider.clone(),
+            limit,
+        };
+        dialer.check().map_err(|error| refused(address, error))?;
+        Ok(dialer)
     }
 
     #[cfg(feature = "redis-sentinel")]
@@ -471,10 +516,6 @@ struct Way {
     address: String,
     /// Whether the servers can publish over a connection beside their replies.
     can_publish: bool,
-}
-
-fn can_publish(info: &ConnectionInfo) -> bool {
-    info.redis_settings().protocol().supports_resp3()
 }
 
 /// What went wrong before there was a connection.

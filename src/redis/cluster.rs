@@ -17,14 +17,14 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, PushInfo,
-    PushKind, RedisError, RedisResult, ServerErrorKind, Value,
-};
+use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
-use super::link::{Failure, Generation, Link, MasterOfSlots};
+use super::clock::Clock;
+use super::dialer::Dialer;
+use super::link::{Failure, Generation, Link, MasterOfSlots, Sent};
+use super::master::{Master, Place};
 
 /// How many redirections of one command are followed.
 const MAX_REDIRECTIONS: usize = 8;
@@ -40,9 +40,9 @@ pub(super) struct ClusterLink(Arc<Shared>);
 
 struct Shared {
     cluster: ClusterConnection,
-    /// One of the nodes, as configured: how others are connected to.
-    node: ConnectionInfo,
-    connect_timeout: Duration,
+    dialer: Dialer,
+    clock: Arc<Clock>,
+    masters: std::sync::Mutex<HashMap<Node, Arc<Master>>>,
     /// Connections to nodes that another one named. The cluster connection may not know them yet, and would
     /// connect anew to all that it was given at first if it were asked for one that it does not know.
     direct: Mutex<HashMap<Node, MultiplexedConnection>>,
@@ -90,15 +90,16 @@ impl ClusterLink {
     /// Connects to the cluster. `node` is one of its nodes.
     pub(super) async fn connect(
         client: &ClusterClient,
-        node: ConnectionInfo,
-        connect_timeout: Duration,
+        dialer: Dialer,
+        clock: Arc<Clock>,
         generation: Arc<Generation>,
     ) -> RedisResult<Self> {
         let cluster = client.get_async_connection().await?;
         Ok(Self(Arc::new(Shared {
             cluster,
-            node,
-            connect_timeout,
+            dialer,
+            clock,
+            masters: std::sync::Mutex::default(),
             direct: Mutex::default(),
             lost: std::sync::Mutex::default(),
             is_watching: AtomicBool::new(false),
@@ -148,11 +149,8 @@ impl Shared {
         if let Some(connection) = self.direct.lock().await.get(node) {
             return Ok(connection.clone());
         }
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect_timeout))
-            .set_response_timeout(None);
-        let client = Client::open(at(&self.node, node))?;
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let address = self.dialer.address(&node.0, node.1);
+        let connection = self.dialer.dial(&address, None, |_| ()).await?;
         self.generation.grow();
         self.direct.lock().await.insert(node.clone(), connection.clone());
         Ok(connection)
@@ -248,7 +246,8 @@ impl Drop for Watch {
 
 #[async_trait]
 impl Link for ClusterLink {
-    async fn send(&self, command: &Cmd, key: &str) -> Result<Value, Failure> {
+    async fn send(&self, command: &Cmd, key: &str, sent: &Sent) -> Result<Value, Failure> {
+        sent.mark();
         let route = Route::with_key(key, SlotAddr::Master);
         if self.0.is_left_alone(&route) {
             return Err(unreachable_master(format!("it was not a moment ago ({LEFT_ALONE:?})")));
@@ -303,7 +302,7 @@ impl Link for ClusterLink {
         // Part of the keys may have moved, so each is asked for where it is.
         let mut values = Vec::with_capacity(reads.len());
         for read in reads.cmd_iter() {
-            values.push(self.send(read, key).await);
+            values.push(self.send(read, key, &Sent::default()).await);
         }
         Ok(values)
     }
@@ -331,13 +330,20 @@ impl Link for ClusterLink {
         self.0.send_to(&(master.host.clone(), master.port), &alone).await
     }
 
-    async fn server_of(&self, key: &str) -> RedisResult<Client> {
-        match self.0.keeper(key).await {
-            Some(keeper) => Client::open(at(&self.0.node, &keeper)),
-            None => {
-                Err((ErrorKind::ClusterConnectionNotFound, "no node says which one keeps the slot").into())
-            }
-        }
+    async fn master_of(&self, key: &str) -> RedisResult<Arc<Master>> {
+        let Some(keeper) = self.0.keeper(key).await else {
+            return Err(
+                (ErrorKind::ClusterConnectionNotFound, "no node says which one keeps the slot").into()
+            );
+        };
+        let shared = &self.0;
+        let mut masters = shared.masters.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = shared.dialer.address(&keeper.0, keeper.1);
+        let master = masters.entry(keeper).or_insert_with(|| {
+            let (clock, generation) = (Arc::clone(&shared.clock), Arc::clone(&shared.generation));
+            Arc::new(Master::new(Place::At(address), shared.dialer.clone(), clock, generation))
+        });
+        Ok(Arc::clone(master))
     }
 }
 
@@ -399,16 +405,4 @@ fn owner(key: &str) -> SingleNodeRoutingInfo {
         return SingleNodeRoutingInfo::RandomPrimary;
     }
     SingleNodeRoutingInfo::SpecificNode(Route::with_key(key, SlotAddr::Master))
-}
-
-/// How to connect to another node.
-fn at(node: &ConnectionInfo, (host, port): &Node) -> ConnectionInfo {
-    let mut addr = node.addr().clone();
-    if let ConnectionAddr::Tcp(its_host, its_port)
-    | ConnectionAddr::TcpTls { host: its_host, port: its_port, .. } = &mut addr
-    {
-        host.clone_into(its_host);
-        *its_port = *port;
-    }
-    node.clone().set_addr(addr)
 }

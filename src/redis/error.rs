@@ -2,12 +2,12 @@
 
 use redis::{ErrorKind, RedisError};
 
-use super::link::Failure;
+use super::link::{Failure, Sent};
 use crate::scripts::{Found, Refusal, UnexpectedReply};
 use crate::{BoxError, MAX_PARTS, StorageError, Version};
 
 /// What a failed call was about, to say so and to judge what became of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Context<'a> {
     /// Host and port of the server.
     pub(super) address: &'a str,
@@ -21,6 +21,7 @@ pub(super) struct Context<'a> {
     pub(super) quota: Option<u64>,
     /// Whether the call moves pages or parts, which have connections of their own.
     pub(super) is_bulk: bool,
+    pub(super) sent: Sent,
 }
 
 /// The classes of errors that a server reports, whatever the code in front.
@@ -92,7 +93,15 @@ fn is_truncated(error: &RedisError) -> bool {
 impl<'a> Context<'a> {
     /// A call that only reads.
     pub(super) fn reads(address: &'a str, key: &'a str) -> Self {
-        Self { address, key, writes: false, expected: None, quota: None, is_bulk: false }
+        Self {
+            address,
+            key,
+            writes: false,
+            expected: None,
+            quota: None,
+            is_bulk: false,
+            sent: Sent::default(),
+        }
     }
 
     /// What a failure on the way, or an error in reply, means for the caller.
@@ -160,6 +169,13 @@ impl<'a> Context<'a> {
 
     /// No reply within the time limit of the call.
     pub(super) fn timed_out(&self, limit: std::time::Duration) -> StorageError {
+        if !self.sent.is_marked() {
+            return self.unavailable(
+                format!("no connection within {limit:?}; nothing was sent"),
+                false,
+                None,
+            );
+        }
         self.unavailable(format!("no reply within {limit:?}"), self.writes, None)
     }
 
@@ -250,14 +266,14 @@ mod tests {
     use redis::{ServerError, Value};
     use rstest::rstest;
 
-    const WRITE: Context<'_> = Context {
-        address: "127.0.0.1:6379",
-        key: "pmcp:tasks:alice:t1",
-        writes: true,
-        expected: Some(Version::FIRST),
-        quota: Some(3),
-        is_bulk: false,
-    };
+    fn write() -> Context<'static> {
+        Context {
+            writes: true,
+            expected: Some(Version::FIRST),
+            quota: Some(3),
+            ..Context::reads("127.0.0.1:6379", "pmcp:tasks:alice:t1")
+        }
+    }
 
     /// The error that the redis crate makes of this line from a server.
     fn server_says(line: &str) -> RedisError {
@@ -321,7 +337,7 @@ mod tests {
         #[case] retryable: bool,
         #[case] outcome_unknown: bool,
     ) {
-        let error = WRITE.storage_error(Failure::Replied(server_says(line)));
+        let error = write().storage_error(Failure::Replied(server_says(line)));
         assert_eq!(variant(&error), expected, "{error}");
         assert_eq!(error.is_retryable(), retryable, "{error}");
         assert_eq!(error.outcome_unknown(), outcome_unknown, "{error}");
@@ -369,13 +385,13 @@ mod tests {
         "Denied"
     )]
     fn an_error_raised_inside_a_script_becomes_the_right_variant(#[case] line: &str, #[case] expected: &str) {
-        let error = WRITE.storage_error(Failure::Replied(server_says(line)));
+        let error = write().storage_error(Failure::Replied(server_says(line)));
         assert_eq!(variant(&error), expected, "{error}");
     }
 
     #[test]
     fn text_behind_a_code_of_its_own_is_not_searched() {
-        let error = WRITE
+        let error = write()
             .storage_error(Failure::Replied(server_says("ODD the words OOM and READONLY are quoted here")));
         assert_eq!(variant(&error), "Backend");
     }
@@ -386,11 +402,11 @@ mod tests {
     #[case::reset(std::io::ErrorKind::ConnectionReset)]
     #[case::timed_out(std::io::ErrorKind::TimedOut)]
     fn only_a_write_that_may_have_been_sent_has_an_unknown_outcome(#[case] kind: std::io::ErrorKind) {
-        let read = Context { writes: false, ..WRITE };
+        let read = Context { writes: false, ..write() };
         let failed = || RedisError::from(std::io::Error::from(kind));
         for (error, unknown) in [
-            (WRITE.storage_error(Failure::Unanswered(failed())), true),
-            (WRITE.storage_error(Failure::Unsent(failed())), false),
+            (write().storage_error(Failure::Unanswered(failed())), true),
+            (write().storage_error(Failure::Unsent(failed())), false),
             (read.storage_error(Failure::Unanswered(failed())), false),
         ] {
             assert_eq!(variant(&error), "Unavailable");
@@ -404,7 +420,7 @@ mod tests {
     #[case::denied("NOPERM this user has no permissions to run the 'cluster|slots' command")]
     fn an_error_in_place_of_a_reply_does_not_say_that_a_write_was_left_undone(#[case] line: &str) {
         let judged = Failure::judge(Err(server_says(line))).unwrap_err();
-        let error = WRITE.storage_error(judged);
+        let error = write().storage_error(judged);
         assert!(error.outcome_unknown() && error.is_retryable(), "{error:?}");
     }
 }

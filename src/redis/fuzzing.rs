@@ -246,12 +246,10 @@ pub fn script_error(input: &[u8]) {
     let [expected, quota, line] = fields(input);
     let number = |text| std::str::from_utf8(text).ok().and_then(|text| text.parse::<u64>().ok());
     let call = Context {
-        address: "127.0.0.1:6379",
-        key: "pmcp:tasks:alice:t1",
         writes: true,
         expected: number(expected).map(Version::from),
         quota: number(quota),
-        is_bulk: false,
+        ..Context::reads("127.0.0.1:6379", "pmcp:tasks:alice:t1")
     };
 
     let replies = [
@@ -276,7 +274,8 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
     let is_reply = matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension);
     let failure =
         || if is_reply { Failure::Replied(error.clone()) } else { Failure::Unanswered(error.clone()) };
-    let read = Context { writes: false, ..*write }.storage_error(failure());
+    let Context { address, key, expected, quota, .. } = *write;
+    let read = Context { expected, quota, ..Context::reads(address, key) }.storage_error(failure());
     let judged = write.storage_error(failure());
     for judged in [&read, &judged] {
         assert!(!judged.to_string().is_empty());

@@ -1,22 +1,25 @@
 //! The ways to a server, and what a failure on the way says about the command.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use redis::aio::ConnectionLike;
-use redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
+use super::master::Master;
 use crate::TooFewReplicas;
 
 /// A way to the servers. No way sends a command again that may have reached a server.
 #[async_trait]
 pub(super) trait Link: Send + Sync {
-    /// Sends a command to the server that keeps `key`; to any server if the key is empty.
-    async fn send(&self, command: &Cmd, key: &str) -> Result<Value, Failure>;
+    /// Sends a command to the server that keeps `key`; to any server if the key is empty. Marks `sent` before anything
+    /// may reach a server.
+    async fn send(&self, command: &Cmd, key: &str, sent: &Sent) -> Result<Value, Failure>;
 
     /// Sends a command that writes, and waits for as many replicas as the way promises: none, unless it says so.
-    async fn write(&self, command: &Cmd, key: &str) -> Result<Value, Failure> {
-        self.send(command, key).await
+    async fn write(&self, command: &Cmd, key: &str, sent: &Sent) -> Result<Value, Failure> {
+        self.send(command, key, sent).await
     }
 
     /// Sends reads in one go to the server that keeps `key`; each has a reply or an error of its own.
@@ -27,12 +30,17 @@ pub(super) trait Link: Send + Sync {
         None
     }
 
-    /// Is told that a call about `key` got no reply within its time limit.
+    /// Checks the connection for `key`, as a call over it got no reply within its time limit.
     fn timed_out(&self, _key: &str) {}
 
-    /// Where the server is that keeps `key`, for a connection of its own to it.
-    async fn server_of(&self, _key: &str) -> RedisResult<Client> {
+    /// The master that keeps `key`, for a connection of its own to it.
+    async fn master_of(&self, _key: &str) -> RedisResult<Arc<Master>> {
         Err((ErrorKind::Client, "where the server is, only the caller knows").into())
+    }
+
+    /// Returns once another master keeps `key`, as far as is known.
+    async fn has_moved(&self, _key: &str, _master: &Arc<Master>) {
+        std::future::pending().await
     }
 
     /// The masters, in the order of the slots that they keep.
@@ -42,22 +50,11 @@ pub(super) trait Link: Send + Sync {
 
     /// Sends a command to one of the [`masters`](Self::masters).
     async fn send_to(&self, _master: &MasterOfSlots, command: &Cmd) -> Result<Value, Failure> {
-        self.send(command, "").await
+        self.send(command, "", &Sent::default()).await
     }
 
     /// Grows whenever a connection broke or was re-created, and before anything travels over the new one.
     fn generation(&self) -> u64;
-
-    /// How often a write has found that the master is a replica by now.
-    fn demotions(&self) -> u64 {
-        0
-    }
-
-    /// Whether calls go to another server by now, as far as is known, than the one at this address, to which they went
-    /// after so many [`demotions`](Self::demotions).
-    fn has_left(&self, _address: &str, _demotions: u64) -> bool {
-        false
-    }
 }
 
 /// A master of a cluster. There is one that keeps all slots where there is no cluster.
@@ -67,6 +64,25 @@ pub(super) struct MasterOfSlots {
     pub(super) slot: u16,
     pub(super) host: String,
     pub(super) port: u16,
+}
+
+/// Whether a call has sent something that was not answered, for one that is given up at its time limit.
+#[derive(Debug, Default)]
+pub(super) struct Sent(AtomicBool);
+
+impl Sent {
+    pub(super) fn mark(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// What was sent has had its reply.
+    pub(super) fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_marked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Why a command has no good reply.
@@ -137,7 +153,8 @@ impl<C> Given<C> {
 
 #[async_trait]
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> Link for Given<C> {
-    async fn send(&self, command: &Cmd, _key: &str) -> Result<Value, Failure> {
+    async fn send(&self, command: &Cmd, _key: &str, sent: &Sent) -> Result<Value, Failure> {
+        sent.mark();
         Failure::judge(self.connection.clone().req_packed_command(command).await)
     }
 

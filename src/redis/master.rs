@@ -1,23 +1,22 @@
-//! One connection to the master, shared by all calls and made anew when it breaks.
+//! Connections to one master, each re-created when it breaks or stops answering.
 
-use std::convert::Infallible;
-use std::io::Error;
+use std::io::{Error, ErrorKind as IoErrorKind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisResult, Value,
-};
+use redis::{Cmd, ConnectionAddr, ErrorKind, Pipeline, PushInfo, PushKind, RedisResult, Value};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::clock::{Clock, server_time};
-use super::link::{Failure, Generation, Link};
+use super::dialer::Dialer;
+use super::link::{Failure, Generation, Link, Sent};
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
+use crate::watch::Seat;
 
 /// The delay before an attempt to connect, by how many have failed in a row; the last for all that follow.
 const DELAYS_MS: [u64; 6] = [0, 10, 30, 70, 150, 250];
@@ -25,107 +24,168 @@ const DELAYS_MS: [u64; 6] = [0, 10, 30, 70, 150, 250];
 /// A connection that lived shorter, and served no call, counts as a failed attempt when it breaks.
 const LIVED: Duration = Duration::from_secs(1);
 
-/// Where the master is found, each time anew.
+/// How long a connection may take for a probe, after a call over it timed out.
+const PROBE_LIMIT: Duration = Duration::from_millis(500);
+
+/// How a master is found, each time anew.
 pub(super) enum Place {
-    At(Client),
+    At(ConnectionAddr),
     #[cfg(feature = "redis-sentinel")]
     KnownTo(Sentinels),
 }
 
-/// The master, for all connections to it.
+/// A master, for all connections to it.
 pub(super) struct Master {
     place: Place,
-    /// How often a write has found that the server is a replica by now.
-    demotions: AtomicU64,
+    dialer: Dialer,
+    /// Is set by the server's clock whenever a connection was made, as it may be another server.
+    clock: Arc<Clock>,
+    /// Grows when a connection was re-created and when the server turned out to be a replica: a connection of an earlier
+    /// epoch may lead to another server than a new one would.
+    epoch: AtomicU64,
+    /// One more than the epoch of the last connection that broke.
+    broken: AtomicU64,
     /// Of all connections to it.
-    pub(super) generation: Generation,
+    generation: Arc<Generation>,
+}
+
+/// A connection to the master that has answered once.
+pub(super) struct Opened {
+    pub(super) connection: MultiplexedConnection,
+    /// Host and port of the server.
+    pub(super) address: String,
+    /// The master's epoch before the connection was made.
+    pub(super) epoch: u64,
 }
 
 impl Master {
-    pub(super) fn new(place: Place) -> Self {
-        Self { place, demotions: AtomicU64::new(0), generation: Generation::new(true) }
+    pub(super) fn new(place: Place, dialer: Dialer, clock: Arc<Clock>, generation: Arc<Generation>) -> Self {
+        Self { place, dialer, clock, epoch: AtomicU64::new(0), broken: AtomicU64::new(0), generation }
     }
 
-    async fn client(&self) -> RedisResult<Client> {
-        match &self.place {
-            Place::At(client) => Ok(client.clone()),
+    /// Connects, and takes the time from the server. The connect timeout covers all of it.
+    pub(super) async fn open(
+        &self,
+        response_timeout: Option<Duration>,
+        on_push: impl Fn(PushInfo) + Send + Sync + 'static,
+    ) -> RedisResult<Opened> {
+        let no_reply = |_| Error::new(IoErrorKind::TimedOut, "no reply to the first command");
+        let opened = self.open_in_time(response_timeout, on_push);
+        tokio::time::timeout(self.dialer.limit, opened).await.map_err(no_reply)?
+    }
+
+    async fn open_in_time(
+        &self,
+        response_timeout: Option<Duration>,
+        on_push: impl Fn(PushInfo) + Send + Sync + 'static,
+    ) -> RedisResult<Opened> {
+        let mut epoch = self.epoch();
+        let address = match &self.place {
+            Place::At(address) => address.clone(),
             #[cfg(feature = "redis-sentinel")]
-            Place::KnownTo(sentinels) => sentinels.master().await,
+            Place::KnownTo(sentinels) => sentinels.master().await?,
+        };
+        let mut connection = self.dialer.dial(&address, response_timeout, on_push).await?;
+        self.observe_time(&mut connection).await?;
+        self.generation.grow();
+        if self.broken.load(Ordering::SeqCst) == epoch + 1 {
+            // This one takes its place, and may lead to another server than the others of that epoch.
+            self.void(epoch);
+            epoch += 1;
+        }
+        Ok(Opened { connection, address: address.to_string(), epoch })
+    }
+
+    async fn observe_time(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        let sent = self.clock.moment();
+        let time = connection.req_packed_command(&redis::cmd("TIME")).await?.extract_error()?;
+        if let Some(server_us) = server_time(&time) {
+            self.clock.observe(server_us, sent);
+        }
+        Ok(())
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Whether a connection of this epoch leads where a new one would, as far as is known.
+    pub(super) fn is_current(&self, epoch: u64) -> bool {
+        epoch == self.epoch()
+    }
+
+    /// A connection of this epoch broke. The next one that is made voids the others of the epoch.
+    pub(super) fn report_broken(&self, epoch: u64) {
+        self.generation.grow();
+        if self.is_current(epoch) {
+            self.broken.store(epoch + 1, Ordering::SeqCst);
         }
     }
 
-    fn demotions(&self) -> u64 {
-        self.demotions.load(Ordering::SeqCst)
-    }
-
-    /// Voids this connection and all others that are no younger. Those over which only reads go would not find out by
-    /// themselves, and would show what the replica has.
-    pub(super) fn report_demotion(&self, made: &Made) {
+    /// Voids the connections of this epoch: a new one would lead to another server. Over those that carry only reads,
+    /// nobody would find out.
+    pub(super) fn void(&self, epoch: u64) {
         self.generation.grow();
-        // An error means that another write has reported it.
-        let _ = self.demotions.compare_exchange(
-            made.demotions,
-            made.demotions + 1,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
+        // An error means that another connection has voided it.
+        let _ = self.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
     }
 
-    /// Whether no write has found since this connection was made that the server is a replica by now.
-    pub(super) fn is_current(&self, made: &Made) -> bool {
-        made.demotions == self.demotions()
+    /// What it is called: its address, unless sentinels know that.
+    pub(super) fn name(&self) -> String {
+        match &self.place {
+            Place::At(address) => address.to_string(),
+            #[cfg(feature = "redis-sentinel")]
+            Place::KnownTo(sentinels) => sentinels.master_name().to_owned(),
+        }
     }
 }
 
-/// The connection that all calls share. It is made by the first call. When it breaks it is made anew at once;
-/// if that fails, by the next call, after a delay.
+/// The connection that all calls share. The first call makes it. When it breaks it is re-created at once; if that fails,
+/// by the next call, after a delay. When it stops answering, a new connection that answers takes its place.
 pub(super) struct MasterLink(Arc<Shared>);
 
 struct Shared {
     master: Arc<Master>,
-    connect_timeout: Duration,
-    /// Is set by the server's clock whenever a connection was made, as it may be another server.
-    clock: Arc<Clock>,
-    attempt: RwLock<Attempt>,
+    state: RwLock<State>,
+    /// Whether the connection is being probed.
+    is_probed: AtomicBool,
 }
 
-/// The latest attempt to connect.
-struct Attempt {
-    number: u64,
-    /// How many failed in a row before it.
-    failures: usize,
-    /// Its connection once it is made, and whether that broke since.
+struct State {
     made: Option<Arc<Made>>,
     is_broken: bool,
+    /// The number of the latest attempt to connect.
+    number: u64,
+    /// How many attempts failed in a row before it.
+    failures: usize,
     outcome: watch::Receiver<Option<RedisResult<Arc<Made>>>>,
 }
 
-pub(super) struct Made {
+struct Made {
     /// The number of the attempt that made it.
     number: u64,
     at: Instant,
-    /// The master's demotions before it was made.
-    demotions: u64,
-    pub(super) connection: MultiplexedConnection,
-    /// Host and port of the server.
-    pub(super) address: String,
+    /// The master's epoch that it belongs to.
+    epoch: u64,
+    connection: MultiplexedConnection,
+    address: String,
     /// Whether a call had a reply over it.
     has_served: AtomicBool,
 }
 
 impl MasterLink {
     /// Connects with the first call.
-    pub(super) fn new(master: Arc<Master>, connect_timeout: Duration, clock: Arc<Clock>) -> Self {
-        // An attempt that nobody has in hand counts as broken, so the first call makes the first one.
+    pub(super) fn new(master: Arc<Master>) -> Self {
+        // The sender is gone, so no attempt is under way.
         let outcome = watch::channel(None).1;
-        let attempt = Attempt { number: 0, failures: 0, made: None, is_broken: false, outcome };
-        Self(Arc::new(Shared { master, connect_timeout, clock, attempt: RwLock::new(attempt) }))
+        let state = State { made: None, is_broken: false, number: 0, failures: 0, outcome };
+        Self(Arc::new(Shared { master, state: RwLock::new(state), is_probed: AtomicBool::new(false) }))
     }
 
     /// The connection, waited for only if there is none that works.
     async fn connection(&self) -> Result<Arc<Made>, Failure> {
-        let working = self.0.attempt().working();
-        match working.filter(|made| self.0.master.is_current(made)) {
+        let working = self.0.state().working(&self.0.master);
+        match working {
             Some(made) => Ok(made),
             None => Box::pin(self.connect()).await,
         }
@@ -134,12 +194,12 @@ impl MasterLink {
     /// Waits for a connection. Dropping the future does not end the attempt, which others may wait for.
     async fn connect(&self) -> Result<Arc<Made>, Failure> {
         let mut outcome = {
-            let mut attempt = self.0.attempt_mut();
-            attempt.is_broken |= attempt.made.as_ref().is_some_and(|made| !self.0.master.is_current(made));
-            if attempt.is_over() {
-                self.0.connect(&mut attempt);
+            let mut state = self.0.state_mut();
+            if let Some(made) = state.working(&self.0.master) {
+                return Ok(made);
             }
-            attempt.outcome.clone()
+            self.0.connect(&mut state);
+            state.outcome.clone()
         };
         let made = match outcome.wait_for(Option::is_some).await {
             Ok(made) => made.clone(),
@@ -151,161 +211,157 @@ impl MasterLink {
         }
     }
 
-    /// A connection that calls do not share, with the flag that tells when it was closed.
-    pub(super) async fn exclusive(&self) -> RedisResult<(Made, Arc<AtomicBool>)> {
-        let closed = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&closed);
-        let master = Arc::clone(&self.0.master);
-        let made = self.0.open(0, move |push| {
-            if push.kind == PushKind::Disconnection {
-                master.generation.grow();
-                flag.store(true, Ordering::Relaxed);
-            }
-        });
-        Ok((made.await?, closed))
-    }
-
-    pub(super) fn master(&self) -> &Master {
+    pub(super) fn master(&self) -> &Arc<Master> {
         &self.0.master
     }
 
-    /// Host and port of the server that the shared connection leads to.
-    pub(super) fn address(&self) -> Option<String> {
-        self.0.attempt().made.as_ref().map(|made| made.address.clone())
+    /// Probes the connection, unless that is under way. One that does not answer is re-created.
+    pub(super) fn probe(&self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let working = self.0.state().working(&self.0.master);
+        // Without one, calls wait for a new connection already.
+        let Some(made) = working else { return };
+        if self.0.is_probed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let shared = Arc::clone(&self.0);
+        // Whatever ends the task, and its runtime too.
+        let ended = Seat::new({
+            let shared = Arc::clone(&shared);
+            move || shared.is_probed.store(false, Ordering::SeqCst)
+        });
+        runtime.spawn(async move {
+            let _ended = ended;
+            let mut connection = made.connection.clone();
+            let answered = tokio::time::timeout(PROBE_LIMIT, shared.master.observe_time(&mut connection));
+            if answered.await.is_ok_and(|time| time.is_ok()) {
+                return;
+            }
+            tracing::debug!(address = made.address, "a connection does not answer; connecting anew");
+            // The calls stay with the old connection until the new one answers: the server may be slow for a while.
+            let mut outcome = {
+                let mut state = shared.state_mut();
+                if state.working(&shared.master).is_none_or(|working| working.number != made.number) {
+                    return;
+                }
+                shared.master.report_broken(made.epoch);
+                shared.connect(&mut state);
+                state.outcome.clone()
+            };
+            // An error means that the runtime ends.
+            let _ = outcome.wait_for(Option::is_some).await;
+        });
     }
 }
 
-impl Attempt {
-    /// Its connection, unless that is known to be of no more use.
-    fn working(&self) -> Option<Arc<Made>> {
-        if self.is_broken { None } else { self.made.clone() }
+impl State {
+    /// The connection for calls, unless it is known to be of no more use.
+    fn working(&self, master: &Master) -> Option<Arc<Made>> {
+        self.made.clone().filter(|made| !self.is_broken && master.is_current(made.epoch))
     }
 
-    /// Whether it leads to no connection any more.
-    fn is_over(&self) -> bool {
-        match &*self.outcome.borrow() {
-            Some(made) => made.is_err() || self.is_broken,
-            // The runtime that it ran on is gone.
-            None => self.outcome.has_changed().is_err(),
-        }
+    fn is_at(&self, number: u64) -> bool {
+        self.made.as_ref().is_some_and(|made| made.number == number)
     }
 
-    fn has_lived(&self) -> bool {
-        self.made.as_ref().is_some_and(|made| made.at.elapsed() >= LIVED)
+    fn is_connecting(&self) -> bool {
+        // Without a sender the runtime is gone on which the attempt ran.
+        self.outcome.borrow().is_none() && self.outcome.has_changed().is_ok()
     }
 
-    fn has_served(&self) -> bool {
-        self.made.as_ref().is_some_and(|made| made.has_served.load(Ordering::Relaxed))
+    /// Whether the latest attempt made a connection that was of use.
+    fn has_succeeded(&self) -> bool {
+        self.made.as_ref().is_some_and(|made| {
+            made.number == self.number
+                && (made.at.elapsed() >= LIVED || made.has_served.load(Ordering::Relaxed))
+        })
     }
 }
 
 impl Shared {
-    /// Nothing panics while it holds the attempt.
-    fn attempt(&self) -> RwLockReadGuard<'_, Attempt> {
-        self.attempt.read().unwrap_or_else(PoisonError::into_inner)
+    /// Nothing panics while it holds the state.
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn attempt_mut(&self) -> RwLockWriteGuard<'_, Attempt> {
-        self.attempt.write().unwrap_or_else(PoisonError::into_inner)
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes this connection anew, unless that has happened already.
-    fn replace(self: &Arc<Self>, number: u64) {
-        let mut attempt = self.attempt_mut();
-        if attempt.number == number {
-            self.connect(&mut attempt);
+    /// A call found this connection broken. It is re-created at once, unless that has happened.
+    fn broke(self: &Arc<Self>, made: &Made) {
+        self.master.report_broken(made.epoch);
+        let mut state = self.state_mut();
+        if state.is_at(made.number) && !state.is_broken {
+            state.is_broken = true;
+            self.connect(&mut state);
         }
     }
 
-    /// The same for one that was closed while nobody needed it. If it has not lived long, the next call will do.
+    /// The connection was closed. If it has not lived long, the next call re-creates it.
     fn closed(self: &Arc<Self>, number: u64) {
-        self.master.generation.grow();
-        let mut attempt = self.attempt_mut();
-        if attempt.number == number && attempt.made.is_some() {
-            attempt.is_broken = true;
-            if attempt.has_lived() {
-                self.connect(&mut attempt);
-            }
+        let mut state = self.state_mut();
+        let Some(made) = state.made.clone().filter(|made| made.number == number) else { return };
+        self.master.report_broken(made.epoch);
+        state.is_broken = true;
+        if made.at.elapsed() >= LIVED {
+            self.connect(&mut state);
         }
     }
 
-    /// Starts another attempt. It runs to its end whatever becomes of the calls that wait for it.
-    fn connect(self: &Arc<Self>, attempt: &mut Attempt) {
+    /// Starts another attempt, unless one is under way. It runs to its end whatever becomes of the calls that wait for it.
+    fn connect(self: &Arc<Self>, state: &mut State) {
         self.master.generation.grow();
+        if state.is_connecting() {
+            return;
+        }
         // A connection may be found closed while its runtime is shut down.
         let Ok(runtime) = Handle::try_current() else { return };
-        if attempt.has_lived() || attempt.has_served() {
-            attempt.failures = 0;
+        if state.has_succeeded() {
+            state.failures = 0;
         }
-        let delay = DELAYS_MS[attempt.failures.min(DELAYS_MS.len() - 1)];
+        let delay = DELAYS_MS[state.failures.min(DELAYS_MS.len() - 1)];
         let (report, outcome) = watch::channel(None);
-        let (number, failures) = (attempt.number + 1, attempt.failures + 1);
-        *attempt = Attempt { number, failures, made: None, is_broken: false, outcome };
-        let shared = Arc::clone(self);
+        state.number += 1;
+        state.failures += 1;
+        state.outcome = outcome;
+        let (shared, number) = (Arc::clone(self), state.number);
         runtime.spawn(async move {
             tokio::time::sleep(Duration::from_millis(delay)).await;
-            // With RESP3 a connection says by itself that it was closed, before a call finds out.
-            let (this, closed) = (Arc::downgrade(&shared), Arc::new(AtomicBool::new(false)));
-            let flag = Arc::clone(&closed);
-            let made = shared.open(number, move |push| {
-                if push.kind == PushKind::Disconnection {
-                    flag.store(true, Ordering::SeqCst);
-                    if let Some(shared) = this.upgrade() {
-                        shared.closed(number);
-                    }
-                }
-            });
-            let made = made.await.map(Arc::new);
-            if let Ok(made) = &made {
-                let mut attempt = shared.attempt_mut();
-                if attempt.number == number {
-                    attempt.made = Some(Arc::clone(made));
-                    // It may have been closed before anybody could be told.
-                    attempt.is_broken = closed.load(Ordering::SeqCst);
-                }
-            }
             // Nobody may be waiting any more.
-            let _ = report.send(Some(made));
+            let _ = report.send(Some(shared.make(number).await));
         });
     }
 
-    /// Connects, and takes the time from the server.
-    async fn open(&self, number: u64, told: impl Fn(PushInfo) + Send + Sync + 'static) -> RedisResult<Made> {
-        let demotions = self.master.demotions();
-        let client = self.master.client().await?;
-        let info = client.get_connection_info();
-        let address = info.addr().to_string();
-        let mut config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect_timeout))
-            // Each call has one time limit, set around the whole of it.
-            .set_response_timeout(None);
-        if info.redis_settings().protocol().supports_resp3() {
-            config = config.set_push_sender(move |push: PushInfo| {
-                told(push);
-                Ok::<(), Infallible>(())
-            });
-        }
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let sent = self.clock.moment();
-        let (ask, limit) = (redis::cmd("TIME"), self.connect_timeout);
-        let time = tokio::time::timeout(limit, connection.req_packed_command(&ask)).await;
-        let no_reply = |_| Error::new(std::io::ErrorKind::TimedOut, "no reply to the first command");
-        let time = time.map_err(no_reply)??.extract_error()?;
-        if let Some(server_us) = server_time(&time) {
-            self.clock.observe(server_us, sent);
-        }
-        self.master.generation.grow();
+    async fn make(self: &Arc<Self>, number: u64) -> RedisResult<Arc<Made>> {
+        // With RESP3 a connection says by itself that it was closed, before a call finds out.
+        let (this, closed) = (Arc::downgrade(self), Arc::new(AtomicBool::new(false)));
+        let flag = Arc::clone(&closed);
+        let opened = self.master.open(None, move |push| {
+            if push.kind == PushKind::Disconnection {
+                flag.store(true, Ordering::SeqCst);
+                if let Some(shared) = this.upgrade() {
+                    shared.closed(number);
+                }
+            }
+        });
+        let Opened { connection, address, epoch } = opened.await?;
+        let mut state = self.state_mut();
         let (at, has_served) = (Instant::now(), AtomicBool::new(false));
-        Ok(Made { number, at, demotions, connection, address, has_served })
+        let made = Arc::new(Made { number, at, epoch, connection, address, has_served });
+        state.made = Some(Arc::clone(&made));
+        // It may have been closed before it was stored.
+        state.is_broken = closed.load(Ordering::SeqCst);
+        Ok(made)
     }
 
-    /// Connects anew if this reply shows that the connection is of no more use.
+    /// Re-creates the connection if this reply shows that it is of no more use.
     fn look_at<T>(self: &Arc<Self>, made: &Made, reply: &RedisResult<T>) {
         match reply {
             // Calls on several cores share it, so it is written once.
             Ok(_) if made.has_served.load(Ordering::Relaxed) => {}
             Ok(_) => made.has_served.store(true, Ordering::Relaxed),
-            Err(error) if error.is_io_error() || error.is_unrecoverable_error() => self.replace(made.number),
+            Err(error) if error.is_io_error() || error.is_unrecoverable_error() => self.broke(made),
             Err(_) => {}
         }
     }
@@ -317,15 +373,23 @@ pub(super) fn is_demoted(reply: &Value) -> bool {
     error.code() == "READONLY" || error.details().is_some_and(|details| details.contains("READONLY "))
 }
 
+/// Whether the server has forgotten who the connection belongs to: a new one presents its credentials again.
+fn has_lost_its_user(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if error.code() == "NOAUTH")
+}
+
 #[async_trait]
 impl Link for MasterLink {
-    async fn send(&self, command: &Cmd, _key: &str) -> Result<Value, Failure> {
+    async fn send(&self, command: &Cmd, _key: &str, sent: &Sent) -> Result<Value, Failure> {
         let made = self.connection().await?;
+        sent.mark();
         let reply = made.connection.clone().send_packed_command(command).await;
         self.0.look_at(&made, &reply);
         if reply.as_ref().is_ok_and(is_demoted) {
-            self.0.master.report_demotion(&made);
-            self.0.replace(made.number);
+            self.0.master.void(made.epoch);
+            self.0.broke(&made);
+        } else if reply.as_ref().is_ok_and(has_lost_its_user) {
+            self.0.broke(&made);
         }
         Failure::judge(reply)
     }
@@ -337,37 +401,15 @@ impl Link for MasterLink {
         Failure::judge_all(replies)
     }
 
-    async fn server_of(&self, _key: &str) -> RedisResult<Client> {
-        self.0.master.client().await
+    async fn master_of(&self, _key: &str) -> RedisResult<Arc<Master>> {
+        Ok(Arc::clone(&self.0.master))
     }
 
     fn generation(&self) -> u64 {
         self.0.master.generation.get()
     }
 
-    fn demotions(&self) -> u64 {
-        self.0.master.demotions()
-    }
-
-    fn has_left(&self, address: &str, demotions: u64) -> bool {
-        demotions != self.demotions() || self.address().is_some_and(|current| current != address)
-    }
-
-    /// A server that hangs may have been replaced by another: the sentinels know.
     fn timed_out(&self, _key: &str) {
-        #[cfg(feature = "redis-sentinel")]
-        let made = self.0.attempt().made.clone();
-        #[cfg(feature = "redis-sentinel")]
-        if let (Some(made), Ok(runtime)) = (made, Handle::try_current()) {
-            let shared = Arc::clone(&self.0);
-            runtime.spawn(async move {
-                if let Place::KnownTo(sentinels) = &shared.master.place
-                    && let Some(Ok(master)) = sentinels.master_unless_asked().await
-                    && master.get_connection_info().addr().to_string() != made.address
-                {
-                    shared.replace(made.number);
-                }
-            });
-        }
+        self.probe();
     }
 }

@@ -5,6 +5,7 @@ mod builder;
 mod clock;
 #[cfg(feature = "redis-cluster")]
 mod cluster;
+mod dialer;
 mod error;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
@@ -36,6 +37,7 @@ use tracing::{Instrument, Span, debug_span};
 use agenda::Outages;
 pub use builder::RedisBuilder;
 use clock::{Clock, server_time};
+pub use dialer::Credentials;
 use error::Context;
 use link::{Failure, Link};
 use schema::{FIELDS, PART_FIELDS, Schema, Stored, StoredPart};
@@ -150,18 +152,21 @@ impl RedisBackend {
         in_time.unwrap_or_else(|_| {
             self.link(context).timed_out(context.key);
             Err(match self.unconfirmed(context) {
-                Some(few) => context.storage_error(Failure::TooFewReplicas(few, None)),
-                None => context.timed_out(limit),
+                Some(few) if context.sent.is_marked() => {
+                    context.storage_error(Failure::TooFewReplicas(few, None))
+                }
+                _ => context.timed_out(limit),
             })
         })
     }
 
     async fn send(&self, command: &Cmd, context: &Context<'_>) -> Result<Value, StorageError> {
         let reply = if context.writes {
-            self.link(context).write(command, context.key).await
+            self.link(context).write(command, context.key, &context.sent).await
         } else {
-            self.link(context).send(command, context.key).await
+            self.link(context).send(command, context.key, &context.sent).await
         };
+        context.sent.clear();
         reply.map_err(|failure| {
             context.storage_error(match (failure, self.unconfirmed(context)) {
                 (Failure::Unanswered(error), Some(few)) => Failure::TooFewReplicas(few, Some(error)),
@@ -205,7 +210,7 @@ impl RedisBackend {
         Timed<T>: Reply,
     {
         let sent = self.0.clock.moment();
-        let reply = self.0.link.send(&script.command(arguments), context.key).await;
+        let reply = self.0.link.send(&script.command(arguments), context.key, &context.sent).await;
         let reply = reply.map_err(|failure| context.storage_error(failure))?;
         let reply = script.decode(reply).map_err(|error| context.unexpected(error))?;
         self.0.clock.observe(reply.server_us, sent);

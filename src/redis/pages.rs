@@ -122,7 +122,9 @@ impl RedisBackend {
         reads: &Pipeline,
         context: &Context<'_>,
     ) -> Result<Vec<Result<Value, Failure>>, StorageError> {
+        context.sent.mark();
         let replies = self.link(context).read_all(reads, context.key).await;
+        context.sent.clear();
         let replies = replies.map_err(|failure| context.storage_error(failure))?;
         if replies.len() != reads.len() {
             return Err(context.unexpected(UnexpectedReply));

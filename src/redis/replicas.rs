@@ -7,10 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deadpool::managed::{self, Metrics, Pool, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
+use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value};
 
-use super::link::{Failure, Link};
-use super::master::{Made, MasterLink, is_demoted};
+use super::link::{Failure, Link, Sent};
+use super::master::{Master, MasterLink, Opened, is_demoted};
 use crate::TooFewReplicas;
 
 /// How many writes may wait at a time.
@@ -28,7 +28,7 @@ pub(super) struct ReplicatedLink {
 struct Exclusive(Arc<MasterLink>);
 
 struct Connection {
-    made: Made,
+    opened: Opened,
     closed: Arc<AtomicBool>,
     /// A call is under way, or was dropped while it was: the server may still be waiting on this connection.
     busy: bool,
@@ -39,19 +39,29 @@ impl managed::Manager for Exclusive {
     type Error = RedisError;
 
     async fn create(&self) -> RedisResult<Connection> {
-        let (made, closed) = Box::pin(self.0.exclusive()).await?;
-        Ok(Connection { made, closed, busy: false })
+        let closed = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&closed);
+        let on_push = move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                flag.store(true, Ordering::Relaxed);
+            }
+        };
+        let opened = Box::pin(self.0.master().open(None, on_push)).await?;
+        Ok(Connection { opened, closed, busy: false })
     }
 
     async fn recycle(&self, idle: &mut Connection, _: &Metrics) -> RecycleResult<RedisError> {
-        if idle.busy || idle.closed.load(Ordering::Relaxed) {
+        if idle.busy {
+            return Err(RecycleError::message("busy"));
+        }
+        if idle.closed.load(Ordering::Relaxed) {
+            self.0.master().report_broken(idle.opened.epoch);
             return Err(RecycleError::message("closed"));
         }
-        match self.0.address() {
-            Some(address) if address != idle.made.address => Err(RecycleError::message("another master")),
-            _ if !self.0.master().is_current(&idle.made) => Err(RecycleError::message("a replica")),
-            _ => Ok(()),
+        if !self.0.master().is_current(idle.opened.epoch) {
+            return Err(RecycleError::message("it may lead to another server"));
         }
+        Ok(())
     }
 }
 
@@ -92,11 +102,11 @@ impl ReplicatedLink {
 
 #[async_trait]
 impl Link for ReplicatedLink {
-    async fn send(&self, command: &Cmd, key: &str) -> Result<Value, Failure> {
-        self.master.send(command, key).await
+    async fn send(&self, command: &Cmd, key: &str, sent: &Sent) -> Result<Value, Failure> {
+        self.master.send(command, key, sent).await
     }
 
-    async fn write(&self, command: &Cmd, key: &str) -> Result<Value, Failure> {
+    async fn write(&self, command: &Cmd, _key: &str, sent: &Sent) -> Result<Value, Failure> {
         let mut connection = self.pool.get().await.map_err(|error| {
             Failure::Unsent(match error {
                 managed::PoolError::Backend(error) => error,
@@ -104,19 +114,22 @@ impl Link for ReplicatedLink {
             })
         })?;
         connection.busy = true;
-        let reply = connection.made.connection.req_packed_command(command).await;
+        sent.mark();
+        let reply = connection.opened.connection.req_packed_command(command).await;
         if reply.as_ref().map_or(true, is_demoted) {
+            let master = self.master.master();
             if reply.is_ok() {
-                self.master.master().report_demotion(&connection.made);
+                master.void(connection.opened.epoch);
+            } else {
+                master.report_broken(connection.opened.epoch);
+                self.master.probe();
             }
-            self.master.master().generation.grow();
-            self.master.timed_out(key);
             return Failure::judge(reply);
         }
         connection.busy = false;
         let written = Failure::judge(reply)?;
         connection.busy = true;
-        let waited = self.wait(&mut connection.made.connection).await;
+        let waited = self.wait(&mut connection.opened.connection).await;
         connection.busy = matches!(waited, Err(Failure::TooFewReplicas(_, Some(_))));
         waited.map(|()| written)
     }
@@ -133,19 +146,11 @@ impl Link for ReplicatedLink {
         self.master.timed_out(key);
     }
 
-    async fn server_of(&self, key: &str) -> RedisResult<Client> {
-        self.master.server_of(key).await
+    async fn master_of(&self, key: &str) -> RedisResult<Arc<Master>> {
+        self.master.master_of(key).await
     }
 
     fn generation(&self) -> u64 {
         self.master.generation()
-    }
-
-    fn demotions(&self) -> u64 {
-        self.master.demotions()
-    }
-
-    fn has_left(&self, address: &str, demotions: u64) -> bool {
-        self.master.has_left(address, demotions)
     }
 }

@@ -6,22 +6,21 @@
 //! replies may pile up.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_core::stream::BoxStream;
 use futures_util::future::{Either, select};
 use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value,
-};
+use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
 use tokio::sync::{Notify, watch};
 
 use super::clock::server_time;
 use super::error::Context;
 use super::link::Failure;
+use super::master::{Master, Opened};
 use super::schema::read_message;
 use super::{Inner, RedisBackend};
 use crate::watch::{Seat, Signal, Watched, by_signals};
@@ -34,14 +33,18 @@ const LAST_DELAY: Duration = Duration::from_secs(1);
 const LINGERS: Duration = Duration::from_secs(1);
 /// How often a server that is listened to is asked whether it is there. One that hangs says nothing.
 const ASKED_EVERY: Duration = Duration::from_secs(1);
+/// How long it may take for an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// All that this backend listens to.
 pub(super) struct Subscriptions {
     /// How long a server may take for an answer.
     limit: Duration,
     channels: Mutex<HashMap<String, Channel>>,
-    /// By address.
+    /// By the name of the master.
     servers: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Outcome>>>>,
+    /// How many connections were made.
+    made: AtomicU64,
 }
 
 /// What the latest attempt to connect came to, and when. Locked while one is under way, so that there is one at a time.
@@ -53,8 +56,10 @@ struct Channel {
     /// By the key that a message names.
     watched: Watched<String>,
     state: watch::Sender<State>,
-    /// The subscription is being ended, as it was asked for.
-    is_leaving: bool,
+    /// The connection that is subscribed, by its number.
+    at: Option<u64>,
+    /// The server ended the subscription unasked.
+    is_dropped: Arc<Notify>,
     /// Nobody watches any more.
     is_left: Arc<Notify>,
 }
@@ -90,10 +95,11 @@ pub(super) type Leave = Seat<Box<dyn FnOnce() + Send>>;
 
 /// A connection over which a server publishes.
 struct Server {
+    number: u64,
     connection: MultiplexedConnection,
-    address: String,
-    /// The link's [demotions](super::link::Link::demotions) before it was made.
-    demotions: u64,
+    master: Arc<Master>,
+    /// The master's epoch that the connection belongs to.
+    epoch: u64,
     /// What it published before may have been the last.
     is_lost: watch::Sender<bool>,
 }
@@ -115,7 +121,7 @@ impl RedisBackend {
 
 impl Subscriptions {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, channels: Mutex::default(), servers: Mutex::default() }
+        Self { limit, channels: Mutex::default(), servers: Mutex::default(), made: AtomicU64::new(0) }
     }
 
     /// Watches a key that messages of this channel name. Subscribes to the channel unless somebody has.
@@ -131,6 +137,7 @@ impl Subscriptions {
                 subscriptions: Arc::clone(self),
                 channel: channel.clone(),
                 is_left: Arc::clone(&held.is_left),
+                is_dropped: Arc::clone(&held.is_dropped),
             });
             (signals, held.state.subscribe(), begun)
         };
@@ -155,33 +162,34 @@ impl Subscriptions {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Passes on what a server says; `false` if it does not publish any more what it was asked for.
-    fn hear(&self, push: &PushInfo) -> bool {
+    /// Passes on what the connection of this number receives; `false` if it was closed.
+    fn hear(&self, number: u64, push: &PushInfo) -> bool {
         let [Value::BulkString(channel), rest @ ..] = &push.data[..] else {
             return push.kind != PushKind::Disconnection;
         };
         let Ok(channel) = std::str::from_utf8(channel) else { return true };
+        let channels = self.channels();
+        let Some(held) = channels.get(channel) else { return true };
         match (&push.kind, rest) {
             (PushKind::Message | PushKind::SMessage, [Value::BulkString(message)]) => {
-                if let (Some((key, signal)), Some(held)) =
-                    (read_message(message), self.channels().get(channel))
-                {
+                if let Some((key, signal)) = read_message(message) {
                     held.watched.tell(key, signal);
                 }
-                true
             }
-            // Told unasked if the slot has moved to another server.
-            (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) => {
-                self.channels().get(channel).is_none_or(|held| held.is_leaving)
+            // Unasked, unless the subscription is no more the one that counts: the slot has moved to another server.
+            (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) if held.at == Some(number) => {
+                held.is_dropped.notify_one();
             }
-            _ => true,
+            _ => {}
         }
+        true
     }
 
-    /// Has every channel of this connection subscribe anew, and closes it.
+    /// Has every channel of this connection subscribe again, over another one.
     fn give_up(&self, server: &Arc<Server>) {
+        server.master.report_broken(server.epoch);
         server.is_lost.send_replace(true);
-        self.servers().remove(&server.address);
+        self.servers().remove(&server.master.name());
     }
 
     /// Nothing panics while it holds the servers.
@@ -189,30 +197,25 @@ impl Subscriptions {
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection to a server, shared by all channels that it keeps.
-    async fn server(self: &Arc<Self>, inner: &Arc<Inner>, client: Client) -> RedisResult<Arc<Server>> {
-        let address = client.get_connection_info().addr().to_string();
+    /// The connection to a master, shared by all channels that it keeps.
+    async fn server(self: &Arc<Self>, inner: &Arc<Inner>, master: Arc<Master>) -> RedisResult<Arc<Server>> {
         let asked = Instant::now();
-        let place = Arc::clone(self.servers().entry(address.clone()).or_default());
+        let place = Arc::clone(self.servers().entry(master.name()).or_default());
         let mut latest = place.lock().await;
         match &*latest {
-            Some((_, Ok(server))) if !*server.is_lost.borrow() => return Ok(Arc::clone(server)),
+            Some((_, Ok(server))) if *server.is_lost.borrow() => server.master.report_broken(server.epoch),
+            Some((_, Ok(server))) => return Ok(Arc::clone(server)),
             // It was tried while this waited.
             Some((at, Err(error))) if *at > asked => return Err(error.clone()),
             _ => {}
         }
-        let made = self.connect(inner, &client, address).await;
+        let made = self.connect(inner, master).await;
         *latest = Some((Instant::now(), made.clone()));
         made
     }
 
-    async fn connect(
-        self: &Arc<Self>,
-        inner: &Arc<Inner>,
-        client: &Client,
-        address: String,
-    ) -> RedisResult<Arc<Server>> {
-        let demotions = inner.link.demotions();
+    async fn connect(self: &Arc<Self>, inner: &Arc<Inner>, master: Arc<Master>) -> RedisResult<Arc<Server>> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
         let is_lost = watch::Sender::new(false);
         let (this, lost) = (Arc::downgrade(self), is_lost.clone());
         // Goes with the task that reads from the connection, of which nobody is told that its runtime is gone.
@@ -222,19 +225,15 @@ impl Subscriptions {
                 lost.send_replace(true);
             }
         });
-        let told = move |push: PushInfo| {
+        let on_push = move |push: PushInfo| {
             let _goes_with_it = &gone;
-            if !this.upgrade().is_some_and(|subscriptions| subscriptions.hear(&push)) {
+            if !this.upgrade().is_some_and(|subscriptions| subscriptions.hear(number, &push)) {
                 lost.send_replace(true);
             }
-            Ok::<(), Infallible>(())
         };
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.limit))
-            .set_response_timeout(Some(self.limit))
-            .set_push_sender(told);
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let server = Arc::new(Server { connection, address, demotions, is_lost });
+        let Opened { connection, epoch, .. } =
+            master.open(Some(self.limit.min(ANSWER_LIMIT)), on_push).await?;
+        let server = Arc::new(Server { number, connection, master, epoch, is_lost });
         tokio::spawn(keep_asking(Arc::downgrade(&server), Arc::downgrade(inner)));
         Ok(server)
     }
@@ -275,7 +274,7 @@ fn is_unknown_command(error: &RedisError) -> bool {
     error.detail().is_some_and(|detail| detail.starts_with("unknown command"))
 }
 
-/// Finds out that a server hangs, or that calls go to another one by now.
+/// Detects that a server hangs, and that other connections lead to another one by now.
 async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
     loop {
         tokio::time::sleep(ASKED_EVERY).await;
@@ -286,7 +285,7 @@ async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
         let sent = inner.clock.moment();
         // Who only listens keeps up with the server's clock by this.
         match server.send(&redis::cmd("TIME")).await.ok().as_ref().and_then(server_time) {
-            Some(server_us) if !inner.link.has_left(&server.address, server.demotions) => {
+            Some(server_us) if server.master.is_current(server.epoch) => {
                 inner.clock.observe(server_us, sent);
             }
             _ => inner.subscriptions.iter().for_each(|subscriptions| subscriptions.give_up(&server)),
@@ -294,12 +293,23 @@ async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
     }
 }
 
-/// The subscription to one channel, from the first who watches to the last.
+/// The subscription to one channel, from the first subscriber to the last.
 struct Listening {
     inner: Arc<Inner>,
     subscriptions: Arc<Subscriptions>,
     channel: String,
     is_left: Arc<Notify>,
+    is_dropped: Arc<Notify>,
+}
+
+/// Why a subscription ends.
+enum End {
+    /// The connection is lost.
+    Lost,
+    /// The server ended it, or another one keeps the channel by now.
+    Moved,
+    /// Nobody has watched for a while.
+    Left,
 }
 
 impl Listening {
@@ -309,22 +319,30 @@ impl Listening {
             match self.subscribe().await {
                 Ok((server, unsubscribe)) => {
                     delay = FIRST_DELAY;
-                    let mut lost = server.is_lost.subscribe();
                     self.set_state(State::Live, &Signal::Look);
-                    let is_lost = pin!(async { drop(lost.wait_for(|lost| *lost).await) });
-                    if let Either::Right(_) = select(is_lost, pin!(self.abandoned())).await {
-                        if let Err(error) = server.send(&unsubscribe).await {
-                            tracing::warn!(channel = self.channel, %error, "a subscription could not be ended");
-                            self.subscriptions.give_up(&server);
-                        }
-                        if self.forget_if_left() {
-                            return;
-                        }
-                    }
-                    // Each who watches is told once this channel is live again.
+                    let end = self.end(&server).await;
+                    // Subscribers receive a notification once this channel is live again.
                     if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
                         held.state.send_replace(State::Begun);
-                        held.is_leaving = false;
+                        held.at = None;
+                    }
+                    match end {
+                        End::Lost => {}
+                        End::Moved => drop(tokio::spawn(async move {
+                            // The old server may be gone, and the new one must not wait for it.
+                            if let Err(error) = server.send(&unsubscribe).await {
+                                tracing::debug!(%error, "a subscription to a channel that moved could not be ended");
+                            }
+                        })),
+                        End::Left => {
+                            if let Err(error) = server.send(&unsubscribe).await {
+                                tracing::warn!(channel = self.channel, %error, "a subscription could not be ended");
+                                self.subscriptions.give_up(&server);
+                            }
+                            if self.forget_if_left() {
+                                return;
+                            }
+                        }
                     }
                 }
                 Err(error) => {
@@ -343,9 +361,27 @@ impl Listening {
         }
     }
 
+    /// Waits for the end of this subscription.
+    async fn end(&self, server: &Server) -> End {
+        let mut lost = server.is_lost.subscribe();
+        let is_lost = pin!(async { drop(lost.wait_for(|lost| *lost).await) });
+        let is_left = pin!(self.abandoned());
+        let is_dropped = pin!(self.is_dropped.notified());
+        let has_moved = self.inner.link.has_moved(&self.channel, &server.master);
+        let moves = pin!(select(is_dropped, has_moved));
+        match select(select(is_lost, is_left), moves).await {
+            Either::Left((Either::Left(_), _)) => End::Lost,
+            Either::Left((Either::Right(_), _)) => End::Left,
+            Either::Right(_) => End::Moved,
+        }
+    }
+
     async fn subscribe(&self) -> RedisResult<(Arc<Server>, Cmd)> {
-        let client = self.inner.link.server_of(&self.channel).await?;
-        let server = self.subscriptions.server(&self.inner, client).await?;
+        let master = self.inner.link.master_of(&self.channel).await?;
+        let server = self.subscriptions.server(&self.inner, master).await?;
+        if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
+            held.at = Some(server.number);
+        }
         match server.subscribe(&self.channel).await {
             Ok(unsubscribe) => Ok((server, unsubscribe)),
             Err(error) => {
@@ -379,7 +415,7 @@ impl Listening {
                 && held.watched.is_empty()
             {
                 held.state.send_replace(State::Begun);
-                held.is_leaving = true;
+                held.at = None;
                 return;
             }
         }

@@ -1,6 +1,8 @@
 //! A reply that is cut off by an orderly close is an outage, as a reset is.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use mcp_task_store::{
     NewTask, PageRequest, PartName, RedisBackend, StorageBackend, StorageError, TaskStatus, TaskStore,
@@ -8,6 +10,9 @@ use mcp_task_store::{
 };
 use rstest::rstest;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Notify;
 
 use super::support::proxy::{Fault, Proxy};
 use super::support::redis::Server;
@@ -167,4 +172,67 @@ async fn a_connection_that_is_cut_off_while_it_is_made_is_unavailable(#[case] co
         cut_off += 1;
     }
     assert!(cut_off > 10, "{cut_off}");
+}
+
+/// Stops reading from the server after the beginning of a large reply, until the test says so.
+#[derive(Default)]
+struct Stall {
+    is_wanted: AtomicBool,
+    began: Notify,
+    ends: Notify,
+}
+
+/// The URL of a proxy that takes little from the server before it passes it on, so that a reply waits at the server.
+async fn narrow(server_port: u16, stall: Arc<Stall>) -> String {
+    const BEGINNING: usize = 64 * 1024;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(16 * 1024).unwrap();
+            let Ok(server) = socket.connect(([127, 0, 0, 1], server_port).into()).await else { continue };
+            let stall = Arc::clone(&stall);
+            tokio::spawn(async move {
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = server.into_split();
+                tokio::spawn(async move { copy(&mut from_client, &mut to_server).await });
+                let (mut buffer, mut passed) = ([0; 4096], 0);
+                // What is at hand when the server is gone is passed on before the end.
+                while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
+                    if to_client.write_all(&buffer[..count]).await.is_err() {
+                        return;
+                    }
+                    passed += count;
+                    if passed > BEGINNING && stall.is_wanted.swap(false, SeqCst) {
+                        stall.began.notify_one();
+                        stall.ends.notified().await;
+                    }
+                }
+            });
+        }
+    });
+    format!("redis://127.0.0.1:{port}")
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_while_it_sends_a_large_part_is_unavailable() {
+    // More than the system takes from a process that it sends for: the rest goes with the process.
+    const LARGE: usize = 16 * 1024 * 1024;
+    let mut server = Server::start(&[]);
+    let stall = Arc::new(Stall::default());
+    let url = narrow(server.port, Arc::clone(&stall)).await;
+    let backend = RedisBackend::builder().max_part_bytes(LARGE).connect(&url).await.unwrap();
+    let large = in_an_hour().set_part(part(), vec![b'x'; LARGE]);
+    backend.put(&key("alice", "t1"), "data".into(), large).await.unwrap();
+    stall.is_wanted.store(true, SeqCst);
+    let name = part();
+    let read = tokio::spawn(async move { backend.part(&key("alice", "t1"), &name).await });
+    stall.began.notified().await;
+    server.kill();
+    stall.ends.notify_one();
+    let error = read.await.unwrap().unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains("in the middle of a reply"), "{error}");
 }

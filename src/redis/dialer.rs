@@ -1,0 +1,147 @@
+//! How connections to servers are made.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, PushInfo, RedisError,
+    RedisResult,
+};
+
+#[cfg(feature = "redis-tls")]
+use super::tls::Certificates;
+use crate::BoxError;
+
+/// A user and a password, as [`RedisBuilder::credentials`](crate::RedisBuilder::credentials) supplies them.
+#[derive(Clone)]
+pub struct Credentials {
+    username: Option<String>,
+    password: String,
+}
+
+impl Credentials {
+    /// The password of the default user.
+    pub fn password(password: impl Into<String>) -> Self {
+        Self { username: None, password: password.into() }
+    }
+
+    /// A user of the server's access control list with a password or a token.
+    pub fn user(username: impl Into<String>, password: impl Into<String>) -> Self {
+        Self { username: Some(username.into()), password: password.into() }
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// What supplies the credentials of each connection.
+#[derive(Clone)]
+pub(super) struct Provider(Arc<dyn Fn() -> BoxFuture<'static, Result<Credentials, BoxError>> + Send + Sync>);
+
+impl Provider {
+    pub(super) fn new<F, R, E>(provide: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        Self(Arc::new(move || {
+            let provided = provide();
+            Box::pin(async move { provided.await.map_err(Into::into) })
+        }))
+    }
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Provider")
+    }
+}
+
+/// Connects to any server of one deployment, with the same settings.
+#[derive(Clone)]
+pub(super) struct Dialer {
+    /// The settings of every connection. Its address only says whether the connection is encrypted.
+    pub(super) settings: ConnectionInfo,
+    #[cfg(feature = "redis-tls")]
+    pub(super) certificates: Certificates,
+    pub(super) provider: Option<Provider>,
+    /// How long one connection may take to be made, from the address to the first reply.
+    pub(super) limit: Duration,
+}
+
+impl Dialer {
+    /// The address of another server, reached as the configured one is.
+    #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
+    pub(super) fn address(&self, host: &str, port: u16) -> ConnectionAddr {
+        let mut address = self.settings.addr().clone();
+        match &mut address {
+            ConnectionAddr::Tcp(its_host, its_port)
+            | ConnectionAddr::TcpTls { host: its_host, port: its_port, .. } => {
+                host.clone_into(its_host);
+                *its_port = port;
+                address
+            }
+            _ => ConnectionAddr::Tcp(host.to_owned(), port),
+        }
+    }
+
+    /// Whether the servers can publish over a connection that also carries replies.
+    pub(super) fn speaks_resp3(&self) -> bool {
+        self.settings.redis_settings().protocol().supports_resp3()
+    }
+
+    /// Checks the settings without connecting.
+    pub(super) fn check(&self) -> RedisResult<()> {
+        self.client(self.settings.clone()).map(drop)
+    }
+
+    /// Connects. The caller sets the time limit. `on_push` receives what the server sends unasked, and that the connection
+    /// closed; only with RESP3.
+    pub(super) async fn dial(
+        &self,
+        address: &ConnectionAddr,
+        response_timeout: Option<Duration>,
+        on_push: impl Fn(PushInfo) + Send + Sync + 'static,
+    ) -> RedisResult<MultiplexedConnection> {
+        let mut info = self.settings.clone().set_addr(address.clone());
+        if let Some(Provider(provide)) = &self.provider {
+            let Credentials { username, password } = provide().await.map_err(not_provided)?;
+            let mut settings = info.redis_settings().clone().set_password(password);
+            if let Some(username) = username {
+                settings = settings.set_username(username);
+            }
+            info = info.set_redis_settings(settings);
+        }
+        let mut config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.limit))
+            .set_response_timeout(response_timeout);
+        if self.speaks_resp3() {
+            config = config.set_push_sender(move |push: PushInfo| {
+                on_push(push);
+                Ok::<(), Infallible>(())
+            });
+        }
+        self.client(info)?.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    fn client(&self, info: ConnectionInfo) -> RedisResult<Client> {
+        #[cfg(feature = "redis-tls")]
+        if let Some(certificates) = self.certificates.given() {
+            return Client::build_with_tls(info, certificates);
+        }
+        Client::open(info)
+    }
+}
+
+fn not_provided(error: BoxError) -> RedisError {
+    (ErrorKind::Client, "the credentials provider failed", error.to_string()).into()
+}
