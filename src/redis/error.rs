@@ -120,6 +120,8 @@ impl<'a> Context<'a> {
                 self.unavailable(format!("no reply to a write: {error}"), true, Some(error.into()))
             }
             Failure::Unsent(error) | Failure::Unanswered(error) => self.connection_error(error),
+            #[cfg(feature = "redis-cluster")]
+            Failure::Unreachable(server, error) => Context::reads(&server, self.key).connection_error(error),
             Failure::TooFewReplicas(few, None) => self.unavailable(few.to_string(), true, Some(few.into())),
             Failure::TooFewReplicas(few, Some(error)) => {
                 self.unavailable(format!("{few}: {error}"), true, Some(few.into()))

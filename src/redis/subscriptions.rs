@@ -328,12 +328,15 @@ impl Listening {
                     }
                     match end {
                         End::Lost => {}
-                        End::Moved => drop(tokio::spawn(async move {
-                            // The old server may be gone, and the new one must not wait for it.
-                            if let Err(error) = server.send(&unsubscribe).await {
-                                tracing::debug!(%error, "a subscription to a channel that moved could not be ended");
-                            }
-                        })),
+                        End::Moved => {
+                            self.inner.link.look_again();
+                            drop(tokio::spawn(async move {
+                                // The old server may be gone, and the new one must not wait for it.
+                                if let Err(error) = server.send(&unsubscribe).await {
+                                    tracing::debug!(%error, "a subscription to a channel that moved could not be ended");
+                                }
+                            }));
+                        }
                         End::Left => {
                             if let Err(error) = server.send(&unsubscribe).await {
                                 tracing::warn!(channel = self.channel, %error, "a subscription could not be ended");
@@ -385,6 +388,7 @@ impl Listening {
         match server.subscribe(&self.channel).await {
             Ok(unsubscribe) => Ok((server, unsubscribe)),
             Err(error) => {
+                self.inner.link.look_again();
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no
                 // use, as when the runtime is gone that it ran on.
                 if !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
