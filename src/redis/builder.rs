@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use redis::aio::ConnectionLike;
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 #[cfg(feature = "redis-cluster")]
 use redis::ConnectionAddr;
+use redis::aio::ConnectionLike;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use tokio::time::Instant;
 

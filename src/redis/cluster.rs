@@ -166,7 +166,8 @@ impl Cluster {
         };
         match error.kind() {
             ErrorKind::Server(kind @ (Moved | Ask)) => {
-                let Some(node) = Node::of_redirection(error.detail().unwrap_or_default(), &member.node) else {
+                let Some(node) = Node::of_redirection(error.detail().unwrap_or_default(), &member.node)
+                else {
                     return Verdict::Final(Failure::Unsent(malformed(error)));
                 };
                 self.generation.grow();
@@ -211,8 +212,11 @@ fn unkept(slot: u16) -> Failure {
 
 /// Whether a read of a pipeline was not run, and a node may have named where it belongs.
 fn belongs_elsewhere(reply: &Result<Value, Failure>) -> bool {
+    matches!(reply, Err(Failure::Replied(error)) if is_elsewhere(error))
+}
+
+fn is_elsewhere(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved};
-    let Err(Failure::Replied(error)) = reply else { return false };
     matches!(error.kind(), ErrorKind::Server(Ask | ClusterDown | MasterDown | Moved))
 }
 
@@ -342,6 +346,16 @@ impl Link for ClusterLink {
         self.cluster.want_survey();
     }
 
+    fn explain(&self, error: RedisError) -> RedisError {
+        self.cluster.want_survey();
+        if !is_elsewhere(&error) {
+            return error;
+        }
+        // The node's word is good only for a command; where the slot is, the next survey shows.
+        let detail = format!("{} {}", error.code().unwrap_or_default(), error.detail().unwrap_or_default());
+        (ErrorKind::ClusterConnectionNotFound, "another node keeps the slot", detail).into()
+    }
+
     async fn master_of(&self, key: &str) -> RedisResult<Arc<Master>> {
         let cluster = &self.cluster;
         cluster.keep_surveying();
@@ -377,7 +391,8 @@ impl Link for ClusterLink {
         self.cluster.keep_surveying();
         let state = self.cluster.state();
         let masters = state.layout.lowest_slots();
-        let master = |(slot, node): (u16, &Node)| MasterOfSlots { slot, host: node.host.clone(), port: node.port };
+        let master =
+            |(slot, node): (u16, &Node)| MasterOfSlots { slot, host: node.host.clone(), port: node.port };
         Ok(masters.map(master).collect())
     }
 

@@ -265,7 +265,10 @@ mod tests {
     #[case::no_slot("10.0.0.2:6381", None)]
     #[case::slot_too_large("16384 10.0.0.2:6381", None)]
     #[case::nothing("", None)]
-    fn a_redirection_names_a_node_or_is_malformed(#[case] detail: &str, #[case] expected: Option<(&str, u16)>) {
+    fn a_redirection_names_a_node_or_is_malformed(
+        #[case] detail: &str,
+        #[case] expected: Option<(&str, u16)>,
+    ) {
         let named = Node::of_redirection(detail, &node(1));
         let expected = expected.map(|(host, port)| Node { host: host.to_owned(), port });
         assert_eq!(named, expected);
@@ -277,7 +280,8 @@ mod tests {
 
     #[test]
     fn a_view_is_read_with_hosts_that_are_missing_replaced_by_that_of_the_node_that_answers() {
-        let of = |host: Value, port| Value::Array(vec![host, Value::Int(port), text("id"), Value::Array(vec![])]);
+        let of =
+            |host: Value, port| Value::Array(vec![host, Value::Int(port), text("id"), Value::Array(vec![])]);
         let slots = Value::Array(vec![
             Value::Array(vec![Value::Int(0), Value::Int(99), of(Value::Nil, 1), of(text("?"), 4)]),
             Value::Array(vec![Value::Int(100), Value::Int(16383), of(text(""), 2), of(text("h"), 5)]),
@@ -314,10 +318,7 @@ mod tests {
         let at = [0, 100];
         assert_eq!(keepers(&[deposed.clone(), elected.clone()], &none, at), [Some(2), Some(1)]);
         assert_eq!(keepers(&[before.clone(), before, elected.clone()], &none, at), [Some(2), Some(1)]);
-        assert_eq!(
-            keepers(&[late.clone(), elected.clone(), elected.clone()], &none, at),
-            [Some(2), Some(1)]
-        );
+        assert_eq!(keepers(&[late.clone(), elected.clone(), elected.clone()], &none, at), [Some(2), Some(1)]);
         // As many say the one as the other: it stays.
         for views in [[late.clone(), elected.clone()], [elected.clone(), late.clone()]] {
             assert_eq!(keepers(&views, &late.layout(), at), [Some(1), Some(1)]);
