@@ -192,7 +192,7 @@ async fn a_server_that_is_not_there_is_a_clear_error_with_host_and_port() {
     let error = RedisBackend::connect(&url).await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
     assert!(error.is_retryable());
-    assert_tells(&error, &[&format!("127.0.0.1:{port}"), "is a server running there?"]);
+    assert_tells(&error, &[&format!("127.0.0.1:{port}"), "no server accepts connections there"]);
 }
 
 #[tokio::test]
