@@ -160,7 +160,10 @@ impl TaskError {
                 limit: max.to_string(),
             },
             StorageError::InvalidExpiry { given } => Self::InvalidArgument {
-                reason: format!("TTL and retention add up to {given:?}, not to 1 ms to 100 years"),
+                reason: format!(
+                    "TTL and retention add up to {given:?}, not to 1 ms to 100 years; choose another TTL or another \
+                     StoreConfig::retention"
+                ),
             },
             other => Self::Storage(other),
         }

@@ -194,7 +194,10 @@ impl<B: Agenda> Keeper<B> {
                     pause
                 }
                 Err(error) => {
-                    tracing::debug!(error, "the timers of leases cannot be taken; lost workers are found later");
+                    tracing::debug!(
+                        error,
+                        "the timers of leases cannot be taken; lost workers are found later"
+                    );
                     back_off.longer()
                 }
             };

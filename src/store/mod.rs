@@ -646,7 +646,10 @@ impl<B: Agenda> TaskStore<B> {
         };
         match ttl {
             Some(ttl) if ttl < Duration::from_millis(1) => {
-                Err(TaskError::InvalidArgument { reason: format!("a TTL of {ttl:?} is under 1 ms") })
+                let reason = format!(
+                    "a TTL of {ttl:?} is under 1 ms; raise it, or StoreConfig::default_ttl and max_ttl where the task names none"
+                );
+                Err(TaskError::InvalidArgument { reason })
             }
             ttl => Ok(ttl),
         }
