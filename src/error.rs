@@ -44,7 +44,7 @@ pub enum StorageError {
     },
     /// The owner has as many live records as its quota allows, or the engine is out of memory.
     /// Nothing was written.
-    #[error("capacity exceeded: {reason}")]
+    #[error("capacity exceeded: {}", Printable(.reason))]
     CapacityExceeded {
         /// What is full.
         reason: String,
@@ -65,7 +65,7 @@ pub enum StorageError {
         max: usize,
     },
     /// An owner id, a task id, or the name of a part or of a queue is not legal.
-    #[error("invalid key: {reason}")]
+    #[error("invalid key: {}", Printable(.reason))]
     InvalidKey {
         /// Which id, and what is wrong with it.
         reason: String,
@@ -77,14 +77,14 @@ pub enum StorageError {
         given: std::time::Duration,
     },
     /// A page limit outside 1 to 256, or a cursor that is malformed or another owner's.
-    #[error("invalid page: {reason}")]
+    #[error("invalid page: {}", Printable(.reason))]
     InvalidPage {
         /// What is wrong with the request.
         reason: String,
     },
     /// Something is stored under the key that the engine cannot read. Nothing was written;
     /// `delete` removes it.
-    #[error("corrupt record at {}: {reason}; deleting the record clears it", Printable(.key))]
+    #[error("corrupt record at {}: {}; deleting the record clears it", Printable(.key), Printable(.reason))]
     Corrupt {
         /// The key in the engine, as an operator would look it up.
         key: String,
@@ -95,7 +95,7 @@ pub enum StorageError {
     },
     /// The server refuses the user: wrong or missing password, or a permission that it lacks. The record is as
     /// it was; a user who may run only some of the commands that the README lists may leave index members.
-    #[error("denied by {address}: {reason}")]
+    #[error("denied by {address}: {}", Printable(.reason))]
     Denied {
         /// Host and port of the server.
         address: String,
@@ -105,7 +105,7 @@ pub enum StorageError {
         source: Option<BoxError>,
     },
     /// The server cannot be reached, timed out, or cannot serve the call at the moment.
-    #[error("{address} is unavailable: {reason}")]
+    #[error("{address} is unavailable: {}", Printable(.reason))]
     Unavailable {
         /// Host and port of the server.
         address: String,
@@ -117,7 +117,7 @@ pub enum StorageError {
         source: Option<BoxError>,
     },
     /// Anything else that an engine reports.
-    #[error("storage error at {address}: {reason}")]
+    #[error("storage error at {address}: {}", Printable(.reason))]
     Backend {
         /// Host and port of the server, or the name of the engine.
         address: String,
