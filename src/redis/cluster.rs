@@ -25,6 +25,8 @@ use super::clock::Clock;
 use super::dialer::Dialer;
 use super::link::{Failure, Generation, Link, MasterOfSlots, Sent};
 use super::master::{Master, Place};
+use super::notifications::Trials;
+use crate::scripts::Pubsub;
 
 /// How many redirections of one command are followed.
 const MAX_REDIRECTIONS: usize = 8;
@@ -43,6 +45,9 @@ struct Shared {
     dialer: Dialer,
     clock: Arc<Clock>,
     masters: std::sync::Mutex<HashMap<Node, Arc<Master>>>,
+    trials: Option<Trials>,
+    /// By one node for all: the one that keeps the channel of the trials.
+    tried: tokio::sync::OnceCell<Arc<Master>>,
     /// Connections to nodes that another one named. The cluster connection may not know them yet, and would
     /// connect anew to all that it was given at first if it were asked for one that it does not know.
     direct: Mutex<HashMap<Node, MultiplexedConnection>>,
@@ -93,6 +98,7 @@ impl ClusterLink {
         dialer: Dialer,
         clock: Arc<Clock>,
         generation: Arc<Generation>,
+        trials: Option<Trials>,
     ) -> RedisResult<Self> {
         let cluster = client.get_async_connection().await?;
         Ok(Self(Arc::new(Shared {
@@ -100,6 +106,8 @@ impl ClusterLink {
             dialer,
             clock,
             masters: std::sync::Mutex::default(),
+            trials,
+            tried: tokio::sync::OnceCell::new(),
             direct: Mutex::default(),
             lost: std::sync::Mutex::default(),
             is_watching: AtomicBool::new(false),
@@ -330,6 +338,12 @@ impl Link for ClusterLink {
         self.0.send_to(&(master.host.clone(), master.port), &alone).await
     }
 
+    async fn pubsub(&self, _key: &str) -> Result<Option<Pubsub>, Failure> {
+        let Some(trials) = &self.0.trials else { return Ok(None) };
+        let tried = self.0.tried.get_or_try_init(|| self.master_of(&trials.channel));
+        Ok(tried.await.map_err(Failure::Unsent)?.pubsub().await)
+    }
+
     async fn master_of(&self, key: &str) -> RedisResult<Arc<Master>> {
         let Some(keeper) = self.0.keeper(key).await else {
             return Err(
@@ -341,7 +355,8 @@ impl Link for ClusterLink {
         let address = shared.dialer.address(&keeper.0, keeper.1);
         let master = masters.entry(keeper).or_insert_with(|| {
             let (clock, generation) = (Arc::clone(&shared.clock), Arc::clone(&shared.generation));
-            Arc::new(Master::new(Place::At(address), shared.dialer.clone(), clock, generation))
+            let (dialer, trials) = (shared.dialer.clone(), shared.trials.clone());
+            Arc::new(Master::new(Place::At(address), dialer, clock, generation, trials))
         });
         Ok(Arc::clone(master))
     }
