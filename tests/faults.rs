@@ -484,13 +484,17 @@ async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_turned_out_to_be_a_replica_is_connected_to_anew() {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    let connections = AtomicUsize::new(0);
+    // Until another connection was made than there were at the first script.
+    let (connections, at_first) = (AtomicUsize::new(0), std::sync::OnceLock::new());
     let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
         "HELLO" => {
             connections.fetch_add(1, Ordering::Relaxed);
             greeting(words)
         }
-        "EVAL" if connections.load(Ordering::Relaxed) == 1 => {
+        "EVAL"
+            if connections.load(Ordering::Relaxed)
+                == *at_first.get_or_init(|| connections.load(Ordering::Relaxed)) =>
+        {
             Answer::Bytes(b"-READONLY You can't write against a read only replica.\r\n".to_vec())
         }
         "EVAL" => Answer::Bytes(b"$15\r\n1795000000 0 1 \r\n".to_vec()),
