@@ -2,6 +2,9 @@
 
 #![cfg(feature = "redis-tests")]
 
+#[cfg(feature = "pmcp")]
+#[path = "redis_access/chains.rs"]
+mod chains;
 #[path = "redis_access/rights.rs"]
 mod rights;
 mod support;
