@@ -223,11 +223,14 @@ async fn behind_sentinels_a_rotated_password_is_asked_for_too() {
     put(&backend).await;
     let mut watch = watch(&backend);
     assert_heard(&backend, &mut watch).await;
+    let asked = vault.asked.load(Ordering::SeqCst);
+    assert!(asked >= 2, "for calls and for the subscription");
     vault.set(Some("pass-word-2"));
     rotate(&watched.master, "pass-word-2");
     put(&backend).await;
     assert_heard(&backend, &mut watch).await;
     assert_heard(&backend, &mut watch).await;
+    assert!(vault.asked.load(Ordering::SeqCst) >= asked + 2);
     assert_hides_passwords(&backend);
 }
 
