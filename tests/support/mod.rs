@@ -13,6 +13,8 @@ macro_rules! assert_refused {
 }
 
 #[cfg(feature = "redis-tests")]
+pub mod bus;
+#[cfg(feature = "redis-tests")]
 pub mod clock;
 #[cfg(feature = "redis-tests")]
 pub mod cluster;

@@ -1,0 +1,366 @@
+//! What befalls servers, and how it ends.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use redis::Value;
+
+use super::comparison::Comparison;
+use super::deployment::{Deployment, Topology, Writes, admin_url};
+use super::relay::Relay;
+use super::support::cluster::{eventually, info};
+use super::support::redis::{any_node, command, masters};
+use super::support::sentinel::MASTER;
+
+/// How long a fault lasts that ends.
+const LASTS: Duration = Duration::from_secs(4);
+/// How many failovers there are one after the other.
+const FAILOVERS: usize = 10;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    // Of the server that keeps alice's records, on any topology.
+    Killed,
+    Hangs,
+    Paused,
+    NoConnectionToSpare,
+    OutOfMemory,
+    CannotSave,
+    Loads,
+    PasswordRotated,
+    UserSwitchedOff,
+    PermissionTaken,
+    ChannelsTaken,
+    ClosesIdleConnections,
+
+    // Of the way to one server.
+    BecomesReplica,
+    SilentConnections,
+    SilentProxy,
+    Garbage,
+    MovesAndCallsBreak,
+    MovesAndSubscriptionsBreak,
+
+    // Where another server takes over.
+    KilledForGood,
+    HangsForGood,
+    FailedOverByHand,
+
+    // Of sentinels.
+    FirstSentinelHangs,
+    Deposed,
+    DeposedAndRefusesWrites,
+
+    // Of a cluster.
+    SilentNode,
+    BusCut,
+    FailoversAndTheDemotedLeaves,
+    UnknownEndpoint,
+    MigrationTargetDies,
+}
+
+use Fault::*;
+
+impl Fault {
+    pub fn settings(self) -> &'static [&'static str] {
+        match self {
+            Killed => &["--appendonly", "yes", "--appendfsync", "always"],
+            Loads => &["--loading-process-events-interval-bytes", "1024"],
+            DeposedAndRefusesWrites => &["--min-replicas-to-write", "1", "--min-replicas-max-lag", "2"],
+            UnknownEndpoint => &["--cluster-preferred-endpoint-type", "unknown-endpoint"],
+            _ => &[],
+        }
+    }
+
+    /// Does it, and waits until its effect is there. Blocks. Gives what ends it, if it ends.
+    fn begin(self, of: &mut Deployment) -> Option<End> {
+        let target = of.target();
+        let mut admin = of.admin(target);
+        let mut set = |name: &str, value: &str| -> () { command(&mut admin, ["CONFIG", "SET", name, value]) };
+        let ends = |end: Box<dyn FnOnce(&mut Deployment) + Send>| Some(end);
+        match self {
+            Killed => {
+                of.servers[target].kill();
+                ends(Box::new(move |of| of.servers[target].start_again()))
+            }
+            Hangs => {
+                of.servers[target].signal("STOP");
+                ends(Box::new(move |of| of.servers[target].signal("CONT")))
+            }
+            Paused => {
+                let millis = LASTS.as_millis().to_string();
+                let _: () = command(&mut admin, ["CLIENT", "PAUSE", &millis]);
+                ends(Box::new(|_| ()))
+            }
+            NoConnectionToSpare => {
+                set("maxclients", "1");
+                let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+                ends(Box::new(move |_| command(&mut admin, ["CONFIG", "SET", "maxclients", "10000"])))
+            }
+            OutOfMemory => {
+                set("maxmemory", "1");
+                ends(Box::new(move |_| command(&mut admin, ["CONFIG", "SET", "maxmemory", "0"])))
+            }
+            CannotSave => {
+                // Stands in the way of the file.
+                let obstacle = of.servers[target].folder().join("dump.rdb");
+                let _ = std::fs::remove_file(&obstacle);
+                std::fs::create_dir(&obstacle).unwrap();
+                set("save", "3600 1");
+                let _: Value = command(&mut admin, ["BGSAVE"]);
+                eventually(|| info(&mut admin, "persistence").contains("rdb_last_bgsave_status:err"));
+                ends(Box::new(move |_| {
+                    std::fs::remove_dir(&obstacle).unwrap();
+                    let _: Value = command(&mut admin, ["BGSAVE"]);
+                    eventually(|| info(&mut admin, "persistence").contains("rdb_last_bgsave_status:ok"));
+                }))
+            }
+            Loads => {
+                let fill =
+                    "for i = 1, 20000 do redis.call('SET', 'fill:{alice}:' .. i, string.rep('x', 100)) end";
+                let _: Value = command(&mut admin, ["EVAL", fill, "0"]);
+                let _: () = command(&mut admin, ["SAVE"]);
+                of.servers[target].kill();
+                // Microseconds for each key, until it is started again without that.
+                of.servers[target].launch_again_with(&["--key-load-delay", "1000"]);
+                ends(Box::new(move |of| {
+                    of.servers[target].kill();
+                    of.servers[target].start_again();
+                }))
+            }
+            PasswordRotated => {
+                "second".clone_into(&mut of.password.lock().unwrap());
+                of.everywhere(&["ACL", "SETUSER", "app", "resetpass", ">second"]);
+                of.everywhere(&["CLIENT", "KILL", "USER", "app"]);
+                None
+            }
+            UserSwitchedOff => {
+                of.everywhere(&["ACL", "SETUSER", "app", "off"]);
+                of.everywhere(&["CLIENT", "KILL", "USER", "app"]);
+                ends(Box::new(|of| of.everywhere(&["ACL", "SETUSER", "app", "on"])))
+            }
+            PermissionTaken => {
+                of.everywhere(&["ACL", "SETUSER", "app", "-hset"]);
+                ends(Box::new(|of| of.everywhere(&["ACL", "SETUSER", "app", "+hset"])))
+            }
+            ChannelsTaken => {
+                of.everywhere(&["ACL", "SETUSER", "app", "resetchannels"]);
+                ends(Box::new(|of| of.everywhere(&["ACL", "SETUSER", "app", "allchannels"])))
+            }
+            ClosesIdleConnections => {
+                of.everywhere(&["CONFIG", "SET", "timeout", "1"]);
+                ends(Box::new(|of| of.everywhere(&["CONFIG", "SET", "timeout", "0"])))
+            }
+            BecomesReplica => {
+                // Its master is away.
+                let _: () = command(&mut admin, ["REPLICAOF", "127.0.0.1", "1"]);
+                ends(Box::new(move |_| command(&mut admin, ["REPLICAOF", "NO", "ONE"])))
+            }
+            SilentConnections => {
+                relay(of).silence_connections();
+                None
+            }
+            SilentProxy => {
+                relay(of).silence();
+                ends(Box::new(|of| relay(of).pass_new_connections()))
+            }
+            Garbage => {
+                relay(of).send_garbage();
+                ends(Box::new(|of| relay(of).pass_new_connections()))
+            }
+            MovesAndCallsBreak | MovesAndSubscriptionsBreak => {
+                let _: () = command(&mut of.admin(1), ["REPLICAOF", "NO", "ONE"]);
+                relay(of).lead_to(of.servers[1].port);
+                let broken = if self == MovesAndCallsBreak { "normal" } else { "pubsub" };
+                let _: i64 = command(&mut admin, ["CLIENT", "KILL", "USER", "app", "TYPE", broken]);
+                None
+            }
+            KilledForGood | HangsForGood => {
+                of.servers[target].signal(if self == KilledForGood { "KILL" } else { "STOP" });
+                another_takes_over(of, target);
+                None
+            }
+            FailedOverByHand => {
+                match of.topology {
+                    Topology::Cluster => {
+                        let replica = replica_of(of, target);
+                        let _: () = command(&mut of.admin(replica), ["CLUSTER", "FAILOVER"]);
+                    }
+                    _ => {
+                        let mut sentinel = of.sentinels[0].connection();
+                        let _: () = command(&mut sentinel, ["SENTINEL", "FAILOVER", MASTER]);
+                    }
+                }
+                another_takes_over(of, target);
+                None
+            }
+            FirstSentinelHangs => {
+                of.sentinels[0].signal("STOP");
+                of.servers[target].signal("KILL");
+                another_takes_over(of, target);
+                None
+            }
+            Deposed | DeposedAndRefusesWrites => {
+                // Sentinels and replicas are shut out. Instances are not.
+                let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "off"]);
+                for kind in ["normal", "replica", "pubsub"] {
+                    let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", kind, "USER", "default"]);
+                }
+                another_takes_over(of, target);
+                None
+            }
+            SilentNode => {
+                of.servers[target].kill();
+                let port = of.servers[target].port;
+                let mut silence = None;
+                eventually(|| {
+                    silence = TcpListener::bind(("127.0.0.1", port)).ok();
+                    silence.is_some()
+                });
+                another_takes_over(of, target);
+                ends(Box::new(move |_| drop(silence)))
+            }
+            BusCut => {
+                let id: String = command(&mut admin, ["CLUSTER", "MYID"]);
+                of.buses.as_ref().unwrap().cut(&id);
+                let replica = replica_of(of, target);
+                eventually(|| is_master(of, replica));
+                ends(Box::new(|of| of.buses.as_ref().unwrap().join()))
+            }
+            FailoversAndTheDemotedLeaves => {
+                for _ in 0..FAILOVERS {
+                    let (before, replica) = (of.target(), replica_of(of, of.target()));
+                    eventually(|| {
+                        // It may not be in step with its master yet.
+                        let failover =
+                            redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut of.admin(replica));
+                        let deadline = std::time::Instant::now() + Duration::from_secs(2);
+                        while failover.is_ok() && std::time::Instant::now() < deadline {
+                            if is_master(of, replica) {
+                                return true;
+                            }
+                            std::thread::sleep(Duration::from_millis(10));
+                        }
+                        is_master(of, replica)
+                    });
+                    eventually(|| of.target() != before);
+                }
+                let demoted = replica_of(of, of.target());
+                let other = (0..of.servers.len()).find(|&node| node != of.target() && is_master(of, node));
+                let id: String = command(&mut of.admin(other.unwrap()), ["CLUSTER", "MYID"]);
+                let _: () = command(&mut of.admin(demoted), ["CLUSTER", "REPLICATE", &id]);
+                let _: () = command(&mut of.admin(demoted), ["CLUSTER", "RESET"]);
+                None
+            }
+            UnknownEndpoint => {
+                // Two moves of the slot, so that it is asked for again who keeps it.
+                let replica = replica_of(of, target);
+                let _: () = command(&mut of.admin(replica), ["CLUSTER", "FAILOVER"]);
+                eventually(|| is_master(of, replica));
+                None
+            }
+            MigrationTargetDies => {
+                let other =
+                    (0..of.servers.len()).find(|&node| node != target && is_master(of, node)).unwrap();
+                let slot: u16 = command(&mut admin, ["CLUSTER", "KEYSLOT", "{alice}"]);
+                let (slot, ids) = (
+                    slot.to_string(),
+                    [target, other].map(|node| command::<String>(&mut of.admin(node), ["CLUSTER", "MYID"])),
+                );
+                let import = ["CLUSTER", "SETSLOT", &slot, "IMPORTING", &ids[0]];
+                let _: () = command(&mut of.admin(other), import);
+                let _: () = command(&mut admin, ["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[1]]);
+                of.servers[other].signal("STOP");
+                ends(Box::new(move |of| {
+                    let _: () = command(&mut of.admin(target), ["CLUSTER", "SETSLOT", &slot, "STABLE"]);
+                    of.servers[other].signal("CONT");
+                }))
+            }
+        }
+    }
+
+    /// Does it to servers of its own, and compares. Says how long the instances took to recover.
+    pub async fn is_survived(self, topology: Topology, writes: Writes) -> Result<String, String> {
+        let start = move || Deployment::start(topology, self.settings(), self == BusCut);
+        let deployment = tokio::task::spawn_blocking(start).await.unwrap();
+        let owners = tokio::task::block_in_place(|| deployment.owners());
+        let comparison = Comparison::start(deployment.connect(writes), &owners).await;
+        let comparison = comparison.map_err(|error| format!("before the fault: {error}"))?;
+        let begin = move || {
+            let mut deployment = deployment;
+            let end = self.begin(&mut deployment);
+            (deployment, end)
+        };
+        let (mut deployment, end) = tokio::task::spawn_blocking(begin).await.unwrap();
+        if let Some(end) = end {
+            comparison.begin_anew();
+            tokio::time::sleep(LASTS).await;
+            let end = move || {
+                end(&mut deployment);
+                deployment
+            };
+            deployment = tokio::task::spawn_blocking(end).await.unwrap();
+        }
+        let took = comparison.recovers().await?;
+        let result = comparison.holds().await;
+        // Blocks until its servers have ended.
+        tokio::task::spawn_blocking(move || drop(deployment)).await.unwrap();
+        let (fresh, busy, idle) = (took.fresh, took.busy, took.idle);
+        result.map(|()| format!("{fresh:.1?}, {busy:.1?}, {idle:.1?}"))
+    }
+}
+
+type End = Box<dyn FnOnce(&mut Deployment) + Send>;
+
+fn relay(of: &Deployment) -> &Relay {
+    of.relay.as_ref().expect("a relay is in front of one server")
+}
+
+/// Waits until another server keeps what this one kept.
+fn another_takes_over(of: &Deployment, server: usize) {
+    match of.topology {
+        Topology::Cluster => {
+            let urls: Vec<String> = of
+                .servers
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| *at != server)
+                .map(|(_, other)| other.url())
+                .collect();
+            let (urls, gone) = (urls.join(","), of.servers[server].url());
+            let kept = |urls: &str| masters(urls).into_values().any(|url| url == gone);
+            eventually(|| !kept(&urls));
+        }
+        _ => {
+            // Any but the first, which may hang.
+            let sentinel = of.sentinels[2].url();
+            eventually(|| {
+                let port = super::support::sentinel::master_of(&sentinel);
+                port.is_some() && port != Some(of.servers[server].port)
+            });
+        }
+    }
+}
+
+fn is_master(of: &Deployment, node: usize) -> bool {
+    let client = redis::Client::open(admin_url(&of.servers[node])).unwrap();
+    let Ok(mut connection) = client.get_connection() else { return false };
+    let told: Result<String, _> = redis::cmd("INFO").arg("replication").query(&mut connection);
+    told.is_ok_and(|told| told.contains("role:master"))
+}
+
+/// The place of the replica of a node of the cluster.
+fn replica_of(of: &Deployment, node: usize) -> usize {
+    let id: String = command(&mut of.admin(node), ["CLUSTER", "MYID"]);
+    let mut place = None;
+    eventually(|| {
+        let told: String = command(&mut any_node(&of.servers[node].url()), ["CLUSTER", "NODES"]);
+        let line = told.lines().find(|line| line.contains("slave") && line.contains(&id));
+        place = line.and_then(|line| {
+            let port: u16 = line.split(' ').nth(1)?.split(['@', ':']).nth(1)?.parse().ok()?;
+            of.servers.iter().position(|server| server.port == port)
+        });
+        place.is_some()
+    });
+    place.unwrap()
+}
