@@ -290,7 +290,7 @@ impl RedisBuilder {
         let Some(node) = nodes.first().cloned() else {
             return Err(wrong_settings(address, "it has no node".to_owned()));
         };
-        let mut seeds = Vec::new();
+        let (at, mut seeds) = (node.addr().clone(), Vec::new());
         for info in &nodes {
             match info.addr() {
                 ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
@@ -303,11 +303,12 @@ impl RedisBuilder {
         let can_publish = dialer.speaks_resp3();
         let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::new(true)));
         let deadline = Instant::now() + self.connect_timeout;
-        let connecting = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation);
-        let (link, bulk) = match tokio::time::timeout_at(deadline, connecting).await {
-            Ok(links) => links?,
-            Err(_) => return Err(no_answer(&address, self.connect_timeout)),
+        let connecting = async {
+            let links = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation);
+            let no_answer = |_| Err(no_answer(&address, self.connect_timeout));
+            tokio::time::timeout_at(deadline, links).await.unwrap_or_else(no_answer)
         };
+        let (link, bulk) = diagnosed(&at, self.connect_timeout, connecting).await?;
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = (Box::new(link), Box::new(bulk));
         let way = Way { link, bulk, clock, address, can_publish };
         self.start(way, schema, deadline).await

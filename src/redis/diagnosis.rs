@@ -54,7 +54,7 @@ pub(super) async fn diagnosed<T>(
         Either::Right((found, connecting)) => (connecting.await, found),
     };
     match outcome {
-        Err(StorageError::Unavailable { address: server, outcome_unknown, source, .. }) if is_mismatch => {
+        Err(StorageError::Unavailable { address: server, outcome_unknown, .. }) if is_mismatch => {
             let reason = match address {
                 ConnectionAddr::TcpTls { .. } => {
                     "the server does not speak TLS at this port; use redis:// in place of rediss://, \
@@ -68,7 +68,7 @@ pub(super) async fn diagnosed<T>(
                 address: server,
                 reason: reason.to_owned(),
                 outcome_unknown,
-                source,
+                source: None,
             })
         }
         outcome => outcome,
