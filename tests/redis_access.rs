@@ -2,6 +2,11 @@
 
 #![cfg(feature = "redis-tests")]
 
+#[cfg(feature = "pmcp")]
+#[path = "redis_access/chains.rs"]
+mod chains;
+#[path = "redis_access/credentials.rs"]
+mod credentials;
 #[path = "redis_access/rights.rs"]
 mod rights;
 mod support;

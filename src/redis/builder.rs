@@ -291,7 +291,7 @@ impl RedisBuilder {
         let Some(node) = nodes.first().cloned() else {
             return Err(wrong_settings(address, "it has no node".to_owned()));
         };
-        let mut seeds = Vec::new();
+        let (at, mut seeds) = (node.addr().clone(), Vec::new());
         for info in &nodes {
             match info.addr() {
                 ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
@@ -305,11 +305,12 @@ impl RedisBuilder {
         let trials = self.trials(&schema, can_publish);
         let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::new(true)));
         let deadline = Instant::now() + self.connect_timeout;
-        let connecting = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation, trials);
-        let (link, bulk) = match tokio::time::timeout_at(deadline, connecting).await {
-            Ok(links) => links?,
-            Err(_) => return Err(no_answer(&address, self.connect_timeout)),
+        let connecting = async {
+            let links = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation, trials);
+            let no_answer = |_| Err(no_answer(&address, self.connect_timeout));
+            tokio::time::timeout_at(deadline, links).await.unwrap_or_else(no_answer)
         };
+        let (link, bulk) = diagnosed(&at, self.connect_timeout, connecting).await?;
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = (Box::new(link), Box::new(bulk));
         let way = Way { link, bulk, clock, address, can_publish, is_given: false };
         self.start(way, schema, deadline).await

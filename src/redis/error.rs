@@ -37,6 +37,7 @@ enum Class {
     Denied(&'static str),
     WrongType,
     NotACluster,
+    NoDatabase,
     Other,
 }
 
@@ -49,7 +50,7 @@ const TOO_FEW: &str = "too few replicas confirmed a write that the master may ha
 /// Words in an error's text, and what they mean. Most are codes. A script's `redis.call` may wrap the code
 /// into the text of another one (6.2: `ERR Error running script … @user_script: 1: -OOM …`), and what a
 /// script may not do has no code on any version, so each is looked for anywhere in the text.
-const WORDS: [(&str, Class); 24] = [
+const WORDS: [(&str, Class); 25] = [
     ("OOM ", Class::OutOfMemory),
     ("WRONGTYPE ", Class::WrongType),
     ("READONLY ", Class::Unavailable("the server is a read-only replica; connect to the master")),
@@ -77,6 +78,7 @@ const WORDS: [(&str, Class); 24] = [
         "DENIED ",
         Class::Denied("the server runs in protected mode and takes connections from its own machine only"),
     ),
+    ("DB index is out of range", Class::NoDatabase),
     ("MOVED ", Class::NotACluster),
     ("ASK ", Class::NotACluster),
     ("CROSSSLOT ", Class::NotACluster),
@@ -205,8 +207,7 @@ impl<'a> Context<'a> {
             ),
             #[cfg(feature = "redis-tls")]
             ErrorKind::Io if super::tls::is_refusal(&error) => {
-                let reason = "one side does not accept the other's certificate; check the settings root_certificates and \
-                              client_certificate, and those of the server";
+                let reason = super::tls::refusal(&error);
                 self.denied(reason, error)
             }
             ErrorKind::Parse if is_truncated(&error) => self.unavailable(
@@ -325,6 +326,11 @@ impl<'a> Context<'a> {
                 false,
                 Some(cause(error)),
             ),
+            Class::NoDatabase => self.backend(
+                "the server has no database of this number; choose another, or raise `databases` on the server",
+                false,
+                Some(cause(error)),
+            ),
             // An error that nobody foresaw may have come in the middle of a script.
             Class::Other => self.backend(
                 "the server replied with an error that was not expected",
@@ -398,7 +404,9 @@ pub(super) fn plain(error: &RedisError) -> String {
             None => code.to_owned(),
         };
     }
-    error.to_string().replacen(&format!(" - {:?}", error.kind()), "", 1)
+    let text = error.to_string().replacen(&format!(" - {:?}", error.kind()), "", 1);
+    // The parser of the redis crate says what it expected in several lines.
+    text.lines().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

@@ -184,7 +184,12 @@ pub fn ask_every_subscriber() {
 
 /// The README, parts of which tests hold against what they see.
 pub fn readme() -> String {
-    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap()
+    page("README.md")
+}
+
+/// A page of the repository.
+pub fn page(path: &str) -> String {
+    std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 /// The largest value that the stores of these tests take.
