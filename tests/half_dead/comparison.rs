@@ -41,6 +41,8 @@ struct Lane {
     owner: String,
     numbers: AtomicU64,
     standing: Mutex<Standing>,
+    /// Of fresh instances, and of calls of the busy one.
+    failures: AtomicU64,
 }
 
 struct Standing {
@@ -109,7 +111,12 @@ impl Connected {
 impl Lane {
     fn new(owner: String) -> Arc<Self> {
         let standing = Standing { fresh: Fresh::default(), busy: Connected::new(), idle: Connected::new() };
-        Arc::new(Self { owner, numbers: AtomicU64::new(0), standing: Mutex::new(standing) })
+        Arc::new(Self {
+            owner,
+            numbers: AtomicU64::new(0),
+            standing: Mutex::new(standing),
+            failures: AtomicU64::new(0),
+        })
     }
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
@@ -170,6 +177,7 @@ impl Lane {
     }
 
     fn fresh_failed(&self, error: String) {
+        self.failures.fetch_add(1, SeqCst);
         let Standing { fresh, busy, idle } = &mut *self.standing();
         (fresh.streak, fresh.works_since, fresh.first, fresh.error) = (0, None, None, error);
         (busy.pending, idle.pending) = (Duration::ZERO, Duration::ZERO);
@@ -213,7 +221,10 @@ impl Lane {
                 let Standing { fresh, busy, .. } = &mut *self.standing();
                 match served {
                     Ok(()) => busy.succeeded(fresh),
-                    Err(error) => busy.error = error,
+                    Err(error) => {
+                        self.failures.fetch_add(1, SeqCst);
+                        busy.error = error;
+                    }
                 }
             }
             sleep(BUSY_PAUSE).await;
@@ -314,6 +325,11 @@ impl Comparison {
         let comparison = Self { lanes, idle, _tasks: tasks };
         comparison.recovers().await?;
         Ok(comparison)
+    }
+
+    /// How often a fresh instance or a call of the busy one failed, for any owner.
+    pub fn failures(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.failures.load(SeqCst)).sum()
     }
 
     /// Begins anew to measure how long everything takes. What has taken too long already is kept.

@@ -1,5 +1,6 @@
 //! Servers that an instance can be connected to: one, one behind sentinels, a cluster.
 
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub struct Deployment {
     pub relay: Option<Relay>,
     /// Between the nodes of the cluster, if they are to be cut off from each other.
     pub buses: Option<Buses>,
+    /// In the place of a server that is gone: it accepts and says nothing.
+    pub silence: Option<TcpListener>,
     /// What instances present when they connect.
     pub password: Arc<Mutex<String>>,
 }
@@ -93,7 +96,7 @@ impl Deployment {
                 servers = Cluster::join((0..6).map(|_| start_node(&settings)).collect(), 3).nodes;
             }
         }
-        Self { topology, servers, sentinels, relay, buses, password }
+        Self { topology, servers, sentinels, relay, buses, silence: None, password }
     }
 
     /// Connects one more instance each time.

@@ -1,7 +1,7 @@
 //! What befalls servers, and how it ends.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::Value;
 
@@ -149,7 +149,7 @@ impl Fault {
             }
             ClosesIdleConnections => {
                 of.everywhere(&["CONFIG", "SET", "timeout", "1"]);
-                ends(Box::new(|of| of.everywhere(&["CONFIG", "SET", "timeout", "0"])))
+                None
             }
             BecomesReplica => {
                 // Its master is away.
@@ -183,15 +183,14 @@ impl Fault {
             FailedOverByHand => {
                 match of.topology {
                     Topology::Cluster => {
-                        let replica = replica_of(of, target);
-                        let _: () = command(&mut of.admin(replica), ["CLUSTER", "FAILOVER"]);
+                        fail_over(of);
                     }
                     _ => {
                         let mut sentinel = of.sentinels[0].connection();
                         let _: () = command(&mut sentinel, ["SENTINEL", "FAILOVER", MASTER]);
+                        another_takes_over(of, target);
                     }
                 }
-                another_takes_over(of, target);
                 None
             }
             FirstSentinelHangs => {
@@ -212,38 +211,23 @@ impl Fault {
             SilentNode => {
                 of.servers[target].kill();
                 let port = of.servers[target].port;
-                let mut silence = None;
                 eventually(|| {
-                    silence = TcpListener::bind(("127.0.0.1", port)).ok();
-                    silence.is_some()
+                    of.silence = TcpListener::bind(("127.0.0.1", port)).ok();
+                    of.silence.is_some()
                 });
                 another_takes_over(of, target);
-                ends(Box::new(move |_| drop(silence)))
+                None
             }
             BusCut => {
                 let id: String = command(&mut admin, ["CLUSTER", "MYID"]);
                 of.buses.as_ref().unwrap().cut(&id);
                 let replica = replica_of(of, target);
                 eventually(|| is_master(of, replica));
-                ends(Box::new(|of| of.buses.as_ref().unwrap().join()))
+                None
             }
             FailoversAndTheDemotedLeaves => {
                 for _ in 0..FAILOVERS {
-                    let (before, replica) = (of.target(), replica_of(of, of.target()));
-                    eventually(|| {
-                        // It may not be in step with its master yet.
-                        let failover =
-                            redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut of.admin(replica));
-                        let deadline = std::time::Instant::now() + Duration::from_secs(2);
-                        while failover.is_ok() && std::time::Instant::now() < deadline {
-                            if is_master(of, replica) {
-                                return true;
-                            }
-                            std::thread::sleep(Duration::from_millis(10));
-                        }
-                        is_master(of, replica)
-                    });
-                    eventually(|| of.target() != before);
+                    fail_over(of);
                 }
                 let demoted = replica_of(of, of.target());
                 let other = (0..of.servers.len()).find(|&node| node != of.target() && is_master(of, node));
@@ -253,10 +237,7 @@ impl Fault {
                 None
             }
             UnknownEndpoint => {
-                // Two moves of the slot, so that it is asked for again who keeps it.
-                let replica = replica_of(of, target);
-                let _: () = command(&mut of.admin(replica), ["CLUSTER", "FAILOVER"]);
-                eventually(|| is_master(of, replica));
+                fail_over(of);
                 None
             }
             MigrationTargetDies => {
@@ -271,27 +252,41 @@ impl Fault {
                 let _: () = command(&mut of.admin(other), import);
                 let _: () = command(&mut admin, ["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[1]]);
                 of.servers[other].signal("STOP");
-                ends(Box::new(move |of| {
-                    let _: () = command(&mut of.admin(target), ["CLUSTER", "SETSLOT", &slot, "STABLE"]);
-                    of.servers[other].signal("CONT");
-                }))
+                None
             }
         }
+    }
+
+    /// Whether calls fail while it lasts, or until another server has taken over.
+    fn is_felt(self) -> bool {
+        !matches!(
+            self,
+            ClosesIdleConnections
+                | MovesAndCallsBreak
+                | MovesAndSubscriptionsBreak
+                | FailedOverByHand
+                | FailoversAndTheDemotedLeaves
+                | UnknownEndpoint
+                | MigrationTargetDies
+        )
     }
 
     /// Does it to servers of its own, and compares. Says how long the instances took to recover.
     pub async fn is_survived(self, topology: Topology, writes: Writes) -> Result<String, String> {
         let start = move || Deployment::start(topology, self.settings(), self == BusCut);
-        let deployment = tokio::task::spawn_blocking(start).await.unwrap();
+        let deployment =
+            tokio::task::spawn_blocking(start).await.map_err(|panic| format!("at the start: {panic}"))?;
         let owners = tokio::task::block_in_place(|| deployment.owners());
         let comparison = Comparison::start(deployment.connect(writes), &owners).await;
         let comparison = comparison.map_err(|error| format!("before the fault: {error}"))?;
+        let failures = comparison.failures();
         let begin = move || {
             let mut deployment = deployment;
             let end = self.begin(&mut deployment);
             (deployment, end)
         };
-        let (mut deployment, end) = tokio::task::spawn_blocking(begin).await.unwrap();
+        let (mut deployment, end) =
+            tokio::task::spawn_blocking(begin).await.map_err(|panic| format!("the fault: {panic}"))?;
         if let Some(end) = end {
             comparison.begin_anew();
             tokio::time::sleep(LASTS).await;
@@ -299,9 +294,13 @@ impl Fault {
                 end(&mut deployment);
                 deployment
             };
-            deployment = tokio::task::spawn_blocking(end).await.unwrap();
+            deployment =
+                tokio::task::spawn_blocking(end).await.map_err(|panic| format!("its end: {panic}"))?;
         }
         let took = comparison.recovers().await?;
+        if self.is_felt() && comparison.failures() == failures {
+            return Err("nobody felt it".to_owned());
+        }
         let result = comparison.holds().await;
         // Blocks until its servers have ended.
         tokio::task::spawn_blocking(move || drop(deployment)).await.unwrap();
@@ -340,6 +339,23 @@ fn another_takes_over(of: &Deployment, server: usize) {
             });
         }
     }
+}
+
+/// Has the replica of the node that keeps alice's records take its place, without a loss.
+fn fail_over(of: &Deployment) {
+    let replica = replica_of(of, of.target());
+    let mut asked: Option<Instant> = None;
+    eventually(|| {
+        if of.target() == replica && is_master(of, replica) {
+            return true;
+        }
+        // It may not be in step with its master yet, or not know that it is a replica.
+        if !is_master(of, replica) && asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(5)) {
+            let failover = redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut of.admin(replica));
+            asked = failover.is_ok().then(Instant::now);
+        }
+        false
+    });
 }
 
 fn is_master(of: &Deployment, node: usize) -> bool {
