@@ -58,6 +58,7 @@ mod payload;
 #[cfg(feature = "pmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
 pub mod pmcp;
+mod printable;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "rmcp")]

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 #[cfg(feature = "redis-cluster")]
 use futures_util::future::try_join;
+use redis::ConnectionInfo;
 use redis::aio::ConnectionLike;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use tokio::time::Instant;
 
 use super::agenda::Outages;
 use super::clock::Clock;
 #[cfg(feature = "redis-cluster")]
 use super::cluster::ClusterLink;
+use super::diagnosis::diagnosed;
 use super::dialer::{Credentials, Dialer, Provider};
 use super::error::Context;
 use super::link::{Failure, Generation, Given, Link};
@@ -24,10 +25,11 @@ use super::replicas::ReplicatedLink;
 use super::schema::Schema;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
+use super::settings::{check_limit, check_replicas, check_size, refused as refused_setting};
 use super::subscriptions::Subscriptions;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
-use super::{Inner, RedisBackend};
+use super::{Inner, RedisBackend, url};
 use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES};
 use crate::{BoxError, StorageError};
 
@@ -168,8 +170,8 @@ impl RedisBuilder {
     /// Asks `provide` for the user and the password each time a connection is made, those for subscriptions included, in
     /// place of what the URL says: for passwords that are rotated and for tokens that expire. What it takes counts towards
     /// the [connect timeout](Self::connect_timeout). If it fails, the connection is not made, the call that waits for it is
-    /// [`Unavailable`](StorageError::Unavailable), and a later call asks again. The message of its error is reported, so it
-    /// must hold no secret. Sentinels are asked with what their own URLs say.
+    /// [`Unavailable`](StorageError::Unavailable), and a later call asks again. The messages of its error and of the causes of
+    /// that are reported, so they must hold no secret. Sentinels are asked with what their own URLs say.
     ///
     /// ```no_run
     /// # async fn token() -> Result<String, std::io::Error> { unimplemented!() }
@@ -225,10 +227,12 @@ impl RedisBuilder {
     /// # Cancellation safety
     /// Dropping the future drops the connection.
     pub async fn connect(self, url: &str) -> Result<RedisBackend, StorageError> {
+        self.check()?;
         let info = self.read_url(url)?;
-        let (place, address) = (Place::At(info.addr().clone()), info.addr().to_string());
-        let dialer = self.dialer(info, self.connect_timeout, &address)?;
-        self.connect_master(place, dialer, address).await
+        let (at, limit) = (info.addr().clone(), self.connect_timeout);
+        let (place, address) = (Place::At(at.clone()), at.to_string());
+        let dialer = self.dialer(info, limit, &address)?;
+        diagnosed(&at, limit, self.connect_master(place, dialer, address)).await
     }
 
     /// Connects to the master that these sentinels know
@@ -253,8 +257,9 @@ impl RedisBuilder {
         sentinels: impl IntoIterator<Item = S>,
         master: &str,
     ) -> Result<RedisBackend, StorageError> {
+        self.check()?;
         let info = self.read_url(master)?;
-        let sentinels = self.read_urls(sentinels)?;
+        let sentinels = self.read_urls(sentinels, "sentinel")?;
         let (addresses, name) = (join(&sentinels), host(&info).to_owned());
         let address = format!("{name} (by the sentinels {addresses})");
         let client = self.sentinel_client(sentinels, &name, &info);
@@ -282,8 +287,9 @@ impl RedisBuilder {
         self,
         nodes: impl IntoIterator<Item = S>,
     ) -> Result<RedisBackend, StorageError> {
+        self.check()?;
         let schema = Schema::new(&self.prefix, true)?;
-        let nodes = self.read_urls(nodes)?;
+        let nodes = self.read_urls(nodes, "node")?;
         let address = format!("the cluster of {}", join(&nodes));
         self.refuse_replicas(&address)?;
         let Some(node) = nodes.first().cloned() else {
@@ -349,6 +355,7 @@ impl RedisBuilder {
         C: ConnectionLike + Clone + Send + Sync + 'static,
         D: ConnectionLike + Clone + Send + Sync + 'static,
     {
+        self.check()?;
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let address = "the given Redis connection".to_owned();
         self.refuse_replicas(&address)?;
@@ -372,11 +379,6 @@ impl RedisBuilder {
         let connection = || MasterLink::new(Arc::clone(&master));
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = match self.replicas {
             None => (Box::new(connection()), Box::new(connection())),
-            Some((_, within)) if within < Duration::from_millis(1) || within >= self.response_timeout => {
-                let limit = self.response_timeout;
-                let reason = format!("waiting {within:?} for replicas is not between 1 ms and {limit:?}");
-                return Err(wrong_settings(address, reason));
-            }
             Some((count, within)) => {
                 let link = ReplicatedLink::new(connection(), count, within);
                 let link = link.map_err(|error| refused(&address, error))?;
@@ -412,22 +414,32 @@ impl RedisBuilder {
         }
     }
 
-    fn read_url(&self, url: &str) -> Result<ConnectionInfo, StorageError> {
-        let mut info = url.into_connection_info().map_err(|error| refused("Redis", error))?;
-        if !url.contains("protocol=") {
-            // With RESP3 a connection notices at once that it was closed, not at the next call.
-            let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-            info = info.set_redis_settings(settings);
+    /// Checks the settings that need no URL.
+    fn check(&self) -> Result<(), StorageError> {
+        check_limit("connect_timeout", self.connect_timeout)?;
+        check_limit("response_timeout", self.response_timeout)?;
+        check_size("max_value_bytes", self.max_value_bytes)?;
+        check_size("max_part_bytes", self.max_part_bytes)?;
+        if let Some((count, within)) = self.replicas {
+            check_replicas(count, within, self.response_timeout)?;
         }
-        Ok(info.set_tcp_settings(self.tcp_settings()))
+        #[cfg(feature = "redis-tls")]
+        self.certificates.check()?;
+        Ok(())
+    }
+
+    fn read_url(&self, url: &str) -> Result<ConnectionInfo, StorageError> {
+        Ok(url::read(url, "the URL")?.set_tcp_settings(self.tcp_settings()))
     }
 
     #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
     fn read_urls<S: AsRef<str>>(
         &self,
         urls: impl IntoIterator<Item = S>,
+        what: &str,
     ) -> Result<Vec<ConnectionInfo>, StorageError> {
-        urls.into_iter().map(|url| self.read_url(url.as_ref())).collect()
+        let servers = url::read_all(urls, what)?;
+        Ok(servers.into_iter().map(|server| server.set_tcp_settings(self.tcp_settings())).collect())
     }
 
     /// A connection whose other end is gone without a word must not swallow one call after the other.
@@ -446,6 +458,13 @@ impl RedisBuilder {
         limit: Duration,
         address: &str,
     ) -> Result<Dialer, StorageError> {
+        #[cfg(feature = "redis-tls")]
+        if self.certificates.given().is_some()
+            && !matches!(settings.addr(), redis::ConnectionAddr::TcpTls { .. })
+        {
+            let reason = "certificates are set, and the URL says redis://; use rediss:// to connect over TLS";
+            return Err(refused_setting(reason.to_owned()));
+        }
         let dialer = Dialer {
             settings,
             #[cfg(feature = "redis-tls")]

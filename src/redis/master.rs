@@ -352,6 +352,9 @@ impl Shared {
         state.made = Some(Arc::clone(&made));
         // It may have been closed before it was stored.
         state.is_broken = closed.load(Ordering::SeqCst);
+        if state.is_broken {
+            self.master.report_broken(epoch);
+        }
         Ok(made)
     }
 

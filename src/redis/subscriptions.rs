@@ -23,6 +23,7 @@ use super::link::Failure;
 use super::master::{Master, Opened};
 use super::schema::read_message;
 use super::{Inner, RedisBackend};
+use crate::error::Chain;
 use crate::watch::{Seat, Signal, Watched, by_signals};
 use crate::{StorageError, TaskKey};
 
@@ -331,12 +332,12 @@ impl Listening {
                         End::Moved => drop(tokio::spawn(async move {
                             // The old server may be gone, and the new one must not wait for it.
                             if let Err(error) = server.send(&unsubscribe).await {
-                                tracing::debug!(%error, "a subscription to a channel that moved could not be ended");
+                                tracing::debug!(error = %Chain(&error), "a subscription to a channel that moved could not be ended");
                             }
                         })),
                         End::Left => {
                             if let Err(error) = server.send(&unsubscribe).await {
-                                tracing::warn!(channel = self.channel, %error, "a subscription could not be ended");
+                                tracing::warn!(channel = self.channel, error = %Chain(&error), "a subscription could not be ended");
                                 self.subscriptions.give_up(&server);
                             }
                             if self.forget_if_left() {
