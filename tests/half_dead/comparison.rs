@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 use mcp_task_store::{PageRequest, RedisBackend, StorageBackend, StorageError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::support::deployment::Connect;
 use super::support::{in_an_hour, key, owner};
 
 /// How long a connected instance may take longer than a fresh one.
@@ -32,9 +33,6 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const STREAK: u32 = 3;
 /// How long a fresh instance may take to work again after a fault.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Connects one more instance.
-pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Result<RedisBackend, StorageError>> + Send + Sync>;
 
 /// What is compared for one owner.
 struct Lane {

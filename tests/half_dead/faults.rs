@@ -1,15 +1,15 @@
 //! What befalls servers, and how it ends.
 
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::Value;
 
 use super::comparison::Comparison;
-use super::deployment::{Deployment, Topology, Writes, admin_url};
-use super::relay::Relay;
 use super::support::cluster::{eventually, info};
-use super::support::redis::{any_node, command, masters};
+use super::support::deployment::{Deployment, Topology, Writes};
+use super::support::redis::command;
+use super::support::relay::Relay;
 use super::support::sentinel::MASTER;
 
 /// How long a fault lasts that ends.
@@ -177,18 +177,18 @@ impl Fault {
             }
             KilledForGood | HangsForGood => {
                 of.servers[target].signal(if self == KilledForGood { "KILL" } else { "STOP" });
-                another_takes_over(of, target);
+                of.another_takes_over(target);
                 None
             }
             FailedOverByHand => {
                 match of.topology {
                     Topology::Cluster => {
-                        fail_over(of);
+                        of.fail_over("alice");
                     }
                     _ => {
                         let mut sentinel = of.sentinels[0].connection();
                         let _: () = command(&mut sentinel, ["SENTINEL", "FAILOVER", MASTER]);
-                        another_takes_over(of, target);
+                        of.another_takes_over(target);
                     }
                 }
                 None
@@ -196,7 +196,7 @@ impl Fault {
             FirstSentinelHangs => {
                 of.sentinels[0].signal("STOP");
                 of.servers[target].signal("KILL");
-                another_takes_over(of, target);
+                of.another_takes_over(target);
                 None
             }
             Deposed | DeposedAndRefusesWrites => {
@@ -205,7 +205,7 @@ impl Fault {
                 for kind in ["normal", "replica", "pubsub"] {
                     let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", kind, "USER", "default"]);
                 }
-                another_takes_over(of, target);
+                of.another_takes_over(target);
                 None
             }
             SilentNode => {
@@ -215,34 +215,33 @@ impl Fault {
                     of.silence = TcpListener::bind(("127.0.0.1", port)).ok();
                     of.silence.is_some()
                 });
-                another_takes_over(of, target);
+                of.another_takes_over(target);
                 None
             }
             BusCut => {
                 let id: String = command(&mut admin, ["CLUSTER", "MYID"]);
                 of.buses.as_ref().unwrap().cut(&id);
-                let replica = replica_of(of, target);
-                eventually(|| is_master(of, replica));
+                let replica = of.replica_of(target);
+                eventually(|| of.is_master(replica));
                 None
             }
             FailoversAndTheDemotedLeaves => {
                 for _ in 0..FAILOVERS {
-                    fail_over(of);
+                    of.fail_over("alice");
                 }
-                let demoted = replica_of(of, of.target());
-                let other = (0..of.servers.len()).find(|&node| node != of.target() && is_master(of, node));
+                let demoted = of.replica_of(of.target());
+                let other = (0..of.servers.len()).find(|&node| node != of.target() && of.is_master(node));
                 let id: String = command(&mut of.admin(other.unwrap()), ["CLUSTER", "MYID"]);
                 let _: () = command(&mut of.admin(demoted), ["CLUSTER", "REPLICATE", &id]);
                 let _: () = command(&mut of.admin(demoted), ["CLUSTER", "RESET"]);
                 None
             }
             UnknownEndpoint => {
-                fail_over(of);
+                of.fail_over("alice");
                 None
             }
             MigrationTargetDies => {
-                let other =
-                    (0..of.servers.len()).find(|&node| node != target && is_master(of, node)).unwrap();
+                let other = (0..of.servers.len()).find(|&node| node != target && of.is_master(node)).unwrap();
                 let slot: u16 = command(&mut admin, ["CLUSTER", "KEYSLOT", "{alice}"]);
                 let (slot, ids) = (
                     slot.to_string(),
@@ -313,70 +312,4 @@ type End = Box<dyn FnOnce(&mut Deployment) + Send>;
 
 fn relay(of: &Deployment) -> &Relay {
     of.relay.as_ref().expect("a relay is in front of one server")
-}
-
-/// Waits until another server keeps what this one kept.
-fn another_takes_over(of: &Deployment, server: usize) {
-    match of.topology {
-        Topology::Cluster => {
-            let urls: Vec<String> = of
-                .servers
-                .iter()
-                .enumerate()
-                .filter(|(at, _)| *at != server)
-                .map(|(_, other)| other.url())
-                .collect();
-            let (urls, gone) = (urls.join(","), of.servers[server].url());
-            let kept = |urls: &str| masters(urls).into_values().any(|url| url == gone);
-            eventually(|| !kept(&urls));
-        }
-        _ => {
-            // Any but the first, which may hang.
-            let sentinel = of.sentinels[2].url();
-            eventually(|| {
-                let port = super::support::sentinel::master_of(&sentinel);
-                port.is_some() && port != Some(of.servers[server].port)
-            });
-        }
-    }
-}
-
-/// Has the replica of the node that keeps alice's records take its place, without a loss.
-fn fail_over(of: &Deployment) {
-    let replica = replica_of(of, of.target());
-    let mut asked: Option<Instant> = None;
-    eventually(|| {
-        if of.target() == replica && is_master(of, replica) {
-            return true;
-        }
-        // It may not be in step with its master yet, or not know that it is a replica.
-        if !is_master(of, replica) && asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(5)) {
-            let failover = redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut of.admin(replica));
-            asked = failover.is_ok().then(Instant::now);
-        }
-        false
-    });
-}
-
-fn is_master(of: &Deployment, node: usize) -> bool {
-    let client = redis::Client::open(admin_url(&of.servers[node])).unwrap();
-    let Ok(mut connection) = client.get_connection() else { return false };
-    let told: Result<String, _> = redis::cmd("INFO").arg("replication").query(&mut connection);
-    told.is_ok_and(|told| told.contains("role:master"))
-}
-
-/// The place of the replica of a node of the cluster.
-fn replica_of(of: &Deployment, node: usize) -> usize {
-    let id: String = command(&mut of.admin(node), ["CLUSTER", "MYID"]);
-    let mut place = None;
-    eventually(|| {
-        let told: String = command(&mut any_node(&of.servers[node].url()), ["CLUSTER", "NODES"]);
-        let line = told.lines().find(|line| line.contains("slave") && line.contains(&id));
-        place = line.and_then(|line| {
-            let port: u16 = line.split(' ').nth(1)?.split(['@', ':']).nth(1)?.parse().ok()?;
-            of.servers.iter().position(|server| server.port == port)
-        });
-        place.is_some()
-    });
-    place.unwrap()
 }

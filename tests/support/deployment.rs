@@ -2,17 +2,18 @@
 
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use mcp_task_store::{Credentials, RedisBackend};
+use futures_util::future::BoxFuture;
+use mcp_task_store::{Credentials, RedisBackend, RedisBuilder, StorageError};
 use redis::Connection;
+use serde::{Deserialize, Serialize};
 
-use super::comparison::Connect;
+use super::bus::Buses;
+use super::cluster::{Cluster, NODE, eventually, info, start_node};
+use super::redis::{Server, any_node, command, connection, free_port, masters};
 use super::relay::Relay;
-use super::support::bus::Buses;
-use super::support::cluster::{Cluster, NODE, eventually, info, start_node};
-use super::support::redis::{Server, connection, free_port};
-use super::support::sentinel::{MASTER, master_of};
+use super::sentinel::{MASTER, master_of};
 
 /// The limits of each instance.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -20,7 +21,10 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const APP: [&str; 7] = ["--user", "app", "on", ">first", "~*", "&*", "+@all"];
 const ADMIN: [&str; 7] = ["--user", "admin", "on", ">admin", "~*", "&*", "+@all"];
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Connects one more instance.
+pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Result<RedisBackend, StorageError>> + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Topology {
     One,
     /// A master with so many replicas, behind three sentinels.
@@ -32,10 +36,38 @@ pub enum Topology {
 }
 
 /// How instances connect, beside where to.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Writes {
     AreApplied,
     WaitForAReplica,
+}
+
+/// What an instance must know to connect.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Way {
+    pub topology: Topology,
+    /// Of the server, the sentinels or the nodes.
+    pub urls: Vec<String>,
+    pub writes: Writes,
+}
+
+impl Way {
+    /// To one server.
+    pub fn to(url: String) -> Self {
+        Self { topology: Topology::One, urls: vec![url], writes: Writes::AreApplied }
+    }
+
+    pub async fn connect(&self, builder: RedisBuilder) -> Result<RedisBackend, StorageError> {
+        let replicas = u32::from(self.writes == Writes::WaitForAReplica);
+        let builder = builder.wait_for_replicas(replicas, TIMEOUT / 3);
+        match self.topology {
+            Topology::One => builder.connect(&self.urls[0]).await,
+            Topology::Sentinels { .. } => {
+                builder.connect_sentinel(&self.urls, &format!("redis://app:first@{MASTER}")).await
+            }
+            Topology::Cluster => builder.connect_cluster(&self.urls).await,
+        }
+    }
 }
 
 pub struct Deployment {
@@ -99,34 +131,27 @@ impl Deployment {
         Self { topology, servers, sentinels, relay, buses, silence: None, password }
     }
 
-    /// Connects one more instance each time.
-    pub fn connect(&self, writes: Writes) -> Connect {
-        let (topology, password) = (self.topology, Arc::clone(&self.password));
-        let urls: Vec<String> = match topology {
-            Topology::One => self.relay.iter().map(Relay::url).collect(),
+    /// How instances reach it.
+    pub fn way(&self, writes: Writes) -> Way {
+        let urls = match self.topology {
+            Topology::One => self.relay.iter().map(|relay| app_url(relay.port)).collect(),
             Topology::Sentinels { .. } => self.sentinels.iter().map(Server::url).collect(),
-            Topology::Cluster => self.servers.iter().map(Server::url).collect(),
+            Topology::Cluster => self.servers.iter().map(|server| app_url(server.port)).collect(),
         };
+        Way { topology: self.topology, urls, writes }
+    }
+
+    /// Connects one more instance each time, with the password of that time.
+    pub fn connect(&self, writes: Writes) -> Connect {
+        let (way, password) = (self.way(writes), Arc::clone(&self.password));
         Arc::new(move || {
-            let (urls, password) = (urls.clone(), Arc::clone(&password));
+            let (way, password) = (way.clone(), Arc::clone(&password));
             let provide = move || {
                 let password = password.lock().unwrap().clone();
                 async move { Ok::<_, std::convert::Infallible>(Credentials::user("app", password)) }
             };
-            let builder = RedisBackend::builder()
-                .connect_timeout(TIMEOUT)
-                .response_timeout(TIMEOUT)
-                .wait_for_replicas(u32::from(writes == Writes::WaitForAReplica), TIMEOUT / 3)
-                .credentials(provide);
-            Box::pin(async move {
-                match topology {
-                    Topology::One => builder.connect(&urls[0]).await,
-                    Topology::Sentinels { .. } => {
-                        builder.connect_sentinel(urls, &format!("redis://{MASTER}")).await
-                    }
-                    Topology::Cluster => builder.connect_cluster(urls).await,
-                }
-            })
+            let builder = RedisBackend::builder().connect_timeout(TIMEOUT).response_timeout(TIMEOUT);
+            Box::pin(async move { way.connect(builder.credentials(provide)).await })
         })
     }
 
@@ -147,7 +172,8 @@ impl Deployment {
         self.keeper("alice")
     }
 
-    fn keeper(&self, owner: &str) -> usize {
+    /// The place of the server that keeps the records of an owner.
+    pub fn keeper(&self, owner: &str) -> usize {
         match self.topology {
             Topology::One => 0,
             Topology::Sentinels { .. } => {
@@ -155,10 +181,87 @@ impl Deployment {
                 self.servers.iter().position(|server| Some(server.port) == port).unwrap()
             }
             Topology::Cluster => {
-                let url = super::support::redis::keeper(&self.urls(), &format!("{{{owner}}}"));
+                let url = super::redis::keeper(&self.urls(), &format!("{{{owner}}}"));
                 self.servers.iter().position(|server| server.url() == url).unwrap()
             }
         }
+    }
+
+    /// Waits until another server keeps what this one kept.
+    pub fn another_takes_over(&self, server: usize) {
+        match self.topology {
+            Topology::Cluster => {
+                let urls: Vec<String> = self
+                    .servers
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| *at != server)
+                    .map(|(_, other)| other.url())
+                    .collect();
+                let (urls, gone) = (urls.join(","), self.servers[server].url());
+                let kept = |urls: &str| masters(urls).into_values().any(|url| url == gone);
+                eventually(|| !kept(&urls));
+            }
+            _ => {
+                // Any but the first, which may hang.
+                let sentinel = self.sentinels[2].url();
+                eventually(|| {
+                    let port = master_of(&sentinel);
+                    port.is_some() && port != Some(self.servers[server].port)
+                });
+            }
+        }
+    }
+
+    /// Has the replica of the cluster's node that keeps an owner's records take its place, without a loss.
+    pub fn fail_over(&self, owner: &str) {
+        let replica = self.replica_of(self.keeper(owner));
+        let mut asked: Option<Instant> = None;
+        eventually(|| {
+            if self.keeper(owner) == replica && self.is_master(replica) {
+                return true;
+            }
+            // It may not be in step with its master yet, or not know that it is a replica.
+            if !self.is_master(replica) && asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(5))
+            {
+                let failover = redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut self.admin(replica));
+                asked = failover.is_ok().then(Instant::now);
+            }
+            false
+        });
+    }
+
+    pub fn is_master(&self, node: usize) -> bool {
+        let client = redis::Client::open(admin_url(&self.servers[node])).unwrap();
+        let Ok(mut connection) = client.get_connection() else { return false };
+        let told: Result<String, _> = redis::cmd("INFO").arg("replication").query(&mut connection);
+        told.is_ok_and(|told| told.contains("role:master"))
+    }
+
+    /// The place of the replica of a node of the cluster.
+    pub fn replica_of(&self, node: usize) -> usize {
+        let id: String = command(&mut self.admin(node), ["CLUSTER", "MYID"]);
+        let mut place = None;
+        eventually(|| {
+            let told: String = command(&mut any_node(&self.servers[node].url()), ["CLUSTER", "NODES"]);
+            let line = told
+                .lines()
+                .find(|line| line.contains("slave") && line.contains(&id) && !line.contains("fail"));
+            place = line.and_then(|line| {
+                let port: u16 = line.split(' ').nth(1)?.split(['@', ':']).nth(1)?.parse().ok()?;
+                self.servers.iter().position(|server| server.port == port)
+            });
+            place.is_some()
+        });
+        place.unwrap()
+    }
+
+    /// The same in a cluster, without asking one of its nodes.
+    pub fn keeper_without(&self, owner: &str, node: usize) -> usize {
+        let others = self.servers.iter().enumerate().filter(|(place, _)| *place != node);
+        let others: Vec<String> = others.map(|(_, server)| server.url()).collect();
+        let url = super::redis::keeper(&others.join(","), &format!("{{{owner}}}"));
+        self.servers.iter().position(|server| server.url() == url).unwrap()
     }
 
     /// All servers with commas in between.
@@ -183,6 +286,11 @@ impl Deployment {
     }
 }
 
+fn app_url(port: u16) -> String {
+    format!("redis://app:first@127.0.0.1:{port}")
+}
+
+/// As a user whom no fault concerns.
 pub fn admin_url(server: &Server) -> String {
     format!("redis://admin:admin@127.0.0.1:{}", server.port)
 }
