@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 #[cfg(feature = "redis-cluster")]
-use futures_util::future::try_join;
+use redis::ConnectionAddr;
 use redis::ConnectionInfo;
 use redis::aio::ConnectionLike;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
@@ -14,8 +14,6 @@ use tokio::time::Instant;
 
 use super::agenda::Outages;
 use super::clock::Clock;
-#[cfg(feature = "redis-cluster")]
-use super::cluster::ClusterLink;
 use super::diagnosis::diagnosed;
 use super::dialer::{Credentials, Dialer, Provider};
 use super::error::Context;
@@ -35,9 +33,6 @@ use crate::{BoxError, StorageError};
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How many nodes of a cluster may be silent one after the other within the connect timeout.
-#[cfg(feature = "redis-cluster")]
-const SILENT_NODES: u32 = 4;
 
 /// Configures a [`RedisBackend`]. Every value has a default; each method replaces one.
 ///
@@ -106,8 +101,8 @@ impl RedisBuilder {
         self
     }
 
-    /// How long making a connection may take, 2 s unless set: the first one at construction as a whole,
-    /// and each attempt to reconnect later; in a cluster a quarter of it for each node.
+    /// How long making a connection may take, 2 s unless set: construction as a whole, however many servers are named,
+    /// and each attempt to reconnect later.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
@@ -295,31 +290,22 @@ impl RedisBuilder {
         let Some(node) = nodes.first().cloned() else {
             return Err(wrong_settings(address, "it has no node".to_owned()));
         };
-        let timeout = self.connect_timeout / SILENT_NODES;
-        let dialer = self.dialer(node, timeout, &address)?;
+        let mut seeds = Vec::new();
+        for info in &nodes {
+            match info.addr() {
+                ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                    seeds.push((host.clone(), *port));
+                }
+                other => return Err(wrong_settings(address, format!("{other} is no node of a cluster"))),
+            }
+        }
+        let dialer = self.dialer(node, self.connect_timeout, &address)?;
         let can_publish = dialer.speaks_resp3();
-        let client = redis::cluster::ClusterClientBuilder::new(nodes)
-            .connection_timeout(timeout)
-            // The cluster connection is to notice a node that hangs before the call is given up.
-            .response_timeout(self.response_timeout * 9 / 10)
-            .overall_response_timeout(None)
-            .tcp_settings(self.tcp_settings());
-        #[cfg(feature = "redis-tls")]
-        let client = match self.certificates.given() {
-            Some(certificates) => client.certs(certificates),
-            None => client,
-        };
-        let clock = Arc::new(Clock::new());
+        let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::new(true)));
         let deadline = Instant::now() + self.connect_timeout;
-        // Without RESP3 the cluster connection re-creates its connections unseen.
-        let generation = Arc::new(Generation::new(can_publish));
-        let client = ClusterLink::client(client, can_publish, &generation);
-        let client = client.map_err(|error| refused(&address, error))?;
-        let connect =
-            || ClusterLink::connect(&client, dialer.clone(), Arc::clone(&clock), Arc::clone(&generation));
-        let connecting = try_join(connect(), connect());
+        let connecting = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation);
         let (link, bulk) = match tokio::time::timeout_at(deadline, connecting).await {
-            Ok(links) => links.map_err(|error| refused(&address, error))?,
+            Ok(links) => links?,
             Err(_) => return Err(no_answer(&address, self.connect_timeout)),
         };
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = (Box::new(link), Box::new(bulk));

@@ -130,6 +130,8 @@ impl<'a> Context<'a> {
                 self.unavailable(reason, true, Some(cause(error)))
             }
             Failure::Unsent(error) | Failure::Unanswered(error) => self.connection_error(error),
+            #[cfg(feature = "redis-cluster")]
+            Failure::Unreachable(server, error) => Context::reads(&server, self.key).connection_error(error),
             Failure::TooFewReplicas(few, None) => self.unavailable(TOO_FEW, true, Some(few.into())),
             Failure::TooFewReplicas(few, Some(error)) => {
                 let unconfirmed = Unconfirmed { few, cause: cause(error) };

@@ -307,7 +307,9 @@ struct Listening {
 enum End {
     /// The connection is lost.
     Lost,
-    /// The server ended it, or another one keeps the channel by now.
+    /// The server ended it.
+    Dropped,
+    /// Another server keeps the channel by now.
     Moved,
     /// Nobody has watched for a while.
     Left,
@@ -329,12 +331,15 @@ impl Listening {
                     }
                     match end {
                         End::Lost => {}
-                        End::Moved => drop(tokio::spawn(async move {
-                            // The old server may be gone, and the new one must not wait for it.
-                            if let Err(error) = server.send(&unsubscribe).await {
-                                tracing::debug!(error = %Chain(&error), "a subscription to a channel that moved could not be ended");
-                            }
-                        })),
+                        End::Dropped => self.inner.link.look_again(),
+                        End::Moved => {
+                            drop(tokio::spawn(async move {
+                                // The old server may be gone, and the new one must not wait for it.
+                                if let Err(error) = server.send(&unsubscribe).await {
+                                    tracing::debug!(error = %Chain(&error), "a subscription to a channel that moved could not be ended");
+                                }
+                            }));
+                        }
                         End::Left => {
                             if let Err(error) = server.send(&unsubscribe).await {
                                 tracing::warn!(channel = self.channel, error = %Chain(&error), "a subscription could not be ended");
@@ -369,11 +374,11 @@ impl Listening {
         let is_left = pin!(self.abandoned());
         let is_dropped = pin!(self.is_dropped.notified());
         let has_moved = self.inner.link.has_moved(&self.channel, &server.master);
-        let moves = pin!(select(is_dropped, has_moved));
-        match select(select(is_lost, is_left), moves).await {
+        match select(select(is_lost, is_left), select(is_dropped, has_moved)).await {
             Either::Left((Either::Left(_), _)) => End::Lost,
             Either::Left((Either::Right(_), _)) => End::Left,
-            Either::Right(_) => End::Moved,
+            Either::Right((Either::Left(_), _)) => End::Dropped,
+            Either::Right((Either::Right(_), _)) => End::Moved,
         }
     }
 
@@ -386,6 +391,7 @@ impl Listening {
         match server.subscribe(&self.channel).await {
             Ok(unsubscribe) => Ok((server, unsubscribe)),
             Err(error) => {
+                self.inner.link.look_again();
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no
                 // use, as when the runtime is gone that it ran on.
                 if !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
