@@ -138,6 +138,7 @@ impl Clients {
         self.log.append(Event::CancelSent { task: task.to_owned() });
         let order = Order::Cancel { owner: plan.owner.clone(), task: task.to_owned() };
         if self.any(random).await.order(order).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
             return false;
         }
         while !*self.give_up.borrow() {

@@ -307,7 +307,9 @@ impl Comparison {
         let lanes: Vec<Arc<Lane>> = owners.iter().cloned().map(Lane::new).collect();
         let mut tasks = JoinSet::new();
         for lane in &lanes {
-            lane.write(&busy, "fresh").await?;
+            for task in ["fresh", "busy", "idle"] {
+                lane.write(&busy, task).await?;
+            }
             for (backend, is_busy) in [(&busy, true), (&idle, false)] {
                 let (hears, heard) = watch::channel(Instant::now());
                 tasks.spawn(listen(backend.clone(), lane.owner.clone(), hears));

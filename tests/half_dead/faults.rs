@@ -7,7 +7,7 @@ use redis::Value;
 
 use super::comparison::Comparison;
 use super::support::cluster::{eventually, info};
-use super::support::deployment::{Deployment, Topology, Writes};
+use super::support::deployment::{Deployment, Topology, Writes, app_url};
 use super::support::redis::command;
 use super::support::relay::Relay;
 use super::support::sentinel::MASTER;
@@ -131,6 +131,8 @@ impl Fault {
             PasswordRotated => {
                 "second".clone_into(&mut of.password.lock().unwrap());
                 of.everywhere(&["ACL", "SETUSER", "app", "resetpass", ">second"]);
+                let with_the_first = redis::Client::open(app_url(of.servers[target].port)).unwrap();
+                assert!(with_the_first.get_connection().is_err());
                 of.everywhere(&["CLIENT", "KILL", "USER", "app"]);
                 None
             }
@@ -260,7 +262,8 @@ impl Fault {
     fn is_felt(self) -> bool {
         !matches!(
             self,
-            ClosesIdleConnections
+            PasswordRotated
+                | ClosesIdleConnections
                 | MovesAndCallsBreak
                 | MovesAndSubscriptionsBreak
                 | FailedOverByHand

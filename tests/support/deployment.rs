@@ -286,7 +286,8 @@ impl Deployment {
     }
 }
 
-fn app_url(port: u16) -> String {
+/// As instances, with their first password.
+pub fn app_url(port: u16) -> String {
     format!("redis://app:first@127.0.0.1:{port}")
 }
 
