@@ -80,7 +80,8 @@ async fn pass(mut peer: TcpStream, bus: u16, id: String, mut cut: watch::Receive
         }
     };
     tokio::select! {
-        () = pass => {}
+        biased;
         _ = cut.wait_for(|cut| cut.contains(&id) || cut.contains(&sender)) => {}
+        () = pass => {}
     }
 }

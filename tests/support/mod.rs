@@ -18,6 +18,8 @@ pub mod bus;
 pub mod clock;
 #[cfg(feature = "redis-tests")]
 pub mod cluster;
+#[cfg(feature = "redis-tests")]
+pub mod deployment;
 pub mod elsewhere;
 #[cfg(feature = "pmcp")]
 pub mod failing;
@@ -30,6 +32,8 @@ pub mod recording;
 pub mod redis;
 #[cfg(feature = "redis-tests")]
 pub mod refusing;
+#[cfg(feature = "redis-tests")]
+pub mod relay;
 #[cfg(feature = "rmcp")]
 pub mod rmcp;
 #[cfg(feature = "redis-tests")]
