@@ -6,25 +6,28 @@
 -- ARGV[2] expected  the version that the record must have, 1 or more
 -- ARGV[3] next      the version after that
 -- ARGV[4] channel   where subscribers of the owner's records listen, '' to notify nobody
+-- ARGV[5] publish   the command to publish with
 --
 -- Reply: 'seconds microseconds expires_at', the server's clock first; expires_at is '' for never
 -- Errors: FOUND [version,expires_at,has_data,is_live,has_parts]
 
 local call, task = redis.call, KEYS[1]
-local time, has_data = call('TIME'), call('HEXISTS', task, 'data')
-local version, expires_at, parts = unpack(call('HMGET', task, 'version', 'expires_at', 'parts'))
+local time, version, expires_at, parts = call('TIME'), unpack(call('HMGET', task, 'version', 'expires_at', 'parts'))
 
 -- @include parts
 
 -- A time that cannot be read, or is larger than any that was written, is refused as if it had passed.
 local ends = expires_at and (tonumber(expires_at:match('^[1-9]%d*$')) or 0)
 local is_live = not ends or ends < 2 ^ 53 and time[1] * 1000 + time[2] / 1000 < ends
-if version ~= ARGV[2] or has_data == 0 or not is_live or not has_parts then
+local is_wanted = version == ARGV[2] and is_live and has_parts
+-- A record without data is damaged; only there this command writes. A server that is in no state to write refuses the
+-- first command that can: this one, before subscribers receive a message.
+local has_data = is_wanted and 1 - call('HSETNX', task, 'data', '') or call('HEXISTS', task, 'data')
+if not is_wanted or has_data == 0 then
+  if is_wanted then call('HDEL', task, 'data') end
   -- @include found
 end
--- Before the write, as a user who may not publish is refused here. Sharded from Redis 7 on.
-if ARGV[4] ~= '' then
-  call(redis.REDIS_VERSION and 'SPUBLISH' or 'PUBLISH', ARGV[4], (expires_at or '') .. ' ' .. task)
-end
+-- Before the first change, as a user who may not publish is refused here.
+if ARGV[4] ~= '' then call(ARGV[5], ARGV[4], (expires_at or '') .. ' ' .. task) end
 call('HSET', task, 'version', ARGV[3], 'data', ARGV[1])
 return time[1] .. ' ' .. time[2] .. ' ' .. (expires_at or '')

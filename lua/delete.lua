@@ -4,6 +4,7 @@
 -- KEYS[2] task      the record's hash
 -- ARGV[1] id        the task id
 -- ARGV[2] channel   where subscribers of the owner's records listen, '' to notify nobody
+-- ARGV[3] publish   the command to publish with
 --
 -- Reply: { 1 if a live record was removed else 0, seconds, microseconds of the server's clock }
 -- Errors: none of its own
@@ -24,11 +25,12 @@ local ends = expires_at and tonumber(expires_at:match('^[1-9]%d*$'))
 local mark, last = '\255' .. id, latest(2)
 last = tonumber(last[1] ~= mark and last[2] or last[4]) or 0
 
--- Before the first write, as a user who may not publish is refused here. Sharded from Redis 7 on.
-if ARGV[2] ~= '' then call(redis.REDIS_VERSION and 'SPUBLISH' or 'PUBLISH', ARGV[2], '? ' .. task) end
--- A user who lacks the right to one of the commands below is refused here, with the record as it was: no member is '',
--- and the time is the one that the record has, or one beyond all others.
+-- A server that is in no state to write refuses the first command that writes, before subscribers receive a message. A
+-- user who lacks the right to publish, or to one of the commands below, is refused here, with the record as it was: no
+-- member is '', and the time is the one that the record has, or one beyond all others. None of these commands needs
+-- memory, as a delete makes room.
 call('ZREM', idx, '')
+if ARGV[2] ~= '' then call(ARGV[3], ARGV[2], '? ' .. task) end
 if last > 0 then
   call('PEXPIREAT', task, ends and ends < 2 ^ 53 and digits(math.max(ends - 1, now + 1)) or FOREVER)
 end

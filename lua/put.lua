@@ -9,13 +9,14 @@
 -- ARGV[4] quota     the most live records that the owner may have, '' for no limit
 -- ARGV[5] replaces  'any' version of a live record, 'none', or this version only, which must be live
 -- ARGV[6] channel   where subscribers of the owner's records listen, '' to notify nobody
--- ARGV[7..] parts   for each part that changes: its name, 'set' or 'clear', its bytes or ''
+-- ARGV[7] publish   the command to publish with
+-- ARGV[8..] parts   for each part that changes: its name, 'set' or 'clear', its bytes or ''
 --
 -- Reply: 'seconds microseconds version expires_at', the server's clock first; expires_at is '' for never
 -- Errors: FOUND [version,expires_at,has_data,is_live,has_parts], CAPACITYEXCEEDED live, TOOMANYPARTS count
 
 local call, idx, task = redis.call, unpack(KEYS)
-local id, data, expiry, quota, replaces, channel = unpack(ARGV, 1, 6)
+local id, data, expiry, quota, replaces, channel, publish = unpack(ARGV, 1, 7)
 local time = call('TIME')
 -- Milliseconds with a fraction, which `digits` drops.
 local now = time[1] * 1000 + time[2] / 1000
@@ -43,12 +44,12 @@ end
 local before = version
 version = is_live and ('%.0f'):format(version + 1) or '1'
 local set, cleared = { 'version', version, 'data', data }, {}
-if ARGV[7] then
+if ARGV[8] then
   local sizes, count, listed = {}, 0, ''
   if is_live and parts then
     for name, size in parts:gmatch('([^ =]+)=(%d+)') do sizes[name] = size end
   end
-  for i = 7, #ARGV, 3 do
+  for i = 8, #ARGV, 3 do
     local name, bytes = ARGV[i], ARGV[i + 2]
     if ARGV[i + 1] == 'set' then
       sizes[name] = #bytes
@@ -80,9 +81,13 @@ end
 -- the key is being migrated. The first command that writes is always one that needs memory: a server that has none left
 -- refuses it, and refuses no command behind another that writes.
 if is_live then
-  -- Before the first write, as a user who may not publish is refused here. Sharded from Redis 7 on. Nobody can have
-  -- subscribed to a record that did not exist.
-  if channel ~= '' then call(redis.REDIS_VERSION and 'SPUBLISH' or 'PUBLISH', channel, '? ' .. task) end
+  -- Nobody can have subscribed to a record that did not exist.
+  if channel ~= '' then
+    -- This command changes nothing. A server that is in no state to write refuses it, before subscribers receive a
+    -- message. A user who may not publish is refused before anything has changed.
+    call('HSETNX', task, 'version', '')
+    call(publish, channel, '? ' .. task)
+  end
   if expiry == 'never' and expires_at then cleared[#cleared + 1] = 'expires_at' end
 end
 if is_live and expiry == 'keep' then

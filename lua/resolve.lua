@@ -5,12 +5,13 @@
 -- ARGV[2] token     the score that the taking gave the timer
 -- ARGV[3] after     in milliseconds from now, '' to remove the timer
 -- ARGV[4] channel   where takers listen, '' to notify nobody
+-- ARGV[5] publish   the command to publish with
 --
 -- Reply: 'seconds microseconds effect', the server's clock first; effect is 1 if the token was valid, else 0
 -- Errors: none of its own
 
 local call, due = redis.call, KEYS[1]
-local member, token, after, channel = unpack(ARGV)
+local member, token, after, channel, publish = unpack(ARGV)
 local time = call('TIME')
 
 -- @include score
@@ -23,7 +24,7 @@ if before and before == tonumber(token) then
     call('ZREM', due, member)
   else
     local at = math.floor(time[1] * 1000 + time[2] / 1000) + after
-    wake(channel, at)
+    wake(channel, publish, at)
     call('ZADD', due, score(at, before), member)
   end
 end

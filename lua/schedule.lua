@@ -5,6 +5,7 @@
 -- ARGV[1] member    the task's key
 -- ARGV[2] after     in milliseconds from now
 -- ARGV[3] channel   where takers listen, '' to notify nobody
+-- ARGV[4] publish   the command to publish with
 --
 -- Reply: 'seconds microseconds', the server's clock
 -- Errors: none of its own
@@ -20,6 +21,6 @@ local before = tonumber(call('ZSCORE', due, member))
 local at = math.floor(time[1] * 1000 + time[2] / 1000) + ARGV[2]
 if before then at = math.min(at, math.floor(before)) end
 
-wake(ARGV[3], at)
+wake(ARGV[3], ARGV[4], at)
 call('ZADD', due, score(at, before), member)
 return time[1] .. ' ' .. time[2]

@@ -6,16 +6,12 @@ mod support;
 
 #[path = "half_dead/comparison.rs"]
 mod comparison;
-#[path = "half_dead/deployment.rs"]
-mod deployment;
 #[path = "half_dead/faults.rs"]
 mod faults;
 #[path = "half_dead/fresh.rs"]
 mod fresh;
 #[path = "half_dead/master.rs"]
 mod master;
-#[path = "half_dead/relay.rs"]
-mod relay;
 
 use futures_util::stream::BoxStream;
 use mcp_task_store::StorageError;

@@ -2,6 +2,11 @@
 
 #![cfg(feature = "redis-tests")]
 
+#[cfg(feature = "pmcp")]
+#[path = "redis_access/chains.rs"]
+mod chains;
+#[path = "redis_access/credentials.rs"]
+mod credentials;
 #[path = "redis_access/rights.rs"]
 mod rights;
 mod support;
@@ -15,6 +20,7 @@ use mcp_task_store::{
     StorageError, TaskError, TaskKey, TaskStore, Version,
 };
 use redis::{Commands, Connection, Value};
+use rstest::rstest;
 use support::cluster::Cluster;
 use support::redis::{Server, command, connection, free_port, rule_of_the_readme};
 use support::sentinel::{MASTER, Watched};
@@ -102,9 +108,8 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
     let url = format!("redis://{user}:{password}@127.0.0.1:{}", server.port);
     let backend = RedisBackend::connect(&url).await.unwrap();
     every_operation(&backend, &mut admin).await.unwrap();
-    let outside = RedisBackend::builder().prefix("other").connect(&url).await.unwrap();
-    let refused = outside.put(&key("alice", "t1"), "data".into(), keep()).await;
-    assert!(matches!(refused, Err(StorageError::Denied { .. })), "{refused:?}");
+    let outside = RedisBackend::builder().prefix("other").connect(&url).await;
+    assert!(matches!(outside, Err(StorageError::Denied { .. })), "{outside:?}");
 
     let permitted: Vec<_> = rule.iter().filter(|word| word.starts_with(['+', '~', '&'])).collect();
     assert!(permitted.len() > 10);
@@ -118,20 +123,6 @@ async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_i
         };
         match outcome {
             Err(StorageError::Denied { .. }) => {}
-            // No call waits for the end of a subscription; the connection is given up instead.
-            Ok(()) if *word == "+sunsubscribe" => {
-                let denied = |admin: &mut Connection| {
-                    let log: Value = command(admin, ["ACL", "LOG"]);
-                    format!("{log:?}").contains("sunsubscribe")
-                };
-                let listeners = |admin: &mut Connection| {
-                    let clients: String = command(admin, ["CLIENT", "LIST", "TYPE", "pubsub"]);
-                    clients.lines().count()
-                };
-                while !denied(&mut admin) || listeners(&mut admin) > 0 {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            }
             other => panic!("without {word}: {other:?}"),
         }
         let left: Vec<String> = admin.keys("pmcp:*").unwrap();
@@ -148,10 +139,12 @@ async fn a_user_that_may_only_read_reads_and_is_denied_every_write() {
         writer.put(&key("alice", task), "data".into(), in_an_hour()).await.unwrap();
     }
     admin.del::<_, ()>("pmcp:tasks:alice:t2").unwrap();
-    let rule = "ACL SETUSER reader on >secret ~pmcp:* +@read +time +eval";
+    let rule = "ACL SETUSER reader on >secret ~* &* +@all";
     let _: Value = command(&mut admin, rule.split(' '));
-    let reader =
-        RedisBackend::connect(&format!("redis://reader:secret@127.0.0.1:{}", server.port)).await.unwrap();
+    let url = format!("redis://reader:secret@127.0.0.1:{}", server.port);
+    let reader = RedisBackend::connect(&url).await.unwrap();
+    let rule = "ACL SETUSER reader resetkeys ~pmcp:* -@all +@read +time +eval";
+    let _: Value = command(&mut admin, rule.split(' '));
     let (t1, t3) = (key("alice", "t1"), key("alice", "t3"));
     assert_eq!(reader.get(&t1).await.unwrap().data, "data");
     // The page stands although the reader may not tidy the index behind it.
@@ -409,9 +402,9 @@ async fn a_watch_by_a_user_that_may_not_subscribe_is_denied_and_ends() {
     let task = writer.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
     let rule = rule_of_the_readme();
     // Were it listened to in the other way where this one is not permitted, nothing would ever be heard.
-    let rule = rule.split(' ').map(|word| if word == "+ssubscribe" { "+subscribe" } else { word });
-    let _: Value = command(&mut admin, rule);
+    let _: Value = command(&mut admin, rule.split(' '));
     let backend = RedisBackend::connect(&url_of_the_user(server.port)).await.unwrap();
+    let _: Value = command(&mut admin, ["ACL", "SETUSER", "tasks", "-ssubscribe", "+subscribe"]);
     let tasks = TaskStore::new(backend.clone());
     tasks.get(&task.key).await.unwrap();
     let in_time = async {
@@ -445,7 +438,17 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
     let (t1, leases) = (key("alice", "t1"), Queue::try_from("leases").unwrap());
     for (intruder, victim) in [(0, 1), (1, 0)] {
         let (name, _, own) = &tenants[victim];
-        let foreign = RedisBackend::builder().prefix(*name).connect(&tenants[intruder].1).await.unwrap();
+        let connect = || RedisBackend::builder().prefix(*name).connect(&tenants[intruder].1);
+        let refused = connect().await;
+        assert!(matches!(refused, Err(StorageError::Denied { .. })), "{refused:?}");
+        // One that was let in once, while it was permitted.
+        let of_intruder = tenants[intruder].0;
+        let _: Value = command(&mut admin, ["ACL", "SETUSER", of_intruder, "allkeys", "allchannels"]);
+        let foreign = connect().await.unwrap();
+        let rule = rule_of_the_readme()
+            .replace("pmcp:", &format!("{of_intruder}:"))
+            .replace(" tasks ", &format!(" {of_intruder} "));
+        let _: Value = command(&mut admin, rule.split(' '));
         for refused in [
             foreign.get(&t1).await.map(drop),
             foreign.put(&t1, "lost".into(), keep()).await.map(drop),
@@ -530,13 +533,95 @@ async fn behind_sentinels_and_to_wait_for_replicas_the_additions_of_the_readme_a
     connect().await.unwrap().put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
 
     let wait = RedisBackend::builder().wait_for_replicas(1, Duration::from_secs(1));
+    let denied = wait.clone().connect_sentinel(watched.sentinel_urls(), &url).await.unwrap_err();
+    assert!(matches!(denied, StorageError::Denied { .. }), "{denied:?}");
+    assert!(denied.to_string().contains("WAIT"), "{denied}");
+    let more = addition_of_the_readme("# with wait_for_replicas");
+    permit(&mut watched.master.connection(), &[role.clone(), more.clone()].concat());
     let waiting = wait.connect_sentinel(watched.sentinel_urls(), &url).await.unwrap();
+    permit(&mut watched.master.connection(), &role);
     let refused = waiting.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
     assert!(refused.outcome_unknown(), "it was written, and not waited for: {refused:?}");
     assert_tells(&refused, &["0 of 1 replicas", "'wait' command"]);
     let store = TaskStore::new(waiting.clone());
     store.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap_err();
-    let more = addition_of_the_readme("# with wait_for_replicas");
     permit(&mut watched.master.connection(), &[role, more].concat());
     waiting.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
+}
+
+#[rstest]
+#[case::scripts("EVAL")]
+#[case::a_read_of_a_page("HSTRLEN")]
+#[case::a_read("HMGET")]
+#[case::a_command_of_scripts("HSETNX")]
+#[case::another_command_of_scripts("ZADD")]
+#[tokio::test]
+async fn connecting_to_a_server_that_lacks_a_command_says_which_one(#[case] lacking: &str) {
+    let server = Server::start(&["--rename-command", lacking, ""]);
+    let error = RedisBackend::connect(&server.url()).await.unwrap_err();
+    assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");
+    assert!(!error.is_retryable());
+    assert_tells(&error, &[lacking, &format!("127.0.0.1:{}", server.port)]);
+    let told = format!("{error:?} {:?}", std::error::Error::source(&error));
+    assert!(!told.contains("local") && !told.contains("redis.pcall"), "the text of the script: {told}");
+}
+
+#[tokio::test]
+async fn connecting_to_a_server_that_lacks_hello_says_what_to_set_and_works_with_that() {
+    let server = Server::start(&["--rename-command", "HELLO", "", "--requirepass", "pass-word"]);
+    let url = format!("redis://:pass-word@127.0.0.1:{}", server.port);
+    let error = RedisBackend::connect(&url).await.unwrap_err();
+    assert!(!error.is_retryable() && !error.outcome_unknown());
+    assert_tells(&error, &["HELLO", "?protocol=resp2", &format!("127.0.0.1:{}", server.port)]);
+    let backend = RedisBackend::connect(&format!("{url}?protocol=resp2")).await.unwrap();
+    backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
+}
+
+#[rstest]
+#[case::to_publish("-spublish", "SPUBLISH")]
+#[case::to_subscribe("-ssubscribe", "SSUBSCRIBE")]
+#[case::to_end_a_subscription("-sunsubscribe", "SUNSUBSCRIBE")]
+#[case::to_the_channels("resetchannels", "SSUBSCRIBE")]
+#[tokio::test]
+async fn connecting_without_a_right_of_notifications_says_which_one_and_what_does_without(
+    #[case] word: &str,
+    #[case] lacking: &str,
+) {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let rule = rule_of_the_readme();
+    let _: Value = command(&mut admin, rule.split(' ').chain([word]));
+    let url = url_of_the_user(server.port);
+    let error = RedisBackend::connect(&url).await.unwrap_err();
+    assert!(matches!(error, StorageError::Denied { .. }), "{error:?}");
+    assert_tells(&error, &[lacking, "notifications(false)", &format!("127.0.0.1:{}", server.port)]);
+    let quiet = RedisBackend::builder().notifications(false).connect(&url).await.unwrap();
+    every_operation(&quiet, &mut admin).await.unwrap();
+}
+
+/// It reads, and writes once the state has passed.
+#[rstest]
+#[case::is_out_of_memory(&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"])]
+#[case::has_too_few_replicas(
+    &["CONFIG", "SET", "min-replicas-to-write", "1"],
+    &["CONFIG", "SET", "min-replicas-to-write", "0"]
+)]
+#[case::is_a_replica(&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"])]
+#[tokio::test]
+async fn a_backend_connects_while_the_server(#[case] state: &[&str], #[case] passed: &[&str]) {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let _: Value = command(&mut admin, state.iter().copied());
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    let error = backend.put(&t1, "data".into(), in_an_hour()).await.unwrap_err();
+    assert!(error.is_retryable() && !error.outcome_unknown(), "{error:?}");
+    assert!(matches!(backend.get(&t1).await, Err(StorageError::NotFound { .. })));
+    let _: Value = command(&mut admin, passed.iter().copied());
+    // A server that becomes a master closes its connections.
+    while let Err(error) = backend.put(&t1, "data".into(), in_an_hour()).await {
+        assert!(error.is_retryable(), "{error:?}");
+    }
+    let keys: Vec<String> = admin.keys("*probe*").unwrap();
+    assert!(keys.is_empty(), "{keys:?}");
 }

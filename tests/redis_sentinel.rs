@@ -13,9 +13,10 @@ use mcp_task_store::{
     NewTask, PageRequest, RedisBackend, RedisBuilder, StorageBackend, StorageError, StoreConfig, TaskError,
     TaskStore, TooFewReplicas, Version,
 };
-use redis::Commands;
+use redis::{Commands, Value};
 use rstest::rstest;
 use support::cluster::{eventually, moment};
+use support::fake::{Answer, Fake, greeting};
 use support::redis::{Server, command, free_port};
 use support::sentinel::{MASTER, Watched, master_of};
 use support::{in_an_hour, keep, key, owner};
@@ -131,6 +132,146 @@ async fn sentinels_that_are_not_there_or_do_not_know_the_master_are_a_clear_erro
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
     assert!(error.to_string().contains("another (by the sentinels"), "{error}");
     assert!(!format!("{error:?}").contains("pass-word"), "{error:?}");
+}
+
+/// A sentinel that is of no use.
+enum BadSentinel {
+    /// It takes connections and says nothing.
+    Hangs,
+    /// It names a server that takes connections and says nothing.
+    NamesASilentHost,
+}
+
+/// Accepts connections, as the system does by itself, and says nothing.
+fn silent_port() -> std::net::TcpListener {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+#[rstest]
+#[case::hangs(BadSentinel::Hangs)]
+#[case::names_a_silent_host(BadSentinel::NamesASilentHost)]
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_sentinel_of_three_delays_neither_the_connection_nor_the_first_write_after_a_failover(
+    #[case] bad: BadSentinel,
+) {
+    // Far beyond what is measured here.
+    const LIMIT: Duration = Duration::from_secs(60);
+    const SOON: Duration = Duration::from_secs(6);
+    let mut watched = Watched::start(&[]);
+    let silent = silent_port();
+    let silent_at = silent.local_addr().unwrap().port();
+    let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
+        "SENTINEL" if words[1] == "GET-MASTER-ADDR-BY-NAME" => {
+            let port = silent_at.to_string();
+            Answer::Bytes(format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()).into_bytes())
+        }
+        "SENTINEL" => Answer::Bytes(b"-NOPERM no\r\n".to_vec()),
+        _ => greeting(words),
+    })
+    .await;
+    let mut urls = watched.sentinel_urls();
+    urls[0] = match bad {
+        BadSentinel::Hangs => format!("redis://127.0.0.1:{silent_at}"),
+        BadSentinel::NamesASilentHost => fake.url(),
+    };
+    let name = format!("redis://{MASTER}");
+    let connect = || {
+        let builder = RedisBackend::builder().connect_timeout(LIMIT).response_timeout(LIMIT);
+        builder.connect_sentinel(urls.clone(), &name)
+    };
+    let since = Instant::now();
+    let backend = connect().await.unwrap();
+    println!("figure | sentinel, the first of three is bad: until connected | {:.1?}", since.elapsed());
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "old".into(), in_an_hour()).await.unwrap();
+    watched.master.kill();
+    tokio::task::block_in_place(|| watched.failed_over());
+    let since = Instant::now();
+    loop {
+        match backend.put(&t1, "new".into(), in_an_hour()).await {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}"),
+        }
+    }
+    println!(
+        "figure | sentinel, the first of three is bad: from a failover to a write | {:.1?}",
+        since.elapsed()
+    );
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    let fresh = connect().await.unwrap();
+    assert_eq!(fresh.get(&t1).await.unwrap().data, "new");
+}
+
+/// How the backend would find out that its master has no replicas any more.
+#[derive(Clone, Copy, PartialEq)]
+enum Lack {
+    Unnoticed,
+    NoReplicas,
+    TooFewConfirm,
+}
+
+#[rstest]
+#[case::acknowledges_writes(Lack::Unnoticed)]
+#[case::refuses_writes(Lack::NoReplicas)]
+#[case::confirms_no_write(Lack::TooFewConfirm)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_was_deposed_unknowingly_is_left_when_it(#[case] lack: Lack) {
+    let watched = Watched::start(&[]);
+    let rule = "ACL SETUSER tasks on >secret ~* &* +@all";
+    for server in [&watched.master, &watched.replica] {
+        let _: () = command(&mut server.connection(), rule.split(' '));
+    }
+    let mut at_master =
+        redis::Client::open(format!("redis://tasks:secret@127.0.0.1:{}", watched.master.port))
+            .unwrap()
+            .get_connection()
+            .unwrap();
+    let builder = match lack {
+        Lack::TooFewConfirm => builder().wait_for_replicas(1, PATIENCE),
+        _ => builder(),
+    };
+    let url = format!("redis://tasks:secret@{MASTER}");
+    let backend = Arc::new(builder.connect_sentinel(watched.sentinel_urls(), &url).await.unwrap());
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "old".into(), in_an_hour()).await.unwrap();
+    let mut changes = Arc::clone(&backend).watch(&t1);
+    changes.next().await.unwrap().unwrap();
+    watched.master.is_replicated();
+    if lack == Lack::NoReplicas {
+        for (setting, value) in [("min-replicas-to-write", "1"), ("min-replicas-max-lag", "1")] {
+            let _: () = command(&mut at_master, ["CONFIG", "SET", setting, value]);
+        }
+    }
+    // The sentinels and the replica are shut out. The master answers the backend as before.
+    let _: () = command(&mut at_master, ["ACL", "SETUSER", "default", "-@all"]);
+    let _: i64 = command(&mut at_master, ["CLIENT", "KILL", "TYPE", "replica"]);
+    tokio::task::block_in_place(|| watched.failed_over());
+    let since = Instant::now();
+    let at_new = RedisBackend::connect(&watched.replica.url()).await.unwrap();
+    at_new.put(&t1, "new".into(), in_an_hour()).await.unwrap();
+    let role: (String, Value, Value) = redis::cmd("ROLE").query(&mut at_master).unwrap();
+    assert_eq!(role.0, "master", "it does not know that it was deposed");
+    let follows = async {
+        while backend.get(&t1).await.unwrap().data != "new" {
+            if lack != Lack::Unnoticed {
+                // Neither master has a replica to confirm it.
+                let refused = backend.put(&key("alice", "t2"), "data".into(), in_an_hour()).await;
+                assert!(refused.is_ok() || refused.as_ref().unwrap_err().is_retryable(), "{refused:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), follows).await.expect("it is left");
+    println!("figure | sentinel, a deposed master that answers: until it is left | {:.1?}", since.elapsed());
+    // The watch as well: each write at the new master costs it an item.
+    for data in ["newer", "newest"] {
+        at_new.put(&t1, data.into(), in_an_hour()).await.unwrap();
+        let noticed = async {
+            while changes.next().await.unwrap().is_err() || backend.get(&t1).await.unwrap().data != data {}
+        };
+        tokio::time::timeout(Duration::from_secs(60), noticed).await.expect("it is noticed");
+    }
 }
 
 fn with_replica() -> (Server, Server) {

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use mcp_task_store::{RedisBackend, StorageBackend, StorageError, Version};
+use mcp_task_store::{Agenda, PartName, Queue, RedisBackend, StorageBackend, StorageError, Version};
 use redis::{Connection, Value};
+use rstest::rstest;
 use support::cluster::Cluster;
 use support::redis::{Server, can_shard_publishing, command};
-use support::{in_an_hour, keep, key, never};
+use support::{Printed, in_an_hour, keep, key, never, subscribe};
 
 type Watch = BoxStream<'static, Result<(), StorageError>>;
 
@@ -76,7 +77,7 @@ async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last(
     let calls = |line: &str| line.split("subscribe:calls=").nth(1)?.split(',').next().map(str::to_owned);
     let calls: Vec<String> =
         subscribed.lines().filter(|line| !line.contains("unsubscribe")).filter_map(calls).collect();
-    assert_eq!(calls, ["1"]);
+    assert_eq!(calls, ["2"], "one of them when it was tried out at the start");
     until(|| subscribers(&mut admin) == 0).await;
     // The next one begins anew, over the connection that there is.
     next(&mut watch(&backend, "t1")).await;
@@ -175,7 +176,6 @@ async fn without_notifications_nothing_is_published_and_a_watch_polls() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let quiet = RedisBackend::builder().notifications(false).connect(&server.url()).await.unwrap();
-    let listening = RedisBackend::connect(&server.url()).await.unwrap();
     let t1 = key("alice", "t1");
     quiet.put(&t1, "one".into(), never()).await.unwrap();
     let t2 = key("alice", "t2");
@@ -190,9 +190,13 @@ async fn without_notifications_nothing_is_published_and_a_watch_polls() {
         stats.lines().filter(|line| line.contains("publish:")).filter_map(calls).sum()
     };
     assert_eq!(published(&mut admin), 0);
+    let listening = RedisBackend::connect(&server.url()).await.unwrap();
+    // What is tried out at the start.
+    let tried_out = published(&mut admin);
+    assert_eq!(tried_out, 1);
     listening.put(&t1, "two".into(), keep()).await.unwrap();
     next(&mut polling).await;
-    assert_eq!((published(&mut admin), subscribers(&mut admin)), (1, 0));
+    assert_eq!((published(&mut admin), subscribers(&mut admin)), (tried_out + 1, 0));
 }
 
 #[tokio::test]
@@ -293,4 +297,176 @@ fn to_watch_on_a_runtime_that_is_gone_hangs_nobody() {
         tell.send(()).unwrap();
     });
     told.recv_timeout(Duration::from_secs(60)).expect("it returns");
+}
+
+/// The settings of a server that lacks these commands.
+fn without(commands: &[&str]) -> Vec<String> {
+    commands.iter().flat_map(|command| ["--rename-command", command, ""]).map(str::to_owned).collect()
+}
+
+fn server_without(commands: &[&str]) -> Server {
+    let settings = without(commands);
+    Server::start(&settings.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// A write by each of these is noticed by the watch of each.
+async fn notice_each_other(backends: &[RedisBackend]) {
+    let t1 = key("alice", "t1");
+    backends[0].put(&t1, "first".into(), never()).await.unwrap();
+    for (number, writer) in backends.iter().enumerate() {
+        let mut watches: Vec<Watch> = backends.iter().map(|backend| watch(backend, "t1")).collect();
+        for watch in &mut watches {
+            next(watch).await;
+        }
+        for write in 0..3 {
+            let data = format!("{number}-{write}");
+            match write {
+                0 => drop(writer.put(&t1, data.clone().into(), keep()).await.unwrap()),
+                1 => drop(writer.put(&t1, data.clone().into(), in_an_hour()).await.unwrap()),
+                _ => {
+                    let version = writer.get(&t1).await.unwrap().version;
+                    writer.put_if_version(&t1, data.clone().into(), keep(), version).await.unwrap();
+                }
+            }
+            for (watch, backend) in watches.iter_mut().zip(backends) {
+                next(watch).await;
+                assert_eq!(backend.get(&t1).await.unwrap().data, data);
+            }
+        }
+    }
+}
+
+#[rstest]
+#[case::nothing(&[], Some("SPUBLISH"))]
+#[case::spublish(&["SPUBLISH"], Some("PUBLISH"))]
+#[case::ssubscribe(&["SSUBSCRIBE"], Some("PUBLISH"))]
+#[case::both_of_redis_7(&["SPUBLISH", "SSUBSCRIBE"], Some("PUBLISH"))]
+#[case::what_publishes(&["SPUBLISH", "PUBLISH"], None)]
+#[case::what_subscribes(&["SSUBSCRIBE", "SUBSCRIBE"], None)]
+#[tokio::test]
+async fn instances_agree_on_the_commands_that_the_server_knows_where_it_lacks(
+    #[case] commands: &[&str],
+    #[case] publish: Option<&str>,
+) {
+    let printed = Printed::default();
+    let _printing = subscribe(&printed, tracing::Level::WARN);
+    let server = server_without(commands);
+    let (one, other) =
+        (RedisBackend::connect(&server.url()).await, RedisBackend::connect(&server.url()).await);
+    let backends = [one.unwrap(), other.unwrap()];
+    let since_start = |admin: &mut Connection| -> Vec<String> {
+        let stats: String = command(admin, ["INFO", "commandstats"]);
+        let published = stats.lines().filter(|line| line.contains("publish:"));
+        published.map(|line| line.split(",usec").next().unwrap().to_owned()).collect()
+    };
+    let mut admin = server.connection();
+    let tried_out = since_start(&mut admin);
+    notice_each_other(&backends).await;
+    // What it took were messages, or none at all.
+    let published = since_start(&mut admin);
+    assert_eq!(published != tried_out, publish.is_some(), "{published:?}");
+    if let Some(publish) = publish {
+        let with = published.iter().find(|line| !tried_out.contains(line)).unwrap();
+        assert!(with.starts_with(&format!("cmdstat_{}:", publish.to_lowercase())), "{published:?}");
+    }
+    let warnings = printed.text().lines().filter(|line| line.contains("passes on no messages")).count();
+    assert_eq!(warnings, if publish.is_some() { 0 } else { 2 }, "one an instance: {}", printed.text());
+}
+
+#[tokio::test]
+async fn who_cannot_listen_publishes_by_the_command_that_the_server_knows() {
+    let server = server_without(&["SPUBLISH"]);
+    let client = redis::Client::open(server.url()).unwrap();
+    let connection = client.get_multiplexed_async_connection().await.unwrap();
+    let given = RedisBackend::builder().over(connection).await.unwrap();
+    let resp2 = RedisBackend::connect(&format!("{}?protocol=resp2", server.url())).await.unwrap();
+    let listening = RedisBackend::connect(&server.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    listening.put(&t1, "one".into(), never()).await.unwrap();
+    let mut listens = watch(&listening, "t1");
+    next(&mut listens).await;
+    for backend in [given, resp2] {
+        backend.put(&t1, "more".into(), keep()).await.unwrap();
+        next(&mut listens).await;
+    }
+}
+
+#[rstest]
+#[case::downgraded(&[], &["SPUBLISH", "SSUBSCRIBE"])]
+#[case::upgraded(&["SPUBLISH", "SSUBSCRIBE"], &[])]
+#[case::able_at_last(&["SPUBLISH", "PUBLISH"], &[])]
+#[case::able_no_more(&[], &["SPUBLISH", "PUBLISH"])]
+#[tokio::test]
+async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[case] after: &[&str]) {
+    let mut server = server_without(before);
+    let (one, other) =
+        (RedisBackend::connect(&server.url()).await, RedisBackend::connect(&server.url()).await);
+    // One that subscribes to nothing before, so that only its writes find out.
+    let backends = [one.unwrap(), other.unwrap()];
+    let t1 = key("alice", "t1");
+    backends[0].put(&t1, "one".into(), never()).await.unwrap();
+    let mut watched = watch(&backends[0], "t1");
+    next(&mut watched).await;
+    server.shut_down();
+    let settings = without(after);
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let _server = Server::start_at(server.port, &settings, &[]).unwrap();
+    // What it kept is gone with it. The first write after a reconnect is a notification already.
+    for data in ["two", "three"] {
+        while let Err(error) = backends[1].put(&t1, data.into(), never()).await {
+            assert!(error.is_retryable(), "{error:?}");
+        }
+    }
+    let mut watched = watch(&backends[0], "t1");
+    next(&mut watched).await;
+    for data in ["four", "five"] {
+        backends[1].put(&t1, data.into(), never()).await.unwrap();
+        next(&mut watched).await;
+        assert_eq!(backends[0].get(&t1).await.unwrap().data, data);
+    }
+    notice_each_other(&backends).await;
+}
+
+/// What brings a server into a state in which it refuses writes, which error that is, and whether deletes pass.
+#[rstest]
+#[case::is_a_replica(&["REPLICAOF", "127.0.0.1", "1"], false)]
+#[case::has_too_few_replicas(&["CONFIG", "SET", "min-replicas-to-write", "1"], false)]
+#[case::is_out_of_memory(&["CONFIG", "SET", "maxmemory", "1"], true)]
+#[tokio::test]
+async fn a_write_is_published_to_nobody_if_it_is_refused_as_the_server(
+    #[case] state: &[&str],
+    #[case] deletes: bool,
+) {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    let (t1, leases) = (key("alice", "t1"), Queue::try_from("leases").unwrap());
+    let part = PartName::from_static("input");
+    backend.put(&t1, "data".into(), in_an_hour().set_part(part.clone(), "part")).await.unwrap();
+    backend.schedule(&leases, &t1, Duration::from_secs(3600)).await.unwrap();
+    let due = backend.take_due(std::slice::from_ref(&leases), 1, Duration::ZERO).await.unwrap();
+    assert!(due.due.is_empty());
+    let _: Value = command(&mut admin, state.iter().copied());
+    let published = |admin: &mut Connection| -> Option<String> {
+        let stats: String = command(admin, ["INFO", "commandstats"]);
+        let line = stats.lines().find(|line| line.contains("spublish:")).map(str::to_owned);
+        line.map(|line| line.split(",usec").next().unwrap().to_owned())
+    };
+    let before = published(&mut admin);
+    let mut refused = vec![
+        backend.put(&t1, "lost".into(), keep()).await.map(drop),
+        backend.put(&t1, "lost".into(), in_an_hour()).await.map(drop),
+        backend.put(&t1, "lost".into(), never()).await.map(drop),
+        backend.put(&t1, "lost".into(), keep().clear_part(part)).await.map(drop),
+        backend.put_if_version(&t1, "lost".into(), keep(), Version::FIRST).await.map(drop),
+        backend.schedule(&leases, &t1, Duration::ZERO).await,
+    ];
+    if !deletes {
+        refused.push(backend.delete(&t1).await.map(drop));
+    }
+    for refused in refused {
+        let error = refused.unwrap_err();
+        assert!(error.is_retryable() && !error.outcome_unknown(), "{error:?}");
+    }
+    assert_eq!(published(&mut admin), before);
 }

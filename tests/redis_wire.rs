@@ -112,7 +112,9 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
 
     // Writes are one EVAL each. The first keeps an expiry and touches no key but the hash.
     // Subscribers are notified before the write, in the same script. A new record has none.
-    let told = &[if can_shard_publishing(&mut connection(&url())) { "SPUBLISH" } else { "PUBLISH" }][..];
+    let publish = if can_shard_publishing(&mut connection(&url())) { "SPUBLISH" } else { "PUBLISH" };
+    // First comes a command that changes nothing, which a server in no state to write refuses.
+    let told = &["HSETNX", publish][..];
     let (read, index) = (["HEXISTS", "HMGET"], ["ZCARD", "ZCOUNT", "ZRANGE", "ZRANGE"]);
     // What could be refused later, or too late, runs first where it has no effect.
     let written = ["ZADD", "PEXPIREAT", "HSET", "PEXPIREAT"];
@@ -128,17 +130,20 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
     assert_eq!((sent.len(), sent[0].ran()), (1, [&["TIME", "EXISTS"][..], &index, &written].concat()));
 
     for call in 0..2 {
-        let (sent, first) = match call {
-            0 => (sent!(backend.put(&t1, "data".into(), keep())), &["TIME", "EXISTS"][..]),
-            _ => (sent!(backend.put_if_version(&t1, "data".into(), keep(), Version::from(3))), &["TIME"][..]),
+        let (sent, quiet) = match call {
+            0 => {
+                (sent!(backend.put(&t1, "data".into(), keep())), &["TIME", "EXISTS", "HEXISTS", "HMGET"][..])
+            }
+            _ => (
+                sent!(backend.put_if_version(&t1, "data".into(), keep(), Version::from(3))),
+                &["TIME", "HMGET", "HSETNX"][..],
+            ),
         };
+        let told = if call == 0 { told } else { &told[1..] };
         assert_eq!(sent.len(), 1, "{sent:?}");
-        assert_eq!(
-            (sent[0].command.as_str(), sent[0].ran()),
-            ("EVAL", [first, &read, told, &["HSET"]].concat())
-        );
+        assert_eq!((sent[0].command.as_str(), sent[0].ran()), ("EVAL", [quiet, told, &["HSET"]].concat()));
         let hash = format!("{}:tasks:alice:t1", namespace.prefix);
-        let touched = |command: &Vec<String>| command[0] != "TIME" && command[0] != told[0];
+        let touched = |command: &Vec<String>| command[0] != "TIME" && command[0] != publish;
         assert!(
             sent[0].ran.iter().filter(|command| touched(command)).all(|command| command[1] == hash),
             "{sent:?}"
@@ -149,7 +154,7 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
             _ => format!("{expires_at} {hash}"),
         };
         let channel = format!("{}:watch:alice", namespace.prefix);
-        assert!(sent[0].ran.contains(&vec![told[0].to_owned(), channel, message]), "{sent:?}");
+        assert!(sent[0].ran.contains(&vec![publish.to_owned(), channel, message]), "{sent:?}");
         watch.sent().await;
         // A quiet write tells nobody.
         let version = Version::from(2 * call + 2);
@@ -157,7 +162,7 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
             0 => sent!(backend.put(&t1, "data".into(), keep().quiet())),
             _ => sent!(backend.put_if_version(&t1, "data".into(), keep().quiet(), version)),
         };
-        assert_eq!((sent.len(), sent[0].ran()), (1, [first, &read, &["HSET"]].concat()));
+        assert_eq!((sent.len(), sent[0].ran()), (1, [quiet, &["HSET"]].concat()));
     }
 
     for call in 0..2 {
@@ -199,10 +204,11 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
         (sent!(backend.put_if_version(&t1, "data".into(), keep(), Version::ABSENT)), &["TIME", "EXISTS"]),
         (
             sent!(backend.put_if_version(&key("alice", "t3"), "data".into(), keep(), Version::FIRST)),
-            &["TIME"],
+            &["TIME", "HMGET"],
         ),
     ] {
-        assert_eq!((refused.len(), refused[0].ran()), (1, [first, &read].concat()), "{refused:?}");
+        let read = if first.len() == 2 && first[1] == "HMGET" { &read[..1] } else { &read };
+        assert_eq!((refused.len(), refused[0].ran()), (1, [first, read].concat()), "{refused:?}");
     }
 
     // A get is one HMGET.
@@ -233,8 +239,7 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
 
     let sent = sent!(backend.delete(&key("alice", "t2")));
     assert_eq!((sent.len(), sent[0].command.as_str()), (1, "EVAL"));
-    let removed = ["ZREM", "DEL", "ZREM"];
-    assert_eq!(sent[0].ran(), [&["TIME", "HGET", "ZRANGE"][..], told, &removed].concat());
+    assert_eq!(sent[0].ran(), ["TIME", "HGET", "ZRANGE", "ZREM", publish, "DEL", "ZREM"]);
 
     // The engine has nothing to clean up, and refuses what it must not send before it sends anything.
     assert!(sent!(backend.cleanup_expired()).is_empty());
@@ -285,7 +290,7 @@ async fn each_call_of_the_agenda_sends_one_script_that_touches_the_timers_of_its
     // The first timer is the earliest, so takers are notified, before it is written.
     backend.schedule(&leases, &t1, hour).await.unwrap();
     let sent = watch.sent().await;
-    ran(&sent, &["TIME", "ZSCORE", "ZRANGE", publish, "ZADD"], &[due("leases")]);
+    ran(&sent, &["TIME", "ZSCORE", "ZRANGE", "ZADD", publish, "ZADD"], &[due("leases")]);
     let message = vec![publish.to_owned(), format!("{prefix}:wake:0"), format!("? {prefix}:due:0:leases")];
     assert!(sent[0].ran.contains(&message), "{sent:?}");
     // A later one notifies nobody.

@@ -173,14 +173,13 @@ impl Agenda for RedisBackend {
         let span = debug_span!("schedule", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let after_ms = delay_millis(after)?;
         let shard = self.0.schema.shard(&key.owner);
-        let schedule = Schedule {
-            due: self.0.schema.due(shard, queue),
-            member: key.to_string(),
-            after_ms,
-            channel: self.wake_channel(shard),
-        };
-        let context = self.writes(&schedule.due);
-        let write = pin!(self.run(&SCHEDULE, &schedule, &context));
+        let due = self.0.schema.due(shard, queue);
+        let context = self.writes(&due);
+        let write = pin!(async {
+            let notice = self.notice(self.wake_channel(shard), &context).await?;
+            let schedule = Schedule { due: due.clone(), member: key.to_string(), after_ms, notice };
+            self.run(&SCHEDULE, &schedule, &context).await
+        });
         self.limited(span, &context, write).await
     }
 
@@ -209,15 +208,14 @@ impl Agenda for RedisBackend {
             Next::Remove => None,
         };
         let shard = self.0.schema.shard(&key.owner);
-        let resolve = Resolve {
-            due: self.0.schema.due(shard, queue),
-            member: key.to_string(),
-            token: token.clone(),
-            after_ms,
-            channel: self.wake_channel(shard),
-        };
-        let context = self.writes(&resolve.due);
+        let due = self.0.schema.due(shard, queue);
+        let context = self.writes(&due);
         let write = pin!(async {
+            // What is removed wakes nobody.
+            let channel = after_ms.and_then(|_| self.wake_channel(shard));
+            let notice = self.notice(channel, &context).await?;
+            let (member, token) = (key.to_string(), token.clone());
+            let resolve = Resolve { due: due.clone(), member, token, after_ms, notice };
             if after_ms.is_some() {
                 return self.run(&RESOLVE, &resolve, &context).await;
             }

@@ -19,6 +19,7 @@ use super::dialer::{Credentials, Dialer, Provider};
 use super::error::Context;
 use super::link::{Failure, Generation, Given, Link};
 use super::master::{Master, MasterLink, Place};
+use super::notifications::Trials;
 use super::replicas::ReplicatedLink;
 use super::schema::Schema;
 #[cfg(feature = "redis-sentinel")]
@@ -257,10 +258,10 @@ impl RedisBuilder {
         let sentinels = self.read_urls(sentinels, "sentinel")?;
         let (addresses, name) = (join(&sentinels), host(&info).to_owned());
         let address = format!("{name} (by the sentinels {addresses})");
-        let client = self.sentinel_client(sentinels, &name, &info);
-        let client = client.map_err(|error| refused(&address, error))?;
+        let dialers = sentinels.into_iter().map(|sentinel| self.sentinel_dialer(sentinel, &address));
+        let sentinels = Sentinels::new(dialers.collect::<Result<_, _>>()?, name);
         let dialer = self.dialer(info, self.connect_timeout, &address)?;
-        let place = Place::KnownTo(Sentinels::new(client, name));
+        let place = Place::KnownTo(sentinels);
         self.connect_master(place, dialer, address).await
     }
 
@@ -290,7 +291,7 @@ impl RedisBuilder {
         let Some(node) = nodes.first().cloned() else {
             return Err(wrong_settings(address, "it has no node".to_owned()));
         };
-        let mut seeds = Vec::new();
+        let (at, mut seeds) = (node.addr().clone(), Vec::new());
         for info in &nodes {
             match info.addr() {
                 ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
@@ -301,15 +302,17 @@ impl RedisBuilder {
         }
         let dialer = self.dialer(node, self.connect_timeout, &address)?;
         let can_publish = dialer.speaks_resp3();
+        let trials = self.trials(&schema, can_publish);
         let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::new(true)));
         let deadline = Instant::now() + self.connect_timeout;
-        let connecting = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation);
-        let (link, bulk) = match tokio::time::timeout_at(deadline, connecting).await {
-            Ok(links) => links?,
-            Err(_) => return Err(no_answer(&address, self.connect_timeout)),
+        let connecting = async {
+            let links = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation, trials);
+            let no_answer = |_| Err(no_answer(&address, self.connect_timeout));
+            tokio::time::timeout_at(deadline, links).await.unwrap_or_else(no_answer)
         };
+        let (link, bulk) = diagnosed(&at, self.connect_timeout, connecting).await?;
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = (Box::new(link), Box::new(bulk));
-        let way = Way { link, bulk, clock, address, can_publish };
+        let way = Way { link, bulk, clock, address, can_publish, is_given: false };
         self.start(way, schema, deadline).await
     }
 
@@ -347,8 +350,9 @@ impl RedisBuilder {
         self.refuse_replicas(&address)?;
         let deadline = Instant::now() + self.connect_timeout;
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) =
-            (Box::new(Given::new(connection)), Box::new(Given::new(bulk)));
-        let way = Way { link, bulk, clock: Arc::new(Clock::new()), address, can_publish: false };
+            (Box::new(Given::new(connection, self.trials(&schema, false))), Box::new(Given::new(bulk, None)));
+        let clock = Arc::new(Clock::new());
+        let way = Way { link, bulk, clock, address, can_publish: false, is_given: true };
         self.start(way, schema, deadline).await
     }
 
@@ -361,7 +365,8 @@ impl RedisBuilder {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let can_publish = dialer.speaks_resp3();
         let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::new(true)));
-        let master = Arc::new(Master::new(place, dialer, Arc::clone(&clock), generation));
+        let trials = self.trials(&schema, can_publish);
+        let master = Arc::new(Master::new(place, dialer, Arc::clone(&clock), generation, trials));
         let connection = || MasterLink::new(Arc::clone(&master));
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = match self.replicas {
             None => (Box::new(connection()), Box::new(connection())),
@@ -373,12 +378,13 @@ impl RedisBuilder {
             }
         };
         let deadline = Instant::now() + self.connect_timeout;
-        self.start(Way { link, bulk, clock, address, can_publish }, schema, deadline).await
+        let way = Way { link, bulk, clock, address, can_publish, is_given: false };
+        self.start(way, schema, deadline).await
     }
 
-    /// Asks the server for its clock, which also shows that it answers.
+    /// Asks the server for its clock, which also shows that it answers, and tries out what calls will need.
     async fn start(self, way: Way, schema: Schema, deadline: Instant) -> Result<RedisBackend, StorageError> {
-        let Way { link, bulk, clock, address, can_publish } = way;
+        let Way { link, bulk, clock, address, can_publish, is_given } = way;
         let listens = self.notifications && can_publish;
         let backend = RedisBackend(Arc::new(Inner {
             link,
@@ -391,11 +397,16 @@ impl RedisBuilder {
             max_part_bytes: self.max_part_bytes,
             largest_listed: AtomicUsize::new(self.max_value_bytes),
             publishes: self.notifications,
+            is_given,
             subscriptions: listens.then(|| Arc::new(Subscriptions::new(self.connect_timeout))),
             outages: Outages::default(),
         }));
-        match tokio::time::timeout_at(deadline, backend.read_clock("")).await {
-            Ok(answered) => answered.map(|_| backend),
+        let connecting = async {
+            backend.read_clock("").await?;
+            backend.probe().await
+        };
+        match tokio::time::timeout_at(deadline, connecting).await {
+            Ok(connected) => connected.map(|()| backend),
             Err(_) => Err(no_answer(&backend.0.address, self.connect_timeout)),
         }
     }
@@ -462,45 +473,25 @@ impl RedisBuilder {
         Ok(dialer)
     }
 
+    /// How connections to a sentinel are made. Sentinels have users and passwords of their own.
     #[cfg(feature = "redis-sentinel")]
-    fn sentinel_client(
-        &self,
-        sentinels: Vec<ConnectionInfo>,
-        name: &str,
-        master: &ConnectionInfo,
-    ) -> redis::RedisResult<redis::sentinel::SentinelClient> {
-        use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
-        let addresses: Vec<_> = sentinels.iter().map(|sentinel| sentinel.addr().clone()).collect();
-        let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?
-            .set_client_to_redis_db(master.redis_settings().db())
-            .set_client_to_redis_protocol(master.redis_settings().protocol())
-            .set_client_to_redis_tcp_settings(self.tcp_settings())
-            .set_client_to_sentinel_tcp_settings(self.tcp_settings());
-        if let Some(user) = master.redis_settings().username() {
-            builder = builder.set_client_to_redis_username(user);
-        }
-        if let Some(password) = master.redis_settings().password() {
-            builder = builder.set_client_to_redis_password(password);
-        }
-        let first = sentinels.first().map(ConnectionInfo::redis_settings);
-        if let Some(user) = first.and_then(|settings| settings.username()) {
-            builder = builder.set_client_to_sentinel_username(user);
-        }
-        if let Some(password) = first.and_then(|settings| settings.password()) {
-            builder = builder.set_client_to_sentinel_password(password);
-        }
-        let is_tls = |info: &ConnectionInfo| matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. });
-        if is_tls(master) {
-            builder = builder.set_client_to_redis_tls_mode(redis::TlsMode::Secure);
-        }
+    fn sentinel_dialer(&self, sentinel: ConnectionInfo, address: &str) -> Result<Dialer, StorageError> {
+        // They publish nothing to this connection.
+        let settings = sentinel.redis_settings().clone().set_protocol(redis::ProtocolVersion::RESP2);
+        let settings = sentinel.set_redis_settings(settings);
+        let mut own = self.clone();
+        own.provider = None;
         #[cfg(feature = "redis-tls")]
-        if let Some(certificates) = self.certificates.given() {
-            builder = builder.set_client_to_redis_certificates(certificates.clone());
-            if sentinels.iter().all(is_tls) {
-                builder = builder.set_client_to_sentinel_certificates(certificates);
-            }
+        if !matches!(settings.addr(), redis::ConnectionAddr::TcpTls { .. }) {
+            own.certificates = Certificates::default();
         }
-        builder.build()
+        own.dialer(settings, own.connect_timeout, address)
+    }
+
+    /// Where to try out how messages travel, if they are to.
+    fn trials(&self, schema: &Schema, can_publish: bool) -> Option<Trials> {
+        let trials = Trials { channel: schema.probe_channel(), listens: can_publish };
+        self.notifications.then_some(trials)
     }
 
     fn refuse_replicas(&self, address: &str) -> Result<(), StorageError> {
@@ -521,6 +512,8 @@ struct Way {
     address: String,
     /// Whether the servers can publish over a connection beside their replies.
     can_publish: bool,
+    /// Whether the connections are the caller's.
+    is_given: bool,
 }
 
 /// What went wrong before there was a connection.

@@ -22,11 +22,13 @@ use super::clock::Clock;
 use super::dialer::Dialer;
 use super::link::{Failure, Generation, Link, MasterOfSlots, Sent};
 use super::master::{Master, Place};
+use super::notifications::Trials;
 use layout::{Layout, Node, slot};
 use member::Member;
 use survey::Surveys;
 
 use crate::StorageError;
+use crate::scripts::Pubsub;
 
 /// How many redirections of one command are followed.
 const MAX_REDIRECTIONS: usize = 8;
@@ -45,6 +47,8 @@ struct Cluster {
     clock: Arc<Clock>,
     /// Of all connections, and of who keeps what.
     generation: Arc<Generation>,
+    /// Where to try out how each node passes on messages, if they are to.
+    trials: Option<Trials>,
     /// The nodes that the caller named. They stay known, whoever else joins and leaves.
     seeds: Vec<Node>,
     state: RwLock<State>,
@@ -88,6 +92,7 @@ pub(super) async fn connect(
     dialer: Dialer,
     clock: Arc<Clock>,
     generation: Arc<Generation>,
+    trials: Option<Trials>,
 ) -> Result<(ClusterLink, ClusterLink), StorageError> {
     let seeds = seeds.into_iter().map(|(host, port)| Node { host, port }).collect();
     let (layout, members) = (Layout::unknown(), BTreeMap::new());
@@ -95,6 +100,7 @@ pub(super) async fn connect(
         dialer,
         clock,
         generation,
+        trials,
         seeds,
         state: RwLock::new(State { layout, keepers: Vec::new(), members }),
         changes: watch::Sender::new(()),
@@ -132,7 +138,8 @@ impl Cluster {
         }
         let place = Place::At(self.dialer.address(&node.host, node.port));
         let (clock, generation) = (Arc::clone(&self.clock), Arc::clone(&self.generation));
-        let master = Arc::new(Master::new(place, self.dialer.clone(), clock, generation));
+        let master =
+            Arc::new(Master::new(place, self.dialer.clone(), clock, generation, self.trials.clone()));
         let member = Arc::new(Member::new(node.clone(), master));
         state.members.insert(node.clone(), Arc::clone(&member));
         member
@@ -370,6 +377,26 @@ impl Link for ClusterLink {
         match keeper.lost() {
             Some(error) => Err(error),
             None => Ok(Arc::clone(&keeper.master)),
+        }
+    }
+
+    async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, Failure> {
+        let cluster = &self.cluster;
+        cluster.keep_surveying();
+        let slot = slot(key);
+        let keeper = match cluster.keeper(slot) {
+            Some(keeper) => Some(keeper),
+            None => cluster.other_keeper(slot, None).await,
+        };
+        let keeper = keeper.ok_or_else(|| unkept(slot))?;
+        match keeper.pubsub(self.is_bulk).await {
+            Err(failure @ Failure::Unreachable(..)) => {
+                match cluster.other_keeper(slot, Some(&keeper)).await {
+                    Some(other) => other.pubsub(self.is_bulk).await,
+                    None => Err(failure),
+                }
+            }
+            known => known,
         }
     }
 

@@ -13,6 +13,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::StorageError;
 
+/// How much later an error may come because of a look at what the server speaks.
+const PATIENCE: Duration = Duration::from_millis(250);
+
 /// The first message of a TLS connection, with one cipher suite of TLS 1.2 and no extension. A server answers with a message
 /// of its own, if only to refuse it.
 const CLIENT_HELLO: [u8; 52] = {
@@ -44,14 +47,14 @@ pub(super) async fn diagnosed<T>(
     });
     let (outcome, is_mismatch) = match select(pin!(connecting), diagnosis).await {
         Either::Left((Err(error), _)) if matches!(error, StorageError::Unavailable { .. }) => {
-            let found = timeout_at(deadline, is_mismatch(address)).await.unwrap_or_default();
-            (Err(error), found)
+            let until = deadline.min(Instant::now() + PATIENCE);
+            (Err(error), timeout_at(until, is_mismatch(address)).await.unwrap_or_default())
         }
         Either::Left((outcome, _)) => (outcome, false),
         Either::Right((found, connecting)) => (connecting.await, found),
     };
     match outcome {
-        Err(StorageError::Unavailable { address: server, outcome_unknown, source, .. }) if is_mismatch => {
+        Err(StorageError::Unavailable { address: server, outcome_unknown, .. }) if is_mismatch => {
             let reason = match address {
                 ConnectionAddr::TcpTls { .. } => {
                     "the server does not speak TLS at this port; use redis:// in place of rediss://, \
@@ -65,7 +68,7 @@ pub(super) async fn diagnosed<T>(
                 address: server,
                 reason: reason.to_owned(),
                 outcome_unknown,
-                source,
+                source: None,
             })
         }
         outcome => outcome,

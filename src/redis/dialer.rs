@@ -13,6 +13,7 @@ use redis::{
     RedisResult,
 };
 
+use super::error::without_arguments;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
 use crate::BoxError;
@@ -131,7 +132,8 @@ impl Dialer {
                 Ok::<(), Infallible>(())
             });
         }
-        self.client(info)?.get_multiplexed_async_connection_with_config(&config).await
+        let connection = self.client(info)?.get_multiplexed_async_connection_with_config(&config).await;
+        connection.map_err(without_arguments)
     }
 
     fn client(&self, info: ConnectionInfo) -> RedisResult<Client> {

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use redis::{ErrorKind, RedisError};
+use redis::{ErrorKind, RedisError, make_extension_error};
 
 use super::dialer::is_of_provider;
 use super::link::{Failure, Sent};
@@ -37,6 +37,7 @@ enum Class {
     Denied(&'static str),
     WrongType,
     NotACluster,
+    NoDatabase,
     Other,
 }
 
@@ -49,7 +50,7 @@ const TOO_FEW: &str = "too few replicas confirmed a write that the master may ha
 /// Words in an error's text, and what they mean. Most are codes. A script's `redis.call` may wrap the code
 /// into the text of another one (6.2: `ERR Error running script … @user_script: 1: -OOM …`), and what a
 /// script may not do has no code on any version, so each is looked for anywhere in the text.
-const WORDS: [(&str, Class); 24] = [
+const WORDS: [(&str, Class); 25] = [
     ("OOM ", Class::OutOfMemory),
     ("WRONGTYPE ", Class::WrongType),
     ("READONLY ", Class::Unavailable("the server is a read-only replica; connect to the master")),
@@ -77,6 +78,7 @@ const WORDS: [(&str, Class); 24] = [
         "DENIED ",
         Class::Denied("the server runs in protected mode and takes connections from its own machine only"),
     ),
+    ("DB index is out of range", Class::NoDatabase),
     ("MOVED ", Class::NotACluster),
     ("ASK ", Class::NotACluster),
     ("CROSSSLOT ", Class::NotACluster),
@@ -89,6 +91,55 @@ fn classify(code: &str, detail: &str) -> Class {
     let has_no_code = code == "ERR" || code.starts_with("@user_script");
     let inside = || WORDS.iter().find(|(word, _)| has_no_code && detail.contains(word));
     own.or_else(inside).map_or(Class::Other, |(_, class)| *class)
+}
+
+/// What an error in reply to a trial says about the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The server does not know it.
+    Unknown,
+    /// The user may not run it, or not on this key or channel.
+    Denied,
+    /// Another server of a cluster is to be asked.
+    Elsewhere,
+    /// The server is in a state that passes.
+    Passing,
+    Other,
+}
+
+pub(super) fn trouble(error: &RedisError) -> Trouble {
+    let (code, detail) = (error.code().unwrap_or_default(), error.detail().unwrap_or_default());
+    // Of a command that a script ran, or as a proxy says it.
+    let unknown = ["unknown command", "unknown redis command", "unsupported command"];
+    let lowercase = detail.to_lowercase();
+    match classify(code, detail) {
+        Class::Denied(_) => Trouble::Denied,
+        Class::NotACluster => Trouble::Elsewhere,
+        Class::Unavailable(_) if detail.contains("non local key") => Trouble::Elsewhere,
+        Class::OutOfMemory | Class::Unavailable(_) => Trouble::Passing,
+        _ if unknown.iter().any(|words| lowercase.contains(words)) => Trouble::Unknown,
+        _ => Trouble::Other,
+    }
+}
+
+/// The command that was sent and that the server does not know, so that it has certainly not run.
+fn unknown_command(error: &RedisError) -> Option<String> {
+    let detail = error.detail().filter(|_| error.code() == Some("ERR"))?.to_lowercase();
+    let rest =
+        detail.strip_prefix("unknown command").or_else(|| detail.strip_prefix("unsupported command"))?;
+    let is_quote = |c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '_';
+    let name = rest.trim_start_matches(is_quote).split(is_quote).next()?;
+    Some(name.to_uppercase())
+}
+
+/// The same error without the arguments of the command, which a server quotes that does not know it: passwords, whole
+/// scripts, what callers store.
+pub(super) fn without_arguments(error: RedisError) -> RedisError {
+    let short = error.detail().and_then(|detail| Some(detail.split_once(", with args")?.0.to_owned()));
+    match (error.code(), short) {
+        (Some(code), Some(short)) => make_extension_error(code.to_owned(), Some(short)),
+        _ => error,
+    }
 }
 
 /// Whether the connection closed in good order in the middle of a reply, as when a proxy shuts down or the server is
@@ -145,6 +196,7 @@ impl<'a> Context<'a> {
         match error.kind() {
             // What the server said to the first words over a new connection.
             ErrorKind::Server(_) | ErrorKind::Extension => self.server_error(error),
+            ErrorKind::RESP3NotSupported => self.lacks_hello(error),
             ErrorKind::AuthenticationFailed => {
                 self.denied("the user name or the password is wrong or missing; correct it", error)
             }
@@ -155,8 +207,7 @@ impl<'a> Context<'a> {
             ),
             #[cfg(feature = "redis-tls")]
             ErrorKind::Io if super::tls::is_refusal(&error) => {
-                let reason = "one side does not accept the other's certificate; check the settings root_certificates and \
-                              client_certificate, and those of the server";
+                let reason = super::tls::refusal(&error);
                 self.denied(reason, error)
             }
             ErrorKind::Parse if is_truncated(&error) => self.unavailable(
@@ -247,6 +298,14 @@ impl<'a> Context<'a> {
     }
 
     fn server_error(&self, error: RedisError) -> StorageError {
+        match unknown_command(&error) {
+            Some(command) if command == "HELLO" => return self.lacks_hello(error),
+            Some(command) => {
+                let reason = format!("the server does not know the command {command}, or has it disabled");
+                return self.backend(reason, false, Some(error.into()));
+            }
+            None => {}
+        }
         let code = error.code().unwrap_or_default();
         match classify(code, error.detail().unwrap_or_default()) {
             Class::OutOfMemory => StorageError::CapacityExceeded {
@@ -267,6 +326,11 @@ impl<'a> Context<'a> {
                 false,
                 Some(cause(error)),
             ),
+            Class::NoDatabase => self.backend(
+                "the server has no database of this number; choose another, or raise `databases` on the server",
+                false,
+                Some(cause(error)),
+            ),
             // An error that nobody foresaw may have come in the middle of a script.
             Class::Other => self.backend(
                 "the server replied with an error that was not expected",
@@ -274,6 +338,12 @@ impl<'a> Context<'a> {
                 Some(cause(error)),
             ),
         }
+    }
+
+    fn lacks_hello(&self, error: RedisError) -> StorageError {
+        let reason =
+            "the server does not know HELLO; add ?protocol=resp2 to the URL, with which watches poll";
+        self.backend(reason.to_owned(), false, Some(error.into()))
     }
 
     fn denied(&self, reason: &str, error: RedisError) -> StorageError {
@@ -334,7 +404,9 @@ pub(super) fn plain(error: &RedisError) -> String {
             None => code.to_owned(),
         };
     }
-    error.to_string().replacen(&format!(" - {:?}", error.kind()), "", 1)
+    let text = error.to_string().replacen(&format!(" - {:?}", error.kind()), "", 1);
+    // The parser of the redis crate says what it expected in several lines.
+    text.lines().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -464,6 +536,54 @@ mod tests {
     fn an_error_raised_inside_a_script_becomes_the_right_variant(#[case] line: &str, #[case] expected: &str) {
         let error = write().storage_error(Failure::Replied(server_says(line)));
         assert_eq!(variant(&error), expected, "{error}");
+    }
+
+    #[rstest]
+    #[case::redis_7("ERR unknown command 'EVAL', with args beginning with: 'local secret' '2' ")]
+    #[case::redis_6_2("ERR unknown command `EVAL`, with args beginning with: `local secret`, `2`, ")]
+    #[case::a_proxy("ERR unsupported command 'eval'")]
+    fn a_command_that_the_server_does_not_know_has_not_run_and_its_arguments_are_not_repeated(
+        #[case] line: &str,
+    ) {
+        let failure = Failure::judge(Ok(Value::ServerError(
+            match redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap() {
+                Value::ServerError(error) => error,
+                other => panic!("{other:?}"),
+            },
+        )));
+        let error = write().storage_error(failure.unwrap_err());
+        assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");
+        assert!(error.to_string().contains("does not know the command EVAL"), "{error}");
+        let source = std::error::Error::source(&error).unwrap();
+        let told = format!("{error} {error:?} {source} {source:?}");
+        assert!(!told.contains("secret"), "{told}");
+    }
+
+    #[rstest]
+    #[case::script_7(
+        "ERR Unknown Redis command called from script script: 3c0, on @user_script:9.",
+        Trouble::Unknown
+    )]
+    #[case::script_6_2(
+        "ERR Error running script (call to f_3c0): @user_script:9: @user_script: 9: Unknown Redis command called from Lua script",
+        Trouble::Unknown
+    )]
+    #[case::valkey(
+        "ERR Unknown command called from script script: 3c0, on @user_script:9.",
+        Trouble::Unknown
+    )]
+    #[case::alone("ERR unknown command 'SSUBSCRIBE', with args beginning with: 'c' ", Trouble::Unknown)]
+    #[case::moved("MOVED 3999 127.0.0.1:6381", Trouble::Elsewhere)]
+    #[case::not_here("ERR Script attempted to access a non local key in a cluster node", Trouble::Elsewhere)]
+    #[case::right("NOPERM this user has no permissions to run the 'ssubscribe' command", Trouble::Denied)]
+    #[case::channel("NOPERM this user has no permissions to access one of the channels", Trouble::Denied)]
+    #[case::loading("LOADING Redis is loading the dataset in memory", Trouble::Passing)]
+    #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", Trouble::Passing)]
+    #[case::busy("BUSY Redis is busy running a script.", Trouble::Passing)]
+    #[case::replica("READONLY You can't write against a read only replica.", Trouble::Passing)]
+    #[case::odd("ERR what is that", Trouble::Other)]
+    fn an_error_in_reply_to_a_trial_says_what_is_lacking(#[case] line: &str, #[case] expected: Trouble) {
+        assert_eq!(trouble(&server_says(line)), expected);
     }
 
     #[test]

@@ -7,8 +7,11 @@ use async_trait::async_trait;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
+use super::error::without_arguments;
 use super::master::Master;
+use super::notifications::Trials;
 use crate::TooFewReplicas;
+use crate::scripts::Pubsub;
 
 /// A way to the servers. No way sends a command again that may have reached a server.
 #[async_trait]
@@ -60,6 +63,10 @@ pub(super) trait Link: Send + Sync {
     async fn send_to(&self, _master: &MasterOfSlots, command: &Cmd) -> Result<Value, Failure> {
         self.send(command, "", &Sent::default()).await
     }
+
+    /// The commands by which the server that keeps `key` passes on messages, `None` if it does not. Finds out if that is not
+    /// known.
+    async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, Failure>;
 
     /// Grows whenever a connection broke or was re-created, and before anything travels over the new one.
     fn generation(&self) -> u64;
@@ -113,7 +120,7 @@ impl Failure {
     /// Judges what a connection of the redis crate gave for a command. Only a value is certain to be the reply to
     /// it: an error may be of the connection's own making, or what became of a copy that it sent.
     pub(super) fn judge(reply: RedisResult<Value>) -> Result<Value, Self> {
-        reply.map_err(Self::Unanswered)?.extract_error().map_err(Self::Replied)
+        replied(reply.map_err(Self::Unanswered)?).map_err(Self::Replied)
     }
 
     /// The same for a pipeline.
@@ -121,6 +128,11 @@ impl Failure {
         let values = replies.map_err(Self::Unanswered)?;
         Ok(values.into_iter().map(|value| Self::judge(Ok(value))).collect())
     }
+}
+
+/// The value, or the error that is the reply.
+pub(super) fn replied(reply: Value) -> RedisResult<Value> {
+    reply.extract_error().map_err(without_arguments)
 }
 
 /// Counts the connections that broke or were re-created.
@@ -154,11 +166,15 @@ impl Generation {
 pub(super) struct Given<C> {
     connection: C,
     generation: Generation,
+    trials: Option<Trials>,
+    /// By which commands messages are published, once that was tried out.
+    pubsub: tokio::sync::OnceCell<Option<Pubsub>>,
 }
 
 impl<C> Given<C> {
-    pub(super) fn new(connection: C) -> Self {
-        Self { connection, generation: Generation::new(false) }
+    /// `trials`: where to try out how messages are published, if they are.
+    pub(super) fn new(connection: C, trials: Option<Trials>) -> Self {
+        Self { connection, generation: Generation::new(false), trials, pubsub: tokio::sync::OnceCell::new() }
     }
 }
 
@@ -171,6 +187,23 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Link for Given<C> {
 
     async fn read_all(&self, reads: &Pipeline, _key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
         Failure::judge_all(self.connection.clone().req_packed_commands(reads, 0, reads.len()).await)
+    }
+
+    async fn pubsub(&self, _key: &str) -> Result<Option<Pubsub>, Failure> {
+        let Some(trials) = &self.trials else { return Ok(None) };
+        let publish = async || {
+            let send = |command: Cmd| {
+                let mut connection = self.connection.clone();
+                async move { Failure::judge(connection.req_packed_command(&command).await) }
+            };
+            let trial = trials.publish_only(send).await?;
+            match trial.denied {
+                // For now: the right may be granted.
+                Some((_, error)) => Err(Failure::Replied(error)),
+                None => Ok(trial.pubsub),
+            }
+        };
+        self.pubsub.get_or_try_init(publish).await.copied()
     }
 
     fn generation(&self) -> u64 {

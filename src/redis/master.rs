@@ -13,9 +13,11 @@ use tokio::sync::watch;
 
 use super::clock::{Clock, server_time};
 use super::dialer::Dialer;
-use super::link::{Failure, Generation, Link, Sent};
+use super::link::{Failure, Generation, Link, Sent, replied};
+use super::notifications::{Agreement, Trial, Trials};
 #[cfg(feature = "redis-sentinel")]
-use super::sentinel::Sentinels;
+use super::sentinel::{Named, Sentinels, keep_comparing};
+use crate::scripts::Pubsub;
 use crate::watch::Seat;
 
 /// The delay before an attempt to connect, by how many have failed in a row; the last for all that follow.
@@ -47,6 +49,22 @@ pub(super) struct Master {
     broken: AtomicU64,
     /// Of all connections to it.
     generation: Arc<Generation>,
+    /// How it passes on messages; `None` if nobody is to receive any.
+    agreement: Option<Agreement>,
+    #[cfg(feature = "redis-sentinel")]
+    election: Election,
+}
+
+/// Which server the sentinels have made the master, as far as is known.
+#[cfg(feature = "redis-sentinel")]
+#[derive(Default)]
+struct Election {
+    /// Where the connections of this epoch lead.
+    latest: std::sync::Mutex<Option<(u64, Named)>>,
+    /// The master that connections lead to may be deposed.
+    is_suspected: Arc<tokio::sync::Notify>,
+    /// Whether it is compared with the one that the sentinels name, now and then.
+    is_compared: AtomicBool,
 }
 
 /// A connection to the master that has answered once.
@@ -59,13 +77,30 @@ pub(super) struct Opened {
 }
 
 impl Master {
-    pub(super) fn new(place: Place, dialer: Dialer, clock: Arc<Clock>, generation: Arc<Generation>) -> Self {
-        Self { place, dialer, clock, epoch: AtomicU64::new(0), broken: AtomicU64::new(0), generation }
+    /// `trials`: where to try out how it passes on messages, if it is to.
+    pub(super) fn new(
+        place: Place,
+        dialer: Dialer,
+        clock: Arc<Clock>,
+        generation: Arc<Generation>,
+        trials: Option<Trials>,
+    ) -> Self {
+        Self {
+            place,
+            dialer,
+            clock,
+            epoch: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
+            generation,
+            agreement: trials.map(Agreement::new),
+            #[cfg(feature = "redis-sentinel")]
+            election: Election::default(),
+        }
     }
 
     /// Connects, and takes the time from the server. The connect timeout covers all of it.
     pub(super) async fn open(
-        &self,
+        self: &Arc<Self>,
         response_timeout: Option<Duration>,
         on_push: impl Fn(PushInfo) + Send + Sync + 'static,
     ) -> RedisResult<Opened> {
@@ -75,30 +110,89 @@ impl Master {
     }
 
     async fn open_in_time(
-        &self,
+        self: &Arc<Self>,
         response_timeout: Option<Duration>,
         on_push: impl Fn(PushInfo) + Send + Sync + 'static,
     ) -> RedisResult<Opened> {
         let mut epoch = self.epoch();
-        let address = match &self.place {
-            Place::At(address) => address.clone(),
+        let mut is_another = false;
+        let (mut connection, address) = match &self.place {
+            Place::At(address) => {
+                (self.dialer.dial(address, response_timeout, on_push).await?, address.to_string())
+            }
             #[cfg(feature = "redis-sentinel")]
-            Place::KnownTo(sentinels) => sentinels.master().await?,
+            Place::KnownTo(sentinels) => {
+                let dialed = sentinels.dial(&self.dialer, response_timeout, Arc::new(on_push));
+                let (connection, named) = dialed.await?;
+                let address = named.to_string();
+                is_another = self.leads_to(epoch, named);
+                self.keep_comparing();
+                (connection, address)
+            }
         };
-        let mut connection = self.dialer.dial(&address, response_timeout, on_push).await?;
         self.observe_time(&mut connection).await?;
         self.generation.grow();
-        if self.broken.load(Ordering::SeqCst) == epoch + 1 {
+        if is_another || self.broken.load(Ordering::SeqCst) == epoch + 1 {
             // This one takes its place, and may lead to another server than the others of that epoch.
             self.void(epoch);
             epoch += 1;
         }
-        Ok(Opened { connection, address: address.to_string(), epoch })
+        Ok(Opened { connection, address, epoch })
+    }
+
+    /// Notes where a connection leads that was made in this epoch; whether others of the epoch lead to another server.
+    #[cfg(feature = "redis-sentinel")]
+    fn leads_to(&self, epoch: u64, named: Named) -> bool {
+        let mut latest = self.election.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_another = latest.as_ref().is_some_and(|(of, known)| *of == epoch && !known.is_at(&named));
+        if latest.as_ref().is_none_or(|(of, _)| *of <= epoch) {
+            // The epoch of the connection, if it is the first of the next one.
+            let is_first = is_another || self.broken.load(Ordering::SeqCst) == epoch + 1;
+            *latest = Some((epoch + u64::from(is_first), named));
+        }
+        is_another
+    }
+
+    /// Compares the master with the one that the sentinels name, from now on and now and then.
+    #[cfg(feature = "redis-sentinel")]
+    fn keep_comparing(self: &Arc<Self>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.election.is_compared.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (this, suspected) = (Arc::downgrade(self), Arc::clone(&self.election.is_suspected));
+        // Whatever ends the task, and its runtime too.
+        let of = Arc::downgrade(self);
+        let ended = Seat::new(move || {
+            if let Some(master) = of.upgrade() {
+                master.election.is_compared.store(false, Ordering::SeqCst);
+            }
+        });
+        runtime.spawn(async move {
+            let _ended = ended;
+            keep_comparing(this, suspected).await;
+        });
+    }
+
+    /// The sentinels, how to connect to what they name, and where the connections of this epoch lead.
+    #[cfg(feature = "redis-sentinel")]
+    pub(super) fn elected(&self) -> Option<(&Sentinels, &Dialer, u64, Named)> {
+        let Place::KnownTo(sentinels) = &self.place else { return None };
+        let latest = self.election.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (epoch, named) = latest.filter(|(epoch, _)| self.is_current(*epoch))?;
+        Some((sentinels, &self.dialer, epoch, named))
+    }
+
+    /// The master may be deposed: it lacks replicas. If sentinels know another one by now, they are asked at once.
+    pub(super) fn suspect(&self) {
+        #[cfg(feature = "redis-sentinel")]
+        self.election.is_suspected.notify_one();
     }
 
     async fn observe_time(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         let sent = self.clock.moment();
-        let time = connection.req_packed_command(&redis::cmd("TIME")).await?.extract_error()?;
+        let time = connection.req_packed_command(&redis::cmd("TIME")).await?;
+        let time = replied(time)?;
         if let Some(server_us) = server_time(&time) {
             self.clock.observe(server_us, sent);
         }
@@ -128,6 +222,27 @@ impl Master {
         self.generation.grow();
         // An error means that another connection has voided it.
         let _ = self.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// How long making a connection may take.
+    pub(super) fn limit(&self) -> Duration {
+        self.dialer.limit
+    }
+
+    /// The commands by which it passes on messages, `None` if nobody is to receive any, or it passes on none.
+    pub(super) async fn pubsub(self: &Arc<Self>) -> Option<Pubsub> {
+        match &self.agreement {
+            Some(agreement) => Box::pin(agreement.reach(self)).await,
+            None => None,
+        }
+    }
+
+    /// Tries out how it passes on messages, if it is to.
+    pub(super) async fn try_pubsub(self: &Arc<Self>) -> RedisResult<Option<Trial>> {
+        match &self.agreement {
+            Some(agreement) => agreement.try_out(self).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// What it is called: its address, unless sentinels know that.
@@ -421,6 +536,11 @@ pub(super) fn is_demoted(reply: &Value) -> bool {
     error.code() == "READONLY" || error.details().is_some_and(|details| details.contains("READONLY "))
 }
 
+/// Whether a master refuses writes because it has too few replicas, as one does that was cut off and deposed.
+pub(super) fn lacks_replicas(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if error.code() == "NOREPLICAS")
+}
+
 /// Whether the server has forgotten who the connection belongs to: a new one presents its credentials again.
 fn has_lost_its_user(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOAUTH")
@@ -438,6 +558,8 @@ impl Link for MasterLink {
             self.0.broke(&made);
         } else if reply.as_ref().is_ok_and(has_lost_its_user) {
             self.0.broke(&made);
+        } else if reply.as_ref().is_ok_and(lacks_replicas) {
+            self.0.master.suspect();
         }
         Failure::judge(reply)
     }
@@ -451,6 +573,12 @@ impl Link for MasterLink {
 
     async fn master_of(&self, _key: &str) -> RedisResult<Arc<Master>> {
         Ok(Arc::clone(&self.0.master))
+    }
+
+    async fn pubsub(&self, _key: &str) -> Result<Option<Pubsub>, Failure> {
+        // Whatever is sent next goes over this connection, so it is the one that counts.
+        self.connection().await?;
+        Ok(self.0.master.pubsub().await)
     }
 
     fn generation(&self) -> u64 {

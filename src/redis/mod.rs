@@ -12,7 +12,9 @@ mod error;
 pub(crate) mod fuzzing;
 mod link;
 mod master;
+mod notifications;
 mod pages;
+mod probe;
 mod replicas;
 mod schema;
 #[cfg(feature = "redis-sentinel")]
@@ -48,8 +50,8 @@ use subscriptions::Subscriptions;
 
 use crate::backend::{check_parts, check_size, from_micros};
 use crate::scripts::{
-    Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, Kept, LIST, List, Listed, PUT, Put, Replaces,
-    Reply, Script, Timed, UnexpectedReply,
+    Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, Kept, LIST, List, Listed, Notice, PUT, Put,
+    Replaces, Reply, Script, Timed, UnexpectedReply,
 };
 use crate::watch::by_polling;
 use crate::{
@@ -96,6 +98,8 @@ struct Inner {
     largest_listed: AtomicUsize,
     /// Whether writes notify subscribers.
     publishes: bool,
+    /// Whether the connections are those of the caller, on which nobody can listen.
+    is_given: bool,
     /// `None`: watching is polling.
     subscriptions: Option<Arc<Subscriptions>>,
     /// Which shards of timers did not answer the last time.
@@ -245,16 +249,31 @@ impl RedisBackend {
         (self.0.publishes && notifies).then(|| self.0.schema.channel(owner))
     }
 
+    /// What notifies the subscribers of this channel.
+    async fn notice(
+        &self,
+        channel: Option<String>,
+        context: &Context<'_>,
+    ) -> Result<Option<Notice>, StorageError> {
+        let Some(channel) = channel else { return Ok(None) };
+        let pubsub = self.0.link.pubsub(context.key).await;
+        let pubsub = pubsub.map_err(|failure| context.storage_error(failure))?;
+        Ok(pubsub.map(|pubsub| Notice { channel, pubsub }))
+    }
+
     async fn put_record(
         &self,
         span: Span,
-        put: Put,
+        mut put: Put,
+        channel: Option<String>,
         owner: &OwnerId,
         expected: Option<Version>,
     ) -> Result<Written, StorageError> {
         let is_bulk = !put.parts.is_empty();
-        let context = Context { expected, quota: put.quota, is_bulk, ..self.writes(&put.keys.task) };
+        let task = put.keys.task.clone();
+        let context = Context { expected, quota: put.quota, is_bulk, ..self.writes(&task) };
         let write = pin!(async {
+            put.notice = self.notice(channel, &context).await?;
             match self.run(&PUT, &put, &context).await {
                 // The quota counts by the index. Members whose hash was evicted or deleted by hand must not
                 // stand in the way; the write that was refused wrote nothing, so it may be sent again.
@@ -340,6 +359,7 @@ impl StorageBackend for RedisBackend {
         let span = debug_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
         check_size(&data, self.0.max_value_bytes)?;
         check_parts(&options.parts, self.0.max_part_bytes)?;
+        let channel = self.channel(&key.owner, options.notifies());
         let put = Put {
             keys: self.0.schema.keys(key),
             id: key.task.clone(),
@@ -347,10 +367,10 @@ impl StorageBackend for RedisBackend {
             expiry: argument(options.expiry)?,
             quota: options.quota,
             replaces: Replaces::Any,
-            channel: self.channel(&key.owner, options.notifies()),
+            notice: None,
             parts: options.parts,
         };
-        self.put_record(span, put, &key.owner, None).await
+        self.put_record(span, put, channel, &key.owner, None).await
     }
 
     async fn put_if_version(
@@ -369,9 +389,10 @@ impl StorageBackend for RedisBackend {
         let keeps = options.expiry == Expiry::Keep && options.parts.is_empty();
         if let (1.., Some(next), true) = (expected.get(), expected.next(), keeps) {
             let task = self.0.schema.task(&key.owner, &key.task);
-            let cas_put = CasPut { task, data, expected, next, channel };
-            let context = Context { expected: Some(expected), ..self.writes(&cas_put.task) };
+            let context = Context { expected: Some(expected), ..self.writes(&task) };
             let write = pin!(async {
+                let notice = self.notice(channel, &context).await?;
+                let cas_put = CasPut { task: task.clone(), data, expected, next, notice };
                 let Kept(expires_at) = self.run(&CAS_PUT, &cas_put, &context).await?;
                 Ok(Written { version: next, expires_at })
             });
@@ -384,18 +405,22 @@ impl StorageBackend for RedisBackend {
             expiry,
             quota: options.quota,
             replaces: if expected == Version::ABSENT { Replaces::None } else { Replaces::Version(expected) },
-            channel,
+            notice: None,
             parts: options.parts,
         };
-        self.put_record(span, put, &key.owner, Some(expected)).await
+        self.put_record(span, put, channel, &key.owner, Some(expected)).await
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
         let span = debug_span!("delete", owner = %key.owner.printable(), task = %key.task.printable());
         let channel = self.channel(&key.owner, true);
-        let delete = Delete { keys: self.0.schema.keys(key), id: key.task.clone(), channel };
-        let context = self.writes(&delete.keys.task);
-        let write = pin!(self.run(&DELETE, &delete, &context));
+        let keys = self.0.schema.keys(key);
+        let task = keys.task.clone();
+        let context = self.writes(&task);
+        let write = pin!(async {
+            let notice = self.notice(channel, &context).await?;
+            self.run(&DELETE, &Delete { keys, id: key.task.clone(), notice }, &context).await
+        });
         let removed = self.limited(span, &context, write).await?;
         Ok(removed.0 > 0)
     }

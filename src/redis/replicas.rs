@@ -9,9 +9,10 @@ use deadpool::managed::{self, Metrics, Pool, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value};
 
-use super::link::{Failure, Link, Sent};
-use super::master::{Master, MasterLink, Opened, is_demoted};
+use super::link::{Failure, Link, Sent, replied};
+use super::master::{Master, MasterLink, Opened, is_demoted, lacks_replicas};
 use crate::TooFewReplicas;
+use crate::scripts::Pubsub;
 
 /// How many writes may wait at a time.
 const CONNECTIONS: usize = 32;
@@ -83,13 +84,14 @@ impl ReplicatedLink {
         let mut wait = redis::cmd("WAIT");
         wait.arg(self.wanted).arg(self.patience.as_millis() as u64);
         let reply = connection.req_packed_command(&wait).await;
-        let acknowledged = match reply.and_then(Value::extract_error) {
+        let acknowledged = match reply.and_then(replied) {
             Ok(Value::Int(number)) => u32::try_from(number).unwrap_or(0),
             Ok(_) => 0,
             // The write itself was applied, and nobody knows how many have it.
             Err(error) => return Err(Failure::TooFewReplicas(self.few(0), Some(error))),
         };
         if acknowledged < self.wanted {
+            self.master.master().suspect();
             return Err(Failure::TooFewReplicas(self.few(acknowledged), None));
         }
         Ok(())
@@ -127,6 +129,9 @@ impl Link for ReplicatedLink {
             return Failure::judge(reply);
         }
         connection.busy = false;
+        if reply.as_ref().is_ok_and(lacks_replicas) {
+            self.master.master().suspect();
+        }
         let written = Failure::judge(reply)?;
         connection.busy = true;
         let waited = self.wait(&mut connection.opened.connection).await;
@@ -148,6 +153,10 @@ impl Link for ReplicatedLink {
 
     async fn master_of(&self, key: &str) -> RedisResult<Arc<Master>> {
         self.master.master_of(key).await
+    }
+
+    async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, Failure> {
+        self.master.pubsub(key).await
     }
 
     fn generation(&self) -> u64 {

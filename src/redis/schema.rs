@@ -7,6 +7,8 @@
 //!                                        and \255 with its id by expires_at (9e12 = never)
 //! {prefix}:due:{shard}:{queue}    zset   `owner:task` by due time (ms, with a salt as its fraction)
 //! {prefix}:watch:{owner}          no key but a channel: what was written, `expires_at key`, or `? key` for a look at it
+//! {prefix}:probe                  hash   for a moment while a backend connects: what commands are tried out on
+//! {prefix}:watch::probe           no key but a channel: what messages are tried out on; with hash tags {prefix}:watch:{{prefix}:probe}
 //! {prefix}:wake:{shard}           no key but a channel: `? key` of a queue's timers, one of which is now the earliest
 //! ```
 //!
@@ -72,6 +74,19 @@ impl Schema {
     /// Where it is published what was written of an owner.
     pub(super) fn channel(&self, owner: &OwnerId) -> String {
         self.owned("watch", owner, 0)
+    }
+
+    /// A key to try out commands on, which no task or owner has.
+    pub(super) fn probe(&self) -> String {
+        format!("{}:probe", self.prefix)
+    }
+
+    /// A channel to try out messages on, which no owner has. In a cluster it is in the slot of the probe's key.
+    pub(super) fn probe_channel(&self) -> String {
+        match self.hash_tags {
+            true => format!("{}:watch:{{{}}}", self.prefix, self.probe()),
+            false => format!("{}:watch::probe", self.prefix),
+        }
     }
 
     /// How many shards the timers have.
@@ -289,9 +304,11 @@ mod tests {
         let single = Schema::new("pmcp", false).unwrap();
         assert_eq!(single.due(0, &queue), "pmcp:due:0:work/a%3A%7Bb%7D");
         assert_eq!(single.wake(0), "pmcp:wake:0");
+        assert_eq!([single.probe(), single.probe_channel()], ["pmcp:probe", "pmcp:watch::probe"]);
         let tagged = Schema::new("pmcp", true).unwrap();
         assert_eq!(tagged.due(3, &queue), "pmcp:due:{3}:work/a%3A%7Bb%7D");
         assert_eq!(tagged.wake(3), "pmcp:wake:{3}");
+        assert_eq!([tagged.probe(), tagged.probe_channel()], ["pmcp:probe", "pmcp:watch:{pmcp:probe}"]);
     }
 
     #[test]

@@ -12,19 +12,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_core::stream::BoxStream;
+use futures_util::StreamExt;
 use futures_util::future::{Either, select};
+use futures_util::stream::unfold;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
+use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::{Notify, watch};
 
 use super::clock::server_time;
 use super::error::Context;
-use super::link::Failure;
+use super::link::{Failure, replied};
 use super::master::{Master, Opened};
+use super::notifications::confirms;
 use super::schema::read_message;
 use super::{Inner, RedisBackend};
 use crate::error::Chain;
-use crate::watch::{Seat, Signal, Watched, by_signals};
+use crate::scripts::Pubsub;
+use crate::watch::{Seat, Signal, Watched, by_polling, by_signals};
 use crate::{StorageError, TaskKey};
 
 /// The delay before another attempt to subscribe, after the first failure and at the most.
@@ -36,6 +40,8 @@ const LINGERS: Duration = Duration::from_secs(1);
 const ASKED_EVERY: Duration = Duration::from_secs(1);
 /// How long it may take for an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// How often a server that passes on no messages is looked at again: it may be another one by now.
+const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
 /// All that this backend listens to.
 pub(super) struct Subscriptions {
@@ -73,6 +79,8 @@ pub(super) enum State {
     Begun,
     /// The server publishes to this process.
     Live,
+    /// The server passes on no messages, so subscribers poll.
+    Polled,
     /// The latest attempt failed, and this is why.
     Failed(Arc<dyn Fn() -> StorageError + Send + Sync>),
 }
@@ -116,7 +124,40 @@ impl RedisBackend {
         let task = self.0.schema.task(&key.owner, &key.task);
         let Subscribed { signals, state, seat } = subscriptions.join(&self.0, channel, task);
         let is_live = state.borrow().is_live();
-        by_signals(self, key.clone(), signals, is_live, seat)
+        let signalled = by_signals(Arc::clone(&self), key.clone(), signals, is_live, seat);
+        let watching = Watching { backend: self, key: key.clone(), state, signalled, polled: None };
+        Box::pin(unfold(watching, |mut watching| async {
+            watching.next().await.map(|item| (item, watching))
+        }))
+    }
+}
+
+/// One who watches a record: by signals, and by polling as long as the server passes on no messages.
+struct Watching {
+    backend: Arc<RedisBackend>,
+    key: TaskKey,
+    state: watch::Receiver<State>,
+    signalled: BoxStream<'static, Result<(), StorageError>>,
+    polled: Option<BoxStream<'static, Result<(), StorageError>>>,
+}
+
+impl Watching {
+    async fn next(&mut self) -> Option<Result<(), StorageError>> {
+        loop {
+            if !matches!(*self.state.borrow_and_update(), State::Polled) {
+                self.polled = None;
+            } else if self.polled.is_none() {
+                self.polled = Some(by_polling(Arc::clone(&self.backend), self.key.clone()));
+            }
+            let items = self.polled.as_mut().unwrap_or(&mut self.signalled);
+            let changed = pin!(self.state.changed());
+            match select(items.next(), changed).await {
+                Either::Left((item, _)) => return item,
+                Either::Right((Ok(()), _)) => {}
+                // The runtime is gone that listened, of which those who wait for a signal find out.
+                Either::Right((Err(_), item)) => return item.await,
+            }
+        }
     }
 }
 
@@ -242,37 +283,17 @@ impl Subscriptions {
 
 impl Server {
     async fn send(&self, command: &Cmd) -> RedisResult<Value> {
-        self.connection.clone().send_packed_command(command).await?.extract_error()
+        replied(self.connection.clone().send_packed_command(command).await?)
     }
 
-    /// Sharded from Redis 7 on, as the scripts publish; says what ends the subscription again.
-    async fn subscribe(&self, channel: &str) -> RedisResult<Cmd> {
-        for (subscribe, unsubscribe) in [("SSUBSCRIBE", "SUNSUBSCRIBE"), ("SUBSCRIBE", "UNSUBSCRIBE")] {
-            match self.send(redis::cmd(subscribe).arg(channel)).await {
-                Ok(reply) if confirms(&reply, channel) => {
-                    return Ok(redis::cmd(unsubscribe).arg(channel).clone());
-                }
-                Ok(_) => {
-                    return Err(
-                        (ErrorKind::UnexpectedReturnType, "the reply is none to a subscription").into()
-                    );
-                }
-                Err(error) if is_unknown_command(&error) => {}
-                Err(error) => return Err(error),
-            }
+    /// Subscribes by the same commands by which the scripts publish; says what ends the subscription again.
+    async fn subscribe(&self, pubsub: Pubsub, channel: &str) -> RedisResult<Cmd> {
+        let reply = self.send(redis::cmd(pubsub.subscribe()).arg(channel)).await?;
+        if !confirms(&reply, channel) {
+            return Err((ErrorKind::UnexpectedReturnType, "the reply is none to a subscription").into());
         }
-        Err((ErrorKind::Client, "the server knows neither SSUBSCRIBE nor SUBSCRIBE").into())
+        Ok(redis::cmd(pubsub.unsubscribe()).arg(channel).clone())
     }
-}
-
-/// What a server says unasked may be taken for the reply to what is under way.
-fn confirms(reply: &Value, channel: &str) -> bool {
-    matches!(reply, Value::Push { kind: PushKind::SSubscribe | PushKind::Subscribe, data }
-        if data.first() == Some(&Value::BulkString(channel.as_bytes().to_vec())))
-}
-
-fn is_unknown_command(error: &RedisError) -> bool {
-    error.detail().is_some_and(|detail| detail.starts_with("unknown command"))
 }
 
 /// Detects that a server hangs, and that other connections lead to another one by now.
@@ -320,7 +341,14 @@ impl Listening {
         let mut delay = FIRST_DELAY;
         loop {
             match self.subscribe().await {
-                Ok((server, unsubscribe)) => {
+                Ok(None) => {
+                    self.set_state(State::Polled, &Signal::Look);
+                    tokio::time::sleep(LOOKED_AT_EVERY).await;
+                    if self.forget_if_left() {
+                        return;
+                    }
+                }
+                Ok(Some((server, unsubscribe))) => {
                     delay = FIRST_DELAY;
                     self.set_state(State::Live, &Signal::Look);
                     let end = self.end(&server).await;
@@ -382,14 +410,16 @@ impl Listening {
         }
     }
 
-    async fn subscribe(&self) -> RedisResult<(Arc<Server>, Cmd)> {
+    /// `None` if the server passes on no messages.
+    async fn subscribe(&self) -> RedisResult<Option<(Arc<Server>, Cmd)>> {
         let master = self.inner.link.master_of(&self.channel).await?;
+        let Some(pubsub) = master.pubsub().await else { return Ok(None) };
         let server = self.subscriptions.server(&self.inner, master).await?;
         if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
             held.at = Some(server.number);
         }
-        match server.subscribe(&self.channel).await {
-            Ok(unsubscribe) => Ok((server, unsubscribe)),
+        match server.subscribe(pubsub, &self.channel).await {
+            Ok(unsubscribe) => Ok(Some((server, unsubscribe))),
             Err(error) => {
                 let error = self.inner.link.explain(error);
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no

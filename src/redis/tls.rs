@@ -118,6 +118,18 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
     }
 }
 
+/// What that means, and what to do.
+pub(super) fn refusal(error: &RedisError) -> &'static str {
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            "the server's certificate is not trusted; trust its authority with root_certificates, or correct the host"
+        }
+        _ => {
+            "the server does not accept this client's certificate, or wants one; set client_certificate to one that it trusts"
+        }
+    }
+}
+
 fn tls_error(error: &RedisError) -> Option<&rustls::Error> {
     let source = std::error::Error::source(error)?;
     // The redis crate shares its errors.

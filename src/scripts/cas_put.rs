@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use once_cell::sync::Lazy;
 use redis::Value;
 
-use super::{Arguments, Encoder, Reply, Script, Timed, expiry, timed_words};
+use super::{Arguments, Encoder, Notice, Reply, Script, Timed, encode_notice, expiry, timed_words};
 use crate::Version;
 
 pub(crate) static CAS_PUT: Lazy<Script<CasPut, Timed<Kept>>> =
@@ -19,7 +19,7 @@ pub(crate) struct CasPut {
     pub(crate) expected: Version,
     pub(crate) next: Version,
     /// `None` notifies nobody.
-    pub(crate) channel: Option<String>,
+    pub(crate) notice: Option<Notice>,
 }
 
 /// The expiry that the record has kept; `None` for never.
@@ -40,7 +40,7 @@ impl Arguments for CasPut {
         to.arg("data", &self.data[..]);
         to.arg("expected", self.expected.get());
         to.arg("next", self.next.get());
-        to.arg("channel", self.channel.as_deref().unwrap_or_default());
+        encode_notice(self.notice.as_ref(), to);
     }
 }
 

@@ -3,7 +3,7 @@
 use once_cell::sync::Lazy;
 
 use super::reap::Removed;
-use super::{Arguments, Encoder, RecordKeys, Script, Timed};
+use super::{Arguments, Encoder, Notice, RecordKeys, Script, Timed, encode_notice};
 use crate::TaskId;
 
 pub(crate) static DELETE: Lazy<Script<Delete, Timed<Removed>>> =
@@ -14,7 +14,7 @@ pub(crate) struct Delete {
     pub(crate) keys: RecordKeys,
     pub(crate) id: TaskId,
     /// `None` notifies nobody.
-    pub(crate) channel: Option<String>,
+    pub(crate) notice: Option<Notice>,
 }
 
 impl Arguments for Delete {
@@ -25,6 +25,6 @@ impl Arguments for Delete {
     fn encode(&self, to: &mut impl Encoder) {
         self.keys.encode(to);
         to.arg("id", self.id.as_str());
-        to.arg("channel", self.channel.as_deref().unwrap_or_default());
+        encode_notice(self.notice.as_ref(), to);
     }
 }

@@ -9,6 +9,8 @@ mod cas_put;
 mod delete;
 mod list;
 mod minify;
+mod probe;
+mod publish;
 mod put;
 mod reap;
 mod refusal;
@@ -29,6 +31,8 @@ pub(crate) use cas_put::{CAS_PUT, CasPut, Kept};
 pub(crate) use delete::{DELETE, Delete};
 pub(crate) use list::{LIST, List, Listed};
 use minify::minify;
+pub(crate) use probe::{PROBE, Probe};
+pub(crate) use publish::{PUBLISH, Publish};
 pub(crate) use put::{ExpiryArgument, PUT, Put, Replaces};
 pub(crate) use reap::{REAP, Reap};
 pub(crate) use refusal::{Found, Refusal};
@@ -131,6 +135,54 @@ impl RecordKeys {
         to.key("idx", &self.idx);
         to.key("task", &self.task);
     }
+}
+
+/// The commands with which a server passes on messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pubsub {
+    /// Within the shard of the channel; from Redis 7 on.
+    Sharded,
+    Plain,
+}
+
+impl Pubsub {
+    pub(crate) const fn publish(self) -> &'static str {
+        match self {
+            Self::Sharded => "SPUBLISH",
+            Self::Plain => "PUBLISH",
+        }
+    }
+
+    pub(crate) const fn subscribe(self) -> &'static str {
+        match self {
+            Self::Sharded => "SSUBSCRIBE",
+            Self::Plain => "SUBSCRIBE",
+        }
+    }
+
+    pub(crate) const fn unsubscribe(self) -> &'static str {
+        match self {
+            Self::Sharded => "SUNSUBSCRIBE",
+            Self::Plain => "UNSUBSCRIBE",
+        }
+    }
+}
+
+/// Where a write is published, and with which command.
+#[derive(Clone, Debug)]
+pub(crate) struct Notice {
+    pub(crate) channel: String,
+    pub(crate) pubsub: Pubsub,
+}
+
+/// `None` notifies nobody.
+fn encode_notice(notice: Option<&Notice>, to: &mut impl Encoder) {
+    let (channel, publish) = match notice {
+        Some(Notice { channel, pubsub }) => (&channel[..], pubsub.publish()),
+        None => ("", ""),
+    };
+    to.arg("channel", channel);
+    to.arg("publish", publish);
 }
 
 /// An integer, as a number or as text.

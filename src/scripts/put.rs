@@ -4,7 +4,9 @@ use bytes::Bytes;
 use once_cell::sync::Lazy;
 use redis::{RedisWrite, ToRedisArgs, Value};
 
-use super::{Arguments, Encoder, RecordKeys, Reply, Script, Timed, expiry, timed_words};
+use super::{
+    Arguments, Encoder, Notice, RecordKeys, Reply, Script, Timed, encode_notice, expiry, timed_words,
+};
 use crate::{PartChange, PartChanges, TaskId, Version, Written};
 
 pub(crate) static PUT: Lazy<Script<Put, Timed<Written>>> =
@@ -19,7 +21,7 @@ pub(crate) struct Put {
     pub(crate) quota: Option<u64>,
     pub(crate) replaces: Replaces,
     /// `None` notifies nobody.
-    pub(crate) channel: Option<String>,
+    pub(crate) notice: Option<Notice>,
     pub(crate) parts: PartChanges,
 }
 
@@ -77,7 +79,7 @@ impl Arguments for Put {
             Replaces::None => to.arg("replaces", "none"),
             Replaces::Version(version) => to.arg("replaces", version.get()),
         }
-        to.arg("channel", self.channel.as_deref().unwrap_or_default());
+        encode_notice(self.notice.as_ref(), to);
         for (name, change) in &self.parts {
             let (change, bytes) = match change {
                 PartChange::Set(bytes) => ("set", &bytes[..]),

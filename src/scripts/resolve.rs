@@ -3,7 +3,7 @@
 use once_cell::sync::Lazy;
 use redis::Value;
 
-use super::{Arguments, Encoder, Reply, Script, Timed, timed_words};
+use super::{Arguments, Encoder, Notice, Reply, Script, Timed, encode_notice, timed_words};
 
 pub(crate) static RESOLVE: Lazy<Script<Resolve, Timed<Resolved>>> =
     Lazy::new(|| Script::new(include_str!("../../lua/resolve.lua")));
@@ -17,7 +17,7 @@ pub(crate) struct Resolve {
     /// `None` removes the timer.
     pub(crate) after_ms: Option<u64>,
     /// `None` notifies nobody.
-    pub(crate) channel: Option<String>,
+    pub(crate) notice: Option<Notice>,
 }
 
 /// Whether the token was valid.
@@ -37,7 +37,7 @@ impl Arguments for Resolve {
             Some(after) => to.arg("after", after),
             None => to.arg("after", ""),
         }
-        to.arg("channel", self.channel.as_deref().unwrap_or_default());
+        encode_notice(self.notice.as_ref(), to);
     }
 }
 

@@ -3,7 +3,7 @@
 use once_cell::sync::Lazy;
 use redis::Value;
 
-use super::{Arguments, Encoder, Reply, Script, Timed, timed_words};
+use super::{Arguments, Encoder, Notice, Reply, Script, Timed, encode_notice, timed_words};
 
 pub(crate) static SCHEDULE: Lazy<Script<Schedule, Timed<()>>> =
     Lazy::new(|| Script::new(include_str!("../../lua/schedule.lua")));
@@ -15,7 +15,7 @@ pub(crate) struct Schedule {
     pub(crate) member: String,
     pub(crate) after_ms: u64,
     /// `None` notifies nobody.
-    pub(crate) channel: Option<String>,
+    pub(crate) notice: Option<Notice>,
 }
 
 impl Arguments for Schedule {
@@ -27,7 +27,7 @@ impl Arguments for Schedule {
         to.key("due", &self.due);
         to.arg("member", &self.member);
         to.arg("after", self.after_ms);
-        to.arg("channel", self.channel.as_deref().unwrap_or_default());
+        encode_notice(self.notice.as_ref(), to);
     }
 }
 

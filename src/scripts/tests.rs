@@ -65,6 +65,10 @@ fn id(text: &str) -> TaskId {
     text.try_into().unwrap()
 }
 
+fn notice() -> Notice {
+    Notice { channel: "c".into(), pubsub: Pubsub::Plain }
+}
+
 fn put() -> Put {
     Put {
         keys: keys(),
@@ -73,7 +77,7 @@ fn put() -> Put {
         expiry: ExpiryArgument::Keep,
         quota: Some(3),
         replaces: Replaces::None,
-        channel: Some("c".into()),
+        notice: Some(notice()),
         parts: [
             (PartName::from_static("a"), PartChange::Set(Bytes::from_static(b"bytes"))),
             (PartName::from_static("b"), PartChange::Clear),
@@ -83,7 +87,7 @@ fn put() -> Put {
 }
 
 fn cas_put() -> CasPut {
-    CasPut { task: "t".into(), data: Bytes::new(), expected: Version::FIRST, next: 2.into(), channel: None }
+    CasPut { task: "t".into(), data: Bytes::new(), expected: Version::FIRST, next: 2.into(), notice: None }
 }
 
 fn reap() -> Reap {
@@ -92,11 +96,11 @@ fn reap() -> Reap {
 }
 
 fn schedule() -> Schedule {
-    Schedule { due: "q".into(), member: "m".into(), after_ms: 1, channel: Some("c".into()) }
+    Schedule { due: "q".into(), member: "m".into(), after_ms: 1, notice: Some(notice()) }
 }
 
 fn resolve() -> Resolve {
-    Resolve { due: "q".into(), member: "m".into(), token: "1".into(), after_ms: None, channel: None }
+    Resolve { due: "q".into(), member: "m".into(), token: "1".into(), after_ms: None, notice: None }
 }
 
 fn take_due() -> TakeDue {
@@ -106,12 +110,14 @@ fn take_due() -> TakeDue {
 #[rstest]
 #[case::put(include_str!("../../lua/put.lua"), put())]
 #[case::cas_put(include_str!("../../lua/cas_put.lua"), cas_put())]
-#[case::delete(include_str!("../../lua/delete.lua"), Delete { keys: keys(), id: id("id"), channel: None })]
+#[case::delete(include_str!("../../lua/delete.lua"), Delete { keys: keys(), id: id("id"), notice: None })]
 #[case::list(include_str!("../../lua/list.lua"), List { idx: "i".into(), below: None, limit: 1 })]
 #[case::reap(include_str!("../../lua/reap.lua"), reap())]
 #[case::schedule(include_str!("../../lua/schedule.lua"), schedule())]
 #[case::take_due(include_str!("../../lua/take_due.lua"), take_due())]
 #[case::resolve(include_str!("../../lua/resolve.lua"), resolve())]
+#[case::probe(include_str!("../../lua/probe.lua"), Probe { probe: "p".into() })]
+#[case::publish(include_str!("../../lua/publish.lua"), Publish { notice: notice(), message: "m".into() })]
 fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
     #[case] source: &str,
     #[case] arguments: impl Arguments,
@@ -137,6 +143,8 @@ fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
 #[case::schedule(include_str!("../../lua/schedule.lua"))]
 #[case::take_due(include_str!("../../lua/take_due.lua"))]
 #[case::resolve(include_str!("../../lua/resolve.lua"))]
+#[case::probe(include_str!("../../lua/probe.lua"))]
+#[case::publish(include_str!("../../lua/publish.lua"))]
 fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] source: &str) {
     let declared = header(source).errors;
     let text = whole(source);
@@ -157,10 +165,10 @@ fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] sourc
 fn a_script_goes_out_short_as_eval_with_keys_before_arguments() {
     let packed = PUT.command(&put()).get_packed_command();
     let sent = String::from_utf8(packed).unwrap();
-    assert!(sent.starts_with("*17\r\n$4\r\nEVAL\r\n"), "{sent}");
+    assert!(sent.starts_with("*18\r\n$4\r\nEVAL\r\n"), "{sent}");
     assert!(!sent.contains("--") && !sent.contains("\n  "), "{sent}");
     let tail = "$1\r\n2\r\n$1\r\ni\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$4\r\nnone\r\n$1\r\nc\r\n\
-        $1\r\na\r\n$3\r\nset\r\n$5\r\nbytes\r\n$1\r\nb\r\n$5\r\nclear\r\n$0\r\n\r\n";
+        $7\r\nPUBLISH\r\n$1\r\na\r\n$3\r\nset\r\n$5\r\nbytes\r\n$1\r\nb\r\n$5\r\nclear\r\n$0\r\n\r\n";
     assert!(sent.ends_with(tail), "{sent}");
 }
 
@@ -215,6 +223,43 @@ fn the_replies_of_schedule_and_resolve_are_read() {
         assert_eq!(RESOLVE.decode(text(&format!("1795000000 25 {effect}"))).unwrap().value.0, resolved);
     }
     RESOLVE.decode(text("1795000000 25 2")).unwrap_err();
+}
+
+#[test]
+fn the_replies_of_the_trials_are_read() {
+    let text = |text: &str| Value::BulkString(text.into());
+    assert!(PROBE.decode(Value::Array(vec![])).unwrap().0.is_empty());
+    let failed = PROBE.decode(Value::Array(["HSET", "ERR no"].map(text).to_vec())).unwrap().0;
+    assert_eq!(failed, [("HSET".to_owned(), "ERR no".to_owned())]);
+    PROBE.decode(Value::Array(vec![text("HSET")])).unwrap_err();
+    PROBE.decode(Value::Okay).unwrap_err();
+    PUBLISH.decode(Value::Int(0)).unwrap();
+    PUBLISH.decode(Value::Okay).unwrap_err();
+}
+
+/// So that the probe finds out all that is lacking.
+#[test]
+fn the_probe_runs_each_command_that_the_other_scripts_run() {
+    let commands = |source: &str, call: &str| -> std::collections::BTreeSet<String> {
+        let text = whole(source);
+        let calls = text.split(call).skip(1).filter_map(|rest| rest.split('\'').next());
+        calls.map(str::to_owned).collect()
+    };
+    let probed = commands(include_str!("../../lua/probe.lua"), "try('");
+    let mut run = std::collections::BTreeSet::new();
+    for source in [
+        include_str!("../../lua/put.lua"),
+        include_str!("../../lua/cas_put.lua"),
+        include_str!("../../lua/delete.lua"),
+        include_str!("../../lua/list.lua"),
+        include_str!("../../lua/reap.lua"),
+        include_str!("../../lua/schedule.lua"),
+        include_str!("../../lua/take_due.lua"),
+        include_str!("../../lua/resolve.lua"),
+    ] {
+        run.extend(commands(source, "call('"));
+    }
+    assert_eq!(probed, run);
 }
 
 #[test]

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 use mcp_task_store::{PageRequest, RedisBackend, StorageBackend, StorageError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::support::deployment::Connect;
 use super::support::{in_an_hour, key, owner};
 
 /// How long a connected instance may take longer than a fresh one.
@@ -33,14 +34,13 @@ const STREAK: u32 = 3;
 /// How long a fresh instance may take to work again after a fault.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Connects one more instance.
-pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Result<RedisBackend, StorageError>> + Send + Sync>;
-
 /// What is compared for one owner.
 struct Lane {
     owner: String,
     numbers: AtomicU64,
     standing: Mutex<Standing>,
+    /// Of fresh instances, and of calls of the busy one.
+    failures: AtomicU64,
 }
 
 struct Standing {
@@ -109,7 +109,12 @@ impl Connected {
 impl Lane {
     fn new(owner: String) -> Arc<Self> {
         let standing = Standing { fresh: Fresh::default(), busy: Connected::new(), idle: Connected::new() };
-        Arc::new(Self { owner, numbers: AtomicU64::new(0), standing: Mutex::new(standing) })
+        Arc::new(Self {
+            owner,
+            numbers: AtomicU64::new(0),
+            standing: Mutex::new(standing),
+            failures: AtomicU64::new(0),
+        })
     }
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
@@ -170,6 +175,7 @@ impl Lane {
     }
 
     fn fresh_failed(&self, error: String) {
+        self.failures.fetch_add(1, SeqCst);
         let Standing { fresh, busy, idle } = &mut *self.standing();
         (fresh.streak, fresh.works_since, fresh.first, fresh.error) = (0, None, None, error);
         (busy.pending, idle.pending) = (Duration::ZERO, Duration::ZERO);
@@ -213,7 +219,10 @@ impl Lane {
                 let Standing { fresh, busy, .. } = &mut *self.standing();
                 match served {
                     Ok(()) => busy.succeeded(fresh),
-                    Err(error) => busy.error = error,
+                    Err(error) => {
+                        self.failures.fetch_add(1, SeqCst);
+                        busy.error = error;
+                    }
                 }
             }
             sleep(BUSY_PAUSE).await;
@@ -298,7 +307,9 @@ impl Comparison {
         let lanes: Vec<Arc<Lane>> = owners.iter().cloned().map(Lane::new).collect();
         let mut tasks = JoinSet::new();
         for lane in &lanes {
-            lane.write(&busy, "fresh").await?;
+            for task in ["fresh", "busy", "idle"] {
+                lane.write(&busy, task).await?;
+            }
             for (backend, is_busy) in [(&busy, true), (&idle, false)] {
                 let (hears, heard) = watch::channel(Instant::now());
                 tasks.spawn(listen(backend.clone(), lane.owner.clone(), hears));
@@ -314,6 +325,11 @@ impl Comparison {
         let comparison = Self { lanes, idle, _tasks: tasks };
         comparison.recovers().await?;
         Ok(comparison)
+    }
+
+    /// How often a fresh instance or a call of the busy one failed, for any owner.
+    pub fn failures(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.failures.load(SeqCst)).sum()
     }
 
     /// Begins anew to measure how long everything takes. What has taken too long already is kept.

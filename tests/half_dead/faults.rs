@@ -6,10 +6,10 @@ use std::time::Duration;
 use redis::Value;
 
 use super::comparison::Comparison;
-use super::deployment::{Deployment, Topology, Writes, admin_url};
-use super::relay::Relay;
 use super::support::cluster::{eventually, info};
-use super::support::redis::{any_node, command, masters};
+use super::support::deployment::{Deployment, Topology, Writes, app_url};
+use super::support::redis::command;
+use super::support::relay::Relay;
 use super::support::sentinel::MASTER;
 
 /// How long a fault lasts that ends.
@@ -131,6 +131,8 @@ impl Fault {
             PasswordRotated => {
                 "second".clone_into(&mut of.password.lock().unwrap());
                 of.everywhere(&["ACL", "SETUSER", "app", "resetpass", ">second"]);
+                let with_the_first = redis::Client::open(app_url(of.servers[target].port)).unwrap();
+                assert!(with_the_first.get_connection().is_err());
                 of.everywhere(&["CLIENT", "KILL", "USER", "app"]);
                 None
             }
@@ -149,7 +151,7 @@ impl Fault {
             }
             ClosesIdleConnections => {
                 of.everywhere(&["CONFIG", "SET", "timeout", "1"]);
-                ends(Box::new(|of| of.everywhere(&["CONFIG", "SET", "timeout", "0"])))
+                None
             }
             BecomesReplica => {
                 // Its master is away.
@@ -177,27 +179,26 @@ impl Fault {
             }
             KilledForGood | HangsForGood => {
                 of.servers[target].signal(if self == KilledForGood { "KILL" } else { "STOP" });
-                another_takes_over(of, target);
+                of.another_takes_over(target);
                 None
             }
             FailedOverByHand => {
                 match of.topology {
                     Topology::Cluster => {
-                        let replica = replica_of(of, target);
-                        let _: () = command(&mut of.admin(replica), ["CLUSTER", "FAILOVER"]);
+                        of.fail_over("alice");
                     }
                     _ => {
                         let mut sentinel = of.sentinels[0].connection();
                         let _: () = command(&mut sentinel, ["SENTINEL", "FAILOVER", MASTER]);
+                        of.another_takes_over(target);
                     }
                 }
-                another_takes_over(of, target);
                 None
             }
             FirstSentinelHangs => {
                 of.sentinels[0].signal("STOP");
                 of.servers[target].signal("KILL");
-                another_takes_over(of, target);
+                of.another_takes_over(target);
                 None
             }
             Deposed | DeposedAndRefusesWrites => {
@@ -206,62 +207,43 @@ impl Fault {
                 for kind in ["normal", "replica", "pubsub"] {
                     let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", kind, "USER", "default"]);
                 }
-                another_takes_over(of, target);
+                of.another_takes_over(target);
                 None
             }
             SilentNode => {
                 of.servers[target].kill();
                 let port = of.servers[target].port;
-                let mut silence = None;
                 eventually(|| {
-                    silence = TcpListener::bind(("127.0.0.1", port)).ok();
-                    silence.is_some()
+                    of.silence = TcpListener::bind(("127.0.0.1", port)).ok();
+                    of.silence.is_some()
                 });
-                another_takes_over(of, target);
-                ends(Box::new(move |_| drop(silence)))
+                of.another_takes_over(target);
+                None
             }
             BusCut => {
                 let id: String = command(&mut admin, ["CLUSTER", "MYID"]);
                 of.buses.as_ref().unwrap().cut(&id);
-                let replica = replica_of(of, target);
-                eventually(|| is_master(of, replica));
-                ends(Box::new(|of| of.buses.as_ref().unwrap().join()))
+                let replica = of.replica_of(target);
+                eventually(|| of.is_master(replica));
+                None
             }
             FailoversAndTheDemotedLeaves => {
                 for _ in 0..FAILOVERS {
-                    let (before, replica) = (of.target(), replica_of(of, of.target()));
-                    eventually(|| {
-                        // It may not be in step with its master yet.
-                        let failover =
-                            redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut of.admin(replica));
-                        let deadline = std::time::Instant::now() + Duration::from_secs(2);
-                        while failover.is_ok() && std::time::Instant::now() < deadline {
-                            if is_master(of, replica) {
-                                return true;
-                            }
-                            std::thread::sleep(Duration::from_millis(10));
-                        }
-                        is_master(of, replica)
-                    });
-                    eventually(|| of.target() != before);
+                    of.fail_over("alice");
                 }
-                let demoted = replica_of(of, of.target());
-                let other = (0..of.servers.len()).find(|&node| node != of.target() && is_master(of, node));
+                let demoted = of.replica_of(of.target());
+                let other = (0..of.servers.len()).find(|&node| node != of.target() && of.is_master(node));
                 let id: String = command(&mut of.admin(other.unwrap()), ["CLUSTER", "MYID"]);
                 let _: () = command(&mut of.admin(demoted), ["CLUSTER", "REPLICATE", &id]);
                 let _: () = command(&mut of.admin(demoted), ["CLUSTER", "RESET"]);
                 None
             }
             UnknownEndpoint => {
-                // Two moves of the slot, so that it is asked for again who keeps it.
-                let replica = replica_of(of, target);
-                let _: () = command(&mut of.admin(replica), ["CLUSTER", "FAILOVER"]);
-                eventually(|| is_master(of, replica));
+                of.fail_over("alice");
                 None
             }
             MigrationTargetDies => {
-                let other =
-                    (0..of.servers.len()).find(|&node| node != target && is_master(of, node)).unwrap();
+                let other = (0..of.servers.len()).find(|&node| node != target && of.is_master(node)).unwrap();
                 let slot: u16 = command(&mut admin, ["CLUSTER", "KEYSLOT", "{alice}"]);
                 let (slot, ids) = (
                     slot.to_string(),
@@ -271,27 +253,42 @@ impl Fault {
                 let _: () = command(&mut of.admin(other), import);
                 let _: () = command(&mut admin, ["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[1]]);
                 of.servers[other].signal("STOP");
-                ends(Box::new(move |of| {
-                    let _: () = command(&mut of.admin(target), ["CLUSTER", "SETSLOT", &slot, "STABLE"]);
-                    of.servers[other].signal("CONT");
-                }))
+                None
             }
         }
+    }
+
+    /// Whether calls fail while it lasts, or until another server has taken over.
+    fn is_felt(self) -> bool {
+        !matches!(
+            self,
+            PasswordRotated
+                | ClosesIdleConnections
+                | MovesAndCallsBreak
+                | MovesAndSubscriptionsBreak
+                | FailedOverByHand
+                | FailoversAndTheDemotedLeaves
+                | UnknownEndpoint
+                | MigrationTargetDies
+        )
     }
 
     /// Does it to servers of its own, and compares. Says how long the instances took to recover.
     pub async fn is_survived(self, topology: Topology, writes: Writes) -> Result<String, String> {
         let start = move || Deployment::start(topology, self.settings(), self == BusCut);
-        let deployment = tokio::task::spawn_blocking(start).await.unwrap();
+        let deployment =
+            tokio::task::spawn_blocking(start).await.map_err(|panic| format!("at the start: {panic}"))?;
         let owners = tokio::task::block_in_place(|| deployment.owners());
         let comparison = Comparison::start(deployment.connect(writes), &owners).await;
         let comparison = comparison.map_err(|error| format!("before the fault: {error}"))?;
+        let failures = comparison.failures();
         let begin = move || {
             let mut deployment = deployment;
             let end = self.begin(&mut deployment);
             (deployment, end)
         };
-        let (mut deployment, end) = tokio::task::spawn_blocking(begin).await.unwrap();
+        let (mut deployment, end) =
+            tokio::task::spawn_blocking(begin).await.map_err(|panic| format!("the fault: {panic}"))?;
         if let Some(end) = end {
             comparison.begin_anew();
             tokio::time::sleep(LASTS).await;
@@ -299,9 +296,13 @@ impl Fault {
                 end(&mut deployment);
                 deployment
             };
-            deployment = tokio::task::spawn_blocking(end).await.unwrap();
+            deployment =
+                tokio::task::spawn_blocking(end).await.map_err(|panic| format!("its end: {panic}"))?;
         }
         let took = comparison.recovers().await?;
+        if self.is_felt() && comparison.failures() == failures {
+            return Err("nobody felt it".to_owned());
+        }
         let result = comparison.holds().await;
         // Blocks until its servers have ended.
         tokio::task::spawn_blocking(move || drop(deployment)).await.unwrap();
@@ -314,53 +315,4 @@ type End = Box<dyn FnOnce(&mut Deployment) + Send>;
 
 fn relay(of: &Deployment) -> &Relay {
     of.relay.as_ref().expect("a relay is in front of one server")
-}
-
-/// Waits until another server keeps what this one kept.
-fn another_takes_over(of: &Deployment, server: usize) {
-    match of.topology {
-        Topology::Cluster => {
-            let urls: Vec<String> = of
-                .servers
-                .iter()
-                .enumerate()
-                .filter(|(at, _)| *at != server)
-                .map(|(_, other)| other.url())
-                .collect();
-            let (urls, gone) = (urls.join(","), of.servers[server].url());
-            let kept = |urls: &str| masters(urls).into_values().any(|url| url == gone);
-            eventually(|| !kept(&urls));
-        }
-        _ => {
-            // Any but the first, which may hang.
-            let sentinel = of.sentinels[2].url();
-            eventually(|| {
-                let port = super::support::sentinel::master_of(&sentinel);
-                port.is_some() && port != Some(of.servers[server].port)
-            });
-        }
-    }
-}
-
-fn is_master(of: &Deployment, node: usize) -> bool {
-    let client = redis::Client::open(admin_url(&of.servers[node])).unwrap();
-    let Ok(mut connection) = client.get_connection() else { return false };
-    let told: Result<String, _> = redis::cmd("INFO").arg("replication").query(&mut connection);
-    told.is_ok_and(|told| told.contains("role:master"))
-}
-
-/// The place of the replica of a node of the cluster.
-fn replica_of(of: &Deployment, node: usize) -> usize {
-    let id: String = command(&mut of.admin(node), ["CLUSTER", "MYID"]);
-    let mut place = None;
-    eventually(|| {
-        let told: String = command(&mut any_node(&of.servers[node].url()), ["CLUSTER", "NODES"]);
-        let line = told.lines().find(|line| line.contains("slave") && line.contains(&id));
-        place = line.and_then(|line| {
-            let port: u16 = line.split(' ').nth(1)?.split(['@', ':']).nth(1)?.parse().ok()?;
-            of.servers.iter().position(|server| server.port == port)
-        });
-        place.is_some()
-    });
-    place.unwrap()
 }

@@ -7,9 +7,9 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::deployment::Topology::{self, Cluster, One, Sentinels};
-use super::deployment::Writes::{self, AreApplied, WaitForAReplica};
 use super::faults::Fault::{self, *};
+use super::support::deployment::Topology::{self, Cluster, One, Sentinels};
+use super::support::deployment::Writes::{self, AreApplied, WaitForAReplica};
 
 /// How many faults are looked at at the same time.
 const AT_ONCE: usize = 6;

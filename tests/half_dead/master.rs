@@ -10,9 +10,9 @@ use redis::Connection;
 use rstest::rstest;
 
 use super::Watch;
-use super::relay::Relay;
 use super::support::cluster::eventually;
 use super::support::redis::{Server, command};
+use super::support::relay::Relay;
 use super::support::{in_an_hour, keep, key, owner};
 
 /// The response timeout.

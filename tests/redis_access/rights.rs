@@ -124,10 +124,12 @@ async fn a_write_that_is_denied_leaves_the_record_as_it_was_and_nothing_that_nev
     let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
     let url = format!("redis://{}:{password}@127.0.0.1:{}", rule[2], server.port);
     let (mut denied, mut went_through) = (0, 0);
+    let _: Value = command(&mut admin, rule.iter().copied());
+    // To connect takes all of the rights.
+    let backend = RedisBackend::connect(&url).await.unwrap();
     for word in rule.iter().filter(|word| word.starts_with('+')) {
-        let _: Value = command(&mut admin, ["ACL", "DELUSER", rule[2]]);
-        let _: Value = command(&mut admin, rule.iter().filter(|other| *other != word).copied());
-        let Ok(backend) = RedisBackend::connect(&url).await else { continue };
+        let _: Value = command(&mut admin, rule.iter().copied());
+        let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
         for before in ALL {
             for (name, write) in WRITES {
                 before.set_up(&all_rights, &mut admin).await;

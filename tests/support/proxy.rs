@@ -246,7 +246,13 @@ impl Command {
 
     /// Whether a caller of the backend made it for a record: not the connection for itself, nor a store for its timers.
     fn is_call(&self) -> bool {
-        self.is_script() && !self.key().contains(":due:") || self.words[0].eq_ignore_ascii_case(b"HMGET")
+        self.is_script() && !self.is_trial() && !self.key().contains(":due:")
+            || self.words[0].eq_ignore_ascii_case(b"HMGET")
+    }
+
+    /// What a backend tries out before its first call.
+    fn is_trial(&self) -> bool {
+        self.keys() == 0 || self.key().ends_with(":probe")
     }
 
     /// Every script that changes a record says so; the one that lists does not.
@@ -264,20 +270,20 @@ impl Command {
         String::from_utf8_lossy(&self.words[2 + self.keys()]).into_owned()
     }
 
-    /// The version that it gave to the record. `cas_put` is told it before its channel, `put` says it after the time.
+    /// The version that it gave to the record. `cas_put` is told it before its channel and how to publish, `put` says it after the time.
     fn version(&self, reply: &Value) -> Option<u64> {
         let Value::BulkString(reply) = reply else { return None };
         let reply = String::from_utf8_lossy(reply);
-        let told = String::from_utf8_lossy(self.words.iter().nth_back(1)?);
+        let told = String::from_utf8_lossy(self.words.iter().nth_back(2)?);
         let version = if self.keys() == 1 { &told } else { reply.split(' ').nth(2)? };
         Some(version.parse().unwrap())
     }
 
     fn data(&self) -> Vec<u8> {
         let arguments = &self.words[3 + self.keys()..];
-        // `cas_put` has the data first, `put` the task id, and `delete` nothing but that and the channel.
+        // `cas_put` has the data first, `put` the task id, and `delete` nothing but that, the channel and how to publish.
         let at = if self.keys() == 1 { 0 } else { 1 };
-        if arguments.len() > 2 { arguments[at].clone() } else { Vec::new() }
+        if arguments.len() > 3 { arguments[at].clone() } else { Vec::new() }
     }
 }
 

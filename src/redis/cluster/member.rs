@@ -9,6 +9,7 @@ use super::layout::{Node, View};
 use crate::error::Chain;
 use crate::redis::link::{Failure, Link, Sent};
 use crate::redis::master::{Master, MasterLink};
+use crate::scripts::Pubsub;
 
 /// The delay before another look at a node that cannot be connected to, after the first failure and at most.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
@@ -77,6 +78,14 @@ impl Member {
         reads: &Pipeline,
     ) -> Result<Vec<Result<Value, Failure>>, Failure> {
         self.link(is_bulk).read_all(reads, "").await.map_err(|failure| self.named_in(failure))
+    }
+
+    /// By which commands the node passes on messages.
+    pub(super) async fn pubsub(&self, is_bulk: bool) -> Result<Option<Pubsub>, Failure> {
+        if let Some(error) = self.lost() {
+            return Err(self.unreachable(error));
+        }
+        self.link(is_bulk).pubsub("").await.map_err(|failure| self.named_in(failure))
     }
 
     /// Remembers that the node is lost if no connection could be made.

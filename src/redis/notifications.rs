@@ -1,0 +1,255 @@
+//! Which commands carry notifications.
+//!
+//! Those who publish and those who subscribe must use the same ones, whichever process they are in. So each finds out by the
+//! same trial: a script publishes a message, and a subscriber receives it. The trial is repeated once connections have
+//! broken, as the server may be of another version by then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use super::clock::server_time;
+use super::error::{Trouble, trouble};
+use super::link::{Failure, replied};
+use super::master::Master;
+use crate::scripts::{Notice, PUBLISH, Publish, Pubsub};
+
+/// How long a message may take from the reply of the script that published it to its subscriber.
+const ECHO_LIMIT: Duration = Duration::from_secs(1);
+/// How long a trial that came to no result is not repeated.
+const TRIED_EVERY: Duration = Duration::from_millis(100);
+
+/// The trials of one deployment.
+#[derive(Clone, Debug)]
+pub(super) struct Trials {
+    /// The channel that they publish on.
+    pub(super) channel: String,
+    /// Whether this process subscribes to anything, and not only publishes.
+    pub(super) listens: bool,
+}
+
+/// What is known of one master.
+pub(super) struct Agreement {
+    trials: Trials,
+    /// 0 before the first trial, else made of the master's epoch and the result.
+    latest: AtomicU64,
+    /// When the latest trial failed. Locked while one is under way.
+    failed: Mutex<Option<Instant>>,
+}
+
+/// The result of a trial.
+#[derive(Debug)]
+pub(super) struct Trial {
+    /// `None`: no message arrives, by whichever commands.
+    pub(super) pubsub: Option<Pubsub>,
+    /// A command that the user may not run, and what the server said.
+    pub(super) denied: Option<(&'static str, RedisError)>,
+}
+
+impl Agreement {
+    pub(super) fn new(trials: Trials) -> Self {
+        Self { trials, latest: AtomicU64::new(0), failed: Mutex::default() }
+    }
+
+    /// The result of the trial in this epoch.
+    pub(super) fn of(&self, epoch: u64) -> Option<Option<Pubsub>> {
+        let latest = self.latest.load(Ordering::SeqCst);
+        if latest / 4 != epoch + 1 { None } else { Some(decode(latest % 4)) }
+    }
+
+    /// What is taken for it while there is none: the result of the last one, or what current servers know.
+    fn presumed(&self) -> Option<Pubsub> {
+        match self.latest.load(Ordering::SeqCst) {
+            0 => Some(Pubsub::Sharded),
+            latest => decode(latest % 4),
+        }
+    }
+
+    /// The commands for this master; `None`: it passes on no messages. A new connection finds out in each epoch.
+    pub(super) async fn reach(&self, master: &Arc<Master>) -> Option<Pubsub> {
+        if let Some(known) = self.of(master.epoch()) {
+            return known;
+        }
+        let mut failed = self.failed.lock().await;
+        // It was tried while this waited.
+        if let Some(known) = self.of(master.epoch()) {
+            return known;
+        }
+        if failed.is_some_and(|failed| failed.elapsed() < TRIED_EVERY) {
+            return self.presumed();
+        }
+        // Calls wait for it, so it must not take up all of their time.
+        match timeout(master.limit() / 2, self.try_out(master)).await {
+            Ok(Ok(trial)) => return trial.pubsub,
+            Ok(Err(error)) => tracing::debug!(%error, "how notifications travel could not be tried out"),
+            Err(_) => tracing::debug!("how notifications travel could not be tried out in time"),
+        }
+        *failed = Some(Instant::now());
+        self.presumed()
+    }
+
+    /// Makes the trial.
+    pub(super) async fn try_out(&self, master: &Arc<Master>) -> RedisResult<Trial> {
+        let (echo, received) = watch::channel(Vec::new());
+        let opened = master.open(Some(master.limit()), move |push| {
+            if let (PushKind::Message | PushKind::SMessage, [_, Value::BulkString(message)]) =
+                (&push.kind, &push.data[..])
+            {
+                echo.send_replace(message.clone());
+            }
+        });
+        let opened = opened.await?;
+        let trial = self.trials.run(&opened.connection, received).await?;
+        let before = self.latest.swap((opened.epoch + 1) * 4 + encode(trial.pubsub), Ordering::SeqCst);
+        if trial.pubsub.is_none() && (before == 0 || decode(before % 4).is_some()) {
+            tracing::warn!(
+                address = opened.address,
+                "the server passes on no messages (SPUBLISH and SSUBSCRIBE, or PUBLISH and SUBSCRIBE): watches and workers \
+                 poll; notifications(false) on the builder of every instance says that this is intended"
+            );
+        }
+        Ok(trial)
+    }
+}
+
+fn encode(pubsub: Option<Pubsub>) -> u64 {
+    match pubsub {
+        None => 1,
+        Some(Pubsub::Sharded) => 2,
+        Some(Pubsub::Plain) => 3,
+    }
+}
+
+fn decode(code: u64) -> Option<Pubsub> {
+    match code {
+        2 => Some(Pubsub::Sharded),
+        3 => Some(Pubsub::Plain),
+        _ => None,
+    }
+}
+
+/// What one command of a trial shows.
+enum Shown {
+    Works,
+    /// The server knows it. It refuses it to this user, or for the channel, whose slot it does not keep.
+    IsKnown,
+    IsUnknown,
+}
+
+impl Trials {
+    /// Finds out by a connection that is used for nothing else; `received` has the latest message that it received.
+    async fn run(
+        &self,
+        connection: &MultiplexedConnection,
+        mut received: watch::Receiver<Vec<u8>>,
+    ) -> RedisResult<Trial> {
+        let mut denied = None;
+        for pubsub in [Pubsub::Sharded, Pubsub::Plain] {
+            let subscribed = if self.listens {
+                let subscribe = redis::cmd(pubsub.subscribe()).arg(&self.channel).clone();
+                let reply = send(connection, &subscribe).await?;
+                let reply = reply.map(|reply| confirms(&reply, &self.channel));
+                shown(pubsub.subscribe(), reply, &mut denied)?
+            } else {
+                Shown::IsKnown
+            };
+            let message = format!("? {}", Uuid::new_v4());
+            let published = match subscribed {
+                Shown::IsUnknown => Shown::IsUnknown,
+                _ => {
+                    let publish = self.publish(pubsub, message.clone());
+                    let reply = send(connection, &publish).await?;
+                    let reply = reply.map(|reply| PUBLISH.decode(reply).is_ok());
+                    shown(pubsub.publish(), reply, &mut denied)?
+                }
+            };
+            let works = match (&subscribed, &published) {
+                (Shown::IsUnknown, _) | (_, Shown::IsUnknown) => false,
+                (Shown::Works, Shown::Works) => {
+                    // A message from the same server is there before the reply to the next command.
+                    let time = send(connection, &redis::cmd("TIME")).await?;
+                    let _ = time.ok().as_ref().and_then(server_time);
+                    let echo = received.wait_for(|received| received == message.as_bytes());
+                    timeout(ECHO_LIMIT, echo).await.is_ok_and(|echo| echo.is_ok())
+                }
+                _ => true,
+            };
+            if matches!(subscribed, Shown::Works) {
+                let unsubscribe = redis::cmd(pubsub.unsubscribe()).arg(&self.channel).clone();
+                let reply = send(connection, &unsubscribe).await?;
+                shown(pubsub.unsubscribe(), reply.map(|_| true), &mut denied)?;
+            }
+            if works {
+                return Ok(Trial { pubsub: Some(pubsub), denied });
+            }
+        }
+        Ok(Trial { pubsub: None, denied })
+    }
+
+    fn publish(&self, pubsub: Pubsub, message: String) -> Cmd {
+        let notice = Notice { channel: self.channel.clone(), pubsub };
+        PUBLISH.command(&Publish { notice, message })
+    }
+
+    /// Finds out which command publishes, where nobody can listen, by whatever sends a command.
+    pub(super) async fn publish_only<F>(&self, send: impl Fn(Cmd) -> F) -> Result<Trial, Failure>
+    where
+        F: Future<Output = Result<Value, Failure>>,
+    {
+        let mut denied = None;
+        for pubsub in [Pubsub::Sharded, Pubsub::Plain] {
+            let reply = match send(self.publish(pubsub, format!("? {}", Uuid::new_v4()))).await {
+                Ok(reply) => Ok(PUBLISH.decode(reply).is_ok()),
+                Err(Failure::Replied(error)) => Err(error),
+                Err(failure) => return Err(failure),
+            };
+            let published = shown(pubsub.publish(), reply, &mut denied).map_err(Failure::Replied)?;
+            if !matches!(published, Shown::IsUnknown) {
+                return Ok(Trial { pubsub: Some(pubsub), denied });
+            }
+        }
+        Ok(Trial { pubsub: None, denied })
+    }
+}
+
+/// The reply, or the error that is the reply.
+async fn send(connection: &MultiplexedConnection, command: &Cmd) -> RedisResult<Result<Value, RedisError>> {
+    Ok(replied(connection.clone().req_packed_command(command).await?))
+}
+
+/// What the reply shows, if it is `Ok` whether it is one to the command.
+///
+/// # Errors
+/// The server is in a state in which nothing can be said.
+fn shown(
+    command: &'static str,
+    reply: Result<bool, RedisError>,
+    denied: &mut Option<(&'static str, RedisError)>,
+) -> RedisResult<Shown> {
+    let error = match reply {
+        Ok(true) => return Ok(Shown::Works),
+        Ok(false) => return Ok(Shown::IsUnknown),
+        Err(error) => error,
+    };
+    match trouble(&error) {
+        Trouble::Denied => {
+            denied.get_or_insert((command, error));
+            Ok(Shown::IsKnown)
+        }
+        Trouble::Elsewhere => Ok(Shown::IsKnown),
+        Trouble::Unknown | Trouble::Other => Ok(Shown::IsUnknown),
+        Trouble::Passing => Err(error),
+    }
+}
+
+/// Whether this is the reply to a subscription. What a server says unasked may be taken for the reply to what is under way.
+pub(super) fn confirms(reply: &Value, channel: &str) -> bool {
+    matches!(reply, Value::Push { kind: PushKind::SSubscribe | PushKind::Subscribe, data }
+        if data.first() == Some(&Value::BulkString(channel.as_bytes().to_vec())))
+}

@@ -1,0 +1,152 @@
+//! What a server or the rights of a user lack, found out at the start.
+
+use redis::{Pipeline, RedisError};
+
+use super::RedisBackend;
+use super::error::{Trouble, trouble};
+use super::link::{Failure, Sent};
+use super::schema::FIELDS;
+use crate::StorageError;
+use crate::scripts::{PROBE, Probe};
+
+/// The commands that failed at the probe.
+#[derive(Debug, Default)]
+struct Lacking {
+    /// The user may not run these.
+    denied: Vec<String>,
+    /// The server does not know these.
+    unknown: Vec<String>,
+    source: Option<RedisError>,
+}
+
+impl Lacking {
+    /// An error that passes, or that only the key of the probe meets, lets the backend connect: calls report it.
+    fn note(&mut self, command: &str, error: RedisError) {
+        let list = match trouble(&error) {
+            Trouble::Denied => &mut self.denied,
+            Trouble::Unknown => &mut self.unknown,
+            Trouble::Elsewhere | Trouble::Passing | Trouble::Other => {
+                tracing::debug!(command, %error, "a command failed that was tried out");
+                return;
+            }
+        };
+        if !list.iter().any(|known| known == command) {
+            list.push(command.to_owned());
+        }
+        self.source.get_or_insert(error);
+    }
+
+    fn result(self, address: &str, key: &str, channel: &str) -> Result<(), StorageError> {
+        let address = address.to_owned();
+        let source = self.source.map(Into::into);
+        if !self.unknown.is_empty() {
+            let unknown = self.unknown.join(", ");
+            let reason =
+                format!("the server does not know commands that are needed, or has them disabled: {unknown}");
+            return Err(StorageError::Backend { address, reason, outcome_unknown: false, source });
+        }
+        if self.denied.is_empty() {
+            return Ok(());
+        }
+        let denied = self.denied.join(", ");
+        let notifies = |command: &String| command.contains("PUBLISH") || command.contains("SUBSCRIBE");
+        let without = match self.denied.iter().any(notifies) {
+            true => "; notifications(false) on the builder does without those of notifications",
+            false => "",
+        };
+        let reason = format!(
+            "the user may not run {denied}, or not on the key {key} and the channel {channel}; the README has the rule of \
+             the access control list that is needed{without}"
+        );
+        Err(StorageError::Denied { address, reason, source })
+    }
+}
+
+impl RedisBackend {
+    /// Tries everything that calls will need: scripts with each of their commands, plain commands over the other connection,
+    /// messages.
+    ///
+    /// # Errors
+    /// `Denied` and `Backend` for what is lacking, which the error names. `Unavailable` if a connection fails. A state of the
+    /// server that passes is none: calls report it.
+    pub(super) async fn probe(&self) -> Result<(), StorageError> {
+        let inner = &self.0;
+        let (key, channel) = (inner.schema.probe(), inner.schema.probe_channel());
+        let context = self.reads(&key);
+        let mut lacking = Lacking::default();
+        let sent = Sent::default();
+        match inner.link.send(&PROBE.command(&Probe { probe: key.clone() }), &key, &sent).await {
+            Ok(reply) => {
+                let failed = PROBE.decode(reply).map_err(|error| context.unexpected(error))?;
+                for (command, words) in failed.0 {
+                    let (code, detail) = words.split_once(' ').unwrap_or((&words, ""));
+                    let error = redis::make_extension_error(code.to_owned(), Some(detail.to_owned()));
+                    lacking.note(&command, error);
+                }
+            }
+            Err(Failure::Replied(error)) => lacking.note("EVAL", error),
+            Err(failure) => return Err(context.storage_error(failure)),
+        }
+        let plain = [("HMGET", &FIELDS[..]), ("HSTRLEN", &FIELDS[..1]), ("EXISTS", &[][..])];
+        let mut reads = Pipeline::with_capacity(plain.len());
+        for (command, arguments) in plain {
+            reads.cmd(command).arg(&key).arg(arguments);
+        }
+        let replies = inner.bulk.read_all(&reads, &key).await;
+        let replies = replies.map_err(|failure| context.storage_error(failure))?;
+        for ((command, _), reply) in plain.into_iter().zip(replies) {
+            match reply {
+                Ok(_) => {}
+                Err(Failure::Replied(error)) => lacking.note(command, error),
+                Err(failure) => return Err(context.storage_error(failure)),
+            }
+        }
+        if inner.link.unconfirmed().is_some() {
+            // For no replica, so that it returns at once.
+            let mut wait = redis::cmd("WAIT");
+            wait.arg(0).arg(1);
+            match inner.link.send(&wait, &key, &sent).await {
+                Ok(_) => {}
+                Err(Failure::Replied(error)) => lacking.note("WAIT", error),
+                Err(failure) => return Err(context.storage_error(failure)),
+            }
+        }
+        if inner.publishes && lacking.source.is_none() {
+            self.probe_messages(&key, &channel, &mut lacking).await?;
+        }
+        lacking.result(&inner.address, &key, &channel)
+    }
+
+    async fn probe_messages(
+        &self,
+        key: &str,
+        channel: &str,
+        lacking: &mut Lacking,
+    ) -> Result<(), StorageError> {
+        let context = self.reads(key);
+        if !self.0.is_given {
+            let tried = async { self.0.link.master_of(channel).await?.try_pubsub().await };
+            match tried.await {
+                Ok(trial) => {
+                    if let Some((command, error)) = trial.and_then(|trial| trial.denied) {
+                        lacking.note(command, error);
+                    }
+                }
+                Err(error) if trouble(&error) == Trouble::Passing => {
+                    tracing::debug!(%error, "how notifications travel could not be tried out");
+                }
+                Err(error) => return Err(context.storage_error(Failure::Unsent(error))),
+            }
+            return Ok(());
+        }
+        match self.0.link.pubsub(key).await {
+            Ok(Some(_)) => {}
+            Ok(None) => tracing::warn!(
+                "the server passes on no messages (SPUBLISH, PUBLISH): watches and workers of other processes poll"
+            ),
+            Err(Failure::Replied(error)) => lacking.note("PUBLISH", error),
+            Err(failure) => return Err(context.storage_error(failure)),
+        }
+        Ok(())
+    }
+}
