@@ -81,6 +81,12 @@ async fn a_connection_over_tls_heals() {
     }
 }
 
+/// With a certificate of another authority.
+fn builder_of_a_stranger(authority: &Authority) -> RedisBuilder {
+    let another = Authority::new();
+    trusting(authority).client_certificate(another.pem("client.pem"), another.pem("client-key.pem"))
+}
+
 #[tokio::test]
 async fn a_cluster_is_reached_over_tls() {
     let authority = Authority::new();
@@ -100,8 +106,13 @@ async fn a_cluster_is_reached_over_tls() {
         assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
     }
     assert_eq!(backend.get(&key("alice", "t1")).await.unwrap().data, "data");
-    let strangers = trusting(&authority).connect_cluster([format!("rediss://127.0.0.1:{port}")]).await;
-    strangers.unwrap_err();
+    let url = format!("rediss://127.0.0.1:{port}");
+    assert_denied(trusting(&authority).connect_cluster([&url]).await);
+    let of_another = builder_of_a_stranger(&authority);
+    assert_denied(of_another.connect_cluster([&url]).await);
+    // Of several seeds, the one that says most is heard.
+    let nobody = format!("rediss://127.0.0.1:{}", free_port());
+    assert_denied(trusting(&authority).connect_cluster([&nobody, &url]).await);
 }
 
 /// Refused before anything is sent: nobody is there, so a connection would be `Unavailable`.

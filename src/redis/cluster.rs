@@ -219,8 +219,11 @@ fn unkept(slot: u16) -> Failure {
 
 /// Whether a read of a pipeline was not run, and a node may have named where it belongs.
 fn belongs_elsewhere(reply: &Result<Value, Failure>) -> bool {
+    matches!(reply, Err(Failure::Replied(error)) if is_elsewhere(error))
+}
+
+fn is_elsewhere(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved};
-    let Err(Failure::Replied(error)) = reply else { return false };
     matches!(error.kind(), ErrorKind::Server(Ask | ClusterDown | MasterDown | Moved))
 }
 
@@ -348,6 +351,16 @@ impl Link for ClusterLink {
 
     fn look_again(&self) {
         self.cluster.want_survey();
+    }
+
+    fn explain(&self, error: RedisError) -> RedisError {
+        self.cluster.want_survey();
+        if !is_elsewhere(&error) {
+            return error;
+        }
+        // The node's word is good only for a command; where the slot is, the next survey shows.
+        let detail = format!("{} {}", error.code().unwrap_or_default(), error.detail().unwrap_or_default());
+        (ErrorKind::ClusterConnectionNotFound, "another node keeps the slot", detail).into()
     }
 
     async fn master_of(&self, key: &str) -> RedisResult<Arc<Master>> {

@@ -49,6 +49,11 @@ pub(super) trait Link: Send + Sync {
     /// Finds out again which master keeps which key, as something said that it has changed.
     fn look_again(&self) {}
 
+    /// What it means that the master of a key refused a command over a connection of the caller's own with this error.
+    fn explain(&self, error: RedisError) -> RedisError {
+        error
+    }
+
     /// The masters, in the order of the slots that they keep.
     async fn masters(&self) -> Result<Vec<MasterOfSlots>, Failure> {
         Ok(vec![MasterOfSlots::default()])

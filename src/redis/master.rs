@@ -401,8 +401,12 @@ impl MasterLink {
         asking.cmd("ASKING").add_command(command.clone());
         let replies = made.connection.clone().send_packed_commands(&asking, 0, asking.len()).await;
         self.0.look_at(&made, &replies);
-        let no_reply = || Failure::Unanswered((ErrorKind::UnexpectedReturnType, "a reply is missing").into());
-        Failure::judge_all(replies)?.pop().unwrap_or_else(|| Err(no_reply()))
+        let replies = Failure::judge_all(replies)?;
+        let Ok([asked, reply]) = <[_; 2]>::try_from(replies) else {
+            return Err(Failure::Unanswered((ErrorKind::UnexpectedReturnType, "a reply is missing").into()));
+        };
+        // A command that was refused as ASKING was says less.
+        if reply.is_ok() { reply } else { asked.and(reply) }
     }
 }
 

@@ -421,10 +421,13 @@ impl Listening {
         match server.subscribe(pubsub, &self.channel).await {
             Ok(unsubscribe) => Ok(Some((server, unsubscribe))),
             Err(error) => {
-                self.inner.link.look_again();
+                let error = self.inner.link.explain(error);
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no
                 // use, as when the runtime is gone that it ran on.
-                if !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
+                if !matches!(
+                    error.kind(),
+                    ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::ClusterConnectionNotFound
+                ) {
                     self.subscriptions.give_up(&server);
                 }
                 Err(error)
