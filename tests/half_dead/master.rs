@@ -322,12 +322,15 @@ async fn the_outcome_is_known_if_it_was_given_up_before_it_was_sent_of_a(#[case]
     assert_eq!(error.too_few_replicas().is_some(), replicas > 0, "{error:?}");
     let _: i64 = command(&mut server.connection(), ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     // Until the backend has found that they are closed.
-    let error = loop {
-        match Call::Put.run(&backend).await.unwrap_err() {
-            error if error.outcome_unknown() => {}
-            error => break error,
+    let found = async {
+        loop {
+            match Call::Put.run(&backend).await.unwrap_err() {
+                error if error.outcome_unknown() => {}
+                error => break error,
+            }
         }
     };
+    let error = tokio::time::timeout(PATIENCE, found).await.expect("a write is not sent");
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
     for _ in 0..3 {
         for call in [Call::Put, Call::Schedule] {
