@@ -30,6 +30,7 @@ use super::subscriptions::Subscriptions;
 use super::tls::Certificates;
 use super::{Inner, RedisBackend, url};
 use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES};
+use crate::error::Chain;
 use crate::{BoxError, StorageError};
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
@@ -403,7 +404,20 @@ impl RedisBuilder {
         }));
         let connecting = async {
             backend.read_clock("").await?;
-            backend.probe().await
+            if !backend.0.link.has_several_masters() {
+                return backend.probe().await;
+            }
+            match tokio::time::timeout(self.connect_timeout / 2, backend.probe()).await {
+                Ok(Err(error @ StorageError::Unavailable { .. })) => {
+                    tracing::debug!(error = %Chain(&error), "what calls need could not be tried out");
+                    Ok(())
+                }
+                Ok(tried) => tried,
+                Err(_) => {
+                    tracing::debug!("what calls need could not be tried out in time");
+                    Ok(())
+                }
+            }
         };
         match tokio::time::timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map(|()| backend),
