@@ -8,6 +8,8 @@ SHELL := /bin/bash
 export REDIS_URL ?= redis://127.0.0.1:6379
 REDIS_DIR := .redis
 FEATURES := redis-tests,pmcp
+# Most tests wait for something.
+export RUST_TEST_THREADS ?= 8
 FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel one_owner two_processes lost_workers chaos
 FUZZ_SECONDS ?= 300
 ADVISORIES := https://github.com/RustSec/advisory-db

@@ -1,6 +1,10 @@
 //! What can go wrong in an engine, and what it means for the caller.
 
+use std::error::Error;
+use std::fmt::{self, Write};
+
 use crate::Version;
+use crate::printable::{Plain, Printable};
 
 /// The error that caused another one.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -13,13 +17,13 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[non_exhaustive]
 pub enum StorageError {
     /// The record was never written, was deleted, or has expired; these cannot be told apart.
-    #[error("no record at {key}")]
+    #[error("no record at {}", Printable(.key))]
     NotFound {
         /// The key that was asked for.
         key: String,
     },
     /// `put_if_version` found another version. Nothing was written.
-    #[error("version conflict at {key}: expected {expected}, found {actual}")]
+    #[error("version conflict at {}: expected {expected}, found {actual}", Printable(.key))]
     VersionConflict {
         /// The key that was to be written.
         key: String,
@@ -31,8 +35,8 @@ pub enum StorageError {
     /// The record is at [`Version::MAX`] and cannot be written again. Nothing was written; delete the
     /// record to start over.
     #[error(
-        "the record at {key} is at the last version, {}: it can be deleted but not written again",
-        Version::MAX
+        "the record at {} is at the last version, {}: it can be deleted but not written again",
+        Printable(.key), Version::MAX
     )]
     VersionExhausted {
         /// The key that was to be written.
@@ -40,7 +44,7 @@ pub enum StorageError {
     },
     /// The owner has as many live records as its quota allows, or the engine is out of memory.
     /// Nothing was written.
-    #[error("capacity exceeded: {reason}")]
+    #[error("capacity exceeded: {}", Printable(.reason))]
     CapacityExceeded {
         /// What is full.
         reason: String,
@@ -61,7 +65,7 @@ pub enum StorageError {
         max: usize,
     },
     /// An owner id, a task id, or the name of a part or of a queue is not legal.
-    #[error("invalid key: {reason}")]
+    #[error("invalid key: {}", Printable(.reason))]
     InvalidKey {
         /// Which id, and what is wrong with it.
         reason: String,
@@ -73,14 +77,14 @@ pub enum StorageError {
         given: std::time::Duration,
     },
     /// A page limit outside 1 to 256, or a cursor that is malformed or another owner's.
-    #[error("invalid page: {reason}")]
+    #[error("invalid page: {}", Printable(.reason))]
     InvalidPage {
         /// What is wrong with the request.
         reason: String,
     },
     /// Something is stored under the key that the engine cannot read. Nothing was written;
     /// `delete` removes it.
-    #[error("corrupt record at {key}: {reason}; deleting the record clears it")]
+    #[error("corrupt record at {}: {}; deleting the record clears it", Printable(.key), Printable(.reason))]
     Corrupt {
         /// The key in the engine, as an operator would look it up.
         key: String,
@@ -91,7 +95,7 @@ pub enum StorageError {
     },
     /// The server refuses the user: wrong or missing password, or a permission that it lacks. The record is as
     /// it was; a user who may run only some of the commands that the README lists may leave index members.
-    #[error("denied by {address}: {reason}")]
+    #[error("denied by {address}: {}", Printable(.reason))]
     Denied {
         /// Host and port of the server.
         address: String,
@@ -101,7 +105,7 @@ pub enum StorageError {
         source: Option<BoxError>,
     },
     /// The server cannot be reached, timed out, or cannot serve the call at the moment.
-    #[error("{address} is unavailable: {reason}")]
+    #[error("{address} is unavailable: {}", Printable(.reason))]
     Unavailable {
         /// Host and port of the server.
         address: String,
@@ -113,7 +117,7 @@ pub enum StorageError {
         source: Option<BoxError>,
     },
     /// Anything else that an engine reports.
-    #[error("storage error at {address}: {reason}")]
+    #[error("storage error at {address}: {}", Printable(.reason))]
     Backend {
         /// Host and port of the server, or the name of the engine.
         address: String,
@@ -139,12 +143,24 @@ pub struct TooFewReplicas {
     pub within: std::time::Duration,
 }
 
+/// The same where waiting for the replicas failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{few}")]
+pub(crate) struct Unconfirmed {
+    pub(crate) few: TooFewReplicas,
+    #[source]
+    pub(crate) cause: BoxError,
+}
+
 impl StorageError {
     /// How many replicas are known to have a write, if it is [`Unavailable`](Self::Unavailable) because those are
     /// too few. Reading the record back tells whether the engine has it, and not whether replicas do.
     pub fn too_few_replicas(&self) -> Option<TooFewReplicas> {
         match self {
-            Self::Unavailable { source: Some(source), .. } => source.downcast_ref().copied(),
+            Self::Unavailable { source: Some(source), .. } => match source.downcast_ref() {
+                Some(Unconfirmed { few, .. }) => Some(*few),
+                None => source.downcast_ref().copied(),
+            },
             _ => None,
         }
     }
@@ -164,5 +180,27 @@ impl StorageError {
             self,
             Self::Unavailable { outcome_unknown: true, .. } | Self::Backend { outcome_unknown: true, .. }
         )
+    }
+}
+
+/// Displays an error and its causes in one line, for the log: `what failed: why: why that`. A cause that the error above it
+/// states already, as some libraries' errors do, is left out.
+pub(crate) struct Chain<'a, E: ?Sized>(pub(crate) &'a E);
+
+impl<E: Error + ?Sized> fmt::Display for Chain<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut above = self.0.to_string();
+        Plain(f).write_str(&above)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !above.contains(&text) {
+                f.write_str(": ")?;
+                Plain(f).write_str(&text)?;
+            }
+            above = text;
+            cause = error.source();
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::StorageError;
+use crate::printable::Printable;
 
 /// The longest owner or task id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 256;
@@ -86,6 +87,11 @@ macro_rules! id {
             /// The id as text.
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+
+            /// The id for a line of the log.
+            pub(crate) fn printable(&self) -> Printable<'_> {
+                Printable(&self.0)
             }
         }
 

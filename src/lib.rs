@@ -27,8 +27,7 @@
 //! # }
 //! ```
 //!
-//! The [README](https://crates.io/crates/mcp-task-store) has the key schema, the configuration and what happens
-//! on each failure.
+//! The [README](https://crates.io/crates/mcp-task-store) has the key schema and the configuration.
 
 #![warn(missing_docs, unreachable_pub)]
 #![forbid(unsafe_code)]
@@ -58,6 +57,7 @@ mod payload;
 #[cfg(feature = "pmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
 pub mod pmcp;
+mod printable;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "rmcp")]

@@ -1,6 +1,12 @@
 //! `examples/digest_server`, run as a user would.
 #![cfg(feature = "rmcp")]
 
+#[cfg(feature = "redis-tests")]
+#[path = "digest_server/mistakes.rs"]
+mod mistakes;
+#[cfg(feature = "redis-tests")]
+mod support;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -264,6 +270,7 @@ mod on_redis {
         let output = story(folder.path()).args(["--redis", &url]).output().unwrap();
         let line = only_line_of_stderr(&output);
         assert!(line.starts_with(&format!("digest_server: 127.0.0.1:{port} is unavailable: ")), "{line}");
+        assert!(line.ends_with(": Connection refused (os error 111)\n"), "{line}");
         assert!(!line.contains("pass-word"), "{line}");
     }
 }

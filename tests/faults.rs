@@ -1,4 +1,4 @@
-//! What a caller sees of each way in which a server can fail: the table of the README, one test a row.
+//! What a caller sees of each way in which a server can fail: the table of docs/failures.md, one test a row.
 //!
 //! `FAULT_ROUNDS` sets how often each call is made while the fault lasts.
 
@@ -19,7 +19,7 @@ use rstest::rstest;
 use support::cluster::{eventually, info};
 use support::fake::{Answer, Fake, greeting};
 use support::redis::{Server, command, connection, free_port};
-use support::{in_an_hour, keep, key, owner, readme};
+use support::{in_an_hour, keep, key, owner, page};
 use tokio::net::{TcpListener, TcpStream};
 
 /// The response timeout.
@@ -67,8 +67,8 @@ impl Row {
 
     /// Writes and reads while the fault lasts.
     async fn holds(&self, backend: &RedisBackend) {
-        let readme = readme();
-        assert!(readme.contains(&self.line()), "the README lacks this row:\n{}", self.line());
+        let page = page("docs/failures.md");
+        assert!(page.contains(&self.line()), "docs/failures.md lacks this row:\n{}", self.line());
         let mut times = Vec::new();
         for _ in 0..rounds() {
             let started = Instant::now();
@@ -272,10 +272,10 @@ async fn a_server_that_is_out_of_memory() {
 
 #[tokio::test]
 async fn a_server_that_evicts() {
-    let readme = readme();
+    let page = page("docs/failures.md");
     let row = "| evicts (`allkeys-lru`) | none | | | yes, `NotFound` for what is evicted | \
         less; index members of evicted records go with the next page |";
-    assert!(readme.contains(row), "{row}");
+    assert!(page.contains(row), "{row}");
     let (_server, backend, mut admin) = prepared(&["--maxmemory-policy", "allkeys-lru"]).await;
     const RECORDS: usize = 400;
     let data = bytes::Bytes::from(vec![b'x'; 4096]);
@@ -401,9 +401,9 @@ async fn a_user_that_has_lost_a_permission() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_closes_idle_connections() {
-    let readme = readme();
+    let page = page("docs/failures.md");
     let row = "| closes idle connections (`timeout`) | none | | | yes | the write |";
-    assert!(readme.contains(row), "{row}");
+    assert!(page.contains(row), "{row}");
     let (_server, backend, mut admin) = prepared(&[]).await;
     let ids = |admin: &mut Connection| -> Vec<String> {
         let clients: String = command(admin, ["CLIENT", "LIST", "TYPE", "normal"]);

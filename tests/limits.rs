@@ -1,5 +1,7 @@
 //! Every limit of the lifecycle: at it, and one past it. What is refused leaves the task as it was.
 
+#[path = "limits/extremes.rs"]
+mod extremes;
 #[macro_use]
 mod support;
 

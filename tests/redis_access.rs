@@ -2,6 +2,11 @@
 
 #![cfg(feature = "redis-tests")]
 
+#[cfg(feature = "pmcp")]
+#[path = "redis_access/chains.rs"]
+mod chains;
+#[path = "redis_access/credentials.rs"]
+mod credentials;
 #[path = "redis_access/rights.rs"]
 mod rights;
 mod support;
@@ -180,7 +185,7 @@ async fn a_server_that_is_not_there_is_a_clear_error_with_host_and_port() {
     let error = RedisBackend::connect(&url).await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
     assert!(error.is_retryable());
-    assert_tells(&error, &[&format!("127.0.0.1:{port}"), "is a server running there?"]);
+    assert_tells(&error, &[&format!("127.0.0.1:{port}"), "no server accepts connections there"]);
 }
 
 #[tokio::test]
@@ -198,13 +203,44 @@ async fn a_server_that_never_answers_fails_the_construction_at_the_connect_timeo
 
 #[tokio::test]
 async fn a_url_that_cannot_be_read_is_an_error_without_the_password() {
-    for url in
-        ["redis//user:pass-word@host", "redis://user:pass-word@:port", "http://user:pass-word@host", ""]
-    {
-        let error = RedisBackend::connect(url).await.unwrap_err();
-        assert!(!error.is_retryable(), "{error}");
-        assert_tells(&error, &[]);
+    let form = "redis://[user:password@]host[:port][/database][?protocol=resp2]";
+    for (url, part) in [
+        ("redis//user:pass-word@host", "`redis://`"),
+        ("redis://user:pass-word@:port", "host"),
+        ("http://user:pass-word@host", "scheme"),
+        ("redis://user:pass-word@host?db=2", "`db`"),
+        ("redis://user:pass-word@host?protcol=resp2", "`protcol`"),
+        ("redis://user:pass-word#1@host", "%23"),
+        ("rediss://user:pass-word@host#insecure", "insecure"),
+        ("", "`redis://`"),
+    ] {
+        let builder = RedisBackend::builder;
+        let good = "redis://127.0.0.1:1";
+        for (error, which) in [
+            (builder().connect(url).await.unwrap_err(), "the URL"),
+            (builder().connect_cluster([good, url]).await.unwrap_err(), "the URL of node 2"),
+            (
+                builder().connect_sentinel([good, url], "redis://mymaster").await.unwrap_err(),
+                "the URL of sentinel 2",
+            ),
+            (builder().connect_sentinel([good], url).await.unwrap_err(), "the URL"),
+        ] {
+            assert!(!error.is_retryable() && !error.outcome_unknown(), "{error}");
+            assert_tells(&error, &[form, part, which]);
+        }
     }
+}
+
+#[tokio::test]
+async fn a_password_that_looks_like_a_setting_is_a_password() {
+    let server = Server::start(&["--requirepass", "protocol=resp2/?#@%"]);
+    let url = format!("redis://:protocol=resp2%2F%3F%23%40%25@127.0.0.1:{}", server.port);
+    let backend = RedisBackend::connect(&url).await.unwrap();
+    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
+    // It speaks RESP3, so it subscribes.
+    Arc::new(backend).watch(&key("alice", "t1")).next().await.unwrap().unwrap();
+    let clients: String = redis::cmd("CLIENT").arg("LIST").query(&mut connection(&url)).unwrap();
+    assert!(clients.contains("resp=3"), "{clients}");
 }
 
 #[tokio::test]
@@ -473,15 +509,14 @@ async fn in_a_cluster_the_additions_of_the_readme_are_enough_and_each_is_needed(
     cluster.set_slot(from, &slot, "MIGRATING", 1 - from);
     cluster.migrate(from, 1 - from, "pmcp:tasks:{alice}:t1");
     backend.get(&t1).await.unwrap();
-    // Without PING, connections are made anew whenever the slots are looked at.
-    for word in all.iter().filter(|word| *word != "+ping") {
+    for word in &all {
         let without: Vec<String> = all.iter().filter(|other| *other != word).cloned().collect();
         permit_all(&without);
         let failed = match RedisBackend::builder().connect_cluster(&urls).await {
             Ok(backend) => backend.get(&t1).await.map(drop),
             Err(error) => Err(error),
         };
-        assert!(failed.is_err(), "{word} is not needed");
+        assert!(matches!(failed, Err(StorageError::Denied { .. })), "{word} is not needed: {failed:?}");
     }
 }
 
@@ -507,7 +542,7 @@ async fn behind_sentinels_and_to_wait_for_replicas_the_additions_of_the_readme_a
     permit(&mut watched.master.connection(), &role);
     let refused = waiting.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
     assert!(refused.outcome_unknown(), "it was written, and not waited for: {refused:?}");
-    assert!(refused.to_string().contains("wait"), "{refused}");
+    assert_tells(&refused, &["0 of 1 replicas", "'wait' command"]);
     let store = TaskStore::new(waiting.clone());
     store.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap_err();
     permit(&mut watched.master.connection(), &[role, more].concat());

@@ -81,6 +81,12 @@ async fn a_connection_over_tls_heals() {
     }
 }
 
+/// With a certificate of another authority.
+fn builder_of_a_stranger(authority: &Authority) -> RedisBuilder {
+    let another = Authority::new();
+    trusting(authority).client_certificate(another.pem("client.pem"), another.pem("client-key.pem"))
+}
+
 #[tokio::test]
 async fn a_cluster_is_reached_over_tls() {
     let authority = Authority::new();
@@ -100,21 +106,85 @@ async fn a_cluster_is_reached_over_tls() {
         assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
     }
     assert_eq!(backend.get(&key("alice", "t1")).await.unwrap().data, "data");
-    let strangers = trusting(&authority).connect_cluster([format!("rediss://127.0.0.1:{port}")]).await;
-    strangers.unwrap_err();
+    let url = format!("rediss://127.0.0.1:{port}");
+    assert_denied(trusting(&authority).connect_cluster([&url]).await);
+    let of_another = builder_of_a_stranger(&authority);
+    assert_denied(of_another.connect_cluster([&url]).await);
+    // Of several seeds, the one that says most is heard.
+    let nobody = format!("rediss://127.0.0.1:{}", free_port());
+    assert_denied(trusting(&authority).connect_cluster([&nobody, &url]).await);
+}
+
+/// Refused before anything is sent: nobody is there, so a connection would be `Unavailable`.
+async fn assert_refused(builder: RedisBuilder, scheme: &str, words: &[&str]) {
+    let url = |name: &str| format!("{scheme}://user:pass-word@{name}");
+    let (server, master) = (url(&format!("127.0.0.1:{}", free_port())), url("mymaster"));
+    for error in [
+        builder.clone().connect(&server).await.unwrap_err(),
+        builder.clone().connect_cluster([&server]).await.unwrap_err(),
+        builder.clone().connect_sentinel([&server], &master).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");
+        let text = error.to_string();
+        words.iter().for_each(|word| assert!(text.contains(word), "{word}: {text}"));
+        assert!(!text.contains("pass-word"), "{text}");
+    }
 }
 
 #[tokio::test]
-async fn settings_that_do_not_go_together_are_refused() {
+async fn what_is_no_certificate_is_refused_with_the_setting_that_is_wrong() {
+    let (authority, another) = (Authority::new(), Authority::new());
+    let (root, client, key) =
+        (authority.pem("ca.pem"), authority.pem("client.pem"), authority.pem("client-key.pem"));
+    let (garbage, half) = (b"no certificate".to_vec(), root[..root.len() / 2].to_vec());
+    for (pem, found) in [
+        (Vec::new(), "it is empty"),
+        (garbage.clone(), "-----BEGIN"),
+        (key.clone(), "it holds a private key"),
+        (half.clone(), "a part of one"),
+    ] {
+        let words = ["root_certificates holds no certificate", found];
+        assert_refused(builder().root_certificates(pem.clone()), "rediss", &words).await;
+        let with = trusting(&authority).client_certificate(pem, key.clone());
+        assert_refused(with, "rediss", &["client_certificate holds no certificate", found]).await;
+    }
+    for (pem, found) in
+        [(Vec::new(), "it is empty"), (garbage, "-----BEGIN"), (client.clone(), "it holds a certificate")]
+    {
+        let with = trusting(&authority).client_certificate(client.clone(), pem);
+        assert_refused(with, "rediss", &["the key of client_certificate is no private key", found]).await;
+    }
+    let with = trusting(&authority).client_certificate(client, another.pem("client-key.pem"));
+    assert_refused(with, "rediss", &["do not belong together"]).await;
+    assert_refused(trusting(&authority), "redis", &["rediss://"]).await;
+}
+
+#[tokio::test]
+async fn a_port_that_speaks_tls_and_one_that_does_not_are_told_apart() {
     let authority = Authority::new();
     let (server, port) = start(&authority, false);
-    let plain = trusting(&authority).connect(&server.url()).await.unwrap_err();
-    assert!(matches!(plain, StorageError::Backend { outcome_unknown: false, .. }), "{plain:?}");
-    let unreadable = builder().root_certificates("no certificate").connect(&url(port)).await.unwrap_err();
-    assert!(!matches!(unreadable, StorageError::Unavailable { .. }), "{unreadable:?}");
-    // The port for TLS hangs up on anything else.
-    let plain = builder().connect(&format!("redis://127.0.0.1:{port}")).await.unwrap_err();
-    assert!(matches!(plain, StorageError::Unavailable { .. }), "{plain:?}");
+    let limit = Duration::from_secs(2);
+    for (builder, url, words) in [
+        (
+            trusting(&authority),
+            format!("rediss://127.0.0.1:{}", server.port),
+            "does not speak TLS at this port; use redis://",
+        ),
+        (builder(), format!("redis://127.0.0.1:{port}"), "speaks TLS at this port; use rediss://"),
+    ] {
+        let error = builder.connect_timeout(limit).connect(&url).await.unwrap_err();
+        assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // Of a server that says nothing at all neither is known.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    for (builder, scheme) in [(builder(), "redis"), (trusting(&authority), "rediss")] {
+        let builder = builder.connect_timeout(Duration::from_millis(200));
+        let error = builder.connect(&format!("{scheme}://{address}")).await.unwrap_err();
+        assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+        assert!(!error.to_string().contains("TLS"), "{error}");
+    }
 }
 
 #[test]

@@ -47,6 +47,10 @@ async fn connect(way: Way, fake: &Fake) -> RedisBackend {
 async fn dropping() -> Fake {
     Fake::start(|port, words| match &*words[0].to_ascii_uppercase() {
         "EVAL" => Answer::Close,
+        "CLUSTER" if words[1] == "INFO" => {
+            let info = "cluster_state:ok\r\ncluster_current_epoch:1\r\n";
+            Answer::Bytes(format!("${}\r\n{info}\r\n", info.len()).into_bytes())
+        }
         "CLUSTER" => {
             let node = format!("*3\r\n$9\r\n127.0.0.1\r\n:{port}\r\n$4\r\nfake\r\n");
             Answer::Bytes(format!("*1\r\n*3\r\n:0\r\n:16383\r\n{node}").into_bytes())

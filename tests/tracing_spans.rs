@@ -1,6 +1,8 @@
 //! Each operation is a span, at debug level; at info level, a task shows when it is created and when it ends. Data never
 //! shows.
 
+#[path = "tracing_spans/hostile.rs"]
+mod hostile;
 mod support;
 
 use std::sync::Arc;

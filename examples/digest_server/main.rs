@@ -92,10 +92,20 @@ async fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("digest_server: {error}");
+            eprintln!("digest_server: {}", in_one_line(&*error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// What failed, and why. Each error says its own part; its source says the next.
+fn in_one_line(error: &(dyn Error + 'static)) -> String {
+    let (mut line, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        line.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    line
 }
 
 /// What a process of its own does: it says where it serves, and does so until it is told to stop.

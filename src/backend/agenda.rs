@@ -9,6 +9,8 @@ use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
 use super::StorageBackend;
+#[cfg(feature = "redis")]
+use crate::printable::Printable;
 use crate::{Cursor, Expiry, OwnerId, StorageError, TaskKey};
 
 /// The longest name of a queue, in bytes of UTF-8.
@@ -22,6 +24,12 @@ impl Queue {
     /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Returns the name for a line of the log.
+    #[cfg(feature = "redis")]
+    pub(crate) fn printable(&self) -> Printable<'_> {
+        Printable(&self.0)
     }
 }
 

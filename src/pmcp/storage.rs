@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{owner, public_text};
+use crate::error::Chain;
+use crate::printable::Printable;
 use crate::{
     Cursor, Expiry, MAX_PAGE_LIMIT, PageRequest, PutOptions, StorageBackend, StorageError, TaskId, TaskKey,
 };
@@ -141,7 +143,7 @@ impl<B: StorageBackend> PmcpBackend for PmcpTasksBackend<B> {
             let page =
                 self.engine.list(&owner, request).await.map_err(|error| storage_error(error, prefix))?;
             for corrupt in &page.corrupt {
-                tracing::warn!(%owner, task = %corrupt.task, reason = %corrupt.reason, "left a record out of a listing");
+                tracing::warn!(owner = %owner.printable(), task = %corrupt.task.printable(), reason = %Printable(&corrupt.reason), "left a record out of a listing");
             }
             for listed in page.records {
                 if listed.task.as_str().starts_with(beginning) {
@@ -196,7 +198,7 @@ fn storage_error(error: StorageError, key: &str) -> PmcpError {
         // What the caller got wrong: no server has a part in it.
         StorageError::TooLarge { .. } | StorageError::InvalidKey { .. } => error.to_string(),
         _ => {
-            tracing::error!(key, error = &error as &dyn std::error::Error, "the task storage failed");
+            tracing::error!(key, error = %Chain(&error), "the task storage failed");
             public_text(&error).to_owned()
         }
     };

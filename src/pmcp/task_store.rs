@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{owner, public_text};
+use crate::error::Chain;
 use crate::store::Draft;
 use crate::{
     Agenda, NewTask, PageRequest, PayloadKind, RpcError, StoredTask, Task, TaskError, TaskId, TaskKey,
@@ -225,7 +226,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         }
         let page = self.tasks.list(&owner, request).await.map_err(|error| store_error(error, "", None))?;
         for task in &page.unreadable {
-            tracing::warn!(%owner, %task, "left a task out of a page: its record cannot be read");
+            tracing::warn!(owner = %owner.printable(), task = %task.printable(), "left a task out of a page: its record cannot be read");
         }
         let tasks = page.tasks.into_iter().map(|stored| wire(stored.task.into_task())).collect();
         Ok((tasks, page.next.map(|cursor| cursor.as_str().to_owned())))
@@ -505,9 +506,9 @@ fn store_error(error: TaskError, task_id: &str, to: Option<WireStatus>) -> TaskS
         TaskError::Storage(error) => {
             // The store has one line in the log for an outage.
             if matches!(error, crate::StorageError::Corrupt { .. }) {
-                tracing::error!(task = task_id, %error, "a task could not be served: its record cannot be read");
+                tracing::error!(task = task_id, error = %Chain(&error), "a task could not be served: its record cannot be read");
             } else {
-                tracing::debug!(task = task_id, %error, "a task could not be served");
+                tracing::debug!(task = task_id, error = %Chain(&error), "a task could not be served");
             }
             internal(public_text(&error).to_owned())
         }

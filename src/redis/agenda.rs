@@ -21,6 +21,7 @@ use super::RedisBackend;
 use super::error::Context;
 use super::link::Sent;
 use crate::backend::{MAX_TAKEN, delay_millis};
+use crate::error::Chain;
 use crate::scripts::{
     FoundTimers, QueueState, RESOLVE, Resolve, Resolved, SCHEDULE, Schedule, TAKE_DUE, TakeDue, Timed,
 };
@@ -117,7 +118,7 @@ impl RedisBackend {
                 Err(error) if due.is_empty() => return Err(error),
                 // What was taken is the caller's, who meets the error with the next call.
                 Err(error) => {
-                    tracing::debug!(%error, "fewer timers were taken than are due");
+                    tracing::debug!(error = %Chain(&error), "fewer timers were taken than are due");
                     return Ok(in_order(due, Some(Duration::ZERO)));
                 }
             }
@@ -139,7 +140,7 @@ impl RedisBackend {
                 Ok(_) => tracing::warn!(key, count, "removed timers that belong to no task"),
                 Err(failure) => {
                     let error = self.writes(key).storage_error(failure);
-                    tracing::warn!(key, count, %error, "timers that belong to no task were not removed");
+                    tracing::warn!(key, count, error = %Chain(&error), "timers that belong to no task were not removed");
                 }
             }
         }
@@ -169,7 +170,7 @@ fn in_order(mut due: Vec<DueTimer>, next_in: Option<Duration>) -> Taken {
 #[async_trait]
 impl Agenda for RedisBackend {
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
-        let span = debug_span!("schedule", owner = %key.owner, task = %key.task, %queue);
+        let span = debug_span!("schedule", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let after_ms = delay_millis(after)?;
         let shard = self.0.schema.shard(&key.owner);
         let due = self.0.schema.due(shard, queue);
@@ -201,7 +202,7 @@ impl Agenda for RedisBackend {
 
     async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
         let Due { queue, key, token, .. } = due;
-        let span = debug_span!("resolve", owner = %key.owner, task = %key.task, %queue);
+        let span = debug_span!("resolve", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let after_ms = match next {
             Next::After(after) => Some(delay_millis(after)?),
             Next::Remove => None,

@@ -6,16 +6,15 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 #[cfg(feature = "redis-cluster")]
-use futures_util::future::try_join;
+use redis::ConnectionAddr;
+use redis::ConnectionInfo;
 use redis::aio::ConnectionLike;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use tokio::time::Instant;
 
 use super::agenda::Outages;
 use super::clock::Clock;
-#[cfg(feature = "redis-cluster")]
-use super::cluster::ClusterLink;
+use super::diagnosis::diagnosed;
 use super::dialer::{Credentials, Dialer, Provider};
 use super::error::Context;
 use super::link::{Failure, Generation, Given, Link};
@@ -25,18 +24,16 @@ use super::replicas::ReplicatedLink;
 use super::schema::Schema;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
+use super::settings::{check_limit, check_replicas, check_size, refused as refused_setting};
 use super::subscriptions::Subscriptions;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
-use super::{Inner, RedisBackend};
+use super::{Inner, RedisBackend, url};
 use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES};
 use crate::{BoxError, StorageError};
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How many nodes of a cluster may be silent one after the other within the connect timeout.
-#[cfg(feature = "redis-cluster")]
-const SILENT_NODES: u32 = 4;
 
 /// Configures a [`RedisBackend`]. Every value has a default; each method replaces one.
 ///
@@ -105,8 +102,8 @@ impl RedisBuilder {
         self
     }
 
-    /// How long making a connection may take, 2 s unless set: the first one at construction as a whole,
-    /// and each attempt to reconnect later; in a cluster a quarter of it for each node.
+    /// How long making a connection may take, 2 s unless set: construction as a whole, however many servers are named,
+    /// and each attempt to reconnect later.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
@@ -169,8 +166,8 @@ impl RedisBuilder {
     /// Asks `provide` for the user and the password each time a connection is made, those for subscriptions included, in
     /// place of what the URL says: for passwords that are rotated and for tokens that expire. What it takes counts towards
     /// the [connect timeout](Self::connect_timeout). If it fails, the connection is not made, the call that waits for it is
-    /// [`Unavailable`](StorageError::Unavailable), and a later call asks again. The message of its error is reported, so it
-    /// must hold no secret. Sentinels are asked with what their own URLs say.
+    /// [`Unavailable`](StorageError::Unavailable), and a later call asks again. The messages of its error and of the causes of
+    /// that are reported, so they must hold no secret. Sentinels are asked with what their own URLs say.
     ///
     /// ```no_run
     /// # async fn token() -> Result<String, std::io::Error> { unimplemented!() }
@@ -226,10 +223,12 @@ impl RedisBuilder {
     /// # Cancellation safety
     /// Dropping the future drops the connection.
     pub async fn connect(self, url: &str) -> Result<RedisBackend, StorageError> {
+        self.check()?;
         let info = self.read_url(url)?;
-        let (place, address) = (Place::At(info.addr().clone()), info.addr().to_string());
-        let dialer = self.dialer(info, self.connect_timeout, &address)?;
-        self.connect_master(place, dialer, address).await
+        let (at, limit) = (info.addr().clone(), self.connect_timeout);
+        let (place, address) = (Place::At(at.clone()), at.to_string());
+        let dialer = self.dialer(info, limit, &address)?;
+        diagnosed(&at, limit, self.connect_master(place, dialer, address)).await
     }
 
     /// Connects to the master that these sentinels know
@@ -254,8 +253,9 @@ impl RedisBuilder {
         sentinels: impl IntoIterator<Item = S>,
         master: &str,
     ) -> Result<RedisBackend, StorageError> {
+        self.check()?;
         let info = self.read_url(master)?;
-        let sentinels = self.read_urls(sentinels)?;
+        let sentinels = self.read_urls(sentinels, "sentinel")?;
         let (addresses, name) = (join(&sentinels), host(&info).to_owned());
         let address = format!("{name} (by the sentinels {addresses})");
         let dialers = sentinels.into_iter().map(|sentinel| self.sentinel_dialer(sentinel, &address));
@@ -283,43 +283,34 @@ impl RedisBuilder {
         self,
         nodes: impl IntoIterator<Item = S>,
     ) -> Result<RedisBackend, StorageError> {
+        self.check()?;
         let schema = Schema::new(&self.prefix, true)?;
-        let nodes = self.read_urls(nodes)?;
+        let nodes = self.read_urls(nodes, "node")?;
         let address = format!("the cluster of {}", join(&nodes));
         self.refuse_replicas(&address)?;
         let Some(node) = nodes.first().cloned() else {
             return Err(wrong_settings(address, "it has no node".to_owned()));
         };
-        let timeout = self.connect_timeout / SILENT_NODES;
-        let dialer = self.dialer(node, timeout, &address)?;
+        let (at, mut seeds) = (node.addr().clone(), Vec::new());
+        for info in &nodes {
+            match info.addr() {
+                ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                    seeds.push((host.clone(), *port));
+                }
+                other => return Err(wrong_settings(address, format!("{other} is no node of a cluster"))),
+            }
+        }
+        let dialer = self.dialer(node, self.connect_timeout, &address)?;
         let can_publish = dialer.speaks_resp3();
         let trials = self.trials(&schema, can_publish);
-        let client = redis::cluster::ClusterClientBuilder::new(nodes)
-            .connection_timeout(timeout)
-            // The cluster connection is to notice a node that hangs before the call is given up.
-            .response_timeout(self.response_timeout * 9 / 10)
-            .overall_response_timeout(None)
-            .tcp_settings(self.tcp_settings());
-        #[cfg(feature = "redis-tls")]
-        let client = match self.certificates.given() {
-            Some(certificates) => client.certs(certificates),
-            None => client,
-        };
-        let clock = Arc::new(Clock::new());
+        let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::new(true)));
         let deadline = Instant::now() + self.connect_timeout;
-        // Without RESP3 the cluster connection re-creates its connections unseen.
-        let generation = Arc::new(Generation::new(can_publish));
-        let client = ClusterLink::client(client, can_publish, &generation);
-        let client = client.map_err(|error| refused(&address, error))?;
-        let connect = || {
-            let (dialer, clock) = (dialer.clone(), Arc::clone(&clock));
-            ClusterLink::connect(&client, dialer, clock, Arc::clone(&generation), trials.clone())
+        let connecting = async {
+            let links = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation, trials);
+            let no_answer = |_| Err(no_answer(&address, self.connect_timeout));
+            tokio::time::timeout_at(deadline, links).await.unwrap_or_else(no_answer)
         };
-        let connecting = try_join(connect(), connect());
-        let (link, bulk) = match tokio::time::timeout_at(deadline, connecting).await {
-            Ok(links) => links.map_err(|error| refused(&address, error))?,
-            Err(_) => return Err(no_answer(&address, self.connect_timeout)),
-        };
+        let (link, bulk) = diagnosed(&at, self.connect_timeout, connecting).await?;
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = (Box::new(link), Box::new(bulk));
         let way = Way { link, bulk, clock, address, can_publish, is_given: false };
         self.start(way, schema, deadline).await
@@ -353,6 +344,7 @@ impl RedisBuilder {
         C: ConnectionLike + Clone + Send + Sync + 'static,
         D: ConnectionLike + Clone + Send + Sync + 'static,
     {
+        self.check()?;
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let address = "the given Redis connection".to_owned();
         self.refuse_replicas(&address)?;
@@ -378,11 +370,6 @@ impl RedisBuilder {
         let connection = || MasterLink::new(Arc::clone(&master));
         let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = match self.replicas {
             None => (Box::new(connection()), Box::new(connection())),
-            Some((_, within)) if within < Duration::from_millis(1) || within >= self.response_timeout => {
-                let limit = self.response_timeout;
-                let reason = format!("waiting {within:?} for replicas is not between 1 ms and {limit:?}");
-                return Err(wrong_settings(address, reason));
-            }
             Some((count, within)) => {
                 let link = ReplicatedLink::new(connection(), count, within);
                 let link = link.map_err(|error| refused(&address, error))?;
@@ -424,22 +411,32 @@ impl RedisBuilder {
         }
     }
 
-    fn read_url(&self, url: &str) -> Result<ConnectionInfo, StorageError> {
-        let mut info = url.into_connection_info().map_err(|error| refused("Redis", error))?;
-        if !url.contains("protocol=") {
-            // With RESP3 a connection notices at once that it was closed, not at the next call.
-            let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-            info = info.set_redis_settings(settings);
+    /// Checks the settings that need no URL.
+    fn check(&self) -> Result<(), StorageError> {
+        check_limit("connect_timeout", self.connect_timeout)?;
+        check_limit("response_timeout", self.response_timeout)?;
+        check_size("max_value_bytes", self.max_value_bytes)?;
+        check_size("max_part_bytes", self.max_part_bytes)?;
+        if let Some((count, within)) = self.replicas {
+            check_replicas(count, within, self.response_timeout)?;
         }
-        Ok(info.set_tcp_settings(self.tcp_settings()))
+        #[cfg(feature = "redis-tls")]
+        self.certificates.check()?;
+        Ok(())
+    }
+
+    fn read_url(&self, url: &str) -> Result<ConnectionInfo, StorageError> {
+        Ok(url::read(url, "the URL")?.set_tcp_settings(self.tcp_settings()))
     }
 
     #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
     fn read_urls<S: AsRef<str>>(
         &self,
         urls: impl IntoIterator<Item = S>,
+        what: &str,
     ) -> Result<Vec<ConnectionInfo>, StorageError> {
-        urls.into_iter().map(|url| self.read_url(url.as_ref())).collect()
+        let servers = url::read_all(urls, what)?;
+        Ok(servers.into_iter().map(|server| server.set_tcp_settings(self.tcp_settings())).collect())
     }
 
     /// A connection whose other end is gone without a word must not swallow one call after the other.
@@ -458,6 +455,13 @@ impl RedisBuilder {
         limit: Duration,
         address: &str,
     ) -> Result<Dialer, StorageError> {
+        #[cfg(feature = "redis-tls")]
+        if self.certificates.given().is_some()
+            && !matches!(settings.addr(), redis::ConnectionAddr::TcpTls { .. })
+        {
+            let reason = "certificates are set, and the URL says redis://; use rediss:// to connect over TLS";
+            return Err(refused_setting(reason.to_owned()));
+        }
         let dialer = Dialer {
             settings,
             #[cfg(feature = "redis-tls")]
@@ -473,7 +477,7 @@ impl RedisBuilder {
     #[cfg(feature = "redis-sentinel")]
     fn sentinel_dialer(&self, sentinel: ConnectionInfo, address: &str) -> Result<Dialer, StorageError> {
         // They publish nothing to this connection.
-        let settings = sentinel.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
+        let settings = sentinel.redis_settings().clone().set_protocol(redis::ProtocolVersion::RESP2);
         let settings = sentinel.set_redis_settings(settings);
         let mut own = self.clone();
         own.provider = None;

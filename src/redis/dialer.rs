@@ -17,6 +17,7 @@ use super::error::without_arguments;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
 use crate::BoxError;
+use crate::error::Chain;
 
 /// A user and a password, as [`RedisBuilder::credentials`](crate::RedisBuilder::credentials) supplies them.
 #[derive(Clone)]
@@ -144,6 +145,13 @@ impl Dialer {
     }
 }
 
+const NOT_PROVIDED: &str = "the credentials provider failed";
+
 fn not_provided(error: BoxError) -> RedisError {
-    (ErrorKind::Client, "the credentials provider failed", error.to_string()).into()
+    (ErrorKind::Client, NOT_PROVIDED, Chain(&*error).to_string()).into()
+}
+
+/// Whether a connection was not made because there were no credentials. The detail says why.
+pub(super) fn is_of_provider(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Client && error.to_string().starts_with(NOT_PROVIDED)
 }

@@ -1,8 +1,13 @@
 //! What an error of Redis, or of the way to it, means for the caller.
 
+use std::error::Error;
+use std::fmt;
+
 use redis::{ErrorKind, RedisError, make_extension_error};
 
+use super::dialer::is_of_provider;
 use super::link::{Failure, Sent};
+use crate::error::Unconfirmed;
 use crate::scripts::{Found, Refusal, UnexpectedReply};
 use crate::{BoxError, MAX_PARTS, StorageError, Version};
 
@@ -32,16 +37,20 @@ enum Class {
     Denied(&'static str),
     WrongType,
     NotACluster,
+    NoDatabase,
     Other,
 }
 
 const NOT_PERMITTED: Class =
-    Class::Denied("the user lacks a permission; the README lists those that are needed");
+    Class::Denied("the user lacks a permission; grant those that the README of mcp-task-store lists");
+
+/// The master has a write, and replicas that were to confirm it did not.
+const TOO_FEW: &str = "too few replicas confirmed a write that the master may have applied; check that the replicas are connected";
 
 /// Words in an error's text, and what they mean. Most are codes. A script's `redis.call` may wrap the code
 /// into the text of another one (6.2: `ERR Error running script … @user_script: 1: -OOM …`), and what a
 /// script may not do has no code on any version, so each is looked for anywhere in the text.
-const WORDS: [(&str, Class); 24] = [
+const WORDS: [(&str, Class); 25] = [
     ("OOM ", Class::OutOfMemory),
     ("WRONGTYPE ", Class::WrongType),
     ("READONLY ", Class::Unavailable("the server is a read-only replica; connect to the master")),
@@ -69,6 +78,7 @@ const WORDS: [(&str, Class); 24] = [
         "DENIED ",
         Class::Denied("the server runs in protected mode and takes connections from its own machine only"),
     ),
+    ("DB index is out of range", Class::NoDatabase),
     ("MOVED ", Class::NotACluster),
     ("ASK ", Class::NotACluster),
     ("CROSSSLOT ", Class::NotACluster),
@@ -166,12 +176,17 @@ impl<'a> Context<'a> {
                 self.garbage(error, self.writes)
             }
             Failure::Unanswered(error) if self.writes => {
-                self.unavailable(format!("no reply to a write: {error}"), true, Some(error.into()))
+                let reason = "the connection broke before the reply to a write, which may have been applied; read the \
+                              record before you write again";
+                self.unavailable(reason, true, Some(cause(error)))
             }
             Failure::Unsent(error) | Failure::Unanswered(error) => self.connection_error(error),
-            Failure::TooFewReplicas(few, None) => self.unavailable(few.to_string(), true, Some(few.into())),
+            #[cfg(feature = "redis-cluster")]
+            Failure::Unreachable(server, error) => Context::reads(&server, self.key).connection_error(error),
+            Failure::TooFewReplicas(few, None) => self.unavailable(TOO_FEW, true, Some(few.into())),
             Failure::TooFewReplicas(few, Some(error)) => {
-                self.unavailable(format!("{few}: {error}"), true, Some(few.into()))
+                let unconfirmed = Unconfirmed { few, cause: cause(error) };
+                self.unavailable(TOO_FEW, true, Some(unconfirmed.into()))
             }
         }
     }
@@ -183,55 +198,67 @@ impl<'a> Context<'a> {
             ErrorKind::Server(_) | ErrorKind::Extension => self.server_error(error),
             ErrorKind::RESP3NotSupported => self.lacks_hello(error),
             ErrorKind::AuthenticationFailed => {
-                self.denied("the user name or the password is wrong, or missing", error)
+                self.denied("the user name or the password is wrong or missing; correct it", error)
             }
             ErrorKind::Io if error.is_connection_refusal() => self.unavailable(
-                format!("{error}; is a server running there? `redis-cli ping` against that address tells"),
+                "no server accepts connections there; start it, or correct the address",
                 false,
-                Some(error.into()),
+                Some(cause(error)),
             ),
             #[cfg(feature = "redis-tls")]
             ErrorKind::Io if super::tls::is_refusal(&error) => {
-                self.denied("TLS: one side does not accept the other's certificate", error)
+                let reason = super::tls::refusal(&error);
+                self.denied(reason, error)
             }
             ErrorKind::Parse if is_truncated(&error) => self.unavailable(
-                format!("the connection closed in the middle of a reply: {error}"),
+                "the connection closed in the middle of a reply; try again",
                 false,
-                Some(error.into()),
+                Some(cause(error)),
             ),
+            ErrorKind::Client if is_of_provider(&error) => {
+                let cause = error.detail().map(|text| BoxError::from(text.to_owned()));
+                self.unavailable("the credentials provider failed; the next call asks it again", false, cause)
+            }
             ErrorKind::Io | ErrorKind::Client => {
-                self.unavailable(format!("the connection failed: {error}"), false, Some(error.into()))
+                let reason =
+                    "the connection failed; check that the server runs and that no firewall blocks the port";
+                self.unavailable(reason, false, Some(cause(error)))
             }
             ErrorKind::ClusterConnectionNotFound
             | ErrorKind::MasterNameNotFoundBySentinel
             | ErrorKind::NoValidReplicasFoundBySentinel => {
-                self.unavailable(error.to_string(), false, Some(error.into()))
+                let reason =
+                    "no server is known that serves this key; check the URLs, and that the servers run";
+                self.unavailable(reason, false, Some(cause(error)))
             }
             ErrorKind::Parse => self.garbage(error, false),
-            _ => self.backend(error.to_string(), false, Some(error.into())),
+            _ => self.backend("the connection cannot be used as it is configured", false, Some(cause(error))),
         }
     }
 
     fn garbage(&self, error: RedisError, outcome_unknown: bool) -> StorageError {
-        let reason = format!("the reply is not Redis protocol; is a Redis server running there? {error}");
-        self.backend(reason, outcome_unknown, Some(error.into()))
+        let reason = "the reply is not Redis protocol; check that a Redis or Valkey server listens there";
+        self.backend(reason, outcome_unknown, Some(cause(error)))
     }
 
     /// No reply within the time limit of the call.
     pub(super) fn timed_out(&self, limit: std::time::Duration) -> StorageError {
         if !self.sent.is_marked() {
             return self.unavailable(
-                format!("no connection within {limit:?}; nothing was sent"),
+                format!("no connection within {limit:?}, so nothing was sent; check that the server can be reached"),
                 false,
                 None,
             );
         }
-        self.unavailable(format!("no reply within {limit:?}"), self.writes, None)
+        let reason = format!("no reply within {limit:?}; check that the server answers");
+        self.unavailable(reason, self.writes, None)
     }
 
     /// A reply that is none of a script's.
     pub(super) fn unexpected(&self, error: UnexpectedReply) -> StorageError {
-        self.backend(error.to_string(), self.writes, Some(error.into()))
+        let reason =
+            "the reply is none that this crate knows; check that a Redis or Valkey server listens there";
+        self.backend(reason, self.writes, Some(error.into()))
     }
 
     pub(super) fn not_found(&self) -> StorageError {
@@ -282,22 +309,34 @@ impl<'a> Context<'a> {
         let code = error.code().unwrap_or_default();
         match classify(code, error.detail().unwrap_or_default()) {
             Class::OutOfMemory => StorageError::CapacityExceeded {
-                reason: format!("{} is out of memory (maxmemory); nothing was written", self.address),
+                reason: format!(
+                    "{} is out of memory, so nothing was written; raise its maxmemory or delete records",
+                    self.address
+                ),
                 quota: None,
-                source: Some(error.into()),
+                source: Some(cause(error)),
             },
             Class::WrongType => {
-                self.corrupt("this key, or one of the owner's index, holds another type", Some(error.into()))
+                self.corrupt("this key, or the owner's index, holds another type", Some(cause(error)))
             }
-            Class::Unavailable(reason) => self.unavailable(reason.to_owned(), false, Some(error.into())),
+            Class::Unavailable(reason) => self.unavailable(reason, false, Some(cause(error))),
             Class::Denied(reason) => self.denied(reason, error),
             Class::NotACluster => self.backend(
-                "the server is a cluster; it needs a cluster connection and hash-tagged keys".to_owned(),
+                "the server is a node of a cluster; connect with connect_cluster",
                 false,
-                Some(error.into()),
+                Some(cause(error)),
+            ),
+            Class::NoDatabase => self.backend(
+                "the server has no database of this number; choose another, or raise `databases` on the server",
+                false,
+                Some(cause(error)),
             ),
             // An error that nobody foresaw may have come in the middle of a script.
-            Class::Other => self.backend(error.to_string(), self.writes, Some(error.into())),
+            Class::Other => self.backend(
+                "the server replied with an error that was not expected",
+                self.writes,
+                Some(cause(error)),
+            ),
         }
     }
 
@@ -310,18 +349,64 @@ impl<'a> Context<'a> {
     fn denied(&self, reason: &str, error: RedisError) -> StorageError {
         StorageError::Denied {
             address: self.address.to_owned(),
-            reason: format!("{reason} ({error})"),
-            source: Some(error.into()),
+            reason: reason.to_owned(),
+            source: Some(cause(error)),
         }
     }
 
-    fn unavailable(&self, reason: String, outcome_unknown: bool, source: Option<BoxError>) -> StorageError {
-        StorageError::Unavailable { address: self.address.to_owned(), reason, outcome_unknown, source }
+    fn unavailable(
+        &self,
+        reason: impl Into<String>,
+        outcome_unknown: bool,
+        source: Option<BoxError>,
+    ) -> StorageError {
+        let (address, reason) = (self.address.to_owned(), reason.into());
+        StorageError::Unavailable { address, reason, outcome_unknown, source }
     }
 
-    fn backend(&self, reason: String, outcome_unknown: bool, source: Option<BoxError>) -> StorageError {
-        StorageError::Backend { address: self.address.to_owned(), reason, outcome_unknown, source }
+    fn backend(
+        &self,
+        reason: impl Into<String>,
+        outcome_unknown: bool,
+        source: Option<BoxError>,
+    ) -> StorageError {
+        let (address, reason) = (self.address.to_owned(), reason.into());
+        StorageError::Backend { address, reason, outcome_unknown, source }
     }
+}
+
+/// An error of the redis crate as the source of one of this crate.
+#[derive(Debug)]
+struct Cause(RedisError);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&plain(&self.0))
+    }
+}
+
+impl Error for Cause {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        // The error right below has the same text.
+        self.0.source()?.source()
+    }
+}
+
+fn cause(error: RedisError) -> BoxError {
+    Cause(error).into()
+}
+
+/// The text of an error of the redis crate, without the crate's name for its kind; what a server says as the server says it.
+pub(super) fn plain(error: &RedisError) -> String {
+    if let Some(code) = error.code() {
+        return match error.detail() {
+            Some(detail) => format!("{code} {detail}"),
+            None => code.to_owned(),
+        };
+    }
+    let text = error.to_string().replacen(&format!(" - {:?}", error.kind()), "", 1);
+    // The parser of the redis crate says what it expected in several lines.
+    text.lines().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

@@ -46,6 +46,14 @@ pub(super) trait Link: Send + Sync {
         std::future::pending().await
     }
 
+    /// Finds out again which master keeps which key, as something said that it has changed.
+    fn look_again(&self) {}
+
+    /// What it means that the master of a key refused a command over a connection of the caller's own with this error.
+    fn explain(&self, error: RedisError) -> RedisError {
+        error
+    }
+
     /// The masters, in the order of the slots that they keep.
     async fn masters(&self) -> Result<Vec<MasterOfSlots>, Failure> {
         Ok(vec![MasterOfSlots::default()])
@@ -99,6 +107,9 @@ pub(super) enum Failure {
     Replied(RedisError),
     /// No server ran the command: it was not sent, or another server was named in reply.
     Unsent(RedisError),
+    /// The same, as no connection to this server could be made.
+    #[cfg(feature = "redis-cluster")]
+    Unreachable(String, RedisError),
     /// The command may have been sent, and no reply came.
     Unanswered(RedisError),
     /// A write that may have been applied, and is not known to be where it was to be; and why.

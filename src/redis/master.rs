@@ -322,7 +322,7 @@ impl MasterLink {
         };
         match made {
             Some(made) => made.map_err(Failure::Unsent),
-            None => Err(Failure::Unsent((ErrorKind::Client, "the runtime was shut down").into())),
+            None => Err(Failure::Unsent(runtime_is_gone())),
         }
     }
 
@@ -332,10 +332,16 @@ impl MasterLink {
 
     /// Probes the connection, unless that is under way. One that does not answer is re-created.
     pub(super) fn probe(&self) {
-        let Ok(runtime) = Handle::try_current() else { return };
-        let working = self.0.state().working(&self.0.master);
         // Without one, calls wait for a new connection already.
-        let Some(made) = working else { return };
+        if self.0.state().working(&self.0.master).is_some() {
+            self.check(|_| ());
+        }
+    }
+
+    /// Finds out whether there is a connection that answers, unless that is under way; re-creates one that does not
+    /// answer. `report` is told, or dropped with the runtime.
+    pub(super) fn check(&self, report: impl FnOnce(RedisResult<()>) + Send + 'static) {
+        let Ok(runtime) = Handle::try_current() else { return };
         if self.0.is_probed.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -346,27 +352,66 @@ impl MasterLink {
             move || shared.is_probed.store(false, Ordering::SeqCst)
         });
         runtime.spawn(async move {
-            let _ended = ended;
-            let mut connection = made.connection.clone();
-            let answered = tokio::time::timeout(PROBE_LIMIT, shared.master.observe_time(&mut connection));
-            if answered.await.is_ok_and(|time| time.is_ok()) {
-                return;
-            }
-            tracing::debug!(address = made.address, "a connection does not answer; connecting anew");
-            // The calls stay with the old connection until the new one answers: the server may be slow for a while.
-            let mut outcome = {
+            let answers = Self(shared).answers().await;
+            drop(ended);
+            report(answers);
+        });
+    }
+
+    /// Whether a connection answers: the one that there is, or else a new one.
+    async fn answers(&self) -> RedisResult<()> {
+        let shared = &self.0;
+        let working = shared.state().working(&shared.master);
+        let mut outcome = match working {
+            Some(made) => {
+                let mut connection = made.connection.clone();
+                let answered = tokio::time::timeout(PROBE_LIMIT, shared.master.observe_time(&mut connection));
+                if answered.await.is_ok_and(|time| time.is_ok()) {
+                    return Ok(());
+                }
+                tracing::debug!(address = made.address, "a connection does not answer; connecting anew");
+                // The calls stay with the old connection until the new one answers: the server may be slow for a while.
                 let mut state = shared.state_mut();
-                if state.working(&shared.master).is_none_or(|working| working.number != made.number) {
-                    return;
+                if state.working(&shared.master).is_some_and(|working| working.number != made.number) {
+                    return Ok(());
                 }
                 shared.master.report_broken(made.epoch);
                 shared.connect(&mut state);
                 state.outcome.clone()
-            };
-            // An error means that the runtime ends.
-            let _ = outcome.wait_for(Option::is_some).await;
-        });
+            }
+            None => {
+                let mut state = shared.state_mut();
+                shared.connect(&mut state);
+                state.outcome.clone()
+            }
+        };
+        let made = match outcome.wait_for(Option::is_some).await {
+            Ok(made) => made.clone(),
+            Err(_) => None,
+        };
+        made.map_or_else(|| Err(runtime_is_gone()), |made| made.map(drop))
     }
+
+    /// Sends a command behind `ASKING`, in one go, as the permission is for the connection's next command, whosever it is.
+    #[cfg(feature = "redis-cluster")]
+    pub(super) async fn send_asking(&self, command: &Cmd, sent: &Sent) -> Result<Value, Failure> {
+        let made = self.connection().await?;
+        sent.mark();
+        let mut asking = Pipeline::with_capacity(2);
+        asking.cmd("ASKING").add_command(command.clone());
+        let replies = made.connection.clone().send_packed_commands(&asking, 0, asking.len()).await;
+        self.0.look_at(&made, &replies);
+        let replies = Failure::judge_all(replies)?;
+        let Ok([asked, reply]) = <[_; 2]>::try_from(replies) else {
+            return Err(Failure::Unanswered((ErrorKind::UnexpectedReturnType, "a reply is missing").into()));
+        };
+        // A command that was refused as ASKING was says less.
+        if reply.is_ok() { reply } else { asked.and(reply) }
+    }
+}
+
+fn runtime_is_gone() -> redis::RedisError {
+    (ErrorKind::Client, "the runtime was shut down").into()
 }
 
 impl State {
@@ -467,6 +512,9 @@ impl Shared {
         state.made = Some(Arc::clone(&made));
         // It may have been closed before it was stored.
         state.is_broken = closed.load(Ordering::SeqCst);
+        if state.is_broken {
+            self.master.report_broken(epoch);
+        }
         Ok(made)
     }
 

@@ -5,6 +5,7 @@ mod builder;
 mod clock;
 #[cfg(feature = "redis-cluster")]
 mod cluster;
+mod diagnosis;
 mod dialer;
 mod error;
 #[cfg(any(fuzzing, test))]
@@ -18,9 +19,11 @@ mod replicas;
 mod schema;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
+mod settings;
 mod subscriptions;
 #[cfg(feature = "redis-tls")]
 mod tls;
+mod url;
 
 use std::fmt;
 use std::future::Future;
@@ -311,7 +314,7 @@ fn hmget_part(key: &str, name: &PartName) -> Cmd {
 #[async_trait]
 impl StorageBackend for RedisBackend {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        let span = debug_span!("get", owner = %key.owner, task = %key.task);
+        let span = debug_span!("get", owner = %key.owner.printable(), task = %key.task.printable());
         let redis_key = self.0.schema.task(&key.owner, &key.task);
         let context = self.reads(&redis_key);
         let read = pin!(async {
@@ -332,7 +335,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        let span = debug_span!("part", owner = %key.owner, task = %key.task, %name);
+        let span = debug_span!("part", owner = %key.owner.printable(), task = %key.task.printable(), name = %name.as_str());
         let redis_key = self.0.schema.task(&key.owner, &key.task);
         let context = Context { is_bulk: true, ..self.reads(&redis_key) };
         let read = pin!(async {
@@ -353,7 +356,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        let span = debug_span!("put", owner = %key.owner, task = %key.task);
+        let span = debug_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
         check_size(&data, self.0.max_value_bytes)?;
         check_parts(&options.parts, self.0.max_part_bytes)?;
         let channel = self.channel(&key.owner, options.notifies());
@@ -377,7 +380,8 @@ impl StorageBackend for RedisBackend {
         options: PutOptions,
         expected: Version,
     ) -> Result<Written, StorageError> {
-        let span = debug_span!("put_if_version", owner = %key.owner, task = %key.task);
+        let span =
+            debug_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
         check_size(&data, self.0.max_value_bytes)?;
         check_parts(&options.parts, self.0.max_part_bytes)?;
         let expiry = argument(options.expiry)?;
@@ -408,7 +412,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        let span = debug_span!("delete", owner = %key.owner, task = %key.task);
+        let span = debug_span!("delete", owner = %key.owner.printable(), task = %key.task.printable());
         let channel = self.channel(&key.owner, true);
         let keys = self.0.schema.keys(key);
         let task = keys.task.clone();
@@ -422,7 +426,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        let span = debug_span!("list", %owner);
+        let span = debug_span!("list", owner = %owner.printable());
         let (limit, below) = page.check(owner)?;
         let idx = self.0.schema.idx(owner);
         let context = Context { is_bulk: true, ..self.reads(&idx) };
@@ -444,7 +448,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
-        let span = debug_span!("clock", owner = %key.owner, task = %key.task);
+        let span = debug_span!("clock", owner = %key.owner.printable(), task = %key.task.printable());
         let redis_key = self.0.schema.task(&key.owner, &key.task);
         let context = self.reads(&redis_key);
         let read = pin!(self.read_clock(&redis_key));

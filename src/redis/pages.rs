@@ -9,6 +9,7 @@ use super::link::Failure;
 use super::schema::Stored;
 use super::{RedisBackend, hmget};
 use crate::backend::from_micros;
+use crate::error::Chain;
 use crate::page::MAX_PAGE_LIMIT;
 use crate::scripts::{LIST, List, Listed, REAP, Reap, UnexpectedReply, integer};
 use crate::{CorruptRecord, Cursor, ListedRecord, OwnerId, Page, PageRequest, Record, StorageError, TaskId};
@@ -111,7 +112,7 @@ impl RedisBackend {
         if !gone.is_empty()
             && let Err(error) = self.reap(owner, gone, context).await
         {
-            tracing::warn!(%error, "index members without a record were not removed");
+            tracing::warn!(error = %Chain(&error), "index members without a record were not removed");
         }
         Ok(page)
     }

@@ -26,6 +26,7 @@ use super::master::{Master, Opened};
 use super::notifications::confirms;
 use super::schema::read_message;
 use super::{Inner, RedisBackend};
+use crate::error::Chain;
 use crate::scripts::Pubsub;
 use crate::watch::{Seat, Signal, Watched, by_polling, by_signals};
 use crate::{StorageError, TaskKey};
@@ -333,7 +334,9 @@ struct Listening {
 enum End {
     /// The connection is lost.
     Lost,
-    /// The server ended it, or another one keeps the channel by now.
+    /// The server ended it.
+    Dropped,
+    /// Another server keeps the channel by now.
     Moved,
     /// Nobody has watched for a while.
     Left,
@@ -356,15 +359,18 @@ impl Listening {
                     }
                     match end {
                         End::Lost => {}
-                        End::Moved => drop(tokio::spawn(async move {
-                            // The old server may be gone, and the new one must not wait for it.
-                            if let Err(error) = server.end(unsubscribe).await {
-                                tracing::debug!(%error, "a subscription to a channel that moved could not be ended");
-                            }
-                        })),
+                        End::Dropped => self.inner.link.look_again(),
+                        End::Moved => {
+                            drop(tokio::spawn(async move {
+                                // The old server may be gone, and the new one must not wait for it.
+                                if let Err(error) = server.end(unsubscribe).await {
+                                    tracing::debug!(error = %Chain(&error), "a subscription to a channel that moved could not be ended");
+                                }
+                            }));
+                        }
                         End::Left => {
                             if let Err(error) = server.end(unsubscribe).await {
-                                tracing::warn!(channel = self.channel, %error, "a subscription could not be ended");
+                                tracing::warn!(channel = self.channel, error = %Chain(&error), "a subscription could not be ended");
                                 self.subscriptions.give_up(&server);
                             }
                             if self.forget_if_left() {
@@ -396,11 +402,11 @@ impl Listening {
         let is_left = pin!(self.abandoned());
         let is_dropped = pin!(self.is_dropped.notified());
         let has_moved = self.inner.link.has_moved(&self.channel, &server.master);
-        let moves = pin!(select(is_dropped, has_moved));
-        match select(select(is_lost, is_left), moves).await {
+        match select(select(is_lost, is_left), select(is_dropped, has_moved)).await {
             Either::Left((Either::Left(_), _)) => End::Lost,
             Either::Left((Either::Right(_), _)) => End::Left,
-            Either::Right(_) => End::Moved,
+            Either::Right((Either::Left(_), _)) => End::Dropped,
+            Either::Right((Either::Right(_), _)) => End::Moved,
         }
     }
 
@@ -423,9 +429,13 @@ impl Listening {
         match server.subscribe(pubsub, &self.channel).await {
             Ok(unsubscribe) => Ok((server, Some(unsubscribe))),
             Err(error) => {
+                let error = self.inner.link.explain(error);
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no
                 // use, as when the runtime is gone that it ran on.
-                if !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
+                if !matches!(
+                    error.kind(),
+                    ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::ClusterConnectionNotFound
+                ) {
                     self.subscriptions.give_up(&server);
                 }
                 Err(error)

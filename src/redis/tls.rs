@@ -1,6 +1,13 @@
 //! Certificates for `rediss://`.
 
 use redis::{ClientTlsConfig, RedisError, TlsCertificates};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use super::settings::refused;
+use crate::StorageError;
 
 /// In PEM, as they are given to the builder.
 #[derive(Clone)]
@@ -27,9 +34,63 @@ impl Certificates {
         self.0.client_tls = Some(ClientTlsConfig { client_cert: certificate, client_key: key });
     }
 
+    /// Checks what was given, before anything is sent. The redis crate takes text without a certificate for an empty list.
+    pub(super) fn check(&self) -> Result<(), StorageError> {
+        let TlsCertificates { client_tls, root_cert } = &self.0;
+        if let Some(pem) = root_cert {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("root_certificates", pem)? {
+                roots.add(certificate).map_err(|error| {
+                    refused(format!(
+                        "root_certificates holds a certificate that no authority can have: {error}"
+                    ))
+                })?;
+            }
+        }
+        if let Some(ClientTlsConfig { client_cert, client_key }) = client_tls {
+            let chain = certificates("client_certificate", client_cert)?;
+            let key = PrivateKeyDer::from_pem_slice(client_key).map_err(|_| {
+                refused(format!(
+                    "the key of client_certificate is no private key in PEM; {}",
+                    found(client_key)
+                ))
+            })?;
+            CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(
+                |error| {
+                    refused(format!(
+                        "the certificate and the key of client_certificate do not belong together: {error}"
+                    ))
+                },
+            )?;
+        }
+        Ok(())
+    }
+
     /// `None`: those of the operating system, and no client certificate.
     pub(super) fn given(&self) -> Option<TlsCertificates> {
         (self.0.root_cert.is_some() || self.0.client_tls.is_some()).then(|| self.0.clone())
+    }
+}
+
+/// The certificates in PEM, at least one.
+fn certificates(setting: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, StorageError> {
+    match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(refused(format!("{setting} holds no certificate in PEM that can be read; {}", found(pem)))),
+    }
+}
+
+/// What a text is in place of the expected one.
+fn found(pem: &[u8]) -> &'static str {
+    let holds = |words: &[u8]| pem.windows(words.len()).any(|window| window == words);
+    if pem.iter().all(u8::is_ascii_whitespace) {
+        "it is empty"
+    } else if holds(b"PRIVATE KEY-----") {
+        "it holds a private key"
+    } else if holds(b"-----BEGIN CERTIFICATE-----") {
+        "it holds a certificate, or a part of one"
+    } else {
+        "a text in PEM has a line that begins with `-----BEGIN`"
     }
 }
 
@@ -54,6 +115,18 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
                 | AlertDescription::UnsupportedCertificate
         ),
         _ => false,
+    }
+}
+
+/// What that means, and what to do.
+pub(super) fn refusal(error: &RedisError) -> &'static str {
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            "the server's certificate is not trusted; trust its authority with root_certificates, or correct the host"
+        }
+        _ => {
+            "the server does not accept this client's certificate, or wants one; set client_certificate to one that it trusts"
+        }
     }
 }
 

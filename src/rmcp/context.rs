@@ -16,6 +16,7 @@ use super::places::Place;
 use super::progress::Progress;
 use super::renewals::short_patience;
 use super::wire::exit;
+use crate::error::Chain;
 use crate::store::BackOff;
 use crate::{Agenda, Attempt, OnWorkerLost, StoredTask, TaskError};
 
@@ -171,7 +172,7 @@ impl TaskContext {
                     Meaning::Void | Meaning::Final => return Err(exit(error)),
                     Meaning::Temporary => {
                         may_be_asked |= error.outcome_unknown();
-                        tracing::debug!(%error, "a request to the client could not be stored yet");
+                        tracing::debug!(error = %Chain(&error), "a request to the client could not be stored yet");
                     }
                 },
                 Err(_) => {

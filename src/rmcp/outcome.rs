@@ -13,6 +13,8 @@ use super::renewals::RETRY;
 use super::run::Run;
 use super::stop::Stop;
 use super::wire::{is_unreadable, rpc_error};
+use crate::error::Chain;
+use crate::printable::Printable;
 use crate::store::Ending;
 use crate::{Agenda, RpcError, TaskError};
 
@@ -65,11 +67,11 @@ impl<B: Agenda> Run<B> {
                     }
                     // That was said when it became so.
                     Meaning::Void if self.is_over() => {
-                        tracing::debug!(%error, "the outcome of an operation was not stored");
+                        tracing::debug!(error = %Chain(&error), "the outcome of an operation was not stored");
                         return;
                     }
                     Meaning::Void => {
-                        tracing::warn!(%error, "the outcome of an operation was not stored: the attempt is void");
+                        tracing::warn!(error = %Chain(&error), "the outcome of an operation was not stored: the attempt is void");
                         return;
                     }
                     // It may be the message that has no room.
@@ -78,13 +80,13 @@ impl<B: Agenda> Run<B> {
                         continue;
                     }
                     Meaning::Final if is_reduced || is_unreadable(&error) => {
-                        tracing::warn!(%error, "the outcome of an operation cannot be stored; its worker counts as lost");
+                        tracing::warn!(error = %Chain(&error), "the outcome of an operation cannot be stored; its worker counts as lost");
                         return;
                     }
                     // Something over the limits is no reason to leave the task open.
                     Meaning::Final => {
                         let reason = ErrorData::from(error).message;
-                        tracing::warn!(%reason, "the outcome of an operation cannot be stored; the task fails");
+                        tracing::warn!(reason = %Printable(&reason), "the outcome of an operation cannot be stored; the task fails");
                         let message = format!("the outcome of the operation cannot be stored: {reason}");
                         ending = Ending::Failed(RpcError::new(-32603, message));
                         is_reduced = true;
@@ -92,7 +94,7 @@ impl<B: Agenda> Run<B> {
                     }
                     Meaning::Temporary => {
                         may_be_stored |= error.outcome_unknown();
-                        tracing::debug!(%error, "the outcome of an operation could not be stored yet");
+                        tracing::debug!(error = %Chain(&error), "the outcome of an operation could not be stored yet");
                     }
                 },
                 Err(_) => {

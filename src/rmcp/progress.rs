@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::meaning::{Meaning, meaning};
 use super::renewals::{Signals, short_patience};
+use crate::error::Chain;
 use crate::{Agenda, Attempt};
 
 /// Between two writes of one task.
@@ -89,7 +90,7 @@ impl Progress {
             match written {
                 Ok(Ok(_)) => self.set_written(number),
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "a status message could not be written");
+                    tracing::debug!(error = %Chain(&error), "a status message could not be written");
                     match meaning(&error) {
                         // The renewal receives the same answer, and stops the operation.
                         Meaning::Void => {

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::lateness::Lateness;
 use super::meaning::{Meaning, meaning};
+use crate::error::Chain;
 use crate::{Agenda, Attempt, StoredTask, TaskStore};
 
 /// How long to wait at most before a write that the engine did not take is tried again.
@@ -177,7 +178,7 @@ impl<B: Agenda> Renewal<B> {
                     return;
                 }
                 // It is renewed again soon, and until then the operation goes on.
-                Ok(Err(error)) => tracing::debug!(%error, "a lease could not be renewed"),
+                Ok(Err(error)) => tracing::debug!(error = %Chain(&error), "a lease could not be renewed"),
                 Err(_) => tracing::debug!("a lease could not be renewed within {patience:?}"),
             }
             self.at = Instant::now() + if is_renewed { third } else { third.min(RETRY) };

@@ -12,6 +12,7 @@ use tracing::{Instrument, Span};
 use super::lateness::{Lateness, Unexplained};
 use super::operation::Polls;
 use super::renewals::Renewal;
+use crate::error::Chain;
 use crate::store::BackOff;
 use crate::{Agenda, StorageError, TaskStore};
 
@@ -28,10 +29,12 @@ pub(super) fn connect<B: 'static>(
                 match connect().await {
                     Ok(backend) => return backend,
                     Err(error) if std::mem::take(&mut is_first) => tracing::warn!(
-                        %error,
+                        error = %Chain(&error),
                         "the dedicated renewals have no connection yet; until then leases are renewed over the connection of the store"
                     ),
-                    Err(error) => tracing::debug!(%error, "the dedicated renewals have no connection yet"),
+                    Err(error) => {
+                        tracing::debug!(error = %Chain(&error), "the dedicated renewals have no connection yet")
+                    }
                 }
                 sleep(back_off.longer()).await;
             }
@@ -59,7 +62,7 @@ impl<B: Agenda> Renewer<B> {
         let thread = connect.and_then(|connect| match start_thread(store.clone(), connect) {
             Ok(thread) => Some(thread),
             Err(error) => {
-                tracing::warn!(%error, "the thread of the dedicated renewals could not be started; operations that block delay renewals");
+                tracing::warn!(error = %Chain(&error), "the thread of the dedicated renewals could not be started; operations that block delay renewals");
                 None
             }
         });

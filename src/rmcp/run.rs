@@ -19,6 +19,7 @@ use super::progress::Progress;
 use super::renewals::{Renewal, Renewals, Report, left, patience};
 use super::renewer::Renewer;
 use super::stop::Stop;
+use crate::error::Chain;
 use crate::store::InCharge;
 use crate::{Agenda, Attempt, StoredTask, TaskError, TaskStore};
 
@@ -36,8 +37,8 @@ pub(super) fn span<B: Agenda>(
     info_span!(
         parent: parent,
         "task",
-        task = %stored.key.task,
-        owner = %stored.key.owner,
+        task = %stored.key.task.printable(),
+        owner = %stored.key.owner.printable(),
         operation = stored.task.operation.as_deref(),
         attempt = attempt.number(),
     )
@@ -155,7 +156,7 @@ impl<B: Agenda> Run<B> {
                         Some(Ok(())) => {}
                         // The next good item stands for all that was missed.
                         Some(Err(error)) => {
-                            tracing::debug!(%error, "the worker receives no changes of its task for now");
+                            tracing::debug!(error = %Chain(&error), "the worker receives no changes of its task for now");
                             continue;
                         }
                         None => changes = None,
@@ -228,7 +229,7 @@ impl<B: Agenda> Run<B> {
             Meaning::Void => self.set_over(error),
             // A renewal reads it, too, and is tried again until it does.
             Meaning::Final | Meaning::Temporary => {
-                tracing::debug!(%error, "a task could not be read by its worker");
+                tracing::debug!(error = %Chain(&error), "a task could not be read by its worker");
                 self.renewals.nudge();
             }
         }
@@ -263,7 +264,7 @@ impl<B: Agenda> Run<B> {
         drop(self.renewals);
         match timeout(FAREWELL, self.attempt.release()).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a lease was not released"),
+            Ok(Err(error)) => tracing::debug!(error = %Chain(&error), "a lease was not released"),
             Err(_) => tracing::debug!("a lease was not released within {FAREWELL:?}"),
         }
     }

@@ -6,6 +6,7 @@ use rmcp::task_manager::{TaskExit, TaskOptions};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::error::Chain;
 use crate::{
     Agenda, NewTask, PayloadKind, RpcError, StorageError, StoredTask, TaskError, TaskStatus, TaskStore, Ttl,
 };
@@ -106,9 +107,9 @@ impl From<TaskError> for ErrorData {
         match error {
             TaskError::Storage(_) | TaskError::Unreadable { .. } => {
                 if is_unreadable(&error) {
-                    tracing::warn!(%error, "a task could not be served: its record cannot be read");
+                    tracing::warn!(error = %Chain(&error), "a task could not be served: its record cannot be read");
                 } else {
-                    tracing::debug!(%error, "a task could not be served");
+                    tracing::debug!(error = %Chain(&error), "a task could not be served");
                 }
                 let message = if error.is_retryable() {
                     "the tasks cannot be reached at the moment; try again"

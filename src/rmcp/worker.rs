@@ -17,6 +17,7 @@ use super::places::{Place, Places};
 use super::run;
 use super::stop::Stop;
 use super::wire;
+use crate::error::Chain;
 use crate::store::BackOff;
 use crate::{Agenda, Due, Next, PayloadKind, Queue, StoredTask, TaskError, TaskStore};
 
@@ -99,7 +100,7 @@ impl<B: Agenda> Inner<B> {
         let Some((stored, attempt)) = claimed else { return Ok(Next::Remove) };
         let Some(operation) = stored.task.operation.as_deref().and_then(|name| self.operation(name)) else {
             // Registered operations stay registered, and a task keeps its operation. It goes to another instance.
-            tracing::warn!(task = %due.key.task, "a task was claimed whose operation is not registered here");
+            tracing::warn!(task = %due.key.task.printable(), "a task was claimed whose operation is not registered here");
             if let Ok(released) = timeout(PATIENCE, attempt.release()).await {
                 released?;
             }
@@ -139,7 +140,9 @@ async fn load_arguments<B: Agenda>(
         match timeout(limit, store.payload(task, PayloadKind::Input)).await {
             Ok(Ok(arguments)) => return Ok(arguments.unwrap_or_default()),
             Ok(Err(error)) if meaning(&error) != Meaning::Temporary => return Err(error),
-            Ok(Err(error)) => tracing::debug!(%error, "the arguments of a task cannot be loaded yet"),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %Chain(&error), "the arguments of a task cannot be loaded yet")
+            }
             Err(_) => tracing::debug!("the arguments of a task cannot be loaded within {limit:?} yet"),
         }
         sleep(AGAIN).await;
@@ -219,7 +222,7 @@ impl<B: Agenda> Worker<B> {
         let taking = self.backend.take_due(queues, most, self.limit);
         let taken = match timeout(self.limit, taking).await {
             Ok(Ok(taken)) => taken,
-            Ok(Err(error)) => return Err(error.to_string()),
+            Ok(Err(error)) => return Err(Chain(&error).to_string()),
             Err(_) => return Err(format!("no answer within {:?}", self.limit)),
         };
         let next_in = if taken.due.len() == most { Some(Duration::ZERO) } else { taken.next_in };
@@ -241,14 +244,16 @@ async fn claim<B: Agenda>(manager: Weak<Inner<B>>, due: Due, place: Place, limit
         // A later version may read it. The timer of its lease leads such an instance to it.
         Err(error) if wire::is_unreadable(&error) => Next::Remove,
         Err(error) => {
-            tracing::debug!(%error, task = %due.key.task, "a task that waits for a worker could not be claimed; it is tried again");
+            tracing::debug!(error = %Chain(&error), task = %due.key.task.printable(), "a task that waits for a worker could not be claimed; it is tried again");
             Next::After(AGAIN)
         }
     };
     match timeout(limit, manager.store.shared_backend().resolve(&due, next)).await {
         Ok(Ok(_)) => {}
         // The timer fires again when it is no longer hidden, and there is nothing to claim any more.
-        Ok(Err(error)) => tracing::debug!(%error, "the timer of a claimed task could not be removed"),
+        Ok(Err(error)) => {
+            tracing::debug!(error = %Chain(&error), "the timer of a claimed task could not be removed")
+        }
         Err(_) => tracing::debug!("the timer of a claimed task could not be removed within {limit:?}"),
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::health::Health;
+use crate::error::Chain;
 use crate::{OwnerId, StorageError};
 
 /// Into how many buckets the owners are spread. The owners of a bucket share their failures.
@@ -99,12 +100,12 @@ impl Answers {
         let answer = timeout(self.limit, call).await.unwrap_or_else(no_answer);
         match &answer {
             Err(error) if is_failure(error) => {
-                self.health.failed(error);
+                self.health.failed(&Chain(error));
                 under_way.answer = Some(Answer::Failed);
             }
             // It answers, and takes no writes of anybody.
             Err(error @ StorageError::CapacityExceeded { quota: None, .. }) => {
-                self.health.failed(error);
+                self.health.failed(&Chain(error));
                 under_way.answer = Some(Answer::Good);
             }
             _ => {

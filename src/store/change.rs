@@ -10,6 +10,7 @@ use super::transitions::{self, Change};
 use super::turns::Lane;
 use super::write::{Caller, jittered};
 use super::{TaskError, TaskRef, TaskStore, check_key, decode};
+use crate::error::Chain;
 use crate::{Agenda, StorageBackend, StorageError, StoredTask, Task, TaskKey};
 
 /// What a change is for.
@@ -98,7 +99,8 @@ impl<B: Agenda> TaskStore<B> {
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send,
     ) -> Result<StoredTask, TaskError> {
         let key = task.key();
-        let span = debug_span!("change", operation, owner = %key.owner, task = %key.task);
+        let span =
+            debug_span!("change", operation, owner = %key.owner.printable(), task = %key.task.printable());
         let change = pin!(self.change_in_turn(who, deadline, kind, task, change));
         deadline.limit(operation, Subject::Task(key), change).instrument(span).await
     }
@@ -166,7 +168,7 @@ impl<B: Agenda> TaskStore<B> {
         let now = match self.clock(&stored.key).await {
             Ok(now) => now,
             Err(error) => {
-                tracing::debug!(%error, "a task whose TTL seems to have elapsed stays as it is: the clock cannot be asked");
+                tracing::debug!(error = %Chain(&error), "a task whose TTL seems to have elapsed stays as it is: the clock cannot be asked");
                 return Ok(Some(stored));
             }
         };
@@ -180,9 +182,11 @@ impl<B: Agenda> TaskStore<B> {
             Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
                 const WHAT: &str = "the end of a task whose TTL has elapsed was not stored";
                 match &error {
-                    TaskError::Storage(_) | TaskError::Contended { .. } => tracing::debug!(%error, "{WHAT}"),
+                    TaskError::Storage(_) | TaskError::Contended { .. } => {
+                        tracing::debug!(error = %Chain(&error), "{WHAT}")
+                    }
                     // No outage explains that.
-                    _ => tracing::warn!(%error, "{WHAT}"),
+                    _ => tracing::warn!(error = %Chain(&error), "{WHAT}"),
                 }
                 Ok(Some(stored.showing(task)))
             }

@@ -21,8 +21,8 @@ pub(super) enum Subject<'a> {
 impl fmt::Display for Subject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Task(key) => write!(f, "task {}", key.task),
-            Self::Owner(owner) => write!(f, "the tasks of {owner}"),
+            Self::Task(key) => write!(f, "task {}", key.task.printable()),
+            Self::Owner(owner) => write!(f, "the tasks of {}", owner.printable()),
             Self::Store => f.write_str("the store"),
         }
     }

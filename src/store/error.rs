@@ -8,13 +8,13 @@ use crate::{StorageError, TaskId, TaskStatus};
 pub enum TaskError {
     /// The owner has no such task: it never was, has expired, was deleted, or is somebody else's. These
     /// cannot be told apart.
-    #[error("task not found: {task}")]
+    #[error("task not found: {task}", task = .task.printable())]
     NotFound {
         /// The id that was asked for.
         task: TaskId,
     },
     /// The task's status does not allow it.
-    #[error("task {task} is {from}: cannot {action}")]
+    #[error("task {task} is {from}: cannot {action}", task = .task.printable())]
     InvalidTransition {
         /// The task.
         task: TaskId,
@@ -24,13 +24,13 @@ pub enum TaskError {
         action: &'static str,
     },
     /// Cancellation was requested, so the client is not asked any more.
-    #[error("task {task} was asked to cancel: cannot require input")]
+    #[error("task {task} was asked to cancel: cannot require input", task = .task.printable())]
     CancelRequested {
         /// The task.
         task: TaskId,
     },
     /// A key of an input request was used before in this task. Keys are unique for its whole life.
-    #[error("task {task} has used the input key {key:?} before")]
+    #[error("task {task} has used the input key {key:?} before", task = .task.printable())]
     InputKeyUsed {
         /// The task.
         task: TaskId,
@@ -39,7 +39,7 @@ pub enum TaskError {
     },
     /// The caller does not hold the lease of the task any more: the worker was declared lost, or it released the task.
     /// The worker of this attempt must stop.
-    #[error("attempt {attempt} at task {task} has lost its lease")]
+    #[error("attempt {attempt} at task {task} has lost its lease", task = .task.printable())]
     LeaseLost {
         /// The task.
         task: TaskId,
@@ -50,7 +50,7 @@ pub enum TaskError {
     #[error("the server is shutting down; try again")]
     ShuttingDown,
     /// The operation panicked before its work began. The task fails.
-    #[error("the operation of task {task} panicked")]
+    #[error("the operation of task {task} panicked", task = .task.printable())]
     OperationPanicked {
         /// The task.
         task: TaskId,
@@ -91,7 +91,7 @@ pub enum TaskError {
     /// Other processes changed the task each time before this call could:
     /// [`StoreConfig::max_conflicts`](crate::StoreConfig::max_conflicts) times. Nothing was written. The same call may
     /// succeed later.
-    #[error("task {task} was changed by others {conflicts} times in a row; try again")]
+    #[error("task {task} was changed by others {conflicts} times in a row; try again", task = .task.printable())]
     Contended {
         /// The task.
         task: TaskId,
@@ -99,7 +99,7 @@ pub enum TaskError {
         conflicts: u32,
     },
     /// A record is stored that is not the JSON of a task, or a payload that is not JSON.
-    #[error("the record of task {task} is not a task")]
+    #[error("the record of task {task} is not a task", task = .task.printable())]
     Unreadable {
         /// The task.
         task: TaskId,
@@ -160,7 +160,10 @@ impl TaskError {
                 limit: max.to_string(),
             },
             StorageError::InvalidExpiry { given } => Self::InvalidArgument {
-                reason: format!("TTL and retention add up to {given:?}, not to 1 ms to 100 years"),
+                reason: format!(
+                    "TTL and retention add up to {given:?}, not to 1 ms to 100 years; choose another TTL or another \
+                     StoreConfig::retention"
+                ),
             },
             other => Self::Storage(other),
         }

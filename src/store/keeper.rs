@@ -20,6 +20,7 @@ use super::back_off::BackOff;
 use super::look::{FAILING, Look};
 use super::write::jittered;
 use super::{Inner, TaskStore};
+use crate::error::Chain;
 use crate::{Agenda, Due, Queue};
 
 /// How many timers are taken at once.
@@ -193,7 +194,10 @@ impl<B: Agenda> Keeper<B> {
                     pause
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "the timers of leases cannot be taken; lost workers are found later");
+                    tracing::debug!(
+                        error,
+                        "the timers of leases cannot be taken; lost workers are found later"
+                    );
                     back_off.longer()
                 }
             };
@@ -232,7 +236,7 @@ impl<B: Agenda> Keeper<B> {
         let taking = self.backend.take_due(&self.queue, most, self.hide_for);
         let taken = match timeout(self.limit, self.answers.count(None, taking)).await {
             Ok(Ok(taken)) => taken,
-            Ok(Err(error)) => return Err(error.to_string()),
+            Ok(Err(error)) => return Err(Chain(&error).to_string()),
             Err(_) => return Err(format!("no answer within {:?}", self.limit)),
         };
         let next_in = if taken.due.len() == most { Some(Duration::ZERO) } else { taken.next_in };
@@ -267,7 +271,7 @@ impl<B: Agenda> Keeper<B> {
                     store.end_dropped(&attempt).await
                 };
                 let Err(error) = ended else { return };
-                tracing::debug!(%error, "{FAILING}");
+                tracing::debug!(error = %Chain(&error), "{FAILING}");
                 // From then on its timer leads to the same.
                 if begun.elapsed() > store.0.config.lease {
                     return;

@@ -17,6 +17,7 @@ use super::transitions::{self, Change, Gone};
 use super::turns::Lane;
 use super::write::Caller;
 use super::{NewTask, StoreConfig, TaskError, TaskRef, TaskStore};
+use crate::error::Chain;
 use crate::{Agenda, Lease, OwnerId, RpcError, StorageError, StoredTask, Task, TaskId, TaskKey};
 
 impl<B: Agenda> TaskStore<B> {
@@ -183,8 +184,8 @@ impl<B: Agenda> TaskStore<B> {
             TaskError::Storage(StorageError::Unavailable {
                 address: "the storage engine".to_owned(),
                 reason: format!(
-                    "the lease of task {} was written, and its timer could not be scheduled: {error}; read the record",
-                    key.task
+                    "the lease of task {} was written, and its timer could not be scheduled; read the record",
+                    key.task.printable()
                 ),
                 outcome_unknown: true,
                 source: Some(error.into()),
@@ -329,7 +330,7 @@ impl<B: Agenda> Attempt<B> {
         self.guard.set_over();
         let schedule = async {
             if let Err(error) = self.store.schedule_work(&released).await {
-                tracing::debug!(%error, task = %self.key.task, "a released task waits until the timer of its lease fires");
+                tracing::debug!(error = %Chain(&error), task = %self.key.task.printable(), "a released task waits until the timer of its lease fires");
             }
         };
         deadline.give(schedule).await;

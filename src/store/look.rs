@@ -13,6 +13,7 @@ use super::back_off::BackOff;
 use super::keeper::{MOST_LATE, window};
 use super::transitions::{self, Change, Gone, Then, may_run, waiting};
 use super::{Inner, TaskError, TaskStore};
+use crate::error::Chain;
 use crate::{Agenda, Due, Lease, Next, StorageError, StoredTask, TaskKey, Version};
 
 /// After how many leases a task that waits for a worker is looked at again.
@@ -53,7 +54,7 @@ impl<B: Agenda> Look<B> {
                 Ok(Verdict::Nothing) => return,
                 // Gone or changed meanwhile: the next read tells.
                 Ok(Verdict::Again | Verdict::Lapsed(_)) | Err(TaskError::NotFound { .. }) => {}
-                Err(error) => tracing::debug!(%error, "{FAILING}"),
+                Err(error) => tracing::debug!(error = %Chain(&error), "{FAILING}"),
             }
             // From then on another instance may have it.
             if Instant::now() >= self.hidden_until {
@@ -73,7 +74,7 @@ impl<B: Agenda> Look<B> {
             self.answers.count(Some(&self.due.key.owner), store.backend.resolve(&self.due, next)).await;
         if let Err(error) = resolved {
             // It fires again when it is no longer hidden.
-            tracing::debug!(%error, "{FAILING}");
+            tracing::debug!(error = %Chain(&error), "{FAILING}");
         }
     }
 
@@ -250,10 +251,10 @@ impl<B: Agenda> TaskStore<B> {
         let (TaskKey { owner, task: id }, operation) = (&key, &written.task.operation);
         if let (Gone::Lost, Some(holder)) = (gone, &lease.holder) {
             let silent = silent_for(&lease, now);
-            tracing::info!(%owner, task = %id, operation, attempt = lease.attempt, holder, ?silent, "worker lost");
+            tracing::info!(owner = %owner.printable(), task = %id.printable(), operation, attempt = lease.attempt, holder, ?silent, "worker lost");
         }
         if let Then::GaveUp { losses } = then {
-            tracing::info!(%owner, task = %id, operation, losses, "gave up");
+            tracing::info!(owner = %owner.printable(), task = %id.printable(), operation, losses, "gave up");
         }
         if waiting(&written.task).is_none() {
             return Ok(Verdict::Next(Next::Remove));

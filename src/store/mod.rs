@@ -271,7 +271,7 @@ impl<B: Agenda> TaskStore<B> {
     /// the maximum, a long status message, deep or large arguments, or a large record;
     /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method, a TTL under 1 ms, a poll interval outside
     /// 1 ms to 24 hours, or an owner that begins with `\0mcp/`, which is reserved.
-    #[instrument(level = "debug", skip_all, fields(%owner))]
+    #[instrument(level = "debug", skip_all, fields(owner = %owner.printable()))]
     pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
         let deadline = self.deadline();
@@ -281,7 +281,7 @@ impl<B: Agenda> TaskStore<B> {
     }
 
     /// Reads a task.
-    #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
+    #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
     pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         let deadline = self.deadline();
         let stored = deadline.limit("get", Subject::Task(key), pin!(self.look_at(key))).await?;
@@ -305,7 +305,7 @@ impl<B: Agenda> TaskStore<B> {
     /// [`InvalidPage`](TaskError::InvalidPage) for a limit outside 1 to 256 and for a cursor that is malformed
     /// or another owner's; [`InvalidArgument`](TaskError::InvalidArgument) for an owner that begins with `\0mcp/`, which
     /// is reserved.
-    #[instrument(level = "debug", skip_all, fields(%owner))]
+    #[instrument(level = "debug", skip_all, fields(owner = %owner.printable()))]
     pub async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
         check_owner(owner)?;
         self.keep();
@@ -490,7 +490,7 @@ impl<B: Agenda> TaskStore<B> {
     ///
     /// Nothing of a deleted task is left, so nothing refuses a copy of its *creation* that was under way for longer
     /// than all of its life, as out of the buffers of a server that hung: the task would be there again.
-    #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
+    #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
     pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
         check_key(key)?;
         let deadline = self.deadline();
@@ -646,7 +646,10 @@ impl<B: Agenda> TaskStore<B> {
         };
         match ttl {
             Some(ttl) if ttl < Duration::from_millis(1) => {
-                Err(TaskError::InvalidArgument { reason: format!("a TTL of {ttl:?} is under 1 ms") })
+                let reason = format!(
+                    "a TTL of {ttl:?} is under 1 ms; raise it, or StoreConfig::default_ttl and max_ttl where the task names none"
+                );
+                Err(TaskError::InvalidArgument { reason })
             }
             ttl => Ok(ttl),
         }

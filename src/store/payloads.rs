@@ -22,7 +22,7 @@ impl<B: Agenda> TaskStore<B> {
     ///
     /// # Cancellation safety
     /// Dropping the future has no effect.
-    #[instrument(level = "debug", skip_all, fields(owner = %task.key.owner, task = %task.key.task, ?kind))]
+    #[instrument(level = "debug", skip_all, fields(owner = %task.key.owner.printable(), task = %task.key.task.printable(), ?kind))]
     pub async fn payload(&self, task: &StoredTask, kind: PayloadKind) -> Result<Option<Value>, TaskError> {
         check_key(&task.key)?;
         let load = pin!(self.load(task, kind));

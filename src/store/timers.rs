@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::attempts::Run;
 use super::transitions::{delay_left, waiting};
 use super::{TaskError, TaskStore};
+use crate::error::Chain;
 use crate::{Agenda, Lease, Queue, StoredTask, TaskKey};
 
 /// How many tasks are remembered whose lease was scheduled by a reader.
@@ -103,7 +104,7 @@ impl<B: Agenda> TaskStore<B> {
         if let Err(error) = self.schedule(&self.0.leases, key, Duration::ZERO).await {
             // The next reader tries again.
             self.0.noticed.forget(key);
-            tracing::debug!(%error, task = %key.task, "a lease that has lapsed could not be scheduled");
+            tracing::debug!(error = %Chain(&error), task = %key.task.printable(), "a lease that has lapsed could not be scheduled");
         }
     }
 }

@@ -30,7 +30,7 @@ impl<B: Agenda> TaskStore<B> {
     ///
     /// # Cancellation safety
     /// Dropping the future ends the wait and changes nothing.
-    #[instrument(level = "debug", skip_all, fields(owner = %key.owner, task = %key.task))]
+    #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
     pub async fn wait(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         let mut watch = None;
         loop {

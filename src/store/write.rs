@@ -49,10 +49,18 @@ impl Event {
     pub(super) fn log(self, key: &TaskKey, operation: Option<&str>) {
         let (owner, id) = (&key.owner, &key.task);
         match self {
-            Self::Created => tracing::info!(%owner, task = %id, operation, "created"),
-            Self::Ended(TaskStatus::Completed) => tracing::info!(%owner, task = %id, operation, "completed"),
-            Self::Ended(TaskStatus::Failed) => tracing::info!(%owner, task = %id, operation, "failed"),
-            Self::Ended(_) => tracing::info!(%owner, task = %id, operation, "cancelled"),
+            Self::Created => {
+                tracing::info!(owner = %owner.printable(), task = %id.printable(), operation, "created")
+            }
+            Self::Ended(TaskStatus::Completed) => {
+                tracing::info!(owner = %owner.printable(), task = %id.printable(), operation, "completed")
+            }
+            Self::Ended(TaskStatus::Failed) => {
+                tracing::info!(owner = %owner.printable(), task = %id.printable(), operation, "failed")
+            }
+            Self::Ended(_) => {
+                tracing::info!(owner = %owner.printable(), task = %id.printable(), operation, "cancelled")
+            }
         }
     }
 }

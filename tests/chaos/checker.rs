@@ -48,6 +48,8 @@ impl fmt::Display for Violation {
 #[derive(Debug, Default)]
 pub struct Report {
     pub violations: Vec<Violation>,
+    /// What would be violations, of tasks that were written when a failover lost writes.
+    pub lost_writes: Vec<Violation>,
     pub acknowledged: usize,
     pub by_status: BTreeMap<String, usize>,
     pub resumptions: usize,
@@ -73,6 +75,9 @@ pub fn check(lines: &[Line], ends: &BTreeMap<String, End>, bounds: Bounds) -> Re
         let case = Case { history: &history, task, story, end: ends.get(task), bounds };
         case.check(&mut report);
     }
+    let violations = std::mem::take(&mut report.violations);
+    (report.lost_writes, report.violations) =
+        violations.into_iter().partition(|violation| history.may_be_lost(&violation.task));
     if report.resumptions < bounds.least_resumptions {
         let what = format!("only {} resumptions", report.resumptions);
         report.violations.push(Violation { rule: Rule::EnoughResumptions, task: "-".to_owned(), what });

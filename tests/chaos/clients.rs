@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mcp_task_store::{Record, RedisBackend, StorageBackend};
+use mcp_task_store::{Record, RedisBackend, StorageBackend, StorageError};
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -12,18 +12,36 @@ use tokio::time::sleep;
 use super::faults::Place;
 use super::log::{Event, Found, Log};
 use super::operation::Plan;
+use super::support::deployment::Way;
 use super::support::{Random, key};
 use super::worker::{Order, Worker};
 
 /// How long a client waits between two polls of its task, on average.
 const POLL_MS: u64 = 400;
 
+/// How the test itself looks at records.
+#[derive(Clone)]
+pub enum Straight {
+    Kept(RedisBackend),
+    /// Where a connection may lead to a server that was deposed, a new one is made each time.
+    Anew(Way),
+}
+
+impl Straight {
+    pub async fn connect(&self) -> Result<RedisBackend, StorageError> {
+        match self {
+            Self::Kept(backend) => Ok(backend.clone()),
+            Self::Anew(way) => way.connect(RedisBackend::builder().notifications(false)).await,
+        }
+    }
+}
+
 #[derive(Clone)]
 pub struct Clients {
     pub places: Arc<Vec<Place>>,
     pub log: Arc<Log>,
-    /// On the server itself, without a network in between.
-    pub straight: RedisBackend,
+    /// To the server itself, without a network in between.
+    pub straight: Straight,
     pub seed: u64,
     /// Set when the clients must give up.
     pub give_up: watch::Receiver<bool>,
@@ -120,11 +138,14 @@ impl Clients {
         self.log.append(Event::CancelSent { task: task.to_owned() });
         let order = Order::Cancel { owner: plan.owner.clone(), task: task.to_owned() };
         if self.any(random).await.order(order).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
             return false;
         }
         while !*self.give_up.borrow() {
             // The server may be down.
-            if let Ok(record) = self.straight.get(&key(&plan.owner, task)).await {
+            if let Ok(backend) = self.straight.connect().await
+                && let Ok(record) = backend.get(&key(&plan.owner, task)).await
+            {
                 self.log.append(Event::Cancelled { task: task.to_owned(), found: found(&record) });
                 break;
             }

@@ -11,8 +11,10 @@ use tokio::task::block_in_place;
 use tokio::time::{sleep, timeout};
 
 use super::log::{Event, Log};
+use super::several::{Befallen, OfSeveral, Several};
 use super::support::Random;
 use super::support::clock::{libraries, set_clock};
+use super::support::deployment::Way;
 use super::support::redis::Server;
 use super::wire::Wire;
 use super::worker::{Order, Worker};
@@ -70,12 +72,23 @@ enum Target {
     Worker(usize, Deck<OfWorker>),
     Server(Deck<OfServer>),
     Clock,
+    Several(Deck<OfSeveral>),
 }
 
 impl Target {
-    fn all() -> impl Iterator<Item = Self> {
-        let workers = (0..WORKERS).map(|number| Self::Worker(number, Deck::new(&OF_WORKERS)));
-        workers.chain([Self::Server(Deck::new(&OF_SERVERS)), Self::Clock])
+    fn all(victim: &Victim) -> Vec<Self> {
+        let of_workers: &[OfWorker] = match victim {
+            Victim::Alone(_) => &OF_WORKERS,
+            // There is no wire that cuts them off.
+            Victim::Several(_) => &OF_WORKERS[..OF_WORKERS.len() - 1],
+        };
+        let mut all: Vec<Self> =
+            (0..WORKERS).map(|number| Self::Worker(number, Deck::new(of_workers))).collect();
+        match victim {
+            Victim::Alone(_) => all.extend([Self::Server(Deck::new(&OF_SERVERS)), Self::Clock]),
+            Victim::Several(several) => all.push(Self::Several(Deck::new(several.kinds()))),
+        }
+        all
     }
 
     /// How long, on average, nothing befalls it. One worker has longer lives, so that it is there when the server fails.
@@ -84,22 +97,38 @@ impl Target {
     }
 
     async fn befall(&mut self, places: &[Place], victim: &Victim, random: &mut Random, done: &mut Done) {
-        match self {
-            Self::Worker(number, deck) => places[*number].befall(*deck.draw(random), random, done).await,
-            Self::Server(deck) => victim.befall(*deck.draw(random), random, done).await,
-            Self::Clock => victim.step_clock(random, done),
+        match (self, victim) {
+            (Self::Worker(number, deck), _) => {
+                places[*number].befall(*deck.draw(random), random, done).await;
+            }
+            (Self::Server(deck), Victim::Alone(alone)) => {
+                alone.befall(*deck.draw(random), random, done).await;
+            }
+            (Self::Clock, Victim::Alone(alone)) => alone.step_clock(random, done),
+            (Self::Several(deck), Victim::Several(several)) => {
+                let fault = *deck.draw(random);
+                block_in_place(|| several.befall(fault, random));
+                *done.of_several.entry(fault).or_default() += 1;
+            }
+            _ => unreachable!("faults are of the victim"),
         }
     }
 }
 
-/// The server, which keeps what it acknowledged when it is killed, and its clock.
-pub struct Victim {
+/// What stores the tasks.
+pub enum Victim {
+    Alone(Alone),
+    Several(Several),
+}
+
+/// A server, which keeps what it acknowledged when it is killed, and its clock.
+pub struct Alone {
     server: Mutex<Server>,
     clock: TempDir,
     log: Arc<Log>,
 }
 
-impl Victim {
+impl Alone {
     pub fn start(log: Arc<Log>) -> Self {
         let clock = TempDir::new().unwrap();
         set_clock(clock.path(), "+0");
@@ -158,7 +187,7 @@ impl Victim {
     }
 }
 
-impl Drop for Victim {
+impl Drop for Alone {
     fn drop(&mut self) {
         let mut server = self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // It may be stopped, or gone.
@@ -176,7 +205,7 @@ fn forget_clock_of(process: u32) {
 }
 
 /// How many faults there were.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Done {
     pub killed: u32,
     pub shut_down: u32,
@@ -185,12 +214,14 @@ pub struct Done {
     pub servers_killed: u32,
     pub servers_paused: u32,
     pub clocks_stepped: u32,
+    pub of_several: Befallen,
 }
 
-/// Where a worker process runs, one after the other, each behind the same wire.
+/// Where a worker process runs, one after the other, each behind the same wire if there is one.
 pub struct Place {
     name: char,
-    pub wire: Wire,
+    way: Way,
+    pub wire: Option<Wire>,
     worker: Mutex<Arc<Worker>>,
     lives: AtomicU64,
     folder: std::path::PathBuf,
@@ -198,11 +229,12 @@ pub struct Place {
 }
 
 impl Place {
-    pub fn new(number: usize, wire: Wire, folder: &Path, log: Arc<Log>) -> Self {
+    pub fn new(number: usize, way: Way, wire: Option<Wire>, folder: &Path, log: Arc<Log>) -> Self {
         let name = char::from(b'a' + u8::try_from(number).unwrap());
-        let worker = Self::launch(&wire, name, 1, folder, &log);
+        let worker = Self::launch(&way, name, 1, folder, &log);
         Self {
             name,
+            way,
             wire,
             worker: Mutex::new(Arc::new(worker)),
             lives: AtomicU64::new(1),
@@ -211,10 +243,10 @@ impl Place {
         }
     }
 
-    fn launch(wire: &Wire, name: char, life: u64, folder: &Path, log: &Log) -> Worker {
+    fn launch(way: &Way, name: char, life: u64, folder: &Path, log: &Log) -> Worker {
         let run = format!("{name}{life}");
         log.append(Event::Started { run: run.clone() });
-        Worker::start(&wire.url(), run, folder)
+        Worker::start(way, run, folder)
     }
 
     pub fn worker(&self) -> Arc<Worker> {
@@ -224,7 +256,7 @@ impl Place {
     fn start_again(&self) {
         let life = self.lives.fetch_add(1, SeqCst) + 1;
         *self.worker.lock().unwrap() =
-            Arc::new(Self::launch(&self.wire, self.name, life, &self.folder, &self.log));
+            Arc::new(Self::launch(&self.way, self.name, life, &self.folder, &self.log));
     }
 
     fn kill(&self, worker: &Worker) {
@@ -271,9 +303,10 @@ impl Place {
             }
             OfWorker::CutOff => {
                 self.log.append(Event::CutOff { run: run.clone() });
-                self.wire.set_cut_off(true);
+                let wire = self.wire.as_ref().expect("only a wire cuts off");
+                wire.set_cut_off(true);
                 sleep(lasts).await;
-                self.wire.set_cut_off(false);
+                wire.set_cut_off(false);
                 self.log.append(Event::Joined { run });
                 done.cut_off += 1;
             }
@@ -291,7 +324,7 @@ pub async fn rage(
 ) -> Done {
     let gap = u64::try_from(gap.as_millis()).unwrap();
     let mut raging = tokio::task::JoinSet::new();
-    for (number, mut target) in Target::all().enumerate() {
+    for (number, mut target) in Target::all(victim).into_iter().enumerate() {
         let (places, victim, mut stop) = (Arc::clone(places), Arc::clone(victim), stop.clone());
         let mut random = Random(seed.wrapping_add((number as u64 + 1) << 40));
         let gap = target.gap(gap);
@@ -307,15 +340,17 @@ pub async fn rage(
             }
         });
     }
-    let done = raging.join_all().await.into_iter().fold(Done::default(), |sum, done| Done {
-        killed: sum.killed + done.killed,
-        shut_down: sum.shut_down + done.shut_down,
-        paused: sum.paused + done.paused,
-        cut_off: sum.cut_off + done.cut_off,
-        servers_killed: sum.servers_killed + done.servers_killed,
-        servers_paused: sum.servers_paused + done.servers_paused,
-        clocks_stepped: sum.clocks_stepped + done.clocks_stepped,
+    let done = raging.join_all().await.into_iter().fold(Done::default(), |mut sum, done| {
+        sum.killed += done.killed;
+        sum.shut_down += done.shut_down;
+        sum.paused += done.paused;
+        sum.cut_off += done.cut_off;
+        sum.servers_killed += done.servers_killed;
+        sum.servers_paused += done.servers_paused;
+        sum.clocks_stepped += done.clocks_stepped;
+        sum.of_several.extend(done.of_several);
+        sum
     });
-    places.iter().for_each(|place| place.wire.calm());
+    places.iter().filter_map(|place| place.wire.as_ref()).for_each(Wire::calm);
     done
 }

@@ -90,6 +90,8 @@ pub struct History<'a> {
     pub lives: BTreeMap<&'a str, Life>,
     /// When the server was down or stopped.
     outages: Vec<Span>,
+    /// When writes may have been lost by which server took over.
+    losses: Vec<Span>,
     /// When the last line was written.
     pub ends: u64,
 }
@@ -101,6 +103,7 @@ impl<'a> History<'a> {
             stories: BTreeMap::new(),
             lives: BTreeMap::new(),
             outages: Vec::new(),
+            losses: Vec::new(),
             ends: lines.iter().map(|line| line.at).max().unwrap_or_default(),
         };
         for (number, line) in lines.iter().enumerate() {
@@ -130,6 +133,7 @@ impl<'a> History<'a> {
             }
             Event::ServerKilled | Event::ServerPaused => self.outages.push(Span::since(at)),
             Event::ServerUp => end_last(&mut self.outages, at),
+            Event::WritesLost => self.losses.extend(self.outages.last()),
             _ => {}
         }
     }
@@ -160,6 +164,15 @@ impl<'a> History<'a> {
     /// Whether the process could not reach the server at some time of this span.
     pub fn is_disturbed(&self, run: &str, at: Span) -> bool {
         self.life(run).disturbed.iter().chain(&self.outages).any(|span| span.overlaps(at))
+    }
+
+    /// Whether something of this task may have been written when writes were lost.
+    pub fn may_be_lost(&self, task: &str) -> bool {
+        let is_of_it = |line: &&Line| line.event.task() == Some(task);
+        self.lines.iter().filter(is_of_it).any(|line| {
+            let at = Span { from: line.at, to: line.at };
+            self.losses.iter().any(|loss| loss.overlaps(at))
+        })
     }
 
     /// All lines about a task, and those about the processes that worked on it.

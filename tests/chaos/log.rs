@@ -104,6 +104,8 @@ pub enum Event {
     ServerKilled,
     ServerPaused,
     ServerUp,
+    /// Since the server was paused, writes may have been acknowledged that another server, which has taken over, does not have.
+    WritesLost,
     /// The server's clock was set to this many seconds ahead of the right one.
     Clock {
         ahead_s: i64,

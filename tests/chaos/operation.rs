@@ -23,6 +23,8 @@ pub const LEASE: Duration = Duration::from_secs(3);
 pub const MAX_ATTEMPTS: u32 = 3;
 /// The TTL of a brief task, which its operation exceeds.
 const BRIEF: Duration = Duration::from_millis(2500);
+/// How many owners there are: `owner 0` and so on.
+pub const OWNERS: u64 = 5;
 /// The key under which an operation asks.
 pub const QUESTION: &str = "go";
 
@@ -58,7 +60,7 @@ impl Plan {
         let steps = if is_long || brief { 20 + random.below(20) } else { 2 + random.below(10) };
         Self {
             number,
-            owner: format!("owner {}", random.below(5)),
+            owner: format!("owner {}", random.below(OWNERS)),
             resume,
             closure,
             asks,

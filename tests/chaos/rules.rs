@@ -310,6 +310,23 @@ fn a_task_that_is_given_up_too_early_or_too_late_is_found() {
 }
 
 #[test]
+fn what_a_failover_lost_is_told_apart() {
+    let lost = |writes_lost: Option<Event>| {
+        let run = Run::resumes().created().begin(1, "a").with(Event::ServerPaused).produced(1, "a").quiet(5);
+        let run = run.with(Event::ServerUp);
+        writes_lost.into_iter().fold(run, Run::with).quiet(9).begin(2, "b").produced(2, "b").completes(2)
+    };
+    let run = lost(Some(Event::WritesLost));
+    run.breaks(&[]);
+    assert_eq!(run.check().lost_writes.len(), 1);
+    lost(None).breaks(&[Rule::ResultsAreNotReplaced]);
+    // Nothing of it was written then.
+    let run = Run::resumes().created().begin(1, "a").produced(1, "a").quiet(5).with(Event::ServerPaused);
+    let run = run.with(Event::ServerUp).with(Event::WritesLost).begin(2, "b").produced(2, "b").completes(2);
+    run.breaks(&[Rule::ResultsAreNotReplaced]);
+}
+
+#[test]
 fn a_task_that_is_overdue_before_its_time_or_fails_for_another_reason_is_found() {
     let brief = Run::new(Plan { brief: true, ..Plan::default() }).created().begin(1, "a");
     brief.fails_with("TTL elapsed").breaks(&[]);

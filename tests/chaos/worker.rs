@@ -18,6 +18,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::log::Log;
 use super::operation::{self, Plan};
+use super::support::deployment::Way;
 
 /// The variable with what a worker process must know.
 const SETTINGS: &str = "CHAOS_WORKER";
@@ -28,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Serialize, Deserialize)]
 struct Settings {
-    url: String,
+    way: Way,
     run: String,
     folder: PathBuf,
 }
@@ -57,13 +58,13 @@ pub fn log_of(folder: &Path) -> PathBuf {
 /// The life of a worker process.
 pub async fn serve() {
     let Ok(settings) = std::env::var(SETTINGS) else { return };
-    let Settings { url, run, folder } = serde_json::from_str(&settings).unwrap();
+    let Settings { way, run, folder } = serde_json::from_str(&settings).unwrap();
     let told = std::fs::File::create(folder.join(format!("{run}.trace"))).unwrap();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_max_level(LevelFilter::INFO);
     subscriber.with_writer(Mutex::new(told)).init();
     let log = Arc::new(Log::open(&log_of(&folder)));
     let backend = loop {
-        match RedisBackend::connect(&url).await {
+        match way.connect(RedisBackend::builder()).await {
             Ok(backend) => break backend,
             Err(error) => tracing::info!(%error, "no connection yet"),
         }
@@ -117,8 +118,8 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a process, which takes orders when it [is ready](Self::is_ready).
-    pub fn start(url: &str, run: String, folder: &Path) -> Self {
-        let settings = Settings { url: url.to_owned(), run: run.clone(), folder: folder.to_owned() };
+    pub fn start(way: &Way, run: String, folder: &Path) -> Self {
+        let settings = Settings { way: way.clone(), run: run.clone(), folder: folder.to_owned() };
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "worker_process", "--nocapture", "--test-threads", "1"])
             .env(SETTINGS, serde_json::to_string(&settings).unwrap())

@@ -9,7 +9,8 @@ use redis::Connection;
 use super::redis::{Server, any_node, command, keeper};
 
 const SLOTS: u16 = 16384;
-const NODE: [&str; 6] =
+/// What makes a server a node.
+pub const NODE: [&str; 6] =
     ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000"];
 
 /// Nodes on loopback: masters that share the slots evenly, and replicas of each in turn. A master that is
@@ -20,7 +21,13 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start(masters: usize, replicas: usize) -> Self {
-        let cluster = Self { nodes: (0..masters + replicas).map(|_| start_node(&NODE)).collect() };
+        Self::join((0..masters + replicas).map(|_| start_node(&NODE)).collect(), masters)
+    }
+
+    /// Makes a cluster of these nodes. The first ones are its masters.
+    pub fn join(nodes: Vec<Server>, masters: usize) -> Self {
+        let replicas = nodes.len() - masters;
+        let cluster = Self { nodes };
         for (index, node) in cluster.nodes[..masters].iter().enumerate() {
             let share = |index: usize| SLOTS as usize * index / masters;
             let slots: Vec<String> = (share(index)..share(index + 1)).map(|slot| slot.to_string()).collect();

@@ -13,9 +13,13 @@ macro_rules! assert_refused {
 }
 
 #[cfg(feature = "redis-tests")]
+pub mod bus;
+#[cfg(feature = "redis-tests")]
 pub mod clock;
 #[cfg(feature = "redis-tests")]
 pub mod cluster;
+#[cfg(feature = "redis-tests")]
+pub mod deployment;
 pub mod elsewhere;
 #[cfg(feature = "pmcp")]
 pub mod failing;
@@ -28,6 +32,8 @@ pub mod recording;
 pub mod redis;
 #[cfg(feature = "redis-tests")]
 pub mod refusing;
+#[cfg(feature = "redis-tests")]
+pub mod relay;
 #[cfg(feature = "rmcp")]
 pub mod rmcp;
 #[cfg(feature = "redis-tests")]
@@ -182,7 +188,12 @@ pub fn ask_every_subscriber() {
 
 /// The README, parts of which tests hold against what they see.
 pub fn readme() -> String {
-    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap()
+    page("README.md")
+}
+
+/// A page of the repository.
+pub fn page(path: &str) -> String {
+    std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 /// The largest value that the stores of these tests take.

@@ -335,6 +335,14 @@ impl Server {
         assert!(sent.success());
     }
 
+    /// Whether it is this server that answers, and not another one that was faster to take the port.
+    fn is_at(&self, mut connection: Connection) -> bool {
+        match redis::cmd("INFO").arg("server").query::<String>(&mut connection) {
+            Ok(told) => told.contains(&format!("process_id:{}\r\n", self.process.id())),
+            Err(_) => true,
+        }
+    }
+
     /// Waits until the server replies anything; `false` if it ends before, as when the port was taken.
     fn answers(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -346,7 +354,8 @@ impl Server {
             // An error in reply, such as NOAUTH, is an answer too.
             match client.get_connection() {
                 Err(error) if error.is_io_error() => std::thread::sleep(Duration::from_millis(5)),
-                _ => return true,
+                Ok(connection) => return self.is_at(connection),
+                Err(_) => return true,
             }
         }
         false

@@ -90,7 +90,7 @@ impl RedisBackend {
             });
             Ok(TimerPage::new(timers.collect(), total, next))
         });
-        self.limited(debug_span!("timers", %queue), &context, pages).await
+        self.limited(debug_span!("timers", queue = %queue.printable()), &context, pages).await
     }
 
     /// One member more of a shard than a page holds, and how many there are.

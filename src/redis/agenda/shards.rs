@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Found, QueueState, TAKEN_AT_ONCE, add, in_order};
+use crate::error::Chain;
 use crate::redis::RedisBackend;
 use crate::watch::Seat;
 use crate::{Queue, StorageError, Taken};
@@ -43,7 +44,7 @@ impl Outages {
 
     fn began(&self, shard: u64, error: Option<&StorageError>) {
         if self.ongoing.fetch_or(1 << shard, Ordering::Relaxed) & (1 << shard) == 0 {
-            let error = error.map_or_else(|| "no answer".to_owned(), ToString::to_string);
+            let error = error.map_or_else(|| "no answer".to_owned(), |error| Chain(error).to_string());
             tracing::warn!(
                 shard,
                 error,

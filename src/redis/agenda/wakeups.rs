@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::Queue;
+use crate::error::Chain;
 use crate::redis::RedisBackend;
 use crate::redis::subscriptions::{Leave, State, Subscribed};
 use crate::watch::Signal;
@@ -125,8 +126,8 @@ impl Polling {
             // If the server is down, the store says so. If only subscribing fails, somebody must look at it.
             const WHAT: &str = "timers are polled each second until the server can be subscribed to";
             match error.is_retryable() {
-                true => tracing::debug!(channel, %error, "{WHAT}"),
-                false => tracing::warn!(channel, %error, "{WHAT}"),
+                true => tracing::debug!(channel, error = %Chain(&error), "{WHAT}"),
+                false => tracing::warn!(channel, error = %Chain(&error), "{WHAT}"),
             }
             self.is_reported = true;
         }

@@ -1,0 +1,99 @@
+//! Whether a server that could not be connected to speaks TLS where the URL says that it does not, or the reverse. Neither
+//! side says so: it closes the connection, or waits for more.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use redis::ConnectionAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::StorageError;
+
+/// How much later an error may come because of a look at what the server speaks.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The first message of a TLS connection, with one cipher suite of TLS 1.2 and no extension. A server answers with a message
+/// of its own, if only to refuse it.
+const CLIENT_HELLO: [u8; 52] = {
+    let mut hello = [0; 52];
+    let head: [u8; 11] = [0x16, 3, 1, 0, 47, 1, 0, 0, 43, 3, 3];
+    let mut at = 0;
+    while at < head.len() {
+        hello[at] = head[at];
+        at += 1;
+    }
+    // 32 bytes at random and no session; then ECDHE-RSA-AES128-GCM-SHA256, and no renegotiation; then no compression.
+    [hello[45], hello[46], hello[47], hello[48], hello[49], hello[50], hello[51]] =
+        [4, 0xC0, 0x2F, 0, 0xFF, 1, 0];
+    hello
+};
+
+/// Connects to the first of these addresses by `connecting`, which ends within `limit`. If it fails because the server
+/// expects the other of TLS and none, the error says so.
+pub(super) async fn diagnosed<T>(
+    address: &ConnectionAddr,
+    limit: Duration,
+    connecting: impl Future<Output = Result<T, StorageError>>,
+) -> Result<T, StorageError> {
+    let deadline = Instant::now() + limit;
+    let diagnosis = pin!(async {
+        // A server that answers at all has done so by then. One that waits for more does not.
+        sleep(limit / 2).await;
+        timeout_at(deadline, is_mismatch(address)).await.unwrap_or_default()
+    });
+    let (outcome, is_mismatch) = match select(pin!(connecting), diagnosis).await {
+        Either::Left((Err(error), _)) if matches!(error, StorageError::Unavailable { .. }) => {
+            let until = deadline.min(Instant::now() + PATIENCE);
+            (Err(error), timeout_at(until, is_mismatch(address)).await.unwrap_or_default())
+        }
+        Either::Left((outcome, _)) => (outcome, false),
+        Either::Right((found, connecting)) => (connecting.await, found),
+    };
+    match outcome {
+        Err(StorageError::Unavailable { address: server, outcome_unknown, .. }) if is_mismatch => {
+            let reason = match address {
+                ConnectionAddr::TcpTls { .. } => {
+                    "the server does not speak TLS at this port; use redis:// in place of rediss://, \
+                                                  or the port for TLS"
+                }
+                _ => {
+                    "the server speaks TLS at this port; use rediss:// in place of redis://, or the port without TLS"
+                }
+            };
+            Err(StorageError::Unavailable {
+                address: server,
+                reason: reason.to_owned(),
+                outcome_unknown,
+                source: None,
+            })
+        }
+        outcome => outcome,
+    }
+}
+
+/// Whether the server replies to what the URL does not say that it speaks.
+async fn is_mismatch(address: &ConnectionAddr) -> bool {
+    match address {
+        ConnectionAddr::Tcp(host, port) => {
+            // A handshake, or an alert.
+            let first = first_byte(host, *port, &CLIENT_HELLO).await;
+            first.is_some_and(|byte| matches!(byte, 0x15 | 0x16))
+        }
+        ConnectionAddr::TcpTls { host, port, .. } => {
+            let first = first_byte(host, *port, b"PING\r\n").await;
+            first.is_some_and(|byte| matches!(byte, b'+' | b'-'))
+        }
+        _ => false,
+    }
+}
+
+/// The first byte that the server says after these.
+async fn first_byte(host: &str, port: u16, said: &[u8]) -> Option<u8> {
+    let mut connection = TcpStream::connect((host, port)).await.ok()?;
+    connection.write_all(said).await.ok()?;
+    connection.read_u8().await.ok()
+}

@@ -1,0 +1,313 @@
+//! Servers that an instance can be connected to: one, one behind sentinels, a cluster.
+
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use mcp_task_store::{Credentials, RedisBackend, RedisBuilder, StorageError};
+use redis::Connection;
+use serde::{Deserialize, Serialize};
+
+use super::bus::Buses;
+use super::cluster::{Cluster, NODE, eventually, info, start_node};
+use super::redis::{Server, any_node, command, connection, free_port, masters};
+use super::relay::Relay;
+use super::sentinel::{MASTER, master_of};
+
+/// The limits of each instance.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Instances are this user, and faults are done by another, who is never shut out.
+const APP: [&str; 7] = ["--user", "app", "on", ">first", "~*", "&*", "+@all"];
+const ADMIN: [&str; 7] = ["--user", "admin", "on", ">admin", "~*", "&*", "+@all"];
+
+/// Connects one more instance.
+pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Result<RedisBackend, StorageError>> + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Topology {
+    One,
+    /// A master with so many replicas, behind three sentinels.
+    Sentinels {
+        replicas: usize,
+    },
+    /// Three masters with a replica each.
+    Cluster,
+}
+
+/// How instances connect, beside where to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Writes {
+    AreApplied,
+    WaitForAReplica,
+}
+
+/// What an instance must know to connect.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Way {
+    pub topology: Topology,
+    /// Of the server, the sentinels or the nodes.
+    pub urls: Vec<String>,
+    pub writes: Writes,
+}
+
+impl Way {
+    /// To one server.
+    pub fn to(url: String) -> Self {
+        Self { topology: Topology::One, urls: vec![url], writes: Writes::AreApplied }
+    }
+
+    pub async fn connect(&self, builder: RedisBuilder) -> Result<RedisBackend, StorageError> {
+        let replicas = u32::from(self.writes == Writes::WaitForAReplica);
+        let builder = builder.wait_for_replicas(replicas, TIMEOUT / 3);
+        match self.topology {
+            Topology::One => builder.connect(&self.urls[0]).await,
+            Topology::Sentinels { .. } => {
+                builder.connect_sentinel(&self.urls, &format!("redis://app:first@{MASTER}")).await
+            }
+            Topology::Cluster => builder.connect_cluster(&self.urls).await,
+        }
+    }
+}
+
+pub struct Deployment {
+    pub topology: Topology,
+    /// The master first, where sentinels watch one. In a cluster all nodes.
+    pub servers: Vec<Server>,
+    pub sentinels: Vec<Server>,
+    /// In front of the one server.
+    pub relay: Option<Relay>,
+    /// Between the nodes of the cluster, if they are to be cut off from each other.
+    pub buses: Option<Buses>,
+    /// In the place of a server that is gone: it accepts and says nothing.
+    pub silence: Option<TcpListener>,
+    /// What instances present when they connect.
+    pub password: Arc<Mutex<String>>,
+}
+
+impl Deployment {
+    /// Starts the servers. Blocks.
+    pub fn start(topology: Topology, settings: &[&str], has_buses: bool) -> Self {
+        let settings = [&APP, &ADMIN, settings].concat();
+        let runtime = tokio::runtime::Handle::current();
+        let password = Arc::new(Mutex::new("first".to_owned()));
+        let (mut servers, mut sentinels, mut relay, mut buses) = (Vec::new(), Vec::new(), None, None);
+        match topology {
+            Topology::One => {
+                servers.push(Server::start(&settings));
+                // To which an address moves.
+                servers.push(replica_of(&servers[0], &settings));
+                servers[0].is_replicated();
+                relay = Some(runtime.block_on(Relay::start(servers[0].port)));
+            }
+            Topology::Sentinels { replicas } => {
+                servers.push(Server::start(&settings));
+                servers.extend((0..replicas).map(|_| replica_of(&servers[0], &settings)).collect::<Vec<_>>());
+                let mut master = connection(&admin_url(&servers[0]));
+                let all_online = format!("connected_slaves:{replicas}");
+                eventually(|| {
+                    let told = info(&mut master, "replication");
+                    told.contains(&all_online) && told.matches("state=online").count() == replicas
+                });
+                sentinels = (0..3).map(|_| start_sentinel(servers[0].port)).collect();
+                let known = format!("slaves={replicas},sentinels=3");
+                eventually(|| {
+                    sentinels.iter().all(|sentinel| {
+                        let told = info(&mut sentinel.connection(), "sentinel");
+                        told.contains("status=ok") && told.contains(&known)
+                    })
+                });
+            }
+            Topology::Cluster if has_buses => {
+                let started = Buses::start(6, &settings);
+                servers = Cluster::join(started.1, 3).nodes;
+                buses = Some(started.0);
+            }
+            Topology::Cluster => {
+                let settings = [&NODE[..], &settings].concat();
+                servers = Cluster::join((0..6).map(|_| start_node(&settings)).collect(), 3).nodes;
+            }
+        }
+        Self { topology, servers, sentinels, relay, buses, silence: None, password }
+    }
+
+    /// How instances reach it.
+    pub fn way(&self, writes: Writes) -> Way {
+        let urls = match self.topology {
+            Topology::One => self.relay.iter().map(|relay| app_url(relay.port)).collect(),
+            Topology::Sentinels { .. } => self.sentinels.iter().map(Server::url).collect(),
+            Topology::Cluster => self.servers.iter().map(|server| app_url(server.port)).collect(),
+        };
+        Way { topology: self.topology, urls, writes }
+    }
+
+    /// Connects one more instance each time, with the password of that time.
+    pub fn connect(&self, writes: Writes) -> Connect {
+        let (way, password) = (self.way(writes), Arc::clone(&self.password));
+        Arc::new(move || {
+            let (way, password) = (way.clone(), Arc::clone(&password));
+            let provide = move || {
+                let password = password.lock().unwrap().clone();
+                async move { Ok::<_, std::convert::Infallible>(Credentials::user("app", password)) }
+            };
+            let builder = RedisBackend::builder().connect_timeout(TIMEOUT).response_timeout(TIMEOUT);
+            Box::pin(async move { way.connect(builder.credentials(provide)).await })
+        })
+    }
+
+    /// Owners whose instances are compared: the first is the one that faults are about, and in a cluster the second is on
+    /// another master.
+    pub fn owners(&self) -> Vec<String> {
+        let mut owners = vec!["alice".to_owned()];
+        if self.topology == Topology::Cluster {
+            let target = self.target();
+            let names = (0..100).map(|number| format!("owner-{number}"));
+            owners.extend(names.filter(|name| self.keeper(name) != target).take(1));
+        }
+        owners
+    }
+
+    /// The place of the server that keeps alice's records, by the word of the servers.
+    pub fn target(&self) -> usize {
+        self.keeper("alice")
+    }
+
+    /// The place of the server that keeps the records of an owner.
+    pub fn keeper(&self, owner: &str) -> usize {
+        match self.topology {
+            Topology::One => 0,
+            Topology::Sentinels { .. } => {
+                let port = self.sentinels.iter().rev().find_map(|sentinel| master_of(&sentinel.url()));
+                self.servers.iter().position(|server| Some(server.port) == port).unwrap()
+            }
+            Topology::Cluster => {
+                let url = super::redis::keeper(&self.urls(), &format!("{{{owner}}}"));
+                self.servers.iter().position(|server| server.url() == url).unwrap()
+            }
+        }
+    }
+
+    /// Waits until another server keeps what this one kept.
+    pub fn another_takes_over(&self, server: usize) {
+        match self.topology {
+            Topology::Cluster => {
+                let urls: Vec<String> = self
+                    .servers
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| *at != server)
+                    .map(|(_, other)| other.url())
+                    .collect();
+                let (urls, gone) = (urls.join(","), self.servers[server].url());
+                let kept = |urls: &str| masters(urls).into_values().any(|url| url == gone);
+                eventually(|| !kept(&urls));
+            }
+            _ => {
+                // Any but the first, which may hang.
+                let sentinel = self.sentinels[2].url();
+                eventually(|| {
+                    let port = master_of(&sentinel);
+                    port.is_some() && port != Some(self.servers[server].port)
+                });
+            }
+        }
+    }
+
+    /// Has the replica of the cluster's node that keeps an owner's records take its place, without a loss.
+    pub fn fail_over(&self, owner: &str) {
+        let replica = self.replica_of(self.keeper(owner));
+        let mut asked: Option<Instant> = None;
+        eventually(|| {
+            if self.keeper(owner) == replica && self.is_master(replica) {
+                return true;
+            }
+            // It may not be in step with its master yet, or not know that it is a replica.
+            if !self.is_master(replica) && asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(5))
+            {
+                let failover = redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut self.admin(replica));
+                asked = failover.is_ok().then(Instant::now);
+            }
+            false
+        });
+    }
+
+    pub fn is_master(&self, node: usize) -> bool {
+        let client = redis::Client::open(admin_url(&self.servers[node])).unwrap();
+        let Ok(mut connection) = client.get_connection() else { return false };
+        let told: Result<String, _> = redis::cmd("INFO").arg("replication").query(&mut connection);
+        told.is_ok_and(|told| told.contains("role:master"))
+    }
+
+    /// The place of the replica of a node of the cluster.
+    pub fn replica_of(&self, node: usize) -> usize {
+        let id: String = command(&mut self.admin(node), ["CLUSTER", "MYID"]);
+        let mut place = None;
+        eventually(|| {
+            let told: String = command(&mut any_node(&self.servers[node].url()), ["CLUSTER", "NODES"]);
+            let line = told
+                .lines()
+                .find(|line| line.contains("slave") && line.contains(&id) && !line.contains("fail"));
+            place = line.and_then(|line| {
+                let port: u16 = line.split(' ').nth(1)?.split(['@', ':']).nth(1)?.parse().ok()?;
+                self.servers.iter().position(|server| server.port == port)
+            });
+            place.is_some()
+        });
+        place.unwrap()
+    }
+
+    /// The same in a cluster, without asking one of its nodes.
+    pub fn keeper_without(&self, owner: &str, node: usize) -> usize {
+        let others = self.servers.iter().enumerate().filter(|(place, _)| *place != node);
+        let others: Vec<String> = others.map(|(_, server)| server.url()).collect();
+        let url = super::redis::keeper(&others.join(","), &format!("{{{owner}}}"));
+        self.servers.iter().position(|server| server.url() == url).unwrap()
+    }
+
+    /// All servers with commas in between.
+    pub fn urls(&self) -> String {
+        self.servers.iter().map(Server::url).collect::<Vec<_>>().join(",")
+    }
+
+    pub fn admin(&self, server: usize) -> Connection {
+        connection(&admin_url(&self.servers[server]))
+    }
+
+    /// Runs one command at each server that is up.
+    pub fn everywhere(&self, words: &[&str]) {
+        for server in &self.servers {
+            let client = redis::Client::open(admin_url(server)).unwrap();
+            if let Ok(mut connection) = client.get_connection_with_timeout(TIMEOUT) {
+                connection.set_read_timeout(Some(TIMEOUT)).unwrap();
+                // One that does not answer is what the fault is about.
+                let _ = redis::cmd(words[0]).arg(&words[1..]).query::<redis::Value>(&mut connection);
+            }
+        }
+    }
+}
+
+/// As instances, with their first password.
+pub fn app_url(port: u16) -> String {
+    format!("redis://app:first@127.0.0.1:{port}")
+}
+
+/// As a user whom no fault concerns.
+pub fn admin_url(server: &Server) -> String {
+    format!("redis://admin:admin@127.0.0.1:{}", server.port)
+}
+
+fn replica_of(master: &Server, settings: &[&str]) -> Server {
+    let port = master.port.to_string();
+    Server::start(&[settings, &["--replicaof", "127.0.0.1", &port]].concat())
+}
+
+fn start_sentinel(master: u16) -> Server {
+    let configuration = format!(
+        "sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
+         sentinel down-after-milliseconds {MASTER} 1000\n\
+         sentinel failover-timeout {MASTER} 3000\n"
+    );
+    (0..5)
+        .find_map(|_| Server::start_sentinel_at(free_port(), &configuration))
+        .unwrap_or_else(|| panic!("a sentinel does not start"))
+}

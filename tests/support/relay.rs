@@ -1,0 +1,130 @@
+//! A proxy in front of a server that falls silent, sends garbage, and leads to another server.
+
+use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What becomes of the bytes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    Passes,
+    /// It stays open, and nothing gets through.
+    Silent,
+    /// The client receives something that is no reply in place of each.
+    Garbage,
+}
+
+/// A port that leads each new connection to a server. It closes its connections when it is dropped.
+pub struct Relay {
+    pub port: u16,
+    state: Arc<State>,
+    accepting: JoinHandle<()>,
+}
+
+struct State {
+    target: AtomicU16,
+    /// Of new connections.
+    mode: Mutex<Mode>,
+    connections: Mutex<Vec<watch::Sender<Mode>>>,
+}
+
+impl Relay {
+    pub async fn start(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(State {
+            target: AtomicU16::new(target),
+            mode: Mutex::new(Mode::Passes),
+            connections: Mutex::default(),
+        });
+        let shared = Arc::clone(&state);
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let mode = watch::Sender::new(*shared.mode.lock().unwrap());
+                let modes = mode.subscribe();
+                shared.connections.lock().unwrap().push(mode);
+                tokio::spawn(serve(client, shared.target.load(SeqCst), modes));
+            }
+        });
+        Self { port, state, accepting }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Leads new connections to another server. The others stay where they are.
+    pub fn lead_to(&self, target: u16) {
+        self.state.target.store(target, SeqCst);
+    }
+
+    /// Nothing gets through the connections that there are. New ones work.
+    pub fn silence_connections(&self) {
+        self.set_connections(Mode::Silent);
+    }
+
+    /// Nothing gets through any connection, new ones included.
+    pub fn silence(&self) {
+        *self.state.mode.lock().unwrap() = Mode::Silent;
+        self.set_connections(Mode::Silent);
+    }
+
+    /// Clients receive garbage over every connection.
+    pub fn send_garbage(&self) {
+        *self.state.mode.lock().unwrap() = Mode::Garbage;
+        self.set_connections(Mode::Garbage);
+    }
+
+    /// New connections work again. The others stay as they are.
+    pub fn pass_new_connections(&self) {
+        *self.state.mode.lock().unwrap() = Mode::Passes;
+    }
+
+    fn set_connections(&self, mode: Mode) {
+        self.state.connections.lock().unwrap().retain(|connection| connection.send(mode).is_ok());
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.state.connections.lock().unwrap().clear();
+    }
+}
+
+/// Passes bytes on until one side closes, or the relay is gone.
+async fn serve(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mode>) {
+    let Ok(mut server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
+    let (mut asked, mut replied) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
+    loop {
+        let mode = *modes.borrow_and_update();
+        tokio::select! {
+            changed = modes.changed() => if changed.is_err() {
+                return;
+            },
+            read = client.read(&mut asked) => match read {
+                Ok(1..) if mode == Mode::Silent => {}
+                Ok(read @ 1..) if server.write_all(&asked[..read]).await.is_ok() => {}
+                _ => return,
+            },
+            read = server.read(&mut replied) => match (read, mode) {
+                (Ok(1..), Mode::Silent) => {}
+                (Ok(1..), Mode::Garbage) => {
+                    if client.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await.is_err() {
+                        return;
+                    }
+                }
+                (Ok(read @ 1..), Mode::Passes) => {
+                    if client.write_all(&replied[..read]).await.is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            },
+        }
+    }
+}
