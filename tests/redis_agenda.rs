@@ -397,11 +397,14 @@ async fn a_user_who_may_not_subscribe_gets_an_item_each_second() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let rule = rule_for(&mut admin);
-    let words = rule.split(' ').filter(|word| !word.ends_with("subscribe"));
-    let _: Value = command(&mut admin, words);
+    let _: Value = command(&mut admin, rule.split(' '));
     let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
     let url = format!("redis://tasks:{password}@127.0.0.1:{}", server.port);
     let backend = RedisBackend::connect(&url).await.unwrap();
+    let taken = rule.split(' ').filter(|word| word.ends_with("subscribe")).map(|word| word.replace('+', "-"));
+    let taken: Vec<String> = taken.collect();
+    let words = ["ACL", "SETUSER", "tasks"].into_iter().chain(taken.iter().map(String::as_str));
+    let _: Value = command(&mut admin, words);
     let mut stream = wakeups(&backend);
     let since = Instant::now();
     for _ in 0..3 {

@@ -115,6 +115,7 @@ async fn the_store_sends_a_write_again_only_after_it_has_read_what_became_of_it(
     let error = store.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap_err();
     assert!(error.is_retryable(), "{error:?}");
     // Reads get no good reply from this server, so nothing tells what became of the first write.
+    println!("{:?}", fake.received("EVAL").iter().map(|w| w[2..].join(" ")).collect::<Vec<_>>());
     assert_eq!(fake.received("EVAL").len(), 1);
     assert!(!fake.received("HMGET").is_empty());
 }

@@ -1,6 +1,6 @@
 //! What a server or the rights of a user lack, found out at the start.
 
-use redis::{Pipeline, RedisError};
+use redis::{ErrorKind, Pipeline, RedisError};
 
 use super::RedisBackend;
 use super::error::{Trouble, trouble};
@@ -62,6 +62,11 @@ impl Lacking {
     }
 }
 
+/// Whether it says nothing about what the server lacks: it is in a state that passes, or no server keeps the slot.
+fn is_passing(error: &RedisError) -> bool {
+    trouble(error) == Trouble::Passing || error.kind() == ErrorKind::ClusterConnectionNotFound
+}
+
 impl RedisBackend {
     /// Tries everything that calls will need: scripts with each of their commands, plain commands over the other connection,
     /// messages.
@@ -92,8 +97,11 @@ impl RedisBackend {
         for (command, arguments) in plain {
             reads.cmd(command).arg(&key).arg(arguments);
         }
-        let replies = inner.bulk.read_all(&reads, &key).await;
-        let replies = replies.map_err(|failure| context.storage_error(failure))?;
+        let replies = match inner.bulk.read_all(&reads, &key).await {
+            Ok(replies) => replies,
+            Err(Failure::Replied(error)) => vec![Err(Failure::Replied(error))],
+            Err(failure) => return Err(context.storage_error(failure)),
+        };
         for ((command, _), reply) in plain.into_iter().zip(replies) {
             match reply {
                 Ok(_) => {}
@@ -132,7 +140,7 @@ impl RedisBackend {
                         lacking.note(command, error);
                     }
                 }
-                Err(error) if trouble(&error) == Trouble::Passing => {
+                Err(error) if is_passing(&error) => {
                     tracing::debug!(%error, "how notifications travel could not be tried out");
                 }
                 Err(error) => return Err(context.storage_error(Failure::Unsent(error))),

@@ -40,8 +40,6 @@ const LINGERS: Duration = Duration::from_secs(1);
 const ASKED_EVERY: Duration = Duration::from_secs(1);
 /// How long it may take for an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
-/// How often a server that passes on no messages is looked at again: it may be another one by now.
-const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
 /// All that this backend listens to.
 pub(super) struct Subscriptions {
@@ -294,6 +292,14 @@ impl Server {
         }
         Ok(redis::cmd(pubsub.unsubscribe()).arg(channel).clone())
     }
+
+    /// Ends a subscription, if there is one.
+    async fn end(&self, unsubscribe: Option<Cmd>) -> RedisResult<()> {
+        match unsubscribe {
+            Some(unsubscribe) => self.send(&unsubscribe).await.map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Detects that a server hangs, and that other connections lead to another one by now.
@@ -341,16 +347,10 @@ impl Listening {
         let mut delay = FIRST_DELAY;
         loop {
             match self.subscribe().await {
-                Ok(None) => {
-                    self.set_state(State::Polled, &Signal::Look);
-                    tokio::time::sleep(LOOKED_AT_EVERY).await;
-                    if self.forget_if_left() {
-                        return;
-                    }
-                }
-                Ok(Some((server, unsubscribe))) => {
+                Ok((server, unsubscribe)) => {
                     delay = FIRST_DELAY;
-                    self.set_state(State::Live, &Signal::Look);
+                    let state = if unsubscribe.is_some() { State::Live } else { State::Polled };
+                    self.set_state(state, &Signal::Look);
                     let end = self.end(&server).await;
                     // Subscribers receive a notification once this channel is live again.
                     if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
@@ -363,13 +363,13 @@ impl Listening {
                         End::Moved => {
                             drop(tokio::spawn(async move {
                                 // The old server may be gone, and the new one must not wait for it.
-                                if let Err(error) = server.send(&unsubscribe).await {
+                                if let Err(error) = server.end(unsubscribe).await {
                                     tracing::debug!(error = %Chain(&error), "a subscription to a channel that moved could not be ended");
                                 }
                             }));
                         }
                         End::Left => {
-                            if let Err(error) = server.send(&unsubscribe).await {
+                            if let Err(error) = server.end(unsubscribe).await {
                                 tracing::warn!(channel = self.channel, error = %Chain(&error), "a subscription could not be ended");
                                 self.subscriptions.give_up(&server);
                             }
@@ -410,16 +410,24 @@ impl Listening {
         }
     }
 
-    /// `None` if the server passes on no messages.
-    async fn subscribe(&self) -> RedisResult<Option<(Arc<Server>, Cmd)>> {
+    /// The connection, and what ends the subscription; `None` if the server passes on no messages.
+    async fn subscribe(&self) -> RedisResult<(Arc<Server>, Option<Cmd>)> {
         let master = self.inner.link.master_of(&self.channel).await?;
-        let Some(pubsub) = master.pubsub().await else { return Ok(None) };
-        let server = self.subscriptions.server(&self.inner, master).await?;
+        let (server, pubsub) = loop {
+            let server = self.subscriptions.server(&self.inner, Arc::clone(&master)).await?;
+            let pubsub = master.pubsub().await;
+            // What was tried out belongs to the server that this connection leads to.
+            if master.is_current(server.epoch) {
+                break (server, pubsub);
+            }
+            self.subscriptions.give_up(&server);
+        };
         if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
             held.at = Some(server.number);
         }
+        let Some(pubsub) = pubsub else { return Ok((server, None)) };
         match server.subscribe(pubsub, &self.channel).await {
-            Ok(unsubscribe) => Ok(Some((server, unsubscribe))),
+            Ok(unsubscribe) => Ok((server, Some(unsubscribe))),
             Err(error) => {
                 let error = self.inner.link.explain(error);
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no

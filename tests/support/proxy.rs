@@ -316,7 +316,19 @@ impl Wire {
     }
 
     async fn ask(&mut self, command: &[u8]) -> Option<Vec<u8>> {
-        if self.write(command).await { self.read().await } else { None }
+        if !self.write(command).await {
+            return None;
+        }
+        let mut replies = Vec::new();
+        loop {
+            let reply = self.read().await?;
+            // A message that was published comes before the reply to what published it.
+            let is_message = reply.starts_with(b">") && reply.windows(9).any(|word| word == b"message\r\n");
+            replies.extend(reply);
+            if !is_message {
+                return Some(replies);
+            }
+        }
     }
 }
 
