@@ -197,10 +197,10 @@ async fn next(watch: &mut Watch) {
 /// Which connection breaks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Broken {
-    OfCalls,
-    OfPages,
-    OfWaitingWrites,
-    OfSubscriptions,
+    Calls,
+    Pages,
+    WaitingWrites,
+    Subscriptions,
 }
 
 /// The ids of the connections to this server that clients of ours made.
@@ -222,13 +222,13 @@ fn id(line: &str) -> String {
 
 /// The old server lives on, and only one of the connections to it breaks.
 #[rstest]
-#[case::calls_breaks(Broken::OfCalls, 0)]
-#[case::pages_breaks(Broken::OfPages, 0)]
-#[case::subscriptions_breaks(Broken::OfSubscriptions, 0)]
-#[case::calls_breaks_and_writes_wait(Broken::OfCalls, 1)]
-#[case::waiting_writes_breaks(Broken::OfWaitingWrites, 1)]
-#[case::pages_breaks_and_writes_wait(Broken::OfPages, 1)]
-#[case::subscriptions_breaks_and_writes_wait(Broken::OfSubscriptions, 1)]
+#[case::calls_breaks(Broken::Calls, 0)]
+#[case::pages_breaks(Broken::Pages, 0)]
+#[case::subscriptions_breaks(Broken::Subscriptions, 0)]
+#[case::calls_breaks_and_writes_wait(Broken::Calls, 1)]
+#[case::waiting_writes_breaks(Broken::WaitingWrites, 1)]
+#[case::pages_breaks_and_writes_wait(Broken::Pages, 1)]
+#[case::subscriptions_breaks_and_writes_wait(Broken::Subscriptions, 1)]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
     #[case] broken: Broken,
@@ -251,10 +251,10 @@ async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
 
     relay.lead_to(new.port);
     let (kind, last) = match broken {
-        Broken::OfCalls => ("normal", "cmd=time"),
-        Broken::OfPages => ("normal", "cmd=hmget"),
-        Broken::OfWaitingWrites => ("normal", "cmd=wait"),
-        Broken::OfSubscriptions => ("pubsub", ""),
+        Broken::Calls => ("normal", "cmd=time"),
+        Broken::Pages => ("normal", "cmd=hmget"),
+        Broken::WaitingWrites => ("normal", "cmd=wait"),
+        Broken::Subscriptions => ("pubsub", ""),
     };
     let clients: String = command(&mut admin, ["CLIENT", "LIST", "TYPE", kind]);
     let ids: Vec<String> = clients.lines().filter(|line| line.contains(last)).map(id).collect();
@@ -264,11 +264,11 @@ async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
     }
     // The next use of it finds that it broke, and the connection that replaces it leads to the new server.
     match broken {
-        Broken::OfCalls => works(Call::Get, &backend).await,
-        Broken::OfPages => works(Call::Part, &backend).await,
-        Broken::OfWaitingWrites => works(Call::Put, &backend).await,
+        Broken::Calls => works(Call::Get, &backend).await,
+        Broken::Pages => works(Call::Part, &backend).await,
+        Broken::WaitingWrites => works(Call::Put, &backend).await,
         // An item may stand for what came before.
-        Broken::OfSubscriptions => {
+        Broken::Subscriptions => {
             while backend.get(&t1).await.unwrap().data == "old" {
                 next(&mut watch).await;
             }
