@@ -174,6 +174,9 @@ impl Trials {
                 _ => {
                     let publish = self.publish(pubsub, message.clone());
                     let reply = send(connection, &publish).await?;
+                    if is_dropped(&reply) {
+                        return Ok(Trial { pubsub: Some(pubsub), denied });
+                    }
                     let reply = reply.map(|reply| PUBLISH.decode(reply).is_ok());
                     shown(pubsub.publish(), reply, &mut denied)?
                 }
@@ -225,6 +228,12 @@ impl Trials {
         }
         Ok(Trial { pubsub: None, denied })
     }
+}
+
+/// Whether the server ended the subscription unasked, which is taken for the reply to what is under way: the slot of the channel
+/// has moved to another server. So this one knows the commands, and later replies would be taken for others.
+fn is_dropped(reply: &Result<Value, RedisError>) -> bool {
+    matches!(reply, Ok(Value::Push { kind: PushKind::SUnsubscribe, .. }))
 }
 
 /// The reply, or the error that is the reply.
