@@ -83,6 +83,22 @@ async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last(
     next(&mut watch(&backend, "t1")).await;
 }
 
+/// As after a failover: each tries out how notifications travel, and receives the messages of the others' trials too.
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_that_connect_at_the_same_time_subscribe_by_the_same_command() {
+    const INSTANCES: usize = 60;
+    let server = Server::start(&[]);
+    let (url, mut admin) = (server.url(), server.connection());
+    let connecting = (0..INSTANCES).map(|_| RedisBackend::connect(&url));
+    let backends = futures_util::future::try_join_all(connecting).await.unwrap();
+    backends[0].put(&key("alice", "t1"), "data".into(), never()).await.unwrap();
+    let mut watches: Vec<Watch> = backends.iter().map(|backend| watch(backend, "t1")).collect();
+    for watch in &mut watches {
+        next(watch).await;
+    }
+    assert_eq!(subscribers(&mut admin), INSTANCES as i64);
+}
+
 #[tokio::test]
 async fn one_connection_listens_for_all_owners() {
     let server = Server::start(&[]);

@@ -110,7 +110,7 @@ impl Agreement {
             if let (PushKind::Message | PushKind::SMessage, [_, Value::BulkString(message)]) =
                 (&push.kind, &push.data[..])
             {
-                echo.send_replace(message.clone());
+                echo.send_modify(|received| received.push(message.clone()));
             }
         });
         let opened = opened.await?;
@@ -152,11 +152,12 @@ enum Shown {
 }
 
 impl Trials {
-    /// Finds out by a connection that is used for nothing else; `received` has the latest message that it received.
+    /// Finds out by a connection that is used for nothing else; `received` has the messages that it received,
+    /// which may be those of other trials, too.
     async fn run(
         &self,
         connection: &MultiplexedConnection,
-        mut received: watch::Receiver<Vec<u8>>,
+        mut received: watch::Receiver<Vec<Vec<u8>>>,
     ) -> RedisResult<Trial> {
         let mut denied = None;
         for pubsub in [Pubsub::Sharded, Pubsub::Plain] {
@@ -187,7 +188,8 @@ impl Trials {
                     // A message from the same server is there before the reply to the next command.
                     let time = send(connection, &redis::cmd("TIME")).await?;
                     let _ = time.ok().as_ref().and_then(server_time);
-                    let echo = received.wait_for(|received| received == message.as_bytes());
+                    let echo =
+                        received.wait_for(|received| received.iter().any(|one| one == message.as_bytes()));
                     timeout(ECHO_LIMIT, echo).await.is_ok_and(|echo| echo.is_ok())
                 }
                 _ => true,
