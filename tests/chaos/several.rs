@@ -98,16 +98,22 @@ impl Several {
                 return;
             }
             Silence => {
-                hold_writes(&of, server);
+                // A master that wakes up applies and acknowledges what it was sent meanwhile, before it hears that it is
+                // replaced: those writes are lost. So they are held back until it has heard; behind sentinels, no replica
+                // confirms them.
+                let holds = self.topology == Topology::Cluster;
+                if holds {
+                    hold_writes(&of, server);
+                }
                 of.servers[server].signal("STOP");
                 of.another_takes_over(server);
                 self.log.append(Event::ServerUp);
                 sleep(Duration::from_secs(1) + some_time);
-                // A master that wakes up applies and acknowledges what it was sent meanwhile, before it hears that it is
-                // replaced: those writes are lost. So they are held back until it has heard.
                 of.servers[server].signal("CONT");
-                is_replica(&of, server);
-                let _: () = command(&mut of.admin(server), ["CLIENT", "UNPAUSE"]);
+                if holds {
+                    is_replica(&of, server);
+                    let _: () = command(&mut of.admin(server), ["CLIENT", "UNPAUSE"]);
+                }
             }
             CutBus => {
                 let id: String = command(&mut of.admin(server), ["CLUSTER", "MYID"]);
