@@ -174,17 +174,19 @@ impl Deployment {
 
     /// The place of the server that keeps the records of an owner.
     pub fn keeper(&self, owner: &str) -> usize {
-        match self.topology {
-            Topology::One => 0,
-            Topology::Sentinels { .. } => {
-                let port = self.sentinels.iter().rev().find_map(|sentinel| master_of(&sentinel.url()));
-                self.servers.iter().position(|server| Some(server.port) == port).unwrap()
-            }
-            Topology::Cluster => {
-                let url = super::redis::keeper(&self.urls(), &format!("{{{owner}}}"));
-                self.servers.iter().position(|server| server.url() == url).unwrap()
-            }
-        }
+        let mut place = None;
+        eventually(|| {
+            let port = match self.topology {
+                Topology::One => Some(self.servers[0].port),
+                Topology::Sentinels { .. } => {
+                    self.sentinels.iter().rev().find_map(|sentinel| master_of(&sentinel.url()))
+                }
+                Topology::Cluster => port_of_keeper(&self.urls(), owner),
+            };
+            place = self.servers.iter().position(|server| Some(server.port) == port);
+            place.is_some()
+        });
+        place.unwrap()
     }
 
     /// Waits until another server keeps what this one kept.
@@ -260,8 +262,13 @@ impl Deployment {
     pub fn keeper_without(&self, owner: &str, node: usize) -> usize {
         let others = self.servers.iter().enumerate().filter(|(place, _)| *place != node);
         let others: Vec<String> = others.map(|(_, server)| server.url()).collect();
-        let url = super::redis::keeper(&others.join(","), &format!("{{{owner}}}"));
-        self.servers.iter().position(|server| server.url() == url).unwrap()
+        let mut place = None;
+        eventually(|| {
+            let port = port_of_keeper(&others.join(","), owner);
+            place = self.servers.iter().position(|server| Some(server.port) == port);
+            place.is_some()
+        });
+        place.unwrap()
     }
 
     /// All servers with commas in between.
@@ -284,6 +291,14 @@ impl Deployment {
             }
         }
     }
+}
+
+/// By the word of any of these nodes. A slot may be nobody's for a moment.
+fn port_of_keeper(nodes: &str, owner: &str) -> Option<u16> {
+    let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", &format!("{{{owner}}}")]);
+    let masters = masters(nodes);
+    let (_, url) = masters.range(..=slot).next_back()?;
+    url.rsplit(':').next()?.parse().ok()
 }
 
 /// As instances, with their first password.
