@@ -156,6 +156,8 @@ impl RedisBuilder {
     /// There is one channel per owner, `{prefix}:watch:{owner}`, sharded from Redis 7 on
     /// (<https://redis.io/docs/latest/develop/pubsub/#sharded-pubsub>), and the user needs the rights to it that the
     /// README names. Databases of one server share the channels of a prefix, which costs a watch items without a change.
+    /// Each instance finds out whether the server knows the commands, by a message that it publishes and receives, whenever
+    /// it connects; if none arrives, watching is polling, and the log has a warning.
     /// Switched off, watching is polling. So it is, with writes published all the same, over a
     /// connection of the [caller's own](Self::over) and where the URL says `?protocol=resp2`.
     pub fn notifications(mut self, on: bool) -> Self {
@@ -215,10 +217,13 @@ impl RedisBuilder {
     /// broken fails with a typed error, and starts a reconnect that later calls wait for, 250 ms after the
     /// attempt before at the most.
     ///
+    /// Connecting tries out everything that calls will need: each command, and messages. A state of the server that passes,
+    /// such as a full memory, is no error here: calls report it.
+    ///
     /// # Errors
     /// `Unavailable` within the connect timeout when nobody answers, `Denied` for a wrong user, password or
-    /// certificate, `InvalidKey` for an illegal prefix, `Backend` for a URL that cannot be read and for
-    /// settings that do not go together. None holds the password.
+    /// certificate and for a right that the user lacks, `InvalidKey` for an illegal prefix, `Backend` for a command that the
+    /// server lacks, for a URL that cannot be read and for settings that do not go together. None holds the password.
     ///
     /// # Cancellation safety
     /// Dropping the future drops the connection.
@@ -233,8 +238,9 @@ impl RedisBuilder {
 
     /// Connects to the master that these sentinels know
     /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/>), and again to the one that
-    /// they name after a failover. `sentinels` are URLs such as `redis://host:26379`,
-    /// all with the same user and password if there are any. `master` is the URL of the
+    /// they name after a failover. `sentinels` are URLs such as `redis://host:26379`, each with the user and password of that
+    /// sentinel, if there are any. All of them are asked at the same time, each second and for each connection: the server of
+    /// the latest failover counts, then the one that most of them name. `master` is the URL of the
     /// master with the name that the sentinels have for it in place of the host, such as
     /// `redis://user:password@mymaster/2`. The user needs `+role` as well.
     ///

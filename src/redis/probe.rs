@@ -7,6 +7,7 @@ use super::error::{Trouble, trouble};
 use super::link::{Failure, Sent};
 use super::schema::FIELDS;
 use crate::StorageError;
+use crate::error::Chain;
 use crate::scripts::{PROBE, Probe};
 
 /// The commands that failed at the probe.
@@ -26,7 +27,7 @@ impl Lacking {
             Trouble::Denied => &mut self.denied,
             Trouble::Unknown => &mut self.unknown,
             Trouble::Elsewhere | Trouble::Passing | Trouble::Other => {
-                tracing::debug!(command, %error, "a command failed that was tried out");
+                tracing::debug!(command, error = %Chain(&error), "a command failed that was tried out");
                 return;
             }
         };
@@ -141,7 +142,7 @@ impl RedisBackend {
                     }
                 }
                 Err(error) if is_passing(&error) => {
-                    tracing::debug!(%error, "how notifications travel could not be tried out");
+                    tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out");
                 }
                 Err(error) => return Err(context.storage_error(Failure::Unsent(error))),
             }
