@@ -2,17 +2,23 @@
 
 #![cfg(feature = "redis-tests")]
 
+#[path = "redis_cluster/layout.rs"]
+mod layout;
+#[path = "redis_cluster/lost_nodes.rs"]
+mod lost_nodes;
+#[path = "redis_cluster/refusals.rs"]
+mod refusals;
+#[path = "redis_cluster/subscriptions.rs"]
+mod subscriptions;
 mod support;
 
-use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mcp_task_store::{PageRequest, PartName, RedisBackend, StorageBackend, StorageError, TaskKey, Version};
 use rstest::rstest;
 use support::cluster::{Cluster, eventually, info, moment};
-use support::redis::{Server, command, free_port, keeper};
+use support::redis::{Server, command, keeper};
 use support::{after_ms, in_an_hour, keep, key, never, owner};
 use tokio::task::JoinSet;
 
@@ -133,72 +139,6 @@ async fn a_cluster_that_lacks_a_master_is_unavailable_and_nothing_is_written() {
     }
     let keys: Vec<String> = command(&mut cluster.nodes[survivor].connection(), ["KEYS", "*"]);
     assert!(keys.is_empty(), "{keys:?}");
-}
-
-/// Takes the port of a server that is gone, and says nothing to those who connect.
-fn silence(port: u16) -> TcpListener {
-    TcpListener::bind(("127.0.0.1", port)).unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_silent_node_holds_up_only_its_own_owners() {
-    let mut cluster = Cluster::start(3, 0);
-    for node in &cluster.nodes {
-        let partly = ["CONFIG", "SET", "cluster-require-full-coverage", "no"];
-        let _: () = command(&mut node.connection(), partly);
-    }
-    let limits = RedisBackend::builder().response_timeout(RESPONSE_TIMEOUT).connect_timeout(RESPONSE_TIMEOUT);
-    let backend = limits.connect_cluster(cluster.urls().split(',')).await.unwrap();
-    let lost = cluster.keeper("{alice}");
-    let names: Vec<String> = (0..40).map(|number| format!("owner-{number}")).collect();
-    let healthy = names.iter().find(|name| cluster.keeper(&format!("{{{name}}}")) != lost).unwrap();
-    backend.put(&key(healthy, "t1"), "data".into(), in_an_hour()).await.unwrap();
-    cluster.nodes[lost].kill();
-    let _silence = silence(cluster.nodes[lost].port);
-
-    let done = Arc::new(AtomicBool::new(false));
-    let lost_calls = tokio::spawn({
-        let (backend, done) = (backend.clone(), Arc::clone(&done));
-        async move {
-            let mut calls = 0;
-            while !done.load(Ordering::Relaxed) {
-                let error = backend.get(&key("alice", "t1")).await.unwrap_err();
-                assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
-                calls += 1;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            calls
-        }
-    });
-    let mut times = Vec::new();
-    for _ in 0..300 {
-        let since = Instant::now();
-        backend.put(&key(healthy, "t1"), "data".into(), keep()).await.unwrap();
-        times.push(since.elapsed());
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    times.sort();
-    let (mean, slowest) = (times.iter().sum::<Duration>() / 300, times[299]);
-    done.store(true, Ordering::Relaxed);
-    assert!(lost_calls.await.unwrap() > 10, "they fail soon");
-    println!("figure | cluster with a silent node: a call of an owner on another, mean | {mean:.1?}");
-    println!("figure | cluster with a silent node: a call of an owner on another, slowest | {slowest:.1?}");
-    // Were each call to the silent one to hold them up, it would be a quarter of the connect timeout.
-    assert!(mean < RESPONSE_TIMEOUT / 20, "{times:?}");
-    // It comes back.
-    drop(_silence);
-    cluster.nodes[lost].start_again();
-    until_a_write_works(&backend, "alice").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn one_silent_node_does_not_prevent_the_connection_to_the_others() {
-    let cluster = Cluster::start(3, 0);
-    let port = free_port();
-    let _silence = silence(port);
-    let urls = format!("redis://127.0.0.1:{port},{}", cluster.urls());
-    let backend = RedisBackend::builder().connect_cluster(urls.split(',')).await.unwrap();
-    backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
 }
 
 /// What the two nodes of a migration hold of alice: each key as the server writes it to a file.

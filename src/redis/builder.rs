@@ -30,6 +30,7 @@ use super::subscriptions::Subscriptions;
 use super::tls::Certificates;
 use super::{Inner, RedisBackend, url};
 use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES};
+use crate::error::Chain;
 use crate::{BoxError, StorageError};
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
@@ -102,34 +103,34 @@ impl RedisBuilder {
         self
     }
 
-    /// How long making a connection may take, 2 s unless set: construction as a whole, however many servers are named,
+    /// How long making a connection may take, 2 s unless set, 1 ms to 1 h: construction as a whole, however many servers are named,
     /// and each attempt to reconnect later.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
     }
 
-    /// How long one call of the backend may take, waiting for a reconnect included; 2 s unless set. A write
+    /// How long one call of the backend may take, waiting for a reconnect included; 2 s unless set, 1 ms to 1 h. A write
     /// that runs into it is [`Unavailable`](StorageError::Unavailable) with an unknown outcome.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
         self
     }
 
-    /// The largest value in bytes, 1 MiB unless set. Larger ones are refused before anything is sent.
+    /// The largest value in bytes, 1 MiB unless set, at most 512 MiB. Larger ones are refused before anything is sent.
     pub fn max_value_bytes(mut self, max: usize) -> Self {
         self.max_value_bytes = max;
         self
     }
 
-    /// The largest part of a record in bytes, 4 MiB unless set. Larger ones are refused before anything is sent. A part
+    /// The largest part of a record in bytes, 4 MiB unless set, at most 512 MiB. Larger ones are refused before anything is sent. A part
     /// that is written or read holds the server for about 3 ms a MiB, and with it all other calls.
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;
         self
     }
 
-    /// Makes every write wait until `count` replicas have it, for `within` at the most (1 ms or more, and less
+    /// Makes every write wait until `count` replicas (at most 100) have it, for `within` at the most (1 ms or more, and less
     /// than the response timeout); 0 replicas, the default, waits for none. For [`connect`](Self::connect) and
     /// `connect_sentinel`; the user needs `+wait`.
     ///
@@ -223,7 +224,8 @@ impl RedisBuilder {
     /// # Errors
     /// `Unavailable` within the connect timeout when nobody answers, `Denied` for a wrong user, password or
     /// certificate and for a right that the user lacks, `InvalidKey` for an illegal prefix, `Backend` for a command that the
-    /// server lacks, for a URL that cannot be read and for settings that do not go together. None holds the password.
+    /// server lacks, for a URL that cannot be read and for settings that cannot be used; nothing was sent then. None holds the
+    /// password.
     ///
     /// # Cancellation safety
     /// Dropping the future drops the connection.
@@ -409,7 +411,20 @@ impl RedisBuilder {
         }));
         let connecting = async {
             backend.read_clock("").await?;
-            backend.probe().await
+            if !backend.0.link.has_several_masters() {
+                return backend.probe().await;
+            }
+            match tokio::time::timeout(self.connect_timeout / 2, backend.probe()).await {
+                Ok(Err(error @ StorageError::Unavailable { .. })) => {
+                    tracing::debug!(error = %Chain(&error), "what calls need could not be tried out");
+                    Ok(())
+                }
+                Ok(tried) => tried,
+                Err(_) => {
+                    tracing::debug!("what calls need could not be tried out in time");
+                    Ok(())
+                }
+            }
         };
         match tokio::time::timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map(|()| backend),

@@ -399,9 +399,10 @@ fn cause(error: RedisError) -> BoxError {
 /// The text of an error of the redis crate, without the crate's name for its kind; what a server says as the server says it.
 pub(super) fn plain(error: &RedisError) -> String {
     if let Some(code) = error.code() {
-        return match error.detail() {
-            Some(detail) => format!("{code} {detail}"),
-            None => code.to_owned(),
+        return match (code, error.detail().unwrap_or_default()) {
+            ("", "") => "an error without a text".to_owned(),
+            (code, "") => code.to_owned(),
+            (code, detail) => format!("{code} {detail}"),
         };
     }
     let text = error.to_string().replacen(&format!(" - {:?}", error.kind()), "", 1);

@@ -21,7 +21,13 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start(masters: usize, replicas: usize) -> Self {
-        Self::join((0..masters + replicas).map(|_| start_node(&NODE)).collect(), masters)
+        Self::start_with(masters, replicas, &[])
+    }
+
+    /// The same with further settings of each node.
+    pub fn start_with(masters: usize, replicas: usize, settings: &[&str]) -> Self {
+        let settings = [&NODE[..], settings].concat();
+        Self::join((0..masters + replicas).map(|_| start_node(&settings)).collect(), masters)
     }
 
     /// Makes a cluster of these nodes. The first ones are its masters.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use super::layout::{Node, View};
+use crate::error::Chain;
 use crate::redis::link::{Failure, Link, Sent};
 use crate::redis::master::{Master, MasterLink};
 use crate::scripts::Pubsub;
@@ -81,9 +82,6 @@ impl Member {
 
     /// By which commands the node passes on messages.
     pub(super) async fn pubsub(&self, is_bulk: bool) -> Result<Option<Pubsub>, Failure> {
-        if let Some(error) = self.lost() {
-            return Err(self.unreachable(error));
-        }
         self.link(is_bulk).pubsub("").await.map_err(|failure| self.named_in(failure))
     }
 
@@ -146,7 +144,7 @@ impl Member {
         let mut state = self.state();
         let lost = match state.lost.take() {
             None => {
-                tracing::warn!(node = self.name, %error, "a node of the cluster cannot be reached");
+                tracing::warn!(node = self.name, error = %Chain(error), "a node of the cluster cannot be reached");
                 let next_look = Instant::now() + FIRST_LOOK;
                 Lost { error: error.clone(), next_look, delay: FIRST_LOOK, is_looked_at: false }
             }
