@@ -258,11 +258,15 @@ impl RedisBuilder {
         let sentinels = self.read_urls(sentinels, "sentinel")?;
         let (addresses, name) = (join(&sentinels), host(&info).to_owned());
         let address = format!("{name} (by the sentinels {addresses})");
+        let Some(at) = sentinels.first().map(|sentinel| sentinel.addr().clone()) else {
+            return Err(wrong_settings(address, "no sentinel is named; name all of them".to_owned()));
+        };
+        let limit = self.connect_timeout;
         let dialers = sentinels.into_iter().map(|sentinel| self.sentinel_dialer(sentinel, &address));
         let sentinels = Sentinels::new(dialers.collect::<Result<_, _>>()?, name);
         let dialer = self.dialer(info, self.connect_timeout, &address)?;
         let place = Place::KnownTo(sentinels);
-        self.connect_master(place, dialer, address).await
+        diagnosed(&at, limit, self.connect_master(place, dialer, address)).await
     }
 
     /// Connects to a Redis Cluster of which these are nodes, with keys that are [hash-tagged](Self::hash_tags):
@@ -289,7 +293,7 @@ impl RedisBuilder {
         let address = format!("the cluster of {}", join(&nodes));
         self.refuse_replicas(&address)?;
         let Some(node) = nodes.first().cloned() else {
-            return Err(wrong_settings(address, "it has no node".to_owned()));
+            return Err(wrong_settings(address, "no node is named; name some of them".to_owned()));
         };
         let (at, mut seeds) = (node.addr().clone(), Vec::new());
         for info in &nodes {

@@ -18,6 +18,7 @@ use super::clock::server_time;
 use super::error::{Trouble, trouble};
 use super::link::{Failure, replied};
 use super::master::Master;
+use crate::error::Chain;
 use crate::scripts::{Notice, PUBLISH, Publish, Pubsub};
 
 /// How long a message may take from the reply of the script that published it to its subscriber.
@@ -87,7 +88,9 @@ impl Agreement {
         // Calls wait for it, so it must not take up all of their time.
         match timeout(master.limit() / 2, self.try_out(master)).await {
             Ok(Ok(trial)) => return trial.pubsub,
-            Ok(Err(error)) => tracing::debug!(%error, "how notifications travel could not be tried out"),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out")
+            }
             Err(_) => tracing::debug!("how notifications travel could not be tried out in time"),
         }
         *failed = Some(Instant::now());

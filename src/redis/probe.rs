@@ -3,10 +3,11 @@
 use redis::{ErrorKind, Pipeline, RedisError};
 
 use super::RedisBackend;
-use super::error::{Trouble, trouble};
+use super::error::{Trouble, cause, trouble};
 use super::link::{Failure, Sent};
 use super::schema::FIELDS;
 use crate::StorageError;
+use crate::error::Chain;
 use crate::scripts::{PROBE, Probe};
 
 /// The commands that failed at the probe.
@@ -26,7 +27,7 @@ impl Lacking {
             Trouble::Denied => &mut self.denied,
             Trouble::Unknown => &mut self.unknown,
             Trouble::Elsewhere | Trouble::Passing | Trouble::Other => {
-                tracing::debug!(command, %error, "a command failed that was tried out");
+                tracing::debug!(command, error = %Chain(&error), "a command failed that was tried out");
                 return;
             }
         };
@@ -38,11 +39,13 @@ impl Lacking {
 
     fn result(self, address: &str, key: &str, channel: &str) -> Result<(), StorageError> {
         let address = address.to_owned();
-        let source = self.source.map(Into::into);
+        let source = self.source.map(cause);
         if !self.unknown.is_empty() {
             let unknown = self.unknown.join(", ");
-            let reason =
-                format!("the server does not know commands that are needed, or has them disabled: {unknown}");
+            let reason = format!(
+                "the server does not know commands that are needed, or has them disabled: {unknown}; enable them, or use \
+                         Redis 6.2, Valkey 7.2 or newer"
+            );
             return Err(StorageError::Backend { address, reason, outcome_unknown: false, source });
         }
         if self.denied.is_empty() {
@@ -141,7 +144,7 @@ impl RedisBackend {
                     }
                 }
                 Err(error) if is_passing(&error) => {
-                    tracing::debug!(%error, "how notifications travel could not be tried out");
+                    tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out");
                 }
                 Err(error) => return Err(context.storage_error(Failure::Unsent(error))),
             }

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::dialer::Dialer;
 use super::link::replied;
 use super::master::Master;
+use crate::error::Chain;
 
 /// How long the other sentinels may take once one has answered.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -328,7 +329,9 @@ async fn compare(master: &Master) {
             master.void(epoch);
         }
         Ok(Ok(None)) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "the sentinels could not be asked for the master"),
+        Ok(Err(error)) => {
+            tracing::debug!(error = %Chain(&error), "the sentinels could not be asked for the master")
+        }
         Err(_) => tracing::debug!("the sentinels do not answer"),
     }
 }
