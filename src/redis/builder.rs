@@ -24,7 +24,7 @@ use super::replicas::ReplicatedLink;
 use super::schema::Schema;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
-use super::settings::{check_limit, check_replicas, check_size, refused as refused_setting};
+use super::settings::{check_limit, check_replicas, check_size};
 use super::subscriptions::Subscriptions;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
@@ -464,7 +464,7 @@ impl RedisBuilder {
             && !matches!(settings.addr(), redis::ConnectionAddr::TcpTls { .. })
         {
             let reason = "certificates are set, and the URL says redis://; use rediss:// to connect over TLS";
-            return Err(refused_setting(reason.to_owned()));
+            return Err(super::settings::refused(reason.to_owned()));
         }
         let dialer = Dialer {
             settings,
