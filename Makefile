@@ -10,7 +10,7 @@ REDIS_DIR := .redis
 FEATURES := redis-tests,pmcp
 # Most tests wait for something.
 export RUST_TEST_THREADS ?= 8
-FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel one_owner two_processes lost_workers chaos
+FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel one_owner two_processes lost_workers half_dead chaos
 FUZZ_SECONDS ?= 300
 ADVISORIES := https://github.com/RustSec/advisory-db
 

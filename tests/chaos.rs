@@ -281,10 +281,11 @@ fn show(
     if topology.is_some() {
         figure(place, "what befell the servers", format!("{:?}", done.of_several));
         figure(place, "violations for want of writes that a failover lost", report.lost_writes.len());
+    } else {
+        figure(place, "servers killed, stopped", format!("{}, {}", done.servers_killed, done.servers_paused));
+        figure(place, "steps of the server's clock", done.clocks_stepped);
+        figure(place, "connections reset, closed, stalled", format!("{resets}, {closes}, {stalls}"));
     }
-    figure(place, "servers killed, stopped", format!("{}, {}", done.servers_killed, done.servers_paused));
-    figure(place, "steps of the server's clock", done.clocks_stepped);
-    figure(place, "connections reset, closed, stalled", format!("{resets}, {closes}, {stalls}"));
     figure(place, "time under faults", format!("{:.1} s", raged.as_secs_f64()));
     figure(place, "time until the last task had ended", format!("{:.1} s", ended.as_secs_f64()));
     figure(place, "violations", report.violations.len());

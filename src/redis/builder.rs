@@ -30,6 +30,7 @@ use super::subscriptions::Subscriptions;
 use super::tls::Certificates;
 use super::{Inner, RedisBackend, url};
 use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES};
+use crate::error::Chain;
 use crate::{BoxError, StorageError};
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
@@ -156,6 +157,8 @@ impl RedisBuilder {
     /// There is one channel per owner, `{prefix}:watch:{owner}`, sharded from Redis 7 on
     /// (<https://redis.io/docs/latest/develop/pubsub/#sharded-pubsub>), and the user needs the rights to it that the
     /// README names. Databases of one server share the channels of a prefix, which costs a watch items without a change.
+    /// Each instance finds out whether the server knows the commands, by a message that it publishes and receives, whenever
+    /// it connects; if none arrives, watching is polling, and the log has a warning.
     /// Switched off, watching is polling. So it is, with writes published all the same, over a
     /// connection of the [caller's own](Self::over) and where the URL says `?protocol=resp2`.
     pub fn notifications(mut self, on: bool) -> Self {
@@ -215,10 +218,14 @@ impl RedisBuilder {
     /// broken fails with a typed error, and starts a reconnect that later calls wait for, 250 ms after the
     /// attempt before at the most.
     ///
+    /// Connecting tries out everything that calls will need: each command, and messages. A state of the server that passes,
+    /// such as a full memory, is no error here: calls report it.
+    ///
     /// # Errors
     /// `Unavailable` within the connect timeout when nobody answers, `Denied` for a wrong user, password or
-    /// certificate, `InvalidKey` for an illegal prefix, `Backend` for a URL that cannot be read and for
-    /// settings that cannot be used; nothing was sent then. None holds the password.
+    /// certificate and for a right that the user lacks, `InvalidKey` for an illegal prefix, `Backend` for a command that the
+    /// server lacks, for a URL that cannot be read and for settings that cannot be used; nothing was sent then. None holds the
+    /// password.
     ///
     /// # Cancellation safety
     /// Dropping the future drops the connection.
@@ -233,8 +240,9 @@ impl RedisBuilder {
 
     /// Connects to the master that these sentinels know
     /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/>), and again to the one that
-    /// they name after a failover. `sentinels` are URLs such as `redis://host:26379`,
-    /// all with the same user and password if there are any. `master` is the URL of the
+    /// they name after a failover. `sentinels` are URLs such as `redis://host:26379`, each with the user and password of that
+    /// sentinel, if there are any. All of them are asked at the same time, each second and for each connection: the server of
+    /// the latest failover counts, then the one that most of them name. `master` is the URL of the
     /// master with the name that the sentinels have for it in place of the host, such as
     /// `redis://user:password@mymaster/2`. The user needs `+role` as well.
     ///
@@ -407,7 +415,20 @@ impl RedisBuilder {
         }));
         let connecting = async {
             backend.read_clock("").await?;
-            backend.probe().await
+            if !backend.0.link.has_several_masters() {
+                return backend.probe().await;
+            }
+            match tokio::time::timeout(self.connect_timeout / 2, backend.probe()).await {
+                Ok(Err(error @ StorageError::Unavailable { .. })) => {
+                    tracing::debug!(error = %Chain(&error), "what calls need could not be tried out");
+                    Ok(())
+                }
+                Ok(tried) => tried,
+                Err(_) => {
+                    tracing::debug!("what calls need could not be tried out in time");
+                    Ok(())
+                }
+            }
         };
         match tokio::time::timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map(|()| backend),

@@ -389,6 +389,9 @@ impl Link for ClusterLink {
             None => cluster.other_keeper(slot, None).await,
         };
         let keeper = keeper.ok_or_else(|| unkept(slot))?;
+        if let Some(error) = keeper.lost() {
+            return Err(keeper.unreachable(error));
+        }
         match keeper.pubsub(self.is_bulk).await {
             Err(failure @ Failure::Unreachable(..)) => {
                 match cluster.other_keeper(slot, Some(&keeper)).await {
@@ -430,6 +433,10 @@ impl Link for ClusterLink {
             return Err(member.unreachable(error));
         }
         member.send(self.is_bulk, command, false, &Sent::default()).await
+    }
+
+    fn has_several_masters(&self) -> bool {
+        true
     }
 
     fn generation(&self) -> u64 {

@@ -59,6 +59,11 @@ pub(super) trait Link: Send + Sync {
         Ok(vec![MasterOfSlots::default()])
     }
 
+    /// Whether other keys may be on other masters, so that one that is lost does not stand in the way of all.
+    fn has_several_masters(&self) -> bool {
+        false
+    }
+
     /// Sends a command to one of the [`masters`](Self::masters).
     async fn send_to(&self, _master: &MasterOfSlots, command: &Cmd) -> Result<Value, Failure> {
         self.send(command, "", &Sent::default()).await

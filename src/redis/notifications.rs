@@ -11,7 +11,7 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
 use tokio::sync::{Mutex, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::clock::server_time;
@@ -21,9 +21,9 @@ use super::master::Master;
 use crate::error::Chain;
 use crate::scripts::{Notice, PUBLISH, Publish, Pubsub};
 
-/// How long a message may take from the reply of the script that published it to its subscriber.
-const ECHO_LIMIT: Duration = Duration::from_secs(1);
-/// How long a trial that came to no result is not repeated.
+/// How much longer a message may take than the reply to a command that was sent after it was published.
+const ECHO_LIMIT: Duration = Duration::from_millis(200);
+/// How long after a trial that came to no result the next one begins.
 const TRIED_EVERY: Duration = Duration::from_millis(100);
 
 /// The trials of one deployment.
@@ -40,8 +40,8 @@ pub(super) struct Agreement {
     trials: Trials,
     /// 0 before the first trial, else made of the master's epoch and the result.
     latest: AtomicU64,
-    /// When the latest trial failed. Locked while one is under way.
-    failed: Mutex<Option<Instant>>,
+    /// Locked while a trial is under way.
+    turn: Mutex<()>,
 }
 
 /// The result of a trial.
@@ -55,7 +55,7 @@ pub(super) struct Trial {
 
 impl Agreement {
     pub(super) fn new(trials: Trials) -> Self {
-        Self { trials, latest: AtomicU64::new(0), failed: Mutex::default() }
+        Self { trials, latest: AtomicU64::new(0), turn: Mutex::default() }
     }
 
     /// The result of the trial in this epoch.
@@ -72,29 +72,35 @@ impl Agreement {
         }
     }
 
-    /// The commands for this master; `None`: it passes on no messages. A new connection finds out in each epoch.
+    /// The commands for this master; `None`: it passes on no messages. A new connection finds out in each epoch. Calls wait for
+    /// that as they wait for a connection: a message by other commands than those of the subscribers would be lost.
     pub(super) async fn reach(&self, master: &Arc<Master>) -> Option<Pubsub> {
         if let Some(known) = self.of(master.epoch()) {
             return known;
         }
-        let mut failed = self.failed.lock().await;
-        // It was tried while this waited.
-        if let Some(known) = self.of(master.epoch()) {
-            return known;
-        }
-        if failed.is_some_and(|failed| failed.elapsed() < TRIED_EVERY) {
-            return self.presumed();
-        }
-        // Calls wait for it, so it must not take up all of their time.
-        match timeout(master.limit() / 2, self.try_out(master)).await {
-            Ok(Ok(trial)) => return trial.pubsub,
-            Ok(Err(error)) => {
-                tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out")
+        let _turn = self.turn.lock().await;
+        let until = Instant::now() + master.limit();
+        loop {
+            // Another call may have found out meanwhile.
+            if let Some(known) = self.of(master.epoch()) {
+                return known;
             }
-            Err(_) => tracing::debug!("how notifications travel could not be tried out in time"),
+            match timeout_at(until, self.try_out(master)).await {
+                Ok(Ok(trial)) => return trial.pubsub,
+                Ok(Err(error)) => {
+                    tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out");
+                    // Nor does the server take a write in this state.
+                    if trouble(&error) == Trouble::Passing {
+                        return self.presumed();
+                    }
+                }
+                Err(_) => tracing::debug!("how notifications travel could not be tried out in time"),
+            }
+            if Instant::now() + TRIED_EVERY >= until {
+                return self.presumed();
+            }
+            sleep(TRIED_EVERY).await;
         }
-        *failed = Some(Instant::now());
-        self.presumed()
     }
 
     /// Makes the trial.

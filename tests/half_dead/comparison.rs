@@ -302,7 +302,17 @@ pub struct Took {
 impl Comparison {
     /// Connects the instances, which work when this returns.
     pub async fn start(connect: Connect, owners: &[String]) -> Result<Self, String> {
-        let connected = || async { connect().await.map_err(|error| format!("{error:?}")) };
+        // On a busy machine the first connections may take long.
+        let begun = Instant::now();
+        let connected = || async {
+            loop {
+                match connect().await {
+                    Err(error) if begun.elapsed() > PATIENCE => return Err(format!("{error:?}")),
+                    Err(_) => sleep(BUSY_PAUSE).await,
+                    Ok(backend) => return Ok(backend),
+                }
+            }
+        };
         let (busy, idle) = (connected().await?, connected().await?);
         let lanes: Vec<Arc<Lane>> = owners.iter().cloned().map(Lane::new).collect();
         let mut tasks = JoinSet::new();

@@ -38,6 +38,7 @@ pub enum Fault {
     SilentConnections,
     SilentProxy,
     Garbage,
+    Resets,
     MovesAndCallsBreak,
     MovesAndSubscriptionsBreak,
 
@@ -168,6 +169,10 @@ impl Fault {
             }
             Garbage => {
                 relay(of).send_garbage();
+                ends(Box::new(|of| relay(of).pass_new_connections()))
+            }
+            Resets => {
+                relay(of).reset();
                 ends(Box::new(|of| relay(of).pass_new_connections()))
             }
             MovesAndCallsBreak | MovesAndSubscriptionsBreak => {

@@ -38,6 +38,7 @@ const ON_ONE: &[Case] = &[
     (One, WaitForAReplica, SilentConnections),
     (One, AreApplied, SilentProxy),
     (One, AreApplied, Garbage),
+    (One, AreApplied, Resets),
     (One, AreApplied, MovesAndCallsBreak),
     (One, AreApplied, MovesAndSubscriptionsBreak),
 ];

@@ -124,6 +124,22 @@ async fn silent_seeds_do_not_delay_the_connection_to_the_others() {
     assert!(since.elapsed() < limit, "all are within the connect timeout: {:?}", since.elapsed());
 }
 
+/// What calls need is tried out on a key of that master.
+#[rstest]
+#[case::is_killed(false)]
+#[case::is_silent(true)]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_starts_while_the_master_of_the_probe_key(#[case] is_silent: bool) {
+    let mut cluster = Cluster::start(3, 0);
+    serve_partly(&cluster);
+    let lost = cluster.keeper("pmcp:probe");
+    let (_, healthy) = owners(&cluster, lost, 0);
+    cluster.nodes[lost].kill();
+    let _silence = is_silent.then(|| silence(cluster.nodes[lost].port));
+    let backend = connect(&cluster).await;
+    until_a_write_works(&backend, &healthy).await;
+}
+
 /// The node and the others do not hear of each other any more, and clients reach all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_of_the_minority_is_left_when_the_others_have_elected_another() {

@@ -16,6 +16,8 @@ enum Mode {
     Silent,
     /// The client receives something that is no reply in place of each.
     Garbage,
+    /// It is reset in the middle of a reply.
+    Resets,
 }
 
 /// A port that leads each new connection to a server. It closes its connections when it is dropped.
@@ -79,6 +81,12 @@ impl Relay {
         self.set_connections(Mode::Garbage);
     }
 
+    /// Resets each connection in the middle of its next reply.
+    pub fn reset(&self) {
+        *self.state.mode.lock().unwrap() = Mode::Resets;
+        self.set_connections(Mode::Resets);
+    }
+
     /// New connections work again. The others stay as they are.
     pub fn pass_new_connections(&self) {
         *self.state.mode.lock().unwrap() = Mode::Passes;
@@ -117,6 +125,12 @@ async fn serve(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mo
                     if client.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await.is_err() {
                         return;
                     }
+                }
+                (Ok(read @ 1..), Mode::Resets) => {
+                    // Either may have been closed meanwhile.
+                    let _ = client.write_all(&replied[..read / 2]).await;
+                    let _ = client.set_zero_linger();
+                    return;
                 }
                 (Ok(read @ 1..), Mode::Passes) => {
                     if client.write_all(&replied[..read]).await.is_err() {

@@ -82,9 +82,6 @@ impl Member {
 
     /// By which commands the node passes on messages.
     pub(super) async fn pubsub(&self, is_bulk: bool) -> Result<Option<Pubsub>, Failure> {
-        if let Some(error) = self.lost() {
-            return Err(self.unreachable(error));
-        }
         self.link(is_bulk).pubsub("").await.map_err(|failure| self.named_in(failure))
     }
 
