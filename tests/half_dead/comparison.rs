@@ -27,6 +27,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const FRESH_LIMIT: Duration = Duration::from_millis(2500);
 /// How long the busy one may take for one round of calls.
 const BUSY_LIMIT: Duration = Duration::from_millis(2500);
+/// And how long until its watch has told it what a fresh instance wrote before.
+const WATCH_LIMIT: Duration = Duration::from_secs(1);
 /// Between two rounds of its calls.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// How often in a row a fresh instance must succeed before it counts.
@@ -208,13 +210,16 @@ impl Lane {
             return Err(format!("a fresh instance wrote {number}, and it reads {read}"));
         }
         // The sender ends after this.
-        heard.wait_for(|heard| *heard >= begun).await.map(drop).map_err(|error| error.to_string())
+        match timeout(WATCH_LIMIT, heard.wait_for(|heard| *heard >= begun)).await {
+            Ok(heard) => heard.map(drop).map_err(|error| error.to_string()),
+            Err(_) => Err("a watch is deaf".to_owned()),
+        }
     }
 
     async fn busy(self: Arc<Self>, backend: RedisBackend, mut heard: watch::Receiver<Instant>) {
         loop {
             let served = timeout(BUSY_LIMIT, self.is_served_by_the_busy(&backend, &mut heard)).await;
-            let served = served.unwrap_or_else(|_| Err("a watch is deaf, or calls are slow".to_owned()));
+            let served = served.unwrap_or_else(|_| Err("calls are slow".to_owned()));
             {
                 let Standing { fresh, busy, .. } = &mut *self.standing();
                 match served {
