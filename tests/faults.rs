@@ -213,7 +213,8 @@ async fn a_server_that_hangs() {
 #[tokio::test]
 async fn a_server_that_is_paused() {
     let (_server, backend, mut admin) = prepared(&[]).await;
-    let millis = (LIMIT * (3 * rounds() as u32)).as_millis().to_string();
+    // Longer than all calls of the row take.
+    let millis = (LIMIT * (3 * rounds() as u32 + 2)).as_millis().to_string();
     let _: () = command(&mut admin, ["CLIENT", "PAUSE", &millis]);
     let row = Row { server: "is slow (`CLIENT PAUSE`)", ..HELD_UP };
     row.holds(&backend).await;

@@ -176,6 +176,14 @@ async fn a_port_that_speaks_tls_and_one_that_does_not_are_told_apart() {
         assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
         assert!(error.to_string().contains(words), "{error}");
     }
+    // So are the nodes of a cluster, and sentinels.
+    let plain = format!("redis://127.0.0.1:{port}");
+    for error in [
+        builder().connect_timeout(limit).connect_cluster([&plain]).await.unwrap_err(),
+        builder().connect_timeout(limit).connect_sentinel([&plain], "redis://mymaster").await.unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("speaks TLS at this port"), "{error}");
+    }
     // Of a server that says nothing at all neither is known.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();

@@ -440,7 +440,9 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
         next(&mut watched).await;
         assert_eq!(backends[0].get(&t1).await.unwrap().data, data);
     }
-    notice_each_other(&backends).await;
+    // One that has not known the server before is the measure.
+    let [one, other] = backends;
+    notice_each_other(&[one, other, RedisBackend::connect(&server.url()).await.unwrap()]).await;
 }
 
 /// What brings a server into a state in which it refuses writes, which error that is, and whether deletes pass.

@@ -24,7 +24,7 @@ use super::replicas::ReplicatedLink;
 use super::schema::Schema;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
-use super::settings::{check_limit, check_replicas, check_size, refused as refused_setting};
+use super::settings::{check_limit, check_replicas, check_size};
 use super::subscriptions::Subscriptions;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
@@ -266,11 +266,15 @@ impl RedisBuilder {
         let sentinels = self.read_urls(sentinels, "sentinel")?;
         let (addresses, name) = (join(&sentinels), host(&info).to_owned());
         let address = format!("{name} (by the sentinels {addresses})");
+        let Some(at) = sentinels.first().map(|sentinel| sentinel.addr().clone()) else {
+            return Err(wrong_settings(address, "no sentinel is named; name all of them".to_owned()));
+        };
+        let limit = self.connect_timeout;
         let dialers = sentinels.into_iter().map(|sentinel| self.sentinel_dialer(sentinel, &address));
         let sentinels = Sentinels::new(dialers.collect::<Result<_, _>>()?, name);
         let dialer = self.dialer(info, self.connect_timeout, &address)?;
         let place = Place::KnownTo(sentinels);
-        self.connect_master(place, dialer, address).await
+        diagnosed(&at, limit, self.connect_master(place, dialer, address)).await
     }
 
     /// Connects to a Redis Cluster of which these are nodes, with keys that are [hash-tagged](Self::hash_tags):
@@ -297,7 +301,7 @@ impl RedisBuilder {
         let address = format!("the cluster of {}", join(&nodes));
         self.refuse_replicas(&address)?;
         let Some(node) = nodes.first().cloned() else {
-            return Err(wrong_settings(address, "it has no node".to_owned()));
+            return Err(wrong_settings(address, "no node is named; name some of them".to_owned()));
         };
         let (at, mut seeds) = (node.addr().clone(), Vec::new());
         for info in &nodes {
@@ -481,7 +485,7 @@ impl RedisBuilder {
             && !matches!(settings.addr(), redis::ConnectionAddr::TcpTls { .. })
         {
             let reason = "certificates are set, and the URL says redis://; use rediss:// to connect over TLS";
-            return Err(refused_setting(reason.to_owned()));
+            return Err(super::settings::refused(reason.to_owned()));
         }
         let dialer = Dialer {
             settings,

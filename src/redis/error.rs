@@ -301,8 +301,10 @@ impl<'a> Context<'a> {
         match unknown_command(&error) {
             Some(command) if command == "HELLO" => return self.lacks_hello(error),
             Some(command) => {
-                let reason = format!("the server does not know the command {command}, or has it disabled");
-                return self.backend(reason, false, Some(error.into()));
+                let reason = format!(
+                    "the server does not know the command {command}, or has it disabled; enable it there"
+                );
+                return self.backend(reason, false, Some(cause(error)));
             }
             None => {}
         }
@@ -343,7 +345,7 @@ impl<'a> Context<'a> {
     fn lacks_hello(&self, error: RedisError) -> StorageError {
         let reason =
             "the server does not know HELLO; add ?protocol=resp2 to the URL, with which watches poll";
-        self.backend(reason.to_owned(), false, Some(error.into()))
+        self.backend(reason, false, Some(cause(error)))
     }
 
     fn denied(&self, reason: &str, error: RedisError) -> StorageError {
@@ -392,7 +394,7 @@ impl Error for Cause {
     }
 }
 
-fn cause(error: RedisError) -> BoxError {
+pub(super) fn cause(error: RedisError) -> BoxError {
     Cause(error).into()
 }
 

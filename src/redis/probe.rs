@@ -3,7 +3,7 @@
 use redis::{ErrorKind, Pipeline, RedisError};
 
 use super::RedisBackend;
-use super::error::{Trouble, trouble};
+use super::error::{Trouble, cause, trouble};
 use super::link::{Failure, Sent};
 use super::schema::FIELDS;
 use crate::StorageError;
@@ -39,11 +39,13 @@ impl Lacking {
 
     fn result(self, address: &str, key: &str, channel: &str) -> Result<(), StorageError> {
         let address = address.to_owned();
-        let source = self.source.map(Into::into);
+        let source = self.source.map(cause);
         if !self.unknown.is_empty() {
             let unknown = self.unknown.join(", ");
-            let reason =
-                format!("the server does not know commands that are needed, or has them disabled: {unknown}");
+            let reason = format!(
+                "the server does not know commands that are needed, or has them disabled: {unknown}; enable them, or use \
+                         Redis 6.2, Valkey 7.2 or newer"
+            );
             return Err(StorageError::Backend { address, reason, outcome_unknown: false, source });
         }
         if self.denied.is_empty() {

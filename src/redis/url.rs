@@ -198,7 +198,7 @@ mod tests {
     #[case::a_password_in_the_query("redis://host?password=pass-word", "`password` in its query")]
     #[case::an_unknown_protocol("redis://host?protocol=resp4", "`resp2` nor `resp3`")]
     #[case::two_protocols("redis://host?protocol=resp2&protocol=resp3", "twice")]
-    #[case::insecure("rediss://host#insecure", "root_certificates")]
+    #[case::insecure("redis://host#insecure", "root_certificates")]
     #[case::another_fragment("redis://host#1", "fragment")]
     #[case::a_slash("redis://user:pass-word/1@host", "`%2F`")]
     #[case::a_question_mark("redis://user:pass-word?protocol=resp2@host", "`%3F`")]

@@ -63,5 +63,9 @@ fn the_page_of_operators_shows_the_line_that_each_mistake_prints() {
     assert_on_the_page(&page, "redis://{}/0", encrypted_port);
     assert_on_the_page(&page, "rediss://{}", encrypted_port);
     assert_on_the_page(&page, "rediss://{}#insecure", encrypted_port);
+    let without = Server::start(&["--rename-command", "EVAL", ""]);
+    assert_on_the_page(&page, "redis://{}/2", without.port);
+    let without = Server::start(&["--rename-command", "HELLO", ""]);
+    assert_on_the_page(&page, "redis://{}/3", without.port);
     assert_on_the_page(&page, "redis://{}/1", web_server());
 }

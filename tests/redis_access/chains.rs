@@ -62,6 +62,9 @@ async fn no_error_of_a_connection_repeats_its_source() {
     let missing = builder().connect(&server.url()).await.unwrap_err();
     assert_said_once(&missing, 2, "NOAUTH");
 
+    let without = Server::start(&["--rename-command", "EVAL", ""]);
+    assert_said_once(&builder().connect(&without.url()).await.unwrap_err(), 2, "unknown command");
+
     let (authority, another) = (Authority::new(), Authority::new());
     let (_server, port) = authority.start_server(false);
     let stranger = builder().root_certificates(another.pem("ca.pem"));

@@ -11,6 +11,7 @@ use mcp_task_store::{Credentials, RedisBackend, RedisBuilder, StorageBackend, St
 use redis::Value;
 use rstest::rstest;
 
+use super::support::cluster::Cluster;
 use super::support::redis::{Server, command};
 use super::support::sentinel::{MASTER, Watched};
 use super::support::{in_an_hour, keep, key};
@@ -227,6 +228,27 @@ async fn behind_sentinels_a_rotated_password_is_asked_for_too() {
     assert!(asked >= 2, "for calls and for the subscription");
     vault.set(Some("pass-word-2"));
     rotate(&watched.master, "pass-word-2");
+    put(&backend).await;
+    assert_heard(&backend, &mut watch).await;
+    assert_heard(&backend, &mut watch).await;
+    assert!(vault.asked.load(Ordering::SeqCst) >= asked + 2);
+    assert_hides_passwords(&backend);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_a_rotated_password_is_asked_for_too() {
+    let cluster = Cluster::start(2, 0);
+    let rotate_all = |password: &str| cluster.nodes.iter().for_each(|node| rotate(node, password));
+    rotate_all("pass-word-1");
+    let vault = Vault::holding("pass-word-1");
+    let urls = cluster.nodes.iter().map(|node| format!("redis://nobody:wrong@127.0.0.1:{}", node.port));
+    let backend = vault.builder().connect_cluster(urls).await.unwrap();
+    put(&backend).await;
+    let mut watch = watch(&backend);
+    assert_heard(&backend, &mut watch).await;
+    let asked = vault.asked.load(Ordering::SeqCst);
+    vault.set(Some("pass-word-2"));
+    rotate_all("pass-word-2");
     put(&backend).await;
     assert_heard(&backend, &mut watch).await;
     assert_heard(&backend, &mut watch).await;

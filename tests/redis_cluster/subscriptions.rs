@@ -104,6 +104,12 @@ async fn watches_hear_of_every_write_after_ten_failovers_and_when_the_demoted_no
     tokio::task::block_in_place(|| {
         buses.cut(&cluster.id(1));
         fail_over(&cluster, demoted, elected, true);
+        let subscribed = |node: usize| {
+            let channels: Vec<String> =
+                command(&mut cluster.nodes[node].connection(), ["PUBSUB", "SHARDCHANNELS"]);
+            channels.len()
+        };
+        eventually(|| subscribed(demoted) + subscribed(elected) >= OWNERS);
         buses.join();
         cluster.settled();
     });

@@ -159,7 +159,7 @@ impl Cluster {
     async fn survey(self: &Arc<Self>, of_all: bool) {
         let number = self.surveys.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let (asked, is_whole) = self.next_asked(of_all);
-        let mut asking: FuturesUnordered<_> = asked.iter().map(|member| answer(member)).collect();
+        let mut asking: FuturesUnordered<_> = asked.iter().map(answer).collect();
         let mut views: Vec<View> = Vec::new();
         let mut until = tokio::time::Instant::now() + QUESTION_LIMIT;
         while let Ok(Some(view)) = tokio::time::timeout_at(until, asking.next()).await {
