@@ -79,8 +79,15 @@ pub(super) async fn diagnosed<T>(
 async fn is_mismatch(address: &ConnectionAddr) -> bool {
     match address {
         ConnectionAddr::Tcp(host, port) => {
+            let encrypted = pin!(first_byte(host, *port, &CLIENT_HELLO));
+            // A server without TLS waits for the rest of that. Its reply to this one spares the wait.
+            let plain = pin!(first_byte(host, *port, b"PING\r\n"));
+            let first = match select(encrypted, plain).await {
+                Either::Left((first, _)) => first,
+                Either::Right((Some(b'+' | b'-'), _)) => None,
+                Either::Right((_, encrypted)) => encrypted.await,
+            };
             // A handshake, or an alert.
-            let first = first_byte(host, *port, &CLIENT_HELLO).await;
             first.is_some_and(|byte| matches!(byte, 0x15 | 0x16))
         }
         ConnectionAddr::TcpTls { host, port, .. } => {

@@ -115,19 +115,19 @@ impl Master {
         on_push: impl Fn(PushInfo) + Send + Sync + 'static,
     ) -> RedisResult<Opened> {
         let mut epoch = self.epoch();
-        let mut is_another = false;
-        let (mut connection, address) = match &self.place {
+        let (mut connection, address, is_another) = match &self.place {
             Place::At(address) => {
-                (self.dialer.dial(address, response_timeout, on_push).await?, address.to_string())
+                let connection = self.dialer.dial(address, response_timeout, on_push).await?;
+                (connection, address.to_string(), false)
             }
             #[cfg(feature = "redis-sentinel")]
             Place::KnownTo(sentinels) => {
                 let dialed = sentinels.dial(&self.dialer, response_timeout, Arc::new(on_push));
                 let (connection, named) = dialed.await?;
                 let address = named.to_string();
-                is_another = self.leads_to(epoch, named);
+                let is_another = self.leads_to(epoch, named);
                 self.keep_comparing();
-                (connection, address)
+                (connection, address, is_another)
             }
         };
         self.observe_time(&mut connection).await?;
