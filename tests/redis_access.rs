@@ -625,3 +625,28 @@ async fn a_backend_connects_while_the_server(#[case] state: &[&str], #[case] pas
     let keys: Vec<String> = admin.keys("*probe*").unwrap();
     assert!(keys.is_empty(), "{keys:?}");
 }
+
+/// Each server is of another kind than the one that the call connects to.
+#[tokio::test]
+async fn connecting_to_another_kind_of_server_says_what_connects_to_it() {
+    let server = Server::start(&[]);
+    let error = RedisBackend::builder().connect_cluster([server.url()]).await.unwrap_err();
+    assert_tells(&error, &["is not a node of a cluster", "connect with connect"]);
+    let error = RedisBackend::builder().connect_sentinel([server.url()], "redis://main").await.unwrap_err();
+    assert_tells(&error, &["named as a sentinel", "26379"]);
+    assert!(!format!("{error:?}").contains("args"), "{error:?}");
+    let watched = Watched::start(&[]);
+    let sentinels = watched.sentinel_urls();
+    let error = RedisBackend::connect(&sentinels[0]).await.unwrap_err();
+    assert_tells(&error, &["connect_sentinel"]);
+    let error = RedisBackend::builder().connect_sentinel(&sentinels, "redis://other").await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    assert_tells(&error, &["do not know a master of this name", "other"]);
+}
+
+#[tokio::test]
+async fn a_host_name_without_an_address_is_told_apart_from_a_server_that_is_down() {
+    let error = RedisBackend::connect("redis://redis.invalid").await.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    assert_tells(&error, &["redis.invalid:6379", "no address was found for the host name"]);
+}

@@ -103,8 +103,8 @@ impl RedisBuilder {
         self
     }
 
-    /// How long making a connection may take, 2 s unless set, 1 ms to 1 h: construction as a whole, however many servers are named,
-    /// and each attempt to reconnect later.
+    /// How long making a connection may take: 2 s unless set, from 1 ms to 1 h. It limits construction as a whole, however many
+    /// servers are named, and each later attempt to reconnect.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
@@ -130,7 +130,7 @@ impl RedisBuilder {
         self
     }
 
-    /// Makes every write wait until `count` replicas (at most 100) have it, for `within` at the most (1 ms or more, and less
+    /// Makes every write wait until `count` replicas (at most 100) have it, for at most `within` (1 ms or more, and less
     /// than the response timeout); 0 replicas, the default, waits for none. For [`connect`](Self::connect) and
     /// `connect_sentinel`; the user needs `+wait`.
     ///
@@ -151,26 +151,28 @@ impl RedisBuilder {
     }
 
     /// Whether each write is published to those who [`watch`](crate::StorageBackend::watch) the record, and watching
-    /// is listening; on unless set. All instances on one store have to agree: writes of one that does not publish are
-    /// not heard by one that listens.
+    /// is listening; on unless set. All instances on one store must agree: subscribers receive no notification of a write
+    /// by an instance that does not publish.
     ///
     /// There is one channel per owner, `{prefix}:watch:{owner}`, sharded from Redis 7 on
     /// (<https://redis.io/docs/latest/develop/pubsub/#sharded-pubsub>), and the user needs the rights to it that the
     /// README names. Databases of one server share the channels of a prefix, which costs a watch items without a change.
-    /// Each instance finds out whether the server knows the commands, by a message that it publishes and receives, whenever
-    /// it connects; if none arrives, watching is polling, and the log has a warning.
-    /// Switched off, watching is polling. So it is, with writes published all the same, over a
-    /// connection of the [caller's own](Self::over) and where the URL says `?protocol=resp2`.
+    /// Whenever an instance connects, it publishes a message and receives it, to find the commands that the server knows. If no
+    /// message arrives, watches poll, and the log has a warning.
+    /// Watches also poll if notifications are off, over a connection of the [caller's own](Self::over), and with
+    /// `?protocol=resp2`. In the last two cases writes are still published.
     pub fn notifications(mut self, on: bool) -> Self {
         self.notifications = on;
         self
     }
 
-    /// Asks `provide` for the user and the password each time a connection is made, those for subscriptions included, in
-    /// place of what the URL says: for passwords that are rotated and for tokens that expire. What it takes counts towards
-    /// the [connect timeout](Self::connect_timeout). If it fails, the connection is not made, the call that waits for it is
-    /// [`Unavailable`](StorageError::Unavailable), and a later call asks again. The messages of its error and of the causes of
-    /// that are reported, so they must hold no secret. Sentinels are asked with what their own URLs say.
+    /// Calls `provide` for the user and the password each time that the backend makes a connection, those for subscriptions
+    /// included. Use it for passwords that are rotated and for tokens that expire. The user and password of the URL are not
+    /// used. Sentinels still receive those of their own URLs.
+    ///
+    /// The time that `provide` takes counts towards the [connect timeout](Self::connect_timeout). If it fails, the call that
+    /// waits for the connection is [`Unavailable`](StorageError::Unavailable), and a later call asks again. Errors and the log
+    /// repeat the messages of its error and of the causes, so these must hold no secret.
     ///
     /// ```no_run
     /// # async fn token() -> Result<String, std::io::Error> { unimplemented!() }
@@ -218,8 +220,8 @@ impl RedisBuilder {
     /// broken fails with a typed error, and starts a reconnect that later calls wait for, 250 ms after the
     /// attempt before at the most.
     ///
-    /// Connecting tries out everything that calls will need: each command, and messages. A state of the server that passes,
-    /// such as a full memory, is no error here: calls report it.
+    /// Connecting tries out everything that calls will need: each command, and a message that is published and received. It
+    /// succeeds while the server is in a temporary state, such as out of memory. Calls report that.
     ///
     /// # Errors
     /// `Unavailable` within the connect timeout when nobody answers, `Denied` for a wrong user, password or
@@ -267,7 +269,8 @@ impl RedisBuilder {
         let (addresses, name) = (join(&sentinels), host(&info).to_owned());
         let address = format!("{name} (by the sentinels {addresses})");
         let Some(at) = sentinels.first().map(|sentinel| sentinel.addr().clone()) else {
-            return Err(wrong_settings(address, "no sentinel is named; name all of them".to_owned()));
+            let reason = "connect_sentinel was given no sentinel; name all of them";
+            return Err(super::settings::refused(reason.to_owned()));
         };
         let limit = self.connect_timeout;
         let dialers = sentinels.into_iter().map(|sentinel| self.sentinel_dialer(sentinel, &address));
@@ -281,8 +284,8 @@ impl RedisBuilder {
     /// one owner is one slot, on one node. All URLs have the same user and password.
     ///
     /// While an owner's slot is being migrated, calls whose keys are partly on the other node already are
-    /// `Unavailable` with nothing written, and a [watch](crate::StorageBackend::watch) is told of what is written
-    /// there only when the slot is assigned.
+    /// `Unavailable` with nothing written, and a [watch](crate::StorageBackend::watch) receives notifications of
+    /// writes on that node only once the slot is assigned.
     ///
     /// # Errors
     /// As [`connect`](Self::connect); `Unavailable` if none of the nodes answers.
@@ -301,7 +304,8 @@ impl RedisBuilder {
         let address = format!("the cluster of {}", join(&nodes));
         self.refuse_replicas(&address)?;
         let Some(node) = nodes.first().cloned() else {
-            return Err(wrong_settings(address, "no node is named; name some of them".to_owned()));
+            let reason = "connect_cluster was given no node; name some of them";
+            return Err(super::settings::refused(reason.to_owned()));
         };
         let (at, mut seeds) = (node.addr().clone(), Vec::new());
         for info in &nodes {
@@ -319,7 +323,7 @@ impl RedisBuilder {
         let deadline = Instant::now() + self.connect_timeout;
         let connecting = async {
             let links = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation, trials);
-            let no_answer = |_| Err(no_answer(&address, self.connect_timeout));
+            let no_answer = |_| Err(self.no_answer(&address));
             tokio::time::timeout_at(deadline, links).await.unwrap_or_else(no_answer)
         };
         let (link, bulk) = diagnosed(&at, self.connect_timeout, connecting).await?;
@@ -432,7 +436,7 @@ impl RedisBuilder {
         };
         match tokio::time::timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map(|()| backend),
-            Err(_) => Err(no_answer(&backend.0.address, self.connect_timeout)),
+            Err(_) => Err(self.no_answer(&backend.0.address)),
         }
     }
 
@@ -513,17 +517,30 @@ impl RedisBuilder {
         own.dialer(settings, own.connect_timeout, address)
     }
 
-    /// Where to try out how messages travel, if they are to.
+    /// Where to try out how messages travel; `None` if notifications are off.
     fn trials(&self, schema: &Schema, can_publish: bool) -> Option<Trials> {
         let trials = Trials { channel: schema.probe_channel(), listens: can_publish };
         self.notifications.then_some(trials)
+    }
+
+    fn no_answer(&self, address: &str) -> StorageError {
+        let also = if self.provider.is_some() { ", and that the credentials callback returns" } else { "" };
+        let limit = self.connect_timeout;
+        StorageError::Unavailable {
+            address: address.to_owned(),
+            reason: format!(
+                "no answer within {limit:?}; check the address, and that no firewall is in between{also}"
+            ),
+            outcome_unknown: false,
+            source: None,
+        }
     }
 
     fn refuse_replicas(&self, address: &str) -> Result<(), StorageError> {
         if self.replicas.is_none() {
             return Ok(());
         }
-        let reason = "waiting for replicas needs a connection to one master that this crate makes";
+        let reason = "wait_for_replicas works only with connect and connect_sentinel; leave it out";
         Err(wrong_settings(address.to_owned(), reason.to_owned()))
     }
 }
@@ -549,15 +566,6 @@ fn refused(address: &str, error: redis::RedisError) -> StorageError {
 
 fn wrong_settings(address: String, reason: String) -> StorageError {
     StorageError::Backend { address, reason, outcome_unknown: false, source: None }
-}
-
-fn no_answer(address: &str, limit: Duration) -> StorageError {
-    StorageError::Unavailable {
-        address: address.to_owned(),
-        reason: format!("no answer within {limit:?}; check the address and that no firewall is in between"),
-        outcome_unknown: false,
-        source: None,
-    }
 }
 
 #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]

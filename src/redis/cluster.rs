@@ -1,7 +1,7 @@
 //! Connections to a Redis Cluster.
 //!
-//! A command goes to the node that keeps its slot. Which one that is, the nodes say; the layout is asked for regularly
-//! and followed at once when a node says *instead of* running a command that another one keeps the slot
+//! A command goes to the node that keeps its slot. The backend asks the nodes for the layout regularly. It follows a
+//! redirection at once: a node sends one *instead of* running a command whose slot another node keeps
 //! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#redirection-and-resharding>). Each node has
 //! connections of its own, so one that is silent or lost delays only the calls to it.
 
@@ -45,7 +45,7 @@ pub(super) struct ClusterLink {
 struct Cluster {
     dialer: Dialer,
     clock: Arc<Clock>,
-    /// Of all connections, and of who keeps what.
+    /// The generation of all connections and of the layout.
     generation: Arc<Generation>,
     /// Where to try out how each node passes on messages, if they are to.
     trials: Option<Trials>,
@@ -67,7 +67,7 @@ struct State {
 /// Where a command goes next.
 enum Target {
     Keeper,
-    /// The keeper by the word of another node.
+    /// The node that another node named as the keeper.
     Moved(Arc<Member>),
     /// The node that a slot is being migrated to, for this command only.
     Ask(Arc<Member>),
@@ -86,7 +86,7 @@ enum Verdict {
 /// Connects to the cluster of which these are nodes, for calls and for pages. The caller sets the time limit.
 ///
 /// # Errors
-/// If no node says how the cluster stands: what one of them said, the refusal of a user before others.
+/// If no node replies with a layout: the error of one of them, preferably that the user is denied.
 pub(super) async fn connect(
     seeds: Vec<(String, u16)>,
     dialer: Dialer,
@@ -145,7 +145,7 @@ impl Cluster {
         member
     }
 
-    /// Has every command go where this layout says.
+    /// Sends every command by this layout from now on.
     fn follow(&self, state: &mut State, layout: Layout) {
         let is_new = !layout.keeps_as(&state.layout);
         if is_new {
@@ -159,12 +159,12 @@ impl Cluster {
         }
     }
 
-    /// Judges what a member gave in place of a good reply.
+    /// Decides what follows from the failure of a member.
     fn judge(self: &Arc<Self>, slot: u16, member: &Member, is_asking: bool, failure: Failure) -> Verdict {
         use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved, ReadOnly};
         let error = match &failure {
             Failure::Replied(error) => error,
-            // What a node that imports the slot is like says nothing about its master.
+            // The state of a node that imports the slot says nothing about the slot's master.
             Failure::Unreachable(..) if !is_asking => return Verdict::LookAgain(failure),
             _ => {
                 self.want_survey();
@@ -199,7 +199,7 @@ impl Cluster {
         }
     }
 
-    /// The keeper of a slot after another survey, if it is another node than before.
+    /// Returns the keeper of a slot after one more survey, if it has changed.
     async fn other_keeper(self: &Arc<Self>, slot: u16, before: Option<&Arc<Member>>) -> Option<Arc<Member>> {
         self.survey_again().await;
         let keeper = self.keeper(slot)?;
@@ -333,7 +333,7 @@ impl Link for ClusterLink {
                 Verdict::Redirected(_) => return Err(unkept(slot)),
             }
         };
-        // Part of the keys may be elsewhere, so each of these is asked for where it is.
+        // Some of the keys may be on another node, so each is sent to the node that has it.
         let again = replies.iter_mut().zip(reads.cmd_iter()).filter(|(reply, _)| belongs_elsewhere(reply));
         let again = again.map(|(reply, read)| async move {
             *reply = self.send(read, key, &Sent::default()).await;
@@ -358,7 +358,7 @@ impl Link for ClusterLink {
         if !is_elsewhere(&error) {
             return error;
         }
-        // The node's word is good only for a command; where the slot is, the next survey shows.
+        // A redirection counts for one command only. The next survey finds the node that keeps the slot.
         let detail = format!("{} {}", error.code().unwrap_or_default(), error.detail().unwrap_or_default());
         (ErrorKind::ClusterConnectionNotFound, "another node keeps the slot", detail).into()
     }

@@ -1,5 +1,5 @@
-//! Whether a server that could not be connected to speaks TLS where the URL says that it does not, or the reverse. Neither
-//! side says so: it closes the connection, or waits for more.
+//! Detects that a server speaks TLS where the URL does not ask for it, or the reverse. Neither side reports that: it closes the
+//! connection, or waits for more.
 
 use std::future::Future;
 use std::pin::pin;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::StorageError;
 
-/// How much later an error may come because of a look at what the server speaks.
+/// How much the diagnosis may delay an error.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The first message of a TLS connection, with one cipher suite of TLS 1.2 and no extension. A server answers with a message
@@ -33,7 +33,7 @@ const CLIENT_HELLO: [u8; 52] = {
 };
 
 /// Connects to the first of these addresses by `connecting`, which ends within `limit`. If it fails because the server
-/// expects the other of TLS and none, the error says so.
+/// speaks TLS where the URL does not ask for it, or the reverse, the error says so.
 pub(super) async fn diagnosed<T>(
     address: &ConnectionAddr,
     limit: Duration,
@@ -75,7 +75,7 @@ pub(super) async fn diagnosed<T>(
     }
 }
 
-/// Whether the server replies to what the URL does not say that it speaks.
+/// Whether the server speaks TLS where the address does not say so, or the reverse.
 async fn is_mismatch(address: &ConnectionAddr) -> bool {
     match address {
         ConnectionAddr::Tcp(host, port) => {
@@ -98,7 +98,7 @@ async fn is_mismatch(address: &ConnectionAddr) -> bool {
     }
 }
 
-/// The first byte that the server says after these.
+/// Sends these bytes over a new connection, and returns the first byte of the reply.
 async fn first_byte(host: &str, port: u16, said: &[u8]) -> Option<u8> {
     let mut connection = TcpStream::connect((host, port)).await.ok()?;
     connection.write_all(said).await.ok()?;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures_core::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, PushInfo, RedisError,
-    RedisResult,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, PushInfo, RedisConnectionInfo,
+    RedisError, RedisResult,
 };
 
 use super::error::without_arguments;
@@ -27,12 +27,12 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// The password of the default user.
+    /// Creates credentials of the default user, whatever user the URL names.
     pub fn password(password: impl Into<String>) -> Self {
         Self { username: None, password: password.into() }
     }
 
-    /// A user of the server's access control list with a password or a token.
+    /// Creates credentials of a user of the server's access control list. `password` may be a token.
     pub fn user(username: impl Into<String>, password: impl Into<String>) -> Self {
         Self { username: Some(username.into()), password: password.into() }
     }
@@ -44,7 +44,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What supplies the credentials of each connection.
+/// The callback that supplies the credentials of each connection.
 #[derive(Clone)]
 pub(super) struct Provider(Arc<dyn Fn() -> BoxFuture<'static, Result<Credentials, BoxError>> + Send + Sync>);
 
@@ -117,7 +117,12 @@ impl Dialer {
         let mut info = self.settings.clone().set_addr(address.clone());
         if let Some(Provider(provide)) = &self.provider {
             let Credentials { username, password } = provide().await.map_err(not_provided)?;
-            let mut settings = info.redis_settings().clone().set_password(password);
+            let given = info.redis_settings();
+            // Without the user of the URL, as the password is that of another one.
+            let mut settings = RedisConnectionInfo::default()
+                .set_db(given.db())
+                .set_protocol(given.protocol())
+                .set_password(password);
             if let Some(username) = username {
                 settings = settings.set_username(username);
             }

@@ -36,6 +36,7 @@ enum Class {
     Unavailable(&'static str),
     Denied(&'static str),
     WrongType,
+    NodeOfCluster,
     NotACluster,
     NoDatabase,
     Other,
@@ -50,38 +51,74 @@ const TOO_FEW: &str = "too few replicas confirmed a write that the master may ha
 /// Words in an error's text, and what they mean. Most are codes. A script's `redis.call` may wrap the code
 /// into the text of another one (6.2: `ERR Error running script … @user_script: 1: -OOM …`), and what a
 /// script may not do has no code on any version, so each is looked for anywhere in the text.
-const WORDS: [(&str, Class); 25] = [
+const WORDS: [(&str, Class); 26] = [
     ("OOM ", Class::OutOfMemory),
     ("WRONGTYPE ", Class::WrongType),
     ("READONLY ", Class::Unavailable("the server is a read-only replica; connect to the master")),
     ("LOADING ", Class::Unavailable("the server is loading its data; try again when it is done")),
-    ("CLUSTERDOWN ", Class::Unavailable("the cluster is down or does not serve the key's slot")),
+    (
+        "CLUSTERDOWN ",
+        Class::Unavailable(
+            "the cluster is down or does not serve the key's slot; check that its masters run",
+        ),
+    ),
     ("TRYAGAIN ", Class::Unavailable("the key's slot is being migrated; try again when it is done")),
     (
         "non local key in a cluster node",
         Class::Unavailable("the key's slot is being migrated; try again when it is done"),
     ),
-    ("MASTERDOWN ", Class::Unavailable("the replica has lost its master")),
+    (
+        "MASTERDOWN ",
+        Class::Unavailable("the server is a replica that has lost its master; connect to the master"),
+    ),
     ("MISCONF ", Class::Unavailable("the server cannot save its data and refuses writes; see its log")),
-    ("NOREPLICAS ", Class::Unavailable("the server has fewer replicas than it wants for a write")),
-    ("BUSY ", Class::Unavailable("the server is busy running somebody's script")),
-    ("max number of clients", Class::Unavailable("the server has no connection left (maxclients)")),
-    ("NOAUTH ", Class::Denied("the server wants a password and none was given")),
-    ("WRONGPASS ", Class::Denied("the user name or the password is wrong, or the user is disabled")),
-    ("without any password configured", Class::Denied("a password was given and the server has none set")),
-    ("invalid password", Class::Denied("the password is wrong")),
+    (
+        "NOREPLICAS ",
+        Class::Unavailable(
+            "the server has fewer replicas than its min-replicas-to-write; check that the replicas are connected",
+        ),
+    ),
+    (
+        "BUSY ",
+        Class::Unavailable(
+            "the server is running a long script; try again, or end the script with SCRIPT KILL",
+        ),
+    ),
+    (
+        "max number of clients",
+        Class::Unavailable("the server accepts no more connections; close some, or raise its maxclients"),
+    ),
+    (
+        "NOAUTH ",
+        Class::Denied(
+            "the server requires a password and received none; write user and password in front of the host, as in \
+             redis://user:password@host",
+        ),
+    ),
+    (
+        "WRONGPASS ",
+        Class::Denied("the user name or the password is wrong, or the user is disabled; correct them"),
+    ),
+    (
+        "without any password configured",
+        Class::Denied("the server has no password set and received one; leave it out"),
+    ),
+    ("invalid password", Class::Denied("the password is wrong; correct it")),
     ("NOPERM ", NOT_PERMITTED),
     ("ACL failure in script", NOT_PERMITTED),
     ("The user executing the script can't", NOT_PERMITTED),
     ("has no permissions to", NOT_PERMITTED),
     (
         "DENIED ",
-        Class::Denied("the server runs in protected mode and takes connections from its own machine only"),
+        Class::Denied(
+            "the server is in protected mode and accepts only connections from its own machine; set a password on it",
+        ),
     ),
     ("DB index is out of range", Class::NoDatabase),
-    ("MOVED ", Class::NotACluster),
-    ("ASK ", Class::NotACluster),
-    ("CROSSSLOT ", Class::NotACluster),
+    ("MOVED ", Class::NodeOfCluster),
+    ("ASK ", Class::NodeOfCluster),
+    ("CROSSSLOT ", Class::NodeOfCluster),
+    ("cluster support disabled", Class::NotACluster),
 ];
 
 fn classify(code: &str, detail: &str) -> Class {
@@ -100,21 +137,21 @@ pub(super) enum Trouble {
     Unknown,
     /// The user may not run it, or not on this key or channel.
     Denied,
-    /// Another server of a cluster is to be asked.
+    /// Another node of the cluster keeps the slot.
     Elsewhere,
-    /// The server is in a state that passes.
+    /// The server is in a temporary state.
     Passing,
     Other,
 }
 
 pub(super) fn trouble(error: &RedisError) -> Trouble {
     let (code, detail) = (error.code().unwrap_or_default(), error.detail().unwrap_or_default());
-    // Of a command that a script ran, or as a proxy says it.
+    // The texts for a command that a script ran, and those of proxies.
     let unknown = ["unknown command", "unknown redis command", "unsupported command"];
     let lowercase = detail.to_lowercase();
     match classify(code, detail) {
         Class::Denied(_) => Trouble::Denied,
-        Class::NotACluster => Trouble::Elsewhere,
+        Class::NodeOfCluster => Trouble::Elsewhere,
         Class::Unavailable(_) if detail.contains("non local key") => Trouble::Elsewhere,
         Class::OutOfMemory | Class::Unavailable(_) => Trouble::Passing,
         _ if unknown.iter().any(|words| lowercase.contains(words)) => Trouble::Unknown,
@@ -132,8 +169,8 @@ fn unknown_command(error: &RedisError) -> Option<String> {
     Some(name.to_uppercase())
 }
 
-/// The same error without the arguments of the command, which a server quotes that does not know it: passwords, whole
-/// scripts, what callers store.
+/// Returns the error without the arguments of the command. A server that does not know a command quotes them: passwords,
+/// whole scripts, data of callers.
 pub(super) fn without_arguments(error: RedisError) -> RedisError {
     let short = error.detail().and_then(|detail| Some(detail.split_once(", with args")?.0.to_owned()));
     match (error.code(), short) {
@@ -147,6 +184,12 @@ pub(super) fn without_arguments(error: RedisError) -> RedisError {
 /// bytes that are no reply at all it says which of them it did not expect.
 fn is_truncated(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Parse && error.detail().is_some_and(|detail| detail.contains("end of input"))
+}
+
+/// Whether the host name was not resolved. The standard library has no kind for this, and its text differs by system.
+fn is_of_lookup(error: &RedisError) -> bool {
+    let text = error.to_string();
+    ["failed to lookup address information", "No such host is known"].iter().any(|words| text.contains(words))
 }
 
 impl<'a> Context<'a> {
@@ -219,20 +262,28 @@ impl<'a> Context<'a> {
                 let cause = error.detail().map(|text| BoxError::from(text.to_owned()));
                 self.unavailable("the credentials provider failed; the next call asks it again", false, cause)
             }
+            ErrorKind::Io if is_of_lookup(&error) => self.unavailable(
+                "no address was found for the host name; correct it, or check the name server",
+                false,
+                Some(cause(error)),
+            ),
             ErrorKind::Io | ErrorKind::Client => {
                 let reason =
                     "the connection failed; check that the server runs and that no firewall blocks the port";
                 self.unavailable(reason, false, Some(cause(error)))
             }
-            ErrorKind::ClusterConnectionNotFound
-            | ErrorKind::MasterNameNotFoundBySentinel
-            | ErrorKind::NoValidReplicasFoundBySentinel => {
+            ErrorKind::MasterNameNotFoundBySentinel => self.unavailable(
+                "the sentinels do not know a master of this name; correct the name, or wait until they monitor it",
+                false,
+                Some(cause(error)),
+            ),
+            ErrorKind::ClusterConnectionNotFound | ErrorKind::NoValidReplicasFoundBySentinel => {
                 let reason =
                     "no server is known that serves this key; check the URLs, and that the servers run";
                 self.unavailable(reason, false, Some(cause(error)))
             }
             ErrorKind::Parse => self.garbage(error, false),
-            _ => self.backend("the connection cannot be used as it is configured", false, Some(cause(error))),
+            _ => self.backend("the connection cannot be used as it is configured; check the URL and the settings", false, Some(cause(error))),
         }
     }
 
@@ -300,9 +351,19 @@ impl<'a> Context<'a> {
     fn server_error(&self, error: RedisError) -> StorageError {
         match unknown_command(&error) {
             Some(command) if command == "HELLO" => return self.lacks_hello(error),
+            // The first command over a connection.
+            Some(command) if command == "TIME" => {
+                let reason = "the server does not know the command TIME; connect to a Redis or Valkey server, or, if this is a \
+                              sentinel, with connect_sentinel";
+                return self.backend(reason, false, Some(cause(error)));
+            }
+            Some(command) if command == "SENTINEL" => {
+                let reason = "a server that is named as a sentinel is none; name the addresses of sentinels, whose usual port is 26379";
+                return self.backend(reason, false, Some(cause(without_arguments(error))));
+            }
             Some(command) => {
                 let reason = format!(
-                    "the server does not know the command {command}, or has it disabled; enable it there"
+                    "the server does not know the command {command}, or has it disabled; enable it on the server"
                 );
                 return self.backend(reason, false, Some(cause(error)));
             }
@@ -323,8 +384,13 @@ impl<'a> Context<'a> {
             }
             Class::Unavailable(reason) => self.unavailable(reason, false, Some(cause(error))),
             Class::Denied(reason) => self.denied(reason, error),
-            Class::NotACluster => self.backend(
+            Class::NodeOfCluster => self.backend(
                 "the server is a node of a cluster; connect with connect_cluster",
+                false,
+                Some(cause(error)),
+            ),
+            Class::NotACluster => self.backend(
+                "the server is not a node of a cluster; connect with connect, or enable cluster mode on the server",
                 false,
                 Some(cause(error)),
             ),
@@ -335,7 +401,7 @@ impl<'a> Context<'a> {
             ),
             // An error that nobody foresaw may have come in the middle of a script.
             Class::Other => self.backend(
-                "the server replied with an error that was not expected",
+                "the server replied with an error that this crate does not know; see what it said",
                 self.writes,
                 Some(cause(error)),
             ),
@@ -398,7 +464,7 @@ pub(super) fn cause(error: RedisError) -> BoxError {
     Cause(error).into()
 }
 
-/// The text of an error of the redis crate, without the crate's name for its kind; what a server says as the server says it.
+/// Returns the text of an error of the redis crate without the name of its kind. The text of a server stays as it is.
 pub(super) fn plain(error: &RedisError) -> String {
     if let Some(code) = error.code() {
         return match (code, error.detail().unwrap_or_default()) {
@@ -433,6 +499,15 @@ mod tests {
         let Value::ServerError(error) = reply else { panic!("{reply:?}") };
         let error: ServerError = error;
         error.into()
+    }
+
+    #[test]
+    fn each_error_that_a_server_is_known_for_says_what_to_do() {
+        for (word, class) in WORDS {
+            if let Class::Unavailable(reason) | Class::Denied(reason) = class {
+                assert!(reason.contains("; "), "{word}: {reason}");
+            }
+        }
     }
 
     fn variant(error: &StorageError) -> &'static str {

@@ -46,10 +46,10 @@ pub(super) trait Link: Send + Sync {
         std::future::pending().await
     }
 
-    /// Finds out again which master keeps which key, as something said that it has changed.
+    /// Asks again which master keeps which key, after a sign that this has changed.
     fn look_again(&self) {}
 
-    /// What it means that the master of a key refused a command over a connection of the caller's own with this error.
+    /// Reacts to this error, with which the master of a key refused a command over a connection outside of this link.
     fn explain(&self, error: RedisError) -> RedisError {
         error
     }
@@ -59,7 +59,7 @@ pub(super) trait Link: Send + Sync {
         Ok(vec![MasterOfSlots::default()])
     }
 
-    /// Whether other keys may be on other masters, so that one that is lost does not stand in the way of all.
+    /// Whether other keys may be on other masters, so that a lost master affects only some calls.
     fn has_several_masters(&self) -> bool {
         false
     }
@@ -69,8 +69,8 @@ pub(super) trait Link: Send + Sync {
         self.send(command, "", &Sent::default()).await
     }
 
-    /// The commands by which the server that keeps `key` passes on messages, `None` if it does not. Finds out if that is not
-    /// known.
+    /// Returns the commands by which the server that keeps `key` passes on messages; `None` if it passes on none. Tries them
+    /// out if the result is not known.
     async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, Failure>;
 
     /// Grows whenever a connection broke or was re-created, and before anything travels over the new one.
@@ -86,7 +86,7 @@ pub(super) struct MasterOfSlots {
     pub(super) port: u16,
 }
 
-/// Whether a call has sent something that was not answered, for one that is given up at its time limit.
+/// Whether a call has sent something that was not answered. This decides the outcome of a call that times out.
 #[derive(Debug, Default)]
 pub(super) struct Sent(AtomicBool);
 
@@ -203,7 +203,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Link for Given<C> {
             };
             let trial = trials.publish_only(send).await?;
             match trial.denied {
-                // For now: the right may be granted.
+                // Only for now: an administrator may grant the right.
                 Some((_, error)) => Err(Failure::Replied(error)),
                 None => Ok(trial.pubsub),
             }

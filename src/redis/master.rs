@@ -29,7 +29,7 @@ const LIVED: Duration = Duration::from_secs(1);
 /// How long a connection may take for a probe, after a call over it timed out.
 const PROBE_LIMIT: Duration = Duration::from_millis(500);
 
-/// How a master is found, each time anew.
+/// How a master is found for each new connection.
 pub(super) enum Place {
     At(ConnectionAddr),
     #[cfg(feature = "redis-sentinel")]
@@ -49,13 +49,13 @@ pub(super) struct Master {
     broken: AtomicU64,
     /// Of all connections to it.
     generation: Arc<Generation>,
-    /// How it passes on messages; `None` if nobody is to receive any.
+    /// How the master passes on messages; `None` if notifications are off.
     agreement: Option<Agreement>,
     #[cfg(feature = "redis-sentinel")]
     election: Election,
 }
 
-/// Which server the sentinels have made the master, as far as is known.
+/// The latest known election of the sentinels.
 #[cfg(feature = "redis-sentinel")]
 #[derive(Default)]
 struct Election {
@@ -63,7 +63,7 @@ struct Election {
     latest: std::sync::Mutex<Option<(u64, Named)>>,
     /// The master that connections lead to may be deposed.
     is_suspected: Arc<tokio::sync::Notify>,
-    /// Whether it is compared with the one that the sentinels name, now and then.
+    /// Whether the task runs that compares the master with the one that the sentinels name.
     is_compared: AtomicBool,
 }
 
@@ -77,7 +77,7 @@ pub(super) struct Opened {
 }
 
 impl Master {
-    /// `trials`: where to try out how it passes on messages, if it is to.
+    /// `trials`: where to try out how it passes on messages; `None` if notifications are off.
     pub(super) fn new(
         place: Place,
         dialer: Dialer,
@@ -133,14 +133,15 @@ impl Master {
         self.observe_time(&mut connection).await?;
         self.generation.grow();
         if is_another || self.broken.load(Ordering::SeqCst) == epoch + 1 {
-            // This one takes its place, and may lead to another server than the others of that epoch.
+            // This connection replaces a broken one, and may lead to another server than the others of that epoch.
             self.void(epoch);
             epoch += 1;
         }
         Ok(Opened { connection, address, epoch })
     }
 
-    /// Notes where a connection leads that was made in this epoch; whether others of the epoch lead to another server.
+    /// Records the server of a connection that was made in this epoch. Returns whether others of the epoch lead to another
+    /// server.
     #[cfg(feature = "redis-sentinel")]
     fn leads_to(&self, epoch: u64, named: Named) -> bool {
         let mut latest = self.election.latest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -153,7 +154,7 @@ impl Master {
         is_another
     }
 
-    /// Compares the master with the one that the sentinels name, from now on and now and then.
+    /// Starts the task that compares the master with the one that the sentinels name, unless it runs.
     #[cfg(feature = "redis-sentinel")]
     fn keep_comparing(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else { return };
@@ -161,7 +162,7 @@ impl Master {
             return;
         }
         let (this, suspected) = (Arc::downgrade(self), Arc::clone(&self.election.is_suspected));
-        // Whatever ends the task, and its runtime too.
+        // Runs however the task ends, also when its runtime is shut down.
         let of = Arc::downgrade(self);
         let ended = Seat::new(move || {
             if let Some(master) = of.upgrade() {
@@ -183,7 +184,7 @@ impl Master {
         Some((sentinels, &self.dialer, epoch, named))
     }
 
-    /// The master may be deposed: it lacks replicas. If sentinels know another one by now, they are asked at once.
+    /// Asks the sentinels at once whether they have elected another master: this one lacks replicas.
     pub(super) fn suspect(&self) {
         #[cfg(feature = "redis-sentinel")]
         self.election.is_suspected.notify_one();
@@ -216,8 +217,8 @@ impl Master {
         }
     }
 
-    /// Voids the connections of this epoch: a new one would lead to another server. Over those that carry only reads,
-    /// nobody would find out.
+    /// Voids the connections of this epoch, as a new one would lead to another server. Connections that carry only reads would
+    /// not detect that by themselves.
     pub(super) fn void(&self, epoch: u64) {
         self.generation.grow();
         // An error means that another connection has voided it.
@@ -229,7 +230,7 @@ impl Master {
         self.dialer.limit
     }
 
-    /// The commands by which it passes on messages, `None` if nobody is to receive any, or it passes on none.
+    /// Returns the commands by which the master passes on messages; `None` if notifications are off or it passes on none.
     pub(super) async fn pubsub(self: &Arc<Self>) -> Option<Pubsub> {
         match &self.agreement {
             Some(agreement) => Box::pin(agreement.reach(self)).await,
@@ -237,7 +238,7 @@ impl Master {
         }
     }
 
-    /// Tries out how it passes on messages, if it is to.
+    /// Tries out how the master passes on messages, unless notifications are off.
     pub(super) async fn try_pubsub(self: &Arc<Self>) -> RedisResult<Option<Trial>> {
         match &self.agreement {
             Some(agreement) => agreement.try_out(self).await.map(Some),
@@ -245,7 +246,7 @@ impl Master {
         }
     }
 
-    /// What it is called: its address, unless sentinels know that.
+    /// The name of the master: its address, or what sentinels call it.
     pub(super) fn name(&self) -> String {
         match &self.place {
             Place::At(address) => address.to_string(),
@@ -338,15 +339,15 @@ impl MasterLink {
         }
     }
 
-    /// Finds out whether there is a connection that answers, unless that is under way; re-creates one that does not
-    /// answer. `report` is told, or dropped with the runtime.
+    /// Probes the connection, unless that is under way, and re-creates one that does not answer. `report` receives the result;
+    /// it is dropped with the runtime.
     pub(super) fn check(&self, report: impl FnOnce(RedisResult<()>) + Send + 'static) {
         let Ok(runtime) = Handle::try_current() else { return };
         if self.0.is_probed.swap(true, Ordering::SeqCst) {
             return;
         }
         let shared = Arc::clone(&self.0);
-        // Whatever ends the task, and its runtime too.
+        // Runs however the task ends, also when its runtime is shut down.
         let ended = Seat::new({
             let shared = Arc::clone(&shared);
             move || shared.is_probed.store(false, Ordering::SeqCst)
@@ -369,7 +370,7 @@ impl MasterLink {
                 if answered.await.is_ok_and(|time| time.is_ok()) {
                     return Ok(());
                 }
-                tracing::debug!(address = made.address, "a connection does not answer; connecting anew");
+                tracing::debug!(address = made.address, "a connection does not answer; reconnecting");
                 // The calls stay with the old connection until the new one answers: the server may be slow for a while.
                 let mut state = shared.state_mut();
                 if state.working(&shared.master).is_some_and(|working| working.number != made.number) {
@@ -392,7 +393,8 @@ impl MasterLink {
         made.map_or_else(|| Err(runtime_is_gone()), |made| made.map(drop))
     }
 
-    /// Sends a command behind `ASKING`, in one go, as the permission is for the connection's next command, whosever it is.
+    /// Sends a command behind `ASKING` in one pipeline. `ASKING` permits the next command of the connection, whichever call sent
+    /// it.
     #[cfg(feature = "redis-cluster")]
     pub(super) async fn send_asking(&self, command: &Cmd, sent: &Sent) -> Result<Value, Failure> {
         let made = self.connection().await?;
@@ -405,17 +407,21 @@ impl MasterLink {
         let Ok([asked, reply]) = <[_; 2]>::try_from(replies) else {
             return Err(Failure::Unanswered((ErrorKind::UnexpectedReturnType, "a reply is missing").into()));
         };
-        // A command that was refused as ASKING was says less.
+        // If ASKING was refused too, its error is the cause.
         if reply.is_ok() { reply } else { asked.and(reply) }
     }
 }
 
 fn runtime_is_gone() -> redis::RedisError {
-    (ErrorKind::Client, "the runtime was shut down").into()
+    (
+        ErrorKind::Client,
+        "the task that connects ended early: its runtime was shut down, or the credentials callback panicked",
+    )
+        .into()
 }
 
 impl State {
-    /// The connection for calls, unless it is known to be of no more use.
+    /// The connection for calls, unless it is known to be broken or void.
     fn working(&self, master: &Master) -> Option<Arc<Made>> {
         self.made.clone().filter(|made| !self.is_broken && master.is_current(made.epoch))
     }
@@ -425,11 +431,11 @@ impl State {
     }
 
     fn is_connecting(&self) -> bool {
-        // Without a sender the runtime is gone on which the attempt ran.
+        // Without a sender, the runtime of the attempt was shut down.
         self.outcome.borrow().is_none() && self.outcome.has_changed().is_ok()
     }
 
-    /// Whether the latest attempt made a connection that was of use.
+    /// Whether the connection of the latest attempt has worked.
     fn has_succeeded(&self) -> bool {
         self.made.as_ref().is_some_and(|made| {
             made.number == self.number
@@ -469,7 +475,7 @@ impl Shared {
         }
     }
 
-    /// Starts another attempt, unless one is under way. It runs to its end whatever becomes of the calls that wait for it.
+    /// Starts another attempt, unless one is under way. The attempt does not end when the calls that wait for it are dropped.
     fn connect(self: &Arc<Self>, state: &mut State) {
         self.master.generation.grow();
         if state.is_connecting() {
@@ -518,7 +524,7 @@ impl Shared {
         Ok(made)
     }
 
-    /// Re-creates the connection if this reply shows that it is of no more use.
+    /// Re-creates the connection if this reply shows that it is broken or void.
     fn look_at<T>(self: &Arc<Self>, made: &Made, reply: &RedisResult<T>) {
         match reply {
             // Calls on several cores share it, so it is written once.

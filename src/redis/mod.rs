@@ -98,7 +98,7 @@ struct Inner {
     largest_listed: AtomicUsize,
     /// Whether writes notify subscribers.
     publishes: bool,
-    /// Whether the connections are those of the caller, on which nobody can listen.
+    /// Whether the connections are those of the caller, over which the backend cannot subscribe.
     is_given: bool,
     /// `None`: watching is polling.
     subscriptions: Option<Arc<Subscriptions>>,
@@ -244,12 +244,12 @@ impl RedisBackend {
         Ok(at <= from_micros(self.read_clock(key).await?))
     }
 
-    /// Where a write of this owner is told.
+    /// How a write notifies the subscribers of this owner.
     fn channel(&self, owner: &OwnerId, notifies: bool) -> Option<String> {
         (self.0.publishes && notifies).then(|| self.0.schema.channel(owner))
     }
 
-    /// What notifies the subscribers of this channel.
+    /// How a script notifies the subscribers of this channel.
     async fn notice(
         &self,
         channel: Option<String>,

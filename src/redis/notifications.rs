@@ -1,8 +1,8 @@
 //! Which commands carry notifications.
 //!
-//! Those who publish and those who subscribe must use the same ones, whichever process they are in. So each finds out by the
-//! same trial: a script publishes a message, and a subscriber receives it. The trial is repeated once connections have
-//! broken, as the server may be of another version by then.
+//! Publishers and subscribers must use the same ones in every process. Each process makes the same trial: a script publishes a
+//! message, and a subscriber receives it. The process repeats the trial after it has reconnected, as the server may be of
+//! another version by then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use crate::scripts::{Notice, PUBLISH, Publish, Pubsub};
 
 /// How much longer a message may take than the reply to a command that was sent after it was published.
 const ECHO_LIMIT: Duration = Duration::from_millis(200);
-/// How long after a trial that came to no result the next one begins.
+/// The delay before the next trial, after one without a result.
 const TRIED_EVERY: Duration = Duration::from_millis(100);
 
 /// The trials of one deployment.
@@ -35,10 +35,10 @@ pub(super) struct Trials {
     pub(super) listens: bool,
 }
 
-/// What is known of one master.
+/// The results of the trials at one master.
 pub(super) struct Agreement {
     trials: Trials,
-    /// 0 before the first trial, else made of the master's epoch and the result.
+    /// 0 before the first trial; then the master's epoch and the result in one number.
     latest: AtomicU64,
     /// Locked while a trial is under way.
     turn: Mutex<()>,
@@ -47,7 +47,7 @@ pub(super) struct Agreement {
 /// The result of a trial.
 #[derive(Debug)]
 pub(super) struct Trial {
-    /// `None`: no message arrives, by whichever commands.
+    /// The commands that work; `None` if no message arrives.
     pub(super) pubsub: Option<Pubsub>,
     /// A command that the user may not run, and what the server said.
     pub(super) denied: Option<(&'static str, RedisError)>,
@@ -64,7 +64,7 @@ impl Agreement {
         if latest / 4 != epoch + 1 { None } else { Some(decode(latest % 4)) }
     }
 
-    /// What is taken for it while there is none: the result of the last one, or what current servers know.
+    /// The assumption while there is no result: the result of the last trial, or the commands of current servers.
     fn presumed(&self) -> Option<Pubsub> {
         match self.latest.load(Ordering::SeqCst) {
             0 => Some(Pubsub::Sharded),
@@ -72,8 +72,8 @@ impl Agreement {
         }
     }
 
-    /// The commands for this master; `None`: it passes on no messages. A new connection finds out in each epoch. Calls wait for
-    /// that as they wait for a connection: a message by other commands than those of the subscribers would be lost.
+    /// Returns the commands for this master; `None` if it passes on no messages. The first call of each epoch makes a trial over
+    /// a new connection. Other calls wait for it: subscribers would miss a message that other commands than theirs publish.
     pub(super) async fn reach(&self, master: &Arc<Master>) -> Option<Pubsub> {
         if let Some(known) = self.of(master.epoch()) {
             return known;
@@ -81,7 +81,7 @@ impl Agreement {
         let _turn = self.turn.lock().await;
         let until = Instant::now() + master.limit();
         loop {
-            // Another call may have found out meanwhile.
+            // Another call may have made the trial meanwhile.
             if let Some(known) = self.of(master.epoch()) {
                 return known;
             }
@@ -120,7 +120,7 @@ impl Agreement {
             tracing::warn!(
                 address = opened.address,
                 "the server passes on no messages (SPUBLISH and SSUBSCRIBE, or PUBLISH and SUBSCRIBE): watches and workers \
-                 poll; notifications(false) on the builder of every instance says that this is intended"
+                 poll; if this is intended, set notifications(false) on the builder of every instance"
             );
         }
         Ok(trial)
@@ -146,14 +146,14 @@ fn decode(code: u64) -> Option<Pubsub> {
 /// What one command of a trial shows.
 enum Shown {
     Works,
-    /// The server knows it. It refuses it to this user, or for the channel, whose slot it does not keep.
+    /// The server knows it, and refuses it: the user lacks the right, or the server does not keep the slot of the channel.
     IsKnown,
     IsUnknown,
 }
 
 impl Trials {
-    /// Finds out by a connection that is used for nothing else; `received` has the messages that it received,
-    /// which may be those of other trials, too.
+    /// Makes the trial over a connection that is used for nothing else. `received` has the messages that it received, those of
+    /// other trials included.
     async fn run(
         &self,
         connection: &MultiplexedConnection,
@@ -211,7 +211,7 @@ impl Trials {
         PUBLISH.command(&Publish { notice, message })
     }
 
-    /// Finds out which command publishes, where nobody can listen, by whatever sends a command.
+    /// Finds the command that publishes, over a connection that cannot subscribe. `send` sends a command.
     pub(super) async fn publish_only<F>(&self, send: impl Fn(Cmd) -> F) -> Result<Trial, Failure>
     where
         F: Future<Output = Result<Value, Failure>>,
@@ -232,8 +232,8 @@ impl Trials {
     }
 }
 
-/// Whether the server ended the subscription unasked, which is taken for the reply to what is under way: the slot of the channel
-/// has moved to another server. So this one knows the commands, and later replies would be taken for others.
+/// Whether the server ended the subscription unasked, because the slot of the channel has moved to another server. The redis
+/// crate takes this message for the reply to the command under way, and the replies after it for those of other commands.
 fn is_dropped(reply: &Result<Value, RedisError>) -> bool {
     matches!(reply, Ok(Value::Push { kind: PushKind::SUnsubscribe, .. }))
 }
@@ -243,10 +243,10 @@ async fn send(connection: &MultiplexedConnection, command: &Cmd) -> RedisResult<
     Ok(replied(connection.clone().req_packed_command(command).await?))
 }
 
-/// What the reply shows, if it is `Ok` whether it is one to the command.
+/// Returns what the reply shows. An `Ok` reply says whether it has the form that the command replies with.
 ///
 /// # Errors
-/// The server is in a state in which nothing can be said.
+/// The server is in a temporary state, in which the trial has no result.
 fn shown(
     command: &'static str,
     reply: Result<bool, RedisError>,
@@ -268,7 +268,8 @@ fn shown(
     }
 }
 
-/// Whether this is the reply to a subscription. What a server says unasked may be taken for the reply to what is under way.
+/// Whether this is the reply to a subscription. The redis crate may take an unasked message for the reply to the command
+/// under way.
 pub(super) fn confirms(reply: &Value, channel: &str) -> bool {
     matches!(reply, Value::Push { kind: PushKind::SSubscribe | PushKind::Subscribe, data }
         if data.first() == Some(&Value::BulkString(channel.as_bytes().to_vec())))

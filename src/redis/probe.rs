@@ -21,7 +21,8 @@ struct Lacking {
 }
 
 impl Lacking {
-    /// An error that passes, or that only the key of the probe meets, lets the backend connect: calls report it.
+    /// Records a failed command. A temporary error, or one that concerns only the key of the probe, does not fail the connect:
+    /// calls report it.
     fn note(&mut self, command: &str, error: RedisError) {
         let list = match trouble(&error) {
             Trouble::Denied => &mut self.denied,
@@ -54,18 +55,18 @@ impl Lacking {
         let denied = self.denied.join(", ");
         let notifies = |command: &String| command.contains("PUBLISH") || command.contains("SUBSCRIBE");
         let without = match self.denied.iter().any(notifies) {
-            true => "; notifications(false) on the builder does without those of notifications",
+            true => ", or do without notifications by notifications(false) on the builder",
             false => "",
         };
         let reason = format!(
-            "the user may not run {denied}, or not on the key {key} and the channel {channel}; the README has the rule of \
-             the access control list that is needed{without}"
+            "the user lacks the right to run {denied}, or lacks the right to the key {key} or to the channel {channel}; grant \
+             the rights that the README of mcp-task-store lists{without}"
         );
         Err(StorageError::Denied { address, reason, source })
     }
 }
 
-/// Whether it says nothing about what the server lacks: it is in a state that passes, or no server keeps the slot.
+/// Whether the error says nothing about what the server lacks: its state is temporary, or no server keeps the slot.
 fn is_passing(error: &RedisError) -> bool {
     trouble(error) == Trouble::Passing || error.kind() == ErrorKind::ClusterConnectionNotFound
 }

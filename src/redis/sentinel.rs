@@ -261,7 +261,7 @@ fn silent(what: &'static str) -> RedisError {
     Error::new(IoErrorKind::TimedOut, what).into()
 }
 
-/// Connects to a server; `None` if it is no master by its own word.
+/// Connects to a server; `None` if its `ROLE` is not `master`.
 async fn dial_master(
     dialer: &Dialer,
     named: &Named,
@@ -269,7 +269,7 @@ async fn dial_master(
     on_push: &OnPush,
 ) -> RedisResult<Option<MultiplexedConnection>> {
     let address: ConnectionAddr = dialer.address(&named.host, named.port);
-    // What becomes of a connection that is not used is nobody's affair.
+    // A connection that is not used must not report that it was closed.
     let is_used = Arc::new(AtomicBool::new(true));
     let mut unused = UnlessKept(Some(Arc::clone(&is_used)));
     let on_push = Arc::clone(on_push);
@@ -303,11 +303,11 @@ impl Drop for UnlessKept {
     }
 }
 
-/// Compares the master that connections lead to with the one that the sentinels name, regularly and whenever `suspected`
-/// says so, as long as there is the master: a deposed one that has not heard of it still answers.
+/// Compares the master of the connections with the one that the sentinels name: regularly, at once when `suspected` is
+/// notified, and until the master is dropped. A deposed master that does not know it still answers.
 pub(super) async fn keep_comparing(master: Weak<Master>, suspected: Arc<Notify>) {
     loop {
-        // An error means that nobody had a suspicion.
+        // A timeout means that no call suspected the master.
         let _ = timeout(CHECKED_EVERY, suspected.notified()).await;
         let Some(master) = master.upgrade() else { return };
         compare(&master).await;
@@ -332,7 +332,7 @@ async fn compare(master: &Master) {
         Ok(Err(error)) => {
             tracing::debug!(error = %Chain(&error), "the sentinels could not be asked for the master")
         }
-        Err(_) => tracing::debug!("the sentinels do not answer"),
+        Err(_) => tracing::debug!("the sentinels did not answer in time"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the settings of a backend may be.
+//! The limits of the settings of a backend.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub(super) fn check_replicas(count: u32, within: Duration, limit: Duration) -> R
     Ok(())
 }
 
-/// A setting of the backend cannot be used, and nothing was sent.
+/// Returns the error for a setting that cannot be used. Nothing was sent.
 pub(super) fn refused(reason: String) -> StorageError {
     StorageError::Backend { address: "Redis".to_owned(), reason, outcome_unknown: false, source: None }
 }

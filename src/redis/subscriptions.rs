@@ -130,7 +130,7 @@ impl RedisBackend {
     }
 }
 
-/// One who watches a record: by signals, and by polling as long as the server passes on no messages.
+/// A subscriber of a record. It receives signals, and polls as long as the server passes on no messages.
 struct Watching {
     backend: Arc<RedisBackend>,
     key: TaskKey,
@@ -152,7 +152,7 @@ impl Watching {
             match select(items.next(), changed).await {
                 Either::Left((item, _)) => return item,
                 Either::Right((Ok(()), _)) => {}
-                // The runtime is gone that listened, of which those who wait for a signal find out.
+                // The runtime of the listener was shut down. Subscribers detect that by their signals.
                 Either::Right((Err(_), item)) => return item.await,
             }
         }
@@ -216,7 +216,7 @@ impl Subscriptions {
                     held.watched.tell(key, signal);
                 }
             }
-            // Unasked, unless the subscription is no more the one that counts: the slot has moved to another server.
+            // Unasked: the slot has moved to another server. If the subscription was replaced already, this is the reply.
             (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) if held.at == Some(number) => {
                 held.is_dropped.notify_one();
             }
@@ -225,7 +225,7 @@ impl Subscriptions {
         true
     }
 
-    /// Has every channel of this connection subscribe again, over another one.
+    /// Makes every channel of this connection subscribe again over another one.
     fn give_up(&self, server: &Arc<Server>) {
         server.master.report_broken(server.epoch);
         server.is_lost.send_replace(true);
@@ -284,7 +284,7 @@ impl Server {
         replied(self.connection.clone().send_packed_command(command).await?)
     }
 
-    /// Subscribes by the same commands by which the scripts publish; says what ends the subscription again.
+    /// Subscribes by the commands that match those of the scripts. Returns the command that ends the subscription.
     async fn subscribe(&self, pubsub: Pubsub, channel: &str) -> RedisResult<Cmd> {
         let reply = self.send(redis::cmd(pubsub.subscribe()).arg(channel)).await?;
         if !confirms(&reply, channel) {
@@ -302,7 +302,7 @@ impl Server {
     }
 }
 
-/// Detects that a server hangs, and that other connections lead to another one by now.
+/// Detects that the server hangs, or that newer connections lead to another server.
 async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
     loop {
         tokio::time::sleep(ASKED_EVERY).await;
@@ -416,7 +416,7 @@ impl Listening {
         let (server, pubsub) = loop {
             let server = self.subscriptions.server(&self.inner, Arc::clone(&master)).await?;
             let pubsub = master.pubsub().await;
-            // What was tried out belongs to the server that this connection leads to.
+            // The result of the trial belongs to the server of this connection.
             if master.is_current(server.epoch) {
                 break (server, pubsub);
             }

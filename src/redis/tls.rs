@@ -80,7 +80,7 @@ fn certificates(setting: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>
     }
 }
 
-/// What a text is in place of the expected one.
+/// Says what the text holds instead of what was expected.
 fn found(pem: &[u8]) -> &'static str {
     let holds = |words: &[u8]| pem.windows(words.len()).any(|window| window == words);
     if pem.iter().all(u8::is_ascii_whitespace) {
@@ -118,7 +118,7 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
     }
 }
 
-/// What that means, and what to do.
+/// Says which side refused the other, and what to do.
 pub(super) fn refusal(error: &RedisError) -> &'static str {
     match tls_error(error) {
         Some(rustls::Error::InvalidCertificate(_)) => {

@@ -1,4 +1,4 @@
-//! What a URL of a server may say. The redis crate ignores what it does not know.
+//! Reads the URLs of servers strictly. The redis crate ignores what it does not know.
 
 use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use url::Url;
@@ -10,12 +10,12 @@ use crate::StorageError;
 /// How a URL of a server is written.
 const FORM: &str = "redis://[user:password@]host[:port][/database][?protocol=resp2]";
 
-/// Characters that end the user and password unless they are percent-encoded, and how they are.
+/// Characters that must be percent-encoded in the user and password, and their encoded forms.
 const ENCODED: [(char, &str); 5] = [('/', "%2F"), ('?', "%3F"), ('#', "%23"), ('@', "%40"), (' ', "%20")];
 
 /// Reads the URL of a server. `what` names it in an error, which never repeats what may be a part of a password.
 ///
-/// With RESP3, which is spoken unless the URL says otherwise, a connection finds out at once that it was closed.
+/// The protocol is RESP3 unless the URL says otherwise: with it, a connection detects at once that it was closed.
 pub(super) fn read(url: &str, what: &str) -> Result<ConnectionInfo, StorageError> {
     parse(url).map_err(|reason| refused(format!("{what} {reason}; its form is {FORM}")))
 }
@@ -50,6 +50,9 @@ pub(super) fn read_all<S: AsRef<str>>(
 }
 
 fn parse(url: &str) -> Result<ConnectionInfo, String> {
+    if url.trim() != url {
+        return Err("begins or ends with a space or a line break; remove it".to_owned());
+    }
     let Some((scheme, rest)) = url.split_once("://") else {
         return Err("has no `redis://` in front".to_owned());
     };
@@ -140,7 +143,7 @@ fn check_database(path: &str) -> Result<(), String> {
     }
 }
 
-/// Whether the query names the protocol, which is all that it can do.
+/// Whether the query names the protocol. It can name nothing else.
 fn check_query(url: &Url) -> Result<bool, String> {
     let mut says_protocol = false;
     for (name, value) in url.query_pairs() {
@@ -206,6 +209,7 @@ mod tests {
     #[case::an_at("redis://user:p@pass-word@host", "`%40`")]
     #[case::a_space("redis://user:pass-word @host", "`%20`")]
     #[case::a_line_break("redis://user:pass-word\n@host", "line break")]
+    #[case::a_space_in_front(" redis://user:pass-word@host", "begins or ends with a space")]
     #[case::a_line_break_at_the_end("redis://user:pass-word@host\n", "line break")]
     #[case::a_percent("redis://user:pass-word%@host", "`%25`")]
     #[case::a_percent_and_no_digits("redis://user:100%pass-word@host", "`%25`")]

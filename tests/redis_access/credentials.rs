@@ -266,3 +266,20 @@ fn credentials_and_providers_do_not_print_the_password() {
         RedisBackend::builder().credentials(move || ready(Ok::<_, StorageError>(given.clone()))),
     );
 }
+
+#[tokio::test]
+async fn a_password_alone_is_the_one_of_the_default_user_whatever_user_the_url_names() {
+    let server = Server::start(&["--requirepass", "pass-word"]);
+    let url = format!("redis://nobody:wrong@127.0.0.1:{}", server.port);
+    let provide = || ready(Ok::<_, std::io::Error>(Credentials::password("pass-word")));
+    RedisBackend::builder().credentials(provide).connect(&url).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_callback_that_does_not_return_is_named_by_the_error() {
+    let server = Server::start(&[]);
+    let provide = std::future::pending::<Result<Credentials, std::io::Error>>;
+    let builder = RedisBackend::builder().connect_timeout(Duration::from_millis(200)).credentials(provide);
+    let error = builder.connect(&format!("redis://127.0.0.1:{}", server.port)).await.unwrap_err();
+    assert!(error.to_string().contains("that the credentials callback returns"), "{error}");
+}

@@ -10,7 +10,7 @@ use redis::{ErrorKind, RedisError, RedisResult, Value};
 
 const SLOTS: u16 = 16384;
 
-/// In the place of a node: no node keeps the slot.
+/// Stands for a node where no node keeps the slot.
 const NOBODY: u16 = u16::MAX;
 
 /// The address of a node.
@@ -27,8 +27,8 @@ impl fmt::Display for Node {
 }
 
 impl Node {
-    /// The node that `by` names so. A cluster without preferred endpoints leaves the host out: it is that of the node that
-    /// answers.
+    /// The node that `by` names with this host and port. A cluster without preferred endpoints leaves the host out. It is then
+    /// the host of the node that answered.
     fn named(host: &str, port: u16, by: &Self) -> Self {
         let host = if host.is_empty() || host == "?" { &by.host } else { host };
         Self { host: host.to_owned(), port }
@@ -54,7 +54,7 @@ pub(super) fn slot(key: &str) -> u16 {
 /// What one node says about the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct View {
-    /// Whether the node belongs to the majority and all slots that must be served are.
+    /// Whether the node belongs to the majority, and every slot has a master, as far as the configuration requires it.
     pub(super) is_ok: bool,
     /// The highest epoch that the node has heard of. It grows with each election and each slot that moves.
     pub(super) epoch: u64,
@@ -162,7 +162,7 @@ impl Layout {
         self.masters.iter().enumerate().map(move |(place, node)| (lowest(place) as u16, node))
     }
 
-    /// The same but for one slot, of which a node says that another keeps it.
+    /// Returns the same layout with another keeper of one slot.
     pub(super) fn corrected(&self, slot: u16, keeper: &Node) -> Self {
         Self::of(self.epoch, |of| if of == slot { Some(keeper) } else { self.keeper(of) })
     }
@@ -182,9 +182,9 @@ impl Layout {
 
     /// The layout that these views show; `None` if there is no view.
     ///
-    /// A node of the minority says that the cluster is down, once it has noticed; until then its epoch is lower than that of
-    /// the nodes that have elected another master. What the remaining views disagree about, most of them decide; if as many
-    /// say the one as the other, the slot stays where it is.
+    /// A node of the minority reports that the cluster is down once it has detected that. Until then its epoch is lower than
+    /// that of the nodes that have elected another master. Where the remaining views disagree about a slot, the majority
+    /// decides. If there is a tie, the slot keeps its master.
     pub(super) fn of_views(views: &[View], current: &Self) -> Option<Self> {
         let views = trusted(views);
         let epoch = views.first()?.epoch;
@@ -202,7 +202,7 @@ impl Layout {
     }
 }
 
-/// The views that count: of nodes that belong to the majority, if there is one, and of these the latest.
+/// The views that count: those of the majority, if there is one, and of these the ones with the highest epoch.
 pub(super) fn trusted(views: &[View]) -> Vec<&View> {
     let has_majority = views.iter().any(|view| view.is_ok);
     let views = || views.iter().filter(|view| view.is_ok || !has_majority);
@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(keepers(&[deposed.clone(), elected.clone()], &none, at), [Some(2), Some(1)]);
         assert_eq!(keepers(&[before.clone(), before, elected.clone()], &none, at), [Some(2), Some(1)]);
         assert_eq!(keepers(&[late.clone(), elected.clone(), elected.clone()], &none, at), [Some(2), Some(1)]);
-        // As many say the one as the other: it stays.
+        // A tie: the slot keeps its master.
         for views in [[late.clone(), elected.clone()], [elected.clone(), late.clone()]] {
             assert_eq!(keepers(&views, &late.layout(), at), [Some(1), Some(1)]);
             assert_eq!(keepers(&views, &elected.layout(), at), [Some(2), Some(1)]);

@@ -7,15 +7,16 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use super::layout::{Node, View};
 use crate::error::Chain;
+use crate::redis::error::cause;
 use crate::redis::link::{Failure, Link, Sent};
 use crate::redis::master::{Master, MasterLink};
 use crate::scripts::Pubsub;
 
-/// The delay before another look at a node that cannot be connected to, after the first failure and at most.
+/// The delay before the next attempt to reach a lost node: after the first failure, and at most.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
-/// A node that is known. It heals by itself, and delays only the calls to it.
+/// A node with its connections. It reconnects by itself, and delays only the calls to it.
 pub(super) struct Member {
     pub(super) node: Node,
     pub(super) name: String,
@@ -28,13 +29,13 @@ pub(super) struct Member {
 
 struct State {
     lost: Option<Lost>,
-    /// When it last said how the cluster stands.
+    /// When it last replied with a layout.
     answered: Option<Instant>,
     /// When a redirection last named it.
     named: Instant,
 }
 
-/// No connection could be made, or the one that there is does not answer and no other could be made.
+/// The node is lost: no connection could be made, or the existing one does not answer and no other could be made.
 struct Lost {
     error: RedisError,
     /// When to try again. Calls fail until that has succeeded.
@@ -100,7 +101,7 @@ impl Member {
         Failure::Unreachable(self.name.clone(), error)
     }
 
-    /// Asks how the cluster stands.
+    /// Asks the node for the layout.
     pub(super) async fn view(&self) -> Result<View, Failure> {
         let mut questions = Pipeline::with_capacity(2);
         questions.cmd("CLUSTER").arg("SLOTS");
@@ -118,7 +119,7 @@ impl Member {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When it last said how the cluster stands.
+    /// When it last replied with a layout.
     pub(super) fn answered(&self) -> Option<Instant> {
         self.state().answered
     }
@@ -137,14 +138,15 @@ impl Member {
     }
 
     fn lose(&self, error: &RedisError) {
-        // The client's own doing, such as credentials that were not provided, says nothing about the node.
+        // A failure of the client, such as credentials that were not provided, says nothing about the node.
         if error.kind() == ErrorKind::Client {
             return;
         }
         let mut state = self.state();
         let lost = match state.lost.take() {
             None => {
-                tracing::warn!(node = self.name, error = %Chain(error), "a node of the cluster cannot be reached");
+                let cause = cause(error.clone());
+                tracing::warn!(node = self.name, error = %Chain(&*cause), "no connection to a node of the cluster");
                 let next_look = Instant::now() + FIRST_LOOK;
                 Lost { error: error.clone(), next_look, delay: FIRST_LOOK, is_looked_at: false }
             }
@@ -153,7 +155,7 @@ impl Member {
         state.lost = Some(lost);
     }
 
-    /// Takes the next look at a lost node, if it is due.
+    /// Tries to reach a lost node again, if that is due.
     pub(super) fn look_if_due(self: &Arc<Self>) {
         {
             let mut state = self.state();
@@ -163,7 +165,7 @@ impl Member {
             }
             lost.is_looked_at = true;
         }
-        // The runtime may end before the look does, and another one must take the next.
+        // The runtime may end before the attempt does. The next attempt then runs on another one.
         let looked = crate::watch::Seat::new({
             let member = Arc::clone(self);
             move || {
@@ -181,7 +183,7 @@ impl Member {
         });
     }
 
-    /// A call over this connection timed out: finds out whether it answers, and whether another one can be made.
+    /// Probes the connection after a call over it timed out, and reconnects if it does not answer.
     pub(super) fn check(self: &Arc<Self>, is_bulk: bool) {
         let member = Arc::clone(self);
         self.link(is_bulk).check(move |outcome| member.found(outcome));

@@ -1,4 +1,4 @@
-//! Asking the nodes how the cluster stands.
+//! Asks the nodes for the layout of the cluster.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -38,7 +38,7 @@ pub(super) struct Surveys {
     /// The number of the latest that has begun, and of the latest that is done.
     begun: AtomicU64,
     done: watch::Sender<u64>,
-    /// Whose turn it is.
+    /// The member that is asked next.
     turn: AtomicUsize,
     is_in_trouble: AtomicBool,
 }
@@ -56,7 +56,7 @@ impl Default for Surveys {
     }
 }
 
-/// Makes surveys until the backend is gone. Whoever waits for a survey is not waited for.
+/// Makes surveys until the backend is dropped.
 async fn survey_regularly(cluster: Weak<Cluster>, wanted: Arc<Notify>) {
     loop {
         let pause = match cluster.upgrade() {
@@ -74,7 +74,7 @@ async fn survey_regularly(cluster: Weak<Cluster>, wanted: Arc<Notify>) {
 }
 
 impl Cluster {
-    /// Starts the task that surveys, unless it runs: the runtime on which it was started may be gone.
+    /// Starts the task that makes surveys, unless it runs. Its runtime may have been shut down since.
     pub(super) fn keep_surveying(self: &Arc<Self>) {
         if self.surveys.has_task.load(Ordering::Relaxed) {
             return;
@@ -209,7 +209,7 @@ impl Cluster {
                     || now.saturating_duration_since(member.named()) < REMEMBERED;
                 if !stays {
                     tracing::debug!(node = member.name, "a node has left the cluster");
-                    // Connections that are still in use end with their next look at it.
+                    // Connections that are still in use end at their next check.
                     member.master.void(member.master.epoch());
                 }
                 stays
@@ -222,7 +222,7 @@ impl Cluster {
     }
 }
 
-/// What a member says in time. One that says nothing is checked.
+/// Returns the view of a member, if it replies in time. A member that does not is probed.
 async fn answer(member: &Arc<Member>) -> Option<View> {
     match tokio::time::timeout(QUESTION_LIMIT, member.view()).await {
         Ok(Ok(view)) => Some(view),
