@@ -20,14 +20,14 @@ local time, version, expires_at, parts = call('TIME'), unpack(call('HMGET', task
 local ends = expires_at and (tonumber(expires_at:match('^[1-9]%d*$')) or 0)
 local is_live = not ends or ends < 2 ^ 53 and time[1] * 1000 + time[2] / 1000 < ends
 local is_wanted = version == ARGV[2] and is_live and has_parts
--- A record without data is damaged; only there this command writes. A server that is in no state to write refuses the
--- first command that can: this one, before subscribers receive a message.
+-- HSETNX writes only to a record without data, which is damaged. A server that accepts no writes at the moment refuses it,
+-- before subscribers receive a message.
 local has_data = is_wanted and 1 - call('HSETNX', task, 'data', '') or call('HEXISTS', task, 'data')
 if not is_wanted or has_data == 0 then
   if is_wanted then call('HDEL', task, 'data') end
   -- @include found
 end
--- Before the first change, as a user who may not publish is refused here.
+-- This stands before the first change: a user without the right to publish is refused here.
 if ARGV[4] ~= '' then call(ARGV[5], ARGV[4], (expires_at or '') .. ' ' .. task) end
 call('HSET', task, 'version', ARGV[3], 'data', ARGV[1])
 return time[1] .. ' ' .. time[2] .. ' ' .. (expires_at or '')

@@ -83,8 +83,8 @@ end
 if is_live then
   -- Nobody can have subscribed to a record that did not exist.
   if channel ~= '' then
-    -- This command changes nothing. A server that is in no state to write refuses it, before subscribers receive a
-    -- message. A user who may not publish is refused before anything has changed.
+    -- HSETNX changes nothing. A server that accepts no writes at the moment refuses it, before subscribers receive a
+    -- message. A user without the right to publish is refused before anything has changed.
     call('HSETNX', task, 'version', '')
     call(publish, channel, '? ' .. task)
   end

@@ -382,7 +382,7 @@ async fn a_server_whose_password_was_changed() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     set(&mut admin, "requirepass", "another");
     disconnect(&backend, &mut admin).await;
-    let row = Row { server: "does not take the password any more", ..DENIED };
+    let row = Row { server: "no longer accepts the password", ..DENIED };
     row.holds(&backend).await;
     // The same backend works again when the password is right again.
     set(&mut admin, "requirepass", "");

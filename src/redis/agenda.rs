@@ -211,7 +211,7 @@ impl Agenda for RedisBackend {
         let due = self.0.schema.due(shard, queue);
         let context = self.writes(&due);
         let write = pin!(async {
-            // What is removed wakes nobody.
+            // The removal of a timer wakes no worker.
             let channel = after_ms.and_then(|_| self.wake_channel(shard));
             let notice = self.notice(channel, &context).await?;
             let (member, token) = (key.to_string(), token.clone());

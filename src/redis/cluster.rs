@@ -32,7 +32,7 @@ use crate::scripts::Pubsub;
 
 /// How many redirections of one command are followed.
 const MAX_REDIRECTIONS: usize = 8;
-/// How long a node may take to answer a question that any other one answers as well.
+/// How long a node may take to answer a question that any other node can answer.
 const QUESTION_LIMIT: Duration = Duration::from_millis(300);
 
 /// The connections for calls, or those for pages and parts.
@@ -47,7 +47,7 @@ struct Cluster {
     clock: Arc<Clock>,
     /// The generation of all connections and of the layout.
     generation: Arc<Generation>,
-    /// Where to try out how each node passes on messages, if they are to.
+    /// Where to try out how each node passes on messages; `None` if notifications are off.
     trials: Option<Trials>,
     /// The nodes that the caller named. They stay known, whoever else joins and leaves.
     seeds: Vec<Node>,

@@ -89,7 +89,7 @@ impl Agreement {
                 Ok(Ok(trial)) => return trial.pubsub,
                 Ok(Err(error)) => {
                     tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out");
-                    // Nor does the server take a write in this state.
+                    // In this state the server accepts no write either.
                     if trouble(&error) == Trouble::Passing {
                         return self.presumed();
                     }

@@ -1,4 +1,4 @@
-//! What a server or the rights of a user lack, found out at the start.
+//! Finds out at the start what the server and the rights of the user lack.
 
 use redis::{ErrorKind, Pipeline, RedisError};
 
@@ -76,8 +76,8 @@ impl RedisBackend {
     /// messages.
     ///
     /// # Errors
-    /// `Denied` and `Backend` for what is lacking, which the error names. `Unavailable` if a connection fails. A state of the
-    /// server that passes is none: calls report it.
+    /// `Denied` for rights and `Backend` for commands that are missing; the error names them. `Unavailable` if a connection
+    /// fails. A temporary state of the server is no error, as calls report it.
     pub(super) async fn probe(&self) -> Result<(), StorageError> {
         let inner = &self.0;
         let (key, channel) = (inner.schema.probe(), inner.schema.probe_channel());

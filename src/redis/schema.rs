@@ -7,8 +7,8 @@
 //!                                        and \255 with its id by expires_at (9e12 = never)
 //! {prefix}:due:{shard}:{queue}    zset   `owner:task` by due time (ms, with a salt as its fraction)
 //! {prefix}:watch:{owner}          no key but a channel: what was written, `expires_at key`, or `? key` for a look at it
-//! {prefix}:probe                  hash   for a moment while a backend connects: what commands are tried out on
-//! {prefix}:watch::probe           no key but a channel: what messages are tried out on; with hash tags {prefix}:watch:{{prefix}:probe}
+//! {prefix}:probe                  hash   exists for a moment while a backend connects and tries out commands on it
+//! {prefix}:watch::probe           no key but a channel, on which a backend tries out messages; with hash tags {prefix}:watch:{{prefix}:probe}
 //! {prefix}:wake:{shard}           no key but a channel: `? key` of a queue's timers, one of which is now the earliest
 //! ```
 //!
@@ -76,12 +76,12 @@ impl Schema {
         self.owned("watch", owner, 0)
     }
 
-    /// A key to try out commands on, which no task or owner has.
+    /// The key on which a backend tries out commands. No task or owner has it.
     pub(super) fn probe(&self) -> String {
         format!("{}:probe", self.prefix)
     }
 
-    /// A channel to try out messages on, which no owner has. In a cluster it is in the slot of the probe's key.
+    /// The channel on which a backend tries out messages. No owner has it. In a cluster it is in the slot of the probe's key.
     pub(super) fn probe_channel(&self) -> String {
         match self.hash_tags {
             true => format!("{}:watch:{{{}}}", self.prefix, self.probe()),

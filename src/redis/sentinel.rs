@@ -1,6 +1,6 @@
 //! The sentinels that know where the master is.
 //!
-//! All of them are asked at the same time, so that one that is silent or out of date costs nothing while the others agree
+//! All of them are asked at the same time, so a silent or outdated one causes no delay while the others agree
 //! (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>).
 
 use std::collections::HashMap;
@@ -87,8 +87,8 @@ impl Sentinels {
         &self.master_name
     }
 
-    /// Connects to the server that the sentinels name, if it says of itself that it is a master. Asks again until then, for
-    /// most of the time that a connection may take.
+    /// Connects to the server that the sentinels name, once it replies that it is a master. Until then it asks the sentinels
+    /// again, for most of the time that a connection may take.
     pub(super) async fn dial(
         &self,
         dialer: &Dialer,
@@ -107,7 +107,7 @@ impl Sentinels {
             let has_failed = |named: &Named| failed.iter().any(|failed| failed.is_at(named));
             let untried: Vec<Named> = named.into_iter().filter(|named| !has_failed(named)).collect();
             let Some(candidate) = untried.first() else { break };
-            // The next one may be it, if this one is silent.
+            // If this one does not answer, the next one may be the master.
             let until = match untried.len() {
                 1 => deadline,
                 _ => deadline.min(Instant::now() + dialer.limit / 4),
@@ -126,7 +126,7 @@ impl Sentinels {
                     }
                     sleep(PAUSE).await;
                 }
-                // What it replies is for the caller to see: another one would not help.
+                // The caller receives this error, as another server would not help.
                 Ok(Either::Left((Err(error), _))) if !error.is_io_error() => return Err(error),
                 Ok(Either::Left((Err(error), _))) => {
                     failure = Some(error);
@@ -153,8 +153,8 @@ impl Sentinels {
         }
     }
 
-    /// The server that has taken the place of this one: named by most sentinels or by a later failover, and a master by its
-    /// own word, so that no connection that works is left for a server that is out of reach.
+    /// Returns the server that has replaced this one: most sentinels name it, or a later failover made it the master. The
+    /// server has replied that it is a master, so no working connection is given up for an unreachable server.
     async fn successor(&self, of: &Named, dialer: &Dialer) -> RedisResult<Option<Named>> {
         let Some(named) = self.candidates(false).await?.into_iter().next() else { return Ok(None) };
         let counts = self.is_majority(&named) || named.config_epoch > of.config_epoch;
@@ -170,8 +170,8 @@ impl Sentinels {
         named.votes * 2 > self.sentinels.len()
     }
 
-    /// The servers that the sentinels name: that of the latest failover first, then that which most of them name. `hurries`
-    /// says that a majority which agrees is enough.
+    /// Returns the servers that the sentinels name: first that of the latest failover, then the one that most of them name. With
+    /// `hurries`, it does not wait for the others once a majority agrees.
     async fn candidates(&self, hurries: bool) -> RedisResult<Vec<Named>> {
         let mut asked: FuturesUnordered<_> =
             self.sentinels.iter().map(|sentinel| sentinel.ask(&self.master_name)).collect();
@@ -190,7 +190,7 @@ impl Sentinels {
                         break;
                     }
                 }
-                // One that answered says more than one that is not there.
+                // The error of a sentinel that answered says more than that of one that did not.
                 Some(Err(error)) if failure.as_ref().is_none_or(RedisError::is_io_error) => {
                     failure = Some(error);
                 }
@@ -225,7 +225,7 @@ impl Sentinel {
         // Only for the number of the failover: a user may lack the right to this one.
         questions.cmd("SENTINEL").arg("MASTER").arg(master);
         let mut kept = self.kept.lock().await;
-        // One that is given up here, or by who asks, is not asked again.
+        // The connection is kept only if its replies arrive in time and the caller still waits for them.
         if let Some(mut connection) = kept.take() {
             let replies = connection.req_packed_commands(&questions, 0, questions.len());
             if let Ok(Ok(replies)) = timeout(KEPT_LIMIT, replies).await {
@@ -354,7 +354,7 @@ mod tests {
     fn the_latest_failover_counts_first_and_then_what_most_sentinels_say() {
         assert_eq!(counted(&[("old", 1), ("old", 1), ("new", 2)]), [named("new", 2, 1), named("old", 1, 2)]);
         assert_eq!(counted(&[("a", 3), ("b", 3), ("b", 3)]), [named("b", 3, 2), named("a", 3, 1)]);
-        // Where some may not say of which failover they know, those who do are believed.
+        // Some lack the right to report the failover. Those that report it count.
         assert_eq!(counted(&[("old", 0), ("new", 2), ("new", 0)]), [named("new", 2, 2), named("old", 0, 1)]);
     }
 

@@ -15,7 +15,7 @@ const REPLICAS: RangeInclusive<u32> = 1..=100;
 pub(super) fn check_limit(setting: &str, given: Duration) -> Result<(), StorageError> {
     match LIMITS.contains(&given) {
         true => Ok(()),
-        false => Err(refused(format!("{setting} is {given:?}; set it to 1 ms to 1 h"))),
+        false => Err(refused(format!("{setting} is {given:?}; choose 1 ms to 1 h"))),
     }
 }
 
@@ -23,7 +23,7 @@ pub(super) fn check_size(setting: &str, given: usize) -> Result<(), StorageError
     match SIZES.contains(&given) {
         true => Ok(()),
         false => {
-            Err(refused(format!("{setting} is {given}; set it to 1 byte to 512 MiB ({} bytes)", SIZES.end())))
+            Err(refused(format!("{setting} is {given}; choose 1 byte to 512 MiB ({} bytes)", SIZES.end())))
         }
     }
 }
@@ -32,13 +32,13 @@ pub(super) fn check_size(setting: &str, given: usize) -> Result<(), StorageError
 pub(super) fn check_replicas(count: u32, within: Duration, limit: Duration) -> Result<(), StorageError> {
     if !REPLICAS.contains(&count) {
         return Err(refused(format!(
-            "wait_for_replicas waits for {count} replicas; set it to 0 to {}",
+            "wait_for_replicas waits for {count} replicas; choose 0 to {}",
             REPLICAS.end()
         )));
     }
     if within < Duration::from_millis(1) || within >= limit {
         return Err(refused(format!(
-            "wait_for_replicas waits {within:?}; set it to 1 ms or more, and less than the response_timeout of {limit:?}"
+            "wait_for_replicas waits {within:?}; choose at least 1 ms and less than the response_timeout of {limit:?}"
         )));
     }
     Ok(())

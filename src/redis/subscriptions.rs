@@ -338,7 +338,7 @@ enum End {
     Dropped,
     /// Another server keeps the channel by now.
     Moved,
-    /// Nobody has watched for a while.
+    /// There has been no subscriber for a while.
     Left,
 }
 
