@@ -20,8 +20,8 @@ local time, version, expires_at, parts = call('TIME'), unpack(call('HMGET', task
 local ends = expires_at and (tonumber(expires_at:match('^[1-9]%d*$')) or 0)
 local is_live = not ends or ends < 2 ^ 53 and time[1] * 1000 + time[2] / 1000 < ends
 local is_wanted = version == ARGV[2] and is_live and has_parts
--- HSETNX writes only to a record without data, which is damaged. A server that accepts no writes at the moment refuses it,
--- before subscribers receive a message.
+-- HSETNX writes only to a record without data, which is damaged. A server that accepts no writes at the moment refuses
+-- it, before subscribers receive a message.
 local has_data = is_wanted and 1 - call('HSETNX', task, 'data', '') or call('HEXISTS', task, 'data')
 if not is_wanted or has_data == 0 then
   if is_wanted then call('HDEL', task, 'data') end

@@ -25,10 +25,10 @@ local ends = expires_at and tonumber(expires_at:match('^[1-9]%d*$'))
 local mark, last = '\255' .. id, latest(2)
 last = tonumber(last[1] ~= mark and last[2] or last[4]) or 0
 
--- These commands change nothing: no member is '', and the time is the one that the record has, or one beyond all others. A
--- server that accepts no writes at the moment refuses them, before subscribers receive a message. A user who lacks the right
--- to publish, or to one of the commands below, is refused here, with the record as it was. None of these commands needs
--- memory, as a delete makes room.
+-- These commands change nothing: no member is '', and the time is the one that the record has, or one beyond all
+-- others. A server that accepts no writes at the moment refuses them, before subscribers receive a message. A user who
+-- lacks the right to publish, or to one of the commands below, is refused here, with the record as it was. None of
+-- these commands needs memory, as a delete makes room.
 call('ZREM', idx, '')
 if ARGV[2] ~= '' then call(ARGV[3], ARGV[2], '? ' .. task) end
 if last > 0 then

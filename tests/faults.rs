@@ -452,7 +452,7 @@ async fn a_server_that_answers_with_another_reply() {
 async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
     const CAP: Duration = Duration::from_millis(250);
     let attempts = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    // After the first script nobody gets in.
+    // After the first script, the server accepts no connection.
     let log = std::sync::Arc::clone(&attempts);
     let is_closed = std::sync::atomic::AtomicBool::new(false);
     let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {

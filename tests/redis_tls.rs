@@ -110,7 +110,7 @@ async fn a_cluster_is_reached_over_tls() {
     assert_denied(trusting(&authority).connect_cluster([&url]).await);
     let of_another = builder_of_a_stranger(&authority);
     assert_denied(of_another.connect_cluster([&url]).await);
-    // Of several seeds, the one that says most is heard.
+    // Of several seeds, the one with the clearest error is reported.
     let nobody = format!("rediss://127.0.0.1:{}", free_port());
     assert_denied(trusting(&authority).connect_cluster([&nobody, &url]).await);
 }

@@ -325,7 +325,7 @@ fn server_without(commands: &[&str]) -> Server {
     Server::start(&settings.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// A write by each of these is noticed by the watch of each.
+/// The watch of each of these receives a notification for a write by each.
 async fn notice_each_other(backends: &[RedisBackend]) {
     let t1 = key("alice", "t1");
     backends[0].put(&t1, "first".into(), never()).await.unwrap();
@@ -490,7 +490,7 @@ async fn a_write_is_published_to_nobody_if_it_is_refused_as_the_server(
             break;
         }
         scripts += usize::from(line.contains("pmcp:tasks:alice:t1"));
-        // Messages are tried out on another channel whenever the server is connected to anew.
+        // Whenever a backend reconnects, it tries out messages on another channel.
         if line.contains("lua] \"SPUBLISH\"") && !line.contains(":probe") {
             published.push(line);
         }

@@ -25,7 +25,7 @@ pub enum OfSeveral {
     Migrate,
     /// A node is silent for longer than it takes to replace it.
     Silence,
-    /// A master still answers clients, and the other nodes do not hear from it.
+    /// A master still answers clients, and its messages do not reach the other nodes.
     CutBus,
     /// A master still answers clients, and sentinels and replicas are shut out.
     Depose,
@@ -98,9 +98,9 @@ impl Several {
                 return;
             }
             Silence => {
-                // A master that wakes up applies and acknowledges what it was sent meanwhile, before it hears that it is
-                // replaced: those writes are lost. So they are held back until it has heard; behind sentinels, no replica
-                // confirms them.
+                // A master that resumes applies and acknowledges the writes it was sent meanwhile, before it learns that it
+                // was replaced. Those writes are lost. So the test holds writes back until it knows. Behind sentinels,
+                // no replica confirms such writes.
                 let holds = self.topology == Topology::Cluster;
                 if holds {
                     hold_writes(&of, server);

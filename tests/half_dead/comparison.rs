@@ -27,7 +27,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const FRESH_LIMIT: Duration = Duration::from_millis(2500);
 /// How long the busy one may take for one round of calls.
 const BUSY_LIMIT: Duration = Duration::from_millis(2500);
-/// And how long until its watch has told it what a fresh instance wrote before.
+/// How long its watch may take to deliver what a fresh instance wrote before.
 const WATCH_LIMIT: Duration = Duration::from_secs(1);
 /// Between two rounds of its calls.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
@@ -65,7 +65,7 @@ struct Fresh {
 
 struct Connected {
     last_success: Instant,
-    /// The first success since the comparison was begun anew.
+    /// The first success since the comparison was restarted.
     first: Option<Instant>,
     /// The longest time without a success while fresh instances seem to work: counts if the next one works, too.
     pending: Duration,
@@ -250,7 +250,7 @@ impl Lane {
         if read == number { Ok(()) } else { Err(format!("wrote {number} and read {read}")) }
     }
 
-    /// The idle instance succeeds as long as its watch has told it all that fresh ones have written.
+    /// The idle instance succeeds as long as its watch has delivered everything that fresh ones have written.
     async fn idle(self: Arc<Self>, heard: watch::Receiver<Instant>) {
         loop {
             {
@@ -344,7 +344,7 @@ impl Comparison {
         self.lanes.iter().map(|lane| lane.failures.load(SeqCst)).sum()
     }
 
-    /// Begins anew to measure how long everything takes. What has taken too long already is kept.
+    /// Restarts the measurement of recoveries. Those that have already taken too long are kept.
     pub fn begin_anew(&self) -> Instant {
         for lane in &self.lanes {
             let Standing { fresh, busy, idle } = &mut *lane.standing();

@@ -283,7 +283,7 @@ async fn works(call: Call, backend: &RedisBackend) {
     let before = backend.generation();
     let works = async { while call.run(backend).await.is_err() || backend.generation() == before {} };
     tokio::time::timeout(PATIENCE, works).await.expect("it works again");
-    // The one that noticed may have been answered by the connection before.
+    // The call that detected this may have received its answer over the connection before.
     call.run(backend).await.unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! Every duration and count that a user can set, at values that nobody needs: nothing panics, and what is refused says so.
+//! Every duration and count that a user can set, at extreme values: nothing panics, and each refusal is an error.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -140,7 +140,7 @@ async fn an_instance_starts_while_the_master_of_the_probe_key(#[case] is_silent:
     until_a_write_works(&backend, &healthy).await;
 }
 
-/// The node and the others do not hear of each other any more, and clients reach all of them.
+/// The node and the others are cut off from each other, and clients still reach all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_of_the_minority_is_left_when_the_others_have_elected_another() {
     let (buses, nodes) = Buses::start(6, &[]);
@@ -254,7 +254,7 @@ fn the_layout_is_followed_on_another_runtime_than_the_one_on_which_it_was_begun(
     drop(first);
     let second = runtime();
     second.block_on(until_a_write_works(&backend, "alice"));
-    // The slot moves to a node that the backend has never heard of, while nobody calls.
+    // The slot moves to a node that is new to the backend, while there are no calls.
     let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
     let to = cluster.add_master();
     let before = backend.generation();

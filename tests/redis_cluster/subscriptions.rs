@@ -99,7 +99,7 @@ async fn watches_hear_of_every_write_after_ten_failovers_and_when_the_demoted_no
     for round in 1..FAILOVERS {
         tokio::task::block_in_place(|| fail_over(&cluster, pair[(round + 1) % 2], pair[round % 2], false));
     }
-    // Of the last failover one node does not hear, and says for a while who kept the slots before.
+    // One node does not learn of the last failover, and names the old keeper of the slots for a while.
     let (demoted, elected) = (pair[(FAILOVERS + 1) % 2], pair[FAILOVERS % 2]);
     tokio::task::block_in_place(|| {
         buses.cut(&cluster.id(1));
@@ -123,6 +123,6 @@ async fn watches_hear_of_every_write_after_ten_failovers_and_when_the_demoted_no
     );
     let _: () = command(&mut admin, ["CLUSTER", "RESET"]);
     let watches = hear(watches, &backend, &other).await;
-    // Once more, so that what was heard was no item of a subscription that had just begun.
+    // Once more, as the first items may be those of a subscription that had just begun.
     hear(watches, &backend, &other).await;
 }

@@ -167,7 +167,7 @@ impl Deployment {
         owners
     }
 
-    /// The place of the server that keeps alice's records, by the word of the servers.
+    /// The place of the server that keeps alice's records, as the servers report it.
     pub fn target(&self) -> usize {
         self.keeper("alice")
     }
@@ -293,7 +293,7 @@ impl Deployment {
     }
 }
 
-/// By the word of any of these nodes. A slot may be nobody's for a moment.
+/// As any of these nodes reports it. For a moment, no node may keep a slot.
 fn port_of_keeper(nodes: &str, owner: &str) -> Option<u16> {
     let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", &format!("{{{owner}}}")]);
     let masters = masters(nodes);

@@ -271,7 +271,8 @@ impl Command {
         String::from_utf8_lossy(&self.words[2 + self.keys()]).into_owned()
     }
 
-    /// The version that it gave to the record. `cas_put` is told it before its channel and how to publish, `put` says it after the time.
+    /// The version that it gave to the record: an argument of `cas_put`, before its channel; for `put` in the reply, after the
+    /// time.
     fn version(&self, reply: &Value) -> Option<u64> {
         let Value::BulkString(reply) = reply else { return None };
         let reply = String::from_utf8_lossy(reply);
