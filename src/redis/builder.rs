@@ -242,10 +242,9 @@ impl RedisBuilder {
 
     /// Connects to the master that these sentinels know
     /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/>), and again to the one that
-    /// they name after a failover. `sentinels` are URLs such as `redis://host:26379`, each with the user and password of that
-    /// sentinel, if there are any. The backend asks all of them at the same time, each second and for each
-    /// connection. It prefers the server of the latest failover, then the one that most of them name. `master` is the URL of the
-    /// master with the name that the sentinels have for it in place of the host, such as
+    /// they name after a failover. `sentinels` are URLs such as `redis://host:26379`, all with the same user and password, if
+    /// sentinels have any. The backend asks all of them at the same time, each second and for each connection. It prefers the
+    /// server of the latest failover, then the one that most of them name. `master` is the URL of the master with the name that the sentinels have for it in place of the host, such as
     /// `redis://user:password@mymaster/2`. The user needs `+role` as well.
     ///
     /// Redis replicates asynchronously, so a failover can lose writes that were acknowledged; see
