@@ -212,7 +212,8 @@ impl Master {
     pub(super) fn report_broken(&self, epoch: u64) {
         self.generation.grow();
         if self.is_current(epoch) {
-            self.broken.store(epoch + 1, Ordering::SeqCst);
+            // Another thread may have reported a later one meanwhile.
+            self.broken.fetch_max(epoch + 1, Ordering::SeqCst);
         }
     }
 
@@ -231,10 +232,16 @@ impl Master {
 
     /// The commands by which it passes on messages, `None` if nobody is to receive any, or it passes on none.
     pub(super) async fn pubsub(self: &Arc<Self>) -> Option<Pubsub> {
-        match &self.agreement {
-            Some(agreement) => Box::pin(agreement.reach(self)).await,
-            None => None,
+        let agreement = self.agreement()?;
+        match agreement.of(self.epoch()) {
+            Some(known) => known,
+            // Rare, and not to fill every call.
+            None => Box::pin(agreement.reach(self)).await,
         }
+    }
+
+    pub(super) fn agreement(&self) -> Option<&Agreement> {
+        self.agreement.as_ref()
     }
 
     /// Tries out how it passes on messages, if it is to.

@@ -158,6 +158,37 @@ async fn a_watch_over_a_connection_that_answers_nothing_subscribes_over_another(
     next(&mut watch).await;
 }
 
+/// What must be found out about a new connection takes longer than a call may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_server_that_was_connected_to_anew_takes_writes() {
+    const WRITES: usize = 8;
+    let server = Server::start(&[]);
+    let relay = Relay::start(server.port).await;
+    let backend = RedisBackend::connect(&relay.url()).await.unwrap();
+    create(&backend, "data").await;
+    relay.slow_new_connections(Duration::from_millis(350));
+    let mut admin = server.connection();
+    let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    let begun = Instant::now();
+    let recovered = async {
+        loop {
+            let writes = (0..WRITES).map(|n| {
+                let (backend, key) = (backend.clone(), key("alice", &format!("w{n}")));
+                async move { backend.put(&key, "data".into(), in_an_hour()).await }
+            });
+            let written = futures_util::future::join_all(writes).await;
+            if written.iter().all(Result::is_ok) {
+                break;
+            }
+            for error in written.into_iter().filter_map(Result::err) {
+                assert!(error.is_retryable(), "{error:?}");
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), recovered).await.expect("all of a round are taken");
+    println!("figure | a slow server takes writes after a reconnect, after | {:.1?}", begun.elapsed());
+}
+
 /// A server that was slow for a moment is not left.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_answers_the_probe_is_kept() {
