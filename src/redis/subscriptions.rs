@@ -229,7 +229,13 @@ impl Subscriptions {
     fn give_up(&self, server: &Arc<Server>) {
         server.master.report_broken(server.epoch);
         server.is_lost.send_replace(true);
-        self.servers().remove(&server.master.name());
+        let (mut servers, name) = (self.servers(), server.master.name());
+        // Another channel may have connected anew by now. The connection that it shares must stay.
+        let is_latest =
+            |latest: &Outcome| matches!(latest, Some((_, Ok(latest))) if Arc::ptr_eq(latest, server));
+        if servers.get(&name).is_some_and(|place| place.try_lock().is_ok_and(|latest| is_latest(&latest))) {
+            servers.remove(&name);
+        }
     }
 
     /// Nothing panics while it holds the servers.

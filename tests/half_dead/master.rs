@@ -189,6 +189,36 @@ async fn a_slow_server_that_was_connected_to_anew_takes_writes() {
     println!("figure | a slow server takes writes after a reconnect, after | {:.1?}", begun.elapsed());
 }
 
+/// Each subscription over the silent connection fails at a time of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_that_leave_a_silent_connection_one_after_the_other_share_the_next_one() {
+    const OWNERS: usize = 60;
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let relay = Relay::start(server.port).await;
+    let backend = RedisBackend::connect(&relay.url()).await.unwrap();
+    let straight = RedisBackend::connect(&server.url()).await.unwrap();
+    let keys: Vec<TaskKey> = (0..OWNERS).map(|n| key(&format!("owner{n}"), "t1")).collect();
+    for key in &keys {
+        straight.put(key, "data".into(), in_an_hour()).await.unwrap();
+    }
+    let watch = |key: &TaskKey| Arc::new(backend.clone()).watch(key);
+    let mut watches = vec![watch(&keys[0])];
+    next(&mut watches[0]).await;
+    relay.silence_connections();
+    for key in &keys[1..] {
+        watches.push(watch(key));
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    for watch in &mut watches {
+        next(watch).await;
+    }
+    // The relay does not close the silent one.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let clients: String = command(&mut admin, ["CLIENT", "LIST", "TYPE", "pubsub"]);
+    assert!(clients.lines().count() <= 3, "{clients}");
+}
+
 /// A server that was slow for a moment is not left.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_answers_the_probe_is_kept() {
