@@ -240,6 +240,11 @@ impl Master {
         }
     }
 
+    /// The same, if it was found out in this epoch.
+    pub(super) fn known_pubsub(&self, epoch: u64) -> Option<Option<Pubsub>> {
+        self.agreement()?.of(epoch)
+    }
+
     pub(super) fn agreement(&self) -> Option<&Agreement> {
         self.agreement.as_ref()
     }

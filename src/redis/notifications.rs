@@ -84,7 +84,9 @@ impl Agreement {
     pub(super) async fn reach(&self, master: &Arc<Master>) -> Option<Pubsub> {
         loop {
             let Some(mut done) = self.begin(master) else { break };
-            if self.overdue.load(Ordering::SeqCst) == master.epoch() + 1 || done.wait_for(|done| *done).await.is_ok() {
+            if self.overdue.load(Ordering::SeqCst) == master.epoch() + 1
+                || done.wait_for(|done| *done).await.is_ok()
+            {
                 break;
             }
             // The runtime is gone on which they were made.
