@@ -486,6 +486,46 @@ async fn an_instance_that_subscribed_while_an_upgraded_server_loaded_its_data_re
     }
 }
 
+#[tokio::test]
+async fn nothing_outlives_a_backend_and_its_watches() {
+    let server = Server::start(&[]);
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    goes_without_a_trace(backend, tasks, &mut [server.connection()]).await;
+}
+
+#[tokio::test]
+async fn nothing_outlives_a_backend_of_a_cluster_and_its_watches() {
+    let cluster = Cluster::start(2, 0);
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let backend = RedisBackend::builder().connect_cluster(cluster.urls().split(',')).await.unwrap();
+    let mut admins: Vec<Connection> = cluster.nodes.iter().map(Server::connection).collect();
+    goes_without_a_trace(backend, tasks, &mut admins).await;
+}
+
+/// The backend ends while it connects again; the runtime had so many tasks before.
+async fn goes_without_a_trace(backend: RedisBackend, tasks: usize, admins: &mut [Connection]) {
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "one".into(), never()).await.unwrap();
+    let mut watched = watch(&backend, "t1");
+    next(&mut watched).await;
+    for admin in &mut *admins {
+        let _: i64 = command(admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    }
+    // It may be sent over a connection that is gone.
+    let _ = backend.put(&t1, "two".into(), never()).await;
+    drop((watched, backend));
+    until(|| {
+        let is_alone = |admin: &mut Connection| {
+            let clients: String = command(admin, ["CLIENT", "LIST"]);
+            clients.lines().count() == 1
+        };
+        let metrics = tokio::runtime::Handle::current().metrics();
+        admins.iter_mut().all(is_alone) && metrics.num_alive_tasks() == tasks
+    })
+    .await;
+}
+
 /// What brings a server into a state in which it refuses writes, which error that is, and whether deletes pass.
 #[rstest]
 #[case::is_a_replica(&["REPLICAOF", "127.0.0.1", "1"], false)]
