@@ -82,14 +82,14 @@ impl Agreement {
     /// Dropping the future does not end the trial, which others may wait for and which may take longer than a call. Calls do
     /// not wait where it took too long.
     pub(super) async fn reach(&self, master: &Arc<Master>) -> Option<Pubsub> {
-        loop {
+        // The runtime may be gone on which they were made before. One that is shut down now makes none.
+        for _ in 0..2 {
             let Some(mut done) = self.begin(master) else { break };
             if self.overdue.load(Ordering::SeqCst) == master.epoch() + 1
                 || done.wait_for(|done| *done).await.is_ok()
             {
                 break;
             }
-            // The runtime is gone on which they were made.
         }
         self.of(master.epoch()).unwrap_or_else(|| self.presumed())
     }
