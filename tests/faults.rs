@@ -132,8 +132,12 @@ async fn connect(url: &str) -> RedisBackend {
 
 /// A server with the record `t1` of alice, which a fault is about to strike.
 async fn prepared(settings: &[&str]) -> (Server, RedisBackend, Connection) {
+    prepared_within(LIMIT, settings).await
+}
+
+async fn prepared_within(limit: Duration, settings: &[&str]) -> (Server, RedisBackend, Connection) {
     let server = Server::start(settings);
-    let backend = connect(&server.url()).await;
+    let backend = RedisBackend::builder().response_timeout(limit).connect(&server.url()).await.unwrap();
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
     let admin = server.connection();
     (server, backend, admin)
@@ -339,8 +343,11 @@ async fn a_server_that_cannot_save() {
 
 #[tokio::test]
 async fn a_server_that_loads_its_data() {
+    // While it loads, it looks at its connections only now and then. A call needs several looks, which are rare on a busy
+    // machine.
+    let limit = Duration::from_secs(2);
     let (mut server, backend, mut admin) =
-        prepared(&["--loading-process-events-interval-bytes", "1024"]).await;
+        prepared_within(limit, &["--loading-process-events-interval-bytes", "1024"]).await;
     let fill = "for i = 1, 20000 do redis.call('SET', 'fill:' .. i, string.rep('x', 100)) end return 0";
     let _: i64 = command(&mut admin, ["EVAL", fill, "0"]);
     let _: () = command(&mut admin, ["SAVE"]);

@@ -445,6 +445,87 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
     notice_each_other(&[one, other, RedisBackend::connect(&server.url()).await.unwrap()]).await;
 }
 
+/// While it loads its data, it accepts a subscription, and nothing can be tried out.
+#[tokio::test]
+async fn an_instance_that_subscribed_while_an_upgraded_server_loaded_its_data_receives_messages() {
+    let mut old = server_without(&["SPUBLISH", "SSUBSCRIBE"]);
+    let backend = RedisBackend::connect(&old.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "one".into(), never()).await.unwrap();
+    let mut watched = watch(&backend, "t1");
+    next(&mut watched).await;
+    let mut admin = old.connection();
+    let fill = "for i = 1, 2000 do redis.call('SET', 'fill:' .. i, string.rep('x', 100)) end return 0";
+    let _: i64 = command(&mut admin, ["EVAL", fill, "0"]);
+    let _: () = command(&mut admin, ["SAVE"]);
+    let folder = old.folder().to_str().unwrap().to_owned();
+    old.shut_down();
+    // Microseconds for each key.
+    let slowly =
+        ["--dir", &folder, "--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
+    let server = Server::start_at(old.port, &slowly, &[]).unwrap();
+    let mut admin = server.connection();
+    let mut is_subscribed = false;
+    until(|| {
+        let persistence: String = command(&mut admin, ["INFO", "persistence"]);
+        let is_loading = persistence.contains("\nloading:1");
+        let [_, count]: [Value; 2] = command(&mut admin, ["PUBSUB", "NUMSUB", "pmcp:watch:alice"]);
+        is_subscribed |= is_loading && count == Value::Int(1);
+        !is_loading
+    })
+    .await;
+    assert!(is_subscribed, "as the server before knew it");
+    let fresh = RedisBackend::connect(&server.url()).await.unwrap();
+    until(|| subscribers(&mut admin) == 1).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    while watched.next().now_or_never().is_some() {}
+    for data in ["two", "three"] {
+        fresh.put(&t1, data.into(), never()).await.unwrap();
+        next(&mut watched).await;
+        assert_eq!(backend.get(&t1).await.unwrap().data, data);
+    }
+}
+
+#[tokio::test]
+async fn nothing_outlives_a_backend_and_its_watches() {
+    let server = Server::start(&[]);
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let backend = RedisBackend::connect(&server.url()).await.unwrap();
+    goes_without_a_trace(backend, tasks, &mut [server.connection()]).await;
+}
+
+#[tokio::test]
+async fn nothing_outlives_a_backend_of_a_cluster_and_its_watches() {
+    let cluster = Cluster::start(2, 0);
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let backend = RedisBackend::builder().connect_cluster(cluster.urls().split(',')).await.unwrap();
+    let mut admins: Vec<Connection> = cluster.nodes.iter().map(Server::connection).collect();
+    goes_without_a_trace(backend, tasks, &mut admins).await;
+}
+
+/// The backend ends while it connects again; the runtime had so many tasks before.
+async fn goes_without_a_trace(backend: RedisBackend, tasks: usize, admins: &mut [Connection]) {
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "one".into(), never()).await.unwrap();
+    let mut watched = watch(&backend, "t1");
+    next(&mut watched).await;
+    for admin in &mut *admins {
+        let _: i64 = command(admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    }
+    // It may be sent over a connection that is gone.
+    let _ = backend.put(&t1, "two".into(), never()).await;
+    drop((watched, backend));
+    until(|| {
+        let is_alone = |admin: &mut Connection| {
+            let clients: String = command(admin, ["CLIENT", "LIST"]);
+            clients.lines().count() == 1
+        };
+        let metrics = tokio::runtime::Handle::current().metrics();
+        admins.iter_mut().all(is_alone) && metrics.num_alive_tasks() == tasks
+    })
+    .await;
+}
+
 /// What brings a server into a state in which it refuses writes, which error that is, and whether deletes pass.
 #[rstest]
 #[case::is_a_replica(&["REPLICAOF", "127.0.0.1", "1"], false)]

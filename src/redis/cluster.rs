@@ -14,7 +14,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::watch;
 
@@ -199,6 +201,14 @@ impl Cluster {
         }
     }
 
+    /// Returns the node that keeps a slot, after a survey if none is known.
+    async fn found_keeper(self: &Arc<Self>, slot: u16) -> Option<Arc<Member>> {
+        match self.keeper(slot) {
+            Some(keeper) => Some(keeper),
+            None => self.other_keeper(slot, None).await,
+        }
+    }
+
     /// Returns the keeper of a slot after one more survey, if it has changed.
     async fn other_keeper(self: &Arc<Self>, slot: u16, before: Option<&Arc<Member>>) -> Option<Arc<Member>> {
         self.survey_again().await;
@@ -228,25 +238,31 @@ fn is_elsewhere(error: &RedisError) -> bool {
 }
 
 impl ClusterLink {
-    /// Asks one node after the other, those first that were asked successfully before.
+    /// Sends a read to any node that answers, those first that answered before. A silent one is not waited for before the next
+    /// is asked.
     async fn send_to_any(&self, command: &Cmd, sent: &Sent) -> Result<Value, Failure> {
         let mut members: Vec<Arc<Member>> = self.cluster.state().members.values().cloned().collect();
         members.sort_by_key(|member| (member.lost().is_some(), std::cmp::Reverse(member.answered())));
+        let mut members = members.into_iter();
+        let mut asking = FuturesUnordered::new();
         let mut failure = Failure::Unsent((ErrorKind::ClusterConnectionNotFound, "no node is known").into());
-        for member in members {
-            let asked = member.send(self.is_bulk, command, false, sent);
-            match tokio::time::timeout(QUESTION_LIMIT, asked).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(replied @ Failure::Replied(_))) => return Err(replied),
-                Ok(Err(other)) => failure = other,
-                Err(_) => {
-                    let silence = std::io::Error::new(std::io::ErrorKind::TimedOut, "no reply in time");
-                    failure = member.unreachable(silence.into());
-                }
+        loop {
+            let next = members.next();
+            let is_last = next.is_none();
+            asking.extend(
+                next.map(|member| async move { member.send(self.is_bulk, command, false, sent).await }),
+            );
+            let answer = match tokio::time::timeout(QUESTION_LIMIT, asking.next()).await {
+                Ok(answer) => answer,
+                Err(_) if is_last => asking.next().await,
+                Err(_) => continue,
+            };
+            match answer {
+                Some(Err(other)) if !matches!(other, Failure::Replied(_)) => failure = other,
+                Some(replied) => return replied,
+                None => return Err(failure),
             }
-            sent.clear();
         }
-        Err(failure)
     }
 }
 
@@ -307,10 +323,7 @@ impl Link for ClusterLink {
         let cluster = &self.cluster;
         cluster.keep_surveying();
         let slot = slot(key);
-        let keeper = match cluster.keeper(slot) {
-            Some(keeper) => Some(keeper),
-            None => cluster.other_keeper(slot, None).await,
-        };
+        let keeper = cluster.found_keeper(slot).await;
         let mut keeper = keeper.ok_or_else(|| unkept(slot))?;
         let mut has_looked = false;
         let mut replies = loop {
@@ -367,10 +380,7 @@ impl Link for ClusterLink {
         let cluster = &self.cluster;
         cluster.keep_surveying();
         let slot = slot(key);
-        let keeper = match cluster.keeper(slot) {
-            Some(keeper) => Some(keeper),
-            None => cluster.other_keeper(slot, None).await,
-        };
+        let keeper = cluster.found_keeper(slot).await;
         let Some(keeper) = keeper else {
             return Err((ErrorKind::ClusterConnectionNotFound, "no node keeps the channel's slot").into());
         };
@@ -384,10 +394,7 @@ impl Link for ClusterLink {
         let cluster = &self.cluster;
         cluster.keep_surveying();
         let slot = slot(key);
-        let keeper = match cluster.keeper(slot) {
-            Some(keeper) => Some(keeper),
-            None => cluster.other_keeper(slot, None).await,
-        };
+        let keeper = cluster.found_keeper(slot).await;
         let keeper = keeper.ok_or_else(|| unkept(slot))?;
         if let Some(error) = keeper.lost() {
             return Err(keeper.unreachable(error));

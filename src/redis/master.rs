@@ -213,7 +213,8 @@ impl Master {
     pub(super) fn report_broken(&self, epoch: u64) {
         self.generation.grow();
         if self.is_current(epoch) {
-            self.broken.store(epoch + 1, Ordering::SeqCst);
+            // Another thread may have reported a later one meanwhile.
+            self.broken.fetch_max(epoch + 1, Ordering::SeqCst);
         }
     }
 
@@ -232,10 +233,21 @@ impl Master {
 
     /// Returns the commands by which the master passes on messages; `None` if notifications are off or it passes on none.
     pub(super) async fn pubsub(self: &Arc<Self>) -> Option<Pubsub> {
-        match &self.agreement {
-            Some(agreement) => Box::pin(agreement.reach(self)).await,
-            None => None,
+        let agreement = self.agreement()?;
+        match agreement.of(self.epoch()) {
+            Some(known) => known,
+            // Rare, and not to fill every call.
+            None => Box::pin(agreement.reach(self)).await,
         }
+    }
+
+    /// Returns the commands that [`pubsub`](Self::pubsub) returns, if a trial found them out in this epoch.
+    pub(super) fn known_pubsub(&self, epoch: u64) -> Option<Option<Pubsub>> {
+        self.agreement()?.of(epoch)
+    }
+
+    pub(super) fn agreement(&self) -> Option<&Agreement> {
+        self.agreement.as_ref()
     }
 
     /// Tries out how the master passes on messages, unless notifications are off.
@@ -548,7 +560,7 @@ pub(super) fn lacks_replicas(reply: &Value) -> bool {
 }
 
 /// Whether the server has forgotten who the connection belongs to: a new one presents its credentials again.
-fn has_lost_its_user(reply: &Value) -> bool {
+pub(super) fn has_lost_its_user(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOAUTH")
 }
 

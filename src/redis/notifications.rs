@@ -4,13 +4,14 @@
 //! message, and a subscriber receives it. The process repeats the trial after it has reconnected, as the server may be of
 //! another version by then.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
-use tokio::sync::{Mutex, watch};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
@@ -40,8 +41,10 @@ pub(super) struct Agreement {
     trials: Trials,
     /// 0 before the first trial; then the master's epoch and the result in one number.
     latest: AtomicU64,
-    /// Locked while a trial is under way.
-    turn: Mutex<()>,
+    /// One more than the last epoch in which the trials took too long.
+    overdue: AtomicU64,
+    /// Whether the latest trials are done. Their sender is gone once they are, or their runtime is.
+    done: Mutex<watch::Receiver<bool>>,
 }
 
 /// The result of a trial.
@@ -55,7 +58,8 @@ pub(super) struct Trial {
 
 impl Agreement {
     pub(super) fn new(trials: Trials) -> Self {
-        Self { trials, latest: AtomicU64::new(0), turn: Mutex::default() }
+        let done = Mutex::new(watch::channel(true).1);
+        Self { trials, latest: AtomicU64::new(0), overdue: AtomicU64::new(0), done }
     }
 
     /// The result of the trial in this epoch.
@@ -72,32 +76,64 @@ impl Agreement {
         }
     }
 
-    /// Returns the commands for this master; `None` if it passes on no messages. The first call of each epoch makes a trial over
-    /// a new connection. Other calls wait for it: subscribers would miss a message that other commands than theirs publish.
+    /// Returns the commands for this master; `None` if it passes on no messages. The first call of each epoch starts a trial
+    /// over a new connection. Other calls wait for it: subscribers would miss a message that other commands than theirs publish.
+    ///
+    /// Dropping the future does not end the trial, which other calls may wait for and which may take longer than a call. Calls
+    /// do not wait once a trial of the epoch took too long.
     pub(super) async fn reach(&self, master: &Arc<Master>) -> Option<Pubsub> {
-        if let Some(known) = self.of(master.epoch()) {
-            return known;
-        }
-        let _turn = self.turn.lock().await;
-        let until = Instant::now() + master.limit();
-        loop {
-            // Another call may have made the trial meanwhile.
-            if let Some(known) = self.of(master.epoch()) {
-                return known;
+        // The runtime may be gone on which they were made before. One that is shut down now makes none.
+        for _ in 0..2 {
+            let Some(mut done) = self.begin(master) else { break };
+            if self.overdue.load(Ordering::SeqCst) == master.epoch() + 1
+                || done.wait_for(|done| *done).await.is_ok()
+            {
+                break;
             }
+        }
+        self.of(master.epoch()).unwrap_or_else(|| self.presumed())
+    }
+
+    /// Starts trials, unless the result is known or they are under way.
+    fn begin(&self, master: &Arc<Master>) -> Option<watch::Receiver<bool>> {
+        let mut latest = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.of(master.epoch()).is_some() {
+            return None;
+        }
+        let is_under_way = !*latest.borrow() && latest.has_changed().is_ok();
+        if !is_under_way {
+            let runtime = Handle::try_current().ok()?;
+            let (report, done) = watch::channel(false);
+            let master = Arc::clone(master);
+            *latest = done;
+            runtime.spawn(async move {
+                if let Some(agreement) = master.agreement() {
+                    agreement.find_out(&master).await;
+                }
+                report.send_replace(true);
+            });
+        }
+        Some(latest.clone())
+    }
+
+    /// Makes trials until one has a result, for as long as two connections may take.
+    async fn find_out(&self, master: &Arc<Master>) {
+        let until = Instant::now() + 2 * master.limit();
+        while self.of(master.epoch()).is_none() {
             match timeout_at(until, self.try_out(master)).await {
-                Ok(Ok(trial)) => return trial.pubsub,
+                Ok(Ok(_)) => return,
                 Ok(Err(error)) => {
                     tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out");
                     // In this state the server accepts no write either.
                     if trouble(&error) == Trouble::Passing {
-                        return self.presumed();
+                        return;
                     }
                 }
                 Err(_) => tracing::debug!("how notifications travel could not be tried out in time"),
             }
             if Instant::now() + TRIED_EVERY >= until {
-                return self.presumed();
+                self.overdue.store(master.epoch() + 1, Ordering::SeqCst);
+                return;
             }
             sleep(TRIED_EVERY).await;
         }

@@ -10,7 +10,7 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value};
 
 use super::link::{Failure, Link, Sent, replied};
-use super::master::{Master, MasterLink, Opened, is_demoted, lacks_replicas};
+use super::master::{Master, MasterLink, Opened, has_lost_its_user, is_demoted, lacks_replicas};
 use crate::TooFewReplicas;
 use crate::scripts::Pubsub;
 
@@ -128,7 +128,8 @@ impl Link for ReplicatedLink {
             }
             return Failure::judge(reply);
         }
-        connection.busy = false;
+        // A connection whose user is forgotten is of no more use.
+        connection.busy = reply.as_ref().is_ok_and(has_lost_its_user);
         if reply.as_ref().is_ok_and(lacks_replicas) {
             self.master.master().suspect();
         }

@@ -229,7 +229,13 @@ impl Subscriptions {
     fn give_up(&self, server: &Arc<Server>) {
         server.master.report_broken(server.epoch);
         server.is_lost.send_replace(true);
-        self.servers().remove(&server.master.name());
+        let (mut servers, name) = (self.servers(), server.master.name());
+        // Another channel may have connected anew by now. The connection that it shares must stay.
+        let is_latest =
+            |latest: &Outcome| matches!(latest, Some((_, Ok(latest))) if Arc::ptr_eq(latest, server));
+        if servers.get(&name).is_some_and(|place| place.try_lock().is_ok_and(|latest| is_latest(&latest))) {
+            servers.remove(&name);
+        }
     }
 
     /// Nothing panics while it holds the servers.
@@ -284,19 +290,19 @@ impl Server {
         replied(self.connection.clone().send_packed_command(command).await?)
     }
 
-    /// Subscribes by the commands that match those of the scripts. Returns the command that ends the subscription.
-    async fn subscribe(&self, pubsub: Pubsub, channel: &str) -> RedisResult<Cmd> {
+    /// Subscribes by the commands that match those of the scripts.
+    async fn subscribe(&self, pubsub: Pubsub, channel: &str) -> RedisResult<()> {
         let reply = self.send(redis::cmd(pubsub.subscribe()).arg(channel)).await?;
         if !confirms(&reply, channel) {
             return Err((ErrorKind::UnexpectedReturnType, "the reply is none to a subscription").into());
         }
-        Ok(redis::cmd(pubsub.unsubscribe()).arg(channel).clone())
+        Ok(())
     }
 
     /// Ends a subscription, if there is one.
-    async fn end(&self, unsubscribe: Option<Cmd>) -> RedisResult<()> {
-        match unsubscribe {
-            Some(unsubscribe) => self.send(&unsubscribe).await.map(drop),
+    async fn end(&self, pubsub: Option<Pubsub>, channel: &str) -> RedisResult<()> {
+        match pubsub {
+            Some(pubsub) => self.send(redis::cmd(pubsub.unsubscribe()).arg(channel)).await.map(drop),
             None => Ok(()),
         }
     }
@@ -321,6 +327,20 @@ async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
     }
 }
 
+/// Returns once it is known that the server passes on messages by other commands than these, which were presumed while
+/// nothing could be tried out.
+async fn mistaken(server: &Server, presumed: Option<Pubsub>) {
+    loop {
+        match server.master.known_pubsub(server.epoch) {
+            Some(known) if known == presumed => std::future::pending().await,
+            Some(_) => return,
+            None => {}
+        }
+        tokio::time::sleep(ASKED_EVERY).await;
+        server.master.pubsub().await;
+    }
+}
+
 /// The subscription to one channel, from the first subscriber to the last.
 struct Listening {
     inner: Arc<Inner>,
@@ -338,6 +358,8 @@ enum End {
     Dropped,
     /// Another server keeps the channel by now.
     Moved,
+    /// The server publishes by other commands than those that were presumed.
+    Mistaken,
     /// There has been no subscriber for a while.
     Left,
 }
@@ -347,11 +369,11 @@ impl Listening {
         let mut delay = FIRST_DELAY;
         loop {
             match self.subscribe().await {
-                Ok((server, unsubscribe)) => {
+                Ok((server, pubsub)) => {
                     delay = FIRST_DELAY;
-                    let state = if unsubscribe.is_some() { State::Live } else { State::Polled };
+                    let state = if pubsub.is_some() { State::Live } else { State::Polled };
                     self.set_state(state, &Signal::Look);
-                    let end = self.end(&server).await;
+                    let end = self.end(&server, pubsub).await;
                     // Subscribers receive a notification once this channel is live again.
                     if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
                         held.state.send_replace(State::Begun);
@@ -361,19 +383,20 @@ impl Listening {
                         End::Lost => {}
                         End::Dropped => self.inner.link.look_again(),
                         End::Moved => {
+                            let channel = self.channel.clone();
                             drop(tokio::spawn(async move {
                                 // The old server may be gone, and the new one must not wait for it.
-                                if let Err(error) = server.end(unsubscribe).await {
+                                if let Err(error) = server.end(pubsub, &channel).await {
                                     tracing::debug!(error = %Chain(&error), "a subscription to a channel that moved could not be ended");
                                 }
                             }));
                         }
-                        End::Left => {
-                            if let Err(error) = server.end(unsubscribe).await {
+                        End::Mistaken | End::Left => {
+                            if let Err(error) = server.end(pubsub, &self.channel).await {
                                 tracing::warn!(channel = self.channel, error = %Chain(&error), "a subscription could not be ended");
                                 self.subscriptions.give_up(&server);
                             }
-                            if self.forget_if_left() {
+                            if matches!(end, End::Left) && self.forget_if_left() {
                                 return;
                             }
                         }
@@ -396,22 +419,24 @@ impl Listening {
     }
 
     /// Waits for the end of this subscription.
-    async fn end(&self, server: &Server) -> End {
+    async fn end(&self, server: &Server, pubsub: Option<Pubsub>) -> End {
         let mut lost = server.is_lost.subscribe();
         let is_lost = pin!(async { drop(lost.wait_for(|lost| *lost).await) });
         let is_left = pin!(self.abandoned());
         let is_dropped = pin!(self.is_dropped.notified());
-        let has_moved = self.inner.link.has_moved(&self.channel, &server.master);
+        let is_mistaken = pin!(mistaken(server, pubsub));
+        let has_moved = select(self.inner.link.has_moved(&self.channel, &server.master), is_mistaken);
         match select(select(is_lost, is_left), select(is_dropped, has_moved)).await {
             Either::Left((Either::Left(_), _)) => End::Lost,
             Either::Left((Either::Right(_), _)) => End::Left,
             Either::Right((Either::Left(_), _)) => End::Dropped,
-            Either::Right((Either::Right(_), _)) => End::Moved,
+            Either::Right((Either::Right((Either::Left(_), _)), _)) => End::Moved,
+            Either::Right((Either::Right((Either::Right(_), _)), _)) => End::Mistaken,
         }
     }
 
-    /// The connection, and what ends the subscription; `None` if the server passes on no messages.
-    async fn subscribe(&self) -> RedisResult<(Arc<Server>, Option<Cmd>)> {
+    /// The connection, and the commands of the subscription; `None` if the server passes on no messages.
+    async fn subscribe(&self) -> RedisResult<(Arc<Server>, Option<Pubsub>)> {
         let master = self.inner.link.master_of(&self.channel).await?;
         let (server, pubsub) = loop {
             let server = self.subscriptions.server(&self.inner, Arc::clone(&master)).await?;
@@ -425,9 +450,9 @@ impl Listening {
         if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
             held.at = Some(server.number);
         }
-        let Some(pubsub) = pubsub else { return Ok((server, None)) };
-        match server.subscribe(pubsub, &self.channel).await {
-            Ok(unsubscribe) => Ok((server, Some(unsubscribe))),
+        let Some(commands) = pubsub else { return Ok((server, None)) };
+        match server.subscribe(commands, &self.channel).await {
+            Ok(()) => Ok((server, pubsub)),
             Err(error) => {
                 let error = self.inner.link.explain(error);
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no

@@ -158,6 +158,67 @@ async fn a_watch_over_a_connection_that_answers_nothing_subscribes_over_another(
     next(&mut watch).await;
 }
 
+/// What must be found out about a new connection takes longer than a call may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_server_that_was_connected_to_anew_takes_writes() {
+    const WRITES: usize = 8;
+    let server = Server::start(&[]);
+    let relay = Relay::start(server.port).await;
+    let backend = RedisBackend::connect(&relay.url()).await.unwrap();
+    create(&backend, "data").await;
+    relay.slow_new_connections(Duration::from_millis(350));
+    let mut admin = server.connection();
+    let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    let begun = Instant::now();
+    let recovered = async {
+        loop {
+            let writes = (0..WRITES).map(|n| {
+                let (backend, key) = (backend.clone(), key("alice", &format!("w{n}")));
+                async move { backend.put(&key, "data".into(), in_an_hour()).await }
+            });
+            let written = futures_util::future::join_all(writes).await;
+            if written.iter().all(Result::is_ok) {
+                break;
+            }
+            for error in written.into_iter().filter_map(Result::err) {
+                assert!(error.is_retryable(), "{error:?}");
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), recovered).await.expect("all of a round are taken");
+    println!("figure | a slow server takes writes after a reconnect, after | {:.1?}", begun.elapsed());
+}
+
+/// Each subscription over the silent connection fails at a time of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_that_leave_a_silent_connection_one_after_the_other_share_the_next_one() {
+    const OWNERS: usize = 60;
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let relay = Relay::start(server.port).await;
+    let backend = RedisBackend::connect(&relay.url()).await.unwrap();
+    let straight = RedisBackend::connect(&server.url()).await.unwrap();
+    let keys: Vec<TaskKey> = (0..OWNERS).map(|n| key(&format!("owner{n}"), "t1")).collect();
+    for key in &keys {
+        straight.put(key, "data".into(), in_an_hour()).await.unwrap();
+    }
+    let watch = |key: &TaskKey| Arc::new(backend.clone()).watch(key);
+    let mut watches = vec![watch(&keys[0])];
+    next(&mut watches[0]).await;
+    relay.silence_connections();
+    for key in &keys[1..] {
+        watches.push(watch(key));
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    for watch in &mut watches {
+        next(watch).await;
+    }
+    // The relay does not close the silent one.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let clients: String = command(&mut admin, ["CLIENT", "LIST", "TYPE", "pubsub"]);
+    assert!(clients.lines().count() <= 3, "{clients}");
+}
+
 /// A server that was slow for a moment is not left.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_answers_the_probe_is_kept() {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +19,8 @@ enum Mode {
     Garbage,
     /// It is reset in the middle of a reply.
     Resets,
+    /// Each reply takes this long.
+    Slow(Duration),
 }
 
 /// A port that leads each new connection to a server. It closes its connections when it is dropped.
@@ -87,6 +90,11 @@ impl Relay {
         self.set_connections(Mode::Resets);
     }
 
+    /// Replies over new connections take this long. The others stay as they are.
+    pub fn slow_new_connections(&self, delay: Duration) {
+        *self.state.mode.lock().unwrap() = Mode::Slow(delay);
+    }
+
     /// New connections work again. The others stay as they are.
     pub fn pass_new_connections(&self) {
         *self.state.mode.lock().unwrap() = Mode::Passes;
@@ -132,7 +140,10 @@ async fn serve(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mo
                     let _ = client.set_zero_linger();
                     return;
                 }
-                (Ok(read @ 1..), Mode::Passes) => {
+                (Ok(read @ 1..), Mode::Passes | Mode::Slow(_)) => {
+                    if let Mode::Slow(delay) = mode {
+                        tokio::time::sleep(delay).await;
+                    }
                     if client.write_all(&replied[..read]).await.is_err() {
                         return;
                     }

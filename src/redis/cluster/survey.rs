@@ -1,5 +1,6 @@
 //! Asks the nodes for the layout of the cluster.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 
 use super::layout::{Layout, View, trusted};
 use super::member::Member;
@@ -24,6 +26,8 @@ const ASKED_EVERY_IN_TROUBLE: Duration = Duration::from_millis(200);
 /// How many are asked at most, and how soon after one survey the next may begin.
 const MOST_ASKED: usize = 32;
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
+/// How long the nodes may take to answer if none of them answers within the usual limit.
+const SLOW_LIMIT: Duration = Duration::from_secs(1);
 /// How long the others may take once most have answered.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How long a node that no longer belongs to the cluster stays known after a redirection named it: a node without slots
@@ -161,11 +165,19 @@ impl Cluster {
         let (asked, is_whole) = self.next_asked(of_all);
         let mut asking: FuturesUnordered<_> = asked.iter().map(answer).collect();
         let mut views: Vec<View> = Vec::new();
-        let mut until = tokio::time::Instant::now() + QUESTION_LIMIT;
-        while let Ok(Some(view)) = tokio::time::timeout_at(until, asking.next()).await {
-            views.extend(view);
-            if views.len() * 2 > asked.len() {
-                until = until.min(tokio::time::Instant::now() + PATIENCE);
+        let begun = tokio::time::Instant::now();
+        let mut until = begun + QUESTION_LIMIT;
+        loop {
+            match tokio::time::timeout_at(until, asking.next()).await {
+                Ok(Some(view)) => {
+                    views.extend(view);
+                    if views.len() * 2 > asked.len() {
+                        until = until.min(tokio::time::Instant::now() + PATIENCE);
+                    }
+                }
+                // All of them are slow, or far away.
+                Err(_) if views.is_empty() && until < begun + SLOW_LIMIT => until = begun + SLOW_LIMIT,
+                Ok(None) | Err(_) => break,
             }
         }
         let is_whole = is_whole && views.len() == asked.len();
@@ -222,16 +234,20 @@ impl Cluster {
     }
 }
 
-/// Returns the view of a member, if it replies in time. A member that does not is probed.
+/// Returns the view of a member, if it replies in time. A member that is silent for the usual limit is probed.
 async fn answer(member: &Arc<Member>) -> Option<View> {
-    match tokio::time::timeout(QUESTION_LIMIT, member.view()).await {
-        Ok(Ok(view)) => Some(view),
-        Ok(Err(failure)) => {
-            tracing::debug!(node = member.name, ?failure, "a node does not say how the cluster stands");
-            None
-        }
+    let mut asked = pin!(member.view());
+    let view = match timeout(QUESTION_LIMIT, &mut asked).await {
+        Ok(view) => view,
         Err(_) => {
             member.check(false);
+            timeout(SLOW_LIMIT, asked).await.ok()?
+        }
+    };
+    match view {
+        Ok(view) => Some(view),
+        Err(failure) => {
+            tracing::debug!(node = member.name, ?failure, "a node does not say how the cluster stands");
             None
         }
     }
