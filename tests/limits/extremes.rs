@@ -8,7 +8,6 @@ use mcp_task_store::{
     Expiry, MemoryBackend, NewTask, Next, PageRequest, PutOptions, Queue, StorageError, StoreConfig,
     TaskError, TaskStore,
 };
-use rstest::rstest;
 use rstest_reuse::apply;
 use serde_json::json;
 
@@ -129,6 +128,7 @@ async fn an_engine_takes_any_duration_or_says_what_is_wrong_with_it(#[case] engi
 #[cfg(feature = "redis-tests")]
 mod of_redis {
     use mcp_task_store::{RedisBackend, RedisBuilder};
+    use rstest::rstest;
 
     use super::*;
 
