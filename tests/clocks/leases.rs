@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::support::elsewhere::elsewhere;
 use super::support::redis::Server;
-use super::support::{in_a_process_that_dies, owner};
+use super::support::{in_a_process_that_dies, key, owner};
 use super::{libraries, set_clock, time_of};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -164,10 +164,19 @@ async fn after_the_clock_was_set_back_a_store_that_only_reads_fails_nothing(
     let stepped = Stepped::start("+1h");
     let agenda = stepped.agenda().await;
     let reader = open(&agenda, lease);
-    assert!((stepped.step(offset) + by).abs() < TimeDelta::seconds(10));
-    // Until its keeper takes timers again, which the first new lease brings about.
-    let lead = agenda.now() - time_of(&stepped.server);
-    assert!(lead > by - TimeDelta::seconds(10), "the reader's estimate leads by {lead}");
+    // The estimate leads until the reader's next question for the clock, which may come with the step.
+    let mut steps = 0;
+    loop {
+        assert!((stepped.step(offset) + by).abs() < TimeDelta::seconds(10));
+        let lead = agenda.now() - time_of(&stepped.server);
+        if lead > by - TimeDelta::seconds(10) {
+            break;
+        }
+        steps += 1;
+        assert!(steps < 20, "the reader's estimate leads by {lead}");
+        stepped.step("+1h");
+        agenda.clock(&key("alice", "none")).await.unwrap();
+    }
     // These know the clock as it is now.
     let others = open(&elsewhere(&stepped.agenda().await), lease);
     let young = others.create(&owner("alice"), task().ttl(Duration::from_secs(1800))).await.unwrap();
