@@ -175,7 +175,7 @@ impl RedisBuilder {
     /// repeat the messages of its error and of the causes, so these must hold no secret.
     ///
     /// ```no_run
-    /// # async fn token() -> Result<String, std::io::Error> { unimplemented!() }
+    /// # async fn token() -> Result<String, std::io::Error> { Ok(String::new()) }
     /// # async fn example() -> Result<(), mcp_task_store::StorageError> {
     /// use mcp_task_store::{Credentials, RedisBackend};
     ///
