@@ -329,14 +329,7 @@ impl MasterLink {
             self.0.connect(&mut state);
             state.outcome.clone()
         };
-        let made = match outcome.wait_for(Option::is_some).await {
-            Ok(made) => made.clone(),
-            Err(_) => None,
-        };
-        match made {
-            Some(made) => made.map_err(Failure::Unsent),
-            None => Err(Failure::Unsent(runtime_is_gone())),
-        }
+        made_in(&mut outcome).await.map_err(Failure::Unsent)
     }
 
     pub(super) fn master(&self) -> &Arc<Master> {
@@ -398,11 +391,7 @@ impl MasterLink {
                 state.outcome.clone()
             }
         };
-        let made = match outcome.wait_for(Option::is_some).await {
-            Ok(made) => made.clone(),
-            Err(_) => None,
-        };
-        made.map_or_else(|| Err(runtime_is_gone()), |made| made.map(drop))
+        made_in(&mut outcome).await.map(drop)
     }
 
     /// Sends a command behind `ASKING` in one pipeline. `ASKING` permits the next command of the connection, whichever call sent
@@ -422,6 +411,15 @@ impl MasterLink {
         // If ASKING was refused too, its error is the cause.
         if reply.is_ok() { reply } else { asked.and(reply) }
     }
+}
+
+/// Waits for the connection that an attempt makes.
+async fn made_in(outcome: &mut watch::Receiver<Option<RedisResult<Arc<Made>>>>) -> RedisResult<Arc<Made>> {
+    let made = match outcome.wait_for(Option::is_some).await {
+        Ok(made) => made.clone(),
+        Err(_) => None,
+    };
+    made.unwrap_or_else(|| Err(runtime_is_gone()))
 }
 
 fn runtime_is_gone() -> redis::RedisError {

@@ -237,7 +237,7 @@ fn the_replies_of_the_trials_are_read() {
     PUBLISH.decode(Value::Okay).unwrap_err();
 }
 
-/// So that the probe finds out all that is lacking.
+/// So that the probe finds everything that a server lacks.
 #[test]
 fn the_probe_runs_each_command_that_the_other_scripts_run() {
     let commands = |source: &str, call: &str| -> std::collections::BTreeSet<String> {

@@ -37,7 +37,7 @@ const REMEMBERED: Duration = Duration::from_secs(10);
 /// The surveys of a cluster, made one after the other by a task in the background.
 pub(super) struct Surveys {
     has_task: AtomicBool,
-    /// A survey of all nodes is to be made now.
+    /// Receives a message when all nodes must be asked now.
     wanted: Arc<Notify>,
     /// The number of the latest that has begun, and of the latest that is done.
     begun: AtomicU64,
