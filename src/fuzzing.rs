@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use crate::{Cursor, MemoryBackend, OwnerId, PageRequest, PutOptions, StorageBackend, StorageError, TaskId};
+use crate::backend::{Cursor, OwnerId, PageRequest, PutOptions, StorageBackend, StorageError, TaskId};
+use crate::memory::MemoryBackend;
 
 #[cfg(feature = "redis")]
 pub use crate::redis::fuzzing::{key, record, script_error};

@@ -45,15 +45,10 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
-mod error;
-mod exact;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod key;
 mod memory;
-mod page;
-mod payload;
 #[cfg(feature = "pmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
 pub mod pmcp;
@@ -65,26 +60,20 @@ mod redis;
 pub mod rmcp;
 #[cfg(feature = "redis")]
 mod scripts;
-mod snapshot;
 mod store;
 mod task;
-mod watch;
 
 pub use backend::{
-    Agenda, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry, LocalAgenda, MAX_PARTS, Next,
-    OwnerPage, Part, PartChange, PartChanges, PartName, PartSizes, PutOptions, Queue, Record, StorageBackend,
-    Taken, Timer, TimerPage, Version, Written,
+    Agenda, BoxError, CorruptRecord, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry,
+    ListedRecord, LocalAgenda, MAX_ID_BYTES, MAX_PAGE_LIMIT, MAX_PARTS, Next, OwnerId, OwnerPage, Page,
+    PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, PutOptions, Queue, Record,
+    StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, TooFewReplicas, Version, Written,
 };
-pub use error::{BoxError, StorageError, TooFewReplicas};
-pub use key::{MAX_ID_BYTES, OwnerId, TaskId, TaskKey};
 pub use memory::MemoryBackend;
-pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRequest};
-pub use payload::{Payload, PayloadKind};
 #[cfg(feature = "redis")]
 pub use redis::{Credentials, RedisBackend, RedisBuilder};
-pub use snapshot::{Snapshot, StoredTask};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
-pub use task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
+pub use task::{Lease, OnWorkerLost, Payload, PayloadKind, RpcError, Snapshot, StoredTask, Task, TaskStatus};
 
 /// The examples of the README compile.
 #[cfg(all(doctest, feature = "redis", feature = "rmcp"))]

@@ -12,15 +12,12 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
+use crate::backend::watch::{Seat, Signal, Watched, by_signals};
 use crate::backend::{
-    DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Timers, check_count, check_parts, check_size,
-    from_micros, from_millis,
-};
-use crate::watch::{Seat, Signal, Watched, by_signals};
-use crate::{
-    Agenda, Cursor, Due, Expiry, ListedRecord, Next, OwnerId, OwnerPage, Page, PageRequest, Part, PartChange,
-    PartChanges, PartName, PutOptions, Queue, Record, StorageBackend, StorageError, Taken, TaskId, TaskKey,
-    TimerPage, Version, Written,
+    Agenda, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry, ListedRecord, Next,
+    OwnerId, OwnerPage, Page, PageRequest, Part, PartChange, PartChanges, PartName, PutOptions, Queue,
+    Record, StorageBackend, StorageError, Taken, TaskId, TaskKey, TimerPage, Timers, Version, Written,
+    check_count, check_parts, check_size, from_micros, from_millis,
 };
 
 /// Into how many shards the owners are spread, so that few calls wait for one another.

@@ -1,5 +1,6 @@
-//! Text from outside in a line of the log.
+//! Text for a line of the log: ids and messages from outside, and an error with its causes.
 
+use std::error::Error;
 use std::fmt::{self, Write};
 
 /// Displays text so that it stays within its line and cannot change how the line reads: control characters, invisible
@@ -44,6 +45,28 @@ fn is_hidden(c: char) -> bool {
             | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{110BD}' | '\u{110CD}'
             | '\u{13430}'..='\u{1343F}' | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}'
             | '\u{E0000}'..='\u{E007F}')
+}
+
+/// Displays an error and its causes in one line, for the log: `what failed: why: why that`. A cause that the error above it
+/// states already, as some libraries' errors do, is left out.
+pub(crate) struct Chain<'a, E: ?Sized>(pub(crate) &'a E);
+
+impl<E: Error + ?Sized> fmt::Display for Chain<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut above = self.0.to_string();
+        Plain(f).write_str(&above)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !above.contains(&text) {
+                f.write_str(": ")?;
+                Plain(f).write_str(&text)?;
+            }
+            above = text;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

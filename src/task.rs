@@ -1,5 +1,9 @@
 //! A task as it is stored: canonical JSON, in the words of the MCP Tasks extension.
 
+pub(crate) mod exact;
+pub(crate) mod payload;
+pub(crate) mod snapshot;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -8,9 +12,11 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::exact::ExactIntegers;
-use crate::payload::{self, HeldParts, Payload};
-use crate::{Expiry, TaskId};
+use crate::backend::{Expiry, TaskId};
+use exact::ExactIntegers;
+use payload::HeldParts;
+pub use payload::{Payload, PayloadKind};
+pub use snapshot::{Snapshot, StoredTask};
 
 /// Where a task stands (MCP Tasks extension, SEP-2663, "Task Status").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -8,10 +8,9 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
-use super::StorageBackend;
+use super::{Cursor, Expiry, OwnerId, StorageBackend, StorageError, TaskKey};
 #[cfg(feature = "redis")]
 use crate::printable::Printable;
-use crate::{Cursor, Expiry, OwnerId, StorageError, TaskKey};
 
 /// The longest name of a queue, in bytes of UTF-8.
 const MAX_QUEUE_BYTES: usize = 512;

@@ -10,10 +10,9 @@ use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
 use super::{
-    Agenda, Due, Next, OwnerPage, Part, PartName, PutOptions, Queue, Record, StorageBackend, Taken,
-    TimerPage, Timers, Version, Written,
+    Agenda, Cursor, Due, Next, OwnerId, OwnerPage, Page, PageRequest, Part, PartName, PutOptions, Queue,
+    Record, StorageBackend, StorageError, Taken, TaskKey, TimerPage, Timers, Version, Written,
 };
-use crate::{Cursor, OwnerId, Page, PageRequest, StorageError, TaskKey};
 
 /// Gives an engine an [`Agenda`] in the memory of this process.
 ///

@@ -1,10 +1,14 @@
 //! The contract that every engine keeps.
 
 mod agenda;
+pub(crate) mod error;
+pub(crate) mod key;
 mod local_agenda;
+mod page;
 mod parts;
 mod record;
 mod timers;
+pub(crate) mod watch;
 
 use std::sync::Arc;
 
@@ -13,12 +17,13 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
-use crate::{OwnerId, Page, PageRequest, StorageError, TaskKey};
-
 pub use agenda::{Agenda, Due, Next, OwnerPage, Queue, Taken, Timer, TimerPage};
 #[cfg(feature = "redis")]
 pub(crate) use agenda::{MAX_TAKEN, delay_millis};
+pub use error::{BoxError, StorageError, TooFewReplicas};
+pub use key::{MAX_ID_BYTES, OwnerId, TaskId, TaskKey};
 pub use local_agenda::LocalAgenda;
+pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRequest};
 pub use parts::{DEFAULT_MAX_PART_BYTES, MAX_PARTS, Part, PartChange, PartChanges, PartName, PartSizes};
 pub(crate) use parts::{check_count, check_parts};
 pub use record::{Expiry, PutOptions, Record, Version, Written};
@@ -146,7 +151,7 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// [may pass](StorageError::is_retryable), and its next good item stands for all that was missed; it ends after
     /// any other.
     fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        crate::watch::by_polling(self, key.clone())
+        watch::by_polling(self, key.clone())
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::{StorageError, Version};
+use super::{StorageError, Version};
 
 /// How many parts a record may have.
 pub const MAX_PARTS: usize = 4;

@@ -6,8 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::{PartChange, PartChanges, PartName, PartSizes};
-use crate::StorageError;
+use super::{PartChange, PartChanges, PartName, PartSizes, StorageError};
 
 /// How many times a record has been written since it was created: 1, 2, 3, …, exact to 2^53 - 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -10,8 +10,7 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use super::agenda::{MAX_TAKEN, delay_millis};
-use super::{Due, Next, Queue, Taken, Timer, TimerPage, from_millis};
-use crate::{Cursor, StorageError, TaskKey};
+use super::{Cursor, Due, Next, Queue, StorageError, Taken, TaskKey, Timer, TimerPage, from_millis};
 
 /// All timers of an agenda in this process. Each call receives the time, in milliseconds since the epoch.
 #[derive(Debug, Default)]

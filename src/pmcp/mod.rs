@@ -23,7 +23,7 @@ mod task_store;
 pub use storage::PmcpTasksBackend;
 pub use task_store::PmcpTaskStore;
 
-use crate::{OwnerId, StorageError};
+use crate::backend::{OwnerId, StorageError};
 
 /// The owner under which tasks of `pmcp`'s empty owner are stored.
 pub const ANONYMOUS: &str = "(anonymous)";

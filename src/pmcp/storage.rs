@@ -10,11 +10,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{owner, public_text};
-use crate::error::Chain;
-use crate::printable::Printable;
-use crate::{
+use crate::backend::{
     Cursor, Expiry, MAX_PAGE_LIMIT, PageRequest, PutOptions, StorageBackend, StorageError, TaskId, TaskKey,
 };
+use crate::printable::{Chain, Printable};
 
 /// A `StorageBackend` of `pmcp-tasks`, on any engine of this crate.
 ///

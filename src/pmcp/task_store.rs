@@ -19,12 +19,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{owner, public_text};
-use crate::error::Chain;
-use crate::store::Draft;
-use crate::{
-    Agenda, NewTask, PageRequest, PayloadKind, RpcError, StoredTask, Task, TaskError, TaskId, TaskKey,
-    TaskStatus, TaskStore,
-};
+use crate::backend::{Agenda, PageRequest, TaskId, TaskKey};
+use crate::printable::Chain;
+use crate::store::{Draft, NewTask, TaskError, TaskStore};
+use crate::task::{PayloadKind, RpcError, StoredTask, Task, TaskStatus};
 
 /// The only method that `pmcp` makes tasks of.
 const METHOD: &str = "tools/call";
@@ -505,7 +503,7 @@ fn store_error(error: TaskError, task_id: &str, to: Option<WireStatus>) -> TaskS
         }
         TaskError::Storage(error) => {
             // The store has one line in the log for an outage.
-            if matches!(error, crate::StorageError::Corrupt { .. }) {
+            if matches!(error, crate::backend::StorageError::Corrupt { .. }) {
                 tracing::error!(task = task_id, error = %Chain(&error), "a task could not be served: its record cannot be read");
             } else {
                 tracing::debug!(task = task_id, error = %Chain(&error), "a task could not be served");

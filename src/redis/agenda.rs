@@ -20,12 +20,14 @@ use tracing::debug_span;
 use super::RedisBackend;
 use super::error::Context;
 use super::link::Sent;
-use crate::backend::{MAX_TAKEN, delay_millis};
-use crate::error::Chain;
+use crate::backend::{
+    Agenda, Cursor, Due, MAX_TAKEN, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage,
+    delay_millis,
+};
+use crate::printable::Chain;
 use crate::scripts::{
     FoundTimers, QueueState, RESOLVE, Resolve, Resolved, SCHEDULE, Schedule, TAKE_DUE, TakeDue, Timed,
 };
-use crate::{Agenda, Cursor, Due, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage};
 pub(super) use shards::Outages;
 
 /// How many timers one script takes at most. A script holds the server for about as long as a small call takes.

@@ -29,9 +29,8 @@ use super::subscriptions::Subscriptions;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
 use super::{Inner, RedisBackend, url};
-use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES};
-use crate::error::Chain;
-use crate::{BoxError, StorageError};
+use crate::backend::{BoxError, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, StorageError};
+use crate::printable::Chain;
 
 /// When an idle connection is first probed, so that one that a router forgot is found out.
 const KEEPALIVE: Duration = Duration::from_secs(15);

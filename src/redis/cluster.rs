@@ -29,7 +29,7 @@ use layout::{Layout, Node, slot};
 use member::Member;
 use survey::Surveys;
 
-use crate::StorageError;
+use crate::backend::StorageError;
 use crate::scripts::Pubsub;
 
 /// How many redirections of one command are followed.

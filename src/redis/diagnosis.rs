@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::StorageError;
+use crate::backend::StorageError;
 
 /// How much the diagnosis may delay an error.
 const PATIENCE: Duration = Duration::from_millis(250);

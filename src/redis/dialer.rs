@@ -16,8 +16,8 @@ use redis::{
 use super::error::without_arguments;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
-use crate::BoxError;
-use crate::error::Chain;
+use crate::backend::BoxError;
+use crate::printable::Chain;
 
 /// A user and a password, as [`RedisBuilder::credentials`](crate::RedisBuilder::credentials) supplies them.
 #[derive(Clone)]

@@ -7,9 +7,9 @@ use redis::{ErrorKind, RedisError, make_extension_error};
 
 use super::dialer::is_of_provider;
 use super::link::{Failure, Sent};
-use crate::error::Unconfirmed;
+use crate::backend::error::Unconfirmed;
+use crate::backend::{BoxError, MAX_PARTS, StorageError, Version};
 use crate::scripts::{Found, Refusal, UnexpectedReply};
-use crate::{BoxError, MAX_PARTS, StorageError, Version};
 
 /// What a failed call was about, to say so and to judge what became of it.
 #[derive(Debug)]

@@ -10,9 +10,11 @@ use redis::{ErrorKind, RedisError, Value, make_extension_error, parse_redis_valu
 use super::error::Context;
 use super::link::Failure;
 use super::schema::{Schema, Stored};
+use crate::backend::key::escape;
+use crate::backend::{
+    MAX_ID_BYTES, OwnerId, PartName, PartSizes, Record, StorageError, TaskId, TaskKey, Version,
+};
 use crate::fuzzing::fields;
-use crate::key::escape;
-use crate::{MAX_ID_BYTES, OwnerId, PartName, PartSizes, Record, StorageError, TaskId, TaskKey, Version};
 
 /// Fields: four ids, a prefix.
 ///

@@ -10,7 +10,7 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 use super::error::without_arguments;
 use super::master::Master;
 use super::notifications::Trials;
-use crate::TooFewReplicas;
+use crate::backend::TooFewReplicas;
 use crate::scripts::Pubsub;
 
 /// A way to the servers. No way sends a command again that may have reached a server.

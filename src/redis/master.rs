@@ -17,8 +17,8 @@ use super::link::{Failure, Generation, Link, Sent, replied};
 use super::notifications::{Agreement, Trial, Trials};
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::{Named, Sentinels, keep_comparing};
+use crate::backend::watch::Seat;
 use crate::scripts::Pubsub;
-use crate::watch::Seat;
 
 /// The delay before an attempt to connect, by how many have failed in a row; the last for all that follow.
 const DELAYS_MS: [u64; 6] = [0, 10, 30, 70, 150, 250];

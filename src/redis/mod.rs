@@ -48,15 +48,14 @@ use link::{Failure, Link};
 use schema::{FIELDS, PART_FIELDS, Schema, Stored, StoredPart};
 use subscriptions::Subscriptions;
 
-use crate::backend::{check_parts, check_size, from_micros};
+use crate::backend::watch::by_polling;
+use crate::backend::{
+    Expiry, OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError,
+    TaskKey, TooFewReplicas, Version, Written, check_parts, check_size, from_micros,
+};
 use crate::scripts::{
     Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, Kept, LIST, List, Listed, Notice, PUT, Put,
     Replaces, Reply, Script, Timed, UnexpectedReply,
-};
-use crate::watch::by_polling;
-use crate::{
-    Expiry, OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError,
-    TaskKey, TooFewReplicas, Version, Written,
 };
 
 /// Keeps records in Redis (6.2 or newer) or Valkey (7.2 or newer), for every instance of a server alike.

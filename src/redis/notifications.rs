@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::error::{Trouble, trouble};
 use super::link::{Failure, replied};
 use super::master::Master;
-use crate::error::Chain;
+use crate::printable::Chain;
 use crate::scripts::{Notice, PUBLISH, Publish, Pubsub};
 
 /// How much longer a message may take than the reply to a command that was sent after it was published.

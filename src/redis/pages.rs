@@ -8,11 +8,12 @@ use super::error::Context;
 use super::link::Failure;
 use super::schema::Stored;
 use super::{RedisBackend, hmget};
-use crate::backend::from_micros;
-use crate::error::Chain;
-use crate::page::MAX_PAGE_LIMIT;
+use crate::backend::{
+    CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, OwnerId, Page, PageRequest, Record, StorageError,
+    TaskId, from_micros,
+};
+use crate::printable::Chain;
 use crate::scripts::{LIST, List, Listed, REAP, Reap, UnexpectedReply, integer};
-use crate::{CorruptRecord, Cursor, ListedRecord, OwnerId, Page, PageRequest, Record, StorageError, TaskId};
 
 /// How many index members one `reap.lua` looks at, so that no script holds the server long.
 const REAPED_AT_ONCE: usize = 64;

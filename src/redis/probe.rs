@@ -6,8 +6,8 @@ use super::RedisBackend;
 use super::error::{Trouble, cause, trouble};
 use super::link::{Failure, Sent};
 use super::schema::FIELDS;
-use crate::StorageError;
-use crate::error::Chain;
+use crate::backend::StorageError;
+use crate::printable::Chain;
 use crate::scripts::{PROBE, Probe};
 
 /// The commands that failed at the probe.

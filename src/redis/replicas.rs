@@ -11,7 +11,7 @@ use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResul
 
 use super::link::{Failure, Link, Sent, replied};
 use super::master::{Master, MasterLink, Opened, has_lost_its_user, is_demoted, lacks_replicas};
-use crate::TooFewReplicas;
+use crate::backend::TooFewReplicas;
 use crate::scripts::Pubsub;
 
 /// How many writes may wait at a time.

@@ -21,11 +21,12 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use redis::Value;
 
-use crate::backend::from_millis;
-use crate::key::{escape, stable_hash, unescape};
+use crate::backend::key::{escape, stable_hash, unescape};
+use crate::backend::watch::Signal;
+use crate::backend::{
+    OwnerId, Part, PartName, PartSizes, Queue, Record, StorageError, TaskId, TaskKey, Version, from_millis,
+};
 use crate::scripts::{RecordKeys, exact};
-use crate::watch::Signal;
-use crate::{OwnerId, Part, PartName, PartSizes, Queue, Record, StorageError, TaskId, TaskKey, Version};
 
 /// The fields of a record's hash, in the order in which [`Stored::read`] takes them.
 pub(super) const FIELDS: [&str; 4] = ["version", "data", "expires_at", "parts"];

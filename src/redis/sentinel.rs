@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::dialer::Dialer;
 use super::link::replied;
 use super::master::Master;
-use crate::error::Chain;
+use crate::printable::Chain;
 
 /// How long the other sentinels may take once one has answered.
 const PATIENCE: Duration = Duration::from_millis(250);

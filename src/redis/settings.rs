@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::StorageError;
+use crate::backend::StorageError;
 
 /// The time limits of a connection and of a call. The kernel counts some of them in 32 bits of milliseconds.
 const LIMITS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);

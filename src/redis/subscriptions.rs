@@ -26,10 +26,10 @@ use super::master::{Master, Opened};
 use super::notifications::confirms;
 use super::schema::read_message;
 use super::{Inner, RedisBackend};
-use crate::error::Chain;
+use crate::backend::watch::{Seat, Signal, Watched, by_polling, by_signals};
+use crate::backend::{StorageError, TaskKey};
+use crate::printable::Chain;
 use crate::scripts::Pubsub;
-use crate::watch::{Seat, Signal, Watched, by_polling, by_signals};
-use crate::{StorageError, TaskKey};
 
 /// The delay before another attempt to subscribe, after the first failure and at the most.
 const FIRST_DELAY: Duration = Duration::from_millis(50);

@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::settings::refused;
-use crate::StorageError;
+use crate::backend::StorageError;
 
 /// In PEM, as they are given to the builder.
 #[derive(Clone)]

@@ -5,7 +5,7 @@ use url::Url;
 
 use super::error::plain;
 use super::settings::refused;
-use crate::StorageError;
+use crate::backend::StorageError;
 
 /// How a URL of a server is written.
 const FORM: &str = "redis://[user:password@]host[:port][/database][?protocol=resp2]";

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::context::TaskContext;
 use super::manager::{DurableTaskManager, RegisteredOptions};
-use crate::{Agenda, OwnerId};
+use crate::backend::{Agenda, OwnerId};
 
 impl<B: Agenda> DurableTaskManager<B> {
     /// Begins a task for this `tools/call`, as [`spawn`](Self::spawn), and returns the answer to the call once the task is

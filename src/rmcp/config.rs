@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
 use super::renewer::{self, Connect};
-use crate::{Agenda, StorageError};
+use crate::backend::{Agenda, StorageError};
 
 /// How many tasks that wait for a worker an instance runs at once by default, for each core.
 const RUNS_PER_CORE: usize = 4;

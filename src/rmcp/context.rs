@@ -16,9 +16,10 @@ use super::places::Place;
 use super::progress::Progress;
 use super::renewals::short_patience;
 use super::wire::exit;
-use crate::error::Chain;
-use crate::store::BackOff;
-use crate::{Agenda, Attempt, OnWorkerLost, StoredTask, TaskError};
+use crate::backend::Agenda;
+use crate::printable::Chain;
+use crate::store::{Attempt, BackOff, TaskError};
+use crate::task::{OnWorkerLost, StoredTask};
 
 /// The task as a run has seen it last.
 #[derive(Clone)]

@@ -20,9 +20,9 @@ use super::run::{self, Run};
 use super::stop::Stop;
 use super::wire;
 use super::worker::Working;
-use crate::{
-    Agenda, Attempt, NewTask, OnWorkerLost, OwnerId, StoredTask, TaskError, TaskId, TaskKey, TaskStore,
-};
+use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
+use crate::store::{Attempt, NewTask, TaskError, TaskStore};
+use crate::task::{OnWorkerLost, StoredTask};
 
 /// How long a shutdown waits for a create or a claim that is under way.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,6 +1,7 @@
 //! What an error of the store means for the work of an attempt.
 
-use crate::{StorageError, TaskError};
+use crate::backend::StorageError;
+use crate::store::TaskError;
 
 /// What an error means for somebody who holds the work of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use super::renewals::RETRY;
 use super::run::Run;
 use super::stop::Stop;
 use super::wire::{is_unreadable, rpc_error};
-use crate::error::Chain;
-use crate::printable::Printable;
-use crate::store::Ending;
-use crate::{Agenda, RpcError, TaskError};
+use crate::backend::Agenda;
+use crate::printable::{Chain, Printable};
+use crate::store::{Ending, TaskError};
+use crate::task::RpcError;
 
 /// How long after a shutdown began an outcome may still be stored. No supervisor waits for much longer.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rmcp::model::{ErrorData, Extensions, ProtocolVersion};
 use rmcp::service::{RequestContext, RoleServer};
 
-use crate::OwnerId;
+use crate::backend::OwnerId;
 
 /// The header that names a session (MCP 2025-11-25, "Session Management").
 const SESSION_ID: &str = "mcp-session-id";

@@ -10,8 +10,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::meaning::{Meaning, meaning};
 use super::renewals::{Signals, short_patience};
-use crate::error::Chain;
-use crate::{Agenda, Attempt};
+use crate::backend::Agenda;
+use crate::printable::Chain;
+use crate::store::Attempt;
 
 /// Between two writes of one task.
 const BETWEEN: Duration = Duration::from_millis(250);

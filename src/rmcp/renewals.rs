@@ -11,8 +11,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::lateness::Lateness;
 use super::meaning::{Meaning, meaning};
-use crate::error::Chain;
-use crate::{Agenda, Attempt, StoredTask, TaskStore};
+use crate::backend::Agenda;
+use crate::printable::Chain;
+use crate::store::{Attempt, TaskStore};
+use crate::task::StoredTask;
 
 /// How long to wait at most before a write that the engine did not take is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(200);

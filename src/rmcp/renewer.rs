@@ -12,9 +12,9 @@ use tracing::{Instrument, Span};
 use super::lateness::{Lateness, Unexplained};
 use super::operation::Polls;
 use super::renewals::Renewal;
-use crate::error::Chain;
-use crate::store::BackOff;
-use crate::{Agenda, StorageError, TaskStore};
+use crate::backend::{Agenda, StorageError};
+use crate::printable::Chain;
+use crate::store::{BackOff, TaskStore};
 
 /// Connects to the engine, and tries again until that succeeds.
 pub(super) type Connect<B> = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = B>>> + Send>;

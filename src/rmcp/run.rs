@@ -19,9 +19,10 @@ use super::progress::Progress;
 use super::renewals::{Renewal, Renewals, Report, left, patience};
 use super::renewer::Renewer;
 use super::stop::Stop;
-use crate::error::Chain;
-use crate::store::InCharge;
-use crate::{Agenda, Attempt, StoredTask, TaskError, TaskStore};
+use crate::backend::Agenda;
+use crate::printable::Chain;
+use crate::store::{Attempt, InCharge, TaskError, TaskStore};
+use crate::task::StoredTask;
 
 /// How long an operation may take to end by itself once its attempt is void.
 const GRACE: Duration = Duration::from_secs(10);

@@ -6,10 +6,10 @@ use rmcp::task_manager::{TaskExit, TaskOptions};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::error::Chain;
-use crate::{
-    Agenda, NewTask, PayloadKind, RpcError, StorageError, StoredTask, TaskError, TaskStatus, TaskStore, Ttl,
-};
+use crate::backend::{Agenda, StorageError};
+use crate::printable::Chain;
+use crate::store::{NewTask, TaskError, TaskStore, Ttl};
+use crate::task::{PayloadKind, RpcError, StoredTask, TaskStatus};
 
 /// The method whose calls become tasks.
 const METHOD: &str = "tools/call";

@@ -14,12 +14,12 @@ use tracing::{Instrument, debug_span};
 use super::manager::{Inner, PATIENCE, Running};
 use super::meaning::{Meaning, meaning};
 use super::places::{Place, Places};
-use super::run;
 use super::stop::Stop;
-use super::wire;
-use crate::error::Chain;
-use crate::store::BackOff;
-use crate::{Agenda, Due, Next, PayloadKind, Queue, StoredTask, TaskError, TaskStore};
+use super::{run, wire};
+use crate::backend::{Agenda, Due, Next, Queue};
+use crate::printable::Chain;
+use crate::store::{BackOff, TaskError, TaskStore};
+use crate::task::{PayloadKind, StoredTask};
 
 /// How many tasks are taken at once.
 const AT_ONCE: usize = 16;

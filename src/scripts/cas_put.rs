@@ -6,7 +6,7 @@ use once_cell::sync::Lazy;
 use redis::Value;
 
 use super::{Arguments, Encoder, Notice, Reply, Script, Timed, encode_notice, expiry, timed_words};
-use crate::Version;
+use crate::backend::Version;
 
 pub(crate) static CAS_PUT: Lazy<Script<CasPut, Timed<Kept>>> =
     Lazy::new(|| Script::new(include_str!("../../lua/cas_put.lua")));

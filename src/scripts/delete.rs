@@ -4,7 +4,7 @@ use once_cell::sync::Lazy;
 
 use super::reap::Removed;
 use super::{Arguments, Encoder, Notice, RecordKeys, Script, Timed, encode_notice};
-use crate::TaskId;
+use crate::backend::TaskId;
 
 pub(crate) static DELETE: Lazy<Script<Delete, Timed<Removed>>> =
     Lazy::new(|| Script::new(include_str!("../../lua/delete.lua")));

@@ -24,8 +24,7 @@ use redis::{Cmd, ToRedisArgs, Value};
 
 use chrono::{DateTime, Utc};
 
-use crate::Version;
-use crate::backend::from_millis;
+use crate::backend::{Version, from_millis};
 
 pub(crate) use cas_put::{CAS_PUT, CasPut, Kept};
 pub(crate) use delete::{DELETE, Delete};

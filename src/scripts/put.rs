@@ -7,7 +7,7 @@ use redis::{RedisWrite, ToRedisArgs, Value};
 use super::{
     Arguments, Encoder, Notice, RecordKeys, Reply, Script, Timed, encode_notice, expiry, timed_words,
 };
-use crate::{PartChange, PartChanges, TaskId, Version, Written};
+use crate::backend::{PartChange, PartChanges, TaskId, Version, Written};
 
 pub(crate) static PUT: Lazy<Script<Put, Timed<Written>>> =
     Lazy::new(|| Script::new(include_str!("../../lua/put.lua")));

@@ -4,7 +4,7 @@ use once_cell::sync::Lazy;
 use redis::Value;
 
 use super::{Arguments, Encoder, Reply, Script, Timed, integer, micros};
-use crate::TaskId;
+use crate::backend::TaskId;
 
 pub(crate) static REAP: Lazy<Script<Reap, Timed<Removed>>> =
     Lazy::new(|| Script::new(include_str!("../../lua/reap.lua")));

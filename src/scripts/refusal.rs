@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::exact;
-use crate::Version;
+use crate::backend::Version;
 
 /// Why a script refused. It wrote nothing.
 ///

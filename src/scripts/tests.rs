@@ -5,7 +5,7 @@ use rstest::rstest;
 
 use super::put::ExpiryArgument;
 use super::*;
-use crate::{PartChange, PartName, TaskId, Version};
+use crate::backend::{PartChange, PartName, TaskId, Version};
 
 /// Collects the names under which arguments are passed.
 #[derive(Default)]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::health::Health;
-use crate::error::Chain;
-use crate::{OwnerId, StorageError};
+use crate::backend::{OwnerId, StorageError};
+use crate::printable::Chain;
 
 /// Into how many buckets the owners are spread. The owners of a bucket share their failures.
 const BUCKETS: usize = 64;

@@ -9,7 +9,7 @@ use once_cell::sync::Lazy;
 use tokio::sync::mpsc;
 
 use super::transitions::Gone;
-use crate::TaskKey;
+use crate::backend::TaskKey;
 
 /// An attempt by its task and its number.
 pub(super) type AttemptId = (TaskKey, u32);

@@ -10,8 +10,9 @@ use super::transitions::{self, Change};
 use super::turns::Lane;
 use super::write::{Caller, jittered};
 use super::{TaskError, TaskRef, TaskStore, check_key, decode};
-use crate::error::Chain;
-use crate::{Agenda, StorageBackend, StorageError, StoredTask, Task, TaskKey};
+use crate::backend::{Agenda, StorageBackend, StorageError, TaskKey};
+use crate::printable::Chain;
+use crate::task::{StoredTask, Task};
 
 /// What a change is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

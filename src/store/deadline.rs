@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::TaskError;
-use crate::{OwnerId, StorageError, TaskKey};
+use crate::backend::{OwnerId, StorageError, TaskKey};
 
 /// What a call is about.
 #[derive(Clone, Copy, Debug)]

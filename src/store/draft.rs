@@ -7,8 +7,9 @@ use serde_json::Value;
 use super::change::Kind;
 use super::limits::{MAX_JSON_DEPTH, check, check_depth};
 use super::transitions::{self, Change};
-use super::{StoreConfig, TaskError, TaskStore, millis};
-use crate::{Agenda, StoredTask, Task, TaskKey, TaskRef, TaskStatus};
+use super::{StoreConfig, TaskError, TaskRef, TaskStore, millis};
+use crate::backend::{Agenda, TaskKey};
+use crate::task::{StoredTask, Task, TaskStatus};
 
 /// What a store gives to a task that asks for nothing, and the most that it gives; times in milliseconds.
 pub(crate) struct Defaults {

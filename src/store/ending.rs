@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::attempts::Guard;
 use super::change::Kind;
-use super::transitions;
 use super::write::Event;
-use super::{TaskError, TaskStore};
-use crate::{Agenda, Attempt, RpcError, StoredTask, Task, TaskStatus};
+use super::{Attempt, TaskError, TaskStore, transitions};
+use crate::backend::Agenda;
+use crate::task::{RpcError, StoredTask, Task, TaskStatus};
 
 /// What the work on a task came to.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! What can go wrong in the lifecycle, and its JSON-RPC code.
 
-use crate::{StorageError, TaskId, TaskStatus};
+use crate::backend::{StorageError, TaskId};
+use crate::task::TaskStatus;
 
 /// An error of a [`TaskStore`](crate::TaskStore). A call that is refused leaves the task as it was.
 #[derive(Debug, thiserror::Error)]

@@ -20,8 +20,8 @@ use super::back_off::BackOff;
 use super::look::{FAILING, Look};
 use super::write::jittered;
 use super::{Inner, TaskStore};
-use crate::error::Chain;
-use crate::{Agenda, Due, Queue};
+use crate::backend::{Agenda, Due, Queue};
+use crate::printable::Chain;
 
 /// How many timers are taken at once.
 const BATCH: usize = 64;

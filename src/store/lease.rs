@@ -17,8 +17,9 @@ use super::transitions::{self, Change, Gone};
 use super::turns::Lane;
 use super::write::Caller;
 use super::{NewTask, StoreConfig, TaskError, TaskRef, TaskStore};
-use crate::error::Chain;
-use crate::{Agenda, Lease, OwnerId, RpcError, StorageError, StoredTask, Task, TaskId, TaskKey};
+use crate::backend::{Agenda, OwnerId, StorageError, TaskId, TaskKey};
+use crate::printable::Chain;
+use crate::task::{Lease, RpcError, StoredTask, Task};
 
 impl<B: Agenda> TaskStore<B> {
     /// Creates a task that this process begins to work on, as its first attempt, in one write. Otherwise as

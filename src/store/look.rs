@@ -13,8 +13,9 @@ use super::back_off::BackOff;
 use super::keeper::{MOST_LATE, window};
 use super::transitions::{self, Change, Gone, Then, may_run, waiting};
 use super::{Inner, TaskError, TaskStore};
-use crate::error::Chain;
-use crate::{Agenda, Due, Lease, Next, StorageError, StoredTask, TaskKey, Version};
+use crate::backend::{Agenda, Due, Next, StorageError, TaskKey, Version};
+use crate::printable::Chain;
+use crate::task::{Lease, StoredTask};
 
 /// After how many leases a task that waits for a worker is looked at again.
 const WAITING: u32 = 10;

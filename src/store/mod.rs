@@ -56,13 +56,14 @@ use transitions::DEFAULT_MAX_ATTEMPTS;
 use turns::Turns;
 use write::{Caller, Event, Write, mark};
 
-use crate::exact::ExactIntegers;
-use crate::payload::HeldParts;
-use crate::snapshot::Origin;
-use crate::{
-    Agenda, Cursor, Expiry, Lease, OnWorkerLost, OwnerId, PageRequest, PutOptions, Queue, Record, RpcError,
-    StorageBackend, StorageError, StoredTask, Task, TaskId, TaskKey, TaskStatus, Version,
+use crate::backend::{
+    Agenda, Cursor, Expiry, OwnerId, PageRequest, PutOptions, Queue, Record, StorageBackend, StorageError,
+    TaskId, TaskKey, Version,
 };
+use crate::task::exact::ExactIntegers;
+use crate::task::payload::HeldParts;
+use crate::task::snapshot::Origin;
+use crate::task::{Lease, OnWorkerLost, RpcError, StoredTask, Task, TaskStatus};
 
 /// The lifecycle of MCP tasks on an engine: who may do what with a task, and when.
 ///

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::OnWorkerLost;
+use crate::task::OnWorkerLost;
 
 /// For how long a task may run, from its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

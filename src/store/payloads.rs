@@ -7,7 +7,8 @@ use tracing::instrument;
 
 use super::deadline::Subject;
 use super::{TaskError, TaskStore, check_key};
-use crate::{Agenda, Payload, PayloadKind, StorageBackend, StoredTask};
+use crate::backend::{Agenda, StorageBackend};
+use crate::task::{Payload, PayloadKind, StoredTask};
 
 impl<B: Agenda> TaskStore<B> {
     /// Returns a payload of a task; `None` if the task has none of this kind. An inline payload costs no call of the

@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use super::attempts::Run;
 use super::transitions::{delay_left, waiting};
 use super::{TaskError, TaskStore};
-use crate::error::Chain;
-use crate::{Agenda, Lease, Queue, StoredTask, TaskKey};
+use crate::backend::{Agenda, Queue, TaskKey};
+use crate::printable::Chain;
+use crate::task::{Lease, StoredTask};
 
 /// How many tasks are remembered whose lease was scheduled by a reader.
 const MOST_NOTICED: usize = 16_384;
@@ -111,8 +112,10 @@ impl<B: Agenda> TaskStore<B> {
 
 #[cfg(test)]
 mod tests {
+    use super::NewTask;
     use super::*;
-    use crate::{MemoryBackend, NewTask, PutOptions, StorageBackend};
+    use crate::backend::{PutOptions, StorageBackend};
+    use crate::memory::MemoryBackend;
 
     fn key(number: usize) -> TaskKey {
         TaskKey::new("alice", &format!("t{number}")).unwrap()

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::limits::{MAX_JSON_DEPTH, check, check_depth, check_variables};
 use super::{StoreConfig, TaskError};
-use crate::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
+use crate::task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
 
 /// What an operation made of a task.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as Queue, MutexGuard as Head};
 
-use crate::TaskKey;
+use crate::backend::TaskKey;
 
 /// Which writers of a task pass which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,8 @@ use tokio::time::timeout;
 use tracing::instrument;
 
 use super::{TaskError, TaskStore};
-use crate::{Agenda, StoredTask, TaskKey, TaskStatus};
+use crate::backend::{Agenda, TaskKey};
+use crate::task::{StoredTask, TaskStatus};
 
 /// As long as it takes, but no timer counts to the end of time.
 const FOREVER: Duration = Duration::from_secs(3600);

@@ -12,12 +12,10 @@ use super::limits::check;
 use super::transitions::Change;
 use super::turns::Turn;
 use super::{TaskError, TaskStore};
-use crate::payload::MAX_INLINE_BYTES;
-use crate::snapshot::Origin;
-use crate::{
-    Agenda, Expiry, PutOptions, StorageBackend, StorageError, StoredTask, Task, TaskKey, TaskStatus, Version,
-    Written,
-};
+use crate::backend::{Agenda, Expiry, PutOptions, StorageBackend, StorageError, TaskKey, Version, Written};
+use crate::task::payload::MAX_INLINE_BYTES;
+use crate::task::snapshot::Origin;
+use crate::task::{StoredTask, Task, TaskStatus};
 
 /// How many ids of writes a record remembers.
 const WRITE_IDS_KEPT: usize = 4;

@@ -6,11 +6,12 @@ use futures_util::future::try_join_all;
 use redis::Value;
 use tracing::debug_span;
 
-use crate::backend::{MAX_TAKEN, from_millis};
+use crate::backend::{
+    Cursor, MAX_TAKEN, OwnerPage, Queue, StorageError, TaskKey, Timer, TimerPage, from_millis,
+};
 use crate::redis::RedisBackend;
 use crate::redis::link::MasterOfSlots;
 use crate::scripts::{UnexpectedReply, integer, score};
-use crate::{Cursor, OwnerPage, Queue, StorageError, TaskKey, Timer, TimerPage};
 
 /// How many keys one `SCAN` looks at, and how often a page without an owner asks for more.
 const SCANNED: usize = 1000;

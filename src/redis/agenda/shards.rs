@@ -11,10 +11,10 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Found, QueueState, TAKEN_AT_ONCE, add, in_order};
-use crate::error::Chain;
+use crate::backend::watch::Seat;
+use crate::backend::{Queue, StorageError, Taken};
+use crate::printable::Chain;
 use crate::redis::RedisBackend;
-use crate::watch::Seat;
-use crate::{Queue, StorageError, Taken};
 
 /// How long the other shards may take once one has answered. A server that hangs must not delay the timers of others.
 const PATIENCE: Duration = Duration::from_millis(250);

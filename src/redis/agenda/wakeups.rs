@@ -8,11 +8,11 @@ use futures_util::stream::{self, Stream, StreamExt, select_all};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::Queue;
-use crate::error::Chain;
+use crate::backend::Queue;
+use crate::backend::watch::Signal;
+use crate::printable::Chain;
 use crate::redis::RedisBackend;
 use crate::redis::subscriptions::{Leave, State, Subscribed};
-use crate::watch::Signal;
 
 /// How often an item comes while nothing is published to this process.
 const POLLED_EVERY: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use super::layout::{Node, View};
-use crate::error::Chain;
+use crate::printable::Chain;
 use crate::redis::error::cause;
 use crate::redis::link::{Failure, Link, Sent};
 use crate::redis::master::{Master, MasterLink};
@@ -166,7 +166,7 @@ impl Member {
             lost.is_looked_at = true;
         }
         // The runtime may end before the attempt does. The next attempt then runs on another one.
-        let looked = crate::watch::Seat::new({
+        let looked = crate::backend::watch::Seat::new({
             let member = Arc::clone(self);
             move || {
                 if let Some(lost) = &mut member.state().lost {

@@ -14,9 +14,9 @@ use tokio::time::timeout;
 use super::layout::{Layout, View, trusted};
 use super::member::Member;
 use super::{Cluster, QUESTION_LIMIT};
-use crate::StorageError;
+use crate::backend::StorageError;
+use crate::backend::watch::Seat;
 use crate::redis::error::Context;
-use crate::watch::Seat;
 
 /// How often some nodes are asked, and how many.
 const ASKED_EVERY: Duration = Duration::from_secs(1);

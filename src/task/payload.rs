@@ -6,7 +6,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::{PartChange, PartChanges, PartName, PartSizes, Task};
+use super::Task;
+use crate::backend::{PartChange, PartChanges, PartName, PartSizes};
 
 /// A payload whose JSON is larger than this, in bytes, becomes a part of the record.
 pub(crate) const MAX_INLINE_BYTES: usize = 4096;

@@ -5,8 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::key::stable_hash;
-use crate::{OwnerId, PartSizes, StorageError, TaskId, Version};
+use super::key::stable_hash;
+use super::{OwnerId, PartSizes, StorageError, TaskId, Version};
 
 /// The largest page.
 pub const MAX_PAGE_LIMIT: usize = 256;
@@ -150,8 +150,8 @@ pub struct ListedRecord {
 
 impl ListedRecord {
     /// A listed record. For engines.
-    pub fn new(task: TaskId, record: crate::Record, created_at: DateTime<Utc>) -> Self {
-        let crate::Record { data, version, expires_at, parts } = record;
+    pub fn new(task: TaskId, record: crate::backend::Record, created_at: DateTime<Utc>) -> Self {
+        let crate::backend::Record { data, version, expires_at, parts } = record;
         Self { task, data, version, expires_at, created_at, parts }
     }
 }

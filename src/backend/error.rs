@@ -1,10 +1,7 @@
 //! What can go wrong in an engine, and what it means for the caller.
 
-use std::error::Error;
-use std::fmt::{self, Write};
-
-use crate::Version;
-use crate::printable::{Plain, Printable};
+use super::Version;
+use crate::printable::Printable;
 
 /// The error that caused another one.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -180,27 +177,5 @@ impl StorageError {
             self,
             Self::Unavailable { outcome_unknown: true, .. } | Self::Backend { outcome_unknown: true, .. }
         )
-    }
-}
-
-/// Displays an error and its causes in one line, for the log: `what failed: why: why that`. A cause that the error above it
-/// states already, as some libraries' errors do, is left out.
-pub(crate) struct Chain<'a, E: ?Sized>(pub(crate) &'a E);
-
-impl<E: Error + ?Sized> fmt::Display for Chain<'_, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut above = self.0.to_string();
-        Plain(f).write_str(&above)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !above.contains(&text) {
-                f.write_str(": ")?;
-                Plain(f).write_str(&text)?;
-            }
-            above = text;
-            cause = error.source();
-        }
-        Ok(())
     }
 }

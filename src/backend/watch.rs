@@ -10,7 +10,7 @@ use futures_util::stream::{self, BoxStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::{Record, StorageBackend, StorageError, TaskKey};
+use super::{Record, StorageBackend, StorageError, TaskKey};
 
 /// How long to wait before a record is read again, at first and at the most.
 const SHORTEST: Duration = Duration::from_millis(20);
@@ -241,7 +241,7 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
-    use crate::{OwnerId, Page, PageRequest, Part, PartName, PartSizes, PutOptions, Version, Written};
+    use super::{OwnerId, Page, PageRequest, Part, PartName, PartSizes, PutOptions, Version, Written};
 
     type Read = Result<Record, StorageError>;
 

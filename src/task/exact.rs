@@ -216,7 +216,8 @@ fn end_of_string(json: &[u8], mut at: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{PartChange, Payload, Task};
+    use super::{Payload, Task};
+    use crate::backend::PartChange;
     use proptest::prelude::*;
     use serde_json::{Map, json};
 
@@ -276,7 +277,7 @@ mod tests {
         let items = format!("[{}1]", "100000000000000000001,".repeat(2_000));
         let json = format!(r#"{HEAD},"arguments":{items}}}"#);
         let mut task = Task::from_json(json.as_bytes()).unwrap();
-        let parts = task.store_payloads(crate::payload::MAX_INLINE_BYTES).unwrap();
+        let parts = task.store_payloads(crate::task::payload::MAX_INLINE_BYTES).unwrap();
         assert!(matches!(task.arguments, Payload::Stored { .. }));
         let [PartChange::Set(part)] = &parts.into_values().collect::<Vec<_>>()[..] else {
             panic!("one part")
@@ -290,7 +291,7 @@ mod tests {
         let mut task = Task::from_json(json.as_bytes()).unwrap();
         let result = json!([1e20, "x".repeat(5_000)]);
         task.result = Some(result.clone().into());
-        let parts = task.store_payloads(crate::payload::MAX_INLINE_BYTES).unwrap();
+        let parts = task.store_payloads(crate::task::payload::MAX_INLINE_BYTES).unwrap();
         let [PartChange::Set(part)] = &parts.into_values().collect::<Vec<_>>()[..] else {
             panic!("one part")
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::StorageError;
+use super::StorageError;
 use crate::printable::Printable;
 
 /// The longest owner or task id, in bytes of UTF-8.

@@ -9,7 +9,8 @@ use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use crate::{Task, TaskKey, Version};
+use super::Task;
+use crate::backend::{TaskKey, Version};
 
 /// How long a copy saves the read. See [`Snapshot`].
 const FRESH: Duration = Duration::from_secs(1);
