@@ -15,8 +15,7 @@ use clap::Parser;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use mcp_task_store::rmcp::{DurableTaskManager, TaskContext};
-use mcp_task_store::{OwnerId, RedisBackend, StoreConfig, TaskStore};
+use mcp_task_store::{DurableTaskManager, OwnerId, RedisBackend, StoreConfig, TaskContext, TaskStore};
 use rmcp::handler::server::common::{schema_for_empty_input, schema_for_type};
 use rmcp::model::{
     BooleanSchema, CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams,

@@ -9,8 +9,8 @@
 //!   owners.
 //! * The engines: [`MemoryBackend`], and `RedisBackend` with the feature `redis`.
 //!
-//! For servers on the official SDK, the feature `rmcp` has a task manager on top. Servers on the SDK `pmcp`
-//! find adapters in the module `pmcp`, with the feature of that name.
+//! For servers on the official SDK, the feature `rmcp` has a task manager on top, `DurableTaskManager`. Servers on the SDK
+//! `pmcp` find `PmcpTaskStore` and `PmcpTasksBackend` with the feature `pmcp`.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -50,14 +50,12 @@ mod backend;
 pub mod fuzzing;
 mod memory;
 #[cfg(feature = "pmcp")]
-#[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
-pub mod pmcp;
+mod pmcp;
 mod printable;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "rmcp")]
-#[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
-pub mod rmcp;
+mod rmcp;
 #[cfg(feature = "redis")]
 mod scripts;
 mod store;
@@ -70,8 +68,15 @@ pub use backend::{
     StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, TooFewReplicas, Version, Written,
 };
 pub use memory::MemoryBackend;
+#[cfg(feature = "pmcp")]
+#[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
+pub use pmcp::{PMCP_ANONYMOUS, PmcpTaskStore, PmcpTasksBackend};
 #[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use redis::{Credentials, RedisBackend, RedisBuilder};
+#[cfg(feature = "rmcp")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
+pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, Subject, TaskContext};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
 pub use task::{Lease, OnWorkerLost, Payload, PayloadKind, RpcError, Snapshot, StoredTask, Task, TaskStatus};
 

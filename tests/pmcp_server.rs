@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mcp_task_store::TaskStore;
-use mcp_task_store::pmcp::PmcpTaskStore;
+use mcp_task_store::{PmcpTaskStore, TaskStore};
 use pmcp::server::task_store::{CreatedTask, TaskStore as PmcpStore};
 use pmcp::server::typed_tool::TypedTool;
 use pmcp::shared::{Transport, TransportMessage};

@@ -10,8 +10,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use mcp_task_store::pmcp::{ANONYMOUS, PmcpTasksBackend};
-use mcp_task_store::{Agenda, StorageError};
+use mcp_task_store::{Agenda, PMCP_ANONYMOUS, PmcpTasksBackend, StorageError};
 use pmcp_tasks::store::backend::{StorageBackend as PmcpBackend, StorageError as PmcpError};
 use pmcp_tasks::{
     GenericTaskStore, InMemoryBackend, ListTasksOptions, StoreConfig, TaskError, TaskSecurityConfig,
@@ -129,7 +128,7 @@ async fn keys_that_no_record_can_have_are_refused(#[case] engine: Engine) {
         "t1".to_owned(),
         "alice:".to_owned(),
         format!("alice:{}", "x".repeat(257)),
-        format!("{ANONYMOUS}:t1"),
+        format!("{PMCP_ANONYMOUS}:t1"),
     ];
     for key in keys {
         assert_refused!(adapter.put(&key, b"{}").await, PmcpError::Backend { message, .. } if message.starts_with("invalid key"));
@@ -139,7 +138,7 @@ async fn keys_that_no_record_can_have_are_refused(#[case] engine: Engine) {
     }
     assert_refused!(adapter.list_by_prefix("").await, PmcpError::Backend { .. });
     assert_refused!(adapter.list_by_prefix("alice").await, PmcpError::Backend { .. });
-    assert!(adapter.list_by_prefix(&format!("{ANONYMOUS}:")).await.unwrap().is_empty());
+    assert!(adapter.list_by_prefix(&format!("{PMCP_ANONYMOUS}:")).await.unwrap().is_empty());
 }
 
 #[apply(on_every_engine)]
@@ -304,8 +303,8 @@ async fn an_empty_owner_has_tasks_that_no_other_owner_sees(#[case] engine: Engin
     let id = tasks.create("", "tools/call", None).await.unwrap().task.task_id;
     assert_eq!(tasks.get(&id, "").await.unwrap().task.task_id, id);
     assert_eq!(adapter.list_by_prefix(":").await.unwrap()[0].0, format!(":{id}"));
-    assert_eq!(store.ids(ANONYMOUS).await, std::slice::from_ref(&id));
-    assert_refused!(tasks.get(&id, ANONYMOUS).await, TaskError::NotFound { .. });
+    assert_eq!(store.ids(PMCP_ANONYMOUS).await, std::slice::from_ref(&id));
+    assert_refused!(tasks.get(&id, PMCP_ANONYMOUS).await, TaskError::NotFound { .. });
     assert_refused!(tasks.get(&id, "local").await, TaskError::NotFound { .. });
 }
 

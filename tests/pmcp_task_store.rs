@@ -8,9 +8,9 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mcp_task_store::pmcp::{ANONYMOUS, PmcpTaskStore};
 use mcp_task_store::{
-    Agenda, LocalAgenda, MemoryBackend, NewTask, OnWorkerLost, StoreConfig, TaskStatus as Status, TaskStore,
+    Agenda, LocalAgenda, MemoryBackend, NewTask, OnWorkerLost, PMCP_ANONYMOUS, PmcpTaskStore, StoreConfig,
+    TaskStatus as Status, TaskStore,
 };
 use pmcp::server::task_store::{
     InMemoryTaskStore, StoreConfig as PmcpConfig, TaskStore as PmcpStore, TaskStoreError,
@@ -621,12 +621,12 @@ async fn clients_without_a_subject_share_one_owner_that_no_subject_is(#[case] en
     let id = tasks.create("", None).await.unwrap().task_id;
     assert_eq!(tasks.get(&id, "").await.unwrap().task_id, id);
     assert_eq!(tasks.list("", None).await.unwrap().0.len(), 1);
-    tasks.tasks().get(&key(ANONYMOUS, &id)).await.unwrap();
-    for owner in [ANONYMOUS, "local"] {
+    tasks.tasks().get(&key(PMCP_ANONYMOUS, &id)).await.unwrap();
+    for owner in [PMCP_ANONYMOUS, "local"] {
         assert_eq!(answer(tasks.get(&id, owner).await, shown), Answer::NotFound);
         assert_eq!(tasks.list(owner, None).await.unwrap().0.len(), 0);
     }
-    assert_eq!(answer(tasks.create(ANONYMOUS, None).await, shown), Answer::Internal);
+    assert_eq!(answer(tasks.create(PMCP_ANONYMOUS, None).await, shown), Answer::Internal);
     let too_long = "x".repeat(257);
     assert_eq!(answer(tasks.create(&too_long, None).await, shown), Answer::Internal);
     assert_eq!(answer(tasks.get(&id, &too_long).await, shown), Answer::NotFound);

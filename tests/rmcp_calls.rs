@@ -9,8 +9,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions};
-use mcp_task_store::{Agenda, MemoryBackend, PageRequest, Queue, TaskError};
+use mcp_task_store::{
+    Agenda, DurableTaskManager, MemoryBackend, PageRequest, Queue, RegisteredOptions, TaskError,
+};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ClientConfig, ErrorCode,
     Implementation, ProtocolVersion, ServerCapabilities, ServerConfig, TaskPayload,
@@ -191,7 +192,7 @@ async fn an_outage_of_the_engine_writes_no_warning_of_the_runtime() {
         .filter(|line| line.contains("mcp_task_store::rmcp"))
         .filter(|line| line.contains("WARN") || line.contains("ERROR"))
         // A third of this lease is no longer than a busy machine may take to run a timer.
-        .filter(|line| !line.contains("mcp_task_store::rmcp::lateness"))
+        .filter(|line| !line.contains("mcp_task_store::lateness"))
         .collect();
     assert!(lines.is_empty(), "{lines:#?}");
 }

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mcp_task_store::rmcp::TaskContext;
-use mcp_task_store::{Agenda, MemoryBackend, PutOptions, Queue, StorageError, TaskError};
+use mcp_task_store::{Agenda, MemoryBackend, PutOptions, Queue, StorageError, TaskContext, TaskError};
 use rmcp::ErrorData;
 use rmcp::model::{DetailedTask, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, request};
 use http_body_util::{BodyExt, Full};
-use mcp_task_store::OwnerId;
-use mcp_task_store::rmcp::OwnerSource;
+use mcp_task_store::{OwnerId, OwnerSource};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ServerCapabilities, ServerConfig,
 };

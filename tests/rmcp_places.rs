@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mcp_task_store::rmcp::{DurableTaskManager, ManagerConfig, TaskContext};
-use mcp_task_store::{Agenda, NewTask, OnWorkerLost, StoreConfig, TaskStatus, TaskStore};
+use mcp_task_store::{
+    Agenda, DurableTaskManager, ManagerConfig, NewTask, OnWorkerLost, StoreConfig, TaskContext, TaskStatus,
+    TaskStore,
+};
 use rmcp::model::TaskPayload;
 use rmcp::task_manager::{TaskFuture, TaskOptions};
 use rstest_reuse::apply;

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mcp_task_store::rmcp::{DurableTaskManager, ManagerConfig};
-use mcp_task_store::{Agenda, MemoryBackend, StorageError, StoreConfig, TaskStore};
+use mcp_task_store::{
+    Agenda, DurableTaskManager, ManagerConfig, MemoryBackend, StorageError, StoreConfig, TaskStore,
+};
 use rmcp::model::TaskPayload;
 use rmcp::task_manager::{TaskFuture, TaskOptions};
 use rstest_reuse::apply;

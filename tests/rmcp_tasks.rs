@@ -8,8 +8,9 @@ mod support;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use mcp_task_store::rmcp::DurableTaskManager;
-use mcp_task_store::{DEFAULT_MAX_PART_BYTES, NewTask, PutOptions, StoreConfig, TaskStore};
+use mcp_task_store::{
+    DEFAULT_MAX_PART_BYTES, DurableTaskManager, NewTask, PutOptions, StoreConfig, TaskStore,
+};
 use rmcp::ErrorData;
 use rmcp::model::{ErrorCode, TaskPayload, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskOptions};

@@ -10,10 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mcp_task_store::rmcp::TaskContext;
 use mcp_task_store::{
-    Agenda, MemoryBackend, NewTask, OnWorkerLost, PageRequest, StoreConfig, StoredTask, Task, TaskError,
-    TaskStore,
+    Agenda, MemoryBackend, NewTask, OnWorkerLost, PageRequest, StoreConfig, StoredTask, Task, TaskContext,
+    TaskError, TaskStore,
 };
 use rmcp::model::{TaskPayload, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};

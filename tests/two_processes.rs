@@ -9,9 +9,9 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
-use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions, TaskContext};
 use mcp_task_store::{
-    OnWorkerLost, OwnerId, PageRequest, RedisBackend, StoreConfig, TaskKey, TaskStatus, TaskStore,
+    DurableTaskManager, OnWorkerLost, OwnerId, PageRequest, RedisBackend, RegisteredOptions, StoreConfig,
+    TaskContext, TaskKey, TaskStatus, TaskStore,
 };
 use rmcp::model::{
     CallToolResult, ContentBlock, ElicitRequest, ElicitRequestParams, ElicitationSchema, InputRequest,

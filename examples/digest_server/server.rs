@@ -13,8 +13,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
-use mcp_task_store::rmcp::{DurableTaskManager, OwnerSource, RegisteredOptions, TaskContext};
-use mcp_task_store::{Agenda, OnWorkerLost, OwnerId};
+use mcp_task_store::{
+    Agenda, DurableTaskManager, OnWorkerLost, OwnerId, OwnerSource, RegisteredOptions, TaskContext,
+};
 use rmcp::handler::server::common::schema_for_type;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ContentBlock, ElicitRequest,

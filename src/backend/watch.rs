@@ -241,7 +241,9 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
-    use super::{OwnerId, Page, PageRequest, Part, PartName, PartSizes, PutOptions, Version, Written};
+    use crate::backend::{
+        OwnerId, Page, PageRequest, Part, PartName, PartSizes, PutOptions, Version, Written,
+    };
 
     type Read = Result<Record, StorageError>;
 

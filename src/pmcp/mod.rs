@@ -8,13 +8,10 @@
 //! A server needs one of the two. They keep different records, so tasks of the one are not tasks of the other, and
 //! each wants an engine, or a key prefix, of its own.
 //!
-//! # Rust version
-//! `pmcp` and `pmcp-tasks` need Rust 1.91, and so does this feature. The crate without it builds with 1.88.
-//!
 //! # Owners
 //! `pmcp` names the owner of each call: the subject that its authentication established, `local` for clients of
 //! MCP 2025-11-25 without one, and an empty text for those of 2026-07-28 on a server without authentication. The
-//! empty owner is stored as [`ANONYMOUS`]; a subject of that very name is refused, so that nobody but them reads
+//! empty owner is stored as [`PMCP_ANONYMOUS`]; a subject of that very name is refused, so that nobody but them reads
 //! their tasks. All clients without authentication share one owner, and with it each other's tasks.
 
 mod storage;
@@ -26,13 +23,13 @@ pub use task_store::PmcpTaskStore;
 use crate::backend::{OwnerId, StorageError};
 
 /// The owner under which tasks of `pmcp`'s empty owner are stored.
-pub const ANONYMOUS: &str = "(anonymous)";
+pub const PMCP_ANONYMOUS: &str = "(anonymous)";
 
 fn owner(id: &str) -> Result<OwnerId, StorageError> {
     match id {
-        "" => OwnerId::try_from(ANONYMOUS),
-        ANONYMOUS => {
-            Err(StorageError::InvalidKey { reason: format!("the owner id {ANONYMOUS} is reserved") })
+        "" => OwnerId::try_from(PMCP_ANONYMOUS),
+        PMCP_ANONYMOUS => {
+            Err(StorageError::InvalidKey { reason: format!("the owner id {PMCP_ANONYMOUS} is reserved") })
         }
         id => OwnerId::try_from(id),
     }

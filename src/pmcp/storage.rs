@@ -19,7 +19,7 @@ use crate::printable::{Chain, Printable};
 ///
 /// ```
 /// use mcp_task_store::MemoryBackend;
-/// use mcp_task_store::pmcp::PmcpTasksBackend;
+/// use mcp_task_store::PmcpTasksBackend;
 /// use pmcp_tasks::{GenericTaskStore, ServerTaskStore};
 ///
 /// let store = GenericTaskStore::new(PmcpTasksBackend::new(MemoryBackend::new()));

@@ -38,7 +38,7 @@ const ERROR: &str = "recordedError";
 ///
 /// ```
 /// use std::sync::Arc;
-/// use mcp_task_store::pmcp::PmcpTaskStore;
+/// use mcp_task_store::PmcpTaskStore;
 /// use mcp_task_store::{MemoryBackend, TaskStore};
 ///
 /// # fn build() -> pmcp::Result<pmcp::Server> {

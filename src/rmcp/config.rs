@@ -14,7 +14,7 @@ const RUNS_PER_CORE: usize = 4;
 /// one.
 ///
 /// ```
-/// use mcp_task_store::rmcp::{DurableTaskManager, ManagerConfig};
+/// use mcp_task_store::{DurableTaskManager, ManagerConfig};
 /// use mcp_task_store::{MemoryBackend, TaskStore};
 ///
 /// let config = ManagerConfig::new().max_concurrent(2);
@@ -73,7 +73,7 @@ impl<B: Agenda> ManagerConfig<B> {
     /// ```no_run
     /// # #[cfg(feature = "redis")]
     /// # async fn example(url: &'static str) -> Result<(), mcp_task_store::StorageError> {
-    /// use mcp_task_store::rmcp::{DurableTaskManager, ManagerConfig};
+    /// use mcp_task_store::{DurableTaskManager, ManagerConfig};
     /// use mcp_task_store::{RedisBackend, TaskStore};
     ///
     /// let store = TaskStore::new(RedisBackend::connect(url).await?);

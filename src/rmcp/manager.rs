@@ -47,7 +47,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), mcp_task_store::TaskError> {
-/// use mcp_task_store::rmcp::DurableTaskManager;
+/// use mcp_task_store::DurableTaskManager;
 /// use mcp_task_store::{MemoryBackend, OwnerId, TaskStore};
 /// use rmcp::model::{CallToolResult, ContentBlock};
 /// use rmcp::task_manager::TaskOptions;
@@ -106,7 +106,7 @@ pub(super) struct Inner<B> {
 ///
 /// ```
 /// use mcp_task_store::OnWorkerLost;
-/// use mcp_task_store::rmcp::RegisteredOptions;
+/// use mcp_task_store::RegisteredOptions;
 /// use rmcp::task_manager::TaskOptions;
 ///
 /// let task = TaskOptions::new().with_ttl_ms(600_000);

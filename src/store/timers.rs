@@ -112,10 +112,10 @@ impl<B: Agenda> TaskStore<B> {
 
 #[cfg(test)]
 mod tests {
-    use super::NewTask;
     use super::*;
     use crate::backend::{PutOptions, StorageBackend};
     use crate::memory::MemoryBackend;
+    use crate::store::NewTask;
 
     fn key(number: usize) -> TaskKey {
         TaskKey::new("alice", &format!("t{number}")).unwrap()

@@ -216,8 +216,8 @@ fn end_of_string(json: &[u8], mut at: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use super::{Payload, Task};
     use crate::backend::PartChange;
+    use crate::task::{Payload, Task};
     use proptest::prelude::*;
     use serde_json::{Map, json};
 

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions, TaskContext};
-use mcp_task_store::{OnWorkerLost, RedisBackend, StoreConfig, TaskError, TaskStore};
+use mcp_task_store::{
+    DurableTaskManager, OnWorkerLost, RedisBackend, RegisteredOptions, StoreConfig, TaskContext, TaskError,
+    TaskStore,
+};
 use rmcp::model::{
     CallToolResult, ContentBlock, ElicitRequest, ElicitRequestParams, ElicitationSchema, InputRequest,
 };

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mcp_task_store::rmcp::{DurableTaskManager, ManagerConfig};
 use mcp_task_store::{
-    Expiry, MemoryBackend, NewTask, Next, PageRequest, PutOptions, Queue, StorageError, StoreConfig,
-    TaskError, TaskStore,
+    DurableTaskManager, Expiry, ManagerConfig, MemoryBackend, NewTask, Next, PageRequest, PutOptions, Queue,
+    StorageError, StoreConfig, TaskError, TaskStore,
 };
 use rstest_reuse::apply;
 use serde_json::json;

@@ -156,8 +156,8 @@ async fn a_task_whose_cancel_was_acknowledged_ends_cancelled_however_it_loses_it
 async fn an_operation_that_ignores_its_cancel_is_cancelled_by_the_shutdown_of_its_instance(
     #[values(true, false)] can_resume: bool,
 ) {
-    use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions};
     use mcp_task_store::{Agenda, MemoryBackend, OnWorkerLost};
+    use mcp_task_store::{DurableTaskManager, RegisteredOptions};
 
     let agenda: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let manager = || {

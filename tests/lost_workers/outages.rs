@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
-use mcp_task_store::rmcp::DurableTaskManager;
 use mcp_task_store::{
-    Agenda, OwnerId, Page, PageRequest, RedisBackend, StorageBackend, StoreConfig, Task, TaskId, TaskKey,
-    TaskStatus, TaskStore,
+    Agenda, DurableTaskManager, OwnerId, Page, PageRequest, RedisBackend, StorageBackend, StoreConfig, Task,
+    TaskId, TaskKey, TaskStatus, TaskStore,
 };
 use rmcp::model::{CallToolResult, ContentBlock};
 use rmcp::task_manager::TaskOptions;

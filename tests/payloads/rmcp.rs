@@ -3,7 +3,7 @@
 use ::rmcp::ErrorData;
 use ::rmcp::model::{TaskPayload, TaskStatus};
 use ::rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
-use mcp_task_store::rmcp::TaskContext;
+use mcp_task_store::TaskContext;
 use support::rmcp::{LONG, alice, ended, key, manager, register, resume, said, text, within};
 
 use super::*;

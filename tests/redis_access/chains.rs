@@ -4,9 +4,9 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mcp_task_store::pmcp::PmcpTasksBackend;
 use mcp_task_store::{
-    Credentials, NewTask, RedisBackend, RedisBuilder, StorageBackend, StorageError, TaskError, TaskStore,
+    Credentials, NewTask, PmcpTasksBackend, RedisBackend, RedisBuilder, StorageBackend, StorageError,
+    TaskError, TaskStore,
 };
 use pmcp_tasks::StorageBackend as _;
 

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mcp_task_store::rmcp::DurableTaskManager;
-use mcp_task_store::{MemoryBackend, StoreConfig, TaskStore};
+use mcp_task_store::{DurableTaskManager, MemoryBackend, StoreConfig, TaskStore};
 use rmcp::model::TaskStatus;
 use rmcp::task_manager::TaskExit;
 use rstest_reuse::apply;

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mcp_task_store::rmcp::DurableTaskManager;
-use mcp_task_store::{StoreConfig, TaskStore};
+use mcp_task_store::{DurableTaskManager, StoreConfig, TaskStore};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Instant;

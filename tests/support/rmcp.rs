@@ -14,11 +14,10 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions, TaskContext};
 use mcp_task_store::{
-    Agenda, Cursor, Due, Next, OnWorkerLost, OwnerId, OwnerPage, Page, PageRequest, Part, PartName,
-    PutOptions, Queue, Record, StorageBackend, StorageError, StoreConfig, Taken, TaskKey, TaskStore,
-    TimerPage, Version, Written,
+    Agenda, Cursor, Due, DurableTaskManager, Next, OnWorkerLost, OwnerId, OwnerPage, Page, PageRequest, Part,
+    PartName, PutOptions, Queue, Record, RegisteredOptions, StorageBackend, StorageError, StoreConfig, Taken,
+    TaskContext, TaskKey, TaskStore, TimerPage, Version, Written,
 };
 use serde_json::Value;
 use tokio::sync::mpsc;

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use mcp_task_store::rmcp::{DurableTaskManager, RegisteredOptions};
 use mcp_task_store::{
-    Agenda, NewTask, Next, OnWorkerLost, OwnerId, PageRequest, PartName, PutOptions, Queue, RpcError,
-    StoreConfig, TaskKey, TaskStore, Version,
+    Agenda, DurableTaskManager, NewTask, Next, OnWorkerLost, OwnerId, PageRequest, PartName, PutOptions,
+    Queue, RegisteredOptions, RpcError, StoreConfig, TaskKey, TaskStore, Version,
 };
 use rmcp::model::CallToolResult;
 use rmcp::task_manager::{TaskExit, TaskOptions};
@@ -126,7 +125,7 @@ async fn every_call_of_a_manager(store: &Store) {
 
 #[cfg(feature = "pmcp")]
 async fn every_call_of_pmcp(store: &Store) {
-    use mcp_task_store::pmcp::{PmcpTaskStore, PmcpTasksBackend};
+    use mcp_task_store::{PmcpTaskStore, PmcpTasksBackend};
     use pmcp::server::task_store::TaskStore as _;
     use pmcp_tasks::StorageBackend as _;
 
