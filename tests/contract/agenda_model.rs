@@ -1,0 +1,599 @@
+//! A model of crashes: creators, workers, claimers, readers and keepers of several stores run against a real engine, whose
+//! calls go through one by one in a random order, while actors and whole processes die at any step. In the end, no open
+//! task is without a timer, and no timer is late. And no attempt counts as more than one loss, or runs twice, and a task is
+//! given up with its last loss and no sooner.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::support::elsewhere::elsewhere;
+use crate::support::{Engine, Random, owner, timers};
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::stream::BoxStream;
+use mcp_task_store::{
+    Agenda, Attempt, Cursor, Due, NewTask, Next, OnWorkerLost, OwnerId, OwnerPage, Page, PageRequest, Part,
+    PartName, PutOptions, Queue, Record, StorageBackend, StorageError, StoreConfig, Taken, Task, TaskKey,
+    TaskStore, TimerPage, Version, Written,
+};
+use rstest::rstest;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+
+type Tasks = TaskStore<Arc<dyn Agenda>>;
+
+const LEASE: Duration = Duration::from_millis(500);
+/// How long the write of such a lease may take before its timer is scheduled again.
+const LIMIT: Duration = Duration::from_millis(500 / 3 + 500);
+/// Calls may be slower than that.
+const CALL_LIMIT: Duration = Duration::from_secs(2);
+/// For how long a keeper hides what it takes, at most: an observation, and two seconds.
+const HIDDEN: Duration = Duration::from_millis(500 / 3 + 1 + 1000 + 2000);
+/// How long the actors of a history live.
+const LIFE: Duration = Duration::from_millis(3_500);
+const OPERATION: &str = "render";
+
+// The gate before the engine
+
+/// What the scheduler says to a call that waits before the engine, or to an answer that waits behind it.
+enum Say {
+    Go,
+    /// The connection breaks.
+    Fail,
+}
+
+struct Request {
+    process: usize,
+    say: oneshot::Sender<Say>,
+}
+
+/// What happened to a task that is not acknowledged.
+#[derive(Default)]
+struct Log {
+    scheduled: HashMap<TaskKey, Instant>,
+    /// Created later than one time limit after it was scheduled: nobody promises a timer before it is acknowledged.
+    slow: HashSet<TaskKey>,
+    acknowledged: HashSet<TaskKey>,
+    /// What was written, by version.
+    written: HashMap<TaskKey, BTreeMap<u64, Task>>,
+}
+
+/// The engine as one process reaches it.
+struct Gated {
+    engine: Arc<dyn Agenda>,
+    process: usize,
+    requests: mpsc::UnboundedSender<Request>,
+    log: Arc<Mutex<Log>>,
+}
+
+impl Gated {
+    async fn step(&self, outcome_unknown: bool) -> Result<(), StorageError> {
+        let (say, said) = oneshot::channel();
+        let _ = self.requests.send(Request { process: self.process, say });
+        match said.await {
+            Ok(Say::Go) => Ok(()),
+            // Or the history is over.
+            Ok(Say::Fail) | Err(_) => Err(StorageError::Unavailable {
+                address: "the gate".to_owned(),
+                reason: "connection reset".to_owned(),
+                outcome_unknown,
+                source: None,
+            }),
+        }
+    }
+
+    async fn call<T>(&self, call: impl Future<Output = Result<T, StorageError>>) -> Result<T, StorageError> {
+        self.step(false).await?;
+        let answer = call.await;
+        self.step(true).await?;
+        answer
+    }
+}
+
+#[async_trait]
+impl StorageBackend for Gated {
+    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
+        self.call(self.engine.get(key)).await
+    }
+
+    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
+        self.call(self.engine.part(key, name)).await
+    }
+
+    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
+        self.call(self.engine.put(key, data, options)).await
+    }
+
+    async fn put_if_version(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        expected: Version,
+    ) -> Result<Written, StorageError> {
+        let put = async {
+            // One that is dropped on its way to the engine may arrive at any time.
+            if expected == Version::ABSENT {
+                self.log.lock().unwrap().slow.insert(key.clone());
+            }
+            let task: Task = serde_json::from_slice(&data).unwrap();
+            let written = self.engine.put_if_version(key, data, options, expected).await;
+            let mut log = self.log.lock().unwrap();
+            if log.scheduled.get(key).is_some_and(|at| at.elapsed() + LIMIT / 10 <= LIMIT) {
+                log.slow.remove(key);
+            }
+            if let Ok(written) = &written {
+                log.written.entry(key.clone()).or_default().insert(written.version.get(), task);
+            }
+            written
+        };
+        self.call(put).await
+    }
+
+    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
+        self.call(self.engine.delete(key)).await
+    }
+
+    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
+        self.call(self.engine.list(owner, page)).await
+    }
+
+    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
+        self.call(self.engine.cleanup_expired()).await
+    }
+
+    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
+        self.call(self.engine.clock(key)).await
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.engine.now()
+    }
+
+    fn max_value_bytes(&self) -> usize {
+        self.engine.max_value_bytes()
+    }
+
+    fn generation(&self) -> u64 {
+        self.engine.generation()
+    }
+}
+
+#[async_trait]
+impl Agenda for Gated {
+    async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
+        let schedule = async {
+            if *queue == Queue::leases() {
+                self.log.lock().unwrap().scheduled.entry(key.clone()).or_insert_with(Instant::now);
+            }
+            self.engine.schedule(queue, key, after).await
+        };
+        self.call(schedule).await
+    }
+
+    async fn take_due(
+        &self,
+        queues: &[Queue],
+        limit: usize,
+        hide_for: Duration,
+    ) -> Result<Taken, StorageError> {
+        self.call(self.engine.take_due(queues, limit, hide_for)).await
+    }
+
+    async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
+        self.call(self.engine.resolve(due, next)).await
+    }
+
+    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+        Arc::clone(&self.engine).wakeups(queues)
+    }
+
+    async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
+        self.call(self.engine.owners(after)).await
+    }
+
+    async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
+        self.call(self.engine.timers(queue, after)).await
+    }
+}
+
+// The actors
+
+async fn sleep_below(random: &mut Random, millis: u64) {
+    tokio::time::sleep(Duration::from_millis(random.below(millis))).await;
+}
+
+/// Works on a task for a while, and ends it, releases it, or is lost. Errors are other people's doing.
+async fn work(attempt: Attempt<Arc<dyn Agenda>>, random: &mut Random) {
+    for _ in 0..random.below(5) {
+        match random.below(4) {
+            0 => sleep_below(random, 300).await,
+            1 => drop(attempt.set_status_message("at work").await),
+            _ => drop(attempt.renew().await),
+        }
+    }
+    match random.below(16) {
+        0..=3 => drop(attempt.release().await),
+        4..=5 => drop(attempt.complete(json!("done")).await),
+        // It hangs.
+        6 => std::future::pending().await,
+        7..=8 => {
+            sleep_below(random, 2_000).await;
+            drop(attempt.complete(json!("late")).await);
+        }
+        // The attempt is dropped.
+        _ => {}
+    }
+}
+
+async fn creates(tasks: Tasks, owner: OwnerId, log: Arc<Mutex<Log>>, mut random: Random) {
+    loop {
+        sleep_below(&mut random, 80).await;
+        let mut new = NewTask::new("tools/call");
+        if random.below(3) > 0 {
+            new = new.operation(OPERATION).on_worker_lost(OnWorkerLost::Resume);
+            if random.below(2) == 0 {
+                new = new.max_attempts(1 + random.below(2) as u32);
+            }
+        }
+        if let Ok((stored, attempt)) = tasks.start(&owner, new).await {
+            log.lock().unwrap().acknowledged.insert(stored.key);
+            work(attempt, &mut random).await;
+        }
+    }
+}
+
+/// An acknowledged task.
+fn any(log: &Mutex<Log>, random: &mut Random) -> Option<TaskKey> {
+    let known: Vec<TaskKey> = log.lock().unwrap().acknowledged.iter().cloned().collect();
+    (!known.is_empty()).then(|| known[random.below(known.len() as u64) as usize].clone())
+}
+
+async fn claims(tasks: Tasks, log: Arc<Mutex<Log>>, mut random: Random) {
+    let queues = [Queue::work(OPERATION).unwrap()];
+    let engine = Arc::clone(tasks.backend());
+    loop {
+        sleep_below(&mut random, 30).await;
+        // Timers are hints: who claims a task sooner has it.
+        if random.below(4) == 0
+            && let Some(key) = any(&log, &mut random)
+        {
+            if let Ok(Some((_, attempt))) = tasks.claim(&key).await {
+                work(attempt, &mut random).await;
+            }
+            continue;
+        }
+        let Ok(taken) = engine.take_due(&queues, 2, Duration::from_secs(1)).await else { continue };
+        for due in taken.due {
+            let claimed = tasks.claim(&due.key).await;
+            let next = if claimed.is_ok() { Next::Remove } else { Next::After(Duration::from_millis(50)) };
+            drop(engine.resolve(&due, next).await);
+            if let Ok(Some((_, attempt))) = claimed {
+                work(attempt, &mut random).await;
+            }
+        }
+    }
+}
+
+async fn reads(tasks: Tasks, log: Arc<Mutex<Log>>, mut random: Random) {
+    loop {
+        sleep_below(&mut random, 40).await;
+        let Some(key) = any(&log, &mut random) else { continue };
+        match random.below(12) {
+            0 => drop(tasks.request_cancel(&key).await),
+            _ => drop(tasks.get(&key).await),
+        }
+    }
+}
+
+// A history
+
+struct History {
+    engine: Arc<dyn Agenda>,
+    random: Random,
+    log: Arc<Mutex<Log>>,
+    requests: mpsc::UnboundedSender<Request>,
+    /// The actors of each process that lives.
+    processes: HashMap<usize, Vec<AbortHandle>>,
+    begun: usize,
+    kills: usize,
+    steps: usize,
+}
+
+impl History {
+    fn begin_process(&mut self) {
+        let process = self.begun;
+        self.begun += 1;
+        let gated: Arc<dyn Agenda> = Arc::new(Gated {
+            // Each history has several processes, which know nothing of each other's runs.
+            engine: elsewhere(&self.engine),
+            process,
+            requests: self.requests.clone(),
+            log: Arc::clone(&self.log),
+        });
+        let config = StoreConfig::new().lease(LEASE).call_timeout(CALL_LIMIT).max_tasks_per_owner(None);
+        let tasks: Tasks = TaskStore::with_config(gated, config);
+        let mut random = || Random(self.random.below(u64::MAX));
+        let mut actors = Vec::new();
+        for number in 0..2 {
+            let owner = owner(["alice", "bob"][number]);
+            actors.push(tokio::spawn(creates(tasks.clone(), owner, Arc::clone(&self.log), random())));
+            actors.push(tokio::spawn(claims(tasks.clone(), Arc::clone(&self.log), random())));
+        }
+        actors.push(tokio::spawn(reads(tasks.clone(), Arc::clone(&self.log), random())));
+        self.processes.insert(process, actors.iter().map(tokio::task::JoinHandle::abort_handle).collect());
+    }
+
+    fn any_process(&mut self) -> Option<usize> {
+        let mut living: Vec<usize> = self.processes.keys().copied().collect();
+        living.sort_unstable();
+        let count = living.len() as u64;
+        (count > 0).then(|| living[self.random.below(count) as usize])
+    }
+
+    fn kill(&mut self) {
+        self.kills += 1;
+        let Some(process) = self.any_process() else { return };
+        if self.random.below(2) == 0 {
+            // With it, its keeper: none of its calls comes through any more.
+            let actors = self.processes.remove(&process).unwrap();
+            actors.iter().for_each(AbortHandle::abort);
+        } else {
+            let actors = &self.processes[&process];
+            actors[self.random.below(actors.len() as u64) as usize].abort();
+        }
+    }
+
+    /// Lets calls through and kills, for the life of the history.
+    async fn run(&mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
+        let end = tokio::time::Instant::now() + LIFE;
+        let mut waiting: Vec<Request> = Vec::new();
+        let mut held: Vec<(tokio::time::Instant, Request)> = Vec::new();
+        let mut of_the_dead: Vec<Request> = Vec::new();
+        while tokio::time::Instant::now() < end {
+            if self.processes.len() < 2 || (self.processes.len() < 3 && self.random.below(50) == 0) {
+                self.begin_process();
+            }
+            while let Ok(request) = requests.try_recv() {
+                waiting.push(request);
+            }
+            let now = tokio::time::Instant::now();
+            while let Some(at) = held.iter().position(|(until, _)| *until <= now) {
+                waiting.push(held.swap_remove(at).1);
+            }
+            if waiting.is_empty() {
+                // Whatever comes first.
+                let next = held.iter().map(|(until, _)| *until).min().map_or(end, |until| until.min(end));
+                if let Ok(Some(request)) = tokio::time::timeout_at(next, requests.recv()).await {
+                    waiting.push(request);
+                }
+                continue;
+            }
+            let chosen = self.random.below(waiting.len() as u64) as usize;
+            let request = waiting.swap_remove(chosen);
+            if !self.processes.contains_key(&request.process) {
+                of_the_dead.push(request);
+                continue;
+            }
+            self.steps += 1;
+            match self.random.below(200) {
+                0..=3 => self.kill(),
+                4..=5 => drop(request.say.send(Say::Fail)),
+                6..=15 => {
+                    let until = now + Duration::from_millis(self.random.below(400));
+                    held.push((until, request));
+                }
+                _ => drop(request.say.send(Say::Go)),
+            }
+            // What was let through goes on to its next call.
+            tokio::task::yield_now().await;
+        }
+        // Everybody dies.
+        for actors in self.processes.values() {
+            actors.iter().for_each(AbortHandle::abort);
+        }
+        // Calls that are on their way arrive, and no more.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        self.check().await;
+    }
+
+    async fn check(&self) {
+        for (key, written) in &self.log.lock().unwrap().written {
+            for ((version, before), (next, after)) in written.iter().zip(written.iter().skip(1)) {
+                // One that was dropped on its way to the engine is not in the log.
+                if version + 1 == *next {
+                    check_step(key, before, after);
+                }
+            }
+        }
+        let due: HashMap<TaskKey, DateTime<Utc>> = timers(&*self.engine, &Queue::leases())
+            .await
+            .into_iter()
+            .map(|timer| (timer.key, timer.due_at))
+            .collect();
+        let after = |duration: Duration| TimeDelta::from_std(duration).unwrap();
+        // The clocks of a busy machine.
+        let slack = TimeDelta::milliseconds(200);
+        for owner in [owner("alice"), owner("bob")] {
+            for record in self.walk(&owner).await {
+                let (key, task) = record;
+                let Some(lease) = task.lease.filter(|_| !task.status.is_terminal()) else { continue };
+                let now = self.engine.now();
+                let log = self.log.lock().unwrap();
+                let Some(due_at) = due.get(&key) else {
+                    assert!(
+                        log.slow.contains(&key) && !log.acknowledged.contains(&key),
+                        "{key} is open and has no timer: {lease:?}"
+                    );
+                    continue;
+                };
+                let latest = match lease.holder {
+                    Some(_) => (lease.deadline + after(LIMIT)).max(now + after(HIDDEN)),
+                    None => now + after(LEASE * 10),
+                };
+                assert!(*due_at <= latest + slack, "{key} is found at {due_at}, not by {latest}: {lease:?}");
+                OPEN.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    async fn walk(&self, owner: &OwnerId) -> Vec<(TaskKey, Task)> {
+        let mut tasks = Vec::new();
+        let mut page = PageRequest::new(256);
+        loop {
+            let listed = self.engine.list(owner, page).await.unwrap();
+            for record in listed.records {
+                let key = TaskKey { owner: owner.clone(), task: record.task };
+                tasks.push((key, serde_json::from_slice(&record.data).unwrap()));
+            }
+            match listed.next {
+                Some(next) => page = PageRequest::new(256).after(next),
+                None => return tasks,
+            }
+        }
+    }
+}
+
+/// Holds one write against the one before.
+fn check_step(key: &TaskKey, before: &Task, after: &Task) {
+    let bound = after.max_attempts.unwrap_or(3);
+    let Some(lease) = &before.lease else { return assert_eq!(before.status, after.status, "{key}") };
+    let step = || format!("{key}, bound {bound}: {lease:?} to {:?}, {:?}", after.lease, after.status_message);
+    let message = after.status_message.as_deref().unwrap_or_default();
+    match &after.lease {
+        // A renewal, a note or an observation.
+        Some(next) if next.holder.is_some() == lease.holder.is_some() => {
+            assert_eq!((next.attempt, next.losses), (lease.attempt, lease.losses), "{}", step());
+        }
+        // A claim.
+        Some(next) if next.holder.is_some() => {
+            assert_eq!((next.attempt, next.losses), (lease.attempt + 1, lease.losses), "{}", step());
+        }
+        // A loss or a release.
+        Some(next) => {
+            assert!(next.attempt == lease.attempt && next.losses < bound, "{}", step());
+            assert!((lease.losses..=lease.losses + 1).contains(&next.losses), "{}", step());
+            LOSSES.fetch_add((next.losses - lease.losses) as usize, Ordering::Relaxed);
+        }
+        None if message.starts_with("gave up") => {
+            assert!(lease.holder.is_some() && lease.losses + 1 == bound, "{}", step());
+            assert_eq!(after.on_worker_lost, OnWorkerLost::Resume, "{}", step());
+            GAVE_UP.fetch_add(1, Ordering::Relaxed);
+        }
+        None if message.contains("lost") => {
+            assert_eq!(after.on_worker_lost, OnWorkerLost::Fail, "{}", step());
+        }
+        None => {}
+    }
+}
+
+/// How many losses that a task survived, and how many tasks that were given up, were checked.
+static LOSSES: AtomicUsize = AtomicUsize::new(0);
+static GAVE_UP: AtomicUsize = AtomicUsize::new(0);
+/// How many open tasks with a lease were checked.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Returns how many actors and processes were killed, and how many steps were let through.
+async fn history(engine: Engine, seed: u64) -> [usize; 2] {
+    let store = engine.open().await;
+    let (requests, received) = mpsc::unbounded_channel();
+    let mut history = History {
+        engine: Arc::clone(&store.backend),
+        random: Random(seed),
+        log: Arc::default(),
+        requests,
+        processes: HashMap::new(),
+        begun: 0,
+        kills: 0,
+        steps: 0,
+    };
+    history.run(received).await;
+    [history.kills, history.steps]
+}
+
+fn add(sums: &mut [usize; 2], more: [usize; 2]) {
+    sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+}
+
+/// Runs so many histories, some at a time on each of two threads.
+fn histories(engine: Engine, count: u64, at_once: usize) {
+    let first = u64::from(std::process::id()) << 32;
+    let threads = (0..2).map(|thread| {
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut sums = [0, 0];
+                let mut running = JoinSet::new();
+                for number in (thread..count).step_by(2) {
+                    if running.len() >= at_once {
+                        add(&mut sums, running.join_next().await.unwrap().unwrap());
+                    }
+                    // So that they do not keep in step.
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    running.spawn(history(engine, first + number));
+                }
+                while let Some(ended) = running.join_next().await {
+                    add(&mut sums, ended.unwrap());
+                }
+                sums
+            })
+        })
+    });
+    let threads: Vec<_> = threads.collect();
+    let mut sums = [0, 0];
+    threads.into_iter().for_each(|thread| add(&mut sums, thread.join().unwrap()));
+    let [kills, steps] = sums;
+    let [open, losses, gave_up] = [&OPEN, &LOSSES, &GAVE_UP].map(|sum| sum.load(Ordering::Relaxed));
+    println!(
+        "figure | {count} histories on {engine:?} | {steps} steps, {kills} kills, {losses} losses, {gave_up} tasks given up, {open} open tasks in the end so far"
+    );
+    // Each history has several of both, unless the machine is busy with something else.
+    assert!(open as u64 > count / 10 && kills as u64 > count / 10, "there was something to check");
+    assert!(losses + gave_up > 0, "there was something to check");
+}
+
+#[rstest]
+#[case::memory(Engine::Memory, 600, 150)]
+#[cfg_attr(feature = "redis-tests", case::redis(Engine::Redis, 60, 30))]
+fn no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
+    #[case] engine: Engine,
+    #[case] count: u64,
+    #[case] at_once: usize,
+) {
+    histories(engine, count, at_once);
+}
+
+#[rstest]
+#[case::memory(Engine::Memory, 6_000, 150)]
+#[cfg_attr(feature = "redis-tests", case::redis(Engine::Redis, 6_000, 60))]
+#[ignore = "the long form"]
+fn long_no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
+    #[case] engine: Engine,
+    #[case] count: u64,
+    #[case] at_once: usize,
+) {
+    histories(engine, count, at_once);
+}
+
+#[tokio::test]
+async fn a_gate_lets_a_call_through_only_when_it_is_told_to() {
+    let store = Engine::Memory.open().await;
+    let (requests, mut received) = mpsc::unbounded_channel();
+    let gated = Gated { engine: Arc::clone(&store.backend), process: 0, requests, log: Arc::default() };
+    let key = crate::support::key("alice", "t1");
+    let put = gated.put(&key, "data".into(), PutOptions::default());
+    let scheduler = async {
+        let before: Request = received.recv().await.unwrap();
+        assert!(store.get(&key).await.is_err());
+        before.say.send(Say::Go).ok().unwrap();
+        let after = received.recv().await.unwrap();
+        assert!(store.get(&key).await.is_ok());
+        after.say.send(Say::Fail).ok().unwrap();
+    };
+    let (put, ()) = tokio::join!(put, scheduler);
+    assert!(put.unwrap_err().outcome_unknown());
+}

@@ -1,0 +1,326 @@
+//! Concurrent clients of one backend, which write down every call and its reply.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mcp_task_store::{
+    Expiry, PageRequest, PartName, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
+};
+use tokio::task::{JoinSet, block_in_place};
+
+use super::record::{Call, Live, Operation, Recorded, Reply, Segment};
+use crate::support::redis::Server;
+use crate::support::{Random, key, owner};
+
+pub const OWNERS: [&str; 2] = ["alice", "bob"];
+pub const TASKS: [&str; 3] = ["t1", "t2", "t3"];
+const KEYS: usize = OWNERS.len() * TASKS.len();
+
+/// The tasks of all owners, in a fixed order.
+pub fn keys() -> Vec<TaskKey> {
+    OWNERS.iter().flat_map(|owner| TASKS.iter().map(|task| key(owner, task))).collect()
+}
+
+/// What the clients share.
+struct Shared {
+    backend: RedisBackend,
+    keys: Vec<TaskKey>,
+    expiries: Vec<Expiry>,
+    server: Mutex<Server>,
+    /// Orders calls and replies of all clients: what ends before another thing begins has the smaller moment.
+    moment: AtomicU64,
+    /// The number that the next write stores.
+    data: AtomicU64,
+}
+
+/// Calls on one segment of the history, of all clients together.
+struct Turn {
+    /// After how many answered calls the turn is over.
+    calls: u64,
+    ends: End,
+    answered: AtomicU64,
+    killed: AtomicBool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The clients pause.
+    Pause,
+    /// The server is killed, and each client goes on calling until it has been refused so many times.
+    Kill { refusals: u32 },
+}
+
+struct Client {
+    shared: Arc<Shared>,
+    random: Random,
+    /// The version that each key had when this client last heard of it.
+    seen: [u64; KEYS],
+    recorded: Vec<(usize, Recorded)>,
+    /// Calls that certainly had no effect.
+    refused: u64,
+}
+
+impl Client {
+    async fn take_turn(mut self, turn: Arc<Turn>) -> Self {
+        let mut refused = 0;
+        loop {
+            let answered = self.call().await;
+            if answered && turn.answered.fetch_add(1, SeqCst) + 1 == turn.calls && turn.ends != End::Pause {
+                block_in_place(|| self.shared.server.lock().unwrap().kill());
+                turn.killed.store(true, SeqCst);
+            }
+            refused += u32::from(!answered && turn.killed.load(SeqCst));
+            let is_over = match turn.ends {
+                End::Pause => turn.answered.load(SeqCst) >= turn.calls,
+                End::Kill { refusals } => refused >= refusals,
+            };
+            if is_over {
+                return self;
+            }
+        }
+    }
+
+    fn choose(&mut self, on: usize) -> Call {
+        let choice = self.random.below(100);
+        let data = || self.shared.data.fetch_add(1, SeqCst);
+        match choice {
+            0..25 => Call::Get,
+            25..45 => Call::Put { data: data() },
+            45..85 => Call::PutIfVersion { data: data(), expected: self.seen[on] },
+            85..93 => Call::PutIfVersion { data: data(), expected: 0 },
+            _ => Call::Delete,
+        }
+    }
+
+    /// Makes one call and writes it down. Says whether it was answered.
+    async fn call(&mut self) -> bool {
+        let on = self.random.below(KEYS as u64) as usize;
+        let call = self.choose(on);
+        let expiry = self.shared.expiries[self.random.below(self.shared.expiries.len() as u64) as usize];
+        let called = self.shared.moment.fetch_add(1, SeqCst);
+        let result =
+            perform(&self.shared.backend, &self.shared.keys[on], call, expiry, called.is_multiple_of(2))
+                .await;
+        let ended = self.shared.moment.fetch_add(1, SeqCst);
+        let operation = match result {
+            Ok(reply) => {
+                self.seen[on] = match reply {
+                    Reply::Read(Live { version, .. }) | Reply::Written { version } => version,
+                    Reply::VersionConflict { actual } => actual,
+                    Reply::Deleted(_) | Reply::NotFound => 0,
+                };
+                Operation::Answered(call, reply)
+            }
+            Err(Refused { outcome_unknown: true }) => Operation::Unknown(call),
+            // Such a call had no effect, it says. If it had one, nothing in the history explains it.
+            Err(Refused { outcome_unknown: false }) => {
+                self.refused += 1;
+                return false;
+            }
+        };
+        self.recorded.push((on, Recorded { called, ended, operation }));
+        matches!(operation, Operation::Answered(..))
+    }
+}
+
+/// The server did not answer, and the caller was told so.
+struct Refused {
+    outcome_unknown: bool,
+}
+
+/// The task whose records hold what is written in a part as well. A read of the part and one of the record are the same.
+const WITH_PART: &str = "t1";
+const PART: PartName = PartName::from_static("output");
+
+/// Makes a call. Any error that neither the contract nor a dead server explains ends the test.
+async fn perform(
+    backend: &RedisBackend,
+    key: &TaskKey,
+    call: Call,
+    expiry: Expiry,
+    reads_part: bool,
+) -> Result<Reply, Refused> {
+    let has_part = key.task.as_str() == WITH_PART;
+    let bytes = |data: u64| Bytes::from(data.to_string());
+    let options = match call {
+        Call::Put { data } | Call::PutIfVersion { data, .. } if has_part => {
+            PutOptions::new(expiry).set_part(PART, bytes(data))
+        }
+        _ => PutOptions::new(expiry),
+    };
+    let read = |version: Version, data: &[u8]| {
+        let data = std::str::from_utf8(data).unwrap().parse().unwrap();
+        Reply::Read(Live { version: version.get(), data })
+    };
+    let written = |written: mcp_task_store::Written| Reply::Written { version: written.version.get() };
+    let result = match call {
+        Call::Get if has_part && reads_part => backend.part(key, &PART).await.map(|part| {
+            let part = part.expect("each write of this record sets the part");
+            read(part.version, &part.data)
+        }),
+        Call::Get => backend.get(key).await.map(|record| read(record.version, &record.data)),
+        Call::Put { data } => backend.put(key, bytes(data), options).await.map(written),
+        Call::PutIfVersion { data, expected } => {
+            backend.put_if_version(key, bytes(data), options, Version::from(expected)).await.map(written)
+        }
+        Call::Delete => backend.delete(key).await.map(Reply::Deleted),
+    };
+    match result {
+        Ok(reply) => Ok(reply),
+        Err(StorageError::NotFound { .. }) => Ok(Reply::NotFound),
+        Err(StorageError::VersionConflict { actual, .. }) => {
+            Ok(Reply::VersionConflict { actual: actual.get() })
+        }
+        Err(error @ StorageError::Unavailable { .. }) => {
+            Err(Refused { outcome_unknown: error.outcome_unknown() })
+        }
+        Err(other) => panic!("{call:?} of {key:?}: {other:?}"),
+    }
+}
+
+/// The clients between two segments, and the history so far.
+pub struct Load {
+    shared: Arc<Shared>,
+    clients: Vec<Client>,
+    /// Each key as it was last read, while no call was under way.
+    records: Vec<Option<Live>>,
+    /// The operations on each key since then.
+    open: Vec<Vec<Recorded>>,
+    pub history: Vec<Segment>,
+    pub refused: u64,
+}
+
+/// How long after a server was back the backend worked again.
+pub struct Recovery {
+    pub first_success: Duration,
+    pub all_clients: Duration,
+}
+
+impl Load {
+    /// Clients of a backend on a server that holds nothing yet. `expiries` are those that writes choose from.
+    pub fn new(clients: u64, backend: RedisBackend, server: Server, expiries: &[Expiry]) -> Self {
+        let shared = Arc::new(Shared {
+            backend,
+            keys: keys(),
+            expiries: expiries.to_vec(),
+            server: Mutex::new(server),
+            moment: AtomicU64::new(0),
+            data: AtomicU64::new(0),
+        });
+        let client = |number: u64| Client {
+            shared: Arc::clone(&shared),
+            random: Random(number << 32),
+            seen: [0; KEYS],
+            recorded: Vec::new(),
+            refused: 0,
+        };
+        Self {
+            clients: (0..clients).map(client).collect(),
+            records: vec![None; KEYS],
+            open: vec![Vec::new(); KEYS],
+            history: Vec::new(),
+            refused: 0,
+            shared,
+        }
+    }
+
+    /// Lets the clients make so many calls, and ends the segment if every outcome is known.
+    pub async fn run(&mut self, calls: u64) {
+        self.take_turns(calls, End::Pause).await;
+        // A server that is alive may still apply a write that its client has given up.
+        let is_unknown = |recorded: &Recorded| matches!(recorded.operation, Operation::Unknown(_));
+        if !self.open.iter().flatten().any(is_unknown) {
+            self.end_segment().await;
+        }
+    }
+
+    /// Kills the server after so many calls and starts it again when each client has been refused so many
+    /// times. The dead server ends the segment: what it has not applied by then, it never will.
+    pub async fn run_through_a_kill(&mut self, calls: u64, refusals: u32) -> Recovery {
+        self.take_turns(calls, End::Kill { refusals }).await;
+        // Reads change nothing, so the backend may be asked all through the restart.
+        let mut readers = JoinSet::new();
+        for number in 0..self.clients.len() {
+            let shared = Arc::clone(&self.shared);
+            readers.spawn(async move {
+                let key = &shared.keys[number % KEYS];
+                let mut refused = 0;
+                while perform(&shared.backend, key, Call::Get, Expiry::Keep, false).await.is_err() {
+                    refused += 1;
+                }
+                (Instant::now(), refused)
+            });
+        }
+        block_in_place(|| self.shared.server.lock().unwrap().start_again());
+        let back = Instant::now();
+        let succeeded = readers.join_all().await;
+        self.refused += succeeded.iter().map(|(_, refused)| refused).sum::<u64>();
+        let times = succeeded.iter().map(|(at, _)| at.saturating_duration_since(back));
+        self.end_segment().await;
+        Recovery { first_success: times.clone().min().unwrap(), all_clients: times.max().unwrap() }
+    }
+
+    async fn take_turns(&mut self, calls: u64, ends: End) {
+        let turn = Turn { calls, ends, answered: AtomicU64::new(0), killed: AtomicBool::new(false) };
+        let turn = Arc::new(turn);
+        let clients = self.clients.drain(..).map(|client| client.take_turn(Arc::clone(&turn)));
+        self.clients = clients.collect::<JoinSet<_>>().join_all().await;
+        for client in &mut self.clients {
+            self.refused += std::mem::take(&mut client.refused);
+            client.recorded.drain(..).for_each(|(on, recorded)| self.open[on].push(recorded));
+        }
+    }
+
+    /// Reads every key while no call is under way.
+    async fn end_segment(&mut self) {
+        let mut records = Vec::new();
+        for key in &self.shared.keys {
+            records.push(match perform(&self.shared.backend, key, Call::Get, Expiry::Keep, true).await {
+                Ok(Reply::Read(live)) => Some(live),
+                Ok(_) => None,
+                Err(_) => panic!("a server that is back does not answer"),
+            });
+        }
+        self.check_index(&records).await;
+        for (on, operations) in self.open.iter_mut().enumerate() {
+            self.history.push(Segment {
+                begins: self.records[on],
+                operations: std::mem::take(operations),
+                ends: records[on],
+            });
+        }
+        self.records = records;
+    }
+
+    /// A write is atomic over the record and the index: the pages hold what the reads found, no more and no less.
+    async fn check_index(&self, records: &[Option<Live>]) {
+        for (owner_id, records) in OWNERS.iter().zip(records.chunks(TASKS.len())) {
+            let page = self.shared.backend.list(&owner(owner_id), PageRequest::new(256)).await.unwrap();
+            assert!(page.corrupt.is_empty() && page.next.is_none());
+            let mut listed: Vec<_> = page
+                .records
+                .iter()
+                .map(|record| {
+                    (record.task.to_string(), record.version.get(), record.data.escape_ascii().to_string())
+                })
+                .collect();
+            listed.sort();
+            let live = TASKS.iter().zip(records).filter_map(|(task, record)| Some((task, (*record)?)));
+            let read: Vec<_> =
+                live.map(|(task, live)| (task.to_string(), live.version, live.data.to_string())).collect();
+            assert_eq!(listed, read, "the index of {owner_id} and its records");
+        }
+    }
+
+    /// Deletes every record. Nothing of any owner may be left.
+    pub async fn clear(&self) {
+        for key in &self.shared.keys {
+            self.shared.backend.delete(key).await.unwrap();
+        }
+        let mut connection = self.shared.server.lock().unwrap().connection();
+        let left: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+        assert!(left.is_empty(), "left behind: {left:?}");
+    }
+}

@@ -1,0 +1,16 @@
+//! Servers, connections, processes and clocks that fail.
+
+#![cfg(feature = "redis-tests")]
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod chaos;
+mod clocks;
+mod half_dead;
+mod linearizability;
+mod sent_once;
+mod server;
+mod tasks;
+mod two_processes;

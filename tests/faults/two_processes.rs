@@ -1,0 +1,446 @@
+//! Instances of a server that are processes of their own, on one Redis: what goes from one to the other, how fast, and
+//! what is left when one of them is killed.
+
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::support::owner;
+use crate::support::redis::{Namespace, url};
+use futures_util::future::join_all;
+use mcp_task_store::{
+    DurableTaskManager, OnWorkerLost, OwnerId, PageRequest, RedisBackend, RegisteredOptions, StoreConfig,
+    TaskContext, TaskKey, TaskStatus, TaskStore,
+};
+use rmcp::model::{
+    CallToolResult, ContentBlock, ElicitRequest, ElicitRequestParams, ElicitationSchema, InputRequest,
+    TaskPayload,
+};
+use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+type Manager = DurableTaskManager<RedisBackend>;
+
+/// Names the store to the other process, as `prefix lease_ms`.
+const STORE: &str = "TWO_PROCESSES_STORE";
+/// Begins what the other process has to say, among what the test harness prints.
+const SAYS: &str = "other> ";
+
+/// What it is to take from a write in one process until it is felt in another. Ten times as much fails the test.
+const WAKE_UP: Duration = Duration::from_millis(10);
+const REACHES_THE_OPERATION: Duration = Duration::from_millis(50);
+
+fn alice() -> OwnerId {
+    owner("alice")
+}
+
+fn key(task_id: &str) -> TaskKey {
+    crate::support::key("alice", task_id)
+}
+
+fn text(text: impl Into<String>) -> CallToolResult {
+    CallToolResult::success(vec![ContentBlock::text(text)])
+}
+
+fn question() -> InputRequest {
+    InputRequest::Elicitation(ElicitRequest::new(ElicitRequestParams::FormElicitationParams {
+        meta: None,
+        message: "Go on?".to_owned(),
+        requested_schema: ElicitationSchema::new([].into()),
+    }))
+}
+
+/// Microseconds since the epoch: both processes are on one machine.
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
+}
+
+fn say(words: Value) {
+    println!("{SAYS}{words}");
+}
+
+/// Asks, and tells when the answer came.
+fn ask(context: TaskContext) -> TaskFuture {
+    Box::pin(async move {
+        context.request_input("go", question()).await?;
+        say(json!({ "felt": context.task_id(), "at": now_us() }));
+        Ok(text("answered"))
+    })
+}
+
+/// Waits to be cancelled, and tells when that came.
+fn idle(context: TaskContext) -> TaskFuture {
+    Box::pin(async move {
+        context.cancelled().await;
+        say(json!({ "felt": context.task_id(), "at": now_us() }));
+        Err(TaskExit::Cancelled)
+    })
+}
+
+/// Takes a few writes, and as many milliseconds for each as it is told.
+fn steps(context: TaskContext, arguments: Value) -> TaskFuture {
+    Box::pin(async move {
+        for step in 0..5 {
+            context.set_status_message(format!("step {step}"));
+            tokio::time::sleep(Duration::from_millis(arguments["pace_ms"].as_u64().unwrap())).await;
+        }
+        Ok(text(format!("attempt {}", context.attempt())))
+    })
+}
+
+/// Kills its process each time.
+fn crash(context: TaskContext, _: Value) -> TaskFuture {
+    Box::pin(async move {
+        say(json!({ "crash": context.attempt() }));
+        // Not before those that run beside it for the second time are done.
+        tokio::time::sleep(Duration::from_millis(if context.attempt() == 1 { 0 } else { 1_000 })).await;
+        std::process::abort()
+    })
+}
+
+/// Runs until its process is killed, the first time.
+fn innocent(context: TaskContext, _: Value) -> TaskFuture {
+    Box::pin(async move {
+        if context.attempt() == 1 {
+            std::future::pending::<()>().await;
+        }
+        Ok(text(format!("attempt {}", context.attempt())))
+    })
+}
+
+fn config(lease: Duration) -> StoreConfig {
+    StoreConfig::new().lease(lease).call_timeout(Duration::from_secs(1)).max_tasks_per_owner(None)
+}
+
+async fn instance(namespace: &Namespace, lease: Duration) -> Manager {
+    let manager = DurableTaskManager::new(TaskStore::with_config(namespace.backend().await, config(lease)));
+    manager.register("steps", steps);
+    manager
+}
+
+/// Not a test: the other process. It does what the lines of its input say.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the tests of this file, in a process of its own"]
+async fn other_process() {
+    let Ok(store) = std::env::var(STORE) else { return };
+    let (prefix, lease) = store.split_once(' ').unwrap();
+    // Not a namespace, which would delete the keys on its way out.
+    let backend = RedisBackend::builder().prefix(prefix).connect(&url()).await.unwrap();
+    let lease = Duration::from_millis(lease.parse().unwrap());
+    let manager = DurableTaskManager::new(TaskStore::with_config(backend, config(lease)));
+    manager.register("steps", steps);
+    manager.register("crash", crash);
+    manager.register("innocent", innocent);
+    say(json!("ready"));
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        let order: Value = serde_json::from_str(&line).unwrap();
+        let manager = manager.clone();
+        tokio::spawn(async move {
+            let options = TaskOptions::new();
+            let spawned = match order["do"].as_str().unwrap() {
+                "ask" => manager.spawn(&alice(), "ask", options, ask).await.unwrap(),
+                "idle" => manager.spawn(&alice(), "idle", options, idle).await.unwrap(),
+                "closure" => manager
+                    .spawn(&alice(), "closure", options, |context| steps(context, order))
+                    .await
+                    .unwrap(),
+                what @ ("resumable" | "crash" | "innocent") => {
+                    let name = if what == "resumable" { "steps" } else { what }.to_owned();
+                    let options = RegisteredOptions::new().on_worker_lost(OnWorkerLost::Resume);
+                    manager.spawn_registered(&alice(), &name, order, options).await.unwrap()
+                }
+                "wait" => {
+                    let task = manager.store().wait(&key(order["task"].as_str().unwrap())).await.unwrap();
+                    say(json!({ "felt": task.key.task, "at": now_us() }));
+                    return;
+                }
+                "shutdown" => {
+                    manager.shutdown().await;
+                    say(json!("down"));
+                    return;
+                }
+                other => panic!("{other}"),
+            };
+            say(json!({ "spawned": spawned.task_id }));
+        });
+    }
+}
+
+struct Other {
+    process: Child,
+    orders: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Other {
+    async fn start(namespace: &Namespace, lease: Duration) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "two_processes::other_process", "--nocapture", "--test-threads", "1"])
+            .env(STORE, format!("{} {}", namespace.prefix, lease.as_millis()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let (orders, out) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+        let mut other = Self { process, orders, lines: BufReader::new(out).lines() };
+        assert_eq!(other.says().await, Some(json!("ready")));
+        other
+    }
+
+    async fn order(&mut self, order: Value) {
+        self.orders.write_all(format!("{order}\n").as_bytes()).await.unwrap();
+    }
+
+    /// What it says next; `None` if it has ended.
+    async fn says(&mut self) -> Option<Value> {
+        let line = async {
+            loop {
+                let line = self.lines.next_line().await.unwrap()?;
+                if let Some((_, said)) = line.split_once(SAYS) {
+                    return Some(serde_json::from_str(said).unwrap());
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), line).await.expect("the other process says something")
+    }
+
+    async fn spawn(&mut self, what: &str) -> String {
+        self.order(json!({ "do": what })).await;
+        self.says().await.unwrap()["spawned"].as_str().unwrap().to_owned()
+    }
+
+    /// How long after `since` it says to have felt something about this task.
+    async fn felt(&mut self, task_id: &str, since: u64) -> Duration {
+        let felt = self.says().await.unwrap();
+        assert_eq!(felt["felt"], task_id);
+        Duration::from_micros(felt["at"].as_u64().unwrap().saturating_sub(since))
+    }
+
+    /// `SIGKILL`, and gone when this returns.
+    async fn kill(mut self) -> Vec<Value> {
+        self.process.start_kill().unwrap();
+        let mut last_words = Vec::new();
+        while let Some(word) = self.says().await {
+            last_words.push(word);
+        }
+        self.process.wait().await.unwrap();
+        last_words
+    }
+}
+
+async fn until(mut reached: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !reached().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes to that");
+}
+
+/// Prints the figures, and holds them against ten times what they are to be.
+fn assert_felt(what: &str, mut times: Vec<Duration>, limit: Duration) {
+    times.sort();
+    let (median, p99) = (times[times.len() / 2], times[(times.len() * 99 / 100).min(times.len() - 1)]);
+    let count = times.len();
+    println!(
+        "figure | {what} | median {median:.1?}, 99th percentile {p99:.1?}, of {count} (to be {limit:?})"
+    );
+    assert!(p99 < limit * 10, "{what}: median {median:?}, 99th percentile {p99:?}");
+}
+
+async fn answers_cancels_and_ends_cross(rounds: usize) {
+    let namespace = Namespace::new();
+    let here = instance(&namespace, Duration::from_secs(30)).await;
+    let mut other = Other::start(&namespace, Duration::from_secs(30)).await;
+    let (mut answers, mut cancels, mut waits) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let task_id = other.spawn("ask").await;
+        assert_eq!(here.store().wait(&key(&task_id)).await.unwrap().task.status, TaskStatus::InputRequired);
+        let since = now_us();
+        here.update_task(&alice(), &task_id, [("go".to_owned(), json!(true))]).await.unwrap();
+        answers.push(other.felt(&task_id, since).await);
+        assert_eq!(here.store().wait(&key(&task_id)).await.unwrap().task.status, TaskStatus::Completed);
+
+        let task_id = other.spawn("idle").await;
+        let since = now_us();
+        here.cancel_task(&alice(), &task_id).await.unwrap();
+        cancels.push(other.felt(&task_id, since).await);
+        assert_eq!(here.store().wait(&key(&task_id)).await.unwrap().task.status, TaskStatus::Cancelled);
+
+        // The other way about: what ends here is waited for there.
+        let (go, wait) = tokio::sync::oneshot::channel::<()>();
+        let owner = alice();
+        let spawned = here.spawn(&owner, "done", TaskOptions::new(), |_| {
+            Box::pin(async move {
+                wait.await.unwrap();
+                Ok(text("done"))
+            })
+        });
+        let task_id = spawned.await.unwrap().task_id;
+        other.order(json!({ "do": "wait", "task": task_id })).await;
+        // Not before the other has had the time to begin to wait.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let since = now_us();
+        go.send(()).unwrap();
+        waits.push(other.felt(&task_id, since).await);
+    }
+    assert_felt("an answer reaches the operation in another process", answers, REACHES_THE_OPERATION);
+    assert_felt("a cancel reaches the operation in another process", cancels, REACHES_THE_OPERATION);
+    assert_felt("an end wakes a wait in another process", waits, WAKE_UP);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_cancels_and_ends_cross_from_process_to_process() {
+    answers_cancels_and_ends_cross(20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the long form"]
+async fn answers_cancels_and_ends_cross_long() {
+    answers_cancels_and_ends_cross(500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_process_releases_is_resumed_by_another_at_once() {
+    let namespace = Namespace::new();
+    // No lease lapses in this test.
+    let lease = Duration::from_secs(3);
+    let mut other = Other::start(&namespace, Duration::from_secs(3600)).await;
+    other.order(json!({ "do": "resumable", "pace_ms": 200 })).await;
+    let task_id = other.says().await.unwrap()["spawned"].as_str().unwrap().to_owned();
+    let here = instance(&namespace, lease).await;
+    other.order(json!({ "do": "shutdown" })).await;
+    assert_eq!(other.says().await.unwrap(), "down");
+    let done = tokio::time::timeout(Duration::from_secs(60), here.store().wait(&key(&task_id))).await;
+    let done = done.expect("it is resumed").unwrap().task;
+    assert_eq!(done.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"], "attempt 2");
+}
+
+/// How many tasks of killed workers ended how.
+#[derive(Debug, Default)]
+struct Ends {
+    in_time: usize,
+    failed: usize,
+    resumed: usize,
+}
+
+/// Kills a worker at a random moment: whatever it had told to be spawned is there, and comes to an end.
+async fn killed_at_a_random_moment(round: u64) -> Ends {
+    let mut ends = Ends::default();
+    let lease = Duration::from_millis(300);
+    let namespace = Namespace::new();
+    let mut other = Other::start(&namespace, lease).await;
+    let mut random = crate::support::Random(now_us() ^ round);
+    for number in 0..6 {
+        let what = if number % 2 == 0 { "closure" } else { "resumable" };
+        other.order(json!({ "do": what, "pace_ms": random.below(60) })).await;
+    }
+    // Every other one while it is still spawning.
+    let latest = if round.is_multiple_of(2) { 400_000 } else { 8_000 };
+    tokio::time::sleep(Duration::from_micros(random.below(latest))).await;
+    let words = other.kill().await;
+    let acknowledged: Vec<&str> = words.iter().filter_map(|word| word["spawned"].as_str()).collect();
+
+    let reader = TaskStore::with_config(namespace.backend().await, config(lease));
+    let here = instance(&namespace, lease).await;
+    for task_id in &acknowledged {
+        reader.get(&key(task_id)).await.expect("what was acknowledged is not lost");
+        until(async || here.get_task(&alice(), task_id).await.unwrap().status().is_terminal()).await;
+    }
+    for task_id in acknowledged {
+        let task = reader.get(&key(task_id)).await.unwrap().task;
+        if task.on_worker_lost == OnWorkerLost::Fail {
+            match &task.error {
+                Some(error) => {
+                    assert!(error.message.contains("worker"), "{error:?}");
+                    ends.failed += 1;
+                }
+                None => ends.in_time += 1,
+            }
+            continue;
+        }
+        let TaskPayload::Completed { result } = here.get_task(&alice(), task_id).await.unwrap().payload
+        else {
+            panic!("round {round}: what can resume is completed: {task:?}")
+        };
+        let said = result["content"][0]["text"].as_str().unwrap();
+        match said {
+            "attempt 1" => ends.in_time += 1,
+            "attempt 2" => ends.resumed += 1,
+            other => panic!("round {round}: {other}"),
+        }
+    }
+    here.shutdown().await;
+    ends
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_none_working() {
+    let mut all = Ends::default();
+    for batch in 0..5 {
+        for ends in join_all((0..4).map(|round| killed_at_a_random_moment(batch * 4 + round))).await {
+            all.in_time += ends.in_time;
+            all.failed += ends.failed;
+            all.resumed += ends.resumed;
+        }
+    }
+    let Ends { in_time, failed, resumed } = all;
+    println!(
+        "figure | tasks of 20 killed workers | {in_time} ended before, {failed} failed, {resumed} resumed"
+    );
+    assert!(in_time > 0 && failed > 0 && resumed > 0, "the moments are spread: {all:?}");
+}
+
+/// A process whose tasks run until one of them kills it: what each began with, in order.
+async fn until_it_dies(mut other: Other) -> Vec<Value> {
+    let mut words = Vec::new();
+    while let Some(word) = other.says().await {
+        words.push(word);
+    }
+    let ended = other.process.wait().await.unwrap();
+    assert!(!ended.success(), "it was killed from within");
+    words
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_that_kills_its_process_is_given_up_after_three_attempts_and_takes_nobody_with_it() {
+    const INNOCENTS: usize = 5;
+    let lease = Duration::from_millis(300);
+    let namespace = Namespace::new();
+    // It knows no operation: it only looks after lost workers.
+    let reader = TaskStore::with_config(namespace.backend().await, config(lease));
+    let mut other = Other::start(&namespace, lease).await;
+    let mut innocents = Vec::new();
+    for _ in 0..INNOCENTS {
+        innocents.push(other.spawn("innocent").await);
+    }
+    other.order(json!({ "do": "crash" })).await;
+    let mut words = until_it_dies(other).await;
+    for _ in 1..3 {
+        words.extend(until_it_dies(Other::start(&namespace, lease).await).await);
+    }
+    let crashes: Vec<&Value> =
+        words.iter().map(|word| &word["crash"]).filter(|attempt| !attempt.is_null()).collect();
+    assert_eq!(crashes, [1, 2, 3], "no attempt runs twice");
+    // It is open as long as its last worker may live, and its page is all that there is.
+    let tasks = async || reader.list(&alice(), PageRequest::new(10)).await.unwrap().tasks;
+    until(async || tasks().await.iter().all(|stored| stored.task.status.is_terminal())).await;
+    let ended = tasks().await;
+    assert_eq!(ended.len(), INNOCENTS + 1);
+    for stored in ended {
+        let task = &stored.task;
+        if innocents.contains(&stored.key.task.to_string()) {
+            let said = &task.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"];
+            assert_eq!(said, "attempt 2", "it lost one worker");
+        } else {
+            let error = task.error.as_ref().unwrap();
+            assert_eq!(
+                (task.status, error.code, &*error.message),
+                (TaskStatus::Failed, -32603, "gave up after 3 attempts: the worker was lost")
+            );
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The lifecycle of tasks: `TaskStore` on each engine.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod calls;
+mod keeper;
+mod leases;
+mod limits;
+mod lost_workers;
+mod payloads;
+mod tasks;
+mod tracing_spans;

@@ -1,0 +1,406 @@
+//! A master that sentinels watch: failover, and writes that wait for replicas.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::support::cluster::{eventually, moment};
+use crate::support::fake::{Answer, Fake, greeting};
+use crate::support::redis::{Server, command, free_port};
+use crate::support::sentinel::{MASTER, Watched, master_of};
+use crate::support::{in_an_hour, keep, key, owner};
+use futures_util::StreamExt;
+use mcp_task_store::{
+    NewTask, PageRequest, RedisBackend, RedisBuilder, StorageBackend, StorageError, StoreConfig, TaskError,
+    TaskStore, TooFewReplicas, Version,
+};
+use redis::{Commands, Value};
+use rstest::rstest;
+
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+fn builder() -> RedisBuilder {
+    RedisBackend::builder().response_timeout(RESPONSE_TIMEOUT)
+}
+
+async fn connect(watched: &Watched) -> RedisBackend {
+    builder().connect_sentinel(watched.sentinel_urls(), &format!("redis://{MASTER}")).await.unwrap()
+}
+
+#[rstest]
+#[case::is_killed("KILL")]
+#[case::hangs("STOP")]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_backend_finds_the_new_master_when_the_old_one(#[case] signal: &str) {
+    let watched = Watched::start(&[]);
+    let backend = connect(&watched).await;
+    backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
+    let mut replica = watched.replica.connection();
+    eventually(|| replica.exists("pmcp:tasks:alice:t1").unwrap());
+    let mut changes = Arc::new(backend.clone()).watch(&key("alice", "t1"));
+    changes.next().await.unwrap().unwrap();
+    watched.master.signal(signal);
+    let since = Instant::now();
+    let (sentinel, port) = (watched.sentinels[0].url(), watched.replica.port);
+    let failed_over = moment(move || master_of(&sentinel) == Some(port));
+    loop {
+        match backend.put(&key("alice", "t1"), "new".into(), keep()).await {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (works, failed_over) = (Instant::now(), failed_over.join().unwrap());
+    println!(
+        "figure | sentinel, the master gets SIG{signal}: until it is failed over | {:.1?}",
+        failed_over - since
+    );
+    let later = works.saturating_duration_since(failed_over);
+    println!(
+        "figure | sentinel, the master gets SIG{signal}: from there to a write that works | {later:.1?}"
+    );
+    assert!(later < 10 * RESPONSE_TIMEOUT);
+    // A server that becomes a master closes its connections.
+    let mut replica = watched.replica.connection();
+    let stored: String = replica.hget("pmcp:tasks:alice:t1", "data").unwrap();
+    assert_eq!(stored, "new", "the write went to the server that was the replica");
+    assert!(backend.get(&key("alice", "t1")).await.unwrap().version > Version::FIRST);
+    if signal == "STOP" {
+        // The old master comes back, and becomes a replica: nothing of ours goes there any more.
+        watched.master.signal("CONT");
+        eventually(|| {
+            // The sentinels cut the connections of a server that they make a replica.
+            let mut asked = redis::cmd("INFO");
+            let told = asked.arg("replication").query::<String>(&mut watched.master.connection());
+            told.is_ok_and(|told| told.contains("role:slave"))
+        });
+        backend.put(&key("alice", "t2"), "data".into(), in_an_hour()).await.unwrap();
+        assert!(replica.exists::<_, bool>("pmcp:tasks:alice:t2").unwrap());
+    }
+    // Who has watched all the while listens to the new master by now.
+    for data in ["newer", "newest"] {
+        backend.put(&key("alice", "t1"), data.into(), keep()).await.unwrap();
+        let felt = async {
+            while backend.get(&key("alice", "t1")).await.unwrap().data != data
+                || changes.next().await.unwrap().is_err()
+            {}
+        };
+        tokio::time::timeout(Duration::from_secs(60), felt).await.expect("it is felt");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_is_demoted_by_hand_is_left() {
+    let watched = Watched::start(&[]);
+    let backend = connect(&watched).await;
+    backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
+    let _: () = command(&mut watched.sentinels[0].connection(), ["SENTINEL", "FAILOVER", MASTER]);
+    watched.failed_over();
+    // It closes connections while it becomes a replica.
+    let replication = || {
+        let client = redis::Client::open(watched.master.url()).ok()?;
+        redis::cmd("INFO").arg("replication").query::<String>(&mut client.get_connection().ok()?).ok()
+    };
+    eventually(|| replication().is_some_and(|replication| replication.contains("role:slave")));
+    loop {
+        match backend.put(&key("alice", "t1"), "new".into(), keep()).await {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}"),
+        }
+    }
+    let stored: String = watched.replica.connection().hget("pmcp:tasks:alice:t1", "data").unwrap();
+    assert_eq!(stored, "new");
+}
+
+#[tokio::test]
+async fn sentinels_that_are_not_there_or_do_not_know_the_master_are_a_clear_error() {
+    let port = free_port();
+    let error = builder()
+        .connect_sentinel([format!("redis://127.0.0.1:{port}")], "redis://mymaster")
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains(&format!("mymaster (by the sentinels 127.0.0.1:{port})")), "{error}");
+
+    let watched = Watched::start(&[]);
+    let url = "redis://user:pass-word@another";
+    let error = builder().connect_sentinel(watched.sentinel_urls(), url).await.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains("another (by the sentinels"), "{error}");
+    assert!(!format!("{error:?}").contains("pass-word"), "{error:?}");
+}
+
+/// A sentinel that is of no use.
+enum BadSentinel {
+    /// It takes connections and says nothing.
+    Hangs,
+    /// It names a server that takes connections and says nothing.
+    NamesASilentHost,
+}
+
+/// Accepts connections, as the system does by itself, and says nothing.
+fn silent_port() -> std::net::TcpListener {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+#[rstest]
+#[case::hangs(BadSentinel::Hangs)]
+#[case::names_a_silent_host(BadSentinel::NamesASilentHost)]
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_sentinel_of_three_delays_neither_the_connection_nor_the_first_write_after_a_failover(
+    #[case] bad: BadSentinel,
+) {
+    // Far beyond what is measured here.
+    const LIMIT: Duration = Duration::from_secs(60);
+    const SOON: Duration = Duration::from_secs(6);
+    let mut watched = Watched::start(&[]);
+    let silent = silent_port();
+    let silent_at = silent.local_addr().unwrap().port();
+    let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
+        "SENTINEL" if words[1] == "GET-MASTER-ADDR-BY-NAME" => {
+            let port = silent_at.to_string();
+            Answer::Bytes(format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()).into_bytes())
+        }
+        "SENTINEL" => Answer::Bytes(b"-NOPERM no\r\n".to_vec()),
+        _ => greeting(words),
+    })
+    .await;
+    let mut urls = watched.sentinel_urls();
+    urls[0] = match bad {
+        BadSentinel::Hangs => format!("redis://127.0.0.1:{silent_at}"),
+        BadSentinel::NamesASilentHost => fake.url(),
+    };
+    let name = format!("redis://{MASTER}");
+    let connect = || {
+        let builder = RedisBackend::builder().connect_timeout(LIMIT).response_timeout(LIMIT);
+        builder.connect_sentinel(urls.clone(), &name)
+    };
+    let since = Instant::now();
+    let backend = connect().await.unwrap();
+    println!("figure | sentinel, the first of three is bad: until connected | {:.1?}", since.elapsed());
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "old".into(), in_an_hour()).await.unwrap();
+    watched.master.kill();
+    tokio::task::block_in_place(|| watched.failed_over());
+    let since = Instant::now();
+    loop {
+        match backend.put(&t1, "new".into(), in_an_hour()).await {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}"),
+        }
+    }
+    println!(
+        "figure | sentinel, the first of three is bad: from a failover to a write | {:.1?}",
+        since.elapsed()
+    );
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    let fresh = connect().await.unwrap();
+    assert_eq!(fresh.get(&t1).await.unwrap().data, "new");
+}
+
+/// How the backend would find out that its master has no replicas any more.
+#[derive(Clone, Copy, PartialEq)]
+enum Lack {
+    Unnoticed,
+    NoReplicas,
+    TooFewConfirm,
+}
+
+#[rstest]
+#[case::acknowledges_writes(Lack::Unnoticed)]
+#[case::refuses_writes(Lack::NoReplicas)]
+#[case::confirms_no_write(Lack::TooFewConfirm)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_was_deposed_unknowingly_is_left_when_it(#[case] lack: Lack) {
+    let watched = Watched::start(&[]);
+    let rule = "ACL SETUSER tasks on >secret ~* &* +@all";
+    for server in [&watched.master, &watched.replica] {
+        let _: () = command(&mut server.connection(), rule.split(' '));
+    }
+    let mut at_master =
+        redis::Client::open(format!("redis://tasks:secret@127.0.0.1:{}", watched.master.port))
+            .unwrap()
+            .get_connection()
+            .unwrap();
+    let builder = match lack {
+        Lack::TooFewConfirm => builder().wait_for_replicas(1, PATIENCE),
+        _ => builder(),
+    };
+    let url = format!("redis://tasks:secret@{MASTER}");
+    let backend = Arc::new(builder.connect_sentinel(watched.sentinel_urls(), &url).await.unwrap());
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "old".into(), in_an_hour()).await.unwrap();
+    let mut changes = Arc::clone(&backend).watch(&t1);
+    changes.next().await.unwrap().unwrap();
+    watched.master.is_replicated();
+    if lack == Lack::NoReplicas {
+        for (setting, value) in [("min-replicas-to-write", "1"), ("min-replicas-max-lag", "1")] {
+            let _: () = command(&mut at_master, ["CONFIG", "SET", setting, value]);
+        }
+    }
+    // The sentinels and the replica are shut out. The master answers the backend as before.
+    let _: () = command(&mut at_master, ["ACL", "SETUSER", "default", "-@all"]);
+    let _: i64 = command(&mut at_master, ["CLIENT", "KILL", "TYPE", "replica"]);
+    tokio::task::block_in_place(|| watched.failed_over());
+    let since = Instant::now();
+    let at_new = RedisBackend::connect(&watched.replica.url()).await.unwrap();
+    at_new.put(&t1, "new".into(), in_an_hour()).await.unwrap();
+    let role: (String, Value, Value) = redis::cmd("ROLE").query(&mut at_master).unwrap();
+    assert_eq!(role.0, "master", "it does not know that it was deposed");
+    let follows = async {
+        while backend.get(&t1).await.unwrap().data != "new" {
+            if lack != Lack::Unnoticed {
+                // Neither master has a replica to confirm it.
+                let refused = backend.put(&key("alice", "t2"), "data".into(), in_an_hour()).await;
+                assert!(refused.is_ok() || refused.as_ref().unwrap_err().is_retryable(), "{refused:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), follows).await.expect("it is left");
+    println!("figure | sentinel, a deposed master that answers: until it is left | {:.1?}", since.elapsed());
+    // The watch as well: each write at the new master costs it an item.
+    for data in ["newer", "newest"] {
+        at_new.put(&t1, data.into(), in_an_hour()).await.unwrap();
+        let noticed = async {
+            while changes.next().await.unwrap().is_err() || backend.get(&t1).await.unwrap().data != data {}
+        };
+        tokio::time::timeout(Duration::from_secs(60), noticed).await.expect("it is noticed");
+    }
+}
+
+fn with_replica() -> (Server, Server) {
+    let master = Server::start(&[]);
+    let port = master.port.to_string();
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &port]);
+    master.is_replicated();
+    (master, replica)
+}
+
+const PATIENCE: Duration = Duration::from_millis(300);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_a_replica_is_there_when_it_returns() {
+    let (master, replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let mut at_replica = replica.connection();
+    let t1 = key("alice", "t1");
+    for version in 1..=50 {
+        let options = if version == 1 { in_an_hour() } else { keep() };
+        backend.put_if_version(&t1, "data".into(), options, Version::from(version - 1)).await.unwrap();
+        let there: u64 = at_replica.hget("pmcp:tasks:alice:t1", "version").unwrap();
+        assert_eq!(there, version);
+    }
+    // A refusal is itself, and is not waited for.
+    let conflict = backend.put_if_version(&t1, "lost".into(), keep(), Version::FIRST).await;
+    assert_refused!(conflict, StorageError::VersionConflict { .. });
+    assert!(backend.delete(&t1).await.unwrap());
+    assert!(!at_replica.exists::<_, bool>("pmcp:tasks:alice:t1").unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_too_few_replicas_confirm_is_unavailable_with_an_unknown_outcome() {
+    let (master, replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let t1 = key("alice", "t1");
+    backend.put(&t1, "old".into(), in_an_hour()).await.unwrap();
+    replica.signal("STOP");
+    let (written, read) = tokio::join!(backend.put(&t1, "new".into(), keep()), async {
+        // A read does not stand in line behind a write that waits.
+        let mut reads = 0;
+        while backend.get(&t1).await.unwrap().data == "old" {}
+        for _ in 0..20 {
+            backend.get(&t1).await.unwrap();
+            reads += 1;
+        }
+        reads
+    });
+    let error = written.unwrap_err();
+    assert!(matches!(error, StorageError::Unavailable { outcome_unknown: true, .. }), "{error:?}");
+    let few = TooFewReplicas { wanted: 1, acknowledged: 0, within: PATIENCE };
+    assert_eq!(error.too_few_replicas(), Some(few));
+    assert_eq!(read, 20);
+    let record = backend.get(&t1).await.unwrap();
+    assert_eq!((record.data, record.version), ("new".into(), Version::from(2)), "the master has it");
+
+    replica.signal("CONT");
+    backend.put(&t1, "confirmed".into(), keep()).await.unwrap();
+}
+
+/// More creations at a time than there are connections, so that some run into the time limit of a call while they
+/// wait for replicas, and some while they wait for a connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_acknowledges_nothing_that_no_replica_has() {
+    let (master, replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let store = TaskStore::with_config(backend, StoreConfig::default().max_tasks_per_owner(None));
+    replica.signal("STOP");
+    let mut creations = tokio::task::JoinSet::new();
+    for _ in 0..150 {
+        let store = store.clone();
+        creations.spawn(async move { store.create(&owner("alice"), NewTask::new("tools/call")).await });
+    }
+    let (mut few, mut unsent) = (0, 0);
+    while let Some(created) = creations.join_next().await {
+        let error = created.unwrap().unwrap_err();
+        let TaskError::Storage(error) = error else { panic!("{error:?}") };
+        assert!(error.is_retryable(), "{error:?}");
+        match error.too_few_replicas() {
+            Some(_) => few += 1,
+            None => unsent += 1,
+        }
+        assert_eq!(error.outcome_unknown(), error.too_few_replicas().is_some(), "{error:?}");
+    }
+    assert!(few > 0 && unsent > 0, "{few} were sent, {unsent} were not");
+    replica.signal("CONT");
+    store.create(&owner("bob"), NewTask::new("tools/call")).await.unwrap();
+    let records = store.backend().list(&owner("alice"), PageRequest::new(256)).await.unwrap().records;
+    assert_eq!(records.len(), few, "the master has what was sent, and nothing else");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_writers_than_connections_wait_in_turn() {
+    let (master, _replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..100 {
+        let backend = backend.clone();
+        writers.spawn(async move {
+            backend.put(&key("alice", &writer.to_string()), "data".into(), in_an_hour()).await.unwrap();
+        });
+    }
+    while let Some(writer) = writers.join_next().await {
+        writer.unwrap();
+    }
+    let clients: String = command(&mut master.connection(), ["CLIENT", "LIST", "TYPE", "normal"]);
+    assert!(clients.lines().count() < 40, "{clients}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_were_closed_while_idle_are_not_written_to() {
+    let (master, _replica) = with_replica();
+    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    let put = |task: &'static str| {
+        let backend = backend.clone();
+        async move { backend.put(&key("alice", task), "data".into(), in_an_hour()).await }
+    };
+    for round in 0..10 {
+        let (one, two, three) = tokio::join!(put("t1"), put("t2"), put("t3"));
+        assert!(one.is_ok() && two.is_ok() && three.is_ok(), "round {round}: {one:?} {two:?} {three:?}");
+        let kill = ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"];
+        let _: i64 = command(&mut master.connection(), kill);
+        // By then all of them have heard of it.
+        while backend.get(&key("alice", "t1")).await.is_err() {}
+        backend.get(&key("alice", "t1")).await.unwrap();
+    }
+}
+
+#[rstest]
+#[case::no_time(Duration::ZERO)]
+#[case::as_long_as_a_call(Duration::from_secs(1))]
+#[tokio::test]
+async fn a_wait_that_cannot_work_is_refused(#[case] within: Duration) {
+    let master = Server::start(&[]);
+    let error = builder().wait_for_replicas(1, within).connect(&master.url()).await.unwrap_err();
+    assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");
+}

@@ -1,0 +1,310 @@
+//! A call that begins a task: by whom it may be made, what it logs, and what becomes of it when the operation panics.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::support::rmcp::*;
+use crate::support::{Engine, Printed, on_every_engine, subscribe};
+use mcp_task_store::{
+    Agenda, DurableTaskManager, MemoryBackend, PageRequest, Queue, RegisteredOptions, TaskError,
+};
+use rmcp::model::{
+    CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ClientConfig, ErrorCode,
+    Implementation, ProtocolVersion, ServerCapabilities, ServerConfig, TaskPayload,
+};
+use rmcp::service::{RequestContext, RunningService, ServiceError};
+use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
+use rmcp::{
+    ClientLifecycleMode, ClientServiceExt, ErrorData, RoleClient, RoleServer, ServerHandler, ServiceExt,
+};
+use rstest_reuse::apply;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tracing::{Instrument, Level};
+
+// The client
+
+/// Answers each call with a task.
+#[derive(Clone)]
+struct Server {
+    tasks: Manager,
+}
+
+impl ServerHandler for Server {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_tasks().build())
+    }
+
+    async fn call_tool(
+        &self,
+        call: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let options = TaskOptions::new();
+        match &*call.name {
+            "closure" => {
+                let operation = |_| -> TaskFuture { Box::pin(std::future::pending()) };
+                self.tasks.spawn_for(&context, &alice(), "closure", options, operation).await
+            }
+            name => {
+                let options = RegisteredOptions::from(options);
+                self.tasks.spawn_registered_for(&context, &alice(), name, Value::Null, options).await
+            }
+        }
+    }
+}
+
+async fn connect(
+    server: Server,
+    capabilities: ClientCapabilities,
+    lifecycle: ClientLifecycleMode,
+) -> RunningService<RoleClient, ClientConfig> {
+    let (to_server, to_client) = tokio::io::duplex(64 * 1024);
+    tokio::spawn(async move {
+        let running = server.serve(to_client).await.unwrap();
+        running.waiting().await.unwrap();
+    });
+    let client = ClientConfig::new(capabilities, Implementation::new("test", "1"));
+    client.serve_with_lifecycle(to_server, lifecycle).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_support_tasks_is_refused_before_anything_is_stored_or_started() {
+    let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    let tasks = manager(&backend, LONG);
+    tasks.register("registered", |_, _| Box::pin(std::future::pending()));
+    let server = Server { tasks: tasks.clone() };
+    let newest = || ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] };
+    for lifecycle in [newest(), ClientLifecycleMode::Initialize] {
+        let without = connect(server.clone(), ClientCapabilities::default(), lifecycle).await;
+        for tool in ["closure", "registered"] {
+            let refused = without.call_tool_once(CallToolRequestParams::new(tool)).await;
+            let Err(ServiceError::McpError(error)) = refused else { panic!("{refused:?}") };
+            let required = ClientCapabilities::builder().enable_tasks().build();
+            assert_eq!(error, ErrorData::missing_required_client_capability(required), "the SDK's own");
+            assert_eq!(error.code, ErrorCode(-32021));
+        }
+        without.cancel().await.unwrap();
+    }
+    assert_eq!(tasks.running_task_count(), 0);
+    assert!(tasks.store().list(&alice(), PageRequest::new(10)).await.unwrap().tasks.is_empty());
+    for queue in [Queue::leases(), Queue::work("registered").unwrap()] {
+        assert_eq!(backend.timers(&queue, None).await.unwrap().total, 0);
+    }
+
+    let with = connect(server, ClientCapabilities::builder().enable_tasks().build(), newest()).await;
+    for tool in ["closure", "registered"] {
+        let CallToolResponse::Task(created) =
+            with.call_tool_once(CallToolRequestParams::new(tool)).await.unwrap()
+        else {
+            panic!("it is a task")
+        };
+        let stored = tasks.store().get(&key(&created.task.task_id)).await.unwrap();
+        assert_eq!(stored.task.operation.as_deref(), Some(tool));
+    }
+    assert_eq!(tasks.running_task_count(), 2);
+    with.cancel().await.unwrap();
+}
+
+// The log
+
+#[tokio::test]
+async fn an_operation_runs_in_a_span_of_its_task_that_is_a_child_of_the_call() {
+    let printed = Printed::default();
+    let _subscribed = subscribe(&printed, Level::INFO);
+    let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    let (one, other) = (manager(&backend, LONG), manager(&backend, LONG));
+    let (go, wait) = oneshot::channel::<()>();
+    let operation = |_| -> TaskFuture {
+        tracing::info!("in the closure");
+        Box::pin(async move {
+            wait.await.unwrap();
+            tracing::info!("in the operation");
+            Ok(text("done"))
+        })
+    };
+    let call = tracing::info_span!("call", request = 7);
+    let spawned = one.spawn(&alice(), "render", TaskOptions::new(), operation).instrument(call).await;
+    let closure = spawned.unwrap().task_id;
+    go.send(()).unwrap();
+    ended(&one, &closure).await;
+    let _told = register(&one);
+    let resumed = one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
+    within(one.shutdown()).await;
+    let _told = register(&other);
+    ended(&other, &resumed).await;
+
+    let log = printed.text();
+    let lines = |what: &str, task_id: &str| -> Vec<String> {
+        let is_it = |line: &&str| line.ends_with(what) && line.contains(task_id);
+        log.lines().filter(is_it).map(str::to_owned).collect()
+    };
+    for what in ["started", "in the closure", "in the operation"] {
+        let lines = lines(what, &closure);
+        assert_eq!(lines.len(), 1, "{what}: {log}");
+        let span =
+            format!("call{{request=7}}:task{{task={closure} owner=alice operation=\"render\" attempt=1}}");
+        assert!(lines[0].contains(&span), "{}", lines[0]);
+    }
+    assert_eq!((lines("started", &resumed).len(), lines("resumed", &closure).len()), (1, 0), "{log}");
+    let resumptions = lines("resumed", &resumed);
+    assert_eq!(resumptions.len(), 1, "{log}");
+    let span = format!("task{{task={resumed} owner=alice operation=\"wait\" attempt=2}}");
+    assert!(resumptions[0].contains(&span), "{}", resumptions[0]);
+}
+
+#[tokio::test]
+async fn an_outage_of_the_engine_writes_no_warning_of_the_runtime() {
+    let printed = Printed::default();
+    let _subscribed = subscribe(&printed, Level::INFO);
+    let gate = Arc::new(Gate::of(Arc::new(MemoryBackend::new())));
+    let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
+    let one = manager(&backend, SHORT);
+    let _told = register(&one);
+    let (finish, finished) = oneshot::channel::<()>();
+    let ends = spawn(&one, |context| async move {
+        finished.await.unwrap();
+        context.set_status_message("nearly done");
+        Ok(text("done"))
+    })
+    .await;
+    let asks = spawn(&one, |context| async move {
+        tokio::time::sleep(SHORT / 2).await;
+        Ok(text(context.request_input("a", elicitation("A?")).await?.to_string()))
+    })
+    .await;
+    gate.set_closed(true);
+    finish.send(()).unwrap();
+    tokio::time::sleep(SHORT * 3).await;
+    let _ = ErrorData::from(one.get_task(&alice(), &ends).await.unwrap_err());
+    gate.set_closed(false);
+    assert_eq!(said(&ended(&one, &ends).await), "done");
+    crate::support::rmcp::asks(&one, &asks).await;
+    let log = printed.text();
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("mcp_task_store::rmcp"))
+        .filter(|line| line.contains("WARN") || line.contains("ERROR"))
+        // A third of this lease is no longer than a busy machine may take to run a timer.
+        .filter(|line| !line.contains("mcp_task_store::lateness"))
+        .collect();
+    assert!(lines.is_empty(), "{lines:#?}");
+}
+
+// Panics
+
+/// A payload whose destructor panics.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a test wants this panic of a payload");
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Panics {
+    InTheClosure,
+    InTheFuture,
+}
+
+fn panic_now(with_a_bomb: bool) -> ! {
+    if with_a_bomb { std::panic::panic_any(Bomb) } else { panic!("a test wants this panic") }
+}
+
+fn panicking(panics: Panics, with_a_bomb: bool) -> TaskFuture {
+    if panics == Panics::InTheClosure {
+        panic_now(with_a_bomb);
+    }
+    Box::pin(async move {
+        tokio::task::yield_now().await;
+        panic_now(with_a_bomb)
+    })
+}
+
+/// The task whose operation has panicked, also if the caller has received an error.
+fn panicked<T: std::fmt::Debug>(
+    panics: Panics,
+    spawned: Result<T, TaskError>,
+    task_id: fn(T) -> String,
+) -> String {
+    match (panics, spawned) {
+        (Panics::InTheFuture, Ok(task)) => task_id(task),
+        (Panics::InTheClosure, Err(error @ TaskError::OperationPanicked { .. })) => {
+            assert_eq!((error.code(), error.is_retryable()), (-32603, false));
+            let TaskError::OperationPanicked { task } = error else { unreachable!() };
+            task.as_str().to_owned()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_panic_of_an_operation_fails_its_task_at_once_whatever_its_payload_does(
+    #[case] engine: Engine,
+    #[values(Panics::InTheClosure, Panics::InTheFuture)] panics: Panics,
+    #[values(false, true)] with_a_bomb: bool,
+) {
+    // No lease lapses in this test.
+    let (_store, one, other) = open(engine, LONG).await;
+    for manager in [&one, &other] {
+        manager.register("panic", move |_, _| panicking(panics, with_a_bomb));
+    }
+    let spawned =
+        one.spawn(&alice(), "test", TaskOptions::new(), move |_| panicking(panics, with_a_bomb)).await;
+    let closure = panicked(panics, spawned, |task| task.task_id);
+    let spawned = one.spawn_registered(&alice(), "panic", Value::Null, resume()).await;
+    let registered = panicked(panics, spawned, |task| task.task_id);
+
+    // Another instance begins it, releases it, and the one that claims it panics.
+    let third = DurableTaskManager::new(other.store().clone());
+    third.register("panic", |_, _| Box::pin(std::future::pending()));
+    let claimed = third.spawn_registered(&alice(), "panic", Value::Null, resume()).await.unwrap().task_id;
+    within(third.shutdown()).await;
+
+    for task_id in [closure, registered, claimed] {
+        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
+        assert_eq!(Value::from(error), json!({ "code": -32603, "message": "the operation panicked" }));
+    }
+    until(|| one.running_task_count() == 0 && other.running_task_count() == 0).await;
+    // The process works on.
+    let after = spawn(&one, |_| async { Ok(text("still here")) }).await;
+    assert_eq!(said(&ended(&other, &after).await), "still here");
+}
+
+/// An operation whose destructor panics.
+struct Bombed {
+    ends: bool,
+}
+
+impl Future for Bombed {
+    type Output = Result<CallToolResult, TaskExit>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.ends { Poll::Ready(Ok(text("done"))) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Bombed {
+    fn drop(&mut self) {
+        std::panic::panic_any(Bomb);
+    }
+}
+
+#[tokio::test]
+async fn a_destructor_that_panics_costs_neither_the_outcome_nor_the_release() {
+    let (_store, one, other) = open(Engine::Memory, LONG).await;
+    one.register("bombed", |_, ends| Box::pin(Bombed { ends: ends == true }));
+    let done = one.spawn_registered(&alice(), "bombed", json!(true), resume()).await.unwrap().task_id;
+    assert_eq!(said(&ended(&one, &done).await), "done");
+    let released = one.spawn_registered(&alice(), "bombed", json!(false), resume()).await.unwrap().task_id;
+    within(one.shutdown()).await;
+    let lease = other.store().get(&key(&released)).await.unwrap().task.lease.clone().unwrap();
+    assert_eq!((lease.holder, lease.losses), (None, 0), "it was released");
+    other.register("bombed", |context, _| {
+        Box::pin(async move { Ok(text(format!("attempt {}", context.attempt()))) })
+    });
+    assert_eq!(said(&ended(&other, &released).await), "attempt 2");
+}

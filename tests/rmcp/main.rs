@@ -1,0 +1,16 @@
+//! The task manager for servers on the SDK rmcp.
+
+#![cfg(feature = "rmcp")]
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod calls;
+mod outages;
+mod outcomes;
+mod owner;
+mod places;
+mod renewals;
+mod tasks;
+mod workers;

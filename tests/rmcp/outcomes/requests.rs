@@ -1,0 +1,106 @@
+//! Requests to the client, and the arguments of a resumed operation, on an engine that fails.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mcp_task_store::{MemoryBackend, NewTask, OnWorkerLost, StoreConfig, TaskStore};
+use rmcp::model::TaskPayload;
+use rmcp::task_manager::TaskExit;
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::{memory, on};
+use crate::support::rmcp::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_request_to_the_client_is_made_again_while_the_engine_fails() {
+    for error in [is_away, is_broken, is_denied] {
+        let gate = Arc::new(Gate { error, ..Gate::of(Arc::new(MemoryBackend::new())) });
+        let one = manager(&on(&gate), Duration::from_secs(30));
+        let away = Arc::clone(&gate);
+        let task_id = spawn(&one, |context| async move {
+            away.set_closed(true);
+            Ok(text(context.request_input("a", elicitation("A?")).await?.to_string()))
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        gate.set_closed(false);
+        asks(&one, &task_id).await;
+        one.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
+        assert_eq!(said(&ended(&one, &task_id).await), "1");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_reply_is_lost_is_made_once_also_if_it_is_answered_before_it_is_tried_again() {
+    let gate = Arc::new(Gate { error: is_broken, ..Gate::of(Arc::new(MemoryBackend::new())) });
+    let one = manager(&on(&gate), LONG);
+    let answers = manager(&gate.backend, LONG);
+    let loses = Arc::clone(&gate);
+    let task_id = spawn(&one, |context| async move {
+        loses.loses_replies.store(true, Ordering::SeqCst);
+        Ok(text(context.request_input("a", elicitation("A?")).await?.to_string()))
+    })
+    .await;
+    asks(&answers, &task_id).await;
+    answers.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
+    gate.set_closed(false);
+    assert_eq!(said(&ended(&answers, &task_id).await), "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_of_a_void_attempt_ends_as_if_it_were_cancelled() {
+    let gate = memory();
+    let one = manager(&on(&gate), Duration::from_secs(3));
+    let (tell, told) = oneshot::channel();
+    let away = Arc::clone(&gate);
+    let task_id = spawn(&one, |context| async move {
+        away.set_closed(true);
+        tell.send(context.request_input("a", elicitation("A?")).await).unwrap();
+        Err(TaskExit::Cancelled)
+    })
+    .await;
+    gate.refuses().await;
+    gate.backend.delete(&key(&task_id)).await.unwrap();
+    gate.set_closed(false);
+    let asked = within(told).await.unwrap();
+    assert!(matches!(asked, Err(TaskExit::Cancelled)), "{asked:?}");
+}
+
+/// A task that waits for a worker, with arguments that are a part of its record.
+async fn waiting(gate: &Arc<Gate>) -> String {
+    let config = StoreConfig::new().lease(LONG);
+    let store = TaskStore::with_config(on(gate), config);
+    let new = NewTask::new("tools/call").operation("measure").arguments(json!("x".repeat(10_000)));
+    let (started, attempt) = store.start(&alice(), new.on_worker_lost(OnWorkerLost::Resume)).await.unwrap();
+    attempt.release().await.unwrap();
+    started.key.task.as_str().to_owned()
+}
+
+fn register_measure(manager: &Manager) {
+    manager.register("measure", |_, arguments| {
+        Box::pin(async move { Ok(text(arguments.as_str().unwrap().len().to_string())) })
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn arguments_are_loaded_again_while_the_engine_fails_and_ones_that_cannot_be_read_fail_the_task() {
+    for error in [is_away, is_broken, is_denied] {
+        let gate = memory();
+        let task_id = waiting(&gate).await;
+        gate.part_error.lock().unwrap().replace(error);
+        let one = manager(&on(&gate), LONG);
+        register_measure(&one);
+        gate.refuses().await;
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        gate.part_error.lock().unwrap().take();
+        assert_eq!(said(&ended(&one, &task_id).await), "10000");
+    }
+    let gate = memory();
+    let task_id = waiting(&gate).await;
+    gate.part_error.lock().unwrap().replace(is_corrupt);
+    let one = manager(&on(&gate), LONG);
+    register_measure(&one);
+    let TaskPayload::Failed { .. } = ended(&one, &task_id).await else { panic!("it failed") };
+}
