@@ -115,9 +115,7 @@ deny: ## check the dependencies with cargo-deny: licenses, duplicates, sources, 
 		CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --debug --locked cargo-deny@^0.20
 	fi
 	cargo deny check licenses bans sources
-	for package in fuzz/Cargo.toml $(PEERS); do
-		cargo deny --manifest-path "$$package" --locked check sources
-	done
+	cargo deny --manifest-path $(PEERS) --locked check sources
 	if reason=$$($$(command -v timeout >/dev/null && echo timeout 60) cargo deny fetch db 2>&1); then
 		cargo deny check advisories
 	else
