@@ -10,7 +10,6 @@ mod shards;
 mod wakeups;
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,10 +19,8 @@ use tracing::debug_span;
 use super::RedisBackend;
 use super::error::Context;
 use super::link::Sent;
-use crate::backend::{
-    Agenda, Cursor, Due, MAX_TAKEN, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage,
-    delay_millis,
-};
+use crate::backend::engine::{MAX_TAKEN, delay_millis};
+use crate::backend::{Agenda, Cursor, Due, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage};
 use crate::printable::Chain;
 use crate::scripts::{
     FoundTimers, QueueState, RESOLVE, Resolve, Resolved, SCHEDULE, Schedule, TAKE_DUE, TakeDue, Timed,
@@ -228,7 +225,7 @@ impl Agenda for RedisBackend {
         Ok(had_effect)
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
         self.wakeups_of(queues.to_vec())
     }
 

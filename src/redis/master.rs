@@ -17,7 +17,7 @@ use super::link::{Failure, Generation, Link, Sent, replied};
 use super::notifications::{Agreement, Trial, Trials};
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::{Named, Sentinels, keep_comparing};
-use crate::backend::watch::Seat;
+use crate::backend::engine::on_drop;
 use crate::scripts::Pubsub;
 
 /// The delay before an attempt to connect, by how many have failed in a row; the last for all that follow.
@@ -164,7 +164,7 @@ impl Master {
         let (this, suspected) = (Arc::downgrade(self), Arc::clone(&self.election.is_suspected));
         // Runs however the task ends, also when its runtime is shut down.
         let of = Arc::downgrade(self);
-        let ended = Seat::new(move || {
+        let ended = on_drop(move || {
             if let Some(master) = of.upgrade() {
                 master.election.is_compared.store(false, Ordering::SeqCst);
             }
@@ -353,7 +353,7 @@ impl MasterLink {
         }
         let shared = Arc::clone(&self.0);
         // Runs however the task ends, also when its runtime is shut down.
-        let ended = Seat::new({
+        let ended = on_drop({
             let shared = Arc::clone(&shared);
             move || shared.is_probed.store(false, Ordering::SeqCst)
         });

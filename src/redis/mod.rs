@@ -48,10 +48,12 @@ use link::{Failure, Link};
 use schema::{FIELDS, PART_FIELDS, Schema, Stored, StoredPart};
 use subscriptions::Subscriptions;
 
-use crate::backend::watch::by_polling;
+use crate::backend::engine::{
+    PageBounds, check_parts, check_size, expiry_millis, from_micros, watch_by_polling,
+};
 use crate::backend::{
     Expiry, OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError,
-    TaskKey, TooFewReplicas, Version, Written, check_parts, check_size, from_micros,
+    TaskKey, TooFewReplicas, Version, Written,
 };
 use crate::scripts::{
     Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, Kept, LIST, List, Listed, Notice, PUT, Put,
@@ -291,7 +293,7 @@ impl RedisBackend {
 }
 
 fn argument(expiry: Expiry) -> Result<ExpiryArgument, StorageError> {
-    Ok(match (expiry, expiry.millis()?) {
+    Ok(match (expiry, expiry_millis(expiry)?) {
         (_, Some(millis)) => ExpiryArgument::AfterMillis(millis),
         (Expiry::Never, None) => ExpiryArgument::Never,
         (_, None) => ExpiryArgument::Keep,
@@ -426,13 +428,13 @@ impl StorageBackend for RedisBackend {
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
         let span = debug_span!("list", owner = %owner.printable());
-        let (limit, below) = page.check(owner)?;
+        let bounds = PageBounds::check(&page, owner)?;
         let idx = self.0.schema.idx(owner);
         let context = Context { is_bulk: true, ..self.reads(&idx) };
         let read = pin!(async {
-            let list = List { idx: idx.clone(), below, limit };
+            let list = List { idx: idx.clone(), below: bounds.below, limit: bounds.limit };
             let Listed(members) = self.run(&LIST, &list, &context).await?;
-            self.read_members(owner, members, &page, &context).await
+            self.read_members(owner, members, bounds, &context).await
         });
         let listed = self.limited(span, &context, read).await;
         if listed.is_err() {
@@ -466,10 +468,10 @@ impl StorageBackend for RedisBackend {
         self.0.link.generation().wrapping_add(self.0.bulk.generation())
     }
 
-    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         match self.0.subscriptions.clone() {
             Some(subscriptions) => self.subscribe(&subscriptions, key),
-            None => by_polling(self, key.clone()),
+            None => watch_by_polling(self.clone(), key.clone()),
         }
     }
 }

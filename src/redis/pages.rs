@@ -8,9 +8,9 @@ use super::error::Context;
 use super::link::Failure;
 use super::schema::Stored;
 use super::{RedisBackend, hmget};
+use crate::backend::engine::{PageBounds, cursor, from_micros};
 use crate::backend::{
-    CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, OwnerId, Page, PageRequest, Record, StorageError,
-    TaskId, from_micros,
+    CorruptRecord, ListedRecord, MAX_PAGE_LIMIT, OwnerId, Page, Record, StorageError, TaskId,
 };
 use crate::printable::Chain;
 use crate::scripts::{LIST, List, Listed, REAP, Reap, UnexpectedReply, integer};
@@ -68,17 +68,17 @@ impl RedisBackend {
         &self,
         owner: &OwnerId,
         members: Vec<(Vec<u8>, u64)>,
-        request: &PageRequest,
+        bounds: PageBounds,
         context: &Context<'_>,
     ) -> Result<Page, StorageError> {
         // A page that is not full is the last one.
         let oldest = members.last().map(|(_, created_at)| *created_at);
-        let oldest = oldest.filter(|_| members.len() == request.limit);
+        let oldest = oldest.filter(|_| members.len() == bounds.limit);
         let members = self.members(owner, members);
         let largest = self.0.largest_listed.load(Ordering::Relaxed).max(1);
-        let at_once = (request.max_bytes / largest).max(1);
+        let at_once = (bounds.max_bytes / largest).max(1);
         let (first, others) = members.split_at(members.len().min(at_once));
-        let mut listing = Listing { room: request.max_bytes, ..Listing::default() };
+        let mut listing = Listing { room: bounds.max_bytes, ..Listing::default() };
         if !first.is_empty() {
             // In the same round trip, how large the others are.
             let mut reads = Pipeline::with_capacity(members.len());
@@ -108,7 +108,7 @@ impl RedisBackend {
             self.0.largest_listed.store(found.max(largest / 2), Ordering::Relaxed);
         }
         let ends_at = if listed == members.len() { oldest } else { Some(members[listed - 1].created_at) };
-        page.next = ends_at.map(|position| Cursor::new(owner, position));
+        page.next = ends_at.map(|position| cursor(owner, position));
         // The page stands whether or not the index can be tidied: the caller may be one that only reads.
         if !gone.is_empty()
             && let Err(error) = self.reap(owner, gone, context).await

@@ -120,7 +120,7 @@ async fn a_renewal_makes_the_lease_last_longer_and_nobody_notices(#[case] engine
     let (key, attempt) = start(&tasks, closure()).await;
     let before = tasks.get(&key).await.unwrap();
     let (second, at_second) = start(&tasks, closure()).await;
-    let watch = |key| Arc::clone(&store.backend).watch(key);
+    let watch = |key| store.backend.watch(key);
     let (mut watch, mut of_second) = (watch(&key), watch(&second));
     watch.next().await.unwrap().unwrap();
     of_second.next().await.unwrap().unwrap();
@@ -524,7 +524,7 @@ async fn a_wait_ends_when_the_worker_of_the_task_is_lost(#[case] engine: Engine)
 async fn a_subscriber_is_notified_of_a_release(#[case] engine: Engine) {
     let (store, tasks, _) = open(engine, LONG).await;
     let (key, attempt) = start(&tasks, closure()).await;
-    let mut watch = Arc::clone(&store.backend).watch(&key);
+    let mut watch = store.backend.watch(&key);
     watch.next().await.unwrap().unwrap();
     attempt.release().await.unwrap();
     let told = tokio::time::timeout(Duration::from_secs(60), watch.next()).await;
@@ -612,7 +612,7 @@ impl StorageBackend for Watching {
         self.0.generation()
     }
 
-    fn watch(self: Arc<Self>, _: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+    fn watch(&self, _: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         self.1()
     }
 }

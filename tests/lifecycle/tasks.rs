@@ -9,6 +9,7 @@ use crate::support::{Engine, Store, in_an_hour, keep, key, on_every_engine, owne
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::stream::BoxStream;
 use mcp_task_store::{
     Agenda, LocalAgenda, MemoryBackend, NewTask, OwnerId, Page, PageRequest, Part, PartName, PutOptions,
     Record, RpcError, StorageBackend, StorageError, StoreConfig, StoredTask, TaskError, TaskKey, TaskRef,
@@ -659,6 +660,10 @@ impl StorageBackend for Faulty {
 
     fn generation(&self) -> u64 {
         self.memory.generation()
+    }
+
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        self.memory.watch(key)
     }
 }
 

@@ -6,9 +6,8 @@ use futures_util::future::try_join_all;
 use redis::Value;
 use tracing::debug_span;
 
-use crate::backend::{
-    Cursor, MAX_TAKEN, OwnerPage, Queue, StorageError, TaskKey, Timer, TimerPage, from_millis,
-};
+use crate::backend::engine::{MAX_TAKEN, from_millis};
+use crate::backend::{Cursor, OwnerPage, Queue, StorageError, TaskKey, Timer, TimerPage};
 use crate::redis::RedisBackend;
 use crate::redis::link::MasterOfSlots;
 use crate::scripts::{UnexpectedReply, integer, score};

@@ -166,7 +166,7 @@ impl Member {
             lost.is_looked_at = true;
         }
         // The runtime may end before the attempt does. The next attempt then runs on another one.
-        let looked = crate::backend::watch::Seat::new({
+        let looked = crate::backend::engine::on_drop({
             let member = Arc::clone(self);
             move || {
                 if let Some(lost) = &mut member.state().lost {
