@@ -48,6 +48,7 @@ pub mod backend;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod guide;
 mod memory;
 #[cfg(feature = "pmcp")]
 mod pmcp;

@@ -43,7 +43,7 @@ enum Class {
 }
 
 const NOT_PERMITTED: Class =
-    Class::Denied("the user lacks a permission; grant those that the README of mcp-task-store lists");
+    Class::Denied("the user lacks a permission; grant those that docs/operations.md of mcp-task-store lists");
 
 /// The master has a write, and replicas that were to confirm it did not.
 const TOO_FEW: &str = "too few replicas confirmed a write that the master may have applied; check that the replicas are connected";

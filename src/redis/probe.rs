@@ -60,7 +60,7 @@ impl Lacking {
         };
         let reason = format!(
             "the user lacks the right to run {denied}, or lacks the right to the key {key} or to the channel {channel}; grant \
-             the rights that the README of mcp-task-store lists{without}"
+             the rights that docs/operations.md of mcp-task-store lists{without}"
         );
         Err(StorageError::Denied { address, reason, source })
     }
