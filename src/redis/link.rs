@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::aio::ConnectionLike;
@@ -10,7 +11,6 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 use super::error::without_arguments;
 use super::master::Master;
 use super::notifications::Trials;
-use crate::backend::TooFewReplicas;
 use crate::scripts::Pubsub;
 
 /// A way to the servers. No way sends a command again that may have reached a server.
@@ -29,7 +29,7 @@ pub(super) trait Link: Send + Sync {
     async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure>;
 
     /// What is known of a write that got no reply, where replicas are to confirm it.
-    fn unconfirmed(&self) -> Option<TooFewReplicas> {
+    fn unconfirmed(&self) -> Option<Unconfirmed> {
         None
     }
 
@@ -118,7 +118,15 @@ pub(super) enum Failure {
     /// The command may have been sent, and no reply came.
     Unanswered(RedisError),
     /// A write that may have been applied, and is not known to be where it was to be; and why.
-    TooFewReplicas(TooFewReplicas, Option<RedisError>),
+    TooFewReplicas(Unconfirmed, Option<RedisError>),
+}
+
+/// How many replicas confirmed a write that too few of them confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unconfirmed {
+    pub(super) wanted: u32,
+    pub(super) acknowledged: u32,
+    pub(super) within: Duration,
 }
 
 impl Failure {

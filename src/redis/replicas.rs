@@ -9,9 +9,8 @@ use deadpool::managed::{self, Metrics, Pool, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value};
 
-use super::link::{Failure, Link, Sent, replied};
+use super::link::{Failure, Link, Sent, Unconfirmed, replied};
 use super::master::{Master, MasterLink, Opened, has_lost_its_user, is_demoted, lacks_replicas};
-use crate::backend::TooFewReplicas;
 use crate::scripts::Pubsub;
 
 /// How many writes may wait at a time.
@@ -97,8 +96,8 @@ impl ReplicatedLink {
         Ok(())
     }
 
-    fn few(&self, acknowledged: u32) -> TooFewReplicas {
-        TooFewReplicas { wanted: self.wanted, acknowledged, within: self.patience }
+    fn few(&self, acknowledged: u32) -> Unconfirmed {
+        Unconfirmed { wanted: self.wanted, acknowledged, within: self.patience }
     }
 }
 
@@ -140,7 +139,7 @@ impl Link for ReplicatedLink {
         waited.map(|()| written)
     }
 
-    fn unconfirmed(&self) -> Option<TooFewReplicas> {
+    fn unconfirmed(&self) -> Option<Unconfirmed> {
         Some(self.few(0))
     }
 
