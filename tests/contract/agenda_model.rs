@@ -161,6 +161,10 @@ impl StorageBackend for Gated {
     fn generation(&self) -> u64 {
         self.engine.generation()
     }
+
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        self.engine.watch(key)
+    }
 }
 
 #[async_trait]
@@ -188,8 +192,8 @@ impl Agenda for Gated {
         self.call(self.engine.resolve(due, next)).await
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
-        Arc::clone(&self.engine).wakeups(queues)
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
+        self.engine.wakeups(queues)
     }
 
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {

@@ -106,8 +106,8 @@ impl StorageBackend for Elsewhere {
         self.engine.now()
     }
 
-    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        Arc::clone(&self.engine).watch(key)
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        self.engine.watch(key)
     }
 }
 
@@ -130,8 +130,8 @@ impl Agenda for Elsewhere {
         self.engine.resolve(due, next).await
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
-        Arc::clone(&self.engine).wakeups(queues)
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
+        self.engine.wakeups(queues)
     }
 
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {

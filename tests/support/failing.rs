@@ -3,6 +3,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
+use mcp_task_store::backend::engine::watch_by_polling;
 use mcp_task_store::{
     OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey,
     Version, Written,
@@ -62,5 +64,9 @@ impl StorageBackend for Failing {
 
     fn now(&self) -> DateTime<Utc> {
         Utc::now()
+    }
+
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        watch_by_polling(Self, key.clone())
     }
 }

@@ -50,6 +50,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
+use mcp_task_store::backend::engine::watch_by_polling;
 use mcp_task_store::{
     Agenda, Cursor, Expiry, ListedRecord, LocalAgenda, MemoryBackend, OwnerId, Page, PageRequest, Part,
     PartName, PutOptions, Queue, Record, StorageBackend, StorageError, TaskKey, Timer, Version, Written,
@@ -186,9 +188,9 @@ pub fn ask_every_subscriber() {
     std::sync::LazyLock::force(&ANOTHER);
 }
 
-/// The README, parts of which tests hold against what they see.
+/// The page for operators, which has the ACL rule.
 pub fn readme() -> String {
-    page("README.md")
+    page("docs/operations.md")
 }
 
 /// A page of the repository.
@@ -229,6 +231,7 @@ impl Engine {
 }
 
 /// An engine that does not watch by itself.
+#[derive(Clone)]
 struct Polled(MemoryBackend);
 
 #[async_trait::async_trait]
@@ -281,6 +284,10 @@ impl StorageBackend for Polled {
 
     fn generation(&self) -> u64 {
         self.0.generation()
+    }
+
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        watch_by_polling(self.clone(), key.clone())
     }
 }
 

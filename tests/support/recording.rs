@@ -142,7 +142,7 @@ impl StorageBackend for Recording {
         self.engine.generation()
     }
 
-    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        Arc::clone(&self.engine).watch(key)
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        self.engine.watch(key)
     }
 }

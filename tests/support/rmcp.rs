@@ -370,12 +370,12 @@ impl StorageBackend for Gate {
         self.backend.generation()
     }
 
-    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         self.watches.fetch_add(1, Ordering::SeqCst);
         if self.watch_hangs.load(Ordering::SeqCst) {
             return Box::pin(stream::pending());
         }
-        let watch = Arc::clone(&self.backend).watch(key);
+        let watch = self.backend.watch(key);
         if !self.is_closed.load(Ordering::SeqCst) {
             return watch;
         }
@@ -405,8 +405,8 @@ impl Agenda for Gate {
         self.pass().await?.resolve(due, next).await
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
-        Arc::clone(&self.backend).wakeups(queues)
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
+        self.backend.wakeups(queues)
     }
 
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {

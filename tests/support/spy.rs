@@ -149,8 +149,8 @@ impl StorageBackend for Spy {
         self.engine.generation()
     }
 
-    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        Arc::clone(&self.engine).watch(key)
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        self.engine.watch(key)
     }
 }
 
@@ -179,8 +179,8 @@ impl Agenda for Spy {
         self.engine.resolve(due, next).await
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
-        Arc::clone(&self.engine).wakeups(queues)
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
+        self.engine.wakeups(queues)
     }
 
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {

@@ -189,7 +189,7 @@ impl StorageBackend for Double {
         self.generation.load(SeqCst)
     }
 
-    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         self.memory().watch(key)
     }
 }
@@ -216,7 +216,7 @@ impl Agenda for Double {
         self.answer(resolved).await
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
         self.memory().wakeups(queues)
     }
 
