@@ -77,7 +77,7 @@ pub use pmcp::{PMCP_ANONYMOUS, PmcpTaskStore, PmcpTasksBackend};
 pub use redis::{Credentials, RedisBackend, RedisBuilder};
 #[cfg(feature = "rmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
-pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, Subject, TaskContext};
+pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
 pub use task::{Lease, OnWorkerLost, Payload, PayloadKind, RpcError, Snapshot, StoredTask, Task, TaskStatus};
 
