@@ -1590,7 +1590,17 @@ mod elsewhere {
     /// Runs the cases for Redis with these variables in the environment.
     fn assert_the_contract_holds(environment: &[(&str, &str)], skipped: &[&str]) {
         let mut suite = Command::new(std::env::current_exe().unwrap());
-        suite.args(["redis", "--skip", "elsewhere", "--skip", "agenda", "--skip", "model::", "--test-threads", "4"]);
+        suite.args([
+            "redis",
+            "--skip",
+            "elsewhere",
+            "--skip",
+            "agenda",
+            "--skip",
+            "model::",
+            "--test-threads",
+            "4",
+        ]);
         skipped.iter().for_each(|name| {
             suite.args(["--skip", name]);
         });

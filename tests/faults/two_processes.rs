@@ -177,7 +177,14 @@ struct Other {
 impl Other {
     async fn start(namespace: &Namespace, lease: Duration) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "two_processes::other_process", "--nocapture", "--test-threads", "1"])
+            .args([
+                "--ignored",
+                "--exact",
+                "two_processes::other_process",
+                "--nocapture",
+                "--test-threads",
+                "1",
+            ])
             .env(STORE, format!("{} {}", namespace.prefix, lease.as_millis()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

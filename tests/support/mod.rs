@@ -25,6 +25,9 @@ pub mod elsewhere;
 pub mod failing;
 #[cfg(feature = "redis-tests")]
 pub mod fake;
+#[cfg(feature = "rmcp")]
+pub mod gate;
+pub mod intercept;
 #[cfg(feature = "redis-tests")]
 pub mod proxy;
 pub mod recording;
