@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
+use crate::backend::engine::{PageBounds, cursor as engine_cursor};
 use crate::backend::{Cursor, OwnerId, PageRequest, PutOptions, StorageBackend, StorageError, TaskId};
 use crate::memory::MemoryBackend;
 
@@ -40,14 +41,14 @@ pub fn cursor(input: &[u8]) {
     let listing = ListingOfTwo::of(&owner);
     match position_of(&owner, &text) {
         Some(position) => {
-            assert_eq!(Cursor::new(&owner, position).as_str(), text);
+            assert_eq!(engine_cursor(&owner, position).as_str(), text);
             assert!(owner == other || position_of(&other, &text).is_none());
             assert!(listing.page(&owner, &*text).is_ok());
         }
         None => assert!(matches!(listing.page(&owner, &*text), Err(StorageError::InvalidPage { .. }))),
     }
 
-    let given = Cursor::new(&owner, position);
+    let given = engine_cursor(&owner, position);
     assert_eq!(position_of(&owner, given.as_str()), Some(position));
     assert_eq!(position_of(&other, given.as_str()), (owner == other).then_some(position));
 
@@ -65,8 +66,8 @@ pub fn cursor(input: &[u8]) {
 
 /// The position that `text` stands for, if it is a cursor of this owner.
 fn position_of(owner: &OwnerId, text: &str) -> Option<u64> {
-    match PageRequest::new(1).after(text).check(owner) {
-        Ok((limit, below)) => {
+    match PageBounds::check(&PageRequest::new(1).after(text), owner) {
+        Ok(PageBounds { limit, below, .. }) => {
             assert_eq!(limit, 1);
             assert!(below.is_some(), "a cursor without a position");
             below

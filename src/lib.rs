@@ -44,10 +44,11 @@
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod backend;
+pub mod backend;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod guide;
 mod memory;
 #[cfg(feature = "pmcp")]
 mod pmcp;

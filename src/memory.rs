@@ -12,12 +12,14 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
-use crate::backend::watch::{Seat, Signal, Watched, by_signals};
+use crate::backend::engine::{
+    Change, PageBounds, Timers, Watchers, check_part_count, check_parts, check_size, cursor, expiry_millis,
+    from_micros, from_millis, watch_by_notifications,
+};
 use crate::backend::{
     Agenda, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry, ListedRecord, Next,
     OwnerId, OwnerPage, Page, PageRequest, Part, PartChange, PartChanges, PartName, PutOptions, Queue,
-    Record, StorageBackend, StorageError, Taken, TaskId, TaskKey, TimerPage, Timers, Version, Written,
-    check_count, check_parts, check_size, from_micros, from_millis,
+    Record, StorageBackend, StorageError, Taken, TaskId, TaskKey, TimerPage, Version, Written,
 };
 
 /// Into how many shards the owners are spread, so that few calls wait for one another.
@@ -29,7 +31,7 @@ const DROPPED_BY_A_WRITE: usize = 32;
 /// Keeps records in the memory of this process: for tests, examples, and servers whose tasks need not
 /// outlive them.
 ///
-/// Share it as an `Arc`. Its clock is the wall clock at construction, carried on by the monotonic clock,
+/// Clones share their records. Its clock is the wall clock at construction, carried on by the monotonic clock,
 /// so that a step of the wall clock expires nothing. Expired records give their memory back a few at a time
 /// as new ones are created, and all at once on [`cleanup_expired`](StorageBackend::cleanup_expired).
 ///
@@ -45,14 +47,20 @@ const DROPPED_BY_A_WRITE: usize = 32;
 /// # Ok(())
 /// # }
 /// ```
+#[derive(Clone)]
 pub struct MemoryBackend {
-    shards: Box<[Mutex<Shard>]>,
-    /// Says which shard an owner is in; seeded at random, so that nobody can choose ids that crowd one.
-    hasher: RandomState,
     max_value_bytes: usize,
     max_part_bytes: usize,
+    contents: Arc<Contents>,
+}
+
+/// What the clones of an engine share.
+struct Contents {
+    shards: Box<[Mutex<Shard>]>,
+    /// Selects the shard of an owner. Seeded at random, so that nobody can choose ids that crowd one shard.
+    hasher: RandomState,
     timers: Timers,
-    /// Which shard the next insert looks into beside its own.
+    /// The shard that the next insert sweeps in addition to its own.
     next_swept: AtomicUsize,
     /// Microseconds since the epoch.
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -64,7 +72,7 @@ struct Shard {
     owners: HashMap<OwnerId, Owner>,
     /// The owners that hold a record which expires, by the earliest expiry of each.
     by_first_expiry: BTreeSet<(u64, OwnerId)>,
-    watched: Watched<TaskKey>,
+    watchers: Watchers<TaskKey>,
 }
 
 /// All records of an owner, and two orders of them: what the Redis engine keeps as hashes and in one index.
@@ -109,7 +117,7 @@ fn change_parts(parts: &mut BTreeMap<PartName, Bytes>, changes: PartChanges) -> 
     let changed = |name: &PartName| changes.get(name);
     let kept = parts.keys().filter(|name| changed(name).is_none()).count();
     let set = changes.values().filter(|change| matches!(change, PartChange::Set(_))).count();
-    check_count(kept + set)?;
+    check_part_count(kept + set)?;
     for (name, change) in changes {
         match change {
             PartChange::Set(data) => drop(parts.insert(name, data)),
@@ -229,32 +237,36 @@ impl MemoryBackend {
     }
 
     fn with_clock(shards: usize, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        let shards = (0..shards).map(|_| Mutex::default()).collect();
-        Self {
-            shards,
+        let contents = Contents {
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            max_value_bytes: DEFAULT_MAX_VALUE_BYTES,
-            max_part_bytes: DEFAULT_MAX_PART_BYTES,
             timers: Timers::default(),
             next_swept: AtomicUsize::new(0),
             clock: Box::new(clock),
+        };
+        Self {
+            max_value_bytes: DEFAULT_MAX_VALUE_BYTES,
+            max_part_bytes: DEFAULT_MAX_PART_BYTES,
+            contents: Arc::new(contents),
         }
     }
 
     fn now_ms(&self) -> u64 {
-        (self.clock)() / 1000
+        (self.contents.clock)() / 1000
     }
 
     /// All that a call on one owner locks.
     fn shard(&self, owner: &OwnerId) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[self.hasher.hash_one(owner) as usize % self.shards.len()])
+        lock(
+            &self.contents.shards[self.contents.hasher.hash_one(owner) as usize % self.contents.shards.len()],
+        )
     }
 
     /// Drops expired records of the next shard in turn, so that those of owners who write no more go too. One that is
     /// in use is left to a later insert: two inserts that waited for each other's shard would wait for ever.
     fn sweep_another(&self, now_ms: u64) {
-        let next = self.next_swept.fetch_add(1, Ordering::Relaxed) % self.shards.len();
-        if let Ok(mut shard) = self.shards[next].try_lock() {
+        let next = self.contents.next_swept.fetch_add(1, Ordering::Relaxed) % self.contents.shards.len();
+        if let Ok(mut shard) = self.contents.shards[next].try_lock() {
             shard.drop_expired(now_ms, DROPPED_BY_A_WRITE);
         }
     }
@@ -270,9 +282,9 @@ impl MemoryBackend {
         check_size(&data, self.max_value_bytes)?;
         check_parts(&options.parts, self.max_part_bytes)?;
         let notifies = options.notifies();
-        let duration = options.expiry.millis()?;
+        let duration = expiry_millis(options.expiry)?;
         let mut shard = self.shard(&key.owner);
-        let now_us = (self.clock)();
+        let now_us = (self.contents.clock)();
         let now_ms = now_us / 1000;
         let expiry_after = |before: Option<u64>| match options.expiry {
             Expiry::Keep => before,
@@ -323,7 +335,7 @@ impl MemoryBackend {
         };
         let expires_at = expires_at.map(from_millis);
         if notifies {
-            shard.watched.tell(key, Signal::Written(expires_at));
+            shard.watchers.notify(key, Change::Written(expires_at));
         }
         Ok(Written { version, expires_at })
     }
@@ -396,13 +408,13 @@ impl StorageBackend for MemoryBackend {
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
         let mut shard = self.shard(&key.owner);
         let removed = shard.change(&key.owner, |owner| owner.remove(&key.task));
-        shard.watched.tell(key, Signal::Look);
+        shard.watchers.notify(key, Change::Unknown);
         Ok(removed.is_some_and(|stored| stored.is_live(self.now_ms())))
     }
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        let (limit, below) = page.check(owner)?;
-        let (max_bytes, mut bytes) = (page.max_bytes, 0);
+        let PageBounds { limit, max_bytes, below } = PageBounds::check(&page, owner)?;
+        let mut bytes = 0;
         let shard = self.shard(owner);
         let now_ms = self.now_ms();
         let mut page = Page::default();
@@ -418,7 +430,7 @@ impl StorageBackend for MemoryBackend {
                 return Ok(page);
             }
             page.records.push(ListedRecord::new(task.clone(), stored.read(), from_micros(created_at)));
-            page.next = Some(Cursor::new(owner, created_at));
+            page.next = Some(cursor(owner, created_at));
         }
         page.next = None;
         Ok(page)
@@ -426,7 +438,7 @@ impl StorageBackend for MemoryBackend {
 
     async fn cleanup_expired(&self) -> Result<u64, StorageError> {
         let now_ms = self.now_ms();
-        let dropped = self.shards.iter().map(|shard| lock(shard).drop_expired(now_ms, usize::MAX));
+        let dropped = self.contents.shards.iter().map(|shard| lock(shard).drop_expired(now_ms, usize::MAX));
         Ok(dropped.sum::<usize>() as u64)
     }
 
@@ -439,14 +451,12 @@ impl StorageBackend for MemoryBackend {
     }
 
     fn now(&self) -> DateTime<Utc> {
-        from_micros((self.clock)())
+        from_micros((self.contents.clock)())
     }
 
-    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        let signals = self.shard(&key.owner).watched.join(key.clone());
-        let (backend, watched) = (Arc::clone(&self), key.clone());
-        let seat = Seat::new(move || backend.shard(&watched.owner).watched.leave(&watched));
-        by_signals(self, key.clone(), signals, true, seat)
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        let subscription = self.shard(&key.owner).watchers.subscribe(key.clone());
+        watch_by_notifications(self.clone(), key.clone(), subscription, true)
     }
 }
 
@@ -456,7 +466,7 @@ const OWNERS: usize = 256;
 #[async_trait]
 impl Agenda for MemoryBackend {
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
-        self.timers.schedule(queue, key, after, self.now_ms())
+        self.contents.timers.schedule(queue, key, after, self.now())
     }
 
     async fn take_due(
@@ -465,38 +475,38 @@ impl Agenda for MemoryBackend {
         limit: usize,
         hide_for: Duration,
     ) -> Result<Taken, StorageError> {
-        self.timers.take_due(queues, limit, hide_for, self.now_ms())
+        self.contents.timers.take_due(queues, limit, hide_for, self.now())
     }
 
     async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
-        self.timers.resolve(due, next, self.now_ms())
+        self.contents.timers.resolve(due, next, self.now())
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
-        self.timers.wakeups(queues)
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
+        self.contents.timers.wakeups(queues)
     }
 
     /// The cursor is the shard that comes next.
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
         let shard = match after {
-            Some(cursor) => cursor.as_str().parse().ok().filter(|shard| *shard < self.shards.len()),
+            Some(cursor) => cursor.as_str().parse().ok().filter(|shard| *shard < self.contents.shards.len()),
             None => Some(0),
         };
         let mut shard = shard
             .ok_or_else(|| StorageError::InvalidPage { reason: "the cursor is malformed".to_owned() })?;
         let (now_ms, mut owners) = (self.now_ms(), Vec::new());
-        while shard < self.shards.len() && owners.len() < OWNERS {
-            let held = lock(&self.shards[shard]);
+        while shard < self.contents.shards.len() && owners.len() < OWNERS {
+            let held = lock(&self.contents.shards[shard]);
             let has_live = |owner: &Owner| owner.tasks.values().any(|stored| stored.is_live(now_ms));
             owners.extend(held.owners.iter().filter(|(_, owner)| has_live(owner)).map(|(id, _)| id.clone()));
             shard += 1;
         }
-        let next = (shard < self.shards.len()).then(|| Cursor::from(shard.to_string()));
+        let next = (shard < self.contents.shards.len()).then(|| Cursor::from(shard.to_string()));
         Ok(OwnerPage::new(owners, next))
     }
 
     async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
-        self.timers.timers(queue, after)
+        self.contents.timers.timers(queue, after)
     }
 }
 

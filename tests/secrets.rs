@@ -229,7 +229,7 @@ async fn over_tls(printed: &Printed) -> Vec<u8> {
     call(printed, &backend).await;
     let t1 = support::key("alice", "t1");
     backend.put(&t1, "data".into(), in_an_hour()).await.unwrap();
-    let mut watch = std::sync::Arc::new(backend.clone()).watch(&t1);
+    let mut watch = backend.watch(&t1);
     printed.note(watch.next().await);
     // All connections are closed; the token is not good any more; the server hangs, and goes away.
     let _: () = command(&mut server.connection(), ["CLIENT", "KILL", "USER", "user"]);

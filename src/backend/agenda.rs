@@ -8,7 +8,10 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
-use super::{Cursor, Expiry, OwnerId, StorageBackend, StorageError, TaskKey};
+use super::error::StorageError;
+use super::key::{OwnerId, TaskKey};
+use super::page::Cursor;
+use super::storage::StorageBackend;
 #[cfg(feature = "redis")]
 use crate::printable::Printable;
 
@@ -67,9 +70,6 @@ impl fmt::Display for Queue {
         f.write_str(&self.0)
     }
 }
-
-/// How many timers one call takes at most, and a page holds.
-pub(crate) const MAX_TAKEN: usize = 256;
 
 /// A timer that was due when it was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,7 +211,7 @@ pub trait Agenda: StorageBackend {
     /// Streams an item whenever a timer of these queues may have become due sooner than the last
     /// [`take_due`](Self::take_due) said. An item may come without a reason. The stream does not end. It must be
     /// polled within a Tokio runtime.
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()>;
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()>;
 
     /// Returns one page of the owners that have records. For operators: the call may cost a bounded scan of all records. An
     /// owner that appears or disappears meanwhile may be missing, or be on two pages.
@@ -246,8 +246,8 @@ impl<A: Agenda + ?Sized> Agenda for Arc<A> {
         (**self).resolve(due, next).await
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
-        Self::clone(&self).wakeups(queues)
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
+        (**self).wakeups(queues)
     }
 
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
@@ -257,15 +257,4 @@ impl<A: Agenda + ?Sized> Agenda for Arc<A> {
     async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
         (**self).timers(queue, after).await
     }
-}
-
-/// A delay of a timer in whole milliseconds, rounded down: a timer never fires later than asked.
-///
-/// # Errors
-/// [`StorageError::InvalidExpiry`] for more than 100 years.
-pub(crate) fn delay_millis(after: Duration) -> Result<u64, StorageError> {
-    if after > Expiry::MAX {
-        return Err(StorageError::InvalidExpiry { given: after });
-    }
-    Ok(after.as_millis() as u64)
 }

@@ -1,6 +1,6 @@
 //! What can go wrong in an engine, and what it means for the caller.
 
-use super::Version;
+use super::version::Version;
 use crate::printable::Printable;
 
 /// The error that caused another one.

@@ -1,7 +1,6 @@
 //! Timers for an engine that has none.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -9,10 +8,15 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
-use super::{
-    Agenda, Cursor, Due, Next, OwnerId, OwnerPage, Page, PageRequest, Part, PartName, PutOptions, Queue,
-    Record, StorageBackend, StorageError, Taken, TaskKey, TimerPage, Timers, Version, Written,
-};
+use super::agenda::{Agenda, Due, Next, OwnerPage, Queue, Taken, TimerPage};
+use super::engine::Timers;
+use super::error::StorageError;
+use super::key::{OwnerId, TaskKey};
+use super::page::{Cursor, Page, PageRequest};
+use super::parts::{Part, PartName};
+use super::record::{PutOptions, Record, Written};
+use super::storage::StorageBackend;
+use super::version::Version;
 
 /// Gives an engine an [`Agenda`] in the memory of this process.
 ///
@@ -27,7 +31,7 @@ use super::{
 /// # let _ = store;
 /// ```
 pub struct LocalAgenda<B> {
-    engine: Arc<B>,
+    engine: B,
     timers: Timers,
     started: Instant,
     started_at: DateTime<Utc>,
@@ -36,12 +40,7 @@ pub struct LocalAgenda<B> {
 impl<B: StorageBackend> LocalAgenda<B> {
     /// Wraps an engine.
     pub fn new(engine: B) -> Self {
-        Self {
-            engine: Arc::new(engine),
-            timers: Timers::default(),
-            started: Instant::now(),
-            started_at: Utc::now(),
-        }
+        Self { engine, timers: Timers::default(), started: Instant::now(), started_at: Utc::now() }
     }
 
     /// Returns the engine.
@@ -49,10 +48,9 @@ impl<B: StorageBackend> LocalAgenda<B> {
         &self.engine
     }
 
-    /// The wall clock when it was made, advanced by the monotonic clock, in milliseconds since the epoch.
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started_at.timestamp_millis()).unwrap_or(0)
-            + self.started.elapsed().as_millis() as u64
+    /// Returns the wall clock at construction, advanced by the monotonic clock.
+    fn timer_clock(&self) -> DateTime<Utc> {
+        self.started_at + self.started.elapsed()
     }
 }
 
@@ -114,15 +112,15 @@ impl<B: StorageBackend> StorageBackend for LocalAgenda<B> {
         self.engine.generation()
     }
 
-    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        Arc::clone(&self.engine).watch(key)
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+        self.engine.watch(key)
     }
 }
 
 #[async_trait]
 impl<B: StorageBackend> Agenda for LocalAgenda<B> {
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
-        self.timers.schedule(queue, key, after, self.now_ms())
+        self.timers.schedule(queue, key, after, self.timer_clock())
     }
 
     async fn take_due(
@@ -131,14 +129,14 @@ impl<B: StorageBackend> Agenda for LocalAgenda<B> {
         limit: usize,
         hide_for: Duration,
     ) -> Result<Taken, StorageError> {
-        self.timers.take_due(queues, limit, hide_for, self.now_ms())
+        self.timers.take_due(queues, limit, hide_for, self.timer_clock())
     }
 
     async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
-        self.timers.resolve(due, next, self.now_ms())
+        self.timers.resolve(due, next, self.timer_clock())
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
         self.timers.wakeups(queues)
     }
 

@@ -5,8 +5,10 @@ use std::fmt;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::key::stable_hash;
-use super::{OwnerId, PartSizes, StorageError, TaskId, Version};
+use super::key::TaskId;
+use super::parts::PartSizes;
+use super::record::Record;
+use super::version::Version;
 
 /// The largest page.
 pub const MAX_PAGE_LIMIT: usize = 256;
@@ -21,9 +23,9 @@ pub const MAX_PAGE_LIMIT: usize = 256;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    pub(crate) limit: usize,
-    pub(crate) max_bytes: usize,
-    pub(crate) after: Option<Cursor>,
+    pub(super) limit: usize,
+    pub(super) max_bytes: usize,
+    pub(super) after: Option<Cursor>,
 }
 
 /// About how many bytes of data a page holds unless it is asked for otherwise.
@@ -50,21 +52,6 @@ impl PageRequest {
         self.after = Some(cursor.into());
         self
     }
-
-    /// Checks the request and gives the limit and the position to continue below, if any. For engines.
-    ///
-    /// # Errors
-    /// [`StorageError::InvalidPage`] for a limit outside 1 to [`MAX_PAGE_LIMIT`] and for a cursor that
-    /// is malformed or another owner's.
-    pub fn check(&self, owner: &OwnerId) -> Result<(usize, Option<u64>), StorageError> {
-        if !(1..=MAX_PAGE_LIMIT).contains(&self.limit) {
-            return Err(StorageError::InvalidPage {
-                reason: format!("a limit of {} is not between 1 and {MAX_PAGE_LIMIT}", self.limit),
-            });
-        }
-        let below = self.after.as_ref().map(|cursor| cursor.position(owner)).transpose()?;
-        Ok((self.limit, below))
-    }
 }
 
 /// Where a listing continues: opaque text, valid for the owner that it was given to.
@@ -74,29 +61,9 @@ impl PageRequest {
 pub struct Cursor(String);
 
 impl Cursor {
-    /// The cursor behind the record of `owner` that was created at `position`. For engines.
-    pub fn new(owner: &OwnerId, position: u64) -> Self {
-        Self(format!("{position:x}.{:016x}", Self::check_sum(owner, position)))
-    }
-
     /// The cursor as text, to be handed to a client.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-
-    fn position(&self, owner: &OwnerId) -> Result<u64, StorageError> {
-        let position = self.0.split('.').next().unwrap_or_default();
-        u64::from_str_radix(position, 16)
-            .ok()
-            .filter(|position| Self::new(owner, *position) == *self)
-            .ok_or_else(|| StorageError::InvalidPage {
-                reason: "the cursor is malformed or belongs to another listing".to_owned(),
-            })
-    }
-
-    /// It tells mistakes, not attacks; a forged cursor still lists only the records of the owner who uses it.
-    fn check_sum(owner: &OwnerId, position: u64) -> u64 {
-        stable_hash(owner.as_str().bytes().chain(position.to_be_bytes()))
     }
 }
 
@@ -150,8 +117,8 @@ pub struct ListedRecord {
 
 impl ListedRecord {
     /// A listed record. For engines.
-    pub fn new(task: TaskId, record: crate::backend::Record, created_at: DateTime<Utc>) -> Self {
-        let crate::backend::Record { data, version, expires_at, parts } = record;
+    pub fn new(task: TaskId, record: Record, created_at: DateTime<Utc>) -> Self {
+        let Record { data, version, expires_at, parts } = record;
         Self { task, data, version, expires_at, created_at, parts }
     }
 }
@@ -170,44 +137,5 @@ impl CorruptRecord {
     /// A corrupt record. For engines.
     pub fn new(task: TaskId, reason: String) -> Self {
         Self { task, reason }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rstest::rstest;
-
-    fn owner(id: &str) -> OwnerId {
-        id.try_into().unwrap()
-    }
-
-    #[test]
-    fn a_cursor_gives_back_its_position() {
-        let text = Cursor::new(&owner("alice"), 1_795_000_000_000_000).to_string();
-        let page = PageRequest::new(1).after(text);
-        assert_eq!(page.check(&owner("alice")).unwrap(), (1, Some(1_795_000_000_000_000)));
-    }
-
-    #[rstest]
-    #[case::empty("")]
-    #[case::no_check_sum("ff")]
-    #[case::not_a_number("zz.0000000000000000")]
-    #[case::wrong_check_sum("ff.0000000000000000")]
-    #[case::signed("+ff.0000000000000000")]
-    fn a_malformed_cursor_is_refused(#[case] text: &str) {
-        let page = PageRequest::new(1).after(text);
-        assert!(matches!(page.check(&owner("alice")), Err(StorageError::InvalidPage { .. })));
-    }
-
-    #[test]
-    fn another_owners_cursor_is_refused() {
-        let page = PageRequest::new(1).after(Cursor::new(&owner("alice"), 7));
-        assert!(matches!(page.check(&owner("bob")), Err(StorageError::InvalidPage { .. })));
-    }
-
-    #[test]
-    fn a_cursor_is_the_same_text_in_every_version_of_the_crate() {
-        assert_eq!(Cursor::new(&owner("alice"), 255).as_str(), "ff.75024796edaab566");
     }
 }

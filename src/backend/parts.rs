@@ -6,7 +6,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::{StorageError, Version};
+use super::error::StorageError;
+use super::version::Version;
 
 /// How many parts a record may have.
 pub const MAX_PARTS: usize = 4;
@@ -99,32 +100,6 @@ pub struct Part {
     pub data: Bytes,
     /// The version of the record that they belong to.
     pub version: Version,
-}
-
-/// Refuses a part that is larger than the configured maximum, and more parts than a record may have.
-pub(crate) fn check_parts(parts: &PartChanges, max: usize) -> Result<(), StorageError> {
-    let mut set = 0;
-    for (name, change) in parts {
-        let PartChange::Set(data) = change else { continue };
-        set += 1;
-        if data.len() > max {
-            let what = format!("bytes of the part {name}");
-            return Err(StorageError::TooLarge { what, size: data.len(), max });
-        }
-    }
-    check_count(set)
-}
-
-/// Refuses more parts than a record may have.
-pub(crate) fn check_count(count: usize) -> Result<(), StorageError> {
-    if count > MAX_PARTS {
-        return Err(StorageError::TooLarge {
-            what: "parts of a record".to_owned(),
-            size: count,
-            max: MAX_PARTS,
-        });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

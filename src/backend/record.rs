@@ -1,48 +1,12 @@
 //! A record of an engine, and what a write does to it.
 
-use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::{PartChange, PartChanges, PartName, PartSizes, StorageError};
-
-/// How many times a record has been written since it was created: 1, 2, 3, …, exact to 2^53 - 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Version(u64);
-
-impl Version {
-    /// No record: as the expected version of
-    /// [`put_if_version`](crate::StorageBackend::put_if_version) it means "create".
-    pub const ABSENT: Self = Self(0);
-    /// The version that a new record has.
-    pub const FIRST: Self = Self(1);
-    /// The last version, 2^53 - 1: the largest integer that every engine holds exactly.
-    pub const MAX: Self = Self((1 << 53) - 1);
-
-    /// The version as a number.
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
-    /// The version after this one; `None` after [`MAX`](Self::MAX).
-    pub const fn next(self) -> Option<Self> {
-        if self.0 < Self::MAX.0 { Some(Self(self.0 + 1)) } else { None }
-    }
-}
-
-impl From<u64> for Version {
-    fn from(version: u64) -> Self {
-        Self(version)
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
+use super::parts::{PartChange, PartChanges, PartName, PartSizes};
+use super::version::Version;
 
 /// What a write does to a record's expiry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,20 +24,6 @@ pub enum Expiry {
 impl Expiry {
     /// The longest duration, 100 years of 365.25 days.
     pub const MAX: Duration = Duration::from_secs(100 * 36_525 * 864);
-
-    /// The duration in whole milliseconds, rounded up; `None` for `Keep` and `Never`. For engines.
-    ///
-    /// # Errors
-    /// [`StorageError::InvalidExpiry`] for a duration outside 1 ms to 100 years.
-    pub fn millis(self) -> Result<Option<u64>, StorageError> {
-        let Self::After(given) = self else {
-            return Ok(None);
-        };
-        if given < Duration::from_millis(1) || given > Self::MAX {
-            return Err(StorageError::InvalidExpiry { given });
-        }
-        Ok(Some(given.as_nanos().div_ceil(1_000_000) as u64))
-    }
 }
 
 /// What a write does in addition to storing the data.
@@ -92,8 +42,8 @@ pub struct PutOptions {
 }
 
 impl PutOptions {
-    /// Whether subscribers of the record receive a notification.
-    pub(crate) fn notifies(&self) -> bool {
+    /// Returns whether the record's subscribers receive a notification of the write.
+    pub fn notifies(&self) -> bool {
         !self.is_quiet || self.expiry != Expiry::Keep
     }
 
@@ -157,33 +107,4 @@ pub struct Written {
     pub version: Version,
     /// When it expires by the engine's clock, to the millisecond; `None` for never.
     pub expires_at: Option<DateTime<Utc>>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rstest::rstest;
-
-    #[rstest]
-    #[case::shortest(Duration::from_millis(1), 1)]
-    #[case::rounded_up(Duration::from_micros(1_001), 2)]
-    #[case::longest(Expiry::MAX, 3_155_760_000_000)]
-    fn durations_are_whole_milliseconds(#[case] given: Duration, #[case] millis: u64) {
-        assert_eq!(Expiry::After(given).millis().unwrap(), Some(millis));
-    }
-
-    #[rstest]
-    #[case::too_short(Duration::from_micros(999))]
-    #[case::nothing(Duration::ZERO)]
-    #[case::too_long(Expiry::MAX + Duration::from_nanos(1))]
-    #[case::endless(Duration::MAX)]
-    fn other_durations_are_refused(#[case] given: Duration) {
-        assert!(matches!(Expiry::After(given).millis(), Err(StorageError::InvalidExpiry { .. })));
-    }
-
-    #[test]
-    fn versions_end_at_2_to_the_53_less_1() {
-        assert_eq!(Version::from(9_007_199_254_740_990).next(), Some(Version::MAX));
-        assert_eq!(Version::MAX.next(), None);
-    }
 }

@@ -81,10 +81,11 @@ async fn nothing_is_held_of_owners_whose_records_have_expired_or_were_deleted() 
     assert!(backend.delete(&key("deleting", "t1")).await.unwrap());
     clock.store(1_001 * SECOND, Ordering::SeqCst);
     backend.put(&key("other", "t1"), Bytes::new(), PutOptions::default()).await.unwrap();
-    let held: usize = lock(&backend.shards[0]).owners.values().map(|owner| owner.by_expiry.len()).sum();
+    let held: usize =
+        lock(&backend.contents.shards[0]).owners.values().map(|owner| owner.by_expiry.len()).sum();
     assert_eq!(held, 100 - DROPPED_BY_A_WRITE);
     assert_eq!(backend.cleanup_expired().await.unwrap(), 100 - DROPPED_BY_A_WRITE as u64);
-    let shard = lock(&backend.shards[0]);
+    let shard = lock(&backend.contents.shards[0]);
     assert_eq!(shard.owners.keys().map(OwnerId::as_str).collect::<Vec<_>>(), ["other"]);
     assert!(shard.by_first_expiry.is_empty());
 }
@@ -103,17 +104,17 @@ async fn inserts_of_one_owner_drop_what_has_expired_of_all_others() {
     for task in 0..2 * SHARDS {
         backend.put(&key("alice", &task.to_string()), Bytes::new(), after(10)).await.unwrap();
     }
-    assert_eq!(backend.shards.iter().map(|shard| lock(shard).owners.len()).sum::<usize>(), 1);
+    assert_eq!(backend.contents.shards.iter().map(|shard| lock(shard).owners.len()).sum::<usize>(), 1);
 }
 
 #[tokio::test]
 async fn nothing_is_held_of_a_record_that_nobody_watches_any_more() {
     let (backend, _) = with_a_clock_to_set();
-    let (backend, key) = (Arc::new(backend), key("alice", "t1"));
-    let watches = [0, 1].map(|_| Arc::clone(&backend).watch(&key));
-    assert!(!backend.shard(&key.owner).watched.is_empty());
+    let (backend, key) = (backend, key("alice", "t1"));
+    let watches = [0, 1].map(|_| backend.watch(&key));
+    assert!(!backend.shard(&key.owner).watchers.is_empty());
     drop(watches);
-    assert!(backend.shard(&key.owner).watched.is_empty());
+    assert!(backend.shard(&key.owner).watchers.is_empty());
 }
 
 /// An order that was emptied by hand stays empty as long as no write touches it.

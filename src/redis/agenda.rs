@@ -10,7 +10,6 @@ mod shards;
 mod wakeups;
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,11 +18,9 @@ use tracing::debug_span;
 
 use super::RedisBackend;
 use super::error::Context;
-use super::link::Sent;
-use crate::backend::{
-    Agenda, Cursor, Due, MAX_TAKEN, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage,
-    delay_millis,
-};
+use super::reply::InFlight;
+use crate::backend::engine::{MAX_TAKEN, delay_millis};
+use crate::backend::{Agenda, Cursor, Due, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage};
 use crate::printable::Chain;
 use crate::scripts::{
     FoundTimers, QueueState, RESOLVE, Resolve, Resolved, SCHEDULE, Schedule, TAKE_DUE, TakeDue, Timed,
@@ -138,7 +135,7 @@ impl RedisBackend {
             let mut remove = redis::cmd("ZREM");
             remove.arg(key).arg(&members);
             let count = members.len();
-            match self.0.link.send(&remove, key, &Sent::default()).await {
+            match self.0.connection.send(&remove, key, &InFlight::default()).await {
                 Ok(_) => tracing::warn!(key, count, "removed timers that belong to no task"),
                 Err(failure) => {
                     let error = self.writes(key).storage_error(failure);
@@ -228,7 +225,7 @@ impl Agenda for RedisBackend {
         Ok(had_effect)
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
         self.wakeups_of(queues.to_vec())
     }
 

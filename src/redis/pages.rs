@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use redis::{Pipeline, Value};
 
 use super::error::Context;
-use super::link::Failure;
+use super::reply::CommandError;
 use super::schema::Stored;
 use super::{RedisBackend, hmget};
+use crate::backend::engine::{PageBounds, cursor, from_micros};
 use crate::backend::{
-    CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, OwnerId, Page, PageRequest, Record, StorageError,
-    TaskId, from_micros,
+    CorruptRecord, ListedRecord, MAX_PAGE_LIMIT, OwnerId, Page, Record, StorageError, TaskId,
 };
 use crate::printable::Chain;
 use crate::scripts::{LIST, List, Listed, REAP, Reap, UnexpectedReply, integer};
@@ -68,17 +68,17 @@ impl RedisBackend {
         &self,
         owner: &OwnerId,
         members: Vec<(Vec<u8>, u64)>,
-        request: &PageRequest,
+        bounds: PageBounds,
         context: &Context<'_>,
     ) -> Result<Page, StorageError> {
         // A page that is not full is the last one.
         let oldest = members.last().map(|(_, created_at)| *created_at);
-        let oldest = oldest.filter(|_| members.len() == request.limit);
+        let oldest = oldest.filter(|_| members.len() == bounds.limit);
         let members = self.members(owner, members);
         let largest = self.0.largest_listed.load(Ordering::Relaxed).max(1);
-        let at_once = (request.max_bytes / largest).max(1);
+        let at_once = (bounds.max_bytes / largest).max(1);
         let (first, others) = members.split_at(members.len().min(at_once));
-        let mut listing = Listing { room: request.max_bytes, ..Listing::default() };
+        let mut listing = Listing { room: bounds.max_bytes, ..Listing::default() };
         if !first.is_empty() {
             // In the same round trip, how large the others are.
             let mut reads = Pipeline::with_capacity(members.len());
@@ -108,7 +108,7 @@ impl RedisBackend {
             self.0.largest_listed.store(found.max(largest / 2), Ordering::Relaxed);
         }
         let ends_at = if listed == members.len() { oldest } else { Some(members[listed - 1].created_at) };
-        page.next = ends_at.map(|position| Cursor::new(owner, position));
+        page.next = ends_at.map(|position| cursor(owner, position));
         // The page stands whether or not the index can be tidied: the caller may be one that only reads.
         if !gone.is_empty()
             && let Err(error) = self.reap(owner, gone, context).await
@@ -123,10 +123,10 @@ impl RedisBackend {
         &self,
         reads: &Pipeline,
         context: &Context<'_>,
-    ) -> Result<Vec<Result<Value, Failure>>, StorageError> {
-        context.sent.mark();
-        let replies = self.link(context).read_all(reads, context.key).await;
-        context.sent.clear();
+    ) -> Result<Vec<Result<Value, CommandError>>, StorageError> {
+        context.in_flight.set();
+        let replies = self.connection(context).read_all(reads, context.key).await;
+        context.in_flight.clear();
         let replies = replies.map_err(|failure| context.storage_error(failure))?;
         if replies.len() != reads.len() {
             return Err(context.unexpected(UnexpectedReply));
@@ -135,7 +135,7 @@ impl RedisBackend {
     }
 
     /// The size of a record's data by the reply to `HSTRLEN`. What cannot be read has no bytes to read.
-    fn size(&self, member: &Member, reply: Result<Value, Failure>) -> Result<usize, StorageError> {
+    fn size(&self, member: &Member, reply: Result<Value, CommandError>) -> Result<usize, StorageError> {
         let context = self.reads(&member.key);
         match reply.map_err(|failure| context.storage_error(failure)) {
             Ok(size) => {
@@ -151,7 +151,7 @@ impl RedisBackend {
     async fn read_hashes(
         &self,
         members: &[Member],
-        replies: Vec<Result<Value, Failure>>,
+        replies: Vec<Result<Value, CommandError>>,
         listing: &mut Listing,
     ) -> Result<(), StorageError> {
         for (member, reply) in members.iter().zip(replies) {

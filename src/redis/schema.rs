@@ -21,10 +21,10 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use redis::Value;
 
+use crate::backend::engine::{Change, from_millis};
 use crate::backend::key::{escape, stable_hash, unescape};
-use crate::backend::watch::Signal;
 use crate::backend::{
-    OwnerId, Part, PartName, PartSizes, Queue, Record, StorageError, TaskId, TaskKey, Version, from_millis,
+    OwnerId, Part, PartName, PartSizes, Queue, Record, StorageError, TaskId, TaskKey, Version,
 };
 use crate::scripts::{RecordKeys, exact};
 
@@ -258,12 +258,12 @@ fn part_sizes(field: &Value) -> Option<PartSizes> {
 }
 
 /// Reads a message of an owner's channel: which key was written, and what is known of it.
-pub(super) fn read_message(message: &[u8]) -> Option<(&str, Signal)> {
+pub(super) fn read_message(message: &[u8]) -> Option<(&str, Change)> {
     let (expires_at, key) = std::str::from_utf8(message).ok()?.split_once(' ')?;
     let signal = match (expires_at, exact(expires_at)) {
-        ("", _) => Signal::Written(None),
-        (_, Some(millis)) => Signal::Written(Some(from_millis(millis))),
-        _ => Signal::Look,
+        ("", _) => Change::Written(None),
+        (_, Some(millis)) => Change::Written(Some(from_millis(millis))),
+        _ => Change::Unknown,
     };
     Some((key, signal))
 }
@@ -379,9 +379,9 @@ mod tests {
         let read = read_message(message.as_bytes());
         assert_eq!(read.as_ref().map(|(key, _)| *key), says.map(|_| "pmcp:tasks:a:b c"));
         let signal = read.map(|(_, signal)| match signal {
-            Signal::Written(expires_at) => format!("Written({expires_at:?})"),
-            Signal::Look => "Look".to_owned(),
-            Signal::Lost(_) => "Lost".to_owned(),
+            Change::Written(expires_at) => format!("Written({expires_at:?})"),
+            Change::Unknown => "Look".to_owned(),
+            Change::Failed(_) => "Lost".to_owned(),
         });
         assert!(signal.as_deref().unwrap_or_default().starts_with(says.unwrap_or_default()), "{signal:?}");
     }

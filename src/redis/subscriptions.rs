@@ -21,12 +21,14 @@ use tokio::sync::{Notify, watch};
 
 use super::clock::server_time;
 use super::error::Context;
-use super::link::{Failure, replied};
 use super::master::{Master, Opened};
 use super::notifications::confirms;
+use super::reply::{CommandError, value_or_error};
 use super::schema::read_message;
 use super::{Inner, RedisBackend};
-use crate::backend::watch::{Seat, Signal, Watched, by_polling, by_signals};
+use crate::backend::engine::{
+    Change, Subscription, Watchers, on_drop, watch_by_notifications, watch_by_polling,
+};
 use crate::backend::{StorageError, TaskKey};
 use crate::printable::Chain;
 use crate::scripts::Pubsub;
@@ -59,7 +61,7 @@ type Outcome = Option<(Instant, RedisResult<Arc<Server>>)>;
 #[derive(Default)]
 struct Channel {
     /// By the key that a message names.
-    watched: Watched<String>,
+    watchers: Watchers<String>,
     state: watch::Sender<State>,
     /// The connection that is subscribed, by its number.
     at: Option<u64>,
@@ -91,14 +93,10 @@ impl State {
 
 /// The place of one who watches a key.
 pub(super) struct Subscribed {
-    pub(super) signals: watch::Receiver<Signal>,
+    pub(super) subscription: Subscription,
     /// Its sender is gone once the runtime is that listened.
     pub(super) state: watch::Receiver<State>,
-    /// Must be dropped after the signals.
-    pub(super) seat: Leave,
 }
-
-pub(super) type Leave = Seat<Box<dyn FnOnce() + Send>>;
 
 /// A connection over which a server publishes.
 struct Server {
@@ -114,16 +112,16 @@ struct Server {
 impl RedisBackend {
     /// Watches a record by subscription.
     pub(super) fn subscribe(
-        self: Arc<Self>,
+        &self,
         subscriptions: &Arc<Subscriptions>,
         key: &TaskKey,
     ) -> BoxStream<'static, Result<(), StorageError>> {
         let channel = self.0.schema.channel(&key.owner);
         let task = self.0.schema.task(&key.owner, &key.task);
-        let Subscribed { signals, state, seat } = subscriptions.join(&self.0, channel, task);
+        let Subscribed { subscription, state } = subscriptions.join(&self.0, channel, task);
         let is_live = state.borrow().is_live();
-        let signalled = by_signals(Arc::clone(&self), key.clone(), signals, is_live, seat);
-        let watching = Watching { backend: self, key: key.clone(), state, signalled, polled: None };
+        let notified = watch_by_notifications(self.clone(), key.clone(), subscription, is_live);
+        let watching = Watching { backend: self.clone(), key: key.clone(), state, notified, polled: None };
         Box::pin(unfold(watching, |mut watching| async {
             watching.next().await.map(|item| (item, watching))
         }))
@@ -132,10 +130,10 @@ impl RedisBackend {
 
 /// A subscriber of a record. It receives signals, and polls as long as the server passes on no messages.
 struct Watching {
-    backend: Arc<RedisBackend>,
+    backend: RedisBackend,
     key: TaskKey,
     state: watch::Receiver<State>,
-    signalled: BoxStream<'static, Result<(), StorageError>>,
+    notified: BoxStream<'static, Result<(), StorageError>>,
     polled: Option<BoxStream<'static, Result<(), StorageError>>>,
 }
 
@@ -145,9 +143,9 @@ impl Watching {
             if !matches!(*self.state.borrow_and_update(), State::Polled) {
                 self.polled = None;
             } else if self.polled.is_none() {
-                self.polled = Some(by_polling(Arc::clone(&self.backend), self.key.clone()));
+                self.polled = Some(watch_by_polling(self.backend.clone(), self.key.clone()));
             }
-            let items = self.polled.as_mut().unwrap_or(&mut self.signalled);
+            let items = self.polled.as_mut().unwrap_or(&mut self.notified);
             let changed = pin!(self.state.changed());
             match select(items.next(), changed).await {
                 Either::Left((item, _)) => return item,
@@ -166,12 +164,22 @@ impl Subscriptions {
 
     /// Watches a key that messages of this channel name. Subscribes to the channel unless somebody has.
     pub(super) fn join(self: &Arc<Self>, inner: &Arc<Inner>, channel: String, key: String) -> Subscribed {
-        let (signals, state, begun) = {
+        let leave = {
+            let (of, channel) = (Arc::clone(self), channel.clone());
+            move || {
+                if let Some(held) = of.channels().get(&channel)
+                    && held.watchers.is_empty()
+                {
+                    held.is_left.notify_one();
+                }
+            }
+        };
+        let (subscription, state, begun) = {
             let mut channels = self.channels();
             let entry = channels.entry(channel.clone());
             let is_new = matches!(entry, std::collections::hash_map::Entry::Vacant(_));
             let held = entry.or_default();
-            let signals = held.watched.join(key.clone());
+            let subscription = held.watchers.subscribe_until(key, leave);
             let begun = is_new.then(|| Listening {
                 inner: Arc::clone(inner),
                 subscriptions: Arc::clone(self),
@@ -179,22 +187,13 @@ impl Subscriptions {
                 is_left: Arc::clone(&held.is_left),
                 is_dropped: Arc::clone(&held.is_dropped),
             });
-            (signals, held.state.subscribe(), begun)
+            (subscription, held.state.subscribe(), begun)
         };
         // Not under the lock, which is taken to drop it, as a runtime that is gone does at once.
         if let Some(listening) = begun {
             tokio::spawn(listening.run());
         }
-        let of = Arc::clone(self);
-        let leave = move || {
-            if let Some(held) = of.channels().get_mut(&channel) {
-                held.watched.leave(&key);
-                if held.watched.is_empty() {
-                    held.is_left.notify_one();
-                }
-            }
-        };
-        Subscribed { signals, state, seat: Seat::new(Box::new(leave)) }
+        Subscribed { subscription, state }
     }
 
     /// Nothing panics while it holds the channels.
@@ -213,7 +212,7 @@ impl Subscriptions {
         match (&push.kind, rest) {
             (PushKind::Message | PushKind::SMessage, [Value::BulkString(message)]) => {
                 if let Some((key, signal)) = read_message(message) {
-                    held.watched.tell(key, signal);
+                    held.watchers.notify(key, signal);
                 }
             }
             // Unasked: the slot has moved to another server. If the subscription was replaced already, this is the reply.
@@ -265,7 +264,7 @@ impl Subscriptions {
         let is_lost = watch::Sender::new(false);
         let (this, lost) = (Arc::downgrade(self), is_lost.clone());
         // Goes with the task that reads from the connection, of which nobody is told that its runtime is gone.
-        let gone = Seat::new({
+        let gone = on_drop({
             let lost = lost.clone();
             move || {
                 lost.send_replace(true);
@@ -287,7 +286,7 @@ impl Subscriptions {
 
 impl Server {
     async fn send(&self, command: &Cmd) -> RedisResult<Value> {
-        replied(self.connection.clone().send_packed_command(command).await?)
+        value_or_error(self.connection.clone().send_packed_command(command).await?)
     }
 
     /// Subscribes by the commands that match those of the scripts.
@@ -372,7 +371,7 @@ impl Listening {
                 Ok((server, pubsub)) => {
                     delay = FIRST_DELAY;
                     let state = if pubsub.is_some() { State::Live } else { State::Polled };
-                    self.set_state(state, &Signal::Look);
+                    self.set_state(state, &Change::Unknown);
                     let end = self.end(&server, pubsub).await;
                     // Subscribers receive a notification once this channel is live again.
                     if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
@@ -381,7 +380,7 @@ impl Listening {
                     }
                     match end {
                         End::Lost => {}
-                        End::Dropped => self.inner.link.look_again(),
+                        End::Dropped => self.inner.connection.refresh_topology(),
                         End::Moved => {
                             let channel = self.channel.clone();
                             drop(tokio::spawn(async move {
@@ -405,9 +404,10 @@ impl Listening {
                 Err(error) => {
                     let (inner, channel) = (Arc::clone(&self.inner), self.channel.clone());
                     let error: Arc<dyn Fn() -> StorageError + Send + Sync> = Arc::new(move || {
-                        Context::reads(&inner.address, &channel).storage_error(Failure::Unsent(error.clone()))
+                        Context::reads(&inner.address, &channel)
+                            .storage_error(CommandError::NotSent(error.clone()))
                     });
-                    self.set_state(State::Failed(Arc::clone(&error)), &Signal::Lost(error));
+                    self.set_state(State::Failed(Arc::clone(&error)), &Change::Failed(error));
                     tokio::time::sleep(delay).await;
                     if self.forget_if_left() {
                         return;
@@ -425,7 +425,8 @@ impl Listening {
         let is_left = pin!(self.abandoned());
         let is_dropped = pin!(self.is_dropped.notified());
         let is_mistaken = pin!(mistaken(server, pubsub));
-        let has_moved = select(self.inner.link.has_moved(&self.channel, &server.master), is_mistaken);
+        let has_moved =
+            select(self.inner.connection.master_changed(&self.channel, &server.master), is_mistaken);
         match select(select(is_lost, is_left), select(is_dropped, has_moved)).await {
             Either::Left((Either::Left(_), _)) => End::Lost,
             Either::Left((Either::Right(_), _)) => End::Left,
@@ -437,7 +438,7 @@ impl Listening {
 
     /// The connection, and the commands of the subscription; `None` if the server passes on no messages.
     async fn subscribe(&self) -> RedisResult<(Arc<Server>, Option<Pubsub>)> {
-        let master = self.inner.link.master_of(&self.channel).await?;
+        let master = self.inner.connection.master_of(&self.channel).await?;
         let (server, pubsub) = loop {
             let server = self.subscriptions.server(&self.inner, Arc::clone(&master)).await?;
             let pubsub = master.pubsub().await;
@@ -454,7 +455,7 @@ impl Listening {
         match server.subscribe(commands, &self.channel).await {
             Ok(()) => Ok((server, pubsub)),
             Err(error) => {
-                let error = self.inner.link.explain(error);
+                let error = self.inner.connection.on_error_reply(error);
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no
                 // use, as when the runtime is gone that it ran on.
                 if !matches!(
@@ -468,10 +469,10 @@ impl Listening {
         }
     }
 
-    fn set_state(&self, state: State, signal: &Signal) {
+    fn set_state(&self, state: State, signal: &Change) {
         if let Some(held) = self.subscriptions.channels().get_mut(&self.channel) {
             held.state.send_replace(state);
-            held.watched.tell_all(signal);
+            held.watchers.notify_all(signal);
         }
     }
 
@@ -485,7 +486,7 @@ impl Listening {
             // Whoever watches next finds it live, and the end of this subscription does not race with the next one.
             tokio::time::sleep(LINGERS).await;
             if let Some(held) = self.subscriptions.channels().get_mut(&self.channel)
-                && held.watched.is_empty()
+                && held.watchers.is_empty()
             {
                 held.state.send_replace(State::Begun);
                 held.at = None;
@@ -495,13 +496,13 @@ impl Listening {
     }
 
     fn is_watched(&self) -> bool {
-        self.subscriptions.channels().get(&self.channel).is_some_and(|held| !held.watched.is_empty())
+        self.subscriptions.channels().get(&self.channel).is_some_and(|held| !held.watchers.is_empty())
     }
 
     /// Forgets the channel if nobody watches.
     fn forget_if_left(&self) -> bool {
         let mut channels = self.subscriptions.channels();
-        let is_left = channels.get(&self.channel).is_none_or(|held| held.watched.is_empty());
+        let is_left = channels.get(&self.channel).is_none_or(|held| held.watchers.is_empty());
         if is_left {
             channels.remove(&self.channel);
         }

@@ -60,7 +60,7 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
     }
 
     async fn ask(&self, key: String, request: Value) -> Result<StoredTask, TaskError> {
-        Self::ask(self, key, request).await
+        Self::request_input(self, key, request).await
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) fn meaning(error: &TaskError) -> Meaning {
         | TaskError::LimitExceeded { .. }
         | TaskError::InvalidArgument { .. }
         | TaskError::Unreadable { .. }
+        | TaskError::Unencodable { .. }
         | TaskError::Storage(StorageError::Corrupt { .. }) => Meaning::Final,
         _ => Meaning::Temporary,
     }

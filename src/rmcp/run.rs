@@ -125,7 +125,7 @@ impl<B: Agenda> Run<B> {
 
     async fn follow(&mut self, stop: &Stop) -> End {
         let (backend, key) = (Arc::clone(self.store.shared_backend()), self.attempt.key().clone());
-        let watch = || Arc::clone(&backend).watch(&key);
+        let watch = || backend.watch(&key);
         let mut changes = Some(watch());
         let mut abort_at = None;
         let mut ttl_at = self.ttl().map(|left| Instant::now() + left);

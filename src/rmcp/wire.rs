@@ -105,7 +105,7 @@ impl From<TaskError> for ErrorData {
     fn from(error: TaskError) -> Self {
         let code = ErrorCode(i32::try_from(error.code()).unwrap_or(ErrorCode::INTERNAL_ERROR.0));
         match error {
-            TaskError::Storage(_) | TaskError::Unreadable { .. } => {
+            TaskError::Storage(_) | TaskError::Unreadable { .. } | TaskError::Unencodable { .. } => {
                 if is_unreadable(&error) {
                     tracing::warn!(error = %Chain(&error), "a task could not be served: its record cannot be read");
                 } else {
@@ -123,9 +123,14 @@ impl From<TaskError> for ErrorData {
     }
 }
 
-/// Whether the record, or a payload of it, cannot be read. Trying again does not help.
+/// Whether the record, or a payload of it, cannot be read or written as JSON. Trying again does not help.
 pub(super) fn is_unreadable(error: &TaskError) -> bool {
-    matches!(error, TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. }))
+    matches!(
+        error,
+        TaskError::Unreadable { .. }
+            | TaskError::Unencodable { .. }
+            | TaskError::Storage(StorageError::Corrupt { .. })
+    )
 }
 
 /// How an operation ends after this error. One that must stop is cancelled, as after a request to cancel.

@@ -184,7 +184,7 @@ impl<B: Agenda> Worker<B> {
 
     /// Takes tasks from these queues until there may be more queues, or the process is about to end: then `false`.
     async fn take_from(&self, queues: &[Queue]) -> bool {
-        let mut wakeups = Arc::clone(&self.backend).wakeups(queues).fuse();
+        let mut wakeups = self.backend.wakeups(queues).fuse();
         let mut back_off = BackOff::new();
         loop {
             let places = tokio::select! {

@@ -24,7 +24,8 @@ use redis::{Cmd, ToRedisArgs, Value};
 
 use chrono::{DateTime, Utc};
 
-use crate::backend::{Version, from_millis};
+use crate::backend::Version;
+use crate::backend::engine::from_millis;
 
 pub(crate) use cas_put::{CAS_PUT, CasPut, Kept};
 pub(crate) use delete::{DELETE, Delete};

@@ -185,7 +185,7 @@ enum Event {
 
 impl<B: Agenda> Keeper<B> {
     async fn run(mut self, kept: Kept, dropped: Arc<Mutex<mpsc::UnboundedReceiver<Dropped>>>) {
-        let mut wakeups = Arc::clone(&self.backend).wakeups(&self.queue).fuse();
+        let mut wakeups = self.backend.wakeups(&self.queue).fuse();
         let mut back_off = BackOff::new();
         while kept.sign(self.limit) {
             let pause = match self.take().await {

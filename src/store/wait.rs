@@ -1,6 +1,5 @@
 //! Waiting until a task needs somebody.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -40,7 +39,7 @@ impl<B: Agenda> TaskStore<B> {
                 return Ok(stored);
             }
             // Begun only now, as most often there is nothing to wait for. Its first item leads to another look.
-            let changes = watch.get_or_insert_with(|| Arc::clone(&self.0.backend).watch(key));
+            let changes = watch.get_or_insert_with(|| self.0.backend.watch(key));
             match timeout(self.until_the_next_read(&stored), changes.next()).await {
                 Ok(Some(Err(error))) if !error.is_retryable() => {
                     return Err(TaskError::from_storage(error, &key.task));

@@ -508,7 +508,7 @@ type Wakeups = BoxStream<'static, ()>;
 
 /// A subscription that is live: what comes from now on is heard.
 async fn wakeups(store: &Store, queues: &[Queue]) -> Wakeups {
-    let mut wakeups = Arc::clone(&store.backend).wakeups(queues);
+    let mut wakeups = store.backend.wakeups(queues);
     let probe = key("probe", "t1");
     let live = async {
         loop {
@@ -606,7 +606,7 @@ async fn what_is_scheduled_while_nobody_polls_the_stream_is_an_item_of_the_next_
     let store = engine.open().await;
     // Never polled so far, while another one is live.
     let _other = wakeups(&store, &[leases()]).await;
-    let mut stream = Arc::clone(&store.backend).wakeups(&[leases()]);
+    let mut stream = store.backend.wakeups(&[leases()]);
     for number in 0..3 {
         store.schedule(&leases(), &key("alice", &number.to_string()), HOUR / (number + 1)).await.unwrap();
     }
@@ -623,7 +623,7 @@ async fn what_is_scheduled_while_nobody_polls_the_stream_is_an_item_of_the_next_
 #[tokio::test]
 async fn a_stream_of_wakeups_of_no_queue_is_silent(#[case] engine: Engine) {
     let store = engine.open().await;
-    let mut stream = Arc::clone(&store.backend).wakeups(&[]);
+    let mut stream = store.backend.wakeups(&[]);
     assert!(stream.next().now_or_never().is_none());
     store.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(100), stream.next()).await.is_err());
@@ -767,7 +767,7 @@ async fn a_shared_agenda_and_a_boxed_one_are_agendas_too() {
     async fn works<A: Agenda>(agenda: A) {
         let t1 = key("alice", "t1");
         let agenda = Arc::new(agenda);
-        let mut stream = Arc::clone(&agenda).wakeups(&[leases()]);
+        let mut stream = agenda.wakeups(&[leases()]);
         agenda.schedule(&leases(), &t1, NOW).await.unwrap();
         item(&mut stream).await;
         let due = agenda.take_due(&[leases()], 1, HOUR).await.unwrap().due.remove(0);

@@ -1416,7 +1416,7 @@ async fn next(watch: &mut BoxStream<'static, Result<(), StorageError>>) -> Optio
 async fn a_watch_gives_an_item_once_it_is_live_and_one_after_each_change(#[case] engine: Engine) {
     let (store, key) = (engine.open().await, key("alice", "t 1"));
     store.put(&key, "one".into(), never()).await.unwrap();
-    let mut watch = Arc::clone(&store.backend).watch(&key);
+    let mut watch = store.backend.watch(&key);
     next(&mut watch).await.unwrap().unwrap();
     store.put(&key, "two".into(), keep()).await.unwrap();
     next(&mut watch).await.unwrap().unwrap();
@@ -1441,7 +1441,7 @@ async fn whoever_reads_after_each_item_of_a_watch_sees_the_last_change(#[case] e
             }
         }
     });
-    let mut watch = Arc::clone(&store.backend).watch(&key);
+    let mut watch = store.backend.watch(&key);
     while store.get(&key).await.unwrap().data != "200" {
         next(&mut watch).await.unwrap().unwrap();
     }
@@ -1453,7 +1453,7 @@ async fn whoever_reads_after_each_item_of_a_watch_sees_the_last_change(#[case] e
 async fn a_watch_ends_when_its_record_is_deleted(#[case] engine: Engine) {
     let (store, key) = (engine.open().await, key("alice", "t1"));
     store.put(&key, "one".into(), in_an_hour()).await.unwrap();
-    let mut watch = Arc::clone(&store.backend).watch(&key);
+    let mut watch = store.backend.watch(&key);
     next(&mut watch).await.unwrap().unwrap();
     store.delete(&key).await.unwrap();
     assert!(next(&mut watch).await.is_none());
@@ -1464,7 +1464,7 @@ async fn a_watch_ends_when_its_record_is_deleted(#[case] engine: Engine) {
 async fn a_watch_ends_by_itself_when_its_record_expires(#[case] engine: Engine) {
     let (store, key) = (engine.open().await, key("alice", "t1"));
     store.put(&key, "one".into(), in_an_hour()).await.unwrap();
-    let mut watch = Arc::clone(&store.backend).watch(&key);
+    let mut watch = store.backend.watch(&key);
     next(&mut watch).await.unwrap().unwrap();
     // Another expiry is felt as any other change is, and the watch goes by that one.
     let written = store.put(&key, "two".into(), after_ms(50)).await.unwrap();
@@ -1487,7 +1487,7 @@ async fn a_watch_ends_when_a_quiet_write_makes_its_record_expire(#[case] engine:
     let (store, t1) = (engine.open().await, key("alice", "t1"));
     for options in [after_ms(1), after_ms(1).quiet()] {
         store.put(&t1, "one".into(), never()).await.unwrap();
-        let mut watch = Arc::clone(&store.backend).watch(&t1);
+        let mut watch = store.backend.watch(&t1);
         next(&mut watch).await.unwrap().unwrap();
         store.put(&t1, "two".into(), options).await.unwrap();
         while let Some(item) = next(&mut watch).await {
@@ -1503,7 +1503,7 @@ async fn a_watch_of_an_absent_or_expired_record_ends_without_an_item(#[case] eng
     store.put_expired(&key("alice", "expired")).await;
     store.put(&key("alice", "other"), "lives".into(), keep()).await.unwrap();
     for task in ["absent", "expired"] {
-        assert!(next(&mut Arc::clone(&store.backend).watch(&key("alice", task))).await.is_none(), "{task}");
+        assert!(next(&mut store.backend.watch(&key("alice", task))).await.is_none(), "{task}");
     }
 }
 
@@ -1512,7 +1512,7 @@ async fn a_watch_of_an_absent_or_expired_record_ends_without_an_item(#[case] eng
 async fn a_watch_hears_nothing_of_quiet_writes_other_tasks_and_other_owners(#[case] engine: Engine) {
     let (store, t1) = (engine.open().await, key("alice", "t1"));
     store.put(&t1, "one".into(), keep()).await.unwrap();
-    let mut watch = Arc::clone(&store.backend).watch(&t1);
+    let mut watch = store.backend.watch(&t1);
     next(&mut watch).await.unwrap().unwrap();
     for (owner, task) in [("alice", "t2"), ("bob", "t1")] {
         store.put(&key(owner, task), "data".into(), keep()).await.unwrap();
@@ -1533,7 +1533,7 @@ async fn a_quiet_write_wakes_nobody_who_watches(#[case] engine: Engine) {
     let mut watches = Vec::new();
     for key in [&t1, &t2] {
         store.put(key, "one".into(), keep()).await.unwrap();
-        watches.push(Arc::clone(&store.backend).watch(key));
+        watches.push(store.backend.watch(key));
         next(watches.last_mut().unwrap()).await.unwrap().unwrap();
     }
     store.put(&t1, "two".into(), keep().quiet()).await.unwrap();
@@ -1552,7 +1552,7 @@ async fn many_may_watch_and_each_is_told_until_it_leaves(#[case] engine: Engine)
     let (store, t1, t2) = (engine.open().await, key("alice", "t1"), key("alice", "t2"));
     store.put(&t1, "one".into(), keep()).await.unwrap();
     store.put(&t2, "one".into(), keep()).await.unwrap();
-    let watch = |key| Arc::clone(&store.backend).watch(key);
+    let watch = |key| store.backend.watch(key);
     let mut watches = [watch(&t1), watch(&t1), watch(&t2)];
     for watch in &mut watches {
         next(watch).await.unwrap().unwrap();

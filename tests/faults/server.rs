@@ -606,7 +606,7 @@ async fn once_a_write_has_found_a_replica_no_read_goes_there_any_more(#[case] re
     assert_eq!(written.is_ok(), replicas == 0);
     assert_eq!(backend.get(&t1).await.unwrap().data, "old");
     assert_eq!(backend.part(&t1, &part).await.unwrap().unwrap().data, "old");
-    let mut watch = Arc::new(backend.clone()).watch(&t1);
+    let mut watch = backend.watch(&t1);
     watch.next().await.unwrap().unwrap();
     target.store(new.port, Ordering::SeqCst);
     // Its master cannot be reached, so what it has stays what it was.

@@ -4,7 +4,6 @@
 mod chains;
 mod credentials;
 mod rights;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::cluster::Cluster;
@@ -34,7 +33,7 @@ async fn every_operation(backend: &RedisBackend, admin: &mut Connection) -> Resu
     backend.part(&t1, &part).await?;
     backend.put(&t1, "data".into(), keep().clear_part(part)).await?;
     backend.clock(&t1).await?;
-    Arc::new(backend.clone()).watch(&t1).next().await.expect("it lives")?;
+    backend.watch(&t1).next().await.expect("it lives")?;
     let expired = backend.put(&key("alice", "t3"), "data".into(), after_ms(1)).await?.expires_at;
     while backend.now() < expired.unwrap() {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -231,7 +230,7 @@ async fn a_password_that_looks_like_a_setting_is_a_password() {
     let backend = RedisBackend::connect(&url).await.unwrap();
     backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
     // It speaks RESP3, so it subscribes.
-    Arc::new(backend).watch(&key("alice", "t1")).next().await.unwrap().unwrap();
+    backend.watch(&key("alice", "t1")).next().await.unwrap().unwrap();
     let clients: String = redis::cmd("CLIENT").arg("LIST").query(&mut connection(&url)).unwrap();
     assert!(clients.contains("resp=3"), "{clients}");
 }
@@ -401,7 +400,7 @@ async fn a_watch_by_a_user_that_may_not_subscribe_is_denied_and_ends() {
     let tasks = TaskStore::new(backend.clone());
     tasks.get(&task.key).await.unwrap();
     let in_time = async {
-        let mut watch = Arc::new(backend).watch(&task.key);
+        let mut watch = backend.watch(&task.key);
         let denied = watch.next().await;
         assert!(matches!(denied, Some(Err(StorageError::Denied { .. }))), "{denied:?}");
         assert!(watch.next().await.is_none());
@@ -450,7 +449,7 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
             foreign.put_if_version(&t1, "lost".into(), never(), Version::FIRST).await.map(drop),
             foreign.delete(&t1).await.map(drop),
             foreign.list(&owner("alice"), PageRequest::new(5)).await.map(drop),
-            Arc::new(foreign.clone()).watch(&t1).next().await.expect("a refusal"),
+            foreign.watch(&t1).next().await.expect("a refusal"),
             foreign.schedule(&leases, &t1, Duration::ZERO).await,
             foreign.take_due(std::slice::from_ref(&leases), 1, Duration::ZERO).await.map(drop),
             foreign.timers(&leases, None).await.map(drop),

@@ -52,7 +52,7 @@ async fn quiet(wakeups: &mut BoxStream<'static, ()>) {
 }
 
 fn wakeups(backend: &RedisBackend) -> BoxStream<'static, ()> {
-    Arc::new(backend.clone()).wakeups(&[leases()])
+    backend.wakeups(&[leases()])
 }
 
 /// The scores of a queue's timers as the server prints them.
@@ -264,9 +264,8 @@ async fn one_subscription_serves_all_queues_and_streams_and_ends_with_the_last()
         redis::from_redis_value::<i64>(count).unwrap()
     };
     let backend = Arc::new(RedisBackend::connect(&server.url()).await.unwrap());
-    let mut streams: Vec<_> = (0..3)
-        .map(|number| Arc::clone(&backend).wakeups(&[leases(), queue(&format!("work/{number}"))]))
-        .collect();
+    let mut streams: Vec<_> =
+        (0..3).map(|number| backend.wakeups(&[leases(), queue(&format!("work/{number}"))])).collect();
     for stream in &mut streams {
         item(stream).await;
     }

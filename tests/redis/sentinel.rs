@@ -36,7 +36,7 @@ async fn the_backend_finds_the_new_master_when_the_old_one(#[case] signal: &str)
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
     let mut replica = watched.replica.connection();
     eventually(|| replica.exists("pmcp:tasks:alice:t1").unwrap());
-    let mut changes = Arc::new(backend.clone()).watch(&key("alice", "t1"));
+    let mut changes = backend.watch(&key("alice", "t1"));
     changes.next().await.unwrap().unwrap();
     watched.master.signal(signal);
     let since = Instant::now();
@@ -230,7 +230,7 @@ async fn a_master_that_was_deposed_unknowingly_is_left_when_it(#[case] lack: Lac
     let backend = Arc::new(builder.connect_sentinel(watched.sentinel_urls(), &url).await.unwrap());
     let t1 = key("alice", "t1");
     backend.put(&t1, "old".into(), in_an_hour()).await.unwrap();
-    let mut changes = Arc::clone(&backend).watch(&t1);
+    let mut changes = backend.watch(&t1);
     changes.next().await.unwrap().unwrap();
     watched.master.is_replicated();
     if lack == Lack::NoReplicas {

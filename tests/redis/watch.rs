@@ -15,7 +15,7 @@ use rstest::rstest;
 type Watch = BoxStream<'static, Result<(), StorageError>>;
 
 fn watch(backend: &RedisBackend, task: &str) -> Watch {
-    Arc::new(backend.clone()).watch(&key("alice", task))
+    backend.watch(&key("alice", task))
 }
 
 /// The next good item of a watch; errors in between are those of an outage.
@@ -104,7 +104,7 @@ async fn one_connection_listens_for_all_owners() {
     for owner in ["alice", "bob", "carol"] {
         let key = key(owner, "t1");
         backend.put(&key, "data".into(), never()).await.unwrap();
-        watches.push(Arc::clone(&backend).watch(&key));
+        watches.push(backend.watch(&key));
     }
     for watch in &mut watches {
         next(watch).await;
@@ -275,7 +275,7 @@ async fn a_runtime_that_is_shut_down_takes_no_watch_of_another_along() {
     let _first = first.await.unwrap();
     let mut before = watch(&backend, "t1");
     next(&mut before).await;
-    let mut bobs = Arc::new(backend.clone()).watch(&of_bob);
+    let mut bobs = backend.watch(&of_bob);
     next(&mut bobs).await;
     runtime.shutdown_background();
     for data in ["two", "three"] {

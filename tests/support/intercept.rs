@@ -187,7 +187,7 @@ impl<H: Hooks> StorageBackend for Intercept<H> {
         self.0.generation()
     }
 
-    fn watch(self: Arc<Self>, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
+    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
         self.0.watch(key)
     }
 }
@@ -211,7 +211,7 @@ impl<H: Hooks> Agenda for Intercept<H> {
         reply!(self, Call::Resolve { due: due.clone(), next }, Resolved)
     }
 
-    fn wakeups(self: Arc<Self>, queues: &[Queue]) -> BoxStream<'static, ()> {
+    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
         self.0.engine().wakeups(queues)
     }
 

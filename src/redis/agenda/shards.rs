@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Found, QueueState, TAKEN_AT_ONCE, add, in_order};
-use crate::backend::watch::Seat;
+use crate::backend::engine::on_drop;
 use crate::backend::{Queue, StorageError, Taken};
 use crate::printable::Chain;
 use crate::redis::RedisBackend;
@@ -139,7 +139,7 @@ impl RedisBackend {
         for shard in missing {
             outages.began(shard, None);
             // The call that asked is dropped before its time limit, at which a cluster looks for another master.
-            self.0.link.timed_out(&self.0.schema.due(shard, &queues[0]));
+            self.0.connection.timed_out(&self.0.schema.due(shard, &queues[0]));
             self.wait_in_the_background(shard, &queues[0]);
         }
         match failed {
@@ -157,7 +157,7 @@ impl RedisBackend {
         }
         let (backend, queue) = (self.clone(), queue.clone());
         // Whatever ends the task, and its runtime too.
-        let ended = Seat::new({
+        let ended = on_drop({
             let inner = Arc::clone(&self.0);
             move || {
                 inner.outages.awaited.fetch_and(!(1 << shard), Ordering::Relaxed);

@@ -9,10 +9,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::backend::Queue;
-use crate::backend::watch::Signal;
+use crate::backend::engine::{Change, Subscription};
 use crate::printable::Chain;
 use crate::redis::RedisBackend;
-use crate::redis::subscriptions::{Leave, State, Subscribed};
+use crate::redis::subscriptions::{State, Subscribed};
 
 /// How often an item comes while nothing is published to this process.
 const POLLED_EVERY: Duration = Duration::from_secs(1);
@@ -39,9 +39,8 @@ impl RedisBackend {
                 let channel = inner.schema.wake(shard);
                 for (place, queue) in queues.iter().enumerate() {
                     let due = inner.schema.due(shard, queue);
-                    let Subscribed { signals, state, seat } =
-                        subscriptions.join(&inner, channel.clone(), due);
-                    items.push(Box::pin(signalled(signals, seat)));
+                    let Subscribed { subscription, state } = subscriptions.join(&inner, channel.clone(), due);
+                    items.push(Box::pin(notified(subscription)));
                     // It is one subscription for all queues.
                     if place == 0 {
                         items.push(Box::pin(polled_unless_live(state, channel.clone())));
@@ -55,13 +54,13 @@ impl RedisBackend {
 }
 
 /// An item for each message that names the key.
-fn signalled(signals: watch::Receiver<Signal>, seat: Leave) -> impl Stream<Item = ()> + Send {
-    stream::unfold((signals, seat), |(mut signals, seat)| async move {
+fn notified(subscription: Subscription) -> impl Stream<Item = ()> + Send {
+    stream::unfold(subscription, |mut subscription| async move {
         loop {
             // The runtime that listened is gone, and so polling takes over.
-            signals.changed().await.ok()?;
-            if !matches!(*signals.borrow_and_update(), Signal::Lost(_)) {
-                return Some(((), (signals, seat)));
+            let change = subscription.changed().await?;
+            if !matches!(change, Change::Failed(_)) {
+                return Some(((), subscription));
             }
         }
     })

@@ -15,7 +15,7 @@ use super::layout::{Layout, View, trusted};
 use super::member::Member;
 use super::{Cluster, QUESTION_LIMIT};
 use crate::backend::StorageError;
-use crate::backend::watch::Seat;
+use crate::backend::engine::on_drop;
 use crate::redis::error::Context;
 
 /// How often some nodes are asked, and how many.
@@ -87,7 +87,7 @@ impl Cluster {
         if self.surveys.has_task.swap(true, Ordering::SeqCst) {
             return;
         }
-        let ended = Seat::new({
+        let ended = on_drop({
             let cluster = Arc::downgrade(self);
             move || {
                 if let Some(cluster) = cluster.upgrade() {

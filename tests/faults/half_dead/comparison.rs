@@ -151,7 +151,7 @@ impl Lane {
         if read < number {
             return Err(format!("wrote {number} and read {read}"));
         }
-        let mut watch = Arc::new(backend.clone()).watch(&key(&self.owner, "fresh"));
+        let mut watch = backend.watch(&key(&self.owner, "fresh"));
         item(watch.next().await)?;
         let begun = Instant::now();
         let number = self.write(backend, "fresh").await?;
@@ -276,7 +276,7 @@ fn item(item: Option<Result<(), StorageError>>) -> Result<(), String> {
 /// retryable, is begun again.
 async fn listen(backend: RedisBackend, owner: String, heard: watch::Sender<Instant>) {
     loop {
-        let mut watch = Arc::new(backend.clone()).watch(&key(&owner, "fresh"));
+        let mut watch = backend.watch(&key(&owner, "fresh"));
         while let Some(item) = watch.next().await {
             if item.is_ok() {
                 heard.send_replace(Instant::now());

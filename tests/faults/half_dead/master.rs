@@ -1,7 +1,6 @@
 //! Connections to one server that stay open and lead nowhere, or to another server than a new one would.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -202,7 +201,7 @@ async fn channels_that_leave_a_silent_connection_one_after_the_other_share_the_n
     for key in &keys {
         straight.put(key, "data".into(), in_an_hour()).await.unwrap();
     }
-    let watch = |key: &TaskKey| Arc::new(backend.clone()).watch(key);
+    let watch = |key: &TaskKey| backend.watch(key);
     let mut watches = vec![watch(&keys[0])];
     next(&mut watches[0]).await;
     relay.silence_connections();
@@ -240,7 +239,7 @@ async fn a_connection_that_answers_the_probe_is_kept() {
 }
 
 async fn watch(backend: &RedisBackend) -> Watch {
-    let mut watch = Arc::new(backend.clone()).watch(&key("alice", "t1"));
+    let mut watch = backend.watch(&key("alice", "t1"));
     next(&mut watch).await;
     watch
 }

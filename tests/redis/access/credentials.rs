@@ -82,7 +82,7 @@ async fn put(backend: &RedisBackend) {
 }
 
 fn watch(backend: &RedisBackend) -> BoxStream<'static, Result<(), StorageError>> {
-    Arc::new(backend.clone()).watch(&key("alice", "t1"))
+    backend.watch(&key("alice", "t1"))
 }
 
 /// Writes and waits until the watch has an item.

@@ -1,7 +1,5 @@
 //! What nodes say about who keeps which slot, in every form.
 
-use std::sync::Arc;
-
 use futures_util::StreamExt;
 use mcp_task_store::{PageRequest, RedisBackend, StorageBackend, StorageError, Version};
 use rstest::rstest;
@@ -23,7 +21,7 @@ async fn nodes_are_found_that_announce(#[case] endpoint: &[&str]) {
     for task in [&t1, &t2] {
         backend.put(task, "one".into(), in_an_hour()).await.unwrap();
     }
-    let mut watch = Arc::new(backend.clone()).watch(&t1);
+    let mut watch = backend.watch(&t1);
     watch.next().await.unwrap().unwrap();
     // Half of the slot is moved: ASK. Then all of it: MOVED.
     let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));

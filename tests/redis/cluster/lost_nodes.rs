@@ -148,7 +148,7 @@ async fn a_master_of_the_minority_is_left_when_the_others_have_elected_another()
     let backend = connect(&cluster).await;
     let t1 = key("alice", "t1");
     backend.put(&t1, "one".into(), in_an_hour()).await.unwrap();
-    let mut watch = Arc::new(backend.clone()).watch(&t1);
+    let mut watch = backend.watch(&t1);
     watch.next().await.unwrap().unwrap();
     let lost = cluster.keeper("{alice}");
     let (old, others) = (cluster.nodes[lost].url(), cluster.urls_without(lost));

@@ -1,6 +1,5 @@
 //! Watches stay with the master of their slot, however often that changes.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -92,7 +91,7 @@ async fn watches_hear_of_every_write_after_ten_failovers_and_when_the_demoted_no
         }
         let key = key(&name, "t1");
         backend.put(&key, "one".into(), never()).await.unwrap();
-        let mut watch = Arc::new(backend.clone()).watch(&key);
+        let mut watch = backend.watch(&key);
         watch.next().await.unwrap().unwrap();
         watches.push((key, watch));
     }

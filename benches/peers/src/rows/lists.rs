@@ -188,5 +188,5 @@ async fn middle(bench: &Bench, count: usize) -> Result<Cursor> {
     let idx = format!("pmcp:idx:{OWNER}");
     let found: Vec<(String, f64)> = bench.server.run(&["ZRANGE", &idx, &rank, &rank, "REV", "WITHSCORES"])?;
     anyhow::ensure!(found.len() == 1, "no record in the middle");
-    Ok(Cursor::new(&owner, found[0].1 as u64))
+    Ok(mcp_task_store::backend::engine::cursor(&owner, found[0].1 as u64))
 }

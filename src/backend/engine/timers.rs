@@ -5,16 +5,25 @@ use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 use futures_util::stream;
 use tokio::sync::watch;
 
-use super::agenda::{MAX_TAKEN, delay_millis};
-use super::{Cursor, Due, Next, Queue, StorageError, Taken, TaskKey, Timer, TimerPage, from_millis};
+use super::time::{delay_millis, from_millis};
+use crate::backend::agenda::{Due, Next, Queue, Taken, Timer, TimerPage};
+use crate::backend::error::StorageError;
+use crate::backend::key::TaskKey;
+use crate::backend::page::Cursor;
 
-/// All timers of an agenda in this process. Each call receives the time, in milliseconds since the epoch.
+/// How many timers one [`take_due`](crate::Agenda::take_due) takes at most, and how many a page of
+/// [`timers`](crate::Agenda::timers) holds.
+pub const MAX_TAKEN: usize = 256;
+
+/// The timers of an [`Agenda`](crate::Agenda) in the memory of one process. Each call receives the time of the engine's
+/// clock.
 #[derive(Debug, Default)]
-pub(crate) struct Timers(Mutex<Queues>);
+pub struct Timers(Mutex<Queues>);
 
 #[derive(Debug, Default)]
 struct Queues {
@@ -73,14 +82,18 @@ impl Timers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn schedule(
+    /// Does what [`Agenda::schedule`](crate::Agenda::schedule) says.
+    ///
+    /// # Errors
+    /// [`StorageError::InvalidExpiry`] for a delay of more than 100 years.
+    pub fn schedule(
         &self,
         queue: &Queue,
         key: &TaskKey,
         after: Duration,
-        now: u64,
+        now: DateTime<Utc>,
     ) -> Result<(), StorageError> {
-        let asked = now + delay_millis(after)?;
+        let asked = millis(now) + delay_millis(after)?;
         let mut queues = self.queues();
         let write = queues.next_write();
         let timetable = queues.by_name.entry(queue.clone()).or_default();
@@ -93,13 +106,18 @@ impl Timers {
         Ok(())
     }
 
-    pub(crate) fn take_due(
+    /// Does what [`Agenda::take_due`](crate::Agenda::take_due) says.
+    ///
+    /// # Errors
+    /// [`StorageError::InvalidExpiry`] for a delay of more than 100 years.
+    pub fn take_due(
         &self,
         names: &[Queue],
         limit: usize,
         hide_for: Duration,
-        now: u64,
+        now: DateTime<Utc>,
     ) -> Result<Taken, StorageError> {
+        let now = millis(now);
         let hidden_until = now + delay_millis(hide_for)?;
         let limit = limit.min(MAX_TAKEN);
         let mut queues = self.queues();
@@ -124,9 +142,13 @@ impl Timers {
         Ok(Taken::new(due, next_in))
     }
 
-    pub(crate) fn resolve(&self, due: &Due, next: Next, now: u64) -> Result<bool, StorageError> {
+    /// Does what [`Agenda::resolve`](crate::Agenda::resolve) says.
+    ///
+    /// # Errors
+    /// [`StorageError::InvalidExpiry`] for a delay of more than 100 years.
+    pub fn resolve(&self, due: &Due, next: Next, now: DateTime<Utc>) -> Result<bool, StorageError> {
         let at = match next {
-            Next::After(after) => Some(now + delay_millis(after)?),
+            Next::After(after) => Some(millis(now) + delay_millis(after)?),
             Next::Remove => None,
         };
         let mut queues = self.queues();
@@ -153,20 +175,24 @@ impl Timers {
         Ok(is_valid)
     }
 
-    /// Items for the subscriber of these queues, for as long as it holds the stream.
-    pub(crate) fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
+    /// Does what [`Agenda::wakeups`](crate::Agenda::wakeups) says.
+    pub fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
         let (wake, woken) = watch::channel(());
         self.queues().subscribers.push((queues.to_vec(), wake));
         Box::pin(stream::unfold(woken, |mut woken| async {
             if woken.changed().await.is_err() {
-                // The agenda is gone, and with it all that could become due.
+                // The timers are gone, so none can become due.
                 std::future::pending::<()>().await;
             }
             Some(((), woken))
         }))
     }
 
-    pub(crate) fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
+    /// Does what [`Agenda::timers`](crate::Agenda::timers) says.
+    ///
+    /// # Errors
+    /// [`StorageError::InvalidPage`] for a cursor that is malformed.
+    pub fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
         let after = after.map(position).transpose()?;
         let queues = self.queues();
         let Some(timetable) = queues.by_name.get(queue) else {
@@ -185,7 +211,12 @@ impl Timers {
     }
 }
 
-/// The time and the key that a cursor of `timers` stands for.
+/// Converts a time of the engine's clock, at or after the Unix epoch.
+fn millis(at: DateTime<Utc>) -> u64 {
+    u64::try_from(at.timestamp_millis()).unwrap_or(0)
+}
+
+/// Returns the time and the key in a cursor of `timers`.
 fn position(cursor: &Cursor) -> Result<(u64, TaskKey), StorageError> {
     let malformed = || StorageError::InvalidPage { reason: "the cursor is malformed".to_owned() };
     let (at, key) = cursor.as_str().split_once('.').ok_or_else(malformed)?;

@@ -1,0 +1,29 @@
+//! Building blocks for engines: everything that an implementation of
+//! [`StorageBackend`](crate::StorageBackend) or [`Agenda`](crate::Agenda) needs in addition to its storage.
+//!
+//! | an engine must | it calls |
+//! |---|---|
+//! | refuse what is too large before it writes | [`check_size`], [`check_parts`], [`check_part_count`] |
+//! | turn a duration into whole milliseconds | [`expiry_millis`], [`delay_millis`] |
+//! | turn its clock into a `DateTime` | [`from_millis`], [`from_micros`] |
+//! | check a page request and continue a walk | [`PageBounds`], [`cursor`] |
+//! | stream the changes of a record | [`watch_by_polling`], or [`Watchers`] with [`watch_by_notifications`] |
+//! | keep timers in the memory of the process | [`Timers`] |
+//!
+//! The memory engine (`src/memory.rs`) uses only this module. So does the example `examples/custom_engine`.
+
+mod on_drop;
+mod pages;
+mod sizes;
+mod time;
+mod timers;
+mod watch;
+mod watchers;
+
+pub use on_drop::{OnDrop, on_drop};
+pub use pages::{PageBounds, cursor};
+pub use sizes::{check_part_count, check_parts, check_size};
+pub use time::{delay_millis, expiry_millis, from_micros, from_millis};
+pub use timers::{MAX_TAKEN, Timers};
+pub use watch::{watch_by_notifications, watch_by_polling};
+pub use watchers::{Change, Subscription, Watchers};
