@@ -15,7 +15,7 @@ use super::network::Network;
 use super::replicated::{Replicated, ReplicatedCounts, ReplicatedFault};
 use super::worker::{Request, Worker};
 use crate::support::Random;
-use crate::support::clock::{libraries, set_clock};
+use crate::support::clock::{set_clock, start_server};
 use crate::support::deployment::Endpoints;
 use crate::support::redis::Server;
 
@@ -138,16 +138,9 @@ impl Single {
     pub fn start(log: Arc<Log>) -> Self {
         let clock = TempDir::new().unwrap();
         set_clock(clock.path(), "+0");
-        let file = clock.path().join("offset");
-        let server = Server::start_in(
-            &["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-min-size", "16mb"],
-            &[
-                ("LD_PRELOAD", &libraries()),
-                ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
-                ("FAKETIME_NO_CACHE", "1"),
-                ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-            ],
-        );
+        let settings =
+            ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-min-size", "16mb"];
+        let server = start_server(&settings, clock.path());
         Self { server: Mutex::new(server), clock, log }
     }
 
