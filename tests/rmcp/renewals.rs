@@ -165,9 +165,9 @@ async fn an_operation_that_does_not_block_is_not_named() {
 }
 
 /// Two connections to one engine.
-fn two_gates() -> (Arc<Gate>, Arc<Gate>) {
+fn two_gates() -> (Arc<Intercept<Gate>>, Arc<Intercept<Gate>>) {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
-    (Arc::new(Gate::of(Arc::clone(&backend))), Arc::new(Gate::of(backend)))
+    (Intercept::new(Gate::of(Arc::clone(&backend))), Intercept::new(Gate::of(backend)))
 }
 
 fn reads(gate: &Gate) -> usize {

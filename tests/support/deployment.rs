@@ -11,12 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use super::bus::Buses;
 use super::cluster::{Cluster, NODE, eventually, info, start_node};
-use super::redis::{Server, any_node, command, connection, free_port, masters};
+use super::redis::{Server, any_node, command, connection, masters};
 use super::relay::Relay;
-use super::sentinel::{MASTER, master_of};
+use super::sentinel::{MASTER, master_of, start_sentinel};
 
 /// The limits of each instance.
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a master is silent before sentinels fail it over.
+const DOWN_AFTER: Duration = Duration::from_secs(1);
 /// Instances are this user, and faults are done by another, who is never shut out.
 const APP: [&str; 7] = ["--user", "app", "on", ">first", "~*", "&*", "+@all"];
 const ADMIN: [&str; 7] = ["--user", "admin", "on", ">admin", "~*", "&*", "+@all"];
@@ -42,18 +44,17 @@ pub enum Writes {
     WaitForAReplica,
 }
 
-/// What an instance must know to connect.
+/// Where an instance connects.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Way {
+pub struct Endpoints {
     pub topology: Topology,
-    /// Of the server, the sentinels or the nodes.
+    /// The URLs of the server, the sentinels or the nodes.
     pub urls: Vec<String>,
     pub writes: Writes,
 }
 
-impl Way {
-    /// To one server.
-    pub fn to(url: String) -> Self {
+impl Endpoints {
+    pub fn single(url: String) -> Self {
         Self { topology: Topology::One, urls: vec![url], writes: Writes::AreApplied }
     }
 
@@ -109,7 +110,7 @@ impl Deployment {
                     let told = info(&mut master, "replication");
                     told.contains(&all_online) && told.matches("state=online").count() == replicas
                 });
-                sentinels = (0..3).map(|_| start_sentinel(servers[0].port)).collect();
+                sentinels = (0..3).map(|_| start_sentinel(servers[0].port, DOWN_AFTER)).collect();
                 let known = format!("slaves={replicas},sentinels=3");
                 eventually(|| {
                     sentinels.iter().all(|sentinel| {
@@ -131,27 +132,27 @@ impl Deployment {
         Self { topology, servers, sentinels, relay, buses, silence: None, password }
     }
 
-    /// How instances reach it.
-    pub fn way(&self, writes: Writes) -> Way {
+    /// Returns where instances connect.
+    pub fn endpoints(&self, writes: Writes) -> Endpoints {
         let urls = match self.topology {
             Topology::One => self.relay.iter().map(|relay| app_url(relay.port)).collect(),
             Topology::Sentinels { .. } => self.sentinels.iter().map(Server::url).collect(),
             Topology::Cluster => self.servers.iter().map(|server| app_url(server.port)).collect(),
         };
-        Way { topology: self.topology, urls, writes }
+        Endpoints { topology: self.topology, urls, writes }
     }
 
     /// Connects one more instance each time, with the password of that time.
     pub fn connect(&self, writes: Writes) -> Connect {
-        let (way, password) = (self.way(writes), Arc::clone(&self.password));
+        let (endpoints, password) = (self.endpoints(writes), Arc::clone(&self.password));
         Arc::new(move || {
-            let (way, password) = (way.clone(), Arc::clone(&password));
+            let (endpoints, password) = (endpoints.clone(), Arc::clone(&password));
             let provide = move || {
                 let password = password.lock().unwrap().clone();
                 async move { Ok::<_, std::convert::Infallible>(Credentials::user("app", password)) }
             };
             let builder = RedisBackend::builder().connect_timeout(TIMEOUT).response_timeout(TIMEOUT);
-            Box::pin(async move { way.connect(builder.credentials(provide)).await })
+            Box::pin(async move { endpoints.connect(builder.credentials(provide)).await })
         })
     }
 
@@ -271,6 +272,15 @@ impl Deployment {
         place.unwrap()
     }
 
+    /// Shuts sentinels and replicas out of a server, so that another takes over. Instances and the admin still reach it.
+    pub fn shut_out_servers(&self, server: usize) {
+        let mut admin = self.admin(server);
+        let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "off"]);
+        for kind in ["normal", "replica", "pubsub"] {
+            let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", kind, "USER", "default"]);
+        }
+    }
+
     /// All servers with commas in between.
     pub fn urls(&self) -> String {
         self.servers.iter().map(Server::url).collect::<Vec<_>>().join(",")
@@ -314,15 +324,4 @@ pub fn admin_url(server: &Server) -> String {
 fn replica_of(master: &Server, settings: &[&str]) -> Server {
     let port = master.port.to_string();
     Server::start(&[settings, &["--replicaof", "127.0.0.1", &port]].concat())
-}
-
-fn start_sentinel(master: u16) -> Server {
-    let configuration = format!(
-        "sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
-         sentinel down-after-milliseconds {MASTER} 1000\n\
-         sentinel failover-timeout {MASTER} 3000\n"
-    );
-    (0..5)
-        .find_map(|_| Server::start_sentinel_at(free_port(), &configuration))
-        .unwrap_or_else(|| panic!("a sentinel does not start"))
 }

@@ -25,6 +25,10 @@ pub mod elsewhere;
 pub mod failing;
 #[cfg(feature = "redis-tests")]
 pub mod fake;
+#[cfg(feature = "rmcp")]
+pub mod gate;
+pub mod intercept;
+mod polled;
 #[cfg(feature = "redis-tests")]
 pub mod proxy;
 pub mod recording;
@@ -48,14 +52,12 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures_util::stream::BoxStream;
-use mcp_task_store::backend::engine::watch_by_polling;
 use mcp_task_store::{
-    Agenda, Cursor, Expiry, ListedRecord, LocalAgenda, MemoryBackend, OwnerId, Page, PageRequest, Part,
-    PartName, PutOptions, Queue, Record, StorageBackend, StorageError, TaskKey, Timer, Version, Written,
+    Agenda, Cursor, Expiry, ListedRecord, LocalAgenda, MemoryBackend, OwnerId, PageRequest, PutOptions,
+    Queue, StorageBackend, TaskKey, Timer,
 };
+use polled::polled;
 
 // A test that applies `on_every_engine` runs on each of them.
 
@@ -209,7 +211,7 @@ impl Engine {
         let memory = || MemoryBackend::new().max_value_bytes(MAX_VALUE_BYTES).max_part_bytes(MAX_PART_BYTES);
         match self {
             Self::Memory => Store::new(memory()),
-            Self::Polled => Store::new(LocalAgenda::new(Polled(memory()))),
+            Self::Polled => Store::new(LocalAgenda::new(polled(memory()))),
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::new().store().await,
             #[cfg(feature = "redis-tests")]
@@ -221,73 +223,12 @@ impl Engine {
     pub async fn open_roomy(self) -> Store {
         match self {
             Self::Memory => Store::new(MemoryBackend::new()),
-            Self::Polled => Store::new(LocalAgenda::new(Polled(MemoryBackend::new()))),
+            Self::Polled => Store::new(LocalAgenda::new(polled(MemoryBackend::new()))),
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::roomy().store().await,
             #[cfg(feature = "redis-tests")]
             Self::Sharded => redis::Namespace::roomy().sharded_store().await,
         }
-    }
-}
-
-/// An engine that does not watch by itself.
-#[derive(Clone)]
-struct Polled(MemoryBackend);
-
-#[async_trait::async_trait]
-impl StorageBackend for Polled {
-    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        self.0.get(key).await
-    }
-
-    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        self.0.part(key, name).await
-    }
-
-    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
-        self.0.clock(key).await
-    }
-
-    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        self.0.put(key, data, options).await
-    }
-
-    async fn put_if_version(
-        &self,
-        key: &TaskKey,
-        data: Bytes,
-        options: PutOptions,
-        expected: Version,
-    ) -> Result<Written, StorageError> {
-        self.0.put_if_version(key, data, options, expected).await
-    }
-
-    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        self.0.delete(key).await
-    }
-
-    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        self.0.list(owner, page).await
-    }
-
-    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
-        self.0.cleanup_expired().await
-    }
-
-    fn now(&self) -> DateTime<Utc> {
-        self.0.now()
-    }
-
-    fn max_value_bytes(&self) -> usize {
-        StorageBackend::max_value_bytes(&self.0)
-    }
-
-    fn generation(&self) -> u64 {
-        self.0.generation()
-    }
-
-    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        watch_by_polling(self.clone(), key.clone())
     }
 }
 
