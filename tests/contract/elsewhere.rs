@@ -18,7 +18,7 @@ const CONNECT_THEMSELVES: [&str; 2] =
 /// Runs the tests of the module `redis` with these variables in the environment.
 fn assert_the_contract_holds(environment: &[(&str, &str)], skipped: &[&str]) {
     let mut suite = Command::new(std::env::current_exe().unwrap());
-    suite.args(["redis::", "--test-threads", "4"]);
+    suite.args(["redis::", "--skip", "hash_tagged", "--test-threads", "4"]);
     for name in skipped {
         suite.args(["--skip", name]);
     }
