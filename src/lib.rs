@@ -51,6 +51,7 @@ pub mod conformance;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod guide;
 mod memory;
 #[cfg(feature = "pmcp")]
 mod pmcp;
@@ -79,7 +80,7 @@ pub use pmcp::{PMCP_ANONYMOUS, PmcpTaskStore, PmcpTasksBackend};
 pub use redis::{Credentials, RedisBackend, RedisBuilder};
 #[cfg(feature = "rmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
-pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, Subject, TaskContext};
+pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
 pub use task::{Lease, OnWorkerLost, Payload, PayloadKind, RpcError, Snapshot, StoredTask, Task, TaskStatus};
 

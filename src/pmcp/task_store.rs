@@ -366,7 +366,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
                 return Err(TaskError::InvalidArgument { reason });
             }
             if draft.task.status != TaskStatus::Working {
-                return Err(draft.refusal("require input"));
+                return Err(draft.refusal("request input"));
             }
             for (key, request) in &requests {
                 let used = recorded.insert(key.clone(), request.clone()).is_some();
@@ -451,7 +451,7 @@ fn record(task: &mut Task, asked: BTreeMap<String, Value>) {
 /// Moves the task to `input_required`, with every request open that has no answer.
 fn await_input(draft: &mut Draft<'_>) -> Result<(), TaskError> {
     if draft.task.cancel_requested {
-        return Err(draft.refusal("require input"));
+        return Err(draft.refusal("request input"));
     }
     let mut open = asked(draft.task);
     open.retain(|key, _| !draft.task.input_responses.contains_key(key));
@@ -460,7 +460,7 @@ fn await_input(draft: &mut Draft<'_>) -> Result<(), TaskError> {
         draft.task.status = TaskStatus::InputRequired;
         return Ok(());
     }
-    draft.require_input(&open.into_iter().collect::<Vec<_>>())
+    draft.request_input(&open.into_iter().collect::<Vec<_>>())
 }
 
 /// The error as it was given.

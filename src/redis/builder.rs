@@ -13,14 +13,17 @@ use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use tokio::time::Instant;
 
 use super::agenda::Outages;
+use super::caller::CallerConnection;
 use super::clock::Clock;
+use super::connection::Connection;
 use super::diagnosis::diagnosed;
 use super::dialer::{Credentials, Dialer, Provider};
 use super::error::Context;
-use super::link::{Failure, Generation, Given, Link};
-use super::master::{Master, MasterLink, Place};
+use super::generation::Generation;
+use super::master::{Master, MasterConnection, Place};
 use super::notifications::Trials;
-use super::replicas::ReplicatedLink;
+use super::replicas::ReplicatedConnection;
+use super::reply::CommandError;
 use super::schema::Schema;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
@@ -81,6 +84,23 @@ impl Default for RedisBuilder {
             #[cfg(feature = "redis-tls")]
             certificates: Certificates::default(),
         }
+    }
+}
+
+impl RedisBackend {
+    /// Connects to one server with the default settings of [`RedisBuilder`].
+    ///
+    /// Use [`builder`](Self::builder) for other settings, for Sentinel and for a cluster.
+    ///
+    /// # Errors
+    /// The errors of [`RedisBuilder::connect`]. An unreachable server is reported within 2 s.
+    pub async fn connect(url: &str) -> Result<Self, StorageError> {
+        Self::builder().connect(url).await
+    }
+
+    /// Returns a builder with the default settings.
+    pub fn builder() -> RedisBuilder {
+        RedisBuilder::default()
     }
 }
 
@@ -317,7 +337,7 @@ impl RedisBuilder {
         let dialer = self.dialer(node, self.connect_timeout, &address)?;
         let can_publish = dialer.speaks_resp3();
         let trials = self.trials(&schema, can_publish);
-        let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::new(true)));
+        let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::of_own_connections()));
         let deadline = Instant::now() + self.connect_timeout;
         let connecting = async {
             let links = super::cluster::connect(seeds, dialer, Arc::clone(&clock), generation, trials);
@@ -325,7 +345,7 @@ impl RedisBuilder {
             tokio::time::timeout_at(deadline, links).await.unwrap_or_else(no_answer)
         };
         let (link, bulk) = diagnosed(&at, self.connect_timeout, connecting).await?;
-        let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = (Box::new(link), Box::new(bulk));
+        let (link, bulk): (Box<dyn Connection>, Box<dyn Connection>) = (Box::new(link), Box::new(bulk));
         let way = Way { link, bulk, clock, address, can_publish, is_given: false };
         self.start(way, schema, deadline).await
     }
@@ -363,8 +383,10 @@ impl RedisBuilder {
         let address = "the given Redis connection".to_owned();
         self.refuse_replicas(&address)?;
         let deadline = Instant::now() + self.connect_timeout;
-        let (link, bulk): (Box<dyn Link>, Box<dyn Link>) =
-            (Box::new(Given::new(connection, self.trials(&schema, false))), Box::new(Given::new(bulk, None)));
+        let (link, bulk): (Box<dyn Connection>, Box<dyn Connection>) = (
+            Box::new(CallerConnection::new(connection, self.trials(&schema, false))),
+            Box::new(CallerConnection::new(bulk, None)),
+        );
         let clock = Arc::new(Clock::new());
         let way = Way { link, bulk, clock, address, can_publish: false, is_given: true };
         self.start(way, schema, deadline).await
@@ -378,14 +400,14 @@ impl RedisBuilder {
     ) -> Result<RedisBackend, StorageError> {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let can_publish = dialer.speaks_resp3();
-        let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::new(true)));
+        let (clock, generation) = (Arc::new(Clock::new()), Arc::new(Generation::of_own_connections()));
         let trials = self.trials(&schema, can_publish);
         let master = Arc::new(Master::new(place, dialer, Arc::clone(&clock), generation, trials));
-        let connection = || MasterLink::new(Arc::clone(&master));
-        let (link, bulk): (Box<dyn Link>, Box<dyn Link>) = match self.replicas {
+        let connection = || MasterConnection::new(Arc::clone(&master));
+        let (link, bulk): (Box<dyn Connection>, Box<dyn Connection>) = match self.replicas {
             None => (Box::new(connection()), Box::new(connection())),
             Some((count, within)) => {
-                let link = ReplicatedLink::new(connection(), count, within);
+                let link = ReplicatedConnection::new(connection(), count, within);
                 let link = link.map_err(|error| refused(&address, error))?;
                 let bulk = link.reading_over(connection());
                 (Box::new(link), Box::new(bulk))
@@ -401,8 +423,8 @@ impl RedisBuilder {
         let Way { link, bulk, clock, address, can_publish, is_given } = way;
         let listens = self.notifications && can_publish;
         let backend = RedisBackend(Arc::new(Inner {
-            link,
-            bulk,
+            connection: link,
+            bulk_connection: bulk,
             schema,
             clock,
             address,
@@ -417,7 +439,7 @@ impl RedisBuilder {
         }));
         let connecting = async {
             backend.read_clock("").await?;
-            if !backend.0.link.has_several_masters() {
+            if !backend.0.connection.has_several_masters() {
                 return backend.probe().await;
             }
             match tokio::time::timeout(self.connect_timeout / 2, backend.probe()).await {
@@ -545,9 +567,9 @@ impl RedisBuilder {
 
 /// A way to the servers, and what is known of it.
 struct Way {
-    link: Box<dyn Link>,
+    link: Box<dyn Connection>,
     /// Over other connections.
-    bulk: Box<dyn Link>,
+    bulk: Box<dyn Connection>,
     clock: Arc<Clock>,
     address: String,
     /// Whether the servers can publish over a connection beside their replies.
@@ -559,7 +581,7 @@ struct Way {
 /// What went wrong before there was a connection.
 fn refused(address: &str, error: redis::RedisError) -> StorageError {
     let context = Context::reads(address, "");
-    context.storage_error(Failure::Unsent(error))
+    context.storage_error(CommandError::NotSent(error))
 }
 
 fn wrong_settings(address: String, reason: String) -> StorageError {

@@ -21,10 +21,12 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, 
 use tokio::sync::watch;
 
 use super::clock::Clock;
+use super::connection::{Connection, MasterOfSlots};
 use super::dialer::Dialer;
-use super::link::{Failure, Generation, Link, MasterOfSlots, Sent};
+use super::generation::Generation;
 use super::master::{Master, Place};
 use super::notifications::Trials;
+use super::reply::{CommandError, InFlight};
 use layout::{Layout, Node, slot};
 use member::Member;
 use survey::Surveys;
@@ -38,7 +40,7 @@ const MAX_REDIRECTIONS: usize = 8;
 const QUESTION_LIMIT: Duration = Duration::from_millis(300);
 
 /// The connections for calls, or those for pages and parts.
-pub(super) struct ClusterLink {
+pub(super) struct ClusterConnection {
     cluster: Arc<Cluster>,
     is_bulk: bool,
 }
@@ -78,11 +80,11 @@ enum Target {
 /// What to do about a failure.
 enum Verdict {
     /// The caller gets it.
-    Final(Failure),
+    Final(CommandError),
     /// No node ran the command, and this is where it belongs.
     Redirected(Target),
     /// No node ran the command, and another one may keep the slot by now.
-    LookAgain(Failure),
+    LookAgain(CommandError),
 }
 
 /// Connects to the cluster of which these are nodes, for calls and for pages. The caller sets the time limit.
@@ -95,7 +97,7 @@ pub(super) async fn connect(
     clock: Arc<Clock>,
     generation: Arc<Generation>,
     trials: Option<Trials>,
-) -> Result<(ClusterLink, ClusterLink), StorageError> {
+) -> Result<(ClusterConnection, ClusterConnection), StorageError> {
     let seeds = seeds.into_iter().map(|(host, port)| Node { host, port }).collect();
     let (layout, members) = (Layout::unknown(), BTreeMap::new());
     let cluster = Arc::new(Cluster {
@@ -110,7 +112,7 @@ pub(super) async fn connect(
     });
     cluster.first_survey().await?;
     cluster.keep_surveying();
-    let link = |is_bulk| ClusterLink { cluster: Arc::clone(&cluster), is_bulk };
+    let link = |is_bulk| ClusterConnection { cluster: Arc::clone(&cluster), is_bulk };
     Ok((link(false), link(true)))
 }
 
@@ -162,12 +164,18 @@ impl Cluster {
     }
 
     /// Decides what follows from the failure of a member.
-    fn judge(self: &Arc<Self>, slot: u16, member: &Member, is_asking: bool, failure: Failure) -> Verdict {
+    fn judge(
+        self: &Arc<Self>,
+        slot: u16,
+        member: &Member,
+        is_asking: bool,
+        failure: CommandError,
+    ) -> Verdict {
         use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved, ReadOnly};
         let error = match &failure {
-            Failure::Replied(error) => error,
+            CommandError::ErrorReply(error) => error,
             // The state of a node that imports the slot says nothing about the slot's master.
-            Failure::Unreachable(..) if !is_asking => return Verdict::LookAgain(failure),
+            CommandError::Unreachable(..) if !is_asking => return Verdict::LookAgain(failure),
             _ => {
                 self.want_survey();
                 return Verdict::Final(failure);
@@ -177,7 +185,7 @@ impl Cluster {
             ErrorKind::Server(kind @ (Moved | Ask)) => {
                 let Some(node) = Node::of_redirection(error.detail().unwrap_or_default(), &member.node)
                 else {
-                    return Verdict::Final(Failure::Unsent(malformed(error)));
+                    return Verdict::Final(CommandError::NotSent(malformed(error)));
                 };
                 self.generation.grow();
                 let named = self.member(&node);
@@ -222,14 +230,14 @@ fn malformed(error: &RedisError) -> RedisError {
     (ErrorKind::UnexpectedReturnType, "a node replied with a malformed redirection", said).into()
 }
 
-fn unkept(slot: u16) -> Failure {
+fn unkept(slot: u16) -> CommandError {
     let kind = ErrorKind::ClusterConnectionNotFound;
-    Failure::Unsent((kind, "no node keeps the key's slot", slot.to_string()).into())
+    CommandError::NotSent((kind, "no node keeps the key's slot", slot.to_string()).into())
 }
 
 /// Whether a read of a pipeline was not run, and a node may have named where it belongs.
-fn belongs_elsewhere(reply: &Result<Value, Failure>) -> bool {
-    matches!(reply, Err(Failure::Replied(error)) if is_elsewhere(error))
+fn belongs_elsewhere(reply: &Result<Value, CommandError>) -> bool {
+    matches!(reply, Err(CommandError::ErrorReply(error)) if is_elsewhere(error))
 }
 
 fn is_elsewhere(error: &RedisError) -> bool {
@@ -237,20 +245,21 @@ fn is_elsewhere(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(Ask | ClusterDown | MasterDown | Moved))
 }
 
-impl ClusterLink {
+impl ClusterConnection {
     /// Sends a read to any node that answers, those first that answered before. A silent one is not waited for before the next
     /// is asked.
-    async fn send_to_any(&self, command: &Cmd, sent: &Sent) -> Result<Value, Failure> {
+    async fn send_to_any(&self, command: &Cmd, in_flight: &InFlight) -> Result<Value, CommandError> {
         let mut members: Vec<Arc<Member>> = self.cluster.state().members.values().cloned().collect();
         members.sort_by_key(|member| (member.lost().is_some(), std::cmp::Reverse(member.answered())));
         let mut members = members.into_iter();
         let mut asking = FuturesUnordered::new();
-        let mut failure = Failure::Unsent((ErrorKind::ClusterConnectionNotFound, "no node is known").into());
+        let mut failure =
+            CommandError::NotSent((ErrorKind::ClusterConnectionNotFound, "no node is known").into());
         loop {
             let next = members.next();
             let is_last = next.is_none();
             asking.extend(
-                next.map(|member| async move { member.send(self.is_bulk, command, false, sent).await }),
+                next.map(|member| async move { member.send(self.is_bulk, command, false, in_flight).await }),
             );
             let answer = match tokio::time::timeout(QUESTION_LIMIT, asking.next()).await {
                 Ok(answer) => answer,
@@ -258,7 +267,7 @@ impl ClusterLink {
                 Err(_) => continue,
             };
             match answer {
-                Some(Err(other)) if !matches!(other, Failure::Replied(_)) => failure = other,
+                Some(Err(other)) if !matches!(other, CommandError::ErrorReply(_)) => failure = other,
                 Some(replied) => return replied,
                 None => return Err(failure),
             }
@@ -267,12 +276,12 @@ impl ClusterLink {
 }
 
 #[async_trait]
-impl Link for ClusterLink {
-    async fn send(&self, command: &Cmd, key: &str, sent: &Sent) -> Result<Value, Failure> {
+impl Connection for ClusterConnection {
+    async fn send(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
         let cluster = &self.cluster;
         cluster.keep_surveying();
         if key.is_empty() {
-            return self.send_to_any(command, sent).await;
+            return self.send_to_any(command, in_flight).await;
         }
         let slot = slot(key);
         let (mut target, mut has_looked) = (Target::Keeper, false);
@@ -293,7 +302,7 @@ impl Link for ClusterLink {
             if let Some(error) = member.lost() {
                 return Err(member.unreachable(error));
             }
-            let failure = match member.send(self.is_bulk, command, is_asking, sent).await {
+            let failure = match member.send(self.is_bulk, command, is_asking, in_flight).await {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
@@ -301,7 +310,7 @@ impl Link for ClusterLink {
                 Verdict::Final(failure) => return Err(failure),
                 Verdict::Redirected(next) => target = next,
                 Verdict::LookAgain(failure) => {
-                    sent.clear();
+                    in_flight.clear();
                     if has_looked {
                         return Err(failure);
                     }
@@ -312,14 +321,18 @@ impl Link for ClusterLink {
                     target = Target::Moved(keeper);
                 }
             }
-            sent.clear();
+            in_flight.clear();
         }
         let kind = ErrorKind::ClusterConnectionNotFound;
         let detail = format!("{MAX_REDIRECTIONS} times");
-        Err(Failure::Unsent((kind, "the nodes send the command from one to the other", detail).into()))
+        Err(CommandError::NotSent((kind, "the nodes send the command from one to the other", detail).into()))
     }
 
-    async fn read_all(&self, reads: &Pipeline, key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
+    async fn read_all(
+        &self,
+        reads: &Pipeline,
+        key: &str,
+    ) -> Result<Vec<Result<Value, CommandError>>, CommandError> {
         let cluster = &self.cluster;
         cluster.keep_surveying();
         let slot = slot(key);
@@ -349,7 +362,7 @@ impl Link for ClusterLink {
         // Some of the keys may be on another node, so each is sent to the node that has it.
         let again = replies.iter_mut().zip(reads.cmd_iter()).filter(|(reply, _)| belongs_elsewhere(reply));
         let again = again.map(|(reply, read)| async move {
-            *reply = self.send(read, key, &Sent::default()).await;
+            *reply = self.send(read, key, &InFlight::default()).await;
         });
         join_all(again).await;
         Ok(replies)
@@ -362,11 +375,11 @@ impl Link for ClusterLink {
         self.cluster.want_survey();
     }
 
-    fn look_again(&self) {
+    fn refresh_topology(&self) {
         self.cluster.want_survey();
     }
 
-    fn explain(&self, error: RedisError) -> RedisError {
+    fn on_error_reply(&self, error: RedisError) -> RedisError {
         self.cluster.want_survey();
         if !is_elsewhere(&error) {
             return error;
@@ -390,7 +403,7 @@ impl Link for ClusterLink {
         }
     }
 
-    async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, Failure> {
+    async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError> {
         let cluster = &self.cluster;
         cluster.keep_surveying();
         let slot = slot(key);
@@ -400,7 +413,7 @@ impl Link for ClusterLink {
             return Err(keeper.unreachable(error));
         }
         match keeper.pubsub(self.is_bulk).await {
-            Err(failure @ Failure::Unreachable(..)) => {
+            Err(failure @ CommandError::Unreachable(..)) => {
                 match cluster.other_keeper(slot, Some(&keeper)).await {
                     Some(other) => other.pubsub(self.is_bulk).await,
                     None => Err(failure),
@@ -410,7 +423,7 @@ impl Link for ClusterLink {
         }
     }
 
-    async fn has_moved(&self, key: &str, master: &Arc<Master>) {
+    async fn master_changed(&self, key: &str, master: &Arc<Master>) {
         self.cluster.keep_surveying();
         let (slot, name) = (slot(key), master.name());
         let mut changes = self.cluster.changes.subscribe();
@@ -424,7 +437,7 @@ impl Link for ClusterLink {
         }
     }
 
-    async fn masters(&self) -> Result<Vec<MasterOfSlots>, Failure> {
+    async fn masters(&self) -> Result<Vec<MasterOfSlots>, CommandError> {
         self.cluster.keep_surveying();
         let state = self.cluster.state();
         let masters = state.layout.lowest_slots();
@@ -433,13 +446,13 @@ impl Link for ClusterLink {
         Ok(masters.map(master).collect())
     }
 
-    async fn send_to(&self, master: &MasterOfSlots, command: &Cmd) -> Result<Value, Failure> {
+    async fn send_to_master(&self, master: &MasterOfSlots, command: &Cmd) -> Result<Value, CommandError> {
         let member = self.cluster.member(&Node { host: master.host.clone(), port: master.port });
         member.set_named();
         if let Some(error) = member.lost() {
             return Err(member.unreachable(error));
         }
-        member.send(self.is_bulk, command, false, &Sent::default()).await
+        member.send(self.is_bulk, command, false, &InFlight::default()).await
     }
 
     fn has_several_masters(&self) -> bool {

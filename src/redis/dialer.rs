@@ -13,7 +13,7 @@ use redis::{
     RedisError, RedisResult,
 };
 
-use super::error::without_arguments;
+use super::reply::without_arguments;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
 use crate::backend::BoxError;

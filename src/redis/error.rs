@@ -3,10 +3,10 @@
 use std::error::Error;
 use std::fmt;
 
-use redis::{ErrorKind, RedisError, make_extension_error};
+use redis::{ErrorKind, RedisError};
 
 use super::dialer::is_of_provider;
-use super::link::{Failure, Sent, Unconfirmed};
+use super::reply::{CommandError, InFlight, Unconfirmed, without_arguments};
 use crate::backend::{BoxError, MAX_PARTS, StorageError, TaskKey, Version};
 use crate::scripts::{Found, Refusal, UnexpectedReply};
 
@@ -27,7 +27,7 @@ pub(super) struct Context<'a> {
     pub(super) quota: Option<u64>,
     /// Whether the call moves pages or parts, which have connections of their own.
     pub(super) is_bulk: bool,
-    pub(super) sent: Sent,
+    pub(super) in_flight: InFlight,
 }
 
 /// The classes of errors that a server reports, whatever the code in front.
@@ -44,7 +44,7 @@ enum Class {
 }
 
 const NOT_PERMITTED: Class =
-    Class::Denied("the user lacks a permission; grant those that the README of mcp-task-store lists");
+    Class::Denied("the user lacks a permission; grant those that docs/operations.md of mcp-task-store lists");
 
 /// The master has a write, and replicas that were to confirm it did not.
 
@@ -130,32 +130,32 @@ fn classify(code: &str, detail: &str) -> Class {
     own.or_else(inside).map_or(Class::Other, |(_, class)| *class)
 }
 
-/// What an error in reply to a trial says about the command.
+/// Why a command failed that the backend tried out while it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// The server does not know it.
-    Unknown,
-    /// The user may not run it, or not on this key or channel.
+pub(super) enum ProbeError {
+    /// The server does not know the command.
+    UnknownCommand,
+    /// The user lacks the right to the command, the key or the channel.
     Denied,
-    /// Another node of the cluster keeps the slot.
-    Elsewhere,
+    /// Another node of the cluster serves the slot.
+    WrongNode,
     /// The server is in a temporary state.
-    Passing,
+    Temporary,
     Other,
 }
 
-pub(super) fn trouble(error: &RedisError) -> Trouble {
+pub(super) fn probe_error(error: &RedisError) -> ProbeError {
     let (code, detail) = (error.code().unwrap_or_default(), error.detail().unwrap_or_default());
     // The texts for a command that a script ran, and those of proxies.
     let unknown = ["unknown command", "unknown redis command", "unsupported command"];
     let lowercase = detail.to_lowercase();
     match classify(code, detail) {
-        Class::Denied(_) => Trouble::Denied,
-        Class::NodeOfCluster => Trouble::Elsewhere,
-        Class::Unavailable(_) if detail.contains("non local key") => Trouble::Elsewhere,
-        Class::OutOfMemory | Class::Unavailable(_) => Trouble::Passing,
-        _ if unknown.iter().any(|words| lowercase.contains(words)) => Trouble::Unknown,
-        _ => Trouble::Other,
+        Class::Denied(_) => ProbeError::Denied,
+        Class::NodeOfCluster => ProbeError::WrongNode,
+        Class::Unavailable(_) if detail.contains("non local key") => ProbeError::WrongNode,
+        Class::OutOfMemory | Class::Unavailable(_) => ProbeError::Temporary,
+        _ if unknown.iter().any(|words| lowercase.contains(words)) => ProbeError::UnknownCommand,
+        _ => ProbeError::Other,
     }
 }
 
@@ -167,16 +167,6 @@ fn unknown_command(error: &RedisError) -> Option<String> {
     let is_quote = |c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '_';
     let name = rest.trim_start_matches(is_quote).split(is_quote).next()?;
     Some(name.to_uppercase())
-}
-
-/// Returns the error without the arguments of the command. A server that does not know a command quotes them: passwords,
-/// whole scripts, data of callers.
-pub(super) fn without_arguments(error: RedisError) -> RedisError {
-    let short = error.detail().and_then(|detail| Some(detail.split_once(", with args")?.0.to_owned()));
-    match (error.code(), short) {
-        (Some(code), Some(short)) => make_extension_error(code.to_owned(), Some(short)),
-        _ => error,
-    }
 }
 
 /// Whether the connection closed in good order in the middle of a reply, as when a proxy shuts down or the server is
@@ -203,7 +193,7 @@ impl<'a> Context<'a> {
             expected: None,
             quota: None,
             is_bulk: false,
-            sent: Sent::default(),
+            in_flight: InFlight::default(),
         }
     }
 
@@ -213,26 +203,28 @@ impl<'a> Context<'a> {
     }
 
     /// What a failure on the way, or an error in reply, means for the caller.
-    pub(super) fn storage_error(&self, failure: Failure) -> StorageError {
+    pub(super) fn storage_error(&self, failure: CommandError) -> StorageError {
         match failure {
-            Failure::Replied(error) => {
+            CommandError::ErrorReply(error) => {
                 match Refusal::parse(error.code().unwrap_or_default(), error.detail()) {
                     Some(refusal) => self.refused(refusal),
                     None => self.server_error(error),
                 }
             }
-            Failure::Unanswered(error) if error.kind() == ErrorKind::Parse && !is_truncated(&error) => {
+            CommandError::NoReply(error) if error.kind() == ErrorKind::Parse && !is_truncated(&error) => {
                 self.garbage(error, self.writes)
             }
-            Failure::Unanswered(error) if self.writes => {
+            CommandError::NoReply(error) if self.writes => {
                 let reason = "the connection broke before the reply to a write, which may have been applied; read the \
                               record before you write again";
                 self.unavailable(reason, true, Some(cause(error)))
             }
-            Failure::Unsent(error) | Failure::Unanswered(error) => self.connection_error(error),
+            CommandError::NotSent(error) | CommandError::NoReply(error) => self.connection_error(error),
             #[cfg(feature = "redis-cluster")]
-            Failure::Unreachable(server, error) => Context::reads(&server, self.key).connection_error(error),
-            Failure::TooFewReplicas(Unconfirmed { wanted, acknowledged, within }, error) => {
+            CommandError::Unreachable(server, error) => {
+                Context::reads(&server, self.key).connection_error(error)
+            }
+            CommandError::TooFewReplicas(Unconfirmed { wanted, acknowledged, within }, error) => {
                 let (address, source) = (self.address.to_owned(), error.map(cause));
                 StorageError::TooFewReplicas { address, wanted, acknowledged, within, source }
             }
@@ -299,7 +291,7 @@ impl<'a> Context<'a> {
 
     /// No reply within the time limit of the call.
     pub(super) fn timed_out(&self, limit: std::time::Duration) -> StorageError {
-        if !self.sent.is_marked() {
+        if !self.in_flight.is_set() {
             return self.unavailable(
                 format!("no connection within {limit:?}, so nothing was sent; check that the server can be reached"),
                 false,
@@ -494,6 +486,7 @@ pub(super) fn plain(error: &RedisError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::reply::check_reply;
     use super::*;
     use redis::{ServerError, Value};
     use rstest::rstest;
@@ -580,7 +573,7 @@ mod tests {
         #[case] retryable: bool,
         #[case] outcome_unknown: bool,
     ) {
-        let error = write().storage_error(Failure::Replied(server_says(line)));
+        let error = write().storage_error(CommandError::ErrorReply(server_says(line)));
         assert_eq!(variant(&error), expected, "{error}");
         assert_eq!(error.is_retryable(), retryable, "{error}");
         assert_eq!(error.outcome_unknown(), outcome_unknown, "{error}");
@@ -628,7 +621,7 @@ mod tests {
         "Denied"
     )]
     fn an_error_raised_inside_a_script_becomes_the_right_variant(#[case] line: &str, #[case] expected: &str) {
-        let error = write().storage_error(Failure::Replied(server_says(line)));
+        let error = write().storage_error(CommandError::ErrorReply(server_says(line)));
         assert_eq!(variant(&error), expected, "{error}");
     }
 
@@ -639,7 +632,7 @@ mod tests {
     fn a_command_that_the_server_does_not_know_has_not_run_and_its_arguments_are_not_repeated(
         #[case] line: &str,
     ) {
-        let failure = Failure::judge(Ok(Value::ServerError(
+        let failure = check_reply(Ok(Value::ServerError(
             match redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap() {
                 Value::ServerError(error) => error,
                 other => panic!("{other:?}"),
@@ -656,34 +649,41 @@ mod tests {
     #[rstest]
     #[case::script_7(
         "ERR Unknown Redis command called from script script: 3c0, on @user_script:9.",
-        Trouble::Unknown
+        ProbeError::UnknownCommand
     )]
     #[case::script_6_2(
         "ERR Error running script (call to f_3c0): @user_script:9: @user_script: 9: Unknown Redis command called from Lua script",
-        Trouble::Unknown
+        ProbeError::UnknownCommand
     )]
     #[case::valkey(
         "ERR Unknown command called from script script: 3c0, on @user_script:9.",
-        Trouble::Unknown
+        ProbeError::UnknownCommand
     )]
-    #[case::alone("ERR unknown command 'SSUBSCRIBE', with args beginning with: 'c' ", Trouble::Unknown)]
-    #[case::moved("MOVED 3999 127.0.0.1:6381", Trouble::Elsewhere)]
-    #[case::not_here("ERR Script attempted to access a non local key in a cluster node", Trouble::Elsewhere)]
-    #[case::right("NOPERM this user has no permissions to run the 'ssubscribe' command", Trouble::Denied)]
-    #[case::channel("NOPERM this user has no permissions to access one of the channels", Trouble::Denied)]
-    #[case::loading("LOADING Redis is loading the dataset in memory", Trouble::Passing)]
-    #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", Trouble::Passing)]
-    #[case::busy("BUSY Redis is busy running a script.", Trouble::Passing)]
-    #[case::replica("READONLY You can't write against a read only replica.", Trouble::Passing)]
-    #[case::odd("ERR what is that", Trouble::Other)]
-    fn an_error_in_reply_to_a_trial_says_what_is_lacking(#[case] line: &str, #[case] expected: Trouble) {
-        assert_eq!(trouble(&server_says(line)), expected);
+    #[case::alone(
+        "ERR unknown command 'SSUBSCRIBE', with args beginning with: 'c' ",
+        ProbeError::UnknownCommand
+    )]
+    #[case::moved("MOVED 3999 127.0.0.1:6381", ProbeError::WrongNode)]
+    #[case::not_here(
+        "ERR Script attempted to access a non local key in a cluster node",
+        ProbeError::WrongNode
+    )]
+    #[case::right("NOPERM this user has no permissions to run the 'ssubscribe' command", ProbeError::Denied)]
+    #[case::channel("NOPERM this user has no permissions to access one of the channels", ProbeError::Denied)]
+    #[case::loading("LOADING Redis is loading the dataset in memory", ProbeError::Temporary)]
+    #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", ProbeError::Temporary)]
+    #[case::busy("BUSY Redis is busy running a script.", ProbeError::Temporary)]
+    #[case::replica("READONLY You can't write against a read only replica.", ProbeError::Temporary)]
+    #[case::odd("ERR what is that", ProbeError::Other)]
+    fn an_error_in_reply_to_a_trial_says_what_is_lacking(#[case] line: &str, #[case] expected: ProbeError) {
+        assert_eq!(probe_error(&server_says(line)), expected);
     }
 
     #[test]
     fn text_behind_a_code_of_its_own_is_not_searched() {
-        let error = write()
-            .storage_error(Failure::Replied(server_says("ODD the words OOM and READONLY are quoted here")));
+        let error = write().storage_error(CommandError::ErrorReply(server_says(
+            "ODD the words OOM and READONLY are quoted here",
+        )));
         assert_eq!(variant(&error), "Backend");
     }
 
@@ -696,9 +696,9 @@ mod tests {
         let read = Context { writes: false, ..write() };
         let failed = || RedisError::from(std::io::Error::from(kind));
         for (error, unknown) in [
-            (write().storage_error(Failure::Unanswered(failed())), true),
-            (write().storage_error(Failure::Unsent(failed())), false),
-            (read.storage_error(Failure::Unanswered(failed())), false),
+            (write().storage_error(CommandError::NoReply(failed())), true),
+            (write().storage_error(CommandError::NotSent(failed())), false),
+            (read.storage_error(CommandError::NoReply(failed())), false),
         ] {
             assert_eq!(variant(&error), "Unavailable");
             assert_eq!(error.outcome_unknown(), unknown, "{error}");
@@ -710,7 +710,7 @@ mod tests {
     #[case::moved("MOVED 3999 127.0.0.1:6381")]
     #[case::denied("NOPERM this user has no permissions to run the 'cluster|slots' command")]
     fn an_error_in_place_of_a_reply_does_not_say_that_a_write_was_left_undone(#[case] line: &str) {
-        let judged = Failure::judge(Err(server_says(line))).unwrap_err();
+        let judged = check_reply(Err(server_says(line))).unwrap_err();
         let error = write().storage_error(judged);
         assert!(error.outcome_unknown() && error.is_retryable(), "{error:?}");
     }

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use redis::{ErrorKind, RedisError, Value, make_extension_error, parse_redis_value};
 
 use super::error::Context;
-use super::link::Failure;
+use super::reply::CommandError;
 use super::schema::{Schema, Stored};
 use crate::backend::key::escape;
 use crate::backend::{
@@ -275,8 +275,9 @@ pub fn script_error(input: &[u8]) {
 
 fn check_error(write: &Context<'_>, error: &RedisError) {
     let is_reply = matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension);
-    let failure =
-        || if is_reply { Failure::Replied(error.clone()) } else { Failure::Unanswered(error.clone()) };
+    let failure = || {
+        if is_reply { CommandError::ErrorReply(error.clone()) } else { CommandError::NoReply(error.clone()) }
+    };
     let Context { address, key, task, expected, quota, .. } = *write;
     let read = Context { task, expected, quota, ..Context::reads(address, key) }.storage_error(failure());
     let judged = write.storage_error(failure());

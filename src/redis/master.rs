@@ -12,9 +12,11 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::clock::{Clock, server_time};
+use super::connection::Connection;
 use super::dialer::Dialer;
-use super::link::{Failure, Generation, Link, Sent, replied};
+use super::generation::Generation;
 use super::notifications::{Agreement, Trial, Trials};
+use super::reply::{CommandError, InFlight, check_replies, check_reply, value_or_error};
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::{Named, Sentinels, keep_comparing};
 use crate::backend::engine::on_drop;
@@ -193,7 +195,7 @@ impl Master {
     async fn observe_time(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         let sent = self.clock.moment();
         let time = connection.req_packed_command(&redis::cmd("TIME")).await?;
-        let time = replied(time)?;
+        let time = value_or_error(time)?;
         if let Some(server_us) = server_time(&time) {
             self.clock.observe(server_us, sent);
         }
@@ -270,7 +272,7 @@ impl Master {
 
 /// The connection that all calls share. The first call makes it. When it breaks it is re-created at once; if that fails,
 /// by the next call, after a delay. When it stops answering, a new connection that answers takes its place.
-pub(super) struct MasterLink(Arc<Shared>);
+pub(super) struct MasterConnection(Arc<Shared>);
 
 struct Shared {
     master: Arc<Master>,
@@ -301,7 +303,7 @@ struct Made {
     has_served: AtomicBool,
 }
 
-impl MasterLink {
+impl MasterConnection {
     /// Connects with the first call.
     pub(super) fn new(master: Arc<Master>) -> Self {
         // The sender is gone, so no attempt is under way.
@@ -311,7 +313,7 @@ impl MasterLink {
     }
 
     /// The connection, waited for only if there is none that works.
-    async fn connection(&self) -> Result<Arc<Made>, Failure> {
+    async fn connection(&self) -> Result<Arc<Made>, CommandError> {
         let working = self.0.state().working(&self.0.master);
         match working {
             Some(made) => Ok(made),
@@ -320,7 +322,7 @@ impl MasterLink {
     }
 
     /// Waits for a connection. Dropping the future does not end the attempt, which others may wait for.
-    async fn connect(&self) -> Result<Arc<Made>, Failure> {
+    async fn connect(&self) -> Result<Arc<Made>, CommandError> {
         let mut outcome = {
             let mut state = self.0.state_mut();
             if let Some(made) = state.working(&self.0.master) {
@@ -329,7 +331,7 @@ impl MasterLink {
             self.0.connect(&mut state);
             state.outcome.clone()
         };
-        made_in(&mut outcome).await.map_err(Failure::Unsent)
+        made_in(&mut outcome).await.map_err(CommandError::NotSent)
     }
 
     pub(super) fn master(&self) -> &Arc<Master> {
@@ -397,16 +399,22 @@ impl MasterLink {
     /// Sends a command behind `ASKING` in one pipeline. `ASKING` permits the next command of the connection, whichever call sent
     /// it.
     #[cfg(feature = "redis-cluster")]
-    pub(super) async fn send_asking(&self, command: &Cmd, sent: &Sent) -> Result<Value, Failure> {
+    pub(super) async fn send_asking(
+        &self,
+        command: &Cmd,
+        in_flight: &InFlight,
+    ) -> Result<Value, CommandError> {
         let made = self.connection().await?;
-        sent.mark();
+        in_flight.set();
         let mut asking = Pipeline::with_capacity(2);
         asking.cmd("ASKING").add_command(command.clone());
         let replies = made.connection.clone().send_packed_commands(&asking, 0, asking.len()).await;
         self.0.look_at(&made, &replies);
-        let replies = Failure::judge_all(replies)?;
+        let replies = check_replies(replies)?;
         let Ok([asked, reply]) = <[_; 2]>::try_from(replies) else {
-            return Err(Failure::Unanswered((ErrorKind::UnexpectedReturnType, "a reply is missing").into()));
+            return Err(CommandError::NoReply(
+                (ErrorKind::UnexpectedReturnType, "a reply is missing").into(),
+            ));
         };
         // If ASKING was refused too, its error is the cause.
         if reply.is_ok() { reply } else { asked.and(reply) }
@@ -563,10 +571,10 @@ pub(super) fn has_lost_its_user(reply: &Value) -> bool {
 }
 
 #[async_trait]
-impl Link for MasterLink {
-    async fn send(&self, command: &Cmd, _key: &str, sent: &Sent) -> Result<Value, Failure> {
+impl Connection for MasterConnection {
+    async fn send(&self, command: &Cmd, _key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
         let made = self.connection().await?;
-        sent.mark();
+        in_flight.set();
         let reply = made.connection.clone().send_packed_command(command).await;
         self.0.look_at(&made, &reply);
         if reply.as_ref().is_ok_and(is_demoted) {
@@ -577,21 +585,25 @@ impl Link for MasterLink {
         } else if reply.as_ref().is_ok_and(lacks_replicas) {
             self.0.master.suspect();
         }
-        Failure::judge(reply)
+        check_reply(reply)
     }
 
-    async fn read_all(&self, reads: &Pipeline, _key: &str) -> Result<Vec<Result<Value, Failure>>, Failure> {
+    async fn read_all(
+        &self,
+        reads: &Pipeline,
+        _key: &str,
+    ) -> Result<Vec<Result<Value, CommandError>>, CommandError> {
         let made = self.connection().await?;
         let replies = made.connection.clone().send_packed_commands(reads, 0, reads.len()).await;
         self.0.look_at(&made, &replies);
-        Failure::judge_all(replies)
+        check_replies(replies)
     }
 
     async fn master_of(&self, _key: &str) -> RedisResult<Arc<Master>> {
         Ok(Arc::clone(&self.0.master))
     }
 
-    async fn pubsub(&self, _key: &str) -> Result<Option<Pubsub>, Failure> {
+    async fn pubsub(&self, _key: &str) -> Result<Option<Pubsub>, CommandError> {
         // Whatever is sent next goes over this connection, so it is the one that counts.
         self.connection().await?;
         Ok(self.0.master.pubsub().await)

@@ -2,20 +2,23 @@
 
 mod agenda;
 mod builder;
+mod caller;
 mod clock;
 #[cfg(feature = "redis-cluster")]
 mod cluster;
+mod connection;
 mod diagnosis;
 mod dialer;
 mod error;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
-mod link;
+mod generation;
 mod master;
 mod notifications;
 mod pages;
 mod probe;
 mod replicas;
+mod reply;
 mod schema;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
@@ -42,9 +45,10 @@ use tracing::{Instrument, Span, debug_span};
 use agenda::Outages;
 pub use builder::RedisBuilder;
 use clock::{Clock, server_time};
+use connection::Connection;
 pub use dialer::Credentials;
 use error::Context;
-use link::{Failure, Link, Unconfirmed};
+use reply::{CommandError, Unconfirmed};
 use schema::{FIELDS, PART_FIELDS, Schema, Stored, StoredPart};
 use subscriptions::Subscriptions;
 
@@ -84,9 +88,9 @@ use crate::scripts::{
 pub struct RedisBackend(Arc<Inner>);
 
 struct Inner {
-    link: Box<dyn Link>,
+    connection: Box<dyn Connection>,
     /// For pages and parts, so that no small call waits behind megabytes.
-    bulk: Box<dyn Link>,
+    bulk_connection: Box<dyn Connection>,
     schema: Schema,
     clock: Arc<Clock>,
     address: String,
@@ -107,21 +111,6 @@ struct Inner {
     outages: Outages,
 }
 
-impl RedisBackend {
-    /// Connects with the defaults of [`RedisBuilder`].
-    ///
-    /// # Errors
-    /// As [`RedisBuilder::connect`]: within 2 s when no server answers.
-    pub async fn connect(url: &str) -> Result<Self, StorageError> {
-        Self::builder().connect(url).await
-    }
-
-    /// Starts from the defaults.
-    pub fn builder() -> RedisBuilder {
-        RedisBuilder::default()
-    }
-}
-
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisBackend")
@@ -137,8 +126,8 @@ impl RedisBackend {
     }
 
     /// The connections that a call travels over.
-    fn link(&self, context: &Context<'_>) -> &dyn Link {
-        if context.is_bulk { &*self.0.bulk } else { &*self.0.link }
+    fn connection(&self, context: &Context<'_>) -> &dyn Connection {
+        if context.is_bulk { &*self.0.bulk_connection } else { &*self.0.connection }
     }
 
     fn writes<'a>(&'a self, key: &'a str) -> Context<'a> {
@@ -158,10 +147,10 @@ impl RedisBackend {
         let limit = self.0.limit;
         let in_time = tokio::time::timeout(limit, call.instrument(span)).await;
         in_time.unwrap_or_else(|_| {
-            self.link(context).timed_out(context.key);
+            self.connection(context).timed_out(context.key);
             Err(match self.unconfirmed(context) {
-                Some(few) if context.sent.is_marked() => {
-                    context.storage_error(Failure::TooFewReplicas(few, None))
+                Some(few) if context.in_flight.is_set() => {
+                    context.storage_error(CommandError::TooFewReplicas(few, None))
                 }
                 _ => context.timed_out(limit),
             })
@@ -170,14 +159,14 @@ impl RedisBackend {
 
     async fn send(&self, command: &Cmd, context: &Context<'_>) -> Result<Value, StorageError> {
         let reply = if context.writes {
-            self.link(context).write(command, context.key, &context.sent).await
+            self.connection(context).write(command, context.key, &context.in_flight).await
         } else {
-            self.link(context).send(command, context.key, &context.sent).await
+            self.connection(context).send(command, context.key, &context.in_flight).await
         };
-        context.sent.clear();
+        context.in_flight.clear();
         reply.map_err(|failure| {
             context.storage_error(match (failure, self.unconfirmed(context)) {
-                (Failure::Unanswered(error), Some(few)) => Failure::TooFewReplicas(few, Some(error)),
+                (CommandError::NoReply(error), Some(few)) => CommandError::TooFewReplicas(few, Some(error)),
                 (failure, _) => failure,
             })
         })
@@ -185,7 +174,7 @@ impl RedisBackend {
 
     /// What is known of a write that was to be confirmed by replicas, and got no reply.
     fn unconfirmed(&self, context: &Context<'_>) -> Option<Unconfirmed> {
-        self.0.link.unconfirmed().filter(|_| context.writes)
+        self.0.connection.unconfirmed().filter(|_| context.writes)
     }
 
     /// Runs a script and takes the server's clock from its reply.
@@ -218,7 +207,7 @@ impl RedisBackend {
         Timed<T>: Reply,
     {
         let sent = self.0.clock.moment();
-        let reply = self.0.link.send(&script.command(arguments), context.key, &context.sent).await;
+        let reply = self.0.connection.send(&script.command(arguments), context.key, &context.in_flight).await;
         let reply = reply.map_err(|failure| context.storage_error(failure))?;
         let reply = script.decode(reply).map_err(|error| context.unexpected(error))?;
         self.0.clock.observe(reply.server_us, sent);
@@ -257,7 +246,7 @@ impl RedisBackend {
         context: &Context<'_>,
     ) -> Result<Option<Notice>, StorageError> {
         let Some(channel) = channel else { return Ok(None) };
-        let pubsub = self.0.link.pubsub(context.key).await;
+        let pubsub = self.0.connection.pubsub(context.key).await;
         let pubsub = pubsub.map_err(|failure| context.storage_error(failure))?;
         Ok(pubsub.map(|pubsub| Notice { channel, pubsub }))
     }
@@ -465,7 +454,7 @@ impl StorageBackend for RedisBackend {
     }
 
     fn generation(&self) -> u64 {
-        self.0.link.generation().wrapping_add(self.0.bulk.generation())
+        self.0.connection.generation().wrapping_add(self.0.bulk_connection.generation())
     }
 
     fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {

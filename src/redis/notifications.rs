@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
-use super::error::{Trouble, trouble};
-use super::link::{Failure, replied};
+use super::error::{ProbeError, probe_error};
 use super::master::Master;
+use super::reply::{CommandError, value_or_error};
 use crate::printable::Chain;
 use crate::scripts::{Notice, PUBLISH, Publish, Pubsub};
 
@@ -124,7 +124,7 @@ impl Agreement {
                 Ok(Err(error)) => {
                     tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out");
                     // In this state the server accepts no write either.
-                    if trouble(&error) == Trouble::Passing {
+                    if probe_error(&error) == ProbeError::Temporary {
                         return;
                     }
                 }
@@ -246,18 +246,18 @@ impl Trials {
     }
 
     /// Finds the command that publishes, over a connection that cannot subscribe. `send` sends a command.
-    pub(super) async fn publish_only<F>(&self, send: impl Fn(Cmd) -> F) -> Result<Trial, Failure>
+    pub(super) async fn publish_only<F>(&self, send: impl Fn(Cmd) -> F) -> Result<Trial, CommandError>
     where
-        F: Future<Output = Result<Value, Failure>>,
+        F: Future<Output = Result<Value, CommandError>>,
     {
         let mut denied = None;
         for pubsub in [Pubsub::Sharded, Pubsub::Plain] {
             let reply = match send(self.publish(pubsub, format!("? {}", Uuid::new_v4()))).await {
                 Ok(reply) => Ok(PUBLISH.decode(reply).is_ok()),
-                Err(Failure::Replied(error)) => Err(error),
+                Err(CommandError::ErrorReply(error)) => Err(error),
                 Err(failure) => return Err(failure),
             };
-            let published = shown(pubsub.publish(), reply, &mut denied).map_err(Failure::Replied)?;
+            let published = shown(pubsub.publish(), reply, &mut denied).map_err(CommandError::ErrorReply)?;
             if !matches!(published, Shown::IsUnknown) {
                 return Ok(Trial { pubsub: Some(pubsub), denied });
             }
@@ -274,7 +274,7 @@ fn is_dropped(reply: &Result<Value, RedisError>) -> bool {
 
 /// The reply, or the error that is the reply.
 async fn send(connection: &MultiplexedConnection, command: &Cmd) -> RedisResult<Result<Value, RedisError>> {
-    Ok(replied(connection.clone().req_packed_command(command).await?))
+    Ok(value_or_error(connection.clone().req_packed_command(command).await?))
 }
 
 /// Returns what the reply shows. An `Ok` reply says whether it has the form that the command replies with.
@@ -291,14 +291,14 @@ fn shown(
         Ok(false) => return Ok(Shown::IsUnknown),
         Err(error) => error,
     };
-    match trouble(&error) {
-        Trouble::Denied => {
+    match probe_error(&error) {
+        ProbeError::Denied => {
             denied.get_or_insert((command, error));
             Ok(Shown::IsKnown)
         }
-        Trouble::Elsewhere => Ok(Shown::IsKnown),
-        Trouble::Unknown | Trouble::Other => Ok(Shown::IsUnknown),
-        Trouble::Passing => Err(error),
+        ProbeError::WrongNode => Ok(Shown::IsKnown),
+        ProbeError::UnknownCommand | ProbeError::Other => Ok(Shown::IsUnknown),
+        ProbeError::Temporary => Err(error),
     }
 }
 

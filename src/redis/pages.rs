@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use redis::{Pipeline, Value};
 
 use super::error::Context;
-use super::link::Failure;
+use super::reply::CommandError;
 use super::schema::Stored;
 use super::{RedisBackend, hmget};
 use crate::backend::engine::{PageBounds, cursor, from_micros};
@@ -123,10 +123,10 @@ impl RedisBackend {
         &self,
         reads: &Pipeline,
         context: &Context<'_>,
-    ) -> Result<Vec<Result<Value, Failure>>, StorageError> {
-        context.sent.mark();
-        let replies = self.link(context).read_all(reads, context.key).await;
-        context.sent.clear();
+    ) -> Result<Vec<Result<Value, CommandError>>, StorageError> {
+        context.in_flight.set();
+        let replies = self.connection(context).read_all(reads, context.key).await;
+        context.in_flight.clear();
         let replies = replies.map_err(|failure| context.storage_error(failure))?;
         if replies.len() != reads.len() {
             return Err(context.unexpected(UnexpectedReply));
@@ -135,7 +135,7 @@ impl RedisBackend {
     }
 
     /// The size of a record's data by the reply to `HSTRLEN`. What cannot be read has no bytes to read.
-    fn size(&self, member: &Member, reply: Result<Value, Failure>) -> Result<usize, StorageError> {
+    fn size(&self, member: &Member, reply: Result<Value, CommandError>) -> Result<usize, StorageError> {
         let context = self.reads(&member.key).of(&member.task);
         match reply.map_err(|failure| context.storage_error(failure)) {
             Ok(size) => {
@@ -151,7 +151,7 @@ impl RedisBackend {
     async fn read_hashes(
         &self,
         members: &[Member],
-        replies: Vec<Result<Value, Failure>>,
+        replies: Vec<Result<Value, CommandError>>,
         listing: &mut Listing,
     ) -> Result<(), StorageError> {
         for (member, reply) in members.iter().zip(replies) {

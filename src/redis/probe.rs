@@ -3,8 +3,8 @@
 use redis::{ErrorKind, Pipeline, RedisError};
 
 use super::RedisBackend;
-use super::error::{Trouble, cause, trouble};
-use super::link::{Failure, Sent};
+use super::error::{ProbeError, cause, probe_error};
+use super::reply::{CommandError, InFlight};
 use super::schema::FIELDS;
 use crate::backend::StorageError;
 use crate::printable::Chain;
@@ -24,10 +24,10 @@ impl Lacking {
     /// Records a failed command. A temporary error, or one that concerns only the key of the probe, does not fail the connect:
     /// calls report it.
     fn note(&mut self, command: &str, error: RedisError) {
-        let list = match trouble(&error) {
-            Trouble::Denied => &mut self.denied,
-            Trouble::Unknown => &mut self.unknown,
-            Trouble::Elsewhere | Trouble::Passing | Trouble::Other => {
+        let list = match probe_error(&error) {
+            ProbeError::Denied => &mut self.denied,
+            ProbeError::UnknownCommand => &mut self.unknown,
+            ProbeError::WrongNode | ProbeError::Temporary | ProbeError::Other => {
                 tracing::debug!(command, error = %Chain(&error), "a command failed that was tried out");
                 return;
             }
@@ -60,7 +60,7 @@ impl Lacking {
         };
         let reason = format!(
             "the user lacks the right to run {denied}, or lacks the right to the key {key} or to the channel {channel}; grant \
-             the rights that the README of mcp-task-store lists{without}"
+             the rights that docs/operations.md of mcp-task-store lists{without}"
         );
         Err(StorageError::Denied { address, reason, source })
     }
@@ -68,7 +68,7 @@ impl Lacking {
 
 /// Whether the error says nothing about what the server lacks: its state is temporary, or no server keeps the slot.
 fn is_passing(error: &RedisError) -> bool {
-    trouble(error) == Trouble::Passing || error.kind() == ErrorKind::ClusterConnectionNotFound
+    probe_error(error) == ProbeError::Temporary || error.kind() == ErrorKind::ClusterConnectionNotFound
 }
 
 impl RedisBackend {
@@ -83,8 +83,8 @@ impl RedisBackend {
         let (key, channel) = (inner.schema.probe(), inner.schema.probe_channel());
         let context = self.reads(&key);
         let mut lacking = Lacking::default();
-        let sent = Sent::default();
-        match inner.link.send(&PROBE.command(&Probe { probe: key.clone() }), &key, &sent).await {
+        let in_flight = InFlight::default();
+        match inner.connection.send(&PROBE.command(&Probe { probe: key.clone() }), &key, &in_flight).await {
             Ok(reply) => {
                 let failed = PROBE.decode(reply).map_err(|error| context.unexpected(error))?;
                 for (command, words) in failed.0 {
@@ -93,7 +93,7 @@ impl RedisBackend {
                     lacking.note(&command, error);
                 }
             }
-            Err(Failure::Replied(error)) => lacking.note("EVAL", error),
+            Err(CommandError::ErrorReply(error)) => lacking.note("EVAL", error),
             Err(failure) => return Err(context.storage_error(failure)),
         }
         let plain = [("HMGET", &FIELDS[..]), ("HSTRLEN", &FIELDS[..1]), ("EXISTS", &[][..])];
@@ -101,25 +101,25 @@ impl RedisBackend {
         for (command, arguments) in plain {
             reads.cmd(command).arg(&key).arg(arguments);
         }
-        let replies = match inner.bulk.read_all(&reads, &key).await {
+        let replies = match inner.bulk_connection.read_all(&reads, &key).await {
             Ok(replies) => replies,
-            Err(Failure::Replied(error)) => vec![Err(Failure::Replied(error))],
+            Err(CommandError::ErrorReply(error)) => vec![Err(CommandError::ErrorReply(error))],
             Err(failure) => return Err(context.storage_error(failure)),
         };
         for ((command, _), reply) in plain.into_iter().zip(replies) {
             match reply {
                 Ok(_) => {}
-                Err(Failure::Replied(error)) => lacking.note(command, error),
+                Err(CommandError::ErrorReply(error)) => lacking.note(command, error),
                 Err(failure) => return Err(context.storage_error(failure)),
             }
         }
-        if inner.link.unconfirmed().is_some() {
+        if inner.connection.unconfirmed().is_some() {
             // For no replica, so that it returns at once.
             let mut wait = redis::cmd("WAIT");
             wait.arg(0).arg(1);
-            match inner.link.send(&wait, &key, &sent).await {
+            match inner.connection.send(&wait, &key, &in_flight).await {
                 Ok(_) => {}
-                Err(Failure::Replied(error)) => lacking.note("WAIT", error),
+                Err(CommandError::ErrorReply(error)) => lacking.note("WAIT", error),
                 Err(failure) => return Err(context.storage_error(failure)),
             }
         }
@@ -137,7 +137,7 @@ impl RedisBackend {
     ) -> Result<(), StorageError> {
         let context = self.reads(key);
         if !self.0.is_given {
-            let tried = async { self.0.link.master_of(channel).await?.try_pubsub().await };
+            let tried = async { self.0.connection.master_of(channel).await?.try_pubsub().await };
             match tried.await {
                 Ok(trial) => {
                     if let Some((command, error)) = trial.and_then(|trial| trial.denied) {
@@ -147,16 +147,16 @@ impl RedisBackend {
                 Err(error) if is_passing(&error) => {
                     tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out");
                 }
-                Err(error) => return Err(context.storage_error(Failure::Unsent(error))),
+                Err(error) => return Err(context.storage_error(CommandError::NotSent(error))),
             }
             return Ok(());
         }
-        match self.0.link.pubsub(key).await {
+        match self.0.connection.pubsub(key).await {
             Ok(Some(_)) => {}
             Ok(None) => tracing::warn!(
                 "the server passes on no messages (SPUBLISH, PUBLISH): watches and workers of other processes poll"
             ),
-            Err(Failure::Replied(error)) => lacking.note("PUBLISH", error),
+            Err(CommandError::ErrorReply(error)) => lacking.note("PUBLISH", error),
             Err(failure) => return Err(context.storage_error(failure)),
         }
         Ok(())

@@ -20,8 +20,8 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::dialer::Dialer;
-use super::link::replied;
 use super::master::Master;
+use super::reply::value_or_error;
 use crate::printable::Chain;
 
 /// How long the other sentinels may take once one has answered.
@@ -280,7 +280,7 @@ async fn dial_master(
     };
     let mut connection = dialer.dial(&address, response_timeout, pass_on).await?;
     let role = connection.req_packed_command(&redis::cmd("ROLE")).await?;
-    let role = match replied(role)? {
+    let role = match value_or_error(role)? {
         Value::Array(parts) => parts.into_iter().next(),
         _ => None,
     };

@@ -21,9 +21,9 @@ use tokio::sync::{Notify, watch};
 
 use super::clock::server_time;
 use super::error::Context;
-use super::link::{Failure, replied};
 use super::master::{Master, Opened};
 use super::notifications::confirms;
+use super::reply::{CommandError, value_or_error};
 use super::schema::read_message;
 use super::{Inner, RedisBackend};
 use crate::backend::engine::{
@@ -286,7 +286,7 @@ impl Subscriptions {
 
 impl Server {
     async fn send(&self, command: &Cmd) -> RedisResult<Value> {
-        replied(self.connection.clone().send_packed_command(command).await?)
+        value_or_error(self.connection.clone().send_packed_command(command).await?)
     }
 
     /// Subscribes by the commands that match those of the scripts.
@@ -380,7 +380,7 @@ impl Listening {
                     }
                     match end {
                         End::Lost => {}
-                        End::Dropped => self.inner.link.look_again(),
+                        End::Dropped => self.inner.connection.refresh_topology(),
                         End::Moved => {
                             let channel = self.channel.clone();
                             drop(tokio::spawn(async move {
@@ -404,7 +404,8 @@ impl Listening {
                 Err(error) => {
                     let (inner, channel) = (Arc::clone(&self.inner), self.channel.clone());
                     let error: Arc<dyn Fn() -> StorageError + Send + Sync> = Arc::new(move || {
-                        Context::reads(&inner.address, &channel).storage_error(Failure::Unsent(error.clone()))
+                        Context::reads(&inner.address, &channel)
+                            .storage_error(CommandError::NotSent(error.clone()))
                     });
                     self.set_state(State::Failed(Arc::clone(&error)), &Change::Failed(error));
                     tokio::time::sleep(delay).await;
@@ -424,7 +425,8 @@ impl Listening {
         let is_left = pin!(self.abandoned());
         let is_dropped = pin!(self.is_dropped.notified());
         let is_mistaken = pin!(mistaken(server, pubsub));
-        let has_moved = select(self.inner.link.has_moved(&self.channel, &server.master), is_mistaken);
+        let has_moved =
+            select(self.inner.connection.master_changed(&self.channel, &server.master), is_mistaken);
         match select(select(is_lost, is_left), select(is_dropped, has_moved)).await {
             Either::Left((Either::Left(_), _)) => End::Lost,
             Either::Left((Either::Right(_), _)) => End::Left,
@@ -436,7 +438,7 @@ impl Listening {
 
     /// The connection, and the commands of the subscription; `None` if the server passes on no messages.
     async fn subscribe(&self) -> RedisResult<(Arc<Server>, Option<Pubsub>)> {
-        let master = self.inner.link.master_of(&self.channel).await?;
+        let master = self.inner.connection.master_of(&self.channel).await?;
         let (server, pubsub) = loop {
             let server = self.subscriptions.server(&self.inner, Arc::clone(&master)).await?;
             let pubsub = master.pubsub().await;
@@ -453,7 +455,7 @@ impl Listening {
         match server.subscribe(commands, &self.channel).await {
             Ok(()) => Ok((server, pubsub)),
             Err(error) => {
-                let error = self.inner.link.explain(error);
+                let error = self.inner.connection.on_error_reply(error);
                 // What the server refuses is no reason to leave it. Nobody else may notice that the connection is of no
                 // use, as when the runtime is gone that it ran on.
                 if !matches!(

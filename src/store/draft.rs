@@ -71,8 +71,8 @@ impl Draft<'_> {
         Ok(())
     }
 
-    pub(crate) fn require_input(&mut self, requests: &[(String, Value)]) -> Result<(), TaskError> {
-        transitions::require_input(self.task, requests, self.config).map(drop)
+    pub(crate) fn request_input(&mut self, requests: &[(String, Value)]) -> Result<(), TaskError> {
+        transitions::request_input(self.task, requests, self.config).map(drop)
     }
 
     /// Says whether any of the responses answers an open request.

@@ -25,7 +25,7 @@ pub enum TaskError {
         action: &'static str,
     },
     /// Cancellation was requested, so the client is not asked any more.
-    #[error("task {task} was asked to cancel: cannot require input", task = .task.printable())]
+    #[error("task {task} was asked to cancel: cannot request input", task = .task.printable())]
     CancelRequested {
         /// The task.
         task: TaskId,
@@ -99,12 +99,21 @@ pub enum TaskError {
         /// How many compare-and-swaps of the call lost.
         conflicts: u32,
     },
-    /// A record is stored that is not the JSON of a task, or a payload that is not JSON.
-    #[error("the record of task {task} is not a task", task = .task.printable())]
+    /// The stored record is not the JSON of a task, or a stored payload is not JSON. Another program or a later version
+    /// of this crate may have written it. The record can be deleted.
+    #[error("the record of task {task} cannot be read; delete the task, or check which program wrote it", task = .task.printable())]
     Unreadable {
         /// The task.
         task: TaskId,
-        /// What the JSON parser says.
+        /// The error of the JSON parser.
+        source: serde_json::Error,
+    },
+    /// A value of the task cannot be written as JSON. Nothing was stored.
+    #[error("task {task} cannot be written as JSON", task = .task.printable())]
+    Unencodable {
+        /// The task.
+        task: TaskId,
+        /// The error of the JSON serializer.
         source: serde_json::Error,
     },
     /// The engine failed.
@@ -131,6 +140,7 @@ impl TaskError {
             | Self::OperationPanicked { .. }
             | Self::Contended { .. }
             | Self::Unreadable { .. }
+            | Self::Unencodable { .. }
             | Self::Storage(_) => -32603,
         }
     }

@@ -353,15 +353,22 @@ impl<B: Agenda> Attempt<B> {
     ///
     /// # Errors
     /// [`InputKeyUsed`](TaskError::InputKeyUsed) for a key that this attempt has used, or an earlier one for another
-    /// request; otherwise as [`TaskStore::require_input`].
-    pub async fn ask(&self, key: impl Into<String>, request: Value) -> Result<StoredTask, TaskError> {
+    /// request; otherwise as [`TaskStore::request_input`].
+    pub async fn request_input(
+        &self,
+        key: impl Into<String>,
+        request: Value,
+    ) -> Result<StoredTask, TaskError> {
         let (key, config) = (key.into(), &self.store.0.config);
         if !self.asked().insert(key.clone()) {
             return Err(TaskError::InputKeyUsed { task: self.key.task.clone(), key });
         }
         let mut asking = Asking { asked: &self.asked, key: &key, is_asked: false };
-        let asked =
-            self.change(Kind::Input, "ask", |task| transitions::ask(task, &key, &request, config)).await;
+        let asked = self
+            .change(Kind::Input, "request_input", |task| {
+                transitions::request_input_again(task, &key, &request, config)
+            })
+            .await;
         asking.is_asked = asked.is_ok();
         asked
     }

@@ -376,15 +376,15 @@ impl<B: Agenda> TaskStore<B> {
     /// [`InputKeyUsed`](TaskError::InputKeyUsed) when a key was used before in this task,
     /// [`LimitExceeded`](TaskError::LimitExceeded) for too many or too deep requests,
     /// [`InvalidArgument`](TaskError::InvalidArgument) for none at all.
-    pub async fn require_input<'a, K: Into<String>>(
+    pub async fn request_input<'a, K: Into<String>>(
         &self,
         task: impl Into<TaskRef<'a>>,
         requests: impl IntoIterator<Item = (K, Value)>,
     ) -> Result<StoredTask, TaskError> {
         let requests: Vec<_> = requests.into_iter().map(|(key, request)| (key.into(), request)).collect();
         let config = &self.0.config;
-        let change = |task: &mut Task| transitions::require_input(task, &requests, config);
-        self.change(Kind::Input, "require_input", task.into(), change).await
+        let change = |task: &mut Task| transitions::request_input(task, &requests, config);
+        self.change(Kind::Input, "request_input", task.into(), change).await
     }
 
     /// Stores the client's answers to open requests. The last one moves the task back to `working`. Answers to

@@ -56,12 +56,12 @@ pub(super) fn set_status_message(
     Ok(Change::Made)
 }
 
-pub(super) fn require_input(
+pub(super) fn request_input(
     task: &mut Task,
     requests: &[(String, Value)],
     config: &StoreConfig,
 ) -> Result<Change, TaskError> {
-    require_open(task, "require input")?;
+    require_open(task, "request input")?;
     if task.cancel_requested {
         return Err(TaskError::CancelRequested { task: task.task_id.clone() });
     }
@@ -83,7 +83,7 @@ pub(super) fn require_input(
 }
 
 /// The same for one request that an earlier attempt may have made: an equal one stays as it is, open or answered.
-pub(super) fn ask(
+pub(super) fn request_input_again(
     task: &mut Task,
     key: &str,
     request: &Value,
@@ -93,7 +93,7 @@ pub(super) fn ask(
     if before == Some(request) && !task.status.is_terminal() && !task.cancel_requested {
         return Ok(Change::None);
     }
-    require_input(task, &[(key.to_owned(), request.clone())], config)
+    request_input(task, &[(key.to_owned(), request.clone())], config)
 }
 
 /// An answer to a request that is not open (unknown, answered, withdrawn, or of a task that has ended) has

@@ -273,11 +273,11 @@ fn encode(task: &mut Task, options: &mut PutOptions, max: usize) -> Result<Bytes
 
 /// The same with all payloads over `max_inline` bytes as parts.
 fn encode_beside(task: &mut Task, options: &mut PutOptions, max_inline: usize) -> Result<Vec<u8>, TaskError> {
-    let parts = task.store_payloads(max_inline).map_err(|source| unwritable(task, source))?;
+    let parts = task.store_payloads(max_inline).map_err(|source| unencodable(task, source))?;
     options.parts.extend(parts);
-    task.to_json().map_err(|source| unwritable(task, source))
+    task.to_json().map_err(|source| unencodable(task, source))
 }
 
-fn unwritable(task: &Task, source: serde_json::Error) -> TaskError {
-    TaskError::Unreadable { task: task.task_id.clone(), source }
+fn unencodable(task: &Task, source: serde_json::Error) -> TaskError {
+    TaskError::Unencodable { task: task.task_id.clone(), source }
 }

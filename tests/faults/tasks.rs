@@ -155,7 +155,7 @@ async fn an_acknowledged_update_is_not_undone_by_a_late_copy_of_an_earlier_one()
         bench.befall(&[Fault::HELD_BACK]);
         bench.tasks.set_variables(&created.key, [("value", json!(value))]).await.unwrap();
     }
-    let asked = bench.tasks.require_input(&created.key, [("name", json!({}))]).await.unwrap();
+    let asked = bench.tasks.request_input(&created.key, [("name", json!({}))]).await.unwrap();
     bench.befall(&[Fault::HELD_BACK]);
     let answered = bench.tasks.deliver_inputs(&asked, [("name", json!("alice"))]).await.unwrap();
     assert_eq!(answered.version.get(), 9);

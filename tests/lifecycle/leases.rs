@@ -171,7 +171,7 @@ async fn every_write_of_the_holder_renews_its_lease(#[case] engine: Engine) {
             0 => attempt.set_status_message("half").await,
             1 => attempt.set_variables([("a", json!(1))]).await,
             2 => attempt.set_checkpoint(json!(1)).await,
-            _ => attempt.ask("name", json!({})).await,
+            _ => attempt.request_input("name", json!({})).await,
         }
         .unwrap();
         let after = lease().await;
@@ -227,7 +227,7 @@ async fn an_orphan_is_claimed_once_and_every_write_of_the_lost_worker_is_refused
         lost.renew().await,
         lost.release().await,
         lost.set_status_message("late").await,
-        lost.ask("a", json!({})).await,
+        lost.request_input("a", json!({})).await,
         lost.set_variables([("a", json!(1))]).await,
         lost.complete(json!(1)).await,
         lost.fail(error).await,
@@ -336,24 +336,30 @@ async fn an_attempt_uses_a_key_once_and_the_next_one_finds_what_was_asked(#[case
     let (_store, tasks, other) = open(engine, LONG).await;
     let (key, first) = start(&tasks, resumable()).await;
     let (name, age) = (json!({ "ask": "name" }), json!({ "ask": "age" }));
-    first.ask("name", name.clone()).await.unwrap();
-    assert_refused!(first.ask("name", name.clone()).await, TaskError::InputKeyUsed { .. });
-    first.ask("age", age.clone()).await.unwrap();
+    first.request_input("name", name.clone()).await.unwrap();
+    assert_refused!(first.request_input("name", name.clone()).await, TaskError::InputKeyUsed { .. });
+    first.request_input("age", age.clone()).await.unwrap();
     other.deliver_inputs(&key, [("name", json!("Ada"))]).await.unwrap();
     let released = first.release().await.unwrap();
     assert_eq!(released.task.status, TaskStatus::InputRequired);
 
     let (_, second) = other.claim(&key).await.unwrap().unwrap();
-    let answered = second.ask("name", name.clone()).await.unwrap();
+    let answered = second.request_input("name", name.clone()).await.unwrap();
     assert_eq!(answered.task.input_responses["name"], "Ada");
-    assert_refused!(second.ask("name", name).await, TaskError::InputKeyUsed { .. });
-    assert_refused!(second.ask("age", json!({ "ask": "years" })).await, TaskError::InputKeyUsed { .. });
-    let open = second.ask("age", age.clone()).await.unwrap();
+    assert_refused!(second.request_input("name", name).await, TaskError::InputKeyUsed { .. });
+    assert_refused!(
+        second.request_input("age", json!({ "ask": "years" })).await,
+        TaskError::InputKeyUsed { .. }
+    );
+    let open = second.request_input("age", age.clone()).await.unwrap();
     assert_eq!((open.version, &open.task.input_requests["age"]), (answered.version, &age));
     second.release().await.unwrap();
     let (_, third) = other.claim(&key).await.unwrap().unwrap();
-    assert_refused!(third.ask("name", json!({ "ask": "title" })).await, TaskError::InputKeyUsed { .. });
-    third.ask("more", json!({})).await.unwrap();
+    assert_refused!(
+        third.request_input("name", json!({ "ask": "title" })).await,
+        TaskError::InputKeyUsed { .. }
+    );
+    third.request_input("more", json!({})).await.unwrap();
 }
 
 #[apply(on_every_engine)]
@@ -362,16 +368,19 @@ async fn an_answer_is_no_longer_given_once_the_task_is_to_be_cancelled_or_has_en
     let (_store, tasks, other) = open(engine, LONG).await;
     for ends in [false, true] {
         let (key, first) = start(&tasks, resumable()).await;
-        first.ask("name", json!({})).await.unwrap();
+        first.request_input("name", json!({})).await.unwrap();
         other.deliver_inputs(&key, [("name", json!("Ada"))]).await.unwrap();
         first.release().await.unwrap();
         let (_, second) = other.claim(&key).await.unwrap().unwrap();
         if ends {
             tasks.cancel(&key).await.unwrap();
-            assert_refused!(second.ask("name", json!({})).await, TaskError::InvalidTransition { .. });
+            assert_refused!(
+                second.request_input("name", json!({})).await,
+                TaskError::InvalidTransition { .. }
+            );
         } else {
             tasks.request_cancel(&key).await.unwrap();
-            assert_refused!(second.ask("name", json!({})).await, TaskError::CancelRequested { .. });
+            assert_refused!(second.request_input("name", json!({})).await, TaskError::CancelRequested { .. });
         }
     }
 }
@@ -382,7 +391,7 @@ async fn answered_requests_are_kept_only_for_a_task_that_may_be_asked_again(#[ca
     let (_store, tasks, other) = open(engine, LONG).await;
     for (new, kept) in [(closure(), 0), (resumable(), 1)] {
         let (key, attempt) = start(&tasks, new).await;
-        attempt.ask("name", json!({})).await.unwrap();
+        attempt.request_input("name", json!({})).await.unwrap();
         let answered = other.deliver_inputs(&key, [("name", json!("Ada"))]).await.unwrap().task;
         assert_eq!((answered.input_responses.len(), answered.answered_requests.len()), (1, kept));
     }
@@ -397,7 +406,7 @@ async fn a_request_to_cancel_is_left_to_the_worker_and_ends_a_task_that_waits_fo
     let (key, attempt) = start(&tasks, resumable()).await;
     let asked = other.request_cancel(&key).await.unwrap();
     assert_eq!((asked.task.status, asked.task.cancel_requested), (TaskStatus::Working, true));
-    assert_refused!(attempt.ask("a", json!({})).await, TaskError::CancelRequested { .. });
+    assert_refused!(attempt.request_input("a", json!({})).await, TaskError::CancelRequested { .. });
 
     let (key, attempt) = start(&tasks, resumable()).await;
     attempt.release().await.unwrap();
@@ -502,7 +511,7 @@ async fn a_wait_ends_when_another_process_completes_the_task_or_asks_for_input(#
         async move { waited(&other, &key).await.unwrap() }
     });
     attempt.set_status_message("at work").await.unwrap();
-    attempt.ask("name", json!({})).await.unwrap();
+    attempt.request_input("name", json!({})).await.unwrap();
     assert_eq!(waiting.await.unwrap().task.status, TaskStatus::InputRequired);
     other.deliver_inputs(&key, [("name", Value::Null)]).await.unwrap();
     let (done, _) = tokio::join!(waited(&other, &key), attempt.complete(json!("done")));

@@ -212,12 +212,12 @@ async fn a_task_makes_so_many_input_requests_in_its_life() {
     let tasks = with(StoreConfig::new().max_input_requests(3));
     let task = create(&tasks).await;
     let four = ["a", "b", "c", "d"].map(|key| (key, json!({})));
-    let outcome = tasks.require_input(&task, four).await;
+    let outcome = tasks.request_input(&task, four).await;
     assert_limit(&tasks, &task, outcome, "3").await;
-    let task = tasks.require_input(&task, [("a", json!({})), ("b", json!({}))]).await.unwrap();
+    let task = tasks.request_input(&task, [("a", json!({})), ("b", json!({}))]).await.unwrap();
     let task = tasks.deliver_inputs(&task, [("a", json!({}))]).await.unwrap();
-    let task = tasks.require_input(&task, [("c", json!({}))]).await.unwrap();
-    let outcome = tasks.require_input(&task, [("d", json!({}))]).await;
+    let task = tasks.request_input(&task, [("c", json!({}))]).await.unwrap();
+    let outcome = tasks.request_input(&task, [("d", json!({}))]).await;
     assert_limit(&tasks, &task, outcome, "3").await;
 }
 
@@ -280,9 +280,9 @@ async fn json_is_nested_100_deep_at_the_most_and_can_then_be_read_back() {
     let error = assert_not_created(&tasks, call().arguments(too_deep.clone())).await;
     assert!(matches!(error, TaskError::LimitExceeded { .. }), "{error:?}");
     let task = tasks.create(&owner("alice"), call().arguments(fits.clone())).await.unwrap();
-    let outcome = tasks.require_input(&task, [("a", too_deep.clone())]).await;
+    let outcome = tasks.request_input(&task, [("a", too_deep.clone())]).await;
     assert_limit(&tasks, &task, outcome, "100").await;
-    let task = tasks.require_input(&task, [("a", fits.clone()), ("b", json!(1))]).await.unwrap();
+    let task = tasks.request_input(&task, [("a", fits.clone()), ("b", json!(1))]).await.unwrap();
     let outcome = tasks.deliver_inputs(&task, [("a", too_deep.clone())]).await;
     assert_limit(&tasks, &task, outcome, "100").await;
     let task = tasks.deliver_inputs(&task, [("a", fits.clone())]).await.unwrap();

@@ -103,7 +103,7 @@ async fn a_record_lives_for_the_ttl_and_the_retention_and_no_update_changes_that
             assert_eq!(task.expires_at, Some(expires_at));
             assert_eq!(tasks.get(&task.key).await.unwrap(), task, "a change returns what is stored");
             task = match step {
-                0 => tasks.require_input(&task, [("a", json!({}))]).await.unwrap(),
+                0 => tasks.request_input(&task, [("a", json!({}))]).await.unwrap(),
                 1 => tasks.deliver_inputs(&task, [("a", json!({}))]).await.unwrap(),
                 2 => tasks.set_variables(&task, [("a", json!(1))]).await.unwrap(),
                 _ => tasks.complete(&task, json!({})).await.unwrap(),
@@ -141,7 +141,7 @@ async fn a_foreign_task_reads_word_for_word_like_one_that_never_was(#[case] engi
         let outcomes = [
             tasks.get(&foreign).await,
             tasks.set_status_message(&foreign, "x").await,
-            tasks.require_input(&foreign, [("a", json!(1))]).await,
+            tasks.request_input(&foreign, [("a", json!(1))]).await,
             tasks.deliver_inputs(&foreign, none).await,
             tasks.complete(&foreign, json!(1)).await,
             tasks.fail(&foreign, RpcError::new(1, "x")).await,
@@ -202,7 +202,7 @@ const STATUSES: [TaskStatus; 5] = [
 async fn in_status(tasks: &Tasks, status: TaskStatus) -> StoredTask {
     let task = create(tasks).await;
     let task =
-        tasks.require_input(&task, [("open", json!({ "method": "elicitation/create" }))]).await.unwrap();
+        tasks.request_input(&task, [("open", json!({ "method": "elicitation/create" }))]).await.unwrap();
     let task = match status {
         TaskStatus::Working => tasks.deliver_inputs(&task, [("open", json!({}))]).await.unwrap(),
         TaskStatus::InputRequired => task,
@@ -227,7 +227,7 @@ async fn each_status_allows_what_the_design_says_and_a_refused_call_changes_noth
                 let task: TaskRef<'_> = if by_copy { (&before).into() } else { (&before.key).into() };
                 let (to, outcome) = match operation {
                     0 => (from, tasks.set_status_message(task, "x").await),
-                    1 => (InputRequired, tasks.require_input(task, [("more", json!({}))]).await),
+                    1 => (InputRequired, tasks.request_input(task, [("more", json!({}))]).await),
                     2 => (from, tasks.deliver_inputs(task, [("unknown", json!({}))]).await),
                     3 => (Completed, tasks.complete(task, Value::Null).await),
                     4 => (Failed, tasks.fail(task, RpcError::new(7, "x")).await),
@@ -282,9 +282,9 @@ async fn inputs_are_asked_for_and_delivered_bit_by_bit(#[case] engine: Engine) {
     let (_store, tasks) = open(engine).await;
     let created = create(&tasks).await;
     let asked =
-        tasks.require_input(&created, [("a", json!({ "q": 1 })), ("b", json!({ "q": 2 }))]).await.unwrap();
+        tasks.request_input(&created, [("a", json!({ "q": 1 })), ("b", json!({ "q": 2 }))]).await.unwrap();
     assert_eq!((asked.version.get(), asked.task.status), (2, TaskStatus::InputRequired));
-    let more = tasks.require_input(&asked.key, [("c", json!({ "q": 3 }))]).await.unwrap();
+    let more = tasks.request_input(&asked.key, [("c", json!({ "q": 3 }))]).await.unwrap();
     assert_eq!(more.task.input_requests.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
     let answers = [("a", json!("one")), ("unknown", json!("lost"))];
     let partly = tasks.deliver_inputs(&more, answers).await.unwrap();
@@ -303,11 +303,11 @@ async fn inputs_are_asked_for_and_delivered_bit_by_bit(#[case] engine: Engine) {
 async fn an_input_key_is_used_once_in_the_life_of_a_task(#[case] engine: Engine) {
     let (_store, tasks) = open(engine).await;
     let task =
-        tasks.require_input(&create(&tasks).await, [("open", json!(1)), ("done", json!(2))]).await.unwrap();
+        tasks.request_input(&create(&tasks).await, [("open", json!(1)), ("done", json!(2))]).await.unwrap();
     let task = tasks.deliver_inputs(&task, [("done", json!(3))]).await.unwrap();
     for used in [vec!["open"], vec!["done"], vec!["new", "open"], vec!["twice", "twice"]] {
         let requests = used.iter().map(|key| (*key, json!({})));
-        let error = tasks.require_input(&task, requests).await.unwrap_err();
+        let error = tasks.request_input(&task, requests).await.unwrap_err();
         assert!(
             matches!(&error, TaskError::InputKeyUsed { key, .. } if *key == used[used.len() - 1]),
             "{error:?}"
@@ -315,7 +315,7 @@ async fn an_input_key_is_used_once_in_the_life_of_a_task(#[case] engine: Engine)
         assert_eq!(error.code(), -32602);
     }
     let none: [(&str, Value); 0] = [];
-    assert_refused!(tasks.require_input(&task, none).await, TaskError::InvalidArgument { .. });
+    assert_refused!(tasks.request_input(&task, none).await, TaskError::InvalidArgument { .. });
     assert_eq!(tasks.get(&task.key).await.unwrap(), task);
 }
 
@@ -329,7 +329,7 @@ async fn a_requested_cancel_withdraws_open_requests_and_lets_the_operation_decid
     assert_eq!(requested.task.status, TaskStatus::Working);
     assert_eq!(tasks.request_cancel(&asking.key).await.unwrap(), requested, "twice is one write");
     assert_eq!(tasks.deliver_inputs(&requested, [("open", json!(1))]).await.unwrap(), requested);
-    let asked = tasks.require_input(&requested, [("more", json!(1))]).await;
+    let asked = tasks.request_input(&requested, [("more", json!(1))]).await;
     assert_refused!(asked, TaskError::CancelRequested { .. });
     let done = tasks.complete(&requested, json!("finished all the same")).await.unwrap();
     assert_eq!(done.task.status, TaskStatus::Completed);
@@ -374,7 +374,7 @@ async fn an_outdated_copy_never_leads_to_a_wrong_answer(#[case] engine: Engine) 
     assert_refused!(late, TaskError::InvalidTransition { from: TaskStatus::Cancelled, .. });
     // The copy knows no open request, the task has one.
     let old = create(&tasks).await;
-    tasks.require_input(&old.key, [("a", json!({}))]).await.unwrap();
+    tasks.request_input(&old.key, [("a", json!({}))]).await.unwrap();
     let delivered = tasks.deliver_inputs(&old, [("a", json!("yes"))]).await.unwrap();
     assert_eq!(json!(delivered.task.input_responses), json!({ "a": "yes" }));
     // The task is gone.
@@ -395,7 +395,7 @@ async fn after_the_ttl_the_next_reader_settles_a_task_that_has_not_ended_as_fail
         created.push(tasks.create(&owner("alice"), short()).await.unwrap());
     }
     let done = tasks.complete(&created[0], json!("done")).await.unwrap();
-    let asking = tasks.require_input(&created[1], [("a", json!({}))]).await.unwrap();
+    let asking = tasks.request_input(&created[1], [("a", json!({}))]).await.unwrap();
     store.until(created[4].task.deadline().unwrap()).await;
 
     assert_eq!(tasks.get(&done.key).await.unwrap(), done, "what has ended stays as it is");

@@ -34,7 +34,7 @@ async fn logged(engine: Engine, level: Level) -> String {
         let task = store.create(&owner("the-owner"), new()).await.unwrap();
         store.set_status_message(&task, "the-data").await.unwrap();
         store.set_variables(&task, [("name", json!("the-data"))]).await.unwrap();
-        store.require_input(&task, [("key", json!("the-data"))]).await.unwrap();
+        store.request_input(&task, [("key", json!("the-data"))]).await.unwrap();
         store.deliver_inputs(&task, [("key", json!("the-data"))]).await.unwrap();
         store.request_cancel(&task).await.unwrap();
         store.complete(&task, json!("the-data")).await.unwrap();
@@ -55,7 +55,7 @@ async fn assert_spans(engine: Engine) {
     let named = [
         "set_status_message",
         "set_variables",
-        "require_input",
+        "request_input",
         "deliver_inputs",
         "request_cancel",
         "complete",

@@ -126,7 +126,7 @@ async fn what_a_store_does(store: &dyn PmcpStore) -> Vec<(String, Answer)> {
             answer(store.cancel(&create_in(store, from).await, ALICE).await, shown),
         );
         let asked = store.record_input_requests(&create_in(store, from).await, ALICE, requests(&["a"])).await;
-        see(format!("require input, {from}"), answer(asked, shown));
+        see(format!("request input, {from}"), answer(asked, shown));
         let asked = store.record_input_requests(&create_in(store, from).await, ALICE, requests(&[])).await;
         see(format!("require no input, {from}"), answer(asked, shown));
         let delivered =
@@ -462,7 +462,7 @@ async fn a_task_that_goes_on_without_its_answers_has_no_open_requests_until_it_w
         let task = tasks.tasks().get(&key).await.unwrap().task;
         task.input_requests.keys().cloned().collect::<Vec<_>>()
     };
-    tasks.tasks().require_input(&key, [("a", json!(requests(&["a"])["a"]))]).await.unwrap();
+    tasks.tasks().request_input(&key, [("a", json!(requests(&["a"])["a"]))]).await.unwrap();
     assert_eq!(open().await, ["a"]);
     tasks.update_status(&id, ALICE, TaskStatus::Working, None).await.unwrap();
     assert!(open().await.is_empty());
@@ -514,7 +514,7 @@ async fn a_request_of_an_attempt_that_was_answered_elsewhere_is_in_the_snapshot(
     let (_store, tasks) = open(engine).await;
     let resumable = NewTask::new("tools/call").operation("render").on_worker_lost(OnWorkerLost::Resume);
     let (stored, attempt) = tasks.tasks().start(&ALICE.try_into().unwrap(), resumable).await.unwrap();
-    attempt.ask("a", json!(requests(&["a"])["a"])).await.unwrap();
+    attempt.request_input("a", json!(requests(&["a"])["a"])).await.unwrap();
     tasks.tasks().deliver_inputs(&stored.key, [("a", json!(answers(&["a"])["a"]))]).await.unwrap();
     let snapshot = tasks.task_input_snapshot(stored.key.task.as_str(), ALICE).await.unwrap();
     assert_eq!(json!(snapshot.input_requests), json!(requests(&["a"])));
@@ -528,7 +528,7 @@ async fn requests_and_results_of_the_lifecycle_below_are_served(#[case] engine: 
     let id = create(&tasks).await;
     let key = key(ALICE, &id);
     let request = json!(requests(&["a"])["a"]);
-    tasks.tasks().require_input(&key, [("a", request)]).await.unwrap();
+    tasks.tasks().request_input(&key, [("a", request)]).await.unwrap();
     let snapshot = tasks.task_input_snapshot(&id, ALICE).await.unwrap();
     assert_eq!(json!(snapshot.input_requests), json!(requests(&["a"])));
     assert!(tasks.deliver_task_inputs(&id, ALICE, answers(&["a"])).await.unwrap().complete);

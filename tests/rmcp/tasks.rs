@@ -209,7 +209,7 @@ async fn of_a_record_that_cannot_be_read_the_client_learns_nothing_but_that(#[ca
     let (store, one, _) = open(engine, LONG).await;
     store.put(&key("not-json"), "secret".into(), PutOptions::default()).await.unwrap();
     let task = one.store().create(&alice(), NewTask::new("tools/call")).await.unwrap();
-    let task = one.store().require_input(&task, [("a", json!("secret"))]).await.unwrap();
+    let task = one.store().request_input(&task, [("a", json!("secret"))]).await.unwrap();
     for task_id in ["not-json", task.key.task.as_str()] {
         let error = ErrorData::from(one.get_task(&alice(), task_id).await.unwrap_err());
         let told = (error.code.0, &*error.message, error.data);

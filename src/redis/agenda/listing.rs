@@ -9,7 +9,7 @@ use tracing::debug_span;
 use crate::backend::engine::{MAX_TAKEN, from_millis};
 use crate::backend::{Cursor, OwnerPage, Queue, StorageError, TaskKey, Timer, TimerPage};
 use crate::redis::RedisBackend;
-use crate::redis::link::MasterOfSlots;
+use crate::redis::connection::MasterOfSlots;
 use crate::scripts::{UnexpectedReply, integer, score};
 
 /// How many keys one `SCAN` looks at, and how often a page without an owner asks for more.
@@ -28,7 +28,7 @@ impl RedisBackend {
         let after = after.map(scan_position).transpose()?;
         let context = self.reads("");
         let pages = pin!(async {
-            let masters = self.0.link.masters().await;
+            let masters = self.0.connection.masters().await;
             let masters = masters.map_err(|failure| context.storage_error(failure))?;
             let (masters, mut cursor) = left_to_scan(masters, after);
             let mut masters = masters.into_iter().peekable();
@@ -38,7 +38,7 @@ impl RedisBackend {
                 let mut scan = redis::cmd("SCAN");
                 scan.arg(cursor).arg("MATCH").arg(self.0.schema.every_idx());
                 scan.arg("COUNT").arg(SCANNED).arg("TYPE").arg("zset");
-                let reply = self.0.link.send_to(master, &scan).await;
+                let reply = self.0.connection.send_to_master(master, &scan).await;
                 let reply = reply.map_err(|failure| context.storage_error(failure))?;
                 let (next, keys) = scanned(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?;
                 owners.extend(keys.iter().filter_map(|key| self.0.schema.owner_of_idx(key)));

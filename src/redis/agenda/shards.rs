@@ -139,7 +139,7 @@ impl RedisBackend {
         for shard in missing {
             outages.began(shard, None);
             // The call that asked is dropped before its time limit, at which a cluster looks for another master.
-            self.0.link.timed_out(&self.0.schema.due(shard, &queues[0]));
+            self.0.connection.timed_out(&self.0.schema.due(shard, &queues[0]));
             self.wait_in_the_background(shard, &queues[0]);
         }
         match failed {

@@ -7,9 +7,10 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use super::layout::{Node, View};
 use crate::printable::Chain;
+use crate::redis::connection::Connection;
 use crate::redis::error::cause;
-use crate::redis::link::{Failure, Link, Sent};
-use crate::redis::master::{Master, MasterLink};
+use crate::redis::master::{Master, MasterConnection};
+use crate::redis::reply::{CommandError, InFlight};
 use crate::scripts::Pubsub;
 
 /// The delay before the next attempt to reach a lost node: after the first failure, and at most.
@@ -21,9 +22,9 @@ pub(super) struct Member {
     pub(super) node: Node,
     pub(super) name: String,
     pub(super) master: Arc<Master>,
-    calls: MasterLink,
+    calls: MasterConnection,
     /// For pages and parts.
-    pages: MasterLink,
+    pages: MasterConnection,
     state: Mutex<State>,
 }
 
@@ -46,13 +47,13 @@ struct Lost {
 
 impl Member {
     pub(super) fn new(node: Node, master: Arc<Master>) -> Self {
-        let link = || MasterLink::new(Arc::clone(&master));
+        let connection = || MasterConnection::new(Arc::clone(&master));
         let state = State { lost: None, answered: None, named: Instant::now() };
-        let (calls, pages, name) = (link(), link(), node.to_string());
+        let (calls, pages, name) = (connection(), connection(), node.to_string());
         Self { node, name, calls, pages, master, state: Mutex::new(state) }
     }
 
-    fn link(&self, is_bulk: bool) -> &MasterLink {
+    fn connection(&self, is_bulk: bool) -> &MasterConnection {
         if is_bulk { &self.pages } else { &self.calls }
     }
 
@@ -62,13 +63,13 @@ impl Member {
         is_bulk: bool,
         command: &Cmd,
         is_asking: bool,
-        sent: &Sent,
-    ) -> Result<Value, Failure> {
-        let link = self.link(is_bulk);
+        in_flight: &InFlight,
+    ) -> Result<Value, CommandError> {
+        let connection = self.connection(is_bulk);
         let reply = if is_asking {
-            link.send_asking(command, sent).await
+            connection.send_asking(command, in_flight).await
         } else {
-            link.send(command, "", sent).await
+            connection.send(command, "", in_flight).await
         };
         reply.map_err(|failure| self.named_in(failure))
     }
@@ -77,19 +78,19 @@ impl Member {
         &self,
         is_bulk: bool,
         reads: &Pipeline,
-    ) -> Result<Vec<Result<Value, Failure>>, Failure> {
-        self.link(is_bulk).read_all(reads, "").await.map_err(|failure| self.named_in(failure))
+    ) -> Result<Vec<Result<Value, CommandError>>, CommandError> {
+        self.connection(is_bulk).read_all(reads, "").await.map_err(|failure| self.named_in(failure))
     }
 
     /// By which commands the node passes on messages.
-    pub(super) async fn pubsub(&self, is_bulk: bool) -> Result<Option<Pubsub>, Failure> {
-        self.link(is_bulk).pubsub("").await.map_err(|failure| self.named_in(failure))
+    pub(super) async fn pubsub(&self, is_bulk: bool) -> Result<Option<Pubsub>, CommandError> {
+        self.connection(is_bulk).pubsub("").await.map_err(|failure| self.named_in(failure))
     }
 
     /// Remembers that the node is lost if no connection could be made.
-    fn named_in(&self, failure: Failure) -> Failure {
+    fn named_in(&self, failure: CommandError) -> CommandError {
         match failure {
-            Failure::Unsent(error) => {
+            CommandError::NotSent(error) => {
                 self.lose(&error);
                 self.unreachable(error)
             }
@@ -97,19 +98,20 @@ impl Member {
         }
     }
 
-    pub(super) fn unreachable(&self, error: RedisError) -> Failure {
-        Failure::Unreachable(self.name.clone(), error)
+    pub(super) fn unreachable(&self, error: RedisError) -> CommandError {
+        CommandError::Unreachable(self.name.clone(), error)
     }
 
     /// Asks the node for the layout.
-    pub(super) async fn view(&self) -> Result<View, Failure> {
+    pub(super) async fn view(&self) -> Result<View, CommandError> {
         let mut questions = Pipeline::with_capacity(2);
         questions.cmd("CLUSTER").arg("SLOTS");
         questions.cmd("CLUSTER").arg("INFO");
         let replies = self.read_all(false, &questions).await?;
-        let missing = || Failure::Unanswered((ErrorKind::UnexpectedReturnType, "a reply is missing").into());
+        let missing =
+            || CommandError::NoReply((ErrorKind::UnexpectedReturnType, "a reply is missing").into());
         let [slots, info] = <[_; 2]>::try_from(replies).map_err(|_| missing())?;
-        let view = View::read(&slots?, info?, &self.node).map_err(Failure::Unanswered)?;
+        let view = View::read(&slots?, info?, &self.node).map_err(CommandError::NoReply)?;
         self.state().answered = Some(Instant::now());
         Ok(view)
     }
@@ -186,7 +188,7 @@ impl Member {
     /// Probes the connection after a call over it timed out, and reconnects if it does not answer.
     pub(super) fn check(self: &Arc<Self>, is_bulk: bool) {
         let member = Arc::clone(self);
-        self.link(is_bulk).check(move |outcome| member.found(outcome));
+        self.connection(is_bulk).check(move |outcome| member.found(outcome));
     }
 
     fn found(&self, outcome: RedisResult<()>) {

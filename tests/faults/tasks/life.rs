@@ -99,7 +99,7 @@ pub async fn work(number: usize, instances: &[Tasks]) -> Worked {
         worked.variables.extend(steps.iter().map(|step| format!("{name} {step}")));
         worked.last.extend(steps.last().map(|last| (name, *last)));
     }
-    let ask = async || instance(3).require_input(key, [("name", json!({}))]).await;
+    let ask = async || instance(3).request_input(key, [("name", json!({}))]).await;
     let asked = told.made(ask).await;
     let answer = async || match &asked {
         Some(asked) => instance(4).deliver_inputs(asked, [("name", json!("alice"))]).await,

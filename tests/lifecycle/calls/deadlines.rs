@@ -73,7 +73,7 @@ async fn every_call_ends_within_its_limit_while_the_engine_hangs_and_says_what_t
             false,
             tasks.set_status_message(key, "x").map(|done| done.map(drop)).boxed(),
         ),
-        ("require_input", id, false, tasks.require_input(key, none()).map(|done| done.map(drop)).boxed()),
+        ("request_input", id, false, tasks.request_input(key, none()).map(|done| done.map(drop)).boxed()),
         ("deliver_inputs", id, false, tasks.deliver_inputs(key, none()).map(|done| done.map(drop)).boxed()),
         ("complete", id, false, tasks.complete(key, Value::Null).map(|done| done.map(drop)).boxed()),
         ("fail", id, false, tasks.fail(key, RpcError::new(1, "x")).map(|done| done.map(drop)).boxed()),

@@ -20,7 +20,7 @@ async fn a_query_writes_no_record_and_answers_the_same_when_it_is_asked_again() 
     let new = || NewTask::new("tools/call").arguments(json!("x".repeat(5000)));
     let (working, attempt) = tasks.start(&alice, new()).await.unwrap();
     let plain = tasks.create(&alice, new()).await.unwrap();
-    let asked = tasks.require_input(&plain, [("key", json!({}))]).await.unwrap();
+    let asked = tasks.request_input(&plain, [("key", json!({}))]).await.unwrap();
     let ended = [
         tasks.complete(&tasks.create(&alice, new()).await.unwrap(), json!("y".repeat(5000))).await.unwrap(),
         tasks.fail(&tasks.create(&alice, new()).await.unwrap(), RpcError::new(1, "x")).await.unwrap(),

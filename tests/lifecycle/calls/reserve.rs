@@ -42,8 +42,8 @@ async fn full(store: &Store, tasks: &Tasks, new: NewTask) -> Attempt<Arc<dyn Age
     for refused in [
         attempt.set_variables(pad(fits + CLOSE)).await,
         attempt.set_status_message("x".repeat(CLOSE)).await,
-        tasks.require_input(key, [("key", json!("x".repeat(CLOSE)))]).await,
-        attempt.ask("key", json!("x".repeat(CLOSE))).await,
+        tasks.request_input(key, [("key", json!("x".repeat(CLOSE)))]).await,
+        attempt.request_input("key", json!("x".repeat(CLOSE))).await,
         attempt.set_checkpoint(json!("x".repeat(CLOSE))).await,
     ] {
         assert_refused!(refused, TaskError::LimitExceeded { limit, .. } if limit == accepted.to_string());

@@ -23,7 +23,7 @@ async fn every_call(config: StoreConfig) -> Result<(), TaskError> {
     attempt.renew().await?;
     attempt.set_status_message("one").await?;
     attempt.set_variables([("a", json!({ "b": ["c"] }))]).await?;
-    tasks.require_input(&task.key, [("key", json!({}))]).await?;
+    tasks.request_input(&task.key, [("key", json!({}))]).await?;
     tasks.deliver_inputs(&task.key, [("key", json!({}))]).await?;
     tasks.list(&owner("alice"), PageRequest::new(1)).await?;
     attempt.complete(json!(1)).await?;

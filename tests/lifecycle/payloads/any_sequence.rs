@@ -114,7 +114,7 @@ impl Life {
             Call::Wait if self.last.task.status == TaskStatus::Working => tasks.get(&self.last.key).await,
             Call::Wait => tasks.wait(&self.last.key).await,
             Call::SetStatusMessage(by) => tasks.set_status_message(task(by), "on it").await,
-            Call::RequireInput(by, name) => tasks.require_input(task(by), entry(name)).await,
+            Call::RequireInput(by, name) => tasks.request_input(task(by), entry(name)).await,
             Call::DeliverInputs(by, name) => tasks.deliver_inputs(task(by), entry(name)).await,
             Call::SetVariables(by, name) => tasks.set_variables(task(by), entry(name)).await,
             Call::RequestCancel(by) => tasks.request_cancel(task(by)).await,
@@ -131,7 +131,7 @@ impl Life {
                 self.attempt.read().await
             }
             Call::SetCheckpoint(bytes) => attempt.set_checkpoint(sized(*bytes, 'c')).await,
-            Call::Ask(name) => attempt.ask(name.to_string(), json!({ "n": name })).await,
+            Call::Ask(name) => attempt.request_input(name.to_string(), json!({ "n": name })).await,
             Call::SetStatusMessageAsWorker => attempt.set_status_message("on it").await,
             Call::SetVariablesAsWorker(name) => attempt.set_variables(entry(name)).await,
             Call::CompleteAsWorker(bytes) => attempt.complete(sized(*bytes, 'o')).await,

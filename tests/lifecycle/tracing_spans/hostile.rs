@@ -81,11 +81,11 @@ async fn every_call_of_the_store(store: &Store) {
         note(tasks.set_status_message(key, HOSTILE.repeat(1000)).await);
         note(tasks.set_variables(key, [(HOSTILE, json!(HOSTILE))]).await);
         note(tasks.remove_variables(key, [HOSTILE]).await);
-        note(tasks.require_input(key, [(HOSTILE, json!(HOSTILE))]).await);
+        note(tasks.request_input(key, [(HOSTILE, json!(HOSTILE))]).await);
         note(tasks.deliver_inputs(key, [(HOSTILE, json!(HOSTILE))]).await);
-        note(tasks.require_input(key, [(HOSTILE, json!(1))]).await);
+        note(tasks.request_input(key, [(HOSTILE, json!(1))]).await);
         note(tasks.request_cancel(key).await);
-        note(tasks.require_input(key, [("another", json!(1))]).await);
+        note(tasks.request_input(key, [("another", json!(1))]).await);
         note(tasks.fail(key, RpcError::new(1, HOSTILE)).await);
         note(tasks.complete(key, json!(1)).await);
         note(tasks.wait(key).await);

@@ -1,0 +1,92 @@
+//! The connection of a backend to its deployment: one server, the master that sentinels elect, or a cluster.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
+
+use super::master::Master;
+use super::reply::Unconfirmed;
+use super::reply::{CommandError, InFlight};
+use crate::scripts::Pubsub;
+
+/// A connection to a deployment. It finds the server for each command, and reconnects by itself.
+///
+/// No implementation sends a command again that may have reached a server.
+#[async_trait]
+pub(super) trait Connection: Send + Sync {
+    /// Sends a command to the server that stores `key`, or to any server if the key is empty.
+    ///
+    /// Sets `in_flight` before the command can reach a server.
+    async fn send(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError>;
+
+    /// Sends a command that writes, and waits for the replicas that the caller of the builder asked for.
+    async fn write(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
+        self.send(command, key, in_flight).await
+    }
+
+    /// Sends several reads in one pipeline to the server that stores `key`. Each read has its own reply or error.
+    async fn read_all(
+        &self,
+        reads: &Pipeline,
+        key: &str,
+    ) -> Result<Vec<Result<Value, CommandError>>, CommandError>;
+
+    /// Returns what is known about a write without a reply; `None` if writes do not wait for replicas.
+    fn unconfirmed(&self) -> Option<Unconfirmed> {
+        None
+    }
+
+    /// Probes the connection to the server of `key` after a call exceeded its time limit.
+    fn timed_out(&self, _key: &str) {}
+
+    /// Returns the master that stores `key`, for a further connection to it.
+    async fn master_of(&self, _key: &str) -> RedisResult<Arc<Master>> {
+        Err((ErrorKind::Client, "the address of the server is known only to the caller").into())
+    }
+
+    /// Returns once a master other than this one stores `key`.
+    async fn master_changed(&self, _key: &str, _master: &Arc<Master>) {
+        std::future::pending().await
+    }
+
+    /// Asks the nodes again which master stores which key. Call it after a sign of a change.
+    fn refresh_topology(&self) {}
+
+    /// Handles an error reply that arrived over a connection other than this one. Returns the error for the caller.
+    fn on_error_reply(&self, error: RedisError) -> RedisError {
+        error
+    }
+
+    /// Returns the masters, in the order of their slots.
+    async fn masters(&self) -> Result<Vec<MasterOfSlots>, CommandError> {
+        Ok(vec![MasterOfSlots::default()])
+    }
+
+    /// Whether keys are spread over several masters, so that the loss of one master affects only some calls.
+    fn has_several_masters(&self) -> bool {
+        false
+    }
+
+    /// Sends a command to one of the [`masters`](Self::masters).
+    async fn send_to_master(&self, _master: &MasterOfSlots, command: &Cmd) -> Result<Value, CommandError> {
+        self.send(command, "", &InFlight::default()).await
+    }
+
+    /// Returns the Pub/Sub commands that the server of `key` supports; `None` if it delivers no messages. Probes the server
+    /// if they are not known.
+    async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError>;
+
+    /// Returns a number that grows whenever a connection breaks or is re-created, and before a command travels over the new
+    /// one.
+    fn generation(&self) -> u64;
+}
+
+/// A master of a cluster. Outside of a cluster, the default value stands for the one master.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct MasterOfSlots {
+    /// The lowest slot that it serves.
+    pub(super) slot: u16,
+    pub(super) host: String,
+    pub(super) port: u16,
+}

@@ -1,0 +1,82 @@
+//! The reply to a command, and the reason why a command got none.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use std::time::Duration;
+
+use redis::{RedisError, RedisResult, Value, make_extension_error};
+
+/// Whether a command of a call was sent and has no reply yet. It decides the outcome of a call that times out.
+#[derive(Debug, Default)]
+pub(super) struct InFlight(AtomicBool);
+
+impl InFlight {
+    /// The next command may reach a server from now on.
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// The command that was sent has its reply.
+    pub(super) fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub(super) enum CommandError {
+    /// The server replied with this error.
+    ErrorReply(RedisError),
+    /// No server ran the command: it was not sent, or a node replied with a redirection.
+    NotSent(RedisError),
+    /// No server ran the command, because no connection to this node could be made.
+    #[cfg(feature = "redis-cluster")]
+    Unreachable(String, RedisError),
+    /// The command may have reached a server, and no reply arrived.
+    NoReply(RedisError),
+    /// The master may have applied the write, and too few replicas confirmed it. The error is the cause, if there is one.
+    TooFewReplicas(Unconfirmed, Option<RedisError>),
+}
+
+/// How many replicas confirmed a write that too few of them confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unconfirmed {
+    pub(super) wanted: u32,
+    pub(super) acknowledged: u32,
+    pub(super) within: Duration,
+}
+
+/// Returns the value, or the error that is the reply.
+pub(super) fn value_or_error(reply: Value) -> RedisResult<Value> {
+    reply.extract_error().map_err(without_arguments)
+}
+
+/// Returns the reply to a command, as a connection of the redis crate returns it.
+///
+/// Only a value is certain to be the reply of a server. An error may come from the connection itself, so it says nothing
+/// about what happened to the command.
+pub(super) fn check_reply(reply: RedisResult<Value>) -> Result<Value, CommandError> {
+    value_or_error(reply.map_err(CommandError::NoReply)?).map_err(CommandError::ErrorReply)
+}
+
+/// Returns the replies to a pipeline: one for each command.
+pub(super) fn check_replies(
+    replies: RedisResult<Vec<Value>>,
+) -> Result<Vec<Result<Value, CommandError>>, CommandError> {
+    let values = replies.map_err(CommandError::NoReply)?;
+    Ok(values.into_iter().map(|value| check_reply(Ok(value))).collect())
+}
+
+/// Returns the error without the arguments of the command. A server that does not know a command quotes them: passwords,
+/// whole scripts, data of callers.
+pub(super) fn without_arguments(error: RedisError) -> RedisError {
+    let short = error.detail().and_then(|detail| Some(detail.split_once(", with args")?.0.to_owned()));
+    match (error.code(), short) {
+        (Some(code), Some(short)) => make_extension_error(code.to_owned(), Some(short)),
+        _ => error,
+    }
+}
