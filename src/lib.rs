@@ -66,7 +66,7 @@ pub use backend::{
     Agenda, BoxError, CorruptRecord, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry,
     ListedRecord, LocalAgenda, MAX_ID_BYTES, MAX_PAGE_LIMIT, MAX_PARTS, Next, OwnerId, OwnerPage, Page,
     PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, PutOptions, Queue, Record,
-    StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, TooFewReplicas, Version, Written,
+    StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, Version, Written,
 };
 pub use memory::MemoryBackend;
 #[cfg(feature = "pmcp")]
