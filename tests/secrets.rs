@@ -105,7 +105,11 @@ fn print_everything_to(printed: &Printed) {
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
         .with_writer(move || writer.clone())
         .init();
-    std::panic::set_hook(Box::new(move |panic| hook.note(panic.to_string())));
+    std::panic::set_hook(Box::new(move |panic| {
+        // Captured by the harness, which shows it if the test fails.
+        eprintln!("{panic}");
+        hook.note(panic.to_string());
+    }));
 }
 
 /// No server, URLs that cannot be read, a server that does not know the user, and one that does not speak TLS.

@@ -130,7 +130,7 @@ impl RedisBuilder {
     }
 
     /// How long one call of the backend may take, waiting for a reconnect included; 2 s unless set, 1 ms to 1 h. A write
-    /// that runs into it is [`Unavailable`](StorageError::Unavailable) with an unknown outcome.
+    /// that runs into it is [`TooFewReplicas`](StorageError::TooFewReplicas) with an unknown outcome.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
         self
@@ -153,10 +153,10 @@ impl RedisBuilder {
     /// than the response timeout); 0 replicas, the default, waits for none. For [`connect`](Self::connect) and
     /// `connect_sentinel`; the user needs `+wait`.
     ///
-    /// A write that fewer replicas confirmed in time is [`Unavailable`](StorageError::Unavailable) with an unknown
-    /// outcome: the master has applied it, and a failover to a replica without it would lose it.
-    /// [`too_few_replicas`](StorageError::too_few_replicas) says how many confirmed; none are known to have a write
-    /// that got no reply at all. [`TaskStore`](crate::TaskStore) reports either, as it cannot tell by reading.
+    /// A write that fewer replicas confirmed in time fails with [`TooFewReplicas`](StorageError::TooFewReplicas) and an
+    /// unknown outcome: the master may have applied it, and a failover to a replica without it would lose it. A write
+    /// without any reply counts as confirmed by none. [`TaskStore`](crate::TaskStore) reports this error, because it cannot
+    /// resolve the outcome by reading.
     ///
     /// This makes the loss of an acknowledged write less likely, and does not rule it out: the sentinels may
     /// promote a replica that does not have it, and a replica confirms what it holds in memory

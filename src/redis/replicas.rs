@@ -11,8 +11,7 @@ use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResul
 
 use super::connection::Connection;
 use super::master::{Master, MasterConnection, Opened, has_lost_its_user, is_demoted, lacks_replicas};
-use super::reply::{CommandError, InFlight, check_reply, value_or_error};
-use crate::backend::TooFewReplicas;
+use super::reply::{CommandError, InFlight, Unconfirmed, check_reply, value_or_error};
 use crate::scripts::Pubsub;
 
 /// How many writes may wait at a time.
@@ -98,8 +97,8 @@ impl ReplicatedConnection {
         Ok(())
     }
 
-    fn few(&self, acknowledged: u32) -> TooFewReplicas {
-        TooFewReplicas { wanted: self.wanted, acknowledged, within: self.patience }
+    fn few(&self, acknowledged: u32) -> Unconfirmed {
+        Unconfirmed { wanted: self.wanted, acknowledged, within: self.patience }
     }
 }
 
@@ -141,7 +140,7 @@ impl Connection for ReplicatedConnection {
         waited.map(|()| written)
     }
 
-    fn unconfirmed(&self) -> Option<TooFewReplicas> {
+    fn unconfirmed(&self) -> Option<Unconfirmed> {
         Some(self.few(0))
     }
 
