@@ -66,7 +66,7 @@ pub use backend::{
     Agenda, BoxError, CorruptRecord, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry,
     ListedRecord, LocalAgenda, MAX_ID_BYTES, MAX_PAGE_LIMIT, MAX_PARTS, Next, OwnerId, OwnerPage, Page,
     PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, PutOptions, Queue, Record,
-    StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, TooFewReplicas, Version, Written,
+    StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, Version, Written,
 };
 pub use memory::MemoryBackend;
 #[cfg(feature = "pmcp")]
@@ -77,7 +77,7 @@ pub use pmcp::{PMCP_ANONYMOUS, PmcpTaskStore, PmcpTasksBackend};
 pub use redis::{Credentials, RedisBackend, RedisBuilder};
 #[cfg(feature = "rmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
-pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, Subject, TaskContext};
+pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
 pub use task::{Lease, OnWorkerLost, Payload, PayloadKind, RpcError, Snapshot, StoredTask, Task, TaskStatus};
 

@@ -295,7 +295,7 @@ impl MemoryBackend {
         let (version, expires_at) = match (shard.live(key, now_ms), expected) {
             (Some(live), Some(expected)) if live.version != expected => {
                 return Err(StorageError::VersionConflict {
-                    key: key.to_string(),
+                    key: key.clone(),
                     expected,
                     actual: live.version,
                 });
@@ -303,7 +303,7 @@ impl MemoryBackend {
             // In place; an order is touched only where the expiry is another one now.
             (Some(live), _) => {
                 let Some(version) = live.version.next() else {
-                    return Err(StorageError::VersionExhausted { key: key.to_string() });
+                    return Err(StorageError::VersionExhausted { key: key.clone() });
                 };
                 change_parts(&mut live.parts, options.parts)?;
                 let (was, is) = (live.expires_at, expiry_after(live.expires_at));
@@ -314,7 +314,7 @@ impl MemoryBackend {
                 (version, is)
             }
             (None, Some(expected)) if expected != Version::ABSENT => {
-                return Err(StorageError::NotFound { key: key.to_string() });
+                return Err(StorageError::NotFound { key: key.clone() });
             }
             (None, _) => {
                 let owner = shard.owners.get(&key.owner);
@@ -378,14 +378,14 @@ impl StorageBackend for MemoryBackend {
         let mut shard = self.shard(&key.owner);
         match shard.live(key, self.now_ms()) {
             Some(live) => Ok(live.read()),
-            None => Err(StorageError::NotFound { key: key.to_string() }),
+            None => Err(StorageError::NotFound { key: key.clone() }),
         }
     }
 
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
         let mut shard = self.shard(&key.owner);
         let Some(live) = shard.live(key, self.now_ms()) else {
-            return Err(StorageError::NotFound { key: key.to_string() });
+            return Err(StorageError::NotFound { key: key.clone() });
         };
         let version = live.version;
         Ok(live.parts.get(name).map(|data| Part { data: data.clone(), version }))

@@ -171,7 +171,7 @@ impl DigestServer {
         tasks.register(operation(&owner), move |task, arguments| {
             Box::pin(digest_folder(arguments, name.clone(), task))
         });
-        Self { tasks, owner: OwnerSource::Fixed(owner) }
+        Self { tasks, owner: OwnerSource::fixed(owner) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong in an engine, and what it means for the caller.
 
+use super::key::TaskKey;
 use super::version::Version;
 use crate::printable::Printable;
 
@@ -14,16 +15,16 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[non_exhaustive]
 pub enum StorageError {
     /// The record was never written, was deleted, or has expired; these cannot be told apart.
-    #[error("no record at {}", Printable(.key))]
+    #[error("no record at {}", .key)]
     NotFound {
-        /// The key that was asked for.
-        key: String,
+        /// The key of the record.
+        key: TaskKey,
     },
     /// `put_if_version` found another version. Nothing was written.
-    #[error("version conflict at {}: expected {expected}, found {actual}", Printable(.key))]
+    #[error("version conflict at {}: expected {expected}, found {actual}", .key)]
     VersionConflict {
-        /// The key that was to be written.
-        key: String,
+        /// The key of the record.
+        key: TaskKey,
         /// The version that the caller named; 0 asked for a record that does not exist.
         expected: Version,
         /// The version that the record has.
@@ -33,11 +34,11 @@ pub enum StorageError {
     /// record to start over.
     #[error(
         "the record at {} is at the last version, {}: it can be deleted but not written again",
-        Printable(.key), Version::MAX
+        .key, Version::MAX
     )]
     VersionExhausted {
-        /// The key that was to be written.
-        key: String,
+        /// The key of the record.
+        key: TaskKey,
     },
     /// The owner has as many live records as its quota allows, or the engine is out of memory.
     /// Nothing was written.
@@ -81,11 +82,11 @@ pub enum StorageError {
     },
     /// Something is stored under the key that the engine cannot read. Nothing was written;
     /// `delete` removes it.
-    #[error("corrupt record at {}: {}; deleting the record clears it", Printable(.key), Printable(.reason))]
+    #[error("corrupt record at {}: {}; deleting the record clears it", .key, Printable(.reason))]
     Corrupt {
-        /// The key in the engine, as an operator would look it up.
-        key: String,
-        /// Which field, and what is wrong with it.
+        /// The key of the record.
+        key: TaskKey,
+        /// What cannot be read, and why. It names the engine's own key where that differs.
         reason: String,
         /// What the engine said, where it said something.
         source: Option<BoxError>,
@@ -113,6 +114,25 @@ pub enum StorageError {
         /// The error below.
         source: Option<BoxError>,
     },
+    /// Fewer replicas than configured confirmed a write in time. The engine may have applied the write, and loses it if it
+    /// fails over to a replica without it. Reading the record back shows whether the engine has the write, but not whether
+    /// the replicas do.
+    #[error(
+        "{acknowledged} of {wanted} replicas confirmed a write to {address} within {within:?}, and the write may have \
+         been applied; check that the replicas are connected"
+    )]
+    TooFewReplicas {
+        /// Host and port of the server.
+        address: String,
+        /// How many replicas the engine is configured to wait for.
+        wanted: u32,
+        /// How many replicas confirmed the write.
+        acknowledged: u32,
+        /// How long the engine waited.
+        within: std::time::Duration,
+        /// Why the wait failed, if it did not time out.
+        source: Option<BoxError>,
+    },
     /// Anything else that an engine reports.
     #[error("storage error at {address}: {}", Printable(.reason))]
     Backend {
@@ -127,47 +147,13 @@ pub enum StorageError {
     },
 }
 
-/// Fewer replicas than wanted are known to have a write. The engine may have applied it all the same, and would
-/// lose it if it failed over to a replica without it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{acknowledged} of {wanted} replicas confirmed the write within {within:?}")]
-pub struct TooFewReplicas {
-    /// How many replicas the engine was told to wait for.
-    pub wanted: u32,
-    /// How many confirmed.
-    pub acknowledged: u32,
-    /// How long the engine waited.
-    pub within: std::time::Duration,
-}
-
-/// The same where waiting for the replicas failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{few}")]
-pub(crate) struct Unconfirmed {
-    pub(crate) few: TooFewReplicas,
-    #[source]
-    pub(crate) cause: BoxError,
-}
-
 impl StorageError {
-    /// How many replicas are known to have a write, if it is [`Unavailable`](Self::Unavailable) because those are
-    /// too few. Reading the record back tells whether the engine has it, and not whether replicas do.
-    pub fn too_few_replicas(&self) -> Option<TooFewReplicas> {
-        match self {
-            Self::Unavailable { source: Some(source), .. } => match source.downcast_ref() {
-                Some(Unconfirmed { few, .. }) => Some(*few),
-                None => source.downcast_ref().copied(),
-            },
-            _ => None,
-        }
-    }
-
     /// Whether the same call may succeed later with nothing changed by the caller: the server may come
     /// back, and records may expire and make room.
     ///
     /// It does *not* say that a failed write was left undone: see [`outcome_unknown`](Self::outcome_unknown).
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::CapacityExceeded { .. })
+        matches!(self, Self::Unavailable { .. } | Self::CapacityExceeded { .. } | Self::TooFewReplicas { .. })
     }
 
     /// Whether a write that failed with this error may have been applied: the connection broke or the
@@ -175,7 +161,9 @@ impl StorageError {
     pub fn outcome_unknown(&self) -> bool {
         matches!(
             self,
-            Self::Unavailable { outcome_unknown: true, .. } | Self::Backend { outcome_unknown: true, .. }
+            Self::Unavailable { outcome_unknown: true, .. }
+                | Self::Backend { outcome_unknown: true, .. }
+                | Self::TooFewReplicas { .. }
         )
     }
 }

@@ -19,7 +19,7 @@ mod storage;
 mod version;
 
 pub use agenda::{Agenda, Due, Next, OwnerPage, Queue, Taken, Timer, TimerPage};
-pub use error::{BoxError, StorageError, TooFewReplicas};
+pub use error::{BoxError, StorageError};
 pub use key::{MAX_ID_BYTES, OwnerId, TaskId, TaskKey};
 pub use local_agenda::LocalAgenda;
 pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRequest};

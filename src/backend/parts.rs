@@ -95,11 +95,19 @@ pub type PartSizes = BTreeMap<PartName, usize>;
 
 /// A part as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Part {
     /// The bytes, as they were written.
     pub data: Bytes,
     /// The version of the record that they belong to.
     pub version: Version,
+}
+
+impl Part {
+    /// Creates a part. For engines.
+    pub fn new(data: impl Into<Bytes>, version: Version) -> Self {
+        Self { data: data.into(), version }
+    }
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ impl Expiry {
 
 /// What a write does in addition to storing the data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PutOptions {
     /// What becomes of the expiry.
     pub expiry: Expiry,
@@ -89,6 +90,7 @@ impl From<Expiry> for PutOptions {
 
 /// A live record as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Record {
     /// The bytes, as they were written.
     pub data: Bytes,
@@ -100,11 +102,31 @@ pub struct Record {
     pub parts: PartSizes,
 }
 
+impl Record {
+    /// Creates a record. For engines.
+    pub fn new(
+        data: impl Into<Bytes>,
+        version: Version,
+        expires_at: Option<DateTime<Utc>>,
+        parts: PartSizes,
+    ) -> Self {
+        Self { data: data.into(), version, expires_at, parts }
+    }
+}
+
 /// What a write left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Written {
     /// The record's version now; 1 if the write created it.
     pub version: Version,
     /// When it expires by the engine's clock, to the millisecond; `None` for never.
     pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl Written {
+    /// Creates the result of a write. For engines.
+    pub fn new(version: Version, expires_at: Option<DateTime<Utc>>) -> Self {
+        Self { version, expires_at }
+    }
 }

@@ -173,7 +173,7 @@ impl Agenda for RedisBackend {
         let after_ms = delay_millis(after)?;
         let shard = self.0.schema.shard(&key.owner);
         let due = self.0.schema.due(shard, queue);
-        let context = self.writes(&due);
+        let context = self.writes(&due).of(key);
         let write = pin!(async {
             let notice = self.notice(self.wake_channel(shard), &context).await?;
             let schedule = Schedule { due: due.clone(), member: key.to_string(), after_ms, notice };
@@ -208,7 +208,7 @@ impl Agenda for RedisBackend {
         };
         let shard = self.0.schema.shard(&key.owner);
         let due = self.0.schema.due(shard, queue);
-        let context = self.writes(&due);
+        let context = self.writes(&due).of(key);
         let write = pin!(async {
             // The removal of a timer wakes no worker.
             let channel = after_ms.and_then(|_| self.wake_channel(shard));

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use super::master::Master;
+use super::reply::Unconfirmed;
 use super::reply::{CommandError, InFlight};
-use crate::backend::TooFewReplicas;
 use crate::scripts::Pubsub;
 
 /// A connection to a deployment. It finds the server for each command, and reconnects by itself.
@@ -33,7 +33,7 @@ pub(super) trait Connection: Send + Sync {
     ) -> Result<Vec<Result<Value, CommandError>>, CommandError>;
 
     /// Returns what is known about a write without a reply; `None` if writes do not wait for replicas.
-    fn unconfirmed(&self) -> Option<TooFewReplicas> {
+    fn unconfirmed(&self) -> Option<Unconfirmed> {
         None
     }
 

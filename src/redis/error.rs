@@ -6,9 +6,8 @@ use std::fmt;
 use redis::{ErrorKind, RedisError};
 
 use super::dialer::is_of_provider;
-use super::reply::{CommandError, InFlight, without_arguments};
-use crate::backend::error::Unconfirmed;
-use crate::backend::{BoxError, MAX_PARTS, StorageError, Version};
+use super::reply::{CommandError, InFlight, Unconfirmed, without_arguments};
+use crate::backend::{BoxError, MAX_PARTS, StorageError, TaskKey, Version};
 use crate::scripts::{Found, Refusal, UnexpectedReply};
 
 /// What a failed call was about, to say so and to judge what became of it.
@@ -18,6 +17,8 @@ pub(super) struct Context<'a> {
     pub(super) address: &'a str,
     /// The Redis key that the call is about.
     pub(super) key: &'a str,
+    /// The task, if the call is about one record.
+    pub(super) task: Option<&'a TaskKey>,
     /// Whether the call may have written something if no reply came.
     pub(super) writes: bool,
     /// The version that the caller expects; `None` for any.
@@ -46,7 +47,6 @@ const NOT_PERMITTED: Class =
     Class::Denied("the user lacks a permission; grant those that docs/operations.md of mcp-task-store lists");
 
 /// The master has a write, and replicas that were to confirm it did not.
-const TOO_FEW: &str = "too few replicas confirmed a write that the master may have applied; check that the replicas are connected";
 
 /// Words in an error's text, and what they mean. Most are codes. A script's `redis.call` may wrap the code
 /// into the text of another one (6.2: `ERR Error running script … @user_script: 1: -OOM …`), and what a
@@ -188,12 +188,18 @@ impl<'a> Context<'a> {
         Self {
             address,
             key,
+            task: None,
             writes: false,
             expected: None,
             quota: None,
             is_bulk: false,
             in_flight: InFlight::default(),
         }
+    }
+
+    /// The same call, on the record of this key.
+    pub(super) fn of(self, task: &'a TaskKey) -> Self {
+        Self { task: Some(task), ..self }
     }
 
     /// What a failure on the way, or an error in reply, means for the caller.
@@ -218,10 +224,9 @@ impl<'a> Context<'a> {
             CommandError::Unreachable(server, error) => {
                 Context::reads(&server, self.key).connection_error(error)
             }
-            CommandError::TooFewReplicas(few, None) => self.unavailable(TOO_FEW, true, Some(few.into())),
-            CommandError::TooFewReplicas(few, Some(error)) => {
-                let unconfirmed = Unconfirmed { few, cause: cause(error) };
-                self.unavailable(TOO_FEW, true, Some(unconfirmed.into()))
+            CommandError::TooFewReplicas(Unconfirmed { wanted, acknowledged, within }, error) => {
+                let (address, source) = (self.address.to_owned(), error.map(cause));
+                StorageError::TooFewReplicas { address, wanted, acknowledged, within, source }
             }
         }
     }
@@ -305,23 +310,24 @@ impl<'a> Context<'a> {
     }
 
     pub(super) fn not_found(&self) -> StorageError {
-        StorageError::NotFound { key: self.key.to_owned() }
+        match self.task {
+            Some(key) => StorageError::NotFound { key: key.clone() },
+            None => self.unexpected(UnexpectedReply),
+        }
     }
 
     pub(super) fn corrupt(&self, reason: impl Into<String>, source: Option<BoxError>) -> StorageError {
-        StorageError::Corrupt { key: self.key.to_owned(), reason: reason.into(), source }
+        let reason = format!("{}: {}", self.key, reason.into());
+        match self.task {
+            Some(key) => StorageError::Corrupt { key: key.clone(), reason, source },
+            None => self.backend(reason, false, source),
+        }
     }
 
     fn refused(&self, refusal: Refusal) -> StorageError {
-        let key = self.key.to_owned();
         match refusal {
-            Refusal::Found(Found::Nothing) => StorageError::NotFound { key },
-            Refusal::Found(Found::Live(actual)) => match self.expected {
-                Some(expected) if expected != actual => {
-                    StorageError::VersionConflict { key, expected, actual }
-                }
-                _ => StorageError::VersionExhausted { key },
-            },
+            Refusal::Found(Found::Nothing) => self.not_found(),
+            Refusal::Found(Found::Live(actual)) => self.version_refused(actual),
             Refusal::Found(Found::Corrupt(field)) => {
                 self.corrupt(format!("the field {field} is missing or cannot be read"), None)
             }
@@ -332,11 +338,19 @@ impl<'a> Context<'a> {
             Refusal::CapacityExceeded { live } => {
                 let quota = self.quota.unwrap_or(live);
                 StorageError::CapacityExceeded {
-                    reason: format!("the owner of {key} has {live} live records of {quota}"),
+                    reason: format!("the owner of {} has {live} live records of {quota}", self.key),
                     quota: Some(quota),
                     source: None,
                 }
             }
+        }
+    }
+
+    fn version_refused(&self, actual: Version) -> StorageError {
+        let Some(key) = self.task.cloned() else { return self.unexpected(UnexpectedReply) };
+        match self.expected {
+            Some(expected) if expected != actual => StorageError::VersionConflict { key, expected, actual },
+            _ => StorageError::VersionExhausted { key },
         }
     }
 
@@ -476,13 +490,15 @@ mod tests {
     use super::*;
     use redis::{ServerError, Value};
     use rstest::rstest;
+    use std::sync::LazyLock;
 
     fn write() -> Context<'static> {
+        static T1: LazyLock<TaskKey> = LazyLock::new(|| TaskKey::new("alice", "t1").unwrap());
         Context {
             writes: true,
             expected: Some(Version::FIRST),
             quota: Some(3),
-            ..Context::reads("127.0.0.1:6379", "pmcp:tasks:alice:t1")
+            ..Context::reads("127.0.0.1:6379", "pmcp:tasks:alice:t1").of(&T1)
         }
     }
 

@@ -247,11 +247,12 @@ fn canonical(field: &Value) -> Option<u64> {
 pub fn script_error(input: &[u8]) {
     let [expected, quota, line] = fields(input);
     let number = |text| std::str::from_utf8(text).ok().and_then(|text| text.parse::<u64>().ok());
+    let t1 = TaskKey::new("alice", "t1").expect("a legal key");
     let call = Context {
         writes: true,
         expected: number(expected).map(Version::from),
         quota: number(quota),
-        ..Context::reads("127.0.0.1:6379", "pmcp:tasks:alice:t1")
+        ..Context::reads("127.0.0.1:6379", "pmcp:tasks:alice:t1").of(&t1)
     };
 
     let replies = [
@@ -277,13 +278,13 @@ fn check_error(write: &Context<'_>, error: &RedisError) {
     let failure = || {
         if is_reply { CommandError::ErrorReply(error.clone()) } else { CommandError::NoReply(error.clone()) }
     };
-    let Context { address, key, expected, quota, .. } = *write;
-    let read = Context { expected, quota, ..Context::reads(address, key) }.storage_error(failure());
+    let Context { address, key, task, expected, quota, .. } = *write;
+    let read = Context { task, expected, quota, ..Context::reads(address, key) }.storage_error(failure());
     let judged = write.storage_error(failure());
     for judged in [&read, &judged] {
         assert!(!judged.to_string().is_empty());
         assert!(std::error::Error::source(judged).is_none_or(|source| !source.to_string().is_empty()));
-        assert!(key_of(judged).is_none_or(|key| key == write.key));
+        assert!(key_of(judged).is_none_or(|key| Some(key) == write.task));
     }
     assert_eq!(discriminant(&read), discriminant(&judged));
     assert!(!read.outcome_unknown(), "{error}");
@@ -413,7 +414,7 @@ fn is_unforeseen(error: &StorageError) -> bool {
     matches!(error, StorageError::Backend { outcome_unknown: true, .. })
 }
 
-fn key_of(error: &StorageError) -> Option<&str> {
+fn key_of(error: &StorageError) -> Option<&TaskKey> {
     match error {
         StorageError::NotFound { key }
         | StorageError::VersionConflict { key, .. }

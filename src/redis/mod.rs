@@ -54,7 +54,7 @@ use clock::{Clock, server_time};
 use connection::Connection;
 pub use dialer::Credentials;
 use error::Context;
-use reply::CommandError;
+use reply::{CommandError, Unconfirmed};
 use schema::{FIELDS, PART_FIELDS, Schema, Stored, StoredPart};
 use subscriptions::Subscriptions;
 
@@ -63,7 +63,7 @@ use crate::backend::engine::{
 };
 use crate::backend::{
     Expiry, OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError,
-    TaskKey, TooFewReplicas, Version, Written,
+    TaskKey, Version, Written,
 };
 use crate::scripts::{
     Arguments, CAS_PUT, CasPut, DELETE, Delete, ExpiryArgument, Kept, LIST, List, Listed, Notice, PUT, Put,
@@ -179,7 +179,7 @@ impl RedisBackend {
     }
 
     /// What is known of a write that was to be confirmed by replicas, and got no reply.
-    fn unconfirmed(&self, context: &Context<'_>) -> Option<TooFewReplicas> {
+    fn unconfirmed(&self, context: &Context<'_>) -> Option<Unconfirmed> {
         self.0.connection.unconfirmed().filter(|_| context.writes)
     }
 
@@ -262,19 +262,19 @@ impl RedisBackend {
         span: Span,
         mut put: Put,
         channel: Option<String>,
-        owner: &OwnerId,
+        key: &TaskKey,
         expected: Option<Version>,
     ) -> Result<Written, StorageError> {
         let is_bulk = !put.parts.is_empty();
         let task = put.keys.task.clone();
-        let context = Context { expected, quota: put.quota, is_bulk, ..self.writes(&task) };
+        let context = Context { expected, quota: put.quota, is_bulk, ..self.writes(&task).of(key) };
         let write = pin!(async {
             put.notice = self.notice(channel, &context).await?;
             match self.run(&PUT, &put, &context).await {
                 // The quota counts by the index. Members whose hash was evicted or deleted by hand must not
                 // stand in the way; the write that was refused wrote nothing, so it may be sent again.
                 Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => {
-                    if Box::pin(self.reap_all(owner, &self.reads(context.key))).await? {
+                    if Box::pin(self.reap_all(&key.owner, &self.reads(context.key))).await? {
                         self.run(&PUT, &put, &context).await
                     } else {
                         Err(full)
@@ -312,7 +312,7 @@ impl StorageBackend for RedisBackend {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
         let span = debug_span!("get", owner = %key.owner.printable(), task = %key.task.printable());
         let redis_key = self.0.schema.task(&key.owner, &key.task);
-        let context = self.reads(&redis_key);
+        let context = self.reads(&redis_key).of(key);
         let read = pin!(async {
             let reply = self.send(&hmget(&redis_key), &context).await?;
             let stored = Stored::read(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?;
@@ -333,7 +333,7 @@ impl StorageBackend for RedisBackend {
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
         let span = debug_span!("part", owner = %key.owner.printable(), task = %key.task.printable(), name = %name.as_str());
         let redis_key = self.0.schema.task(&key.owner, &key.task);
-        let context = Context { is_bulk: true, ..self.reads(&redis_key) };
+        let context = Context { is_bulk: true, ..self.reads(&redis_key).of(key) };
         let read = pin!(async {
             let reply = self.send(&hmget_part(&redis_key, name), &context).await?;
             let stored = StoredPart::read(reply, name).ok_or_else(|| context.unexpected(UnexpectedReply))?;
@@ -366,7 +366,7 @@ impl StorageBackend for RedisBackend {
             notice: None,
             parts: options.parts,
         };
-        self.put_record(span, put, channel, &key.owner, None).await
+        self.put_record(span, put, channel, key, None).await
     }
 
     async fn put_if_version(
@@ -385,7 +385,7 @@ impl StorageBackend for RedisBackend {
         let keeps = options.expiry == Expiry::Keep && options.parts.is_empty();
         if let (1.., Some(next), true) = (expected.get(), expected.next(), keeps) {
             let task = self.0.schema.task(&key.owner, &key.task);
-            let context = Context { expected: Some(expected), ..self.writes(&task) };
+            let context = Context { expected: Some(expected), ..self.writes(&task).of(key) };
             let write = pin!(async {
                 let notice = self.notice(channel, &context).await?;
                 let cas_put = CasPut { task: task.clone(), data, expected, next, notice };
@@ -404,7 +404,7 @@ impl StorageBackend for RedisBackend {
             notice: None,
             parts: options.parts,
         };
-        self.put_record(span, put, channel, &key.owner, Some(expected)).await
+        self.put_record(span, put, channel, key, Some(expected)).await
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
@@ -412,7 +412,7 @@ impl StorageBackend for RedisBackend {
         let channel = self.channel(&key.owner, true);
         let keys = self.0.schema.keys(key);
         let task = keys.task.clone();
-        let context = self.writes(&task);
+        let context = self.writes(&task).of(key);
         let write = pin!(async {
             let notice = self.notice(channel, &context).await?;
             self.run(&DELETE, &Delete { keys, id: key.task.clone(), notice }, &context).await

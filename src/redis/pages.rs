@@ -10,7 +10,7 @@ use super::schema::Stored;
 use super::{RedisBackend, hmget};
 use crate::backend::engine::{PageBounds, cursor, from_micros};
 use crate::backend::{
-    CorruptRecord, ListedRecord, MAX_PAGE_LIMIT, OwnerId, Page, Record, StorageError, TaskId,
+    CorruptRecord, ListedRecord, MAX_PAGE_LIMIT, OwnerId, Page, Record, StorageError, TaskId, TaskKey,
 };
 use crate::printable::Chain;
 use crate::scripts::{LIST, List, Listed, REAP, Reap, UnexpectedReply, integer};
@@ -20,7 +20,7 @@ const REAPED_AT_ONCE: usize = 64;
 
 /// An index member, and where its record is.
 struct Member {
-    id: TaskId,
+    task: TaskKey,
     key: String,
     created_at: u64,
 }
@@ -136,7 +136,7 @@ impl RedisBackend {
 
     /// The size of a record's data by the reply to `HSTRLEN`. What cannot be read has no bytes to read.
     fn size(&self, member: &Member, reply: Result<Value, CommandError>) -> Result<usize, StorageError> {
-        let context = self.reads(&member.key);
+        let context = self.reads(&member.key).of(&member.task);
         match reply.map_err(|failure| context.storage_error(failure)) {
             Ok(size) => {
                 let size = integer(&size).and_then(|size| usize::try_from(size).ok());
@@ -155,13 +155,13 @@ impl RedisBackend {
         listing: &mut Listing,
     ) -> Result<(), StorageError> {
         for (member, reply) in members.iter().zip(replies) {
-            let Member { id, key, created_at } = member;
-            let context = self.reads(key);
+            let Member { task, key, created_at } = member;
+            let context = self.reads(key).of(task);
             let stored = match reply {
                 Ok(reply) => Stored::read(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?,
                 Err(failure) => match context.storage_error(failure) {
                     StorageError::Corrupt { reason, .. } => {
-                        listing.page.corrupt.push(CorruptRecord::new(id.clone(), reason));
+                        listing.page.corrupt.push(CorruptRecord::new(task.task.clone(), reason));
                         listing.listed += 1;
                         continue;
                     }
@@ -169,7 +169,7 @@ impl RedisBackend {
                 },
             };
             match stored {
-                Stored::Nothing => listing.gone.push((id.clone(), key.clone())),
+                Stored::Nothing => listing.gone.push((task.task.clone(), key.clone())),
                 Stored::Record(Record { expires_at, .. }) | Stored::Corrupt { expires_at, .. }
                     if self.has_expired(key, expires_at).await? => {}
                 Stored::Record(record) => {
@@ -179,10 +179,10 @@ impl RedisBackend {
                     };
                     listing.room = room;
                     let created_at = from_micros(*created_at);
-                    listing.page.records.push(ListedRecord::new(id.clone(), record, created_at));
+                    listing.page.records.push(ListedRecord::new(task.task.clone(), record, created_at));
                 }
                 Stored::Corrupt { reason, .. } => {
-                    listing.page.corrupt.push(CorruptRecord::new(id.clone(), reason.to_owned()));
+                    listing.page.corrupt.push(CorruptRecord::new(task.task.clone(), reason.to_owned()));
                 }
             }
             listing.listed += 1;
@@ -203,7 +203,7 @@ impl RedisBackend {
             below = members.last().map(|(_, oldest)| *oldest);
             let is_last = members.len() < MAX_PAGE_LIMIT;
             let tasks = self.members(owner, members);
-            let tasks: Vec<_> = tasks.into_iter().map(|member| (member.id, member.key)).collect();
+            let tasks: Vec<_> = tasks.into_iter().map(|member| (member.task.task, member.key)).collect();
             if !tasks.is_empty() {
                 let mut exists = redis::cmd("EXISTS");
                 tasks.iter().for_each(|(_, key)| {
@@ -239,9 +239,9 @@ impl RedisBackend {
     /// leads nowhere.
     fn members(&self, owner: &OwnerId, members: Vec<(Vec<u8>, u64)>) -> Vec<Member> {
         let member = |(id, created_at)| {
-            let id = task_id(id)?;
-            let key = self.0.schema.task(owner, &id);
-            Some(Member { id, key, created_at })
+            let task = TaskKey { owner: owner.clone(), task: task_id(id)? };
+            let key = self.0.schema.task(owner, &task.task);
+            Some(Member { task, key, created_at })
         };
         members.into_iter().filter_map(member).collect()
     }

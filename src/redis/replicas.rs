@@ -14,10 +14,9 @@ use super::connector::OpenConnection;
 use super::master::Master;
 use super::master_connection::MasterConnection;
 use super::reply::{
-    CommandError, InFlight, check_reply, is_from_replica, lacks_authentication, lacks_replicas,
+    CommandError, InFlight, Unconfirmed, check_reply, is_from_replica, lacks_authentication, lacks_replicas,
     value_or_error,
 };
-use crate::backend::TooFewReplicas;
 use crate::scripts::Pubsub;
 
 /// The limit of writes that wait at the same time.
@@ -110,8 +109,8 @@ impl ReplicatedConnection {
         Ok(())
     }
 
-    fn too_few(&self, acknowledged: u32) -> TooFewReplicas {
-        TooFewReplicas { wanted: self.wanted, acknowledged, within: self.within }
+    fn too_few(&self, acknowledged: u32) -> Unconfirmed {
+        Unconfirmed { wanted: self.wanted, acknowledged, within: self.within }
     }
 
     /// Handles a reply after which the connection cannot be used again: none, or that of a replica.
@@ -158,7 +157,7 @@ impl Connection for ReplicatedConnection {
         waited.map(|()| written)
     }
 
-    fn unconfirmed(&self) -> Option<TooFewReplicas> {
+    fn unconfirmed(&self) -> Option<Unconfirmed> {
         Some(self.too_few(0))
     }
 

@@ -1,10 +1,9 @@
 //! The reply to a command, and the reason why a command got none.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use redis::{RedisError, RedisResult, Value, make_extension_error};
-
-use crate::backend::TooFewReplicas;
 
 /// Whether a command of a call was sent and has no reply yet. It decides the outcome of a call that times out.
 #[derive(Debug, Default)]
@@ -39,7 +38,15 @@ pub(super) enum CommandError {
     /// The command may have reached a server, and no reply arrived.
     NoReply(RedisError),
     /// The master may have applied the write, and too few replicas confirmed it. The error is the cause, if there is one.
-    TooFewReplicas(TooFewReplicas, Option<RedisError>),
+    TooFewReplicas(Unconfirmed, Option<RedisError>),
+}
+
+/// How many replicas confirmed a write that too few of them confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unconfirmed {
+    pub(super) wanted: u32,
+    pub(super) acknowledged: u32,
+    pub(super) within: Duration,
 }
 
 /// Returns the value, or the error that is the reply.

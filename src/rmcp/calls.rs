@@ -1,4 +1,4 @@
-//! Tasks for one `tools/call`, only for a client that knows what to do with a task.
+//! Tasks that answer a `tools/call`. Only clients that support tasks receive one.
 
 use rmcp::model::{CallToolResponse, ClientCapabilities, CreateTaskResult, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
@@ -6,39 +6,42 @@ use rmcp::task_manager::{TaskFuture, TaskOptions};
 use serde_json::Value;
 
 use super::context::TaskContext;
-use super::manager::{DurableTaskManager, RegisteredOptions};
+use super::manager::DurableTaskManager;
+use super::options::RegisteredOptions;
 use crate::backend::{Agenda, OwnerId};
 
 impl<B: Agenda> DurableTaskManager<B> {
-    /// Begins a task for this `tools/call`, as [`spawn`](Self::spawn), and returns the answer to the call once the task is
-    /// stored. A call of a client that does not support tasks is refused before anything is stored or started.
+    /// Starts a task for this `tools/call` as [`spawn`](Self::spawn) does, and returns the response to the call once the task is
+    /// stored. A client that does not support tasks is refused before anything is stored or started.
     ///
-    /// The SDK refuses the handle of a task for such a client only after the handler has returned it: the operation would run
-    /// although nobody can ever read its outcome.
+    /// Without this check the SDK refuses the response only after the handler has returned it. The operation would then run
+    /// although no client can read its outcome.
     ///
     /// # Errors
-    /// `-32021` (missing required client capability), as the SDK's own, for a client that has not declared the extension
-    /// `io.modelcontextprotocol/tasks`; those of [`spawn`](Self::spawn).
+    /// `-32021` (missing required client capability) if the client has not declared the extension
+    /// `io.modelcontextprotocol/tasks`; otherwise the errors of [`spawn`](Self::spawn).
     pub async fn spawn_for<F>(
         &self,
         context: &RequestContext<RoleServer>,
         owner: &OwnerId,
         name: &str,
         options: TaskOptions,
-        make_future: F,
+        operation: F,
     ) -> Result<CallToolResponse, ErrorData>
     where
         F: FnOnce(TaskContext) -> TaskFuture,
     {
         require_tasks(context)?;
-        let task = self.spawn(owner, name, options, make_future).await?;
+        let task = self.spawn(owner, name, options, operation).await?;
         Ok(CreateTaskResult::new(task).into())
     }
 
-    /// The same for a registered operation, as [`spawn_registered`](Self::spawn_registered).
+    /// Starts a task for this `tools/call` as [`spawn_registered`](Self::spawn_registered) does, and returns the response to the
+    /// call once the task is stored. A client that does not support tasks is refused before anything is stored or started.
     ///
     /// # Errors
-    /// As [`spawn_for`](Self::spawn_for) and [`spawn_registered`](Self::spawn_registered).
+    /// `-32021` as for [`spawn_for`](Self::spawn_for); otherwise the errors of
+    /// [`spawn_registered`](Self::spawn_registered).
     pub async fn spawn_registered_for(
         &self,
         context: &RequestContext<RoleServer>,
@@ -53,7 +56,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     }
 }
 
-/// Refuses a request of a client that does not support tasks, as the SDK does.
+/// Refuses a client that does not support tasks, with the SDK's own error.
 fn require_tasks(context: &RequestContext<RoleServer>) -> Result<(), ErrorData> {
     if context.client_capabilities().is_some_and(|client| client.supports_tasks()) {
         return Ok(());

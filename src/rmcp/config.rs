@@ -1,4 +1,4 @@
-//! What a manager allows.
+//! The settings of a manager.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -7,18 +7,21 @@ use std::thread::available_parallelism;
 use super::renewer::{self, Connect};
 use crate::backend::{Agenda, StorageError};
 
-/// How many tasks that wait for a worker an instance runs at once by default, for each core.
+/// How many claimed tasks an instance runs at once by default, for each core.
 const RUNS_PER_CORE: usize = 4;
 
-/// The settings of a [`DurableTaskManager`](super::DurableTaskManager). Every value has a default; each method replaces
-/// one.
+/// The settings of a [`DurableTaskManager`](super::DurableTaskManager). Every setting has a default; each method replaces one.
 ///
+/// # Examples
 /// ```
-/// use mcp_task_store::{DurableTaskManager, ManagerConfig};
-/// use mcp_task_store::{MemoryBackend, TaskStore};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use mcp_task_store::{DurableTaskManager, ManagerConfig, MemoryBackend, TaskStore};
 ///
 /// let config = ManagerConfig::new().max_concurrent(2);
 /// let tasks = DurableTaskManager::with_config(TaskStore::new(MemoryBackend::new()), config);
+/// assert_eq!(tasks.running_task_count(), 0);
+/// # }
 /// ```
 #[must_use]
 pub struct ManagerConfig<B> {
@@ -44,37 +47,38 @@ impl<B> Default for ManagerConfig<B> {
 }
 
 impl<B: Agenda> ManagerConfig<B> {
-    /// Returns the defaults.
+    /// Returns the default settings.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets how many tasks that waited for a worker this process runs at once, at least 1; four for each core unless set.
-    /// The others stay in the queue, for other instances or until an operation here ends.
+    /// Sets how many claimed tasks this instance runs at once, at least 1. The default is four for each core. Further tasks
+    /// stay in the queue until an operation here ends or another instance claims them.
     ///
-    /// An operation that waits for input does not count. When the answer comes, it continues as soon as it may run again. One
-    /// that must stop does so at once. An operation that a call of this process has spawned never counts.
+    /// An operation that waits for input does not count. When the answer arrives, the operation waits for a free slot and then
+    /// continues. An operation that must stop does not wait for a slot. An operation that a call of this instance has started
+    /// never counts.
     pub fn max_concurrent(mut self, max: usize) -> Self {
         self.max_concurrent = max.max(1);
         self
     }
 
-    /// Renews leases on a thread with a Tokio runtime of its own, over a connection of its own, which `connect` makes there.
-    /// Off unless set.
+    /// Renews leases on a thread with a Tokio runtime of its own, over a connection of its own. `connect` makes that connection
+    /// on that thread. The default is off.
     ///
-    /// By default an operation that blocks its runtime for longer than its lease loses it. Prefer
-    /// [`spawn_blocking`](tokio::task::spawn_blocking) for such work: a blocked runtime also answers no requests. Set this
-    /// where you cannot rule it out.
+    /// By default an operation that blocks its runtime for longer than its lease loses the lease. Prefer
+    /// [`spawn_blocking`](tokio::task::spawn_blocking) for such work, because a blocked runtime also answers no requests. Use
+    /// this setting if you cannot rule out that an operation blocks.
     ///
-    /// `connect` must connect to the same engine with the same key prefix. It is called again until it succeeds; meanwhile the
-    /// thread renews over the engine of the store. The thread ends with the last clone of the manager and the last operation.
-    /// An operation that never returns keeps its lease until its TTL elapses.
+    /// `connect` must connect to the same engine with the same key prefix. The thread calls it again until it succeeds.
+    /// Meanwhile the thread renews leases over the connection of the store. The thread ends with the last clone of the manager
+    /// and the last operation. An operation that never returns keeps its lease until its TTL elapses.
     ///
+    /// # Examples
     /// ```no_run
     /// # #[cfg(feature = "redis")]
     /// # async fn example(url: &'static str) -> Result<(), mcp_task_store::StorageError> {
-    /// use mcp_task_store::{DurableTaskManager, ManagerConfig};
-    /// use mcp_task_store::{RedisBackend, TaskStore};
+    /// use mcp_task_store::{DurableTaskManager, ManagerConfig, RedisBackend, TaskStore};
     ///
     /// let store = TaskStore::new(RedisBackend::connect(url).await?);
     /// let config = ManagerConfig::new().dedicated_renewals(async move || RedisBackend::connect(url).await);

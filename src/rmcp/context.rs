@@ -1,4 +1,4 @@
-//! What an operation has of its task.
+//! The task as its operation reaches it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,42 +11,23 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::meaning::{Meaning, meaning};
-use super::places::Place;
-use super::progress::Progress;
-use super::renewals::short_patience;
+use super::error_class::ErrorClass;
+use super::slots::Slot;
+use super::status_message::StatusMessage;
+use super::task_state::TaskState;
+use super::timeouts::short_call_timeout;
 use super::wire::exit;
 use crate::backend::Agenda;
 use crate::printable::Chain;
 use crate::store::{Attempt, BackOff, TaskError};
 use crate::task::{OnWorkerLost, StoredTask};
 
-/// The task as a run has seen it last.
-#[derive(Clone)]
-pub(super) struct Seen {
-    pub(super) stored: Arc<StoredTask>,
-    /// When the read or write began that has shown it.
-    pub(super) since: std::time::Instant,
-    /// The attempt is void: its lease is lost, the task has ended or gone, or its TTL has elapsed.
-    pub(super) is_over: bool,
-}
-
-impl Seen {
-    fn is_to_stop(&self) -> bool {
-        self.is_over || self.stored.task.cancel_requested
-    }
-
-    fn answer(&self, key: &str) -> Option<&Value> {
-        self.stored.task.input_responses.get(key)
-    }
-}
-
-/// What an operation does to its task, on whichever engine.
+/// An attempt on any engine.
 #[async_trait]
 trait AnyAttempt: Send + Sync {
     fn task_id(&self) -> &str;
     fn number(&self) -> u32;
-    async fn ask(&self, key: String, request: Value) -> Result<StoredTask, TaskError>;
+    async fn request_input(&self, key: String, request: Value) -> Result<StoredTask, TaskError>;
 }
 
 #[async_trait]
@@ -59,25 +40,58 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
         Self::number(self)
     }
 
-    async fn ask(&self, key: String, request: Value) -> Result<StoredTask, TaskError> {
+    async fn request_input(&self, key: String, request: Value) -> Result<StoredTask, TaskError> {
         Self::request_input(self, key, request).await
     }
 }
 
-/// Gives a running operation its task, and what the client says about it. Cheap to clone.
+/// The task of a running operation: its id and attempt, its status message, requests to the client, and the signal to stop.
+/// Clones are cheap and share one task.
 ///
 /// The operation must stop when the client asks to cancel the task. It must also stop once its attempt is void: the lease
-/// is lost, the task has ended, the TTL has elapsed, or the record was deleted. Later writes of a void attempt are rejected,
-/// and the operation is aborted ten seconds later.
+/// is lost, the task has ended, the TTL has elapsed, or the record was deleted. The store rejects later writes of a void
+/// attempt, and the runtime aborts the operation ten seconds later.
+///
+/// # Examples
+/// ```
+/// use std::time::Duration;
+///
+/// use mcp_task_store::TaskContext;
+/// use rmcp::model::{CallToolResult, ContentBlock};
+/// use rmcp::task_manager::TaskExit;
+///
+/// async fn render(task: TaskContext) -> Result<CallToolResult, TaskExit> {
+///     for frame in 1..=240 {
+///         task.set_status_message(format!("frame {frame} of 240"));
+///         tokio::select! {
+///             () = tokio::time::sleep(Duration::from_millis(1)) => {}
+///             () = task.cancelled() => return Err(TaskExit::Cancelled),
+///         }
+///     }
+///     Ok(CallToolResult::success(vec![ContentBlock::text("240 frames")]))
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use mcp_task_store::{DurableTaskManager, MemoryBackend, OwnerId, TaskKey, TaskStatus, TaskStore};
+/// let tasks = DurableTaskManager::new(TaskStore::new(MemoryBackend::new()));
+/// let alice = OwnerId::try_from("alice")?;
+/// let task = tasks.spawn(&alice, "render", Default::default(), |task| Box::pin(render(task))).await?;
+/// let done = tasks.store().wait(&TaskKey::new("alice", &*task.task_id)?).await?;
+/// assert_eq!(done.task.status_message.as_deref(), Some("frame 240 of 240"));
+/// # assert_eq!(done.task.status, TaskStatus::Completed);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct TaskContext {
     attempt: Arc<dyn AnyAttempt>,
-    seen: watch::Receiver<Seen>,
-    progress: Arc<Progress>,
-    /// `None` for an operation that this process was called to run.
-    place: Option<Arc<Place>>,
-    /// How long one write may take before it is tried again.
-    patience: Duration,
+    state: watch::Receiver<TaskState>,
+    status_message: Arc<StatusMessage>,
+    /// `None` for an operation that a call of this process has started.
+    slot: Option<Arc<Slot>>,
+    /// The time limit of one write.
+    call_timeout: Duration,
 }
 
 impl fmt::Debug for TaskContext {
@@ -93,12 +107,12 @@ impl TaskContext {
     pub(super) fn new<B: Agenda>(
         attempt: Attempt<B>,
         lease: Duration,
-        seen: watch::Receiver<Seen>,
-        progress: Arc<Progress>,
-        place: Option<Arc<Place>>,
+        state: watch::Receiver<TaskState>,
+        status_message: Arc<StatusMessage>,
+        slot: Option<Arc<Slot>>,
     ) -> Self {
-        let patience = short_patience(lease);
-        Self { attempt: Arc::new(attempt), seen, progress, place, patience }
+        let call_timeout = short_call_timeout(lease);
+        Self { attempt: Arc::new(attempt), state, status_message, slot, call_timeout }
     }
 
     /// Returns the id of the task.
@@ -106,26 +120,27 @@ impl TaskContext {
         self.attempt.task_id()
     }
 
-    /// Returns the number of this attempt: 1 for the first, and more after a worker was lost or has released the task.
+    /// Returns the number of this attempt: 1 for the first. It grows each time that a worker is lost or releases the task.
     pub fn attempt(&self) -> u32 {
         self.attempt.number()
     }
 
-    /// Makes a request to the client under `key` and waits for its answer, which may come in at any instance. While it
-    /// is open, `tasks/get` reports the task as `input_required`. Several may be open at once.
+    /// Makes a request to the client under `key` and waits for its answer. Any instance may receive the answer. While the
+    /// request is open, `tasks/get` reports the task as `input_required`. Several requests may be open at once.
     ///
-    /// A key is used once in an attempt. The next attempt asks under the same keys again: an equal request returns the
-    /// answer that there is, or waits for it.
+    /// An attempt uses a key once. The next attempt makes the same requests under the same keys: an equal request returns the
+    /// answer that is already stored, or waits for it.
     ///
-    /// While the engine fails, the call tries again until the attempt is void. An operation that was resumed does not
-    /// count against [`max_concurrent`](super::ManagerConfig::max_concurrent) while it waits for the answer.
+    /// While the engine fails, the call tries again until the attempt is void. While a resumed operation waits for the answer,
+    /// it does not count against [`max_concurrent`](super::ManagerConfig::max_concurrent).
     ///
     /// # Errors
-    /// [`TaskExit::Cancelled`] when the operation must stop. [`TaskExit::Error`] for a key that was used before
-    /// for another request or by this attempt, for a request over the store's limits, and for a record that cannot be read.
+    /// [`TaskExit::Cancelled`] when the operation must stop. [`TaskExit::Error`] if this attempt has used the key before, if an
+    /// earlier attempt has used it for another request, if the request is over a limit of the store, and if the record cannot
+    /// be read.
     ///
     /// # Cancellation safety
-    /// Dropping the future leaves the request open, or not made.
+    /// If the future is dropped, the request is open or was not made.
     pub async fn request_input(
         &self,
         key: impl Into<String>,
@@ -133,52 +148,49 @@ impl TaskContext {
     ) -> Result<Value, TaskExit> {
         let key = key.into();
         let request = serde_json::to_value(request).map_err(|error| {
-            TaskExit::Error(rmcp::ErrorData::internal_error(format!("the request {key:?}: {error}"), None))
+            let message = format!("the request {key:?} cannot be written as JSON: {error}");
+            TaskExit::Error(rmcp::ErrorData::internal_error(message, None))
         })?;
-        let asked = self.ask(&key, request).await?;
-        if let Some(answer) = asked.as_ref().and_then(|asked| asked.task.input_responses.get(&key)) {
+        let requested = self.store_request(&key, request).await?;
+        if let Some(answer) = requested.as_ref().and_then(|stored| stored.task.input_responses.get(&key)) {
             return Ok(answer.clone());
         }
-        let absence = self.place.as_ref().map(|place| place.leave());
-        let answer = {
-            let mut seen = self.seen.clone();
-            let seen = seen.wait_for(|seen| seen.is_to_stop() || seen.answer(&key).is_some()).await;
-            seen.ok().and_then(|seen| seen.answer(&key).cloned())
-        };
-        let answer = answer.ok_or(TaskExit::Cancelled)?;
-        if let Some(absence) = absence {
-            // An operation that must stop does so at once.
+        let yielded = self.slot.as_ref().map(|slot| slot.yield_slot());
+        let answer = self.answer(&key).await.ok_or(TaskExit::Cancelled)?;
+        if let Some(yielded) = yielded {
+            // An operation that must stop does not wait for a slot.
             tokio::select! {
-                () = absence.end() => {}
+                () = yielded.reacquire() => {}
                 () = self.cancelled() => return Err(TaskExit::Cancelled),
             }
         }
         Ok(answer)
     }
 
-    /// Makes a request, and tries again while the engine fails. Returns the task as it was written; `None` if an earlier try
-    /// has made the request although it failed.
-    async fn ask(&self, key: &str, request: Value) -> Result<Option<StoredTask>, TaskExit> {
-        let mut may_be_asked = false;
+    /// Stores a request, and tries again while the engine fails. Returns the task as it was written; `None` if an earlier
+    /// write of this call was applied although it failed.
+    async fn store_request(&self, key: &str, request: Value) -> Result<Option<StoredTask>, TaskExit> {
+        let mut may_be_stored = false;
         let mut back_off = BackOff::new();
         loop {
-            let asked = timeout(self.patience, self.attempt.ask(key.to_owned(), request.clone())).await;
-            match asked {
-                Ok(Ok(asked)) => return Ok(Some(asked)),
-                // The store compares requests of tasks that can resume. Any other task has one attempt, and this is it.
-                Ok(Err(TaskError::InputKeyUsed { .. })) if may_be_asked && !self.can_resume() => {
+            let write = self.attempt.request_input(key.to_owned(), request.clone());
+            match timeout(self.call_timeout, write).await {
+                Ok(Ok(stored)) => return Ok(Some(stored)),
+                // The store compares the requests of tasks that can resume. Any other task has only this attempt.
+                Ok(Err(TaskError::InputKeyUsed { .. })) if may_be_stored && !self.can_resume() => {
                     return Ok(None);
                 }
-                Ok(Err(error)) => match meaning(&error) {
-                    Meaning::Void | Meaning::Final => return Err(exit(error)),
-                    Meaning::Temporary => {
-                        may_be_asked |= error.outcome_unknown();
-                        tracing::debug!(error = %Chain(&error), "a request to the client could not be stored yet");
-                    }
-                },
+                Ok(Err(error)) if ErrorClass::of(&error) != ErrorClass::Transient => return Err(exit(error)),
+                Ok(Err(error)) => {
+                    may_be_stored |= error.outcome_unknown();
+                    tracing::debug!(error = %Chain(&error), "a request to the client could not be stored yet");
+                }
                 Err(_) => {
-                    may_be_asked = true;
-                    tracing::debug!("a request to the client could not be stored within {:?}", self.patience);
+                    may_be_stored = true;
+                    tracing::debug!(
+                        "a request to the client could not be stored within {:?}",
+                        self.call_timeout
+                    );
                 }
             }
             tokio::select! {
@@ -188,32 +200,41 @@ impl TaskContext {
         }
     }
 
-    fn can_resume(&self) -> bool {
-        self.seen.borrow().stored.task.on_worker_lost == OnWorkerLost::Resume
+    /// Waits for the answer to a request. Returns `None` if the operation must stop first.
+    async fn answer(&self, key: &str) -> Option<Value> {
+        let mut state = self.state.clone();
+        let state = state.wait_for(|state| state.must_stop() || state.answer(key).is_some()).await.ok()?;
+        state.answer(key).cloned()
     }
 
-    /// Sets the sentence for people about where the task stands.
+    fn can_resume(&self) -> bool {
+        self.state.borrow().stored.task.on_worker_lost == OnWorkerLost::Resume
+    }
+
+    /// Sets the status message of the task: a sentence for people that says how far the work is.
     ///
-    /// The call returns at once. The runtime writes the newest message at most four times a second, and the last one
-    /// together with the outcome, so an operation may call this as often as it likes. While the engine fails, the runtime
-    /// tries again. A message over [`max_status_message_bytes`](crate::StoreConfig::max_status_message_bytes) is cut. A
-    /// message of a void attempt has no effect.
+    /// The call returns at once, so an operation may call it as often as it likes. The runtime writes the newest message at
+    /// most four times a second, and the last one together with the outcome. While the engine fails, the runtime tries again.
+    /// A message over [`max_status_message_bytes`](crate::StoreConfig::max_status_message_bytes) is cut. A message of a void
+    /// attempt has no effect.
     pub fn set_status_message(&self, message: impl Into<String>) {
-        self.progress.set(message.into());
+        self.status_message.set(message.into());
     }
 
     /// Returns whether the operation must stop.
     pub fn is_cancel_requested(&self) -> bool {
-        self.seen.borrow().is_to_stop()
+        self.state.borrow().must_stop()
     }
 
-    /// Returns once the operation must stop. An operation that stops early returns [`TaskExit::Cancelled`]. Cancelling is
-    /// cooperative: if the operation completes or fails instead, so does the task.
+    /// Waits until the operation must stop.
+    ///
+    /// An operation that stops early returns [`TaskExit::Cancelled`]. Cancellation is cooperative: if the operation completes
+    /// or fails instead, so does the task.
     ///
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn cancelled(&self) {
-        // If the run is gone, the operation must stop, too.
-        let _ = self.seen.clone().wait_for(Seen::is_to_stop).await;
+        // An error means that the run is gone. The operation must then stop too.
+        let _ = self.state.clone().wait_for(TaskState::must_stop).await;
     }
 }

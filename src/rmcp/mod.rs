@@ -1,30 +1,36 @@
-//! Durable tasks for servers on the official SDK, [rmcp] 3: what its `task_manager` does in the memory of one process,
-//! on any engine and for every instance of a server.
+//! Durable tasks for servers on the official SDK, [rmcp] 3.
 //!
-//! [`DurableTaskManager`] mirrors `rmcp::task_manager::TaskManager`, and speaks in the SDK's own types. What differs:
-//! every call takes the [`OwnerId`](crate::OwnerId), is async, and can fail with a storage error.
+//! [`DurableTaskManager`] takes the place of `rmcp::task_manager::TaskManager` and uses the SDK's own types. It keeps tasks
+//! in a [`TaskStore`](crate::TaskStore), so they outlive the process, and every instance of a server answers for all of them.
 //!
 //! [rmcp]: https://crates.io/crates/rmcp
 
 mod calls;
+mod claimer;
 mod config;
 mod context;
-mod lateness;
+mod error_class;
+mod follow;
 mod manager;
-mod meaning;
 mod operation;
+mod options;
 mod outcome;
 mod owner;
-mod places;
-mod progress;
+mod renewal_delay;
 mod renewals;
 mod renewer;
 mod run;
-mod stop;
+mod runtime;
+mod shutdown;
+mod slots;
+mod status_message;
+mod supervise;
+mod task_state;
+mod timeouts;
 mod wire;
-mod worker;
 
 pub use config::ManagerConfig;
 pub use context::TaskContext;
-pub use manager::{DurableTaskManager, RegisteredOptions};
-pub use owner::{OwnerSource, Subject};
+pub use manager::DurableTaskManager;
+pub use options::RegisteredOptions;
+pub use owner::OwnerSource;

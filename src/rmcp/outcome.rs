@@ -1,5 +1,4 @@
-//! How an operation has ended, and how that is stored: it is tried until the store takes it, or answers that the attempt is
-//! void.
+//! Stores the outcome of an operation. The run tries until the store accepts the outcome, or answers that the attempt is void.
 
 use std::time::Duration;
 
@@ -7,110 +6,152 @@ use rmcp::ErrorData;
 use rmcp::task_manager::TaskExit;
 use tokio::time::{sleep, timeout};
 
-use super::meaning::{Meaning, meaning};
-use super::operation::Ended;
-use super::renewals::RETRY;
+use super::error_class::ErrorClass;
+use super::operation::Outcome;
 use super::run::Run;
-use super::stop::Stop;
+use super::shutdown::ShutdownSignal;
+use super::timeouts::MAX_RETRY_DELAY;
 use super::wire::{is_unreadable, rpc_error};
 use crate::backend::Agenda;
 use crate::printable::{Chain, Printable};
 use crate::store::{Ending, TaskError};
 use crate::task::RpcError;
 
-/// How long after a shutdown began an outcome may still be stored. No supervisor waits for much longer.
+/// How long after the begin of a shutdown an outcome may still be stored. Few supervisors wait for longer.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 
-fn ending(ended: Ended) -> Ending {
+/// Stores the outcome of an operation and its last status message, unless the attempt is void. The lease is renewed meanwhile.
+pub(super) async fn store<B: Agenda>(run: Run<B>, outcome: Outcome, shutdown: &ShutdownSignal) {
+    tokio::select! {
+        biased;
+        () = store_until_accepted(&run, outcome) => {}
+        () = shutdown.limit_elapsed(SHUTDOWN_LIMIT) => tracing::error!(
+            "the outcome of an operation is lost: the engine did not accept it within {SHUTDOWN_LIMIT:?} after the shutdown began"
+        ),
+    }
+}
+
+async fn store_until_accepted<B: Agenda>(run: &Run<B>, outcome: Outcome) {
+    let mut unstored = Unstored::new(outcome);
+    let mut delay = Duration::from_millis(50);
+    loop {
+        match unstored.try_to_store(run).await {
+            Progress::Finished => return,
+            Progress::RetryNow => {}
+            Progress::RetryLater => {
+                sleep(delay).await;
+                delay = (delay * 2).min(MAX_RETRY_DELAY);
+            }
+        }
+    }
+}
+
+/// An outcome that is not stored yet.
+struct Unstored {
+    ending: Ending,
+    /// The last status message goes with the outcome.
+    has_message: bool,
+    /// The store refused the outcome itself, so that `ending` is a failure that says so.
+    is_replaced: bool,
+    /// An earlier write may have been applied although no reply arrived.
+    may_be_stored: bool,
+}
+
+/// What follows a write of the outcome.
+enum Progress {
+    /// The outcome is stored, or can never be stored.
+    Finished,
+    RetryNow,
+    RetryLater,
+}
+
+impl Unstored {
+    fn new(outcome: Outcome) -> Self {
+        Self { ending: ending(outcome), has_message: true, is_replaced: false, may_be_stored: false }
+    }
+
+    async fn try_to_store<B: Agenda>(&mut self, run: &Run<B>) -> Progress {
+        let limit = run.call_timeout();
+        let message = run.status_message.unwritten().filter(|_| self.has_message);
+        match timeout(limit, run.attempt.end(&self.ending, message.as_deref())).await {
+            Ok(Ok(_)) => Progress::Finished,
+            Ok(Err(error)) => self.apply_error(run, error, message.is_some()),
+            Err(_) => {
+                self.may_be_stored = true;
+                tracing::debug!("the outcome of an operation could not be stored within {limit:?} yet");
+                Progress::RetryLater
+            }
+        }
+    }
+
+    fn apply_error<B: Agenda>(&mut self, run: &Run<B>, error: TaskError, with_message: bool) -> Progress {
+        match ErrorClass::of(&error) {
+            ErrorClass::Void => {
+                self.report_void(run, &error);
+                Progress::Finished
+            }
+            ErrorClass::Permanent => self.reduce(error, with_message),
+            ErrorClass::Transient => {
+                self.may_be_stored |= error.outcome_unknown();
+                tracing::debug!(error = %Chain(&error), "the outcome of an operation could not be stored yet");
+                Progress::RetryLater
+            }
+        }
+    }
+
+    fn report_void<B: Agenda>(&self, run: &Run<B>, error: &TaskError) {
+        if self.may_be_stored && has_ended_as(error, &self.ending) {
+            // An earlier write was applied, and its reply did not arrive.
+            run.attempt.report(&self.ending, run.operation_name().as_deref());
+        } else if run.is_void() {
+            // The log has a warning from the time at which the attempt became void.
+            tracing::debug!(error = %Chain(error), "the outcome of an operation was not stored");
+        } else {
+            tracing::warn!(error = %Chain(error), "the outcome of an operation was not stored: the attempt is void");
+        }
+    }
+
+    /// Reduces what is to be stored, because the store can never accept it as it is.
+    fn reduce(&mut self, error: TaskError, with_message: bool) -> Progress {
+        if is_unreadable(&error) || (self.is_replaced && !with_message) {
+            tracing::warn!(
+                error = %Chain(&error),
+                "the outcome of an operation cannot be stored; its worker counts as lost"
+            );
+            return Progress::Finished;
+        }
+        if with_message {
+            // The record may have no room for the message.
+            self.has_message = false;
+            return Progress::RetryNow;
+        }
+        // A value over a limit must not leave the task open.
+        let reason = ErrorData::from(error).message;
+        tracing::warn!(reason = %Printable(&reason), "the outcome of an operation cannot be stored; the task fails");
+        let message = format!("the outcome of the operation cannot be stored: {reason}");
+        self.ending = Ending::Failed(RpcError::new(-32603, message));
+        self.is_replaced = true;
+        Progress::RetryNow
+    }
+}
+
+fn ending(outcome: Outcome) -> Ending {
     let internal = |message: String| Ending::Failed(RpcError::new(-32603, message));
-    match ended {
-        Ok(Ok(result)) => match serde_json::to_value(result) {
+    match outcome {
+        Outcome::Returned(Ok(result)) => match serde_json::to_value(result) {
             Ok(result) => Ending::Completed(result),
-            Err(error) => internal(format!("the result is not JSON: {error}")),
+            Err(error) => internal(format!("the result cannot be written as JSON: {error}")),
         },
-        Ok(Err(TaskExit::Cancelled)) => Ending::Cancelled,
-        Ok(Err(TaskExit::Error(error))) => Ending::Failed(rpc_error(error)),
-        Err(panic) => {
+        Outcome::Returned(Err(TaskExit::Cancelled)) => Ending::Cancelled,
+        Outcome::Returned(Err(TaskExit::Error(error))) => Ending::Failed(rpc_error(error)),
+        Outcome::Panicked(panic) => {
             tracing::error!(panic, "an operation panicked");
             internal("the operation panicked".to_owned())
         }
     }
 }
 
-impl<B: Agenda> Run<B> {
-    /// Stores what the operation has ended with, and its last status message, as soon as the engine takes it, unless the
-    /// attempt is void. Meanwhile its lease is renewed.
-    pub(super) async fn end(self, ended: Ended, stop: &Stop) {
-        tokio::select! {
-            biased;
-            () = self.store_outcome(ended) => {}
-            () = stop.passed(SHUTDOWN_LIMIT) => tracing::error!(
-                "the outcome of an operation is lost: it could not be stored within {SHUTDOWN_LIMIT:?} after the shutdown began"
-            ),
-        }
-    }
-
-    async fn store_outcome(&self, ended: Ended) {
-        let mut ending = ending(ended);
-        let (mut has_message, mut is_reduced, mut may_be_stored) = (true, false, false);
-        let mut delay = Duration::from_millis(50);
-        loop {
-            let patience = self.patience();
-            let message = self.progress.unwritten().filter(|_| has_message);
-            match timeout(patience, self.attempt.end(&ending, message.as_deref())).await {
-                Ok(Ok(_)) => return,
-                Ok(Err(error)) => match meaning(&error) {
-                    // The reply to an earlier write did not come, and the task has ended as it should.
-                    Meaning::Void if may_be_stored && has_ended_so(&error, &ending) => {
-                        self.attempt.report(&ending, self.operation_name().as_deref());
-                        return;
-                    }
-                    // That was said when it became so.
-                    Meaning::Void if self.is_over() => {
-                        tracing::debug!(error = %Chain(&error), "the outcome of an operation was not stored");
-                        return;
-                    }
-                    Meaning::Void => {
-                        tracing::warn!(error = %Chain(&error), "the outcome of an operation was not stored: the attempt is void");
-                        return;
-                    }
-                    // It may be the message that has no room.
-                    Meaning::Final if message.is_some() && !is_unreadable(&error) => {
-                        has_message = false;
-                        continue;
-                    }
-                    Meaning::Final if is_reduced || is_unreadable(&error) => {
-                        tracing::warn!(error = %Chain(&error), "the outcome of an operation cannot be stored; its worker counts as lost");
-                        return;
-                    }
-                    // Something over the limits is no reason to leave the task open.
-                    Meaning::Final => {
-                        let reason = ErrorData::from(error).message;
-                        tracing::warn!(reason = %Printable(&reason), "the outcome of an operation cannot be stored; the task fails");
-                        let message = format!("the outcome of the operation cannot be stored: {reason}");
-                        ending = Ending::Failed(RpcError::new(-32603, message));
-                        is_reduced = true;
-                        continue;
-                    }
-                    Meaning::Temporary => {
-                        may_be_stored |= error.outcome_unknown();
-                        tracing::debug!(error = %Chain(&error), "the outcome of an operation could not be stored yet");
-                    }
-                },
-                Err(_) => {
-                    may_be_stored = true;
-                    tracing::debug!(
-                        "the outcome of an operation could not be stored within {patience:?} yet"
-                    );
-                }
-            }
-            sleep(delay).await;
-            delay = (delay * 2).min(RETRY);
-        }
-    }
-}
-
-/// Whether the task, which has ended, has the status of this ending.
-fn has_ended_so(error: &TaskError, ending: &Ending) -> bool {
+/// Returns whether the error says that the task has ended with the status of this ending.
+fn has_ended_as(error: &TaskError, ending: &Ending) -> bool {
     matches!(error, TaskError::InvalidTransition { from, .. } if *from == ending.status())
 }

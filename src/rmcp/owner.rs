@@ -1,4 +1,4 @@
-//! Whose tasks a request is about.
+//! Determines which owner a request belongs to.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,77 +7,133 @@ use rmcp::model::{ErrorData, Extensions, ProtocolVersion};
 use rmcp::service::{RequestContext, RoleServer};
 
 use crate::backend::OwnerId;
+use crate::store::TaskError;
 
 /// The header that names a session (MCP 2025-11-25, "Session Management").
 const SESSION_ID: &str = "mcp-session-id";
 
-/// Finds the owner in the extensions of a request.
-pub type Subject = Arc<dyn Fn(&Extensions) -> Option<OwnerId> + Send + Sync>;
-
-/// How the server determines which owner a request belongs to. An owner reaches its own tasks only, so it must be something
-/// that a client cannot choose.
+/// How the server determines which owner a request belongs to.
+///
+/// An owner reaches its own tasks only, so a client must not be able to choose its owner. Use the subject that your
+/// authentication layer has verified ([`extensions`](Self::extensions)). A server with a single user has one owner for all
+/// requests ([`fixed`](Self::fixed)).
+///
+/// # Examples
+/// A layer in front of the server verifies the token of a request and inserts an [`OwnerId`] into the request's extensions.
+/// Over HTTP the SDK hands those on within the request's parts:
+/// ```
+/// use http::request::Parts;
+/// use mcp_task_store::{OwnerId, OwnerSource};
+///
+/// let owners = OwnerSource::extensions(|request| request.get::<Parts>()?.extensions.get::<OwnerId>().cloned());
+/// ```
+/// A handler then asks for the owner of its request:
+/// ```
+/// use mcp_task_store::{DurableTaskManager, MemoryBackend, OwnerSource};
+/// use rmcp::model::{CancelTaskParams, ErrorData};
+/// use rmcp::service::{RequestContext, RoleServer};
+///
+/// async fn cancel_task(
+///     tasks: &DurableTaskManager<MemoryBackend>,
+///     owners: &OwnerSource,
+///     cancel: CancelTaskParams,
+///     context: RequestContext<RoleServer>,
+/// ) -> Result<(), ErrorData> {
+///     let owner = owners.owner(&context)?;
+///     Ok(tasks.cancel_task(&owner, &cancel.task_id).await?)
+/// }
+/// ```
 #[derive(Clone)]
-#[non_exhaustive]
-pub enum OwnerSource {
-    /// What the authentication layer has put into the extensions of the request. Over HTTP these hold the
-    /// `http::request::Parts`, whose own extensions hold what a layer in front of the server has put there.
-    /// `None` is a request without a subject.
-    Extensions(Subject),
-    /// The session that the SDK's HTTP transport has looked up, see [`session`](Self::session).
-    Session {
-        /// Whether the transport keeps sessions.
-        legacy_session_mode: bool,
-    },
-    /// One owner for all requests, for a server with a single user.
+pub struct OwnerSource(Source);
+
+#[derive(Clone)]
+enum Source {
+    Extensions(Arc<dyn Fn(&Extensions) -> Option<OwnerId> + Send + Sync>),
+    Session,
     Fixed(OwnerId),
 }
 
 impl fmt::Debug for OwnerSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Extensions(_) => f.write_str("Extensions(..)"),
-            Self::Session { legacy_session_mode } => {
-                f.debug_struct("Session").field("legacy_session_mode", legacy_session_mode).finish()
-            }
-            Self::Fixed(owner) => f.debug_tuple("Fixed").field(owner).finish(),
+        match &self.0 {
+            Source::Extensions(_) => f.write_str("Extensions(..)"),
+            Source::Session => f.write_str("Session"),
+            Source::Fixed(owner) => f.debug_tuple("Fixed").field(owner).finish(),
         }
     }
 }
 
 impl OwnerSource {
-    /// What this function finds in the extensions of a request.
-    pub fn extensions(subject: impl Fn(&Extensions) -> Option<OwnerId> + Send + Sync + 'static) -> Self {
-        Self::Extensions(Arc::new(subject))
-    }
-
-    /// The id of the session, which ends with the session: its client cannot reach its tasks any more after that.
+    /// Takes the owner from the extensions of a request, where the authentication layer has put it.
     ///
-    /// The SDK looks a session id up only for requests of protocol versions before 2026-07-28, and only if
-    /// `legacy_session_mode` is on in the `StreamableHttpServerConfig` of the transport, which you must pass here.
-    /// In every other case the header is whatever the client has written into it, and the request has no subject.
-    pub const fn session(legacy_session_mode: bool) -> Self {
-        Self::Session { legacy_session_mode }
+    /// Over HTTP the extensions hold the `http::request::Parts` of the request. The extensions of those parts hold what a layer
+    /// in front of the server has inserted. `subject` returns `None` for a request without a verified subject.
+    pub fn extensions(subject: impl Fn(&Extensions) -> Option<OwnerId> + Send + Sync + 'static) -> Self {
+        Self(Source::Extensions(Arc::new(subject)))
     }
 
-    /// The owner of a request's tasks.
+    /// Takes the id of the session as the owner. A client loses its tasks when its session ends.
+    ///
+    /// Pass the `legacy_session_mode` of the transport's `StreamableHttpServerConfig`. The SDK validates a session id only if
+    /// that mode is on, and only for protocol versions before 2026-07-28. A request of a newer version has no owner, because
+    /// its header holds whatever the client wrote into it.
     ///
     /// # Errors
-    /// `-32600` (invalid request) for a request without a subject. There is no owner by default.
+    /// [`InvalidArgument`](TaskError::InvalidArgument) if the mode is off: the transport validates no session id, so every
+    /// request would lack an owner. Use [`extensions`](Self::extensions) instead.
+    ///
+    /// # Examples
+    /// ```
+    /// use mcp_task_store::OwnerSource;
+    ///
+    /// // Of the `StreamableHttpServerConfig` of the transport.
+    /// let legacy_session_mode = true;
+    /// let owners = OwnerSource::session(legacy_session_mode)?;
+    /// assert!(OwnerSource::session(false).is_err());
+    /// # Ok::<(), mcp_task_store::TaskError>(())
+    /// ```
+    pub fn session(legacy_session_mode: bool) -> Result<Self, TaskError> {
+        if legacy_session_mode {
+            return Ok(Self(Source::Session));
+        }
+        let reason = "sessions cannot be owners while legacy_session_mode is off, because the transport validates no session id; \
+                      use OwnerSource::extensions";
+        Err(TaskError::InvalidArgument { reason: reason.to_owned() })
+    }
+
+    /// Takes this owner for all requests. Use it only for a server with a single user.
+    ///
+    /// # Examples
+    /// ```
+    /// use mcp_task_store::{OwnerId, OwnerSource};
+    ///
+    /// let owners = OwnerSource::fixed(OwnerId::try_from("me")?);
+    /// # Ok::<(), mcp_task_store::StorageError>(())
+    /// ```
+    pub const fn fixed(owner: OwnerId) -> Self {
+        Self(Source::Fixed(owner))
+    }
+
+    /// Returns the owner of a request.
+    ///
+    /// # Errors
+    /// `-32600` (invalid request) for a request without an owner. There is no default owner.
     pub fn owner(&self, context: &RequestContext<RoleServer>) -> Result<OwnerId, ErrorData> {
-        let owner = match self {
-            Self::Fixed(owner) => Some(owner.clone()),
-            Self::Extensions(subject) => subject(&context.extensions),
-            Self::Session { legacy_session_mode } => {
-                legacy_session_mode.then(|| validated_session(context)).flatten()
-            }
+        let owner = match &self.0 {
+            Source::Fixed(owner) => Some(owner.clone()),
+            Source::Extensions(subject) => subject(&context.extensions),
+            Source::Session => validated_session(context),
         };
         owner.ok_or_else(|| {
-            ErrorData::invalid_request("the request has no subject that could own a task", None)
+            ErrorData::invalid_request(
+                "the request has no authenticated subject that could own a task; authenticate and try again",
+                None,
+            )
         })
     }
 }
 
-/// The session id of a request that the SDK routes to a session.
+/// Returns the session id of a request that the SDK routes to a session, and has therefore validated.
 fn validated_session(context: &RequestContext<RoleServer>) -> Option<OwnerId> {
     if context.meta.protocol_version().is_some()
         || context.protocol_version()? >= ProtocolVersion::V_2026_07_28

@@ -1,5 +1,5 @@
-//! The renewals of one lease while an operation runs and while its outcome is stored, in a task of their own: nothing that a
-//! run waits for holds them up.
+//! The renewals of one lease while an operation runs and while its outcome is stored. They run in a task of their own, so
+//! nothing that a run waits for delays them.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,71 +7,50 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::lateness::Lateness;
-use super::meaning::{Meaning, meaning};
+use super::error_class::ErrorClass;
+use super::renewal_delay::RenewalDelay;
+use super::timeouts::{MAX_RETRY_DELAY, call_timeout, lease_left};
 use crate::backend::Agenda;
 use crate::printable::Chain;
-use crate::store::{Attempt, TaskStore};
+use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::StoredTask;
-
-/// How long to wait at most before a write that the engine did not take is tried again.
-pub(super) const RETRY: Duration = Duration::from_millis(200);
-/// How long one write may take at least before it is tried again. Together with [`RETRY`], this is shorter than the observation
-/// after which others declare a worker lost whose lease has lapsed in an outage.
-pub(super) const PATIENCE: Duration = Duration::from_millis(700);
-
-/// How long to wait for one write under a lease that lasts for `left`: long while there is time, because a write that is given
-/// up too early never succeeds on a slow engine.
-pub(super) fn patience(lease: Duration, left: Option<Duration>) -> Duration {
-    // After the clock was set back, a lease seems to last for longer than it does.
-    left.map_or(PATIENCE, |left| PATIENCE.max(left.min(lease) / 2))
-}
-
-/// How long another write may delay the next renewal.
-pub(super) fn short_patience(lease: Duration) -> Duration {
-    PATIENCE.max(lease / 3)
-}
-
-/// How long a lease still lasts that ends at `deadline`; `None` if it has lapsed.
-pub(super) fn left<B: Agenda>(store: &TaskStore<B>, deadline: Option<DateTime<Utc>>) -> Option<Duration> {
-    (deadline? - store.backend().now()).to_std().ok().filter(|left| !left.is_zero())
-}
 
 /// The result of the last renewal.
 #[derive(Clone)]
-pub(super) enum Report {
-    /// There was none yet.
-    Nothing,
-    /// The task as it was written.
+pub(super) enum RenewalReport {
+    /// The first renewal is not done.
+    Pending,
+    /// The lease was renewed.
     Renewed {
         stored: Arc<StoredTask>,
         /// When the renewal began.
         since: std::time::Instant,
     },
-    /// The store has answered that the attempt is void, and why.
+    /// The store has answered that the attempt is void, for this reason.
     Void(String),
 }
 
-/// What a run has of the renewals of its lease. They end when it is dropped.
-pub(super) struct Renewals {
-    pub(super) reports: watch::Receiver<Report>,
-    signals: Arc<Signals>,
+/// A run's handle on the renewals of its lease. The renewals end when the handle is dropped.
+pub(super) struct RenewalHandle {
+    pub(super) reports: watch::Receiver<RenewalReport>,
+    signals: Arc<RenewalSignals>,
 }
 
-/// What a renewal and the other writes of its run signal to each other.
+/// The signals between the renewals and the other writes of a run.
 #[derive(Default)]
-pub(super) struct Signals {
+pub(super) struct RenewalSignals {
     /// The lease must be renewed now.
-    nudge: Notify,
-    /// A renewal begins: writes that can wait make way for it.
+    requested: Notify,
+    /// A renewal begins. Writes that can wait are dropped.
     begins: Notify,
 }
 
-impl Signals {
-    pub(super) fn nudge(&self) {
-        self.nudge.notify_one();
+impl RenewalSignals {
+    pub(super) fn request_renewal(&self) {
+        self.requested.notify_one();
     }
 
     /// Returns when the next renewal begins.
@@ -80,130 +59,156 @@ impl Signals {
     }
 }
 
-impl Renewals {
-    /// Asks for a renewal now.
-    pub(super) fn nudge(&self) {
-        self.signals.nudge();
+impl RenewalHandle {
+    pub(super) fn request_renewal(&self) {
+        self.signals.request_renewal();
     }
 
-    pub(super) fn signals(&self) -> Arc<Signals> {
+    pub(super) fn signals(&self) -> Arc<RenewalSignals> {
         Arc::clone(&self.signals)
     }
 
-    /// Until when the lease lasts by the last renewal.
+    /// Returns the deadline of the lease by the last renewal.
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         match &*self.reports.borrow() {
-            Report::Renewed { stored, .. } => stored.task.lease.as_ref().map(|lease| lease.deadline),
-            Report::Nothing | Report::Void(_) => None,
+            RenewalReport::Renewed { stored, .. } => stored.task.lease.as_ref().map(|lease| lease.deadline),
+            RenewalReport::Pending | RenewalReport::Void(_) => None,
         }
     }
 }
 
 /// Renews one lease.
-pub(super) struct Renewal<B> {
+pub(super) struct LeaseRenewal<B> {
     store: TaskStore<B>,
     attempt: Attempt<B>,
     deadline: Option<DateTime<Utc>>,
-    signals: Arc<Signals>,
-    report: watch::Sender<Report>,
-    lateness: Lateness,
-    /// Limits how many renewals of the process begin at once.
-    turnstile: Arc<Semaphore>,
-    /// When the next renewal is due: counted from the run's begin, however late this is polled first.
-    at: Instant,
-    /// Over which store it renews, where that is not the one of the attempt.
-    twin: Option<watch::Receiver<TaskStore<B>>>,
+    signals: Arc<RenewalSignals>,
+    report: watch::Sender<RenewalReport>,
+    delay: RenewalDelay,
+    /// Limits how many renewals of the manager begin at once.
+    admission: Arc<Semaphore>,
+    /// When the next renewal is due. The first one counts from the begin of the run, however late this task is first polled.
+    due_at: Instant,
+    /// The store of the dedicated renewals, which replaces that of the attempt.
+    dedicated_store: Option<watch::Receiver<TaskStore<B>>>,
 }
 
-impl<B: Agenda> Renewal<B> {
+impl<B: Agenda> LeaseRenewal<B> {
     pub(super) fn new(
         store: TaskStore<B>,
         attempt: Attempt<B>,
         stored: &StoredTask,
-        lateness: Lateness,
-        turnstile: Arc<Semaphore>,
-    ) -> (Self, Renewals) {
-        let (report, reports) = watch::channel(Report::Nothing);
-        let signals = Arc::<Signals>::default();
-        let at = Instant::now() + store.lease_duration() / 3;
+        delay: RenewalDelay,
+        admission: Arc<Semaphore>,
+    ) -> (Self, RenewalHandle) {
+        let (report, reports) = watch::channel(RenewalReport::Pending);
+        let signals = Arc::<RenewalSignals>::default();
+        let handle = RenewalHandle { reports, signals: Arc::clone(&signals) };
+        let due_at = Instant::now() + store.lease_duration() / 3;
         let deadline = stored.task.lease.as_ref().map(|lease| lease.deadline);
-        let renewals = Renewals { reports, signals: Arc::clone(&signals) };
-        let renewal = Self { store, attempt, deadline, signals, report, lateness, turnstile, at, twin: None };
-        (renewal, renewals)
+        let dedicated_store = None;
+        let renewal =
+            Self { store, attempt, deadline, signals, report, delay, admission, due_at, dedicated_store };
+        (renewal, handle)
     }
 
-    /// As [`run`](Self::run), over the store that is in this channel at each time.
-    pub(super) async fn run_over(mut self, twin: watch::Receiver<TaskStore<B>>) {
-        self.twin = Some(twin);
+    /// Renews the lease as [`run`](Self::run) does, over the newest store in this channel.
+    pub(super) async fn run_dedicated(mut self, store: watch::Receiver<TaskStore<B>>) {
+        self.dedicated_store = Some(store);
         self.run().await;
     }
 
-    /// Renews the lease each third of it until the attempt is void or its run is gone.
+    /// Renews the lease each third of its duration until the attempt is void or its run has ended.
     pub(super) async fn run(mut self) {
-        let lease = self.store.lease_duration();
-        let third = lease / 3;
         loop {
-            let is_gone = tokio::select! {
-                () = self.report.closed() => true,
-                () = sleep_until(self.at) => false,
-                () = self.signals.nudge.notified() => false,
-            };
-            // Whatever came first: the timer may have been due for long.
-            self.check(third);
-            if is_gone {
+            let is_due = self.wait_until_due().await;
+            // Whatever ended the wait, the timer may be overdue.
+            self.report_delay();
+            if !is_due {
                 return;
             }
-            let permit = tokio::select! {
-                () = self.report.closed() => return,
-                permit = Arc::clone(&self.turnstile).acquire_owned() => permit.ok(),
-            };
-            self.signals.begins.notify_waiters();
-            let since = std::time::Instant::now();
-            let patience = patience(lease, left(&self.store, self.deadline));
-            let attempt = match &self.twin {
-                Some(twin) => self.attempt.over(&twin.borrow()),
-                None => self.attempt.clone(),
-            };
-            let renewed = tokio::select! {
-                // The write is given up, so that it is not in the way of what the run does next.
-                () = self.report.closed() => return,
-                renewed = timeout(patience, through(permit, attempt.renew())) => renewed,
-            };
-            let is_renewed = matches!(renewed, Ok(Ok(_)));
-            match renewed {
-                Ok(Ok(stored)) => {
-                    self.deadline = stored.task.lease.as_ref().map(|lease| lease.deadline);
-                    self.report.send_replace(Report::Renewed { stored: Arc::new(stored), since });
-                }
-                Ok(Err(error)) if meaning(&error) == Meaning::Void => {
-                    self.report.send_replace(Report::Void(error.to_string()));
-                    return;
-                }
-                // It is renewed again soon, and until then the operation goes on.
-                Ok(Err(error)) => tracing::debug!(error = %Chain(&error), "a lease could not be renewed"),
-                Err(_) => tracing::debug!("a lease could not be renewed within {patience:?}"),
-            }
-            self.at = Instant::now() + if is_renewed { third } else { third.min(RETRY) };
+            let Some(pause) = self.renew().await else { return };
+            self.due_at = Instant::now() + pause;
         }
     }
 
-    /// Reports that a timer fired late. On a thread of its own no operation holds it up.
-    fn check(&self, third: Duration) {
-        let late = self.at.elapsed();
-        if late > third && self.twin.is_none() {
-            self.lateness.report(late, third);
+    /// Waits for the next renewal. Returns `false` if the run has ended.
+    async fn wait_until_due(&self) -> bool {
+        tokio::select! {
+            () = self.report.closed() => false,
+            () = sleep_until(self.due_at) => true,
+            () = self.signals.requested.notified() => true,
+        }
+    }
+
+    /// Renews the lease once. Returns the pause before the next renewal; `None` if there is no next one.
+    async fn renew(&mut self) -> Option<Duration> {
+        let permit = tokio::select! {
+            () = self.report.closed() => return None,
+            permit = Arc::clone(&self.admission).acquire_owned() => permit.ok(),
+        };
+        self.signals.begins.notify_waiters();
+        let since = std::time::Instant::now();
+        let limit = call_timeout(self.store.lease_duration(), lease_left(&self.store, self.deadline));
+        let attempt = self.attempt();
+        let renewed = tokio::select! {
+            // The write is dropped, so that it does not conflict with what the run writes next.
+            () = self.report.closed() => return None,
+            renewed = timeout(limit, admitted(permit, attempt.renew())) => renewed,
+        };
+        self.publish(renewed, since, limit)
+    }
+
+    /// Returns the attempt over the store that its renewals use.
+    fn attempt(&self) -> Attempt<B> {
+        match &self.dedicated_store {
+            Some(store) => self.attempt.over(&store.borrow()),
+            None => self.attempt.clone(),
+        }
+    }
+
+    /// Reports the result of a renewal to the run. Returns the pause before the next renewal; `None` if the attempt is void.
+    fn publish(
+        &mut self,
+        renewed: Result<Result<StoredTask, TaskError>, Elapsed>,
+        since: std::time::Instant,
+        limit: Duration,
+    ) -> Option<Duration> {
+        let third = self.store.lease_duration() / 3;
+        match renewed {
+            Ok(Ok(stored)) => {
+                self.deadline = stored.task.lease.as_ref().map(|lease| lease.deadline);
+                self.report.send_replace(RenewalReport::Renewed { stored: Arc::new(stored), since });
+                return Some(third);
+            }
+            Ok(Err(error)) if ErrorClass::of(&error) == ErrorClass::Void => {
+                self.report.send_replace(RenewalReport::Void(error.to_string()));
+                return None;
+            }
+            Ok(Err(error)) => tracing::debug!(error = %Chain(&error), "a lease could not be renewed"),
+            Err(_) => tracing::debug!("a lease could not be renewed within {limit:?}"),
+        }
+        Some(third.min(MAX_RETRY_DELAY))
+    }
+
+    /// Reports that a renewal is late. No operation delays renewals on a thread of their own.
+    fn report_delay(&self) {
+        let third = self.store.lease_duration() / 3;
+        let late = self.due_at.elapsed();
+        if late > third && self.dedicated_store.is_none() {
+            self.delay.report(late, third);
         }
     }
 }
 
-/// Waits for a call that was let through. One that takes long lets the next one through: servers that hang must not hold up
-/// the leases of those that answer.
-async fn through<T>(permit: Option<OwnedSemaphorePermit>, call: impl Future<Output = T>) -> T {
-    const LONG: Duration = Duration::from_millis(100);
+/// Waits for a call that was admitted. A slow call admits the next one after 100 ms, so that servers that hang do not delay
+/// the renewals on servers that answer.
+async fn admitted<T>(permit: Option<OwnedSemaphorePermit>, call: impl Future<Output = T>) -> T {
+    const SLOW: Duration = Duration::from_millis(100);
     let mut call = pin!(call);
     tokio::select! {
-        ended = &mut call => return ended,
-        () = sleep(LONG) => drop(permit),
+        returned = &mut call => return returned,
+        () = sleep(SLOW) => drop(permit),
     }
     call.await
 }

@@ -1,5 +1,5 @@
-//! Where the leases of a manager are renewed: in the runtime of their operations, or on a thread of their own over a
-//! connection of its own, which an operation that blocks its runtime does not hold up.
+//! Starts the renewals of a manager: in the runtime of each operation, or on a thread of their own over a dedicated connection,
+//! which an operation that blocks its runtime does not delay.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,102 +9,110 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
 use tracing::{Instrument, Span};
 
-use super::lateness::{Lateness, Unexplained};
-use super::operation::Polls;
-use super::renewals::Renewal;
+use super::operation::PollTimer;
+use super::renewal_delay::{RenewalDelay, UnexplainedDelays};
+use super::renewals::{LeaseRenewal, RenewalHandle};
 use crate::backend::{Agenda, StorageError};
 use crate::printable::Chain;
-use crate::store::{BackOff, TaskStore};
+use crate::store::{Attempt, BackOff, TaskStore};
+use crate::task::StoredTask;
 
-/// Connects to the engine, and tries again until that succeeds.
+/// How many renewals of one manager begin at once. After an outage all leases are due. Without a limit their calls delay each
+/// other until each exceeds its time limit, and none succeeds.
+const MAX_CONCURRENT: usize = 256;
+
+/// Connects to the engine, and tries again until it succeeds.
 pub(super) type Connect<B> = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = B>>> + Send>;
 
 pub(super) fn connect<B: 'static>(
     connect: impl AsyncFn() -> Result<B, StorageError> + Send + 'static,
 ) -> Connect<B> {
-    Box::new(move || {
-        Box::pin(async move {
-            let (mut back_off, mut is_first) = (BackOff::new(), true);
-            loop {
-                match connect().await {
-                    Ok(backend) => return backend,
-                    Err(error) if std::mem::take(&mut is_first) => tracing::warn!(
-                        error = %Chain(&error),
-                        "the dedicated renewals have no connection yet; until then leases are renewed over the connection of the store"
-                    ),
-                    Err(error) => {
-                        tracing::debug!(error = %Chain(&error), "the dedicated renewals have no connection yet")
-                    }
-                }
-                sleep(back_off.longer()).await;
-            }
-        })
-    })
+    Box::new(move || Box::pin(connect_until_success(connect)))
 }
 
-/// How many renewals of one manager begin at once. After an outage all leases are due: without a limit their calls delay
-/// each other until each is given up, and none gets through.
-const MOST_AT_ONCE: usize = 256;
+async fn connect_until_success<B>(connect: impl AsyncFn() -> Result<B, StorageError>) -> B {
+    let (mut back_off, mut is_first) = (BackOff::new(), true);
+    loop {
+        match connect().await {
+            Ok(backend) => return backend,
+            Err(error) if std::mem::take(&mut is_first) => tracing::warn!(
+                error = %Chain(&error),
+                "the dedicated renewals have no connection yet; until they connect, leases are renewed over the connection of \
+                 the store"
+            ),
+            Err(error) => {
+                tracing::debug!(error = %Chain(&error), "the dedicated renewals have no connection yet")
+            }
+        }
+        sleep(back_off.longer()).await;
+    }
+}
 
 /// Starts the renewals of one manager and its runs.
 pub(super) struct Renewer<B> {
-    turnstile: Arc<Semaphore>,
-    /// `None` where they run in the runtime of their operation.
-    thread: Option<mpsc::UnboundedSender<(Renewal<B>, Span)>>,
-    /// The log says that the thread has panicked.
+    admission: Arc<Semaphore>,
+    /// The thread of the dedicated renewals. `None` if the renewals run in the runtime of their operation.
+    thread: Option<mpsc::UnboundedSender<(LeaseRenewal<B>, Span)>>,
+    /// The log already has the line that the thread has panicked.
     is_panic_reported: AtomicBool,
-    unexplained: Arc<Unexplained>,
+    unexplained: Arc<UnexplainedDelays>,
 }
 
 impl<B: Agenda> Renewer<B> {
-    /// The thread ends with the renewer, which the manager and its runs share.
+    /// Creates a renewer. The manager and its runs share it, and its thread ends with it.
     pub(super) fn new(store: &TaskStore<B>, connect: Option<Connect<B>>) -> Self {
         let thread = connect.and_then(|connect| match start_thread(store.clone(), connect) {
             Ok(thread) => Some(thread),
             Err(error) => {
-                tracing::warn!(error = %Chain(&error), "the thread of the dedicated renewals could not be started; operations that block delay renewals");
+                tracing::warn!(
+                    error = %Chain(&error),
+                    "the thread of the dedicated renewals could not be started; operations that block delay renewals"
+                );
                 None
             }
         });
-        let turnstile = Arc::new(Semaphore::new(MOST_AT_ONCE));
-        Self { turnstile, thread, is_panic_reported: AtomicBool::new(false), unexplained: Arc::default() }
+        let admission = Arc::new(Semaphore::new(MAX_CONCURRENT));
+        Self { admission, thread, is_panic_reported: AtomicBool::new(false), unexplained: Arc::default() }
     }
 
-    /// Where each renewal passes before it begins.
-    pub(super) fn turnstile(&self) -> Arc<Semaphore> {
-        Arc::clone(&self.turnstile)
+    /// Begins to renew the lease of an attempt, in the current span.
+    pub(super) fn start(
+        &self,
+        store: &TaskStore<B>,
+        attempt: &Attempt<B>,
+        stored: &StoredTask,
+        polls: &Arc<PollTimer>,
+    ) -> RenewalHandle {
+        let operation = stored.task.operation.clone();
+        let delay = RenewalDelay::new(operation, Arc::clone(polls), Arc::clone(&self.unexplained));
+        let admission = Arc::clone(&self.admission);
+        let (renewal, handle) = LeaseRenewal::new(store.clone(), attempt.clone(), stored, delay, admission);
+        if let Some(renewal) = self.send_to_thread(renewal) {
+            tokio::spawn(renewal.run().in_current_span());
+        }
+        handle
     }
 
-    /// Begins to renew a lease, in the current span.
-    pub(super) fn start(&self, renewal: Renewal<B>) {
-        let renewal = match &self.thread {
-            None => renewal,
-            Some(thread) => match thread.send((renewal, Span::current())) {
-                Ok(()) => return,
-                Err(mpsc::error::SendError((renewal, _))) => {
-                    if !self.is_panic_reported.swap(true, Ordering::Relaxed) {
-                        tracing::warn!(
-                            "the thread of the dedicated renewals has panicked; leases are renewed in the runtimes of their \
-                             operations, and operations that block delay renewals"
-                        );
-                    }
-                    renewal
-                }
-            },
+    /// Hands a renewal to the thread of the dedicated renewals. Returns it if there is no such thread, or if it has panicked.
+    fn send_to_thread(&self, renewal: LeaseRenewal<B>) -> Option<LeaseRenewal<B>> {
+        let Some(thread) = &self.thread else { return Some(renewal) };
+        let Err(mpsc::error::SendError((renewal, _))) = thread.send((renewal, Span::current())) else {
+            return None;
         };
-        tokio::spawn(renewal.run().in_current_span());
-    }
-
-    /// Watches whether the renewals of an operation come in time.
-    pub(super) fn lateness(&self, operation: Option<String>, polls: Arc<Polls>) -> Lateness {
-        Lateness::new(operation, polls, Arc::clone(&self.unexplained))
+        if !self.is_panic_reported.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the thread of the dedicated renewals has panicked; leases are renewed in the runtimes of their operations, \
+                 and operations that block delay renewals"
+            );
+        }
+        Some(renewal)
     }
 }
 
 fn start_thread<B: Agenda>(
     store: TaskStore<B>,
     connect: Connect<B>,
-) -> std::io::Result<mpsc::UnboundedSender<(Renewal<B>, Span)>> {
+) -> std::io::Result<mpsc::UnboundedSender<(LeaseRenewal<B>, Span)>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (send, receive) = mpsc::unbounded_channel();
     let serve = move || runtime.block_on(serve(store, connect, receive));
@@ -112,23 +120,23 @@ fn start_thread<B: Agenda>(
     Ok(send)
 }
 
-/// Renews leases until the manager and all its runs are gone.
+/// Renews leases until the manager and all its runs have ended.
 async fn serve<B: Agenda>(
     store: TaskStore<B>,
     connect: Connect<B>,
-    mut renewals: mpsc::UnboundedReceiver<(Renewal<B>, Span)>,
+    mut renewals: mpsc::UnboundedReceiver<(LeaseRenewal<B>, Span)>,
 ) {
-    // Over the first connection until there is another.
-    let (stores, twin) = watch::channel(store);
+    // The connection of the store serves until there is a dedicated one.
+    let (newest, stores) = watch::channel(store);
     let connect = async {
         let backend = connect().await;
-        let twin = stores.borrow().twin(backend);
-        stores.send_replace(twin);
+        let dedicated = newest.borrow().twin(backend);
+        newest.send_replace(dedicated);
         std::future::pending::<()>().await;
     };
     let renew = async {
         while let Some((renewal, span)) = renewals.recv().await {
-            tokio::spawn(renewal.run_over(twin.clone()).instrument(span));
+            tokio::spawn(renewal.run_dedicated(stores.clone()).instrument(span));
         }
     };
     tokio::select! {

@@ -1,4 +1,4 @@
-//! Records in the words of the SDK, and its words in records.
+//! Converts between the records of the store and the types of the SDK.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use rmcp::model::{self, DetailedTask, ErrorCode, ErrorData, JsonObject, TaskPayload};
@@ -26,7 +26,7 @@ pub(super) fn new_task(options: TaskOptions) -> NewTask {
     new
 }
 
-/// The task without what depends on its status.
+/// Converts a task, without its requests, result or error.
 pub(super) fn task(stored: &StoredTask) -> model::Task {
     let task = &stored.task;
     let status = match task.status {
@@ -44,11 +44,11 @@ pub(super) fn task(stored: &StoredTask) -> model::Task {
     wire
 }
 
-/// The task as `tasks/get` returns it. Loads the result of a completed one, and no other payload.
+/// Converts a task for the response to `tasks/get`. Loads the result of a completed task, and no other payload.
 ///
 /// # Errors
-/// `Unreadable` when the record holds requests or a result that are not the SDK's, as of another server; those of
-/// [`TaskStore::payload`].
+/// `Unreadable` if the requests or the result in the record are not the SDK's, for instance because another server wrote them;
+/// the errors of [`TaskStore::payload`].
 pub(super) async fn detailed<B: Agenda>(
     store: &TaskStore<B>,
     stored: &StoredTask,
@@ -99,8 +99,8 @@ pub(super) fn rpc_error(error: ErrorData) -> RpcError {
     rpc
 }
 
-/// What a client receives: the code of [`TaskError::code`]. It learns that the server failed, and not why. The log has the
-/// reason.
+/// Converts an error for the client, with the code of [`TaskError::code`]. The client learns that the server failed, but not why.
+/// The log has the reason.
 impl From<TaskError> for ErrorData {
     fn from(error: TaskError) -> Self {
         let code = ErrorCode(i32::try_from(error.code()).unwrap_or(ErrorCode::INTERNAL_ERROR.0));
@@ -123,7 +123,7 @@ impl From<TaskError> for ErrorData {
     }
 }
 
-/// Whether the record, or a payload of it, cannot be read or written as JSON. Trying again does not help.
+/// Returns whether the record or one of its payloads cannot be read or written as JSON. Trying again does not help.
 pub(super) fn is_unreadable(error: &TaskError) -> bool {
     matches!(
         error,
@@ -133,7 +133,7 @@ pub(super) fn is_unreadable(error: &TaskError) -> bool {
     )
 }
 
-/// How an operation ends after this error. One that must stop is cancelled, as after a request to cancel.
+/// Converts an error into the end of an operation. An operation that must stop ends as after a request to cancel.
 pub(super) fn exit(error: TaskError) -> TaskExit {
     match error {
         TaskError::CancelRequested { .. }

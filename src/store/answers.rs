@@ -165,6 +165,9 @@ impl Drop for Call<'_> {
 pub(super) fn is_failure(error: &StorageError) -> bool {
     matches!(
         error,
-        StorageError::Unavailable { .. } | StorageError::Denied { .. } | StorageError::Backend { .. }
+        StorageError::Unavailable { .. }
+            | StorageError::TooFewReplicas { .. }
+            | StorageError::Denied { .. }
+            | StorageError::Backend { .. }
     )
 }

@@ -623,7 +623,7 @@ impl<B: Agenda> TaskStore<B> {
             Some(created) => Ok(created),
             // Somebody has drawn the same 122 random bits, or the engine is not what it says.
             None => Err(TaskError::Storage(StorageError::VersionConflict {
-                key: key.to_string(),
+                key: key.clone(),
                 expected: Version::ABSENT,
                 actual: Version::FIRST,
             })),

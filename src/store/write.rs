@@ -222,7 +222,7 @@ impl<B: Agenda> TaskStore<B> {
                 Ok(written) => return Ok(write.stored(task, written, origin)),
                 // The first copy may have arrived late: the next look tells.
                 Err(StorageError::VersionConflict { .. }) => {}
-                Err(error) if error.too_few_replicas().is_some() => return Err(TaskError::Storage(error)),
+                Err(error @ StorageError::TooFewReplicas { .. }) => return Err(TaskError::Storage(error)),
                 Err(error) if error.is_retryable() => {}
                 Err(_) => break,
             }
@@ -236,7 +236,7 @@ impl<B: Agenda> TaskStore<B> {
 
 /// Whether the record tells what became of a write. It does not tell whether replicas have it.
 fn is_settled_by_reading(error: &StorageError) -> bool {
-    error.outcome_unknown() && error.too_few_replicas().is_none()
+    error.outcome_unknown() && !matches!(error, StorageError::TooFewReplicas { .. })
 }
 
 /// A random time of up to `millis` milliseconds.

@@ -1250,7 +1250,7 @@ mod on_redis {
         let _: ::redis::Value = redis(&store).run(damage);
         let dump = || redis(&store).run::<Option<Vec<u8>>>(&["DUMP", "{}:tasks:alice:bad"]);
         let damaged = dump();
-        let expected_key = redis(&store).key("{}:tasks:alice:bad");
+        let stored_at = redis(&store).key("{}:tasks:alice:bad");
         for error in [
             store.get(&bad).await.unwrap_err(),
             store.put(&bad, "new".into(), keep()).await.unwrap_err(),
@@ -1259,7 +1259,8 @@ mod on_redis {
             store.put_if_version(&bad, "new".into(), keep(), Version::ABSENT).await.unwrap_err(),
             store.put_if_version(&bad, "new".into(), keep(), Version::FIRST).await.unwrap_err(),
         ] {
-            assert!(matches!(&error, StorageError::Corrupt { key, .. } if *key == expected_key), "{error:?}");
+            let StorageError::Corrupt { key, reason, .. } = &error else { panic!("{error:?}") };
+            assert!(*key == bad && reason.contains(&stored_at), "{error:?}");
             assert!(!error.is_retryable() && !error.outcome_unknown());
         }
         assert_eq!(dump(), damaged);

@@ -43,10 +43,10 @@ fn options() -> impl Strategy<Value = PutOptions> {
         1 => Just(Expiry::After(Duration::ZERO)),
     ];
     (expiry, proptest::option::weighted(0.3, 0_u64..6), vec(part(), 0..3)).prop_map(
-        |(expiry, quota, parts)| PutOptions {
-            quota,
-            parts: parts.into_iter().collect(),
-            ..PutOptions::new(expiry)
+        |(expiry, quota, parts)| {
+            let mut options = PutOptions::new(expiry);
+            (options.quota, options.parts) = (quota, parts.into_iter().collect());
+            options
         },
     )
 }

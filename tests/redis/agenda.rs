@@ -175,11 +175,16 @@ async fn a_key_of_another_type_in_place_of_a_queue_is_corrupt() {
     let _: () = admin.set(DUE, "text").unwrap();
     for refused in [
         backend.schedule(&leases(), &key("alice", "t1"), NOW).await,
-        backend.take_due(&[leases()], 1, HOUR).await.map(drop),
         backend.resolve(&Due::new(leases(), key("alice", "t1"), "1"), Next::Remove).await.map(drop),
+    ] {
+        assert_refused!(refused, StorageError::Corrupt { key, .. } if key.to_string() == "alice:t1");
+    }
+    // No task to name: the reason names the key of the server.
+    for refused in [
+        backend.take_due(&[leases()], 1, HOUR).await.map(drop),
         backend.timers(&leases(), None).await.map(drop),
     ] {
-        assert!(matches!(refused, Err(StorageError::Corrupt { .. })), "{refused:?}");
+        assert_refused!(refused, StorageError::Backend { reason, .. } if reason.contains(DUE));
     }
 }
 
@@ -416,10 +421,13 @@ async fn with_wait_for_replicas_a_timer_that_no_replica_has_is_not_acknowledged(
     let builder = RedisBackend::builder().wait_for_replicas(1, Duration::from_millis(50));
     let backend = builder.connect(&server.url()).await.unwrap();
     let refused = backend.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap_err();
-    assert!(refused.too_few_replicas().is_some() && refused.outcome_unknown(), "{refused:?}");
+    assert!(
+        matches!(refused, StorageError::TooFewReplicas { .. }) && refused.outcome_unknown(),
+        "{refused:?}"
+    );
     // Taking and removing do not wait: a timer that comes back does no harm.
     let due = take(&backend).await.due.remove(0);
-    assert!(backend.resolve(&due, Next::After(HOUR)).await.unwrap_err().too_few_replicas().is_some());
+    assert_refused!(backend.resolve(&due, Next::After(HOUR)).await, StorageError::TooFewReplicas { .. });
     backend.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap_err();
     let due = take(&backend).await.due.remove(0);
     assert!(backend.resolve(&due, Next::Remove).await.unwrap());

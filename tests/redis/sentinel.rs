@@ -11,7 +11,7 @@ use crate::support::{in_an_hour, keep, key, owner};
 use futures_util::StreamExt;
 use mcp_task_store::{
     NewTask, PageRequest, RedisBackend, RedisBuilder, StorageBackend, StorageError, StoreConfig, TaskError,
-    TaskStore, TooFewReplicas, Version,
+    TaskStore, Version,
 };
 use redis::{Commands, Value};
 use rstest::rstest;
@@ -299,7 +299,7 @@ async fn a_write_that_waits_for_a_replica_is_there_when_it_returns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_too_few_replicas_confirm_is_unavailable_with_an_unknown_outcome() {
+async fn a_write_that_too_few_replicas_confirm_is_refused_with_an_unknown_outcome() {
     let (master, replica) = with_replica();
     let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
     let t1 = key("alice", "t1");
@@ -316,9 +316,11 @@ async fn a_write_that_too_few_replicas_confirm_is_unavailable_with_an_unknown_ou
         reads
     });
     let error = written.unwrap_err();
-    assert!(matches!(error, StorageError::Unavailable { outcome_unknown: true, .. }), "{error:?}");
-    let few = TooFewReplicas { wanted: 1, acknowledged: 0, within: PATIENCE };
-    assert_eq!(error.too_few_replicas(), Some(few));
+    assert!(error.is_retryable() && error.outcome_unknown(), "{error:?}");
+    let StorageError::TooFewReplicas { wanted, acknowledged, within, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!((wanted, acknowledged, within), (1, 0, PATIENCE));
     assert_eq!(read, 20);
     let record = backend.get(&t1).await.unwrap();
     assert_eq!((record.data, record.version), ("new".into(), Version::from(2)), "the master has it");
@@ -345,11 +347,9 @@ async fn the_store_acknowledges_nothing_that_no_replica_has() {
         let error = created.unwrap().unwrap_err();
         let TaskError::Storage(error) = error else { panic!("{error:?}") };
         assert!(error.is_retryable(), "{error:?}");
-        match error.too_few_replicas() {
-            Some(_) => few += 1,
-            None => unsent += 1,
-        }
-        assert_eq!(error.outcome_unknown(), error.too_few_replicas().is_some(), "{error:?}");
+        let is_unconfirmed = matches!(error, StorageError::TooFewReplicas { .. });
+        *if is_unconfirmed { &mut few } else { &mut unsent } += 1;
+        assert_eq!(error.outcome_unknown(), is_unconfirmed, "{error:?}");
     }
     assert!(few > 0 && unsent > 0, "{few} were sent, {unsent} were not");
     replica.signal("CONT");

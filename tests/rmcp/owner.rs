@@ -1,11 +1,11 @@
-//! Whose tasks a request is about, by what the rmcp SDK hands to a server over HTTP.
+//! Which owner a request belongs to, by what the SDK hands to a server over HTTP.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, request};
 use http_body_util::{BodyExt, Full};
-use mcp_task_store::{OwnerId, OwnerSource};
+use mcp_task_store::{OwnerId, OwnerSource, TaskError};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ServerCapabilities, ServerConfig,
 };
@@ -36,7 +36,7 @@ impl ServerHandler for WhoAmI {
 
 struct Server(StreamableHttpService<WhoAmI, LocalSessionManager>);
 
-/// What came back: the session, and the JSON-RPC message if there is one.
+/// A response: the session, and the JSON-RPC message if there is one.
 struct Reply {
     status: u16,
     session: Option<String>,
@@ -98,6 +98,7 @@ impl Server {
         reply
     }
 
+    /// Calls the tool as clients before 2026-07-28 do.
     async fn call(&self, request: request::Builder) -> Reply {
         let call = json!({
             "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": { "name": "whoami", "arguments": {} },
@@ -105,7 +106,7 @@ impl Server {
         self.post(request.header("MCP-Protocol-Version", "2025-06-18"), call).await
     }
 
-    /// The same as clients from 2026-07-28 on do, which know no sessions.
+    /// Calls the tool as clients from 2026-07-28 on do. They have no sessions.
     async fn call_without_handshake(&self, request: request::Builder) -> Reply {
         let call = json!({
             "jsonrpc": "2.0", "id": 2, "method": "tools/call",
@@ -121,9 +122,30 @@ impl Server {
         let request = request.header("MCP-Protocol-Version", "2026-07-28");
         self.post(request.header("Mcp-Method", "tools/call").header("Mcp-Name", "whoami"), call).await
     }
+
+    /// Calls the tool under a forged session, with one protocol version in the header and one in `_meta`.
+    async fn call_as(&self, header: Option<&str>, meta: Option<&str>) -> Reply {
+        let mut call = json!({
+            "jsonrpc": "2.0", "id": 2, "method": "tools/call",
+            "params": { "name": "whoami", "arguments": {} },
+        });
+        if let Some(version) = meta {
+            call["params"]["_meta"] = json!({
+                "io.modelcontextprotocol/protocolVersion": version,
+                "io.modelcontextprotocol/clientInfo": { "name": "test", "version": "1" },
+                "io.modelcontextprotocol/clientCapabilities": {},
+            });
+        }
+        let mut request = Request::builder().header("Mcp-Session-Id", "forged");
+        if let Some(version) = header {
+            request = request.header("MCP-Protocol-Version", version);
+        }
+        let request = request.header("Mcp-Method", "tools/call").header("Mcp-Name", "whoami");
+        self.post(request, call).await
+    }
 }
 
-/// What an authentication layer in front of the server might put into a request.
+/// What an authentication layer in front of the server puts into a request.
 #[derive(Clone)]
 struct Subject(&'static str);
 
@@ -135,88 +157,77 @@ fn by_subject() -> OwnerSource {
 }
 
 fn fixed() -> OwnerSource {
-    OwnerSource::Fixed(OwnerId::try_from("the only one").unwrap())
+    OwnerSource::fixed(OwnerId::try_from("the only one").unwrap())
 }
 
-/// The code of an invalid request: there is nobody who could own a task.
-const NO_SUBJECT: Result<&str, i64> = Err(-32600);
+/// The code of an invalid request, which a request without an owner receives.
+const NO_OWNER: Result<&str, i64> = Err(-32600);
 
 #[tokio::test]
-async fn the_owner_is_what_the_authentication_layer_has_put_into_the_request() {
+async fn the_owner_is_the_subject_that_the_authentication_layer_puts_into_the_request() {
     let server = Server::start(by_subject(), false);
     let authenticated = || Request::builder().extension(Subject("alice"));
     assert_eq!(server.call_without_handshake(authenticated()).await.owner(), Ok("alice"));
     assert_eq!(server.call(authenticated()).await.owner(), Ok("alice"));
     for claimed in ["Subject", "Authorization", "Mcp-Session-Id"] {
         let claimed = || Request::builder().header(claimed, "alice");
-        assert_eq!(server.call_without_handshake(claimed()).await.owner(), NO_SUBJECT);
-        assert_eq!(server.call(claimed()).await.owner(), NO_SUBJECT);
+        assert_eq!(server.call_without_handshake(claimed()).await.owner(), NO_OWNER);
+        assert_eq!(server.call(claimed()).await.owner(), NO_OWNER);
     }
-    // A subject that cannot be an owner is none.
+    // An empty subject cannot be an owner.
     let empty = Request::builder().extension(Subject(""));
-    assert_eq!(server.call_without_handshake(empty).await.owner(), NO_SUBJECT);
+    assert_eq!(server.call_without_handshake(empty).await.owner(), NO_OWNER);
 }
 
 #[tokio::test]
-async fn a_session_is_an_owner_where_the_sdk_has_looked_it_up() {
-    let server = Server::start(OwnerSource::session(true), true);
+async fn a_session_that_the_sdk_has_validated_is_an_owner() {
+    let server = Server::start(OwnerSource::session(true).unwrap(), true);
     let (one, other) =
         (server.initialize().await.session.unwrap(), server.initialize().await.session.unwrap());
     for session in [&one, &other] {
         let reply = server.call(Request::builder().header("Mcp-Session-Id", session)).await;
         assert_eq!(reply.owner(), Ok(&**session));
     }
-    // One that does not exist does not get as far as the server.
+    // The SDK refuses a session that does not exist.
     let forged = server.call(Request::builder().header("Mcp-Session-Id", "forged")).await;
     assert_eq!(forged.owner(), Err(404));
-    // Newer clients have no session, whatever the header says.
+    // Newer clients have no session, whatever they write into the header.
     for header in ["forged", &one] {
         let request = Request::builder().header("Mcp-Session-Id", header);
-        assert_eq!(server.call_without_handshake(request).await.owner(), NO_SUBJECT);
+        assert_eq!(server.call_without_handshake(request).await.owner(), NO_OWNER);
     }
 }
 
-/// The SDK goes by the header or by `_meta` to decide whether a session is looked up.
+/// The SDK decides by the header or by `_meta` whether it validates a session.
 #[tokio::test]
 async fn a_client_that_claims_two_versions_cannot_choose_its_session() {
     const VERSIONS: [Option<&str>; 3] = [None, Some("2025-06-18"), Some("2026-07-28")];
-    let server = Server::start(OwnerSource::session(true), true);
+    let server = Server::start(OwnerSource::session(true).unwrap(), true);
     for header in VERSIONS {
         for meta in VERSIONS {
-            let mut call = json!({
-                "jsonrpc": "2.0", "id": 2, "method": "tools/call",
-                "params": { "name": "whoami", "arguments": {} },
-            });
-            if let Some(version) = meta {
-                call["params"]["_meta"] = json!({
-                    "io.modelcontextprotocol/protocolVersion": version,
-                    "io.modelcontextprotocol/clientInfo": { "name": "test", "version": "1" },
-                    "io.modelcontextprotocol/clientCapabilities": {},
-                });
-            }
-            let mut request = Request::builder().header("Mcp-Session-Id", "forged");
-            if let Some(version) = header {
-                request = request.header("MCP-Protocol-Version", version);
-            }
-            let request = request.header("Mcp-Method", "tools/call").header("Mcp-Name", "whoami");
-            let reply = server.post(request, call).await;
+            let reply = server.call_as(header, meta).await;
             assert!(reply.owner().is_err(), "{header:?} {meta:?}: {:?}", reply.owner());
         }
     }
 }
 
-#[tokio::test]
-async fn where_the_sdk_keeps_no_sessions_none_is_an_owner() {
-    let server = Server::start(OwnerSource::session(false), false);
-    for request in [Request::builder(), Request::builder().header("Mcp-Session-Id", "forged")] {
-        assert_eq!(server.call(request).await.owner(), NO_SUBJECT);
-    }
-    let forged = Request::builder().header("Mcp-Session-Id", "forged");
-    assert_eq!(server.call_without_handshake(forged).await.owner(), NO_SUBJECT);
+#[test]
+fn sessions_cannot_be_owners_while_session_mode_is_off() {
+    let refused = OwnerSource::session(false);
+    assert!(matches!(refused, Err(TaskError::InvalidArgument { .. })), "{refused:?}");
 }
 
 #[tokio::test]
-async fn a_fixed_owner_has_all_requests() {
+async fn a_request_without_a_validated_session_has_no_owner() {
+    let server = Server::start(OwnerSource::session(true).unwrap(), false);
+    for request in [Request::builder(), Request::builder().header("Mcp-Session-Id", "forged")] {
+        assert_eq!(server.call_without_handshake(request).await.owner(), NO_OWNER);
+    }
+    assert_eq!(server.call(Request::builder()).await.owner(), NO_OWNER);
+}
+
+#[tokio::test]
+async fn a_fixed_owner_owns_all_requests() {
     let server = Server::start(fixed(), false);
     assert_eq!(server.call_without_handshake(Request::builder()).await.owner(), Ok("the only one"));
     assert_eq!(server.call(Request::builder()).await.owner(), Ok("the only one"));

@@ -230,7 +230,7 @@ pub fn is_denied() -> StorageError {
 
 /// What is stored cannot be read.
 pub fn is_corrupt() -> StorageError {
-    StorageError::Corrupt { key: "a key".to_owned(), reason: "it is corrupt".to_owned(), source: None }
+    StorageError::Corrupt { key: super::key("alice", "t1"), reason: "it is corrupt".to_owned(), source: None }
 }
 
 impl Gate {

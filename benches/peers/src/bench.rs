@@ -1,4 +1,4 @@
-//! What every row needs: the server, the contenders, and how long to measure.
+//! What every row needs: the server, the contenders, and the size of the run.
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -6,16 +6,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::contender::{Bare, Ours, Peer};
 use crate::server::Server;
 
-/// How many rounds, and how large they are.
+/// The size of a run.
 #[derive(Clone, Copy)]
 pub struct Form {
     pub rounds: usize,
-    /// Divides the number of calls and records, for a look whether all runs.
+    /// Divides the number of calls and records, to check that everything runs.
     pub divisor: usize,
 }
 
 impl Form {
-    /// Never fewer than 64, which is how many calls are under way at a time.
+    /// Returns this number for the run, at least 64: that many calls are in flight at a time.
     pub fn count(&self, whole: usize) -> usize {
         (whole / self.divisor).max(64)
     }
@@ -38,7 +38,7 @@ impl Bench {
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?;
         Ok(Self {
             ours: Ours(mcp_task_store::RedisBackend::connect(&url).await?),
-            // Both would use the same keys.
+            // Its default prefix is the same, and so are its keys.
             peer: Peer(pmcp_tasks::RedisBackend::new(&url).await?.with_prefix("peer")),
             bare: Bare(client.get_multiplexed_async_connection().await?),
             server,
@@ -47,11 +47,14 @@ impl Bench {
         })
     }
 
-    /// Says what is being measured.
+    /// Reports the progress: a bar on a terminal, a line elsewhere.
     pub fn step(&self, what: &str) {
         self.progress.set_message(what.to_owned());
         self.progress.inc(1);
-        self.progress.tick();
+        match (self.progress.is_hidden(), self.progress.length()) {
+            (true, Some(steps)) => eprintln!("[{}/{steps}] measuring {what}", self.progress.position()),
+            _ => self.progress.tick(),
+        }
     }
 
     pub fn done(&self) {

@@ -1,5 +1,5 @@
-//! Measures this crate beside `pmcp-tasks` and the bare Redis commands, all in one run on one server, and writes
-//! what it found as Markdown and charts. `make bench` runs it.
+//! Measures this crate, `pmcp-tasks` and the bare Redis commands in one run on one server, and writes the results as
+//! Markdown and charts. `make bench` runs it.
 
 mod bench;
 mod chart;
@@ -33,40 +33,45 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Measure {
-    /// All rows and charts.
+    /// Measures all rows and draws the charts.
     Table {
-        /// Where the Markdown and the charts go.
+        /// The folder for the charts
         #[arg(long)]
-        folder: PathBuf,
-        /// A file that shows the rows with a figure to reach between two marks.
+        charts: PathBuf,
+        /// The page that receives all rows, between its two marks
         #[arg(long)]
-        readme: Option<PathBuf>,
+        page: PathBuf,
+        /// The README, which receives the headline rows, between its two marks
+        #[arg(long)]
+        readme: PathBuf,
         #[arg(long, default_value_t = 9)]
         rounds: usize,
-        /// Divides the number of calls and records, for a quick look whether all runs.
+        /// Divides the number of calls and records, to check quickly that everything runs
         #[arg(long, default_value_t = 1)]
         divisor: usize,
     },
-    /// A million records over 10,000 owners, and one owner with a million.
+    /// Measures a million records over 10,000 owners, and one owner with a million.
     Scale {
-        /// Divides the number of records.
+        /// Divides the number of records
         #[arg(long, default_value_t = 1)]
         divisor: usize,
     },
-    /// The rows of the memory engine, to be written to a file.
+    /// Measures the rows of the memory engine, and writes them to a file.
     InProcess { results: PathBuf, divisor: usize },
-    /// Some calls one after the other, to be counted by callgrind.
+    /// Makes some calls one after the other, for callgrind to count.
     Calls { url: String, who: Who, work: Work, calls: usize },
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
-        Measure::Table { folder, readme, rounds, divisor } => {
-            table(&folder, readme.as_deref(), Form { rounds, divisor })
+        Measure::Table { charts, page, readme, rounds, divisor } => {
+            let report = measure(&charts, Form { rounds, divisor })?;
+            show_in(&page, &report.markdown())?;
+            show_in(&readme, &report.headline())
         }
         Measure::Scale { divisor } => runtime()?.block_on(scale::run(divisor)),
         Measure::InProcess { results, divisor } => rows::in_process::measure(&runtime()?, &results, divisor),
-        // Alone on its thread, so that the count is the same each time.
+        // One thread, so that the count is the same each time.
         Measure::Calls { url, who, work, calls: count } => {
             Builder::new_current_thread().enable_all().build()?.block_on(calls(&url, who, work, count))
         }
@@ -80,11 +85,11 @@ fn runtime() -> Result<Runtime> {
 /// How many steps the progress bar has.
 const STEPS: usize = 37;
 
-fn table(folder: &Path, readme: Option<&Path>, form: Form) -> Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let runtime = runtime()?;
+/// Measures all rows, draws the charts, and prints the table.
+fn measure(charts: &Path, form: Form) -> Result<Report> {
+    std::fs::create_dir_all(charts)?;
     let mut report = Report::default();
-    let server = runtime.block_on(async {
+    let server = runtime()?.block_on(async {
         let bench = Bench::start(form, STEPS).await?;
         rows::records::rows(&bench, &mut report).await?;
         rows::lists::rows(&bench, &mut report).await?;
@@ -95,28 +100,19 @@ fn table(folder: &Path, readme: Option<&Path>, form: Form) -> Result<()> {
         rows::scripts::rows(&bench, &mut report).await?;
         rows::watch::rows(&bench, &mut report).await?;
         rows::client::rows(&bench, &mut report).await?;
-        rows::sweeps::charts(&bench, folder).await?;
+        rows::sweeps::charts(&bench, charts).await?;
         bench.step("the memory engine");
         rows::in_process::rows(form, &mut report)?;
         bench.done();
         bench.server.info_text("server", "redis_version")
     })?;
-
+    report.describe(&server, form.rounds);
     println!("{}", report.terminal());
-    println!("Redis {server}, {} rounds; {} rows fall short of a figure", form.rounds, report.short_rows());
-    let head = format!(
-        "<!-- Written by `make bench`. -->\n\nRedis {server} on loopback without persistence, {} rounds, medians, the \
-         least and the most of the ratios of the rounds behind them.\n\n",
-        form.rounds
-    );
-    std::fs::write(folder.join("table.md"), format!("{head}{}\n", report.markdown()))?;
-    match readme {
-        Some(readme) => show_in(readme, &report.summary()),
-        None => Ok(()),
-    }
+    println!("{} rows miss their target", report.missed());
+    Ok(report)
 }
 
-/// Puts the text between the two marks of a file.
+/// Replaces the text between the two marks of a file.
 fn show_in(file: &Path, text: &str) -> Result<()> {
     const MARKS: [&str; 2] =
         ["<!-- begin of what make bench measured -->\n", "<!-- end of what make bench measured -->"];

@@ -1,4 +1,4 @@
-//! The table: on the terminal, as Markdown, and its first lines in the README.
+//! The table: on the terminal, as Markdown, and its headline rows for the README.
 
 use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL_CONDENSED};
 use comfy_table::{ContentArrangement, Table};
@@ -15,12 +15,14 @@ pub struct Row {
     peer: String,
     bare: String,
     compared: Vec<String>,
-    /// Whether it has a figure to reach, and reaches all it has.
+    /// Whether the row reaches all of its targets; `None` for a row without a target.
     reached: Option<bool>,
+    /// The ratio of the throughput to that of the peer, of a row that the README shows.
+    headline: Option<f64>,
 }
 
-/// A ratio that a row is to show.
-pub enum Wanted {
+/// The target of a figure.
+pub enum Target {
     AtLeast(f64),
     AtMost(f64),
 }
@@ -35,6 +37,7 @@ impl Row {
             bare: none(),
             compared: Vec::new(),
             reached: None,
+            headline: None,
         }
     }
 
@@ -53,37 +56,42 @@ impl Row {
         self
     }
 
+    /// Shows the row in the README, with the ratio of its throughput to that of the peer.
+    pub fn headline(mut self, ratios: &Samples) -> Self {
+        self.headline = Some(ratios.median());
+        self
+    }
+
     pub fn remark(mut self, text: impl Into<String>) -> Self {
         self.compared.push(text.into());
         self
     }
 
-    /// A ratio by rounds, and what it is to be.
-    pub fn ratio(self, what: &str, ratios: &Samples, wanted: Option<Wanted>) -> Self {
+    /// Adds the median of a ratio over the rounds, with its range and its target.
+    pub fn ratio(self, what: &str, ratios: &Samples, target: Option<Target>) -> Self {
         let (least, most) = ratios.spread();
         let spread = format!("{} to {}", short(least), short(most));
-        self.figure(&format!("{} x {what} ({spread})", short(ratios.median())), ratios.median(), wanted)
+        self.figure(&format!("{} x {what} ({spread})", short(ratios.median())), ratios.median(), target)
     }
 
-    /// Any figure, and what it is to be.
-    pub fn figure(mut self, text: &str, figure: f64, wanted: Option<Wanted>) -> Self {
-        let (holds, wanted) = match wanted {
-            None => (true, String::new()),
-            Some(Wanted::AtLeast(least)) => (figure >= least, format!("at least {least}")),
-            Some(Wanted::AtMost(most)) => (figure <= most, format!("at most {most}")),
+    /// Adds a figure with its target.
+    pub fn figure(mut self, text: &str, figure: f64, target: Option<Target>) -> Self {
+        let (holds, target) = match target {
+            None => {
+                self.compared.push(text.to_owned());
+                return self;
+            }
+            Some(Target::AtLeast(least)) => (figure >= least, format!("at least {least}")),
+            Some(Target::AtMost(most)) => (figure <= most, format!("at most {most}")),
         };
-        if wanted.is_empty() {
-            self.compared.push(text.to_owned());
-        } else {
-            self.reached = Some(holds && self.reached.unwrap_or(true));
-            let verdict = if holds { "" } else { "short: " };
-            self.compared.push(format!("{text}; {verdict}{wanted}"));
-        }
+        self.reached = Some(holds && self.reached.unwrap_or(true));
+        let verdict = if holds { "target" } else { "**misses** the target" };
+        self.compared.push(format!("{text}; {verdict}: {target}"));
         self
     }
 }
 
-/// Three digits.
+/// Formats three digits.
 pub fn short(number: f64) -> String {
     match number.abs() {
         100.0.. => format!("{number:.0}"),
@@ -92,7 +100,7 @@ pub fn short(number: f64) -> String {
     }
 }
 
-/// A count with its thousands apart.
+/// Formats a count with separators of thousands.
 pub fn thousands(count: usize) -> String {
     match count {
         1000.. => format!("{},{:03}", thousands(count / 1000), count % 1000),
@@ -100,7 +108,7 @@ pub fn thousands(count: usize) -> String {
     }
 }
 
-/// Microseconds per call, as a time a person reads.
+/// Formats microseconds a call in the unit that fits.
 pub fn micros(samples: &Samples) -> String {
     match samples.median() {
         us @ 1e6.. => format!("{} s", short(us / 1e6)),
@@ -109,48 +117,74 @@ pub fn micros(samples: &Samples) -> String {
     }
 }
 
-const HEAD: [&str; 6] = ["work", "this crate", "pmcp-tasks", "bare commands", "compared", "reached"];
+const HEAD: [&str; 6] = ["work", "this crate", "pmcp-tasks", "bare commands", "compared", "target reached"];
+const HEADLINE: [&str; 4] = ["work", "this crate", "pmcp-tasks", "throughput"];
 
 #[derive(Default, Serialize, Deserialize)]
-pub struct Report(Vec<Row>);
+pub struct Report {
+    rows: Vec<Row>,
+    /// What was measured, for the line above the table.
+    description: String,
+}
 
 impl Report {
     pub fn add(&mut self, row: Row) {
-        self.0.push(row);
+        self.rows.push(row);
     }
 
     pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
+        self.rows.extend(other.rows);
     }
 
-    /// The rows that fall short of a figure.
-    pub fn short_rows(&self) -> usize {
-        self.0.iter().filter(|row| row.reached == Some(false)).count()
+    pub fn describe(&mut self, redis_version: &str, rounds: usize) {
+        self.description =
+            format!("Redis {redis_version} on loopback without persistence, medians of {rounds} rounds");
+    }
+
+    /// Returns how many rows miss a target.
+    pub fn missed(&self) -> usize {
+        self.rows.iter().filter(|row| row.reached == Some(false)).count()
     }
 
     pub fn terminal(&self) -> String {
         let mut table = Table::new();
         table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-        self.fill(table, "\n", |_| true)
+        format!("{}\n{}", self.description, self.fill(table, "\n"))
     }
 
-    /// All rows.
+    /// All rows, as Markdown.
     pub fn markdown(&self) -> String {
         let mut table = Table::new();
         table.load_preset(ASCII_MARKDOWN);
-        self.fill(table, "<br>", |_| true)
+        format!(
+            "{}; the range across rounds is in parentheses.\n\n{}",
+            self.description,
+            self.fill(table, "<br>")
+        )
     }
 
-    /// The rows that have a figure to reach.
-    pub fn summary(&self) -> String {
+    /// The rows that the README shows, as Markdown, and which of them are slower than the peer.
+    pub fn headline(&self) -> String {
         let mut table = Table::new();
-        table.load_preset(ASCII_MARKDOWN);
-        self.fill(table, "<br>", |row| row.reached.is_some())
+        table.load_preset(ASCII_MARKDOWN).set_header(HEADLINE);
+        let mut slower = Vec::new();
+        for row in &self.rows {
+            let Some(ratio) = row.headline else { continue };
+            table.add_row([&row.work, &row.ours, &row.peer, &format!("{} x", short(ratio))]);
+            if ratio < 1.0 {
+                slower.push(row.work.as_str());
+            }
+        }
+        let slower = match slower.as_slice() {
+            [] => "No row is slower than `pmcp-tasks`.".to_owned(),
+            rows => format!("Slower than `pmcp-tasks`: {}.", rows.join("; ")),
+        };
+        format!("{table}\n\n{}. {slower}", self.description)
     }
 
-    fn fill(&self, mut table: Table, line_end: &str, shown: fn(&Row) -> bool) -> String {
+    fn fill(&self, mut table: Table, line_end: &str) -> String {
         table.set_header(HEAD);
-        for row in self.0.iter().filter(|row| shown(row)) {
+        for row in &self.rows {
             let reached = match row.reached {
                 None => "",
                 Some(true) => "yes",

@@ -9,7 +9,7 @@ use mcp_task_store::{
 use serde_json::json;
 
 use crate::bench::Bench;
-use crate::report::{Report, Row, Wanted, micros, thousands};
+use crate::report::{Report, Row, Target, micros, thousands};
 use crate::rounds::{Numbers, Samples, alternate, time};
 
 const IN_FLIGHT: usize = 64;
@@ -110,7 +110,7 @@ async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
         by_count.map(|(count, time)| format!("{}: {}", thousands(*count), micros(time))).collect();
     let row = Row::new("`take_due` with nothing due, by the number of timers");
     let row = row.ours(figures.join(", "));
-    report.add(row.ratio("from few to many", &times[1].over(&times[0]), Some(Wanted::AtMost(1.5))));
+    report.add(row.ratio("from few to many", &times[1].over(&times[0]), Some(Target::AtMost(1.5))));
     Ok(())
 }
 

@@ -127,7 +127,7 @@ async fn allocated(bench: &Bench, who: Who, work: Work, size: usize) -> Result<(
     Ok((each(&CALLS), each(&BYTES)))
 }
 
-/// Makes calls one after the other on new records, and counts their allocations if that is wanted.
+/// Makes calls one after the other on new records, and counts their allocations on request.
 async fn run<C: Contender>(
     contender: &C,
     work: Work,

@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use crate::bench::Form;
 use crate::contender::HOUR;
 use crate::record::TYPICAL;
-use crate::report::{Report, Row, Wanted, short};
+use crate::report::{Report, Row, Target, short};
 
 const TASKS: [usize; 3] = [1, 2, 8];
 const RECORDS: usize = 10_000;
@@ -72,7 +72,7 @@ pub fn measure(runtime: &Runtime, results: &Path, divisor: usize) -> Result<()> 
         let row = row.ours(format!("{} ns, {} ns", short(few), short(many)));
         let ratio = many / few;
         // What a cache holds and what it does not differ by as much as this; a walk or a search would by far more.
-        report.add(row.figure(&format!("{} x", short(ratio)), ratio, Some(Wanted::AtMost(2.0))));
+        report.add(row.figure(&format!("{} x", short(ratio)), ratio, Some(Target::AtMost(2.0))));
     }
     for work in [Work::Put, Work::Swap, Work::Get, Work::Page, Work::Create] {
         let (few, many) = (Store::of(100, 1), Store::of(100_000, 1));

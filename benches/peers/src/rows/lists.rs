@@ -12,7 +12,7 @@ use super::records::put;
 use crate::bench::Bench;
 use crate::contender::{Bare, BareRecord, HOUR, Ours, Peer, bare_hash, bare_idx, bare_read};
 use crate::record::{TYPICAL, records};
-use crate::report::{Report, Row, Wanted, micros, short, thousands};
+use crate::report::{Report, Row, Target, micros, short, thousands};
 use crate::rounds::alternate;
 
 const OWNER: &str = "owner-0";
@@ -36,7 +36,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     let row = Row::new(format!("all of one owner's {} records", thousands(count)))
         .ours(micros(&ours))
         .peer(micros(&peer));
-    let row = row.bare(micros(&bare)).ratio("the peer", &peer.over(&ours), Some(Wanted::AtLeast(12.0)));
+    let row = row.bare(micros(&bare)).ratio("the peer", &peer.over(&ours), Some(Target::AtLeast(12.0)));
     report.add(row.ratio("the time of one ZRANGE and one pipeline of HMGET", &ours.over(&bare), None));
 
     let store = GenericTaskStore::new(bench.peer.0.clone());
@@ -59,8 +59,9 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     .await?;
     let row =
         Row::new(format!("a page of 20 out of {}", thousands(count))).ours(micros(&ours)).peer(micros(&peer));
-    let wanted = Wanted::AtLeast(1000.0 / bench.form.divisor as f64);
-    let row = row.bare(micros(&bare)).ratio("the peer", &peer.over(&ours), Some(wanted));
+    let target = Target::AtLeast(1000.0 / bench.form.divisor as f64);
+    let than_peer = peer.over(&ours);
+    let row = row.bare(micros(&bare)).headline(&than_peer).ratio("the peer", &than_peer, Some(target));
     report.add(row.ratio("the time of one ZRANGE and one pipeline of HMGET", &ours.over(&bare), None));
 
     creating(bench, report, count).await?;
@@ -88,10 +89,10 @@ async fn creating(bench: &Bench, report: &mut Report, count: usize) -> Result<()
         Ok(since(begun))
     })
     .await?;
-    let wanted = Wanted::AtLeast(1000.0 / bench.form.divisor as f64);
+    let target = Target::AtLeast(1000.0 / bench.form.divisor as f64);
     let work = format!("`TaskStore::create` with a quota, owner with {} live tasks", thousands(count));
     let row = Row::new(work).ours(micros(&ours)).peer(micros(&peer));
-    report.add(row.ratio("the peer", &peer.over(&ours), Some(wanted)));
+    report.add(row.ratio("the peer", &peer.over(&ours), Some(target)));
     Ok(())
 }
 
@@ -120,7 +121,7 @@ async fn flat(bench: &Bench, report: &mut Report) -> Result<()> {
         let row = Row::new(format!("{name} of 20, by the owner's records")).ours(figures.join(", "));
         let ratio = last.median() / first.median();
         let text = format!("{} x from the fewest records to the most", short(ratio));
-        report.add(row.figure(&text, ratio, Some(Wanted::AtMost(1.5))));
+        report.add(row.figure(&text, ratio, Some(Target::AtMost(1.5))));
     }
     Ok(())
 }

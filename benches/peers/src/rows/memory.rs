@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::bench::Bench;
 use crate::contender::Contender;
 use crate::record::{TYPICAL, record};
-use crate::report::{Report, Row, Wanted, thousands};
+use crate::report::{Report, Row, Target, thousands};
 use crate::rounds::{Numbers, time};
 
 /// Time enough to write all records and look at the memory before the first one goes.
@@ -32,7 +32,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
         let row = Row::new(format!("memory in Redis a record, {} records an owner", thousands(an_owner)));
         let row = row.ours(format!("{:.0} B", ours.bytes)).peer(format!("{:.0} B", peer.bytes));
         let more = ours.bytes - peer.bytes;
-        report.add(row.figure(&format!("{more:+.0} B"), more, Some(Wanted::AtMost(most))));
+        report.add(row.figure(&format!("{more:+.0} B"), more, Some(Target::AtMost(most))));
         let left = |cost: &Cost| {
             format!("{} keys, {} B", cost.keys_left, thousands(cost.bytes_left.max(0.0) as usize))
         };
@@ -41,7 +41,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
         report.add(row.figure(
             &format!("{} keys", ours.keys_left),
             ours.keys_left,
-            Some(Wanted::AtMost(0.0)),
+            Some(Target::AtMost(0.0)),
         ));
     }
     Ok(())

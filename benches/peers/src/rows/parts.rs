@@ -11,7 +11,7 @@ use mcp_task_store::{
 use serde_json::{Value, json};
 
 use crate::bench::Bench;
-use crate::report::{Report, Row, Wanted, micros, short};
+use crate::report::{Report, Row, Target, micros, short};
 use crate::rounds::{Samples, alternate_all};
 
 /// Payloads in bytes, and how many tasks carry one in a round.
@@ -59,7 +59,7 @@ fn flat(updates: &[(&str, Samples)], report: &mut Report) {
     let (least, most) = (medians.clone().fold(f64::INFINITY, f64::min), medians.fold(0.0, f64::max));
     let row = Row::new("a status update by key, by the size of the arguments").ours(by_size.join(", "));
     let flat = format!("{} x from the fastest to the slowest", short(most / least));
-    report.add(row.figure(&flat, most / least, Some(Wanted::AtMost(1.2))));
+    report.add(row.figure(&flat, most / least, Some(Target::AtMost(1.2))));
 }
 
 fn payload(size: usize) -> Value {

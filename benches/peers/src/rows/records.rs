@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::bench::Bench;
 use crate::contender::{Contender, HOUR};
 use crate::record::{Records, TYPICAL, records};
-use crate::report::{Report, Row, Wanted, micros};
+use crate::report::{Report, Row, Target, micros};
 use crate::rounds::{Numbers, Samples, alternate_all, time};
 
 const OWNERS: usize = 64;
@@ -28,16 +28,16 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     };
     let faster = "the peer's throughput";
     let (line, than_peer, than_bare) = row("`put` of new records, 64 in flight", &puts);
-    let line = line.ratio(faster, &than_peer, Some(Wanted::AtLeast(1.0)));
-    report.add(line.ratio("the time of one MULTI/EXEC pipeline", &than_bare, Some(Wanted::AtMost(1.8))));
+    let line = line.headline(&than_peer).ratio(faster, &than_peer, Some(Target::AtLeast(1.0)));
+    report.add(line.ratio("the time of one MULTI/EXEC pipeline", &than_bare, Some(Target::AtMost(1.8))));
     let (line, than_peer, than_bare) = row("`put_if_version` with `Keep`, 64 in flight", &swaps);
-    let line = line.ratio(faster, &than_peer, Some(Wanted::AtLeast(1.6)));
+    let line = line.headline(&than_peer).ratio(faster, &than_peer, Some(Target::AtLeast(1.6)));
     report.add(line.ratio("the time of a bare HSET", &than_bare, None));
     let (line, than_peer, than_bare) = row("`get`, 64 in flight", &gets);
-    let line = line.ratio(faster, &than_peer, Some(Wanted::AtLeast(1.05)));
-    report.add(line.ratio("the time of a bare HMGET", &than_bare, Some(Wanted::AtMost(1.1))));
+    let line = line.ratio(faster, &than_peer, Some(Target::AtLeast(1.05)));
+    report.add(line.ratio("the time of a bare HMGET", &than_bare, Some(Target::AtMost(1.1))));
     let (line, than_peer, than_bare) = row("`get`, one at a time", &alone);
-    let line = line.ratio("the time of a bare HMGET", &than_bare, Some(Wanted::AtMost(1.15)));
+    let line = line.ratio("the time of a bare HMGET", &than_bare, Some(Target::AtMost(1.15)));
     report.add(line.ratio(faster, &than_peer, None));
     Ok(())
 }

@@ -14,7 +14,7 @@ use redis::Value;
 use crate::bench::Bench;
 use crate::contender::{Contender, HOUR};
 use crate::record::{TYPICAL, record, records};
-use crate::report::{Report, Row, Wanted, short, thousands};
+use crate::report::{Report, Row, Target, short, thousands};
 use crate::rounds::{Numbers, time};
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -187,7 +187,7 @@ async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
         short(micros / calls)
     );
     let row = Row::new(work).ours(format!("{} ms", short(longest)));
-    let row = row.figure(&format!("{} ms", short(longest)), longest, Some(Wanted::AtMost(2.0))).remark(text);
+    let row = row.figure(&format!("{} ms", short(longest)), longest, Some(Target::AtMost(2.0))).remark(text);
     report.add(row.remark(format!(
         "LATENCY: {}",
         if events.is_empty() { "no event".into() } else { events.join(", ") }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::bench::Bench;
-use crate::report::{Report, Row, Wanted, micros};
+use crate::report::{Report, Row, Target, micros};
 use crate::rounds::{Numbers, alternate, time};
 
 const TASKS: usize = 64;
@@ -30,14 +30,14 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
             _ => update_peer(bench, calls, in_flight).await,
         })
         .await?;
-        let wanted = |ratio| (in_flight > 1).then_some(Wanted::AtLeast(ratio));
+        let target = |ratio| (in_flight > 1).then_some(Target::AtLeast(ratio));
         let row = |how: &str, ours| {
             Row::new(format!("a status update {how}, {name}")).ours(micros(ours)).peer(micros(&peer))
         };
         let ratio = peer.over(&by_key);
-        report.add(row("by key", &by_key).ratio("the peer's throughput", &ratio, wanted(1.3)));
+        report.add(row("by key", &by_key).ratio("the peer's throughput", &ratio, target(1.3))));
         let ratio = peer.over(&by_copy);
-        report.add(row("of the copy held", &by_copy).ratio("the peer's throughput", &ratio, wanted(1.8)));
+        report.add(row("of the copy held", &by_copy).ratio("the peer's throughput", &ratio, target(1.8))));
     }
     races(bench, report).await
 }
@@ -155,7 +155,7 @@ async fn races(bench: &Bench, report: &mut Report) -> Result<()> {
         let not_there = (ours.failed + ours.lost) as f64;
         let row = Row::new(format!("{WRITERS} tasks x {updates} racing updates of one record, {through}"));
         let row = row.ours(&ours).peer(peer);
-        report.add(row.figure(&format!("{not_there} failed or lost"), not_there, Some(Wanted::AtMost(0.0))));
+        report.add(row.figure(&format!("{not_there} failed or lost"), not_there, Some(Target::AtMost(0.0))));
     }
     Ok(())
 }

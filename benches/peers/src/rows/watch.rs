@@ -6,7 +6,7 @@ use mcp_task_store::RedisBackend;
 use crate::bench::Bench;
 use crate::contender::{HOUR, Ours};
 use crate::record::{TYPICAL, records};
-use crate::report::{Report, Row, Wanted, micros};
+use crate::report::{Report, Row, Target, micros};
 use crate::rounds::alternate;
 
 const OWNERS: usize = 64;
@@ -35,6 +35,6 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     let row =
         Row::new("the server's time a `put_if_version` with `Keep`, watched by nobody").ours(micros(&told));
     let what = "that of one with notifications switched off";
-    report.add(row.ratio(what, &told.over(&untold), Some(Wanted::AtMost(1.25))));
+    report.add(row.ratio(what, &told.over(&untold), Some(Target::AtMost(1.25))));
     Ok(())
 }

@@ -1,0 +1,261 @@
+//! The background task of a manager, which claims tasks that wait for a worker of a registered operation.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use tracing::{Instrument, debug_span};
+
+use super::error_class::ErrorClass;
+use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
+use super::shutdown::ShutdownSignal;
+use super::slots::{Slot, Slots};
+use super::{run, wire};
+use crate::backend::{Agenda, Due, Next, Queue};
+use crate::printable::Chain;
+use crate::store::{Attempt, BackOff, TaskError, TaskStore};
+use crate::task::{PayloadKind, StoredTask};
+
+/// How many timers the claimer takes at once.
+const MAX_BATCH: usize = 16;
+/// The pause before a failed claim is tried again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The longest sleep between two looks at the queues, in case a wakeup is lost.
+const MAX_SLEEP: Duration = Duration::from_secs(60);
+
+/// Marks the claimer as running until its future is dropped, by itself or with its runtime.
+struct RunningMark(Arc<AtomicBool>);
+
+impl Drop for RunningMark {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Starts the claimer unless it runs, there is no Tokio runtime yet, or a shutdown has begun.
+pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
+    let is_running = &runtime.claiming.is_running;
+    if is_running.load(Ordering::Acquire) || runtime.shutdown.has_begun() {
+        return;
+    }
+    let Ok(tokio) = Handle::try_current() else { return };
+    if is_running.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let mark = RunningMark(Arc::clone(is_running));
+    let claimer = Claimer {
+        runtime: Arc::downgrade(runtime),
+        backend: Arc::clone(runtime.store.shared_backend()),
+        call_limit: call_limit(runtime),
+        registered: Arc::clone(&runtime.claiming.registered),
+        shutdown: runtime.shutdown.signal(),
+        slots: runtime.slots.clone(),
+    };
+    let run = async move {
+        let _mark = mark;
+        claimer.run().await;
+    };
+    tokio.spawn(run.instrument(debug_span!("work")));
+}
+
+/// Returns the time limit of one call of the engine.
+fn call_limit<B: Agenda>(runtime: &Runtime<B>) -> Duration {
+    runtime.store.call_timeout().max(RETRY_DELAY)
+}
+
+struct Claimer<B> {
+    /// Never held across a sleep: the claimer ends with the last clone of the manager.
+    runtime: Weak<Runtime<B>>,
+    backend: Arc<B>,
+    call_limit: Duration,
+    registered: Arc<Notify>,
+    shutdown: ShutdownSignal,
+    slots: Slots,
+}
+
+impl<B: Agenda> Claimer<B> {
+    async fn run(self) {
+        while let Some(queues) = self.queues() {
+            let goes_on = if queues.is_empty() {
+                tokio::select! {
+                    () = self.registered.notified() => true,
+                    _ = self.shutdown.begun() => false,
+                }
+            } else {
+                self.claim_from(&queues).await
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// Returns the queues of the registered operations; `None` once the manager is gone.
+    fn queues(&self) -> Option<Vec<Queue>> {
+        let names = self.runtime.upgrade()?.registered();
+        // A name that is too long for a queue is also too long for a task.
+        Some(names.iter().filter_map(|name| Queue::work(name).ok()).collect())
+    }
+
+    /// Claims tasks from these queues. Returns `true` when there may be more queues, and `false` when a shutdown begins.
+    async fn claim_from(&self, queues: &[Queue]) -> bool {
+        let mut wakeups = self.backend.wakeups(queues).fuse();
+        let mut back_off = BackOff::new();
+        loop {
+            let slots = tokio::select! {
+                // The shutdown comes first: what this instance releases is for other instances.
+                biased;
+                _ = self.shutdown.begun() => return false,
+                () = self.registered.notified() => return true,
+                slots = self.slots.acquire(MAX_BATCH) => slots,
+            };
+            // Never dropped halfway: the timers that it took would stay hidden from other instances.
+            let pause = match self.claim_due(queues, slots).await {
+                Ok(pause) => {
+                    back_off = BackOff::new();
+                    pause
+                }
+                Err(error) => {
+                    tracing::debug!(error, "tasks that wait for a worker could not be taken");
+                    back_off.longer()
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = self.shutdown.begun() => return false,
+                () = sleep(pause) => {}
+                // After the end of the stream, the sleep decides.
+                Some(()) = wakeups.next() => {}
+                () = self.registered.notified() => return true,
+            }
+        }
+    }
+
+    /// Takes one due timer for each slot and claims its task. Returns when the next timer is due.
+    async fn claim_due(&self, queues: &[Queue], mut slots: Vec<Slot>) -> Result<Duration, String> {
+        let max = slots.len();
+        let taken = match timeout(self.call_limit, self.backend.take_due(queues, max, self.call_limit)).await
+        {
+            Ok(Ok(taken)) => taken,
+            Ok(Err(error)) => return Err(Chain(&error).to_string()),
+            Err(_) => return Err(format!("no answer within {:?}", self.call_limit)),
+        };
+        let next_in = if taken.due.len() == max { Some(Duration::ZERO) } else { taken.next_in };
+        for due in taken.due {
+            // The engine returns at most as many timers as there are slots.
+            let Some(slot) = slots.pop() else { break };
+            let claim = claim_and_resolve(Weak::clone(&self.runtime), due, slot, self.call_limit);
+            tokio::spawn(claim.in_current_span());
+        }
+        Ok(next_in.map_or(MAX_SLEEP, |next_in| next_in.min(MAX_SLEEP)))
+    }
+}
+
+/// Claims one task, then moves or removes its timer.
+async fn claim_and_resolve<B: Agenda>(runtime: Weak<Runtime<B>>, due: Due, slot: Slot, limit: Duration) {
+    let Some(runtime) = runtime.upgrade() else { return };
+    let next = match claim(&runtime, &due, slot).await {
+        Ok(next) => next,
+        // A newer version of this crate may be able to read the record. The timer of the lease leads it there.
+        Err(error) if wire::is_unreadable(&error) => Next::Remove,
+        Err(error) => {
+            tracing::debug!(
+                error = %Chain(&error),
+                task = %due.key.task.printable(),
+                "a task that waits for a worker could not be claimed yet"
+            );
+            Next::After(RETRY_DELAY)
+        }
+    };
+    match timeout(limit, runtime.store.shared_backend().resolve(&due, next)).await {
+        Ok(Ok(_)) => {}
+        // The timer fires again when it is no longer hidden. There is nothing to claim then.
+        Ok(Err(error)) => {
+            tracing::debug!(error = %Chain(&error), "the timer of a claimed task could not be resolved")
+        }
+        Err(_) => tracing::debug!("the timer of a claimed task could not be resolved within {limit:?}"),
+    }
+}
+
+/// Claims a task and starts its operation. Returns what becomes of the timer.
+async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result<Next, TaskError> {
+    let guard = runtime.count_run();
+    let shutdown = runtime.shutdown.signal();
+    if shutdown.has_begun() {
+        return return_to_queue(runtime, due).await;
+    }
+    // If the claim is dropped halfway, the store releases the task, as after a dropped attempt.
+    let claimed = tokio::select! {
+        claimed = runtime.store.claim(&due.key) => claimed?,
+        () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return Ok(Next::After(Duration::ZERO)),
+    };
+    let Some((stored, attempt)) = claimed else { return Ok(Next::Remove) };
+    let name = stored.task.operation.as_deref();
+    let Some(operation) = name.and_then(|name| runtime.operation(name)) else {
+        release_unregistered(&attempt).await?;
+        return Ok(Next::Remove);
+    };
+    // No call is the parent of a resumed task.
+    let span = run::span(None, &stored, &attempt);
+    let _in_span = span.enter();
+    tracing::info!("resumed");
+    let (store, task, limit) = (runtime.store.clone(), stored.clone(), call_limit(runtime));
+    runtime.run(guard, attempt, stored, Some(slot), |context| {
+        Box::pin(async move {
+            let arguments = load_arguments(&store, &task, limit).await.map_err(wire::exit)?;
+            operation(context, arguments).await
+        })
+    });
+    Ok(Next::Remove)
+}
+
+/// Returns a timer to its queue that was taken just before a shutdown began.
+async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<Next, TaskError> {
+    // Only a timer that is scheduled wakes other instances; a resolved one does not.
+    let schedule = runtime.store.shared_backend().schedule(&due.queue, &due.key, Duration::ZERO);
+    if let Ok(scheduled) = timeout(SHUTDOWN_CALL_LIMIT, schedule).await {
+        scheduled.map_err(TaskError::Storage)?;
+    }
+    Ok(Next::After(Duration::ZERO))
+}
+
+/// Releases a task whose operation is not registered here, so that another instance claims it. An operation stays registered
+/// and a task keeps its operation, so this happens only if something else rewrote the record.
+async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), TaskError> {
+    tracing::warn!(
+        task = %attempt.key().task.printable(),
+        "the operation of a claimed task is not registered here; the task is released"
+    );
+    if let Ok(released) = timeout(SHUTDOWN_CALL_LIMIT, attempt.release()).await {
+        released?;
+    }
+    Ok(())
+}
+
+/// Loads the arguments of a claimed task, and tries again while the engine fails. The run around it renews the lease and stops
+/// the load when it ends.
+///
+/// # Errors
+/// `Unreadable` and `Corrupt` if the arguments cannot be read, `NotFound` if the record is gone.
+async fn load_arguments<B: Agenda>(
+    store: &TaskStore<B>,
+    task: &StoredTask,
+    limit: Duration,
+) -> Result<Value, TaskError> {
+    loop {
+        match timeout(limit, store.payload(task, PayloadKind::Input)).await {
+            Ok(Ok(arguments)) => return Ok(arguments.unwrap_or_default()),
+            Ok(Err(error)) if ErrorClass::of(&error) != ErrorClass::Transient => return Err(error),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %Chain(&error), "the arguments of a task could not be loaded yet")
+            }
+            Err(_) => tracing::debug!("the arguments of a task could not be loaded within {limit:?} yet"),
+        }
+        sleep(RETRY_DELAY).await;
+    }
+}

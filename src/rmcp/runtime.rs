@@ -1,0 +1,136 @@
+//! What all clones of a manager share, and how a run starts.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rmcp::task_manager::TaskFuture;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tracing::Instrument;
+
+use super::config::ManagerConfig;
+use super::context::TaskContext;
+use super::renewer::Renewer;
+use super::run::Run;
+use super::shutdown::Shutdown;
+use super::slots::{Slot, Slots};
+use super::supervise::supervise;
+use crate::backend::Agenda;
+use crate::store::{Attempt, TaskStore};
+use crate::task::StoredTask;
+
+/// How long a shutdown waits for a create, a claim or a release that is under way.
+pub(super) const SHUTDOWN_CALL_LIMIT: Duration = Duration::from_secs(5);
+
+pub(super) type RegisteredOperation = Arc<dyn Fn(TaskContext, Value) -> TaskFuture + Send + Sync>;
+
+/// What all clones of a manager share.
+pub(super) struct Runtime<B> {
+    pub(super) store: TaskStore<B>,
+    operations: Mutex<HashMap<String, RegisteredOperation>>,
+    /// The number of runs in this process.
+    runs: watch::Sender<usize>,
+    pub(super) shutdown: Shutdown,
+    pub(super) claiming: Claiming,
+    pub(super) slots: Slots,
+    renewer: Arc<Renewer<B>>,
+}
+
+/// The signals between a manager and the background task that claims tasks.
+#[derive(Debug, Default)]
+pub(super) struct Claiming {
+    pub(super) is_running: Arc<AtomicBool>,
+    /// An operation was registered. The background task then claims from its queue too.
+    pub(super) registered: Arc<Notify>,
+}
+
+impl Drop for Claiming {
+    fn drop(&mut self) {
+        // The background task wakes up, finds that the manager is gone, and ends.
+        self.registered.notify_one();
+    }
+}
+
+/// Counts as a run until it is dropped. It does not hold the manager, which ends with its last clone.
+pub(super) struct RunGuard(watch::Sender<usize>);
+
+impl Drop for RunGuard {
+    fn drop(&mut self) {
+        self.0.send_modify(|runs| *runs -= 1);
+    }
+}
+
+impl<B> Runtime<B> {
+    /// Returns how many operations run in this process.
+    pub(super) fn run_count(&self) -> usize {
+        *self.runs.borrow()
+    }
+
+    /// Waits until no operation runs in this process.
+    pub(super) async fn runs_ended(&self) {
+        let _ = self.runs.subscribe().wait_for(|runs| *runs == 0).await;
+    }
+
+    fn operations(&self) -> MutexGuard<'_, HashMap<String, RegisteredOperation>> {
+        // No code panics while it holds this lock.
+        self.operations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn register(&self, name: String, operation: RegisteredOperation) {
+        self.operations().insert(name, operation);
+        self.claiming.registered.notify_one();
+    }
+
+    /// Returns the names of the registered operations.
+    pub(super) fn registered(&self) -> Vec<String> {
+        self.operations().keys().cloned().collect()
+    }
+
+    pub(super) fn operation(&self, name: &str) -> Option<RegisteredOperation> {
+        self.operations().get(name).cloned()
+    }
+
+    /// Counts a run. Count it before you ask whether a shutdown has begun: a shutdown then waits for every run that it has not
+    /// stopped.
+    pub(super) fn count_run(&self) -> RunGuard {
+        self.runs.send_modify(|runs| *runs += 1);
+        RunGuard(self.runs.clone())
+    }
+}
+
+impl<B: Agenda> Runtime<B> {
+    pub(super) fn new(store: TaskStore<B>, config: ManagerConfig<B>) -> Self {
+        let renewer = Arc::new(Renewer::new(&store, config.connect));
+        Self {
+            store,
+            operations: Mutex::default(),
+            runs: watch::Sender::new(0),
+            shutdown: Shutdown::new(),
+            claiming: Claiming::default(),
+            slots: Slots::new(config.max_concurrent),
+            renewer,
+        }
+    }
+
+    /// Runs an operation in the current span. Returns whether its closure returned a future. If it did not, it has panicked.
+    pub(super) fn run(
+        &self,
+        guard: RunGuard,
+        attempt: Attempt<B>,
+        stored: StoredTask,
+        slot: Option<Slot>,
+        operation: impl FnOnce(TaskContext) -> TaskFuture,
+    ) -> bool {
+        let (store, renewer) = (self.store.clone(), Arc::clone(&self.renewer));
+        let (run, has_begun) = Run::begin(store, renewer, attempt, stored, slot, operation);
+        let shutdown = self.shutdown.signal();
+        let supervised = async move {
+            supervise(run, shutdown).await;
+            drop(guard);
+        };
+        tokio::spawn(supervised.in_current_span());
+        has_begun
+    }
+}

@@ -1,0 +1,54 @@
+//! Supervises one run from its begin to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::follow::{RunEnd, follow};
+use super::outcome;
+use super::run::Run;
+use super::shutdown::ShutdownSignal;
+use crate::backend::Agenda;
+use crate::printable::Chain;
+
+/// The time limit of each step of stopping an operation. The process is about to end, and a lease lapses by itself.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Supervises a run until its operation has ended and the outcome is stored, or until the run is stopped.
+pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSignal) {
+    let end = {
+        let (message, attempt) = (Arc::clone(&run.status_message), run.attempt.clone());
+        let (lease, signals) = (run.store.lease_duration(), run.renewals.signals());
+        // When the run ends, a message whose write is under way is dropped. It is written together with the outcome.
+        tokio::select! {
+            end = follow(&mut run, &shutdown) => end,
+            never = message.write(&attempt, lease, &signals) => match never {},
+        }
+    };
+    match end {
+        RunEnd::Ended(outcome) => outcome::store(run, outcome, &shutdown).await,
+        RunEnd::Shutdown => stop(run, &shutdown).await,
+        RunEnd::Aborted => {}
+    }
+}
+
+/// Stops the operation and releases its lease. Another instance resumes the task if it can resume.
+async fn stop<B: Agenda>(mut run: Run<B>, shutdown: &ShutdownSignal) {
+    // An operation that is about to end does so now.
+    tokio::task::yield_now().await;
+    run.operation.abort();
+    match timeout(STOP_TIMEOUT, &mut run.operation).await {
+        // The operation ended just before the abort.
+        Ok(Ok(outcome)) => return outcome::store(run, outcome, shutdown).await,
+        Ok(Err(_)) => {}
+        Err(_) => tracing::warn!("an operation that must stop did not yield within {STOP_TIMEOUT:?}"),
+    }
+    // A renewal that is under way would conflict with the release.
+    drop(run.renewals);
+    match timeout(STOP_TIMEOUT, run.attempt.release()).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::debug!(error = %Chain(&error), "a lease could not be released"),
+        Err(_) => tracing::debug!("a lease could not be released within {STOP_TIMEOUT:?}"),
+    }
+}
