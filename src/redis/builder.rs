@@ -119,8 +119,8 @@ impl RedisBuilder {
 
     /// Sets the time limit for one call of the backend: 1 ms to 1 h. The default is 2 s.
     ///
-    /// It includes the time to reconnect. A write that exceeds it fails with an
-    /// [unknown outcome](StorageError::outcome_unknown).
+    /// It includes the time to reconnect. A write that exceeds it fails with [`Unavailable`](StorageError::Unavailable) and
+    /// an [unknown outcome](StorageError::outcome_unknown).
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
         self
@@ -149,9 +149,10 @@ impl RedisBuilder {
     /// `within` is at least 1 ms and less than the [response timeout](Self::response_timeout). The setting works with
     /// [`connect`](Self::connect) and `connect_sentinel`. The Redis user needs `+wait`.
     ///
-    /// A write that too few replicas confirm in time fails with [`TooFewReplicas`](StorageError::TooFewReplicas) and an unknown
-    /// outcome: the master may have applied it, and a failover to a replica without it would lose it. If the write got no
-    /// reply, the number of confirmations is 0. [`TaskStore`](crate::TaskStore) reports this error, because it cannot resolve the outcome by reading.
+    /// A write that too few replicas confirm in time fails with [`TooFewReplicas`](StorageError::TooFewReplicas), which says
+    /// how many replicas confirmed; if the write got no reply, that number is 0. The outcome is unknown: the master may have
+    /// applied the write, and a failover to a replica without it would lose it. [`TaskStore`](crate::TaskStore) reports this
+    /// error, because it cannot resolve the outcome by reading.
     ///
     /// Confirmed writes are lost less often, not never. The sentinels may promote a replica without the write, and a replica
     /// confirms what it holds in memory (<https://redis.io/docs/latest/commands/wait/>). A read never waits, and may return a

@@ -1,7 +1,6 @@
 //! The reply to a command, and the reason why a command got none.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-
 use std::time::Duration;
 
 use redis::{RedisError, RedisResult, Value, make_extension_error};
