@@ -158,8 +158,8 @@ async fn an_operation_runs_in_a_span_of_its_task_that_is_a_child_of_the_call() {
 async fn an_outage_of_the_engine_writes_no_warning_of_the_runtime() {
     let printed = Printed::default();
     let _subscribed = subscribe(&printed, Level::INFO);
-    let gate = Arc::new(Gate::of(Arc::new(MemoryBackend::new())));
-    let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
+    let gate = Intercept::new(Gate::of(Arc::new(MemoryBackend::new())));
+    let backend: Arc<dyn Agenda> = gate.agenda();
     let one = manager(&backend, SHORT);
     let _started = register(&one);
     let (finish, finished) = oneshot::channel::<()>();

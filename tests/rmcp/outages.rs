@@ -66,7 +66,7 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
 ) {
     let store = engine.open().await;
     let gate = Gate::with(&store, error);
-    let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
+    let backend: Arc<dyn Agenda> = gate.agenda();
     let one = manager(&backend, Duration::from_secs(30));
     let (finish, finished) = oneshot::channel::<()>();
     let task_id = spawn(&one, |_| async move {
@@ -91,7 +91,7 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
 async fn an_outage_longer_than_the_lease_fails_no_task_whose_worker_lives(#[case] engine: Engine) {
     let store = engine.open().await;
     let gate = Gate::new(&store);
-    let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
+    let backend: Arc<dyn Agenda> = gate.agenda();
     // The engine is unavailable for both instances, and neither knows the runs of the other.
     let (one, other) = (manager(&backend, SHORT), manager(&elsewhere(&backend), SHORT));
     let (finish, finished) = oneshot::channel::<()>();
@@ -273,8 +273,8 @@ async fn an_outage_that_delays_every_call_fails_no_task_whose_worker_lives() {
     let rounds = (0..12).map(|round| async move {
         let lease = Duration::from_secs(3);
         let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
-        let gate = Arc::new(Gate { fails_after: Duration::from_secs(2), ..Gate::of(backend) });
-        let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
+        let gate = Intercept::new(Gate { fails_after: Duration::from_secs(2), ..Gate::of(backend) });
+        let backend: Arc<dyn Agenda> = gate.agenda();
         let (one, other) = (manager(&backend, lease), manager(&elsewhere(&backend), lease));
         let (finish, finished) = oneshot::channel::<()>();
         let works_on = spawn(&one, |context| async move {
@@ -329,7 +329,7 @@ async fn a_worker_whose_result_cannot_be_stored_for_longer_than_a_lease_is_not_l
 #[tokio::test]
 async fn a_renewal_that_hangs_after_the_clock_stepped_back_times_out_within_the_lease() {
     let spy = Spy::new(&(Arc::new(MemoryBackend::new()) as Arc<dyn Agenda>));
-    let gate = Arc::new(Gate::of(spy.agenda()));
+    let gate = Intercept::new(Gate::of(spy.agenda()));
     let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(3));
     spawn(&one, |_| std::future::pending()).await;
     until(|| gate.reads.load(Ordering::SeqCst) > 0).await;
@@ -342,7 +342,7 @@ async fn a_renewal_that_hangs_after_the_clock_stepped_back_times_out_within_the_
 #[tokio::test]
 async fn an_outcome_over_a_limit_fails_the_task_with_a_message_that_hides_the_store() {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
-    let narrow: Arc<dyn Agenda> = Arc::new(Gate { most_bytes: 2_000, ..Gate::of(backend) });
+    let narrow: Arc<dyn Agenda> = Intercept::new(Gate { most_bytes: 2_000, ..Gate::of(backend) });
     let one = manager(&narrow, LONG);
     let task_id = spawn(&one, |_| async { Ok(text("x".repeat(4_000))) }).await;
     let message = said(&ended(&one, &task_id).await);
@@ -377,7 +377,7 @@ async fn a_task_of_an_operation_that_no_instance_has_registered_costs_one_read_i
     let task_id = one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
     within(one.shutdown()).await;
     drop(one);
-    let gate = Arc::new(Gate::of(backend));
+    let gate = Intercept::new(Gate::of(backend));
     let ignorant = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
     ignorant.register("another", |_, _| Box::pin(std::future::pending()));
     let reads = || gate.reads.load(Ordering::SeqCst);
@@ -413,7 +413,7 @@ async fn shutdown_does_not_wait_for_an_operation_that_does_not_yield() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_renewal_is_repeated_well_before_others_consider_the_worker_lost() {
-    let gate = Arc::new(Gate::of(Arc::new(MemoryBackend::new())));
+    let gate = Intercept::new(Gate::of(Arc::new(MemoryBackend::new())));
     let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
     spawn(&one, |_| std::future::pending()).await;
     gate.set_closed(true);

@@ -8,13 +8,13 @@ mod stored;
 
 use std::sync::Arc;
 
-use crate::support::rmcp::Gate;
+use crate::support::rmcp::{Gate, Intercept};
 use mcp_task_store::{Agenda, MemoryBackend};
 
-fn memory() -> Arc<Gate> {
-    Arc::new(Gate::of(Arc::new(MemoryBackend::new())))
+fn memory() -> Arc<Intercept<Gate>> {
+    Intercept::new(Gate::of(Arc::new(MemoryBackend::new())))
 }
 
-fn on(gate: &Arc<Gate>) -> Arc<dyn Agenda> {
-    Arc::<Gate>::clone(gate)
+fn on(gate: &Arc<Intercept<Gate>>) -> Arc<dyn Agenda> {
+    gate.agenda()
 }

@@ -164,9 +164,9 @@ async fn a_late_renewal_names_no_operation_that_did_not_block() {
 }
 
 /// Two connections to one engine.
-fn two_gates() -> (Arc<Gate>, Arc<Gate>) {
+fn two_gates() -> (Arc<Intercept<Gate>>, Arc<Intercept<Gate>>) {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
-    (Arc::new(Gate::of(Arc::clone(&backend))), Arc::new(Gate::of(backend)))
+    (Intercept::new(Gate::of(Arc::clone(&backend))), Intercept::new(Gate::of(backend)))
 }
 
 fn reads(gate: &Gate) -> usize {

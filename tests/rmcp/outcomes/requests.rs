@@ -16,7 +16,7 @@ use crate::support::rmcp::*;
 #[tokio::test(start_paused = true)]
 async fn a_request_to_the_client_is_repeated_while_the_engine_fails() {
     for error in [is_away, is_broken, is_denied] {
-        let gate = Arc::new(Gate { error, ..Gate::of(Arc::new(MemoryBackend::new())) });
+        let gate = Intercept::new(Gate { error, ..Gate::of(Arc::new(MemoryBackend::new())) });
         let one = manager(&on(&gate), Duration::from_secs(30));
         let away = Arc::clone(&gate);
         let task_id = spawn(&one, |context| async move {
@@ -34,7 +34,7 @@ async fn a_request_to_the_client_is_repeated_while_the_engine_fails() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_whose_reply_is_lost_is_made_once_even_if_the_client_answers_before_the_repeat() {
-    let gate = Arc::new(Gate { error: is_broken, ..Gate::of(Arc::new(MemoryBackend::new())) });
+    let gate = Intercept::new(Gate { error: is_broken, ..Gate::of(Arc::new(MemoryBackend::new())) });
     let one = manager(&on(&gate), LONG);
     let answers = manager(&gate.backend, LONG);
     let loses = Arc::clone(&gate);
@@ -69,7 +69,7 @@ async fn a_request_of_an_attempt_that_becomes_void_ends_like_one_of_a_cancelled_
 }
 
 /// Creates a task that waits for a worker. Its arguments are a part of its record.
-async fn waiting(gate: &Arc<Gate>) -> String {
+async fn waiting(gate: &Arc<Intercept<Gate>>) -> String {
     let config = StoreConfig::new().lease(LONG);
     let store = TaskStore::with_config(on(gate), config);
     let new = NewTask::new("tools/call").operation("measure").arguments(json!("x".repeat(10_000)));
