@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::elsewhere::elsewhere;
+use crate::support::intercept::Intercept;
 use crate::support::spy::Spy;
 use crate::support::{Engine, Store, in_a_process_that_dies, on_every_engine, owner, timers};
 use futures_util::future::join_all;
@@ -131,7 +132,7 @@ async fn a_store_that_serves_nobody_finds_every_orphan(#[case] engine: Engine) {
 async fn reads_of_idle_stores(count: usize, lease: Duration, leases: u32) {
     const WORKERS: usize = 20;
     let engine: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
-    let spies: Vec<Arc<Spy>> = (0..10).map(|_| Spy::new(&engine)).collect();
+    let spies: Vec<Arc<Intercept<Spy>>> = (0..10).map(|_| Spy::new(&engine)).collect();
     let own = Spy::new(&engine);
     let worker = open(&elsewhere(&own.agenda()), lease);
     let idle: Vec<Tasks> = spies.iter().map(|spy| open(&spy.agenda(), lease)).collect();

@@ -5,16 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::elsewhere::elsewhere;
+use crate::support::intercept::{Hooks, Intercept};
 use crate::support::{Engine, Store, in_a_process_that_dies, on_every_engine, on_every_watch, owner};
-use async_trait::async_trait;
-use bytes::Bytes;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use mcp_task_store::{
-    Agenda, Attempt, LocalAgenda, MemoryBackend, NewTask, OnWorkerLost, OwnerId, Page, PageRequest, Part,
-    PartName, PutOptions, Record, RpcError, StorageBackend, StorageError, StoreConfig, StoredTask, Task,
-    TaskError, TaskKey, TaskStatus, TaskStore, Version, Written,
+    Agenda, Attempt, MemoryBackend, NewTask, OnWorkerLost, PutOptions, RpcError, StorageError, StoreConfig,
+    StoredTask, Task, TaskError, TaskKey, TaskStatus, TaskStore, Version,
 };
 use rstest_reuse::apply;
 use serde_json::{Value, json};
@@ -302,7 +300,8 @@ async fn a_task_that_was_asked_to_cancel_is_cancelled_by_its_release_and_by_the_
 #[tokio::test]
 async fn a_task_that_was_asked_to_cancel_and_whose_ttl_elapses_is_cancelled(#[case] engine: Engine) {
     let (store, tasks, other) = open(engine, LONG).await;
-    let (key, _attempt) = start(&tasks, closure().ttl(Duration::from_millis(50))).await;
+    // Long enough that a busy machine requests the cancel before.
+    let (key, _attempt) = start(&tasks, closure().ttl(Duration::from_secs(1))).await;
     let asked = other.request_cancel(&key).await.unwrap();
     store.until(asked.task.deadline().unwrap()).await;
     assert_eq!(other.get(&key).await.unwrap().task.status, TaskStatus::Cancelled);
@@ -566,63 +565,19 @@ async fn a_wait_for_a_task_that_is_deleted_or_never_was_is_not_found(#[case] eng
     assert_refused!(waited(&other, &foreign).await, TaskError::NotFound { .. });
 }
 
-/// An engine whose watches are as a test says, over and over.
-struct Watching(MemoryBackend, fn() -> BoxStream<'static, Result<(), StorageError>>);
+/// An engine whose watches a test replaces.
+struct Watching {
+    memory: Arc<MemoryBackend>,
+    watch: fn() -> BoxStream<'static, Result<(), StorageError>>,
+}
 
-#[async_trait]
-impl StorageBackend for Watching {
-    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        self.0.get(key).await
-    }
-
-    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        self.0.part(key, name).await
-    }
-
-    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
-        self.0.clock(key).await
-    }
-
-    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        self.0.put(key, data, options).await
-    }
-
-    async fn put_if_version(
-        &self,
-        key: &TaskKey,
-        data: Bytes,
-        options: PutOptions,
-        expected: Version,
-    ) -> Result<Written, StorageError> {
-        self.0.put_if_version(key, data, options, expected).await
-    }
-
-    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        self.0.delete(key).await
-    }
-
-    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        self.0.list(owner, page).await
-    }
-
-    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
-        self.0.cleanup_expired().await
-    }
-
-    fn now(&self) -> DateTime<Utc> {
-        self.0.now()
-    }
-
-    fn max_value_bytes(&self) -> usize {
-        StorageBackend::max_value_bytes(&self.0)
-    }
-
-    fn generation(&self) -> u64 {
-        self.0.generation()
+impl Hooks for Watching {
+    fn engine(&self) -> Arc<dyn Agenda> {
+        Arc::<MemoryBackend>::clone(&self.memory)
     }
 
     fn watch(&self, _: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        self.1()
+        (self.watch)()
     }
 }
 
@@ -637,11 +592,12 @@ async fn a_wait_outlasts_errors_that_may_pass_and_watches_that_end_and_is_ended_
         let (address, reason) = ("a server".to_owned(), "no subscriptions".to_owned());
         StorageError::Denied { address, reason, source: None }
     }
-    let backend = Watching(MemoryBackend::new(), || match WATCHES.fetch_add(1, Ordering::SeqCst) {
+    let watch = || match WATCHES.fetch_add(1, Ordering::SeqCst) {
         0 => stream::iter([Ok(()), Err(away()), Ok(())]).boxed(),
         _ => stream::iter([Ok(()), Err(denied())]).boxed(),
-    });
-    let tasks: Tasks = TaskStore::new(Arc::new(LocalAgenda::new(backend)));
+    };
+    let backend = Intercept::new(Watching { memory: Arc::new(MemoryBackend::new()), watch });
+    let tasks: Tasks = TaskStore::new(backend);
     let (key, _attempt) = start(&tasks, closure()).await;
     let error = waited(&tasks, &key).await;
     assert_refused!(error, TaskError::Storage(StorageError::Denied { .. }));

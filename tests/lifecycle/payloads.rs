@@ -8,6 +8,7 @@ mod rmcp;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::intercept::Intercept;
 use crate::support::recording::{Loss, Recording};
 use crate::support::{Engine, Store, on_every_engine, owner};
 use mcp_task_store::{
@@ -25,7 +26,7 @@ const KINDS: [PayloadKind; 3] = [PayloadKind::Input, PayloadKind::Output, Payloa
 type Tasks = TaskStore<Arc<dyn Agenda>>;
 type Working = Attempt<Arc<dyn Agenda>>;
 
-async fn open(engine: Engine) -> (Store, Arc<Recording>, Tasks) {
+async fn open(engine: Engine) -> (Store, Arc<Intercept<Recording>>, Tasks) {
     let store = engine.open_roomy().await;
     let (recording, backend) = Recording::of(&store.backend);
     (store, recording, TaskStore::new(backend))

@@ -1,19 +1,17 @@
 //! The lifecycle of tasks: who may do what with a task, when, and what becomes of racing and lost writes.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+mod faulty;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::support::{Engine, Store, in_an_hour, keep, key, on_every_engine, owner};
-use async_trait::async_trait;
-use bytes::Bytes;
-use chrono::{DateTime, TimeDelta, Utc};
-use futures_util::stream::BoxStream;
+use chrono::TimeDelta;
+use faulty::{Fault, Faulty};
 use mcp_task_store::{
-    Agenda, LocalAgenda, MemoryBackend, NewTask, OwnerId, Page, PageRequest, Part, PartName, PutOptions,
-    Record, RpcError, StorageBackend, StorageError, StoreConfig, StoredTask, TaskError, TaskKey, TaskRef,
-    TaskStatus, TaskStore, Ttl, Version, Written,
+    Agenda, LocalAgenda, NewTask, PageRequest, RpcError, StorageBackend, StoreConfig, StoredTask, TaskError,
+    TaskKey, TaskRef, TaskStatus, TaskStore, Ttl, Version,
 };
 use rstest::rstest;
 use rstest_reuse::apply;
@@ -505,168 +503,6 @@ async fn a_progress_update_that_races_a_cancel_lands_before_it_or_is_an_invalid_
 
 // Writes that get no answer
 
-/// What happens to a conditional write on its way.
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    /// It is applied, and the answer is lost.
-    AnswerLost,
-    /// It is lost before it is applied.
-    WriteLost,
-    /// It is applied, others write this often, and the answer is lost.
-    AnswerLostAndOverwritten(usize),
-    /// It is lost, and somebody else writes.
-    WriteLostAndOverwritten,
-    /// It arrives late: after the next read, and before the next write.
-    Late,
-    /// Somebody else writes first.
-    Raced,
-    /// The engine has no room.
-    Refused,
-}
-
-/// A memory engine on which faults befall the conditional writes, in turn.
-struct Faulty {
-    memory: Arc<MemoryBackend>,
-    faults: Mutex<VecDeque<Fault>>,
-    late: Mutex<Option<(TaskKey, Bytes, PutOptions, Version)>>,
-    writes: AtomicUsize,
-    reads_without_answer: AtomicUsize,
-}
-
-impl Faulty {
-    fn new(faults: impl IntoIterator<Item = Fault>) -> Arc<Self> {
-        let faults = Mutex::new(faults.into_iter().collect());
-        Arc::new(Self {
-            memory: Arc::new(MemoryBackend::new()),
-            faults,
-            late: Mutex::default(),
-            writes: AtomicUsize::new(0),
-            reads_without_answer: AtomicUsize::new(0),
-        })
-    }
-
-    fn befall(&self, fault: Fault) {
-        self.faults.lock().unwrap().push_back(fault);
-    }
-
-    /// Writes of another process.
-    async fn others_write(&self, key: &TaskKey, times: usize) {
-        let others = TaskStore::new(Arc::clone(&self.memory));
-        for time in 0..times {
-            others.set_variables(key, [("others", json!(time))]).await.unwrap();
-        }
-    }
-}
-
-fn no_answer() -> StorageError {
-    StorageError::Unavailable {
-        address: "nowhere".to_owned(),
-        reason: "no answer".to_owned(),
-        outcome_unknown: true,
-        source: None,
-    }
-}
-
-#[async_trait]
-impl StorageBackend for Faulty {
-    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        let one_less = |left: usize| left.checked_sub(1);
-        if self.reads_without_answer.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
-            return Err(no_answer());
-        }
-        let record = self.memory.get(key).await;
-        // As on a network, others come in between a read and the write that follows it.
-        tokio::task::yield_now().await;
-        record
-    }
-
-    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        self.memory.part(key, name).await
-    }
-
-    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
-        self.memory.clock(key).await
-    }
-
-    async fn put(&self, _: &TaskKey, _: Bytes, _: PutOptions) -> Result<Written, StorageError> {
-        unreachable!("a task store writes under conditions only")
-    }
-
-    async fn put_if_version(
-        &self,
-        key: &TaskKey,
-        data: Bytes,
-        options: PutOptions,
-        expected: Version,
-    ) -> Result<Written, StorageError> {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        let late = self.late.lock().unwrap().take();
-        if let Some((key, data, options, expected)) = late {
-            self.memory.put_if_version(&key, data, options, expected).await.unwrap();
-        }
-        let fault = self.faults.lock().unwrap().pop_front();
-        let write = self.memory.put_if_version(key, data.clone(), options.clone(), expected);
-        match fault {
-            None => write.await,
-            Some(Fault::AnswerLost) => {
-                write.await.unwrap();
-                Err(no_answer())
-            }
-            Some(Fault::WriteLost) => Err(no_answer()),
-            Some(Fault::AnswerLostAndOverwritten(times)) => {
-                write.await.unwrap();
-                self.others_write(key, times).await;
-                Err(no_answer())
-            }
-            Some(Fault::WriteLostAndOverwritten) => {
-                self.others_write(key, 1).await;
-                Err(no_answer())
-            }
-            Some(Fault::Late) => {
-                *self.late.lock().unwrap() = Some((key.clone(), data, options, expected));
-                Err(no_answer())
-            }
-            Some(Fault::Refused) => Err(StorageError::CapacityExceeded {
-                reason: "out of memory".to_owned(),
-                quota: None,
-                source: None,
-            }),
-            Some(Fault::Raced) => {
-                self.others_write(key, 1).await;
-                write.await
-            }
-        }
-    }
-
-    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        self.memory.delete(key).await
-    }
-
-    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        self.memory.list(owner, page).await
-    }
-
-    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
-        self.memory.cleanup_expired().await
-    }
-
-    fn now(&self) -> DateTime<Utc> {
-        self.memory.now()
-    }
-
-    fn max_value_bytes(&self) -> usize {
-        StorageBackend::max_value_bytes(&*self.memory)
-    }
-
-    fn generation(&self) -> u64 {
-        self.memory.generation()
-    }
-
-    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        self.memory.watch(key)
-    }
-}
-
 #[rstest]
 #[case::the_answer_was_lost(&[Fault::AnswerLost])]
 #[case::the_write_was_lost(&[Fault::WriteLost])]
@@ -675,16 +511,16 @@ impl StorageBackend for Faulty {
 #[case::the_write_arrived_late(&[Fault::Late])]
 #[tokio::test]
 async fn a_write_without_an_answer_is_settled_and_applied_exactly_once(#[case] faults: &[Fault]) {
-    let backend = Faulty::new([]);
+    let backend = Faulty::new();
     let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
-    faults.iter().for_each(|fault| backend.befall(*fault));
+    faults.iter().for_each(|fault| backend.inject(*fault));
     let done = tasks.complete(&created, json!("done")).await.unwrap();
     assert_eq!((done.task.status, done.version.get()), (TaskStatus::Completed, 2));
     assert_eq!(tasks.get(&created.key).await.unwrap(), done);
-    assert!(backend.faults.lock().unwrap().is_empty());
+    assert!(backend.is_done());
 
-    faults.iter().for_each(|fault| backend.befall(*fault));
+    faults.iter().for_each(|fault| backend.inject(*fault));
     let created = tasks.create(&owner("bob"), call()).await.unwrap();
     assert_eq!(created.version, Version::FIRST);
     assert_eq!(tasks.list(&owner("bob"), PageRequest::new(9)).await.unwrap().tasks, [created]);
@@ -695,10 +531,10 @@ async fn a_write_without_an_answer_is_settled_and_applied_exactly_once(#[case] f
 #[case::not_applied(Fault::WriteLostAndOverwritten, None)]
 #[tokio::test]
 async fn where_nobody_can_tell_the_caller_is_told_so(#[case] fault: Fault, #[case] message: Option<&str>) {
-    let backend = Faulty::new([]);
+    let backend = Faulty::new();
     let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
-    backend.befall(fault);
+    backend.inject(fault);
     let error = tasks.set_status_message(&created, "halfway").await.unwrap_err();
     assert!(error.outcome_unknown() && error.is_retryable(), "{error:?}");
     assert_eq!(error.code(), -32603);
@@ -713,10 +549,10 @@ async fn a_write_without_an_answer_is_settled_when_the_engine_answers_again(
     #[case] fault: Fault,
     #[case] reads_without_answer: usize,
 ) {
-    let backend = Faulty::new([]);
+    let backend = Faulty::new();
     let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
-    backend.befall(fault);
+    backend.inject(fault);
     backend.reads_without_answer.store(reads_without_answer, Ordering::Relaxed);
     let done = tasks.complete(&created, json!("done")).await.unwrap();
     assert_eq!(tasks.get(&created.key).await.unwrap(), done);
@@ -725,7 +561,7 @@ async fn a_write_without_an_answer_is_settled_when_the_engine_answers_again(
 
 #[tokio::test]
 async fn an_engine_that_takes_no_writes_still_shows_an_overdue_task_as_failed() {
-    let backend = Faulty::new([]);
+    let backend = Faulty::new();
     let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let short = call().ttl(Duration::from_millis(20));
     let overdue = tasks.create(&owner("alice"), short).await.unwrap();
@@ -733,7 +569,7 @@ async fn an_engine_that_takes_no_writes_still_shows_an_overdue_task_as_failed() 
     while backend.now() < overdue.task.deadline().unwrap() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    (0..2).for_each(|_| backend.befall(Fault::Refused));
+    (0..2).for_each(|_| backend.inject(Fault::Refused));
     let shown = tasks.get(&overdue.key).await.unwrap();
     assert_eq!((shown.task.status, shown.version), (TaskStatus::Failed, Version::FIRST));
     let page = tasks.list(&owner("alice"), PageRequest::new(9)).await.unwrap();
@@ -744,23 +580,23 @@ async fn an_engine_that_takes_no_writes_still_shows_an_overdue_task_as_failed() 
 
 #[tokio::test]
 async fn a_write_without_an_answer_is_found_behind_a_few_later_ones() {
-    let backend = Faulty::new([]);
+    let backend = Faulty::new();
     let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
-    backend.befall(Fault::AnswerLostAndOverwritten(3));
+    backend.inject(Fault::AnswerLostAndOverwritten(3));
     let found = tasks.set_status_message(&created, "halfway").await.unwrap();
     assert_eq!((found.version.get(), found.task.status_message.as_deref()), (5, Some("halfway")));
 }
 
 #[tokio::test]
 async fn a_call_that_always_loses_is_contended_and_has_written_nothing() {
-    let backend = Faulty::new([]);
+    let backend = Faulty::new();
     let config = StoreConfig::new().max_conflicts(3);
     let tasks = TaskStore::with_config(LocalAgenda::new(Arc::clone(&backend)), config);
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
-    (0..2).for_each(|_| backend.befall(Fault::Raced));
+    (0..2).for_each(|_| backend.inject(Fault::Raced));
     tasks.set_status_message(&created.key, "in time").await.unwrap();
-    (0..3).for_each(|_| backend.befall(Fault::Raced));
+    (0..3).for_each(|_| backend.inject(Fault::Raced));
     let error = tasks.set_status_message(&created.key, "never").await.unwrap_err();
     assert!(matches!(error, TaskError::Contended { conflicts: 3, .. }), "{error:?}");
     assert!(error.is_retryable() && !error.outcome_unknown());
@@ -771,7 +607,7 @@ async fn a_call_that_always_loses_is_contended_and_has_written_nothing() {
 
 #[tokio::test]
 async fn writers_of_one_task_within_one_process_queue_up_instead_of_racing() {
-    let backend = Faulty::new([]);
+    let backend = Faulty::new();
     let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
     let mut queueing = JoinSet::new();

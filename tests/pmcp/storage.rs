@@ -351,7 +351,7 @@ async fn a_storage_that_fails_is_named_in_the_source_and_not_in_the_message() {
     let logged = printed.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || logged.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let adapter = PmcpTasksBackend::new(crate::support::failing::Failing);
+    let adapter = PmcpTasksBackend::new(crate::support::failing::failing());
     let errors = [
         adapter.get("alice:t1").await.err(),
         adapter.put("alice:t1", b"{}").await.err(),

@@ -677,7 +677,7 @@ async fn a_client_hears_of_a_storage_that_fails_and_of_no_host() {
     let logged = printed.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || logged.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let tasks = PmcpTaskStore::new(TaskStore::new(LocalAgenda::new(crate::support::failing::Failing)));
+    let tasks = PmcpTaskStore::new(TaskStore::new(LocalAgenda::new(crate::support::failing::failing())));
     let answers = [
         tasks.create(ALICE, None).await.err(),
         tasks.get("t1", ALICE).await.err(),

@@ -10,11 +10,12 @@ use rstest::rstest;
 use serde_json::json;
 
 use super::double::Double;
+use crate::support::intercept::Intercept;
 use crate::support::owner;
 
-type Tasks = TaskStore<Arc<Double>>;
+type Tasks = TaskStore<Arc<Intercept<Double>>>;
 
-async fn created() -> (Arc<Double>, Tasks, StoredTask) {
+async fn created() -> (Arc<Intercept<Double>>, Tasks, StoredTask) {
     let double = Double::new();
     let tasks = TaskStore::new(Arc::clone(&double));
     let created = tasks.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap();

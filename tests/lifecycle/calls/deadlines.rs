@@ -13,13 +13,14 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::double::{Double, Server};
+use crate::support::intercept::Intercept;
 use crate::support::owner;
 
-type Tasks = TaskStore<Arc<Double>>;
+type Tasks = TaskStore<Arc<Intercept<Double>>>;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-async fn created() -> (Arc<Double>, Tasks, StoredTask) {
+async fn created() -> (Arc<Intercept<Double>>, Tasks, StoredTask) {
     let double = Double::new();
     let tasks = TaskStore::with_config(Arc::clone(&double), StoreConfig::new().call_timeout(LIMIT));
     let large = json!("x".repeat(5000));

@@ -1,5 +1,5 @@
-//! The network between one worker process and the server: it cuts connections at random bytes, delays and stalls, and can
-//! cut the process off.
+//! The network between one worker process and the server. It cuts connections after random numbers of bytes, delays and
+//! stalls them, and can cut the process off.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -13,14 +13,14 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::Random;
 
-/// A port of its own in front of a server's, in threads of its own. It ends when it is dropped.
-pub struct Wire {
+/// A proxy in a runtime of its own, which ends when it is dropped.
+pub struct Network {
     pub port: u16,
     state: Arc<State>,
     runtime: Option<Runtime>,
 }
 
-impl Drop for Wire {
+impl Drop for Network {
     fn drop(&mut self) {
         self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
     }
@@ -31,9 +31,9 @@ struct State {
     random: Mutex<Random>,
     /// How many bytes a connection passes at most.
     most_bytes: u64,
-    /// How many connections there were: they are reset and closed in turn.
+    /// How many connections there were. They are reset and closed in turn.
     connections: AtomicU64,
-    is_calm: AtomicBool,
+    is_faultless: AtomicBool,
     is_cut_off: watch::Sender<bool>,
     resets: AtomicU64,
     closes: AtomicU64,
@@ -44,11 +44,11 @@ struct State {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cut {
     Reset,
-    /// In good order, as a server or a balancer does that ends.
+    /// As a server or a load balancer closes it that shuts down.
     Close,
 }
 
-impl Wire {
+impl Network {
     pub fn start(server_port: u16, seed: u64, most_bytes: u64) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -57,7 +57,7 @@ impl Wire {
             random: Mutex::new(Random(seed)),
             most_bytes,
             connections: AtomicU64::new(seed),
-            is_calm: AtomicBool::new(false),
+            is_faultless: AtomicBool::new(false),
             is_cut_off: watch::Sender::new(false),
             resets: AtomicU64::new(0),
             closes: AtomicU64::new(0),
@@ -80,17 +80,17 @@ impl Wire {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// From now on nothing is cut, delayed or stalled any more.
-    pub fn calm(&self) {
-        self.state.is_calm.store(true, SeqCst);
+    /// Ends the faults: connections are no longer cut, delayed or stalled.
+    pub fn stop_faults(&self) {
+        self.state.is_faultless.store(true, SeqCst);
     }
 
-    /// While this is so, nothing passes.
+    /// While this is set, no bytes pass.
     pub fn set_cut_off(&self, is_cut_off: bool) {
         self.state.is_cut_off.send_replace(is_cut_off);
     }
 
-    /// How many connections it reset and closed, and how often it stalled.
+    /// Returns how many connections it reset and closed, and how many times it stalled.
     pub fn counts(&self) -> (u64, u64, u64) {
         let State { resets, closes, stalls, .. } = &*self.state;
         (resets.load(SeqCst), closes.load(SeqCst), stalls.load(SeqCst))
@@ -102,17 +102,17 @@ impl State {
         self.random.lock().unwrap().below(limit)
     }
 
-    fn is_calm(&self) -> bool {
-        self.is_calm.load(SeqCst)
+    fn is_faultless(&self) -> bool {
+        self.is_faultless.load(SeqCst)
     }
 
     async fn serve(self: Arc<Self>, mut client: TcpStream) {
-        self.joined().await;
+        self.wait_until_joined().await;
         let Ok(mut server) = TcpStream::connect(("127.0.0.1", self.server_port)).await else { return };
         for stream in [&client, &server] {
             stream.set_nodelay(true).unwrap();
         }
-        // One in four hardly gets going.
+        // One in four is cut soon.
         let bytes =
             if self.below(4) == 0 { self.below(20_000) } else { 20_000 + self.below(self.most_bytes) };
         let (to_server, to_client) = if self.below(2) == 0 { (bytes, u64::MAX) } else { (u64::MAX, bytes) };
@@ -132,20 +132,20 @@ impl State {
         match cut {
             Cut::Reset => {
                 self.resets.fetch_add(1, SeqCst);
-                // Either may have been closed meanwhile.
+                // The client may have closed it meanwhile.
                 let _ = client.set_zero_linger();
             }
             Cut::Close => {
                 self.closes.fetch_add(1, SeqCst);
                 let _ = client.shutdown().await;
-                // Closed with unread bytes it would be reset.
+                // A socket that is closed with unread bytes is reset.
                 let mut rest = vec![0; 16 * 1024];
                 while let Ok(Ok(1..)) = timeout(Duration::from_secs(1), client.read(&mut rest)).await {}
             }
         }
     }
 
-    /// Passes on so many bytes. Returns whether they are used up.
+    /// Passes up to `left` bytes on. Returns whether it passed that many.
     async fn pump(
         &self,
         from: &mut (impl AsyncRead + Unpin),
@@ -154,8 +154,9 @@ impl State {
     ) -> bool {
         let mut bytes = vec![0; 16 * 1024];
         while let Ok(read @ 1..) = from.read(&mut bytes).await {
-            self.hold_up().await;
-            let passes = if self.is_calm() { read } else { read.min(usize::try_from(left).unwrap_or(read)) };
+            self.delay().await;
+            let passes =
+                if self.is_faultless() { read } else { read.min(usize::try_from(left).unwrap_or(read)) };
             if to.write_all(&bytes[..passes]).await.is_err() {
                 return false;
             }
@@ -167,9 +168,9 @@ impl State {
         false
     }
 
-    async fn hold_up(&self) {
-        self.joined().await;
-        if self.is_calm() {
+    async fn delay(&self) {
+        self.wait_until_joined().await;
+        if self.is_faultless() {
             return;
         }
         match self.below(1000) {
@@ -182,8 +183,8 @@ impl State {
         }
     }
 
-    async fn joined(&self) {
-        // The sender is this state's.
+    async fn wait_until_joined(&self) {
+        // The sender lives as long as this state.
         let _ = self.is_cut_off.subscribe().wait_for(|is_cut_off| !is_cut_off).await;
     }
 }
