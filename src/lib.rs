@@ -57,6 +57,7 @@
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | Redis Cluster, a master behind Redis Sentinel, `rediss://` |
 //! | `rmcp` | `DurableTaskManager`, for the official SDK, rmcp 3 |
 //! | `pmcp` | `PmcpTaskStore` and `PmcpTasksBackend`, for pmcp 2 and pmcp-tasks 0.2 |
+//! | `conformance` | the contract as a test suite, for [engines of your own](guide::engine) |
 
 #![warn(missing_docs, unreachable_pub)]
 #![forbid(unsafe_code)]
