@@ -1,8 +1,10 @@
 //! What the test programs share: a store of its own on each engine for every test, servers, proxies and engines with faults.
 
-#![allow(dead_code, unused_macros, unused_imports)]
+// Each test program uses a part of this module.
+#![allow(dead_code)]
 
 /// Asserts that a call failed with an error of this pattern.
+#[allow(unused_macros)]
 macro_rules! assert_refused {
     ($result:expr, $pattern:pat $(if $guard:expr)?) => {
         match $result {
@@ -63,6 +65,7 @@ use polled::polled;
 
 #[cfg(feature = "redis-tests")]
 #[rstest_reuse::template]
+#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::redis(Engine::Redis)]
@@ -70,6 +73,7 @@ fn on_every_engine(#[case] engine: Engine) {}
 
 #[cfg(not(feature = "redis-tests"))]
 #[rstest_reuse::template]
+#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 fn on_every_engine(#[case] engine: Engine) {}
@@ -78,6 +82,7 @@ fn on_every_engine(#[case] engine: Engine) {}
 
 #[cfg(feature = "redis-tests")]
 #[rstest_reuse::template]
+#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::polled(Engine::Polled)]
@@ -86,6 +91,7 @@ fn on_every_watch(#[case] engine: Engine) {}
 
 #[cfg(not(feature = "redis-tests"))]
 #[rstest_reuse::template]
+#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::polled(Engine::Polled)]
@@ -95,6 +101,7 @@ fn on_every_watch(#[case] engine: Engine) {}
 
 #[cfg(feature = "redis-tests")]
 #[rstest_reuse::template]
+#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::local(Engine::Polled)]
@@ -104,6 +111,7 @@ fn on_every_agenda(#[case] engine: Engine) {}
 
 #[cfg(not(feature = "redis-tests"))]
 #[rstest_reuse::template]
+#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::local(Engine::Polled)]
