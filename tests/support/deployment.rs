@@ -1,4 +1,4 @@
-//! Servers that an instance can be connected to: one, one behind sentinels, a cluster.
+//! Servers that an instance connects to: a single one, a master behind sentinels, or a cluster.
 
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use super::sentinel::{MASTER, master_of, start_sentinel};
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a master is silent before sentinels fail it over.
 const DOWN_AFTER: Duration = Duration::from_secs(1);
-/// Instances are this user, and faults are done by another, who is never shut out.
+/// Instances connect as `app`. Faults are injected as `admin`, which no fault concerns.
 const APP: [&str; 7] = ["--user", "app", "on", ">first", "~*", "&*", "+@all"];
 const ADMIN: [&str; 7] = ["--user", "admin", "on", ">admin", "~*", "&*", "+@all"];
 
@@ -29,7 +29,7 @@ pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Result<RedisBackend, Stora
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Topology {
     One,
-    /// A master with so many replicas, behind three sentinels.
+    /// A master with replicas, behind three sentinels.
     Sentinels {
         replicas: usize,
     },
@@ -37,7 +37,7 @@ pub enum Topology {
     Cluster,
 }
 
-/// How instances connect, beside where to.
+/// When a write of the instances returns.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Writes {
     AreApplied,
@@ -73,16 +73,16 @@ impl Endpoints {
 
 pub struct Deployment {
     pub topology: Topology,
-    /// The master first, where sentinels watch one. In a cluster all nodes.
+    /// Behind sentinels, the master first. In a cluster, all nodes.
     pub servers: Vec<Server>,
     pub sentinels: Vec<Server>,
-    /// In front of the one server.
+    /// In front of the single server.
     pub relay: Option<Relay>,
-    /// Between the nodes of the cluster, if they are to be cut off from each other.
+    /// Between the nodes of the cluster, if a test cuts them off from each other.
     pub buses: Option<Buses>,
-    /// In the place of a server that is gone: it accepts and says nothing.
+    /// On the port of a killed server: it accepts connections and does not answer.
     pub silence: Option<TcpListener>,
-    /// What instances present when they connect.
+    /// The password with which instances connect.
     pub password: Arc<Mutex<String>>,
 }
 
@@ -96,7 +96,7 @@ impl Deployment {
         match topology {
             Topology::One => {
                 servers.push(Server::start(&settings));
-                // To which an address moves.
+                // The address moves to this one.
                 servers.push(replica_of(&servers[0], &settings));
                 servers[0].is_replicated();
                 relay = Some(runtime.block_on(Relay::start(servers[0].port)));
@@ -107,15 +107,15 @@ impl Deployment {
                 let mut master = connection(&admin_url(&servers[0]));
                 let all_online = format!("connected_slaves:{replicas}");
                 eventually(|| {
-                    let told = info(&mut master, "replication");
-                    told.contains(&all_online) && told.matches("state=online").count() == replicas
+                    let info = info(&mut master, "replication");
+                    info.contains(&all_online) && info.matches("state=online").count() == replicas
                 });
                 sentinels = (0..3).map(|_| start_sentinel(servers[0].port, DOWN_AFTER)).collect();
                 let known = format!("slaves={replicas},sentinels=3");
                 eventually(|| {
                     sentinels.iter().all(|sentinel| {
-                        let told = info(&mut sentinel.connection(), "sentinel");
-                        told.contains("status=ok") && told.contains(&known)
+                        let info = info(&mut sentinel.connection(), "sentinel");
+                        info.contains("status=ok") && info.contains(&known)
                     })
                 });
             }
@@ -142,7 +142,7 @@ impl Deployment {
         Endpoints { topology: self.topology, urls, writes }
     }
 
-    /// Connects one more instance each time, with the password of that time.
+    /// Returns a function that connects one more instance, with the current password.
     pub fn connect(&self, writes: Writes) -> Connect {
         let (endpoints, password) = (self.endpoints(writes), Arc::clone(&self.password));
         Arc::new(move || {
@@ -156,8 +156,7 @@ impl Deployment {
         })
     }
 
-    /// Owners whose instances are compared: the first is the one that faults are about, and in a cluster the second is on
-    /// another master.
+    /// Returns the owners whose instances are compared. Faults concern the first one. In a cluster, another master stores the second.
     pub fn owners(&self) -> Vec<String> {
         let mut owners = vec!["alice".to_owned()];
         if self.topology == Topology::Cluster {
@@ -168,12 +167,12 @@ impl Deployment {
         owners
     }
 
-    /// The place of the server that keeps alice's records, as the servers report it.
+    /// Returns the place of the server that stores alice's records.
     pub fn target(&self) -> usize {
         self.keeper("alice")
     }
 
-    /// The place of the server that keeps the records of an owner.
+    /// Returns the place of the server that stores the records of an owner, as the servers report it.
     pub fn keeper(&self, owner: &str) -> usize {
         let mut place = None;
         eventually(|| {
@@ -190,7 +189,7 @@ impl Deployment {
         place.unwrap()
     }
 
-    /// Waits until another server keeps what this one kept.
+    /// Waits until another server stores what this one stored.
     pub fn another_takes_over(&self, server: usize) {
         match self.topology {
             Topology::Cluster => {
@@ -206,7 +205,7 @@ impl Deployment {
                 eventually(|| !kept(&urls));
             }
             _ => {
-                // Any but the first, which may hang.
+                // Not the first sentinel, which may hang.
                 let sentinel = self.sentinels[2].url();
                 eventually(|| {
                     let port = master_of(&sentinel);
@@ -216,7 +215,7 @@ impl Deployment {
         }
     }
 
-    /// Has the replica of the cluster's node that keeps an owner's records take its place, without a loss.
+    /// Fails the node of the cluster that stores an owner's records over to its replica, without a loss.
     pub fn fail_over(&self, owner: &str) {
         let replica = self.replica_of(self.keeper(owner));
         let mut asked: Option<Instant> = None;
@@ -224,7 +223,7 @@ impl Deployment {
             if self.keeper(owner) == replica && self.is_master(replica) {
                 return true;
             }
-            // It may not be in step with its master yet, or not know that it is a replica.
+            // The replica may not have caught up with its master, or may not know that it is a replica.
             if !self.is_master(replica) && asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(5))
             {
                 let failover = redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut self.admin(replica));
@@ -237,17 +236,17 @@ impl Deployment {
     pub fn is_master(&self, node: usize) -> bool {
         let client = redis::Client::open(admin_url(&self.servers[node])).unwrap();
         let Ok(mut connection) = client.get_connection() else { return false };
-        let told: Result<String, _> = redis::cmd("INFO").arg("replication").query(&mut connection);
-        told.is_ok_and(|told| told.contains("role:master"))
+        let info: Result<String, _> = redis::cmd("INFO").arg("replication").query(&mut connection);
+        info.is_ok_and(|info| info.contains("role:master"))
     }
 
-    /// The place of the replica of a node of the cluster.
+    /// Returns the place of the replica of a node of the cluster.
     pub fn replica_of(&self, node: usize) -> usize {
         let id: String = command(&mut self.admin(node), ["CLUSTER", "MYID"]);
         let mut place = None;
         eventually(|| {
-            let told: String = command(&mut any_node(&self.servers[node].url()), ["CLUSTER", "NODES"]);
-            let line = told
+            let nodes: String = command(&mut any_node(&self.servers[node].url()), ["CLUSTER", "NODES"]);
+            let line = nodes
                 .lines()
                 .find(|line| line.contains("slave") && line.contains(&id) && !line.contains("fail"));
             place = line.and_then(|line| {
@@ -259,7 +258,7 @@ impl Deployment {
         place.unwrap()
     }
 
-    /// The same in a cluster, without asking one of its nodes.
+    /// Returns the place of the node that stores the records of an owner, as the nodes other than `node` report it.
     pub fn keeper_without(&self, owner: &str, node: usize) -> usize {
         let others = self.servers.iter().enumerate().filter(|(place, _)| *place != node);
         let others: Vec<String> = others.map(|(_, server)| server.url()).collect();
@@ -281,7 +280,7 @@ impl Deployment {
         }
     }
 
-    /// All servers with commas in between.
+    /// Returns the URLs of all servers, separated by commas.
     pub fn urls(&self) -> String {
         self.servers.iter().map(Server::url).collect::<Vec<_>>().join(",")
     }
@@ -290,20 +289,21 @@ impl Deployment {
         connection(&admin_url(&self.servers[server]))
     }
 
-    /// Runs one command at each server that is up.
+    /// Runs one command at each server that answers.
     pub fn everywhere(&self, words: &[&str]) {
         for server in &self.servers {
             let client = redis::Client::open(admin_url(server)).unwrap();
             if let Ok(mut connection) = client.get_connection_with_timeout(TIMEOUT) {
                 connection.set_read_timeout(Some(TIMEOUT)).unwrap();
-                // One that does not answer is what the fault is about.
+                // The fault may be that a server does not answer.
                 let _ = redis::cmd(words[0]).arg(&words[1..]).query::<redis::Value>(&mut connection);
             }
         }
     }
 }
 
-/// As any of these nodes reports it. For a moment, no node may keep a slot.
+/// Returns the port of the node that stores the records of an owner, as one of these nodes reports it. For a moment, a slot may
+/// have no node.
 fn port_of_keeper(nodes: &str, owner: &str) -> Option<u16> {
     let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", &format!("{{{owner}}}")]);
     let masters = masters(nodes);
@@ -311,12 +311,12 @@ fn port_of_keeper(nodes: &str, owner: &str) -> Option<u16> {
     url.rsplit(':').next()?.parse().ok()
 }
 
-/// As instances, with their first password.
+/// Returns the URL with which instances connect, with their first password.
 pub fn app_url(port: u16) -> String {
     format!("redis://app:first@127.0.0.1:{port}")
 }
 
-/// As a user whom no fault concerns.
+/// Returns the URL of a user that no fault concerns.
 pub fn admin_url(server: &Server) -> String {
     format!("redis://admin:admin@127.0.0.1:{}", server.port)
 }

@@ -11,10 +11,10 @@ use futures_util::stream::{self, BoxStream};
 use mcp_task_store::{Agenda, PutOptions, StorageError, TaskKey};
 use serde_json::Value;
 
-use super::Store;
 use super::elsewhere::elsewhere;
 use super::intercept::{Call, Hooks, Intercept, Reply, unavailable};
 use super::rmcp::until;
+use super::{Store, key};
 
 pub struct Gate {
     pub backend: Arc<dyn Agenda>,
@@ -69,7 +69,7 @@ pub fn is_denied() -> StorageError {
 }
 
 pub fn is_corrupt() -> StorageError {
-    StorageError::Corrupt { key: super::key("alice", "t1"), reason: "it is corrupt".to_owned(), source: None }
+    StorageError::Corrupt { key: key("alice", "t1"), reason: "it is corrupt".to_owned(), source: None }
 }
 
 impl Gate {

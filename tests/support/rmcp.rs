@@ -1,4 +1,4 @@
-//! What the tests of the durable manager for rmcp share.
+//! What the tests of `DurableTaskManager` share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +22,12 @@ use super::{Engine, Store, owner};
 
 pub type Manager = DurableTaskManager<Arc<dyn Agenda>>;
 
-/// A lease that does not lapse in a test, and one that does.
+/// A lease that does not lapse during a test, and one that does.
 pub const LONG: Duration = Duration::from_secs(3600);
 pub const SHORT: Duration = Duration::from_millis(300);
 
 pub fn manager(backend: &Arc<dyn Agenda>, lease: Duration) -> Manager {
-    // A task whose TTL has elapsed can be looked at for as long as a test takes.
+    // The record of a task whose TTL has elapsed lives longer than a test.
     let config = StoreConfig::new().lease(lease).retention(LONG);
     DurableTaskManager::new(TaskStore::with_config(Arc::clone(backend), config))
 }
@@ -35,7 +35,7 @@ pub fn manager(backend: &Arc<dyn Agenda>, lease: Duration) -> Manager {
 /// Two instances of a server on one engine.
 pub async fn open(engine: Engine, lease: Duration) -> (Store, Manager, Manager) {
     let store = engine.open().await;
-    // As in two processes.
+    // The instances take each other for another process.
     let (one, other) = (manager(&elsewhere(&store.backend), lease), manager(&store.backend, lease));
     (store, one, other)
 }
@@ -72,7 +72,7 @@ pub fn resume() -> RegisteredOptions {
     RegisteredOptions::new().on_worker_lost(OnWorkerLost::Resume)
 }
 
-/// Polls as a client does, until the task is as wanted.
+/// Polls a task, as a client does, until it is as wanted.
 pub async fn polled(
     manager: &Manager,
     task_id: &str,
@@ -87,7 +87,7 @@ pub async fn polled(
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), polling).await.expect("it comes to that")
+    tokio::time::timeout(Duration::from_secs(60), polling).await.expect("the task becomes as wanted")
 }
 
 pub async fn ended(manager: &Manager, task_id: &str) -> TaskPayload {
@@ -98,7 +98,7 @@ pub async fn asks(manager: &Manager, task_id: &str) -> TaskPayload {
     polled(manager, task_id, |task| task.status() == TaskStatus::InputRequired).await.payload
 }
 
-/// The text of a completed task, or the message of a failed one.
+/// Returns the text of a completed task, or the message of a failed one.
 pub fn said(payload: &TaskPayload) -> String {
     match payload {
         TaskPayload::Completed { result } => result["content"][0]["text"].as_str().unwrap().to_owned(),
@@ -117,10 +117,10 @@ pub async fn until(reached: impl Fn() -> bool) {
 }
 
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it comes to an end")
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it ends within a minute")
 }
 
-/// An instance in a runtime of its own, which takes all that runs in it along when it is lost.
+/// An instance in a runtime of its own. When the test kills it, everything in the runtime ends.
 pub struct Mortal {
     pub runtime: tokio::runtime::Runtime,
     pub manager: Manager,
@@ -136,24 +136,24 @@ impl Mortal {
         Self { runtime, manager }
     }
 
-    /// Begins a task in its runtime.
+    /// Starts a task in its runtime.
     pub async fn spawn<T: Send + 'static>(&self, begin: impl Future<Output = T> + Send + 'static) -> T {
         self.runtime.spawn(begin).await.unwrap()
     }
 
-    /// Like a `SIGKILL`: nothing is released.
+    /// Ends the instance as `SIGKILL` does: it releases nothing.
     pub fn kill(self) {
         self.runtime.shutdown_background();
     }
 }
 
-/// Registers an operation that tells of its attempts and waits; from the second attempt on it completes.
+/// Registers an operation that reports its attempts. The first attempt waits, and later ones complete.
 pub fn register(manager: &Manager) -> mpsc::UnboundedReceiver<(u32, Value)> {
     let (tell, told) = mpsc::unbounded_channel();
     manager.register("wait", move |context: TaskContext, arguments: Value| -> TaskFuture {
         let tell = tell.clone();
         Box::pin(async move {
-            // Nobody listens in a test that does not care.
+            // A test may have dropped the receiver.
             let _ = tell.send((context.attempt(), arguments));
             if context.attempt() > 1 {
                 return Ok(text(format!("attempt {}", context.attempt())));

@@ -20,6 +20,7 @@ fn ends(end: impl FnOnce(&mut Deployment) + Send + 'static) -> Option<End> {
     Some(Box::new(end))
 }
 
+/// A fault, named by what happens to the server or the connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     // The server that stores alice's records, in any topology.
@@ -144,7 +145,7 @@ impl Fault {
         let (mut deployment, end) =
             tokio::task::spawn_blocking(begin).await.map_err(|panic| format!("the fault: {panic}"))?;
         if let Some(end) = end {
-            comparison.begin_anew();
+            comparison.restart();
             tokio::time::sleep(LASTS).await;
             let end = move || {
                 end(&mut deployment);

@@ -116,7 +116,7 @@ async fn a_truncated_reply_is_unavailable_at_every_byte(#[case] parameters: &str
         for after in 0.. {
             proxy.cut(command, after);
             let outcome = run(&backend, after).await;
-            assert!(!proxy.is_to_cut(), "call {number} sends {command}");
+            assert!(!proxy.has_cut_left(), "call {number} sends {command}");
             // The first of the pipelined replies of a page is complete, and the others are missing.
             let Err(error) = outcome else { break };
             assert!(
@@ -149,7 +149,7 @@ async fn a_truncated_reply_does_not_fail_a_completed_task() {
                 Err(error) => assert!(error.is_retryable(), "{error:?}"),
             }
         };
-        assert!(!proxy.is_to_cut());
+        assert!(!proxy.has_cut_left());
         assert_eq!((done.task.status, done.version.get()), (TaskStatus::Completed, 2));
     }
 }
