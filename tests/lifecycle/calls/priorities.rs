@@ -1,4 +1,4 @@
-//! Who passes whom in the queue of one task.
+//! Which writers pass which in the queue of one task.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -11,16 +11,16 @@ use tokio::task::JoinSet;
 use super::double::Double;
 use crate::support::owner;
 
-/// A write of progress that has begun, the next one, and the call itself: two replies each, and as many for others that
-/// come at the same time.
-const A_FEW: usize = 16;
+/// The replies that a call may wait for: two for the current write of progress, two for the next one, two for the call itself,
+/// and some for other calls at the same time.
+const MAX_REPLIES: usize = 16;
 
 #[tokio::test]
 async fn a_thousand_status_messages_delay_no_renewal_no_cancel_and_no_outcome() {
     let double = Double::new();
     let config = StoreConfig::new().lease(Duration::from_secs(3)).call_timeout(Duration::from_secs(120));
     let tasks = TaskStore::with_config(Arc::clone(&double), config.clone());
-    // Another instance, whose keeper would find the holder lost.
+    // The keeper of another instance would find the holder lost.
     let observer = TaskStore::with_config(Arc::clone(&double), config);
     let (task, attempt) = tasks.start(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
     let key = &task.key;
@@ -35,15 +35,15 @@ async fn a_thousand_status_messages_delay_no_renewal_no_cancel_and_no_outcome() 
         reads + writes
     };
     let mut is_cancel_requested = false;
-    // They take ten seconds, three times the lease.
+    // The messages take ten seconds, three times the lease.
     while progress.len() > 200 {
         let before = replies();
         attempt.renew().await.unwrap();
-        assert!(replies() - before <= A_FEW, "a renewal waited for {} replies", replies() - before);
+        assert!(replies() - before <= MAX_REPLIES, "a renewal waited for {} replies", replies() - before);
         if !std::mem::replace(&mut is_cancel_requested, true) {
             let before = replies();
             tasks.request_cancel(key).await.unwrap();
-            assert!(replies() - before <= A_FEW, "a cancel waited for {} replies", replies() - before);
+            assert!(replies() - before <= MAX_REPLIES, "a cancel waited for {} replies", replies() - before);
         }
         let read = observer.get(key).await.unwrap();
         assert!(attempt.holds(&read.task), "{read:?}");
@@ -56,6 +56,6 @@ async fn a_thousand_status_messages_delay_no_renewal_no_cancel_and_no_outcome() 
     }
     let before = replies();
     let done = attempt.complete(json!("done")).await.unwrap();
-    assert!(replies() - before <= A_FEW, "an outcome waited for {} replies", replies() - before);
+    assert!(replies() - before <= MAX_REPLIES, "an outcome waited for {} replies", replies() - before);
     assert_eq!(done.task.status, TaskStatus::Completed);
 }
