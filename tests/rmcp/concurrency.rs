@@ -115,7 +115,8 @@ async fn runs_that_wait_for_input_hold_no_slot_and_acquire_one_before_they_conti
         let counted = Arc::clone(&counted);
         Box::pin(async move {
             let answer = context.request_input("a", elicitation("A?")).await?;
-            counted.work(Duration::from_millis(50)).await;
+            // Long enough that four operations overlap on a busy machine.
+            counted.work(Duration::from_millis(500)).await;
             Ok(text(answer.to_string()))
         })
     });
