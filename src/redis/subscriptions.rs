@@ -20,8 +20,9 @@ use redis::{Cmd, ErrorKind, PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::{Notify, watch};
 
 use super::clock::server_time;
+use super::connector::OpenConnection;
 use super::error::Context;
-use super::master::{Master, Opened};
+use super::master::Master;
 use super::notifications::confirms;
 use super::reply::{CommandError, value_or_error};
 use super::schema::read_message;
@@ -226,7 +227,7 @@ impl Subscriptions {
 
     /// Makes every channel of this connection subscribe again over another one.
     fn give_up(&self, server: &Arc<Server>) {
-        server.master.report_broken(server.epoch);
+        server.master.epochs().report_broken(server.epoch);
         server.is_lost.send_replace(true);
         let (mut servers, name) = (self.servers(), server.master.name());
         // Another channel may have connected anew by now. The connection that it shares must stay.
@@ -248,7 +249,9 @@ impl Subscriptions {
         let place = Arc::clone(self.servers().entry(master.name()).or_default());
         let mut latest = place.lock().await;
         match &*latest {
-            Some((_, Ok(server))) if *server.is_lost.borrow() => server.master.report_broken(server.epoch),
+            Some((_, Ok(server))) if *server.is_lost.borrow() => {
+                server.master.epochs().report_broken(server.epoch)
+            }
             Some((_, Ok(server))) => return Ok(Arc::clone(server)),
             // It was tried while this waited.
             Some((at, Err(error))) if *at > asked => return Err(error.clone()),
@@ -276,7 +279,7 @@ impl Subscriptions {
                 lost.send_replace(true);
             }
         };
-        let Opened { connection, epoch, .. } =
+        let OpenConnection { connection, epoch, .. } =
             master.open(Some(self.limit.min(ANSWER_LIMIT)), on_push).await?;
         let server = Arc::new(Server { number, connection, master, epoch, is_lost });
         tokio::spawn(keep_asking(Arc::downgrade(&server), Arc::downgrade(inner)));
@@ -318,7 +321,7 @@ async fn keep_asking(server: Weak<Server>, inner: Weak<Inner>) {
         let sent = inner.clock.moment();
         // Who only listens keeps up with the server's clock by this.
         match server.send(&redis::cmd("TIME")).await.ok().as_ref().and_then(server_time) {
-            Some(server_us) if server.master.is_current(server.epoch) => {
+            Some(server_us) if server.master.epochs().is_current(server.epoch) => {
                 inner.clock.observe(server_us, sent);
             }
             _ => inner.subscriptions.iter().for_each(|subscriptions| subscriptions.give_up(&server)),
@@ -443,7 +446,7 @@ impl Listening {
             let server = self.subscriptions.server(&self.inner, Arc::clone(&master)).await?;
             let pubsub = master.pubsub().await;
             // The result of the trial belongs to the server of this connection.
-            if master.is_current(server.epoch) {
+            if master.epochs().is_current(server.epoch) {
                 break (server, pubsub);
             }
             self.subscriptions.give_up(&server);

@@ -1,10 +1,10 @@
-//! What an operation has produced, asked and said is not lost because the engine fails: the durable task manager for rmcp
-//! tries again, and a shutdown waits for it only for so long.
+//! Outcomes, requests and status messages of an operation survive a failing engine: the manager tries again. A shutdown waits
+//! for them for a limited time.
 
 mod messages;
-mod outcomes;
 mod requests;
 mod shutdown;
+mod stored;
 
 use std::sync::Arc;
 

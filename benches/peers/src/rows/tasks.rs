@@ -35,9 +35,9 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
             Row::new(format!("a status update {how}, {name}")).ours(micros(ours)).peer(micros(&peer))
         };
         let ratio = peer.over(&by_key);
-        report.add(row("by key", &by_key).ratio("the peer's throughput", &ratio, target(1.3))));
+        report.add(row("by key", &by_key).ratio("the peer's throughput", &ratio, target(1.3)));
         let ratio = peer.over(&by_copy);
-        report.add(row("of the copy held", &by_copy).ratio("the peer's throughput", &ratio, target(1.8))));
+        report.add(row("of the copy held", &by_copy).ratio("the peer's throughput", &ratio, target(1.8)));
     }
     races(bench, report).await
 }

@@ -25,7 +25,7 @@ mod behind_a_proxy {
     use crate::support::redis::{Namespace, Server};
     use crate::support::refusing::Refusing;
 
-    /// A lease of 3 s, and an error of 1.5 s that begins before the outcome.
+    /// The proxy answers every call with this error, from before the outcome until 1.5 s later. The lease lasts 3 s.
     async fn an_outcome_survives(error: &str) {
         const LEASE: Duration = Duration::from_secs(3);
         let server = Server::start(&[]);
@@ -58,13 +58,13 @@ mod behind_a_proxy {
             Ok(text(format!("attempt {}", context.attempt())))
         })
         .await;
-        // Most of the first lease has passed, and the other instance has looked at it.
+        // Most of the first lease has passed, and the other instance has read the task.
         tokio::time::sleep(LEASE * 2 / 3).await;
         proxy.answer(Some(error));
         end.send(true).unwrap();
         let refused = proxy.refused();
         tokio::time::sleep(Duration::from_millis(1_500)).await;
-        assert!(proxy.refused() > refused, "the outcome was tried");
+        assert!(proxy.refused() > refused, "the run tried to store the outcome");
         assert_eq!(one.running_task_count(), 2);
         proxy.answer(None);
         for task_id in [&resumable, &closure] {
@@ -86,7 +86,7 @@ mod behind_a_proxy {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_outcome_is_kept_for_as_long_as_it_takes_while_the_lease_can_be_renewed(#[case] engine: Engine) {
+async fn an_outcome_is_kept_until_it_is_stored_while_the_lease_can_be_renewed(#[case] engine: Engine) {
     let store = engine.open().await;
     for error in [is_away, is_broken, is_denied] {
         let gate = Gate::with(&store, error);
@@ -96,7 +96,7 @@ async fn an_outcome_is_kept_for_as_long_as_it_takes_while_the_lease_can_be_renew
         let result = "x".repeat(10_000);
         let returned = result.clone();
         let task_id = spawn(&one, |_| async move { Ok(text(returned)) }).await;
-        // Many leases long.
+        // For many leases.
         until(|| gate.refused.load(Ordering::SeqCst) >= 15).await;
         gate.refuses_parts.store(false, Ordering::SeqCst);
         assert_eq!(said(&ended(&other, &task_id).await), result);
@@ -108,7 +108,7 @@ async fn an_outcome_whose_reply_is_lost_is_stored_once_and_not_reported_as_void(
     let printed = Printed::default();
     let _subscribed = crate::support::subscribe(&printed, tracing::Level::INFO);
     let gate = Intercept::new(Gate { error: is_broken, ..Gate::of(Arc::new(MemoryBackend::new())) });
-    // The run learns of its end from nothing but the outcome.
+    // The run receives no notification of the end of its task.
     gate.watch_hangs.store(true, Ordering::SeqCst);
     let one = manager(&on(&gate), LONG);
     let loses = Arc::clone(&gate);
@@ -127,7 +127,7 @@ async fn an_outcome_whose_reply_is_lost_is_stored_once_and_not_reported_as_void(
 }
 
 #[tokio::test]
-async fn an_outcome_that_cannot_be_stored_is_given_up_once_the_ttl_has_elapsed() {
+async fn an_outcome_that_cannot_be_stored_is_dropped_once_the_ttl_has_elapsed() {
     let gate = memory();
     let one = manager(&on(&gate), Duration::from_secs(3));
     gate.refuses_parts.store(true, Ordering::SeqCst);

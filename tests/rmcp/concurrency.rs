@@ -1,4 +1,4 @@
-//! How many tasks that waited for a worker an instance of the durable task manager for rmcp runs at once.
+//! How many claimed tasks an instance runs at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,8 +24,8 @@ fn instance(backend: &Store, max_concurrent: usize) -> Manager {
     DurableTaskManager::with_config(store(backend), ManagerConfig::new().max_concurrent(max_concurrent))
 }
 
-/// Tasks of an operation whose worker was lost or has released them.
-async fn orphans(backend: &Store, operation: &str, number: usize) -> Vec<String> {
+/// Creates tasks of an operation that wait for a worker.
+async fn released(backend: &Store, operation: &str, number: usize) -> Vec<String> {
     let store = store(backend);
     let begin = async || {
         let new = NewTask::new("tools/call").operation(operation).on_worker_lost(OnWorkerLost::Resume);
@@ -36,15 +36,15 @@ async fn orphans(backend: &Store, operation: &str, number: usize) -> Vec<String>
     futures_util::future::join_all((0..number).map(|_| begin())).await
 }
 
-/// Counts what is at work at once.
+/// Counts the operations that run at once.
 #[derive(Default)]
-struct AtWork {
+struct Counter {
     now: AtomicUsize,
     most: AtomicUsize,
     total: AtomicUsize,
 }
 
-impl AtWork {
+impl Counter {
     async fn work(&self, how_long: Duration) {
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
@@ -62,8 +62,8 @@ impl AtWork {
     }
 }
 
-fn register_work(manager: &Manager, how_long: Duration) -> Arc<AtWork> {
-    let at_work = Arc::<AtWork>::default();
+fn register_work(manager: &Manager, how_long: Duration) -> Arc<Counter> {
+    let at_work = Arc::<Counter>::default();
     let counted = Arc::clone(&at_work);
     manager.register("work", move |_, _| {
         let counted = Arc::clone(&counted);
@@ -84,11 +84,11 @@ async fn all_complete(manager: &Manager, task_ids: &[String]) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_instance_takes_as_many_orphans_as_it_has_places_and_leaves_the_others_to_others(
+async fn an_instance_claims_as_many_tasks_as_it_has_slots_and_leaves_the_rest_to_other_instances(
     #[case] engine: Engine,
 ) {
     let backend = engine.open().await;
-    let task_ids = orphans(&backend, "work", 500).await;
+    let task_ids = released(&backend, "work", 500).await;
     let (one, other) = (instance(&backend, 4), instance(&backend, 4));
     let how_long = Duration::from_millis(20);
     let at_work = [register_work(&one, how_long), register_work(&other, how_long)];
@@ -96,20 +96,20 @@ async fn an_instance_takes_as_many_orphans_as_it_has_places_and_leaves_the_other
     let most: Vec<usize> = at_work.iter().map(|at_work| at_work.most()).collect();
     let totals: Vec<usize> = at_work.iter().map(|at_work| at_work.total()).collect();
     println!(
-        "figure | 500 orphans, two instances with 4 places | at most {most:?} at once, {totals:?} in all"
+        "figure | 500 released tasks, two instances with 4 slots | at most {most:?} at once, {totals:?} in all"
     );
     assert!(most.iter().all(|most| *most <= 4), "{most:?}");
     assert_eq!(totals.iter().sum::<usize>(), 500, "{totals:?}");
-    // Each takes its share, as it is the number of places that limits both.
+    // The slots limit both instances, so each runs its share.
     assert!(totals.iter().all(|total| *total >= 50), "{totals:?}");
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn runs_that_wait_for_input_hold_no_place_and_have_one_again_before_they_go_on(#[case] engine: Engine) {
+async fn runs_that_wait_for_input_hold_no_slot_and_acquire_one_before_they_continue(#[case] engine: Engine) {
     let backend = engine.open().await;
     let one = instance(&backend, 4);
-    let at_work = Arc::<AtWork>::default();
+    let at_work = Arc::<Counter>::default();
     let counted = Arc::clone(&at_work);
     one.register("ask", move |context: TaskContext, _| -> TaskFuture {
         let counted = Arc::clone(&counted);
@@ -119,13 +119,13 @@ async fn runs_that_wait_for_input_hold_no_place_and_have_one_again_before_they_g
             Ok(text(answer.to_string()))
         })
     });
-    let asking = orphans(&backend, "ask", 8).await;
+    let asking = released(&backend, "ask", 8).await;
     for task_id in &asking {
         asks(&one, task_id).await;
     }
     assert_eq!(one.running_task_count(), 8);
     let working = register_work(&one, Duration::ZERO);
-    let ninth = orphans(&backend, "work", 1).await;
+    let ninth = released(&backend, "work", 1).await;
     all_complete(&one, &ninth).await;
     assert_eq!(working.total(), 1);
 
@@ -138,20 +138,20 @@ async fn runs_that_wait_for_input_hold_no_place_and_have_one_again_before_they_g
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_run_that_waits_for_input_stops_at_once_although_all_places_are_taken(#[case] engine: Engine) {
+async fn a_run_that_waits_for_input_stops_at_once_although_all_slots_are_taken(#[case] engine: Engine) {
     let backend = engine.open().await;
     let one = instance(&backend, 1);
     one.register("ask", |context: TaskContext, _| -> TaskFuture {
         Box::pin(async move { Ok(text(context.request_input("a", elicitation("A?")).await?.to_string())) })
     });
-    let asking = orphans(&backend, "ask", 2).await;
+    let asking = released(&backend, "ask", 2).await;
     for task_id in &asking {
         asks(&one, task_id).await;
     }
     one.register("for ever", |_, _| Box::pin(std::future::pending()));
-    orphans(&backend, "for ever", 1).await;
+    released(&backend, "for ever", 1).await;
     until(|| one.running_task_count() == 3).await;
-    // One that was not answered, and one that was, and waits for a place.
+    // The first waits for its answer; the second has its answer and waits for a slot.
     one.update_task(&alice(), &asking[1], [("a".to_owned(), json!(1))]).await.unwrap();
     for task_id in &asking {
         one.cancel_task(&alice(), task_id).await.unwrap();
@@ -162,11 +162,11 @@ async fn a_run_that_waits_for_input_stops_at_once_although_all_places_are_taken(
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn what_a_call_spawns_needs_no_place(#[case] engine: Engine) {
+async fn a_task_that_a_call_of_this_instance_started_needs_no_slot(#[case] engine: Engine) {
     let backend = engine.open().await;
     let one = instance(&backend, 1);
     one.register("for ever", |_, _| Box::pin(std::future::pending()));
-    orphans(&backend, "for ever", 2).await;
+    released(&backend, "for ever", 2).await;
     until(|| one.running_task_count() == 1).await;
     let working = register_work(&one, Duration::from_millis(50));
     let mut task_ids = Vec::new();
@@ -181,7 +181,7 @@ async fn what_a_call_spawns_needs_no_place(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_that_waits_for_two_answers_at_once_needs_one_place(#[case] engine: Engine) {
+async fn an_operation_that_waits_for_two_answers_at_once_needs_one_slot(#[case] engine: Engine) {
     let backend = engine.open().await;
     let one = instance(&backend, 1);
     one.register("ask", |context: TaskContext, _| -> TaskFuture {
@@ -191,7 +191,7 @@ async fn an_operation_that_waits_for_two_answers_at_once_needs_one_place(#[case]
             Ok(text(format!("{} {}", a?, b?)))
         })
     });
-    let asking = orphans(&backend, "ask", 1).await;
+    let asking = released(&backend, "ask", 1).await;
     polled(&one, &asking[0], |task| match &task.payload {
         TaskPayload::InputRequired { input_requests } => input_requests.len() == 2,
         _ => false,
@@ -206,11 +206,11 @@ async fn an_operation_that_waits_for_two_answers_at_once_needs_one_place(#[case]
             Ok(text("done"))
         })
     });
-    let working = orphans(&backend, "work", 1).await;
+    let working = released(&backend, "work", 1).await;
     until(|| one.running_task_count() == 2).await;
     let answers = ["a", "b"].map(|key| (key.to_owned(), json!(1)));
     one.update_task(&alice(), &asking[0], answers).await.unwrap();
-    // Both waits have their answer, and queue up for the only place.
+    // Both waits have their answers and wait for the only slot.
     tokio::time::sleep(Duration::from_millis(200)).await;
     end.notify_one();
     all_complete(&one, &working).await;
@@ -219,7 +219,7 @@ async fn an_operation_that_waits_for_two_answers_at_once_needs_one_place(#[case]
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_context_that_outlives_its_operation_holds_no_place(#[case] engine: Engine) {
+async fn a_context_that_outlives_its_operation_holds_no_slot(#[case] engine: Engine) {
     let backend = engine.open().await;
     let one = instance(&backend, 1);
     let (keep, mut kept) = tokio::sync::mpsc::unbounded_channel();
@@ -228,7 +228,7 @@ async fn a_context_that_outlives_its_operation_holds_no_place(#[case] engine: En
         Box::pin(async move {
             let (asking, asked) = (context.clone(), Arc::<tokio::sync::Notify>::default());
             let asks = Arc::clone(&asked);
-            // Waits for longer than the operation runs.
+            // This task waits for longer than the operation runs.
             tokio::spawn(async move {
                 {
                     let mut request = Box::pin(asking.request_input("a", elicitation("A?")));
@@ -242,12 +242,12 @@ async fn a_context_that_outlives_its_operation_holds_no_place(#[case] engine: En
             Ok(text("done"))
         })
     });
-    let leaking = orphans(&backend, "leak", 1).await;
-    // Until it has ended, it waits for the client.
+    let leaking = released(&backend, "leak", 1).await;
+    // The operation has ended although the request is open.
     assert_eq!(said(&ended(&one, &leaking[0]).await), "done");
     let _context = within(kept.recv()).await.unwrap();
     let at_work = register_work(&one, Duration::ZERO);
-    let working = orphans(&backend, "work", 1).await;
+    let working = released(&backend, "work", 1).await;
     all_complete(&one, &working).await;
     assert_eq!(at_work.total(), 1);
 }

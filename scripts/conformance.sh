@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs the pinned MCP conformance suite and the Node that runs it, builds the example server, runs one against the
-# other. REDIS_URL says where the tasks are.
+# Installs the pinned MCP conformance suite and the Node that runs it, builds the example server, and runs the suite against it.
+# REDIS_URL says where the tasks are stored.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/../tests/conformance"
 if ! cmp -s package-lock.json node_modules/installed-lock.json; then
 	log=$(mktemp)
 	trap 'rm -f "$log"' EXIT
@@ -10,7 +10,7 @@ if ! cmp -s package-lock.json node_modules/installed-lock.json; then
 	if ! npm ci --ignore-scripts --no-audit --no-fund --fetch-timeout 60000 --fetch-retries 1 >"$log" 2>&1; then
 		tail -n 10 "$log" >&2
 		if grep -Eq 'ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|FETCH_ERROR' "$log"; then
-			echo "error: the npm registry is out of reach, so nothing was checked" >&2
+			echo "error: the npm registry cannot be reached, so nothing was checked" >&2
 		else
 			echo "error: npm cannot install the conformance suite, so nothing was checked" >&2
 		fi
