@@ -1,10 +1,9 @@
 //! What the test programs share: a store of its own on each engine for every test, servers, proxies and engines with faults.
 
-// Each test program uses a part of this module.
-#![allow(dead_code)]
+// Each test program uses only a part of this module.
+#![allow(dead_code, unused_macros)]
 
 /// Asserts that a call failed with an error of this pattern.
-#[allow(unused_macros)]
 macro_rules! assert_refused {
     ($result:expr, $pattern:pat $(if $guard:expr)?) => {
         match $result {
@@ -57,7 +56,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use mcp_task_store::{
     Agenda, Cursor, Expiry, ListedRecord, LocalAgenda, MemoryBackend, OwnerId, PageRequest, PutOptions,
-    Queue, StorageBackend, TaskKey, Timer,
+    Queue, TaskKey, Timer,
 };
 use polled::polled;
 
@@ -65,7 +64,6 @@ use polled::polled;
 
 #[cfg(feature = "redis-tests")]
 #[rstest_reuse::template]
-#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::redis(Engine::Redis)]
@@ -73,7 +71,6 @@ fn on_every_engine(#[case] engine: Engine) {}
 
 #[cfg(not(feature = "redis-tests"))]
 #[rstest_reuse::template]
-#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 fn on_every_engine(#[case] engine: Engine) {}
@@ -82,7 +79,6 @@ fn on_every_engine(#[case] engine: Engine) {}
 
 #[cfg(feature = "redis-tests")]
 #[rstest_reuse::template]
-#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::polled(Engine::Polled)]
@@ -91,7 +87,6 @@ fn on_every_watch(#[case] engine: Engine) {}
 
 #[cfg(not(feature = "redis-tests"))]
 #[rstest_reuse::template]
-#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::polled(Engine::Polled)]
@@ -101,7 +96,6 @@ fn on_every_watch(#[case] engine: Engine) {}
 
 #[cfg(feature = "redis-tests")]
 #[rstest_reuse::template]
-#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::local(Engine::Polled)]
@@ -111,7 +105,6 @@ fn on_every_agenda(#[case] engine: Engine) {}
 
 #[cfg(not(feature = "redis-tests"))]
 #[rstest_reuse::template]
-#[allow(unused_macros, unused_imports)]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::local(Engine::Polled)]

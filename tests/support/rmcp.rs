@@ -16,7 +16,10 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::elsewhere::elsewhere;
+// Only the program `rmcp` uses these.
+#[allow(unused_imports)]
 pub use super::gate::{Gate, is_away, is_broken, is_corrupt, is_denied};
+#[allow(unused_imports)]
 pub use super::intercept::Intercept;
 use super::{Engine, Store, owner};
 
@@ -149,12 +152,12 @@ impl Mortal {
 
 /// Registers an operation that reports its attempts. The first attempt waits, and later ones complete.
 pub fn register(manager: &Manager) -> mpsc::UnboundedReceiver<(u32, Value)> {
-    let (tell, told) = mpsc::unbounded_channel();
+    let (send, attempts) = mpsc::unbounded_channel();
     manager.register("wait", move |context: TaskContext, arguments: Value| -> TaskFuture {
-        let tell = tell.clone();
+        let send = send.clone();
         Box::pin(async move {
             // A test may have dropped the receiver.
-            let _ = tell.send((context.attempt(), arguments));
+            let _ = send.send((context.attempt(), arguments));
             if context.attempt() > 1 {
                 return Ok(text(format!("attempt {}", context.attempt())));
             }
@@ -162,5 +165,5 @@ pub fn register(manager: &Manager) -> mpsc::UnboundedReceiver<(u32, Value)> {
             Err(TaskExit::Cancelled)
         })
     });
-    told
+    attempts
 }
