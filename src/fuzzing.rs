@@ -1,8 +1,8 @@
-//! What holds for any input of the code that writes keys and reads foreign text: one property a function, and a
-//! panic is a finding.
+//! Properties of the code that writes keys and reads foreign text. Each function is one property, and panics if an input
+//! violates it.
 //!
-//! The fuzz targets of `fuzz/` drive them, and on a stable toolchain the tests below, with the same seed corpus.
-//! An input is split into fields at the byte 0xFF, which no UTF-8 text holds.
+//! The fuzz targets of `fuzz/` call them. On a stable toolchain the tests below call them with the same seed corpus. The byte
+//! 0xFF, which no UTF-8 text contains, separates the fields of an input.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -16,17 +16,16 @@ use crate::memory::MemoryBackend;
 #[cfg(feature = "redis")]
 pub use crate::redis::fuzzing::{key, record, script_error};
 
-/// The first `N` fields; those that the input lacks are empty, the last one takes the rest.
+/// Splits an input into `N` fields. Missing fields are empty. The last field holds the rest.
 pub(crate) fn fields<const N: usize>(input: &[u8]) -> [&[u8]; N] {
     let mut given = input.splitn(N, |byte| *byte == 0xFF);
     std::array::from_fn(|_| given.next().unwrap_or_default())
 }
 
-/// Fields: an owner, another owner, a position, an edit (where, and which byte instead), a cursor as a client
-/// sends it.
+/// Fields: an owner, another owner, a position, an edit (the place and the new byte), and a cursor as a client sends it.
 ///
-/// Any text is a cursor of this owner that prints as it was given, or it is `InvalidPage`. A cursor is good for its
-/// owner alone, and one changed character spoils it.
+/// Any text is either a valid cursor of this owner, with the same text, or `InvalidPage`. A cursor is valid for its owner
+/// only, and invalid after any change of one character.
 pub fn cursor(input: &[u8]) {
     let [owner, other, position, edit, text] = fields(input);
     let id = |field, instead| {
@@ -64,7 +63,7 @@ pub fn cursor(input: &[u8]) {
     assert_eq!(listing.page(&other, next).is_ok(), owner == other);
 }
 
-/// The position that `text` stands for, if it is a cursor of this owner.
+/// Returns the position of a cursor; `None` if the text is no cursor of this owner.
 fn position_of(owner: &OwnerId, text: &str) -> Option<u64> {
     match PageBounds::check(&PageRequest::new(1).after(text), owner) {
         Ok(PageBounds { limit, below, .. }) => {
@@ -80,7 +79,7 @@ fn position_of(owner: &OwnerId, text: &str) -> Option<u64> {
     }
 }
 
-/// An owner's two records, and the cursor between them.
+/// Two records of an owner, and the cursor between them.
 struct ListingOfTwo {
     engine: MemoryBackend,
     next: Cursor,
@@ -103,7 +102,7 @@ impl ListingOfTwo {
     }
 }
 
-/// The output of a future of the memory engine, which never waits.
+/// Returns the output of a call of the memory engine, which never waits.
 fn ready<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
@@ -130,7 +129,7 @@ mod tests {
     fn a_property_holds_for_its_seed_corpus(#[case] target: &str, #[case] property: Property) {
         let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
         if !fuzz.exists() {
-            return; // The published crate comes without.
+            return; // The published crate has no seed corpus.
         }
         let seeds: Vec<_> = fuzz.join("corpus").join(target).read_dir().unwrap().collect();
         assert!(!seeds.is_empty());
@@ -141,7 +140,7 @@ mod tests {
         }
     }
 
-    /// Inputs that are mostly made of words that mean something to the property.
+    /// Generates inputs, mostly of words that the property distinguishes.
     fn inputs(words: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
         let word = prop_oneof![
             3 => select(words).prop_map(|word| word.as_bytes().to_vec()),

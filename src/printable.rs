@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::fmt::{self, Write};
 
-/// Displays text so that it stays within its line and cannot change how the line reads: control characters, invisible
-/// characters, and those that change the direction of writing appear as `\u{…}`. All other text stays as it is.
+/// Displays text within one line: control characters, invisible characters, and characters that change the direction of
+/// writing appear as `\u{…}`. All other characters are unchanged.
 #[derive(Clone, Copy)]
 pub(crate) struct Printable<'a>(pub(crate) &'a str);
 
@@ -20,7 +20,7 @@ impl fmt::Debug for Printable<'_> {
     }
 }
 
-/// Writes what it receives as [`Printable`] displays it.
+/// Writes text as [`Printable`] displays it.
 pub(crate) struct Plain<'a, W>(pub(crate) &'a mut W);
 
 impl<W: fmt::Write> fmt::Write for Plain<'_, W> {
@@ -36,7 +36,7 @@ impl<W: fmt::Write> fmt::Write for Plain<'_, W> {
     }
 }
 
-/// Whether a character is one of Unicode's control or format characters, or separates lines or paragraphs.
+/// Returns whether a character is a control or format character of Unicode, or separates lines or paragraphs.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -47,8 +47,8 @@ fn is_hidden(c: char) -> bool {
             | '\u{E0000}'..='\u{E007F}')
 }
 
-/// Displays an error and its causes in one line, for the log: `what failed: why: why that`. A cause that the error above it
-/// states already, as some libraries' errors do, is left out.
+/// Displays an error and its causes in one line, for the log: `what failed: the cause: its cause`. Leaves out a cause whose
+/// text the error above it contains already.
 pub(crate) struct Chain<'a, E: ?Sized>(pub(crate) &'a E);
 
 impl<E: Error + ?Sized> fmt::Display for Chain<'_, E> {

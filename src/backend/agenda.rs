@@ -1,4 +1,4 @@
-//! Timers across owners. The instances of a server use them to find work that is due.
+//! Timers across owners, by which the instances of a server find work.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::printable::Printable;
 /// The longest name of a queue, in bytes of UTF-8.
 const MAX_QUEUE_BYTES: usize = 512;
 
-/// The name of a queue of timers: any non-empty UTF-8 of up to 512 bytes. Cheap to clone.
+/// The name of a queue of timers: any non-empty UTF-8 of up to 512 bytes. A queue is cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Queue(Arc<str>);
 
@@ -36,12 +36,12 @@ impl Queue {
 }
 
 impl Queue {
-    /// Returns the queue of the timers of leases, which every instance takes: `leases`.
+    /// Returns the queue of the timers of leases, `leases`. Every instance takes from it.
     pub fn leases() -> Self {
         Self("leases".into())
     }
 
-    /// Returns the queue of the tasks that wait for a worker of this operation: `work/{operation}`.
+    /// Returns the queue of tasks that wait for a worker of this operation, `work/{operation}`.
     ///
     /// # Errors
     /// [`StorageError::InvalidKey`] for an overlong name.
@@ -71,32 +71,32 @@ impl fmt::Display for Queue {
     }
 }
 
-/// A timer that was due when it was taken.
+/// A due timer that [`take_due`](Agenda::take_due) took.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Due {
-    /// The queue that it was taken from.
+    /// The queue of the timer.
     pub queue: Queue,
-    /// The task that it belongs to.
+    /// The task of the timer.
     pub key: TaskKey,
-    /// Identifies this taking of the timer: the next `schedule` or `take_due` of the timer voids it.
+    /// Identifies this take. The next `schedule` or `take_due` of the timer voids the token.
     pub token: String,
 }
 
 impl Due {
-    /// Creates a timer that was taken. For engines.
+    /// Creates a taken timer. For engines.
     pub fn new(queue: Queue, key: TaskKey, token: impl Into<String>) -> Self {
         Self { queue, key, token: token.into() }
     }
 }
 
-/// What [`take_due`](Agenda::take_due) took.
+/// The result of [`take_due`](Agenda::take_due).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Taken {
-    /// The timers, in the order of the queues, and within a queue those that were due first.
+    /// The timers, in the order of the queues, and within a queue by due time.
     pub due: Vec<Due>,
-    /// The time until the next timer of these queues is due: zero if more are due now, `None` if there is none.
+    /// The time until the next timer of these queues is due: zero if more are due now, `None` if there is no timer.
     pub next_in: Option<Duration>,
 }
 
@@ -107,12 +107,12 @@ impl Taken {
     }
 }
 
-/// What becomes of a timer that was taken.
+/// What [`resolve`](Agenda::resolve) does with a taken timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It fires again when this time has passed.
+    /// The timer fires again when this time has passed.
     After(Duration),
-    /// It is removed.
+    /// The timer is removed.
     Remove,
 }
 
@@ -120,9 +120,9 @@ pub enum Next {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timer {
-    /// The task that it belongs to.
+    /// The task of the timer.
     pub key: TaskKey,
-    /// When it fires, by the engine's clock.
+    /// When the timer fires, by the engine's clock.
     pub due_at: DateTime<Utc>,
 }
 
@@ -139,9 +139,9 @@ impl Timer {
 pub struct TimerPage {
     /// The timers.
     pub timers: Vec<Timer>,
-    /// How many timers the queue has.
+    /// The number of timers of the queue.
     pub total: u64,
-    /// Where the next page begins. Only `None` ends the walk.
+    /// The position of the next page. Only `None` ends the walk.
     pub next: Option<Cursor>,
 }
 
@@ -156,9 +156,9 @@ impl TimerPage {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OwnerPage {
-    /// The owners. May be none on any page.
+    /// The owners. Any page may hold none.
     pub owners: Vec<OwnerId>,
-    /// Where the next page begins. Only `None` ends the walk.
+    /// The position of the next page. Only `None` ends the walk.
     pub next: Option<Cursor>,
 }
 

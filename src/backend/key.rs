@@ -1,4 +1,4 @@
-//! Who owns a task and which task it is: the typed key of every record.
+//! The typed key of a record: an owner and one of its tasks.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,10 +13,10 @@ mod parse;
 /// The longest owner or task id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 256;
 
-/// Writes `id` so that it can stand between colons: `:`, `%`, `{`, `}` and control characters are
-/// percent-encoded, everything else stays as it is. Two different ids never give the same text.
+/// Percent-encodes `:`, `%`, `{`, `}` and control characters of an id, so that colons can separate ids. Two different ids
+/// never have the same text.
 pub(crate) fn escape(id: &str) -> Cow<'_, str> {
-    // Most ids are plain. The control characters beyond ASCII, U+0080 to U+009F, begin with this byte.
+    // Most ids need no encoding. The control characters beyond ASCII, U+0080 to U+009F, begin with the byte 0xC2.
     if !id.bytes().any(|byte| matches!(byte, b':' | b'%' | b'{' | b'}' | 0xC2) || byte.is_ascii_control()) {
         return Cow::Borrowed(id);
     }
@@ -36,7 +36,7 @@ pub(crate) fn escape(id: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Reads what [`escape`] wrote; `None` if it did not write it so.
+/// Decodes the output of [`escape`]; `None` for any other text.
 pub(crate) fn unescape(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -64,8 +64,8 @@ macro_rules! id {
     ($(#[$docs:meta])* $name:ident, $what:literal) => {
         $(#[$docs])*
         ///
-        /// Any non-empty UTF-8 of up to [`MAX_ID_BYTES`] bytes is legal, colons, braces, spaces,
-        /// NUL and emoji included. Cheap to clone. `Display` gives the id as it is.
+        /// Any non-empty UTF-8 of up to [`MAX_ID_BYTES`] bytes is legal, including colons, braces, spaces, NUL and emoji. An
+        /// id is cheap to clone. `Display` writes the id unchanged.
         ///
         /// # Errors
         /// The conversions refuse an empty or overlong id with
@@ -75,12 +75,12 @@ macro_rules! id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The id as text.
+            /// Returns the id as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
 
-            /// The id for a line of the log.
+            /// Returns the id for a line of the log.
             pub(crate) fn printable(&self) -> Printable<'_> {
                 Printable(&self.0)
             }
@@ -107,17 +107,17 @@ macro_rules! id {
 }
 
 id! {
-    /// Whom a task belongs to: the subject that the server's authentication layer established.
+    /// The owner of a task: the subject that the server's authentication layer established.
     OwnerId, "owner"
 }
 
 id! {
-    /// Which of an owner's tasks. [`TaskStore`](crate::TaskStore) draws random UUIDs (version 4).
+    /// The id of one of an owner's tasks. [`TaskStore`](crate::TaskStore) creates random UUIDs (version 4).
     TaskId, "task"
 }
 
 impl TaskId {
-    /// A random UUIDv4 (122 random bits), so that nobody can guess another task's id.
+    /// Creates a random UUIDv4 (122 random bits), so that nobody can guess the id of another task.
     pub fn random() -> Self {
         Self(uuid::Uuid::new_v4().to_string().into())
     }
@@ -125,9 +125,9 @@ impl TaskId {
 
 /// The key of one record: an owner and one of its tasks.
 ///
-/// There is no key without an owner, so no call can reach a record of somebody else. `Display` gives
-/// `owner:task` with `:`, `%`, `{`, `}` and control characters of the ids percent-encoded, which is
-/// unambiguous and safe in a log line. `FromStr` reads that text.
+/// A key always has an owner, so no call can reach a record of another owner. `Display` writes `owner:task`, with `:`,
+/// `%`, `{`, `}` and control characters of the ids percent-encoded. The text is unambiguous and safe in a log line, and
+/// `FromStr` reads it.
 ///
 /// ```
 /// use mcp_task_store::TaskKey;
@@ -138,9 +138,9 @@ impl TaskId {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskKey {
-    /// Whom the task belongs to.
+    /// The owner of the task.
     pub owner: OwnerId,
-    /// Which of the owner's tasks it is.
+    /// The id of the task.
     pub task: TaskId,
 }
 

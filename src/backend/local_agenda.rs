@@ -1,4 +1,4 @@
-//! Timers for an engine that has none.
+//! Timers for an engine without timers of its own.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -20,8 +20,8 @@ use super::version::Version;
 
 /// Gives an engine an [`Agenda`] in the memory of this process.
 ///
-/// Its timers belong to this process, run on the monotonic clock, and end with the process. This process finds an orphan of
-/// another process only when it reads the task. `owners` is not supported.
+/// The timers run on the monotonic clock and end with the process. This process finds an orphan of another process only
+/// when it reads the task. [`owners`](Agenda::owners) is not supported.
 ///
 /// ```
 /// use mcp_task_store::{LocalAgenda, MemoryBackend, TaskStore};
@@ -141,7 +141,7 @@ impl<B: StorageBackend> Agenda for LocalAgenda<B> {
     }
 
     /// # Errors
-    /// Always `Backend`: the contract of the engine has no call across owners.
+    /// Always `Backend`: a `StorageBackend` has no call across owners.
     async fn owners(&self, _after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
         Err(StorageError::Backend {
             address: "LocalAgenda".to_owned(),

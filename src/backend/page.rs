@@ -1,4 +1,4 @@
-//! Listing an owner's records page by page.
+//! Pages of an owner's records.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use super::parts::PartSizes;
 use super::record::Record;
 use super::version::Version;
 
-/// The largest page.
+/// The largest number of records of a page.
 pub const MAX_PAGE_LIMIT: usize = 256;
 
-/// Which page of a listing: how many records, and after which [`Cursor`].
+/// A request for a page: how many records, and after which [`Cursor`].
 ///
 /// ```
 /// use mcp_task_store::PageRequest;
@@ -28,25 +28,25 @@ pub struct PageRequest {
     pub(super) after: Option<Cursor>,
 }
 
-/// About how many bytes of data a page holds unless it is asked for otherwise.
+/// About how many bytes of data a page holds unless the request sets another maximum.
 const DEFAULT_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 impl PageRequest {
-    /// The first page, of at most `limit` records. A limit outside 1 to [`MAX_PAGE_LIMIT`] is refused
-    /// by the call that takes the request.
+    /// Creates a request for the first page, of at most `limit` records. The call that receives the request refuses a limit
+    /// outside 1 to [`MAX_PAGE_LIMIT`].
     pub fn new(limit: usize) -> Self {
         Self { limit, max_bytes: DEFAULT_MAX_BYTES, after: None }
     }
 
-    /// About how many bytes of data the page may hold, 4 MiB unless set: it ends before the record that would exceed
-    /// them, and holds one record at least if there is one.
+    /// Sets about how many bytes of data the page may hold, 4 MiB unless set. The page ends before the record that would
+    /// exceed them, but holds at least one record if there is one.
     #[must_use]
     pub fn max_bytes(mut self, max: usize) -> Self {
         self.max_bytes = max;
         self
     }
 
-    /// The page that follows `cursor`, the [`next`](Page::next) of the page before.
+    /// Requests the page that follows `cursor`, the [`next`](Page::next) of the previous page.
     #[must_use]
     pub fn after(mut self, cursor: impl Into<Cursor>) -> Self {
         self.after = Some(cursor.into());
@@ -54,14 +54,14 @@ impl PageRequest {
     }
 }
 
-/// Where a listing continues: opaque text, valid for the owner that it was given to.
+/// The position at which a listing continues: opaque text, valid for one owner.
 ///
-/// Text that comes from a client is taken as it is and checked by the call that uses it.
+/// Create it from the text that a client sent. The call that uses the cursor checks it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor(String);
 
 impl Cursor {
-    /// The cursor as text, to be handed to a client.
+    /// Returns the cursor as text, for a client.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -89,11 +89,11 @@ impl fmt::Display for Cursor {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Page {
-    /// The records that could be read. May be fewer than the limit, or none, on any page.
+    /// The readable records. Any page may hold fewer than the limit, or none.
     pub records: Vec<ListedRecord>,
-    /// The records of this page that are stored but cannot be read.
+    /// The records of this page that the engine cannot read.
     pub corrupt: Vec<CorruptRecord>,
-    /// Where the next page begins. Only `None` ends the walk.
+    /// The position of the next page. Only `None` ends the walk.
     pub next: Option<Cursor>,
 }
 
@@ -101,40 +101,40 @@ pub struct Page {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListedRecord {
-    /// Which of the owner's tasks.
+    /// The id of the task.
     pub task: TaskId,
     /// The record's bytes.
     pub data: Bytes,
     /// The record's version.
     pub version: Version,
-    /// When it expires by the engine's clock; `None` for never.
+    /// When the record expires, by the engine's clock; `None` for never.
     pub expires_at: Option<DateTime<Utc>>,
-    /// When it was created by the engine's clock. No two records of an owner share it.
+    /// When the record was created, by the engine's clock. No two records of an owner share this time.
     pub created_at: DateTime<Utc>,
     /// Names and sizes of its parts. [`part`](crate::StorageBackend::part) reads one.
     pub parts: PartSizes,
 }
 
 impl ListedRecord {
-    /// A listed record. For engines.
+    /// Creates a listed record. For engines.
     pub fn new(task: TaskId, record: Record, created_at: DateTime<Utc>) -> Self {
         let Record { data, version, expires_at, parts } = record;
         Self { task, data, version, expires_at, created_at, parts }
     }
 }
 
-/// A record in a [`Page`] that is stored but cannot be read. `get` on it says `Corrupt`, `delete` removes it.
+/// A record in a [`Page`] that the engine cannot read. `get` fails with `Corrupt`, and `delete` removes the record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CorruptRecord {
-    /// Which of the owner's tasks.
+    /// The id of the task.
     pub task: TaskId,
-    /// What is wrong with it.
+    /// What cannot be read, and why.
     pub reason: String,
 }
 
 impl CorruptRecord {
-    /// A corrupt record. For engines.
+    /// Creates a corrupt record. For engines.
     pub fn new(task: TaskId, reason: String) -> Self {
         Self { task, reason }
     }

@@ -1,4 +1,4 @@
-//! Named parts of a record: bytes next to its data that an update of the data neither sends nor reads.
+//! Named parts of a record: bytes next to its data. An update of the data neither sends nor reads them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::error::StorageError;
 use super::version::Version;
 
-/// How many parts a record may have.
+/// The largest number of parts of a record.
 pub const MAX_PARTS: usize = 4;
 
 /// The largest part that an engine takes unless it is configured otherwise, in bytes.
@@ -34,7 +34,7 @@ impl PartName {
     /// Creates a name at compile time.
     ///
     /// # Panics
-    /// When the name is not legal. In a constant that is a compile error.
+    /// If the name is not legal. In a constant this is a compile error.
     pub const fn from_static(name: &'static str) -> Self {
         assert!(is_legal(name.as_bytes()), "a name of a part is 1 to 32 of a-z, 0-9 and '_'");
         Self(Cow::Borrowed(name))
@@ -81,19 +81,19 @@ impl fmt::Display for PartName {
 /// What a write does to one part of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartChange {
-    /// Stores these bytes, in place of those that the part had.
+    /// Stores these bytes, and replaces those that the part had.
     Set(Bytes),
-    /// Removes the part. Without effect if the record does not have it.
+    /// Removes the part. Has no effect if the record does not have the part.
     Clear,
 }
 
-/// What a write does to the parts of a record, by name. Parts that are not named stay as they are.
+/// What a write does to the parts of a record, by name. Parts without a change stay as they are.
 pub type PartChanges = BTreeMap<PartName, PartChange>;
 
 /// The names and sizes in bytes of the parts that a record has.
 pub type PartSizes = BTreeMap<PartName, usize>;
 
-/// A part as it was read.
+/// A part, as an engine returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Part {

@@ -1,4 +1,4 @@
-//! A record of an engine, and what a write does to it.
+//! A record, and the options of a write.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use chrono::{DateTime, Utc};
 use super::parts::{PartChange, PartChanges, PartName, PartSizes};
 use super::version::Version;
 
-/// What a write does to a record's expiry.
+/// What a write does to the expiry of a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Expiry {
-    /// As it was; a new record never expires.
+    /// The expiry stays as it was. A new record never expires.
     #[default]
     Keep,
     /// The record never expires.
     Never,
-    /// The record expires when this time has passed on the engine's own clock: 1 ms to 100 years, a
-    /// fraction of a millisecond counts as a whole one.
+    /// The record expires when this time has passed on the engine's own clock: 1 ms to 100 years, rounded up to whole
+    /// milliseconds.
     After(Duration),
 }
 
@@ -26,19 +26,29 @@ impl Expiry {
     pub const MAX: Duration = Duration::from_secs(100 * 36_525 * 864);
 }
 
-/// What a write does in addition to storing the data.
+/// The options of a write.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use mcp_task_store::{Expiry, PartName, PutOptions};
+///
+/// let options = PutOptions::new(Expiry::After(Duration::from_secs(3600)))
+///     .quota(100)
+///     .set_part(PartName::from_static("output"), "a large result");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PutOptions {
-    /// What becomes of the expiry.
+    /// What the write does to the expiry.
     pub expiry: Expiry,
-    /// The most live records that the owner may have. Checked in the same atomic step as an insert; it
-    /// never stands in the way of an update. `None` is no limit.
+    /// The largest number of live records of the owner; `None` for no limit. The engine checks it in the same atomic step as
+    /// an insert. A quota never blocks an update.
     pub quota: Option<u64>,
-    /// Subscribers of the record receive no notification, unless the write sets the expiry: their streams end with the
-    /// record. For a write that concerns none of them.
+    /// Whether the record's subscribers receive no notification. A write that sets the expiry always notifies, because the
+    /// streams of the subscribers end with the record.
     pub is_quiet: bool,
-    /// What becomes of the parts that are named here; all others stay as they are.
+    /// What the write does to parts of the record. Parts without a change stay as they are.
     pub parts: PartChanges,
 }
 
@@ -48,33 +58,33 @@ impl PutOptions {
         !self.is_quiet || self.expiry != Expiry::Keep
     }
 
-    /// Options with this expiry and no quota.
+    /// Creates options with this expiry and no quota.
     pub const fn new(expiry: Expiry) -> Self {
         Self { expiry, quota: None, is_quiet: false, parts: PartChanges::new() }
     }
 
-    /// The same with a quota of live records for the owner.
+    /// Sets the owner's quota of live records.
     #[must_use]
     pub fn quota(mut self, limit: u64) -> Self {
         self.quota = Some(limit);
         self
     }
 
-    /// The same without a notification to the record's subscribers.
+    /// Sends no notification to the record's subscribers, unless the write sets the expiry.
     #[must_use]
     pub fn quiet(mut self) -> Self {
         self.is_quiet = true;
         self
     }
 
-    /// The same, and stores these bytes as a part of the record.
+    /// Stores these bytes as a part of the record.
     #[must_use]
     pub fn set_part(mut self, name: PartName, data: impl Into<Bytes>) -> Self {
         self.parts.insert(name, PartChange::Set(data.into()));
         self
     }
 
-    /// The same, and removes a part of the record.
+    /// Removes a part of the record.
     #[must_use]
     pub fn clear_part(mut self, name: PartName) -> Self {
         self.parts.insert(name, PartChange::Clear);
@@ -88,17 +98,17 @@ impl From<Expiry> for PutOptions {
     }
 }
 
-/// A live record as it was read.
+/// A live record, as an engine returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
-    /// The bytes, as they were written.
+    /// The data, as it was written.
     pub data: Bytes,
     /// The version.
     pub version: Version,
-    /// When it expires by the engine's clock, to the millisecond; `None` for never.
+    /// When the record expires, by the engine's clock and to the millisecond; `None` for never.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Names and sizes of its parts. [`part`](crate::StorageBackend::part) reads one.
+    /// The names and sizes of the parts. [`part`](crate::StorageBackend::part) reads a part.
     pub parts: PartSizes,
 }
 
@@ -114,13 +124,13 @@ impl Record {
     }
 }
 
-/// What a write left behind.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Written {
-    /// The record's version now; 1 if the write created it.
+    /// The new version of the record; 1 if the write created it.
     pub version: Version,
-    /// When it expires by the engine's clock, to the millisecond; `None` for never.
+    /// When the record expires, by the engine's clock and to the millisecond; `None` for never.
     pub expires_at: Option<DateTime<Utc>>,
 }
 

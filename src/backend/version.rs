@@ -2,25 +2,24 @@
 
 use std::fmt;
 
-/// How many times a record has been written since it was created: 1, 2, 3, …, exact to 2^53 - 1.
+/// The number of writes of a record since it was created: 1, 2, 3, …, exact to 2^53 - 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(u64);
 
 impl Version {
-    /// No record: as the expected version of
-    /// [`put_if_version`](crate::StorageBackend::put_if_version) it means "create".
+    /// No record. As the expected version of [`put_if_version`](crate::StorageBackend::put_if_version) it means "create".
     pub const ABSENT: Self = Self(0);
-    /// The version that a new record has.
+    /// The version of a new record.
     pub const FIRST: Self = Self(1);
-    /// The last version, 2^53 - 1: the largest integer that every engine holds exactly.
+    /// The last version, 2^53 - 1: the largest integer that every engine stores exactly.
     pub const MAX: Self = Self((1 << 53) - 1);
 
-    /// The version as a number.
+    /// Returns the version as a number.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The version after this one; `None` after [`MAX`](Self::MAX).
+    /// Returns the next version; `None` after [`MAX`](Self::MAX).
     pub const fn next(self) -> Option<Self> {
         if self.0 < Self::MAX.0 { Some(Self(self.0 + 1)) } else { None }
     }

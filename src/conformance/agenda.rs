@@ -10,7 +10,7 @@ use super::Subject;
 use super::fixtures::{CENTURY, HOUR, NOW, PATIENCE, key, keys, leases, pass, queue, take, the_one};
 use crate::backend::{Due, Next, Queue, StorageError, Taken, TaskKey};
 
-/// How many timers a queue has.
+/// Returns the number of timers of a queue.
 async fn total(store: &Subject, queue: &Queue) -> u64 {
     store.timers(queue, None).await.unwrap().total
 }
@@ -25,7 +25,7 @@ async fn assert_nothing_left(store: &Subject, queues: &[Queue]) {
     }
 }
 
-/// The token has no effect, and the timer stays as it is.
+/// Asserts that a token has no effect, and that the timer stays as it is.
 async fn assert_void(store: &Subject, due: &Due) {
     let before = store.timers(&due.queue, None).await.unwrap();
     for next in [Next::Remove, Next::After(NOW), Next::After(5 * HOUR)] {
@@ -62,7 +62,7 @@ pub async fn a_timer_fires_no_later_than_asked_by_the_clock_of_the_engine(store:
     for round in 0..20 {
         let key = key("alice", &round.to_string());
         store.schedule(&leases(), &key, Duration::from_millis(3)).await.unwrap();
-        // To the microsecond on the engine's own clock, and never later.
+        // The timer is due as soon as the engine's clock has advanced by 3 ms.
         pass(store, 3).await;
         assert_eq!(the_one(&**store, &leases()).await.key, key);
     }
@@ -132,7 +132,7 @@ pub async fn a_taken_timer_is_hidden_and_fires_again(store: &Subject) {
     let second = the_one(&**store, &leases()).await;
     assert_eq!(second.key, first.due[0].key);
     assert_ne!(second.token, first.due[0].token);
-    // That taking hid it for an hour.
+    // The second take hid the timer for an hour.
     assert!(take(&**store, &[leases()], 10).await.due.is_empty());
 }
 
@@ -210,7 +210,6 @@ pub async fn timers_of_a_queue_are_taken_by_due_time(store: &Subject) {
         let after = Duration::from_millis(place * 10);
         let key = key(&format!("owner-{}", place % 3), &place.to_string());
         store.schedule(&leases(), &key, after).await.unwrap();
-        // In time whatever the scheduling took: the order is by the due time.
     }
     let listed = store.timers(&leases(), None).await.unwrap().timers;
     let wanted: Vec<String> = listed.iter().map(|timer| timer.key.to_string()).collect();
@@ -288,7 +287,7 @@ pub async fn a_token_of_a_removed_timer_is_void_for_the_next_timer(store: &Subje
         let due = the_one(&**store, &leases()).await;
         assert!(store.resolve(&due, Next::Remove).await.unwrap());
         assert_void(store, &due).await;
-        // As late as the taking hid the one before.
+        // As late as the take hid the previous timer.
         store.schedule(&leases(), &t1, HOUR).await.unwrap();
         assert_void(store, &due).await;
         assert!(tokens.insert(due.token), "no token is given twice");
@@ -360,7 +359,7 @@ pub async fn a_delay_over_100_years_is_refused_and_changes_nothing(store: &Subje
     let due = the_one(&**store, &leases()).await;
     let refused = store.resolve(&due, Next::After(Duration::MAX)).await;
     assert_refused!(refused, StorageError::InvalidExpiry { .. });
-    // The longest that there is.
+    // The longest legal delay.
     assert!(store.resolve(&due, Next::After(CENTURY)).await.unwrap());
     let next_in = take(&**store, &[leases()], 1).await.next_in.unwrap();
     assert!(next_in > CENTURY - HOUR && next_in <= CENTURY, "{next_in:?}");

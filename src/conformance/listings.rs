@@ -7,14 +7,14 @@ use super::Subject;
 use super::fixtures::{HOUR, NOW, in_an_hour, key, leases, never, queue, take};
 use crate::backend::{Cursor, Next, Queue, StorageError, TaskKey, Timer};
 
-/// All timers of a queue, page by page; before each page but the first, `between` runs.
+/// Lists all timers of a queue, page by page. Runs `between` before each page but the first.
 async fn walk(store: &Subject, queue: &Queue, mut between: impl AsyncFnMut(usize)) -> Vec<Timer> {
     let (mut timers, mut after, mut pages) = (Vec::new(), None::<Cursor>, 0);
     loop {
         let page = store.timers(queue, after.as_ref()).await.unwrap();
         assert!(page.timers.len() <= 256);
         timers.extend(page.timers);
-        // The text is what a client would send back.
+        // A client sends the text of a cursor back.
         after = page.next.map(|next| Cursor::from(next.as_str()));
         if after.is_none() {
             return timers;
@@ -103,7 +103,7 @@ pub async fn owners_lists_each_owner_that_has_records(store: &Subject) {
             store.put(&key(name, task), "data".into(), in_an_hour()).await.unwrap();
         }
     }
-    // An owner of timers alone has no records, nor has one whose records are gone.
+    // Neither an owner with only timers nor an owner whose records are gone has records.
     store.schedule(&leases(), &key("only timers", "t1"), HOUR).await.unwrap();
     store.put(&key("gone", "t1"), "data".into(), never()).await.unwrap();
     store.delete(&key("gone", "t1")).await.unwrap();

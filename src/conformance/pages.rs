@@ -12,7 +12,7 @@ pub async fn a_page_is_newest_first_by_creation_with_everything_that_get_returns
     for task in ["first", "second", "third"] {
         store.put(&key("alice", task), task.into(), in_an_hour()).await.unwrap();
     }
-    // A write that replaces leaves a record in its place, whatever it does to the expiry.
+    // An update does not move a record, whatever it does to the expiry.
     store.put(&key("alice", "first"), "first again".into(), keep()).await.unwrap();
     store.put(&key("alice", "second"), "second again".into(), never()).await.unwrap();
     let page = store.list(&owner("alice"), PageRequest::new(10)).await.unwrap();
@@ -69,7 +69,7 @@ pub async fn a_page_ends_before_the_record_that_would_exceed_its_bytes(store: &S
         }
     }
     assert_eq!(pages, [vec![10, 4000], vec![4000, 10, 10], vec![4000], vec![1000]]);
-    // A page that has no bytes holds a record all the same.
+    // A page without any bytes still holds one record.
     let page = store.list(&alice, PageRequest::new(256).max_bytes(0)).await.unwrap();
     assert_eq!(page.records.len(), 1);
 }
@@ -160,8 +160,8 @@ pub async fn a_walk_returns_each_record_that_lived_throughout_exactly_once(store
     for task in 0..200 {
         store.put(&key("alice", &format!("{task}")), "data".into(), options(task)).await.unwrap();
     }
-    // While the walk goes on, a fifth expires, a fifth is deleted, a fifth is deleted and created again, a
-    // fifth is rewritten, and new ones come in.
+    // During the walk, a fifth of the records expires, a fifth is deleted, a fifth is deleted and created again, a fifth is
+    // rewritten, and new records are created.
     let (mut seen, mut request, mut step) = (Vec::new(), PageRequest::new(7), 0_u32);
     loop {
         let page = store.list(&alice, request).await.unwrap();

@@ -19,7 +19,7 @@ pub async fn a_part_is_read_with_the_version_of_its_record_which_knows_its_name_
     assert_eq!((record.data, &record.parts), ("data".into(), &parts));
     let page = store.list(&key.owner, PageRequest::new(9)).await.unwrap();
     assert_eq!((&page.records[0].data, &page.records[0].parts), (&"data".into(), &parts));
-    // By every other write that names parts or does not.
+    // Other writes, with and without parts, leave this part unchanged.
     for (options, expected) in
         [(keep(), 1), (never(), 2), (in_an_hour(), 3), (keep().set_part(OTHER, "12"), 4)]
     {
@@ -41,7 +41,7 @@ pub async fn a_write_changes_the_parts_that_it_names_and_no_others(store: &Subje
     assert_eq!(store.get(&key).await.unwrap().parts, sizes([(a.clone(), 1), (c.clone(), 3), (d.clone(), 1)]));
     assert_eq!(part(store, &key, &b).await, None);
     assert_eq!(part(store, &key, &c).await, Some(("ccc".into(), version(2))));
-    // What is not there may be cleared, with each expiry, and the last one may go.
+    // A write may clear an absent part and the last part, with each kind of expiry.
     for (number, options) in [keep(), never(), in_an_hour()].into_iter().enumerate() {
         let gone = [a.clone(), c.clone(), d.clone()][number].clone();
         store.put(&key, "n".into(), options.clear_part(gone).clear_part(b.clone())).await.unwrap();
@@ -118,7 +118,7 @@ pub async fn a_part_over_the_maximum_or_one_too_many_is_too_large_and_nothing_is
     }
     assert_eq!(store.get(&key).await.unwrap(), before);
     assert_eq!(store.ids("alice").await, ["t1"]);
-    // What goes makes room in the same write.
+    // A part that the same write clears does not count.
     store.put(&key, "data".into(), more(MAX_PARTS).clear_part(PART)).await.unwrap();
     assert_eq!(store.get(&key).await.unwrap().parts.len(), MAX_PARTS);
 }

@@ -54,7 +54,7 @@ pub async fn an_expiry_is_never_cut_short_below_the_millisecond(store: &Subject)
     for millis in [50, 60_000, 3_155_760_000_000] {
         let earliest = store.now() + TimeDelta::milliseconds(millis);
         let written = store.put(&key, "data".into(), after_ms(millis as u64)).await.unwrap();
-        // The write was applied before its reply came, so by now the clock has passed that moment.
+        // The engine applied the write before it replied, so its clock has passed that moment.
         let latest = store.now() + TimeDelta::milliseconds(millis + 1) + TimeDelta::minutes(1);
         let at = written.expires_at.unwrap();
         assert!(earliest < at && at <= latest, "{earliest} {at} {latest}");

@@ -11,7 +11,7 @@ use crate::backend::{Next, Queue};
 
 type Wakeups = BoxStream<'static, ()>;
 
-/// A subscription that is live: what comes from now on is heard.
+/// Subscribes to wakeups, and waits until the subscription is live.
 async fn wakeups(store: &Subject, queues: &[Queue]) -> Wakeups {
     let mut wakeups = store.wakeups(queues);
     let probe = key("probe", "t1");
@@ -21,7 +21,7 @@ async fn wakeups(store: &Subject, queues: &[Queue]) -> Wakeups {
             if waiting.await.is_ok() {
                 break;
             }
-            // It is the earliest, and so there is an item once the subscription is live.
+            // This timer is the earliest, so a live subscription has an item for it.
             store.schedule(&queues[0], &probe, NOW).await.unwrap();
             let due = take(&**store, &queues[..1], 1).await.due;
             store.resolve(&due[0], Next::Remove).await.unwrap();
@@ -32,7 +32,7 @@ async fn wakeups(store: &Subject, queues: &[Queue]) -> Wakeups {
     wakeups
 }
 
-/// Waits until no more items come of what was before.
+/// Waits until all items for earlier calls have arrived.
 async fn quiet(wakeups: &mut Wakeups) {
     while tokio::time::timeout(Duration::from_millis(200), wakeups.next()).await.is_ok() {}
 }
@@ -46,7 +46,7 @@ pub async fn a_timer_that_becomes_the_earliest_wakes_the_subscribers(store: &Sub
     quiet(&mut streams[0]).await;
     let mut took = Vec::new();
     for number in 0..20 {
-        // Each is earlier than the one before.
+        // Each timer is earlier than the previous one.
         let after = HOUR - number * Duration::from_secs(60);
         let key = key(&format!("owner-{}", number % 2), &number.to_string());
         let since = Instant::now();
@@ -68,7 +68,7 @@ pub async fn a_timer_that_resolve_makes_the_earliest_wakes_the_subscribers(store
     item(&mut stream).await;
     let due = the_one(&**store, &leases()).await;
     quiet(&mut stream).await;
-    // Another taker that asks now believes that nothing is due for an hour.
+    // The next take_due of another taker returns that no timer is due for an hour.
     assert!(take(&**store, &[leases()], 1).await.next_in > Some(HOUR / 2));
     assert!(store.resolve(&due, Next::After(Duration::from_secs(1))).await.unwrap());
     item(&mut stream).await;
@@ -89,7 +89,7 @@ pub async fn subscribers_receive_items_for_earlier_timers_of_their_queues_only(s
         item(&mut stream).await;
     }
     quiet(&mut stream).await;
-    // Of the same owner, as each shard has an earliest one.
+    // A timer of the same owner: an engine may have an earliest timer for each shard.
     store.schedule(&mine, &key("alice", "t2"), 2 * HOUR).await.unwrap();
     store.schedule(&mine, &alice, 2 * HOUR).await.unwrap();
     let heard = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
@@ -102,7 +102,7 @@ pub async fn a_timer_scheduled_before_the_stream_is_polled_is_an_item_of_the_nex
     if !store.has_notified_wakeups() {
         return;
     }
-    // Never polled so far, while another one is live.
+    // This stream was never polled, while another subscription is live.
     let _other = wakeups(store, &[leases()]).await;
     let mut stream = store.wakeups(&[leases()]);
     for number in 0..3 {

@@ -17,7 +17,7 @@ async fn next(watch: &mut Watch) -> Option<Result<(), StorageError>> {
     tokio::time::timeout(Duration::from_secs(60), watch.next()).await.expect("an item, or the end")
 }
 
-/// Asserts that a watch with another item did not miss the end of its record by much: the record is live, or just expired.
+/// Asserts that a record whose watch still has items is live, or expired only just now.
 async fn assert_refused_only_when_gone(store: &Subject, key: &TaskKey, expires_at: DateTime<Utc>) {
     if let Err(error) = store.get(key).await {
         assert!(store.now() >= expires_at - TimeDelta::milliseconds(1), "{error} before {expires_at}");
@@ -71,7 +71,7 @@ pub async fn a_watch_ends_when_its_record_expires_and_no_earlier(store: &Subject
     store.put(&key, "one".into(), in_an_hour()).await.unwrap();
     let mut watch = store.watch(&key);
     next(&mut watch).await.unwrap().unwrap();
-    // Another expiry is felt as any other change is, and the watch goes by that one.
+    // A write with another expiry has an item like any other change. The watch ends by the new expiry.
     let written = store.put(&key, "two".into(), after_ms(50)).await.unwrap();
     while next(&mut watch).await.is_some() {
         assert_refused_only_when_gone(store, &key, written.expires_at.unwrap()).await;
@@ -114,7 +114,7 @@ pub async fn a_notified_watch_has_no_item_for_quiet_writes_other_tasks_and_other
     }
     store.put(&t1, "two".into(), keep().quiet()).await.unwrap();
     store.put_if_version(&t1, "three".into(), keep().quiet(), version(2)).await.unwrap();
-    // Whatever had been told would have come before what is told now, as its only item.
+    // An item for one of those writes would come before the item for this one.
     store.put(&t1, "four".into(), keep()).await.unwrap();
     next(&mut watch).await.unwrap().unwrap();
     assert!(watch.next().now_or_never().is_none());
@@ -135,7 +135,7 @@ pub async fn a_quiet_write_notifies_no_watch(store: &Subject) {
     let part = keep().set_part(PartName::from_static("part"), "part");
     store.put(&t1, "three".into(), part.quiet()).await.unwrap();
     store.put_if_version(&t1, "four".into(), keep().quiet(), version(3)).await.unwrap();
-    // What is told of one owner comes in the order in which it was written.
+    // Notifications of one owner arrive in the order of the writes.
     store.put(&t2, "two".into(), keep()).await.unwrap();
     next(&mut watches[1]).await.unwrap().unwrap();
     assert!(watches[0].next().now_or_never().is_none());

@@ -1,4 +1,4 @@
-//! The timers of an agenda that lives in this process.
+//! A table of timers in the memory of this process.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
@@ -28,9 +28,9 @@ pub struct Timers(Mutex<Queues>);
 #[derive(Debug, Default)]
 struct Queues {
     by_name: HashMap<Queue, Timetable>,
-    /// A number for each time that a timer was written, so that no token is given twice.
+    /// Counts the writes of timers. Each token contains the number of its write, so that no token is used twice.
     writes: u64,
-    /// One for each subscriber of wakeups.
+    /// The subscribers of wakeups, by their queues.
     subscribers: Vec<(Vec<Queue>, watch::Sender<()>)>,
 }
 
@@ -38,7 +38,7 @@ struct Queues {
 #[derive(Debug, Default)]
 struct Timetable {
     by_time: BTreeSet<(u64, TaskKey)>,
-    /// When the timer of a task fires, and the number of the write that said so.
+    /// When the timer of a task fires, and the number of the write that set it.
     by_task: HashMap<TaskKey, (u64, u64)>,
 }
 
@@ -77,7 +77,7 @@ impl Queues {
 }
 
 impl Timers {
-    /// Nothing panics while it holds the queues.
+    /// No code panics while it holds the lock, so a poisoned lock holds whole queues.
     fn queues(&self) -> MutexGuard<'_, Queues> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,7 +126,7 @@ impl Timers {
         for name in names {
             let mut writes = queues.writes;
             let Some(timetable) = queues.by_name.get_mut(name) else { continue };
-            // Found before any is moved, or one that is hidden for no time would be taken again and again.
+            // Collected before the first is moved: a timer that is hidden for no time would be taken again and again.
             let is_due = |(at, _): &&(u64, TaskKey)| *at <= now;
             let found = timetable.by_time.iter().take_while(is_due).take(limit - due.len());
             let keys: Vec<TaskKey> = found.map(|(_, key)| key.clone()).collect();
@@ -167,7 +167,7 @@ impl Timers {
             if timetable.by_task.is_empty() {
                 queues.by_name.remove(&due.queue);
             }
-            // Other takers may have seen it hidden for longer.
+            // Other takers may expect it later.
             if at.is_some_and(|at| first.is_none_or(|first| at < first)) {
                 queues.wake(&due.queue);
             }

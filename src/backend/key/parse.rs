@@ -48,10 +48,10 @@ conversions!(OwnerId, "owner");
 conversions!(TaskId, "task");
 
 impl TaskKey {
-    /// Checks both ids and joins them.
+    /// Creates a key from two ids.
     ///
     /// # Errors
-    /// [`StorageError::InvalidKey`] when an id is empty or longer than [`MAX_ID_BYTES`].
+    /// [`StorageError::InvalidKey`] if an id is empty or longer than [`MAX_ID_BYTES`].
     pub fn new(owner: &str, task: &str) -> Result<Self, StorageError> {
         Ok(Self { owner: owner.try_into()?, task: task.try_into()? })
     }
@@ -61,7 +61,7 @@ impl FromStr for TaskKey {
     type Err = StorageError;
 
     /// # Errors
-    /// [`StorageError::InvalidKey`] for text that no key is displayed as.
+    /// [`StorageError::InvalidKey`] for text that `Display` does not write.
     fn from_str(text: &str) -> Result<Self, StorageError> {
         let ids = text.split_once(':').and_then(|(owner, task)| Some((unescape(owner)?, unescape(task)?)));
         match ids {
@@ -109,7 +109,7 @@ mod tests {
     #[case::lower_case("a%3a:t1")]
     #[case::cut_off("a%3:t1")]
     #[case::not_utf8("a%FF:t1")]
-    fn text_that_no_key_is_displayed_as_is_refused(#[case] text: &str) {
+    fn text_that_display_does_not_write_is_refused(#[case] text: &str) {
         assert!(matches!(text.parse::<TaskKey>(), Err(StorageError::InvalidKey { .. })));
     }
 
@@ -127,7 +127,7 @@ mod tests {
         }
 
         #[test]
-        fn a_key_is_read_from_its_text(owner in "[a:%{}\\x00é🦀\\x7f]{1,6}", task in "[a:%{}\\x00 \\u{85}]{1,6}") {
+        fn from_str_reads_the_text_of_any_key(owner in "[a:%{}\\x00é🦀\\x7f]{1,6}", task in "[a:%{}\\x00 \\u{85}]{1,6}") {
             let key = TaskKey::new(&owner, &task).unwrap();
             prop_assert_eq!(key.to_string().parse::<TaskKey>().unwrap(), key);
         }
