@@ -1,5 +1,5 @@
-//! Detects that a server speaks TLS where the URL does not ask for it, or the reverse. Neither side reports that: it closes the
-//! connection, or waits for more.
+//! Detects that a server uses TLS and the URL does not, or the reverse. Neither side reports the mismatch: it closes the
+//! connection, or waits for more bytes.
 
 use std::future::Future;
 use std::pin::pin;
@@ -13,11 +13,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::backend::StorageError;
 
-/// How much the diagnosis may delay an error.
+/// How long the diagnosis may delay an error.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The first message of a TLS connection, with one cipher suite of TLS 1.2 and no extension. A server answers with a message
-/// of its own, if only to refuse it.
+/// of its own, even if it refuses the connection.
 const CLIENT_HELLO: [u8; 52] = {
     let mut hello = [0; 52];
     let head: [u8; 11] = [0x16, 3, 1, 0, 47, 1, 0, 0, 43, 3, 3];
@@ -26,14 +26,14 @@ const CLIENT_HELLO: [u8; 52] = {
         hello[at] = head[at];
         at += 1;
     }
-    // 32 bytes at random and no session; then ECDHE-RSA-AES128-GCM-SHA256, and no renegotiation; then no compression.
+    // 32 random bytes (zeros suffice) and no session; then ECDHE-RSA-AES128-GCM-SHA256, and no renegotiation; then no compression.
     [hello[45], hello[46], hello[47], hello[48], hello[49], hello[50], hello[51]] =
         [4, 0xC0, 0x2F, 0, 0xFF, 1, 0];
     hello
 };
 
-/// Connects to the first of these addresses by `connecting`, which ends within `limit`. If it fails because the server
-/// speaks TLS where the URL does not ask for it, or the reverse, the error says so.
+/// Runs `connecting`, which connects to this address within `limit`. If it fails because the server uses TLS and the URL does
+/// not, or the reverse, the error says so.
 pub(super) async fn diagnosed<T>(
     address: &ConnectionAddr,
     limit: Duration,
@@ -41,7 +41,7 @@ pub(super) async fn diagnosed<T>(
 ) -> Result<T, StorageError> {
     let deadline = Instant::now() + limit;
     let diagnosis = pin!(async {
-        // A server that answers at all has done so by then. One that waits for more does not.
+        // A server that answers has done so by then. A server that waits for more bytes has not.
         sleep(limit / 2).await;
         timeout_at(deadline, is_mismatch(address)).await.unwrap_or_default()
     });
@@ -75,19 +75,19 @@ pub(super) async fn diagnosed<T>(
     }
 }
 
-/// Whether the server speaks TLS where the address does not say so, or the reverse.
+/// Whether the server uses TLS and the address does not, or the reverse.
 async fn is_mismatch(address: &ConnectionAddr) -> bool {
     match address {
         ConnectionAddr::Tcp(host, port) => {
             let encrypted = pin!(first_byte(host, *port, &CLIENT_HELLO));
-            // A server without TLS waits for the rest of that. Its reply to this one spares the wait.
+            // A server without TLS waits for the rest of the first message. It replies to this one at once.
             let plain = pin!(first_byte(host, *port, b"PING\r\n"));
             let first = match select(encrypted, plain).await {
                 Either::Left((first, _)) => first,
                 Either::Right((Some(b'+' | b'-'), _)) => None,
                 Either::Right((_, encrypted)) => encrypted.await,
             };
-            // A handshake, or an alert.
+            // The type of a TLS record: an alert or a handshake.
             first.is_some_and(|byte| matches!(byte, 0x15 | 0x16))
         }
         ConnectionAddr::TcpTls { host, port, .. } => {
@@ -99,8 +99,8 @@ async fn is_mismatch(address: &ConnectionAddr) -> bool {
 }
 
 /// Sends these bytes over a new connection, and returns the first byte of the reply.
-async fn first_byte(host: &str, port: u16, said: &[u8]) -> Option<u8> {
+async fn first_byte(host: &str, port: u16, message: &[u8]) -> Option<u8> {
     let mut connection = TcpStream::connect((host, port)).await.ok()?;
-    connection.write_all(said).await.ok()?;
+    connection.write_all(message).await.ok()?;
     connection.read_u8().await.ok()
 }

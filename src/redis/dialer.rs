@@ -1,4 +1,4 @@
-//! How connections to servers are made.
+//! Opens connections to servers.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -19,7 +19,18 @@ use super::tls::Certificates;
 use crate::backend::BoxError;
 use crate::printable::Chain;
 
-/// A user and a password, as [`RedisBuilder::credentials`](crate::RedisBuilder::credentials) supplies them.
+/// A user name and a password for Redis.
+///
+/// The callback of [`RedisBuilder::credentials`](crate::RedisBuilder::credentials) returns them for each connection. `Debug`
+/// does not print the password.
+///
+/// # Examples
+/// ```
+/// use mcp_task_store::Credentials;
+///
+/// let credentials = Credentials::user("tasks", "secret");
+/// assert!(!format!("{credentials:?}").contains("secret"));
+/// ```
 #[derive(Clone)]
 pub struct Credentials {
     username: Option<String>,
@@ -27,12 +38,12 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Creates credentials of the default user, whatever user the URL names.
+    /// Creates credentials of the default user. The user of the URL is ignored.
     pub fn password(password: impl Into<String>) -> Self {
         Self { username: None, password: password.into() }
     }
 
-    /// Creates credentials of a user of the server's access control list. `password` may be a token.
+    /// Creates credentials of a user in the server's access control list. `password` may be a token.
     pub fn user(username: impl Into<String>, password: impl Into<String>) -> Self {
         Self { username: Some(username.into()), password: password.into() }
     }
@@ -44,7 +55,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// The callback that supplies the credentials of each connection.
+/// The callback that returns the credentials for each connection.
 #[derive(Clone)]
 pub(super) struct Provider(Arc<dyn Fn() -> BoxFuture<'static, Result<Credentials, BoxError>> + Send + Sync>);
 
@@ -68,20 +79,20 @@ impl fmt::Debug for Provider {
     }
 }
 
-/// Connects to any server of one deployment, with the same settings.
+/// Connects to the servers of one deployment, with the same settings.
 #[derive(Clone)]
 pub(super) struct Dialer {
-    /// The settings of every connection. Its address only says whether the connection is encrypted.
+    /// The settings of every connection. Of its address, only the use of TLS counts.
     pub(super) settings: ConnectionInfo,
     #[cfg(feature = "redis-tls")]
     pub(super) certificates: Certificates,
     pub(super) provider: Option<Provider>,
-    /// How long one connection may take to be made, from the address to the first reply.
+    /// The time limit for one connection, from the lookup of the address to the first reply.
     pub(super) limit: Duration,
 }
 
 impl Dialer {
-    /// The address of another server, reached as the configured one is.
+    /// Returns the address of another server. It uses TLS if the configured address does.
     #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
     pub(super) fn address(&self, host: &str, port: u16) -> ConnectionAddr {
         let mut address = self.settings.addr().clone();
@@ -96,7 +107,7 @@ impl Dialer {
         }
     }
 
-    /// Whether the servers can publish over a connection that also carries replies.
+    /// Whether the servers can deliver messages over a connection that also carries replies.
     pub(super) fn speaks_resp3(&self) -> bool {
         self.settings.redis_settings().protocol().supports_resp3()
     }
@@ -106,8 +117,8 @@ impl Dialer {
         self.client(self.settings.clone()).map(drop)
     }
 
-    /// Connects. The caller sets the time limit. `on_push` receives what the server sends unasked, and that the connection
-    /// closed; only with RESP3.
+    /// Connects. The caller sets the time limit. With RESP3, `on_push` receives the push messages of the server, and a message
+    /// when the connection closes.
     pub(super) async fn dial(
         &self,
         address: &ConnectionAddr,
@@ -116,9 +127,9 @@ impl Dialer {
     ) -> RedisResult<MultiplexedConnection> {
         let mut info = self.settings.clone().set_addr(address.clone());
         if let Some(Provider(provide)) = &self.provider {
-            let Credentials { username, password } = provide().await.map_err(not_provided)?;
+            let Credentials { username, password } = provide().await.map_err(provider_error)?;
             let given = info.redis_settings();
-            // Without the user of the URL, as the password is that of another one.
+            // Without the user of the URL, because the password belongs to another user.
             let mut settings = RedisConnectionInfo::default()
                 .set_db(given.db())
                 .set_protocol(given.protocol())
@@ -150,13 +161,13 @@ impl Dialer {
     }
 }
 
-const NOT_PROVIDED: &str = "the credentials provider failed";
+const PROVIDER_FAILED: &str = "the credentials provider failed";
 
-fn not_provided(error: BoxError) -> RedisError {
-    (ErrorKind::Client, NOT_PROVIDED, Chain(&*error).to_string()).into()
+fn provider_error(error: BoxError) -> RedisError {
+    (ErrorKind::Client, PROVIDER_FAILED, Chain(&*error).to_string()).into()
 }
 
-/// Whether a connection was not made because there were no credentials. The detail says why.
-pub(super) fn is_of_provider(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Client && error.to_string().starts_with(NOT_PROVIDED)
+/// Whether the credentials callback failed, so that no connection was opened. The detail of the error is the cause.
+pub(super) fn is_provider_error(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Client && error.to_string().starts_with(PROVIDER_FAILED)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use redis::{ErrorKind, RedisError};
 
-use super::dialer::is_of_provider;
+use super::dialer::is_provider_error;
 use super::reply::{CommandError, InFlight, Unconfirmed, without_arguments};
 use crate::backend::{BoxError, MAX_PARTS, StorageError, TaskKey, Version};
 use crate::scripts::{Found, Refusal, UnexpectedReply};
@@ -253,7 +253,7 @@ impl<'a> Context<'a> {
                 false,
                 Some(cause(error)),
             ),
-            ErrorKind::Client if is_of_provider(&error) => {
+            ErrorKind::Client if is_provider_error(&error) => {
                 let cause = error.detail().map(|text| BoxError::from(text.to_owned()));
                 self.unavailable("the credentials provider failed; the next call asks it again", false, cause)
             }

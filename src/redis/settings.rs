@@ -1,13 +1,13 @@
-//! The limits of the settings of a backend.
+//! Checks the settings of a backend.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::backend::StorageError;
 
-/// The time limits of a connection and of a call. The kernel counts some of them in 32 bits of milliseconds.
+/// The time limits of a connection and of a call. The kernel stores some of them as 32 bits of milliseconds.
 const LIMITS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
-/// The sizes of data and parts. No string in Redis is larger.
+/// The maximum sizes of data and of parts. Redis has no larger strings.
 const SIZES: RangeInclusive<usize> = 1..=512 * 1024 * 1024;
 /// How many replicas a write may wait for.
 const REPLICAS: RangeInclusive<u32> = 1..=100;
@@ -29,7 +29,7 @@ pub(super) fn check_size(setting: &str, given: usize) -> Result<(), StorageError
     }
 }
 
-/// Checks how many replicas a write waits for and how long, where a call may take `limit`.
+/// Checks how many replicas a write waits for, and for how long. `limit` is the time limit of a call.
 pub(super) fn check_replicas(count: u32, within: Duration, limit: Duration) -> Result<(), StorageError> {
     if !REPLICAS.contains(&count) {
         return Err(invalid_setting(format!(
@@ -45,7 +45,7 @@ pub(super) fn check_replicas(count: u32, within: Duration, limit: Duration) -> R
     Ok(())
 }
 
-/// Returns the error for a setting that cannot be used. Nothing was sent.
+/// Returns the error for an invalid setting. Nothing was sent.
 pub(super) fn invalid_setting(reason: String) -> StorageError {
     StorageError::Backend { address: "Redis".to_owned(), reason, outcome_unknown: false, source: None }
 }

@@ -1,4 +1,4 @@
-//! Certificates for `rediss://`.
+//! The certificates for `rediss://`, and the errors that they cause.
 
 use redis::{ClientTlsConfig, RedisError, TlsCertificates};
 use rustls::RootCertStore;
@@ -9,7 +9,7 @@ use rustls::sign::CertifiedKey;
 use super::settings::invalid_setting;
 use crate::backend::StorageError;
 
-/// In PEM, as they are given to the builder.
+/// The certificates in PEM, as the builder received them.
 #[derive(Clone)]
 pub(super) struct Certificates(TlsCertificates);
 
@@ -34,7 +34,7 @@ impl Certificates {
         self.0.client_tls = Some(ClientTlsConfig { client_cert: certificate, client_key: key });
     }
 
-    /// Checks what was given, before anything is sent. The redis crate takes text without a certificate for an empty list.
+    /// Checks the certificates before anything is sent. The redis crate reads text without a certificate as an empty list.
     pub(super) fn check(&self) -> Result<(), StorageError> {
         let TlsCertificates { client_tls, root_cert } = &self.0;
         if let Some(pem) = root_cert {
@@ -42,7 +42,7 @@ impl Certificates {
             for certificate in certificates("root_certificates", pem)? {
                 roots.add(certificate).map_err(|error| {
                     invalid_setting(format!(
-                        "root_certificates holds a certificate that no authority can have: {error}"
+                        "root_certificates holds a certificate that cannot be used as an authority; replace it: {error}"
                     ))
                 })?;
             }
@@ -51,14 +51,14 @@ impl Certificates {
             let chain = certificates("client_certificate", client_cert)?;
             let key = PrivateKeyDer::from_pem_slice(client_key).map_err(|_| {
                 invalid_setting(format!(
-                    "the key of client_certificate is no private key in PEM; {}",
-                    found(client_key)
+                    "the key of client_certificate is not a private key in PEM; {}",
+                    describe(client_key)
                 ))
             })?;
             CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(
                 |error| {
                     invalid_setting(format!(
-                        "the certificate and the key of client_certificate do not belong together: {error}"
+                        "the certificate and the key of client_certificate do not belong together; pass the key of this certificate: {error}"
                     ))
                 },
             )?;
@@ -66,25 +66,25 @@ impl Certificates {
         Ok(())
     }
 
-    /// `None`: those of the operating system, and no client certificate.
+    /// Returns the certificates; `None` for those of the operating system and no client certificate.
     pub(super) fn configured(&self) -> Option<TlsCertificates> {
         (self.0.root_cert.is_some() || self.0.client_tls.is_some()).then(|| self.0.clone())
     }
 }
 
-/// The certificates in PEM, at least one.
+/// Reads the certificates in PEM, at least one.
 fn certificates(setting: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, StorageError> {
     match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         _ => Err(invalid_setting(format!(
             "{setting} holds no certificate in PEM that can be read; {}",
-            found(pem)
+            describe(pem)
         ))),
     }
 }
 
-/// Says what the text holds instead of what was expected.
-fn found(pem: &[u8]) -> &'static str {
+/// Describes what the text holds instead.
+fn describe(pem: &[u8]) -> &'static str {
     let holds = |words: &[u8]| pem.windows(words.len()).any(|window| window == words);
     if pem.iter().all(u8::is_ascii_whitespace) {
         "it is empty"
@@ -111,7 +111,7 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
                 | AlertDescription::CertificateRequired
                 | AlertDescription::CertificateRevoked
                 | AlertDescription::CertificateUnknown
-                // A signature by somebody else of the authority's name.
+                // The signature is by another authority of the same name.
                 | AlertDescription::DecryptError
                 | AlertDescription::HandshakeFailure
                 | AlertDescription::UnknownCA
@@ -121,21 +121,21 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
     }
 }
 
-/// Says which side refused the other, and what to do.
+/// Returns which side refused the other, and what to do.
 pub(super) fn refusal(error: &RedisError) -> &'static str {
     match tls_error(error) {
         Some(rustls::Error::InvalidCertificate(_)) => {
             "the server's certificate is not trusted; trust its authority with root_certificates, or correct the host"
         }
         _ => {
-            "the server does not accept this client's certificate, or wants one; set client_certificate to one that it trusts"
+            "the server does not accept this client's certificate, or requires one; set client_certificate to one that it trusts"
         }
     }
 }
 
 fn tls_error(error: &RedisError) -> Option<&rustls::Error> {
     let source = std::error::Error::source(error)?;
-    // The redis crate shares its errors.
+    // The redis crate wraps its errors in an `Arc`.
     let shared = source.downcast_ref::<std::sync::Arc<dyn std::error::Error + Send + Sync>>()?;
     shared.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref()
 }

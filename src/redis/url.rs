@@ -1,4 +1,4 @@
-//! Reads the URLs of servers strictly. The redis crate ignores what it does not know.
+//! Reads the URLs of servers. Unlike the redis crate, it rejects what it does not know.
 
 use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use url::Url;
@@ -7,20 +7,20 @@ use super::error::plain;
 use super::settings::invalid_setting;
 use crate::backend::StorageError;
 
-/// How a URL of a server is written.
+/// The form of a URL.
 const FORM: &str = "redis://[user:password@]host[:port][/database][?protocol=resp2]";
 
 /// Characters that must be percent-encoded in the user and password, and their encoded forms.
 const ENCODED: [(char, &str); 5] = [('/', "%2F"), ('?', "%3F"), ('#', "%23"), ('@', "%40"), (' ', "%20")];
 
-/// Reads the URL of a server. `what` names it in an error, which never repeats what may be a part of a password.
+/// Reads the URL of a server. `what` names it in an error. No error repeats text that may be a part of a password.
 ///
-/// The protocol is RESP3 unless the URL says otherwise: with it, a connection detects at once that it was closed.
+/// The protocol is RESP3 unless the URL says otherwise. With RESP3, a connection detects at once that it was closed.
 pub(super) fn read(url: &str, what: &str) -> Result<ConnectionInfo, StorageError> {
     parse(url).map_err(|reason| invalid_setting(format!("{what} {reason}; its form is {FORM}")))
 }
 
-/// Reads the URLs of several servers of one kind, which have the same user, password and protocol.
+/// Reads the URLs of several servers of one kind. They must have the same user, password and protocol.
 #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
 pub(super) fn read_all<S: AsRef<str>>(
     urls: impl IntoIterator<Item = S>,
@@ -38,12 +38,12 @@ pub(super) fn read_all<S: AsRef<str>>(
         let number = index + 1;
         return Err(invalid_setting(format!(
             "the URLs of {what} 1 and {what} {number} differ in user, password, database or protocol; \
-             connections to all of them use the same"
+             use the same in all of them"
         )));
     }
     if servers.first().is_some_and(|server| server.redis_settings().db() != 0) {
         return Err(invalid_setting(format!(
-            "the URL of {what} 1 names a database, and a {what} has only 0; leave it out"
+            "the URL of {what} 1 names a database, and a {what} has only database 0; remove it"
         )));
     }
     Ok(servers)
@@ -87,7 +87,7 @@ fn parse(url: &str) -> Result<ConnectionInfo, String> {
         return Err("has no host".to_owned());
     }
     let url = Url::parse(url).map_err(|error| match error {
-        // What stands in place of the port may be a password, behind which the host is missing.
+        // The text in place of the port may be a password without a host after it.
         url::ParseError::InvalidPort => {
             "has a port that is no number from 0 to 65535; if that is part of a password, \
                                          the password ends with `@` and the host follows"
@@ -113,7 +113,7 @@ fn parse(url: &str) -> Result<ConnectionInfo, String> {
     Ok(info.set_redis_settings(settings))
 }
 
-/// Checks what stands in front of the last `@`.
+/// Checks the text before the last `@`.
 fn check_user(user: &str) -> Result<(), String> {
     if let Some((character, encoded)) = ENCODED.iter().find(|(character, _)| user.contains(*character)) {
         return Err(format!(
@@ -143,7 +143,7 @@ fn check_database(path: &str) -> Result<(), String> {
     }
 }
 
-/// Whether the query names the protocol. It can name nothing else.
+/// Returns whether the query names the protocol. It may hold nothing else.
 fn check_query(url: &Url) -> Result<bool, String> {
     let mut says_protocol = false;
     for (name, value) in url.query_pairs() {
@@ -261,7 +261,7 @@ mod tests {
     #[rstest]
     #[case::passwords(["redis://:pass-word@a", "redis://:pass-word-2@b"], "node 1 and node 2 differ")]
     #[case::the_second(["redis://a", "redis://b?db=1"], "the URL of node 2")]
-    #[case::a_database(["redis://a/1", "redis://b/1"], "has only 0")]
+    #[case::a_database(["redis://a/1", "redis://b/1"], "has only database 0")]
     fn urls_of_one_kind_that_do_not_go_together_are_refused(#[case] urls: [&str; 2], #[case] words: &str) {
         let text = read_all(urls, "node").unwrap_err().to_string();
         assert!(text.contains(words) && !text.contains("pass-word"), "{text}");

@@ -89,7 +89,7 @@ async fn every_operation_of_the_agenda(
 }
 
 #[tokio::test]
-async fn the_acl_of_the_readme_is_enough_for_every_operation_and_no_word_of_it_is_too_much() {
+async fn the_documented_acl_rule_is_sufficient_and_every_word_of_it_is_needed() {
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
     let rule = rule_of_the_readme();
@@ -171,7 +171,7 @@ fn assert_tells(error: &StorageError, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_a_clear_error_with_host_and_port() {
+async fn an_unreachable_server_is_an_error_with_host_and_port() {
     let port = free_port();
     let url = format!("redis://user:pass-word@127.0.0.1:{port}");
     let error = RedisBackend::connect(&url).await.unwrap_err();
@@ -463,7 +463,7 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
 }
 
 /// The words that the README adds to the rule for this case.
-fn addition_of_the_readme(case: &str) -> Vec<String> {
+fn documented_addition(case: &str) -> Vec<String> {
     let readme = readme();
     let line = readme.lines().find(|line| line.starts_with("ACL SETUSER ") && line.ends_with(case)).unwrap();
     line.split_whitespace().filter(|word| word.starts_with('+')).map(str::to_owned).collect()
@@ -484,14 +484,14 @@ fn url_of_the_user(port: u16) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_cluster_the_additions_of_the_readme_are_enough_and_each_is_needed() {
+async fn the_documented_additions_for_a_cluster_are_sufficient_and_each_is_needed() {
     let cluster = Cluster::start(2, 0);
     let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
     let permit_all = |words: &[String]| {
         cluster.nodes.iter().for_each(|node| permit(&mut node.connection(), words));
     };
     let urls: Vec<String> = cluster.nodes.iter().map(|node| url_of_the_user(node.port)).collect();
-    let all = addition_of_the_readme("# in a cluster");
+    let all = documented_addition("# in a cluster");
     permit_all(&all);
     let backend = RedisBackend::builder().connect_cluster(&urls).await.unwrap();
     let t1 = key("alice", "t1");
@@ -513,14 +513,14 @@ async fn in_a_cluster_the_additions_of_the_readme_are_enough_and_each_is_needed(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_sentinels_and_to_wait_for_replicas_the_additions_of_the_readme_are_needed_and_enough() {
+async fn the_documented_additions_for_sentinels_and_replicas_are_sufficient_and_each_is_needed() {
     let watched = Watched::start(&[]);
     let url = url_of_the_user(watched.master.port).replace("127.0.0.1", MASTER);
     let connect = || RedisBackend::builder().connect_sentinel(watched.sentinel_urls(), &url);
     permit(&mut watched.master.connection(), &[]);
     let denied = connect().await.unwrap_err();
     assert!(matches!(denied, StorageError::Denied { .. }), "{denied:?}");
-    let role = addition_of_the_readme("# behind sentinels");
+    let role = documented_addition("# behind sentinels");
     permit(&mut watched.master.connection(), &role);
     connect().await.unwrap().put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
 
@@ -528,7 +528,7 @@ async fn behind_sentinels_and_to_wait_for_replicas_the_additions_of_the_readme_a
     let denied = wait.clone().connect_sentinel(watched.sentinel_urls(), &url).await.unwrap_err();
     assert!(matches!(denied, StorageError::Denied { .. }), "{denied:?}");
     assert!(denied.to_string().contains("WAIT"), "{denied}");
-    let more = addition_of_the_readme("# with wait_for_replicas");
+    let more = documented_addition("# with wait_for_replicas");
     permit(&mut watched.master.connection(), &[role.clone(), more.clone()].concat());
     let waiting = wait.connect_sentinel(watched.sentinel_urls(), &url).await.unwrap();
     permit(&mut watched.master.connection(), &role);
@@ -637,7 +637,7 @@ async fn connecting_to_another_kind_of_server_says_what_connects_to_it() {
 }
 
 #[tokio::test]
-async fn a_host_name_without_an_address_is_told_apart_from_a_server_that_is_down() {
+async fn a_host_name_without_an_address_is_distinguished_from_a_server_that_is_down() {
     let error = RedisBackend::connect("redis://redis.invalid").await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
     assert_tells(&error, &["redis.invalid:6379", "no address was found for the host name"]);

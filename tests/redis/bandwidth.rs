@@ -157,7 +157,7 @@ impl SmallCalls {
 
 /// One open task and 99 finished ones of 1 MB. Callers ask for results and give up in the middle of the reply.
 #[tokio::test(flavor = "multi_thread")]
-async fn large_reads_that_are_given_up_do_not_delay_polls_renewals_and_creates() {
+async fn abandoned_large_reads_do_not_delay_polls_renewals_and_creates() {
     const GIVEN_UP: usize = 40;
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
@@ -211,7 +211,7 @@ async fn large_reads_that_are_given_up_do_not_delay_polls_renewals_and_creates()
 
 /// The next large call shares the connection of the one that was given up, and waits for the bytes of that one alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_read_after_one_that_was_given_up_waits_for_no_more_than_its_bytes() {
+async fn a_large_read_after_an_abandoned_one_waits_only_for_its_bytes() {
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
     let finished = finished(&server).await;
@@ -306,7 +306,7 @@ async fn status_messages_of_a_task_with_large_arguments_send_little() {
 
 /// As the adapter of pmcp-tasks stores a result: in the record itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_walk_over_records_of_the_largest_size_comes_to_its_end_on_a_slow_line() {
+async fn a_walk_over_records_of_the_maximum_size_ends_on_a_slow_line() {
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
     let straight = RedisBackend::connect(&server.url()).await.unwrap();

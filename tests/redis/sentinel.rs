@@ -89,7 +89,7 @@ async fn the_backend_finds_the_new_master_when_the_old_one(#[case] signal: &str)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_that_is_demoted_by_hand_is_left() {
+async fn the_backend_leaves_a_master_that_is_demoted_by_hand() {
     let watched = Watched::start(&[]);
     let backend = connect(&watched).await;
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
@@ -112,7 +112,7 @@ async fn a_master_that_is_demoted_by_hand_is_left() {
 }
 
 #[tokio::test]
-async fn sentinels_that_are_not_there_or_do_not_know_the_master_are_a_clear_error() {
+async fn unreachable_sentinels_and_an_unknown_master_are_clear_errors() {
     let port = free_port();
     let error = builder()
         .connect_sentinel([format!("redis://127.0.0.1:{port}")], "redis://mymaster")
@@ -211,7 +211,7 @@ enum Lack {
 #[case::refuses_writes(Lack::NoReplicas)]
 #[case::confirms_no_write(Lack::TooFewConfirm)]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_that_was_deposed_unknowingly_is_left_when_it(#[case] lack: Lack) {
+async fn the_backend_leaves_a_deposed_master_that_does_not_know_it_when_it(#[case] lack: Lack) {
     let watched = Watched::start(&[]);
     let rule = "ACL SETUSER tasks on >secret ~* &* +@all";
     for server in [&watched.master, &watched.replica] {
@@ -280,7 +280,7 @@ fn with_replica() -> (Server, Server) {
 const PATIENCE: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_waits_for_a_replica_is_there_when_it_returns() {
+async fn a_replica_has_a_confirmed_write_when_the_call_returns() {
     let (master, replica) = with_replica();
     let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
     let mut at_replica = replica.connection();
@@ -399,7 +399,7 @@ async fn connections_that_were_closed_while_idle_are_not_written_to() {
 #[case::no_time(Duration::ZERO)]
 #[case::as_long_as_a_call(Duration::from_secs(1))]
 #[tokio::test]
-async fn a_wait_that_cannot_work_is_refused(#[case] within: Duration) {
+async fn an_invalid_wait_is_refused(#[case] within: Duration) {
     let master = Server::start(&[]);
     let error = builder().wait_for_replicas(1, within).connect(&master.url()).await.unwrap_err();
     assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");

@@ -62,7 +62,7 @@ async fn a_client_without_the_certificate_that_the_server_wants_is_denied() {
 }
 
 #[tokio::test]
-async fn a_connection_over_tls_heals() {
+async fn a_connection_over_tls_reconnects() {
     let authority = Authority::new();
     let (mut server, port) = start(&authority, false);
     let rule = "ACL SETUSER user on >pass-word allkeys allcommands allchannels";
@@ -128,7 +128,7 @@ async fn assert_refused(builder: RedisBuilder, scheme: &str, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn what_is_no_certificate_is_refused_with_the_setting_that_is_wrong() {
+async fn an_invalid_certificate_is_refused_and_the_error_names_the_setting() {
     let (authority, another) = (Authority::new(), Authority::new());
     let (root, client, key) =
         (authority.pem("ca.pem"), authority.pem("client.pem"), authority.pem("client-key.pem"));
@@ -148,7 +148,7 @@ async fn what_is_no_certificate_is_refused_with_the_setting_that_is_wrong() {
         [(Vec::new(), "it is empty"), (garbage, "-----BEGIN"), (client.clone(), "it holds a certificate")]
     {
         let with = trusting(&authority).client_certificate(client.clone(), pem);
-        assert_refused(with, "rediss", &["the key of client_certificate is no private key", found]).await;
+        assert_refused(with, "rediss", &["the key of client_certificate is not a private key", found]).await;
     }
     let with = trusting(&authority).client_certificate(client, another.pem("client-key.pem"));
     assert_refused(with, "rediss", &["do not belong together"]).await;
@@ -156,7 +156,7 @@ async fn what_is_no_certificate_is_refused_with_the_setting_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_port_that_speaks_tls_and_one_that_does_not_are_told_apart() {
+async fn a_port_with_tls_and_a_port_without_tls_are_distinguished() {
     let authority = Authority::new();
     let (server, port) = start(&authority, false);
     let limit = Duration::from_secs(2);

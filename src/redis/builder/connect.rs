@@ -10,8 +10,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::RedisBuilder;
 use super::dialing::configuration_error;
+#[cfg(feature = "redis-sentinel")]
+use super::dialing::host;
 #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
-use super::dialing::{host, join};
+use super::dialing::join;
 use crate::backend::StorageError;
 use crate::printable::Chain;
 use crate::redis::agenda::Outages;
@@ -28,6 +30,7 @@ use crate::redis::replicas::ReplicatedConnection;
 use crate::redis::schema::Schema;
 #[cfg(feature = "redis-sentinel")]
 use crate::redis::sentinel::Sentinels;
+#[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
 use crate::redis::settings::invalid_setting;
 use crate::redis::subscriptions::Subscriptions;
 use crate::redis::{Inner, RedisBackend};

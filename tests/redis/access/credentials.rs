@@ -86,7 +86,7 @@ fn watch(backend: &RedisBackend) -> BoxStream<'static, Result<(), StorageError>>
 }
 
 /// Writes and waits until the watch has an item.
-async fn assert_heard(backend: &RedisBackend, watch: &mut BoxStream<'static, Result<(), StorageError>>) {
+async fn assert_notified(backend: &RedisBackend, watch: &mut BoxStream<'static, Result<(), StorageError>>) {
     within(async {
         loop {
             let _ = backend.put(&key("alice", "t1"), "data".into(), keep()).await;
@@ -117,7 +117,7 @@ async fn a_rotated_password_is_asked_for_at_the_next_connection_and_a_watch_goes
     put(&backend).await;
     let asked = vault.asked.load(Ordering::SeqCst);
     let mut watch = watch(&backend);
-    assert_heard(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
     assert!(vault.asked.load(Ordering::SeqCst) > asked, "the subscription has a connection of its own");
 
     for password in ["pass-word-2", "pass-word-3"] {
@@ -126,8 +126,8 @@ async fn a_rotated_password_is_asked_for_at_the_next_connection_and_a_watch_goes
         rotate(&server, password);
         put(&backend).await;
         // Two items: one may have been on its way.
-        assert_heard(&backend, &mut watch).await;
-        assert_heard(&backend, &mut watch).await;
+        assert_notified(&backend, &mut watch).await;
+        assert_notified(&backend, &mut watch).await;
         assert!(vault.asked.load(Ordering::SeqCst) >= asked + 2);
     }
     assert_hides_passwords((&backend, vault.builder()));
@@ -142,15 +142,15 @@ async fn the_password_of_the_default_user_is_rotated_too() {
     let backend = RedisBackend::builder().credentials(provide).connect(&server.url()).await.unwrap();
     put(&backend).await;
     let mut watch = watch(&backend);
-    assert_heard(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
     let url = format!("redis://:pass-word-1@127.0.0.1:{}", server.port);
     let mut admin = crate::support::redis::connection(&url);
     let _: Value = command(&mut admin, ["CONFIG", "SET", "requirepass", "pass-word-2"]);
     *password.lock().unwrap() = "pass-word-2";
     let _: Value = command(&mut admin, ["CLIENT", "KILL", "SKIPME", "yes"]);
     put(&backend).await;
-    assert_heard(&backend, &mut watch).await;
-    assert_heard(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
 }
 
 #[tokio::test]
@@ -223,14 +223,14 @@ async fn behind_sentinels_a_rotated_password_is_asked_for_too() {
     let backend = vault.builder().connect_sentinel(watched.sentinel_urls(), &url).await.unwrap();
     put(&backend).await;
     let mut watch = watch(&backend);
-    assert_heard(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
     let asked = vault.asked.load(Ordering::SeqCst);
     assert!(asked >= 2, "for calls and for the subscription");
     vault.set(Some("pass-word-2"));
     rotate(&watched.master, "pass-word-2");
     put(&backend).await;
-    assert_heard(&backend, &mut watch).await;
-    assert_heard(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
     assert!(vault.asked.load(Ordering::SeqCst) >= asked + 2);
     assert_hides_passwords(&backend);
 }
@@ -245,13 +245,13 @@ async fn in_a_cluster_a_rotated_password_is_asked_for_too() {
     let backend = vault.builder().connect_cluster(urls).await.unwrap();
     put(&backend).await;
     let mut watch = watch(&backend);
-    assert_heard(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
     let asked = vault.asked.load(Ordering::SeqCst);
     vault.set(Some("pass-word-2"));
     rotate_all("pass-word-2");
     put(&backend).await;
-    assert_heard(&backend, &mut watch).await;
-    assert_heard(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
+    assert_notified(&backend, &mut watch).await;
     assert!(vault.asked.load(Ordering::SeqCst) >= asked + 2);
     assert_hides_passwords(&backend);
 }
@@ -268,7 +268,7 @@ fn credentials_and_providers_do_not_print_the_password() {
 }
 
 #[tokio::test]
-async fn a_password_alone_is_the_one_of_the_default_user_whatever_user_the_url_names() {
+async fn a_password_without_a_user_is_that_of_the_default_user() {
     let server = Server::start(&["--requirepass", "pass-word"]);
     let url = format!("redis://nobody:wrong@127.0.0.1:{}", server.port);
     let provide = || ready(Ok::<_, std::io::Error>(Credentials::password("pass-word")));

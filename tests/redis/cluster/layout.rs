@@ -91,7 +91,7 @@ async fn a_malformed_redirection_is_quoted_and_the_command_was_not_run(#[case] s
 }
 
 #[tokio::test]
-async fn nodes_that_send_a_command_in_a_circle_are_unavailable_and_nothing_was_run() {
+async fn a_circle_of_redirections_is_unavailable_and_no_node_runs_the_command() {
     let circle = replying("MOVED 1234 :PORT").await;
     let backend = RedisBackend::builder().notifications(false).connect_cluster([circle.url()]).await.unwrap();
     let error = backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap_err();

@@ -245,7 +245,7 @@ async fn a_node_that_leaves_the_cluster_is_dropped_with_its_connections() {
 }
 
 #[test]
-fn the_layout_is_followed_on_another_runtime_than_the_one_on_which_it_was_begun() {
+fn the_slot_map_is_refreshed_on_another_runtime_after_the_first_one_shut_down() {
     let mut cluster = Cluster::start(3, 0);
     let runtime =
         || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

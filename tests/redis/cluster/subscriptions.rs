@@ -76,7 +76,7 @@ async fn hear(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn watches_hear_of_every_write_after_ten_failovers_and_when_the_demoted_node_leaves() {
+async fn watches_receive_every_write_after_ten_failovers_and_when_the_demoted_node_leaves() {
     let (buses, nodes) = Buses::start(4, &[]);
     let cluster = Cluster::join(nodes, 3);
     // The first node and the last fail over to each other.
