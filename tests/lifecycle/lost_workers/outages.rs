@@ -96,10 +96,20 @@ async fn found_after(backend: &RedisBackend, lease: Duration) -> Duration {
     renewed.elapsed()
 }
 
+/// Connects to a server. A busy machine may fail the first tries.
+async fn connect(server: &Server) -> RedisBackend {
+    loop {
+        match RedisBackend::connect(&server.url()).await {
+            Ok(backend) => return backend,
+            Err(error) => assert!(error.is_retryable(), "{error:?}"),
+        }
+    }
+}
+
 async fn survive_an_outage_of_two_leases(load: Load) {
     let Load { operations, argument_bytes, lease } = load;
     let server = Server::start(&[]);
-    let connect = async || RedisBackend::connect(&server.url()).await.unwrap();
+    let connect = async || connect(&server).await;
     let observers = [
         TaskStore::with_config(connect().await, patient(lease)),
         TaskStore::with_config(connect().await, patient(lease)),

@@ -64,12 +64,12 @@ async fn a_resumed_operation_receives_its_large_arguments(#[case] engine: Engine
     let store = engine.open_roomy().await;
     let (one, other) = (manager(&store.backend, LONG), manager(&store.backend, LONG));
     register(&one);
-    let mut told = register(&other);
+    let mut received = register(&other);
     let arguments = json!({ "frames": sized(LARGE, 'i') });
     let task = one.spawn_registered(&alice(), "wait", arguments.clone(), resume()).await.unwrap();
     within(one.shutdown()).await;
     assert_eq!(said(&ended(&other, &task.task_id).await), "attempt 2");
-    assert_eq!(within(told.recv()).await.unwrap(), (2, arguments));
+    assert_eq!(within(received.recv()).await.unwrap(), (2, arguments));
 }
 
 #[apply(on_every_engine)]

@@ -89,8 +89,8 @@ async fn an_overdue_task_is_returned_as_failed_while_the_engine_rejects_writes()
     assert_eq!((shown.task.status, shown.version), (TaskStatus::Failed, Version::FIRST));
     let page = tasks.list(&owner("alice"), PageRequest::new(9)).await.unwrap();
     assert_eq!((&page.tasks[0], &page.tasks[1].task), (&other, &shown.task));
-    let settled = tasks.get(&overdue.key).await.unwrap();
-    assert_eq!((settled.task.status, settled.version.get()), (TaskStatus::Failed, 2));
+    let ended = tasks.get(&overdue.key).await.unwrap();
+    assert_eq!((ended.task.status, ended.version.get()), (TaskStatus::Failed, 2));
 }
 
 #[tokio::test]
