@@ -21,6 +21,7 @@ mod worker;
 use std::time::Duration;
 
 use crate::support::deployment::Topology;
+use crate::support::heavy;
 use run::Run;
 
 /// The size of a run.
@@ -109,6 +110,7 @@ async fn worker_process() {
 
 /// Performs a run, prints its figures, and fails if a rule is broken.
 async fn survives(form: Form) {
+    let _heavy = heavy().await;
     let seed = seed();
     println!("chaos: CHAOS_SEED={seed}");
     let run = Run::start(form, seed).await;

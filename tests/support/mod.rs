@@ -289,6 +289,12 @@ impl Store {
     }
 }
 
+/// Waits for the other heavy tests of this program. A heavy test holds the guard, so that only one of them loads the machine.
+pub async fn heavy() -> tokio::sync::MutexGuard<'static, ()> {
+    static HEAVY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    HEAVY.lock().await
+}
+
 /// Returns all timers of a queue, with the times at which they fire.
 pub async fn timers(agenda: &dyn Agenda, queue: &Queue) -> Vec<Timer> {
     let (mut timers, mut after) = (Vec::new(), None);

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::faults::Fault::{self, *};
 use crate::support::deployment::Topology::{self, Cluster, One, Sentinels};
 use crate::support::deployment::Writes::{self, AreApplied, WaitForAReplica};
+use crate::support::heavy;
 
 /// How many faults are tested at the same time.
 const AT_ONCE: usize = 6;
@@ -96,6 +97,7 @@ const AT_LENGTH: &[Case] = &[
 
 /// Tests each fault. `FRESH_ONLY` names the faults to test, separated by commas.
 async fn all(cases: impl IntoIterator<Item = &Case>) {
+    let _heavy = heavy().await;
     let only = std::env::var("FRESH_ONLY").ok();
     let (room, mut testing) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
     for &(topology, writes, fault) in cases {
