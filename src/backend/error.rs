@@ -32,13 +32,13 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[non_exhaustive]
 pub enum StorageError {
     /// The record does not exist: it was never written, was deleted, or has expired.
-    #[error("no record at {}", .key)]
+    #[error("no record at {}", Printable(&.key.to_string()))]
     NotFound {
         /// The key of the record.
         key: TaskKey,
     },
     /// `put_if_version` found another version. Nothing was written.
-    #[error("version conflict at {}: expected {expected}, found {actual}", .key)]
+    #[error("version conflict at {}: expected {expected}, found {actual}", Printable(&.key.to_string()))]
     VersionConflict {
         /// The key of the record.
         key: TaskKey,
@@ -50,7 +50,7 @@ pub enum StorageError {
     /// The record is at [`Version::MAX`] and cannot be written again. Nothing was written. Delete the record to start again.
     #[error(
         "the record at {} is at the last version, {}, and cannot be written again; delete it to start again",
-        .key, Version::MAX
+        Printable(&.key.to_string()), Version::MAX
     )]
     VersionExhausted {
         /// The key of the record.
@@ -96,7 +96,7 @@ pub enum StorageError {
         reason: String,
     },
     /// The engine cannot read what is stored at the key. Nothing was written. `delete` removes the record.
-    #[error("corrupt record at {}: {}; repair or delete the record", .key, Printable(.reason))]
+    #[error("corrupt record at {}: {}; repair or delete the record", Printable(&.key.to_string()), Printable(.reason))]
     Corrupt {
         /// The key of the record.
         key: TaskKey,
