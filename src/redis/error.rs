@@ -46,8 +46,6 @@ enum Class {
 const NOT_PERMITTED: Class =
     Class::Denied("the user lacks a permission; grant those that docs/operations.md of mcp-task-store lists");
 
-/// The master has a write, and replicas that were to confirm it did not.
-
 /// Words in an error's text, and what they mean. Most are codes. A script's `redis.call` may wrap the code
 /// into the text of another one (6.2: `ERR Error running script … @user_script: 1: -OOM …`), and what a
 /// script may not do has no code on any version, so each is looked for anywhere in the text.
