@@ -56,22 +56,7 @@ fn parse(url: &str) -> Result<ConnectionInfo, String> {
     let Some((scheme, rest)) = url.split_once("://") else {
         return Err("has no `redis://` in front".to_owned());
     };
-    match scheme {
-        "redis" | "valkey" => {}
-        "rediss" | "valkeys" if cfg!(feature = "redis-tls") => {}
-        "rediss" | "valkeys" => {
-            return Err("asks for TLS, for which the feature `redis-tls` of mcp-task-store must be enabled"
-                .to_owned());
-        }
-        "unix" | "redis+unix" | "valkey+unix" => {
-            return Err(
-                "names a Unix socket, which is not supported; connect over TCP, or pass a connection of the \
-                        redis crate to `RedisBuilder::over`"
-                    .to_owned(),
-            );
-        }
-        _ => return Err("has a scheme that is neither `redis` nor `rediss`".to_owned()),
-    }
+    check_scheme(scheme)?;
     let behind = match rest.rsplit_once('@') {
         Some((user, behind)) => {
             check_user(user)?;
@@ -111,6 +96,23 @@ fn parse(url: &str) -> Result<ConnectionInfo, String> {
     }
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     Ok(info.set_redis_settings(settings))
+}
+
+/// Checks the scheme of a URL.
+fn check_scheme(scheme: &str) -> Result<(), String> {
+    let reason = match scheme {
+        "redis" | "valkey" => return Ok(()),
+        "rediss" | "valkeys" if cfg!(feature = "redis-tls") => return Ok(()),
+        "rediss" | "valkeys" => {
+            "asks for TLS, for which the feature `redis-tls` of mcp-task-store must be enabled"
+        }
+        "unix" | "redis+unix" | "valkey+unix" => {
+            "names a Unix socket, which is not supported; connect over TCP, or pass a connection of the redis crate to \
+             `RedisBuilder::over`"
+        }
+        _ => "has a scheme that is neither `redis` nor `rediss`",
+    };
+    Err(reason.to_owned())
 }
 
 /// Checks the text before the last `@`.
