@@ -94,7 +94,10 @@ async fn a_connection_that_stays_open_and_answers_nothing_is_replaced_after_a_ti
     let (mut failures, mut first) = (0, None);
     while let Err(error) = call.run(&backend).await {
         let first = *first.get_or_insert_with(Instant::now);
-        assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
+        assert!(
+            matches!(error, StorageError::Unavailable { .. } | StorageError::TooFewReplicas { .. }),
+            "{error:?}"
+        );
         let writes = matches!(call, Call::Put | Call::Schedule);
         assert_eq!(error.outcome_unknown(), writes, "it was sent: {error:?}");
         failures += 1;
