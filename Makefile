@@ -106,7 +106,7 @@ lua-check: ## check the Lua scripts with luacheck, warnings are failures
 	@if ! command -v luacheck >/dev/null; then
 		$(call install,lua-check,luacheck (https://github.com/lunarmodules/luacheck))
 	fi
-	luacheck --no-color lua
+	scripts/lua-check
 
 .PHONY: deny
 deny: ## check the dependencies with cargo-deny: licenses, duplicates, sources, and advisories where it can

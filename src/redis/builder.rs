@@ -31,7 +31,7 @@ use super::settings::{check_limit, check_replicas, check_size};
 use super::subscriptions::Subscriptions;
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
-use super::{Inner, RedisBackend, url};
+use super::{Deployment, RedisBackend, url};
 use crate::backend::{BoxError, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, StorageError};
 use crate::printable::Chain;
 
@@ -422,7 +422,7 @@ impl RedisBuilder {
     async fn start(self, way: Way, schema: Schema, deadline: Instant) -> Result<RedisBackend, StorageError> {
         let Way { link, bulk, clock, address, can_publish, is_given } = way;
         let listens = self.notifications && can_publish;
-        let backend = RedisBackend(Arc::new(Inner {
+        let backend = RedisBackend(Arc::new(Deployment {
             connection: link,
             bulk_connection: bulk,
             schema,

@@ -87,7 +87,7 @@ impl RedisBackend {
         match inner.connection.send(&PROBE.command(&Probe { probe: key.clone() }), &key, &in_flight).await {
             Ok(reply) => {
                 let failed = PROBE.decode(reply).map_err(|error| context.unexpected(error))?;
-                for (command, words) in failed.0 {
+                for (command, words) in failed.value.0 {
                     let (code, detail) = words.split_once(' ').unwrap_or((&words, ""));
                     let error = redis::make_extension_error(code.to_owned(), Some(detail.to_owned()));
                     lacking.note(&command, error);
