@@ -1,8 +1,9 @@
-//! The server that the official MCP conformance suite calls: the tools its `tasks-*` scenarios name, tasks in Redis.
+//! The server that the official MCP conformance suite calls. It has the tools that the suite's `tasks-*` scenarios name, and
+//! keeps its tasks in Redis.
 //!
-//! It keeps nothing of a task in the process but the operation that runs, and knows no sessions. So any number of
-//! instances that share one Redis can stand behind a proxy that sends each request to another of them.
-//! `make conformance` runs the suite against one instance, and against two behind such a proxy.
+//! An instance keeps nothing of a task in its process but the running operation, and has no sessions. So any number of instances
+//! that share one Redis can stand behind a proxy that sends each request to another instance. `make conformance` runs the suite
+//! on one instance, and on two instances behind such a proxy.
 
 use std::error::Error;
 use std::io;
@@ -11,10 +12,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use clap::Parser;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use mcp_task_store::{DurableTaskManager, OwnerId, RedisBackend, StoreConfig, TaskContext, TaskStore};
 use rmcp::handler::server::common::{schema_for_empty_input, schema_for_type};
 use rmcp::model::{
@@ -35,16 +34,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
 
-/// Serve the tools of the MCP conformance suite over streamable HTTP, their tasks in Redis.
+/// Serve the tools of the MCP conformance suite over streamable HTTP, with tasks in Redis.
 #[derive(Parser)]
 #[command(name = "conformance_server")]
 struct Options {
-    /// The port on 127.0.0.1; 0 picks a free one
+    /// The port on 127.0.0.1; 0 chooses a free one
     #[arg(long, default_value_t = 0)]
     port: u16,
-    /// Where the tasks are
+    /// The Redis that keeps the tasks
     #[arg(long, value_name = "URL", default_value = "redis://127.0.0.1:6379")]
     redis: String,
 }
@@ -61,11 +59,11 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Serves until SIGTERM or Ctrl-C, then lets the answers that are under way go out.
+/// Serves until SIGTERM or Ctrl-C. Responses that are under way then finish.
 async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let store = TaskStore::with_config(
         RedisBackend::connect(&options.redis).await?,
-        // All tasks are of one owner, and those of the runs before are still there.
+        // One owner has the tasks of all runs, and those of earlier runs may still exist.
         StoreConfig::new().max_tasks_per_owner(None),
     );
     let tasks = DurableTaskManager::new(store);
@@ -73,7 +71,7 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
 
     // A session would live in one instance, and the next request may reach another.
     let config = StreamableHttpServerConfig::default().with_legacy_session_mode(false);
-    let stop = config.cancellation_token.clone();
+    let streams = config.cancellation_token.clone();
     let sessions = Arc::new(NeverSessionManager::default());
     let mcp = StreamableHttpService::new(move || Ok(server.clone()), sessions, config);
 
@@ -81,35 +79,15 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
     println!("http://{}/mcp", listener.local_addr()?);
-
-    let mut connections = JoinSet::new();
-    loop {
-        let (stream, _) = tokio::select! {
-            accepted = listener.accept() => accepted?,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            Some(_) = connections.join_next() => continue,
-        };
-        let (mcp, stop) = (mcp.clone(), stop.clone());
-        connections.spawn(async move {
-            let answer = service_fn(|request| async { Ok::<_, io::Error>(mcp.handle(request).await) });
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-            tokio::pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection broke");
-            }
-        });
-    }
-    drop(listener);
-    stop.cancel();
-    connections.join_all().await;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        streams.cancel();
+    };
+    let app = Router::new().route_service("/mcp", mcp);
+    axum::serve(listener, app).with_graceful_shutdown(stop).await?;
     tasks.shutdown().await;
     Ok(())
 }
@@ -120,19 +98,19 @@ struct ConformanceServer {
     owner: OwnerId,
 }
 
-/// The tools that a client without the tasks extension cannot call: all that they answer with is a task.
+/// The tools that respond with a task only. A client without the tasks extension cannot call them.
 const TASK_REQUIRED: [&str; 4] = ["failing_job", "confirm_delete", "multi_input", "test_tool_with_task"];
 
 fn tools() -> Vec<Tool> {
     let nothing = schema_for_empty_input;
     vec![
-        Tool::new("greet", "Greets, at once", schema_for_type::<Greeting>()),
+        Tool::new("greet", "Greets at once", schema_for_type::<Greeting>()),
         Tool::new("slow_compute", "Computes for some seconds", schema_for_type::<Computation>()),
-        Tool::new("failing_job", "Runs for a second and reports an error of the tool", nothing()),
+        Tool::new("failing_job", "Runs for a second and returns an error of the tool", nothing()),
         Tool::new("protocol_error_job", "Fails with a JSON-RPC error", nothing()),
-        Tool::new("confirm_delete", "Deletes a file once that is confirmed", schema_for_type::<Deletion>()),
-        Tool::new("multi_input", "Asks for two values at once", nothing()),
-        Tool::new("test_tool_with_task", "Asks for a name, then greets in a task", nothing()),
+        Tool::new("confirm_delete", "Deletes a file after a confirmation", schema_for_type::<Deletion>()),
+        Tool::new("multi_input", "Requests two values at once", nothing()),
+        Tool::new("test_tool_with_task", "Requests a name, then greets in a task", nothing()),
     ]
 }
 
@@ -155,8 +133,8 @@ impl ServerHandler for ConformanceServer {
         call: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let knows_tasks = context.client_capabilities().is_some_and(|client| client.supports_tasks());
-        if !knows_tasks && TASK_REQUIRED.contains(&&*call.name) {
+        let supports_tasks = context.client_capabilities().is_some_and(|client| client.supports_tasks());
+        if !supports_tasks && TASK_REQUIRED.contains(&&*call.name) {
             let required = ClientCapabilities::builder().enable_tasks().build();
             return Err(ErrorData::missing_required_client_capability(required));
         }
@@ -165,13 +143,13 @@ impl ServerHandler for ConformanceServer {
             "greet" => Ok(greet(arguments(call.arguments)?).into()),
             "slow_compute" => {
                 let computation = arguments(call.arguments)?;
-                match knows_tasks {
+                match supports_tasks {
                     true => self.start(&context, tool, |task| slow_compute_task(computation, task)).await,
                     false => Ok(slow_compute(computation).await?.into()),
                 }
             }
             "failing_job" => self.start(&context, tool, |_| failing_job()).await,
-            "protocol_error_job" if knows_tasks => {
+            "protocol_error_job" if supports_tasks => {
                 self.start(&context, tool, |_| async { Err(protocol_error().into()) }).await
             }
             "protocol_error_job" => Err(protocol_error()),
@@ -180,12 +158,12 @@ impl ServerHandler for ConformanceServer {
                 self.start(&context, tool, |task| confirm_delete(deletion, task)).await
             }
             "multi_input" => self.start(&context, tool, multi_input).await,
-            "test_tool_with_task" => match name_among(call.input_responses.as_ref()) {
+            "test_tool_with_task" => match answered_name(call.input_responses.as_ref()) {
                 Some(name) => {
                     self.start(&context, tool, |_| async move { Ok(text(format!("Hello, {name}! (async)"))) })
                         .await
                 }
-                None => Ok(ask_for_a_name().into()),
+                None => Ok(request_name().into()),
             },
             unknown => Err(ErrorData::invalid_params(format!("there is no tool {unknown}"), None)),
         }
@@ -217,7 +195,7 @@ impl ServerHandler for ConformanceServer {
 }
 
 impl ConformanceServer {
-    /// Starts an operation as a task. Its handle goes out when the task is stored, not before.
+    /// Starts an operation as a task. The response leaves once the task is stored.
     async fn start<F>(
         &self,
         context: &RequestContext<RoleServer>,
@@ -262,7 +240,7 @@ async fn slow_compute_task(computation: Computation, task: TaskContext) -> Resul
     }
 }
 
-/// An error of the tool is a result: the task is completed, not failed.
+/// An error of the tool is a result, so the task is completed, not failed.
 async fn failing_job() -> Result<CallToolResult, TaskExit> {
     tokio::time::sleep(Duration::from_secs(1)).await;
     Ok(CallToolResult::error(vec![ContentBlock::text("the job failed, as it always does")]))
@@ -293,24 +271,24 @@ async fn multi_input(task: TaskContext) -> Result<CallToolResult, TaskExit> {
         task.request_input("input-a", question("The first value?")),
         task.request_input("input-b", question("The second value?")),
     )?;
-    // The suite answers with other fields than the one asked for, and wants the task completed.
+    // The suite answers with other fields than the requested one, and expects a completed task.
     let value = |answer| accepted(answer, "value").and_then(Value::as_str).unwrap_or("nothing").to_owned();
     Ok(text(format!("got {} and {}", value(&a), value(&b))))
 }
 
-fn ask_for_a_name() -> InputRequiredResult {
+fn request_name() -> InputRequiredResult {
     let field = PrimitiveSchemaDefinition::String(StringSchema::new());
-    let question = elicitation("Who is to be greeted?", "name", field);
+    let question = elicitation("Which name shall I greet?", "name", field);
     InputRequiredResult::from_input_requests([("user_name".to_owned(), question)].into())
 }
 
-fn name_among(responses: Option<&InputResponses>) -> Option<String> {
+fn answered_name(responses: Option<&InputResponses>) -> Option<String> {
     let name = accepted(responses?.get("user_name")?, "name")?;
     name.as_str().map(str::to_owned)
 }
 
-fn arguments<T: DeserializeOwned>(given: Option<JsonObject>) -> Result<T, ErrorData> {
-    serde_json::from_value(Value::Object(given.unwrap_or_default()))
+fn arguments<T: DeserializeOwned>(arguments: Option<JsonObject>) -> Result<T, ErrorData> {
+    serde_json::from_value(Value::Object(arguments.unwrap_or_default()))
         .map_err(|error| ErrorData::invalid_params(error.to_string(), None))
 }
 
@@ -327,7 +305,7 @@ fn elicitation(message: impl Into<String>, field: &str, schema: PrimitiveSchemaD
     }))
 }
 
-/// A field of an answer, unless the user declined.
+/// Returns a field of an answer, unless the user declined.
 fn accepted<'a>(answer: &'a Value, field: &str) -> Option<&'a Value> {
     (answer["action"] == "accept").then(|| answer["content"].get(field)).flatten()
 }

@@ -48,3 +48,6 @@ pub mod failures {}
 /// [operations.md]: crate::guide::operations
 #[doc = include_str!("../docs/scale.md")]
 pub mod scale {}
+
+#[cfg(test)]
+mod tests;

@@ -1,33 +1,63 @@
-//! Where servers of the Model Context Protocol (MCP) keep their long-running tasks.
+//! Durable tasks for servers of the Model Context Protocol (MCP).
 //!
-//! A server answers a slow `tools/call` with a *task handle*; the client polls the task, answers its questions,
-//! may cancel it (MCP Tasks extension, SEP-2663). Such a task must be stored before the client hears of it, and
-//! every instance of the server must be able to answer. Three layers, each of which knows only the one below:
+//! A server answers a slow `tools/call` with a *task handle*. The client polls the task, answers its questions, and may
+//! cancel it (MCP Tasks extension, SEP-2663). The task must be stored before the client receives the handle, and every instance
+//! of the server must be able to answer for it.
 //!
-//! * [`TaskStore`]: the lifecycle. Status machine, TTL, quotas, inputs, variables.
-//! * [`StorageBackend`]: the contract of an engine. Versioned records by owner and task. [`Agenda`] adds timers across
-//!   owners.
-//! * The engines: [`MemoryBackend`], and `RedisBackend` with the feature `redis`.
+//! # Layers
 //!
-//! For servers on the official SDK, the feature `rmcp` has a task manager on top, `DurableTaskManager`. Servers on the SDK
-//! `pmcp` find `PmcpTaskStore` and `PmcpTasksBackend` with the feature `pmcp`.
+//! Each layer knows only the one below it.
+//!
+//! * `DurableTaskManager` (feature `rmcp`), `PmcpTaskStore` and `PmcpTasksBackend` (feature `pmcp`) adapt the library to an SDK.
+//! * [`TaskStore`] is the lifecycle of tasks: status machine, TTL, quota, inputs, variables, leases.
+//! * [`StorageBackend`] is the contract of an engine: versioned records of one owner. [`Agenda`] adds timers across owners.
+//! * [`MemoryBackend`] and `RedisBackend` (feature `redis`) are engines.
+//!
+//! # Which type to start from
+//!
+//! | your server | start from |
+//! |---|---|
+//! | uses the official SDK, rmcp | `DurableTaskManager`, and [the guide to rmcp servers](guide::rmcp) |
+//! | uses pmcp or pmcp-tasks | `PmcpTaskStore` or `PmcpTasksBackend`, and [the guide to pmcp servers](guide::pmcp) |
+//! | has its own protocol code | [`TaskStore`], and [`Attempt`] for [workers with leases](guide::workers) |
+//! | stores tasks in another database | [`StorageBackend`], [`backend::engine`], and [how to write an engine](guide::engine) |
+//!
+//! [Operations](guide::operations) lists all settings, and [failures](guide::failures) says what a call reports when a server
+//! fails.
+//!
+//! # Examples
 //!
 //! ```
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use mcp_task_store::{MemoryBackend, NewTask, OwnerId, TaskStore};
 //! use serde_json::json;
 //!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let store = TaskStore::new(MemoryBackend::new());
-//! let owner = OwnerId::try_from("alice")?;
-//! let created = store.create(&owner, NewTask::new("tools/call")).await?;
+//! let alice = OwnerId::try_from("alice")?;
+//!
+//! // `tools/call`: once `create` returns, the task is stored and the client may receive its id.
+//! let created = store.create(&alice, NewTask::new("tools/call")).await?;
+//!
+//! // The work is done, on any instance.
 //! store.complete(&created, json!({ "content": [] })).await?;
-//! assert!(store.get(&created.key).await?.task.result.is_some());
+//!
+//! // `tasks/get`, on any instance.
+//! let task = store.get(&created.key).await?.task;
+//! assert!(task.status.is_terminal());
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The [README](https://crates.io/crates/mcp-task-store) has the key schema and the configuration.
+//! # Features
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `redis` | `RedisBackend` |
+//! | `redis-cluster`, `redis-sentinel`, `redis-tls` | Redis Cluster, a master behind Redis Sentinel, `rediss://` |
+//! | `rmcp` | `DurableTaskManager`, for the official SDK, rmcp 3 |
+//! | `pmcp` | `PmcpTaskStore` and `PmcpTasksBackend`, for pmcp 2 and pmcp-tasks 0.2 |
+//! | `conformance` | the contract as a test suite, for [engines of your own](guide::engine) |
 
 #![warn(missing_docs, unreachable_pub)]
 #![forbid(unsafe_code)]
@@ -45,6 +75,9 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backend;
+#[cfg(feature = "conformance")]
+#[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
+pub mod conformance;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -81,7 +114,7 @@ pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
 pub use task::{Lease, OnWorkerLost, Payload, PayloadKind, RpcError, Snapshot, StoredTask, Task, TaskStatus};
 
-/// The examples of the README compile.
+/// Compiles the examples of the README.
 #[cfg(all(doctest, feature = "redis", feature = "rmcp"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,4 +1,4 @@
-//! The memory engine: the contract read literally, in one file and without a server.
+//! The memory engine: the reference implementation of the contract, in one file and without a server.
 
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,8 +13,8 @@ use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
 use crate::backend::engine::{
-    Change, PageBounds, Timers, Watchers, check_part_count, check_parts, check_size, cursor, expiry_millis,
-    from_micros, from_millis, watch_by_notifications,
+    Change, PageBounds, Timers, Watchers, WriteMode, check_part_count, check_parts, check_size, cursor,
+    expiry_millis, from_micros, from_millis, watch_by_notifications,
 };
 use crate::backend::{
     Agenda, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry, ListedRecord, Next,
@@ -22,18 +22,17 @@ use crate::backend::{
     Record, StorageBackend, StorageError, Taken, TaskId, TaskKey, TimerPage, Version, Written,
 };
 
-/// Into how many shards the owners are spread, so that few calls wait for one another.
+/// How many shards hold the owners. Each shard has a lock of its own, so that few calls wait for each other.
 const SHARDS: usize = 16;
 
-/// How many expired records of a shard one insert drops at most, so that none pays for a mass expiry.
+/// How many expired records of a shard one insert drops at most, so that no insert pays for a mass expiry.
 const DROPPED_BY_A_WRITE: usize = 32;
 
-/// Keeps records in the memory of this process: for tests, examples, and servers whose tasks need not
-/// outlive them.
+/// Stores records in the memory of this process: for tests, examples, and servers whose tasks need not outlive the process.
 ///
-/// Clones share their records. Its clock is the wall clock at construction, carried on by the monotonic clock,
-/// so that a step of the wall clock expires nothing. Expired records give their memory back a few at a time
-/// as new ones are created, and all at once on [`cleanup_expired`](StorageBackend::cleanup_expired).
+/// Clones share their records. The engine's clock is the wall clock at construction, advanced by the monotonic clock, so
+/// that a step of the wall clock expires nothing. Each insert frees the memory of a few expired records, and
+/// [`cleanup_expired`](StorageBackend::cleanup_expired) frees all of them.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -66,21 +65,21 @@ struct Contents {
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
-/// Some of the owners, under one lock. An owner without records has no entry.
+/// Some of the owners, behind one lock. An owner without records has no entry.
 #[derive(Default)]
 struct Shard {
     owners: HashMap<OwnerId, Owner>,
-    /// The owners that hold a record which expires, by the earliest expiry of each.
+    /// The owners with a record that expires, by the earliest expiry of each.
     by_first_expiry: BTreeSet<(u64, OwnerId)>,
     watchers: Watchers<TaskKey>,
 }
 
-/// All records of an owner, and two orders of them: what the Redis engine keeps as hashes and in one index.
+/// The records of an owner, and two orders of them. The Redis engine keeps the same in hashes and one index.
 #[derive(Default)]
 struct Owner {
     tasks: HashMap<TaskId, Stored>,
     by_creation: BTreeMap<u64, TaskId>,
-    /// Only records that expire.
+    /// The records that expire.
     by_expiry: BTreeSet<(u64, TaskId)>,
 }
 
@@ -100,19 +99,15 @@ impl Stored {
     }
 
     fn read(&self) -> Record {
-        Record {
-            data: self.data.clone(),
-            version: self.version,
-            expires_at: self.expires_at.map(from_millis),
-            parts: self.parts.iter().map(|(name, data)| (name.clone(), data.len())).collect(),
-        }
+        let parts = self.parts.iter().map(|(name, data)| (name.clone(), data.len())).collect();
+        Record::new(self.data.clone(), self.version, self.expires_at.map(from_millis), parts)
     }
 }
 
-/// Applies a write to the parts that a record has.
+/// Applies the changes of a write to the parts of a record.
 ///
 /// # Errors
-/// `TooLarge` for more parts than a record may have; then the parts are as they were.
+/// `TooLarge` for more parts than a record may have. The parts are then unchanged.
 fn change_parts(parts: &mut BTreeMap<PartName, Bytes>, changes: PartChanges) -> Result<(), StorageError> {
     let changed = |name: &PartName| changes.get(name);
     let kept = parts.keys().filter(|name| changed(name).is_none()).count();
@@ -127,15 +122,20 @@ fn change_parts(parts: &mut BTreeMap<PartName, Bytes>, changes: PartChanges) -> 
     Ok(())
 }
 
-/// Moves a member of an order by expiry. One whose expiry is what it was costs nothing.
-fn reorder<T: Clone + Ord>(order: &mut BTreeSet<(u64, T)>, member: &T, was: Option<u64>, is: Option<u64>) {
-    if was == is {
+/// Moves a member of an order by expiry. An unchanged expiry costs nothing.
+fn reorder<T: Clone + Ord>(
+    order: &mut BTreeSet<(u64, T)>,
+    member: &T,
+    before: Option<u64>,
+    after: Option<u64>,
+) {
+    if before == after {
         return;
     }
-    if let Some(at) = was {
+    if let Some(at) = before {
         order.remove(&(at, member.clone()));
     }
-    if let Some(at) = is {
+    if let Some(at) = after {
         order.insert((at, member.clone()));
     }
 }
@@ -145,12 +145,12 @@ impl Owner {
         self.by_expiry.first().map(|(at, _)| *at)
     }
 
-    /// What has expired and is still held.
+    /// Returns the records that have expired and are still held.
     fn due(&self, now_ms: u64) -> impl Iterator<Item = &TaskId> {
         self.by_expiry.iter().take_while(move |(at, _)| *at <= now_ms).map(|(_, task)| task)
     }
 
-    /// Puts a new record in, over an expired one if that is still held.
+    /// Inserts a new record. Replaces an expired record that is still held.
     fn insert(&mut self, task: &TaskId, stored: Stored) {
         let (created_at, expires_at) = (stored.created_at, stored.expires_at);
         let expired = self.tasks.insert(task.clone(), stored);
@@ -174,8 +174,8 @@ impl Shard {
         self.owners.get_mut(&key.owner)?.tasks.get_mut(&key.task).filter(|stored| stored.is_live(now_ms))
     }
 
-    /// Every change of what an owner holds or of when it expires goes through here: the order of the owners
-    /// follows, and an owner that is left without records goes.
+    /// Changes the records of an owner or their expiry. Every such change calls this method: it updates the order of the
+    /// owners, and removes an owner without records.
     fn change<T>(&mut self, owner: &OwnerId, change: impl FnOnce(&mut Owner) -> T) -> T {
         let mut held = match self.owners.entry(owner.clone()) {
             Entry::Occupied(held) => held,
@@ -199,7 +199,7 @@ impl Shard {
                 let due: Vec<_> = owner.due(now_ms).take(most - dropped).cloned().collect();
                 due.iter().filter_map(|task| owner.remove(task)).count()
             });
-            // Never, as long as the orders are right. If they were not, this must not spin under the lock.
+            // Happens only if the orders are wrong. The loop must not spin while it holds the lock.
             if of_owner == 0 {
                 break;
             }
@@ -209,27 +209,27 @@ impl Shard {
     }
 }
 
-/// No code panics while it holds the lock, so a poisoned one holds whole records.
+/// No code panics while it holds the lock, so a poisoned lock holds whole records.
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl MemoryBackend {
-    /// An empty store.
+    /// Creates an engine without records.
     pub fn new() -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started = Instant::now();
         Self::with_clock(SHARDS, move || (wall + started.elapsed()).as_micros() as u64)
     }
 
-    /// The same with another maximum value size, in bytes; 1 MiB unless set.
+    /// Sets the largest data of a record in bytes, 1 MiB unless set.
     #[must_use]
     pub fn max_value_bytes(mut self, max: usize) -> Self {
         self.max_value_bytes = max;
         self
     }
 
-    /// The same with another maximum size of a part, in bytes; 4 MiB unless set.
+    /// Sets the largest part in bytes, 4 MiB unless set.
     #[must_use]
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;
@@ -255,15 +255,15 @@ impl MemoryBackend {
         (self.contents.clock)() / 1000
     }
 
-    /// All that a call on one owner locks.
+    /// Locks the shard of an owner. A call on one owner locks nothing else.
     fn shard(&self, owner: &OwnerId) -> MutexGuard<'_, Shard> {
         lock(
             &self.contents.shards[self.contents.hasher.hash_one(owner) as usize % self.contents.shards.len()],
         )
     }
 
-    /// Drops expired records of the next shard in turn, so that those of owners who write no more go too. One that is
-    /// in use is left to a later insert: two inserts that waited for each other's shard would wait for ever.
+    /// Drops expired records of the next shard in turn, so that the memory of owners without further writes is freed too.
+    /// Skips a shard that is locked: two inserts that wait for each other's shard would never end.
     fn sweep_another(&self, now_ms: u64) {
         let next = self.contents.next_swept.fetch_add(1, Ordering::Relaxed) % self.contents.shards.len();
         if let Ok(mut shard) = self.contents.shards[next].try_lock() {
@@ -271,73 +271,72 @@ impl MemoryBackend {
         }
     }
 
-    /// Both writes: `expected` is `None` for an unconditional one.
+    /// The write behind `put` and `put_if_version`.
     fn write(
         &self,
         key: &TaskKey,
         data: Bytes,
         options: PutOptions,
-        expected: Option<Version>,
+        mode: WriteMode,
     ) -> Result<Written, StorageError> {
         check_size(&data, self.max_value_bytes)?;
         check_parts(&options.parts, self.max_part_bytes)?;
-        let notifies = options.notifies();
-        let duration = expiry_millis(options.expiry)?;
+        let (notifies, millis) = (options.notifies(), expiry_millis(options.expiry)?);
         let mut shard = self.shard(&key.owner);
         let now_us = (self.contents.clock)();
-        let now_ms = now_us / 1000;
-        let expiry_after = |before: Option<u64>| match options.expiry {
+        let expiry_after = |before| match options.expiry {
             Expiry::Keep => before,
             Expiry::Never => None,
-            Expiry::After(_) => duration.map(|duration| now_ms + 1 + duration),
+            Expiry::After(_) => millis.map(|millis| now_us / 1000 + 1 + millis),
         };
 
-        let (version, expires_at) = match (shard.live(key, now_ms), expected) {
-            (Some(live), Some(expected)) if live.version != expected => {
-                return Err(StorageError::VersionConflict {
-                    key: key.clone(),
-                    expected,
-                    actual: live.version,
-                });
-            }
-            // In place; an order is touched only where the expiry is another one now.
-            (Some(live), _) => {
-                let Some(version) = live.version.next() else {
-                    return Err(StorageError::VersionExhausted { key: key.clone() });
-                };
+        let live = shard.live(key, now_us / 1000);
+        let version = mode.next_version(key, live.as_ref().map(|live| live.version))?;
+        let expires_at = match live {
+            Some(live) => {
                 change_parts(&mut live.parts, options.parts)?;
-                let (was, is) = (live.expires_at, expiry_after(live.expires_at));
-                (live.data, live.version, live.expires_at) = (data, version, is);
-                if was != is {
-                    shard.change(&key.owner, |owner| reorder(&mut owner.by_expiry, &key.task, was, is));
+                let (before, after) = (live.expires_at, expiry_after(live.expires_at));
+                (live.data, live.version, live.expires_at) = (data, version, after);
+                if before != after {
+                    shard.change(&key.owner, |owner| reorder(&mut owner.by_expiry, &key.task, before, after));
                 }
-                (version, is)
+                after
             }
-            (None, Some(expected)) if expected != Version::ABSENT => {
-                return Err(StorageError::NotFound { key: key.clone() });
-            }
-            (None, _) => {
-                let owner = shard.owners.get(&key.owner);
-                if let Some(quota) = options.quota {
-                    check_quota(&key.owner, owner, quota, now_ms)?;
-                }
-                let newest = owner.and_then(|owner| owner.by_creation.last_key_value());
-                let created_at = newest.map_or(now_us, |(newest, _)| now_us.max(newest + 1));
-                let (version, expires_at) = (Version::FIRST, expiry_after(None));
-                shard.drop_expired(now_ms, DROPPED_BY_A_WRITE);
-                self.sweep_another(now_ms);
+            None => {
                 let mut parts = BTreeMap::new();
                 change_parts(&mut parts, options.parts)?;
-                let stored = Stored { data, version, expires_at, created_at, parts };
-                shard.change(&key.owner, |owner| owner.insert(&key.task, stored));
-                (version, expires_at)
+                let stored =
+                    Stored { data, version, expires_at: expiry_after(None), created_at: now_us, parts };
+                self.insert(&mut shard, key, stored, options.quota)?
             }
-        };
-        let expires_at = expires_at.map(from_millis);
+        }
+        .map(from_millis);
         if notifies {
             shard.watchers.notify(key, Change::Written(expires_at));
         }
-        Ok(Written { version, expires_at })
+        Ok(Written::new(version, expires_at))
+    }
+
+    /// Inserts a new record, within the owner's quota. Returns when it expires.
+    fn insert(
+        &self,
+        shard: &mut Shard,
+        key: &TaskKey,
+        mut stored: Stored,
+        quota: Option<u64>,
+    ) -> Result<Option<u64>, StorageError> {
+        let (now_ms, owner) = (stored.created_at / 1000, shard.owners.get(&key.owner));
+        if let Some(quota) = quota {
+            check_quota(&key.owner, owner, quota, now_ms)?;
+        }
+        if let Some((newest, _)) = owner.and_then(|owner| owner.by_creation.last_key_value()) {
+            stored.created_at = stored.created_at.max(newest + 1);
+        }
+        shard.drop_expired(now_ms, DROPPED_BY_A_WRITE);
+        self.sweep_another(now_ms);
+        let expires_at = stored.expires_at;
+        shard.change(&key.owner, |owner| owner.insert(&key.task, stored));
+        Ok(expires_at)
     }
 }
 
@@ -346,7 +345,7 @@ fn check_quota(id: &OwnerId, owner: Option<&Owner>, quota: u64, now_ms: u64) -> 
     if held < quota {
         return Ok(());
     }
-    // Walks what has expired and is still held, seldom much, and never the live ones.
+    // Counts the expired records that are still held, which are few. It never walks the live ones.
     let live = held - owner.map_or(0, |owner| owner.due(now_ms).count() as u64);
     if live < quota {
         return Ok(());
@@ -388,11 +387,11 @@ impl StorageBackend for MemoryBackend {
             return Err(StorageError::NotFound { key: key.clone() });
         };
         let version = live.version;
-        Ok(live.parts.get(name).map(|data| Part { data: data.clone(), version }))
+        Ok(live.parts.get(name).map(|data| Part::new(data.clone(), version)))
     }
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        self.write(key, data, options, None)
+        self.write(key, data, options, WriteMode::Upsert)
     }
 
     async fn put_if_version(
@@ -402,7 +401,7 @@ impl StorageBackend for MemoryBackend {
         options: PutOptions,
         expected: Version,
     ) -> Result<Written, StorageError> {
-        self.write(key, data, options, Some(expected))
+        self.write(key, data, options, WriteMode::expecting(expected))
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
@@ -460,7 +459,7 @@ impl StorageBackend for MemoryBackend {
     }
 }
 
-/// How many owners a page holds at least, unless it is the last one.
+/// How many owners a page holds at least, unless it is the last page.
 const OWNERS: usize = 256;
 
 #[async_trait]
@@ -486,7 +485,7 @@ impl Agenda for MemoryBackend {
         self.contents.timers.wakeups(queues)
     }
 
-    /// The cursor is the shard that comes next.
+    /// The cursor is the number of the next shard.
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
         let shard = match after {
             Some(cursor) => cursor.as_str().parse().ok().filter(|shard| *shard < self.contents.shards.len()),

@@ -1,5 +1,6 @@
-//! A task as it is stored: canonical JSON, in the words of the MCP Tasks extension.
+//! A task as it is stored: canonical JSON, with the field names of the MCP Tasks extension.
 
+pub(crate) mod adapter;
 pub(crate) mod exact;
 pub(crate) mod payload;
 pub(crate) mod snapshot;
@@ -13,34 +14,35 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::backend::{Expiry, TaskId};
+use adapter::AdapterState;
 use exact::ExactIntegers;
 use payload::HeldParts;
 pub use payload::{Payload, PayloadKind};
 pub use snapshot::{Snapshot, StoredTask};
 
-/// Where a task stands (MCP Tasks extension, SEP-2663, "Task Status").
+/// The status of a task (MCP Tasks extension, SEP-2663, "Task Status").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskStatus {
-    /// The server works on it.
+    /// The server works on the task.
     Working,
-    /// It waits for the client to answer at least one request.
+    /// The task waits for the client to answer at least one request.
     InputRequired,
-    /// It has a result. Terminal.
+    /// The task has a result. Terminal.
     Completed,
-    /// It ended with an error. Terminal.
+    /// The task ended with an error. Terminal.
     Failed,
-    /// It was cancelled. Terminal.
+    /// The task was cancelled. Terminal.
     Cancelled,
 }
 
 impl TaskStatus {
-    /// Whether the task never changes any more.
+    /// Returns whether a task with this status has ended. Such a task never changes.
     pub const fn is_terminal(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
-    /// The status as it stands on the wire.
+    /// Returns the status as JSON messages spell it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Working => "working",
@@ -58,71 +60,78 @@ impl fmt::Display for TaskStatus {
     }
 }
 
-/// Who works on a task, and until when it need not say so again.
+/// The lease of a task: which worker holds it, and when it lapses unless the worker renews it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Lease {
-    /// The store that holds it, by a random id; `None` while the task waits for a worker.
+    /// The random id of the store that holds the lease; `None` while the task waits for a worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
-    /// How many times work on the task was begun: 1, 2, 3, …; 0 before the first time.
+    /// The number of the attempt: 1, 2, 3, …; 0 before the first attempt.
     pub attempt: u32,
-    /// How many of its attempts ended because the worker was lost. A [release](crate::Attempt::release) does not count.
+    /// How many attempts ended because the worker was lost. A [release](crate::Attempt::release) does not count.
     #[serde(default, skip_serializing_if = "is_none_lost")]
     pub losses: u32,
-    /// How many times its holder has renewed it. An observer that sees the number grow knows that the holder lives.
+    /// How many times the holder has renewed the lease. If the number grows, the holder lives.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub renewals: u64,
-    /// For how many milliseconds each renewal makes it last. Observers go by this, not by a setting of their own.
+    /// How many milliseconds the lease lasts from each renewal. Other instances use this duration, not their own setting.
     pub duration_ms: u64,
-    /// When it lapses unless it is renewed, by the engine's clock. Without a holder, the earliest time at which the next
-    /// attempt is to begin.
+    /// When the lease lapses unless the holder renews it, by the engine's clock. Without a holder: the earliest start of the
+    /// next attempt.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
-    /// Fields of later versions of this crate. They are kept as long as the same attempt holds the lease; the next lease
-    /// of the task begins without them.
+    /// Fields of later versions of this crate. They are kept while the same attempt holds the lease. The next lease of the task
+    /// starts without them.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Lease {
-    /// Whether somebody holds it at this time of the engine's clock. One whose deadline is further ahead than a renewal
-    /// could have set it counts as lapsed: the clock was set back since.
+    /// Returns whether somebody holds the lease at this time of the engine's clock. A deadline that is further ahead than a
+    /// renewal can set it counts as lapsed, because the clock was set back since.
     pub fn is_live(&self, now: DateTime<Utc>) -> bool {
         self.holder.is_some() && now < self.deadline && self.deadline <= now + self.duration()
     }
 
-    /// For how long each renewal makes it last.
+    /// Returns how long the lease lasts from each renewal.
     pub fn duration(&self) -> Duration {
-        // No time of a clock is further ahead than this, and sums with it stay in range.
+        // A longer duration has no meaning, and a sum with this one stays in range.
         const LONGEST_MS: u64 = Expiry::MAX.as_millis() as u64;
         Duration::from_millis(self.duration_ms.min(LONGEST_MS))
     }
 }
 
-/// What becomes of a task whose worker is lost.
+/// What becomes of a task when its worker is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OnWorkerLost {
-    /// It fails, so that no client polls for ever.
+    /// The task fails, so that no client polls for ever.
     #[default]
     Fail,
-    /// Its operation is run again by an instance that knows it by name, until it has lost as many workers as
-    /// [it may](Task::max_attempts).
+    /// An instance that knows the operation by name runs it again, until the task has lost as many workers as
+    /// [allowed](Task::max_attempts).
     Resume,
 }
 
-/// A JSON-RPC error object (<https://www.jsonrpc.org/specification#error_object>), with which a task failed.
+/// The JSON-RPC error object (<https://www.jsonrpc.org/specification#error_object>) of a failed task.
+///
+/// ```
+/// use mcp_task_store::RpcError;
+/// use serde_json::json;
+///
+/// let error = RpcError::new(-32000, "out of paper").with_data(json!({ "tray": 2 }));
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RpcError {
-    /// A number that says what kind of error it is.
+    /// The number of the kind of error.
     pub code: i64,
-    /// One sentence.
+    /// A sentence that describes the error.
     pub message: String,
-    /// More about it.
+    /// More information, for programs.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub data: Option<Value>,
     /// Fields of later versions of this crate. They are kept.
@@ -131,12 +140,12 @@ pub struct RpcError {
 }
 
 impl RpcError {
-    /// An error without data.
+    /// Returns an error without data.
     pub fn new(code: i64, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), data: None, extra: Map::new() }
     }
 
-    /// The same error with data: more about it, for programs.
+    /// Adds data: more information, for programs.
     pub fn with_data(mut self, data: Value) -> Self {
         self.data = Some(data);
         self
@@ -145,83 +154,101 @@ impl RpcError {
 
 /// A task, as any instance of the server reads it.
 ///
-/// Stored as JSON with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order in
-/// which they stand here. Fields that this version does not know are kept in [`extra`](Self::extra), in that of the
-/// [`Lease`] and in that of the [`RpcError`], and written back. An integer that a [`Value`] cannot hold reads as a
-/// floating point number, and a store writes it back digit by digit as long as nobody gives the field another value.
-/// The JSON leaves out a payload that is [stored](Payload::Stored) as a part of the record: that the
-/// record has the part `input`, `output` or `checkpoint` says that the task has the payload.
+/// A record holds the task as JSON, with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order of
+/// this struct. Three rules keep records readable across versions and languages:
+///
+/// * Fields that this version does not know are kept in [`extra`](Self::extra), in the `extra` of the [`Lease`] and in the
+///   `extra` of the [`RpcError`], and written back.
+/// * An integer that a [`Value`] cannot hold reads as a floating point number. A store writes it back digit by digit, unless a
+///   caller replaces it.
+/// * The JSON leaves out a payload that is [stored](Payload::Stored) as the part `input`, `output` or `checkpoint` of the record.
+///   The part itself shows that the task has the payload.
+///
+/// ```
+/// use mcp_task_store::{Task, TaskStatus};
+///
+/// let json = r#"{
+///     "taskId": "t1", "status": "working", "ttlMs": null, "method": "tools/call",
+///     "createdAt": "2026-01-31T12:00:00.000Z", "lastUpdatedAt": "2026-01-31T12:00:01.250Z"
+/// }"#;
+/// let task: Task = serde_json::from_str(json)?;
+/// assert_eq!((task.status, task.deadline()), (TaskStatus::Working, None));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Task {
-    /// The task's id.
+    /// The id of the task.
     pub task_id: TaskId,
-    /// Where it stands.
+    /// The status.
     pub status: TaskStatus,
-    /// A sentence for people about where it stands.
+    /// A sentence for people about the state of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_message: Option<String>,
-    /// When it was created, by the engine's clock.
+    /// When the task was created, by the engine's clock.
     #[serde(with = "rfc3339_millis")]
     pub created_at: DateTime<Utc>,
-    /// When it was last changed, by the engine's clock.
+    /// When the task was last changed, by the engine's clock.
     #[serde(with = "rfc3339_millis")]
     pub last_updated_at: DateTime<Utc>,
-    /// For how many milliseconds from creation the task may run; `null` is unlimited.
+    /// How many milliseconds the task may run, counted from its creation; `null` is unlimited.
     pub ttl_ms: Option<u64>,
     /// How many milliseconds a client should wait between two polls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_interval_ms: Option<u64>,
-    /// The method that was called, `tools/call` for instance.
+    /// The method of the call, for example `tools/call`.
     pub method: String,
-    /// The arguments that it was called with; an inline `null` if there are none.
+    /// The arguments of the call; an inline `null` if there are none.
     #[serde(with = "payload::required")]
     #[serde(default = "payload::required::absent", skip_serializing_if = "payload::required::is_left_out")]
     pub arguments: Payload,
-    /// Requests to the client that wait for an answer, by key.
+    /// The open requests to the client, by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub input_requests: BTreeMap<String, Value>,
     /// The client's answers so far, by the key of their request.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub input_responses: BTreeMap<String, Value>,
-    /// The requests of those answers, kept only where another attempt may make them again.
+    /// The requests of those answers, if another attempt may make them again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub answered_requests: BTreeMap<String, Value>,
-    /// Whether the client asked to cancel. The operation decides how the task ends.
+    /// Whether the client requested a cancel. The operation decides how the task ends.
     #[serde(default, skip_serializing_if = "is_false")]
     pub cancel_requested: bool,
-    /// What the worker keeps for the next attempt. A task that has ended has none.
+    /// What the worker stores for the next attempt. A task that has ended has none.
     #[serde(default, skip_serializing_if = "payload::optional::is_left_out", with = "payload::optional")]
     pub checkpoint: Option<Payload>,
-    /// The result, once completed.
+    /// The result of a completed task.
     #[serde(default, skip_serializing_if = "payload::optional::is_left_out", with = "payload::optional")]
     pub result: Option<Payload>,
-    /// The error, once failed.
+    /// The error of a failed task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<RpcError>,
-    /// Who works on it. A task that nobody works on under a lease, or that has ended, has none.
+    /// The lease. A task has none if it was created without a worker, or has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
-    /// The operation by the name under which instances know it.
+    /// The name under which the instances know the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// What becomes of it when its worker is lost.
+    /// What becomes of the task when its worker is lost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_worker_lost: OnWorkerLost,
-    /// How many workers may be lost before the task fails, if it can resume; `None` is 3.
+    /// How many workers a task that can resume may lose before it fails; `None` is 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
-    /// What the server keeps with the task for itself.
+    /// Values that the server stores with the task for its own use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, Value>,
-    /// The ids of the last writes, newest last, by which a writer finds out whether its write was applied.
+    /// What an adapter for another SDK keeps with the task.
+    #[serde(default, skip_serializing_if = "AdapterState::is_empty")]
+    pub(crate) adapter: AdapterState,
+    /// The ids of the last writes, newest last. A writer finds its id here if its write was applied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) write_ids: Vec<String>,
     /// Which payloads are parts of the record, as it was read or written last.
     #[serde(skip)]
     pub(crate) held_parts: HeldParts,
-    /// The integers of its record that a [`Value`] alters.
+    /// The integers of the record that a [`Value`] alters.
     #[serde(skip)]
     pub(crate) exact: ExactIntegers,
     /// Fields of later versions of this crate.
@@ -245,14 +272,14 @@ impl Task {
         Ok(self.exact.restore(json))
     }
 
-    /// When the TTL has elapsed; `None` for never.
+    /// Returns when the TTL elapses; `None` for never.
     pub fn deadline(&self) -> Option<DateTime<Utc>> {
         let ttl = i64::try_from(self.ttl_ms?).ok().and_then(chrono::TimeDelta::try_milliseconds)?;
         self.created_at.checked_add_signed(ttl)
     }
 }
 
-/// A `null` that is there is a value, not a missing one.
+/// An explicit `null` is a value.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
 }

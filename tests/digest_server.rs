@@ -17,25 +17,41 @@ use tempfile::TempDir;
 /// Where the example looks for the URL of a Redis.
 const REDIS_VARIABLE: &str = "DIGEST_SERVER_REDIS_URL";
 
-/// The example, built with the features of this test: a run of this file alone would not build it.
+/// The features of this build. A build of the example with the same features reuses everything that `cargo test` has compiled.
+const FEATURES: [(&str, bool); 7] = [
+    ("pmcp", cfg!(feature = "pmcp")),
+    ("redis", cfg!(feature = "redis")),
+    ("redis-cluster", cfg!(feature = "redis-cluster")),
+    ("redis-sentinel", cfg!(feature = "redis-sentinel")),
+    ("redis-tests", cfg!(feature = "redis-tests")),
+    ("redis-tls", cfg!(feature = "redis-tls")),
+    ("rmcp", cfg!(feature = "rmcp")),
+];
+
+/// Builds the example, because `cargo test --test digest_server` does not. Returns its executable.
+fn build() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().unwrap().parent().unwrap();
+    let features: Vec<&str> = FEATURES.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--example", "digest_server", "--features", &features.join(",")]);
+    build.arg("--target-dir").arg(profile.parent().unwrap());
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
+    profile.join("examples").join(format!("digest_server{}", std::env::consts::EXE_SUFFIX))
+}
+
 fn digest_server() -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let program = PROGRAM.get_or_init(|| {
-        let features = if cfg!(feature = "redis-tests") { "redis-tests,rmcp" } else { "rmcp" };
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", "digest_server", "--features", features]);
-        assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-        let test = std::env::current_exe().unwrap();
-        let profile = test.parent().unwrap().parent().unwrap();
-        profile.join("examples").join(format!("digest_server{}", std::env::consts::EXE_SUFFIX))
-    });
-    let mut command = Command::new(program);
+    let mut command = Command::new(PROGRAM.get_or_init(build));
     command.env_remove(REDIS_VARIABLE);
     command
 }
 
-/// The story of a folder, told quickly.
-fn story(folder: &Path) -> Command {
+/// The demonstration for a folder, at a fast pace.
+fn demonstration(folder: &Path) -> Command {
     let mut command = digest_server();
     command.arg(folder).args(["--seconds", "1"]);
     command
@@ -58,14 +74,14 @@ fn folder(count: usize) -> TempDir {
     folder
 }
 
-/// How many files of a folder are digested beside the plain ones.
+/// How many files of a folder are digested in addition to the plain ones.
 const AWKWARD: usize = 9;
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// The one line that a failing run writes to standard error.
+/// Returns the one line that a failing run writes to standard error.
 fn only_line_of_stderr(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
@@ -73,12 +89,12 @@ fn only_line_of_stderr(output: &Output) -> String {
     text
 }
 
-/// Every step has come out; `killed` and `stopped` are how the servers ended. Returns the digest.
+/// Asserts that every step has succeeded. `killed` and `stopped` say how the servers ended. Returns the digest.
 fn assert_all_steps(output: &Output, files: usize, killed: &str, stopped: &str) -> String {
     let text = stdout(output);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && stderr.is_empty(), "{text}{stderr}");
-    // No progress bar where there is no terminal.
+    // Without a terminal there is no progress bar.
     assert!(!text.contains(['\r', '\u{1b}']), "{text}");
     let steps = [
         format!("{files} files under "),
@@ -90,15 +106,15 @@ fn assert_all_steps(output: &Output, files: usize, killed: &str, stopped: &str) 
         "cancelled on server 2: stopped after ".to_owned(),
         "called on server 1, answered on server 2: ".to_owned(),
         format!("server 1 {killed}, with a lease of 3 s on task "),
-        "taken up ".to_owned(),
+        "resumed ".to_owned(),
         format!("polled on server 2: completed by server 2, attempt 2: {files} files, "),
         "server 3 at http://127.0.0.1:".to_owned(),
         "called on server 2, polled on server 3: ".to_owned(),
         format!("server 2 {stopped}: its lease is released"),
-        "taken up ".to_owned(),
+        "resumed ".to_owned(),
         format!("polled on server 3: completed by server 3, attempt 2: {files} files, "),
         format!("server 3 {stopped}"),
-        format!("each digest is the one that sha256sum gives over the {files} files: "),
+        format!("each digest equals that of sha256sum over the {files} files: "),
     ];
     let mut lines = text.lines();
     for step in &steps {
@@ -111,7 +127,7 @@ fn assert_all_steps(output: &Output, files: usize, killed: &str, stopped: &str) 
     text.trim_end().rsplit(' ').next().unwrap().to_owned()
 }
 
-const IN_MEMORY: (&str, &str) = ("was dropped with its runtime", "was told to stop, and did");
+const IN_MEMORY: (&str, &str) = ("was dropped with its runtime", "received the signal to stop and ended");
 
 #[test]
 fn without_redis_a_task_is_answered_cancelled_and_resumed_across_servers() {
@@ -121,11 +137,11 @@ fn without_redis_a_task_is_answered_cancelled_and_resumed_across_servers() {
         use std::os::unix::ffi::OsStrExt;
         let not_utf8 = std::ffi::OsStr::from_bytes(b"caf\xe9");
         std::fs::write(folder.path().join(not_utf8), "latin 1").unwrap();
-        // Neither is a file: a folder behind a link, and a socket.
+        // A link to a folder and a socket are not files.
         std::os::unix::fs::symlink("nested", folder.path().join("link")).unwrap();
         drop(std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap());
     }
-    let output = story(folder.path()).output().unwrap();
+    let output = demonstration(folder.path()).output().unwrap();
     let files = 20 + AWKWARD + usize::from(cfg!(unix));
     let digest = assert_all_steps(&output, files, IN_MEMORY.0, IN_MEMORY.1);
     if cfg!(target_os = "linux") {
@@ -137,29 +153,30 @@ fn without_redis_a_task_is_answered_cancelled_and_resumed_across_servers() {
 }
 
 #[test]
-fn a_single_file_is_enough() {
+fn a_folder_with_one_file_is_digested() {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("one"), "1").unwrap();
-    let output = story(folder.path()).output().unwrap();
+    let output = demonstration(folder.path()).output().unwrap();
     assert_all_steps(&output, 1, IN_MEMORY.0, IN_MEMORY.1);
 }
 
 #[test]
-fn a_digest_that_is_not_the_one_of_sha256sum_is_one_clear_line() {
+fn a_digest_that_differs_from_that_of_sha256sum_is_reported_in_one_line() {
     let folder = folder(3);
-    let mut story = story(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(story.stdout.take().unwrap()).lines();
-    // sha256sum is through with the files when the first line is there.
+    let mut process =
+        demonstration(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    // sha256sum has read all files when the first line appears.
     lines.next().unwrap().unwrap();
     std::fs::write(folder.path().join("with space"), "changed").unwrap();
     lines.for_each(|line| drop(line.unwrap()));
-    let line = only_line_of_stderr(&story.wait_with_output().unwrap());
-    assert!(line.starts_with("digest_server: the tool gives "), "{line}");
+    let line = only_line_of_stderr(&process.wait_with_output().unwrap());
+    assert!(line.starts_with("digest_server: the tool returned "), "{line}");
     assert!(line.ends_with("; was a file changed?\n"), "{line}");
 }
 
 #[test]
-fn a_folder_that_is_none_is_one_clear_line() {
+fn a_folder_without_files_or_that_does_not_exist_is_reported_in_one_line() {
     let output = digest_server().arg("Cargo.toml").current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
     assert_eq!(only_line_of_stderr(&output), "digest_server: Cargo.toml is not a folder\n");
     let output = digest_server().arg("no/such/folder").output().unwrap();
@@ -171,16 +188,16 @@ fn a_folder_that_is_none_is_one_clear_line() {
 
 #[cfg(unix)]
 #[test]
-fn an_unreadable_file_is_one_clear_line() {
+fn an_unreadable_file_is_reported_in_one_line() {
     let folder = folder(3);
-    // Also for a user who may read everything: there is nothing behind the link.
+    // A dangling link is unreadable for every user.
     std::os::unix::fs::symlink("nowhere", folder.path().join("dangling")).unwrap();
-    let line = only_line_of_stderr(&story(folder.path()).output().unwrap());
+    let line = only_line_of_stderr(&demonstration(folder.path()).output().unwrap());
     assert!(line.starts_with("digest_server: cannot read dangling: No such file"), "{line}");
 }
 
 #[test]
-fn a_time_that_is_none_is_refused() {
+fn an_invalid_time_is_refused() {
     for seconds in ["-1", "NaN", "1e300"] {
         let argument = format!("--seconds={seconds}");
         let output = digest_server().arg(argument).output().unwrap();
@@ -193,7 +210,7 @@ fn a_time_that_is_none_is_refused() {
 #[test]
 fn help_explains_the_run() {
     let text = stdout(&digest_server().arg("--help").output().unwrap());
-    for word in ["[FOLDER]", "--redis", "--owner", "--serve", "killed half-way", "sha256sum"] {
+    for word in ["[FOLDER]", "--redis", "--owner", "--serve", "killed halfway", "sha256sum"] {
         assert!(text.contains(word), "{word}: {text}");
     }
 }
@@ -217,7 +234,7 @@ mod on_redis {
         std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())
     }
 
-    /// The same server by a URL that holds a password. One without any takes whatever is given for it.
+    /// Returns a URL of the same server with a password. A server without a password accepts any.
     fn url_with_password() -> String {
         let url = url();
         if url.contains('@') { url } else { url.replacen("://", "://default:pass-word@", 1) }
@@ -227,7 +244,8 @@ mod on_redis {
     fn server_processes_are_killed_and_stopped_and_nothing_is_left_behind() {
         let folder = folder(30);
         let owner = format!("digest-server-{}", uuid::Uuid::new_v4());
-        let output = story(folder.path()).args(["--redis", &url(), "--owner", &owner]).output().unwrap();
+        let output =
+            demonstration(folder.path()).args(["--redis", &url(), "--owner", &owner]).output().unwrap();
         assert_all_steps(&output, 30 + AWKWARD, "was killed with SIGKILL", "got SIGTERM and exited with 0");
         let mut connection = redis::Client::open(url()).unwrap().get_connection().unwrap();
         let left = connection.scan_match::<_, String>(format!("pmcp:*{owner}*")).unwrap();
@@ -240,34 +258,34 @@ mod on_redis {
         let (folder, url) = (folder(3), url_with_password());
         let (secret, _) = url.split_once("://").unwrap().1.split_once('@').unwrap();
         let secret = secret.rsplit(':').next().unwrap();
-        let mut command = story(folder.path());
+        let mut command = demonstration(folder.path());
         command.env(REDIS_VARIABLE, &url).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut story = command.spawn().unwrap();
-        let mut processes = vec![story.id().to_string()];
-        for line in BufReader::new(story.stdout.take().unwrap()).lines() {
+        let mut process = command.spawn().unwrap();
+        let mut processes = vec![process.id().to_string()];
+        for line in BufReader::new(process.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             assert!(!line.contains(secret), "{line}");
             if let Some((_, server)) = line.split_once("(process ") {
                 processes.push(server.trim_end_matches(')').to_owned());
             }
-            for process in &processes {
-                // Some have ended by now.
-                let Ok(command_line) = std::fs::read(format!("/proc/{process}/cmdline")) else { continue };
+            for id in &processes {
+                // Some processes have ended by now.
+                let Ok(command_line) = std::fs::read(format!("/proc/{id}/cmdline")) else { continue };
                 assert!(!String::from_utf8_lossy(&command_line).contains(secret));
             }
         }
-        let mut said = String::new();
-        story.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(story.wait().unwrap().success() && said.is_empty(), "{said}");
+        let mut stderr = String::new();
+        process.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert!(process.wait().unwrap().success() && stderr.is_empty(), "{stderr}");
         assert_eq!(processes.len(), 4);
     }
 
     #[test]
-    fn a_stopped_redis_is_one_clear_line_without_the_password() {
+    fn a_stopped_redis_is_reported_in_one_line_without_the_password() {
         let folder = folder(0);
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url = format!("redis://user:pass-word@127.0.0.1:{port}");
-        let output = story(folder.path()).args(["--redis", &url]).output().unwrap();
+        let output = demonstration(folder.path()).args(["--redis", &url]).output().unwrap();
         let line = only_line_of_stderr(&output);
         assert!(line.starts_with(&format!("digest_server: 127.0.0.1:{port} is unavailable: ")), "{line}");
         assert!(line.ends_with(": Connection refused (os error 111)\n"), "{line}");

@@ -1,4 +1,4 @@
-//! No password, token or key in anything that is printed: errors, `Debug`, events, panics.
+//! Errors, `Debug`, events and panics print no password, token or key.
 
 #![cfg(feature = "redis-tests")]
 
@@ -24,11 +24,11 @@ use support::tls::Authority;
 use support::{Printed, in_an_hour, key, owner};
 
 const PASSWORD: &str = "pass-word-17/@";
-/// The same in a URL.
+/// The password in a URL.
 const ENCODED: &str = "pass-word-17%2F%40";
-/// What all forms of the password have in common.
+/// What every form of the password contains.
 const PART: &str = "pass-word-17";
-/// What a provider supplies.
+/// The password that a credentials provider returns.
 const TOKEN: &str = "to-ken-18";
 
 impl Printed {
@@ -36,7 +36,7 @@ impl Printed {
         writeln!(self.clone(), "{printed:?} {printed:#?}").unwrap();
     }
 
-    /// An error and its causes, as they are logged and as they panic.
+    /// Prints an error and its causes in every format, and as a panic.
     fn note_error(&self, error: &(dyn Error + 'static)) {
         let mut cause = Some(error);
         while let Some(error) = cause {
@@ -58,12 +58,12 @@ fn secret(port: u16) -> String {
     format!("redis://user:{ENCODED}@127.0.0.1:{port}")
 }
 
-fn let_in(server: &Server) {
+fn add_user(server: &Server) {
     let rule = format!("ACL SETUSER user on >{PASSWORD} allkeys allcommands allchannels");
     let _: () = command(&mut server.connection(), rule.split(' '));
 }
 
-/// Calls of all kinds; those that fail are noted.
+/// Makes calls of several kinds, and prints the backend, the store and the errors.
 async fn call(printed: &Printed, backend: &RedisBackend) {
     printed.note(backend);
     let store = TaskStore::new(backend.clone());
@@ -83,20 +83,37 @@ async fn call(printed: &Printed, backend: &RedisBackend) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn passwords_tokens_and_keys_are_in_nothing_that_is_printed() {
+async fn no_password_token_or_key_is_printed() {
     let printed = Printed::default();
-    let writer = printed.clone();
-    // The events of this crate, and those of the redis crate, which go through `log`.
+    print_everything_to(&printed);
+    printed.note(builder());
+    let mut server = Server::start(&[]);
+    refused(&printed, &server).await;
+    with_faults(&printed, &mut server).await;
+    that_does_not_know_the_commands(&printed).await;
+    on_a_cluster(&printed).await;
+    behind_sentinels(&printed).await;
+    let key = over_tls(&printed).await;
+    check(&printed.text(), &key);
+}
+
+/// Records events, panics and what the redis crate logs.
+fn print_everything_to(printed: &Printed) {
+    let (writer, hook) = (printed.clone(), printed.clone());
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
         .with_writer(move || writer.clone())
         .init();
-    let hook = printed.clone();
-    std::panic::set_hook(Box::new(move |panic| hook.note(panic.to_string())));
-    printed.note(builder());
+    std::panic::set_hook(Box::new(move |panic| {
+        // Captured by the harness, which shows it if the test fails.
+        eprintln!("{panic}");
+        hook.note(panic.to_string());
+    }));
+}
 
-    // Nobody there; a URL that cannot be read; a server that knows the user not; or under another password.
+/// No server, URLs that cannot be read, a server that does not know the user, and one that does not speak TLS.
+async fn refused(printed: &Printed, server: &Server) {
     printed.note_error(&builder().connect(&secret(free_port())).await.unwrap_err());
     for url in [
         format!("redis//user:{PASSWORD}@host"),
@@ -108,140 +125,181 @@ async fn passwords_tokens_and_keys_are_in_nothing_that_is_printed() {
     ] {
         printed.note_error(&builder().connect(&url).await.unwrap_err());
     }
-    let mut server = Server::start(&[]);
     printed.note_error(&builder().connect(&secret(server.port)).await.unwrap_err());
-    let_in(&server);
+    add_user(server);
     let tls = secret(server.port).replace("redis://", "rediss://");
     printed.note_error(&builder().connect(&tls).await.unwrap_err());
+}
 
-    // One that works, hangs, goes away, comes back without the user.
+/// A server that works, hangs, is killed, and restarts without the user.
+async fn with_faults(printed: &Printed, server: &mut Server) {
     let backend = builder().connect(&secret(server.port)).await.unwrap();
-    call(&printed, &backend).await;
+    call(printed, &backend).await;
     let _: () = command(&mut server.connection(), ["ACL", "SETUSER", "user", "-hset"]);
-    call(&printed, &backend).await;
+    call(printed, &backend).await;
     server.signal("STOP");
-    call(&printed, &backend).await;
+    call(printed, &backend).await;
     server.signal("CONT");
     server.kill();
-    call(&printed, &backend).await;
+    call(printed, &backend).await;
     server.start_again();
-    call(&printed, &backend).await;
+    call(printed, &backend).await;
+}
 
-    // One that repeats what it is sent.
+async fn that_does_not_know_the_commands(printed: &Printed) {
     let fake = Fake::start(|_, words| match &*words[0].to_ascii_uppercase() {
         "EVAL" | "HMGET" => Answer::Bytes(b"-ERR what is that\r\n".to_vec()),
         _ => greeting(words),
     });
     let fake = fake.await;
-    call(&printed, &builder().connect(&secret(fake.port)).await.unwrap()).await;
+    call(printed, &builder().connect(&secret(fake.port)).await.unwrap()).await;
+}
 
-    // A cluster and sentinels.
+async fn on_a_cluster(printed: &Printed) {
     let cluster = Cluster::start(1, 0);
     let urls = [secret(cluster.nodes[0].port)];
     printed.note_error(&builder().connect_cluster(&urls).await.unwrap_err());
-    let_in(&cluster.nodes[0]);
+    add_user(&cluster.nodes[0]);
     let backend = builder().connect_cluster(&urls).await.unwrap();
-    call(&printed, &backend).await;
+    call(printed, &backend).await;
     cluster.nodes[0].signal("KILL");
-    call(&printed, &backend).await;
+    call(printed, &backend).await;
+}
+
+async fn behind_sentinels(printed: &Printed) {
     let mut watched = Watched::start(&[]);
     let url = format!("redis://user:{ENCODED}@{MASTER}");
     let connect = || builder().connect_sentinel(watched.sentinel_urls(), &url);
     printed.note_error(&connect().await.unwrap_err());
-    let_in(&watched.master);
+    add_user(&watched.master);
     let backend = connect().await.unwrap();
-    call(&printed, &backend).await;
+    call(printed, &backend).await;
     watched.master.kill();
-    call(&printed, &backend).await;
+    call(printed, &backend).await;
+}
 
-    let key = over_tls(&printed).await;
-
-    let text = printed.text();
+/// Asserts that the text has what it must, and no secret.
+fn check(text: &str, key: &[u8]) {
     assert!(
         text.contains("Denied") && text.contains("Unavailable") && text.contains("backend::put")
             || text.contains("put{")
     );
-    assert!(text.contains("redis::"), "the events of the redis crate are there too");
+    assert!(text.contains("redis::"), "the text has events of the redis crate");
     assert!(text.contains("credentials provider"), "a provider has failed");
-    for (what, secret) in
-        [("password", PART.to_owned()), ("token", TOKEN.to_owned())].into_iter().chain(forms(&key))
-    {
-        if let Some(at) = text.find(&secret) {
-            let around =
-                String::from_utf8_lossy(&text.as_bytes()[at.saturating_sub(500)..text.len().min(at + 100)]);
-            let _ = std::panic::take_hook();
-            panic!("the {what} is printed: {around}");
-        }
+    let secrets = [("password", PART.to_owned()), ("token", TOKEN.to_owned())];
+    for (what, secret) in secrets.into_iter().chain(forms(key)) {
+        let Some(at) = text.find(&secret) else { continue };
+        let around = &text.as_bytes()[at.saturating_sub(500)..text.len().min(at + 100)];
+        let _ = std::panic::take_hook();
+        panic!("the {what} is printed: {}", String::from_utf8_lossy(around));
     }
 }
 
-/// How a part of this private key could be printed: as the text that it is in PEM, and as bytes.
+/// Returns parts of a private key as they could be printed: as the text of PEM, and as bytes.
 fn forms(pem: &[u8]) -> impl Iterator<Item = (&'static str, String)> {
     let text = String::from_utf8(pem.to_vec()).unwrap();
     let line = text.lines().find(|line| !line.starts_with('-')).unwrap().to_owned();
     let PrivateKeyDer::Pkcs8(key) = PrivateKeyDer::from_pem_slice(pem).unwrap() else {
-        panic!("another form")
+        panic!("the key is not in PKCS #8")
     };
-    // Behind what all keys of a kind begin with.
+    // After the bytes with which every key of this kind begins.
     let bytes = |bytes: &[u8]| format!("{bytes:?}").trim_matches(['[', ']']).to_owned();
     let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let der = &key.secret_pkcs8_der()[40..60];
     [line, bytes(&pem[60..80]), bytes(der), hexadecimal(der)].map(|form| ("key", form)).into_iter()
 }
 
-/// Calls over TLS with a client certificate and a token: good ones, refused ones, and some that are cut off. Returns the
-/// client's private key.
+/// Calls over TLS with a client certificate and a token. Returns the private key of the client.
 async fn over_tls(printed: &Printed) -> Vec<u8> {
-    let (authority, another) = (Authority::new(), Authority::new());
-    let (mut server, port) = authority.start_server(true);
-    let rule = format!("ACL SETUSER user reset on >{TOKEN} ~* &* +@all");
-    let _: () = command(&mut server.connection(), rule.split(' '));
-    let url = format!("rediss://user:{ENCODED}@127.0.0.1:{port}");
-    let key = authority.pem("client-key.pem");
-    let trusting = || builder().root_certificates(authority.pem("ca.pem"));
-    let with_key = || trusting().client_certificate(authority.pem("client.pem"), key.clone());
-    let provided = |token: &'static str| {
-        with_key().credentials(move || async move { Ok::<_, StorageError>(Credentials::user("user", token)) })
-    };
-    printed.note((with_key(), provided(TOKEN), Credentials::user("user", TOKEN)));
+    let client = TlsClient::start();
+    printed.note((client.with_key(), client.with_token(), Credentials::user("user", TOKEN)));
+    client.refused(printed).await;
+    client.with_faults(printed).await
+}
 
-    // The URL's password is wrong; no certificate, and a stranger's; a certificate in place of the key, and the reverse.
-    for refused in [
-        with_key(),
-        trusting().credentials(|| async { Ok::<_, StorageError>(Credentials::user("user", TOKEN)) }),
-        trusting().client_certificate(another.pem("client.pem"), another.pem("client-key.pem")),
-        trusting().client_certificate(key.clone(), authority.pem("client.pem")),
-        trusting().client_certificate(another.pem("client.pem"), key.clone()),
-        builder().root_certificates(key.clone()),
-        with_key()
-            .credentials(|| async { Err::<Credentials, _>(std::io::Error::other("the vault is sealed")) }),
-    ] {
-        printed.note(&refused);
-        printed.note_error(&refused.connect(&url).await.unwrap_err());
+/// A server with TLS, and what a client needs for it.
+struct TlsClient {
+    authority: Authority,
+    server: Server,
+    /// The port for TLS.
+    port: u16,
+    key: Vec<u8>,
+}
+
+impl TlsClient {
+    fn start() -> Self {
+        let authority = Authority::new();
+        let (server, port) = authority.start_server(true);
+        let rule = format!("ACL SETUSER user reset on >{TOKEN} ~* &* +@all");
+        let _: () = command(&mut server.connection(), rule.split(' '));
+        let key = authority.pem("client-key.pem");
+        Self { authority, server, port, key }
     }
-    // TLS to a port without it, and the reverse.
-    let plain = format!("rediss://127.0.0.1:{}", server.port);
-    printed.note_error(&provided(TOKEN).connect(&plain).await.unwrap_err());
-    let plain = format!("redis://user:{ENCODED}@127.0.0.1:{port}");
-    printed.note_error(&builder().connect(&plain).await.unwrap_err());
 
-    let backend = provided(TOKEN).connect(&url).await.unwrap();
-    call(printed, &backend).await;
-    let t1 = support::key("alice", "t1");
-    backend.put(&t1, "data".into(), in_an_hour()).await.unwrap();
-    let mut watch = backend.watch(&t1);
-    printed.note(watch.next().await);
-    // All connections are closed; the token is not good any more; the server hangs, and goes away.
-    let _: () = command(&mut server.connection(), ["CLIENT", "KILL", "USER", "user"]);
-    call(printed, &backend).await;
-    let _: () = command(&mut server.connection(), ["ACL", "SETUSER", "user", "resetpass", ">another"]);
-    let _: () = command(&mut server.connection(), ["CLIENT", "KILL", "USER", "user"]);
-    call(printed, &backend).await;
-    printed.note(watch.next().await);
-    server.signal("STOP");
-    call(printed, &backend).await;
-    server.signal("CONT");
-    server.kill();
-    call(printed, &backend).await;
-    key
+    /// A URL with a wrong password.
+    fn url(&self) -> String {
+        format!("rediss://user:{ENCODED}@127.0.0.1:{}", self.port)
+    }
+
+    fn trusting(&self) -> RedisBuilder {
+        builder().root_certificates(self.authority.pem("ca.pem"))
+    }
+
+    fn with_key(&self) -> RedisBuilder {
+        self.trusting().client_certificate(self.authority.pem("client.pem"), self.key.clone())
+    }
+
+    fn with_token(&self) -> RedisBuilder {
+        self.with_key().credentials(token)
+    }
+
+    /// Wrong passwords, certificates and keys, and TLS on one side only.
+    async fn refused(&self, printed: &Printed) {
+        let another = Authority::new();
+        for refused in [
+            self.with_key(),
+            self.trusting().credentials(token),
+            self.trusting().client_certificate(another.pem("client.pem"), another.pem("client-key.pem")),
+            self.trusting().client_certificate(self.key.clone(), self.authority.pem("client.pem")),
+            self.trusting().client_certificate(another.pem("client.pem"), self.key.clone()),
+            builder().root_certificates(self.key.clone()),
+            self.with_key().credentials(|| async {
+                Err::<Credentials, _>(std::io::Error::other("the vault is sealed"))
+            }),
+        ] {
+            printed.note(&refused);
+            printed.note_error(&refused.connect(&self.url()).await.unwrap_err());
+        }
+        let plain = format!("rediss://127.0.0.1:{}", self.server.port);
+        printed.note_error(&self.with_token().connect(&plain).await.unwrap_err());
+        let plain = format!("redis://user:{ENCODED}@127.0.0.1:{}", self.port);
+        printed.note_error(&builder().connect(&plain).await.unwrap_err());
+    }
+
+    /// The connections are closed, the token is no longer valid, the server hangs and is killed. Returns the private key.
+    async fn with_faults(mut self, printed: &Printed) -> Vec<u8> {
+        let backend = self.with_token().connect(&self.url()).await.unwrap();
+        call(printed, &backend).await;
+        let t1 = key("alice", "t1");
+        backend.put(&t1, "data".into(), in_an_hour()).await.unwrap();
+        let mut watch = backend.watch(&t1);
+        printed.note(watch.next().await);
+        let mut admin = self.server.connection();
+        let _: () = command(&mut admin, ["CLIENT", "KILL", "USER", "user"]);
+        call(printed, &backend).await;
+        let _: () = command(&mut admin, ["ACL", "SETUSER", "user", "resetpass", ">another"]);
+        let _: () = command(&mut admin, ["CLIENT", "KILL", "USER", "user"]);
+        call(printed, &backend).await;
+        printed.note(watch.next().await);
+        self.server.signal("STOP");
+        call(printed, &backend).await;
+        self.server.signal("CONT");
+        self.server.kill();
+        call(printed, &backend).await;
+        self.key
+    }
+}
+
+async fn token() -> Result<Credentials, StorageError> {
+    Ok(Credentials::user("user", TOKEN))
 }

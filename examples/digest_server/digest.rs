@@ -1,8 +1,7 @@
-//! One SHA-256 over all files under a folder, and the same once more by the system's own program.
+//! One SHA-256 over all files under a folder, computed by this program or by the system's `sha256sum`.
 //!
-//! It is the digest of what `sha256sum --zero` prints about the files, in the order of the bytes of their names:
-//! `git ls-files -z | LC_ALL=C sort -z | xargs -0 sha256sum --zero -- | sha256sum` gives it too, where git knows all of
-//! the files.
+//! It is the digest of the output of `sha256sum --zero` for the files, in the order of the bytes of their names. If git knows
+//! all of the files, `git ls-files -z | LC_ALL=C sort -z | xargs -0 sha256sum --zero -- | sha256sum` computes it too.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, Write};
@@ -14,7 +13,7 @@ use tokio::process::Command;
 
 use crate::Failure;
 
-/// The files under a folder, as paths relative to it.
+/// Returns the files under a folder, as paths relative to it.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     if !folder.is_dir() {
         let name = folder.display();
@@ -33,8 +32,8 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
         .build();
     for entry in walk {
         let entry = entry?;
-        // A link counts as what it leads to, or as a file that cannot be read; folders behind links are not
-        // walked. Pipes and devices have no content to hash.
+        // A link counts as its target. A dangling link is a file that cannot be read. Folders behind links, pipes and devices
+        // are left out.
         if entry.path().metadata().is_ok_and(|behind| !behind.is_file()) {
             continue;
         }
@@ -44,7 +43,7 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-/// The SHA-256 of a file.
+/// Returns the SHA-256 of a file.
 pub fn sha256(folder: &Path, file: &Path) -> Result<String, String> {
     let mut hasher = Sha256::new();
     let read = File::open(folder.join(file)).and_then(|content| {
@@ -71,7 +70,7 @@ fn hex(hasher: Sha256) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A digest over files, as it grows.
+/// Computes the digest of a folder, file by file.
 #[derive(Default)]
 pub struct FolderDigest(Sha256);
 
@@ -85,12 +84,12 @@ impl FolderDigest {
     }
 }
 
-/// What `sha256sum --zero` prints about a file.
+/// Returns the output of `sha256sum --zero` for a file.
 fn line(file: &Path, sha256: &str) -> Vec<u8> {
     [sha256.as_bytes(), b"  ", file.as_os_str().as_encoded_bytes(), b"\0"].concat()
 }
 
-/// The digest over these files by `sha256sum`, and with nothing that the tool computes with.
+/// Returns the digest of these files, computed by `sha256sum` alone.
 pub async fn by_sha256sum(folder: &Path, files: &[PathBuf], done: impl Fn()) -> Result<String, Failure> {
     let mut lines = tempfile::tempfile()?;
     for file in files {
@@ -102,7 +101,7 @@ pub async fn by_sha256sum(folder: &Path, files: &[PathBuf], done: impl Fn()) -> 
     sha256sum(lines).await
 }
 
-/// Fed through standard input, so that no name is in its way.
+/// Runs `sha256sum` on its standard input, so that no file name needs escaping.
 async fn sha256sum(content: File) -> Result<String, Failure> {
     let programs: [(&str, &[&str]); 2] = [("sha256sum", &[]), ("shasum", &["-a", "256"])];
     for (program, arguments) in programs {
@@ -115,5 +114,5 @@ async fn sha256sum(content: File) -> Result<String, Failure> {
             }
         }
     }
-    Err("neither sha256sum nor shasum is installed to check the digests".into())
+    Err("neither sha256sum nor shasum is installed; install one to check the digests".into())
 }

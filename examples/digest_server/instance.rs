@@ -1,4 +1,4 @@
-//! One instance of the server: a process of its own, or a runtime of its own in this process.
+//! One instance of the server: a process, or a runtime in this process.
 
 use std::net::Ipv4Addr;
 use std::process::Stdio;
@@ -17,7 +17,7 @@ use crate::server::{self, DigestServer};
 use crate::{Failure, REDIS_VARIABLE, with_config};
 
 /// Where the instances run.
-pub enum Place {
+pub enum Host {
     /// In processes that share this Redis.
     Processes { redis: String },
     /// In this process, where they share this engine.
@@ -36,7 +36,7 @@ enum Life {
     Runtime { runtime: Owned, stop: Arc<Notify>, served: JoinHandle<Result<(), Failure>> },
 }
 
-/// A runtime may be dropped within another only in this way.
+/// A runtime that may be dropped within another one.
 struct Owned(Option<Runtime>);
 
 impl Drop for Owned {
@@ -49,16 +49,16 @@ impl Drop for Owned {
 
 impl Instance {
     /// Starts an instance, and a client of it.
-    pub async fn start(name: &'static str, owner: &OwnerId, place: &Place) -> Result<Self, Failure> {
-        let (url, life) = match place {
-            Place::Processes { redis } => start_process(name, owner, redis).await?,
-            Place::Runtimes { backend } => start_runtime(name, owner, Arc::clone(backend)).await?,
+    pub async fn start(name: &'static str, owner: &OwnerId, host: &Host) -> Result<Self, Failure> {
+        let (url, life) = match host {
+            Host::Processes { redis } => start_process(name, owner, redis).await?,
+            Host::Runtimes { backend } => start_runtime(name, owner, Arc::clone(backend)).await?,
         };
         let client = Client::connect(&url).await?;
         Ok(Self { name, client, url, life })
     }
 
-    /// Where it serves, and as what.
+    /// Returns where the instance serves, for the output.
     pub fn description(&self) -> String {
         match &self.life {
             Life::Process { child, .. } => {
@@ -70,7 +70,7 @@ impl Instance {
         }
     }
 
-    /// Ends it with no chance to say goodbye to anybody. Says how.
+    /// Ends the instance without a shutdown. Returns how, for the output.
     pub async fn kill(self) -> Result<&'static str, Failure> {
         match self.life {
             Life::Process { mut child, .. } => {
@@ -79,14 +79,14 @@ impl Instance {
             }
             Life::Runtime { runtime, served, .. } => {
                 drop(runtime);
-                // Every task of the runtime ends where it waits, this one too.
+                // Every task of the runtime ends at its next await, the server too.
                 drop(served.await);
                 Ok("was dropped with its runtime")
             }
         }
     }
 
-    /// Asks it to stop, and waits until it has. One that does not end well is an error.
+    /// Shuts the instance down. Returns how, for the output.
     pub async fn stop(self) -> Result<&'static str, Failure> {
         match self.life {
             Life::Process { mut child, stderr } => {
@@ -101,13 +101,13 @@ impl Instance {
             Life::Runtime { stop, served, .. } => {
                 stop.notify_one();
                 served.await??;
-                Ok("was told to stop, and did")
+                Ok("received the signal to stop and ended")
             }
         }
     }
 }
 
-/// This program, as a server only. Its first line is its address.
+/// Starts this program as a server. Its first line of output is its address.
 async fn start_process(name: &str, owner: &OwnerId, redis: &str) -> Result<(String, Life), Failure> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--serve", name, "--owner", owner.as_str()])
@@ -121,13 +121,13 @@ async fn start_process(name: &str, owner: &OwnerId, redis: &str) -> Result<(Stri
         return Err("the server process has no output to read".into());
     };
     let stderr = tokio::spawn(async move {
-        let mut said = Vec::new();
-        stderr.read_to_end(&mut said).await.ok();
-        String::from_utf8_lossy(&said).lines().last().unwrap_or("it says nothing").to_owned()
+        let mut text = Vec::new();
+        stderr.read_to_end(&mut text).await.ok();
+        String::from_utf8_lossy(&text).lines().last().unwrap_or("it printed no error").to_owned()
     });
     match BufReader::new(stdout).lines().next_line().await? {
         Some(url) => Ok((url, Life::Process { child, stderr })),
-        None => Err(format!("server {name} does not start: {}", stderr.await?).into()),
+        None => Err(format!("server {name} did not start: {}", stderr.await?).into()),
     }
 }
 
@@ -139,7 +139,7 @@ async fn start_runtime(
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let stop = Arc::new(Notify::new());
     let (name, owner, stopped) = (name.to_owned(), owner.clone(), Arc::clone(&stop));
-    // All of it in the runtime, from its socket to its background tasks, so that all of it goes with the runtime.
+    // The socket and the background tasks belong to the runtime, so that they end with it.
     let serving = async move {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let url = server::url(&listener)?;

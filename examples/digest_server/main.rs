@@ -1,20 +1,23 @@
-//! An MCP server with a slow tool, started several times over the same tasks, and a client that sees what becomes of
-//! them: asked on one server and answered on another, cancelled across, resumed after a kill and after a shutdown.
+//! An MCP server with a slow tool, started several times over the same tasks, and a client that uses all instances. The client
+//! answers and cancels tasks on another instance than the one that runs them. Other instances resume the tasks of an instance
+//! that was killed and of one that was shut down.
 //!
 //! * `server.rs`: the server. The tool `digest_folder` is an operation registered with a `DurableTaskManager`.
-//! * `digest.rs`: what the tool does, without a word of MCP.
+//! * `operation.rs`: the operation behind the tool.
+//! * `digest.rs`: the digest of a folder, without MCP.
 //! * `client.rs`: the client, on the SDK.
-//! * `instance.rs`: one server, as a process or as a runtime of its own in this process.
-//! * `story.rs`: what is done with all of them, step by step, and what has to come out.
+//! * `instance.rs`: one instance of the server, as a process or as a runtime in this process.
+//! * `demo.rs`: the demonstration, step by step, with the expected results.
 //!
-//! With `--redis` the servers are processes that share a Redis. Without it they share a memory engine in this process,
-//! with HTTP on the loopback in between all the same.
+//! With `--redis` the instances are processes that share a Redis. Without it they share a memory engine in this process. The
+//! client reaches them over HTTP in both cases.
 
 mod client;
+mod demo;
 mod digest;
 mod instance;
+mod operation;
 mod server;
-mod story;
 
 use std::error::Error;
 use std::io;
@@ -35,39 +38,38 @@ use server::DigestServer;
 type Store = TaskStore<Arc<dyn Agenda>>;
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Where the servers find Redis, and the user may say so: a URL may hold a password, which has no place in a command
-/// line.
+/// The environment variable with the URL of Redis. A URL may hold a password, which must not appear in a command line.
 const REDIS_VARIABLE: &str = "DIGEST_SERVER_REDIS_URL";
 
-/// Short, so that there is not much to wait for when a server is killed.
+/// Short, so that another instance soon resumes the task of a killed one.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Start an MCP server several times, and digest a folder as a task that outlives them.
+/// Start an MCP server several times, and digest a folder as a task that survives each of them.
 ///
-/// A client calls the tool on one server and polls on another, answers there, cancels there; the first server is
-/// killed half-way and the second takes its task up; the second is told to stop half-way and a third goes on. Each
-/// digest is compared with what `sha256sum` says about the files.
+/// A client calls the tool on one server, and polls, answers and cancels on another. The first server is killed halfway, and
+/// the second resumes its task. The second is shut down halfway, and the third resumes its task. Each digest is compared with
+/// the one that `sha256sum` computes.
 ///
-/// Without --redis the same happens on the memory engine, in one process and with no other server at all.
+/// Without --redis the servers run on the memory engine in one process.
 #[derive(Clone, Parser)]
 #[command(name = "digest_server")]
 struct Options {
-    /// The folder; this repository unless given. What git ignores is left out
+    /// The folder, by default this repository. Files that git ignores are left out
     #[arg(default_value_os_t = repository())]
     folder: PathBuf,
-    /// Keep the tasks in this Redis, and run each server as a process of its own
+    /// Keep the tasks in this Redis, and run each server as its own process
     #[arg(long, value_name = "URL", env = REDIS_VARIABLE, hide_env_values = true)]
     redis: Option<String>,
-    /// Whose tasks they are; an owner of its own for each run unless given
+    /// The owner of the tasks; by default a new owner for each run
     #[arg(long)]
     owner: Option<OwnerId>,
-    /// How long the tool takes for the folder at the least, so that there is something to watch and to kill half-way
+    /// The least time that the tool takes for the folder, so that a server can be killed halfway
     #[arg(long, default_value = "2.5", value_parser = seconds)]
     seconds: Duration,
-    /// Only serve, under this name, until SIGTERM or Ctrl-C; the address is printed
+    /// Only serve under this name, until SIGTERM or Ctrl-C, and print the address
     #[arg(long, value_name = "NAME")]
     serve: Option<String>,
-    /// The port on 127.0.0.1 to serve at; 0 picks a free one
+    /// The port on 127.0.0.1 to serve at; 0 chooses a free one
     #[arg(long, default_value_t = 0, requires = "serve")]
     port: u16,
 }
@@ -77,8 +79,8 @@ fn repository() -> PathBuf {
     if built_in.is_dir() { built_in.to_owned() } else { PathBuf::from(".") }
 }
 
-fn seconds(given: &str) -> Result<Duration, String> {
-    let seconds = given.parse().map_err(|error: ParseFloatError| error.to_string())?;
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|error: ParseFloatError| error.to_string())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
@@ -87,7 +89,7 @@ async fn main() -> ExitCode {
     let options = Options::parse();
     let outcome = match &options.serve {
         Some(name) => serve(&options, name).await,
-        None => story::tell(&options).await,
+        None => demo::run(&options).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,7 +100,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What failed, and why. Each error says its own part; its source says the next.
+/// Joins an error and its causes.
 fn in_one_line(error: &(dyn Error + 'static)) -> String {
     let (mut line, mut cause) = (error.to_string(), error.source());
     while let Some(error) = cause {
@@ -108,11 +110,11 @@ fn in_one_line(error: &(dyn Error + 'static)) -> String {
     line
 }
 
-/// What a process of its own does: it says where it serves, and does so until it is told to stop.
+/// Prints the address and serves until the process receives a signal to stop.
 async fn serve(options: &Options, name: &str) -> Result<(), Failure> {
-    // The SDK has something to say about each request at the level below.
+    // At the level INFO, the SDK logs every request.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
-    let stop = server::told_to_stop()?;
+    let stop = server::stop_signal()?;
     let store = with_config(open(options.redis.as_deref()).await?);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
     println!("{}", server::url(&listener)?);

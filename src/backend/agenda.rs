@@ -169,34 +169,100 @@ impl OwnerPage {
     }
 }
 
-/// Timers of tasks, across owners. Each belongs to a task and to a [`Queue`].
+/// Stores timers of tasks, across owners. A timer belongs to a task and to a [`Queue`].
 ///
-/// The record is the truth. A timer is a hint that fires at least once, and never later than asked, by the engine's
-/// clock; if that clock is set back, by the step later. The taker of a timer reads the record, acts, and resolves the
-/// timer. If the taker dies, the timer fires again once the time has passed for which it was hidden.
+/// The record is the truth, and a timer is a hint. A timer fires at least once, and never later than asked by the engine's
+/// clock; if that clock is set back, it fires later by the step. The taker of a timer reads the record, acts, and resolves
+/// the timer. If the taker dies, the timer fires again when the time has passed for which `take_due` hid it.
 ///
 /// [`LocalAgenda`](crate::LocalAgenda) wraps an engine without timers of its own.
 ///
-/// The trait is object-safe, and `Arc<A>` and `Arc<dyn Agenda>` are agendas too.
+/// The trait is object-safe. `Arc<A>` and `Arc<dyn Agenda>` are agendas too.
 ///
 /// # Errors
 /// `InvalidExpiry` for a duration over 100 years, and the errors of a [`StorageBackend`].
 ///
 /// # Cancellation safety
-/// Dropping the future of a call that writes may leave it applied or not, as a whole. Timers that a dropped
-/// `take_due` took fire again after `hide_for`.
+/// Dropping the future of a call that writes may leave it applied or not, as a whole. Timers that a dropped `take_due` took
+/// fire again after `hide_for`.
+///
+/// # Examples
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), mcp_task_store::StorageError> {
+/// use std::time::Duration;
+///
+/// use mcp_task_store::{Agenda, MemoryBackend, Next, Queue, TaskKey};
+///
+/// let (agenda, queue) = (MemoryBackend::new(), Queue::work("render")?);
+/// agenda.schedule(&queue, &TaskKey::new("alice", "t1")?, Duration::ZERO).await?;
+///
+/// let hide_for = Duration::from_secs(60);
+/// for due in agenda.take_due(&[queue], 10, hide_for).await?.due {
+///     // Read the record, act, and then:
+///     agenda.resolve(&due, Next::Remove).await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Contract
+/// The suite of the feature `conformance` checks these rules, under these names:
+///
+/// Timers:
+///
+/// * Without timers, nothing is taken and none is next.
+/// * A timer is taken once it is due, and `next_in` states when that is.
+/// * A timer fires no later than asked by the clock of the engine.
+/// * `next_in` is the earliest of all queues, and zero if more are due.
+/// * With a limit of 0, `take_due` takes nothing and states when the next timer is due.
+/// * A due timer goes to one taker.
+/// * A taken timer is hidden and fires again.
+/// * A timer that is hidden for no time is taken once by each call.
+/// * Many timers that are hidden for no time are taken once by each call.
+/// * `schedule` keeps an earlier timer and moves a later one.
+/// * A task has its own timer in each queue.
+/// * Queues are taken in the order given.
+/// * Timers of a queue are taken by due time.
+/// * With a limit of 1, `take_due` takes the timer that was due first.
+/// * `take_due` takes no more than its limit and 256.
+/// * `resolve` moves or removes the timer.
+/// * `schedule` voids the token even if an earlier timer stays.
+/// * A later take voids the token.
+/// * A token has an effect once.
+/// * A token of a removed timer is void for the next timer.
+/// * A token that `take_due` never returned is void.
+/// * Nothing is left when all timers are removed.
+/// * Any ids and any queue names are kept apart.
+/// * A delay over 100 years is refused, and changes nothing.
+/// * A queue name outside 1 to 512 bytes is refused.
+///
+/// Wakeups:
+///
+/// * A timer that becomes the earliest wakes the subscribers.
+/// * A timer that `resolve` makes the earliest wakes the subscribers.
+/// * Subscribers receive items for earlier timers of their queues only.
+/// * A timer scheduled before the stream is polled is an item of the next poll.
+/// * A stream of wakeups of no queue has no item.
+///
+/// Listings:
+///
+/// * `timers` lists each timer once with its due time, and takes none.
+/// * A walk over timers that come and go lists each that stays once.
+/// * A malformed cursor of `timers` or `owners` is refused.
+/// * `owners` lists each owner that has records.
 #[async_trait]
 pub trait Agenda: StorageBackend {
-    /// Makes a timer fire no later than `after` from now. A timer of this task in this queue that fires earlier stays
-    /// as it is; one that fires later is moved. Either way it voids the token of the taker before.
+    /// Makes a timer fire no later than `after` from now. A timer of this task in this queue that fires earlier stays as it
+    /// is. A timer that fires later is moved. In both cases the call voids the token of the previous taker.
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError>;
 
-    /// Takes up to `limit` timers that are due: from the queues in the order given, and in each queue by due time. In the same atomic step it moves each to `hide_for` from now, so that no other taker gets it
-    /// meanwhile.
+    /// Takes up to `limit` timers that are due: from the queues in the order given, and in each queue by due time. In the
+    /// same atomic step it moves each timer to `hide_for` from now, so that no other taker takes it meanwhile.
     ///
-    /// A call takes 256 timers at most. With a limit of 0 it takes none, and returns when the next one is due.
+    /// A call takes at most 256 timers. With a limit of 0 it takes none, and returns when the next timer is due.
     ///
-    /// An engine whose timers are on several servers takes from those that it can reach, and fails if it reaches none.
+    /// An engine whose timers are on several servers takes from those that it reaches, and fails if it reaches none.
     async fn take_due(
         &self,
         queues: &[Queue],
@@ -204,23 +270,22 @@ pub trait Agenda: StorageBackend {
         hide_for: Duration,
     ) -> Result<Taken, StorageError>;
 
-    /// Moves or removes a timer that was taken. Returns whether it had an effect: it has none once somebody has
-    /// scheduled or taken the timer since.
+    /// Moves or removes a timer that was taken. Returns whether the call had an effect: it has none if the timer was
+    /// scheduled or taken again since.
     async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError>;
 
-    /// Streams an item whenever a timer of these queues may have become due sooner than the last
-    /// [`take_due`](Self::take_due) said. An item may come without a reason. The stream does not end. It must be
-    /// polled within a Tokio runtime.
+    /// Streams an item whenever a timer of these queues may be due sooner than the last [`take_due`](Self::take_due)
+    /// returned. An item may come without a reason. The stream does not end. It must be polled within a Tokio runtime.
     fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()>;
 
     /// Returns one page of the owners that have records. For operators: the call may cost a bounded scan of all records. An
-    /// owner that appears or disappears meanwhile may be missing, or be on two pages.
+    /// owner that appears or disappears meanwhile may be missing, or may be on two pages.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError>;
 
-    /// Returns one page of the timers of a queue, and their number. It takes none. For operators.
+    /// Returns one page of the timers of a queue, and their number. It takes no timer. For operators.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.

@@ -1,4 +1,4 @@
-//! What can go wrong in an engine, and what it means for the caller.
+//! The errors of an engine.
 
 use super::key::TaskKey;
 use super::version::Version;
@@ -9,12 +9,29 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An error of a [`StorageBackend`](crate::StorageBackend).
 ///
-/// Two questions have an answer of their own: [`is_retryable`](Self::is_retryable) and
-/// [`outcome_unknown`](Self::outcome_unknown). No variant ever holds a password.
+/// Most callers need two answers: may the same call succeed later ([`is_retryable`](Self::is_retryable)), and may a failed
+/// write have been applied ([`outcome_unknown`](Self::outcome_unknown))? No variant contains a password.
+///
+/// # Examples
+/// ```
+/// use mcp_task_store::StorageError;
+///
+/// /// What to do after a write failed.
+/// fn advice(error: &StorageError) -> &'static str {
+///     match error {
+///         StorageError::VersionConflict { .. } => "read the record again, and repeat the change",
+///         StorageError::NotFound { .. } => "the record is gone",
+///         error if error.outcome_unknown() => "read the record back before you write again",
+///         error if error.is_retryable() => "try again later",
+///         _ => "report the error to an operator",
+///     }
+/// }
+/// # let _ = advice;
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StorageError {
-    /// The record was never written, was deleted, or has expired; these cannot be told apart.
+    /// The record does not exist: it was never written, was deleted, or has expired.
     #[error("no record at {}", .key)]
     NotFound {
         /// The key of the record.
@@ -25,93 +42,90 @@ pub enum StorageError {
     VersionConflict {
         /// The key of the record.
         key: TaskKey,
-        /// The version that the caller named; 0 asked for a record that does not exist.
+        /// The version that the caller expects; 0 if it expects that the record does not exist.
         expected: Version,
         /// The version that the record has.
         actual: Version,
     },
-    /// The record is at [`Version::MAX`] and cannot be written again. Nothing was written; delete the
-    /// record to start over.
+    /// The record is at [`Version::MAX`] and cannot be written again. Nothing was written. Delete the record to start again.
     #[error(
-        "the record at {} is at the last version, {}: it can be deleted but not written again",
+        "the record at {} is at the last version, {}, and cannot be written again; delete it to start again",
         .key, Version::MAX
     )]
     VersionExhausted {
         /// The key of the record.
         key: TaskKey,
     },
-    /// The owner has as many live records as its quota allows, or the engine is out of memory.
-    /// Nothing was written.
+    /// The owner has as many live records as its quota allows, or the engine is out of memory. Nothing was written.
     #[error("capacity exceeded: {}", Printable(.reason))]
     CapacityExceeded {
-        /// What is full.
+        /// What is full, and what to do.
         reason: String,
-        /// The quota that was reached; `None` when it is the engine's memory.
+        /// The quota that was reached; `None` if the engine is out of memory.
         quota: Option<u64>,
-        /// What the engine said, where it said something.
+        /// The engine's own error, if there is one.
         source: Option<BoxError>,
     },
-    /// Data or a part is larger than the engine is configured to take, or a record would have too many parts. Nothing
-    /// was written.
+    /// Data or a part is larger than the engine's configured maximum, or a record would have too many parts. Nothing was
+    /// written.
     #[error("{what}: {size} is over the maximum of {max}")]
     TooLarge {
-        /// What is limited, and its unit.
+        /// The unit of the limit, and what it limits.
         what: String,
-        /// What was given.
+        /// The size that the caller passed.
         size: usize,
-        /// What is allowed.
+        /// The maximum.
         max: usize,
     },
-    /// An owner id, a task id, or the name of a part or of a queue is not legal.
+    /// An owner id, a task id, or the name of a part or of a queue is invalid.
     #[error("invalid key: {}", Printable(.reason))]
     InvalidKey {
-        /// Which id, and what is wrong with it.
+        /// Which id or name, and what is wrong with it.
         reason: String,
     },
-    /// A duration outside 1 ms to 100 years.
+    /// A duration is outside 1 ms to 100 years.
     #[error("invalid expiry: {given:?} is not between 1 ms and 100 years")]
     InvalidExpiry {
-        /// The duration that was given.
+        /// The duration that the caller passed.
         given: std::time::Duration,
     },
-    /// A page limit outside 1 to 256, or a cursor that is malformed or another owner's.
+    /// A page limit is outside 1 to 256, or a cursor is malformed or belongs to another owner.
     #[error("invalid page: {}", Printable(.reason))]
     InvalidPage {
         /// What is wrong with the request.
         reason: String,
     },
-    /// Something is stored under the key that the engine cannot read. Nothing was written;
-    /// `delete` removes it.
-    #[error("corrupt record at {}: {}; deleting the record clears it", .key, Printable(.reason))]
+    /// The engine cannot read what is stored at the key. Nothing was written. `delete` removes the record.
+    #[error("corrupt record at {}: {}; repair or delete the record", .key, Printable(.reason))]
     Corrupt {
         /// The key of the record.
         key: TaskKey,
         /// What cannot be read, and why. It names the engine's own key where that differs.
         reason: String,
-        /// What the engine said, where it said something.
+        /// The engine's own error, if there is one.
         source: Option<BoxError>,
     },
-    /// The server refuses the user: wrong or missing password, or a permission that it lacks. The record is as
-    /// it was; a user who may run only some of the commands that the README lists may leave index members.
+    /// The server refuses the user: a wrong or missing password, or a missing permission. The record is unchanged. A user
+    /// with only some of the permissions that `docs/operations.md` lists may leave members of an index.
     #[error("denied by {address}: {}", Printable(.reason))]
     Denied {
         /// Host and port of the server.
         address: String,
-        /// What is denied, and what to do.
+        /// What the server denies, and what to do.
         reason: String,
-        /// What the server said.
+        /// The server's own error.
         source: Option<BoxError>,
     },
-    /// The server cannot be reached, timed out, or cannot serve the call at the moment.
+    /// The server cannot be reached, timed out, or cannot serve the call at present.
     #[error("{address} is unavailable: {}", Printable(.reason))]
     Unavailable {
         /// Host and port of the server.
         address: String,
         /// What happened, and what to do.
         reason: String,
-        /// Whether a write may have been applied all the same.
+        /// Whether a write may have been applied nevertheless.
         outcome_unknown: bool,
-        /// The error below.
+        /// The underlying error.
         source: Option<BoxError>,
     },
     /// Fewer replicas than configured confirmed a write in time. The engine may have applied the write, and loses it if it
@@ -133,31 +147,31 @@ pub enum StorageError {
         /// Why the wait failed, if it did not time out.
         source: Option<BoxError>,
     },
-    /// Anything else that an engine reports.
+    /// Any other error of an engine.
     #[error("storage error at {address}: {}", Printable(.reason))]
     Backend {
         /// Host and port of the server, or the name of the engine.
         address: String,
         /// What happened.
         reason: String,
-        /// Whether a write may have been applied all the same.
+        /// Whether a write may have been applied nevertheless.
         outcome_unknown: bool,
-        /// The error below.
+        /// The underlying error.
         source: Option<BoxError>,
     },
 }
 
 impl StorageError {
-    /// Whether the same call may succeed later with nothing changed by the caller: the server may come
-    /// back, and records may expire and make room.
+    /// Returns whether the same call may succeed later: the server may recover, and records may expire and free memory.
     ///
-    /// It does *not* say that a failed write was left undone: see [`outcome_unknown`](Self::outcome_unknown).
+    /// A retryable error of a write does *not* mean that the write was not applied: see
+    /// [`outcome_unknown`](Self::outcome_unknown).
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::CapacityExceeded { .. } | Self::TooFewReplicas { .. })
     }
 
-    /// Whether a write that failed with this error may have been applied: the connection broke or the
-    /// time ran out after the write was sent. Always `false` for a call that only reads.
+    /// Returns whether a write that failed with this error may have been applied: the connection broke, or the time limit
+    /// passed, after the write was sent. Always `false` for a call that only reads.
     pub fn outcome_unknown(&self) -> bool {
         matches!(
             self,

@@ -17,55 +17,171 @@ use super::version::Version;
 /// The largest data of a record that an engine takes unless it is configured otherwise, in bytes.
 pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 
-/// Versioned records by owner and task, with compare-and-swap and expiry.
+/// Stores versioned records by owner and task, with compare-and-swap, expiry, quotas, pages and notifications.
 ///
-/// An engine keeps these rules, and `tests/backend_contract.rs` holds each engine to them:
+/// [`TaskStore`](crate::TaskStore) keeps its tasks in an engine that implements this trait. To write an engine, start with
+/// [`backend::engine`](crate::backend::engine), and check it with the suite of the feature `conformance`.
 ///
-/// * A record is *absent* once its time has come, everywhere and at once, even if the engine still
-///   holds its bytes: reads do not see it, and a `put` over it starts again at version 1.
-/// * Every write is atomic over the record, its parts, its expiry and the listing: no reader and no crash sees half of
-///   one. A write that is refused has written nothing.
+/// The trait is object-safe. `Arc<B>` and `Arc<dyn StorageBackend>` are engines too.
+///
+/// # Examples
+/// A compare-and-swap: read, change, and write only if nobody else has written meanwhile.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), mcp_task_store::StorageError> {
+/// use mcp_task_store::{MemoryBackend, PutOptions, StorageBackend, StorageError, TaskKey, Version};
+///
+/// async fn increment(engine: &impl StorageBackend, key: &TaskKey) -> Result<Version, StorageError> {
+///     loop {
+///         let record = engine.get(key).await?;
+///         let count: u64 = String::from_utf8_lossy(&record.data).parse().unwrap_or(0);
+///         let data = (count + 1).to_string().into();
+///         match engine.put_if_version(key, data, PutOptions::default(), record.version).await {
+///             Ok(written) => return Ok(written.version),
+///             Err(StorageError::VersionConflict { .. }) => continue,
+///             Err(error) => return Err(error),
+///         }
+///     }
+/// }
+///
+/// let (engine, key) = (MemoryBackend::new(), TaskKey::new("alice", "t1")?);
+/// engine.put(&key, "41".into(), PutOptions::default()).await?;
+/// assert_eq!(increment(&engine, &key).await?.get(), 2);
+/// assert_eq!(engine.get(&key).await?.data, "42");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Cancellation safety
+/// Dropping the future of a read has no effect. Dropping the future of a write may leave the write applied or not, as a
+/// whole. The engine stays usable.
+///
+/// # Contract
+/// * A record is *absent* once its expiry has come, for every call and at once, even if the engine still holds its bytes.
+/// * Every write is atomic over the record, its parts, its expiry and the listing. No reader and no crash sees half of a
+///   write. A refused write has written nothing.
 /// * An update neither sends nor reads the parts that it does not name.
-/// * The engine's own clock alone decides what has expired. The clock of the calling process is not asked.
+/// * The engine's own clock alone decides what has expired. The clock of the calling process does not.
 /// * Owners never see each other. No call takes a pattern.
 /// * When an owner's last record has expired or been deleted, the engine holds nothing of that owner.
 ///
-/// The trait is object-safe, and `Arc<B>` and `Arc<dyn StorageBackend>` are backends too.
+/// The suite of the feature `conformance` checks these rules, under these names:
 ///
-/// # Cancellation safety
-/// Dropping the future of a read has no effect. Dropping the future of a write may leave the
-/// write applied or not, as a whole; the backend stays usable.
+/// Records:
+///
+/// * `get` returns data, version and expiry of a live record.
+/// * `get` of an absent record is not found.
+/// * Any bytes are read as they were written.
+/// * `put` creates at version 1, and each write adds 1.
+/// * `put` over an expired record starts again at version 1.
+/// * `put` over a deleted record starts again at version 1.
+/// * `put_if_version` replaces the record at the expected version.
+/// * `put_if_version` at another version is a conflict and writes nothing.
+/// * `put_if_version` of an absent or expired record is not found and writes nothing.
+/// * `put_if_version` with 0 creates an absent or expired record.
+/// * `put_if_version` with 0 on a live record is a conflict and writes nothing.
+/// * Of many writers that race for one version, exactly one wins.
+/// * `delete` returns whether there was a live record.
+/// * Data over the maximum is too large, and nothing is written.
+/// * An `Arc` of an engine is an engine.
+///
+/// Parts:
+///
+/// * A part is read with the version of its record, which knows its name and size.
+/// * A write changes the parts that it names and no others.
+/// * A refused write changes no part.
+/// * A new record has no part of an expired or deleted one.
+/// * A part over the maximum or one too many is too large, and nothing is written.
+///
+/// Clock and expiry:
+///
+/// * `clock` decides what has expired, and `now` does not lead it.
+/// * `now` advances between calls.
+/// * An expired record is absent for every call at once.
+/// * An expiry is never cut short below the millisecond.
+/// * `Keep` leaves the expiry as it was, and a new record never expires.
+/// * `Never` removes the expiry, and `After` sets another.
+/// * An expiry outside 1 ms to 100 years is refused, and nothing is written.
+///
+/// Quota:
+///
+/// * At the quota, a new record is refused, and nothing is written.
+/// * A quota never blocks an update.
+/// * A quota counts live records only.
+/// * Racing inserts never exceed the quota.
+///
+/// Pages:
+///
+/// * A page is newest first by creation, with everything that `get` returns.
+/// * An owner without records has one empty page.
+/// * A page limit is 1 to 256.
+/// * A page ends before the record that would exceed its bytes.
+/// * A walk whose pages are cut by their bytes misses no record.
+/// * A cursor that is malformed or of another owner is refused.
+/// * A cursor stays valid when its record is gone.
+/// * A burst of inserts is listed in one total order.
+/// * A walk returns each record that lived throughout exactly once.
+///
+/// Owners:
+///
+/// * Hostile ids never collide.
+/// * An id of 257 bytes or none makes no key.
+/// * An owner never reaches records of another owner.
+///
+/// Watch:
+///
+/// * A watch has an item once it is live and one after each change.
+/// * A read after each item of a watch sees the last change.
+/// * A watch ends when its record is deleted.
+/// * A watch ends when its record expires, and no earlier.
+/// * A watch ends when a quiet write makes its record expire.
+/// * A watch of an absent or expired record ends without an item.
+/// * A notified watch has no item for quiet writes, other tasks and other owners.
+/// * A quiet write notifies no watch.
+/// * Each of many watches has items until it is dropped.
+///
+/// Damage, last versions, clock steps:
+///
+/// * A write past the last version is version exhausted.
+/// * A damaged record is corrupt until it is deleted and damages no page.
+/// * Creation times increase after the clock of the engine steps back.
+/// * Nothing is left behind of an owner whose last record is gone.
 #[async_trait]
 pub trait StorageBackend: Send + Sync + 'static {
     /// Reads a record.
     ///
     /// # Errors
-    /// `NotFound` when it is absent or expired, `Corrupt` when its stored fields cannot be read.
+    /// `NotFound` if the record is absent or expired; `Corrupt` if its stored fields cannot be read.
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError>;
 
-    /// Reads one part of a record, with the version of the record that it belongs to; `None` if the record has no
-    /// part of this name.
+    /// Reads one part of a record, with the version of the record that the part belongs to. Returns `None` if the record
+    /// has no part of this name.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Those of [`get`](Self::get).
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError>;
 
-    /// Creates the record at version 1, or replaces it and counts the version up. A new record has the parts that
-    /// `options` sets, and no others.
+    /// Creates the record at version 1, or replaces it and adds 1 to its version. A new record has only the parts that
+    /// `options` sets.
     ///
     /// # Errors
-    /// `CapacityExceeded` when it would be created and the owner is at the quota; `VersionExhausted`
-    /// past [`Version::MAX`]; `TooLarge` for data or a part over the configured maximum, and for more than
-    /// [`MAX_PARTS`](crate::MAX_PARTS) parts; `InvalidExpiry`, `Corrupt`. Nothing is written on any of them.
+    /// Nothing is written after any of these:
+    ///
+    /// * `CapacityExceeded` if the write would create the record and the owner is at its quota;
+    /// * `VersionExhausted` past [`Version::MAX`];
+    /// * `TooLarge` for data or a part over the configured maximum, and for more than [`MAX_PARTS`](crate::MAX_PARTS) parts;
+    /// * `InvalidExpiry` for a duration outside 1 ms to 100 years;
+    /// * `Corrupt` if the stored record cannot be read.
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError>;
 
-    /// Replaces the record if it is at version `expected`; with [`Version::ABSENT`], creates it if it
-    /// does not exist.
+    /// Replaces the record if it is at version `expected`. With [`Version::ABSENT`], creates the record if it does not
+    /// exist.
     ///
     /// # Errors
-    /// `VersionConflict` when the record has another version, or exists although it should not;
-    /// `NotFound` when it should exist and does not; and those of [`put`](Self::put). Nothing is written
-    /// on any of them.
+    /// `VersionConflict` if the record has another version, or exists and `expected` is [`Version::ABSENT`]; `NotFound` if
+    /// the record does not exist and `expected` is a version; and those of [`put`](Self::put). Nothing is written after any
+    /// of these.
     async fn put_if_version(
         &self,
         key: &TaskKey,
@@ -74,69 +190,69 @@ pub trait StorageBackend: Send + Sync + 'static {
         expected: Version,
     ) -> Result<Written, StorageError>;
 
-    /// Removes the record, readable or not. Says whether there was a live one.
+    /// Removes the record, readable or not. Returns whether there was a live record.
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError>;
 
-    /// One page of the owner's live records without their parts, newest first by creation: at most
+    /// Returns one page of the owner's live records without their parts, newest first by creation: at most
     /// [`limit`](PageRequest::new) records, and about [`max_bytes`](PageRequest::max_bytes) of data.
     ///
-    /// A walk to the end (`next` is `None`) returns every record that lived throughout exactly once,
-    /// whatever is created, deleted or expires meanwhile. A page may be short or empty before the end.
+    /// A walk to the end (`next` is `None`) returns every record that lived throughout exactly once, whatever is created,
+    /// deleted or expires meanwhile. A page may be short or empty before the end.
     ///
     /// # Errors
-    /// `InvalidPage` for a limit outside 1 to 256 and for a cursor that is malformed or another owner's.
+    /// `InvalidPage` for a limit outside 1 to 256, and for a cursor that is malformed or belongs to another owner.
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError>;
 
-    /// Drops expired records that the engine still holds, and says how many. Engines whose server
-    /// expires records by itself do nothing and return 0.
+    /// Removes expired records that the engine still holds, and returns how many. An engine whose server expires records by
+    /// itself does nothing and returns 0.
     async fn cleanup_expired(&self) -> Result<u64, StorageError>;
 
-    /// Asks the engine for its clock, where the record of this key lives. Call it before you end anything
-    /// because of the time.
+    /// Asks the engine for its clock, where the record of this key is stored. Call it before you end anything because of
+    /// the time.
     ///
     /// # Errors
-    /// `Unavailable` and the like when the engine cannot be asked.
+    /// `Unavailable`, `Denied` or `Backend` if the engine cannot be asked.
     async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError>;
 
-    /// An estimate of the engine's clock without a round trip: as last seen, advanced by the monotonic clock of this
-    /// process. It may lag behind the engine. It leads only after the engine's clock was set back, or another server
-    /// took over whose clock is behind, until the next call learns of it.
+    /// Estimates the engine's clock without a round trip: as last seen, advanced by the monotonic clock of this process.
+    ///
+    /// The estimate may lag. It leads only after the engine's clock was set back, or after a failover to a server whose clock
+    /// is behind, until the next reply.
     fn now(&self) -> DateTime<Utc>;
 
-    /// Returns the largest data of a record in bytes, [`DEFAULT_MAX_VALUE_BYTES`] unless the engine is told otherwise.
-    /// [`TaskStore`](crate::TaskStore) keeps the last kibibyte of it free for leases, cancels and the end of a task.
+    /// Returns the largest data of a record in bytes: [`DEFAULT_MAX_VALUE_BYTES`] unless the engine is configured otherwise.
+    /// [`TaskStore`](crate::TaskStore) reserves the last kibibyte for leases, cancels and the end of a task.
     fn max_value_bytes(&self) -> usize {
         DEFAULT_MAX_VALUE_BYTES
     }
 
-    /// Returns a number that grows whenever the engine may by now talk to another server than before, or to one that
-    /// lost writes: with each connection that breaks, and with each that is re-created.
+    /// Returns a number that grows whenever the engine may have switched to another server, or to a server that lost writes:
+    /// with each connection that breaks, and with each that is re-created.
     ///
-    /// A version that was read under another number may be met again with other content: a failover, or the restore of an
-    /// older snapshot, makes a record count from a lower version again. [`TaskStore`](crate::TaskStore) then reads a task
+    /// After a failover, or after the restore of an older snapshot, a record counts again from a lower version. A version
+    /// that was read under another number may then stand for other content, so [`TaskStore`](crate::TaskStore) reads a task
     /// again before it writes.
     ///
-    /// The provided method always returns 0: an engine whose records live and die with this process, or that never loses
-    /// an acknowledged write. An engine that cannot tell returns a greater number each time. One that forwards to another
-    /// forwards this call too.
+    /// The provided method always returns 0. It suits an engine that never loses an acknowledged write, or whose records
+    /// end with this process. An engine that cannot detect a switch returns a greater number each time. An engine that
+    /// forwards to another forwards this call too.
     fn generation(&self) -> u64 {
         0
     }
 
     /// Streams a notification for every change of the record, from any process.
     ///
-    /// The first item comes once the watch is live: what is read after it is followed by an item for each later
-    /// change. Several changes may share one item, and an item may come without a change; a
-    /// [quiet](PutOptions::quiet) write need not have one. The stream ends when the record is gone, deleted or
-    /// expired, and without an item if there was none.
+    /// The first item comes once the watch is live: a reader that reads after it receives an item for each later change.
+    /// Several changes may share one item. An item may come without a change. A [quiet](PutOptions::quiet) write may have no
+    /// item. The stream ends when the record is deleted or expires. It ends without an item if the record was absent.
     ///
     /// Dropping the stream ends the watch. The method must be called, and the stream polled, within a Tokio runtime. An
     /// engine without notifications calls [`watch_by_polling`](crate::backend::engine::watch_by_polling).
     ///
     /// # Errors
-    /// An item is an error when the engine cannot be asked or cannot tell. The watch goes on after one that
-    /// [may pass](StorageError::is_retryable), and its next good item stands for all that was missed; it ends after
-    /// any other.
+    /// An item is an error if the engine cannot be asked or cannot receive notifications. After a
+    /// [retryable](StorageError::is_retryable) error the watch continues, and its next good item stands for everything that
+    /// was missed. After any other error the stream ends.
     fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>>;
 }
 

@@ -157,12 +157,12 @@ proptest! {
         let (backend, clock) = with_a_clock_to_set();
         // So many expire at once that calls meet some that no write has dropped yet.
         for task in 0..99 {
-            backend.write(&key("0", &task.to_string()), Bytes::new(), after(1), None).unwrap();
+            backend.write(&key("0", &task.to_string()), Bytes::new(), after(1), WriteMode::Upsert).unwrap();
         }
         for (owner, task, call, micros) in calls {
             clock.fetch_add(micros, Ordering::SeqCst);
             let key = key(&owner.to_string(), &task.to_string());
-            let put = |options| assert!(backend.write(&key, Bytes::new(), options, None).is_ok());
+            let put = |options| assert!(backend.write(&key, Bytes::new(), options, WriteMode::Upsert).is_ok());
             match call {
                 0 => drop(backend.delete(&key).now_or_never()),
                 1 => put(Expiry::Never.into()),

@@ -1,28 +1,33 @@
 //! Adapters for servers that are built with [`pmcp`](https://docs.rs/pmcp) 2.x, with the feature `pmcp`.
 //!
-//! * [`PmcpTaskStore`] is what `pmcp`'s `ServerBuilder::task_store(...)` takes: the lifecycle of this crate's
-//!   [`TaskStore`](crate::TaskStore) under `pmcp`'s `tasks/*` methods.
-//! * [`PmcpTasksBackend`] is a `StorageBackend` of `pmcp-tasks` 0.2: this crate's engines under the lifecycle of
-//!   that crate, for servers that use it today.
+//! * [`PmcpTaskStore`] is a task store for `pmcp`'s `ServerBuilder::task_store(...)`: the lifecycle of this crate's
+//!   [`TaskStore`](crate::TaskStore) behind `pmcp`'s `tasks/*` methods.
+//! * [`PmcpTasksBackend`] is a `StorageBackend` of `pmcp-tasks` 0.2: this crate's engines below the lifecycle of that crate, for
+//!   servers that use it today.
 //!
-//! A server needs one of the two. They keep different records, so tasks of the one are not tasks of the other, and
-//! each wants an engine, or a key prefix, of its own.
+//! A server needs one of the two. Their records differ, so one cannot read the tasks of the other. Each needs an engine, or a
+//! key prefix, of its own.
 //!
 //! # Owners
-//! `pmcp` names the owner of each call: the subject that its authentication established, `local` for clients of
-//! MCP 2025-11-25 without one, and an empty text for those of 2026-07-28 on a server without authentication. The
-//! empty owner is stored as [`PMCP_ANONYMOUS`]; a subject of that very name is refused, so that nobody but them reads
-//! their tasks. All clients without authentication share one owner, and with it each other's tasks.
+//! `pmcp` names the owner of each call:
+//!
+//! * the subject that its authentication established;
+//! * `local` for clients of MCP 2025-11-25 without authentication;
+//! * an empty text for clients of 2026-07-28 on a server without authentication.
+//!
+//! The adapters store the empty owner as [`PMCP_ANONYMOUS`], and reject a subject of that name, so that no subject can read the
+//! tasks of anonymous clients. All clients without authentication share one owner, and see each other's tasks.
 
 mod storage;
 mod task_store;
+mod wire;
 
 pub use storage::PmcpTasksBackend;
 pub use task_store::PmcpTaskStore;
 
 use crate::backend::{OwnerId, StorageError};
 
-/// The owner under which tasks of `pmcp`'s empty owner are stored.
+/// The owner of the tasks of `pmcp`'s empty owner.
 pub const PMCP_ANONYMOUS: &str = "(anonymous)";
 
 fn owner(id: &str) -> Result<OwnerId, StorageError> {
@@ -35,7 +40,7 @@ fn owner(id: &str) -> Result<OwnerId, StorageError> {
     }
 }
 
-/// What a client may be told of an engine's error: no host, no port, nothing of what the server said.
+/// Returns what a client may read about an engine's error. It contains no host, no port, and no text of the server.
 fn public_text(error: &StorageError) -> &'static str {
     match error {
         _ if error.outcome_unknown() => {

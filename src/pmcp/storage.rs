@@ -17,6 +17,9 @@ use crate::printable::{Chain, Printable};
 
 /// A `StorageBackend` of `pmcp-tasks`, on any engine of this crate.
 ///
+/// Use it for a server that has a `pmcp_tasks::GenericTaskStore` today. For a new server use
+/// [`PmcpTaskStore`](super::PmcpTaskStore).
+///
 /// ```
 /// use mcp_task_store::MemoryBackend;
 /// use mcp_task_store::PmcpTasksBackend;
@@ -26,49 +29,50 @@ use crate::printable::{Chain, Printable};
 /// let for_a_server = ServerTaskStore::new(store);
 /// ```
 ///
-/// * **Keys** are `{owner}:{task}`, split at the last colon: an owner may hold colons, a task id may not. Owners are
-///   kept apart by the whole name, so the prefix `a:` does not list the tasks of an owner `a:b`. Both ids take up to
-///   256 bytes.
-/// * **Prefixes** hold an owner and a colon, and may hold the beginning of a task id. The engines have no call
-///   without an owner, so others are refused. All pages are read. Records that the engine cannot read are left out
-///   and logged.
-/// * **Expiry** is the `expiresAt` of the record, by the engine's clock, to the next millisecond; a record that has
-///   none or `null`, or is no JSON object, does not expire. At that time the record is gone for every call. A time that
-///   has passed already leaves the record a millisecond; one beyond 100 years counts as 100 years; text that is not
-///   an RFC 3339 time is refused, as the record would stay for ever.
-/// * **`put_if_version` never creates**: version 0 is a conflict, or `NotFound` without a record.
-/// * `cleanup_expired` is 0 where the server expires records by itself.
-/// * **No parts**: the trait of `pmcp-tasks` knows one blob a task, so a record here has no
-///   [parts](crate::PutOptions::parts). Every update of a task sends its arguments and its result again, every poll
-///   reads them, and together they have the size that the engine allows for the data of a record.
-///   [`PmcpTaskStore`](super::PmcpTaskStore) has no such cost.
-/// * **Quota**: `pmcp-tasks` lists an owner's tasks, and counts them, before it creates one. The quota is not part of
-///   the write, so creates that race can exceed it, and a create reads everything that the owner has stored.
+/// * **Keys** are `{owner}:{task}`, split at the last colon. An owner may contain colons, a task id may not. The adapter compares
+///   whole owners, so the prefix `a:` does not list the tasks of the owner `a:b`. Each id has up to 256 bytes.
+/// * **Prefixes** consist of an owner, a colon, and optionally the beginning of a task id. Other prefixes are rejected, because
+///   the engines have no call without an owner. A listing reads all pages. It leaves out records that the engine cannot read,
+///   and logs them.
+/// * **Expiry** is the `expiresAt` of the record, by the engine's clock, rounded up to the next millisecond. From that time on
+///   the record is gone for every call.
+///     * A record whose `expiresAt` is missing or `null`, or that is not a JSON object, does not expire.
+///     * A time in the past leaves the record for one millisecond. A time beyond 100 years counts as 100 years.
+///     * Text that is not an RFC 3339 time is rejected, because the record would stay for ever.
+/// * **`put_if_version` never creates** a record: version 0 is a conflict, or `NotFound` if there is no record.
+/// * **`cleanup_expired`** returns 0 on engines whose server expires records.
+/// * **No parts.** The trait of `pmcp-tasks` stores one blob a task, so a record has no [parts](crate::PutOptions::parts). Every
+///   update of a task sends its arguments and its result again, and every poll reads them. Together they are limited to the
+///   size of a record's data. [`PmcpTaskStore`](super::PmcpTaskStore) does not have this cost.
+/// * **Quota.** `pmcp-tasks` lists and counts an owner's tasks before it creates one. The quota is not part of the write, so racing
+///   creates can exceed it, and each create reads everything that the owner has stored.
 ///
 /// # Errors
-/// `NotFound` also for keys that no record can have; `VersionConflict`; `CapacityExceeded` when the engine is full;
-/// `Backend` for the rest, whose source is the [`StorageError`]. It is logged too, as `pmcp-tasks` passes on the
-/// message only: that may reach a client, and names no host.
+/// `NotFound`, also for a key that no record can have; `VersionConflict`; `CapacityExceeded` if the engine is full; `Backend` for
+/// everything else.
+///
+/// The source of `Backend` is the [`StorageError`]. The adapter also logs it, because `pmcp-tasks` passes on only the message. The
+/// message may reach a client, so it names no host.
 ///
 /// # Cancellation safety
-/// Dropping the future of a write leaves the write applied or not, as a whole.
+/// If the future of a write is dropped, the write is applied as a whole or not at all.
 #[derive(Clone, Debug)]
 pub struct PmcpTasksBackend<B> {
     engine: B,
 }
 
 impl<B: StorageBackend> PmcpTasksBackend<B> {
-    /// The engine behind the trait of `pmcp-tasks`.
+    /// Creates an adapter for an engine.
     pub fn new(engine: B) -> Self {
         Self { engine }
     }
 
-    /// The engine.
+    /// Returns the engine.
     pub fn engine(&self) -> &B {
         &self.engine
     }
 
-    /// What to write beside the data.
+    /// Returns the options of a write of this data.
     fn options(&self, data: &[u8]) -> Result<PutOptions, PmcpError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -76,7 +80,7 @@ impl<B: StorageBackend> PmcpTasksBackend<B> {
             #[serde(default)]
             expires_at: Value,
         }
-        // An array would be read as the fields of the struct.
+        // serde would read an array as the fields of the struct.
         if !data.trim_ascii_start().starts_with(b"{") {
             return Ok(Expiry::Never.into());
         }
@@ -108,7 +112,7 @@ impl<B: StorageBackend> PmcpBackend for PmcpTasksBackend<B> {
     async fn put_if_version(&self, key: &str, data: &[u8], expected_version: u64) -> Result<u64, PmcpError> {
         let split = split(key).map_err(|_| not_found(key))?;
         if expected_version == 0 {
-            // To the engine it means that the record is to be created, which this call must not do.
+            // For the engine, 0 means "create", which this call must not do.
             let record = self.engine.get(&split).await.map_err(|error| storage_error(error, key))?;
             let (key, actual) = (key.to_owned(), record.version.get());
             return Err(PmcpError::VersionConflict { key, expected: 0, actual });
@@ -163,7 +167,7 @@ impl<B: StorageBackend> PmcpBackend for PmcpTasksBackend<B> {
     }
 }
 
-/// When a record is to go that expires `at`, said as the engines want it: by a duration of at least a millisecond.
+/// Returns the expiry of a record that expires `at`, as the engines take it: a duration of at least one millisecond.
 fn expiry_at(at: DateTime<Utc>, now: DateTime<Utc>) -> Expiry {
     let left = (at - now).to_std().unwrap_or_default();
     Expiry::After(left.clamp(Duration::from_millis(1), Expiry::MAX))
@@ -194,7 +198,7 @@ fn storage_error(error: StorageError, key: &str) -> PmcpError {
                 actual: actual.get(),
             };
         }
-        // What the caller got wrong: no server has a part in it.
+        // A mistake of the caller. The message contains no text of a server.
         StorageError::TooLarge { .. } | StorageError::InvalidKey { .. } => error.to_string(),
         _ => {
             tracing::error!(key, error = %Chain(&error), "the task storage failed");

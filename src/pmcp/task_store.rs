@@ -1,12 +1,9 @@
 //! The lifecycle of this crate as the task store of a `pmcp` server.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::SecondsFormat;
 use pmcp::server::task_store::{
     StoreConfig, TaskInputDelivery, TaskInputSnapshot, TaskStore as PmcpStore, TaskStoreError,
     partition_input_delivery,
@@ -14,27 +11,20 @@ use pmcp::server::task_store::{
 use pmcp::types::CallToolResult;
 use pmcp::types::mrtr::{InputRequest, InputRequests, InputResponse, InputResponses};
 use pmcp::types::tasks::{Task as WireTask, TaskStatus as WireStatus};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{owner, public_text};
-use crate::backend::{Agenda, PageRequest, TaskId, TaskKey};
-use crate::printable::Chain;
-use crate::store::{Draft, NewTask, TaskError, TaskStore};
-use crate::task::{PayloadKind, RpcError, StoredTask, Task, TaskStatus};
+use super::owner;
+use super::wire::{self, from_json, internal, not_found, store_error, to_json};
+use crate::backend::{Agenda, PageRequest, TaskKey};
+use crate::store::{NewTask, SetResult, TaskError, TaskStore};
+use crate::task::{PayloadKind, StoredTask, Task};
 
-/// The only method that `pmcp` makes tasks of.
+/// The only method that `pmcp` creates tasks for.
 const METHOD: &str = "tools/call";
-/// How many tasks `pmcp`'s own stores put on a page.
+/// The page size of `pmcp`'s own stores.
 const PAGE: usize = 20;
-/// Where a record keeps all requests of a task, those that are answered or withdrawn included: `pmcp` reads from them
-/// of which kind an answer is.
-const REQUESTS: &str = "recordedInputRequests";
-/// Where a record keeps an error that is not exactly a JSON-RPC error object.
-const ERROR: &str = "recordedError";
 
-/// What `pmcp`'s `ServerBuilder::task_store(...)` takes, on any engine.
+/// A task store for `pmcp`'s `ServerBuilder::task_store(...)`, on any engine.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -48,35 +38,36 @@ const ERROR: &str = "recordedError";
 /// # build().unwrap();
 /// ```
 ///
-/// It answers as `pmcp`'s `InMemoryTaskStore` does, on pages of 20 tasks, and cuts a TTL to the longest one that is
-/// configured, with these differences:
+/// It answers like `pmcp`'s `InMemoryTaskStore`: a page has 20 tasks, and a longer TTL is cut to the configured maximum. It
+/// differs in the following:
 ///
-/// * **A task ends once.** `pmcp` ends a task in two calls, in either order: `set_result` and
-///   `update_status(Completed)`, or `set_error` and `update_status(Failed)`. The first ends it, so that no crash in
-///   between leaves it open; the second finds it so, and adds what the first did not bring (the result, the error,
-///   or the status message). What has once been given to an ended task is never replaced: that is an
-///   `InvalidTransition`, and so is a result for a cancelled task.
-/// * **More rounds of input**: requests under new keys may follow when those before are answered. A key that was
-///   used before is refused as `Internal`.
-/// * **Time**: a task whose TTL elapses before it has ended is shown as failed with "TTL elapsed". After its TTL, a call
-///   that the status does not allow is `Expired`. Ended tasks are kept, result and all, for the retention that is
-///   [configured](crate::StoreConfig::retention) on top of their TTL; what is gone is `NotFound`.
-/// * A TTL of 0 is refused, and so is what goes beyond the limits of [`StoreConfig`](crate::StoreConfig).
-/// * A cursor that was not given out by `list` is refused. A page may be short, or empty, before the last one.
-/// * Writes that race are made again one after the other, as [`TaskStore`] does, so none is refused for the race alone.
+/// * **A task ends once.** `pmcp` ends a task in two calls, in either order: `set_result` and `update_status(Completed)`, or
+///   `set_error` and `update_status(Failed)`. The first call ends the task, so no crash between the two leaves it open. The
+///   second call adds the part that is missing: the result, the error, or the status message. A part that an ended task has is
+///   never replaced. Such a call fails with `InvalidTransition`, and so does a result for a cancelled task.
+/// * **More rounds of input.** Once all requests are answered, requests under new keys may follow. A key that the task has used
+///   before is rejected with `Internal`.
+/// * **Time.** A task whose TTL elapses before it has ended is failed with "TTL elapsed". After the TTL, a call that the status
+///   does not allow fails with `Expired`. The engine keeps an ended task, with its result, for its TTL and the
+///   [retention](crate::StoreConfig::retention). After that the task is `NotFound`.
+/// * **Limits.** A TTL of 0 is rejected, and so is everything over the limits of [`StoreConfig`](crate::StoreConfig).
+/// * **Pages.** A cursor that `list` did not return is rejected. A page before the last one may be short or empty.
+/// * **Races.** Racing writes are applied one after the other, as in [`TaskStore`]. None is rejected only because of the race.
 ///
-/// `pmcp`'s trait has no cooperative cancellation, so `cancel` makes a task cancelled at once, and no arguments and
-/// variables. [`tasks`](Self::tasks) is the same store with these; a task that was asked to cancel there takes no
-/// more requests here.
+/// `pmcp`'s trait has no cooperative cancel, no arguments and no variables: its `cancel` makes a task cancelled at once.
+/// [`tasks`](Self::tasks) is the same store with all of these. A task whose cancel was requested there accepts no more input
+/// requests here.
 ///
 /// # Errors
-/// `NotFound` for a task that does not exist, is gone, or is another owner's, and for ids that no task can have;
-/// `InvalidTransition` when the status does not allow the call; `Expired` as above; `Internal` with a reason for a
-/// quota, a limit, and a call that made no sense. What an engine reports is logged, with its source, and only its
-/// kind is said in `Internal`: the text reaches the client and names no host.
+/// `NotFound` if the task does not exist, is gone, or belongs to another owner, and for an id that no task can have;
+/// `InvalidTransition` if the status does not allow the call; `Expired` as above; `Internal` with a reason for a quota, a limit and
+/// an invalid call.
+///
+/// An error of the engine is logged with its source. `Internal` states only its kind, because the text reaches the client. It
+/// names no host.
 ///
 /// # Cancellation safety
-/// Dropping the future of a call that changes something leaves the change made or not, as a whole.
+/// If the future of a call is dropped, its change is applied as a whole or not at all.
 #[derive(Debug)]
 pub struct PmcpTaskStore<B> {
     tasks: TaskStore<B>,
@@ -90,17 +81,18 @@ impl<B> Clone for PmcpTaskStore<B> {
 }
 
 impl<B: Agenda> PmcpTaskStore<B> {
-    /// The store behind `pmcp`'s trait. `pmcp` reads its defaults and limits from that of `tasks`.
+    /// Creates an adapter for a store. `pmcp` reads its defaults and limits from the configuration of `tasks`.
     pub fn new(tasks: TaskStore<B>) -> Self {
-        let defaults = tasks.defaults();
+        let limits = tasks.config().stated_limits();
+        let pmcp = StoreConfig::default();
         let config = StoreConfig {
-            default_ttl_ms: defaults.ttl,
-            max_ttl_ms: defaults.max_ttl,
-            // It cannot be left out here, as it can in a task.
-            default_poll_interval_ms: defaults
-                .poll_interval
-                .unwrap_or(StoreConfig::default().default_poll_interval_ms),
-            max_tasks_per_owner: defaults
+            default_ttl_ms: limits.default_ttl_ms,
+            max_ttl_ms: limits.max_ttl_ms,
+            // A task may have no poll interval, but `pmcp` must state one.
+            default_poll_interval_ms: limits
+                .default_poll_interval_ms
+                .unwrap_or(pmcp.default_poll_interval_ms),
+            max_tasks_per_owner: limits
                 .max_tasks_per_owner
                 .and_then(|max| usize::try_from(max).ok())
                 .unwrap_or(usize::MAX),
@@ -108,46 +100,36 @@ impl<B: Agenda> PmcpTaskStore<B> {
         Self { tasks, config }
     }
 
-    /// The store below, for what `pmcp`'s trait does not have.
+    /// Returns the store below the adapter, for everything that `pmcp`'s trait does not have.
     pub fn tasks(&self) -> &TaskStore<B> {
         &self.tasks
     }
 
     async fn read(&self, task_id: &str, owner_id: &str) -> Result<StoredTask, TaskStoreError> {
-        let key = key(task_id, owner_id)?;
+        let key = wire::key(task_id, owner_id)?;
         self.tasks.get(&key).await.map_err(|error| store_error(error, task_id, None))
     }
 
-    /// The result of a task that was read, loaded if it is a part of the record.
+    /// Loads the result of a task.
     async fn result(&self, stored: &StoredTask) -> Result<Option<Value>, TaskStoreError> {
         let result = self.tasks.payload(stored, PayloadKind::Output).await;
         result.map_err(|error| store_error(error, stored.key.task.as_str(), None))
     }
 
-    /// Changes a task; `to` is the status to which the call would bring it, if to another one.
-    async fn change(
-        &self,
-        operation: &'static str,
-        (task_id, owner_id): (&str, &str),
-        to: Option<WireStatus>,
-        change: impl Fn(&mut Draft<'_>) -> Result<bool, TaskError> + Send + Sync,
-    ) -> Result<StoredTask, TaskStoreError> {
-        let key = key(task_id, owner_id)?;
-        let expired = AtomicBool::new(false);
-        let changed = self.tasks.amend(operation, &key, |draft| {
-            let outcome = change(draft);
-            let refused = matches!(outcome, Err(TaskError::InvalidTransition { .. }));
-            let deadline = draft.task.deadline();
-            let has_passed = deadline.is_some_and(|deadline| deadline <= self.tasks.backend().now());
-            expired.store(refused && has_passed, Ordering::Relaxed);
-            outcome
-        });
-        changed.await.map_err(|error| match error {
-            TaskError::InvalidTransition { .. } if expired.load(Ordering::Relaxed) => {
-                TaskStoreError::Expired { task_id: task_id.to_owned() }
-            }
-            error => store_error(error, task_id, to),
-        })
+    /// Converts the error of a change. `to` is the status that the change leads to, if it leads to another one. A change that
+    /// the status does not allow is `Expired` after the TTL.
+    async fn change_error(&self, error: TaskError, key: &TaskKey, to: Option<WireStatus>) -> TaskStoreError {
+        if matches!(error, TaskError::InvalidTransition { .. })
+            && let Ok(stored) = self.tasks.get(key).await
+            && self.is_past_ttl(&stored.task)
+        {
+            return TaskStoreError::Expired { task_id: key.task.as_str().to_owned() };
+        }
+        store_error(error, key.task.as_str(), to)
+    }
+
+    fn is_past_ttl(&self, task: &Task) -> bool {
+        task.deadline().is_some_and(|deadline| deadline <= self.tasks.backend().now())
     }
 }
 
@@ -166,11 +148,13 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
             new = new.ttl(Duration::from_millis(ttl.min(self.config.max_ttl_ms.unwrap_or(u64::MAX))));
         }
         let created = self.tasks.create(&owner, new).await;
-        created.map(|stored| wire(stored.task.into_task())).map_err(|error| store_error(error, "", None))
+        created
+            .map(|stored| wire::task(stored.task.into_task()))
+            .map_err(|error| store_error(error, "", None))
     }
 
     async fn get(&self, task_id: &str, owner_id: &str) -> Result<WireTask, TaskStoreError> {
-        self.read(task_id, owner_id).await.map(|stored| wire(stored.task.into_task()))
+        self.read(task_id, owner_id).await.map(|stored| wire::task(stored.task.into_task()))
     }
 
     async fn update_status(
@@ -180,34 +164,12 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         status: WireStatus,
         message: Option<String>,
     ) -> Result<WireTask, TaskStoreError> {
-        let to = status_from(status);
-        let change = |draft: &mut Draft<'_>| {
-            match (draft.task.status, to) {
-                // The second call of two that end a task. A message that is there is part of the outcome.
-                (TaskStatus::Completed, TaskStatus::Completed) | (TaskStatus::Failed, TaskStatus::Failed) => {
-                    if draft.task.status_message.is_some() || message.is_none() {
-                        return Ok(false);
-                    }
-                }
-                (from, _) if !wire_status(from).can_transition_to(&status) => {
-                    return Err(draft.refusal("change its status"));
-                }
-                (_, TaskStatus::Working) => {
-                    let asked = asked(draft.task);
-                    if !asked.is_empty() {
-                        record(draft.task, asked);
-                    }
-                    draft.task.input_requests.clear();
-                    draft.task.status = to;
-                }
-                (_, TaskStatus::InputRequired) => await_input(draft)?,
-                (_, TaskStatus::Completed | TaskStatus::Failed | TaskStatus::Cancelled) => draft.end(to)?,
-            }
-            draft.set_status_message(message.as_deref())?;
-            Ok(true)
-        };
-        let changed = self.change("update_status", (task_id, owner_id), Some(status), change).await?;
-        Ok(wire(changed.task.into_task()))
+        let key = wire::key(task_id, owner_id)?;
+        let calls = self.tasks.split_calls();
+        match calls.set_status(&key, wire::status_from(status), message.as_deref()).await {
+            Ok(changed) => Ok(wire::task(changed.task.into_task())),
+            Err(error) => Err(self.change_error(error, &key, Some(status)).await),
+        }
     }
 
     async fn list(
@@ -226,7 +188,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         for task in &page.unreadable {
             tracing::warn!(owner = %owner.printable(), task = %task.printable(), "left a task out of a page: its record cannot be read");
         }
-        let tasks = page.tasks.into_iter().map(|stored| wire(stored.task.into_task())).collect();
+        let tasks = page.tasks.into_iter().map(|stored| wire::task(stored.task.into_task())).collect();
         Ok((tasks, page.next.map(|cursor| cursor.as_str().to_owned())))
     }
 
@@ -250,32 +212,21 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         result: CallToolResult,
     ) -> Result<(), TaskStoreError> {
         let result = to_json("result", &result)?;
-        let (id, to) = ((task_id, owner_id), Some(WireStatus::Completed));
-        let has_one = AtomicBool::new(false);
-        let change = |draft: &mut Draft<'_>| {
-            let is_completed = draft.task.status == TaskStatus::Completed;
-            has_one.store(is_completed && draft.task.result.is_some(), Ordering::Relaxed);
-            match (draft.task.status, &draft.task.result) {
-                // Compared below, as a change cannot load it. It never changes any more.
-                (TaskStatus::Completed, Some(_)) => return Ok(false),
-                (TaskStatus::Completed, None) => {
-                    draft.check_depth("depth of a result", &result)?;
-                    draft.task.result = Some(result.clone().into());
-                }
-                _ => {
-                    draft.complete(&result)?;
-                    // It told of a step on the way. That of the end comes with the second call.
-                    draft.task.status_message = None;
-                }
-            }
-            Ok(true)
+        let key = wire::key(task_id, owner_id)?;
+        let completed = Some(WireStatus::Completed);
+        let stored = match self.tasks.split_calls().set_result(&key, &result).await {
+            Ok(SetResult::Set) => return Ok(()),
+            Ok(SetResult::HasResult(stored)) => stored,
+            Err(error) => return Err(self.change_error(error, &key, completed).await),
         };
-        let stored = self.change("set_result", id, to, change).await?;
-        if !has_one.into_inner() || self.result(&stored).await?.as_ref() == Some(&result) {
+        if self.result(&stored).await?.as_ref() == Some(&result) {
             return Ok(());
         }
-        // It has another one, so it is refused as any change of an ended task is.
-        self.change("set_result", id, to, |draft| draft.complete(&result).map(|()| true)).await.map(drop)
+        // The task has another result. `complete` rejects the change of an ended task.
+        match self.tasks.complete(&stored, result).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.change_error(error, &key, completed).await),
+        }
     }
 
     async fn get_result(&self, task_id: &str, owner_id: &str) -> Result<CallToolResult, TaskStoreError> {
@@ -298,24 +249,14 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
             .iter()
             .map(|(key, response)| Ok((key.clone(), to_json("input response", response)?)))
             .collect::<Result<BTreeMap<_, _>, TaskStoreError>>()?;
-        let delivery = Mutex::default();
-        let change = |draft: &mut Draft<'_>| {
-            if draft.task.status != TaskStatus::InputRequired {
-                return Err(draft.refusal("deliver inputs"));
+        let key = wire::key(task_id, owner_id)?;
+        match self.tasks.split_calls().deliver_inputs(&key, &responses).await {
+            Ok(before) => {
+                let is_answered = |key: &str| !before.open.contains(key);
+                Ok(partition_input_delivery(&before.all, is_answered, responses.into_keys()))
             }
-            let open = &draft.task.input_requests;
-            let asked = asked(draft.task);
-            let keys: BTreeSet<String> = asked.keys().cloned().collect();
-            let is_answered = |key: &str| !open.contains_key(key);
-            let parts = partition_input_delivery(&keys, is_answered, responses.keys().cloned());
-            let changed = draft.deliver_inputs(&responses)?;
-            record(draft.task, asked);
-            *delivery.lock().unwrap_or_else(PoisonError::into_inner) = parts;
-            Ok(changed)
-        };
-        let to = Some(WireStatus::Working);
-        self.change("deliver_task_inputs", (task_id, owner_id), to, change).await?;
-        Ok(delivery.into_inner().unwrap_or_else(PoisonError::into_inner))
+            Err(error) => Err(self.change_error(error, &key, Some(WireStatus::Working)).await),
+        }
     }
 
     async fn task_input_snapshot(
@@ -324,25 +265,19 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         owner_id: &str,
     ) -> Result<TaskInputSnapshot, TaskStoreError> {
         let StoredTask { task, .. } = self.read(task_id, owner_id).await?;
-        let asked = asked(&task);
-        if asked.is_empty() && !task.extra.contains_key(REQUESTS) {
+        let requests = task.all_requests();
+        if requests.is_empty() && task.adapter.requests.is_none() {
             return Err(not_found(task_id));
         }
         let mut snapshot = TaskInputSnapshot {
             input_requests: InputRequests::new(),
             input_responses: InputResponses::new(),
-            status: wire_status(task.status),
+            status: wire::status(task.status),
         };
-        for (key, request) in asked {
+        for (key, request) in requests {
             let request: InputRequest = from_json("input request", request)?;
             if let Some(response) = task.input_responses.get(&key) {
-                // The answers of different kinds look alike, so only the request tells.
-                let response = InputResponse::decode_for(request.kind(), response.clone());
-                snapshot.input_responses.insert(
-                    key.clone(),
-                    response
-                        .map_err(|error| internal(format!("an input response cannot be read: {error}")))?,
-                );
+                snapshot.input_responses.insert(key.clone(), decode_response(&request, response)?);
             }
             snapshot.input_requests.insert(key, request);
         }
@@ -358,57 +293,25 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         let requests = requests
             .iter()
             .map(|(key, request)| Ok((key.clone(), to_json("input request", request)?)))
-            .collect::<Result<Map<_, _>, TaskStoreError>>()?;
-        let change = |draft: &mut Draft<'_>| {
-            let mut recorded = asked(draft.task);
-            if draft.task.status == TaskStatus::InputRequired && !recorded.is_empty() {
-                let reason = format!("task {} has input requests already", draft.task.task_id);
-                return Err(TaskError::InvalidArgument { reason });
-            }
-            if draft.task.status != TaskStatus::Working {
-                return Err(draft.refusal("request input"));
-            }
-            for (key, request) in &requests {
-                let used = recorded.insert(key.clone(), request.clone()).is_some();
-                if used || draft.task.input_responses.contains_key(key) {
-                    return Err(TaskError::InputKeyUsed {
-                        task: draft.task.task_id.clone(),
-                        key: key.clone(),
-                    });
-                }
-            }
-            record(draft.task, recorded);
-            await_input(draft)?;
-            Ok(true)
-        };
-        let to = Some(WireStatus::InputRequired);
-        let changed = self.change("record_input_requests", (task_id, owner_id), to, change).await?;
-        Ok(wire(changed.task.into_task()))
+            .collect::<Result<BTreeMap<_, _>, TaskStoreError>>()?;
+        let key = wire::key(task_id, owner_id)?;
+        match self.tasks.split_calls().record_input_requests(&key, &requests).await {
+            Ok(changed) => Ok(wire::task(changed.task.into_task())),
+            Err(error) => Err(self.change_error(error, &key, Some(WireStatus::InputRequired)).await),
+        }
     }
 
     async fn set_error(&self, task_id: &str, owner_id: &str, error: Value) -> Result<(), TaskStoreError> {
-        let change = |draft: &mut Draft<'_>| {
-            match (draft.task.status, recorded_error(draft.task)) {
-                (TaskStatus::Failed, Some(stored)) if stored == error => return Ok(false),
-                (TaskStatus::Failed, None) => {}
-                _ => {
-                    draft.end(TaskStatus::Failed)?;
-                    draft.task.status_message = None;
-                }
-            }
-            draft.check_depth("depth of an error", &error)?;
-            draft.task.error = Some(as_rpc_error(&error));
-            if recorded_error(draft.task).as_ref() != Some(&error) {
-                draft.task.extra.insert(ERROR.to_owned(), error.clone());
-            }
-            Ok(true)
-        };
-        self.change("set_error", (task_id, owner_id), Some(WireStatus::Failed), change).await.map(drop)
+        let key = wire::key(task_id, owner_id)?;
+        match self.tasks.split_calls().set_error(&key, &error).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.change_error(error, &key, Some(WireStatus::Failed)).await),
+        }
     }
 
     async fn get_error(&self, task_id: &str, owner_id: &str) -> Result<Value, TaskStoreError> {
         let StoredTask { task, .. } = self.read(task_id, owner_id).await?;
-        recorded_error(&task).ok_or_else(|| not_found(task_id))
+        task.error_as_set().ok_or_else(|| not_found(task_id))
     }
 
     fn supports_inputs(&self) -> bool {
@@ -421,133 +324,16 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         owner_id: &str,
         message: Option<String>,
     ) -> Result<WireTask, TaskStoreError> {
-        let change = |draft: &mut Draft<'_>| {
-            if draft.task.status.is_terminal() {
-                return Err(draft.refusal("set its status message"));
-            }
-            draft.set_status_message(message.as_deref())?;
-            Ok(true)
-        };
-        let changed = self.change("set_status_message", (task_id, owner_id), None, change).await?;
-        Ok(wire(changed.task.into_task()))
-    }
-}
-
-/// Every request that was made of the client in this task.
-fn asked(task: &Task) -> BTreeMap<String, Value> {
-    let recorded = task.extra.get(REQUESTS).and_then(Value::as_object).into_iter().flatten();
-    recorded
-        .chain(&task.answered_requests)
-        .chain(&task.input_requests)
-        .map(|(key, request)| (key.clone(), request.clone()))
-        .collect()
-}
-
-/// Keeps all requests of the task, as those that are answered or withdrawn are no longer among the open ones.
-fn record(task: &mut Task, asked: BTreeMap<String, Value>) {
-    task.extra.insert(REQUESTS.to_owned(), asked.into_iter().collect());
-}
-
-/// Moves the task to `input_required`, with every request open that has no answer.
-fn await_input(draft: &mut Draft<'_>) -> Result<(), TaskError> {
-    if draft.task.cancel_requested {
-        return Err(draft.refusal("request input"));
-    }
-    let mut open = asked(draft.task);
-    open.retain(|key, _| !draft.task.input_responses.contains_key(key));
-    draft.task.input_requests.clear();
-    if open.is_empty() {
-        draft.task.status = TaskStatus::InputRequired;
-        return Ok(());
-    }
-    draft.request_input(&open.into_iter().collect::<Vec<_>>())
-}
-
-/// The error as it was given.
-fn recorded_error(task: &Task) -> Option<Value> {
-    match task.extra.get(ERROR) {
-        Some(error) => Some(error.clone()),
-        None => serde_json::to_value(task.error.as_ref()?).ok(),
-    }
-}
-
-/// The nearest JSON-RPC error object, for whoever reads the task by other means.
-fn as_rpc_error(error: &Value) -> RpcError {
-    serde_json::from_value(error.clone()).unwrap_or_else(|_| {
-        let message = error.get("message").unwrap_or(error).as_str();
-        RpcError::new(-32603, message.unwrap_or("the task failed"))
-    })
-}
-
-fn key(task_id: &str, owner_id: &str) -> Result<TaskKey, TaskStoreError> {
-    match (owner(owner_id), TaskId::try_from(task_id)) {
-        (Ok(owner), Ok(task)) => Ok(TaskKey { owner, task }),
-        _ => Err(not_found(task_id)),
-    }
-}
-
-fn not_found(task_id: &str) -> TaskStoreError {
-    TaskStoreError::NotFound { task_id: task_id.to_owned() }
-}
-
-fn internal(message: String) -> TaskStoreError {
-    TaskStoreError::Internal { message }
-}
-
-fn store_error(error: TaskError, task_id: &str, to: Option<WireStatus>) -> TaskStoreError {
-    match error {
-        TaskError::NotFound { .. } => not_found(task_id),
-        TaskError::InvalidTransition { from, .. } => {
-            let from = wire_status(from);
-            TaskStoreError::InvalidTransition { task_id: task_id.to_owned(), from, to: to.unwrap_or(from) }
+        let key = wire::key(task_id, owner_id)?;
+        match self.tasks.split_calls().set_status_message(&key, message.as_deref()).await {
+            Ok(changed) => Ok(wire::task(changed.task.into_task())),
+            Err(error) => Err(self.change_error(error, &key, None).await),
         }
-        TaskError::Storage(error) => {
-            // The store has one line in the log for an outage.
-            if matches!(error, crate::backend::StorageError::Corrupt { .. }) {
-                tracing::error!(task = task_id, error = %Chain(&error), "a task could not be served: its record cannot be read");
-            } else {
-                tracing::debug!(task = task_id, error = %Chain(&error), "a task could not be served");
-            }
-            internal(public_text(&error).to_owned())
-        }
-        other => internal(other.to_string()),
     }
 }
 
-fn to_json(what: &'static str, value: &(impl Serialize + Sync)) -> Result<Value, TaskStoreError> {
-    serde_json::to_value(value).map_err(|error| internal(format!("{what} cannot be stored: {error}")))
-}
-
-fn from_json<T: DeserializeOwned>(what: &'static str, value: Value) -> Result<T, TaskStoreError> {
-    serde_json::from_value(value).map_err(|error| internal(format!("{what} cannot be read: {error}")))
-}
-
-fn wire(task: Task) -> WireTask {
-    let time = |at: chrono::DateTime<chrono::Utc>| at.to_rfc3339_opts(SecondsFormat::Millis, true);
-    let mut wire = WireTask::new(task.task_id.as_str(), wire_status(task.status))
-        .with_timestamps(time(task.created_at), time(task.last_updated_at));
-    wire.ttl = task.ttl_ms;
-    wire.poll_interval = task.poll_interval_ms;
-    wire.status_message = task.status_message;
-    wire
-}
-
-fn wire_status(status: TaskStatus) -> WireStatus {
-    match status {
-        TaskStatus::Working => WireStatus::Working,
-        TaskStatus::InputRequired => WireStatus::InputRequired,
-        TaskStatus::Completed => WireStatus::Completed,
-        TaskStatus::Failed => WireStatus::Failed,
-        TaskStatus::Cancelled => WireStatus::Cancelled,
-    }
-}
-
-fn status_from(status: WireStatus) -> TaskStatus {
-    match status {
-        WireStatus::Working => TaskStatus::Working,
-        WireStatus::InputRequired => TaskStatus::InputRequired,
-        WireStatus::Completed => TaskStatus::Completed,
-        WireStatus::Failed => TaskStatus::Failed,
-        WireStatus::Cancelled => TaskStatus::Cancelled,
-    }
+/// Answers of different kinds look alike, so the request decides how to decode one.
+fn decode_response(request: &InputRequest, response: &Value) -> Result<InputResponse, TaskStoreError> {
+    InputResponse::decode_for(request.kind(), response.clone())
+        .map_err(|error| internal(format!("an input response cannot be read: {error}")))
 }

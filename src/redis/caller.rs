@@ -7,7 +7,7 @@ use tokio::sync::OnceCell;
 
 use super::connection::Connection;
 use super::generation::Generation;
-use super::notifications::Trials;
+use super::notifications::PubsubProbe;
 use super::reply::{CommandError, InFlight, check_replies, check_reply};
 use crate::scripts::Pubsub;
 
@@ -15,17 +15,17 @@ use crate::scripts::Pubsub;
 pub(super) struct CallerConnection<C> {
     connection: C,
     generation: Generation,
-    /// `None` if writes are not published over this connection.
-    trials: Option<Trials>,
+    /// How to probe the Pub/Sub commands; `None` if nothing is published over this connection.
+    probe: Option<PubsubProbe>,
     /// The commands that publish messages, once they are known.
     pubsub: OnceCell<Option<Pubsub>>,
 }
 
 impl<C> CallerConnection<C> {
-    /// `trials`: where to try out how messages are published, if they are.
-    pub(super) fn new(connection: C, trials: Option<Trials>) -> Self {
+    /// `probe`: how to probe the Pub/Sub commands; `None` if nothing is published over this connection.
+    pub(super) fn new(connection: C, probe: Option<PubsubProbe>) -> Self {
         let generation = Generation::of_caller_connections();
-        Self { connection, generation, trials, pubsub: OnceCell::new() }
+        Self { connection, generation, probe, pubsub: OnceCell::new() }
     }
 }
 
@@ -45,17 +45,17 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for CallerCon
     }
 
     async fn pubsub(&self, _key: &str) -> Result<Option<Pubsub>, CommandError> {
-        let Some(trials) = &self.trials else { return Ok(None) };
+        let Some(probe) = &self.probe else { return Ok(None) };
         let publish = async || {
             let send = |command: Cmd| {
                 let mut connection = self.connection.clone();
                 async move { check_reply(connection.req_packed_command(&command).await) }
             };
-            let trial = trials.publish_only(send).await?;
-            match trial.denied {
+            let outcome = probe.publish_only(send).await?;
+            match outcome.denied {
                 // The result is not kept, because an administrator may grant the right later.
                 Some((_, error)) => Err(CommandError::ErrorReply(error)),
-                None => Ok(trial.pubsub),
+                None => Ok(outcome.pubsub),
             }
         };
         self.pubsub.get_or_try_init(publish).await.copied()

@@ -143,7 +143,7 @@ impl Dialer {
 
     fn client(&self, info: ConnectionInfo) -> RedisResult<Client> {
         #[cfg(feature = "redis-tls")]
-        if let Some(certificates) = self.certificates.given() {
+        if let Some(certificates) = self.certificates.configured() {
             return Client::build_with_tls(info, certificates);
         }
         Client::open(info)

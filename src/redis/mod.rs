@@ -8,13 +8,18 @@ mod clock;
 #[cfg(feature = "redis-cluster")]
 mod cluster;
 mod connection;
+mod connector;
 mod diagnosis;
 mod dialer;
+#[cfg(feature = "redis-sentinel")]
+mod election;
+mod epochs;
 mod error;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod generation;
 mod master;
+mod master_connection;
 mod notifications;
 mod pages;
 mod probe;
@@ -25,6 +30,7 @@ mod schema;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
 mod settings;
+mod shared_connection;
 mod subscriptions;
 #[cfg(feature = "redis-tls")]
 mod tls;

@@ -1,9 +1,9 @@
-//! Finds out at the start what the server and the rights of the user lack.
+//! Detects, when the backend connects, which commands the server lacks and which rights the user lacks.
 
-use redis::{ErrorKind, Pipeline, RedisError};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
 
 use super::RedisBackend;
-use super::error::{ProbeError, cause, probe_error};
+use super::error::{Context, ProbeError, cause, probe_error};
 use super::reply::{CommandError, InFlight};
 use super::schema::FIELDS;
 use crate::backend::StorageError;
@@ -21,14 +21,14 @@ struct Lacking {
 }
 
 impl Lacking {
-    /// Records a failed command. A temporary error, or one that concerns only the key of the probe, does not fail the connect:
-    /// calls report it.
-    fn note(&mut self, command: &str, error: RedisError) {
+    /// Records a failed command. A temporary error, or one that concerns only the key of the probe, is not recorded: calls
+    /// report it.
+    fn record(&mut self, command: &str, error: RedisError) {
         let list = match probe_error(&error) {
             ProbeError::Denied => &mut self.denied,
             ProbeError::UnknownCommand => &mut self.unknown,
             ProbeError::WrongNode | ProbeError::Temporary | ProbeError::Other => {
-                tracing::debug!(command, error = %Chain(&error), "a command failed that was tried out");
+                tracing::debug!(command, error = %Chain(&error), "a command of the probe failed");
                 return;
             }
         };
@@ -44,8 +44,8 @@ impl Lacking {
         if !self.unknown.is_empty() {
             let unknown = self.unknown.join(", ");
             let reason = format!(
-                "the server does not know commands that are needed, or has them disabled: {unknown}; enable them, or use \
-                         Redis 6.2, Valkey 7.2 or newer"
+                "the server does not know commands that the backend needs, or has them disabled: {unknown}; enable them, or \
+                 use Redis 6.2, Valkey 7.2 or newer"
             );
             return Err(StorageError::Backend { address, reason, outcome_unknown: false, source });
         }
@@ -55,7 +55,7 @@ impl Lacking {
         let denied = self.denied.join(", ");
         let notifies = |command: &String| command.contains("PUBLISH") || command.contains("SUBSCRIBE");
         let without = match self.denied.iter().any(notifies) {
-            true => ", or do without notifications by notifications(false) on the builder",
+            true => ", or turn notifications off with notifications(false) on the builder",
             false => "",
         };
         let reason = format!(
@@ -66,99 +66,132 @@ impl Lacking {
     }
 }
 
-/// Whether the error says nothing about what the server lacks: its state is temporary, or no server keeps the slot.
+/// Whether the error says nothing about what the server lacks: its state is temporary, or no master serves the slot.
 fn is_passing(error: &RedisError) -> bool {
     probe_error(error) == ProbeError::Temporary || error.kind() == ErrorKind::ClusterConnectionNotFound
 }
 
 impl RedisBackend {
-    /// Tries everything that calls will need: scripts with each of their commands, plain commands over the other connection,
-    /// messages.
+    /// Tries everything that calls need: scripts with each of their commands, plain commands over the connection for pages,
+    /// and messages.
     ///
     /// # Errors
-    /// `Denied` for rights and `Backend` for commands that are missing; the error names them. `Unavailable` if a connection
-    /// fails. A temporary state of the server is no error, as calls report it.
+    /// `Denied` for missing rights and `Backend` for missing commands; the error names them. `Unavailable` if a connection
+    /// fails. A temporary state of the server is no error, because calls report it.
     pub(super) async fn probe(&self) -> Result<(), StorageError> {
-        let inner = &self.0;
-        let (key, channel) = (inner.schema.probe(), inner.schema.probe_channel());
+        let backend = &self.0;
+        let (key, channel) = (backend.schema.probe(), backend.schema.probe_channel());
         let context = self.reads(&key);
         let mut lacking = Lacking::default();
-        let in_flight = InFlight::default();
-        match inner.connection.send(&PROBE.command(&Probe { probe: key.clone() }), &key, &in_flight).await {
-            Ok(reply) => {
-                let failed = PROBE.decode(reply).map_err(|error| context.unexpected(error))?;
-                for (command, words) in failed.value.0 {
-                    let (code, detail) = words.split_once(' ').unwrap_or((&words, ""));
-                    let error = redis::make_extension_error(code.to_owned(), Some(detail.to_owned()));
-                    lacking.note(&command, error);
-                }
+        self.probe_script(&context, &mut lacking).await?;
+        self.probe_reads(&context, &mut lacking).await?;
+        if backend.connection.unconfirmed().is_some() {
+            // It asks for no replica, so it returns at once.
+            let mut wait = redis::cmd("WAIT");
+            wait.arg(0).arg(1);
+            self.probe_command("WAIT", &wait, &context, &mut lacking).await?;
+        }
+        if backend.publishes && lacking.source.is_none() {
+            self.probe_messages(&channel, &context, &mut lacking).await?;
+        }
+        lacking.result(&backend.address, &key, &channel)
+    }
+
+    async fn probe_script(&self, context: &Context<'_>, lacking: &mut Lacking) -> Result<(), StorageError> {
+        let script = PROBE.command(&Probe { probe: context.key.to_owned() });
+        let Some(reply) = self.probe_command("EVAL", &script, context, lacking).await? else { return Ok(()) };
+        let failed = PROBE.decode(reply).map_err(|error| context.unexpected(error))?;
+        for (command, error) in failed.value.0 {
+            let (code, detail) = error.split_once(' ').unwrap_or((&error, ""));
+            let error = redis::make_extension_error(code.to_owned(), Some(detail.to_owned()));
+            lacking.record(&command, error);
+        }
+        Ok(())
+    }
+
+    /// Returns the reply to a command; `None` if the server replied with an error, which is recorded.
+    async fn probe_command(
+        &self,
+        name: &str,
+        command: &Cmd,
+        context: &Context<'_>,
+        lacking: &mut Lacking,
+    ) -> Result<Option<Value>, StorageError> {
+        match self.0.connection.send(command, context.key, &InFlight::default()).await {
+            Ok(reply) => Ok(Some(reply)),
+            Err(CommandError::ErrorReply(error)) => {
+                lacking.record(name, error);
+                Ok(None)
             }
-            Err(CommandError::ErrorReply(error)) => lacking.note("EVAL", error),
-            Err(failure) => return Err(context.storage_error(failure)),
+            Err(failure) => Err(context.storage_error(failure)),
         }
-        let plain = [("HMGET", &FIELDS[..]), ("HSTRLEN", &FIELDS[..1]), ("EXISTS", &[][..])];
-        let mut reads = Pipeline::with_capacity(plain.len());
-        for (command, arguments) in plain {
-            reads.cmd(command).arg(&key).arg(arguments);
+    }
+
+    async fn probe_reads(&self, context: &Context<'_>, lacking: &mut Lacking) -> Result<(), StorageError> {
+        let commands = [("HMGET", &FIELDS[..]), ("HSTRLEN", &FIELDS[..1]), ("EXISTS", &[][..])];
+        let mut reads = Pipeline::with_capacity(commands.len());
+        for (command, arguments) in commands {
+            reads.cmd(command).arg(context.key).arg(arguments);
         }
-        let replies = match inner.bulk_connection.read_all(&reads, &key).await {
+        let replies = match self.0.bulk_connection.read_all(&reads, context.key).await {
             Ok(replies) => replies,
             Err(CommandError::ErrorReply(error)) => vec![Err(CommandError::ErrorReply(error))],
             Err(failure) => return Err(context.storage_error(failure)),
         };
-        for ((command, _), reply) in plain.into_iter().zip(replies) {
+        for ((command, _), reply) in commands.into_iter().zip(replies) {
             match reply {
                 Ok(_) => {}
-                Err(CommandError::ErrorReply(error)) => lacking.note(command, error),
+                Err(CommandError::ErrorReply(error)) => lacking.record(command, error),
                 Err(failure) => return Err(context.storage_error(failure)),
             }
         }
-        if inner.connection.unconfirmed().is_some() {
-            // For no replica, so that it returns at once.
-            let mut wait = redis::cmd("WAIT");
-            wait.arg(0).arg(1);
-            match inner.connection.send(&wait, &key, &in_flight).await {
-                Ok(_) => {}
-                Err(CommandError::ErrorReply(error)) => lacking.note("WAIT", error),
-                Err(failure) => return Err(context.storage_error(failure)),
-            }
-        }
-        if inner.publishes && lacking.source.is_none() {
-            self.probe_messages(&key, &channel, &mut lacking).await?;
-        }
-        lacking.result(&inner.address, &key, &channel)
+        Ok(())
     }
 
     async fn probe_messages(
         &self,
-        key: &str,
         channel: &str,
+        context: &Context<'_>,
         lacking: &mut Lacking,
     ) -> Result<(), StorageError> {
-        let context = self.reads(key);
-        if !self.0.is_given {
-            let tried = async { self.0.connection.master_of(channel).await?.try_pubsub().await };
-            match tried.await {
-                Ok(trial) => {
-                    if let Some((command, error)) = trial.and_then(|trial| trial.denied) {
-                        lacking.note(command, error);
-                    }
+        if self.0.is_given {
+            return self.probe_publishing(context, lacking).await;
+        }
+        let probed = async { self.0.connection.master_of(channel).await?.probe_pubsub().await };
+        match probed.await {
+            Ok(outcome) => {
+                if let Some((command, error)) = outcome.and_then(|outcome| outcome.denied) {
+                    lacking.record(command, error);
                 }
-                Err(error) if is_passing(&error) => {
-                    tracing::debug!(error = %Chain(&error), "how notifications travel could not be tried out");
-                }
-                Err(error) => return Err(context.storage_error(CommandError::NotSent(error))),
+                Ok(())
             }
-            return Ok(());
+            Err(error) if is_passing(&error) => {
+                tracing::debug!(error = %Chain(&error), "probing the Pub/Sub commands of the server failed");
+                Ok(())
+            }
+            Err(error) => Err(context.storage_error(CommandError::NotSent(error))),
         }
-        match self.0.connection.pubsub(key).await {
-            Ok(Some(_)) => {}
-            Ok(None) => tracing::warn!(
-                "the server passes on no messages (SPUBLISH, PUBLISH): watches and workers of other processes poll"
-            ),
-            Err(CommandError::ErrorReply(error)) => lacking.note("PUBLISH", error),
-            Err(failure) => return Err(context.storage_error(failure)),
+    }
+
+    /// Tries to publish over a connection of the caller, which cannot subscribe.
+    async fn probe_publishing(
+        &self,
+        context: &Context<'_>,
+        lacking: &mut Lacking,
+    ) -> Result<(), StorageError> {
+        match self.0.connection.pubsub(context.key).await {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => {
+                tracing::warn!(
+                    "the server delivers no Pub/Sub messages (SPUBLISH, PUBLISH), so watches and workers of other processes poll"
+                );
+                Ok(())
+            }
+            Err(CommandError::ErrorReply(error)) => {
+                lacking.record("PUBLISH", error);
+                Ok(())
+            }
+            Err(failure) => Err(context.storage_error(failure)),
         }
-        Ok(())
     }
 }

@@ -1,65 +1,72 @@
-//! Writes that wait until replicas have them.
+//! Writes that wait until replicas have confirmed them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool::managed::{self, Metrics, Pool, RecycleError, RecycleResult};
-use redis::aio::{ConnectionLike, MultiplexedConnection};
+use deadpool::managed::{self, Metrics, Pool, PoolError, RecycleError, RecycleResult};
+use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value};
 
 use super::connection::Connection;
-use super::master::{Master, MasterConnection, Opened, has_lost_its_user, is_demoted, lacks_replicas};
-use super::reply::{CommandError, InFlight, Unconfirmed, check_reply, value_or_error};
+use super::connector::OpenConnection;
+use super::master::Master;
+use super::master_connection::MasterConnection;
+use super::reply::{
+    CommandError, InFlight, Unconfirmed, check_reply, is_from_replica, lacks_authentication, lacks_replicas,
+    value_or_error,
+};
 use crate::scripts::Pubsub;
 
-/// How many writes may wait at a time.
-const CONNECTIONS: usize = 32;
+/// The limit of writes that wait at the same time.
+const MAX_CONNECTIONS: usize = 32;
 
-/// The way to a master whose writes wait for replicas. `WAIT` blocks its connection, so each write has one of
-/// its own while it lasts; reads share another.
+/// A connection to one master whose writes wait for replicas.
+///
+/// `WAIT` blocks its connection, so each write takes a connection of its own from a pool. Reads share another connection.
 pub(super) struct ReplicatedConnection {
-    master: Arc<MasterConnection>,
-    pool: Pool<Exclusive>,
+    reads: MasterConnection,
+    pool: Pool<Pooled>,
     wanted: u32,
-    patience: Duration,
+    within: Duration,
 }
 
-struct Exclusive(Arc<MasterConnection>);
+/// Opens the connections of the pool.
+struct Pooled(Arc<Master>);
 
 struct ExclusiveConnection {
-    opened: Opened,
-    closed: Arc<AtomicBool>,
-    /// A call is under way, or was dropped while it was: the server may still be waiting on this connection.
-    busy: bool,
+    opened: OpenConnection,
+    is_closed: Arc<AtomicBool>,
+    /// A write is under way, or was dropped while it was. The server may still wait on this connection.
+    is_busy: bool,
 }
 
-impl managed::Manager for Exclusive {
+impl managed::Manager for Pooled {
     type Type = ExclusiveConnection;
     type Error = RedisError;
 
     async fn create(&self) -> RedisResult<ExclusiveConnection> {
-        let closed = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&closed);
+        let is_closed = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&is_closed);
         let on_push = move |push: PushInfo| {
             if push.kind == PushKind::Disconnection {
                 flag.store(true, Ordering::Relaxed);
             }
         };
-        let opened = Box::pin(self.0.master().open(None, on_push)).await?;
-        Ok(ExclusiveConnection { opened, closed, busy: false })
+        let opened = Box::pin(self.0.open(None, on_push)).await?;
+        Ok(ExclusiveConnection { opened, is_closed, is_busy: false })
     }
 
     async fn recycle(&self, idle: &mut ExclusiveConnection, _: &Metrics) -> RecycleResult<RedisError> {
-        if idle.busy {
+        if idle.is_busy {
             return Err(RecycleError::message("busy"));
         }
-        if idle.closed.load(Ordering::Relaxed) {
-            self.0.master().report_broken(idle.opened.epoch);
+        if idle.is_closed.load(Ordering::Relaxed) {
+            self.0.epochs().report_broken(idle.opened.epoch);
             return Err(RecycleError::message("closed"));
         }
-        if !self.0.master().is_current(idle.opened.epoch) {
+        if !self.0.epochs().is_current(idle.opened.epoch) {
             return Err(RecycleError::message("it may lead to another server"));
         }
         Ok(())
@@ -67,81 +74,91 @@ impl managed::Manager for Exclusive {
 }
 
 impl ReplicatedConnection {
-    pub(super) fn new(master: MasterConnection, wanted: u32, patience: Duration) -> RedisResult<Self> {
-        let master = Arc::new(master);
-        let pool = Pool::builder(Exclusive(Arc::clone(&master))).max_size(CONNECTIONS).build();
+    /// Each write waits for `wanted` replicas, for at most `within`.
+    pub(super) fn new(master: Arc<Master>, wanted: u32, within: Duration) -> RedisResult<Self> {
+        let pool = Pool::builder(Pooled(Arc::clone(&master))).max_size(MAX_CONNECTIONS).build();
         let pool = pool.map_err(|error| (ErrorKind::InvalidClientConfig, "the pool", error.to_string()))?;
-        Ok(Self { master, pool, wanted, patience })
+        Ok(Self { reads: MasterConnection::new(master), pool, wanted, within })
     }
 
-    /// The same, whose reads share another connection.
-    pub(super) fn reading_over(&self, master: MasterConnection) -> Self {
-        Self { master: Arc::new(master), pool: self.pool.clone(), ..*self }
+    /// Returns a connection that shares the pool for writes, and has a connection of its own for reads.
+    pub(super) fn with_separate_reads(&self) -> Self {
+        let reads = MasterConnection::new(Arc::clone(self.master()));
+        Self { reads, pool: self.pool.clone(), ..*self }
     }
 
-    /// Waits until the replicas have what was written over this connection.
-    async fn wait(&self, connection: &mut MultiplexedConnection) -> Result<(), CommandError> {
+    fn master(&self) -> &Arc<Master> {
+        self.reads.master()
+    }
+
+    /// Waits until the replicas have confirmed what was written over this connection.
+    async fn wait(&self, connection: &mut ExclusiveConnection) -> Result<(), CommandError> {
         let mut wait = redis::cmd("WAIT");
-        wait.arg(self.wanted).arg(self.patience.as_millis() as u64);
-        let reply = connection.req_packed_command(&wait).await;
+        wait.arg(self.wanted).arg(self.within.as_millis() as u64);
+        let reply = connection.opened.connection.req_packed_command(&wait).await;
         let acknowledged = match reply.and_then(value_or_error) {
             Ok(Value::Int(number)) => u32::try_from(number).unwrap_or(0),
             Ok(_) => 0,
-            // The write itself was applied, and nobody knows how many have it.
-            Err(error) => return Err(CommandError::TooFewReplicas(self.few(0), Some(error))),
+            // The master applied the write, and the number of replicas that have it is unknown.
+            Err(error) => return Err(CommandError::TooFewReplicas(self.too_few(0), Some(error))),
         };
         if acknowledged < self.wanted {
-            self.master.master().suspect();
-            return Err(CommandError::TooFewReplicas(self.few(acknowledged), None));
+            self.master().connector().suspect();
+            return Err(CommandError::TooFewReplicas(self.too_few(acknowledged), None));
         }
         Ok(())
     }
 
-    fn few(&self, acknowledged: u32) -> Unconfirmed {
-        Unconfirmed { wanted: self.wanted, acknowledged, within: self.patience }
+    fn too_few(&self, acknowledged: u32) -> Unconfirmed {
+        Unconfirmed { wanted: self.wanted, acknowledged, within: self.within }
+    }
+
+    /// Handles a reply after which the connection cannot be used again: none, or that of a replica.
+    fn discard(&self, connection: &ExclusiveConnection, reply: &RedisResult<Value>) {
+        let epoch = connection.opened.epoch;
+        if reply.is_ok() {
+            self.master().epochs().end(epoch);
+        } else {
+            self.master().epochs().report_broken(epoch);
+            self.reads.probe();
+        }
     }
 }
 
 #[async_trait]
 impl Connection for ReplicatedConnection {
     async fn send(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
-        self.master.send(command, key, in_flight).await
+        self.reads.send(command, key, in_flight).await
     }
 
     async fn write(&self, command: &Cmd, _key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
         let mut connection = self.pool.get().await.map_err(|error| {
             CommandError::NotSent(match error {
-                managed::PoolError::Backend(error) => error,
-                other => (ErrorKind::Client, "no connection to wait on", other.to_string()).into(),
+                PoolError::Backend(error) => error,
+                other => (ErrorKind::Client, "the pool has no connection", other.to_string()).into(),
             })
         })?;
-        connection.busy = true;
+        connection.is_busy = true;
         in_flight.set();
         let reply = connection.opened.connection.req_packed_command(command).await;
-        if reply.as_ref().map_or(true, is_demoted) {
-            let master = self.master.master();
-            if reply.is_ok() {
-                master.void(connection.opened.epoch);
-            } else {
-                master.report_broken(connection.opened.epoch);
-                self.master.probe();
-            }
+        if reply.as_ref().map_or(true, is_from_replica) {
+            self.discard(&connection, &reply);
             return check_reply(reply);
         }
-        // A connection whose user is forgotten is of no more use.
-        connection.busy = reply.as_ref().is_ok_and(has_lost_its_user);
+        // The pool drops a connection that has lost its user.
+        connection.is_busy = reply.as_ref().is_ok_and(lacks_authentication);
         if reply.as_ref().is_ok_and(lacks_replicas) {
-            self.master.master().suspect();
+            self.master().connector().suspect();
         }
         let written = check_reply(reply)?;
-        connection.busy = true;
-        let waited = self.wait(&mut connection.opened.connection).await;
-        connection.busy = matches!(waited, Err(CommandError::TooFewReplicas(_, Some(_))));
+        connection.is_busy = true;
+        let waited = self.wait(&mut connection).await;
+        connection.is_busy = matches!(waited, Err(CommandError::TooFewReplicas(_, Some(_))));
         waited.map(|()| written)
     }
 
     fn unconfirmed(&self) -> Option<Unconfirmed> {
-        Some(self.few(0))
+        Some(self.too_few(0))
     }
 
     async fn read_all(
@@ -149,22 +166,22 @@ impl Connection for ReplicatedConnection {
         reads: &Pipeline,
         key: &str,
     ) -> Result<Vec<Result<Value, CommandError>>, CommandError> {
-        self.master.read_all(reads, key).await
+        self.reads.read_all(reads, key).await
     }
 
     fn timed_out(&self, key: &str) {
-        self.master.timed_out(key);
+        self.reads.timed_out(key);
     }
 
     async fn master_of(&self, key: &str) -> RedisResult<Arc<Master>> {
-        self.master.master_of(key).await
+        self.reads.master_of(key).await
     }
 
     async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError> {
-        self.master.pubsub(key).await
+        self.reads.pubsub(key).await
     }
 
     fn generation(&self) -> u64 {
-        self.master.generation()
+        self.reads.generation()
     }
 }

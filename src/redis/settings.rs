@@ -15,29 +15,30 @@ const REPLICAS: RangeInclusive<u32> = 1..=100;
 pub(super) fn check_limit(setting: &str, given: Duration) -> Result<(), StorageError> {
     match LIMITS.contains(&given) {
         true => Ok(()),
-        false => Err(refused(format!("{setting} is {given:?}; choose 1 ms to 1 h"))),
+        false => Err(invalid_setting(format!("{setting} is {given:?}; choose 1 ms to 1 h"))),
     }
 }
 
 pub(super) fn check_size(setting: &str, given: usize) -> Result<(), StorageError> {
     match SIZES.contains(&given) {
         true => Ok(()),
-        false => {
-            Err(refused(format!("{setting} is {given}; choose 1 byte to 512 MiB ({} bytes)", SIZES.end())))
-        }
+        false => Err(invalid_setting(format!(
+            "{setting} is {given}; choose 1 byte to 512 MiB ({} bytes)",
+            SIZES.end()
+        ))),
     }
 }
 
 /// Checks how many replicas a write waits for and how long, where a call may take `limit`.
 pub(super) fn check_replicas(count: u32, within: Duration, limit: Duration) -> Result<(), StorageError> {
     if !REPLICAS.contains(&count) {
-        return Err(refused(format!(
+        return Err(invalid_setting(format!(
             "wait_for_replicas waits for {count} replicas; choose 0 to {}",
             REPLICAS.end()
         )));
     }
     if within < Duration::from_millis(1) || within >= limit {
-        return Err(refused(format!(
+        return Err(invalid_setting(format!(
             "wait_for_replicas waits {within:?}; choose at least 1 ms and less than the response_timeout of {limit:?}"
         )));
     }
@@ -45,6 +46,6 @@ pub(super) fn check_replicas(count: u32, within: Duration, limit: Duration) -> R
 }
 
 /// Returns the error for a setting that cannot be used. Nothing was sent.
-pub(super) fn refused(reason: String) -> StorageError {
+pub(super) fn invalid_setting(reason: String) -> StorageError {
     StorageError::Backend { address: "Redis".to_owned(), reason, outcome_unknown: false, source: None }
 }

@@ -21,7 +21,8 @@ use channel::ChannelSubscription;
 use connection::{PubsubConnection, keep_asking};
 
 use super::Deployment;
-use super::master::{Master, Opened};
+use super::connector::OpenConnection;
+use super::master::Master;
 use super::schema::read_message;
 use crate::backend::StorageError;
 use crate::backend::engine::{Subscription, Watchers, on_drop};
@@ -171,7 +172,7 @@ impl Subscriptions {
 
     /// Makes every channel of this connection subscribe again over another connection.
     fn abandon(&self, connection: &Arc<PubsubConnection>) {
-        connection.master.report_broken(connection.epoch);
+        connection.master.epochs().report_broken(connection.epoch);
         connection.is_lost.send_replace(true);
         let (mut connections, name) = (self.connections(), connection.master.name());
         // Another channel may have connected anew by now. The connection that it shares must stay.
@@ -198,7 +199,9 @@ impl Subscriptions {
         let place = Arc::clone(self.connections().entry(master.name()).or_default());
         let mut latest = place.lock().await;
         match &*latest {
-            Some((_, Ok(server))) if *server.is_lost.borrow() => server.master.report_broken(server.epoch),
+            Some((_, Ok(server))) if *server.is_lost.borrow() => {
+                server.master.epochs().report_broken(server.epoch)
+            }
             Some((_, Ok(server))) => return Ok(Arc::clone(server)),
             // It was tried while this waited.
             Some((at, Err(error))) if *at > asked => return Err(error.clone()),
@@ -230,7 +233,7 @@ impl Subscriptions {
                 lost.send_replace(true);
             }
         };
-        let Opened { connection, epoch, .. } =
+        let OpenConnection { connection, epoch, .. } =
             master.open(Some(self.limit.min(ANSWER_LIMIT)), on_push).await?;
         let server = Arc::new(PubsubConnection { number, connection, master, epoch, is_lost });
         tokio::spawn(keep_asking(Arc::downgrade(&server), Arc::downgrade(deployment)));

@@ -6,7 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use super::settings::refused;
+use super::settings::invalid_setting;
 use crate::backend::StorageError;
 
 /// In PEM, as they are given to the builder.
@@ -41,7 +41,7 @@ impl Certificates {
             let mut roots = RootCertStore::empty();
             for certificate in certificates("root_certificates", pem)? {
                 roots.add(certificate).map_err(|error| {
-                    refused(format!(
+                    invalid_setting(format!(
                         "root_certificates holds a certificate that no authority can have: {error}"
                     ))
                 })?;
@@ -50,14 +50,14 @@ impl Certificates {
         if let Some(ClientTlsConfig { client_cert, client_key }) = client_tls {
             let chain = certificates("client_certificate", client_cert)?;
             let key = PrivateKeyDer::from_pem_slice(client_key).map_err(|_| {
-                refused(format!(
+                invalid_setting(format!(
                     "the key of client_certificate is no private key in PEM; {}",
                     found(client_key)
                 ))
             })?;
             CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(
                 |error| {
-                    refused(format!(
+                    invalid_setting(format!(
                         "the certificate and the key of client_certificate do not belong together: {error}"
                     ))
                 },
@@ -67,7 +67,7 @@ impl Certificates {
     }
 
     /// `None`: those of the operating system, and no client certificate.
-    pub(super) fn given(&self) -> Option<TlsCertificates> {
+    pub(super) fn configured(&self) -> Option<TlsCertificates> {
         (self.0.root_cert.is_some() || self.0.client_tls.is_some()).then(|| self.0.clone())
     }
 }
@@ -76,7 +76,10 @@ impl Certificates {
 fn certificates(setting: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, StorageError> {
     match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(refused(format!("{setting} holds no certificate in PEM that can be read; {}", found(pem)))),
+        _ => Err(invalid_setting(format!(
+            "{setting} holds no certificate in PEM that can be read; {}",
+            found(pem)
+        ))),
     }
 }
 

@@ -4,7 +4,7 @@ use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use url::Url;
 
 use super::error::plain;
-use super::settings::refused;
+use super::settings::invalid_setting;
 use crate::backend::StorageError;
 
 /// How a URL of a server is written.
@@ -17,7 +17,7 @@ const ENCODED: [(char, &str); 5] = [('/', "%2F"), ('?', "%3F"), ('#', "%23"), ('
 ///
 /// The protocol is RESP3 unless the URL says otherwise: with it, a connection detects at once that it was closed.
 pub(super) fn read(url: &str, what: &str) -> Result<ConnectionInfo, StorageError> {
-    parse(url).map_err(|reason| refused(format!("{what} {reason}; its form is {FORM}")))
+    parse(url).map_err(|reason| invalid_setting(format!("{what} {reason}; its form is {FORM}")))
 }
 
 /// Reads the URLs of several servers of one kind, which have the same user, password and protocol.
@@ -36,13 +36,13 @@ pub(super) fn read_all<S: AsRef<str>>(
     if let Some((index, _)) = servers.iter().enumerate().find(|(_, server)| says(server) != says(&servers[0]))
     {
         let number = index + 1;
-        return Err(refused(format!(
+        return Err(invalid_setting(format!(
             "the URLs of {what} 1 and {what} {number} differ in user, password, database or protocol; \
              connections to all of them use the same"
         )));
     }
     if servers.first().is_some_and(|server| server.redis_settings().db() != 0) {
-        return Err(refused(format!(
+        return Err(invalid_setting(format!(
             "the URL of {what} 1 names a database, and a {what} has only 0; leave it out"
         )));
     }

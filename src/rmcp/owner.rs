@@ -46,9 +46,12 @@ const SESSION_ID: &str = "mcp-session-id";
 #[derive(Clone)]
 pub struct OwnerSource(Source);
 
+/// Finds the owner in the extensions of a request.
+type FindOwner = dyn Fn(&Extensions) -> Option<OwnerId> + Send + Sync;
+
 #[derive(Clone)]
 enum Source {
-    Extensions(Arc<dyn Fn(&Extensions) -> Option<OwnerId> + Send + Sync>),
+    Extensions(Arc<FindOwner>),
     Session,
     Fixed(OwnerId),
 }

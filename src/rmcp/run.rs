@@ -19,7 +19,7 @@ use super::status_message::StatusMessage;
 use super::task_state::TaskState;
 use super::timeouts::{call_timeout, lease_left};
 use crate::backend::{Agenda, StorageError};
-use crate::store::{Attempt, InCharge, TaskStore};
+use crate::store::{Attempt, DropGuard, TaskStore};
 use crate::task::StoredTask;
 
 /// Creates the span of everything that a run does, as a child of `parent` if there is one.
@@ -50,7 +50,7 @@ pub(super) struct Run<B> {
     /// Held until the run ends, except while the operation waits for input.
     _slot: Option<SlotGuard>,
     /// Ends the attempt with this run: a clone that the operation still holds does not keep it alive.
-    _in_charge: InCharge,
+    _drop_guard: DropGuard,
 }
 
 impl<B: Agenda> Run<B> {
@@ -83,7 +83,7 @@ impl<B: Agenda> Run<B> {
         let operation = Operation::call(Arc::clone(&polls), || operation(context));
         let has_begun = !operation.has_panicked();
         let operation = tokio::spawn(operation.in_current_span());
-        let (_slot, _in_charge) = (slot.map(SlotGuard), attempt.in_charge());
+        let (_slot, _drop_guard) = (slot.map(SlotGuard), attempt.drop_guard());
         let run = Self {
             store,
             attempt,
@@ -94,7 +94,7 @@ impl<B: Agenda> Run<B> {
             polls,
             operation,
             _slot,
-            _in_charge,
+            _drop_guard,
         };
         (run, has_begun)
     }

@@ -1,4 +1,4 @@
-//! Which of the engine's answers failed, so that nobody is declared lost across an outage, and the log says that there is one.
+//! Counts the engine's failures. A worker is not declared lost across an outage, and the log reports each outage.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -7,110 +7,124 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::health::Health;
+use super::outage::OutageLog;
 use crate::backend::{OwnerId, StorageError};
 use crate::printable::Chain;
 
-/// Into how many buckets the owners are spread. The owners of a bucket share their failures.
+/// Into how many buckets the owners are spread. The owners of one bucket share a failure counter.
 const BUCKETS: usize = 64;
-/// An answer that takes longer counts as missing: whoever waited for it could not renew a lease either.
+/// An answer that takes longer counts as a failure: a worker could not renew its lease in that time either.
 const PROMPT: Duration = Duration::from_secs(1);
 
-/// Counts the answers of the engine that failed or did not come. An owner's records are on one server, so a failure of
-/// one owner says nothing about the records of those whose server is another.
+/// Counts the engine's answers that failed, came late or did not come.
+///
+/// The records of one owner live on one server. A failure for one owner says nothing about an owner on another server, so
+/// failures are counted by owner.
 #[derive(Debug)]
 pub(super) struct Answers {
     hasher: RandomState,
-    failed: Box<[AtomicU64]>,
-    /// Of calls that concern no owner, and gaps in the own ticking.
-    disturbed: AtomicU64,
-    /// How long an answer may take: longer than any call of the store, for the background tasks. Engines have shorter limits
-    /// of their own; one may have none.
+    by_owner: Box<[AtomicU64]>,
+    /// Failures that concern every owner: calls without an owner, and gaps in the keeper's own ticking.
+    of_all_owners: AtomicU64,
+    /// The time limit of one call of the engine. It is longer than any call of the store. It ends calls of background tasks
+    /// on an engine without a time limit of its own.
     limit: Duration,
-    health: Health,
+    outages: OutageLog,
 }
 
-/// How many failures there were at one moment.
+/// The failure counters of one owner at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Failures(u64, u64);
+pub(super) struct Failures {
+    of_owner: u64,
+    of_all_owners: u64,
+}
 
 impl Answers {
-    pub(super) fn new(limit: Duration) -> Self {
-        let failed = (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
+    pub(super) fn new(call_timeout: Duration) -> Self {
         Self {
             hasher: RandomState::new(),
-            failed,
-            disturbed: AtomicU64::new(0),
-            limit: limit + PROMPT,
-            health: Health::default(),
+            by_owner: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+            of_all_owners: AtomicU64::new(0),
+            limit: call_timeout + PROMPT,
+            outages: OutageLog::default(),
         }
     }
 
-    fn of(&self, owner: Option<&OwnerId>) -> &AtomicU64 {
-        owner.map_or(&self.disturbed, |owner| &self.failed[self.hasher.hash_one(owner) as usize % BUCKETS])
+    fn counter(&self, owner: Option<&OwnerId>) -> &AtomicU64 {
+        owner.map_or(&self.of_all_owners, |owner| {
+            &self.by_owner[self.hasher.hash_one(owner) as usize % BUCKETS]
+        })
     }
 
-    /// What counts against an observation of this owner's record.
+    /// Returns the failures that void an observation of this owner's record if they change during the observation.
     pub(super) fn failures(&self, owner: &OwnerId) -> Failures {
-        Failures(self.of(Some(owner)).load(Ordering::Acquire), self.disturbed.load(Ordering::Acquire))
+        Failures {
+            of_owner: self.counter(Some(owner)).load(Ordering::Acquire),
+            of_all_owners: self.of_all_owners.load(Ordering::Acquire),
+        }
     }
 
-    /// Counts something that concerns every owner.
-    pub(super) fn disturb(&self) {
-        self.disturbed.fetch_add(1, Ordering::AcqRel);
+    /// Counts a failure that concerns every owner.
+    pub(super) fn count_gap(&self) {
+        self.of_all_owners.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Waits for the answer to a read, and counts it if it fails, comes late, or is given up late.
+    /// Waits for the answer to a read. Counts it if it fails, comes late, or its caller gives up late.
     pub(super) async fn count<T>(
         &self,
         owner: Option<&OwnerId>,
         read: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
-        self.count_call(owner, read, Asked::Read).await
+        self.count_call(owner, read, CallKind::Read).await
     }
 
-    /// The same for pages and parts. They may be megabytes on a slow network, and travel apart from the calls that renew a
-    /// lease: that one comes late, or is given up, says nothing about those.
+    /// Waits for a page or a part. A late answer does not count as a failure: pages and parts may be megabytes on a slow
+    /// network, and they travel on another connection than lease renewals.
     pub(super) async fn count_large<T>(
         &self,
         owner: Option<&OwnerId>,
         read: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
-        self.count_call(owner, read, Asked::LargeRead).await
+        self.count_call(owner, read, CallKind::LargeRead).await
     }
 
-    /// The same for a write, which may have been applied if its answer does not come.
+    /// Waits for the answer to a write. If no answer comes, the engine may have applied the write.
     pub(super) async fn count_write<T>(
         &self,
         owner: Option<&OwnerId>,
         write: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
-        self.count_call(owner, write, Asked::Write).await
+        self.count_call(owner, write, CallKind::Write).await
     }
 
     async fn count_call<T>(
         &self,
         owner: Option<&OwnerId>,
         call: impl Future<Output = Result<T, StorageError>>,
-        asked: Asked,
+        kind: CallKind,
     ) -> Result<T, StorageError> {
-        let (failed, begun) = (self.of(owner), Instant::now());
-        let mut under_way = Call { answers: self, failed, begun, asked, answer: None };
-        let no_answer = |_| Err(self.no_answer(asked == Asked::Write));
+        let mut pending = PendingCall {
+            answers: self,
+            counter: self.counter(owner),
+            started: Instant::now(),
+            kind,
+            outcome: None,
+        };
+        let no_answer = |_| Err(self.no_answer(kind == CallKind::Write));
         let answer = timeout(self.limit, call).await.unwrap_or_else(no_answer);
         match &answer {
             Err(error) if is_failure(error) => {
-                self.health.failed(&Chain(error));
-                under_way.answer = Some(Answer::Failed);
+                self.outages.record_failure(&Chain(error));
+                pending.outcome = Some(Outcome::Failed);
             }
-            // It answers, and takes no writes of anybody.
+            // The engine is full: it answers, and accepts writes from nobody.
             Err(error @ StorageError::CapacityExceeded { quota: None, .. }) => {
-                self.health.failed(&Chain(error));
-                under_way.answer = Some(Answer::Good);
+                self.outages.record_failure(&Chain(error));
+                pending.outcome = Some(Outcome::Answered);
             }
             _ => {
-                self.health.succeeded();
-                under_way.answer = Some(Answer::Good);
+                self.outages.record_success();
+                pending.outcome = Some(Outcome::Answered);
             }
         }
         answer
@@ -127,42 +141,43 @@ impl Answers {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Asked {
+enum CallKind {
     Read,
     LargeRead,
     Write,
 }
 
-struct Call<'a> {
+struct PendingCall<'a> {
     answers: &'a Answers,
-    failed: &'a AtomicU64,
-    begun: Instant,
-    asked: Asked,
-    /// `None` if the caller gave up.
-    answer: Option<Answer>,
+    counter: &'a AtomicU64,
+    started: Instant,
+    kind: CallKind,
+    /// `None` until the call ends. It stays `None` if the caller gives up.
+    outcome: Option<Outcome>,
 }
 
 #[derive(PartialEq, Eq)]
-enum Answer {
-    Good,
+enum Outcome {
+    Answered,
     Failed,
 }
 
-impl Drop for Call<'_> {
+impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        let took = self.begun.elapsed();
-        let is_late = took > PROMPT && self.asked != Asked::LargeRead;
-        if self.answer == Some(Answer::Failed) || is_late {
-            self.failed.fetch_add(1, Ordering::AcqRel);
+        let took = self.started.elapsed();
+        let is_late = took > PROMPT && self.kind != CallKind::LargeRead;
+        if self.outcome == Some(Outcome::Failed) || is_late {
+            self.counter.fetch_add(1, Ordering::AcqRel);
         }
-        if self.answer.is_none() && is_late {
-            self.answers.health.failed(&format_args!("a call was given up without an answer after {took:?}"));
+        if self.outcome.is_none() && is_late {
+            let error = format_args!("the caller gave up a call that had no answer after {took:?}");
+            self.answers.outages.record_failure(&error);
         }
     }
 }
 
-/// Whether the engine did not answer the question. A conflict is an answer.
-pub(super) fn is_failure(error: &StorageError) -> bool {
+/// Returns whether the engine failed to answer. A conflict is an answer.
+fn is_failure(error: &StorageError) -> bool {
     matches!(
         error,
         StorageError::Unavailable { .. }

@@ -1,24 +1,34 @@
-//! What a [`TaskStore`](crate::TaskStore) allows.
+//! The limits and defaults of a [`TaskStore`](crate::TaskStore).
 
 use std::time::Duration;
 
-use super::limits::MAX_JSON_DEPTH;
-use super::transitions::DEFAULT_MAX_ATTEMPTS;
+#[cfg(feature = "pmcp")]
+use super::durations::millis;
 
-/// Ten of them are a delay that every engine takes.
-const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The deepest JSON that arguments, checkpoints, requests, answers, results and error data may have. The JSON parser reads
+/// a little deeper, so everything that was written can be read.
+pub(super) const MAX_JSON_DEPTH: usize = 100;
+/// The longest lease, and the longest time limit of a call. Every engine accepts ten times this as a delay.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How many workers a task may lose, unless configured.
+pub(super) const DEFAULT_MAX_ATTEMPTS: u32 = 3;
 
-/// The limits and defaults of a [`TaskStore`](crate::TaskStore). Every value has a default; each method
-/// replaces one.
+/// The limits and defaults of a [`TaskStore`](crate::TaskStore).
+///
+/// Every value has a default. Each method replaces one value.
 ///
 /// ```
 /// use std::time::Duration;
-/// use mcp_task_store::StoreConfig;
+/// use mcp_task_store::{MemoryBackend, StoreConfig, TaskStore};
 ///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
 /// let config = StoreConfig::new()
 ///     .max_tasks_per_owner(1_000)
 ///     .default_ttl(Duration::from_secs(600))
 ///     .max_ttl(None);
+/// let store = TaskStore::with_config(MemoryBackend::new(), config);
+/// # }
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
@@ -61,112 +71,140 @@ impl Default for StoreConfig {
 }
 
 impl StoreConfig {
-    /// The defaults.
+    /// Returns the default configuration.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How many live tasks an owner may have, finished ones that are still kept included; 10,000 unless set,
-    /// `None` is no limit.
+    /// Sets how many tasks an owner may have; 10,000 by default. Ended tasks count until their records expire. `None` removes
+    /// the limit.
     pub fn max_tasks_per_owner(mut self, max: impl Into<Option<u64>>) -> Self {
         self.max_tasks_per_owner = max.into();
         self
     }
 
-    /// The TTL of a task that does not name one, an hour unless set; `None` is unlimited. Where
-    /// [`max_ttl`](Self::max_ttl) is shorter, that is the default.
+    /// Sets the TTL of a task that does not name one; one hour by default. `None` is unlimited. If [`max_ttl`](Self::max_ttl)
+    /// is shorter, such a task gets the maximum.
     pub fn default_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.default_ttl = ttl.into();
         self
     }
 
-    /// The longest TTL that a task may ask for, a day unless set. `None` is no limit, and the only setting
-    /// under which a task may ask for an unlimited TTL.
+    /// Sets the longest TTL that a task may ask for; 24 hours by default. `None` removes the limit. Tasks with an unlimited
+    /// TTL are accepted only without a limit.
     pub fn max_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.max_ttl = ttl.into();
         self
     }
 
-    /// How long a record is kept after its TTL, so that a late result can still be fetched; the task's TTL
-    /// again unless set.
+    /// Sets how long the engine keeps a record after the TTL of its task, so that a client can still fetch a late result. By
+    /// default it is as long as the TTL of the task.
     pub fn retention(mut self, retention: impl Into<Option<Duration>>) -> Self {
         self.retention = retention.into();
         self
     }
 
-    /// The poll interval of a task that does not name one, a second unless set; `None` leaves it out. A create is refused
-    /// with [`InvalidArgument`](crate::TaskError::InvalidArgument) if it is under 1 ms or over 24 hours.
+    /// Sets the poll interval of a task that does not name one; one second by default. With `None` the task has no poll
+    /// interval. A create fails with [`InvalidArgument`](crate::TaskError::InvalidArgument) if the interval is under 1 ms or
+    /// over 24 hours.
     pub fn default_poll_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.default_poll_interval = interval.into();
         self
     }
 
-    /// The longest status message in bytes, 4 KiB unless set.
+    /// Sets the maximum size of a status message in bytes; 4 KiB by default.
     pub fn max_status_message_bytes(mut self, max: usize) -> Self {
         self.max_status_message_bytes = max;
         self
     }
 
-    /// How many input requests a task may make in its life, 64 unless set.
+    /// Sets how many input requests a task may make in its life; 64 by default.
     pub fn max_input_requests(mut self, max: usize) -> Self {
         self.max_input_requests = max;
         self
     }
 
-    /// How large the variables of a task may be as JSON, in bytes, names included; 256 KiB unless set.
+    /// Sets the maximum size of a task's variables as JSON in bytes, names included; 256 KiB by default.
     pub fn max_variables_bytes(mut self, max: usize) -> Self {
         self.max_variables_bytes = max;
         self
     }
 
-    /// How deep a variable may be nested, 16 unless set. A plain value has depth 1, and so has an empty
-    /// array or object; each array or object around something adds one. 100 at the most: deeper JSON could not
-    /// be read back.
+    /// Sets how deep a variable may be nested; 16 by default, at most 100, because deeper JSON could not be read back. A plain
+    /// value has depth 1, and so has an empty array or object. Each array or object around a value adds 1.
     pub fn max_variables_depth(mut self, max: usize) -> Self {
         self.max_variables_depth = max.min(MAX_JSON_DEPTH);
         self
     }
 
-    /// The longest string anywhere in a variable, and the longest name, in bytes; 64 KiB unless set.
+    /// Sets the maximum size of a variable's name, and of any string in a variable, in bytes; 64 KiB by default.
     pub fn max_variables_string_bytes(mut self, max: usize) -> Self {
         self.max_variables_string_bytes = max;
         self
     }
 
-    /// How many compare-and-swaps of one call may lose against other processes before the call fails with
-    /// [`Contended`](crate::TaskError::Contended); 64 unless set, at least 1.
+    /// Sets how many compare-and-swaps of one call may lose against other processes; 64 by default, at least 1. After that
+    /// the call fails with [`Contended`](crate::TaskError::Contended).
     pub fn max_conflicts(mut self, max: u32) -> Self {
         self.max_conflicts = max.max(1);
         self
     }
 
-    /// How many workers of a task that can resume may be lost before it fails with "gave up after 3 attempts: the worker
-    /// was lost"; 3 unless set, at least 1. A release does not count, so any number of deploys in a row fail nothing. Each
-    /// task keeps the bound with which it was created; [`NewTask::max_attempts`](crate::NewTask::max_attempts) sets one for
-    /// a single task.
+    /// Sets how many workers a task that can resume may lose; 3 by default, at least 1. After that the task fails with "gave
+    /// up after 3 attempts: the worker was lost".
+    ///
+    /// A release does not count, so any number of deploys in a row fails nothing. Each task keeps the bound that was
+    /// configured when it was created. [`NewTask::max_attempts`](crate::NewTask::max_attempts) sets the bound of a single
+    /// task.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = max.max(1);
         self
     }
 
-    /// How long a worker may go without renewing its lease before other instances may consider it lost; 30 s unless
-    /// set, 3 ms to a year. The worker renews each third of it. The duration is in the lease, so instances with
-    /// different settings get along.
+    /// Sets how long a worker may go without renewing its lease before other instances may consider it lost; 30 s by default,
+    /// from 3 ms to one year.
+    ///
+    /// The worker renews each third of this duration. The lease states its duration, so instances with different settings
+    /// work together.
     pub fn lease(mut self, duration: Duration) -> Self {
-        self.lease = duration.clamp(Duration::from_millis(3), LONGEST_LEASE);
+        self.lease = duration.clamp(Duration::from_millis(3), LONGEST);
         self
     }
 
-    /// How long one call of the store may take as a whole; 10 s unless set, at least 1 ms. Waiting for other writers of the
-    /// task, reads, back-offs, the write, and looking up its outcome are included. A call that runs into it is
-    /// [`Unavailable`](crate::StorageError::Unavailable), with an unknown outcome only if a write was sent whose outcome is
-    /// not known. Choose more than the time limit of the engine's calls.
+    /// Sets the time limit of one call of the store as a whole; 10 s by default, at least 1 ms. Choose more than the time limit
+    /// of the engine's calls.
     ///
-    /// The first timer of a new lease fires this long after the lease lapses, but no later than a third of the lease and 3 s
-    /// after it (for a lease under 3 s: 1⅓ leases after it). A keeper that finds no record then removes the timer. A write that
-    /// took longer schedules the timer again before its call returns.
+    /// The limit includes waiting for other writers of the task, reads, back-offs, the write, and reading back its outcome. A
+    /// call that exceeds it fails with [`Unavailable`](crate::StorageError::Unavailable). The error says that the outcome is
+    /// unknown only if the call has sent a write whose outcome is not known.
+    ///
+    /// The first timer of a new lease fires this long after the lease lapses, but at most a third of the lease and 3 s after
+    /// it. (For a lease under 3 s: at most 1⅓ leases after it.) A keeper that finds no record then removes the timer. A create
+    /// or claim whose write took longer schedules the timer again before it returns.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
-        self.call_timeout = limit.clamp(Duration::from_millis(1), LONGEST_LEASE);
+        self.call_timeout = limit.clamp(Duration::from_millis(1), LONGEST);
         self
+    }
+}
+
+/// The defaults and limits that an SDK states to its clients.
+#[cfg(feature = "pmcp")]
+pub(crate) struct StatedLimits {
+    pub(crate) default_ttl_ms: Option<u64>,
+    pub(crate) max_ttl_ms: Option<u64>,
+    pub(crate) default_poll_interval_ms: Option<u64>,
+    pub(crate) max_tasks_per_owner: Option<u64>,
+}
+
+#[cfg(feature = "pmcp")]
+impl StoreConfig {
+    pub(crate) fn stated_limits(&self) -> StatedLimits {
+        let default_ttl = [self.default_ttl, self.max_ttl].into_iter().flatten().min();
+        StatedLimits {
+            default_ttl_ms: default_ttl.map(millis),
+            max_ttl_ms: self.max_ttl.map(millis),
+            default_poll_interval_ms: self.default_poll_interval.map(millis),
+            max_tasks_per_owner: self.max_tasks_per_owner,
+        }
     }
 }

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::TaskError;
+use super::error::TaskError;
 use crate::backend::{OwnerId, StorageError, TaskKey};
 
-/// What a call is about.
+/// What a call of a store is about, for the message of a timeout.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Subject<'a> {
+pub(super) enum CallTarget<'a> {
     Task(&'a TaskKey),
     Owner(&'a OwnerId),
     Store,
 }
 
-impl fmt::Display for Subject<'_> {
+impl fmt::Display for CallTarget<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Task(key) => write!(f, "task {}", key.task.printable()),
@@ -28,7 +28,7 @@ impl fmt::Display for Subject<'_> {
     }
 }
 
-/// Until when a call must have ended, and whether a write of it may have been applied.
+/// The time at which a call must end, and whether one of its writes may have been applied.
 #[derive(Debug)]
 pub(super) struct Deadline {
     limit: Duration,
@@ -37,23 +37,23 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// The call begins now.
+    /// Starts the time limit of a call.
     pub(super) fn after(limit: Duration) -> Self {
         Self { limit, at: Instant::now() + limit, is_in_doubt: AtomicBool::new(false) }
     }
 
-    /// A write is under way, or its outcome is known.
+    /// Records that the outcome of a write is unknown, or that it is known again.
     pub(super) fn set_in_doubt(&self, is_in_doubt: bool) {
         self.is_in_doubt.store(is_in_doubt, Ordering::Relaxed);
     }
 
-    /// Waits for `call`, which is about `subject`, until the deadline.
+    /// Waits for `call` until the deadline.
     ///
-    /// The call stays where it is pinned: each that hands a future on by value holds it once more.
+    /// The caller pins the call: each function that passes a future on by value holds it once more.
     pub(super) async fn limit<T>(
         &self,
-        what: &str,
-        subject: Subject<'_>,
+        operation: &str,
+        target: CallTarget<'_>,
         call: Pin<&mut (impl Future<Output = Result<T, TaskError>> + ?Sized)>,
     ) -> Result<T, TaskError> {
         if let Ok(ended) = timeout_at(self.at, call).await {
@@ -66,15 +66,15 @@ impl Deadline {
         };
         Err(TaskError::Storage(StorageError::Unavailable {
             address: "the storage engine".to_owned(),
-            reason: format!("{what} of {subject} did not end within {:?}; {then}", self.limit),
+            reason: format!("{operation} of {target} did not end within {:?}; {then}", self.limit),
             outcome_unknown,
             source: None,
         }))
     }
 
-    /// Waits until the deadline for what the call does not depend on.
-    pub(super) async fn give(&self, extra: impl Future<Output = ()>) {
-        if timeout_at(self.at, extra).await.is_err() {
+    /// Waits until the deadline for work that the result of the call does not depend on.
+    pub(super) async fn limit_optional(&self, work: impl Future<Output = ()>) {
+        if timeout_at(self.at, work).await.is_err() {
             tracing::debug!("a timer was not scheduled within the time limit of the call");
         }
     }

@@ -1,17 +1,18 @@
-//! How a runtime ends a task: the outcome and the last status message in one write. And how it ends a run.
+//! How a runtime ends a task: it writes the outcome and the last status message together. And how it ends a run.
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::attempts::Guard;
-use super::change::Kind;
-use super::write::Event;
-use super::{Attempt, TaskError, TaskStore, transitions};
+use super::attempt::Attempt;
+use super::error::TaskError;
+use super::local_attempts::AttemptGuard;
+use super::machine;
+use super::write::{ChangeKind, Event};
 use crate::backend::Agenda;
 use crate::task::{RpcError, StoredTask, Task, TaskStatus};
 
-/// What the work on a task came to.
+/// The outcome of the work on a task.
 #[derive(Clone, Debug)]
 pub(crate) enum Ending {
     Completed(Value),
@@ -26,43 +27,43 @@ impl<B: Agenda> Attempt<B> {
         ending: &Ending,
         status_message: Option<&str>,
     ) -> Result<StoredTask, TaskError> {
-        let config = &self.store.0.config;
+        let config = &self.store.records_only().config;
         let end = |task: &mut Task| {
             if let Some(message) = status_message {
-                transitions::set_status_message(task, message, config)?;
+                machine::set_status_message(task, message, config)?;
             }
             match ending {
-                Ending::Completed(result) => transitions::complete(task, result),
-                Ending::Failed(error) => transitions::fail(task, error),
-                Ending::Cancelled => transitions::cancel(task),
+                Ending::Completed(result) => machine::complete(task, result),
+                Ending::Failed(error) => machine::fail(task, error),
+                Ending::Cancelled => machine::cancel(task),
             }
         };
-        self.change(Kind::Lifecycle, ending.name(), end).await
+        self.change(ChangeKind::Lifecycle, ending.name(), end).await
     }
 
-    /// Reports the end of the task, where the call that ended it was given up before the reply came.
+    /// Logs the end of the task, for a caller that gave up the call that ended it before the reply came.
     pub(crate) fn report(&self, ending: &Ending, operation: Option<&str>) {
         Event::Ended(ending.status()).log(self.key(), operation);
     }
 
-    /// Returns what ends the attempt in this process when it is dropped, whoever still holds a clone: an operation may have
-    /// put its context anywhere. If the task is still open then, its worker counts as lost.
-    pub(crate) fn in_charge(&self) -> InCharge {
-        InCharge(Arc::clone(&self.guard))
+    /// Returns a guard that ends the attempt in this process when it is dropped, even while somebody holds a clone: an
+    /// operation may have put its context anywhere. If the task is still open then, its worker counts as lost.
+    pub(crate) fn drop_guard(&self) -> DropGuard {
+        DropGuard(self.guard())
     }
 }
 
 /// Held by the run of an attempt.
-pub(crate) struct InCharge(Arc<Guard>);
+pub(crate) struct DropGuard(Arc<AttemptGuard>);
 
-impl Drop for InCharge {
+impl Drop for DropGuard {
     fn drop(&mut self) {
-        self.0.set_gone();
+        self.0.leave();
     }
 }
 
 impl Ending {
-    /// The status of a task that has ended like this.
+    /// Returns the status of a task that has ended like this.
     pub(crate) fn status(&self) -> TaskStatus {
         match self {
             Self::Completed(_) => TaskStatus::Completed,
@@ -77,12 +78,5 @@ impl Ending {
             Self::Failed(_) => "fail",
             Self::Cancelled => "cancel",
         }
-    }
-}
-
-impl<B: Agenda> TaskStore<B> {
-    /// Returns how long a status message may be.
-    pub(crate) fn max_status_message_bytes(&self) -> usize {
-        self.0.config.max_status_message_bytes
     }
 }

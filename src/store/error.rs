@@ -1,53 +1,73 @@
-//! What can go wrong in the lifecycle, and its JSON-RPC code.
+//! The errors of the lifecycle, and their JSON-RPC codes.
 
 use crate::backend::{StorageError, TaskId};
 use crate::task::TaskStatus;
 
-/// An error of a [`TaskStore`](crate::TaskStore). A call that is refused leaves the task as it was.
+/// An error of a [`TaskStore`](crate::TaskStore). A rejected call leaves the task as it was.
+///
+/// [`code`](Self::code) is the code of the JSON-RPC error that a server replies. [`is_retryable`](Self::is_retryable) and
+/// [`outcome_unknown`](Self::outcome_unknown) say what a caller can do next.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), mcp_task_store::TaskError> {
+/// use mcp_task_store::{MemoryBackend, NewTask, OwnerId, TaskError, TaskStore};
+/// use serde_json::json;
+///
+/// let store = TaskStore::new(MemoryBackend::new());
+/// let alice = OwnerId::try_from("alice").expect("not empty");
+/// let task = store.create(&alice, NewTask::new("tools/call")).await?;
+/// store.cancel(&task).await?;
+/// let error = store.complete(&task, json!({ "content": [] })).await.expect_err("the task has ended");
+/// assert!(matches!(error, TaskError::InvalidTransition { .. }));
+/// assert_eq!((error.code(), error.is_retryable()), (-32602, false));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TaskError {
-    /// The owner has no such task: it never was, has expired, was deleted, or is somebody else's. These
-    /// cannot be told apart.
+    /// The owner has no such task. The task never existed, has expired, was deleted, or belongs to another owner. The error
+    /// does not say which.
     #[error("task not found: {task}", task = .task.printable())]
     NotFound {
-        /// The id that was asked for.
+        /// The requested id.
         task: TaskId,
     },
-    /// The task's status does not allow it.
+    /// The task's status does not allow the operation.
     #[error("task {task} is {from}: cannot {action}", task = .task.printable())]
     InvalidTransition {
         /// The task.
         task: TaskId,
-        /// The status that it has.
+        /// The status of the task.
         from: TaskStatus,
-        /// What was to be done.
+        /// The rejected operation, as in "cannot cancel it".
         action: &'static str,
     },
-    /// Cancellation was requested, so the client is not asked any more.
+    /// The client requested cancellation, so the task cannot request input any more.
     #[error("task {task} was asked to cancel: cannot request input", task = .task.printable())]
     CancelRequested {
         /// The task.
         task: TaskId,
     },
-    /// A key of an input request was used before in this task. Keys are unique for its whole life.
-    #[error("task {task} has used the input key {key:?} before", task = .task.printable())]
+    /// An earlier input request of the task has used this key. Keys are unique for the whole life of a task.
+    #[error("task {task} has used the input key {key:?} before; choose a new key", task = .task.printable())]
     InputKeyUsed {
         /// The task.
         task: TaskId,
         /// The key.
         key: String,
     },
-    /// The caller does not hold the lease of the task any more: the worker was declared lost, or it released the task.
+    /// The caller no longer holds the lease of the task: the worker was declared lost, or it released the task.
     /// The worker of this attempt must stop.
-    #[error("attempt {attempt} at task {task} has lost its lease", task = .task.printable())]
+    #[error("attempt {attempt} at task {task} has lost its lease; stop this worker", task = .task.printable())]
     LeaseLost {
         /// The task.
         task: TaskId,
-        /// The attempt that came too late.
+        /// The number of the attempt.
         attempt: u32,
     },
-    /// This process is about to end and begins no more work; another instance may.
+    /// This process shuts down and starts no more work. Another instance may.
     #[error("the server is shutting down; try again")]
     ShuttingDown,
     /// The operation panicked before its work began. The task fails.
@@ -56,9 +76,9 @@ pub enum TaskError {
         /// The task.
         task: TaskId,
     },
-    /// The owner has as many tasks as it may have, finished ones that are still kept included:
-    /// [`StoreConfig::max_tasks_per_owner`](crate::StoreConfig::max_tasks_per_owner). Nothing was stored. The same call
-    /// succeeds once tasks have expired or were deleted.
+    /// The owner has as many tasks as [`StoreConfig::max_tasks_per_owner`](crate::StoreConfig::max_tasks_per_owner) allows.
+    /// Ended tasks count until their records expire. Nothing was stored. The same call succeeds once tasks have expired or
+    /// were deleted.
     #[error(
         "the owner has {quota} tasks, the limit of StoreConfig::max_tasks_per_owner, finished ones that are still kept \
          included; delete tasks, wait until some expire, or raise the limit"
@@ -67,31 +87,31 @@ pub enum TaskError {
         /// The quota.
         quota: u64,
     },
-    /// Something is larger, longer or more than the store allows.
+    /// A value is larger or longer than the store allows, or there are too many values.
     #[error("{what}: {actual} is over the limit of {limit}")]
     LimitExceeded {
-        /// What is limited, and its unit.
+        /// The limited quantity and its unit.
         what: String,
-        /// What was given.
+        /// The quantity that the caller gave.
         actual: String,
-        /// What is allowed.
+        /// The largest quantity that is allowed.
         limit: String,
     },
-    /// Something that was given makes no sense.
+    /// An argument is invalid, whatever the state of the task.
     #[error("invalid argument: {reason}")]
     InvalidArgument {
-        /// What, and why.
+        /// Which argument, and why.
         reason: String,
     },
-    /// A page limit outside 1 to 256, or a cursor that is malformed or another owner's.
+    /// The page limit is outside 1 to 256, or the cursor is malformed or belongs to another owner.
     #[error("invalid page: {reason}")]
     InvalidPage {
         /// What is wrong with the request.
         reason: String,
     },
-    /// Other processes changed the task each time before this call could:
-    /// [`StoreConfig::max_conflicts`](crate::StoreConfig::max_conflicts) times. Nothing was written. The same call may
-    /// succeed later.
+    /// Every compare-and-swap of the call lost against another process,
+    /// [`StoreConfig::max_conflicts`](crate::StoreConfig::max_conflicts) times in a row. Nothing was written. The same call
+    /// may succeed later.
     #[error("task {task} was changed by others {conflicts} times in a row; try again", task = .task.printable())]
     Contended {
         /// The task.
@@ -122,9 +142,10 @@ pub enum TaskError {
 }
 
 impl TaskError {
-    /// The code of the JSON-RPC error that a server replies: -32602 (invalid params) for what the caller got
-    /// wrong, unknown, expired and foreign tasks included (MCP Tasks extension, SEP-2663, "Protocol
-    /// Errors"); -32603 (internal error) for the storage and the quota.
+    /// Returns the code of the JSON-RPC error that a server replies.
+    ///
+    /// -32602 (invalid params) is for mistakes of the caller, including the id of an unknown, expired or foreign task (MCP
+    /// Tasks extension, SEP-2663, "Protocol Errors"). -32603 (internal error) is for the storage and the quota.
     pub fn code(&self) -> i64 {
         match self {
             Self::NotFound { .. }
@@ -145,7 +166,7 @@ impl TaskError {
         }
     }
 
-    /// Whether the same call may succeed later with nothing changed by the caller.
+    /// Returns whether the same call may succeed later, with the same arguments.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Contended { .. } | Self::QuotaExceeded { .. } | Self::ShuttingDown => true,
@@ -154,12 +175,12 @@ impl TaskError {
         }
     }
 
-    /// Whether the change may have been made although the call failed.
+    /// Returns whether the engine may have applied the change although the call failed.
     pub fn outcome_unknown(&self) -> bool {
         matches!(self, Self::Storage(error) if error.outcome_unknown())
     }
 
-    /// What an engine's error means for a call about `task`.
+    /// Converts the error of an engine's call about `task`.
     pub(super) fn from_storage(error: StorageError, task: &TaskId) -> Self {
         match error {
             StorageError::NotFound { .. } => Self::NotFound { task: task.clone() },

@@ -14,169 +14,195 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{Instrument, debug_span};
 
-use super::answers::Answers;
-use super::attempts::Dropped;
-use super::back_off::BackOff;
-use super::look::{FAILING, Look};
-use super::write::jittered;
-use super::{Inner, TaskStore};
+use super::durations::{BackOff, jittered, millis};
+use super::engine::EngineClient;
+use super::local_attempts::DroppedAttempt;
+use super::observation::{MAX_LATENESS, Observation, end_dropped, log_retry, observation_time};
+use super::records::Records;
 use crate::backend::{Agenda, Due, Queue};
 use crate::printable::Chain;
 
-/// How many timers are taken at once.
+/// How many timers one call takes.
 const BATCH: usize = 64;
-/// How many timers are looked at, or observed, at the same time. More stay in the queue.
-const MOST_LOOKS: usize = 16_384;
-/// How many of those talk to the engine at the same time.
-const MOST_CALLS: usize = 64;
-/// How often the engine is asked while leases are observed: an outage in between must not go unnoticed.
+/// How many timers are observed at the same time. More stay in the queue.
+const MAX_OBSERVATIONS: usize = 16_384;
+/// How many observations call the engine at the same time.
+const MAX_CALLS: usize = 64;
+/// How often the keeper calls the engine while it observes leases, so that it detects an outage in between.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Stores wake at different moments, in milliseconds: one of them takes what is due, and not always the same one. A process
-/// that may not end a lease, because its run is alive there, leaves it to the others.
-const APART_MS: u64 = 50;
-/// By how much the own ticking may be late. A process that was stopped or slept has not observed anything.
-pub(super) const MOST_LATE: Duration = Duration::from_secs(1);
-/// For how much longer than an observation a timer is hidden at least.
-const LEAST_HIDDEN: Duration = Duration::from_secs(2);
+/// Stores wake at different times, spread over so many milliseconds. So it is not always the same store that takes a due timer. A
+/// process that must not end a lease, because its attempt is held there, leaves the lease to the others.
+const SPREAD_MS: u64 = 50;
+/// A timer is hidden for at least this much longer than an observation takes.
+const MIN_HIDDEN: Duration = Duration::from_secs(2);
 /// The timer of a longer lease is hidden again when it is observed. If this process dies, others wait less.
 const LONG_LEASE: Duration = Duration::from_secs(60);
-/// The longest sleep, should a wakeup be lost.
-const LONGEST: Duration = Duration::from_secs(60);
+/// The longest sleep, in case a wakeup is lost.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// How late a keeper's sign of life may be before the next call starts another keeper. Perhaps nobody drives its runtime any
+/// more.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
 
-/// How late a sign of a keeper may be before the next call starts another. Nobody may drive its runtime any more.
-const PARKED: Duration = Duration::from_secs(10);
-
-/// What the store knows of its keeper.
+/// The records of a store, and the keeper that finds the lost workers among them. Cheap to clone.
 #[derive(Debug)]
-pub(super) struct Keeping {
-    signs: Arc<Signs>,
-    /// Attempts that were dropped. The lock is held for a moment only: a keeper that is not driven must not keep it.
-    dropped: Arc<Mutex<mpsc::UnboundedReceiver<Dropped>>>,
+pub(super) struct KeptRecords<B> {
+    records: Arc<Records<B>>,
+    /// `None` for a store whose leases the keeper of another store observes.
+    keeper: Option<Arc<KeeperHandle>>,
 }
 
-impl Keeping {
-    pub(super) fn new(dropped: mpsc::UnboundedReceiver<Dropped>) -> Self {
-        let signs =
-            Signs { begun: Instant::now(), expected_ms: AtomicU64::new(0), in_charge: AtomicU64::new(0) };
-        Self { signs: Arc::new(signs), dropped: Arc::new(Mutex::new(dropped)) }
+impl<B> Clone for KeptRecords<B> {
+    fn clone(&self) -> Self {
+        Self { records: Arc::clone(&self.records), keeper: self.keeper.clone() }
+    }
+}
+
+/// What a store knows about its keeper.
+#[derive(Debug)]
+struct KeeperHandle {
+    liveness: Arc<Liveness>,
+    /// Receives the attempts that were dropped. Each user holds the lock for a moment only: a keeper that nobody drives must not
+    /// hold it.
+    dropped: Arc<Mutex<mpsc::UnboundedReceiver<DroppedAttempt>>>,
+}
+
+impl<B: Agenda> KeptRecords<B> {
+    /// Starts a keeper, if there is a runtime.
+    pub(super) fn new(records: Records<B>, dropped: mpsc::UnboundedReceiver<DroppedAttempt>) -> Self {
+        let keeper =
+            KeeperHandle { liveness: Arc::new(Liveness::new()), dropped: Arc::new(Mutex::new(dropped)) };
+        let kept = Self { records: Arc::new(records), keeper: Some(Arc::new(keeper)) };
+        kept.ensure_keeper();
+        kept
+    }
+
+    /// Returns records without a keeper of their own.
+    #[cfg(feature = "rmcp")]
+    pub(super) fn without_keeper(records: Records<B>) -> Self {
+        Self { records: Arc::new(records), keeper: None }
+    }
+
+    /// Returns the records for a call, and starts the keeper if it does not run.
+    pub(super) fn records(&self) -> &Records<B> {
+        self.ensure_keeper();
+        &self.records
+    }
+
+    /// Returns the records without starting the keeper.
+    pub(super) fn records_only(&self) -> &Records<B> {
+        &self.records
+    }
+
+    /// Starts the keeper, unless it runs or there is no runtime. A keeper does not run if its runtime has ended, or if nobody
+    /// drives its runtime: a runtime of one thread outside of `block_on`.
+    fn ensure_keeper(&self) {
+        let Some(KeeperHandle { liveness, dropped }) = self.keeper.as_deref() else { return };
+        if liveness.is_alive() {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        let Some(term) = liveness.start_term() else { return };
+        let config = &self.records.config;
+        let keeper = Keeper {
+            records: Arc::downgrade(&self.records),
+            engine: Arc::clone(&self.records.engine),
+            queue: [Queue::leases()],
+            limit: config.call_timeout.max(MAX_LATENESS),
+            hide_for: observation_time(config.lease.min(LONG_LEASE)) + config.call_timeout.max(MIN_HIDDEN),
+            calls: Arc::new(Semaphore::new(MAX_CALLS)),
+            observations: JoinSet::new(),
+        };
+        let run = keeper.run(term, Arc::clone(dropped));
+        runtime.spawn(run.instrument(debug_span!("keeper")));
     }
 }
 
 /// The signs of life of a store's keepers.
 #[derive(Debug)]
-struct Signs {
-    begun: Instant,
-    /// When the next one is expected at the latest, in milliseconds since `begun`; 0 while no keeper runs.
-    expected_ms: AtomicU64,
-    /// Which keeper is in charge. An earlier one that is driven again ends.
-    in_charge: AtomicU64,
+struct Liveness {
+    started: Instant,
+    /// When the next sign of life is due at the latest, in milliseconds since `started`; 0 while no keeper runs.
+    due_ms: AtomicU64,
+    /// The number of the current keeper's term. A keeper of an earlier term ends when somebody drives it again.
+    term: AtomicU64,
 }
 
-impl Signs {
+impl Liveness {
+    fn new() -> Self {
+        Self { started: Instant::now(), due_ms: AtomicU64::new(0), term: AtomicU64::new(0) }
+    }
+
     fn now_ms(&self) -> u64 {
-        super::millis(self.begun.elapsed())
+        millis(self.started.elapsed())
     }
 
-    fn is_kept(&self) -> bool {
-        self.is_kept_until(self.expected_ms.load(Ordering::Acquire))
+    fn is_alive(&self) -> bool {
+        self.is_alive_until(self.due_ms.load(Ordering::Acquire))
     }
 
-    fn is_kept_until(&self, expected_ms: u64) -> bool {
-        expected_ms != 0 && self.now_ms() <= expected_ms
+    fn is_alive_until(&self, due_ms: u64) -> bool {
+        due_ms != 0 && self.now_ms() <= due_ms
     }
 
-    /// Puts the caller in charge, unless somebody else was quicker.
-    fn take_charge(self: &Arc<Self>) -> Option<Kept> {
-        let expected = self.expected_ms.load(Ordering::Acquire);
-        if self.is_kept_until(expected) {
+    /// Starts the term of a new keeper, unless another caller was faster.
+    fn start_term(self: &Arc<Self>) -> Option<Term> {
+        let due_ms = self.due_ms.load(Ordering::Acquire);
+        if self.is_alive_until(due_ms) {
             return None;
         }
-        let next = self.now_ms() + super::millis(PARKED);
-        self.expected_ms.compare_exchange(expected, next, Ordering::AcqRel, Ordering::Acquire).ok()?;
-        let number = self.in_charge.fetch_add(1, Ordering::AcqRel) + 1;
-        Some(Kept { signs: Arc::clone(self), number })
+        let next = self.now_ms() + millis(MAX_SILENCE);
+        self.due_ms.compare_exchange(due_ms, next, Ordering::AcqRel, Ordering::Acquire).ok()?;
+        let number = self.term.fetch_add(1, Ordering::AcqRel) + 1;
+        Some(Term { liveness: Arc::clone(self), number })
     }
 }
 
-/// Says that a keeper runs, until its future is dropped, with its runtime or without.
-struct Kept {
-    signs: Arc<Signs>,
+/// The term of one keeper. It ends when the keeper's future is dropped, with its runtime or without.
+struct Term {
+    liveness: Arc<Liveness>,
     number: u64,
 }
 
-impl Kept {
-    /// Gives a sign of life, and says within which time the next one follows. Returns whether it is still in charge.
-    fn sign(&self, next: Duration) -> bool {
-        let is_in_charge = self.is_in_charge();
-        if is_in_charge {
-            let expected = self.signs.now_ms() + super::millis(next + PARKED);
-            self.signs.expected_ms.store(expected, Ordering::Release);
+impl Term {
+    /// Gives a sign of life, and states within which time the next one follows. Returns whether the term still lasts.
+    fn beat(&self, next: Duration) -> bool {
+        let is_current = self.is_current();
+        if is_current {
+            let due_ms = self.liveness.now_ms() + millis(next + MAX_SILENCE);
+            self.liveness.due_ms.store(due_ms, Ordering::Release);
         }
-        is_in_charge
+        is_current
     }
 
-    fn is_in_charge(&self) -> bool {
-        self.signs.in_charge.load(Ordering::Acquire) == self.number
+    fn is_current(&self) -> bool {
+        self.liveness.term.load(Ordering::Acquire) == self.number
     }
 }
 
-impl Drop for Kept {
+impl Drop for Term {
     fn drop(&mut self) {
-        if self.is_in_charge() {
-            self.signs.expected_ms.store(0, Ordering::Release);
+        if self.is_current() {
+            self.liveness.due_ms.store(0, Ordering::Release);
         }
     }
-}
-
-impl<B: Agenda> TaskStore<B> {
-    /// Starts the keeper, unless it runs or there is no runtime yet. One whose runtime has ended does not run, nor does one
-    /// whose runtime nobody drives: a runtime of one thread outside of `block_on`.
-    pub(super) fn keep(&self) {
-        let Some(Keeping { signs, dropped }) = &self.0.keeping else { return };
-        if signs.is_kept() {
-            return;
-        }
-        let Ok(runtime) = Handle::try_current() else { return };
-        let Some(kept) = signs.take_charge() else { return };
-        let dropped = Arc::clone(dropped);
-        let keeper = Keeper {
-            store: Arc::downgrade(&self.0),
-            backend: Arc::clone(&self.0.backend),
-            queue: [self.0.leases.clone()],
-            limit: self.0.config.call_timeout.max(MOST_LATE),
-            hide_for: window(self.0.config.lease.min(LONG_LEASE))
-                + self.0.config.call_timeout.max(LEAST_HIDDEN),
-            answers: Arc::clone(&self.0.answers),
-            calls: Arc::new(Semaphore::new(MOST_CALLS)),
-            looks: JoinSet::new(),
-        };
-        runtime.spawn(keeper.run(kept, dropped).instrument(debug_span!("keeper")));
-    }
-}
-
-/// How long a lapsed lease is observed before its worker counts as lost: the worker has this long to renew it after an
-/// outage that concerned everybody.
-pub(super) fn window(lease: Duration) -> Duration {
-    lease / 3 + Duration::from_secs(1)
 }
 
 struct Keeper<B> {
-    /// Never held across a sleep: the keeper ends with the last clone of the store.
-    store: Weak<Inner<B>>,
-    backend: Arc<B>,
+    /// Never upgraded across a sleep: the keeper ends with the last clone of the store.
+    records: Weak<Records<B>>,
+    engine: Arc<EngineClient<B>>,
     queue: [Queue; 1],
     limit: Duration,
     hide_for: Duration,
-    answers: Arc<Answers>,
     calls: Arc<Semaphore>,
-    looks: JoinSet<()>,
+    observations: JoinSet<()>,
 }
 
 enum Event {
-    /// All clones of the store are gone, or another keeper is in charge.
+    /// All clones of the store are gone, or the term has ended.
     Closed,
     /// The last clone of an attempt was dropped.
-    Dropped(Dropped),
+    Dropped(DroppedAttempt),
     /// A timer may be due sooner than expected.
     Woken,
     /// It is time to take timers.
@@ -184,124 +210,126 @@ enum Event {
 }
 
 impl<B: Agenda> Keeper<B> {
-    async fn run(mut self, kept: Kept, dropped: Arc<Mutex<mpsc::UnboundedReceiver<Dropped>>>) {
-        let mut wakeups = self.backend.wakeups(&self.queue).fuse();
+    async fn run(mut self, term: Term, dropped: Arc<Mutex<mpsc::UnboundedReceiver<DroppedAttempt>>>) {
+        let mut wakeups = self.engine.backend.wakeups(&self.queue).fuse();
         let mut back_off = BackOff::new();
-        while kept.sign(self.limit) {
-            let pause = match self.take().await {
-                Ok(pause) => {
-                    back_off = BackOff::new();
-                    pause
-                }
-                Err(error) => {
-                    tracing::debug!(
-                        error,
-                        "the timers of leases cannot be taken; lost workers are found later"
-                    );
-                    back_off.longer()
-                }
-            };
-            let pause = if self.looks.is_empty() { pause } else { pause.min(HEARTBEAT) };
-            // A batch that was full is followed by the next at once.
-            let mut at = Instant::now() + pause + if pause.is_zero() { pause } else { jittered(APART_MS) };
+        while term.beat(self.limit) {
+            let pause = self.take_or_back_off(&mut back_off).await;
+            let pause = if self.observations.is_empty() { pause } else { pause.min(HEARTBEAT) };
+            // After a full batch the next one follows at once.
+            let mut at = Instant::now() + pause + if pause.is_zero() { pause } else { jittered(SPREAD_MS) };
             loop {
-                if !kept.sign(at.saturating_duration_since(Instant::now())) {
+                if !term.beat(at.saturating_duration_since(Instant::now())) {
                     return;
                 }
-                match event(&kept, &dropped, &mut wakeups, at).await {
+                match next_event(&term, &dropped, &mut wakeups, at).await {
                     Event::Closed => return,
                     Event::Dropped(attempt) => self.end_dropped(attempt),
-                    Event::Woken => at = at.min(Instant::now() + jittered(APART_MS)),
+                    Event::Woken => at = at.min(Instant::now() + jittered(SPREAD_MS)),
                     Event::Due => break,
                 }
             }
-            if at.elapsed() > MOST_LATE {
-                self.answers.disturb();
+            if at.elapsed() > MAX_LATENESS {
+                self.engine.answers.count_gap();
             }
         }
     }
 
-    /// Takes what is due and looks at each. Returns when the next one is due.
+    /// Takes due timers. Returns how long to wait before the next time.
+    async fn take_or_back_off(&mut self, back_off: &mut BackOff) -> Duration {
+        match self.take().await {
+            Ok(pause) => {
+                *back_off = BackOff::new();
+                pause
+            }
+            Err(error) => {
+                tracing::debug!(error, "the timers of leases cannot be taken; lost workers are found later");
+                back_off.longer()
+            }
+        }
+    }
+
+    /// Takes due timers and observes the lease of each. Returns when the next timer is due.
     async fn take(&mut self) -> Result<Duration, String> {
-        while self.looks.try_join_next().is_some() {}
-        let most = BATCH.min(MOST_LOOKS.saturating_sub(self.looks.len()));
-        if most == 0 {
+        while self.observations.try_join_next().is_some() {}
+        let limit = BATCH.min(MAX_OBSERVATIONS.saturating_sub(self.observations.len()));
+        if limit == 0 {
             return Ok(HEARTBEAT);
         }
-        if self.store.strong_count() == 0 {
-            // The store is gone, and nobody would look at what is taken.
-            return Ok(LONGEST);
+        if self.records.strong_count() == 0 {
+            // The store is gone, and nobody would resolve the taken timers.
+            return Ok(LONGEST_SLEEP);
         }
         let hidden_until = Instant::now() + self.hide_for;
-        let taking = self.backend.take_due(&self.queue, most, self.hide_for);
-        let taken = match timeout(self.limit, self.answers.count(None, taking)).await {
+        let taking = self.engine.backend.take_due(&self.queue, limit, self.hide_for);
+        let taken = match timeout(self.limit, self.engine.answers.count(None, taking)).await {
             Ok(Ok(taken)) => taken,
             Ok(Err(error)) => return Err(Chain(&error).to_string()),
             Err(_) => return Err(format!("no answer within {:?}", self.limit)),
         };
-        let next_in = if taken.due.len() == most { Some(Duration::ZERO) } else { taken.next_in };
+        let next_in = if taken.due.len() == limit { Some(Duration::ZERO) } else { taken.next_in };
         for due in taken.due {
-            let look = self.look(due, hidden_until);
-            self.looks.spawn(look.run().in_current_span());
+            let observation = self.observation(due, hidden_until);
+            self.observations.spawn(observation.run().in_current_span());
         }
-        Ok(next_in.map_or(LONGEST, |next_in| next_in.min(LONGEST)))
+        Ok(next_in.map_or(LONGEST_SLEEP, |next_in| next_in.min(LONGEST_SLEEP)))
     }
 
-    fn look(&self, due: Due, hidden_until: Instant) -> Look<B> {
-        Look {
-            store: Weak::clone(&self.store),
+    fn observation(&self, due: Due, hidden_until: Instant) -> Observation<B> {
+        Observation {
+            records: Weak::clone(&self.records),
             due,
             hidden_until,
             is_token_void: false,
-            answers: Arc::clone(&self.answers),
+            answers: Arc::clone(&self.engine.answers),
             calls: Arc::clone(&self.calls),
         }
     }
 
-    /// Treats the worker of an attempt that nobody holds any more as lost.
-    fn end_dropped(&mut self, attempt: Dropped) {
-        let (store, calls) = (Weak::clone(&self.store), Arc::clone(&self.calls));
+    /// Ends the lease of an attempt that nobody holds any more.
+    fn end_dropped(&mut self, attempt: DroppedAttempt) {
+        let (records, calls) = (Weak::clone(&self.records), Arc::clone(&self.calls));
         let end = async move {
             let mut back_off = BackOff::new();
-            let begun = Instant::now();
+            let started = Instant::now();
             loop {
-                let Some(store) = store.upgrade().map(TaskStore) else { return };
+                let Some(records) = records.upgrade() else { return };
                 let ended = {
                     let _permit = calls.acquire().await;
-                    store.end_dropped(&attempt).await
+                    end_dropped(&records, &attempt).await
                 };
                 let Err(error) = ended else { return };
-                tracing::debug!(error = %Chain(&error), "{FAILING}");
-                // From then on its timer leads to the same.
-                if begun.elapsed() > store.0.config.lease {
+                log_retry(&error);
+                // From then on the timer of the lease leads to the same end.
+                if started.elapsed() > records.config.lease {
                     return;
                 }
-                drop(store);
+                drop(records);
                 sleep(back_off.longer()).await;
             }
         };
-        self.looks.spawn(end.in_current_span());
+        self.observations.spawn(end.in_current_span());
     }
 }
 
-/// What happens first, at `at` at the latest.
-async fn event(
-    kept: &Kept,
-    dropped: &Mutex<mpsc::UnboundedReceiver<Dropped>>,
+/// Waits for the next event, until `at` at the latest.
+async fn next_event(
+    term: &Term,
+    dropped: &Mutex<mpsc::UnboundedReceiver<DroppedAttempt>>,
     wakeups: &mut Fuse<BoxStream<'static, ()>>,
     at: Instant,
 ) -> Event {
     let mut due = std::pin::pin!(sleep_until(at));
     std::future::poll_fn(|cx| {
-        // One that was replaced takes nothing away from its successor.
-        if !kept.is_in_charge() {
+        // A keeper whose term has ended must not take an attempt from its successor.
+        if !term.is_current() {
             return Poll::Ready(Event::Closed);
         }
         let received = dropped.lock().unwrap_or_else(PoisonError::into_inner).poll_recv(cx);
         if let Poll::Ready(dropped) = received {
             return Poll::Ready(dropped.map_or(Event::Closed, Event::Dropped));
         }
-        // A stream that ends has no more items: then the sleep decides.
+        // After the end of the stream only the sleep decides.
         if let Poll::Ready(Some(())) = wakeups.poll_next_unpin(cx) {
             return Poll::Ready(Event::Woken);
         }

@@ -1,4 +1,4 @@
-//! The limits of what a task may hold.
+//! The limits on what a task may hold, and the owners that are reserved.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{StoreConfig, TaskError};
-
-/// How deep the JSON of arguments, checkpoints, requests, answers, results and error data may be nested: less than what
-/// the JSON parser takes, so that what was written can be read.
-pub(super) const MAX_JSON_DEPTH: usize = 100;
+use super::config::StoreConfig;
+use super::error::TaskError;
+use crate::backend::{OwnerId, TaskKey};
 
 pub(super) fn check(what: &'static str, actual: usize, limit: usize) -> Result<(), TaskError> {
     if actual > limit {
@@ -34,7 +32,7 @@ pub(super) fn check_depth(what: &'static str, value: &Value, limit: usize) -> Re
     Ok(())
 }
 
-/// The poll intervals that a client can be told.
+/// The poll intervals that a task may have.
 const POLL_INTERVALS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
 
 pub(super) fn check_poll_interval(interval: Duration) -> Result<(), TaskError> {
@@ -45,7 +43,7 @@ pub(super) fn check_poll_interval(interval: Duration) -> Result<(), TaskError> {
     Err(TaskError::InvalidArgument { reason })
 }
 
-/// Holds the variables that a merge would leave against the configured limits.
+/// Checks the variables that a merge leaves against the configured limits.
 pub(super) fn check_variables(
     variables: &BTreeMap<String, Value>,
     config: &StoreConfig,
@@ -56,7 +54,7 @@ pub(super) fn check_variables(
         check("bytes of a string in the variables", longest, config.max_variables_string_bytes)?;
     }
     let mut bytes = ByteCounter(0);
-    // Counting cannot fail, and neither can the JSON of a map with text for keys.
+    // The counter accepts every byte, and a map with text for keys is always valid JSON.
     let _ = serde_json::to_writer(&mut bytes, variables);
     check("bytes of the variables as JSON", bytes.0, config.max_variables_bytes)
 }
@@ -94,4 +92,27 @@ impl std::io::Write for ByteCounter {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// Owners that begin with this prefix hold records that the runtime of the server keeps for itself.
+const RESERVED_OWNERS: &str = "\0mcp/";
+
+fn is_reserved(owner: &OwnerId) -> bool {
+    owner.as_str().starts_with(RESERVED_OWNERS)
+}
+
+pub(super) fn check_owner(owner: &OwnerId) -> Result<(), TaskError> {
+    if is_reserved(owner) {
+        let reason = format!("owner ids that begin with {RESERVED_OWNERS:?} are reserved; choose another");
+        return Err(TaskError::InvalidArgument { reason });
+    }
+    Ok(())
+}
+
+/// A task of a reserved owner gets the same answer as a task that does not exist.
+pub(super) fn check_key(key: &TaskKey) -> Result<(), TaskError> {
+    if is_reserved(&key.owner) {
+        return Err(TaskError::NotFound { task: key.task.clone() });
+    }
+    Ok(())
 }

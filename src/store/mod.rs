@@ -1,123 +1,137 @@
 //! The lifecycle of tasks, on any engine.
+//!
+//! [`TaskStore`] is the facade. The modules below it depend one way, from the top of this list to its end:
+//!
+//! * `lease` begins attempts, `attempt` is the right to work, `ending` and `split_calls` serve the adapters;
+//! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
+//! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
+//! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
+//! * `machine` is the status machine.
 
 mod answers;
-mod attempts;
-mod back_off;
-mod change;
+mod attempt;
 mod config;
 mod deadline;
-#[cfg(feature = "pmcp")]
-mod draft;
+mod durations;
 #[cfg(feature = "rmcp")]
 mod ending;
+mod engine;
 mod error;
-mod health;
 mod keeper;
 mod lease;
 mod limits;
-mod look;
+mod local_attempts;
+mod machine;
 mod new_task;
+mod observation;
+mod outage;
 mod payloads;
-mod timers;
-mod transitions;
-mod turns;
+mod records;
+mod scheduler;
+#[cfg(feature = "pmcp")]
+mod split_calls;
+mod task_ref;
 mod wait;
 mod write;
+mod writers;
 
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, SubsecRound, Utc};
-use serde_json::{Map, Value};
-use tokio::time::Instant;
+use futures_util::StreamExt;
+use serde_json::Value;
+use tokio::time::timeout;
 use tracing::instrument;
 
 use answers::Answers;
-use attempts::Attempts;
-#[cfg(feature = "rmcp")]
-pub(crate) use back_off::BackOff;
-use change::Kind;
+pub use attempt::Attempt;
 pub use config::StoreConfig;
-use deadline::{Deadline, Subject};
-#[cfg(feature = "pmcp")]
-pub(crate) use draft::Draft;
+use deadline::CallTarget;
 #[cfg(feature = "rmcp")]
-pub(crate) use ending::{Ending, InCharge};
+pub(crate) use durations::BackOff;
+#[cfg(feature = "rmcp")]
+pub(crate) use ending::{DropGuard, Ending};
+use engine::StoredPage;
 pub use error::TaskError;
-use keeper::Keeping;
-pub use lease::Attempt;
-use limits::{MAX_JSON_DEPTH, check, check_depth, check_poll_interval};
+use keeper::KeptRecords;
+use limits::{check_key, check_owner};
+use local_attempts::LocalAttempts;
+use machine::Change;
 pub use new_task::{NewTask, Ttl};
-use timers::Noticed;
-use transitions::DEFAULT_MAX_ATTEMPTS;
-use turns::Turns;
-use write::{Caller, Event, Write, mark};
+use records::{ChangeCall, Records};
+#[cfg(feature = "pmcp")]
+pub(crate) use split_calls::{SetResult, SplitCalls};
+pub use task_ref::{TaskPage, TaskRef};
+use write::ChangeKind;
 
-use crate::backend::{
-    Agenda, Cursor, Expiry, OwnerId, PageRequest, PutOptions, Queue, Record, StorageBackend, StorageError,
-    TaskId, TaskKey, Version,
-};
-use crate::task::exact::ExactIntegers;
-use crate::task::payload::HeldParts;
-use crate::task::snapshot::Origin;
-use crate::task::{Lease, OnWorkerLost, RpcError, StoredTask, Task, TaskStatus};
+use crate::backend::{Agenda, OwnerId, PageRequest, StorageBackend, TaskId, TaskKey};
+use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 
-/// The lifecycle of MCP tasks on an engine: who may do what with a task, and when.
+/// The lifecycle of MCP tasks on an engine: create tasks, change them, and find workers that are lost. Cheap to clone.
 ///
-/// Every change reads the task, checks, and writes it only if nobody else has written it meanwhile; otherwise
-/// it reads and checks again. So racing updates all land, or the loser gets the error that fits: progress on a
-/// cancelled task is an [`InvalidTransition`](TaskError::InvalidTransition), never a raw conflict.
+/// Every change reads the task, checks whether the change is allowed, and writes the task only if nobody else has written it
+/// since. Otherwise it starts again. So of racing updates each is applied, or fails with an error of the lifecycle: progress
+/// on a cancelled task is an [`InvalidTransition`](TaskError::InvalidTransition), never a raw conflict.
 ///
-/// A call takes a task by [`TaskKey`] or by the [`StoredTask`] that an earlier call returned less than a second ago, which
-/// [saves a read](crate::Snapshot). If that copy is outdated, the call reads the task after all. Cheap to clone.
+/// A call takes a task by its [`TaskKey`], or by the [`StoredTask`] that an earlier call returned. A `StoredTask` that is less
+/// than a second old [saves a read](crate::Snapshot). If it is outdated, the call reads the task.
 ///
 /// # Time
-/// A task may run for its TTL. After that the next call that reads it, unless it has ended, asks the engine for its
-/// clock and ends it: as failed with "TTL elapsed", or as cancelled if a cancel was requested. While the engine takes
-/// no writes, the call only shows it so. The record is kept for the retention on top, result and all, and then goes.
+/// A task may run for its TTL. After the TTL the next call that reads the task asks the engine for its clock, and ends the task:
+/// as `cancelled` if a cancel was requested, else as `failed` with "TTL elapsed". While the engine rejects writes, calls return
+/// the task as ended, and a later call writes it. The engine keeps the record, with its result, for the TTL and the
+/// [retention](StoreConfig::retention).
 ///
 /// # Workers
-/// A task that was [started](TaskStore::start) is worked on under a [`Lease`], which its [`Attempt`] renews. Each store
-/// has one background task, its keeper, which takes the timers of the queue `leases` of the [`Agenda`] and finds
-/// lost workers of every store. A worker is lost if its lease has lapsed and the worker does not renew it for a third of
-/// the lease and one second more. An engine that fails or answers late in that time, or a keeper that was stopped, starts
-/// the observation again. The task of a lost worker is cancelled if a cancel was requested. Otherwise it waits for the next
-/// worker if its operation can [resume](TaskStore::claim) and has not lost as many workers as
-/// [it may](StoreConfig::max_attempts), or fails. A lease whose [`Attempt`] lives in the process of a store is never ended by
-/// that store; one whose attempt there was dropped ends at once.
+/// A task that was [started](TaskStore::start) has a [`Lease`](crate::Lease). Its [`Attempt`] renews the lease. Each store has
+/// one background task, the *keeper*. The keeper takes the timers of the queue `leases` of the [`Agenda`], and finds lost
+/// workers of all stores.
 ///
-/// The keeper starts with the store, or with the first call if the store is made outside of a Tokio runtime. It ends
-/// with the last clone of the store, and starts again with the next call if its runtime has ended, or if nobody has driven
-/// its runtime for a while (a runtime of one thread runs only within `block_on`). The runtime needs its time driver.
+/// A worker is lost if its lease has lapsed and it does not renew the lease for another third of the lease and one second. The
+/// keeper starts this observation again if the engine fails or answers late during it, or if the process of the keeper was
+/// stopped. What becomes of the task of a lost worker:
+///
+/// * If a cancel was requested, the task becomes `cancelled`.
+/// * If its operation can [resume](TaskStore::claim) and has lost fewer workers than [allowed](StoreConfig::max_attempts), the
+///   task waits for the next worker.
+/// * Otherwise the task fails.
+///
+/// A store never ends a lease whose [`Attempt`] is held in the same process. It ends a lease at once if the last clone of its
+/// attempt was dropped there.
+///
+/// The keeper starts with the store, or with the first call if the store was created outside of a Tokio runtime. It ends with
+/// the last clone of the store. The next call starts it again if its runtime has ended, or if nobody has driven its runtime for
+/// a while (a runtime of one thread runs only within `block_on`). The runtime needs its time driver.
 ///
 /// # Payloads
-/// Arguments, results and checkpoints are parts of the record if their JSON is over 4 KiB. No other change sends
-/// them, and no read loads them: a task that was read has them as [`Payload::Stored`](crate::Payload::Stored), and
-/// [`payload`](Self::payload) loads one.
+/// Arguments, results and checkpoints whose JSON is over 4 KiB are parts of the record. No other change sends them, and no read
+/// loads them: a task that was read has them as [`Payload::Stored`](crate::Payload::Stored). [`payload`](Self::payload) loads
+/// one.
 ///
 /// # Time limit
-/// Every call ends within [`StoreConfig::call_timeout`], whatever the engine does: waiting for other writers of the task,
-/// reads, writes and back-offs included. After that it fails with
-/// [`StorageError::Unavailable`](crate::StorageError::Unavailable). [`wait`](Self::wait) waits for as long as it takes;
-/// each read in it has the limit. Writers of a task in one process take turns. Status messages, variables and checkpoints
-/// wait behind all other writes.
+/// Every call ends within [`StoreConfig::call_timeout`], whatever the engine does. The limit includes waiting for other writers of
+/// the task, reads, writes and back-offs. A call that exceeds it fails with
+/// [`StorageError::Unavailable`](crate::StorageError::Unavailable). [`wait`](Self::wait) has no limit, but each read in it has.
 ///
-/// # Cancellation safety
-/// Dropping the future of a call that changes something leaves the change made or not, as a whole.
+/// The writers of one task in one process queue. Status messages, variables and checkpoints wait behind all other writes.
 ///
 /// # Errors
-/// Beside those that a call names: [`NotFound`](TaskError::NotFound) for a task that does not exist or is
-/// another owner's, [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable), and
-/// [`Storage`](TaskError::Storage); [`LimitExceeded`](TaskError::LimitExceeded) when a payload is larger than the
-/// engine takes, or the record would become larger than the engine's
-/// [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. Leases, cancels and the end of a task may use that
-/// kibibyte. A
-/// write whose outcome is unknown, other than a delete, is looked up by an id that it leaves in the record; only if
-/// that does not tell, the error says [`outcome_unknown`](TaskError::outcome_unknown).
+/// Every call can fail with:
 ///
+/// * [`NotFound`](TaskError::NotFound) for a task that does not exist or belongs to another owner;
+/// * [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable) and [`Storage`](TaskError::Storage);
+/// * [`LimitExceeded`](TaskError::LimitExceeded) if a payload is larger than the engine accepts, or if the record would be
+///   larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. Leases, cancels and the end of a
+///   task may use that kibibyte.
+///
+/// The store resolves a write whose outcome is unknown, other than a delete, by an id that the write leaves in the record. Only
+/// if that fails, the error says [`outcome_unknown`](TaskError::outcome_unknown).
+///
+/// # Cancellation safety
+/// If the future of a call is dropped, its change is applied as a whole or not at all.
+///
+/// # Examples
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), mcp_task_store::TaskError> {
@@ -133,559 +147,383 @@ use crate::task::{Lease, OnWorkerLost, RpcError, StoredTask, Task, TaskStatus};
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct TaskStore<B>(Arc<Inner<B>>);
-
-#[derive(Debug)]
-struct Inner<B> {
-    backend: Arc<B>,
-    config: StoreConfig,
-    turns: Turns,
-    /// Distinguishes the copies that this store read from those of others.
-    number: u64,
-    /// Distinguishes the leases of this store from those of others.
-    holder: String,
-    /// The queue of the timers of leases.
-    leases: Queue,
-    attempts: Arc<Attempts>,
-    noticed: Noticed,
-    answers: Arc<Answers>,
-    /// `None` for a store whose leases another one looks after.
-    keeping: Option<Keeping>,
-}
+pub struct TaskStore<B>(KeptRecords<B>);
 
 impl<B> Clone for TaskStore<B> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self(self.0.clone())
     }
-}
-
-/// How many stores this process has made.
-static STORES: AtomicU64 = AtomicU64::new(0);
-
-/// A task that a call is about.
-#[derive(Clone, Copy, Debug)]
-pub enum TaskRef<'a> {
-    /// By its key: the call reads it first.
-    Key(&'a TaskKey),
-    /// As an earlier call returned it: the call reads it only if it has changed since, or [may have](crate::Snapshot).
-    Stored(&'a StoredTask),
-}
-
-impl<'a> From<&'a TaskKey> for TaskRef<'a> {
-    fn from(key: &'a TaskKey) -> Self {
-        Self::Key(key)
-    }
-}
-
-impl<'a> From<&'a StoredTask> for TaskRef<'a> {
-    fn from(stored: &'a StoredTask) -> Self {
-        Self::Stored(stored)
-    }
-}
-
-impl<'a> TaskRef<'a> {
-    fn key(self) -> &'a TaskKey {
-        match self {
-            Self::Key(key) => key,
-            Self::Stored(stored) => &stored.key,
-        }
-    }
-}
-
-/// One page of an owner's tasks, newest first by creation.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct TaskPage {
-    /// The tasks. May be fewer than the limit, or none, on any page.
-    pub tasks: Vec<StoredTask>,
-    /// Tasks of this page whose record cannot be read. They can be deleted.
-    pub unreadable: Vec<TaskId>,
-    /// Where the next page begins. Only `None` ends the walk.
-    pub next: Option<Cursor>,
 }
 
 impl<B: Agenda> TaskStore<B> {
-    /// A store with the default configuration.
+    /// Creates a store with the default configuration.
     pub fn new(backend: B) -> Self {
         Self::with_config(backend, StoreConfig::default())
     }
 
-    /// A store with this configuration.
+    /// Creates a store with a configuration.
     pub fn with_config(backend: B, config: StoreConfig) -> Self {
         let holder = uuid::Uuid::new_v4().to_string();
-        let (attempts, dropped) = Attempts::new(&holder);
+        let (attempts, dropped) = LocalAttempts::new(&holder);
         let answers = Arc::new(Answers::new(config.call_timeout));
-        let store = Self(Arc::new(Inner {
-            backend: Arc::new(backend),
-            config,
-            turns: Turns::default(),
-            number: STORES.fetch_add(1, Ordering::Relaxed),
-            holder,
-            leases: Queue::leases(),
-            attempts,
-            noticed: Noticed::default(),
-            answers,
-            keeping: Some(Keeping::new(dropped)),
-        }));
-        store.keep();
-        store
+        Self(KeptRecords::new(Records::new(backend, config, attempts, answers), dropped))
     }
 
-    /// A store on another connection to the same engine that renews the leases of this one. It has no keeper.
-    #[cfg(feature = "rmcp")]
-    pub(crate) fn twin(&self, backend: B) -> Self {
-        let Inner { config, holder, leases, attempts, answers, .. } = &*self.0;
-        Self(Arc::new(Inner {
-            backend: Arc::new(backend),
-            config: config.clone(),
-            turns: Turns::default(),
-            number: STORES.fetch_add(1, Ordering::Relaxed),
-            holder: holder.clone(),
-            leases: leases.clone(),
-            attempts: Arc::clone(attempts),
-            noticed: Noticed::default(),
-            answers: Arc::clone(answers),
-            keeping: None,
-        }))
-    }
-
-    /// The engine below.
+    /// Returns the engine.
     pub fn backend(&self) -> &B {
-        &self.0.backend
+        &self.0.records_only().engine.backend
     }
 
-    #[cfg(feature = "rmcp")]
-    pub(crate) fn call_timeout(&self) -> Duration {
-        self.0.config.call_timeout
-    }
-
-    #[cfg(feature = "rmcp")]
-    pub(crate) fn shared_backend(&self) -> &Arc<B> {
-        &self.0.backend
-    }
-
-    /// Creates a task under a random id. When this returns, the task is stored: only then may a server tell
-    /// the client about it.
+    /// Creates a task under a random id. When the call returns, the task is durable, and the server may send its id to the
+    /// client.
     ///
     /// # Errors
-    /// [`QuotaExceeded`](TaskError::QuotaExceeded); [`LimitExceeded`](TaskError::LimitExceeded) for a TTL over
-    /// the maximum, a long status message, deep or large arguments, or a large record;
-    /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method, a TTL under 1 ms, a poll interval outside
-    /// 1 ms to 24 hours, or an owner that begins with `\0mcp/`, which is reserved.
+    /// [`QuotaExceeded`](TaskError::QuotaExceeded) if the owner has too many tasks;
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if the TTL, the status message, the arguments or the record exceed a limit;
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method, a TTL under 1 ms, a poll interval outside 1 ms to
+    /// 24 hours, a task that must resume and has no operation, or a reserved owner (one that begins with `\0mcp/`).
     #[instrument(level = "debug", skip_all, fields(owner = %owner.printable()))]
     pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
+        let records = self.0.records();
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
-        let deadline = self.deadline();
-        let mut caller = Caller::new(Kind::Input, &deadline, None);
-        let create = pin!(self.create_with(&mut caller, &key, new, None));
-        deadline.limit("create", Subject::Task(&key), create).await
+        let deadline = records.deadline();
+        let create = pin!(records.create(&deadline, &key, new, None));
+        deadline.limit("create", CallTarget::Task(&key), create).await
     }
 
     /// Reads a task.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
     pub async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
-        let deadline = self.deadline();
-        let stored = deadline.limit("get", Subject::Task(key), pin!(self.look_at(key))).await?;
-        deadline.give(self.notice(&stored)).await;
+        let records = self.0.records();
+        let deadline = records.deadline();
+        let read = pin!(records.read_current(key));
+        let stored = deadline.limit("get", CallTarget::Task(key), read).await?;
+        deadline.limit_optional(records.scheduler.schedule_if_lapsed(&stored)).await;
         Ok(stored)
-    }
-
-    async fn look_at(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
-        for attempt in 0..self.0.config.max_conflicts {
-            self.back_off(attempt).await;
-            if let Some(stored) = self.settle(self.read(key).await?).await? {
-                return Ok(stored);
-            }
-        }
-        Err(self.contended(key))
     }
 
     /// Reads one page of an owner's tasks.
     ///
     /// # Errors
-    /// [`InvalidPage`](TaskError::InvalidPage) for a limit outside 1 to 256 and for a cursor that is malformed
-    /// or another owner's; [`InvalidArgument`](TaskError::InvalidArgument) for an owner that begins with `\0mcp/`, which
-    /// is reserved.
+    /// [`InvalidPage`](TaskError::InvalidPage) if the limit is outside 1 to 256, or the cursor is malformed or belongs to
+    /// another owner; [`InvalidArgument`](TaskError::InvalidArgument) for a reserved owner (one that begins with `\0mcp/`).
     #[instrument(level = "debug", skip_all, fields(owner = %owner.printable()))]
     pub async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
         check_owner(owner)?;
-        self.keep();
-        let deadline = self.deadline();
-        let page = deadline.limit("list", Subject::Owner(owner), pin!(self.list_now(owner, page))).await?;
-        deadline.give(self.notice_all(&page.tasks)).await;
-        Ok(page)
+        let records = self.0.records();
+        let deadline = records.deadline();
+        let read = pin!(records.read_page(owner, page));
+        let StoredPage { tasks, unreadable, next } =
+            deadline.limit("list", CallTarget::Owner(owner), read).await?;
+        deadline.limit_optional(records.scheduler.schedule_all_lapsed(&tasks)).await;
+        Ok(TaskPage { tasks, unreadable, next })
     }
 
-    async fn list_now(&self, owner: &OwnerId, page: PageRequest) -> Result<TaskPage, TaskError> {
-        let origin = self.origin();
-        let page = self.0.answers.count_large(Some(owner), self.0.backend.list(owner, page)).await;
-        let page = page.map_err(|error| match error {
-            StorageError::InvalidPage { reason } => TaskError::InvalidPage { reason },
-            other => TaskError::Storage(other),
-        })?;
-        let mut unreadable: Vec<TaskId> = page.corrupt.into_iter().map(|corrupt| corrupt.task).collect();
-        let mut tasks = Vec::with_capacity(page.records.len());
-        for listed in page.records {
-            let key = TaskKey { owner: owner.clone(), task: listed.task };
-            let record = Record {
-                data: listed.data,
-                version: listed.version,
-                expires_at: listed.expires_at,
-                parts: listed.parts,
-            };
-            let Ok(stored) = decode(&key, record, origin) else {
-                unreadable.push(key.task);
-                continue;
-            };
-            match self.settle(stored).await {
-                Ok(Some(settled)) => tasks.push(settled),
-                // It was changed or removed since the page was read.
-                Ok(None) | Err(TaskError::NotFound { .. }) => match self.look_at(&key).await {
-                    Ok(stored) => tasks.push(stored),
-                    Err(TaskError::NotFound { .. }) => {}
-                    Err(error) => return Err(error),
-                },
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(TaskPage { tasks, unreadable, next: page.next })
-    }
-
-    /// Sets the sentence for people about where the task stands.
+    /// Loads a payload of a task; `None` if the task has none of this kind. An inline payload costs no call of the engine, and a
+    /// stored payload costs one read of its part.
+    ///
+    /// If a stored payload has been replaced since `task` was read, the call returns the current one. Only a checkpoint can be
+    /// replaced: arguments never change, and a result never changes once it is set.
     ///
     /// # Errors
-    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
-    /// [`LimitExceeded`](TaskError::LimitExceeded) when the message is too long.
+    /// [`NotFound`](TaskError::NotFound) if the record is gone since `task` was read;
+    /// [`Unreadable`](TaskError::Unreadable) if the part is not JSON.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future has no effect.
+    #[instrument(level = "debug", skip_all, fields(owner = %task.key.owner.printable(), task = %task.key.task.printable(), ?kind))]
+    pub async fn payload(&self, task: &StoredTask, kind: PayloadKind) -> Result<Option<Value>, TaskError> {
+        check_key(&task.key)?;
+        let records = self.0.records();
+        let load = pin!(payloads::load(records, task, kind));
+        records.deadline().limit("payload", CallTarget::Task(&task.key), load).await
+    }
+
+    /// Waits until a task has ended or requires input, and returns it.
+    ///
+    /// The call [watches](crate::StorageBackend::watch) the record, so it detects a change from any process. It also ends when the
+    /// TTL elapses, and when the keeper of any store ends the task of a lost worker. In case the timer of the lease was lost,
+    /// the call reads the task once a lease. Use a timeout to limit the wait.
+    ///
+    /// # Errors
+    /// [`NotFound`](TaskError::NotFound) also if the record is removed during the wait; [`Storage`](TaskError::Storage) if the
+    /// engine fails. After that the same call can be made again.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future ends the wait and changes nothing.
+    #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
+    pub async fn wait(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        let engine = &self.0.records_only().engine;
+        let mut watch = None;
+        loop {
+            let stored = self.get(key).await?;
+            if wait::is_over(&stored) {
+                return Ok(stored);
+            }
+            // The watch begins only now, because most calls need not wait. Its first item causes another read.
+            let changes = watch.get_or_insert_with(|| engine.backend.watch(key));
+            match timeout(wait::next_read_in(&stored, engine.now()), changes.next()).await {
+                Ok(Some(Err(error))) if !error.is_retryable() => {
+                    return Err(TaskError::from_storage(error, &key.task));
+                }
+                // The record is gone, and another record may have its key by now.
+                Ok(None) => watch = None,
+                Ok(Some(_)) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Sets the status message, a sentence for people about the state of the task.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if the message is too long.
     pub async fn set_status_message<'a>(
         &self,
         task: impl Into<TaskRef<'a>>,
         message: impl Into<String>,
     ) -> Result<StoredTask, TaskError> {
-        let message = message.into();
-        let config = &self.0.config;
-        let change = |task: &mut Task| transitions::set_status_message(task, &message, config);
-        self.change(Kind::Progress, "set_status_message", task.into(), change).await
+        let (message, config) = (message.into(), &self.0.records_only().config);
+        let set = |task: &mut Task| machine::set_status_message(task, &message, config);
+        self.change(ChangeKind::Progress, "set_status_message", task.into(), set).await
     }
 
-    /// Records requests that the client has to answer, each under a key of its own, and moves the task to
-    /// `input_required`, in one write. Several may be open at once.
+    /// Stores requests that the client must answer, each under a key of its own, and moves the task to `input_required`, in one
+    /// write. Several requests may be open at the same time.
     ///
     /// # Errors
-    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
-    /// [`CancelRequested`](TaskError::CancelRequested) when the client wants it cancelled,
-    /// [`InputKeyUsed`](TaskError::InputKeyUsed) when a key was used before in this task,
-    /// [`LimitExceeded`](TaskError::LimitExceeded) for too many or too deep requests,
-    /// [`InvalidArgument`](TaskError::InvalidArgument) for none at all.
+    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
+    /// [`CancelRequested`](TaskError::CancelRequested) if the client requested a cancel;
+    /// [`InputKeyUsed`](TaskError::InputKeyUsed) if the task has used a key before;
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if there are too many requests, or one is too deep;
+    /// [`InvalidArgument`](TaskError::InvalidArgument) if there are none.
     pub async fn request_input<'a, K: Into<String>>(
         &self,
         task: impl Into<TaskRef<'a>>,
         requests: impl IntoIterator<Item = (K, Value)>,
     ) -> Result<StoredTask, TaskError> {
         let requests: Vec<_> = requests.into_iter().map(|(key, request)| (key.into(), request)).collect();
-        let config = &self.0.config;
-        let change = |task: &mut Task| transitions::request_input(task, &requests, config);
-        self.change(Kind::Input, "request_input", task.into(), change).await
+        let config = &self.0.records_only().config;
+        let request = |task: &mut Task| machine::request_input(task, &requests, config);
+        self.change(ChangeKind::Input, "request_input", task.into(), request).await
     }
 
-    /// Stores the client's answers to open requests. The last one moves the task back to `working`. Answers to
-    /// requests that are not open are ignored, so a task that has ended is returned as it is.
+    /// Stores the client's answers to open requests. The last answer moves the task back to `working`. The call ignores answers
+    /// to other requests, so it returns a task that has ended unchanged.
     ///
     /// # Errors
-    /// [`LimitExceeded`](TaskError::LimitExceeded) for an answer that is nested too deep.
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if an answer is too deep.
     pub async fn deliver_inputs<'a, K: Into<String>>(
         &self,
         task: impl Into<TaskRef<'a>>,
         responses: impl IntoIterator<Item = (K, Value)>,
     ) -> Result<StoredTask, TaskError> {
         let responses = responses.into_iter().map(|(key, response)| (key.into(), response)).collect();
-        let change = |task: &mut Task| transitions::deliver_inputs(task, &responses);
-        self.change(Kind::Input, "deliver_inputs", task.into(), change).await
+        let deliver = |task: &mut Task| machine::deliver_inputs(task, &responses);
+        self.change(ChangeKind::Input, "deliver_inputs", task.into(), deliver).await
     }
 
     /// Ends the task as `completed` with its result, in one write.
     ///
     /// # Errors
-    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
-    /// [`LimitExceeded`](TaskError::LimitExceeded) when the result is too large or too deep.
+    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if the result is too large or too deep.
     pub async fn complete<'a>(
         &self,
         task: impl Into<TaskRef<'a>>,
         result: Value,
     ) -> Result<StoredTask, TaskError> {
-        self.change(Kind::Lifecycle, "complete", task.into(), |task| transitions::complete(task, &result))
-            .await
+        let complete = |task: &mut Task| machine::complete(task, &result);
+        self.change(ChangeKind::Lifecycle, "complete", task.into(), complete).await
     }
 
     /// Ends the task as `failed` with a JSON-RPC error object, in one write.
     ///
     /// # Errors
-    /// As [`complete`](Self::complete).
+    /// The errors of [`complete`](Self::complete).
     pub async fn fail<'a>(
         &self,
         task: impl Into<TaskRef<'a>>,
         error: RpcError,
     ) -> Result<StoredTask, TaskError> {
-        self.change(Kind::Lifecycle, "fail", task.into(), |task| transitions::fail(task, &error)).await
+        let fail = |task: &mut Task| machine::fail(task, &error);
+        self.change(ChangeKind::Lifecycle, "fail", task.into(), fail).await
     }
 
-    /// Ends the task as `cancelled`, now, whatever works on it.
+    /// Ends the task as `cancelled` now, even while a worker works on it.
     ///
     /// # Errors
-    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended.
+    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended.
     pub async fn cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
-        self.change(Kind::Lifecycle, "cancel", task.into(), transitions::cancel).await
+        self.change(ChangeKind::Lifecycle, "cancel", task.into(), machine::cancel).await
     }
 
-    /// Records that the client wants the task cancelled (`tasks/cancel` of SEP-2663) and withdraws open
-    /// requests; its worker decides how it ends. Without effect on a task that has ended. A task that waits
-    /// for a worker is cancelled at once, and so is one whose worker turns out to be lost.
+    /// Records that the client requests a cancel (`tasks/cancel` of SEP-2663), and withdraws open requests. The worker decides
+    /// how the task ends.
+    ///
+    /// A task that waits for a worker is cancelled at once. So is a task whose worker is lost later. A task that has ended stays
+    /// as it is.
     pub async fn request_cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
-        let deadline = self.deadline();
-        let change = self.change_before(
-            &deadline,
-            Kind::Lifecycle,
-            "request_cancel",
-            task.into(),
-            transitions::request_cancel,
-        );
-        let requested = change.await?;
-        deadline.give(self.look_soon(&requested)).await;
+        let records = self.0.records();
+        let deadline = records.deadline();
+        let call = ChangeCall::new(ChangeKind::Lifecycle, "request_cancel", task.into());
+        let requested = records.change(&deadline, call, machine::request_cancel).await?;
+        deadline.limit_optional(records.scheduler.schedule_cancel(&requested)).await;
         Ok(requested)
     }
 
-    /// Merges variables into those of the task: a value replaces the one of the same name.
-    /// [`remove_variables`](Self::remove_variables) removes some.
+    /// Merges variables into those of the task: a value replaces the value of the same name.
+    /// [`remove_variables`](Self::remove_variables) removes variables.
     ///
     /// # Errors
-    /// [`InvalidArgument`](TaskError::InvalidArgument) for a variable that is `null`: `serde_json` makes `null` of NaN and of
-    /// infinity, so it is most often a mistake.
-    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended,
-    /// [`LimitExceeded`](TaskError::LimitExceeded) when what the merge would leave is too large, too deep, or
-    /// holds too long a string.
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for a variable that is `null`. `serde_json` turns NaN and infinity into
+    /// `null`, so it is most often a mistake.
+    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if the merged variables are too large or too deep, or have too long a string.
     pub async fn set_variables<'a, K: Into<String>>(
         &self,
         task: impl Into<TaskRef<'a>>,
         variables: impl IntoIterator<Item = (K, Value)>,
     ) -> Result<StoredTask, TaskError> {
         let variables = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        let config = &self.0.config;
-        let change = |task: &mut Task| transitions::set_variables(task, &variables, config);
-        self.change(Kind::Progress, "set_variables", task.into(), change).await
+        let config = &self.0.records_only().config;
+        let set = |task: &mut Task| machine::set_variables(task, &variables, config);
+        self.change(ChangeKind::Progress, "set_variables", task.into(), set).await
     }
 
-    /// Removes the variables of these names. Names that the task does not have are ignored.
+    /// Removes the variables with these names. Ignores names that the task does not have.
     ///
     /// # Errors
-    /// [`InvalidTransition`](TaskError::InvalidTransition) when the task has ended.
+    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended.
     pub async fn remove_variables<'a, K: Into<String>>(
         &self,
         task: impl Into<TaskRef<'a>>,
         names: impl IntoIterator<Item = K>,
     ) -> Result<StoredTask, TaskError> {
         let names: Vec<String> = names.into_iter().map(Into::into).collect();
-        let change = |task: &mut Task| transitions::remove_variables(task, &names);
-        self.change(Kind::Progress, "remove_variables", task.into(), change).await
+        let remove = |task: &mut Task| machine::remove_variables(task, &names);
+        self.change(ChangeKind::Progress, "remove_variables", task.into(), remove).await
     }
 
-    /// Removes a task, whatever its status, and whether or not its record can be read.
+    async fn change(
+        &self,
+        kind: ChangeKind,
+        operation: &'static str,
+        task: TaskRef<'_>,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        let records = self.0.records();
+        records.change(&records.deadline(), ChangeCall::new(kind, operation, task), change).await
+    }
+
+    /// Removes a task in any status, even if its record cannot be read.
     ///
-    /// Nothing of a deleted task is left, so nothing refuses a copy of its *creation* that was under way for longer
-    /// than all of its life, as out of the buffers of a server that hung: the task would be there again.
+    /// Nothing of a deleted task remains. So a delayed duplicate of its create request, from the buffers of a server that hung
+    /// for example, can re-create the task.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
     pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
         check_key(key)?;
-        let deadline = self.deadline();
+        let records = self.0.records();
+        let deadline = records.deadline();
         deadline.set_in_doubt(true);
-        let delete = pin!(async {
-            let removed = self.0.answers.count_write(Some(&key.owner), self.0.backend.delete(key)).await;
-            removed.map_err(|error| TaskError::from_storage(error, &key.task))
-        });
-        let removed = deadline.limit("delete", Subject::Task(key), delete).await;
-        self.0.noticed.forget(key);
+        let delete = pin!(records.engine.delete(key));
+        let removed = deadline.limit("delete", CallTarget::Task(key), delete).await;
+        records.scheduler.forget(key);
         match removed? {
             true => Ok(()),
             false => Err(TaskError::NotFound { task: key.task.clone() }),
         }
     }
 
-    /// Drops expired records that the engine still holds, and says how many: always 0 on Redis, where the
-    /// server expires them.
+    /// Removes expired records that the engine still holds, and returns how many. On Redis the result is always 0, because the
+    /// server expires records.
     #[instrument(level = "debug", skip_all)]
     pub async fn cleanup(&self) -> Result<u64, TaskError> {
-        let cleanup = pin!(async {
-            let removed = self.0.answers.count(None, self.0.backend.cleanup_expired()).await;
-            removed.map_err(TaskError::Storage)
-        });
-        self.deadline().limit("cleanup", Subject::Store, cleanup).await
+        let records = self.0.records();
+        let cleanup = pin!(records.engine.cleanup());
+        records.deadline().limit("cleanup", CallTarget::Store, cleanup).await
+    }
+
+    /// Creates a task and starts its first attempt in this process, in one write. Apart from that it is like
+    /// [`create`](Self::create).
+    ///
+    /// The store schedules the task in the queue `leases` first, so any instance finds the task if this instance is lost.
+    ///
+    /// # Errors
+    /// The errors of [`create`](Self::create).
+    ///
+    /// # Cancellation safety
+    /// If the future is dropped, a task without a worker may remain. The store fails that task, or lets another worker claim it
+    /// if it can resume.
+    pub async fn start(&self, owner: &OwnerId, new: NewTask) -> Result<(StoredTask, Attempt<B>), TaskError> {
+        let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
+        let deadline = self.0.records().deadline();
+        let start = pin!(lease::start(&self.0, &deadline, &key, new));
+        deadline.limit("start", CallTarget::Task(&key), start).await
+    }
+
+    /// Starts the next attempt at a task that waits for a worker, and returns `None` if there is nothing to claim.
+    ///
+    /// A task waits for a worker while its lease has no holder: its worker was lost or has [released](Attempt::release) it, and its
+    /// operation may run again. If a cancel of the task was requested, the call cancels it and returns `None`. It also returns
+    /// `None` if another worker has claimed the task, or the task has ended or is gone.
+    ///
+    /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. The taker of a timer must remove the timer after
+    /// the claim, even if there was nothing to claim.
+    ///
+    /// # Cancellation safety
+    /// The same as for [`start`](Self::start).
+    pub async fn claim(&self, key: &TaskKey) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
+        let deadline = self.0.records().deadline();
+        let claim = pin!(lease::claim(&self.0, &deadline, key));
+        deadline.limit("claim", CallTarget::Task(key), claim).await
+    }
+
+    /// Returns how long a lease of this store lasts. Its holder must renew it each third of that.
+    pub fn lease_duration(&self) -> Duration {
+        self.0.records_only().config.lease
     }
 }
 
+#[cfg(feature = "rmcp")]
 impl<B: Agenda> TaskStore<B> {
-    /// The estimate of the engine's clock in whole milliseconds, as records hold it.
-    fn now(&self) -> DateTime<Utc> {
-        self.0.backend.now().trunc_subsecs(3)
+    /// Returns a store on another connection to the same engine that renews the leases of this store. It has no keeper.
+    pub(crate) fn twin(&self, backend: B) -> Self {
+        let Records { config, attempts, engine, .. } = self.0.records_only();
+        let records =
+            Records::new(backend, config.clone(), Arc::clone(attempts), Arc::clone(&engine.answers));
+        Self(KeptRecords::without_keeper(records))
     }
 
-    /// A call begins.
-    fn deadline(&self) -> Deadline {
-        Deadline::after(self.0.config.call_timeout)
+    pub(crate) fn call_timeout(&self) -> Duration {
+        self.0.records_only().config.call_timeout
     }
 
-    /// What a task that is read or written from now on is a copy of.
-    fn origin(&self) -> Origin {
-        Origin { store: self.0.number, generation: self.0.backend.generation(), at: Instant::now() }
+    pub(crate) fn shared_backend(&self) -> &Arc<B> {
+        &self.0.records_only().engine.backend
     }
 
-    /// Asks the engine for its clock, before anything is ended because of the time.
-    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, TaskError> {
-        let now = self.0.answers.count(Some(&key.owner), self.0.backend.clock(key)).await;
-        Ok(now.map_err(|error| TaskError::from_storage(error, &key.task))?.trunc_subsecs(3))
-    }
-
-    async fn create_with(
-        &self,
-        caller: &mut Caller<'_>,
-        key: &TaskKey,
-        new: NewTask,
-        lease: Option<Lease>,
-    ) -> Result<StoredTask, TaskError> {
-        let config = &self.0.config;
-        check_owner(&key.owner)?;
-        self.keep();
-        if new.method.is_empty() {
-            return Err(TaskError::InvalidArgument { reason: "the method is empty".to_owned() });
-        }
-        if new.on_worker_lost == OnWorkerLost::Resume && new.operation.is_none() {
-            let reason = "a task without an operation cannot resume".to_owned();
-            return Err(TaskError::InvalidArgument { reason });
-        }
-        let work = new.operation.as_deref().map(Queue::work).transpose();
-        work.map_err(|error| TaskError::InvalidArgument { reason: error.to_string() })?;
-        check_depth("depth of the arguments", &new.arguments, MAX_JSON_DEPTH)?;
-        if let Some(message) = &new.status_message {
-            check("bytes of a status message", message.len(), config.max_status_message_bytes)?;
-        }
-        let poll_interval = new.poll_interval.or(config.default_poll_interval);
-        poll_interval.map_or(Ok(()), check_poll_interval)?;
-        let ttl = self.ttl(new.ttl)?;
-        let expiry = match ttl {
-            Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
-            None => Expiry::Never,
-        };
-        // What is absent from the record is the default.
-        let max_attempts = (new.on_worker_lost == OnWorkerLost::Resume)
-            .then(|| new.max_attempts.unwrap_or(config.max_attempts))
-            .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);
-        let now = self.now();
-        let mut task = Task {
-            task_id: key.task.clone(),
-            status: TaskStatus::Working,
-            status_message: new.status_message,
-            created_at: now,
-            last_updated_at: now,
-            ttl_ms: ttl.map(millis),
-            poll_interval_ms: poll_interval.map(millis),
-            method: new.method,
-            arguments: new.arguments.into(),
-            input_requests: BTreeMap::new(),
-            input_responses: BTreeMap::new(),
-            answered_requests: BTreeMap::new(),
-            cancel_requested: false,
-            checkpoint: None,
-            result: None,
-            error: None,
-            lease,
-            operation: new.operation,
-            on_worker_lost: new.on_worker_lost,
-            max_attempts,
-            variables: BTreeMap::new(),
-            write_ids: Vec::new(),
-            held_parts: HeldParts::default(),
-            exact: ExactIntegers::default(),
-            extra: Map::new(),
-        };
-        let write_id = mark(&mut task);
-        let mut options = PutOptions { quota: config.max_tasks_per_owner, ..PutOptions::new(expiry) };
-        let data = self.encode(&mut task, &mut options, caller.kind)?;
-        let write = Write {
-            key,
-            data,
-            options,
-            expected: Version::ABSENT,
-            write_id,
-            previous: None,
-            event: Some(Event::Created),
-        };
-        if task.lease.is_some() {
-            self.schedule_lease(key).await?;
-        }
-        match self.put(caller, &write, task).await? {
-            Some(created) => Ok(created),
-            // Somebody has drawn the same 122 random bits, or the engine is not what it says.
-            None => Err(TaskError::Storage(StorageError::VersionConflict {
-                key: key.clone(),
-                expected: Version::ABSENT,
-                actual: Version::FIRST,
-            })),
-        }
-    }
-
-    fn ttl(&self, asked: Ttl) -> Result<Option<Duration>, TaskError> {
-        let (default, max) = (self.0.config.default_ttl, self.0.config.max_ttl);
-        let over = |actual: String, max: Duration| TaskError::LimitExceeded {
-            what: "TTL in milliseconds".to_owned(),
-            actual,
-            limit: millis(max).to_string(),
-        };
-        let ttl = match (asked, max) {
-            (Ttl::Default, None) => default,
-            (Ttl::Default, Some(max)) => Some(default.map_or(max, |ttl| ttl.min(max))),
-            (Ttl::After(ttl), Some(max)) if ttl > max => return Err(over(millis(ttl).to_string(), max)),
-            (Ttl::After(ttl), _) => Some(ttl),
-            (Ttl::Unlimited, Some(max)) => return Err(over("unlimited".to_owned(), max)),
-            (Ttl::Unlimited, None) => None,
-        };
-        match ttl {
-            Some(ttl) if ttl < Duration::from_millis(1) => {
-                let reason = format!(
-                    "a TTL of {ttl:?} is under 1 ms; raise it, or StoreConfig::default_ttl and max_ttl where the task names none"
-                );
-                Err(TaskError::InvalidArgument { reason })
-            }
-            ttl => Ok(ttl),
-        }
+    /// Returns the maximum size of a status message.
+    pub(crate) fn max_status_message_bytes(&self) -> usize {
+        self.0.records_only().config.max_status_message_bytes
     }
 }
 
-/// Owners that begin with this hold records that the runtime of the server keeps for itself.
-const RESERVED_OWNERS: &str = "\0mcp/";
-
-fn is_reserved(owner: &OwnerId) -> bool {
-    owner.as_str().starts_with(RESERVED_OWNERS)
-}
-
-fn check_owner(owner: &OwnerId) -> Result<(), TaskError> {
-    if is_reserved(owner) {
-        let reason = format!("owner ids that begin with {RESERVED_OWNERS:?} are reserved");
-        return Err(TaskError::InvalidArgument { reason });
+#[cfg(feature = "rmcp")]
+impl<B: Agenda> Attempt<B> {
+    /// Returns the same attempt on a [twin](TaskStore::twin) of its store.
+    pub(crate) fn over(&self, twin: &TaskStore<B>) -> Self {
+        self.with_store(&twin.0)
     }
-    Ok(())
 }
 
-/// A task of a reserved owner is as unknown as any other that does not exist.
-fn check_key(key: &TaskKey) -> Result<(), TaskError> {
-    if is_reserved(&key.owner) {
-        return Err(TaskError::NotFound { task: key.task.clone() });
+#[cfg(feature = "pmcp")]
+impl<B: Agenda> TaskStore<B> {
+    pub(crate) fn config(&self) -> &StoreConfig {
+        &self.0.records_only().config
     }
-    Ok(())
-}
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
-}
-
-fn decode(key: &TaskKey, record: Record, origin: Origin) -> Result<StoredTask, TaskError> {
-    let unreadable = |source| TaskError::Unreadable { task: key.task.clone(), source };
-    let task = Task::from_json(&record.data).map_err(unreadable)?;
-    Ok(StoredTask::new(key, task.with_parts(&record.parts), record.version, record.expires_at, origin))
+    pub(crate) fn split_calls(&self) -> SplitCalls<'_, B> {
+        SplitCalls(&self.0)
+    }
 }

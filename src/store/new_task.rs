@@ -1,20 +1,35 @@
-//! What a task is created with.
+//! What the caller states about a new task, and the task that the store makes of it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::Value;
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
 
-use crate::task::OnWorkerLost;
+use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
+use super::durations::millis;
+use super::error::TaskError;
+use super::limits::{check, check_depth, check_poll_interval};
+use crate::backend::{Expiry, Queue, TaskId};
+use crate::task::{Lease, OnWorkerLost, Task, TaskStatus};
 
-/// For how long a task may run, from its creation.
+/// How long a task may run, counted from its creation.
+///
+/// ```
+/// use std::time::Duration;
+/// use mcp_task_store::{NewTask, Ttl};
+///
+/// let ten_minutes = NewTask::new("tools/call").ttl(Duration::from_secs(600));
+/// let unlimited = NewTask::new("tools/call").ttl(Ttl::Unlimited);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ttl {
-    /// As the store's configuration says.
+    /// The [default](StoreConfig::default_ttl) of the store.
     #[default]
     Default,
-    /// This long; a fraction of a millisecond counts as a whole one.
+    /// This long, rounded up to whole milliseconds.
     After(Duration),
-    /// Without end. Refused where the configuration sets a maximum.
+    /// Without end. The store rejects it unless its [maximum](StoreConfig::max_ttl) is `None`.
     Unlimited,
 }
 
@@ -24,7 +39,7 @@ impl From<Duration> for Ttl {
     }
 }
 
-/// What [`TaskStore::create`](crate::TaskStore::create) makes a task of.
+/// A task that [`TaskStore::create`](crate::TaskStore::create) or [`TaskStore::start`](crate::TaskStore::start) stores.
 ///
 /// ```
 /// use std::time::Duration;
@@ -39,18 +54,18 @@ impl From<Duration> for Ttl {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct NewTask {
-    pub(super) method: String,
-    pub(super) arguments: Value,
-    pub(super) ttl: Ttl,
-    pub(super) poll_interval: Option<Duration>,
-    pub(super) status_message: Option<String>,
-    pub(super) operation: Option<String>,
-    pub(super) on_worker_lost: OnWorkerLost,
-    pub(super) max_attempts: Option<u32>,
+    method: String,
+    arguments: Value,
+    ttl: Ttl,
+    poll_interval: Option<Duration>,
+    status_message: Option<String>,
+    operation: Option<String>,
+    on_worker_lost: OnWorkerLost,
+    max_attempts: Option<u32>,
 }
 
 impl NewTask {
-    /// A task for a call of `method`, such as `tools/call`.
+    /// Returns a task for a call of `method`, such as `tools/call`.
     pub fn new(method: impl Into<String>) -> Self {
         Self {
             method: method.into(),
@@ -64,51 +79,147 @@ impl NewTask {
         }
     }
 
-    /// The arguments of the call; none unless set.
+    /// Sets the arguments of the call; none by default.
     pub fn arguments(mut self, arguments: Value) -> Self {
         self.arguments = arguments;
         self
     }
 
-    /// For how long the task may run; as configured unless set.
+    /// Sets how long the task may run; by default as [configured](crate::StoreConfig::default_ttl).
     pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         self.ttl = ttl.into();
         self
     }
 
-    /// How long a client should wait between two polls, in whole milliseconds, from 1 ms to 24 hours; as configured unless
-    /// set.
+    /// Sets how long a client should wait between two polls; by default as
+    /// [configured](crate::StoreConfig::default_poll_interval). The interval is rounded up to whole milliseconds, from 1 ms to
+    /// 24 hours.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval);
         self
     }
 
-    /// A first sentence for people; none unless set.
+    /// Sets the first status message, a sentence for people; none by default.
     pub fn status_message(mut self, message: impl Into<String>) -> Self {
         self.status_message = Some(message.into());
         self
     }
 
-    /// The operation that the call is to run, by the name under which the instances of the server know it; none
-    /// unless set. With the arguments in the record, it can be run again by another instance.
+    /// Sets the name under which the instances of the server know the operation of the call; none by default. The arguments
+    /// are in the record, so another instance can run the operation again.
     pub fn operation(mut self, name: impl Into<String>) -> Self {
         self.operation = Some(name.into());
         self
     }
 
-    /// What becomes of the task when its worker is lost; it fails unless set. Only a task with an
+    /// Sets what becomes of the task when its worker is lost; by default the task fails. Only a task with an
     /// [operation](Self::operation) can resume.
     pub fn on_worker_lost(mut self, then: OnWorkerLost) -> Self {
         self.on_worker_lost = then;
         self
     }
 
-    /// How many workers of this task may be lost before it fails, at least 1;
-    /// [as configured](crate::StoreConfig::max_attempts) unless set. It counts only for a task that can resume. Raise it
-    /// for an operation that runs for days on machines that come and go; set it to 1 for one that must not run twice
-    /// after a crash.
+    /// Sets how many workers of this task may be lost before it fails, at least 1; by default as
+    /// [configured](crate::StoreConfig::max_attempts). Only a task that can resume uses it.
+    ///
+    /// Raise it for an operation that runs for days on machines that come and go. Set it to 1 for an operation that must not
+    /// run twice after a crash.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = Some(max.max(1));
         self
+    }
+
+    /// Checks the task against the configuration. Returns it as it is stored, and when its record expires.
+    pub(super) fn into_task(
+        self,
+        id: TaskId,
+        now: DateTime<Utc>,
+        lease: Option<Lease>,
+        config: &StoreConfig,
+    ) -> Result<(Task, Expiry), TaskError> {
+        self.check(config)?;
+        let poll_interval = self.poll_interval.or(config.default_poll_interval);
+        poll_interval.map_or(Ok(()), check_poll_interval)?;
+        let ttl = resolve_ttl(self.ttl, config)?;
+        let expiry = match ttl {
+            Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
+            None => Expiry::Never,
+        };
+        // A record leaves out the default.
+        let max_attempts = (self.on_worker_lost == OnWorkerLost::Resume)
+            .then(|| self.max_attempts.unwrap_or(config.max_attempts))
+            .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);
+        let task = Task {
+            task_id: id,
+            status: TaskStatus::Working,
+            status_message: self.status_message,
+            created_at: now,
+            last_updated_at: now,
+            ttl_ms: ttl.map(millis),
+            poll_interval_ms: poll_interval.map(millis),
+            method: self.method,
+            arguments: self.arguments.into(),
+            input_requests: BTreeMap::new(),
+            input_responses: BTreeMap::new(),
+            answered_requests: BTreeMap::new(),
+            cancel_requested: false,
+            checkpoint: None,
+            result: None,
+            error: None,
+            lease,
+            operation: self.operation,
+            on_worker_lost: self.on_worker_lost,
+            max_attempts,
+            variables: BTreeMap::new(),
+            adapter: Default::default(),
+            write_ids: Vec::new(),
+            held_parts: Default::default(),
+            exact: Default::default(),
+            extra: Map::new(),
+        };
+        Ok((task, expiry))
+    }
+
+    fn check(&self, config: &StoreConfig) -> Result<(), TaskError> {
+        if self.method.is_empty() {
+            return Err(TaskError::InvalidArgument {
+                reason: "the method is empty; name the method of the call, tools/call for example".to_owned(),
+            });
+        }
+        if self.on_worker_lost == OnWorkerLost::Resume && self.operation.is_none() {
+            let reason = "a task without an operation cannot resume; set NewTask::operation".to_owned();
+            return Err(TaskError::InvalidArgument { reason });
+        }
+        let work_queue = self.operation.as_deref().map(Queue::work).transpose();
+        work_queue.map_err(|error| TaskError::InvalidArgument { reason: error.to_string() })?;
+        check_depth("depth of the arguments", &self.arguments, MAX_JSON_DEPTH)?;
+        let message_bytes = self.status_message.as_ref().map_or(0, String::len);
+        check("bytes of a status message", message_bytes, config.max_status_message_bytes)
+    }
+}
+
+/// Returns the TTL of a task; `None` is unlimited.
+fn resolve_ttl(requested: Ttl, config: &StoreConfig) -> Result<Option<Duration>, TaskError> {
+    let over = |actual: String, max: Duration| TaskError::LimitExceeded {
+        what: "TTL in milliseconds".to_owned(),
+        actual,
+        limit: millis(max).to_string(),
+    };
+    let ttl = match (requested, config.max_ttl) {
+        (Ttl::Default, None) => config.default_ttl,
+        (Ttl::Default, Some(max)) => Some(config.default_ttl.map_or(max, |ttl| ttl.min(max))),
+        (Ttl::After(ttl), Some(max)) if ttl > max => return Err(over(millis(ttl).to_string(), max)),
+        (Ttl::After(ttl), _) => Some(ttl),
+        (Ttl::Unlimited, Some(max)) => return Err(over("unlimited".to_owned(), max)),
+        (Ttl::Unlimited, None) => None,
+    };
+    match ttl {
+        Some(ttl) if ttl < Duration::from_millis(1) => {
+            let reason = format!(
+                "a TTL of {ttl:?} is under 1 ms; raise it, or StoreConfig::default_ttl and max_ttl where the task names none"
+            );
+            Err(TaskError::InvalidArgument { reason })
+        }
+        ttl => Ok(ttl),
     }
 }

@@ -1,8 +1,8 @@
-//! Integers that a [`Value`] cannot hold, and that survive a rewrite all the same.
+//! Keeps integers that a [`Value`] cannot hold, so that they survive a rewrite.
 //!
-//! A `Value` holds the integers from -2^63 to 2^64 - 1, and turns any other into a floating point number, which is written
-//! with other digits. So what a record says about such integers is remembered next to the task that was decoded from it,
-//! and put back into the JSON that is written.
+//! A `Value` holds the integers from -2^63 to 2^64 - 1. It turns any other integer into a floating point number, which it writes
+//! with other digits. So a task remembers such integers of the record that it was decoded from, and puts their digits back
+//! into the JSON that it writes.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,8 +14,8 @@ use serde_json::Value;
 /// The length of the shortest integer that a `Value` cannot hold: -9223372036854775809, or 18446744073709551616.
 const LEAST_LEN: usize = 20;
 
-/// A place in the JSON of a record: a hash of the names and positions that lead to it. A text of so many bytes has room for
-/// many integers below a long name, so the names are not kept.
+/// A place in the JSON of a record: a hash of the names and positions that lead to it. The names themselves are not kept,
+/// because a record can have many integers below one long name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Path(u64);
 
@@ -44,16 +44,16 @@ struct Integer {
     /// The field of the record that holds it.
     field: Path,
     digits: String,
-    /// How a `Value` writes it.
+    /// The text that a `Value` writes instead.
     altered: String,
 }
 
-/// The integers of one record that a `Value` alters, in order of appearance. Almost all records have none.
+/// The integers of one record that a `Value` alters, in order of appearance. Almost every record has none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ExactIntegers(Option<Arc<[Integer]>>);
 
 impl ExactIntegers {
-    /// Finds those of a JSON text, which must be valid.
+    /// Finds the altered integers of a valid JSON text.
     pub(crate) fn of(json: &[u8]) -> Self {
         if !may_have_any(json) {
             return Self(None);
@@ -67,7 +67,7 @@ impl ExactIntegers {
         Self((!found.is_empty()).then(|| found.into()))
     }
 
-    /// Puts them back into the JSON of a whole record.
+    /// Puts the digits back into the JSON of a whole record.
     pub(crate) fn restore(&self, json: Vec<u8>) -> Vec<u8> {
         match &self.0 {
             None => json,
@@ -75,7 +75,7 @@ impl ExactIntegers {
         }
     }
 
-    /// Puts those of one field of the record back into the JSON of its value.
+    /// Puts the digits of one field of the record back into the JSON of its value.
     pub(crate) fn restore_field(&self, field: &str, json: Vec<u8>) -> Vec<u8> {
         match &self.0 {
             None => json,
@@ -88,8 +88,8 @@ impl ExactIntegers {
     }
 }
 
-/// Whether the text has a run of digits and minus signs of [`LEAST_LEN`] bytes, in a string or not. Such a run lies across at
-/// least one of every so many bytes, and only those are looked at.
+/// Returns whether the text has a run of [`LEAST_LEN`] digits and minus signs, inside a string or not. Such a run covers one of
+/// every [`LEAST_LEN`] bytes, so the scan checks only those.
 fn may_have_any(json: &[u8]) -> bool {
     let is_of_integer = |byte: &&u8| byte.is_ascii_digit() || **byte == b'-';
     (LEAST_LEN - 1..json.len()).step_by(LEAST_LEN).any(|at| {
@@ -98,7 +98,7 @@ fn may_have_any(json: &[u8]) -> bool {
     })
 }
 
-/// The digits of an integer that a `Value` cannot hold, and how it writes them.
+/// Returns the digits of an integer that a `Value` cannot hold, and the text that the `Value` writes instead.
 fn altered(number: &[u8]) -> Option<(String, String)> {
     let text = std::str::from_utf8(number).ok()?;
     let is_integer = number.iter().skip(usize::from(number[0] == b'-')).all(u8::is_ascii_digit);
@@ -109,8 +109,8 @@ fn altered(number: &[u8]) -> Option<(String, String)> {
     Some((text.to_owned(), value.to_string()))
 }
 
-/// Where a number was, it is put back. One that was moved within the record is known by how it is written: then those
-/// written alike are put back in order.
+/// Puts each integer back where it was. An integer that was moved within the record is recognized by its altered text. Integers
+/// with equal text are put back in order.
 fn restore(integers: &[Integer], root: Path, json: Vec<u8>) -> Vec<u8> {
     let by_path: HashMap<Path, usize> =
         integers.iter().enumerate().map(|(number, integer)| (integer.path, number)).collect();
@@ -146,16 +146,16 @@ fn restore(integers: &[Integer], root: Path, json: Vec<u8>) -> Vec<u8> {
     restored
 }
 
-/// An array or object that a scan is in.
+/// An array or object around the current position of a scan.
 struct Level {
     path: Path,
-    /// The position of the item that is being read; `None` in an object.
+    /// The position of the current item; `None` in an object.
     position: Option<usize>,
-    /// The path of the item or member that is being read.
+    /// The path of the current item or member.
     at: Path,
 }
 
-/// Calls `found` with each number of a valid JSON text that stands at `root`, the path to it, and that of the field.
+/// Calls `found` for each number of a valid JSON text at `root`, with the path of the number and the path of its field.
 fn each_number(root: Path, json: &[u8], mut found: impl FnMut(Path, Path, Range<usize>)) {
     let mut levels: Vec<Level> = Vec::new();
     let mut is_name_next = false;
@@ -201,7 +201,7 @@ fn each_number(root: Path, json: &[u8], mut found: impl FnMut(Path, Path, Range<
     }
 }
 
-/// Where a string ends whose text begins at `at`.
+/// Returns the position after a string whose text begins at `at`.
 fn end_of_string(json: &[u8], mut at: usize) -> usize {
     while let Some(byte) = json.get(at) {
         match byte {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_of_what_a_value_holds_are_known() {
+    fn exactly_the_integers_outside_of_i64_and_u64_are_found() {
         let is_altered = |text: &str| !matches!(ExactIntegers::of(text.as_bytes()), ExactIntegers(None));
         for text in
             ["18446744073709551615", "-9223372036854775808", "1000000000000000000", "1e400000000000000000000"]
@@ -253,8 +253,8 @@ mod tests {
     }
 
     #[test]
-    fn an_integer_is_put_back_where_it_was_in_whatever_order_the_fields_came() {
-        // Both are the same floating point number.
+    fn an_integer_is_put_back_where_it_was_in_any_order_of_the_fields() {
+        // Both integers are the same floating point number.
         let json = r#"{"variables":{"b":100000000000000000002,"a":100000000000000000001},"#.to_owned()
             + &HEAD[1..]
             + "}";
@@ -263,7 +263,7 @@ mod tests {
             |task: &Task| serde_json::from_slice::<Map<String, Value>>(&task.to_json().unwrap()).unwrap();
         let written = String::from_utf8(task.to_json().unwrap()).unwrap();
         assert!(written.contains(r#""a":100000000000000000001,"b":100000000000000000002"#), "{written}");
-        // One that is removed or replaced is not put back, and one that is moved is.
+        // A removed or replaced integer is not put back. A moved integer is.
         let moved = task.variables.remove("b").unwrap();
         task.variables.insert("a".to_owned(), json!(7));
         task.input_responses.insert("c".to_owned(), moved);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn an_integer_in_a_payload_that_becomes_a_part_survives_too() {
+    fn an_integer_in_a_payload_that_becomes_a_part_survives() {
         let items = format!("[{}1]", "100000000000000000001,".repeat(2_000));
         let json = format!(r#"{HEAD},"arguments":{items}}}"#);
         let mut task = Task::from_json(json.as_bytes()).unwrap();
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_becomes_a_part_gets_no_integer_of_another_field() {
+    fn a_payload_that_becomes_a_part_receives_no_integer_of_another_field() {
         let json = format!(r#"{HEAD},"arguments":[100000000000000000003]}}"#);
         let mut task = Task::from_json(json.as_bytes()).unwrap();
         let result = json!([1e20, "x".repeat(5_000)]);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn many_integers_below_a_long_name_take_no_more_time_and_room_than_the_record() {
+    fn many_integers_below_a_long_name_are_restored_within_10_seconds() {
         let (name, integers) = ("n".repeat(500_000), vec!["100000000000000000001"; 20_000].join(","));
         let json = format!(r#"{HEAD},"variables":{{"{name}":[{integers}]}}}}"#);
         let begun = std::time::Instant::now();
@@ -327,7 +327,7 @@ mod tests {
             any::<u64>().prop_map(Value::from),
             any::<f64>().prop_map(Value::from),
             string().prop_map(Value::from),
-            // Many are the same floating point number.
+            // Many of these are the same floating point number.
             "@-?1000000000000000000[0-9]{1,3}@".prop_map(Value::from),
             "@-?[1-9][0-9]{19,60}@".prop_map(Value::from),
         ];
@@ -377,13 +377,13 @@ mod tests {
                 },
                 "variables": variables, "later": later,
             });
-            // The placeholders are strings, which any version keeps.
+            // The placeholders are strings, which every version keeps.
             let json = reversed(&task);
             prop_assert_eq!(rewritten(&with_integers(&json)), with_integers(&rewritten(&json)));
         }
 
         #[test]
-        fn what_is_not_valid_is_scanned_without_a_panic(json in r#"[\[\]{}",:0-9\\.e-]{0,200}"#) {
+        fn invalid_json_is_scanned_without_a_panic(json in r#"[\[\]{}",:0-9\\.e-]{0,200}"#) {
             let found = ExactIntegers::of(json.as_bytes());
             found.restore(json.into_bytes());
         }

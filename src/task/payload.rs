@@ -9,13 +9,13 @@ use serde_json::Value;
 use super::Task;
 use crate::backend::{PartChange, PartChanges, PartName, PartSizes};
 
-/// A payload whose JSON is larger than this, in bytes, becomes a part of the record.
+/// A payload whose JSON has more bytes than this becomes a part of the record.
 pub(crate) const MAX_INLINE_BYTES: usize = 4096;
 
-/// A payload of a task, as it was read.
+/// A payload of a task, as the task was read.
 ///
-/// Reading a task never loads a large payload. [`TaskStore::payload`](crate::TaskStore::payload) loads one.
-/// A payload that was not loaded has no value here: it is never mistaken for `null`, and no write sends it back.
+/// Reading a task never loads a large payload. [`TaskStore::payload`](crate::TaskStore::payload) loads one. A payload that was
+/// not loaded has no value here, so a caller cannot mistake it for `null`, and no write sends it back.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -34,9 +34,9 @@ pub(crate) const MAX_INLINE_BYTES: usize = 4096;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
-    /// The value. Either its JSON has at most 4 KiB, or no write has stored it yet.
+    /// The value. Its JSON has at most 4 KiB, or no write has stored it yet.
     Inline(Value),
-    /// The engine has the value as a part of the record. It was not loaded.
+    /// The engine stores the value as a part of the record. The read has not loaded it.
     Stored {
         /// The size of its JSON.
         bytes: usize,
@@ -64,7 +64,7 @@ impl From<Value> for Payload {
     }
 }
 
-/// Names a payload of a task.
+/// One of the payloads of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PayloadKind {
@@ -79,7 +79,7 @@ pub enum PayloadKind {
 impl PayloadKind {
     const ALL: [Self; 3] = [Self::Input, Self::Output, Self::Checkpoint];
 
-    /// The field of the record's JSON that holds the payload if it is small.
+    /// Returns the field of the record's JSON that holds a small payload.
     fn field(self) -> &'static str {
         match self {
             Self::Input => "arguments",
@@ -88,7 +88,7 @@ impl PayloadKind {
         }
     }
 
-    /// Returns the name of the record's part that holds the payload if it is large.
+    /// Returns the name of the record's part that holds a large payload.
     pub fn part(self) -> PartName {
         match self {
             Self::Input => const { PartName::from_static("input") },
@@ -100,7 +100,7 @@ impl PayloadKind {
 
 /// Which payloads the record of a task has as parts.
 ///
-/// Kept from the read to the write, so that the write knows which part to remove when a payload is gone or has become
+/// The task keeps this from the read to the write, so that the write can remove the part of a payload that is gone or has become
 /// small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HeldParts([bool; PayloadKind::ALL.len()]);
@@ -127,7 +127,7 @@ impl Task {
         self.held_parts.0[kind as usize] = true;
     }
 
-    /// Adds to a task that was decoded which payloads its record has as parts.
+    /// Marks the payloads of a decoded task that its record has as parts.
     pub(crate) fn with_parts(mut self, parts: &PartSizes) -> Self {
         for kind in PayloadKind::ALL {
             if let Some(bytes) = parts.get(&kind.part()) {
@@ -137,8 +137,8 @@ impl Task {
         self
     }
 
-    /// Takes the payloads over `max_inline` bytes out of a task that is about to be written, and returns what the write does
-    /// to the parts of its record. A payload that is stored already costs nothing.
+    /// Moves the payloads over `max_inline` bytes out of a task that is about to be written. Returns how the write changes the
+    /// parts of the record. A payload that is stored already costs nothing.
     pub(crate) fn store_payloads(&mut self, max_inline: usize) -> Result<PartChanges, serde_json::Error> {
         let mut changes = PartChanges::new();
         for kind in PayloadKind::ALL {
@@ -161,16 +161,16 @@ impl Task {
     }
 }
 
-/// The JSON of a value that is too large to stay inline.
+/// Returns the JSON of a value that is too large to stay inline.
 fn large_json(value: &Value, max_inline: usize) -> Result<Option<Vec<u8>>, serde_json::Error> {
-    // Most values are small, and are counted without being written anywhere.
+    // Most values are small. Counting their bytes writes nothing.
     if serde_json::to_writer(Room(max_inline), value).is_ok() {
         return Ok(None);
     }
     serde_json::to_vec(value).map(Some)
 }
 
-/// Accepts so many bytes, and then fails.
+/// Accepts this many bytes, and then fails.
 struct Room(usize);
 
 impl io::Write for Room {
@@ -184,12 +184,12 @@ impl io::Write for Room {
     }
 }
 
-/// Whether these are the arguments of a task without arguments.
+/// Returns whether the task has no arguments.
 fn is_none(arguments: &Payload) -> bool {
     matches!(arguments, Payload::Inline(Value::Null))
 }
 
-/// Arguments in the JSON of a record, which does not mention stored payloads: its parts do.
+/// The arguments in the JSON of a record. The JSON leaves out stored payloads: the parts of the record show them.
 pub(crate) mod required {
     use super::*;
 
@@ -210,7 +210,7 @@ pub(crate) mod required {
     }
 }
 
-/// The same for a payload that a task may lack. A `null` that is there is a value.
+/// A payload that a task may lack. An explicit `null` is a value.
 pub(crate) mod optional {
     use super::*;
 

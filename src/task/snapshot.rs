@@ -1,4 +1,4 @@
-//! A task as it was read: a copy that cannot be edited, and that knows what it is a copy of.
+//! A task as it was read: a copy that cannot be changed, with the origin of the copy.
 
 use std::fmt;
 use std::ops::Deref;
@@ -12,13 +12,13 @@ use tokio::time::Instant;
 use super::Task;
 use crate::backend::{TaskKey, Version};
 
-/// How long a copy saves the read. See [`Snapshot`].
+/// How long a copy can save the read. See [`Snapshot`].
 const FRESH: Duration = Duration::from_secs(1);
 
 /// A task as it was read or written, which cannot be changed. Cheap to clone.
 ///
-/// It dereferences to the [`Task`]. `Task::clone(&snapshot)` and [`into_task`](Self::into_task) give a task of one's own,
-/// which no call of the store takes for a copy:
+/// It dereferences to the [`Task`]. `Task::clone(&snapshot)` and [`into_task`](Self::into_task) return a task that the caller can
+/// change. No call of the store accepts such a task as a copy:
 ///
 /// ```
 /// # use mcp_task_store::{StoredTask, Task, TaskStatus};
@@ -37,43 +37,43 @@ const FRESH: Duration = Duration::from_secs(1);
 /// ```
 ///
 /// # When a copy saves the read
-/// A call that takes a [`StoredTask`] writes over its version without reading the task first only if all of this holds:
+/// A call that takes a [`StoredTask`] writes over its version without a read only if all of this is true:
 ///
-/// * the same store read it, under the key and the version that the `StoredTask` still has;
-/// * that was less than a second ago;
-/// * the engine has not [reconnected](crate::StorageBackend::generation) since.
+/// * The same store has read it, under the key and the version that the `StoredTask` still has.
+/// * That was less than a second ago.
+/// * The engine has not [reconnected](crate::StorageBackend::generation) since.
 ///
-/// Otherwise the call reads the task. A version alone does not identify content: after a failover to a replica that
-/// lagged, or the restore of an older snapshot, the record counts from a lower version again, and other writes reach the
-/// number that the copy has. A compare-and-swap with that number would overwrite an acknowledged write. A proxy can hide
-/// the reconnect, which is what the limit of one second is for.
+/// Otherwise the call reads the task. A version alone does not identify content. After a failover to a replica that lagged, or
+/// the restore of an older snapshot, the record counts from a lower version again, and other writes reach the number that the
+/// copy has. A compare-and-swap with that number would overwrite an acknowledged write. A proxy can hide the reconnect, so a copy
+/// saves the read for one second only.
 #[derive(Clone)]
-pub struct Snapshot(Arc<Inner>);
+pub struct Snapshot(Arc<TaskAtVersion>);
 
 #[derive(Clone)]
-struct Inner {
+struct TaskAtVersion {
     task: Task,
     key: TaskKey,
     version: Version,
     origin: Origin,
 }
 
-/// Where and when a task was read or written. Taken before the call of the engine: what happens meanwhile makes the copy
-/// older, never younger.
+/// Where and when a task was read or written. It is taken before the call of the engine, so a copy is never younger than it
+/// states.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
-    /// The store.
-    pub(crate) store: u64,
+    /// The client of the engine, by its number in this process.
+    pub(crate) client: u64,
     /// The engine's generation.
     pub(crate) generation: u64,
     pub(crate) at: Instant,
 }
 
 impl Snapshot {
-    /// Returns the task, to be changed.
+    /// Returns the task, which the caller can change.
     pub fn into_task(self) -> Task {
         match Arc::try_unwrap(self.0) {
-            Ok(inner) => inner.task,
+            Ok(read) => read.task,
             Err(shared) => shared.task.clone(),
         }
     }
@@ -93,14 +93,14 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// As the task.
+/// Serializes the task.
 impl Serialize for Snapshot {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.0.task.serialize(serializer)
     }
 }
 
-/// By the tasks alone.
+/// Compares only the tasks.
 impl PartialEq for Snapshot {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0) || self.0.task == other.0.task
@@ -109,17 +109,32 @@ impl PartialEq for Snapshot {
 
 /// A task with the version under which it was read or written.
 ///
-/// Given to a call of [`TaskStore`](crate::TaskStore) in place of a key, it [may save](Snapshot) the call a read.
+/// Calls of [`TaskStore`](crate::TaskStore) take one in place of a key, which [can save](Snapshot) a read.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), mcp_task_store::TaskError> {
+/// use mcp_task_store::{MemoryBackend, NewTask, OwnerId, TaskStatus, TaskStore};
+///
+/// let store = TaskStore::new(MemoryBackend::new());
+/// let alice = OwnerId::try_from("alice").expect("not empty");
+/// let stored = store.create(&alice, NewTask::new("tools/call")).await?;
+/// assert_eq!((stored.task.status, stored.version.get()), (TaskStatus::Working, 1));
+/// let cancelled = store.cancel(&stored).await?;
+/// assert_eq!((cancelled.task.status, cancelled.version.get()), (TaskStatus::Cancelled, 2));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StoredTask {
-    /// Whose task it is, and which.
+    /// The owner and the id of the task.
     pub key: TaskKey,
     /// The task.
     pub task: Snapshot,
     /// The version of its record.
     pub version: Version,
-    /// When the record goes, result and all, by the engine's clock; `None` for never.
+    /// When the record expires, with its result, by the engine's clock; `None` for never.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
@@ -131,26 +146,26 @@ impl StoredTask {
         expires_at: Option<DateTime<Utc>>,
         origin: Origin,
     ) -> Self {
-        let inner = Inner { task, key: key.clone(), version, origin };
-        Self { key: key.clone(), task: Snapshot(Arc::new(inner)), version, expires_at }
+        let read = TaskAtVersion { task, key: key.clone(), version, origin };
+        Self { key: key.clone(), task: Snapshot(Arc::new(read)), version, expires_at }
     }
 
-    /// The task of a copy that has not left the store yet, to be changed and written.
+    /// Returns the task of a copy that no caller has seen, to change and write it.
     pub(crate) fn task_mut(&mut self) -> &mut Task {
         &mut Arc::make_mut(&mut self.task.0).task
     }
 
-    /// The same record with a changed task, which no write may be made of.
+    /// Returns the record with a changed task. No write may be derived from this copy.
     pub(crate) fn showing(&self, task: Task) -> Self {
-        let origin = Origin { store: u64::MAX, ..self.task.0.origin };
+        let origin = Origin { client: u64::MAX, ..self.task.0.origin };
         Self::new(&self.key, task, self.version, self.expires_at, origin)
     }
 
-    /// Whether a write may be made of this copy, without a read: `now` is the store's and the engine's state now.
+    /// Returns whether a write may be derived from this copy without a read. `now` is the current state of the client.
     pub(crate) fn is_fresh(&self, now: Origin) -> bool {
-        let Inner { key, version, origin, .. } = &*self.task.0;
+        let TaskAtVersion { key, version, origin, .. } = &*self.task.0;
         (key, *version) == (&self.key, self.version)
-            && (origin.store, origin.generation) == (now.store, now.generation)
+            && (origin.client, origin.generation) == (now.client, now.generation)
             && now.at.saturating_duration_since(origin.at) < FRESH
     }
 }

@@ -9,15 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::support::elsewhere::elsewhere;
+use crate::support::intercept::{Call, Hooks, Intercept, Reply, unavailable};
 use crate::support::{Engine, Random, owner, timers};
 use async_trait::async_trait;
-use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use futures_util::stream::BoxStream;
 use mcp_task_store::{
-    Agenda, Attempt, Cursor, Due, NewTask, Next, OnWorkerLost, OwnerId, OwnerPage, Page, PageRequest, Part,
-    PartName, PutOptions, Queue, Record, StorageBackend, StorageError, StoreConfig, Taken, Task, TaskKey,
-    TaskStore, TimerPage, Version, Written,
+    Agenda, Attempt, NewTask, Next, OnWorkerLost, OwnerId, PageRequest, PutOptions, Queue, StorageBackend,
+    StorageError, StoreConfig, Task, TaskKey, TaskStore, Version,
 };
 use rstest::rstest;
 use serde_json::json;
@@ -77,131 +75,61 @@ impl Gated {
         match said.await {
             Ok(Say::Go) => Ok(()),
             // Or the history is over.
-            Ok(Say::Fail) | Err(_) => Err(StorageError::Unavailable {
-                address: "the gate".to_owned(),
-                reason: "connection reset".to_owned(),
-                outcome_unknown,
-                source: None,
-            }),
+            Ok(Say::Fail) | Err(_) => Err(unavailable("connection reset", outcome_unknown)),
         }
     }
 
-    async fn call<T>(&self, call: impl Future<Output = Result<T, StorageError>>) -> Result<T, StorageError> {
-        self.step(false).await?;
-        let answer = call.await;
-        self.step(true).await?;
-        answer
-    }
-}
-
-#[async_trait]
-impl StorageBackend for Gated {
-    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        self.call(self.engine.get(key)).await
-    }
-
-    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        self.call(self.engine.part(key, name)).await
-    }
-
-    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        self.call(self.engine.put(key, data, options)).await
+    /// Sends a call to the engine, and logs what a test checks later.
+    async fn apply(&self, call: Call) -> Result<Reply, StorageError> {
+        match &call {
+            Call::PutIfVersion { key, data, expected, .. } => {
+                let (key, expected, task) = (key.clone(), *expected, serde_json::from_slice(data).unwrap());
+                self.write(key, expected, task, call).await
+            }
+            Call::Schedule { queue, key, .. } => {
+                if *queue == Queue::leases() {
+                    self.log.lock().unwrap().scheduled.entry(key.clone()).or_insert_with(Instant::now);
+                }
+                call.send(&*self.engine).await
+            }
+            _ => call.send(&*self.engine).await,
+        }
     }
 
-    async fn put_if_version(
+    async fn write(
         &self,
-        key: &TaskKey,
-        data: Bytes,
-        options: PutOptions,
+        key: TaskKey,
         expected: Version,
-    ) -> Result<Written, StorageError> {
-        let put = async {
-            // One that is dropped on its way to the engine may arrive at any time.
-            if expected == Version::ABSENT {
-                self.log.lock().unwrap().slow.insert(key.clone());
-            }
-            let task: Task = serde_json::from_slice(&data).unwrap();
-            let written = self.engine.put_if_version(key, data, options, expected).await;
-            let mut log = self.log.lock().unwrap();
-            if log.scheduled.get(key).is_some_and(|at| at.elapsed() + LIMIT / 10 <= LIMIT) {
-                log.slow.remove(key);
-            }
-            if let Ok(written) = &written {
-                log.written.entry(key.clone()).or_default().insert(written.version.get(), task);
-            }
-            written
-        };
-        self.call(put).await
-    }
-
-    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        self.call(self.engine.delete(key)).await
-    }
-
-    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        self.call(self.engine.list(owner, page)).await
-    }
-
-    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
-        self.call(self.engine.cleanup_expired()).await
-    }
-
-    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
-        self.call(self.engine.clock(key)).await
-    }
-
-    fn now(&self) -> DateTime<Utc> {
-        self.engine.now()
-    }
-
-    fn max_value_bytes(&self) -> usize {
-        self.engine.max_value_bytes()
-    }
-
-    fn generation(&self) -> u64 {
-        self.engine.generation()
-    }
-
-    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        self.engine.watch(key)
+        task: Task,
+        call: Call,
+    ) -> Result<Reply, StorageError> {
+        // A write that is dropped before the engine replies may arrive at any time.
+        if expected == Version::ABSENT {
+            self.log.lock().unwrap().slow.insert(key.clone());
+        }
+        let reply = call.send(&*self.engine).await;
+        let mut log = self.log.lock().unwrap();
+        if log.scheduled.get(&key).is_some_and(|at| at.elapsed() + LIMIT / 10 <= LIMIT) {
+            log.slow.remove(&key);
+        }
+        if let Ok(Reply::Written(written)) = &reply {
+            log.written.entry(key).or_default().insert(written.version.get(), task);
+        }
+        reply
     }
 }
 
 #[async_trait]
-impl Agenda for Gated {
-    async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
-        let schedule = async {
-            if *queue == Queue::leases() {
-                self.log.lock().unwrap().scheduled.entry(key.clone()).or_insert_with(Instant::now);
-            }
-            self.engine.schedule(queue, key, after).await
-        };
-        self.call(schedule).await
+impl Hooks for Gated {
+    fn engine(&self) -> Arc<dyn Agenda> {
+        Arc::clone(&self.engine)
     }
 
-    async fn take_due(
-        &self,
-        queues: &[Queue],
-        limit: usize,
-        hide_for: Duration,
-    ) -> Result<Taken, StorageError> {
-        self.call(self.engine.take_due(queues, limit, hide_for)).await
-    }
-
-    async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
-        self.call(self.engine.resolve(due, next)).await
-    }
-
-    fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
-        self.engine.wakeups(queues)
-    }
-
-    async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
-        self.call(self.engine.owners(after)).await
-    }
-
-    async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
-        self.call(self.engine.timers(queue, after)).await
+    async fn call(&self, call: Call) -> Result<Reply, StorageError> {
+        self.step(false).await?;
+        let reply = self.apply(call).await;
+        self.step(true).await?;
+        reply
     }
 }
 
@@ -312,7 +240,7 @@ impl History {
     fn begin_process(&mut self) {
         let process = self.begun;
         self.begun += 1;
-        let gated: Arc<dyn Agenda> = Arc::new(Gated {
+        let gated: Arc<dyn Agenda> = Intercept::new(Gated {
             // Each history has several processes, which know nothing of each other's runs.
             engine: elsewhere(&self.engine),
             process,
@@ -587,7 +515,8 @@ fn long_no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
 async fn a_gate_lets_a_call_through_only_when_it_is_told_to() {
     let store = Engine::Memory.open().await;
     let (requests, mut received) = mpsc::unbounded_channel();
-    let gated = Gated { engine: Arc::clone(&store.backend), process: 0, requests, log: Arc::default() };
+    let hooks = Gated { engine: Arc::clone(&store.backend), process: 0, requests, log: Arc::default() };
+    let gated = Intercept::new(hooks);
     let key = crate::support::key("alice", "t1");
     let put = gated.put(&key, "data".into(), PutOptions::default());
     let scheduler = async {

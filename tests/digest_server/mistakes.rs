@@ -1,5 +1,4 @@
-//! Mistakes that people make with the URL of a server: the one line that the example prints for each, as
-//! `docs/operations.md` shows it.
+//! Mistakes in the URL of a server. `docs/operations.md` shows the line that the example prints for each.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -11,10 +10,11 @@ use super::support::redis::{Server, command, free_port};
 use super::support::tls::Authority;
 use super::{digest_server, folder, only_line_of_stderr};
 
-/// What the page calls every server, whatever port it has here.
+/// The address of every server on the page.
 const ADDRESS: &str = "127.0.0.1:6379";
 
-/// Runs the example with this URL, in which `{}` is the server, and finds what it prints on the page, below the command.
+/// Runs the example with this URL, in which `{}` stands for the address of the server. Asserts that the page shows the command
+/// and the line that it prints.
 fn assert_on_the_page(page: &str, url: &str, port: u16) {
     let folder = folder(0);
     let here = format!("127.0.0.1:{port}");
@@ -26,7 +26,7 @@ fn assert_on_the_page(page: &str, url: &str, port: u16) {
     assert!(page.contains(&shown), "docs/operations.md lacks this:\n{shown}");
 }
 
-/// Answers every connection as a web server does.
+/// Starts a server that responds to every connection as a web server does. Returns its port.
 fn web_server() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -42,7 +42,7 @@ fn web_server() -> u16 {
 }
 
 #[test]
-fn the_page_of_operators_shows_the_line_that_each_mistake_prints() {
+fn the_page_for_operators_shows_the_line_that_each_mistake_prints() {
     let page = page("docs/operations.md");
     let server = Server::start(&["--requirepass", "secret"]);
     let (authority, mut admin) = (Authority::new(), None);

@@ -1,4 +1,5 @@
-//! Servers that are half dead: they accept and answer nothing, lead elsewhere, were deposed and do not know it.
+//! Servers that are half dead: they accept connections and do not answer, lead to another server, or were deposed and do not know
+//! it.
 
 mod comparison;
 mod faults;

@@ -1,5 +1,4 @@
-//! Nothing is lost and nothing is made up: the history of concurrent clients, through a server that is killed
-//! and started again under them, is linearizable key by key.
+//! The history of concurrent clients is linearizable, key by key, while their server is killed and restarted.
 //!
 //! The long form: `cargo test --features redis-tests --test faults -- --ignored --nocapture linearizability::`.
 
@@ -21,22 +20,22 @@ use record::Reply::{Deleted, NotFound, Read, VersionConflict, Written};
 use record::{Call, Operation, Reply, Segment};
 use rstest::rstest;
 
-/// An acknowledged write is on disk. The log is written anew every few thousand writes, so that servers start
-/// from such logs too, and one may be killed at it.
+/// An acknowledged write is on disk. The server rewrites its log every few thousand writes. So it also starts from such logs, and
+/// may be killed while it rewrites one.
 const DURABLE: [&str; 6] =
     ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-min-size", "256kb"];
-/// Records that expire touch the index in other ways, but none expires while the test runs.
+/// Records with different expiries, which touch the index differently. None expires while the test runs.
 const EXPIRIES: [Expiry; 4] =
     [Expiry::Keep, Expiry::Keep, Expiry::Never, Expiry::After(Duration::from_secs(3600))];
 const CLIENTS: u64 = 32;
-/// How often each client is refused before a killed server is started again, by turns: it is down for
-/// some milliseconds, or so long that the backend has given up reconnecting many times.
+/// How many times each client is refused before the killed server restarts, in turn. The server is down for some milliseconds, or
+/// so long that the backend has failed to reconnect many times.
 const REFUSALS: [u32; 3] = [1, 3, 16];
 
-/// How much is done.
+/// The size of a run.
 struct Form {
     kills: u64,
-    /// Segments without a kill before each one with a kill: the checker's work grows with the square of a
+    /// How many segments without a kill precede each segment with a kill. The checker's work grows with the square of a
     /// segment's length.
     quiet_segments: u64,
     calls_in_a_segment: u64,
@@ -53,7 +52,7 @@ fn figure(what: &str, value: impl Display) {
     println!("figure | {what} | {value}");
 }
 
-/// The value that this share of them does not exceed.
+/// Returns the value that this share of them does not exceed.
 fn percentile(values: &mut [Duration], share: f64) -> Duration {
     values.sort();
     values[((values.len() as f64 * share).ceil() as usize).clamp(1, values.len()) - 1]
@@ -63,7 +62,7 @@ fn millis(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }
 
-/// The segments that nothing explains.
+/// Returns the segments that are not linearizable.
 fn unexplained(history: &[Segment]) -> Vec<&Segment> {
     let next = AtomicUsize::new(0);
     let check = || {
@@ -88,11 +87,28 @@ fn count(history: &[Segment], kind: impl Fn(&Operation) -> bool) -> usize {
 }
 
 async fn survives(form: Form) {
+    let started = Instant::now();
+    let (load, recoveries) = run(&form).await;
+    let ran = started.elapsed();
+    let started = Instant::now();
+    let unexplained = unexplained(&load.history);
+    let checked = started.elapsed();
+    print_figures(&load, &recoveries, &unexplained);
+    figure("time under load", format!("{:.1} s", ran.as_secs_f64()));
+    figure("time of the checker", format!("{:.1} s", checked.as_secs_f64()));
+    assert!(unexplained.is_empty(), "{}", unexplained[0]);
+    assert_eq!(recoveries.len() as u64, form.kills);
+    // Ten times the promised second, for busy machines.
+    assert!(recoveries.iter().all(|recovery| recovery.first_success < Duration::from_secs(10)));
+    check_load(&form, &load);
+}
+
+/// Runs the clients while the server is killed and restarted.
+async fn run(form: &Form) -> (Load, Vec<Recovery>) {
     let server = Server::start(&DURABLE);
     let backend = backend(&server.url()).await;
     let mut load = Load::new(CLIENTS, backend, server, &EXPIRIES);
     let mut recoveries = Vec::new();
-    let started = Instant::now();
     for (_, refusals) in (0..form.kills).zip(REFUSALS.into_iter().cycle()) {
         for _ in 0..form.quiet_segments {
             load.run(form.calls_in_a_segment).await;
@@ -100,54 +116,52 @@ async fn survives(form: Form) {
         recoveries.push(load.run_through_a_kill(form.calls_in_a_segment, refusals).await);
     }
     load.clear().await;
-    let ran = started.elapsed();
+    (load, recoveries)
+}
 
-    let started = Instant::now();
-    let unexplained = unexplained(&load.history);
-    let checked = started.elapsed();
+fn unknown(history: &[Segment]) -> usize {
+    count(history, |operation| matches!(operation, Operation::Unknown(_)))
+}
 
-    let history = &load.history;
-    let is_unknown = |operation: &Operation| matches!(operation, Operation::Unknown(_));
-    let (operations, unknown) = (count(history, |_| true), count(history, is_unknown));
-    let mut first: Vec<Duration> =
-        recoveries.iter().map(|Recovery { first_success, .. }| *first_success).collect();
-    let mut all: Vec<Duration> = recoveries.iter().map(|Recovery { all_clients, .. }| *all_clients).collect();
+fn print_figures(load: &Load, recoveries: &[Recovery], unexplained: &[&Segment]) {
+    let mut first: Vec<Duration> = recoveries.iter().map(|recovery| recovery.first_success).collect();
+    let mut all: Vec<Duration> = recoveries.iter().map(|recovery| recovery.all_clients).collect();
     figure("kills survived", recoveries.len());
     figure("concurrent clients", CLIENTS);
-    figure("operations in the history", operations);
-    figure("writes with an unknown outcome", unknown);
+    figure("operations in the history", count(&load.history, |_| true));
+    figure("writes with an unknown outcome", unknown(&load.history));
     figure("calls refused while the server was down or loading", load.refused);
-    figure(
-        "operations in segments that nothing explains",
-        unexplained.iter().map(|s| s.operations.len()).sum::<usize>(),
-    );
-    figure("segments checked", history.len());
+    let operations = unexplained.iter().map(|segment| segment.operations.len()).sum::<usize>();
+    figure("operations in segments that nothing explains", operations);
+    figure("segments checked", load.history.len());
     figure("server back to first success, median", millis(percentile(&mut first, 0.5)));
     figure("server back to first success, 99th percentile", millis(percentile(&mut first, 0.99)));
     figure("server back to success of all clients, median", millis(percentile(&mut all, 0.5)));
     figure("server back to success of all clients, 99th percentile", millis(percentile(&mut all, 0.99)));
-    figure("time under load", format!("{:.1} s", ran.as_secs_f64()));
-    figure("time of the checker", format!("{:.1} s", checked.as_secs_f64()));
+}
 
-    assert!(unexplained.is_empty(), "{}", unexplained[0]);
-    assert_eq!(recoveries.len() as u64, form.kills);
-    assert!(operations as u64 >= form.kills * (form.quiet_segments + 1) * form.calls_in_a_segment);
-    // Ten times the second that is promised, for machines that are busy.
-    assert!(first.iter().all(|time| *time < Duration::from_secs(10)));
-    // A load without one of these would prove less than it seems to.
-    let answered = |sought: fn(&Call, &Reply) -> bool| {
-        let is_sought = |operation: &Operation| matches!(operation, Operation::Answered(call, reply) if sought(call, reply));
-        assert!(count(history, is_sought) > 0);
-    };
-    assert!(unknown > 0 && load.refused > 0);
-    answered(|call, reply| matches!((call, reply), (Get, Read(_))));
-    answered(|call, reply| matches!((call, reply), (Put { .. }, Written { version: 2.. })));
-    answered(|call, reply| matches!((call, reply), (PutIfVersion { expected: 0, .. }, Written { .. })));
-    answered(|call, reply| matches!((call, reply), (PutIfVersion { expected: 1.., .. }, Written { .. })));
-    answered(|call, reply| matches!((call, reply), (PutIfVersion { .. }, VersionConflict { .. })));
-    answered(|call, reply| matches!((call, reply), (PutIfVersion { .. }, NotFound)));
-    answered(|call, reply| matches!((call, reply), (Delete, Deleted(true))));
-    answered(|call, reply| matches!((call, reply), (Delete, Deleted(false))));
+/// What a load must contain to prove something.
+const EXPECTED: [(&str, fn(&Call, &Reply) -> bool); 8] = [
+    ("a read record", |call, reply| matches!((call, reply), (Get, Read(_)))),
+    ("an update by put", |call, reply| matches!((call, reply), (Put { .. }, Written { version: 2.. }))),
+    ("a create", |call, reply| matches!((call, reply), (PutIfVersion { expected: 0, .. }, Written { .. }))),
+    ("a compare-and-swap", |call, reply| {
+        matches!((call, reply), (PutIfVersion { expected: 1.., .. }, Written { .. }))
+    }),
+    ("a conflict", |call, reply| matches!((call, reply), (PutIfVersion { .. }, VersionConflict { .. }))),
+    ("a compare-and-swap of nothing", |call, reply| matches!((call, reply), (PutIfVersion { .. }, NotFound))),
+    ("a delete", |call, reply| matches!((call, reply), (Delete, Deleted(true)))),
+    ("a delete of nothing", |call, reply| matches!((call, reply), (Delete, Deleted(false)))),
+];
+
+fn check_load(form: &Form, load: &Load) {
+    let operations = count(&load.history, |_| true) as u64;
+    assert!(operations >= form.kills * (form.quiet_segments + 1) * form.calls_in_a_segment);
+    assert!(unknown(&load.history) > 0 && load.refused > 0);
+    for (what, is_it) in EXPECTED {
+        let is_answered = |operation: &Operation| matches!(operation, Operation::Answered(call, reply) if is_it(call, reply));
+        assert!(count(&load.history, is_answered) > 0, "{what}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -161,7 +175,7 @@ async fn long_form_of_a_server_killed_and_restarted_under_load() {
     survives(LONG).await;
 }
 
-/// The version check of `cas_put.lua` as it is sent, made one that is always met: there is no ninth argument.
+/// Replaces the version check of `cas_put.lua`, as it is sent, by one that always succeeds: there is no ninth argument.
 const SKIPPED_VERSION_CHECK: Falsification = Falsification { find: "==ARGV[2]and", replace: "~=ARGV[9]and" };
 
 #[rstest]
@@ -171,7 +185,7 @@ const SKIPPED_VERSION_CHECK: Falsification = Falsification { find: "==ARGV[2]and
 async fn lost_updates(#[case] falsification: Option<Falsification>) {
     let server = Server::start(&[]);
     let proxy = Proxy::start(server.port, falsification).await;
-    // With other expiries a compare-and-swap is another script.
+    // With other expiries, a compare-and-swap uses another script.
     let mut load = Load::new(CLIENTS, backend(&proxy.url()).await, server, &[Expiry::Keep]);
     for _ in 0..3 {
         load.run(400).await;
@@ -181,11 +195,11 @@ async fn lost_updates(#[case] falsification: Option<Falsification>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_forgets_what_it_acknowledged_is_found() {
+async fn the_checker_finds_a_server_that_loses_what_it_acknowledged() {
     let server = Server::start(&["--appendonly", "no"]);
     let backend = backend(&server.url()).await;
     let mut load = Load::new(CLIENTS, backend, server, &EXPIRIES);
-    // One loss alone could be explained, by deletes with an unknown outcome on every key.
+    // Deletes with an unknown outcome on every key could explain a single loss.
     for _ in 0..3 {
         load.run_through_a_kill(200, 1).await;
     }

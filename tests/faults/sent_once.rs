@@ -1,6 +1,5 @@
-//! No layer sends a write twice, and a call that was dropped does nobody harm.
+//! No layer sends a write twice, and a dropped call does not disturb the others.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::cluster::Cluster;
@@ -15,22 +14,25 @@ use tokio::task::JoinSet;
 
 /// How a backend is connected to one fake server.
 #[derive(Clone, Copy, Debug)]
-enum Way {
+enum Connection {
     Single,
     SingleResp2,
     Replicated,
     Cluster,
+    /// A connection of the caller.
     Given,
 }
 
-async fn connect(way: Way, fake: &Fake) -> RedisBackend {
+async fn connect(connection: Connection, fake: &Fake) -> RedisBackend {
     let builder = RedisBackend::builder().response_timeout(Duration::from_secs(10));
-    match way {
-        Way::Single => builder.connect(&fake.url()).await,
-        Way::SingleResp2 => builder.connect(&format!("{}?protocol=resp2", fake.url())).await,
-        Way::Replicated => builder.wait_for_replicas(1, Duration::from_secs(1)).connect(&fake.url()).await,
-        Way::Cluster => builder.connect_cluster([fake.url()]).await,
-        Way::Given => {
+    match connection {
+        Connection::Single => builder.connect(&fake.url()).await,
+        Connection::SingleResp2 => builder.connect(&format!("{}?protocol=resp2", fake.url())).await,
+        Connection::Replicated => {
+            builder.wait_for_replicas(1, Duration::from_secs(1)).connect(&fake.url()).await
+        }
+        Connection::Cluster => builder.connect_cluster([fake.url()]).await,
+        Connection::Given => {
             let client = redis::Client::open(fake.url()).unwrap();
             builder.over(client.get_multiplexed_async_connection().await.unwrap()).await
         }
@@ -38,8 +40,8 @@ async fn connect(way: Way, fake: &Fake) -> RedisBackend {
     .unwrap()
 }
 
-/// A server that answers nothing but the words before a call, and drops the connection after each script. As a
-/// cluster it is the master of all slots.
+/// Starts a server that replies only to the commands before a call, and closes the connection after each script. In a cluster
+/// it is the master of all slots.
 async fn dropping() -> Fake {
     Fake::start(|port, words| match &*words[0].to_ascii_uppercase() {
         "EVAL" => Answer::Close,
@@ -57,39 +59,53 @@ async fn dropping() -> Fake {
 }
 
 #[rstest]
-#[case::single(Way::Single)]
-#[case::single_resp2(Way::SingleResp2)]
-#[case::replicated(Way::Replicated)]
-#[case::cluster(Way::Cluster)]
-#[case::a_connection_of_the_callers(Way::Given)]
+#[case::single(Connection::Single)]
+#[case::single_resp2(Connection::SingleResp2)]
+#[case::replicated(Connection::Replicated)]
+#[case::cluster(Connection::Cluster)]
+#[case::a_connection_of_the_callers(Connection::Given)]
 #[tokio::test]
-async fn a_write_whose_connection_breaks_was_sent_once(#[case] way: Way) {
+async fn a_write_whose_connection_breaks_was_sent_once(#[case] connection: Connection) {
     let fake = dropping().await;
     let mut sent = 0;
     for round in 0..10 {
-        let backend = connect(way, &fake).await;
-        for call in 0..4 {
-            let key = key("alice", &format!("{round}-{call}"));
-            let refused = match call {
-                0 => backend.put(&key, "data".into(), in_an_hour()).await.map(drop),
-                1 => backend.put_if_version(&key, "data".into(), keep(), Version::FIRST).await.map(drop),
-                2 => backend.put_if_version(&key, "data".into(), keep(), Version::ABSENT).await.map(drop),
-                _ => backend.delete(&key).await.map(drop),
-            };
-            let error = refused.unwrap_err();
+        let backend = connect(connection, &fake).await;
+        for write in [Write::Put, Write::Replace, Write::Create, Write::Delete] {
+            let task = format!("{round}-{write:?}");
+            let error = write.send(&backend, &task).await.unwrap_err();
             assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
-            // One that was not sent, as there was no connection at that moment, says so or does not know.
-            let its = fake
-                .received("EVAL")
-                .iter()
-                .filter(|words| words.iter().any(|word| word.ends_with(&format!("{round}-{call}"))))
-                .count();
-            assert!(its <= 1, "{its} times");
-            assert!(its == 0 || error.outcome_unknown(), "{error:?}");
-            sent += its;
+            // If the write was not sent, because there was no connection, the outcome may be known.
+            let times = fake.received("EVAL").iter().filter(|words| is_about(words, &task)).count();
+            assert!(times <= 1, "{times} times");
+            assert!(times == 0 || error.outcome_unknown(), "{error:?}");
+            sent += times;
         }
     }
     assert!(sent >= 10, "the first of each round reaches the server: {sent}");
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Write {
+    Put,
+    Replace,
+    Create,
+    Delete,
+}
+
+impl Write {
+    async fn send(self, backend: &RedisBackend, task: &str) -> Result<(), StorageError> {
+        let (key, data) = (key("alice", task), "data".into());
+        match self {
+            Self::Put => backend.put(&key, data, in_an_hour()).await.map(drop),
+            Self::Replace => backend.put_if_version(&key, data, keep(), Version::FIRST).await.map(drop),
+            Self::Create => backend.put_if_version(&key, data, keep(), Version::ABSENT).await.map(drop),
+            Self::Delete => backend.delete(&key).await.map(drop),
+        }
+    }
+}
+
+fn is_about(words: &[String], task: &str) -> bool {
+    words.iter().any(|word| word.ends_with(task))
 }
 
 #[tokio::test]
@@ -99,19 +115,18 @@ async fn a_read_that_fails_is_not_repeated_either() {
         _ => greeting(words),
     });
     let fake = fake.await;
-    let backend = connect(Way::Single, &fake).await;
+    let backend = connect(Connection::Single, &fake).await;
     backend.get(&key("alice", "t1")).await.unwrap_err();
     assert_eq!(fake.received("HMGET").len(), 1);
 }
 
 #[tokio::test]
-async fn the_store_sends_a_write_again_only_after_it_has_read_what_became_of_it() {
+async fn the_store_sends_a_write_again_only_after_it_has_read_its_outcome() {
     let fake = dropping().await;
-    let store = TaskStore::new(connect(Way::Single, &fake).await);
+    let store = TaskStore::new(connect(Connection::Single, &fake).await);
     let error = store.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap_err();
     assert!(error.is_retryable(), "{error:?}");
-    // Reads get no good reply from this server, so nothing tells what became of the first write.
-    println!("{:?}", fake.received("EVAL").iter().map(|w| w[2..].join(" ")).collect::<Vec<_>>());
+    // This server replies to no read, so the store cannot learn the outcome of the first write.
     assert_eq!(fake.received("EVAL").len(), 1);
     assert!(!fake.received("HMGET").is_empty());
 }
@@ -144,43 +159,42 @@ fn replicated() -> Servers {
     Servers::Replicated { master, _replica: replica }
 }
 
+const CALLERS: usize = 16;
+const CALLS: usize = 300;
+
 #[rstest]
 #[case::single(Servers::Single(Server::start(&[])))]
 #[case::replicated(replicated())]
 #[case::cluster(Servers::Cluster(Cluster::start(3, 0)))]
 #[tokio::test(flavor = "multi_thread")]
-async fn the_reply_of_a_dropped_call_reaches_nobody(#[case] servers: Servers) {
-    const CALLERS: usize = 16;
-    const CALLS: usize = 300;
+async fn no_caller_receives_the_reply_of_a_dropped_call(#[case] servers: Servers) {
     let limit = RedisBackend::builder().response_timeout(Duration::from_secs(10));
-    let backend = Arc::new(servers.connect(limit).await);
+    let backend = servers.connect(limit).await;
     let mut callers = JoinSet::new();
     for caller in 0..CALLERS {
-        let backend = Arc::clone(&backend);
-        callers.spawn(async move {
-            let owner_id = format!("owner-{caller}");
-            let t1 = key(&owner_id, "t1");
-            let mut dropped = 0;
-            backend.put(&t1, owner_id.clone().into(), in_an_hour()).await.unwrap();
-            for call in 0..CALLS {
-                // Dropped after some microseconds: before it was sent, on the way, and with the reply there.
-                let patience = Duration::from_micros((call as u64 * 37) % 1500);
-                let put = backend.put(&t1, owner_id.clone().into(), keep());
-                dropped += usize::from(tokio::time::timeout(patience, put).await.is_err());
-                let get = backend.get(&t1);
-                if let Ok(record) = tokio::time::timeout(patience / 2, get).await {
-                    assert_eq!(record.unwrap().data, owner_id);
-                }
-                assert_eq!(backend.get(&t1).await.unwrap().data, owner_id, "another call's reply");
-                let page = backend.list(&owner(&owner_id), PageRequest::new(5)).await.unwrap();
-                assert_eq!(page.records[0].data, owner_id);
-            }
-            dropped
-        });
+        callers.spawn(drops_calls(backend.clone(), format!("owner-{caller}")));
     }
-    let mut dropped = 0;
-    while let Some(caller) = callers.join_next().await {
-        dropped += caller.unwrap();
-    }
+    let dropped: usize = callers.join_all().await.into_iter().sum();
     assert!(dropped > CALLERS, "calls were dropped: {dropped}");
+}
+
+/// Makes calls and drops some of them. Returns how many writes it dropped.
+async fn drops_calls(backend: RedisBackend, owner_id: String) -> usize {
+    let t1 = key(&owner_id, "t1");
+    let mut dropped = 0;
+    backend.put(&t1, owner_id.clone().into(), in_an_hour()).await.unwrap();
+    for call in 0..CALLS {
+        // The call is dropped after some microseconds: before it is sent, before its reply, or after it.
+        let patience = Duration::from_micros((call as u64 * 37) % 1500);
+        let put = backend.put(&t1, owner_id.clone().into(), keep());
+        dropped += usize::from(tokio::time::timeout(patience, put).await.is_err());
+        let get = backend.get(&t1);
+        if let Ok(record) = tokio::time::timeout(patience / 2, get).await {
+            assert_eq!(record.unwrap().data, owner_id);
+        }
+        assert_eq!(backend.get(&t1).await.unwrap().data, owner_id, "another call's reply");
+        let page = backend.list(&owner(&owner_id), PageRequest::new(5)).await.unwrap();
+        assert_eq!(page.records[0].data, owner_id);
+    }
+    dropped
 }

@@ -1,26 +1,23 @@
-//! What a caller sees of each way in which a server can fail: the table of docs/failures.md, one test a row.
+//! What a caller sees when a server fails: the table of docs/failures.md, with one test for each row.
 //!
-//! `FAULT_ROUNDS` sets how often each call is made while the fault lasts.
+//! `FAULT_ROUNDS` sets how many times each call is made while the fault lasts.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+mod reconnects;
+
 use std::time::{Duration, Instant};
 
 use crate::support::cluster::{eventually, info};
 use crate::support::fake::{Answer, Fake, greeting};
-use crate::support::redis::{Server, command, connection, free_port};
+use crate::support::redis::{Server, command, free_port};
 use crate::support::{in_an_hour, keep, key, owner, page};
-use futures_util::StreamExt;
 use mcp_task_store::{
     Agenda, PageRequest, PartName, Queue, RedisBackend, StorageBackend, StorageError, Version,
 };
 use redis::{Connection, Value};
-use rstest::rstest;
-use tokio::net::{TcpListener, TcpStream};
 
 /// The response timeout.
 const LIMIT: Duration = Duration::from_millis(300);
-/// What a call may take beyond it. A test asserts ten times as much.
+/// How much longer a call may take. The tests allow ten times as much.
 const ALLOWANCE: Duration = Duration::from_millis(100);
 
 /// One row of the table.
@@ -34,8 +31,8 @@ struct Row {
     afterwards: &'static str,
 }
 
-/// Calls are held up until their time is over.
-const HELD_UP: Row = Row {
+/// The server does not handle calls until their time limit is over.
+const NOT_HANDLED: Row = Row {
     server: "",
     error: "Unavailable",
     retryable: true,
@@ -43,25 +40,25 @@ const HELD_UP: Row = Row {
     reads: false,
     afterwards: "the writes, once it goes on",
 };
-/// Nothing reaches the server, or nothing is let in.
-const UNAVAILABLE: Row = Row { unknown: false, afterwards: "as before", ..HELD_UP };
+/// The server receives no call, or accepts none.
+const UNAVAILABLE: Row = Row { unknown: false, afterwards: "as before", ..NOT_HANDLED };
 const DENIED: Row = Row { error: "Denied", retryable: false, ..UNAVAILABLE };
-/// What was sent gets no reply, or none that can be understood.
-const UNANSWERED: Row = Row { afterwards: "the writes that reached it", ..HELD_UP };
-const NOT_UNDERSTOOD: Row = Row { error: "Backend", retryable: false, ..UNANSWERED };
+/// A call that was sent gets no reply, or an unreadable one.
+const UNANSWERED: Row = Row { afterwards: "the writes that reached it", ..NOT_HANDLED };
+const UNREADABLE: Row = Row { error: "Backend", retryable: false, ..UNANSWERED };
 
-fn yes(yes: bool) -> &'static str {
-    if yes { "yes" } else { "no" }
+fn yes_or_no(is: bool) -> &'static str {
+    if is { "yes" } else { "no" }
 }
 
 impl Row {
     fn line(&self) -> String {
         let Self { server, error, retryable, unknown, reads, afterwards } = self;
-        let (retryable, unknown, reads) = (yes(*retryable), yes(*unknown), yes(*reads));
+        let (retryable, unknown, reads) = (yes_or_no(*retryable), yes_or_no(*unknown), yes_or_no(*reads));
         format!("| {server} | `{error}` | {retryable} | {unknown} | {reads} | {afterwards} |")
     }
 
-    /// Writes and reads while the fault lasts.
+    /// Writes and reads while the fault lasts, and compares the errors with the row.
     async fn holds(&self, backend: &RedisBackend) {
         let page = page("docs/failures.md");
         assert!(page.contains(&self.line()), "docs/failures.md lacks this row:\n{}", self.line());
@@ -91,7 +88,7 @@ impl Row {
         assert!(times[times.len() - 1] < 10 * (LIMIT + ALLOWANCE), "{times:?}");
     }
 
-    /// Where nothing is served, a part and a timer fail as a record does.
+    /// If the server serves no reads, calls for parts and timers fail as those for records do.
     async fn holds_for_parts_and_timers(&self, backend: &RedisBackend) {
         let (t1, part) = (key("alice", "t1"), PartName::from_static("output"));
         let leases = Queue::try_from("leases").unwrap();
@@ -99,7 +96,7 @@ impl Row {
         self.is(&error);
         assert!(!error.outcome_unknown(), "{error:?}");
         if self.unknown {
-            // The writes that arrive are counted.
+            // The test counts the writes that arrive later.
             return;
         }
         let put = backend.put(&t1, "new".into(), keep().set_part(part, "part")).await;
@@ -126,7 +123,7 @@ async fn connect(url: &str) -> RedisBackend {
     RedisBackend::builder().response_timeout(LIMIT).connect(url).await.unwrap()
 }
 
-/// A server with the record `t1` of alice, which a fault is about to strike.
+/// Starts a server and writes the record `t1` of alice, before a fault happens.
 async fn prepared(settings: &[&str]) -> (Server, RedisBackend, Connection) {
     prepared_within(LIMIT, settings).await
 }
@@ -139,7 +136,7 @@ async fn prepared_within(limit: Duration, settings: &[&str]) -> (Server, RedisBa
     (server, backend, admin)
 }
 
-/// The record is as it was before the fault, and a write works.
+/// Asserts that the record is as before the fault, and that a write works.
 async fn is_as_before(backend: &RedisBackend) {
     let record = record(backend).await;
     assert_eq!((record.data, record.version), ("old".into(), Version::FIRST));
@@ -147,7 +144,7 @@ async fn is_as_before(backend: &RedisBackend) {
     assert_eq!(written.version, Version::from(2));
 }
 
-/// The record, when it can be read again.
+/// Reads the record once that is possible again.
 async fn record(backend: &RedisBackend) -> mcp_task_store::Record {
     loop {
         match backend.get(&key("alice", "t1")).await {
@@ -157,17 +154,17 @@ async fn record(backend: &RedisBackend) -> mcp_task_store::Record {
     }
 }
 
-/// Each write of a row was applied once, after the fault: none was lost, and none sent again.
+/// Asserts that each write of a row was applied exactly once after the fault.
 async fn has_all_writes(backend: &RedisBackend, admin: &mut Connection) {
     let sent = writes(admin);
     eventually(|| writes(admin) == sent);
-    // One put before the fault, and those that it held up.
+    // One put before the fault, and those that waited while it lasted.
     assert_eq!(record(backend).await.version, Version::from(sent));
     assert!(sent > 1);
     assert_eq!(record(backend).await.data, "new");
 }
 
-/// How many times records were written, each by one command of a script. One more was the trial at the start.
+/// Returns how many times records were written. Each write is one command of a script, and the trial at the start was one more.
 fn writes(admin: &mut Connection) -> u64 {
     let stats = info(admin, "commandstats");
     let line = stats.lines().find(|line| line.starts_with("cmdstat_hset:")).unwrap();
@@ -178,10 +175,10 @@ fn set(admin: &mut Connection, name: &str, value: &str) {
     let _: () = command(admin, ["CONFIG", "SET", name, value]);
 }
 
-/// Closes the backend's connections, and waits until it must have noticed.
+/// Closes the backend's connections, and waits until the backend has detected it.
 async fn disconnect(backend: &RedisBackend, admin: &mut Connection) {
     let _: Value = command(admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    // A read, as its outcome is never unknown.
+    // A read, because its outcome is never unknown.
     let _ = backend.get(&key("alice", "t1")).await;
 }
 
@@ -204,7 +201,7 @@ async fn a_server_that_is_down() {
 async fn a_server_that_hangs() {
     let (server, backend, mut admin) = prepared(&[]).await;
     server.signal("STOP");
-    let row = Row { server: "hangs (`SIGSTOP`)", ..HELD_UP };
+    let row = Row { server: "hangs (`SIGSTOP`)", ..NOT_HANDLED };
     row.holds(&backend).await;
     server.signal("CONT");
     has_all_writes(&backend, &mut admin).await;
@@ -213,17 +210,17 @@ async fn a_server_that_hangs() {
 #[tokio::test]
 async fn a_server_that_is_paused() {
     let (_server, backend, mut admin) = prepared(&[]).await;
-    // Longer than all calls of the row take.
+    // Longer than the calls of the row take together.
     let millis = (LIMIT * (3 * rounds() as u32 + 2)).as_millis().to_string();
     let _: () = command(&mut admin, ["CLIENT", "PAUSE", &millis]);
-    let row = Row { server: "is slow (`CLIENT PAUSE`)", ..HELD_UP };
+    let row = Row { server: "is slow (`CLIENT PAUSE`)", ..NOT_HANDLED };
     row.holds(&backend).await;
     has_all_writes(&backend, &mut admin).await;
 }
 
 #[tokio::test]
 async fn a_server_that_sleeps() {
-    // From 7.0 on the command is locked unless it is asked for.
+    // Redis 7.0 and later lock the command unless this setting unlocks it.
     let unlocked = ["--enable-debug-command", "yes"];
     let server = (0..5).find_map(|_| Server::start_at(free_port(), &unlocked, &[]));
     let server = server.unwrap_or_else(|| Server::start(&[]));
@@ -236,7 +233,7 @@ async fn a_server_that_sleeps() {
         move || command::<()>(&mut admin, ["DEBUG", "SLEEP", &seconds])
     });
     while backend.get(&key("alice", "t1")).await.is_ok() {}
-    let row = Row { server: "is slow (`DEBUG SLEEP`)", ..HELD_UP };
+    let row = Row { server: "is slow (`DEBUG SLEEP`)", ..NOT_HANDLED };
     row.holds(&backend).await;
     asleep.join().unwrap();
     has_all_writes(&backend, &mut admin).await;
@@ -289,7 +286,7 @@ async fn a_server_that_evicts() {
         line.split(':').nth(1).unwrap().trim().parse().unwrap()
     };
     set(&mut admin, "maxmemory", &(used - 800_000).to_string());
-    // A write lets the server evict, and works: only this one record is promised with such a policy.
+    // A write makes the server evict, and succeeds. With such a policy, only this one record is promised.
     let fresh = backend.put(&key("bob", "t1"), "data".into(), in_an_hour()).await.unwrap();
     assert_eq!(backend.get(&key("bob", "t1")).await.unwrap().version, fresh.version);
     let mut evicted = 0;
@@ -324,7 +321,7 @@ async fn a_server_that_evicts() {
 #[tokio::test]
 async fn a_server_that_cannot_save() {
     let (server, backend, mut admin) = prepared(&["--save", "3600 1"]).await;
-    // Stands in the way of the file.
+    // A folder where the server writes its snapshot.
     let obstacle = server.folder().join("dump.rdb");
     std::fs::create_dir(&obstacle).unwrap();
     let _: Value = command(&mut admin, ["BGSAVE"]);
@@ -339,8 +336,8 @@ async fn a_server_that_cannot_save() {
 
 #[tokio::test]
 async fn a_server_that_loads_its_data() {
-    // While it loads, it looks at its connections only now and then. A call needs several looks, which are rare on a busy
-    // machine.
+    // A server that loads serves its connections only from time to time, and less often on a busy machine. A call needs that
+    // several times.
     let limit = Duration::from_secs(2);
     let (mut server, backend, mut admin) =
         prepared_within(limit, &["--loading-process-events-interval-bytes", "1024"]).await;
@@ -348,7 +345,7 @@ async fn a_server_that_loads_its_data() {
     let _: i64 = command(&mut admin, ["EVAL", fill, "0"]);
     let _: () = command(&mut admin, ["SAVE"]);
     server.kill();
-    // Microseconds for each key, until it is told otherwise.
+    // Microseconds for each key.
     server.launch_again_with(&["--key-load-delay", "1000"]);
     eventually(|| {
         let client = redis::Client::open(server.url()).unwrap();
@@ -371,7 +368,7 @@ async fn a_server_that_becomes_a_replica() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     let _: () = command(&mut admin, ["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
     eventually(|| info(&mut admin, "replication").contains("master_link_status:up"));
-    // It has the data of its master now.
+    // The replica has the data of its master now.
     connect(&master.url()).await.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
     eventually(|| info(&mut admin, "keyspace").contains("keys=2"));
     let row = Row { server: "is a read-only replica", reads: true, ..UNAVAILABLE };
@@ -387,7 +384,7 @@ async fn a_server_whose_password_was_changed() {
     disconnect(&backend, &mut admin).await;
     let row = Row { server: "no longer accepts the password", ..DENIED };
     row.holds(&backend).await;
-    // The same backend works again when the password is right again.
+    // The same backend works again once its password is right.
     set(&mut admin, "requirepass", "");
     while backend.get(&key("alice", "t1")).await.is_err() {}
     is_as_before(&backend).await;
@@ -415,14 +412,14 @@ async fn a_server_that_closes_idle_connections() {
     };
     let before = ids(&mut admin);
     set(&mut admin, "timeout", "1");
-    // The backend's connection is closed, and made anew before anybody needs it.
+    // The server closes the backend's connection, and the backend reconnects before a call needs it.
     eventually(|| ids(&mut admin).iter().any(|id| !before.contains(id)));
     set(&mut admin, "timeout", "0");
     is_as_before(&backend).await;
 }
 
-/// A row about a server that only pretends to be one.
-async fn pretended(row: Row, answer: Answer) {
+/// Checks a row against a fake server that replies to scripts and reads with this answer.
+async fn holds_for_a_fake(row: Row, answer: Answer) {
     let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
         "EVAL" | "HMGET" => answer.clone(),
         _ => greeting(words),
@@ -435,191 +432,17 @@ async fn pretended(row: Row, answer: Answer) {
 #[tokio::test]
 async fn a_server_that_resets_the_connection_in_the_middle_of_a_reply() {
     let row = Row { server: "resets the connection in the middle of a reply", ..UNANSWERED };
-    pretended(row, Answer::BytesAndReset(b"$33\r\n17950".to_vec())).await;
+    holds_for_a_fake(row, Answer::BytesAndReset(b"$33\r\n17950".to_vec())).await;
 }
 
 #[tokio::test]
 async fn a_server_that_answers_with_garbage() {
-    let row = Row { server: "answers with garbage", ..NOT_UNDERSTOOD };
-    pretended(row, Answer::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
+    let row = Row { server: "answers with garbage", ..UNREADABLE };
+    holds_for_a_fake(row, Answer::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
 }
 
 #[tokio::test]
 async fn a_server_that_answers_with_another_reply() {
-    let row = Row { server: "answers with a reply of another form", ..NOT_UNDERSTOOD };
-    pretended(row, Answer::Bytes(b"+QUEUED\r\n".to_vec())).await;
-}
-
-/// Not a row, but the promise behind the first of them.
-#[tokio::test(flavor = "multi_thread")]
-async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
-    const CAP: Duration = Duration::from_millis(250);
-    let attempts = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    // After the first script, the server accepts no connection.
-    let log = std::sync::Arc::clone(&attempts);
-    let is_closed = std::sync::atomic::AtomicBool::new(false);
-    let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
-        "EVAL" => {
-            is_closed.store(true, Ordering::SeqCst);
-            Answer::Close
-        }
-        "HELLO" if is_closed.load(Ordering::SeqCst) => {
-            log.lock().unwrap().push(Instant::now());
-            Answer::Close
-        }
-        _ => greeting(words),
-    });
-    let fake = fake.await;
-    let backend = connect(&fake.url()).await;
-    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
-    let wanted = 8 + 2 * rounds();
-    while attempts.lock().unwrap().len() < wanted {
-        let error = backend.get(&key("alice", "t1")).await.unwrap_err();
-        assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
-    }
-    let attempts = attempts.lock().unwrap();
-    let mut apart: Vec<Duration> = attempts.windows(2).map(|two| two[1] - two[0]).collect();
-    apart.sort();
-    let (median, highest) = (apart[apart.len() / 2], apart[(apart.len() - 1) * 99 / 100]);
-    println!("figure | a server that lets nobody in: between two attempts, median | {median:.1?}");
-    println!("figure | a server that lets nobody in: between two attempts, 99th percentile | {highest:.1?}");
-    assert!(apart[apart.len() - 1] < 10 * CAP, "{apart:?}");
-    assert!(median > Duration::from_millis(25), "they are not without a pause either: {apart:?}");
-}
-
-/// The name of a master may lead to another server by now.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_turned_out_to_be_a_replica_is_connected_to_anew() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    // Until another connection was made than there were at the first script.
-    let (connections, at_first) = (AtomicUsize::new(0), std::sync::OnceLock::new());
-    let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
-        "HELLO" => {
-            connections.fetch_add(1, Ordering::Relaxed);
-            greeting(words)
-        }
-        "EVAL"
-            if connections.load(Ordering::Relaxed)
-                == *at_first.get_or_init(|| connections.load(Ordering::Relaxed)) =>
-        {
-            Answer::Bytes(b"-READONLY You can't write against a read only replica.\r\n".to_vec())
-        }
-        "EVAL" => Answer::Bytes(b"$15\r\n1795000000 0 1 \r\n".to_vec()),
-        _ => greeting(words),
-    });
-    let fake = fake.await;
-    let backend = connect(&fake.url()).await;
-    let error = backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
-    assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
-    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
-}
-
-/// A connection that says by itself that it was closed is not given to a call, however short it lived.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_closed_soon_after_it_was_made_fails_no_call() {
-    let server = Server::start(&[]);
-    let backend = connect(&server.url()).await;
-    backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
-    for _ in 0..5 {
-        let _: i64 = command(&mut server.connection(), ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-        // Nothing shows from outside that the other end has noticed.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        backend.get(&key("alice", "t1")).await.unwrap();
-    }
-}
-
-/// Otherwise a server that lets nobody stay would be connected to for ever.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_did_not_live_long_is_made_anew_by_the_next_call_only() {
-    let connections = |admin: &mut Connection| -> u64 {
-        let stats = info(admin, "stats");
-        let line = stats.lines().find(|line| line.starts_with("total_connections_received:")).unwrap();
-        line.split(':').nth(1).unwrap().trim().parse().unwrap()
-    };
-    loop {
-        let since = Instant::now();
-        let (_server, backend, mut admin) = prepared(&[]).await;
-        let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-        let before = connections(&mut admin);
-        if since.elapsed() > Duration::from_millis(900) {
-            continue; // It has lived long, on a machine that is busy.
-        }
-        // Time for several, if anything but a call made them.
-        tokio::time::sleep(LIMIT).await;
-        assert_eq!(connections(&mut admin), before);
-        is_as_before(&backend).await;
-        break;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_backend_that_could_not_be_connected_goes_on_trying_for_nobody() {
-    let fake = Fake::start(|_, words| match &*words[0].to_ascii_uppercase() {
-        "TIME" => Answer::Close,
-        _ => greeting(words),
-    });
-    let fake = fake.await;
-    RedisBackend::builder().response_timeout(LIMIT).connect(&fake.url()).await.unwrap_err();
-    let made = fake.received("HELLO").len();
-    tokio::time::sleep(LIMIT).await;
-    assert_eq!(fake.received("HELLO").len(), made);
-}
-
-/// A port that leads each new connection to the server that a name in the DNS stands for at that time.
-async fn name_of(target: Arc<AtomicU16>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let port = target.load(Ordering::SeqCst);
-            tokio::spawn(async move {
-                let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-            });
-        }
-    });
-    port
-}
-
-/// A managed server fails over by its name in the DNS, and the old master may keep its connections.
-#[rstest]
-#[case::no_replicas(0)]
-#[case::writes_that_wait_for_replicas(1)]
-#[tokio::test]
-async fn once_a_write_has_found_a_replica_no_read_goes_there_any_more(#[case] replicas: u32) {
-    let (old, new) = (Server::start(&[]), Server::start(&[]));
-    let _replica =
-        (replicas > 0).then(|| Server::start(&["--replicaof", "127.0.0.1", &new.port.to_string()]));
-    let target = Arc::new(AtomicU16::new(new.port));
-    let url = format!("redis://127.0.0.1:{}", name_of(Arc::clone(&target)).await);
-    let (t1, part) = (key("alice", "t1"), PartName::from_static("output"));
-    let at_new = connect(&new.url()).await;
-    at_new.put(&t1, "new".into(), in_an_hour().set_part(part.clone(), "new")).await.unwrap();
-    let at_old = connect(&old.url()).await;
-    at_old.put(&t1, "old".into(), in_an_hour().set_part(part.clone(), "old")).await.unwrap();
-
-    target.store(old.port, Ordering::SeqCst);
-    let builder = RedisBackend::builder().wait_for_replicas(replicas, Duration::from_millis(50));
-    let backend = builder.connect(&url).await.unwrap();
-    // The old master applies it, whether or not it has replicas.
-    let written = backend.put(&t1, "old".into(), keep()).await;
-    assert_eq!(written.is_ok(), replicas == 0);
-    assert_eq!(backend.get(&t1).await.unwrap().data, "old");
-    assert_eq!(backend.part(&t1, &part).await.unwrap().unwrap().data, "old");
-    let mut watch = backend.watch(&t1);
-    watch.next().await.unwrap().unwrap();
-    target.store(new.port, Ordering::SeqCst);
-    // Its master cannot be reached, so what it has stays what it was.
-    let _: () = command(&mut connection(&old.url()), ["REPLICAOF", "127.0.0.1", &free_port().to_string()]);
-    let refused = backend.put(&t1, "lost".into(), keep()).await.unwrap_err();
-    assert!(matches!(refused, StorageError::Unavailable { outcome_unknown: false, .. }), "{refused:?}");
-    assert_eq!(backend.get(&t1).await.unwrap().data, "new");
-    assert_eq!(backend.part(&t1, &part).await.unwrap().unwrap().data, "new");
-    let page = backend.list(&owner("alice"), PageRequest::new(1)).await.unwrap();
-    assert_eq!(page.records[0].data, "new");
-    // The new master publishes to the watch from now on.
-    tokio::time::timeout(Duration::from_secs(60), watch.next()).await.unwrap().unwrap().unwrap();
-    at_new.put(&t1, "newer".into(), keep()).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(60), watch.next()).await.unwrap().unwrap().unwrap();
-    assert_eq!(backend.get(&t1).await.unwrap().data, "newer");
+    let row = Row { server: "answers with a reply of another form", ..UNREADABLE };
+    holds_for_a_fake(row, Answer::Bytes(b"+QUEUED\r\n".to_vec())).await;
 }

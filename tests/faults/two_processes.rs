@@ -1,5 +1,5 @@
-//! Instances of a server that are processes of their own, on one Redis: what goes from one to the other, how fast, and
-//! what is left when one of them is killed.
+//! Two instances of a server, each in a process, on one Redis: how fast changes reach the other one, and what is left when one of
+//! them is killed.
 
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,12 +22,12 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 type Manager = DurableTaskManager<RedisBackend>;
 
-/// Names the store to the other process, as `prefix lease_ms`.
+/// The environment variable that names the store for the other process, as `prefix lease_ms`.
 const STORE: &str = "TWO_PROCESSES_STORE";
-/// Begins what the other process has to say, among what the test harness prints.
-const SAYS: &str = "other> ";
+/// Precedes a message of the other process, among the lines that the test harness prints.
+const MESSAGE: &str = "other> ";
 
-/// What it is to take from a write in one process until it is felt in another. Ten times as much fails the test.
+/// How long a write in one process should take to reach the other one. Ten times as much fails the test.
 const WAKE_UP: Duration = Duration::from_millis(10);
 const REACHES_THE_OPERATION: Duration = Duration::from_millis(50);
 
@@ -51,34 +51,34 @@ fn question() -> InputRequest {
     }))
 }
 
-/// Microseconds since the epoch: both processes are on one machine.
+/// Returns the microseconds since the epoch. Both processes run on one machine.
 fn now_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
 }
 
-fn say(words: Value) {
-    println!("{SAYS}{words}");
+fn send(words: Value) {
+    println!("{MESSAGE}{words}");
 }
 
-/// Asks, and tells when the answer came.
+/// Requests input, and reports when the answer arrived.
 fn ask(context: TaskContext) -> TaskFuture {
     Box::pin(async move {
         context.request_input("go", question()).await?;
-        say(json!({ "felt": context.task_id(), "at": now_us() }));
+        send(json!({ "received": context.task_id(), "at": now_us() }));
         Ok(text("answered"))
     })
 }
 
-/// Waits to be cancelled, and tells when that came.
+/// Waits until it is cancelled, and reports when that was.
 fn idle(context: TaskContext) -> TaskFuture {
     Box::pin(async move {
         context.cancelled().await;
-        say(json!({ "felt": context.task_id(), "at": now_us() }));
+        send(json!({ "received": context.task_id(), "at": now_us() }));
         Err(TaskExit::Cancelled)
     })
 }
 
-/// Takes a few writes, and as many milliseconds for each as it is told.
+/// Sets a few status messages, at the pace that its arguments state.
 fn steps(context: TaskContext, arguments: Value) -> TaskFuture {
     Box::pin(async move {
         for step in 0..5 {
@@ -92,14 +92,14 @@ fn steps(context: TaskContext, arguments: Value) -> TaskFuture {
 /// Kills its process each time.
 fn crash(context: TaskContext, _: Value) -> TaskFuture {
     Box::pin(async move {
-        say(json!({ "crash": context.attempt() }));
-        // Not before those that run beside it for the second time are done.
+        send(json!({ "crash": context.attempt() }));
+        // The operations that run for the second time next to it end first.
         tokio::time::sleep(Duration::from_millis(if context.attempt() == 1 { 0 } else { 1_000 })).await;
         std::process::abort()
     })
 }
 
-/// Runs until its process is killed, the first time.
+/// Hangs in its first attempt. The second one completes.
 fn innocent(context: TaskContext, _: Value) -> TaskFuture {
     Box::pin(async move {
         if context.attempt() == 1 {
@@ -119,58 +119,58 @@ async fn instance(namespace: &Namespace, lease: Duration) -> Manager {
     manager
 }
 
-/// Not a test: the other process. It does what the lines of its input say.
+/// Runs in the other process, and handles one request for each line of its input.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by the tests of this file, in a process of its own"]
 async fn other_process() {
     let Ok(store) = std::env::var(STORE) else { return };
     let (prefix, lease) = store.split_once(' ').unwrap();
-    // Not a namespace, which would delete the keys on its way out.
+    // A namespace would delete the keys when it is dropped.
     let backend = RedisBackend::builder().prefix(prefix).connect(&url()).await.unwrap();
     let lease = Duration::from_millis(lease.parse().unwrap());
     let manager = DurableTaskManager::new(TaskStore::with_config(backend, config(lease)));
     manager.register("steps", steps);
     manager.register("crash", crash);
     manager.register("innocent", innocent);
-    say(json!("ready"));
+    send(json!("ready"));
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await.unwrap() {
-        let order: Value = serde_json::from_str(&line).unwrap();
+        let request: Value = serde_json::from_str(&line).unwrap();
         let manager = manager.clone();
         tokio::spawn(async move {
             let options = TaskOptions::new();
-            let spawned = match order["do"].as_str().unwrap() {
+            let spawned = match request["do"].as_str().unwrap() {
                 "ask" => manager.spawn(&alice(), "ask", options, ask).await.unwrap(),
                 "idle" => manager.spawn(&alice(), "idle", options, idle).await.unwrap(),
                 "closure" => manager
-                    .spawn(&alice(), "closure", options, |context| steps(context, order))
+                    .spawn(&alice(), "closure", options, |context| steps(context, request))
                     .await
                     .unwrap(),
                 what @ ("resumable" | "crash" | "innocent") => {
                     let name = if what == "resumable" { "steps" } else { what }.to_owned();
                     let options = RegisteredOptions::new().on_worker_lost(OnWorkerLost::Resume);
-                    manager.spawn_registered(&alice(), &name, order, options).await.unwrap()
+                    manager.spawn_registered(&alice(), &name, request, options).await.unwrap()
                 }
                 "wait" => {
-                    let task = manager.store().wait(&key(order["task"].as_str().unwrap())).await.unwrap();
-                    say(json!({ "felt": task.key.task, "at": now_us() }));
+                    let task = manager.store().wait(&key(request["task"].as_str().unwrap())).await.unwrap();
+                    send(json!({ "received": task.key.task, "at": now_us() }));
                     return;
                 }
                 "shutdown" => {
                     manager.shutdown().await;
-                    say(json!("down"));
+                    send(json!("down"));
                     return;
                 }
                 other => panic!("{other}"),
             };
-            say(json!({ "spawned": spawned.task_id }));
+            send(json!({ "spawned": spawned.task_id }));
         });
     }
 }
 
 struct Other {
     process: Child,
-    orders: ChildStdin,
+    requests: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
@@ -191,50 +191,50 @@ impl Other {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let (orders, out) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
-        let mut other = Self { process, orders, lines: BufReader::new(out).lines() };
-        assert_eq!(other.says().await, Some(json!("ready")));
+        let (requests, out) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+        let mut other = Self { process, requests, lines: BufReader::new(out).lines() };
+        assert_eq!(other.message().await, Some(json!("ready")));
         other
     }
 
-    async fn order(&mut self, order: Value) {
-        self.orders.write_all(format!("{order}\n").as_bytes()).await.unwrap();
+    async fn request(&mut self, request: Value) {
+        self.requests.write_all(format!("{request}\n").as_bytes()).await.unwrap();
     }
 
-    /// What it says next; `None` if it has ended.
-    async fn says(&mut self) -> Option<Value> {
+    /// Returns the next message of the process, or `None` after it has ended.
+    async fn message(&mut self) -> Option<Value> {
         let line = async {
             loop {
                 let line = self.lines.next_line().await.unwrap()?;
-                if let Some((_, said)) = line.split_once(SAYS) {
+                if let Some((_, said)) = line.split_once(MESSAGE) {
                     return Some(serde_json::from_str(said).unwrap());
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), line).await.expect("the other process says something")
+        tokio::time::timeout(Duration::from_secs(60), line).await.expect("the other process sends a message")
     }
 
     async fn spawn(&mut self, what: &str) -> String {
-        self.order(json!({ "do": what })).await;
-        self.says().await.unwrap()["spawned"].as_str().unwrap().to_owned()
+        self.request(json!({ "do": what })).await;
+        self.message().await.unwrap()["spawned"].as_str().unwrap().to_owned()
     }
 
-    /// How long after `since` it says to have felt something about this task.
-    async fn felt(&mut self, task_id: &str, since: u64) -> Duration {
-        let felt = self.says().await.unwrap();
-        assert_eq!(felt["felt"], task_id);
-        Duration::from_micros(felt["at"].as_u64().unwrap().saturating_sub(since))
+    /// Returns how long after `since` a change of this task reached the process.
+    async fn received(&mut self, task_id: &str, since: u64) -> Duration {
+        let received = self.message().await.unwrap();
+        assert_eq!(received["received"], task_id);
+        Duration::from_micros(received["at"].as_u64().unwrap().saturating_sub(since))
     }
 
-    /// `SIGKILL`, and gone when this returns.
+    /// Kills the process. Returns its last messages.
     async fn kill(mut self) -> Vec<Value> {
         self.process.start_kill().unwrap();
-        let mut last_words = Vec::new();
-        while let Some(word) = self.says().await {
-            last_words.push(word);
+        let mut messages = Vec::new();
+        while let Some(message) = self.message().await {
+            messages.push(message);
         }
         self.process.wait().await.unwrap();
-        last_words
+        messages
     }
 }
 
@@ -244,16 +244,16 @@ async fn until(mut reached: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes to that");
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("the condition is met");
 }
 
-/// Prints the figures, and holds them against ten times what they are to be.
-fn assert_felt(what: &str, mut times: Vec<Duration>, limit: Duration) {
+/// Prints the figures, and compares them with ten times the limit.
+fn check_times(what: &str, mut times: Vec<Duration>, limit: Duration) {
     times.sort();
     let (median, p99) = (times[times.len() / 2], times[(times.len() * 99 / 100).min(times.len() - 1)]);
     let count = times.len();
     println!(
-        "figure | {what} | median {median:.1?}, 99th percentile {p99:.1?}, of {count} (to be {limit:?})"
+        "figure | {what} | median {median:.1?}, 99th percentile {p99:.1?}, of {count} (limit {limit:?})"
     );
     assert!(p99 < limit * 10, "{what}: median {median:?}, 99th percentile {p99:?}");
 }
@@ -268,16 +268,16 @@ async fn answers_cancels_and_ends_cross(rounds: usize) {
         assert_eq!(here.store().wait(&key(&task_id)).await.unwrap().task.status, TaskStatus::InputRequired);
         let since = now_us();
         here.update_task(&alice(), &task_id, [("go".to_owned(), json!(true))]).await.unwrap();
-        answers.push(other.felt(&task_id, since).await);
+        answers.push(other.received(&task_id, since).await);
         assert_eq!(here.store().wait(&key(&task_id)).await.unwrap().task.status, TaskStatus::Completed);
 
         let task_id = other.spawn("idle").await;
         let since = now_us();
         here.cancel_task(&alice(), &task_id).await.unwrap();
-        cancels.push(other.felt(&task_id, since).await);
+        cancels.push(other.received(&task_id, since).await);
         assert_eq!(here.store().wait(&key(&task_id)).await.unwrap().task.status, TaskStatus::Cancelled);
 
-        // The other way about: what ends here is waited for there.
+        // In the other direction: the other process waits for a task that ends here.
         let (go, wait) = tokio::sync::oneshot::channel::<()>();
         let owner = alice();
         let spawned = here.spawn(&owner, "done", TaskOptions::new(), |_| {
@@ -287,16 +287,16 @@ async fn answers_cancels_and_ends_cross(rounds: usize) {
             })
         });
         let task_id = spawned.await.unwrap().task_id;
-        other.order(json!({ "do": "wait", "task": task_id })).await;
-        // Not before the other has had the time to begin to wait.
+        other.request(json!({ "do": "wait", "task": task_id })).await;
+        // The other process needs time to begin its wait.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let since = now_us();
         go.send(()).unwrap();
-        waits.push(other.felt(&task_id, since).await);
+        waits.push(other.received(&task_id, since).await);
     }
-    assert_felt("an answer reaches the operation in another process", answers, REACHES_THE_OPERATION);
-    assert_felt("a cancel reaches the operation in another process", cancels, REACHES_THE_OPERATION);
-    assert_felt("an end wakes a wait in another process", waits, WAKE_UP);
+    check_times("an answer reaches the operation in another process", answers, REACHES_THE_OPERATION);
+    check_times("a cancel reaches the operation in another process", cancels, REACHES_THE_OPERATION);
+    check_times("an end wakes a wait in another process", waits, WAKE_UP);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -316,17 +316,17 @@ async fn what_a_process_releases_is_resumed_by_another_at_once() {
     // No lease lapses in this test.
     let lease = Duration::from_secs(3);
     let mut other = Other::start(&namespace, Duration::from_secs(3600)).await;
-    other.order(json!({ "do": "resumable", "pace_ms": 200 })).await;
-    let task_id = other.says().await.unwrap()["spawned"].as_str().unwrap().to_owned();
+    other.request(json!({ "do": "resumable", "pace_ms": 200 })).await;
+    let task_id = other.message().await.unwrap()["spawned"].as_str().unwrap().to_owned();
     let here = instance(&namespace, lease).await;
-    other.order(json!({ "do": "shutdown" })).await;
-    assert_eq!(other.says().await.unwrap(), "down");
+    other.request(json!({ "do": "shutdown" })).await;
+    assert_eq!(other.message().await.unwrap(), "down");
     let done = tokio::time::timeout(Duration::from_secs(60), here.store().wait(&key(&task_id))).await;
     let done = done.expect("it is resumed").unwrap().task;
     assert_eq!(done.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"], "attempt 2");
 }
 
-/// How many tasks of killed workers ended how.
+/// How many tasks of killed workers had each end.
 #[derive(Debug, Default)]
 struct Ends {
     in_time: usize,
@@ -334,7 +334,7 @@ struct Ends {
     resumed: usize,
 }
 
-/// Kills a worker at a random moment: whatever it had told to be spawned is there, and comes to an end.
+/// Kills a worker at a random moment. Asserts that every acknowledged task exists and ends.
 async fn killed_at_a_random_moment(round: u64) -> Ends {
     let mut ends = Ends::default();
     let lease = Duration::from_millis(300);
@@ -343,9 +343,9 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
     let mut random = crate::support::Random(now_us() ^ round);
     for number in 0..6 {
         let what = if number % 2 == 0 { "closure" } else { "resumable" };
-        other.order(json!({ "do": what, "pace_ms": random.below(60) })).await;
+        other.request(json!({ "do": what, "pace_ms": random.below(60) })).await;
     }
-    // Every other one while it is still spawning.
+    // One in two is killed while it still spawns.
     let latest = if round.is_multiple_of(2) { 400_000 } else { 8_000 };
     tokio::time::sleep(Duration::from_micros(random.below(latest))).await;
     let words = other.kill().await;
@@ -398,33 +398,33 @@ async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_none_
     println!(
         "figure | tasks of 20 killed workers | {in_time} ended before, {failed} failed, {resumed} resumed"
     );
-    assert!(in_time > 0 && failed > 0 && resumed > 0, "the moments are spread: {all:?}");
+    assert!(in_time > 0 && failed > 0 && resumed > 0, "the moments are spread out: {all:?}");
 }
 
-/// A process whose tasks run until one of them kills it: what each began with, in order.
+/// Waits until a task kills its process. Returns the messages of the process, in order.
 async fn until_it_dies(mut other: Other) -> Vec<Value> {
     let mut words = Vec::new();
-    while let Some(word) = other.says().await {
+    while let Some(word) = other.message().await {
         words.push(word);
     }
     let ended = other.process.wait().await.unwrap();
-    assert!(!ended.success(), "it was killed from within");
+    assert!(!ended.success(), "a task killed the process");
     words
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operation_that_kills_its_process_is_given_up_after_three_attempts_and_takes_nobody_with_it() {
+async fn an_operation_that_kills_its_process_fails_after_three_attempts_and_other_tasks_complete() {
     const INNOCENTS: usize = 5;
     let lease = Duration::from_millis(300);
     let namespace = Namespace::new();
-    // It knows no operation: it only looks after lost workers.
+    // It has no operation. It only detects lost workers.
     let reader = TaskStore::with_config(namespace.backend().await, config(lease));
     let mut other = Other::start(&namespace, lease).await;
     let mut innocents = Vec::new();
     for _ in 0..INNOCENTS {
         innocents.push(other.spawn("innocent").await);
     }
-    other.order(json!({ "do": "crash" })).await;
+    other.request(json!({ "do": "crash" })).await;
     let mut words = until_it_dies(other).await;
     for _ in 1..3 {
         words.extend(until_it_dies(Other::start(&namespace, lease).await).await);
@@ -432,7 +432,7 @@ async fn an_operation_that_kills_its_process_is_given_up_after_three_attempts_an
     let crashes: Vec<&Value> =
         words.iter().map(|word| &word["crash"]).filter(|attempt| !attempt.is_null()).collect();
     assert_eq!(crashes, [1, 2, 3], "no attempt runs twice");
-    // It is open as long as its last worker may live, and its page is all that there is.
+    // The task is open until its last worker is lost. The page has every task.
     let tasks = async || reader.list(&alice(), PageRequest::new(10)).await.unwrap().tasks;
     until(async || tasks().await.iter().all(|stored| stored.task.status.is_terminal())).await;
     let ended = tasks().await;

@@ -1,10 +1,10 @@
-//! One call of a task store: what it is made of, how long it takes at most, and what it leaves to others.
+//! One call of a task store: its reads and writes, its time limit, and its log.
 
 mod copies;
 mod deadlines;
 mod double;
-mod lanes;
 mod log;
+mod priorities;
 mod queries;
 mod reserve;
 #[cfg(feature = "redis-tests")]

@@ -1,16 +1,18 @@
-//! Every limit of the lifecycle: at it, and one past it. What is refused leaves the task as it was.
+//! Every limit of the lifecycle: at the limit, and one past it. A rejected call leaves the task as it was.
 
 mod extremes;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Engine, owner};
 use mcp_task_store::{
     Expiry, MemoryBackend, NewTask, PageRequest, RpcError, StorageBackend, StoreConfig, StoredTask,
     TaskError, TaskStatus, TaskStore, Ttl,
 };
 use rstest::rstest;
 use serde_json::{Value, json};
+
+use crate::support::{Engine, owner};
 
 type Tasks = TaskStore<Arc<MemoryBackend>>;
 
@@ -26,7 +28,7 @@ async fn create(tasks: &Tasks) -> StoredTask {
     tasks.create(&owner("alice"), call()).await.unwrap()
 }
 
-/// A refusal that names the limit, and of which nothing has come.
+/// Asserts that a call was rejected with the limit in its error, and changed nothing.
 async fn assert_limit(
     tasks: &Tasks,
     before: &StoredTask,
@@ -43,7 +45,7 @@ async fn assert_limit(
     assert_eq!(tasks.get(&before.key).await.unwrap(), *before);
 }
 
-/// A refused creation, of which nothing has come.
+/// Asserts that a create was rejected and stored nothing.
 async fn assert_not_created(tasks: &Tasks, new: NewTask) -> TaskError {
     let error = tasks.create(&owner("alice"), new).await.unwrap_err();
     assert_eq!(error.code(), -32602, "{error:?}");
@@ -59,7 +61,7 @@ fn nested(depth: usize) -> Value {
 }
 
 #[tokio::test]
-async fn an_owner_has_as_many_tasks_as_the_quota_says() {
+async fn an_owner_has_at_most_as_many_tasks_as_the_quota() {
     assert_quota(Engine::Memory).await;
     #[cfg(feature = "redis-tests")]
     assert_quota(Engine::Redis).await;
@@ -173,7 +175,7 @@ async fn a_task_without_a_ttl_gets_the_default_within_the_maximum(
 }
 
 #[tokio::test]
-async fn a_configured_ttl_is_1_ms_at_the_least_too() {
+async fn a_configured_ttl_is_at_least_1_ms() {
     for config in [StoreConfig::new().default_ttl(Duration::ZERO), StoreConfig::new().max_ttl(Duration::ZERO)]
     {
         let error = assert_not_created(&with(config), call()).await;
@@ -182,7 +184,7 @@ async fn a_configured_ttl_is_1_ms_at_the_least_too() {
 }
 
 #[tokio::test]
-async fn ttl_and_retention_are_100_years_at_the_most() {
+async fn ttl_and_retention_are_at_most_100_years() {
     let tasks = with(StoreConfig::new().max_ttl(None));
     let error = assert_not_created(&tasks, call().ttl(Expiry::MAX / 2 + Duration::from_millis(1))).await;
     assert!(matches!(error, TaskError::InvalidArgument { .. }), "{error:?}");
@@ -197,7 +199,7 @@ async fn a_method_is_not_empty() {
 }
 
 #[tokio::test]
-async fn a_status_message_has_so_many_bytes() {
+async fn a_status_message_has_at_most_the_configured_bytes() {
     let tasks = with(StoreConfig::new().max_status_message_bytes(8));
     let error = assert_not_created(&tasks, call().status_message("123456789")).await;
     assert!(matches!(error, TaskError::LimitExceeded { .. }), "{error:?}");
@@ -208,7 +210,7 @@ async fn a_status_message_has_so_many_bytes() {
 }
 
 #[tokio::test]
-async fn a_task_makes_so_many_input_requests_in_its_life() {
+async fn a_task_makes_at_most_the_configured_input_requests_in_its_life() {
     let tasks = with(StoreConfig::new().max_input_requests(3));
     let task = create(&tasks).await;
     let four = ["a", "b", "c", "d"].map(|key| (key, json!({})));
@@ -222,7 +224,7 @@ async fn a_task_makes_so_many_input_requests_in_its_life() {
 }
 
 #[tokio::test]
-async fn variables_have_so_many_bytes_after_the_merge() {
+async fn variables_have_at_most_the_configured_bytes_after_the_merge() {
     // {"a":"xxxx","b":"xxxx"} has 23 bytes.
     let tasks = with(StoreConfig::new().max_variables_bytes(23));
     let task = create(&tasks).await;
@@ -232,7 +234,7 @@ async fn variables_have_so_many_bytes_after_the_merge() {
     let task = tasks.set_variables(&task, [("b", json!("xxxx"))]).await.unwrap();
     let outcome = tasks.set_variables(&task, [("c", json!(1))]).await;
     assert_limit(&tasks, &task, outcome, "23").await;
-    // What is deleted in the same merge makes room.
+    // A variable that is removed makes room.
     let task = tasks.remove_variables(&task, ["b"]).await.unwrap();
     tasks.set_variables(&task, [("c", json!("xxxx"))]).await.unwrap();
 }
@@ -247,7 +249,7 @@ async fn a_variable_is_nested_so_deep() {
     }
     let fitting = [("a", nested(3)), ("b", json!([[[]]])), ("c", json!(1))];
     tasks.set_variables(&task, fitting).await.unwrap();
-    // Deeper than what can be read back is never allowed.
+    // JSON that is too deep to be read back is never allowed.
     let tasks = with(StoreConfig::new().max_variables_depth(500));
     let task = create(&tasks).await;
     let outcome = tasks.set_variables(&task, [("a", nested(101))]).await;
@@ -257,7 +259,7 @@ async fn a_variable_is_nested_so_deep() {
 }
 
 #[tokio::test]
-async fn a_string_in_a_variable_has_so_many_bytes() {
+async fn a_string_in_a_variable_has_at_most_the_configured_bytes() {
     let tasks = with(StoreConfig::new().max_variables_string_bytes(4));
     let task = create(&tasks).await;
     let too_long = [
@@ -274,7 +276,7 @@ async fn a_string_in_a_variable_has_so_many_bytes() {
 }
 
 #[tokio::test]
-async fn json_is_nested_100_deep_at_the_most_and_can_then_be_read_back() {
+async fn json_is_at_most_100_deep_and_can_be_read_back() {
     let tasks = with(StoreConfig::new());
     let (fits, too_deep) = (nested(100), nested(101));
     let error = assert_not_created(&tasks, call().arguments(too_deep.clone())).await;
@@ -298,19 +300,19 @@ async fn json_is_nested_100_deep_at_the_most_and_can_then_be_read_back() {
     tasks.get(&other.key).await.unwrap();
 }
 
-/// An engine whose records have room for 1000 bytes of content, and for what only the lifecycle may write.
+/// An engine whose records have room for 1000 bytes of content, and for the reserve that only the lifecycle may use.
 fn small() -> Tasks {
     TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000 + 1024)))
 }
 
 #[tokio::test]
-async fn a_record_is_as_large_as_the_engine_takes() {
+async fn a_record_is_at_most_as_large_as_the_engine_accepts() {
     let tasks = small();
     let task = create(&tasks).await;
     let message = |bytes| "x".repeat(bytes);
     let outcome = tasks.set_status_message(&task, message(1000)).await;
     assert_limit(&tasks, &task, outcome, "1000").await;
-    // The first try tells how many bytes there are beside the message.
+    // The first try shows how many bytes the record has without the message.
     let empty = tasks.set_status_message(&create(&tasks).await, "").await.unwrap();
     let beside = tasks.backend().get(&empty.key).await.unwrap().data.len();
     let outcome = tasks.set_status_message(&task, message(1001 - beside)).await;
@@ -347,7 +349,7 @@ async fn an_outdated_copy_does_not_count_against_the_limits() {
     tasks.remove_variables(&old.key, ["a"]).await.unwrap();
     tasks.set_variables(&old, [("b", large)]).await.unwrap();
 
-    // Neither against those that the store itself checks.
+    // The limits that the store itself checks do not count the copy either.
     let tasks = with(StoreConfig::new().max_variables_bytes(10));
     let old = tasks.set_variables(&create(&tasks).await, [("a", json!("xx"))]).await.unwrap();
     tasks.remove_variables(&old.key, ["a"]).await.unwrap();

@@ -5,6 +5,7 @@
 mod support;
 
 mod calls;
+mod common;
 mod keeper;
 mod leases;
 mod limits;
@@ -12,3 +13,4 @@ mod lost_workers;
 mod payloads;
 mod tasks;
 mod tracing_spans;
+mod wait;

@@ -1,5 +1,5 @@
-//! Arguments, results and checkpoints: the large ones are parts of the record, which nothing loads or sends but the
-//! calls that are about them.
+//! Arguments, results and checkpoints: large ones are parts of the record. Only the calls that are about a payload load or
+//! send it.
 
 mod any_sequence;
 #[cfg(feature = "rmcp")]
@@ -8,6 +8,7 @@ mod rmcp;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::intercept::Intercept;
 use crate::support::recording::{Loss, Recording};
 use crate::support::{Engine, Store, on_every_engine, owner};
 use mcp_task_store::{
@@ -25,13 +26,13 @@ const KINDS: [PayloadKind; 3] = [PayloadKind::Input, PayloadKind::Output, Payloa
 type Tasks = TaskStore<Arc<dyn Agenda>>;
 type Working = Attempt<Arc<dyn Agenda>>;
 
-async fn open(engine: Engine) -> (Store, Arc<Recording>, Tasks) {
+async fn open(engine: Engine) -> (Store, Arc<Intercept<Recording>>, Tasks) {
     let store = engine.open_roomy().await;
     let (recording, backend) = Recording::of(&store.backend);
     (store, recording, TaskStore::new(backend))
 }
 
-/// A value whose JSON has this many bytes.
+/// Returns a value whose JSON has this many bytes.
 fn sized(bytes: usize, letter: char) -> Value {
     Value::String(letter.to_string().repeat(bytes - 2))
 }
@@ -40,13 +41,13 @@ fn call() -> NewTask {
     NewTask::new("tools/call").operation("render").on_worker_lost(OnWorkerLost::Resume)
 }
 
-/// The task is left by one worker, and the next one begins.
+/// Releases a task, and claims it for the next attempt.
 async fn next_attempt(tasks: &Tasks, attempt: &Working) -> Working {
     attempt.release().await.unwrap();
     tasks.claim(attempt.key()).await.unwrap().unwrap().1
 }
 
-/// Holds a payload against what it was set to, in a task as a call returned it and as it is read.
+/// Compares a payload with the value that was set, in the task that a call returned and in the task as it is read.
 async fn assert_payload(tasks: &Tasks, returned: &StoredTask, kind: PayloadKind, value: Option<&Value>) {
     let read = tasks.get(&returned.key).await.unwrap();
     assert_eq!(read.task, returned.task, "a change returns what is stored");
@@ -74,7 +75,7 @@ async fn assert_payload(tasks: &Tasks, returned: &StoredTask, kind: PayloadKind,
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_payload_over_4_kib_is_a_part_and_each_comes_back_as_it_was_set(
+async fn a_payload_over_4_kib_is_a_part_and_is_loaded_as_it_was_set(
     #[case] engine: Engine,
     #[values(3, INLINE - 1, INLINE, INLINE + 1, LARGE)] bytes: usize,
 ) {
@@ -110,7 +111,7 @@ async fn a_null_is_a_result_and_a_checkpoint_and_no_arguments(#[case] engine: En
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_checkpoint_takes_the_place_of_the_one_before_and_the_next_attempt_has_it(#[case] engine: Engine) {
+async fn a_checkpoint_replaces_the_one_before_and_the_next_attempt_loads_it(#[case] engine: Engine) {
     let (_store, _, tasks) = open(engine).await;
     let (_, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     for bytes in [LARGE, LARGE + 1, 10, 20, LARGE, 30, LARGE] {
@@ -154,7 +155,7 @@ async fn every_end_of_a_task_removes_its_checkpoint(
 }
 
 #[tokio::test]
-async fn a_checkpoint_is_nested_100_deep_at_the_most() {
+async fn a_checkpoint_is_at_most_100_deep() {
     let (_store, _, tasks) = open(Engine::Memory).await;
     let (_, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     let nested = |depth| (1..depth).fold(json!(1), |inner, _| json!([inner]));
@@ -166,7 +167,7 @@ async fn a_checkpoint_is_nested_100_deep_at_the_most() {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_checkpoint_is_no_news_to_subscribers_and_clients(#[case] engine: Engine) {
+async fn a_checkpoint_notifies_no_subscriber_and_changes_nothing_that_a_client_sees(#[case] engine: Engine) {
     let (store, _, tasks) = open(engine).await;
     let (created, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     store.until(created.task.created_at + Duration::from_millis(5)).await;
@@ -225,7 +226,9 @@ async fn reading_listing_and_waiting_load_no_payload(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_task_that_ends_by_itself_keeps_its_arguments_and_loses_its_checkpoint(#[case] engine: Engine) {
+async fn a_task_that_expires_or_loses_its_worker_keeps_its_arguments_and_loses_its_checkpoint(
+    #[case] engine: Engine,
+) {
     let store = engine.open_roomy().await;
     let (recording, backend) = Recording::of(&store.backend);
     let lease = Duration::from_millis(20);
@@ -256,7 +259,7 @@ async fn a_task_that_ends_by_itself_keeps_its_arguments_and_loses_its_checkpoint
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_payload_that_was_replaced_since_the_task_was_read_is_returned_as_it_is_now(
+async fn a_payload_that_was_replaced_since_the_task_was_read_is_loaded_in_its_current_form(
     #[case] engine: Engine,
 ) {
     let (_store, _, tasks) = open(engine).await;
@@ -273,7 +276,7 @@ async fn a_payload_that_was_replaced_since_the_task_was_read_is_returned_as_it_i
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_payload_that_is_gone_is_not_found_and_one_that_is_no_json_is_unreadable(#[case] engine: Engine) {
+async fn a_removed_payload_is_not_found_and_a_payload_that_is_not_json_is_unreadable(#[case] engine: Engine) {
     let (store, _, tasks) = open(engine).await;
     let created = tasks.create(&owner("alice"), call().arguments(sized(LARGE, 'i'))).await.unwrap();
     let data = store.get(&created.key).await.unwrap().data;
@@ -289,7 +292,7 @@ async fn a_payload_that_is_gone_is_not_found_and_one_that_is_no_json_is_unreadab
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_instance_has_the_payloads_that_another_one_stored(#[case] engine: Engine) {
+async fn an_instance_loads_the_payloads_that_another_one_stored(#[case] engine: Engine) {
     let (store, _, one) = open(engine).await;
     #[cfg(feature = "redis-tests")]
     let backend: Arc<dyn Agenda> = match &store.redis {
@@ -303,7 +306,7 @@ async fn an_instance_has_the_payloads_that_another_one_stored(#[case] engine: En
     let read = other.get(&created.key).await.unwrap();
     assert_payload(&other, &read, PayloadKind::Input, Some(&sized(LARGE, 'i'))).await;
     attempt.set_checkpoint(sized(LARGE, 'c')).await.unwrap();
-    // This copy knows of no checkpoint, so its write conflicts and is made again on what is there.
+    // This copy has no checkpoint, so its write conflicts, and the store applies the change to the current task.
     let done = other.complete(&read, sized(LARGE, 'o')).await.unwrap();
     for (kind, value) in [
         (PayloadKind::Input, Some(sized(LARGE, 'i'))),
@@ -337,7 +340,7 @@ async fn fields_and_parts_of_later_versions_survive_an_update(#[case] engine: En
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_payload_over_the_maximum_is_refused_and_nothing_is_written(#[case] engine: Engine) {
+async fn a_payload_over_the_maximum_is_rejected_and_nothing_is_written(#[case] engine: Engine) {
     let (store, _, tasks) = open(engine).await;
     let too_large = || sized(DEFAULT_MAX_PART_BYTES + 1, 'x');
     let assert_limit = |error: TaskError, part: &str| {
@@ -358,7 +361,7 @@ async fn a_payload_over_the_maximum_is_refused_and_nothing_is_written(#[case] en
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn each_payload_may_have_the_maximum(#[case] engine: Engine) {
+async fn each_payload_may_have_the_maximum_size(#[case] engine: Engine) {
     let (_store, _, tasks) = open(engine).await;
     let largest = |letter| sized(DEFAULT_MAX_PART_BYTES, letter);
     let (_, attempt) = tasks.start(&owner("alice"), call().arguments(largest('i'))).await.unwrap();
@@ -371,7 +374,7 @@ async fn each_payload_may_have_the_maximum(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_owner_of_the_runtimes_own_records_is_refused(#[case] engine: Engine) {
+async fn a_reserved_owner_is_rejected(#[case] engine: Engine) {
     let (store, _, tasks) = open(engine).await;
     for id in ["\0mcp/", "\0mcp/workers"] {
         let created = tasks.create(&owner(id), call()).await;
@@ -385,7 +388,7 @@ async fn an_owner_of_the_runtimes_own_records_is_refused(#[case] engine: Engine)
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn no_call_reaches_the_runtimes_own_records(#[case] engine: Engine) {
+async fn no_call_reaches_the_records_of_a_reserved_owner(#[case] engine: Engine) {
     let (store, _, tasks) = open(engine).await;
     let created = tasks.create(&owner("alice"), call()).await.unwrap();
     let record = store.get(&created.key).await.unwrap();
@@ -411,7 +414,7 @@ async fn no_call_reaches_the_runtimes_own_records(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_write_of_a_payload_without_an_answer_is_settled_and_applied_exactly_once(
+async fn a_write_of_a_payload_without_an_answer_is_resolved_and_applied_exactly_once(
     #[case] engine: Engine,
     #[values(&[Loss::Reply], &[Loss::Write], &[Loss::Write, Loss::Reply])] losses: &[Loss],
 ) {

@@ -1,5 +1,5 @@
-//! Each operation is a span, at debug level; at info level, a task shows when it is created and when it ends. Data never
-//! shows.
+//! Each operation is a span at debug level. At info level, the log has one line when a task is created and one when it ends.
+//! Data never shows.
 
 mod hostile;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tracing::Level;
 use tracing::instrument::WithSubscriber;
 use tracing_subscriber::fmt::format::FmtSpan;
 
-/// What a subscriber of this level writes down while every operation runs once.
+/// Returns what a subscriber of this level logs while every operation runs once.
 async fn logged(engine: Engine, level: Level) -> String {
     let log = Printed::default();
     let writer = log.clone();

@@ -1,4 +1,4 @@
-//! A server of `pmcp` whose tasks are on this crate's engines, and `pmcp`'s client, which calls it.
+//! A `pmcp` server whose tasks are on the engines of this crate, and `pmcp`'s client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use rstest_reuse::apply;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-/// One end of a connection within the process.
+/// One end of a connection inside the process.
 #[derive(Debug)]
 struct End {
     sends: mpsc::UnboundedSender<TransportMessage>,
@@ -47,7 +47,7 @@ fn connection() -> (End, End) {
 
 type Worker = fn(Arc<dyn PmcpStore>, CreatedTask) -> tokio::task::JoinHandle<()>;
 
-/// A tool that answers with what `pmcp` makes a task of, and starts `worker` on the task.
+/// Returns a tool whose answer makes `pmcp` create a task, and that starts `worker` on the task.
 fn tool(answer: Value, store: Arc<dyn PmcpStore>, worker: Option<Worker>) -> impl pmcp::ToolHandler {
     let handler = move |_: Value, extra: RequestHandlerExtra| {
         if let Some(worker) = worker {
@@ -62,7 +62,7 @@ fn tool(answer: Value, store: Arc<dyn PmcpStore>, worker: Option<Worker>) -> imp
 }
 
 fn working() -> Value {
-    json!({ "taskId": "the store names it", "status": "working", "ttl": 60_000 })
+    json!({ "taskId": "the store chooses it", "status": "working", "ttl": 60_000 })
 }
 
 async fn complete(store: Arc<dyn PmcpStore>, CreatedTask { task, owner_id, .. }: CreatedTask) {
@@ -77,7 +77,7 @@ async fn fail(store: Arc<dyn PmcpStore>, CreatedTask { task, owner_id, .. }: Cre
     store.update_status(&task.task_id, &owner_id, TaskStatus::Failed, Some("no paper".into())).await.unwrap();
 }
 
-/// Goes on once the client has answered.
+/// Continues once the client has answered.
 async fn complete_when_answered(store: Arc<dyn PmcpStore>, created: CreatedTask) {
     let (id, owner) = (&created.task.task_id, &created.owner_id);
     while store.get(id, owner).await.unwrap().status != TaskStatus::Working {
@@ -168,7 +168,7 @@ async fn a_worker_completes_a_task_and_the_client_fetches_the_result(#[case] eng
     let ended = running.ended(&task.task_id).await;
     assert_eq!(ended.status, TaskStatus::Completed);
     assert_eq!(running.result(&task.task_id).await, "42");
-    // The second call may come after the client's look.
+    // The second call may come after the client's read.
     for _ in 0..200 {
         if running.client.tasks_get(&task.task_id).await.unwrap().status_message.as_deref() == Some("done") {
             return;
@@ -191,7 +191,7 @@ async fn a_worker_fails_a_task(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_call_that_asks_goes_on_when_it_is_answered(#[case] engine: Engine) {
+async fn a_call_that_requests_input_continues_when_it_is_answered(#[case] engine: Engine) {
     let running = start(engine).await;
     let task = running.call("asking").await;
     assert_eq!(task.status, TaskStatus::InputRequired);
@@ -206,7 +206,7 @@ async fn a_call_that_asks_goes_on_when_it_is_answered(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn tasks_are_listed_and_cancelled_and_strangers_ids_are_not_found(#[case] engine: Engine) {
+async fn tasks_are_listed_and_cancelled_and_foreign_ids_are_not_found(#[case] engine: Engine) {
     let running = start(engine).await;
     let client = &running.client;
     let ids = [running.call("idle").await.task_id, running.call("idle").await.task_id];

@@ -1,4 +1,4 @@
-//! This crate's engines as the storage of `pmcp-tasks`: its own stores work on them, and nothing is lost.
+//! The engines of this crate as the storage of `pmcp-tasks`: its own stores work on them.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -54,8 +54,8 @@ async fn task_ids(tasks: &GenericTaskStore<Adapter>, owner: &str) -> Vec<String>
     }
 }
 
-/// Makes every call, and says what each answered.
-async fn what_a_backend_does(backend: &dyn PmcpBackend) -> Vec<String> {
+/// Makes every call, and returns what each answered.
+async fn answers_of(backend: &dyn PmcpBackend) -> Vec<String> {
     let mut seen = Vec::new();
     let mut see = |answer: String| seen.push(answer);
     let key = "alice:t1";
@@ -94,10 +94,10 @@ async fn what_a_backend_does(backend: &dyn PmcpBackend) -> Vec<String> {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn every_call_answers_as_that_of_pmcp_tasks_own_backend(#[case] engine: Engine) {
+async fn every_call_answers_like_the_call_of_pmcp_tasks_own_backend(#[case] engine: Engine) {
     let (_store, ours) = open(engine).await;
-    let theirs = what_a_backend_does(&InMemoryBackend::new()).await;
-    for (ours, theirs) in what_a_backend_does(&ours).await.iter().zip(&theirs) {
+    let theirs = answers_of(&InMemoryBackend::new()).await;
+    for (ours, theirs) in answers_of(&ours).await.iter().zip(&theirs) {
         assert_eq!(ours, theirs);
     }
 }
@@ -117,7 +117,7 @@ async fn a_key_is_split_at_its_last_colon(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn keys_that_no_record_can_have_are_refused(#[case] engine: Engine) {
+async fn keys_that_no_record_can_have_are_rejected(#[case] engine: Engine) {
     let (_store, adapter) = open(engine).await;
     let keys = [
         "t1".to_owned(),
@@ -138,12 +138,12 @@ async fn keys_that_no_record_can_have_are_refused(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_record_expires_when_it_says_itself_and_every_write_says_it_anew(#[case] engine: Engine) {
+async fn a_record_expires_at_its_expires_at_and_every_write_sets_it_again(#[case] engine: Engine) {
     let (store, adapter) = open(engine).await;
     let in_an_hour = store.now() + TimeDelta::hours(1);
     let is = |expires_at: Option<DateTime<Utc>>, at: DateTime<Utc>| {
         let late = expires_at.unwrap() - at;
-        // The engine's clock as last seen may lag, and times are whole milliseconds.
+        // The estimate of the engine's clock may lag, and times are whole milliseconds.
         assert!((TimeDelta::zero()..TimeDelta::milliseconds(500)).contains(&late), "{late}");
     };
     adapter.put("alice:t1", &expiring(rfc3339(in_an_hour))).await.unwrap();
@@ -155,7 +155,7 @@ async fn a_record_expires_when_it_says_itself_and_every_write_says_it_anew(#[cas
     let tomorrow = in_an_hour + TimeDelta::days(1);
     adapter.put_if_version("alice:t1", &expiring(rfc3339(tomorrow)), 6).await.unwrap();
     is(expires_at(&store).await, tomorrow);
-    // The same time in another zone.
+    // The same time in another time zone.
     let zone = chrono::FixedOffset::east_opt(2 * 3600).unwrap();
     adapter.put("alice:t1", &expiring(tomorrow.with_timezone(&zone).to_rfc3339())).await.unwrap();
     is(expires_at(&store).await, tomorrow);
@@ -168,7 +168,7 @@ async fn a_record_expires_when_it_says_itself_and_every_write_says_it_anew(#[cas
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_record_whose_time_has_passed_is_gone(#[case] engine: Engine) {
+async fn a_record_whose_expires_at_has_passed_is_gone(#[case] engine: Engine) {
     let (store, adapter) = open(engine).await;
     for past in [TimeDelta::zero(), TimeDelta::milliseconds(1), TimeDelta::days(30_000)] {
         adapter.put("alice:t1", b"{}").await.unwrap();
@@ -200,7 +200,7 @@ async fn a_time_in_the_far_future_counts_as_100_years(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_time_that_cannot_be_read_is_refused_and_nothing_is_written(#[case] engine: Engine) {
+async fn a_time_that_cannot_be_read_is_rejected_and_nothing_is_written(#[case] engine: Engine) {
     let (store, adapter) = open(engine).await;
     adapter.put("alice:t1", b"{}").await.unwrap();
     for at in
@@ -218,7 +218,7 @@ async fn a_time_that_cannot_be_read_is_refused_and_nothing_is_written(#[case] en
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_task_of_pmcp_tasks_lives_its_life_and_expires(#[case] engine: Engine) {
+async fn a_task_of_pmcp_tasks_receives_input_ends_and_expires(#[case] engine: Engine) {
     let (store, adapter) = open(engine).await;
     let tasks = tasks(adapter);
     let created = tasks.create("alice", "tools/call", Some(1_500)).await.unwrap();
@@ -247,7 +247,7 @@ async fn a_task_of_pmcp_tasks_lives_its_life_and_expires(#[case] engine: Engine)
     assert!((TimeDelta::zero()..TimeDelta::milliseconds(500)).contains(&lives), "{lives}");
     assert_refused!(tasks.get(&id, "bob").await, TaskError::NotFound { .. });
 
-    // Another's write in between.
+    // Another process writes in between.
     let stale = store.get(&key("alice", &id)).await.unwrap();
     store.put(&key("alice", &id), stale.data.clone(), crate::support::keep()).await.unwrap();
     let adapter = tasks.backend();
@@ -267,7 +267,7 @@ async fn all_tasks_of_an_owner_are_listed_over_several_pages(#[case] engine: Eng
     let (_store, adapter) = open(engine).await;
     let written = tasks(adapter.clone());
     let mut records = Vec::new();
-    // Written past the store, which reads all records to create one.
+    // The test writes past the store, which reads all records for each create.
     let template = written.create("alice", "tools/call", None).await.unwrap();
     records.push(template.task.task_id.clone());
     for n in 1..600 {
@@ -305,7 +305,7 @@ async fn an_empty_owner_has_tasks_that_no_other_owner_sees(#[case] engine: Engin
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_value_that_is_too_large_is_refused_with_its_size(#[case] engine: Engine) {
+async fn a_value_that_is_too_large_is_rejected_with_its_size(#[case] engine: Engine) {
     let (_store, adapter) = open(engine).await;
     let refused = adapter.put("alice:t1", &vec![b'x'; MAX_VALUE_BYTES + 1]).await;
     assert_refused!(refused, PmcpError::Backend { message, .. } if message.contains("4097"));
@@ -329,7 +329,7 @@ async fn a_server_of_pmcp_runs_on_pmcp_tasks_over_an_engine(#[case] engine: Engi
 
 #[cfg(feature = "redis-tests")]
 #[tokio::test]
-async fn a_damaged_record_spoils_no_listing() {
+async fn a_damaged_record_is_left_out_of_a_listing() {
     let (store, adapter) = open(Engine::Redis).await;
     for task in ["good", "bad"] {
         adapter.put(&format!("alice:{task}"), b"{}").await.unwrap();
@@ -346,12 +346,12 @@ async fn a_damaged_record_spoils_no_listing() {
 
 #[rstest]
 #[tokio::test]
-async fn a_storage_that_fails_is_named_in_the_source_and_not_in_the_message() {
+async fn an_error_of_the_engine_is_in_the_source_and_not_in_the_message() {
     let printed = Printed::default();
     let logged = printed.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || logged.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let adapter = PmcpTasksBackend::new(crate::support::failing::Failing);
+    let adapter = PmcpTasksBackend::new(crate::support::failing::failing());
     let errors = [
         adapter.get("alice:t1").await.err(),
         adapter.put("alice:t1", b"{}").await.err(),
@@ -372,6 +372,6 @@ async fn a_storage_that_fails_is_named_in_the_source_and_not_in_the_message() {
     assert!(printed.text().contains("10.0.0.7:6379"), "{}", printed.text());
 
     let tasks = GenericTaskStore::new(adapter);
-    let told = tasks.create("alice", "tools/call", None).await.unwrap_err();
-    assert!(!format!("{told} {told:?}").contains("10.0.0.7"), "{told:?}");
+    let shown = tasks.create("alice", "tools/call", None).await.unwrap_err();
+    assert!(!format!("{shown} {shown:?}").contains("10.0.0.7"), "{shown:?}");
 }

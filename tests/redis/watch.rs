@@ -381,7 +381,8 @@ async fn instances_agree_on_the_commands_of_a_server_that_lacks(
         let with = published.iter().find(|line| !tried_out.contains(line)).unwrap();
         assert!(with.starts_with(&format!("cmdstat_{}:", publish.to_lowercase())), "{published:?}");
     }
-    let warnings = printed.text().lines().filter(|line| line.contains("passes on no messages")).count();
+    let warnings =
+        printed.text().lines().filter(|line| line.contains("delivers no Pub/Sub messages")).count();
     assert_eq!(warnings, if publish.is_some() { 0 } else { 2 }, "one an instance: {}", printed.text());
 }
 

@@ -1,4 +1,4 @@
-//! A call that begins a task: by whom it may be made, what it logs, and what becomes of it when the operation panics.
+//! A call that starts a task: which clients may make it, what it logs, and what happens when the operation panics.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,9 +23,9 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::{Instrument, Level};
 
-// The client
+// Clients
 
-/// Answers each call with a task.
+/// Responds to each call with a task.
 #[derive(Clone)]
 struct Server {
     tasks: Manager,
@@ -98,7 +98,7 @@ async fn a_client_that_does_not_support_tasks_is_refused_before_anything_is_stor
         let CallToolResponse::Task(created) =
             with.call_tool_once(CallToolRequestParams::new(tool)).await.unwrap()
         else {
-            panic!("it is a task")
+            panic!("the response is a task")
         };
         let stored = tasks.store().get(&key(&created.task.task_id)).await.unwrap();
         assert_eq!(stored.task.operation.as_deref(), Some(tool));
@@ -129,10 +129,10 @@ async fn an_operation_runs_in_a_span_of_its_task_that_is_a_child_of_the_call() {
     let closure = spawned.unwrap().task_id;
     go.send(()).unwrap();
     ended(&one, &closure).await;
-    let _told = register(&one);
+    let _started = register(&one);
     let resumed = one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
     within(one.shutdown()).await;
-    let _told = register(&other);
+    let _started = register(&other);
     ended(&other, &resumed).await;
 
     let log = printed.text();
@@ -158,10 +158,10 @@ async fn an_operation_runs_in_a_span_of_its_task_that_is_a_child_of_the_call() {
 async fn an_outage_of_the_engine_writes_no_warning_of_the_runtime() {
     let printed = Printed::default();
     let _subscribed = subscribe(&printed, Level::INFO);
-    let gate = Arc::new(Gate::of(Arc::new(MemoryBackend::new())));
-    let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
+    let gate = Intercept::new(Gate::of(Arc::new(MemoryBackend::new())));
+    let backend: Arc<dyn Agenda> = gate.agenda();
     let one = manager(&backend, SHORT);
-    let _told = register(&one);
+    let _started = register(&one);
     let (finish, finished) = oneshot::channel::<()>();
     let ends = spawn(&one, |context| async move {
         finished.await.unwrap();
@@ -169,7 +169,7 @@ async fn an_outage_of_the_engine_writes_no_warning_of_the_runtime() {
         Ok(text("done"))
     })
     .await;
-    let asks = spawn(&one, |context| async move {
+    let asks_id = spawn(&one, |context| async move {
         tokio::time::sleep(SHORT / 2).await;
         Ok(text(context.request_input("a", elicitation("A?")).await?.to_string()))
     })
@@ -180,13 +180,13 @@ async fn an_outage_of_the_engine_writes_no_warning_of_the_runtime() {
     let _ = ErrorData::from(one.get_task(&alice(), &ends).await.unwrap_err());
     gate.set_closed(false);
     assert_eq!(said(&ended(&one, &ends).await), "done");
-    crate::support::rmcp::asks(&one, &asks).await;
+    crate::support::rmcp::asks(&one, &asks_id).await;
     let log = printed.text();
     let lines: Vec<&str> = log
         .lines()
         .filter(|line| line.contains("mcp_task_store::rmcp"))
         .filter(|line| line.contains("WARN") || line.contains("ERROR"))
-        // A third of this lease is no longer than a busy machine may take to run a timer.
+        // A busy machine may run a timer later than a third of this lease.
         .filter(|line| !line.contains("mcp_task_store::rmcp::renewal_delay"))
         .collect();
     assert!(lines.is_empty(), "{lines:#?}");
@@ -199,7 +199,7 @@ struct Bomb;
 
 impl Drop for Bomb {
     fn drop(&mut self) {
-        panic!("a test wants this panic of a payload");
+        panic!("on purpose: the destructor of a payload panics");
     }
 }
 
@@ -210,7 +210,7 @@ enum Panics {
 }
 
 fn panic_now(with_a_bomb: bool) -> ! {
-    if with_a_bomb { std::panic::panic_any(Bomb) } else { panic!("a test wants this panic") }
+    if with_a_bomb { std::panic::panic_any(Bomb) } else { panic!("on purpose") }
 }
 
 fn panicking(panics: Panics, with_a_bomb: bool) -> TaskFuture {
@@ -223,7 +223,7 @@ fn panicking(panics: Panics, with_a_bomb: bool) -> TaskFuture {
     })
 }
 
-/// The task whose operation has panicked, also if the caller has received an error.
+/// Returns the id of the task whose operation panicked, from the result or from the error of the spawn.
 fn panicked<T: std::fmt::Debug>(
     panics: Panics,
     spawned: Result<T, TaskError>,
@@ -247,7 +247,6 @@ async fn a_panic_of_an_operation_fails_its_task_at_once_whatever_its_payload_doe
     #[values(Panics::InTheClosure, Panics::InTheFuture)] panics: Panics,
     #[values(false, true)] with_a_bomb: bool,
 ) {
-    // No lease lapses in this test.
     let (_store, one, other) = open(engine, LONG).await;
     for manager in [&one, &other] {
         manager.register("panic", move |_, _| panicking(panics, with_a_bomb));
@@ -258,18 +257,18 @@ async fn a_panic_of_an_operation_fails_its_task_at_once_whatever_its_payload_doe
     let spawned = one.spawn_registered(&alice(), "panic", Value::Null, resume()).await;
     let registered = panicked(panics, spawned, |task| task.task_id);
 
-    // Another instance begins it, releases it, and the one that claims it panics.
+    // A third instance starts the task and releases it. The operation panics on the instance that claims it.
     let third = DurableTaskManager::new(other.store().clone());
     third.register("panic", |_, _| Box::pin(std::future::pending()));
     let claimed = third.spawn_registered(&alice(), "panic", Value::Null, resume()).await.unwrap().task_id;
     within(third.shutdown()).await;
 
     for task_id in [closure, registered, claimed] {
-        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
+        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
         assert_eq!(Value::from(error), json!({ "code": -32603, "message": "the operation panicked" }));
     }
     until(|| one.running_task_count() == 0 && other.running_task_count() == 0).await;
-    // The process works on.
+    // The process continues.
     let after = spawn(&one, |_| async { Ok(text("still here")) }).await;
     assert_eq!(said(&ended(&other, &after).await), "still here");
 }
@@ -302,7 +301,7 @@ async fn a_destructor_that_panics_costs_neither_the_outcome_nor_the_release() {
     let released = one.spawn_registered(&alice(), "bombed", json!(false), resume()).await.unwrap().task_id;
     within(one.shutdown()).await;
     let lease = other.store().get(&key(&released)).await.unwrap().task.lease.clone().unwrap();
-    assert_eq!((lease.holder, lease.losses), (None, 0), "it was released");
+    assert_eq!((lease.holder, lease.losses), (None, 0), "the lease was released");
     other.register("bombed", |context, _| {
         Box::pin(async move { Ok(text(format!("attempt {}", context.attempt()))) })
     });

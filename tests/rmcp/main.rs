@@ -1,4 +1,4 @@
-//! The task manager for servers on the SDK rmcp.
+//! Tests of the task manager for servers on the SDK rmcp.
 
 #![cfg(feature = "rmcp")]
 
@@ -7,10 +7,11 @@
 mod support;
 
 mod calls;
+mod concurrency;
+mod guide;
 mod outages;
 mod outcomes;
 mod owner;
-mod places;
 mod renewals;
 mod tasks;
 mod workers;

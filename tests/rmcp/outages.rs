@@ -1,4 +1,4 @@
-//! The durable task manager for rmcp on an engine that is out of reach for a while, or for one instance.
+//! The manager on an engine that is unavailable for a while, or for one instance.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,16 +18,18 @@ use tokio::sync::{mpsc, oneshot};
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_holder_that_comes_too_late_is_told_to_stop_and_changes_nothing(#[case] engine: Engine) {
+async fn a_worker_that_has_lost_its_lease_receives_the_signal_to_stop_and_changes_nothing(
+    #[case] engine: Engine,
+) {
     let store = engine.open().await;
     let gate = Gate::new(&store);
     let cut_off = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), SHORT);
     let other = manager(&store.backend, SHORT);
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     for (name, manager) in [("first", &cut_off), ("second", &other)] {
-        let tell = tell.clone();
+        let sender = sender.clone();
         manager.register("work", move |context, _| {
-            let tell = tell.clone();
+            let sender = sender.clone();
             Box::pin(async move {
                 if context.attempt() == 1 {
                     context.cancelled().await;
@@ -35,7 +37,7 @@ async fn a_holder_that_comes_too_late_is_told_to_stop_and_changes_nothing(#[case
                     let late = context.request_input("late", elicitation("Too late?")).await;
                     assert!(matches!(late, Err(TaskExit::Cancelled)), "{late:?}");
                 }
-                tell.send(name).unwrap();
+                sender.send(name).unwrap();
                 Ok(text(name))
             })
         });
@@ -43,9 +45,9 @@ async fn a_holder_that_comes_too_late_is_told_to_stop_and_changes_nothing(#[case
     let task_id = cut_off.spawn_registered(&alice(), "work", Value::Null, resume()).await.unwrap().task_id;
     gate.set_closed(true);
     assert_eq!(said(&ended(&other, &task_id).await), "second");
-    assert_eq!(within(told.recv()).await.unwrap(), "second");
+    assert_eq!(within(received.recv()).await.unwrap(), "second");
     gate.set_closed(false);
-    assert_eq!(within(told.recv()).await.unwrap(), "first", "it was told to stop");
+    assert_eq!(within(received.recv()).await.unwrap(), "first", "it received the signal to stop");
     within(async {
         while cut_off.running_task_count() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -64,7 +66,7 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
 ) {
     let store = engine.open().await;
     let gate = Gate::with(&store, error);
-    let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
+    let backend: Arc<dyn Agenda> = gate.agenda();
     let one = manager(&backend, Duration::from_secs(30));
     let (finish, finished) = oneshot::channel::<()>();
     let task_id = spawn(&one, |_| async move {
@@ -78,10 +80,7 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
     let unavailable = ErrorData::from(one.get_task(&alice(), &task_id).await.unwrap_err());
     assert_eq!(unavailable.code.0, -32603);
     assert_eq!(unavailable.message.contains("try again"), error().is_retryable());
-    assert!(
-        !unavailable.message.contains("gate"),
-        "a client is not told where the store is: {unavailable:?}"
-    );
+    assert!(!unavailable.message.contains("gate"), "the client learns where the store is: {unavailable:?}");
     assert_eq!(one.running_task_count(), 1);
     gate.set_closed(false);
     assert_eq!(said(&ended(&one, &task_id).await), "done");
@@ -92,8 +91,8 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
 async fn an_outage_longer_than_the_lease_fails_no_task_whose_worker_lives(#[case] engine: Engine) {
     let store = engine.open().await;
     let gate = Gate::new(&store);
-    let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
-    // The engine is out of reach for both, and neither knows of the other's runs.
+    let backend: Arc<dyn Agenda> = gate.agenda();
+    // The engine is unavailable for both instances, and neither knows the runs of the other.
     let (one, other) = (manager(&backend, SHORT), manager(&elsewhere(&backend), SHORT));
     let (finish, finished) = oneshot::channel::<()>();
     let task_id = spawn(&one, |context| async move {
@@ -120,9 +119,9 @@ async fn an_outage_longer_than_the_lease_fails_no_task_whose_worker_lives(#[case
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn what_is_done_as_the_process_is_told_to_end_is_stored(#[case] engine: Engine) {
+async fn an_operation_that_ends_as_a_shutdown_begins_has_its_outcome_stored(#[case] engine: Engine) {
     let store = engine.open().await;
-    // Whether the end is felt first or the order to stop is left to chance.
+    // Chance decides whether the run detects the end of the operation or the shutdown first.
     for _ in 0..20 {
         let one = manager(&store.backend, LONG);
         let (finish, finished) = oneshot::channel::<()>();
@@ -141,7 +140,7 @@ async fn what_is_done_as_the_process_is_told_to_end_is_stored(#[case] engine: En
 }
 
 #[tokio::test]
-async fn a_read_that_hangs_holds_up_neither_the_next_renewal_nor_a_shutdown() {
+async fn a_read_that_hangs_delays_neither_the_next_renewal_nor_a_shutdown() {
     let store = Engine::Memory.open().await;
     let gate = Gate::new(&store);
     let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(3));
@@ -166,7 +165,7 @@ async fn shutdown_does_not_wait_for_a_claim_or_a_create_that_hangs() {
     register(&other);
     other.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap();
     gate.reads_hang.store(true, Ordering::SeqCst);
-    let _told = register(&one);
+    let _started = register(&one);
     within(other.shutdown()).await;
     until(|| gate.reads.load(Ordering::SeqCst) > 0).await;
     gate.is_silent.store(true, Ordering::SeqCst);
@@ -180,7 +179,7 @@ async fn shutdown_does_not_wait_for_a_claim_or_a_create_that_hangs() {
 }
 
 #[tokio::test]
-async fn a_task_whose_record_cannot_be_read_is_not_claimed_again_and_again() {
+async fn a_task_whose_record_cannot_be_read_is_claimed_only_once() {
     let store = Engine::Memory.open().await;
     let gate = Gate::new(&store);
     let (one, other) =
@@ -189,7 +188,7 @@ async fn a_task_whose_record_cannot_be_read_is_not_claimed_again_and_again() {
     let task_id = other.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
     within(other.shutdown()).await;
     store.put(&key(&task_id), "{".into(), PutOptions::default()).await.unwrap();
-    let _told = register(&one);
+    let _started = register(&one);
     let work = Queue::work("wait").unwrap();
     within(async {
         while store.timers(&work, None).await.unwrap().total > 0 {
@@ -202,13 +201,13 @@ async fn a_task_whose_record_cannot_be_read_is_not_claimed_again_and_again() {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_watch_that_was_refused_is_begun_again_with_a_renewal(#[case] engine: Engine) {
+async fn a_run_whose_subscription_was_refused_subscribes_again_after_a_renewal(#[case] engine: Engine) {
     let store = engine.open().await;
     let gate = Gate::with(&store, is_broken);
     let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), SHORT * 10);
     let begun = Arc::clone(&gate);
     let task_id = spawn(&one, |context| {
-        // The task is stored, and is not watched yet.
+        // The task is stored, and the run has not subscribed yet.
         begun.set_closed(true);
         async move {
             context.cancelled().await;
@@ -227,34 +226,34 @@ async fn a_watch_that_was_refused_is_begun_again_with_a_renewal(#[case] engine: 
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn what_an_operation_writes_for_nobody_is_refused_as_if_it_were_cancelled(#[case] engine: Engine) {
+async fn a_request_of_a_void_attempt_is_refused_like_one_of_a_cancelled_task(#[case] engine: Engine) {
     let (store, one, other) = open(engine, LONG).await;
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let tell = move |context: TaskContext| -> TaskFuture {
-        let tell = tell.clone();
+    let (sender, mut received) = mpsc::unbounded_channel();
+    let sender = move |context: TaskContext| -> TaskFuture {
+        let sender = sender.clone();
         Box::pin(async move {
             context.cancelled().await;
-            tell.send(context.request_input("late", elicitation("Too late?")).await).unwrap();
+            sender.send(context.request_input("late", elicitation("Too late?")).await).unwrap();
             Err(TaskExit::Cancelled)
         })
     };
-    let gone = one.spawn(&alice(), "test", TaskOptions::new(), &tell).await.unwrap().task_id;
+    let gone = one.spawn(&alice(), "test", TaskOptions::new(), &sender).await.unwrap().task_id;
     other.store().delete(&key(&gone)).await.unwrap();
-    let late = within(told.recv()).await.unwrap();
+    let late = within(received.recv()).await.unwrap();
     assert!(matches!(late, Err(TaskExit::Cancelled)), "{late:?}");
 
-    // Another has the lease: the attempt was released in the name of the first, and claimed.
-    one.register("work", move |context, _| tell(context));
+    // Another attempt holds the lease, as after a release and a claim.
+    one.register("work", move |context, _| sender(context));
     let task_id = one.spawn_registered(&alice(), "work", Value::Null, resume()).await.unwrap().task_id;
     let mut record: Value = serde_json::from_slice(&store.get(&key(&task_id)).await.unwrap().data).unwrap();
     record["lease"]["attempt"] = json!(2);
     store.put(&key(&task_id), record.to_string().into(), PutOptions::default()).await.unwrap();
-    let late = within(told.recv()).await.unwrap();
+    let late = within(received.recv()).await.unwrap();
     assert!(matches!(late, Err(TaskExit::Cancelled)), "{late:?}");
 }
 
 #[tokio::test]
-async fn an_operation_that_does_not_stop_when_it_is_told_is_aborted() {
+async fn an_operation_of_a_void_attempt_that_does_not_stop_is_aborted() {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let one = manager(&backend, LONG);
     let (_alive, aborted) = oneshot::channel::<()>();
@@ -268,15 +267,14 @@ async fn an_operation_that_does_not_stop_when_it_is_told_is_aborted() {
     within(one.shutdown()).await;
 }
 
-/// A call that finds no server takes as long as it may before it fails, and a renewal may be in the middle of one when
-/// the server is back.
+/// A call during the outage fails after two seconds. A renewal may be in the middle of such a call when the engine returns.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
+async fn an_outage_that_delays_every_call_fails_no_task_whose_worker_lives() {
     let rounds = (0..12).map(|round| async move {
         let lease = Duration::from_secs(3);
         let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
-        let gate = Arc::new(Gate { fails_after: Duration::from_secs(2), ..Gate::of(backend) });
-        let backend: Arc<dyn Agenda> = Arc::<Gate>::clone(&gate);
+        let gate = Intercept::new(Gate { fails_after: Duration::from_secs(2), ..Gate::of(backend) });
+        let backend: Arc<dyn Agenda> = gate.agenda();
         let (one, other) = (manager(&backend, lease), manager(&elsewhere(&backend), lease));
         let (finish, finished) = oneshot::channel::<()>();
         let works_on = spawn(&one, |context| async move {
@@ -284,7 +282,7 @@ async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
             Ok(text(format!("attempt {}", context.attempt())))
         })
         .await;
-        // Another one ends during the outage.
+        // Another operation ends during the outage.
         let (end, ends) = oneshot::channel::<()>();
         let has_ended = spawn(&one, |_| async move {
             ends.await.unwrap();
@@ -295,7 +293,7 @@ async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
         end.send(()).unwrap();
         tokio::time::sleep(Duration::from_millis(4_500 + 170 * round)).await;
         gate.set_closed(false);
-        // Longer than it takes to see a lease lapsed twice.
+        // Longer than the observation of a lapsed lease.
         for _ in 0..25 {
             for task_id in [&works_on, &has_ended] {
                 let status = other.get_task(&alice(), task_id).await.unwrap().status();
@@ -310,7 +308,7 @@ async fn an_outage_that_holds_up_every_call_fails_no_task_whose_worker_lives() {
     futures_util::future::join_all(rounds).await;
 }
 
-/// Large results travel apart from everything else, and may fail alone.
+/// Large results are parts, whose writes may fail while all other writes succeed.
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn a_worker_whose_result_cannot_be_stored_for_longer_than_a_lease_is_not_lost(#[case] engine: Engine) {
@@ -322,16 +320,16 @@ async fn a_worker_whose_result_cannot_be_stored_for_longer_than_a_lease_is_not_l
     let result = "x".repeat(10_000);
     let returned = result.clone();
     let task_id = spawn(&one, |_| async move { Ok(text(returned)) }).await;
-    // It is tried five times a second: by then others have observed the lease several times.
+    // The run tries five times a second. Thirty tries last longer than several observations of the lease.
     until(|| gate.refused.load(Ordering::SeqCst) >= 30).await;
     gate.refuses_parts.store(false, Ordering::SeqCst);
     assert_eq!(said(&ended(&other, &task_id).await), result);
 }
 
 #[tokio::test]
-async fn a_renewal_that_hangs_after_the_clock_was_set_back_is_given_up_within_the_lease() {
+async fn a_renewal_that_hangs_after_the_clock_stepped_back_times_out_within_the_lease() {
     let spy = Spy::new(&(Arc::new(MemoryBackend::new()) as Arc<dyn Agenda>));
-    let gate = Arc::new(Gate::of(spy.agenda()));
+    let gate = Intercept::new(Gate::of(spy.agenda()));
     let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(3));
     spawn(&one, |_| std::future::pending()).await;
     until(|| gate.reads.load(Ordering::SeqCst) > 0).await;
@@ -342,22 +340,22 @@ async fn a_renewal_that_hangs_after_the_clock_was_set_back_is_given_up_within_th
 }
 
 #[tokio::test]
-async fn an_outcome_over_a_limit_fails_the_task_with_a_message_that_says_nothing_about_the_store() {
+async fn an_outcome_over_a_limit_fails_the_task_with_a_message_that_hides_the_store() {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
-    let narrow: Arc<dyn Agenda> = Arc::new(Gate { most_bytes: 2_000, ..Gate::of(backend) });
+    let narrow: Arc<dyn Agenda> = Intercept::new(Gate { most_bytes: 2_000, ..Gate::of(backend) });
     let one = manager(&narrow, LONG);
     let task_id = spawn(&one, |_| async { Ok(text("x".repeat(4_000))) }).await;
-    let told = said(&ended(&one, &task_id).await);
-    assert!(told.contains("cannot be stored") && !told.contains("gate"), "{told}");
+    let message = said(&ended(&one, &task_id).await);
+    assert!(message.contains("cannot be stored") && !message.contains("gate"), "{message}");
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_that_panics_before_it_returns_its_future_fails_its_task_too(#[case] engine: Engine) {
+async fn an_operation_that_panics_before_it_returns_its_future_fails_its_task(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     one.register("count", |_, _| Box::pin(std::future::pending()));
     other.register("count", |_, arguments| {
-        let count = arguments["count"].as_u64().expect("a test wants this panic");
+        let count = arguments["count"].as_u64().expect("on purpose");
         Box::pin(async move { Ok(text(count.to_string())) })
     });
     let resumed = one.spawn_registered(&alice(), "count", json!({}), resume()).await.unwrap().task_id;
@@ -365,13 +363,13 @@ async fn an_operation_that_panics_before_it_returns_its_future_fails_its_task_to
     assert!(said(&ended(&other, &resumed).await).contains("panicked"));
     let begun = other.spawn_registered(&alice(), "count", json!({}), resume()).await;
     let Err(TaskError::OperationPanicked { task }) = begun else {
-        panic!("the caller receives an error: {begun:?}")
+        panic!("the caller receives an error, not {begun:?}")
     };
     assert!(said(&ended(&other, task.as_str()).await).contains("panicked"));
 }
 
 #[tokio::test]
-async fn a_task_of_an_operation_that_nobody_knows_costs_one_read_in_ten_leases() {
+async fn a_task_of_an_operation_that_no_instance_has_registered_costs_one_read_in_ten_leases() {
     const LEASE: Duration = Duration::from_millis(500);
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let one = manager(&backend, LEASE);
@@ -379,14 +377,14 @@ async fn a_task_of_an_operation_that_nobody_knows_costs_one_read_in_ten_leases()
     let task_id = one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
     within(one.shutdown()).await;
     drop(one);
-    let gate = Arc::new(Gate::of(backend));
+    let gate = Intercept::new(Gate::of(backend));
     let ignorant = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
     ignorant.register("another", |_, _| Box::pin(std::future::pending()));
     let reads = || gate.reads.load(Ordering::SeqCst);
-    // It is a poll that makes the instance look first.
+    // The first poll makes the instance read the task.
     ignorant.get_task(&alice(), &task_id).await.unwrap();
     until(|| reads() == 2).await;
-    // One read in ten leases, and the poll of the client.
+    // The poll of the client, and one read in ten leases.
     tokio::time::sleep(LEASE * 9).await;
     assert_eq!(reads(), 2);
     until(|| reads() > 2).await;
@@ -398,28 +396,28 @@ async fn shutdown_does_not_wait_for_an_operation_that_does_not_yield() {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let one = manager(&backend, LONG);
     let (release, released) = std::sync::mpsc::channel::<()>();
-    let (tell, told) = oneshot::channel();
+    let (sender, received) = oneshot::channel();
     let released = std::sync::Mutex::new(released);
     let task_id = spawn(&one, |_| async move {
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         tokio::task::block_in_place(|| released.lock().unwrap().recv()).unwrap();
         Ok(text("late"))
     })
     .await;
-    told.await.unwrap();
+    received.await.unwrap();
     within(one.shutdown()).await;
     let lost = one.get_task(&alice(), &task_id).await.unwrap();
-    assert!(said(&lost.payload).contains("worker"), "it failed with its release: {lost:?}");
+    assert!(said(&lost.payload).contains("worker"), "the release failed the task: {lost:?}");
     release.send(()).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_fails_is_made_again_well_before_others_consider_the_worker_lost() {
-    let gate = Arc::new(Gate::of(Arc::new(MemoryBackend::new())));
+async fn a_failed_renewal_is_repeated_well_before_others_consider_the_worker_lost() {
+    let gate = Intercept::new(Gate::of(Arc::new(MemoryBackend::new())));
     let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
     spawn(&one, |_| std::future::pending()).await;
     gate.set_closed(true);
-    // Nothing is written before a third of the lease has passed.
+    // The run writes nothing before a third of the lease has passed.
     tokio::time::sleep(Duration::from_millis(9_900)).await;
     let before = gate.refused.load(Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -1,20 +1,20 @@
-//! What an operation has produced, asked and said is not lost because the engine fails: the durable task manager for rmcp
-//! tries again, and a shutdown waits for it only for so long.
+//! Outcomes, requests and status messages of an operation survive a failing engine: the manager tries again. A shutdown waits
+//! for them for a limited time.
 
 mod messages;
-mod outcomes;
 mod requests;
 mod shutdown;
+mod stored;
 
 use std::sync::Arc;
 
-use crate::support::rmcp::Gate;
+use crate::support::rmcp::{Gate, Intercept};
 use mcp_task_store::{Agenda, MemoryBackend};
 
-fn memory() -> Arc<Gate> {
-    Arc::new(Gate::of(Arc::new(MemoryBackend::new())))
+fn memory() -> Arc<Intercept<Gate>> {
+    Intercept::new(Gate::of(Arc::new(MemoryBackend::new())))
 }
 
-fn on(gate: &Arc<Gate>) -> Arc<dyn Agenda> {
-    Arc::<Gate>::clone(gate)
+fn on(gate: &Arc<Intercept<Gate>>) -> Arc<dyn Agenda> {
+    gate.agenda()
 }

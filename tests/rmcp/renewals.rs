@@ -1,5 +1,4 @@
-//! Operations that block their runtime, under leases that are renewed there and under ones that are renewed on a thread of
-//! their own.
+//! Operations that block their runtime, with leases that are renewed in that runtime or on a thread of their own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,7 +37,7 @@ impl Instance {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
-            // For as long as the thread lives.
+            // The default subscriber stays until the thread ends.
             .on_thread_start(move || std::mem::forget(tracing::dispatcher::set_default(&dispatch)))
             .build()
             .unwrap();
@@ -59,7 +58,7 @@ impl Drop for Instance {
 /// Connects to an engine as a process does.
 type Connect = Arc<dyn Fn() -> futures_util::future::BoxFuture<'static, Arc<dyn Agenda>> + Send + Sync>;
 
-/// A store that others can connect to.
+/// Opens a store, and returns how further connections to it are made.
 async fn connect(engine: Engine) -> (crate::support::Store, Connect) {
     let store = engine.open().await;
     #[cfg(feature = "redis-tests")]
@@ -83,11 +82,11 @@ fn config() -> StoreConfig {
     StoreConfig::new().lease(LEASE).retention(LONG).call_timeout(SHORT)
 }
 
-/// An operation that blocks its runtime for several leases, while another instance looks for lost workers. Returns how it
-/// ended, and what was logged.
-async fn blocked(engine: Engine, is_dedicated: bool) -> (TaskPayload, String) {
+/// Runs an operation that blocks its runtime for several leases while another instance looks for lost workers. Returns how
+/// the task ended, and the log.
+async fn run_blocking_operation(engine: Engine, is_dedicated: bool) -> (TaskPayload, String) {
     let (store, connect) = connect(engine).await;
-    // It must not know that the runtime of the operation is in its own process.
+    // This instance must not know that the runtime of the operation is in its own process.
     let other = manager(&elsewhere(&store.backend), LEASE);
     let instance = Instance::new();
     let task_id = instance
@@ -100,7 +99,7 @@ async fn blocked(engine: Engine, is_dedicated: bool) -> (TaskPayload, String) {
             let manager = DurableTaskManager::with_config(tasks, manager_config);
             let operation = |_| -> TaskFuture {
                 Box::pin(async {
-                    // The engine of the renewals has the time to connect.
+                    // Time for the dedicated renewals to connect.
                     tokio::time::sleep(Duration::from_millis(500)).await;
                     std::thread::sleep(LEASE * 4);
                     Ok(text("its own result"))
@@ -110,7 +109,7 @@ async fn blocked(engine: Engine, is_dedicated: bool) -> (TaskPayload, String) {
         })
         .await;
     let payload = ended(&other, &task_id).await;
-    // The runtime is free again.
+    // Wait until the runtime is free again.
     within(instance.run(async {})).await;
     let log = instance.log.clone();
     if !is_dedicated {
@@ -122,7 +121,7 @@ async fn blocked(engine: Engine, is_dedicated: bool) -> (TaskPayload, String) {
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn an_operation_that_blocks_its_runtime_loses_its_lease_and_a_warning_names_it(#[case] engine: Engine) {
-    let (payload, log) = blocked(engine, false).await;
+    let (payload, log) = run_blocking_operation(engine, false).await;
     assert!(said(&payload).contains("worker"), "{payload:?}");
     let warnings: Vec<&str> = log.lines().filter(|line| line.contains("blocked the runtime")).collect();
     assert_eq!(warnings.len(), 1, "{log}");
@@ -137,37 +136,37 @@ async fn an_operation_that_blocks_its_runtime_loses_its_lease_and_a_warning_name
 async fn an_operation_that_blocks_its_runtime_keeps_its_lease_under_dedicated_renewals(
     #[case] engine: Engine,
 ) {
-    let (payload, log) = blocked(engine, true).await;
+    let (payload, log) = run_blocking_operation(engine, true).await;
     assert_eq!(said(&payload), "its own result");
     assert!(!log.contains("blocked the runtime"), "{log}");
 }
 
 #[tokio::test]
-async fn an_operation_that_does_not_block_is_not_named() {
+async fn a_late_renewal_names_no_operation_that_did_not_block() {
     let instance = Instance::new();
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let own = Arc::clone(&backend);
-    let (tell, told) = oneshot::channel();
+    let (sender, received) = oneshot::channel();
     instance
         .run(async move {
             let manager = DurableTaskManager::new(TaskStore::with_config(own, config()));
             let idle = |_| -> TaskFuture { Box::pin(std::future::pending()) };
             manager.spawn(&alice(), "idle", TaskOptions::new(), idle).await.unwrap();
-            // Not an operation.
+            // A task that is not an operation blocks the runtime.
             tokio::spawn(async move {
                 std::thread::sleep(LEASE * 2);
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
             });
         })
         .await;
-    within(told).await.unwrap();
+    within(received).await.unwrap();
     until(|| instance.log.text().contains("something blocked the runtime")).await;
 }
 
 /// Two connections to one engine.
-fn two_gates() -> (Arc<Gate>, Arc<Gate>) {
+fn two_gates() -> (Arc<Intercept<Gate>>, Arc<Intercept<Gate>>) {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
-    (Arc::new(Gate::of(Arc::clone(&backend))), Arc::new(Gate::of(backend)))
+    (Intercept::new(Gate::of(Arc::clone(&backend))), Intercept::new(Gate::of(backend)))
 }
 
 fn reads(gate: &Gate) -> usize {
@@ -175,7 +174,7 @@ fn reads(gate: &Gate) -> usize {
 }
 
 #[tokio::test]
-async fn dedicated_renewals_come_from_their_own_engine_only_and_end_with_the_manager_and_its_runs() {
+async fn dedicated_renewals_use_only_their_own_connection_and_end_with_the_manager_and_its_runs() {
     let (first, second) = two_gates();
     let dedicated = Arc::clone(&second);
     let failures = Arc::new(AtomicUsize::new(0));
@@ -198,7 +197,7 @@ async fn dedicated_renewals_come_from_their_own_engine_only_and_end_with_the_man
         Ok(text(format!("attempt {}", context.attempt())))
     })
     .await;
-    // Until there is a second connection, the first one has to do.
+    // Until the second connection exists, the renewals use the first one.
     let before = reads(&first);
     until(|| failures.load(Ordering::SeqCst) == 2 && reads(&first) >= before + 5).await;
     assert_eq!(reads(&second), 0);
@@ -206,9 +205,9 @@ async fn dedicated_renewals_come_from_their_own_engine_only_and_end_with_the_man
     until(|| reads(&second) >= 2).await;
     let (before, renewed) = (reads(&first), reads(&second));
     until(|| reads(&second) >= renewed + 5).await;
-    // One more for each look of the keeper.
+    // The keeper may read the task too.
     assert!(reads(&first) <= before + 2, "{} reads", reads(&first) - before);
-    // The manager goes, its run stays.
+    // The run continues without its manager.
     drop(one);
     let renewed = reads(&second);
     until(|| reads(&second) >= renewed + 5).await;
@@ -219,24 +218,24 @@ async fn dedicated_renewals_come_from_their_own_engine_only_and_end_with_the_man
 }
 
 #[tokio::test]
-async fn dedicated_renewals_tell_the_operation_that_its_attempt_is_void() {
+async fn dedicated_renewals_signal_to_the_operation_that_its_attempt_is_void() {
     let (first, second) = two_gates();
-    // The run learns it from nothing else.
+    // The run receives no other notification.
     first.watch_hangs.store(true, Ordering::SeqCst);
     let store_config = StoreConfig::new().lease(SHORT).call_timeout(SHORT);
     let store = TaskStore::with_config(Arc::clone(&first) as Arc<dyn Agenda>, store_config);
     let config =
         ManagerConfig::new().dedicated_renewals(async move || Ok(Arc::clone(&second) as Arc<dyn Agenda>));
     let one = DurableTaskManager::with_config(store, config);
-    let (tell, told) = oneshot::channel();
+    let (sender, received) = oneshot::channel();
     let task_id = spawn(&one, |context| async move {
         context.cancelled().await;
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         Ok(text("late"))
     })
     .await;
     first.backend.delete(&key(&task_id)).await.unwrap();
-    within(told).await.unwrap();
+    within(received).await.unwrap();
     until(|| one.running_task_count() == 0).await;
 }
 
@@ -255,16 +254,16 @@ async fn dedicated_renewals_of_a_run_end_with_its_runtime() {
             (manager, spawned.unwrap().task_id)
         })
         .await;
-    // The manager is still there, and so is its thread.
+    // The manager and its thread still exist.
     drop(instance);
     let other = manager(&backend, LEASE);
-    let mut told = register(&other);
-    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    let mut started = register(&other);
+    assert_eq!(within(started.recv()).await.unwrap().0, 2);
     assert_eq!(said(&ended(&other, &task_id).await), "attempt 2");
 }
 
 #[tokio::test]
-async fn leases_are_renewed_although_the_thread_of_the_dedicated_renewals_panics() {
+async fn leases_are_renewed_although_the_thread_of_the_dedicated_renewals_has_panicked() {
     let printed = Printed::default();
     let _subscribed = crate::support::subscribe(&printed, tracing::Level::WARN);
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
@@ -280,7 +279,7 @@ async fn leases_are_renewed_although_the_thread_of_the_dedicated_renewals_panics
         };
         task_ids.push(spawn(&one, operation).await);
     }
-    // Another instance would declare the workers lost.
+    // Without renewals, this instance would declare the workers lost.
     let other = manager(&elsewhere(&backend), SHORT);
     for task_id in &task_ids {
         assert_eq!(said(&ended(&other, task_id).await), "done");

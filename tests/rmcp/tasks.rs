@@ -1,4 +1,4 @@
-//! The durable task manager for rmcp does what the SDK's own does, at every instance of a server.
+//! The manager behaves as the SDK's own does, at every instance of a server.
 
 use std::sync::Arc;
 
@@ -17,7 +17,9 @@ use tokio::sync::oneshot;
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_task_is_stored_when_spawn_returns_and_each_instance_serves_it_to_its_end(#[case] engine: Engine) {
+async fn a_task_is_stored_when_spawn_returns_and_every_instance_serves_it_until_it_ends(
+    #[case] engine: Engine,
+) {
     let (_store, one, other) = open(engine, LONG).await;
     let (go, wait) = oneshot::channel::<()>();
     let options =
@@ -55,7 +57,7 @@ async fn the_operation_decides_how_a_cancelled_task_ends(#[case] engine: Engine)
     for (exit, status) in [
         (Err(TaskExit::Cancelled), TaskStatus::Cancelled),
         (Err(TaskExit::Error(ErrorData::internal_error("the disk is full", None))), TaskStatus::Failed),
-        (Ok(text("all the same")), TaskStatus::Completed),
+        (Ok(text("done anyway")), TaskStatus::Completed),
     ] {
         let task_id = spawn(&one, |context| async move {
             assert!(!context.is_cancel_requested());
@@ -70,7 +72,7 @@ async fn the_operation_decides_how_a_cancelled_task_ends(#[case] engine: Engine)
         if status == TaskStatus::Failed {
             assert_eq!(said(&payload), "the disk is full");
         }
-        // Cancelling what has ended is no error.
+        // A request to cancel an ended task succeeds and has no effect.
         other.cancel_task(&alice(), &task_id).await.unwrap();
     }
 }
@@ -108,7 +110,9 @@ async fn answers_reach_the_operation_from_any_instance_one_by_one(#[case] engine
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_request_to_cancel_ends_the_wait_for_an_answer_and_no_more_is_asked(#[case] engine: Engine) {
+async fn a_request_to_cancel_ends_the_wait_for_an_answer_and_refuses_further_requests(
+    #[case] engine: Engine,
+) {
     let (_store, one, other) = open(engine, LONG).await;
     let task_id = spawn(&one, |context| async move {
         let answer = context.request_input("a", elicitation("A?")).await;
@@ -135,8 +139,8 @@ async fn a_key_is_used_once_in_an_attempt(#[case] engine: Engine) {
     .await;
     asks(&other, &task_id).await;
     other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
-    let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
-    assert_eq!(error["code"], -32603, "it is the operation's fault and not the client's");
+    let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
+    assert_eq!(error["code"], -32603, "the error is the operation's, not the client's");
     assert!(error["message"].as_str().unwrap().contains("\"a\""), "{error:?}");
 }
 
@@ -144,10 +148,10 @@ async fn a_key_is_used_once_in_an_attempt(#[case] engine: Engine) {
 #[tokio::test]
 async fn an_operation_that_panics_or_returns_too_much_fails_its_task(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
-    let panics = spawn(&one, |_| async { panic!("a test wants this panic") }).await;
+    let panics = spawn(&one, |_| async { panic!("on purpose") }).await;
     let too_much = spawn(&one, |_| async { Ok(text("x".repeat(DEFAULT_MAX_PART_BYTES))) }).await;
     for (task_id, why) in [(panics, "panicked"), (too_much, "cannot be stored")] {
-        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
+        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
         assert_eq!(error["code"], -32603);
         assert!(error["message"].as_str().unwrap().contains(why), "{error:?}");
     }
@@ -160,13 +164,13 @@ async fn an_error_of_the_operation_reaches_the_client_as_it_is(#[case] engine: E
     let data = json!({ "free": 0 });
     let error = ErrorData::new(ErrorCode(-32001), "the disk is full", Some(data.clone()));
     let task_id = spawn(&one, |_| async { Err(TaskExit::Error(error)) }).await;
-    let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
+    let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
     assert_eq!(Value::from(error), json!({ "code": -32001, "message": "the disk is full", "data": data }));
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_error_that_cannot_be_stored_ends_its_task_all_the_same(#[case] engine: Engine) {
+async fn an_error_of_the_operation_that_cannot_be_stored_still_fails_its_task(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     let error = ErrorData::internal_error("x".repeat(2 << 20), None);
     let task_id = spawn(&one, |_| async { Err(TaskExit::Error(error)) }).await;
@@ -175,7 +179,7 @@ async fn an_error_that_cannot_be_stored_ends_its_task_all_the_same(#[case] engin
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn times_and_limits_are_those_of_the_record(#[case] engine: Engine) {
+async fn a_served_task_has_the_times_and_limits_of_its_record(#[case] engine: Engine) {
     let store = engine.open().await;
     let config = StoreConfig::new().lease(LONG).max_ttl(None);
     let one = DurableTaskManager::new(TaskStore::with_config(Arc::clone(&store.backend), config));
@@ -205,21 +209,21 @@ async fn times_and_limits_are_those_of_the_record(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn of_a_record_that_cannot_be_read_the_client_learns_nothing_but_that(#[case] engine: Engine) {
+async fn a_client_learns_only_that_a_record_cannot_be_read(#[case] engine: Engine) {
     let (store, one, _) = open(engine, LONG).await;
     store.put(&key("not-json"), "secret".into(), PutOptions::default()).await.unwrap();
     let task = one.store().create(&alice(), NewTask::new("tools/call")).await.unwrap();
     let task = one.store().request_input(&task, [("a", json!("secret"))]).await.unwrap();
     for task_id in ["not-json", task.key.task.as_str()] {
         let error = ErrorData::from(one.get_task(&alice(), task_id).await.unwrap_err());
-        let told = (error.code.0, &*error.message, error.data);
-        assert_eq!(told, (-32603, "the task cannot be served", None));
+        let received = (error.code.0, &*error.message, error.data);
+        assert_eq!(received, (-32603, "the task cannot be served", None));
     }
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn unknown_and_foreign_tasks_cannot_be_told_apart(#[case] engine: Engine) {
+async fn a_client_cannot_distinguish_an_unknown_task_from_one_of_another_owner(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     let task_id = spawn(&one, |context| async move {
         context.cancelled().await;

@@ -1,5 +1,4 @@
-//! Workers of the durable task manager for rmcp that are lost, release their tasks or must stop; who finds out, and what
-//! becomes of their tasks.
+//! Workers that are lost, release their tasks or must stop, and what happens to their tasks.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_registered_operation_whose_worker_is_lost_is_resumed_by_an_instance_that_serves_nobody(
+async fn an_instance_that_serves_no_requests_resumes_a_registered_operation_whose_worker_is_lost(
     #[case] engine: Engine,
 ) {
     let store = engine.open().await;
@@ -33,15 +32,15 @@ async fn a_registered_operation_whose_worker_is_lost_is_resumed_by_an_instance_t
     let task = first.spawn(async move { begun.spawn_registered(&alice(), "wait", spawned, resume()).await });
     let task_id = task.await.unwrap().task_id;
     let other = manager(&store.backend, SHORT);
-    let mut told = register(&other);
+    let mut started = register(&other);
     first.kill();
-    assert_eq!(within(told.recv()).await.unwrap(), (2, arguments));
+    assert_eq!(within(started.recv()).await.unwrap(), (2, arguments));
     assert_eq!(said(&ended(&other, &task_id).await), "attempt 2");
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_task_waits_for_an_instance_that_knows_its_operation_and_starts_there_within_a_second(
+async fn a_task_waits_for_an_instance_that_registers_its_operation_and_starts_there_within_a_second(
     #[case] engine: Engine,
 ) {
     let store = engine.open().await;
@@ -64,18 +63,16 @@ async fn a_task_waits_for_an_instance_that_knows_its_operation_and_starts_there_
     assert_eq!(ignorant.running_task_count(), 0);
     let knowing = manager(&store.backend, SHORT);
     let begun = std::time::Instant::now();
-    let mut told = register(&knowing);
-    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    let mut started = register(&knowing);
+    assert_eq!(within(started.recv()).await.unwrap().0, 2);
     println!("figure | a waiting task starts after its operation was registered | {:.1?}", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_secs(10), "ten times what is promised");
+    assert!(begun.elapsed() < Duration::from_secs(10), "ten times the promised time");
     assert_eq!(said(&ended(&knowing, &task_id).await), "attempt 2");
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_that_keeps_its_context_elsewhere_keeps_no_lease_once_its_run_is_gone(
-    #[case] engine: Engine,
-) {
+async fn a_context_that_outlives_its_run_keeps_no_lease(#[case] engine: Engine) {
     let store = engine.open().await;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let first = {
@@ -92,15 +89,15 @@ async fn an_operation_that_keeps_its_context_elsewhere_keeps_no_lease_once_its_r
     let task_id = runtime.spawn(spawn).await.unwrap().unwrap().task_id;
     let context = within(kept.recv()).await.unwrap();
     let other = manager(&store.backend, SHORT);
-    let mut told = register(&other);
+    let mut started = register(&other);
     runtime.shutdown_background();
-    // Both managers are in this process, which never ends a lease whose run is alive in it.
-    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    // Both managers are in this process, which never ends a lease while its run lives.
+    assert_eq!(within(started.recv()).await.unwrap().0, 2);
     assert_eq!(said(&ended(&other, &task_id).await), "attempt 2");
     drop((context, first));
 }
 
-/// The attempt after which a task waits for a worker.
+/// Returns the number of the last attempt if the task waits for a worker.
 async fn waiting(store: &Store, task_id: &str) -> Option<u32> {
     let task: Task = serde_json::from_slice(&store.get(&key(task_id)).await.unwrap().data).unwrap();
     task.lease.filter(|lease| lease.holder.is_none()).map(|lease| lease.attempt)
@@ -108,25 +105,24 @@ async fn waiting(store: &Store, task_id: &str) -> Option<u32> {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_that_is_registered_later_than_another_is_taken_too(#[case] engine: Engine) {
+async fn an_instance_claims_tasks_of_an_operation_that_it_registers_later(#[case] engine: Engine) {
     let (store, one, other) = open(engine, LONG).await;
     register(&one);
     other.register("another", |_, _| Box::pin(std::future::pending()));
     let task_id = one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
     within(one.shutdown()).await;
     assert_eq!(waiting(&store, &task_id).await, Some(1));
-    let mut told = register(&other);
-    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    let mut started = register(&other);
+    assert_eq!(within(started.recv()).await.unwrap().0, 2);
     assert_eq!(said(&ended(&other, &task_id).await), "attempt 2");
 }
 
-/// How long it takes until another instance runs what a shutdown has released.
 #[apply(on_every_engine)]
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_shutdown_releases_runs_on_another_instance_at_once(#[case] engine: Engine) {
+async fn a_task_that_a_shutdown_releases_starts_on_another_instance_at_once(#[case] engine: Engine) {
     let store = engine.open().await;
     let other = manager(&store.backend, LONG);
-    let mut told = register(&other);
+    let mut started = register(&other);
     let mut times = Vec::new();
     for _ in 0..20 {
         let one = manager(&store.backend, LONG);
@@ -138,24 +134,24 @@ async fn what_a_shutdown_releases_runs_on_another_instance_at_once(#[case] engin
         });
         one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap();
         begun.await.unwrap();
-        // The instance that is about to end takes no more work, so that it is not the one that gets it.
+        // The instance that shuts down claims nothing, so it does not claim its own task.
         let since = std::time::Instant::now();
-        let (_, resumed) = tokio::join!(one.shutdown(), within(told.recv()));
+        let (_, resumed) = tokio::join!(one.shutdown(), within(started.recv()));
         assert_eq!(resumed.unwrap().0, 2);
         times.push(since.elapsed());
     }
     times.sort();
     let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
     println!(
-        "figure | released by a shutdown, run by another | median {median:.1?}, longest {longest:.1?} of 20"
+        "figure | released by a shutdown, started by another instance | median {median:.1?}, longest {longest:.1?} of 20"
     );
-    // Ten times the 100 ms that are promised.
+    // Ten times the promised 100 ms.
     assert!(longest < Duration::from_secs(1), "{times:?}");
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_closure_whose_worker_is_lost_fails_and_so_does_a_registered_one_unless_it_is_to_resume(
+async fn a_task_whose_worker_is_lost_fails_unless_its_operation_is_registered_and_may_resume(
     #[case] engine: Engine,
 ) {
     let store = engine.open().await;
@@ -168,7 +164,7 @@ async fn a_closure_whose_worker_is_lost_fails_and_so_does_a_registered_one_unles
             Err(TaskExit::Cancelled)
         });
         let closure = closure.await;
-        // Under the name of the registered operation, whose future another process could run.
+        // This closure has the name of the registered operation, which another process could run.
         let waits = |context: TaskContext| -> TaskFuture {
             Box::pin(async move {
                 context.cancelled().await;
@@ -183,17 +179,17 @@ async fn a_closure_whose_worker_is_lost_fails_and_so_does_a_registered_one_unles
     let tasks = tasks.await;
     first.kill();
     let other = manager(&store.backend, SHORT);
-    let mut told = register(&other);
+    let mut started = register(&other);
     for task_id in tasks {
-        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("it failed") };
+        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
         assert_eq!(error["code"], -32603);
         assert!(error["message"].as_str().unwrap().contains("worker"), "{error:?}");
     }
-    assert!(told.try_recv().is_err(), "nothing was run again");
+    assert!(started.try_recv().is_err(), "no operation ran again");
 }
 
 #[tokio::test]
-async fn a_manager_ends_with_its_last_clone_although_its_runs_go_on() {
+async fn a_manager_ends_with_its_last_clone_although_its_runs_continue() {
     let (_store, one, other) = open(Engine::Memory, LONG).await;
     let (alive, gone) = oneshot::channel::<()>();
     let alive = Arc::new(alive);
@@ -211,7 +207,7 @@ async fn a_manager_ends_with_its_last_clone_although_its_runs_go_on() {
     })
     .await;
     drop(one);
-    // It forgets its operations, so it takes no task of them.
+    // The manager drops its operations, so it claims no task.
     within(gone).await.unwrap_err();
     finish.send(()).unwrap();
     assert_eq!(said(&ended(&other, &task_id).await), "done");
@@ -222,14 +218,14 @@ async fn a_manager_ends_with_its_last_clone_although_its_runs_go_on() {
 async fn a_lease_is_renewed_for_as_long_as_the_operation_runs(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, SHORT).await;
     let task_id = spawn(&one, |context| async move {
-        // Many times a lease, and longer than two looks a second apart.
+        // Many leases, and longer than an observation.
         tokio::time::sleep(SHORT * 8).await;
         Ok(text(format!("attempt {}", context.attempt())))
     })
     .await;
     let created = other.get_task(&alice(), &task_id).await.unwrap().task;
     let done = polled(&other, &task_id, |task| {
-        assert!(task.status() == TaskStatus::Completed || task.task == created, "a renewal is not seen");
+        assert!(task.status() == TaskStatus::Completed || task.task == created, "a renewal is invisible");
         task.status().is_terminal()
     });
     assert_eq!(said(&done.await.payload), "attempt 1");
@@ -237,7 +233,7 @@ async fn a_lease_is_renewed_for_as_long_as_the_operation_runs(#[case] engine: En
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_resumed_operation_finds_its_questions_asked_and_its_answers_given(#[case] engine: Engine) {
+async fn a_resumed_operation_finds_its_open_requests_and_the_answers_to_them(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     for manager in [&one, &other] {
         manager.register("ask", |context, _| {
@@ -257,7 +253,7 @@ async fn a_resumed_operation_finds_its_questions_asked_and_its_answers_given(#[c
     })
     .await;
     within(one.shutdown()).await;
-    // The question is still there for the client, and its answer is for whoever asks it again.
+    // The request is still open, and the next attempt receives its answer.
     asks(&other, &task_id).await;
     other.update_task(&alice(), &task_id, [("b".to_owned(), json!(2))]).await.unwrap();
     assert_eq!(said(&ended(&other, &task_id).await), "1 2 in attempt 2");
@@ -265,7 +261,7 @@ async fn a_resumed_operation_finds_its_questions_asked_and_its_answers_given(#[c
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn another_question_under_a_used_key_fails_a_resumed_operation(#[case] engine: Engine) {
+async fn a_different_request_under_a_used_key_fails_a_resumed_operation(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     for manager in [&one, &other] {
         manager.register("ask", |context, _| {
@@ -283,13 +279,15 @@ async fn another_question_under_a_used_key_fails_a_resumed_operation(#[case] eng
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn shutdown_stops_what_runs_here_releases_it_and_deletes_nothing(#[case] engine: Engine) {
+async fn shutdown_stops_the_operations_of_this_process_releases_their_leases_and_deletes_nothing(
+    #[case] engine: Engine,
+) {
     let (store, one, other) = open(engine, LONG).await;
     register(&one);
     let resumable = one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
     let closure = spawn(&one, |context| async move {
         context.cancelled().await;
-        Ok(text("not stopped but cancelled"))
+        Ok(text("the operation returned"))
     })
     .await;
     let done = spawn(&one, |_| async { Ok(text("done")) }).await;
@@ -302,19 +300,19 @@ async fn shutdown_stops_what_runs_here_releases_it_and_deletes_nothing(#[case] e
         one.spawn(&alice(), "test", TaskOptions::new(), |_| Box::pin(async { Ok(text("late")) })).await;
     assert_refused!(again, TaskError::ShuttingDown);
     one.get_task(&alice(), &resumable).await.unwrap();
-    assert_eq!(one.running_task_count(), 0, "it does not claim what it has released");
+    assert_eq!(one.running_task_count(), 0, "an instance that shuts down claims nothing");
 
-    // No lease must lapse first.
-    let mut told = register(&other);
+    // The task resumes before its lease would have lapsed.
+    let mut started = register(&other);
     assert_eq!(said(&ended(&other, &resumable).await), "attempt 2");
-    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    assert_eq!(within(started.recv()).await.unwrap().0, 2);
     assert!(said(&ended(&other, &closure).await).contains("worker"));
     assert_eq!(said(&ended(&other, &done).await), "done");
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_task_that_nobody_works_on_is_cancelled_at_once(#[case] engine: Engine) {
+async fn a_task_that_waits_for_a_worker_is_cancelled_at_once(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     register(&one);
     let task_id = one.spawn_registered(&alice(), "wait", Value::Null, resume()).await.unwrap().task_id;
@@ -325,100 +323,100 @@ async fn a_task_that_nobody_works_on_is_cancelled_at_once(#[case] engine: Engine
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_is_told_to_stop_when_its_ttl_has_passed_or_its_record_is_gone(#[case] engine: Engine) {
+async fn an_operation_receives_the_signal_to_stop_when_its_ttl_has_elapsed_or_its_record_is_gone(
+    #[case] engine: Engine,
+) {
     let (_store, one, other) = open(engine, LONG).await;
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     let operation = |context: TaskContext| -> TaskFuture {
-        let tell = tell.clone();
+        let sender = sender.clone();
         Box::pin(async move {
             context.cancelled().await;
-            tell.send(context.task_id().to_owned()).unwrap();
+            sender.send(context.task_id().to_owned()).unwrap();
             Ok(text("too late"))
         })
     };
     let options = TaskOptions::new().with_ttl_ms(200);
     let task_id = one.spawn(&alice(), "test", options, operation).await.unwrap().task_id;
-    assert_eq!(within(told.recv()).await.unwrap(), task_id);
+    assert_eq!(within(received.recv()).await.unwrap(), task_id);
     assert!(said(&ended(&other, &task_id).await).contains("TTL"));
 
     let task_id = one.spawn(&alice(), "test", TaskOptions::new(), operation).await.unwrap().task_id;
     other.store().delete(&key(&task_id)).await.unwrap();
-    assert_eq!(within(told.recv()).await.unwrap(), task_id);
+    assert_eq!(within(received.recv()).await.unwrap(), task_id);
     assert_refused!(other.get_task(&alice(), &task_id).await, TaskError::NotFound { .. });
 }
 
 // Lost workers
 
-/// Begins a task under a short lease in a process that dies at once.
+/// Starts a task under a short lease in a process that dies at once.
 async fn abandoned(store: &Store) -> StoredTask {
     let config = StoreConfig::new().lease(SHORT);
     let worker = TaskStore::with_config(elsewhere(&store.backend), config);
     let new = NewTask::new("tools/call").operation("wait").on_worker_lost(OnWorkerLost::Resume);
     let (stored, _attempt) = worker.start(&alice(), new).await.unwrap();
-    // The store goes with its attempt, so nobody acts on the drop.
+    // The store is dropped together with its attempt, so it does not act on the drop.
     stored
 }
 
 /// The first call of an instance.
 #[derive(Clone, Copy, Debug)]
-enum Serves {
+enum FirstCall {
     Spawn,
     Get,
 }
 
 #[apply(on_every_engine)]
-fn an_instance_made_outside_of_a_runtime_finds_lost_workers_from_its_first_call_on(
+fn an_instance_created_outside_of_a_runtime_detects_lost_workers_from_its_first_call_on(
     #[case] engine: Engine,
-    #[values(Serves::Spawn, Serves::Get)] serves: Serves,
+    #[values(FirstCall::Spawn, FirstCall::Get)] first_call: FirstCall,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let store = runtime.block_on(engine.open());
     let other = manager(&store.backend, SHORT);
-    let mut told = register(&other);
+    let mut started = register(&other);
     runtime.block_on(async {
         let orphan = abandoned(&store).await;
-        match serves {
-            Serves::Spawn => drop(spawn(&other, |_| std::future::pending()).await),
-            Serves::Get => drop(other.get_task(&alice(), orphan.key.task.as_str()).await.unwrap()),
+        match first_call {
+            FirstCall::Spawn => drop(spawn(&other, |_| std::future::pending()).await),
+            FirstCall::Get => drop(other.get_task(&alice(), orphan.key.task.as_str()).await.unwrap()),
         }
-        assert_eq!(within(told.recv()).await.unwrap().0, 2);
+        assert_eq!(within(started.recv()).await.unwrap().0, 2);
     });
 }
 
 #[test]
-fn an_instance_whose_first_runtime_has_ended_works_on_with_its_next_call() {
+fn an_instance_whose_first_runtime_has_ended_continues_with_its_next_call() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let first = runtime();
     let store = first.block_on(Engine::Memory.open());
-    let (other, mut told) = first.block_on(async {
+    let (other, mut started) = first.block_on(async {
         let other = manager(&store.backend, SHORT);
-        let told = register(&other);
+        let started = register(&other);
         tokio::task::yield_now().await;
-        (other, told)
+        (other, started)
     });
     drop(first);
     runtime().block_on(async {
         let orphan = abandoned(&store).await;
         other.get_task(&alice(), orphan.key.task.as_str()).await.unwrap();
-        assert_eq!(within(told.recv()).await.unwrap().0, 2);
+        assert_eq!(within(started.recv()).await.unwrap().0, 2);
     });
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_lost_worker_is_found_in_its_own_lease_however_long_those_of_the_finder_are(
-    #[case] engine: Engine,
-) {
+async fn a_lost_worker_is_detected_by_the_duration_of_its_own_lease(#[case] engine: Engine) {
     let store = engine.open().await;
     abandoned(&store).await;
     let other = manager(&store.backend, LONG);
-    let mut told = register(&other);
-    assert_eq!(within(told.recv()).await.unwrap().0, 2);
+    let mut started = register(&other);
+    assert_eq!(within(started.recv()).await.unwrap().0, 2);
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_answer_that_finds_nobody_at_work_resumes_the_operation(#[case] engine: Engine) {
+async fn an_answer_to_a_task_without_a_worker_resumes_the_operation(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     for manager in [&one, &other] {
         manager.register("ask", |context, _| {
@@ -431,14 +429,14 @@ async fn an_answer_that_finds_nobody_at_work_resumes_the_operation(#[case] engin
     asks(&one, &task_id).await;
     within(one.shutdown()).await;
     other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
-    // Nobody polls.
+    // No client polls.
     let done = within(other.store().wait(&key(&task_id))).await.unwrap();
     assert_eq!(done.task.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"], "1");
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn only_what_is_registered_can_be_spawned_by_name(#[case] engine: Engine) {
+async fn only_a_registered_operation_can_be_spawned_by_name(#[case] engine: Engine) {
     let (store, one, _) = open(engine, LONG).await;
     let refused = one.spawn_registered(&alice(), "nothing", Value::Null, resume()).await;
     assert_refused!(refused, TaskError::InvalidArgument { .. });
@@ -446,10 +444,10 @@ async fn only_what_is_registered_can_be_spawned_by_name(#[case] engine: Engine) 
 }
 
 #[tokio::test]
-async fn a_spawn_that_is_dropped_halfway_leaves_no_task_that_nobody_ends() {
+async fn a_spawn_that_is_dropped_halfway_leaves_no_task_open() {
     let spy = Spy::new(&(Arc::new(MemoryBackend::new()) as Arc<dyn Agenda>));
     let one = manager(&spy.agenda(), LONG);
-    let mut told = register(&one);
+    let mut started = register(&one);
     spy.answers_take_ms.store(300, Ordering::SeqCst);
     let owner = alice();
     let fails = one.spawn(&owner, "wait", TaskOptions::new(), |_| Box::pin(async { Ok(text("done")) }));
@@ -466,13 +464,13 @@ async fn a_spawn_that_is_dropped_halfway_leaves_no_task_that_nobody_ends() {
             _ => assert!(said.contains("worker"), "{said}"),
         }
     }
-    assert_eq!(within(told.recv()).await.unwrap().0, 2);
-    assert!(told.try_recv().is_err());
+    assert_eq!(within(started.recv()).await.unwrap().0, 2);
+    assert!(started.try_recv().is_err());
 }
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_that_loses_as_many_workers_as_it_may_is_not_run_again(#[case] engine: Engine) {
+async fn an_operation_that_has_lost_its_last_attempt_does_not_run_again(#[case] engine: Engine) {
     let store = engine.open().await;
     let first = Mortal::start(&store, SHORT);
     first.manager.register("wait", |_, _| Box::pin(std::future::pending()));
@@ -483,15 +481,15 @@ async fn an_operation_that_loses_as_many_workers_as_it_may_is_not_run_again(#[ca
     let task_id = task.await.unwrap().task_id;
     first.kill();
     let second = Mortal::start(&store, SHORT);
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     second.manager.register("wait", move |context, _| {
-        tell.send(context.attempt()).unwrap();
+        sender.send(context.attempt()).unwrap();
         Box::pin(std::future::pending())
     });
-    assert_eq!(within(told.recv()).await.unwrap(), 2);
+    assert_eq!(within(received.recv()).await.unwrap(), 2);
     second.kill();
     let third = manager(&store.backend, SHORT);
-    let mut told = register(&third);
+    let mut received = register(&third);
     assert!(said(&ended(&third, &task_id).await).contains("gave up after 2 attempts"));
-    assert!(told.try_recv().is_err(), "it was not run again");
+    assert!(received.try_recv().is_err(), "the operation did not run again");
 }

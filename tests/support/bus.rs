@@ -1,4 +1,4 @@
-//! The bus between the nodes of a cluster, with a relay in front of each node, so that a node can be cut off from the others
+//! The bus between the nodes of a cluster, with a relay in front of each node. So a test can cut a node off from the others
 //! while clients still reach it.
 
 use std::collections::HashSet;
@@ -12,18 +12,18 @@ use tokio::sync::watch;
 use super::cluster::{NODE, start_node};
 use super::redis::{Server, command};
 
-/// A message on the bus has the id of its sender here.
+/// Where a message on the bus has the id of its sender.
 const SENDER: std::ops::Range<usize> = 40..80;
 
-/// The relays, in threads of their own.
+/// The relays, in a runtime of their own.
 pub struct Buses {
     runtime: Option<Runtime>,
-    /// Ids of the nodes that are cut off.
+    /// The ids of the nodes that are cut off.
     cut: Arc<watch::Sender<HashSet<String>>>,
 }
 
 impl Buses {
-    /// Starts so many nodes, each behind a relay. They do not know each other yet.
+    /// Starts nodes, each behind a relay. They do not know each other yet.
     pub fn start(nodes: usize, settings: &[&str]) -> (Self, Vec<Server>) {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -53,7 +53,7 @@ impl Buses {
         self.cut.send_if_modified(|cut| cut.insert(id.to_owned()));
     }
 
-    /// No node is cut off any more.
+    /// Reconnects all nodes.
     pub fn join(&self) {
         self.cut.send_modify(HashSet::clear);
     }
@@ -65,7 +65,7 @@ impl Drop for Buses {
     }
 }
 
-/// Passes on what two nodes say to each other, until one of them is cut off.
+/// Passes the messages of two nodes on until one of them is cut off.
 async fn pass(mut peer: TcpStream, bus: u16, id: String, mut cut: watch::Receiver<HashSet<String>>) {
     let mut first = vec![0; SENDER.end];
     if peer.read_exact(&mut first).await.is_err() {
@@ -75,7 +75,7 @@ async fn pass(mut peer: TcpStream, bus: u16, id: String, mut cut: watch::Receive
     let Ok(mut node) = TcpStream::connect(("127.0.0.1", bus)).await else { return };
     let pass = async {
         if node.write_all(&first).await.is_ok() {
-            // Either side closes.
+            // An error means that one side has closed the connection.
             let _ = copy_bidirectional(&mut peer, &mut node).await;
         }
     };

@@ -9,12 +9,12 @@ use redis::Connection;
 use super::redis::{Server, any_node, command, keeper};
 
 const SLOTS: u16 = 16384;
-/// What makes a server a node.
+/// The settings of a node.
 pub const NODE: [&str; 6] =
     ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000"];
 
-/// Nodes on loopback: masters that share the slots evenly, and replicas of each in turn. A master that is
-/// silent for a second is failed over.
+/// Nodes on loopback: masters that share the slots evenly, and their replicas in turn. A replica takes over from a master that
+/// is silent for a second.
 pub struct Cluster {
     pub nodes: Vec<Server>,
 }
@@ -24,13 +24,13 @@ impl Cluster {
         Self::start_with(masters, replicas, &[])
     }
 
-    /// The same with further settings of each node.
+    /// Starts a cluster with further settings of each node.
     pub fn start_with(masters: usize, replicas: usize, settings: &[&str]) -> Self {
         let settings = [&NODE[..], settings].concat();
         Self::join((0..masters + replicas).map(|_| start_node(&settings)).collect(), masters)
     }
 
-    /// Makes a cluster of these nodes. The first ones are its masters.
+    /// Joins nodes to a cluster. The first ones are its masters.
     pub fn join(nodes: Vec<Server>, masters: usize) -> Self {
         let replicas = nodes.len() - masters;
         let cluster = Self { nodes };
@@ -50,7 +50,7 @@ impl Cluster {
             let master: String =
                 command(&mut cluster.nodes[(index - masters) % masters].connection(), ["CLUSTER", "MYID"]);
             let mut replica = cluster.nodes[index].connection();
-            // The replica has to hear of its master first.
+            // The replica must know its master first.
             eventually(|| {
                 redis::cmd("CLUSTER").arg(&["REPLICATE", &master]).query::<()>(&mut replica).is_ok()
             });
@@ -60,13 +60,13 @@ impl Cluster {
         cluster
     }
 
-    /// Lets a node that is not the first join.
+    /// Joins a node to the first one.
     fn meet(&self, index: usize) {
         let port = self.nodes[0].port.to_string();
         let _: () = command(&mut self.nodes[index].connection(), ["CLUSTER", "MEET", "127.0.0.1", &port]);
     }
 
-    /// Adds a master without slots. Gives its place among the nodes.
+    /// Adds a master without slots. Returns its place among the nodes.
     pub fn add_master(&mut self) -> usize {
         self.nodes.push(start_node(&NODE));
         self.meet(self.nodes.len() - 1);
@@ -74,7 +74,7 @@ impl Cluster {
         self.nodes.len() - 1
     }
 
-    /// Waits until all nodes that are up agree on who is there and who keeps what.
+    /// Waits until all nodes agree on the nodes and their slots.
     pub fn settled(&self) {
         let count = self.nodes.len();
         eventually(|| {
@@ -100,18 +100,18 @@ impl Cluster {
         });
     }
 
-    /// All URLs with commas in between.
+    /// Returns all URLs, separated by commas.
     pub fn urls(&self) -> String {
         self.nodes.iter().map(Server::url).collect::<Vec<_>>().join(",")
     }
 
-    /// The same without one of them.
+    /// Returns the URLs of all nodes but one.
     pub fn urls_without(&self, node: usize) -> String {
         let others = self.nodes.iter().enumerate().filter(|(index, _)| *index != node);
         others.map(|(_, node)| node.url()).collect::<Vec<_>>().join(",")
     }
 
-    /// The place among the nodes of the master that keeps this key.
+    /// Returns the place of the master that stores a key.
     pub fn keeper(&self, key: &str) -> usize {
         let url = keeper(&self.urls(), key);
         self.nodes.iter().position(|node| node.url() == url).unwrap()
@@ -125,13 +125,13 @@ impl Cluster {
         command(&mut self.nodes[node].connection(), ["CLUSTER", "MYID"])
     }
 
-    /// `CLUSTER SETSLOT` at one node.
+    /// Runs `CLUSTER SETSLOT` at one node.
     pub fn set_slot(&self, node: usize, slot: &str, state: &str, other: usize) {
         let id = self.id(other);
         let _: () = command(&mut self.nodes[node].connection(), ["CLUSTER", "SETSLOT", slot, state, &id]);
     }
 
-    /// Moves one key from one node to another, as in the middle of a migration of its slot.
+    /// Moves one key to another node, as in the middle of a migration of its slot.
     pub fn migrate(&self, from: usize, to: usize, key: &str) {
         let port = self.nodes[to].port.to_string();
         let _: String =
@@ -139,7 +139,7 @@ impl Cluster {
     }
 }
 
-/// Watches from a thread of its own for the moment from which this condition is met.
+/// Returns a thread that waits for a condition and returns when it was met.
 pub fn moment(mut condition: impl FnMut() -> bool + Send + 'static) -> JoinHandle<Instant> {
     std::thread::spawn(move || {
         eventually(&mut condition);
@@ -147,7 +147,7 @@ pub fn moment(mut condition: impl FnMut() -> bool + Send + 'static) -> JoinHandl
     })
 }
 
-/// Waits for a condition, for a minute at the most.
+/// Waits for a condition, at most a minute.
 pub fn eventually(mut condition: impl FnMut() -> bool) {
     for _ in 0..6000 {
         if condition() {
@@ -162,14 +162,14 @@ pub fn info(connection: &mut Connection, section: &str) -> String {
     command(connection, ["INFO", section])
 }
 
-/// A server on a port whose bus port is free as well.
+/// Starts a server on a port whose bus port is also free.
 pub fn start_node(settings: &[&str]) -> Server {
     (0..20)
         .find_map(|_| Server::start_at(free_bus_port()?, settings, &[]))
         .unwrap_or_else(|| panic!("a node of the cluster does not start"))
 }
 
-/// A port below those that the system gives out, whose bus port, 10,000 above, is free too.
+/// Returns a free port below the ephemeral ports of the system. Its bus port, 10,000 above, is also free.
 fn free_bus_port() -> Option<u16> {
     let port = 20_000 + uuid::Uuid::new_v4().as_fields().1 % 2_700;
     let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();

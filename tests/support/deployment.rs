@@ -1,4 +1,4 @@
-//! Servers that an instance can be connected to: one, one behind sentinels, a cluster.
+//! Servers that an instance connects to: a single one, a master behind sentinels, or a cluster.
 
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
@@ -11,13 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use super::bus::Buses;
 use super::cluster::{Cluster, NODE, eventually, info, start_node};
-use super::redis::{Server, any_node, command, connection, free_port, masters};
+use super::redis::{Server, any_node, command, connection, masters};
 use super::relay::Relay;
-use super::sentinel::{MASTER, master_of};
+use super::sentinel::{MASTER, master_of, start_sentinel};
 
 /// The limits of each instance.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Instances are this user, and faults are done by another, who is never shut out.
+/// How long a master is silent before sentinels fail it over.
+const DOWN_AFTER: Duration = Duration::from_secs(1);
+/// Instances connect as `app`. Faults are injected as `admin`, which no fault concerns.
 const APP: [&str; 7] = ["--user", "app", "on", ">first", "~*", "&*", "+@all"];
 const ADMIN: [&str; 7] = ["--user", "admin", "on", ">admin", "~*", "&*", "+@all"];
 
@@ -27,7 +29,7 @@ pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Result<RedisBackend, Stora
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Topology {
     One,
-    /// A master with so many replicas, behind three sentinels.
+    /// A master with replicas, behind three sentinels.
     Sentinels {
         replicas: usize,
     },
@@ -35,25 +37,24 @@ pub enum Topology {
     Cluster,
 }
 
-/// How instances connect, beside where to.
+/// When a write of the instances returns.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Writes {
     AreApplied,
     WaitForAReplica,
 }
 
-/// What an instance must know to connect.
+/// Where an instance connects.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Way {
+pub struct Endpoints {
     pub topology: Topology,
-    /// Of the server, the sentinels or the nodes.
+    /// The URLs of the server, the sentinels or the nodes.
     pub urls: Vec<String>,
     pub writes: Writes,
 }
 
-impl Way {
-    /// To one server.
-    pub fn to(url: String) -> Self {
+impl Endpoints {
+    pub fn single(url: String) -> Self {
         Self { topology: Topology::One, urls: vec![url], writes: Writes::AreApplied }
     }
 
@@ -72,16 +73,16 @@ impl Way {
 
 pub struct Deployment {
     pub topology: Topology,
-    /// The master first, where sentinels watch one. In a cluster all nodes.
+    /// Behind sentinels, the master first. In a cluster, all nodes.
     pub servers: Vec<Server>,
     pub sentinels: Vec<Server>,
-    /// In front of the one server.
+    /// In front of the single server.
     pub relay: Option<Relay>,
-    /// Between the nodes of the cluster, if they are to be cut off from each other.
+    /// Between the nodes of the cluster, if a test cuts them off from each other.
     pub buses: Option<Buses>,
-    /// In the place of a server that is gone: it accepts and says nothing.
+    /// On the port of a killed server: it accepts connections and does not answer.
     pub silence: Option<TcpListener>,
-    /// What instances present when they connect.
+    /// The password with which instances connect.
     pub password: Arc<Mutex<String>>,
 }
 
@@ -95,7 +96,7 @@ impl Deployment {
         match topology {
             Topology::One => {
                 servers.push(Server::start(&settings));
-                // To which an address moves.
+                // The address moves to this one.
                 servers.push(replica_of(&servers[0], &settings));
                 servers[0].is_replicated();
                 relay = Some(runtime.block_on(Relay::start(servers[0].port)));
@@ -106,15 +107,15 @@ impl Deployment {
                 let mut master = connection(&admin_url(&servers[0]));
                 let all_online = format!("connected_slaves:{replicas}");
                 eventually(|| {
-                    let told = info(&mut master, "replication");
-                    told.contains(&all_online) && told.matches("state=online").count() == replicas
+                    let info = info(&mut master, "replication");
+                    info.contains(&all_online) && info.matches("state=online").count() == replicas
                 });
-                sentinels = (0..3).map(|_| start_sentinel(servers[0].port)).collect();
+                sentinels = (0..3).map(|_| start_sentinel(servers[0].port, DOWN_AFTER)).collect();
                 let known = format!("slaves={replicas},sentinels=3");
                 eventually(|| {
                     sentinels.iter().all(|sentinel| {
-                        let told = info(&mut sentinel.connection(), "sentinel");
-                        told.contains("status=ok") && told.contains(&known)
+                        let info = info(&mut sentinel.connection(), "sentinel");
+                        info.contains("status=ok") && info.contains(&known)
                     })
                 });
             }
@@ -131,32 +132,31 @@ impl Deployment {
         Self { topology, servers, sentinels, relay, buses, silence: None, password }
     }
 
-    /// How instances reach it.
-    pub fn way(&self, writes: Writes) -> Way {
+    /// Returns where instances connect.
+    pub fn endpoints(&self, writes: Writes) -> Endpoints {
         let urls = match self.topology {
             Topology::One => self.relay.iter().map(|relay| app_url(relay.port)).collect(),
             Topology::Sentinels { .. } => self.sentinels.iter().map(Server::url).collect(),
             Topology::Cluster => self.servers.iter().map(|server| app_url(server.port)).collect(),
         };
-        Way { topology: self.topology, urls, writes }
+        Endpoints { topology: self.topology, urls, writes }
     }
 
-    /// Connects one more instance each time, with the password of that time.
+    /// Returns a function that connects one more instance, with the current password.
     pub fn connect(&self, writes: Writes) -> Connect {
-        let (way, password) = (self.way(writes), Arc::clone(&self.password));
+        let (endpoints, password) = (self.endpoints(writes), Arc::clone(&self.password));
         Arc::new(move || {
-            let (way, password) = (way.clone(), Arc::clone(&password));
+            let (endpoints, password) = (endpoints.clone(), Arc::clone(&password));
             let provide = move || {
                 let password = password.lock().unwrap().clone();
                 async move { Ok::<_, std::convert::Infallible>(Credentials::user("app", password)) }
             };
             let builder = RedisBackend::builder().connect_timeout(TIMEOUT).response_timeout(TIMEOUT);
-            Box::pin(async move { way.connect(builder.credentials(provide)).await })
+            Box::pin(async move { endpoints.connect(builder.credentials(provide)).await })
         })
     }
 
-    /// Owners whose instances are compared: the first is the one that faults are about, and in a cluster the second is on
-    /// another master.
+    /// Returns the owners whose instances are compared. Faults concern the first one. In a cluster, another master stores the second.
     pub fn owners(&self) -> Vec<String> {
         let mut owners = vec!["alice".to_owned()];
         if self.topology == Topology::Cluster {
@@ -167,12 +167,12 @@ impl Deployment {
         owners
     }
 
-    /// The place of the server that keeps alice's records, as the servers report it.
+    /// Returns the place of the server that stores alice's records.
     pub fn target(&self) -> usize {
         self.keeper("alice")
     }
 
-    /// The place of the server that keeps the records of an owner.
+    /// Returns the place of the server that stores the records of an owner, as the servers report it.
     pub fn keeper(&self, owner: &str) -> usize {
         let mut place = None;
         eventually(|| {
@@ -189,7 +189,7 @@ impl Deployment {
         place.unwrap()
     }
 
-    /// Waits until another server keeps what this one kept.
+    /// Waits until another server stores what this one stored.
     pub fn another_takes_over(&self, server: usize) {
         match self.topology {
             Topology::Cluster => {
@@ -205,7 +205,7 @@ impl Deployment {
                 eventually(|| !kept(&urls));
             }
             _ => {
-                // Any but the first, which may hang.
+                // Not the first sentinel, which may hang.
                 let sentinel = self.sentinels[2].url();
                 eventually(|| {
                     let port = master_of(&sentinel);
@@ -215,7 +215,7 @@ impl Deployment {
         }
     }
 
-    /// Has the replica of the cluster's node that keeps an owner's records take its place, without a loss.
+    /// Fails the node of the cluster that stores an owner's records over to its replica, without a loss.
     pub fn fail_over(&self, owner: &str) {
         let replica = self.replica_of(self.keeper(owner));
         let mut asked: Option<Instant> = None;
@@ -223,7 +223,7 @@ impl Deployment {
             if self.keeper(owner) == replica && self.is_master(replica) {
                 return true;
             }
-            // It may not be in step with its master yet, or not know that it is a replica.
+            // The replica may not have caught up with its master, or may not know that it is a replica.
             if !self.is_master(replica) && asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(5))
             {
                 let failover = redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut self.admin(replica));
@@ -236,17 +236,17 @@ impl Deployment {
     pub fn is_master(&self, node: usize) -> bool {
         let client = redis::Client::open(admin_url(&self.servers[node])).unwrap();
         let Ok(mut connection) = client.get_connection() else { return false };
-        let told: Result<String, _> = redis::cmd("INFO").arg("replication").query(&mut connection);
-        told.is_ok_and(|told| told.contains("role:master"))
+        let info: Result<String, _> = redis::cmd("INFO").arg("replication").query(&mut connection);
+        info.is_ok_and(|info| info.contains("role:master"))
     }
 
-    /// The place of the replica of a node of the cluster.
+    /// Returns the place of the replica of a node of the cluster.
     pub fn replica_of(&self, node: usize) -> usize {
         let id: String = command(&mut self.admin(node), ["CLUSTER", "MYID"]);
         let mut place = None;
         eventually(|| {
-            let told: String = command(&mut any_node(&self.servers[node].url()), ["CLUSTER", "NODES"]);
-            let line = told
+            let nodes: String = command(&mut any_node(&self.servers[node].url()), ["CLUSTER", "NODES"]);
+            let line = nodes
                 .lines()
                 .find(|line| line.contains("slave") && line.contains(&id) && !line.contains("fail"));
             place = line.and_then(|line| {
@@ -258,7 +258,7 @@ impl Deployment {
         place.unwrap()
     }
 
-    /// The same in a cluster, without asking one of its nodes.
+    /// Returns the place of the node that stores the records of an owner, as the nodes other than `node` report it.
     pub fn keeper_without(&self, owner: &str, node: usize) -> usize {
         let others = self.servers.iter().enumerate().filter(|(place, _)| *place != node);
         let others: Vec<String> = others.map(|(_, server)| server.url()).collect();
@@ -271,7 +271,16 @@ impl Deployment {
         place.unwrap()
     }
 
-    /// All servers with commas in between.
+    /// Shuts sentinels and replicas out of a server, so that another takes over. Instances and the admin still reach it.
+    pub fn shut_out_servers(&self, server: usize) {
+        let mut admin = self.admin(server);
+        let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "off"]);
+        for kind in ["normal", "replica", "pubsub"] {
+            let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", kind, "USER", "default"]);
+        }
+    }
+
+    /// Returns the URLs of all servers, separated by commas.
     pub fn urls(&self) -> String {
         self.servers.iter().map(Server::url).collect::<Vec<_>>().join(",")
     }
@@ -280,20 +289,21 @@ impl Deployment {
         connection(&admin_url(&self.servers[server]))
     }
 
-    /// Runs one command at each server that is up.
+    /// Runs one command at each server that answers.
     pub fn everywhere(&self, words: &[&str]) {
         for server in &self.servers {
             let client = redis::Client::open(admin_url(server)).unwrap();
             if let Ok(mut connection) = client.get_connection_with_timeout(TIMEOUT) {
                 connection.set_read_timeout(Some(TIMEOUT)).unwrap();
-                // One that does not answer is what the fault is about.
+                // The fault may be that a server does not answer.
                 let _ = redis::cmd(words[0]).arg(&words[1..]).query::<redis::Value>(&mut connection);
             }
         }
     }
 }
 
-/// As any of these nodes reports it. For a moment, no node may keep a slot.
+/// Returns the port of the node that stores the records of an owner, as one of these nodes reports it. For a moment, a slot may
+/// have no node.
 fn port_of_keeper(nodes: &str, owner: &str) -> Option<u16> {
     let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", &format!("{{{owner}}}")]);
     let masters = masters(nodes);
@@ -301,12 +311,12 @@ fn port_of_keeper(nodes: &str, owner: &str) -> Option<u16> {
     url.rsplit(':').next()?.parse().ok()
 }
 
-/// As instances, with their first password.
+/// Returns the URL with which instances connect, with their first password.
 pub fn app_url(port: u16) -> String {
     format!("redis://app:first@127.0.0.1:{port}")
 }
 
-/// As a user whom no fault concerns.
+/// Returns the URL of a user that no fault concerns.
 pub fn admin_url(server: &Server) -> String {
     format!("redis://admin:admin@127.0.0.1:{}", server.port)
 }
@@ -314,15 +324,4 @@ pub fn admin_url(server: &Server) -> String {
 fn replica_of(master: &Server, settings: &[&str]) -> Server {
     let port = master.port.to_string();
     Server::start(&[settings, &["--replicaof", "127.0.0.1", &port]].concat())
-}
-
-fn start_sentinel(master: u16) -> Server {
-    let configuration = format!(
-        "sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
-         sentinel down-after-milliseconds {MASTER} 1000\n\
-         sentinel failover-timeout {MASTER} 3000\n"
-    );
-    (0..5)
-        .find_map(|_| Server::start_sentinel_at(free_port(), &configuration))
-        .unwrap_or_else(|| panic!("a sentinel does not start"))
 }

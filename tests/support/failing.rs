@@ -1,72 +1,33 @@
 //! An engine whose server cannot be reached.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
-use bytes::Bytes;
-use chrono::{DateTime, Utc};
-use futures_util::stream::BoxStream;
-use mcp_task_store::backend::engine::watch_by_polling;
-use mcp_task_store::{
-    OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey,
-    Version, Written,
-};
+use mcp_task_store::{Agenda, MemoryBackend, StorageError};
 
-#[derive(Debug)]
-pub struct Failing;
+use super::intercept::{Call, Hooks, Intercept, Reply};
 
-fn unavailable() -> StorageError {
-    StorageError::Unavailable {
-        address: "10.0.0.7:6379".to_owned(),
-        reason: "connection refused".to_owned(),
-        outcome_unknown: false,
-        source: None,
-    }
+/// Refuses every call.
+#[derive(Default)]
+pub struct Failing(Arc<MemoryBackend>);
+
+/// Returns an engine on which every call fails.
+pub fn failing() -> Arc<Intercept<Failing>> {
+    Intercept::new(Failing::default())
 }
 
 #[async_trait]
-impl StorageBackend for Failing {
-    async fn get(&self, _: &TaskKey) -> Result<Record, StorageError> {
-        Err(unavailable())
+impl Hooks for Failing {
+    fn engine(&self) -> Arc<dyn Agenda> {
+        Arc::<MemoryBackend>::clone(&self.0)
     }
 
-    async fn part(&self, _: &TaskKey, _: &PartName) -> Result<Option<Part>, StorageError> {
-        Err(unavailable())
-    }
-
-    async fn clock(&self, _: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
-        Err(unavailable())
-    }
-
-    async fn put(&self, _: &TaskKey, _: Bytes, _: PutOptions) -> Result<Written, StorageError> {
-        Err(unavailable())
-    }
-
-    async fn put_if_version(
-        &self,
-        _: &TaskKey,
-        _: Bytes,
-        _: PutOptions,
-        _: Version,
-    ) -> Result<Written, StorageError> {
-        Err(unavailable())
-    }
-
-    async fn delete(&self, _: &TaskKey) -> Result<bool, StorageError> {
-        Err(unavailable())
-    }
-
-    async fn list(&self, _: &OwnerId, _: PageRequest) -> Result<Page, StorageError> {
-        Err(unavailable())
-    }
-
-    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
-        Err(unavailable())
-    }
-
-    fn now(&self) -> DateTime<Utc> {
-        Utc::now()
-    }
-
-    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        watch_by_polling(Self, key.clone())
+    async fn call(&self, _: Call) -> Result<Reply, StorageError> {
+        Err(StorageError::Unavailable {
+            address: "10.0.0.7:6379".to_owned(),
+            reason: "connection refused".to_owned(),
+            outcome_unknown: false,
+            source: None,
+        })
     }
 }

@@ -1,5 +1,5 @@
-//! A server that only pretends to be Redis, and counts what it is sent. It lacks nothing that is tried out at the start but
-//! messages.
+//! A fake Redis server with scripted replies, which records the commands that it receives. It passes every trial of a backend that
+//! connects, but has no messages.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,18 +7,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// What the fake server does when it is sent a command.
+/// What the fake server does when it receives a command.
 #[derive(Clone)]
 pub enum Answer {
     /// Sends these bytes.
     Bytes(Vec<u8>),
     /// Sends these bytes, and resets the connection.
     BytesAndReset(Vec<u8>),
-    /// Closes the connection without a word.
+    /// Closes the connection without a reply.
     Close,
 }
 
-/// Ends with the test.
+/// The fake server. It ends when it is dropped.
 pub struct Fake {
     pub port: u16,
     received: Arc<Mutex<Vec<Vec<String>>>>,
@@ -26,7 +26,7 @@ pub struct Fake {
 }
 
 impl Fake {
-    /// Answers each command by `answer`, which is told the server's port and the command's words.
+    /// Starts a server that replies to each command with the result of `answer`, which receives the port and the words.
     pub async fn start(answer: impl Fn(u16, &[String]) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -45,7 +45,7 @@ impl Fake {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// All commands of this name so far.
+    /// Returns all commands of this name so far.
     pub fn received(&self, name: &str) -> Vec<Vec<String>> {
         let received = self.received.lock().unwrap();
         received.iter().filter(|words| words[0].eq_ignore_ascii_case(name)).cloned().collect()
@@ -68,7 +68,7 @@ async fn serve(
     loop {
         while let Some((words, length)) = command(&pending) {
             pending.drain(..length);
-            if let Some(reply) = tried_out(&words) {
+            if let Some(reply) = reply_to_trial(&words) {
                 if client.write_all(reply).await.is_err() {
                     return;
                 }
@@ -96,8 +96,8 @@ async fn serve(
     }
 }
 
-/// The reply to what a backend tries out before its first call.
-fn tried_out(words: &[String]) -> Option<&'static [u8]> {
+/// Returns the reply to a trial that a backend sends before its first call.
+fn reply_to_trial(words: &[String]) -> Option<&'static [u8]> {
     if !words.iter().any(|word| word.ends_with(":probe") || word.ends_with(":probe}")) {
         return None;
     }
@@ -108,7 +108,7 @@ fn tried_out(words: &[String]) -> Option<&'static [u8]> {
     })
 }
 
-/// The words of the first command in these bytes and its length, if it is there as a whole.
+/// Returns the words and the length of the first command in these bytes, or `None` if it is incomplete.
 fn command(bytes: &[u8]) -> Option<(Vec<String>, usize)> {
     let mut at = 0;
     let count = number(bytes, &mut at, b'*')?;
@@ -129,7 +129,7 @@ fn number(bytes: &[u8], at: &mut usize, kind: u8) -> Option<usize> {
     std::str::from_utf8(&line[1..end]).unwrap().parse().ok()
 }
 
-/// What a server of protocol 2 replies to the words before the first call: no `HELLO`, and this time.
+/// Returns the reply to a command that a client sends before its first call.
 pub fn greeting(words: &[String]) -> Answer {
     match words[0].to_ascii_uppercase().as_str() {
         "TIME" => Answer::Bytes(b"*2\r\n$10\r\n1795000000\r\n$1\r\n0\r\n".to_vec()),

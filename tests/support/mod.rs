@@ -1,6 +1,7 @@
-//! What several test files share: a store of their own on each engine.
+//! What the test programs share: a store of its own on each engine for every test, servers, proxies and engines with faults.
 
-#![allow(dead_code, unused_macros, unused_imports)]
+// Each test program uses only a part of this module.
+#![allow(dead_code, unused_macros)]
 
 /// Asserts that a call failed with an error of this pattern.
 macro_rules! assert_refused {
@@ -25,6 +26,10 @@ pub mod elsewhere;
 pub mod failing;
 #[cfg(feature = "redis-tests")]
 pub mod fake;
+#[cfg(feature = "rmcp")]
+pub mod gate;
+pub mod intercept;
+mod polled;
 #[cfg(feature = "redis-tests")]
 pub mod proxy;
 pub mod recording;
@@ -48,16 +53,14 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures_util::stream::BoxStream;
-use mcp_task_store::backend::engine::watch_by_polling;
 use mcp_task_store::{
-    Agenda, Cursor, Expiry, ListedRecord, LocalAgenda, MemoryBackend, OwnerId, Page, PageRequest, Part,
-    PartName, PutOptions, Queue, Record, StorageBackend, StorageError, TaskKey, Timer, Version, Written,
+    Agenda, Cursor, Expiry, ListedRecord, LocalAgenda, MemoryBackend, OwnerId, PageRequest, PutOptions,
+    Queue, TaskKey, Timer,
 };
+use polled::polled;
 
-// A test that applies `on_every_engine` runs on each of them.
+// A test that applies `on_every_engine` runs once on each engine.
 
 #[cfg(feature = "redis-tests")]
 #[rstest_reuse::template]
@@ -72,7 +75,7 @@ fn on_every_engine(#[case] engine: Engine) {}
 #[case::memory(Engine::Memory)]
 fn on_every_engine(#[case] engine: Engine) {}
 
-// The same, and on an engine that has only the `watch` that the trait provides.
+// `on_every_watch` also runs the test on an engine whose watches poll.
 
 #[cfg(feature = "redis-tests")]
 #[rstest_reuse::template]
@@ -89,7 +92,7 @@ fn on_every_watch(#[case] engine: Engine) {}
 #[case::polled(Engine::Polled)]
 fn on_every_watch(#[case] engine: Engine) {}
 
-// A test of the agenda, whose timers may be in one shard or in many, and those of the process.
+// `on_every_agenda` also runs the test on the timers of this process, and on timers in several shards.
 
 #[cfg(feature = "redis-tests")]
 #[rstest_reuse::template]
@@ -119,7 +122,7 @@ pub enum Engine {
     Sharded,
 }
 
-/// A store that no other test uses, on one engine. What it leaves in Redis is removed when it is dropped.
+/// A store that no other test uses, on one engine. Dropping it removes its keys from Redis.
 pub struct Store {
     pub backend: Arc<dyn Agenda>,
     #[cfg(feature = "redis-tests")]
@@ -134,7 +137,7 @@ impl std::ops::Deref for Store {
     }
 }
 
-/// Numbers that look random, the same in every run.
+/// Pseudo-random numbers, the same in every run with the same seed.
 pub struct Random(pub u64);
 
 impl Random {
@@ -147,7 +150,7 @@ impl Random {
     }
 }
 
-/// All that was printed to its clones.
+/// Collects what is printed to its clones.
 #[derive(Clone, Default)]
 pub struct Printed(Arc<Mutex<Vec<u8>>>);
 
@@ -167,7 +170,7 @@ impl Write for Printed {
     }
 }
 
-/// Prints what this thread logs, until the guard is dropped.
+/// Prints the events of this thread until the guard is dropped.
 pub fn subscribe(printed: &Printed, level: tracing::Level) -> tracing::subscriber::DefaultGuard {
     ask_every_subscriber();
     let printed = printed.clone();
@@ -179,8 +182,8 @@ pub fn subscribe(printed: &Printed, level: tracing::Level) -> tracing::subscribe
     tracing::subscriber::set_default(subscriber)
 }
 
-/// While there is one subscriber, `tracing` asks only that of the thread that logs a line first, and no thread logs the line
-/// if that thread has none. From now on there is another.
+/// Registers a second subscriber. With a single one, `tracing` asks only the subscriber of the thread that reaches a line first
+/// whether the line is enabled. If that thread has none, no thread logs the line.
 pub fn ask_every_subscriber() {
     static ANOTHER: std::sync::LazyLock<tracing::Dispatch> = std::sync::LazyLock::new(|| {
         tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(std::io::sink).finish())
@@ -188,20 +191,20 @@ pub fn ask_every_subscriber() {
     std::sync::LazyLock::force(&ANOTHER);
 }
 
-/// The page for operators, which has the ACL rule.
+/// Returns the page for operators, which has the ACL rule.
 pub fn readme() -> String {
     page("docs/operations.md")
 }
 
-/// A page of the repository.
+/// Returns a page of the repository.
 pub fn page(path: &str) -> String {
     std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The largest value that the stores of these tests take.
+/// The largest value that the stores of the tests accept.
 pub const MAX_VALUE_BYTES: usize = 4096;
 
-/// The largest part that they take.
+/// The largest part that they accept.
 pub const MAX_PART_BYTES: usize = 16 * 1024;
 
 impl Engine {
@@ -209,7 +212,7 @@ impl Engine {
         let memory = || MemoryBackend::new().max_value_bytes(MAX_VALUE_BYTES).max_part_bytes(MAX_PART_BYTES);
         match self {
             Self::Memory => Store::new(memory()),
-            Self::Polled => Store::new(LocalAgenda::new(Polled(memory()))),
+            Self::Polled => Store::new(LocalAgenda::new(polled(memory()))),
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::new().store().await,
             #[cfg(feature = "redis-tests")]
@@ -217,11 +220,11 @@ impl Engine {
         }
     }
 
-    /// A store that takes as much data as the engine takes by default.
+    /// Opens a store with the default limits of the engine.
     pub async fn open_roomy(self) -> Store {
         match self {
             Self::Memory => Store::new(MemoryBackend::new()),
-            Self::Polled => Store::new(LocalAgenda::new(Polled(MemoryBackend::new()))),
+            Self::Polled => Store::new(LocalAgenda::new(polled(MemoryBackend::new()))),
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::roomy().store().await,
             #[cfg(feature = "redis-tests")]
@@ -230,69 +233,8 @@ impl Engine {
     }
 }
 
-/// An engine that does not watch by itself.
-#[derive(Clone)]
-struct Polled(MemoryBackend);
-
-#[async_trait::async_trait]
-impl StorageBackend for Polled {
-    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        self.0.get(key).await
-    }
-
-    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        self.0.part(key, name).await
-    }
-
-    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
-        self.0.clock(key).await
-    }
-
-    async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        self.0.put(key, data, options).await
-    }
-
-    async fn put_if_version(
-        &self,
-        key: &TaskKey,
-        data: Bytes,
-        options: PutOptions,
-        expected: Version,
-    ) -> Result<Written, StorageError> {
-        self.0.put_if_version(key, data, options, expected).await
-    }
-
-    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        self.0.delete(key).await
-    }
-
-    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        self.0.list(owner, page).await
-    }
-
-    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
-        self.0.cleanup_expired().await
-    }
-
-    fn now(&self) -> DateTime<Utc> {
-        self.0.now()
-    }
-
-    fn max_value_bytes(&self) -> usize {
-        StorageBackend::max_value_bytes(&self.0)
-    }
-
-    fn generation(&self) -> u64 {
-        self.0.generation()
-    }
-
-    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        watch_by_polling(self.clone(), key.clone())
-    }
-}
-
 impl Store {
-    /// A store on an engine in this process.
+    /// Returns a store on an engine in this process.
     fn new(engine: impl Agenda) -> Self {
         Self {
             backend: Arc::new(engine),
@@ -301,12 +243,12 @@ impl Store {
         }
     }
 
-    /// Waits until the engine's clock, which may lag and never leads, has reached `at`.
+    /// Waits until the estimate of the engine's clock, which lags and never leads, has reached `at`.
     pub async fn until(&self, at: DateTime<Utc>) {
         let mut asked = 0;
         while self.now() < at {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            // A clock that lags is set right by the next reply.
+            // The next reply corrects an estimate that lags.
             asked += 1;
             if asked % 20 == 0 {
                 let nobody = "nobody".try_into().unwrap();
@@ -315,13 +257,13 @@ impl Store {
         }
     }
 
-    /// Writes a record that has expired when this returns.
+    /// Writes a record and waits until it has expired.
     pub async fn put_expired(&self, key: &TaskKey) {
         let written = self.put(key, "expired".into(), after_ms(1)).await.unwrap();
         self.until(written.expires_at.unwrap()).await;
     }
 
-    /// All records of an owner, page by page.
+    /// Returns all records of an owner, read page by page.
     pub async fn walk(&self, owner: &OwnerId, limit: usize) -> Vec<ListedRecord> {
         let (mut records, mut after) = (Vec::new(), None::<Cursor>);
         loop {
@@ -340,14 +282,14 @@ impl Store {
         }
     }
 
-    /// The task ids of an owner, newest first.
+    /// Returns the task ids of an owner, newest first.
     pub async fn ids(&self, owner: &str) -> Vec<String> {
         let owner = owner.try_into().unwrap();
         self.walk(&owner, 256).await.into_iter().map(|record| record.task.to_string()).collect()
     }
 }
 
-/// All timers of a queue, with the times at which they fire.
+/// Returns all timers of a queue, with the times at which they fire.
 pub async fn timers(agenda: &dyn Agenda, queue: &Queue) -> Vec<Timer> {
     let (mut timers, mut after) = (Vec::new(), None);
     loop {
@@ -360,7 +302,7 @@ pub async fn timers(agenda: &dyn Agenda, queue: &Queue) -> Vec<Timer> {
     }
 }
 
-/// Like a `SIGKILL`: runs a future in a process of its own, of which nothing is left afterwards but its output.
+/// Runs a future in a runtime of its own, then drops the runtime, as `SIGKILL` ends a process. Returns the output.
 pub async fn in_a_process_that_dies<T: Send + 'static>(life: impl Future<Output = T> + Send + 'static) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let output = runtime.spawn(life).await.unwrap();

@@ -1,4 +1,4 @@
-//! A way to a server on which writes, and the replies to them, get lost or come late.
+//! A proxy in front of a server that loses writes, loses replies to writes, and delivers writes late.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -8,23 +8,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// What befalls a write on its way. In every case but the first the client finds its connection closed, which
-/// befalls all that it had sent behind the write too.
+/// What happens to a write. Every fault but `Pass` also closes the connection of the client, so everything that the client
+/// sent after the write is lost too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
     Pass,
-    /// It never reaches the server.
+    /// The write never reaches the server.
     LoseWrite,
-    /// The server has replied to it when the connection is closed, and the reply is lost.
+    /// The server applies the write, and its reply is lost.
     LoseReply,
-    /// It reaches the server over another connection, when the clients have made this many further calls.
+    /// The write reaches the server over another connection, after this many further calls of the clients.
     Late {
         after: u64,
     },
 }
 
 impl Fault {
-    /// It reaches the server when the test says so.
+    /// The write reaches the server when the test [delivers](Proxy::deliver_late) it.
     pub const HELD_BACK: Self = Self::Late { after: u64::MAX };
 }
 
@@ -33,24 +33,24 @@ impl Fault {
 pub struct Delivery {
     /// The record's key.
     pub key: String,
-    /// What was to be stored; empty for a delete.
+    /// The data of the record. Empty for a delete.
     pub data: Vec<u8>,
-    /// What the server said to it.
+    /// The reply of the server.
     pub reply: Value,
-    /// The version that it gave to the record, if it was applied.
+    /// The version of the record after the write, if the server applied it.
     pub version: Option<u64>,
-    /// Whether it came over another connection than the client's.
+    /// Whether it arrived over another connection than the client's.
     pub is_late: bool,
 }
 
 impl Delivery {
-    /// Whether the server did as it was told.
+    /// Returns whether the server applied the write.
     pub fn is_applied(&self) -> bool {
         !matches!(self.reply, Value::ServerError(_))
     }
 }
 
-/// A port of its own in front of a server's. It ends when it is dropped.
+/// A port in front of a server. The proxy ends when it is dropped.
 pub struct Proxy {
     port: u16,
     state: Arc<State>,
@@ -60,16 +60,16 @@ pub struct Proxy {
 struct State {
     server_port: u16,
     faults: Mutex<Box<dyn FnMut() -> Fault + Send>>,
-    /// Reads and writes that clients sent, to say when a late write is due.
+    /// How many reads and writes clients sent. Late writes are due by this number.
     calls: AtomicU64,
     scripts: AtomicU64,
-    befallen: Mutex<Vec<Fault>>,
+    happened: Mutex<Vec<Fault>>,
     late: Mutex<Vec<Late>>,
     deliveries: Mutex<Vec<Delivery>>,
     cut: Mutex<Option<Cut>>,
 }
 
-/// The reply to the next command of this name is cut off.
+/// Cuts the reply to the next command of this name off.
 struct Cut {
     command: &'static str,
     after: usize,
@@ -81,7 +81,7 @@ struct Late {
 }
 
 impl Proxy {
-    /// Lets `faults` say what befalls each write. Reads always pass.
+    /// Starts a proxy. `faults` returns the fault of each write. Reads always pass.
     pub async fn start(server_port: u16, faults: impl FnMut() -> Fault + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -90,7 +90,7 @@ impl Proxy {
             faults: Mutex::new(Box::new(faults)),
             calls: AtomicU64::new(0),
             scripts: AtomicU64::new(0),
-            befallen: Mutex::default(),
+            happened: Mutex::default(),
             late: Mutex::default(),
             deliveries: Mutex::default(),
             cut: Mutex::default(),
@@ -111,27 +111,27 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// How many scripts clients sent for records, whatever befell them.
+    /// Returns how many scripts clients sent for records, whatever their faults were.
     pub fn scripts(&self) -> u64 {
         self.state.scripts.load(SeqCst)
     }
 
-    /// What befell the writes so far, in turn.
-    pub fn befallen(&self) -> Vec<Fault> {
-        self.state.befallen.lock().unwrap().clone()
+    /// Returns the faults of the writes so far, in their order.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.state.happened.lock().unwrap().clone()
     }
 
-    /// Closes the connection in good order once so many bytes of the reply to the next command of this name were sent.
+    /// Closes the connection, without a reset, after so many bytes of the reply to the next command of this name.
     pub fn cut(&self, command: &'static str, after: usize) {
         *self.state.cut.lock().unwrap() = Some(Cut { command, after });
     }
 
-    /// Whether no such command has come yet.
-    pub fn is_to_cut(&self) -> bool {
+    /// Returns whether no such command has arrived yet.
+    pub fn has_cut_left(&self) -> bool {
         self.state.cut.lock().unwrap().is_some()
     }
 
-    /// Delivers all writes that are held back, and gives what the server said to each.
+    /// Delivers all writes that are held back. Returns them with the replies of the server.
     pub async fn deliver_late(&self) -> Vec<Delivery> {
         let late = std::mem::take(&mut *self.state.late.lock().unwrap());
         let mut delivered = Vec::new();
@@ -141,7 +141,7 @@ impl Proxy {
         delivered
     }
 
-    /// All writes that reached the server so far.
+    /// Returns the writes that have reached the server.
     pub fn deliveries(&self) -> Vec<Delivery> {
         self.state.deliveries.lock().unwrap().clone()
     }
@@ -157,7 +157,7 @@ impl State {
     /// Serves one connection, one command after the other, until one side or a fault closes it.
     async fn serve(&self, client: TcpStream) {
         let Ok(server) = TcpStream::connect(("127.0.0.1", self.server_port)).await else { return };
-        let (mut client, mut server) = (Wire::new(client), Wire::new(server));
+        let (mut client, mut server) = (Side::new(client), Side::new(server));
         while let Some(bytes) = client.read().await {
             let command = Command::new(bytes);
             let cut =
@@ -191,7 +191,7 @@ impl State {
         }
     }
 
-    /// What befalls this command, if it is a write. The late ones whose time has come go before it.
+    /// Returns the fault of a command if it is a write. Delivers the late writes that are due before it.
     async fn fault(&self, command: &Command) -> Option<Fault> {
         if !command.is_call() {
             return None;
@@ -204,14 +204,14 @@ impl State {
         self.scripts.fetch_add(u64::from(command.is_script()), SeqCst);
         command.is_write().then(|| {
             let fault = (self.faults.lock().unwrap())();
-            self.befallen.lock().unwrap().push(fault);
+            self.happened.lock().unwrap().push(fault);
             fault
         })
     }
 
     async fn deliver_late(&self, command: Command) -> Delivery {
         let server = TcpStream::connect(("127.0.0.1", self.server_port)).await.unwrap();
-        let reply = Wire::new(server).ask(&command.bytes).await.unwrap();
+        let reply = Side::new(server).ask(&command.bytes).await.unwrap();
         self.delivered(&command, &reply, true)
     }
 
@@ -225,7 +225,7 @@ impl State {
     }
 }
 
-/// A command as it came over the wire.
+/// A command as a client sent it.
 struct Command {
     bytes: Vec<u8>,
     words: Vec<Vec<u8>>,
@@ -245,63 +245,64 @@ impl Command {
         self.is_called("EVAL")
     }
 
-    /// Whether a caller of the backend made it for a record: not the connection for itself, nor a store for its timers.
+    /// Returns whether the backend sent it for a record: neither to set up a connection, nor for timers.
     fn is_call(&self) -> bool {
         self.is_script() && !self.is_trial() && !self.key().contains(":due:")
             || self.words[0].eq_ignore_ascii_case(b"HMGET")
     }
 
-    /// What a backend tries out before its first call.
+    /// Returns whether the backend sent it as a trial before its first call.
     fn is_trial(&self) -> bool {
         self.is_script() && (self.keys() == 0 || self.key().ends_with(":probe"))
     }
 
-    /// Every script that changes a record says so; the one that lists does not.
+    /// Returns whether the text of the script has a command that changes a record.
     fn is_write(&self) -> bool {
-        let says = |word: &str| String::from_utf8_lossy(&self.words[1]).contains(word);
-        self.is_script() && (says("'HSET'") || says("'DEL'"))
+        let contains = |word: &str| String::from_utf8_lossy(&self.words[1]).contains(word);
+        self.is_script() && (contains("'HSET'") || contains("'DEL'"))
     }
 
     fn keys(&self) -> usize {
         String::from_utf8_lossy(&self.words[2]).parse().unwrap()
     }
 
-    /// The last of a write's keys is the record's.
+    /// Returns the key of the record, which is the last key of a write.
     fn key(&self) -> String {
         String::from_utf8_lossy(&self.words[2 + self.keys()]).into_owned()
     }
 
-    /// The version that it gave to the record: an argument of `cas_put`, before its channel; for `put` in the reply, after the
-    /// time.
+    /// Returns the version of the record after the write. `cas_put` has it as an argument, before the channel. `put` has it in the
+    /// reply, after the time.
     fn version(&self, reply: &Value) -> Option<u64> {
         let Value::BulkString(reply) = reply else { return None };
         let reply = String::from_utf8_lossy(reply);
-        let told = String::from_utf8_lossy(self.words.iter().nth_back(2)?);
-        let version = if self.keys() == 1 { &told } else { reply.split(' ').nth(2)? };
+        let argument = String::from_utf8_lossy(self.words.iter().nth_back(2)?);
+        let version = if self.keys() == 1 { &argument } else { reply.split(' ').nth(2)? };
         Some(version.parse().unwrap())
     }
 
     fn data(&self) -> Vec<u8> {
         let arguments = &self.words[3 + self.keys()..];
-        // `cas_put` has the data first, `put` the task id, and `delete` nothing but that, the channel and how to publish.
+        // `cas_put` begins with the data, and `put` with the task id. `delete` has only the task id, the channel and the command
+        // that publishes.
         let at = if self.keys() == 1 { 0 } else { 1 };
         if arguments.len() > 3 { arguments[at].clone() } else { Vec::new() }
     }
 }
 
 /// One side of a connection.
-struct Wire {
+struct Side {
     stream: TcpStream,
     pending: Vec<u8>,
 }
 
-impl Wire {
+impl Side {
     fn new(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         Self { stream, pending: Vec::new() }
     }
 
-    /// The next command or reply, as a whole. `None` when the other side has closed.
+    /// Reads the next whole command or reply. Returns `None` when the other side has closed the connection.
     async fn read(&mut self) -> Option<Vec<u8>> {
         loop {
             if let Some(end) = end(&self.pending, 0) {
@@ -324,7 +325,7 @@ impl Wire {
         let mut replies = Vec::new();
         loop {
             let reply = self.read().await?;
-            // A message that was published comes before the reply to what published it.
+            // A published message precedes the reply to the command that published it.
             let is_message = reply.starts_with(b">") && reply.windows(9).any(|word| word == b"message\r\n");
             replies.extend(reply);
             if !is_message {
@@ -334,20 +335,20 @@ impl Wire {
     }
 }
 
-/// Where what begins at `at` ends, by the framing of RESP2 and RESP3, if it is there as a whole.
+/// Returns where the value that begins at `at` ends, in the framing of RESP2 and RESP3, or `None` if it is incomplete.
 pub fn end(bytes: &[u8], at: usize) -> Option<usize> {
     let line = bytes.get(at..)?;
     let length = line.windows(2).position(|two| two == b"\r\n")?;
-    let behind = at + length + 2;
+    let next = at + length + 2;
     let number = || std::str::from_utf8(&line[1..length]).unwrap().parse::<i64>().unwrap();
-    let items = |count: i64| (0..count).try_fold(behind, |at, _| end(bytes, at));
+    let items = |count: i64| (0..count).try_fold(next, |at, _| end(bytes, at));
     match line[0] {
         b'$' | b'=' | b'!' => {
-            let end = usize::try_from(number()).map_or(behind, |size| behind + size + 2);
+            let end = usize::try_from(number()).map_or(next, |size| next + size + 2);
             (end <= bytes.len()).then_some(end)
         }
         b'*' | b'~' | b'>' => items(number()),
         b'%' => items(2 * number()),
-        _ => Some(behind),
+        _ => Some(next),
     }
 }

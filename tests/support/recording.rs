@@ -1,16 +1,13 @@
-//! An engine that records what passes through it, and loses replies and writes when it is told to.
+//! An engine that records writes and loaded parts, and loses writes and replies when a test says so.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
-use futures_util::stream::BoxStream;
-use mcp_task_store::{
-    Agenda, LocalAgenda, OwnerId, Page, PageRequest, Part, PartChange, PartChanges, PartName, PutOptions,
-    Record, StorageBackend, StorageError, TaskKey, Version, Written,
-};
+use mcp_task_store::{Agenda, LocalAgenda, PartChange, PartChanges, PartName, StorageError};
+
+use super::intercept::{Call, Hooks, Intercept, Reply, unavailable};
 
 /// A write that was sent.
 #[derive(Clone, Debug)]
@@ -20,7 +17,7 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// How many bytes it has.
+    /// Returns the size of the data and the parts.
     pub fn bytes(&self) -> usize {
         let parts = self.parts.values().map(|change| match change {
             PartChange::Set(data) => data.len(),
@@ -30,12 +27,12 @@ impl Sent {
     }
 }
 
-/// What happens to a write.
+/// What is lost of a write.
 #[derive(Clone, Copy, Debug)]
 pub enum Loss {
-    /// It is applied, and the reply is lost.
+    /// The engine applies the write, and its reply is lost.
     Reply,
-    /// It is lost before it is applied.
+    /// The write is lost before the engine receives it.
     Write,
 }
 
@@ -47,9 +44,9 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The recorder in front of an engine, and the engine to be used.
-    pub fn of(engine: &Arc<dyn Agenda>) -> (Arc<Self>, Arc<dyn Agenda>) {
-        let recording = Arc::new(Self {
+    /// Returns the recorder in front of an engine, and the engine for a store to use.
+    pub fn of(engine: &Arc<dyn Agenda>) -> (Arc<Intercept<Self>>, Arc<dyn Agenda>) {
+        let recording = Intercept::new(Self {
             engine: Arc::clone(engine),
             sent: Mutex::default(),
             loaded: Mutex::default(),
@@ -59,90 +56,48 @@ impl Recording {
         (recording, engine)
     }
 
-    /// The writes since this was asked last.
+    /// Takes the writes since the last call.
     pub fn sent(&self) -> Vec<Sent> {
         std::mem::take(&mut self.sent.lock().unwrap())
     }
 
-    /// The parts that were loaded since this was asked last.
+    /// Takes the names of the parts that were loaded since the last call.
     pub fn loaded(&self) -> Vec<String> {
         let loaded = std::mem::take(&mut *self.loaded.lock().unwrap());
         loaded.iter().map(|name| name.as_str().to_owned()).collect()
     }
 
-    /// The next write is lost so.
+    /// Loses the next write that no earlier loss concerns.
     pub fn lose(&self, loss: Loss) {
         self.losses.lock().unwrap().push_back(loss);
     }
 }
 
 #[async_trait]
-impl StorageBackend for Recording {
-    async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        self.engine.get(key).await
+impl Hooks for Recording {
+    fn engine(&self) -> Arc<dyn Agenda> {
+        Arc::clone(&self.engine)
     }
 
-    async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        self.loaded.lock().unwrap().push(name.clone());
-        self.engine.part(key, name).await
-    }
-
-    async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
-        self.engine.clock(key).await
-    }
-
-    async fn put(&self, _: &TaskKey, _: Bytes, _: PutOptions) -> Result<Written, StorageError> {
-        unreachable!("a task store writes under conditions only")
-    }
-
-    async fn put_if_version(
-        &self,
-        key: &TaskKey,
-        data: Bytes,
-        options: PutOptions,
-        expected: Version,
-    ) -> Result<Written, StorageError> {
-        self.sent.lock().unwrap().push(Sent { data: data.clone(), parts: options.parts.clone() });
-        let loss = self.losses.lock().unwrap().pop_front();
-        let write = self.engine.put_if_version(key, data, options, expected);
+    async fn call(&self, call: Call) -> Result<Reply, StorageError> {
+        let loss = match &call {
+            Call::Part { name, .. } => {
+                self.loaded.lock().unwrap().push(name.clone());
+                None
+            }
+            Call::PutIfVersion { data, options, .. } => {
+                let sent = Sent { data: data.clone(), parts: options.parts.clone() };
+                self.sent.lock().unwrap().push(sent);
+                self.losses.lock().unwrap().pop_front()
+            }
+            Call::Put { .. } => unreachable!("a task store writes only under conditions"),
+            _ => None,
+        };
         match loss {
-            None => return write.await,
-            Some(Loss::Reply) => drop(write.await?),
+            None => return call.send(&*self.engine).await,
+            Some(Loss::Reply) => drop(call.send(&*self.engine).await?),
             Some(Loss::Write) => {}
         }
-        Err(StorageError::Unavailable {
-            address: "nowhere".to_owned(),
-            reason: "no answer".to_owned(),
-            outcome_unknown: true,
-            source: None,
-        })
-    }
-
-    async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        self.engine.delete(key).await
-    }
-
-    async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        self.engine.list(owner, page).await
-    }
-
-    async fn cleanup_expired(&self) -> Result<u64, StorageError> {
-        self.engine.cleanup_expired().await
-    }
-
-    fn now(&self) -> DateTime<Utc> {
-        self.engine.now()
-    }
-
-    fn max_value_bytes(&self) -> usize {
-        self.engine.max_value_bytes()
-    }
-
-    fn generation(&self) -> u64 {
-        self.engine.generation()
-    }
-
-    fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {
-        self.engine.watch(key)
+        Err(unavailable("no answer", true))
     }
 }

@@ -1,4 +1,4 @@
-//! Redis for tests: a namespace of its own on the server that everybody uses, and servers of its own.
+//! Redis for tests: a namespace of its own on the shared server, and servers of the test's own.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -12,12 +12,12 @@ use tempfile::TempDir;
 
 use super::{MAX_PART_BYTES, MAX_VALUE_BYTES, Store, readme};
 
-/// The server of the tests: `REDIS_URL`, or the one that `make redis-up` starts. Several URLs with commas in
-/// between are the nodes of a cluster.
+/// Returns the URL of the shared server: `REDIS_URL`, or the server that `make redis-up` starts. Several URLs, separated by
+/// commas, are the nodes of a cluster.
 ///
-/// For a run of tests against another form of Redis there are besides: `REDIS_ADMIN_URL`, to look at the server
-/// where `REDIS_URL` may not, `REDIS_SENTINELS`, by which the backend finds the master, and `REDIS_TLS_FOLDER`
-/// with `ca.pem`, `client.pem` and `client-key.pem`.
+/// Further variables run the tests against another form of Redis. `REDIS_ADMIN_URL` inspects the server where `REDIS_URL` must
+/// not. With `REDIS_SENTINELS` the backend finds the master. `REDIS_TLS_FOLDER` has `ca.pem`, `client.pem` and
+/// `client-key.pem`.
 pub fn url() -> String {
     std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())
 }
@@ -26,7 +26,7 @@ fn is_cluster() -> bool {
     url().contains(',')
 }
 
-/// A key prefix that nobody else uses. Its keys are deleted when it is dropped.
+/// A key prefix that no other test uses. Dropping it deletes its keys.
 pub struct Namespace {
     pub prefix: String,
     max_value_bytes: usize,
@@ -38,7 +38,7 @@ impl Namespace {
         Self::with_limits(MAX_VALUE_BYTES, MAX_PART_BYTES)
     }
 
-    /// The same with the default limits.
+    /// Returns a namespace with the default limits.
     pub fn roomy() -> Self {
         Self::with_limits(DEFAULT_MAX_VALUE_BYTES, DEFAULT_MAX_PART_BYTES)
     }
@@ -74,7 +74,7 @@ impl Namespace {
         Store { backend: Arc::new(self.backend().await), redis: Some(self) }
     }
 
-    /// The same with hash tags, as in a cluster.
+    /// Opens a store with hash-tagged keys, as in a cluster.
     pub async fn sharded_store(self) -> Store {
         if is_cluster() {
             return self.store().await;
@@ -87,13 +87,13 @@ impl Namespace {
         Store { backend: Arc::new(connected.unwrap_or_else(|error| no_server(&error))), redis: Some(self) }
     }
 
-    /// Where to look at the server and do harm to it. In a cluster each of its masters.
+    /// Returns the URLs for inspecting the server. In a cluster, those of its masters.
     fn admin_urls(&self) -> Vec<String> {
         let url = std::env::var("REDIS_ADMIN_URL").unwrap_or_else(|_| url());
         if is_cluster() { masters(&url).into_values().collect() } else { vec![url] }
     }
 
-    /// A connection beside the backend. In a cluster, to the node that keeps the owner `alice`.
+    /// Connects next to the backend. In a cluster, to the node that stores the owner `alice`.
     pub fn connection(&self) -> Connection {
         connection(&self.url())
     }
@@ -103,8 +103,7 @@ impl Namespace {
         if is_cluster() { keeper(&url, "{alice}") } else { url }
     }
 
-    /// Runs one command; `{}` in an argument stands for the prefix, and the owner after it is hash-tagged in a
-    /// cluster.
+    /// Runs one command. `{}` in an argument stands for the prefix. In a cluster, the owner after it gets a hash tag.
     pub fn run<T: FromRedisValue>(&self, command: &[&str]) -> T {
         let mut raw = redis::cmd(command[0]);
         for argument in &command[1..] {
@@ -113,7 +112,7 @@ impl Namespace {
         raw.query(&mut self.connection()).unwrap()
     }
 
-    /// The key of which this is the part after the prefix, as in `{}:idx:alice`.
+    /// Returns the key with the prefix in place of `{}`, as in `{}:idx:alice`.
     pub fn key(&self, argument: &str) -> String {
         let parts: Vec<&str> = argument.splitn(4, ':').collect();
         match parts[..] {
@@ -123,7 +122,7 @@ impl Namespace {
         }
     }
 
-    /// All keys below the prefix, sorted, without the prefix and, in a cluster, the hash tag.
+    /// Returns all keys below the prefix, sorted, without the prefix and, in a cluster, without the hash tag.
     pub fn keys(&self) -> Vec<String> {
         let mut keys = Vec::new();
         for url in self.admin_urls() {
@@ -145,7 +144,7 @@ impl Namespace {
             let found = connection.scan_match::<_, String>(format!("{}:*", self.prefix)).unwrap();
             let keys: Vec<String> = found.map(Result::unwrap).collect();
             for key in keys {
-                // The key may have expired in between.
+                // The key may have expired meanwhile.
                 let _: i64 = connection.del(key).unwrap();
             }
         }
@@ -154,7 +153,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // A test that failed has its own words, and a server that is gone has no keys to delete.
+        // A test that failed reports that, and a server that is gone has no keys to delete.
         if !std::thread::panicking() {
             self.delete_all();
             assert!(self.keys().is_empty(), "a test leaves no key behind");
@@ -178,19 +177,19 @@ pub fn command<'a, T: FromRedisValue>(
     command.query(connection).unwrap()
 }
 
-/// The rule of the README for a user that may do all that the backend does.
+/// Returns the ACL rule of docs/operations.md for a user with the rights that the backend needs.
 pub fn rule_of_the_readme() -> String {
     let readme = readme();
     readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
 }
 
-/// Whether publishing can be sharded, as from Redis 7 on.
+/// Returns whether the server has sharded channels, as Redis 7.0 and later have.
 pub fn can_shard_publishing(connection: &mut Connection) -> bool {
     let known: [Value; 1] = command(connection, ["COMMAND", "INFO", "SPUBLISH"]);
     known != [Value::Nil]
 }
 
-/// The same as this server takes it.
+/// Returns the ACL rule in the form that this server accepts.
 pub fn rule_for(connection: &mut Connection) -> String {
     let rule = rule_of_the_readme();
     if can_shard_publishing(connection) {
@@ -201,14 +200,14 @@ pub fn rule_for(connection: &mut Connection) -> String {
     rule.replace(" +spublish +ssubscribe +sunsubscribe", &format!(" {words}"))
 }
 
-/// A connection to one of these nodes that are up.
+/// Connects to the first of these nodes that answers.
 pub fn any_node(nodes: &str) -> Connection {
     let connect =
         |url| redis::Client::open(url).and_then(|client: redis::Client| client.get_connection()).ok();
     nodes.split(',').find_map(connect).unwrap_or_else(|| panic!("no node of the cluster answers: {nodes}"))
 }
 
-/// The masters of a cluster by the first slot of each range that they keep.
+/// Returns the masters of a cluster, by the first slot of each of their ranges.
 pub fn masters(nodes: &str) -> BTreeMap<u16, String> {
     let ranges: Vec<Vec<Value>> = command(&mut any_node(nodes), ["CLUSTER", "SLOTS"]);
     let master = |range: Vec<Value>| {
@@ -220,17 +219,19 @@ pub fn masters(nodes: &str) -> BTreeMap<u16, String> {
     ranges.into_iter().map(master).collect()
 }
 
-/// The URL of the cluster's node that keeps a key.
+/// Returns the URL of the node that stores a key.
 pub fn keeper(nodes: &str, key: &str) -> String {
     let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", key]);
     masters(nodes).range(..=slot).next_back().unwrap().1.clone()
 }
 
 fn no_server(error: &dyn std::fmt::Display) -> ! {
-    panic!("`make redis-up` starts the server of the tests, REDIS_URL names another: {error}")
+    panic!(
+        "no connection to the server of the tests: {error}; start it with `make redis-up`, or set REDIS_URL"
+    )
 }
 
-/// A server of the test's own on a free port of loopback, stopped when it is dropped.
+/// A server of the test's own on a free port of loopback. Dropping it kills the process.
 pub struct Server {
     pub port: u16,
     process: Child,
@@ -240,20 +241,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server without persistence on a free port, with these further settings. The program is
-    /// `redis-server`, or what `REDIS_SERVER` names.
+    /// Starts a server without persistence on a free port, with further settings. `REDIS_SERVER` names another program than
+    /// `redis-server`.
     pub fn start(settings: &[&str]) -> Self {
         Self::start_in(settings, &[])
     }
 
-    /// The same, with these variables in its environment.
+    /// Starts a server with these variables in its environment.
     pub fn start_in(settings: &[&str], environment: &[(&str, &str)]) -> Self {
         (0..5)
             .find_map(|_| Self::start_at(free_port(), settings, environment))
             .unwrap_or_else(|| panic!("the server does not start with {settings:?}"))
     }
 
-    /// The same on this port; `None` if the server ends at once, as when the port is taken.
+    /// Starts a server on this port. Returns `None` if it exits at once, for instance because the port is taken.
     pub fn start_at(port: u16, settings: &[&str], environment: &[(&str, &str)]) -> Option<Self> {
         let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
@@ -274,28 +275,28 @@ impl Server {
         server.answers().then_some(server)
     }
 
-    /// Kills the server: it has no time to save or to say good-bye.
+    /// Kills the server, which saves nothing.
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// Ends the server in good order, and waits until it has gone.
+    /// Shuts the server down, and waits until it has exited.
     pub fn shut_down(&mut self) {
         if let Ok(mut connection) = redis::Client::open(self.url()).unwrap().get_connection() {
-            // The reply is that the connection closes.
+            // The server closes the connection instead of a reply.
             let _ = redis::cmd("SHUTDOWN").arg("NOSAVE").query::<()>(&mut connection);
             self.process.wait().unwrap();
         }
     }
 
-    /// Starts a killed server again, on the same port and over the same data.
+    /// Restarts a killed server, on the same port and with the same data.
     pub fn start_again(&mut self) {
         self.launch_again_with(&[]);
-        assert!(self.answers(), "the server does not start again");
+        assert!(self.answers(), "the server does not restart");
     }
 
-    /// The same with more settings, and without waiting until it answers.
+    /// Restarts a killed server with further settings, and does not wait until it answers.
     pub fn launch_again_with(&mut self, more: &[&str]) {
         let more = more.iter().map(|&setting| setting.to_owned());
         let settings: Vec<String> = self.settings.iter().cloned().chain(more).collect();
@@ -310,7 +311,7 @@ impl Server {
         connection(&self.url())
     }
 
-    /// Waits until a replica confirms what this server writes, which takes it a while after it has copied the data.
+    /// Waits until a replica confirms writes, which it does some time after it has copied the data.
     pub fn is_replicated(&self) {
         let mut connection = self.connection();
         let _: () = command(&mut connection, ["SET", "first", "write"]);
@@ -319,31 +320,31 @@ impl Server {
         while command::<u64>(&mut connection, ["WAIT", "1", "100"]) == 0 {}
     }
 
-    /// The id of its process.
+    /// Returns the id of its process.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// The folder of its data.
+    /// Returns the folder of its data.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()
     }
 
-    /// Sends a signal, `STOP` or `CONT` for instance.
+    /// Sends a signal, for instance `STOP` or `CONT`.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
-    /// Whether it is this server that answers, and not another one that was faster to take the port.
+    /// Returns whether this server answers, and not another one that took the port first.
     fn is_at(&self, mut connection: Connection) -> bool {
         match redis::cmd("INFO").arg("server").query::<String>(&mut connection) {
-            Ok(told) => told.contains(&format!("process_id:{}\r\n", self.process.id())),
+            Ok(info) => info.contains(&format!("process_id:{}\r\n", self.process.id())),
             Err(_) => true,
         }
     }
 
-    /// Waits until the server replies anything; `false` if it ends before, as when the port was taken.
+    /// Waits until the server replies. Returns `false` if it exits before, for instance because the port is taken.
     fn answers(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
@@ -351,7 +352,7 @@ impl Server {
                 return false;
             }
             let client = redis::Client::open(self.url()).unwrap();
-            // An error in reply, such as NOAUTH, is an answer too.
+            // An error reply such as NOAUTH is a reply too.
             match client.get_connection() {
                 Err(error) if error.is_io_error() => std::thread::sleep(Duration::from_millis(5)),
                 Ok(connection) => return self.is_at(connection),
@@ -366,7 +367,7 @@ fn launch(port: u16, folder: &TempDir, settings: &[String], environment: &[(Stri
     let mut server = program();
     server
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-        // A master waits some seconds for more replicas before it begins to copy its data, unless it is told not to.
+        // By default, a master waits some seconds for more replicas before it copies its data.
         .args(["--repl-diskless-sync-delay", "0", "--dir"])
         .arg(folder.path())
         .args(settings)
@@ -381,7 +382,7 @@ fn program() -> Command {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // One that was killed by the test is gone already.
+        // The test may have killed the process.
         let _ = self.process.kill();
         self.process.wait().unwrap();
     }

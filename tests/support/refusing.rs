@@ -1,4 +1,4 @@
-//! A proxy in front of a server, as of a hosted Redis: for a while it answers every command itself, with an error.
+//! A proxy in front of a server, as of a hosted Redis, that replies to every command with an error for a while.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// Ends with the test.
+/// The proxy. It ends when it is dropped.
 pub struct Refusing {
     pub port: u16,
     state: Arc<State>,
@@ -16,7 +16,7 @@ pub struct Refusing {
 
 #[derive(Default)]
 struct State {
-    /// What every command is answered with.
+    /// The error line that replies to every command.
     error: Mutex<Option<String>>,
     refused: AtomicUsize,
 }
@@ -41,12 +41,12 @@ impl Refusing {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Answers every command with this line from now on, or passes them on again.
+    /// Replies to every command with this line from now on, or passes commands on again.
     pub fn answer(&self, error: Option<&str>) {
         *self.state.error.lock().unwrap() = error.map(str::to_owned);
     }
 
-    /// How many commands it has refused.
+    /// Returns how many commands it has refused.
     pub fn refused(&self) -> usize {
         self.state.refused.load(Ordering::SeqCst)
     }
@@ -71,7 +71,7 @@ async fn serve(mut client: TcpStream, mut server: TcpStream, state: &State) -> O
         }
         server.write_all(&command).await.ok()?;
         if String::from_utf8_lossy(&command).to_ascii_uppercase().contains("SUBSCRIBE\r\n") {
-            // From now on the server sends whenever it likes.
+            // From now on the server sends messages at any time.
             client.write_all(&replies).await.ok()?;
             tokio::io::copy_bidirectional(&mut client, &mut server).await.ok()?;
             return None;
@@ -81,7 +81,7 @@ async fn serve(mut client: TcpStream, mut server: TcpStream, state: &State) -> O
     }
 }
 
-/// The next command or reply. `None` when the other side has closed.
+/// Reads the next command or reply. Returns `None` when the other side has closed the connection.
 async fn whole(stream: &mut TcpStream, pending: &mut Vec<u8>) -> Option<Vec<u8>> {
     loop {
         if let Some(end) = super::proxy::end(pending, 0) {

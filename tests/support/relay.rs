@@ -1,4 +1,4 @@
-//! A proxy in front of a server that falls silent, sends garbage, and leads to another server.
+//! A proxy in front of a server that becomes silent, sends garbage, or leads to another server.
 
 use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -9,21 +9,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What becomes of the bytes of a connection.
+/// What the relay does with the bytes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     Passes,
-    /// It stays open, and nothing gets through.
+    /// It keeps the connection open, and passes nothing.
     Silent,
-    /// The client receives something that is no reply in place of each.
+    /// It replaces each reply by bytes that are no reply.
     Garbage,
-    /// It is reset in the middle of a reply.
+    /// It resets the connection in the middle of a reply.
     Resets,
-    /// Each reply takes this long.
+    /// It delays each reply.
     Slow(Duration),
 }
 
-/// A port that leads each new connection to a server. It closes its connections when it is dropped.
+/// A port that leads each new connection to a server. Dropping it closes its connections.
 pub struct Relay {
     pub port: u16,
     state: Arc<State>,
@@ -32,7 +32,7 @@ pub struct Relay {
 
 struct State {
     target: AtomicU16,
-    /// Of new connections.
+    /// The mode of new connections.
     mode: Mutex<Mode>,
     connections: Mutex<Vec<watch::Sender<Mode>>>,
 }
@@ -62,23 +62,23 @@ impl Relay {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Leads new connections to another server. The others stay where they are.
+    /// Leads new connections to another server. Open connections stay.
     pub fn lead_to(&self, target: u16) {
         self.state.target.store(target, SeqCst);
     }
 
-    /// Nothing gets through the connections that there are. New ones work.
+    /// Passes nothing over open connections. New ones work.
     pub fn silence_connections(&self) {
         self.set_connections(Mode::Silent);
     }
 
-    /// Nothing gets through any connection, new ones included.
+    /// Passes nothing over any connection, new ones included.
     pub fn silence(&self) {
         *self.state.mode.lock().unwrap() = Mode::Silent;
         self.set_connections(Mode::Silent);
     }
 
-    /// Clients receive garbage over every connection.
+    /// Sends garbage to clients over every connection.
     pub fn send_garbage(&self) {
         *self.state.mode.lock().unwrap() = Mode::Garbage;
         self.set_connections(Mode::Garbage);
@@ -90,12 +90,12 @@ impl Relay {
         self.set_connections(Mode::Resets);
     }
 
-    /// Replies over new connections take this long. The others stay as they are.
+    /// Delays replies over new connections. Open connections stay as they are.
     pub fn slow_new_connections(&self, delay: Duration) {
         *self.state.mode.lock().unwrap() = Mode::Slow(delay);
     }
 
-    /// New connections work again. The others stay as they are.
+    /// Passes everything over new connections. Open connections stay as they are.
     pub fn pass_new_connections(&self) {
         *self.state.mode.lock().unwrap() = Mode::Passes;
     }
@@ -112,22 +112,22 @@ impl Drop for Relay {
     }
 }
 
-/// Passes bytes on until one side closes, or the relay is gone.
+/// Passes bytes on until one side closes the connection or the relay is dropped.
 async fn serve(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mode>) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
-    let (mut asked, mut replied) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
+    let (mut request, mut reply) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
     loop {
         let mode = *modes.borrow_and_update();
         tokio::select! {
             changed = modes.changed() => if changed.is_err() {
                 return;
             },
-            read = client.read(&mut asked) => match read {
+            read = client.read(&mut request) => match read {
                 Ok(1..) if mode == Mode::Silent => {}
-                Ok(read @ 1..) if server.write_all(&asked[..read]).await.is_ok() => {}
+                Ok(read @ 1..) if server.write_all(&request[..read]).await.is_ok() => {}
                 _ => return,
             },
-            read = server.read(&mut replied) => match (read, mode) {
+            read = server.read(&mut reply) => match (read, mode) {
                 (Ok(1..), Mode::Silent) => {}
                 (Ok(1..), Mode::Garbage) => {
                     if client.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await.is_err() {
@@ -135,8 +135,8 @@ async fn serve(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mo
                     }
                 }
                 (Ok(read @ 1..), Mode::Resets) => {
-                    // Either may have been closed meanwhile.
-                    let _ = client.write_all(&replied[..read / 2]).await;
+                    // The client may have closed the connection meanwhile.
+                    let _ = client.write_all(&reply[..read / 2]).await;
                     let _ = client.set_zero_linger();
                     return;
                 }
@@ -144,7 +144,7 @@ async fn serve(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mo
                     if let Mode::Slow(delay) = mode {
                         tokio::time::sleep(delay).await;
                     }
-                    if client.write_all(&replied[..read]).await.is_err() {
+                    if client.write_all(&reply[..read]).await.is_err() {
                         return;
                     }
                 }

@@ -1,12 +1,17 @@
 //! A master, a replica and three sentinels of the test's own.
 
+use std::time::Duration;
+
 use super::cluster::{eventually, info};
 use super::redis::{Server, command, connection, free_port};
 
-/// The name that the sentinels have for the master.
+/// The name of the master at the sentinels.
 pub const MASTER: &str = "mymaster";
 
-/// A master that is silent for half a second is failed over to the replica.
+/// How long a master is silent before sentinels fail it over to the replica.
+const DOWN_AFTER: Duration = Duration::from_millis(500);
+
+/// A master that three sentinels watch.
 pub struct Watched {
     pub master: Server,
     pub replica: Server,
@@ -19,13 +24,13 @@ impl Watched {
         let port = master.port.to_string();
         let replica = Server::start_in(&["--replicaof", "127.0.0.1", &port], replica_environment);
         master.is_replicated();
-        let sentinels: Vec<Server> = (0..3).map(|_| start_sentinel(master.port)).collect();
+        let sentinels: Vec<Server> = (0..3).map(|_| start_sentinel(master.port, DOWN_AFTER)).collect();
         let watched = Self { master, replica, sentinels };
-        // Each has to know the others and the replica before it can fail over.
+        // A sentinel must know the others and the replica before it can fail over.
         eventually(|| {
             watched.sentinels.iter().all(|sentinel| {
-                let told = info(&mut sentinel.connection(), "sentinel");
-                told.contains("status=ok") && told.contains("slaves=1") && told.contains("sentinels=3")
+                let info = info(&mut sentinel.connection(), "sentinel");
+                ["status=ok", "slaves=1", "sentinels=3"].iter().all(|field| info.contains(field))
             })
         });
         watched
@@ -45,18 +50,20 @@ impl Watched {
     }
 }
 
-/// The port of the master by the word of this sentinel.
+/// Returns the port of the master, as this sentinel reports it.
 pub fn master_of(sentinel: &str) -> Option<u16> {
     let ask = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER];
-    let told: Option<(String, u16)> = command(&mut connection(sentinel), ask);
-    told.map(|(_, port)| port)
+    let address: Option<(String, u16)> = command(&mut connection(sentinel), ask);
+    address.map(|(_, port)| port)
 }
 
-fn start_sentinel(master: u16) -> Server {
+/// Starts a sentinel, which fails the master over after it was silent for this time.
+pub fn start_sentinel(master: u16, down_after: Duration) -> Server {
     let configuration = format!(
         "sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
-         sentinel down-after-milliseconds {MASTER} 500\n\
-         sentinel failover-timeout {MASTER} 3000\n"
+         sentinel down-after-milliseconds {MASTER} {}\n\
+         sentinel failover-timeout {MASTER} 3000\n",
+        down_after.as_millis()
     );
     (0..5)
         .find_map(|_| Server::start_sentinel_at(free_port(), &configuration))

@@ -11,13 +11,13 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-/// What travels at once, as the payload of an Ethernet frame.
+/// The size of a packet: the payload of an Ethernet frame.
 const PACKET: usize = 1448;
-/// How far ahead of the line packets may be: timers are no finer.
+/// How far ahead of the line packets may be. Timers are not more precise.
 const BURST: Duration = Duration::from_millis(1);
 
-/// A proxy whose connections share the bandwidth of one line: a token bucket for all of them and both directions, which
-/// serves packets in the order in which they come. It runs in threads of its own.
+/// A proxy whose connections share the bandwidth of one line: one token bucket for all of them and both directions, which serves
+/// packets in the order of their arrival. It has a runtime of its own.
 pub struct Throttle {
     pub port: u16,
     line: Arc<Line>,
@@ -26,14 +26,14 @@ pub struct Throttle {
 
 impl Drop for Throttle {
     fn drop(&mut self) {
-        // A test is no place to wait in for the end of another runtime.
+        // A test runs in a runtime, which must not wait for the end of another one.
         self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
     }
 }
 
 struct Line {
     bytes_a_second: f64,
-    /// How long a packet takes beside waiting for the line.
+    /// How long a packet takes after it has left the line.
     latency: Duration,
     /// When the line is free for the next packet.
     free_at: Mutex<Instant>,
@@ -63,12 +63,12 @@ impl Throttle {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// How many bytes were sent to the server.
+    /// Returns how many bytes were sent to the server.
     pub fn to_server(&self) -> u64 {
         self.line.to_server.load(Ordering::SeqCst)
     }
 
-    /// How many bytes came from the server.
+    /// Returns how many bytes the server sent.
     pub fn to_client(&self) -> u64 {
         self.line.to_client.load(Ordering::SeqCst)
     }
@@ -87,7 +87,7 @@ async fn accept(listener: std::net::TcpListener, server_port: u16, line: Arc<Lin
     }
 }
 
-/// Passes packets on until one side closes.
+/// Passes packets on until one side closes the connection.
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: Arc<Line>, is_to_server: bool) {
     let (send, mut sent) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     tokio::spawn(async move {
@@ -113,7 +113,7 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: Arc<Line>, 
 }
 
 impl Line {
-    /// When a packet of this size is through the line.
+    /// Reserves the line for a packet of this size. Returns when the packet has passed it.
     fn take(&self, size: usize) -> Instant {
         let mut free_at = self.free_at.lock().unwrap();
         let through =

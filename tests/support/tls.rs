@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::redis::{Server, free_port};
 
-/// An authority with a certificate for a server on loopback and one for a client, as files in PEM.
+/// An authority, a certificate for a server on loopback and one for a client, as files in PEM.
 pub struct Authority {
     folder: TempDir,
 }
@@ -39,7 +39,7 @@ impl Authority {
         std::fs::read(self.folder.path().join(name)).unwrap()
     }
 
-    /// A server with a port for TLS, which is given too, besides the plain one.
+    /// Starts a server with a plain port and a port for TLS. Returns the server and the port for TLS.
     pub fn start_server(&self, clients_need_certificates: bool) -> (Server, u16) {
         let port = free_port();
         let settings = self.settings(port, clients_need_certificates);
@@ -47,7 +47,7 @@ impl Authority {
         (Server::start(&settings), port)
     }
 
-    /// What tells a server to speak TLS on this port.
+    /// Returns the settings with which a server speaks TLS on this port.
     pub fn settings(&self, port: u16, clients_need_certificates: bool) -> Vec<String> {
         let path = |name: &str| self.folder.path().join(name).to_str().unwrap().to_owned();
         let wanted = if clients_need_certificates { "yes" } else { "no" };

@@ -8,16 +8,16 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 pub struct Line {
     pub name: String,
-    /// The same work has the same colour.
+    /// Lines of the same work have the same colour.
     pub colour: usize,
-    /// This crate's lines are full, the peer's thin.
+    /// The lines of this crate are thick, those of the peer thin.
     pub is_ours: bool,
     pub points: Vec<(f64, f64)>,
 }
 
 const COLOURS: [RGBColor; 3] = [RGBColor(31, 119, 180), RGBColor(214, 39, 40), RGBColor(44, 140, 60)];
 
-/// Both axes logarithmic, `marks` along the first.
+/// Both axes are logarithmic, with `marks` along the first.
 pub fn draw(file: &Path, title: &str, axes: [&str; 2], marks: &[(f64, &str)], lines: &[Line]) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", file.display());
     let all = || lines.iter().flat_map(|line| &line.points);
@@ -62,7 +62,7 @@ pub fn draw(file: &Path, title: &str, axes: [&str; 2], marks: &[(f64, &str)], li
             .map_err(|error| failed(&error))?;
         let dots = line.points.iter().map(|point| Circle::new(*point, 3, style.filled()));
         chart.draw_series(dots).map_err(|error| failed(&error))?;
-        // The legend stands beside the chart, one line below the other.
+        // The legend is next to the chart, one line below the other.
         let y = 50 + 22 * number as i32;
         root.draw(&PathElement::new([(650, y), (680, y)], style)).map_err(|error| failed(&error))?;
         let text = ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));

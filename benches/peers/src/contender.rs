@@ -1,4 +1,4 @@
-//! What is measured side by side, each through its own public interface.
+//! The contenders, each used through its own public interface.
 
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,20 +9,20 @@ use mcp_task_store::{Expiry, PutOptions, StorageBackend as _, TaskKey, Version};
 use pmcp_tasks::store::backend::{StorageBackend as _, make_key};
 use redis::aio::MultiplexedConnection;
 
-/// How long every record lives that does not say otherwise.
+/// The default expiry of a record.
 pub const HOUR: Duration = Duration::from_secs(3600);
 
-/// The calls on one record, as each contender makes them. Keys are made before the clock starts, as a server
-/// that has them at hand would not make them anew.
+/// The calls on one record, as each contender makes them. Keys are created before the clock starts, because a server
+/// keeps the keys that it uses.
 pub trait Contender: Clone + Send + Sync + 'static {
     type Key: Send + Sync + 'static;
 
     fn key(owner: &str, task: &str) -> Self::Key;
-    /// Creates the record, to expire as its JSON says or `after` that time, which is the same.
+    /// Creates the record. It expires after this time, which its JSON also states.
     fn put(&self, key: &Self::Key, data: Bytes, after: Duration) -> impl Future<Output = Result<()>> + Send;
     /// Replaces the record at version `expected`.
     fn swap(&self, key: &Self::Key, data: Bytes, expected: u64) -> impl Future<Output = Result<()>> + Send;
-    /// Reads the record, and gives its length.
+    /// Reads the record, and returns its length.
     fn get(&self, key: &Self::Key) -> impl Future<Output = Result<usize>> + Send;
 }
 
@@ -52,7 +52,7 @@ impl Contender for Ours {
     }
 }
 
-/// `pmcp-tasks`, which takes the expiry out of the record's JSON.
+/// `pmcp-tasks`, which reads the expiry from the JSON of the record.
 #[derive(Clone)]
 pub struct Peer(pub pmcp_tasks::RedisBackend);
 
@@ -78,7 +78,7 @@ impl Contender for Peer {
     }
 }
 
-/// The data commands that this crate's calls come down to, through the same redis crate, and nothing else.
+/// The bare commands that the calls of this crate run, through the same redis crate.
 #[derive(Clone)]
 pub struct Bare(pub MultiplexedConnection);
 
@@ -95,7 +95,7 @@ impl Contender for Bare {
         BareKey { hash: bare_hash(owner, task), idx: bare_idx(owner), task: task.to_owned() }
     }
 
-    /// All that a put writes, as one MULTI/EXEC pipeline.
+    /// Everything that a put writes, as one MULTI/EXEC pipeline.
     async fn put(&self, key: &BareKey, data: Bytes, after: Duration) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let expires_at = (now + after).as_millis() as u64;

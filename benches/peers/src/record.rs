@@ -1,4 +1,4 @@
-//! The records that are stored: tasks as the peer writes them, as the peer reads their expiry out of the JSON.
+//! The records: tasks in the form of the peer, which reads their expiry from the JSON.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use serde_json::json;
 
 use crate::contender::Contender;
 
-/// The size that the rows speak of, in bytes.
+/// The size of most records, in bytes.
 pub const TYPICAL: usize = 700;
 
-/// A task of `owner` that lives for `ttl`, its JSON padded to `size` bytes: its id and its JSON. Under the size of a
-/// task it has only what the peer looks for.
+/// Creates the id and the JSON of a task of `owner` with this TTL. The JSON is padded to `size` bytes. A smaller JSON has
+/// only the fields that the peer reads.
 pub fn record(owner: &str, size: usize, ttl: Duration) -> (String, Bytes) {
     let ttl = u64::try_from(ttl.as_millis()).expect("not that long");
     let mut record = TaskRecord::new(owner.to_owned(), "tools/call".to_owned(), Some(ttl));
@@ -24,14 +24,14 @@ pub fn record(owner: &str, size: usize, ttl: Duration) -> (String, Bytes) {
             json!({ "expiresAt": record.expires_at, "task": { "createdAt": record.task.created_at } });
         return (task, times.to_string().into());
     };
-    // `"pad":""` stands around the padding.
+    // The padding is inside of `"pad":""`.
     if let Some(missing) = missing.checked_sub(8) {
         record.variables.insert("pad".to_owned(), "x".repeat(missing).into());
     }
     (task, json(&record).into())
 }
 
-/// Records with the keys that a contender has for them.
+/// Records with the keys of a contender.
 pub type Records<C> = Arc<Vec<(<C as Contender>::Key, Bytes)>>;
 
 /// `count` records of `size` bytes, spread over `owners`.

@@ -123,7 +123,7 @@ const HEADLINE: [&str; 4] = ["work", "this crate", "pmcp-tasks", "throughput"];
 #[derive(Default, Serialize, Deserialize)]
 pub struct Report {
     rows: Vec<Row>,
-    /// What was measured, for the line above the table.
+    /// What was measured: the line above the table.
     description: String,
 }
 

@@ -1,4 +1,4 @@
-//! Alternating rounds, and what is made of them.
+//! Alternating rounds, and their statistics.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-/// What the rounds of one contender gave, in the order of the rounds.
+/// The figures of one contender, in the order of the rounds.
 #[derive(Clone, Debug, Default)]
 pub struct Samples(pub Vec<f64>);
 
@@ -19,21 +19,21 @@ impl Samples {
         if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
     }
 
-    /// The least and the most.
+    /// Returns the least and the greatest figure.
     pub fn spread(&self) -> (f64, f64) {
         let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
         let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         (least, most)
     }
 
-    /// The ratios of two contenders round by round, so that what slowed a whole round counts for both.
+    /// Returns the ratios of two contenders round by round, so that a slow round counts for both.
     pub fn over(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(ours, theirs)| ours / theirs).collect())
     }
 }
 
-/// Runs the rounds of `N` contenders, each round in another order, for `M` figures each, which come back figure by
-/// figure. `run` is told whose turn it is.
+/// Runs the rounds of `N` contenders, each round in another order, and returns `M` figures of each. `run` receives the
+/// number of the contender.
 pub async fn alternate_all<const N: usize, const M: usize>(
     rounds: usize,
     mut run: impl AsyncFnMut(usize) -> Result<[f64; M]>,
@@ -50,7 +50,7 @@ pub async fn alternate_all<const N: usize, const M: usize>(
     Ok(samples)
 }
 
-/// The same for one figure.
+/// Does the same for one figure.
 pub async fn alternate<const N: usize>(
     rounds: usize,
     mut run: impl AsyncFnMut(usize) -> Result<f64>,
@@ -59,7 +59,7 @@ pub async fn alternate<const N: usize>(
     Ok(samples)
 }
 
-/// The numbers of the calls that are still to be made, handed out one by one.
+/// The numbers of the remaining calls. Workers take them one by one.
 pub struct Numbers {
     next: Arc<AtomicUsize>,
     end: usize,
@@ -74,8 +74,8 @@ impl Iterator for Numbers {
     }
 }
 
-/// Has `calls` calls made with `in_flight` of them under way at a time, and gives the microseconds per call. `worker`
-/// makes one call after the other as long as there are numbers; what it needs it clones once, before its first call.
+/// Makes `calls` calls, `in_flight` at a time, and returns the microseconds a call. A `worker` makes one call after the
+/// other while there are numbers. It clones what it needs once, before its first call.
 pub async fn time<F>(calls: usize, in_flight: usize, worker: impl Fn(Numbers) -> F) -> Result<f64>
 where
     F: Future<Output = Result<()>> + Send + 'static,

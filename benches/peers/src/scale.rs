@@ -1,4 +1,4 @@
-//! A million records: over 10,000 owners, and of one.
+//! A million records: over 10,000 owners, and of one owner.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::server::Server;
 
 const RECORDS: usize = 1_000_000;
 
-/// Prints one line a figure.
+/// Prints one line for each figure.
 pub async fn run(divisor: usize) -> Result<()> {
     for owners in [10_000, 1] {
         let records = RECORDS / divisor;
@@ -31,9 +31,9 @@ pub async fn run(divisor: usize) -> Result<()> {
     Ok(())
 }
 
-/// How long the server stands still when the index of one owner goes, and when another thread frees it.
+/// Measures how long the server answers nobody when the index of one owner expires, and when another thread frees it.
 async fn expiry_of_the_index(server: &Server) -> Result<()> {
-    // The first call that meets it removes it. A copy of it goes first.
+    // The first call that meets the index removes it. A copy is removed first.
     const INDEX: [&str; 2] = ["pmcp:idx:owner-0", "copy:idx"];
     server.run::<i64>(&["COPY", INDEX[0], INDEX[1]])?;
     for (index, lazily) in [(INDEX[1], "no"), (INDEX[0], "yes")] {
@@ -108,7 +108,7 @@ async fn figures(server: &Server, backend: &RedisBackend, records: usize, owners
     times.sort_by(f64::total_cmp);
     say("a page of 20, median and slowest", format!("{} µs, {} µs", short(times[100]), short(times[199])));
 
-    // Deleting the longest-lived record settles the expiry of the index anew.
+    // A delete of the longest-lived record adjusts the expiry of the index.
     let begun = Instant::now();
     for number in (records - 100..records).rev() {
         anyhow::ensure!(backend.delete(&key(number)?).await?);
@@ -118,7 +118,7 @@ async fn figures(server: &Server, backend: &RedisBackend, records: usize, owners
 }
 
 fn task(number: usize) -> String {
-    // As long as a UUID.
+    // The length of a UUID.
     format!("{number:08x}-aaaa-4aaa-8aaa-{number:012x}")
 }
 

@@ -1,4 +1,4 @@
-//! A Redis of the benchmark's own on loopback, without persistence.
+//! A Redis server for the benchmark, on loopback and without persistence.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use redis::FromRedisValue;
 use tempfile::TempDir;
 
-/// Stopped when it is dropped.
+/// A server that stops when this is dropped.
 pub struct Server {
     process: Child,
     port: u16,
@@ -51,7 +51,7 @@ impl Server {
         redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
     }
 
-    /// Runs one command over a connection of its own.
+    /// Runs one command over a new connection.
     pub fn run<T: FromRedisValue>(&self, words: &[&str]) -> Result<T> {
         self.try_run(words).with_context(|| format!("{} failed", words.join(" ")))
     }
@@ -60,20 +60,20 @@ impl Server {
         self.run(&["FLUSHALL", "SYNC"])
     }
 
-    /// One field out of `INFO`.
+    /// Reads one field of `INFO`.
     pub fn info_text(&self, section: &str, field: &str) -> Result<String> {
         let info: String = self.run(&["INFO", section])?;
         let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         value.map(str::to_owned).with_context(|| format!("INFO {section} has no {field}"))
     }
 
-    /// The same as a number.
+    /// Reads one field of `INFO` as a number.
     pub fn info(&self, section: &str, field: &str) -> Result<f64> {
         let value = self.info_text(section, field)?;
         value.parse().with_context(|| format!("{field} of INFO {section} is no number: {value}"))
     }
 
-    /// Calls of a command so far, and the microseconds that they took.
+    /// Returns how often a command ran, and the microseconds that it took in all.
     pub fn command_stats(&self, command: &str) -> Result<(f64, f64)> {
         let info: String = self.run(&["INFO", "commandstats"])?;
         let prefix = format!("cmdstat_{command}:");
@@ -88,7 +88,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The server may have stopped already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -4,6 +4,7 @@
 //! | an engine must | it calls |
 //! |---|---|
 //! | refuse what is too large before it writes | [`check_size`], [`check_parts`], [`check_part_count`] |
+//! | decide whether a write may replace the record | [`WriteMode`] |
 //! | turn a duration into whole milliseconds | [`expiry_millis`], [`delay_millis`] |
 //! | turn its clock into a `DateTime` | [`from_millis`], [`from_micros`] |
 //! | check a page request and continue a walk | [`PageBounds`], [`cursor`] |
@@ -12,6 +13,7 @@
 //!
 //! The memory engine (`src/memory.rs`) uses only this module. So does the example `examples/custom_engine`.
 
+mod mode;
 mod on_drop;
 mod pages;
 mod sizes;
@@ -20,6 +22,7 @@ mod timers;
 mod watch;
 mod watchers;
 
+pub use mode::WriteMode;
 pub use on_drop::{OnDrop, on_drop};
 pub use pages::{PageBounds, cursor};
 pub use sizes::{check_part_count, check_parts, check_size};

@@ -129,7 +129,7 @@ impl ChannelSubscription {
             let connection = self.subscriptions.connection(&self.deployment, Arc::clone(&master)).await?;
             let pubsub = master.pubsub().await;
             // The result of the trial belongs to the server of this connection.
-            if master.is_current(connection.epoch) {
+            if master.epochs().is_current(connection.epoch) {
                 break (connection, pubsub);
             }
             self.subscriptions.abandon(&connection);

@@ -61,7 +61,7 @@ pub(super) async fn keep_asking(connection: Weak<PubsubConnection>, deployment: 
         let sent = deployment.clock.moment();
         // A process that sends no calls observes the server's clock here.
         match connection.send(&redis::cmd("TIME")).await.ok().as_ref().and_then(server_time) {
-            Some(server_us) if connection.master.is_current(connection.epoch) => {
+            Some(server_us) if connection.master.epochs().is_current(connection.epoch) => {
                 deployment.clock.observe(server_us, sent);
             }
             _ => deployment.subscriptions.iter().for_each(|subscriptions| subscriptions.abandon(&connection)),

@@ -1,4 +1,4 @@
-//! The rules that a run must keep, held against its log and the records of its tasks.
+//! The rules of a run, checked against its log and the records of its tasks.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -16,16 +16,16 @@ pub enum Rule {
     AttemptsRunOnce,
     EnoughResumptions,
     ReasonsAreHonest,
-    /// What a client saw of a task that had ended is what its record says.
+    /// The record of an ended task has the status that a client read.
     EndsAreFinal,
 }
 
-/// What is allowed, times in microseconds.
+/// The limits, with times in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// A worker that is silent for less loses no lease.
+    /// A worker that is silent for a shorter time loses no lease.
     pub silence: u64,
-    /// What a worker has at hand it has stored when it could reach the server for so long without a break.
+    /// A worker that can reach the server for this long without a break has stored its result.
     pub storing: u64,
     pub max_attempts: u32,
     pub least_resumptions: usize,
@@ -44,20 +44,20 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What was found, and how much each rule covered.
+/// The violations, and how much each rule covered.
 #[derive(Debug, Default)]
 pub struct Report {
     pub violations: Vec<Violation>,
-    /// What would be violations, of tasks that were written when a failover lost writes.
+    /// Violations that concern tasks whose writes a failover may have lost.
     pub lost_writes: Vec<Violation>,
     pub acknowledged: usize,
     pub by_status: BTreeMap<String, usize>,
     pub resumptions: usize,
-    /// Results that may not be replaced.
+    /// Results that must not be replaced.
     pub kept_results: usize,
     /// Results whose worker was disturbed before it could store them.
     pub excused_results: usize,
-    /// Tasks that were open and had a worker when their cancel was acknowledged.
+    /// Cancels that were acknowledged while the task had a worker.
     pub cancels_of_running: usize,
     pub cancels: usize,
     pub lost: usize,
@@ -85,7 +85,7 @@ pub fn check(lines: &[Line], ends: &BTreeMap<String, End>, bounds: Bounds) -> Re
     report
 }
 
-/// One task.
+/// The check of one task.
 struct Case<'a> {
     history: &'a History<'a>,
     task: &'a str,
@@ -166,8 +166,8 @@ impl Case<'_> {
         }
     }
 
-    /// A result may not be replaced if no later attempt had begun when it was produced, and its worker was neither silent for
-    /// longer than it may be, nor ended before it could store the result.
+    /// A result must not be replaced if no later attempt had begun when it was produced, and its worker was neither silent for too
+    /// long nor ended before it could store the result.
     fn results_are_not_replaced(&self, report: &mut Report, end: &End, produced: &Produced) {
         let begun = self.story.begun.iter().find(|begun| begun.attempt == produced.attempt);
         let begun = begun.expect("what produces a result has begun");
@@ -185,7 +185,7 @@ impl Case<'_> {
             self.history.stored_by(produced.run, produced.at, self.bounds.storing),
         );
         let is_killed = life.killed.is_some_and(|killed| killed < stored_by);
-        // A process that is asked to stop stores what is done, unless it cannot.
+        // A process that shuts down stores its results, unless it cannot reach the server.
         let is_hindered = life.exited.is_some_and(|exited| {
             exited < stored_by
                 && self.history.is_disturbed(produced.run, Span { from: produced.at, to: exited })
@@ -207,7 +207,7 @@ impl Case<'_> {
     fn cancels_are_not_forgotten(&self, report: &mut Report, end: &End) {
         const RULE: Rule = Rule::CancelsAreNotForgotten;
         if end.status == "cancelled" && !self.story.is_cancel_sent {
-            self.violated(report, RULE, "it is cancelled, and nobody asked for it".to_owned());
+            self.violated(report, RULE, "it is cancelled, and no client requested that".to_owned());
         }
         for (line, found) in &self.story.cancelled {
             report.cancels += 1;
@@ -263,7 +263,7 @@ impl Case<'_> {
         } else if error == LOST && !plan.resume {
             report.lost += 1;
             if !self.may_have_lost(1, until) {
-                self.violated(report, RULE, format!("{error:?}, and its worker was there"));
+                self.violated(report, RULE, format!("{error:?}, and its worker was alive"));
             }
         } else if error.starts_with(&format!("gave up after {} attempts", self.bounds.max_attempts))
             && plan.resume
@@ -271,7 +271,7 @@ impl Case<'_> {
             report.gave_up += 1;
             let highest = self.story.begun.iter().map(|begun| begun.attempt).max().unwrap_or_default();
             let lost = (1..=highest).filter(|attempt| self.may_have_lost(*attempt, until)).count();
-            // The worker of the last one may have been lost before the operation began.
+            // The worker of the last attempt may have been lost before the operation began.
             if lost + 1 < self.bounds.max_attempts as usize {
                 self.violated(report, RULE, format!("{error:?}, and {lost} workers can have been lost"));
             }
@@ -280,18 +280,18 @@ impl Case<'_> {
         }
     }
 
-    /// When the lease of an attempt may have been written at the earliest, if what its worker then did was at this moment: the
-    /// worker may have been silent in between.
+    /// Returns the earliest time at which the lease of an attempt may have been written, if its worker acted on it at this moment.
+    /// The worker may have been silent in between.
     fn claimed(&self, at: u64) -> u64 {
         at.saturating_sub(self.bounds.storing)
     }
 
-    /// Whether the worker of an attempt can have been lost, or have released it, until a moment.
+    /// Returns whether the worker of an attempt can have been lost, or can have released it, before a moment.
     fn may_have_lost(&self, attempt: u32, until: u64) -> bool {
         let began = self.story.begun.iter().find(|begun| begun.attempt == attempt);
         let (run, from) = match (began, self.story.created) {
             (Some(begun), _) => (begun.run, self.claimed(begun.at)),
-            // Lost before the operation began. Of a first attempt the process is known.
+            // The attempt was lost before the operation began. The process is known only for a first attempt.
             (None, Some((run, at))) if attempt == 1 => (run, self.claimed(at)),
             _ => return true,
         };

@@ -1,4 +1,4 @@
-//! Clients of the server: each has one task created, polls it, answers it, cancels it, through any instance.
+//! Clients of the server. Each creates one task, polls it, answers it and cancels it, through any instance.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,47 +9,48 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::faults::Place;
+use super::faults::Supervisor;
 use super::log::{Event, Found, Log};
 use super::operation::Plan;
-use super::worker::{Order, Worker};
-use crate::support::deployment::Way;
+use super::worker::{Request, Worker};
+use crate::support::deployment::Endpoints;
 use crate::support::{Random, key};
 
-/// How long a client waits between two polls of its task, on average.
+/// The average time between two polls of a client.
 const POLL_MS: u64 = 400;
 
-/// How the test itself looks at records.
+/// How the test reads records: from the servers, without a network that fails.
 #[derive(Clone)]
-pub enum Straight {
-    Kept(RedisBackend),
-    /// Where a connection may lead to a server that was deposed, a new one is made each time.
-    Anew(Way),
+pub enum Direct {
+    Open(RedisBackend),
+    /// Connects for each read, because an open connection may lead to a server that was deposed.
+    Reconnect(Endpoints),
 }
 
-impl Straight {
+impl Direct {
     pub async fn connect(&self) -> Result<RedisBackend, StorageError> {
         match self {
-            Self::Kept(backend) => Ok(backend.clone()),
-            Self::Anew(way) => way.connect(RedisBackend::builder().notifications(false)).await,
+            Self::Open(backend) => Ok(backend.clone()),
+            Self::Reconnect(endpoints) => {
+                endpoints.connect(RedisBackend::builder().notifications(false)).await
+            }
         }
     }
 }
 
 #[derive(Clone)]
 pub struct Clients {
-    pub places: Arc<Vec<Place>>,
+    pub supervisors: Arc<Vec<Supervisor>>,
     pub log: Arc<Log>,
-    /// To the server itself, without a network in between.
-    pub straight: Straight,
+    pub direct: Direct,
     pub seed: u64,
     /// Set when the clients must give up.
     pub give_up: watch::Receiver<bool>,
 }
 
 impl Clients {
-    /// Lets so many clients have a task each, one after the other at this pace, `at_once` at the same time. Returns when all tasks are created and the clients have
-    /// seen them end, or gave up.
+    /// Starts one client for each task at this pace, at most `at_once` at the same time. Returns when the clients have seen
+    /// their tasks end, or gave up.
     pub async fn run(self, tasks: u64, pace: Duration, at_once: usize, all_created: watch::Sender<bool>) {
         let room = Arc::new(Semaphore::new(at_once));
         let mut clients = JoinSet::new();
@@ -72,10 +73,10 @@ impl Clients {
         }
     }
 
-    /// An instance that takes calls.
+    /// Returns a worker process that accepts requests.
     async fn any(&self, random: &mut Random) -> Arc<Worker> {
         loop {
-            let worker = self.places[random.below(self.places.len() as u64) as usize].worker();
+            let worker = self.supervisors[random.below(self.supervisors.len() as u64) as usize].worker();
             if worker.is_ready() {
                 return worker;
             }
@@ -85,22 +86,7 @@ impl Clients {
 
     async fn client(&self, plan: Plan) {
         let mut random = Random(self.seed ^ (plan.number << 20));
-        let task = loop {
-            let worker = self.any(&mut random).await;
-            if let Ok(task) = worker.order(Order::Spawn { plan: plan.clone() }).await {
-                let task = task.as_str().unwrap().to_owned();
-                self.log.append(Event::Created {
-                    task: task.clone(),
-                    run: worker.run.clone(),
-                    plan: plan.clone(),
-                });
-                break task;
-            }
-            if *self.give_up.borrow() {
-                return;
-            }
-            sleep(Duration::from_millis(50)).await;
-        };
+        let Some(task) = self.create(&plan, &mut random).await else { return };
         let created = Instant::now();
         let mut cancel_after = plan.cancel_after_ms.map(Duration::from_millis);
         while !*self.give_up.borrow() {
@@ -114,36 +100,63 @@ impl Clients {
             {
                 cancel_after = None;
             }
-            let poll = Order::Status { owner: plan.owner.clone(), task: task.clone() };
-            let Ok(status) = self.any(&mut random).await.order(poll).await else { continue };
-            match status.as_str().unwrap() {
-                "completed" | "failed" | "cancelled" => {
-                    let status = status.as_str().unwrap().to_owned();
-                    return self.log.append(Event::Ended { task, status });
-                }
-                "input_required" => {
-                    let (owner, answer) = (plan.owner.clone(), Value::from(plan.answer()));
-                    let order = Order::Answer { owner, task: task.clone(), answer };
-                    if self.any(&mut random).await.order(order).await.is_ok() {
-                        self.log.append(Event::Answered { task: task.clone() });
-                    }
-                }
-                _ => {}
+            if self.poll(&plan, &task, &mut random).await {
+                return;
             }
         }
     }
 
-    /// Asks to cancel the task. Returns whether that was acknowledged.
+    /// Creates a task and returns its id, or `None` after the client gave up.
+    async fn create(&self, plan: &Plan, random: &mut Random) -> Option<String> {
+        loop {
+            let worker = self.any(random).await;
+            if let Ok(task) = worker.call(Request::Spawn { plan: plan.clone() }).await {
+                let task = task.as_str().unwrap().to_owned();
+                let (run, plan) = (worker.run.clone(), plan.clone());
+                self.log.append(Event::Created { task: task.clone(), run, plan });
+                return Some(task);
+            }
+            if *self.give_up.borrow() {
+                return None;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Reads the status of a task, and answers its question. Returns whether the task has ended.
+    async fn poll(&self, plan: &Plan, task: &str, random: &mut Random) -> bool {
+        let (owner, task) = (plan.owner.clone(), task.to_owned());
+        let poll = Request::Status { owner: owner.clone(), task: task.clone() };
+        let Ok(status) = self.any(random).await.call(poll).await else { return false };
+        match status.as_str().unwrap() {
+            "completed" | "failed" | "cancelled" => {
+                let status = status.as_str().unwrap().to_owned();
+                self.log.append(Event::Ended { task, status });
+                true
+            }
+            "input_required" => {
+                let answer = Value::from(plan.answer());
+                let request = Request::Answer { owner, task: task.clone(), answer };
+                if self.any(random).await.call(request).await.is_ok() {
+                    self.log.append(Event::Answered { task });
+                }
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Requests the cancel of a task. Returns whether a worker acknowledged it.
     async fn cancel(&self, plan: &Plan, task: &str, random: &mut Random) -> bool {
         self.log.append(Event::CancelSent { task: task.to_owned() });
-        let order = Order::Cancel { owner: plan.owner.clone(), task: task.to_owned() };
-        if self.any(random).await.order(order).await.is_err() {
+        let request = Request::Cancel { owner: plan.owner.clone(), task: task.to_owned() };
+        if self.any(random).await.call(request).await.is_err() {
             sleep(Duration::from_millis(50)).await;
             return false;
         }
         while !*self.give_up.borrow() {
             // The server may be down.
-            if let Ok(backend) = self.straight.connect().await
+            if let Ok(backend) = self.direct.connect().await
                 && let Ok(record) = backend.get(&key(&plan.owner, task)).await
             {
                 self.log.append(Event::Cancelled { task: task.to_owned(), found: found(&record) });

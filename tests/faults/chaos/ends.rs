@@ -1,4 +1,4 @@
-//! What the records of all tasks say, read from the server itself and without the lifecycle of the crate.
+//! The records of all tasks, read directly from the servers and without the lifecycle of the crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,17 +7,17 @@ use serde_json::Value;
 
 use crate::support::{key, owner};
 
-/// A task as its record has it.
+/// The content of a record.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct End {
     pub status: String,
     pub result: Option<Outcome>,
     pub error: Option<String>,
-    /// The record, for people.
+    /// The record as text, for a report.
     pub record: String,
 }
 
-/// The result of a task names the attempt that it is of.
+/// The result of a task, which names its attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     pub attempt: u32,
@@ -32,19 +32,19 @@ impl End {
 }
 
 /// Reads the records of these owners.
-pub async fn read(straight: &RedisBackend, owners: &BTreeSet<String>) -> BTreeMap<String, End> {
+pub async fn read(backend: &RedisBackend, owners: &BTreeSet<String>) -> BTreeMap<String, End> {
     let mut ends = BTreeMap::new();
     for id in owners {
         let mut request = PageRequest::new(256);
         loop {
-            let page = straight.list(&owner(id), request).await.unwrap();
+            let page = backend.list(&owner(id), request).await.unwrap();
             assert!(page.corrupt.is_empty(), "{:?}", page.corrupt);
             for record in page.records {
                 let mut end = end_of(&record.data);
                 if end.status == "completed" && end.result.is_none() {
                     let output = PartName::from_static("output");
                     let output =
-                        straight.part(&key(id, record.task.as_str()), &output).await.unwrap().unwrap();
+                        backend.part(&key(id, record.task.as_str()), &output).await.unwrap().unwrap();
                     end.result = outcome(&serde_json::from_slice(&output.data).unwrap());
                 }
                 ends.insert(record.task.to_string(), end);
@@ -69,10 +69,10 @@ fn end_of(record: &[u8]) -> End {
 }
 
 fn outcome(result: &Value) -> Option<Outcome> {
-    let said: Value = serde_json::from_str(result["content"][0]["text"].as_str()?).unwrap();
+    let content: Value = serde_json::from_str(result["content"][0]["text"].as_str()?).unwrap();
     Some(Outcome {
-        attempt: u32::try_from(said["attempt"].as_u64()?).unwrap(),
-        nonce: said["nonce"].as_str()?.to_owned(),
-        answer: said["answer"].as_str().map(str::to_owned),
+        attempt: u32::try_from(content["attempt"].as_u64()?).unwrap(),
+        nonce: content["nonce"].as_str()?.to_owned(),
+        answer: content["answer"].as_str().map(str::to_owned),
     })
 }

@@ -1,4 +1,4 @@
-//! What befalls the worker processes and the server, decided by the seed.
+//! The faults of the worker processes and the servers. The seed decides which happen when.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -11,24 +11,24 @@ use tokio::task::block_in_place;
 use tokio::time::{sleep, timeout};
 
 use super::log::{Event, Log};
-use super::several::{Befallen, OfSeveral, Several};
-use super::wire::Wire;
-use super::worker::{Order, Worker};
+use super::network::Network;
+use super::replicated::{Replicated, ReplicatedCounts, ReplicatedFault};
+use super::worker::{Request, Worker};
 use crate::support::Random;
-use crate::support::clock::{libraries, set_clock};
-use crate::support::deployment::Way;
+use crate::support::clock::{set_clock, start_server};
+use crate::support::deployment::Endpoints;
 use crate::support::redis::Server;
 
 pub const WORKERS: usize = 3;
-/// A fault that lasts as long costs a worker its leases: a lease, the observation of it, and some more.
+/// A fault of this length costs a worker its leases: a lease, its observation, and a margin.
 const LONG_MS: u64 = 5_500;
-/// One that lasts no longer costs nobody anything.
+/// A fault of this length costs no worker a lease.
 const SHORT_MS: u64 = 600;
 /// How long a worker may take to shut down. Those that take longer are killed.
 const SHUTDOWN: Duration = Duration::from_secs(45);
 
-/// Faults of the same kinds in each round, in an order of its own. Before the first round comes the first kind, so that a
-/// short run has it, too.
+/// Draws every kind of fault once in each round, in random order. The first kind comes before the first round, so that a short
+/// run has it.
 struct Deck<T: 'static> {
     kinds: &'static [T],
     left: Vec<&'static T>,
@@ -48,7 +48,7 @@ impl<T> Deck<T> {
 }
 
 #[derive(Clone, Copy)]
-enum OfWorker {
+enum WorkerFault {
     Kill,
     ShutDown,
     Pause,
@@ -56,92 +56,91 @@ enum OfWorker {
 }
 
 #[derive(Clone, Copy)]
-enum OfServer {
+enum ServerFault {
     Kill,
     Pause,
 }
 
-const OF_WORKERS: [OfWorker; 8] = {
-    use OfWorker::{CutOff, Kill, Pause, ShutDown};
+const WORKER_FAULTS: [WorkerFault; 8] = {
+    use WorkerFault::{CutOff, Kill, Pause, ShutDown};
     [Kill, Kill, Kill, ShutDown, ShutDown, Pause, Pause, CutOff]
 };
-const OF_SERVERS: [OfServer; 2] = [OfServer::Kill, OfServer::Pause];
+const SERVER_FAULTS: [ServerFault; 2] = [ServerFault::Kill, ServerFault::Pause];
 
-/// What faults befall.
+/// What faults happen to.
 enum Target {
-    Worker(usize, Deck<OfWorker>),
-    Server(Deck<OfServer>),
+    Worker(usize, Deck<WorkerFault>),
+    Server(Deck<ServerFault>),
     Clock,
-    Several(Deck<OfSeveral>),
+    Replicated(Deck<ReplicatedFault>),
 }
 
 impl Target {
-    fn all(victim: &Victim) -> Vec<Self> {
-        let of_workers: &[OfWorker] = match victim {
-            Victim::Alone(_) => &OF_WORKERS,
-            // There is no wire that cuts them off.
-            Victim::Several(_) => &OF_WORKERS[..OF_WORKERS.len() - 1],
+    fn all(storage: &Storage) -> Vec<Self> {
+        let worker_faults: &[WorkerFault] = match storage {
+            Storage::Single(_) => &WORKER_FAULTS,
+            // No network cuts these workers off.
+            Storage::Replicated(_) => &WORKER_FAULTS[..WORKER_FAULTS.len() - 1],
         };
         let mut all: Vec<Self> =
-            (0..WORKERS).map(|number| Self::Worker(number, Deck::new(of_workers))).collect();
-        match victim {
-            Victim::Alone(_) => all.extend([Self::Server(Deck::new(&OF_SERVERS)), Self::Clock]),
-            Victim::Several(several) => all.push(Self::Several(Deck::new(several.kinds()))),
+            (0..WORKERS).map(|number| Self::Worker(number, Deck::new(worker_faults))).collect();
+        match storage {
+            Storage::Single(_) => all.extend([Self::Server(Deck::new(&SERVER_FAULTS)), Self::Clock]),
+            Storage::Replicated(servers) => all.push(Self::Replicated(Deck::new(servers.kinds()))),
         }
         all
     }
 
-    /// How long, on average, nothing befalls it. One worker has longer lives, so that it is there when the server fails.
+    /// Returns the average time between two faults. One worker lives longer, so that it runs when the server fails.
     fn gap(&self, gap: u64) -> u64 {
         if matches!(self, Self::Worker(0, _)) { 4 * gap } else { gap }
     }
 
-    async fn befall(&mut self, places: &[Place], victim: &Victim, random: &mut Random, done: &mut Done) {
-        match (self, victim) {
+    async fn inject(
+        &mut self,
+        supervisors: &[Supervisor],
+        storage: &Storage,
+        random: &mut Random,
+        counts: &mut Counts,
+    ) {
+        match (self, storage) {
             (Self::Worker(number, deck), _) => {
-                places[*number].befall(*deck.draw(random), random, done).await;
+                supervisors[*number].inject(*deck.draw(random), random, counts).await;
             }
-            (Self::Server(deck), Victim::Alone(alone)) => {
-                alone.befall(*deck.draw(random), random, done).await;
+            (Self::Server(deck), Storage::Single(server)) => {
+                server.inject(*deck.draw(random), random, counts).await;
             }
-            (Self::Clock, Victim::Alone(alone)) => alone.step_clock(random, done),
-            (Self::Several(deck), Victim::Several(several)) => {
+            (Self::Clock, Storage::Single(server)) => server.step_clock(random, counts),
+            (Self::Replicated(deck), Storage::Replicated(servers)) => {
                 let fault = *deck.draw(random);
-                block_in_place(|| several.befall(fault, random));
-                *done.of_several.entry(fault).or_default() += 1;
+                block_in_place(|| servers.inject(fault, random));
+                *counts.replicated.entry(fault).or_default() += 1;
             }
-            _ => unreachable!("faults are of the victim"),
+            _ => unreachable!("the targets are those of this storage"),
         }
     }
 }
 
-/// What stores the tasks.
-pub enum Victim {
-    Alone(Alone),
-    Several(Several),
+/// The servers that store the tasks.
+pub enum Storage {
+    Single(Single),
+    Replicated(Replicated),
 }
 
-/// A server, which keeps what it acknowledged when it is killed, and its clock.
-pub struct Alone {
+/// A server that keeps what it acknowledged when it is killed, and its clock.
+pub struct Single {
     server: Mutex<Server>,
     clock: TempDir,
     log: Arc<Log>,
 }
 
-impl Alone {
+impl Single {
     pub fn start(log: Arc<Log>) -> Self {
         let clock = TempDir::new().unwrap();
         set_clock(clock.path(), "+0");
-        let file = clock.path().join("offset");
-        let server = Server::start_in(
-            &["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-min-size", "16mb"],
-            &[
-                ("LD_PRELOAD", &libraries()),
-                ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
-                ("FAKETIME_NO_CACHE", "1"),
-                ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-            ],
-        );
+        let settings =
+            ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-min-size", "16mb"];
+        let server = start_server(&settings, clock.path());
         Self { server: Mutex::new(server), clock, log }
     }
 
@@ -156,57 +155,57 @@ impl Alone {
         forget_clock_of(server.id());
     }
 
-    async fn befall(&self, fault: OfServer, random: &mut Random, done: &mut Done) {
+    async fn inject(&self, fault: ServerFault, random: &mut Random, counts: &mut Counts) {
         match fault {
-            OfServer::Kill => {
+            ServerFault::Kill => {
                 block_in_place(|| self.kill());
                 sleep(Duration::from_millis(random.below(3_000))).await;
                 block_in_place(|| self.server.lock().unwrap().start_again());
                 self.log.append(Event::ServerUp);
-                done.servers_killed += 1;
+                counts.servers_killed += 1;
             }
-            OfServer::Pause => {
+            ServerFault::Pause => {
                 self.log.append(Event::ServerPaused);
                 self.server.lock().unwrap().signal("STOP");
-                // Every other time longer than a lease and its observation.
+                // One in two lasts longer than a lease and its observation.
                 let millis =
                     if random.below(2) == 0 { LONG_MS + random.below(2_000) } else { random.below(2_500) };
                 sleep(Duration::from_millis(millis)).await;
                 self.server.lock().unwrap().signal("CONT");
                 self.log.append(Event::ServerUp);
-                done.servers_paused += 1;
+                counts.servers_paused += 1;
             }
         }
     }
 
-    fn step_clock(&self, random: &mut Random, done: &mut Done) {
+    fn step_clock(&self, random: &mut Random, counts: &mut Counts) {
         let ahead_s = i64::try_from(random.below(180)).unwrap() - 40;
         self.log.append(Event::Clock { ahead_s });
         set_clock(self.clock.path(), &format!("{ahead_s:+}"));
-        done.clocks_stepped += 1;
+        counts.clocks_stepped += 1;
     }
 }
 
-impl Drop for Alone {
+impl Drop for Single {
     fn drop(&mut self) {
         let mut server = self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // It may be stopped, or gone.
+        // The server may be stopped, or dead.
         server.kill();
         forget_clock_of(server.id());
     }
 }
 
-/// A process that is killed leaves the shared memory of `faketime` behind.
+/// Removes the shared memory of `faketime`, which a killed process leaves behind.
 fn forget_clock_of(process: u32) {
     for name in ["faketime_shm", "sem.faketime_sem"] {
-        // It is not there if the process ended in good order.
+        // A process that exits removes it.
         let _ = std::fs::remove_file(Path::new("/dev/shm").join(format!("{name}_{process}")));
     }
 }
 
-/// How many faults there were.
+/// How many faults happened.
 #[derive(Clone, Debug, Default)]
-pub struct Done {
+pub struct Counts {
     pub killed: u32,
     pub shut_down: u32,
     pub paused: u32,
@@ -214,28 +213,48 @@ pub struct Done {
     pub servers_killed: u32,
     pub servers_paused: u32,
     pub clocks_stepped: u32,
-    pub of_several: Befallen,
+    pub replicated: ReplicatedCounts,
 }
 
-/// Where a worker process runs, one after the other, each behind the same wire if there is one.
-pub struct Place {
+impl Counts {
+    fn add(mut self, other: Self) -> Self {
+        self.killed += other.killed;
+        self.shut_down += other.shut_down;
+        self.paused += other.paused;
+        self.cut_off += other.cut_off;
+        self.servers_killed += other.servers_killed;
+        self.servers_paused += other.servers_paused;
+        self.clocks_stepped += other.clocks_stepped;
+        self.replicated.extend(other.replicated);
+        self
+    }
+}
+
+/// Runs one worker process after the other, each behind the same network if there is one.
+pub struct Supervisor {
     name: char,
-    way: Way,
-    pub wire: Option<Wire>,
+    endpoints: Endpoints,
+    pub network: Option<Network>,
     worker: Mutex<Arc<Worker>>,
     lives: AtomicU64,
     folder: std::path::PathBuf,
     log: Arc<Log>,
 }
 
-impl Place {
-    pub fn new(number: usize, way: Way, wire: Option<Wire>, folder: &Path, log: Arc<Log>) -> Self {
+impl Supervisor {
+    pub fn new(
+        number: usize,
+        endpoints: Endpoints,
+        network: Option<Network>,
+        folder: &Path,
+        log: Arc<Log>,
+    ) -> Self {
         let name = char::from(b'a' + u8::try_from(number).unwrap());
-        let worker = Self::launch(&way, name, 1, folder, &log);
+        let worker = Self::launch(&endpoints, name, 1, folder, &log);
         Self {
             name,
-            way,
-            wire,
+            endpoints,
+            network,
             worker: Mutex::new(Arc::new(worker)),
             lives: AtomicU64::new(1),
             folder: folder.to_owned(),
@@ -243,10 +262,10 @@ impl Place {
         }
     }
 
-    fn launch(way: &Way, name: char, life: u64, folder: &Path, log: &Log) -> Worker {
+    fn launch(endpoints: &Endpoints, name: char, life: u64, folder: &Path, log: &Log) -> Worker {
         let run = format!("{name}{life}");
         log.append(Event::Started { run: run.clone() });
-        Worker::start(way, run, folder)
+        Worker::start(endpoints, run, folder)
     }
 
     pub fn worker(&self) -> Arc<Worker> {
@@ -256,7 +275,7 @@ impl Place {
     fn start_again(&self) {
         let life = self.lives.fetch_add(1, SeqCst) + 1;
         *self.worker.lock().unwrap() =
-            Arc::new(Self::launch(&self.way, self.name, life, &self.folder, &self.log));
+            Arc::new(Self::launch(&self.endpoints, self.name, life, &self.folder, &self.log));
     }
 
     fn kill(&self, worker: &Worker) {
@@ -264,93 +283,88 @@ impl Place {
         block_in_place(|| worker.kill());
     }
 
-    async fn befall(&self, fault: OfWorker, random: &mut Random, done: &mut Done) {
+    async fn inject(&self, fault: WorkerFault, random: &mut Random, counts: &mut Counts) {
         let worker = self.worker();
-        let run = worker.run.clone();
-        // One in three is short: it may not cost the worker its leases.
+        // One in three is so short that it must not cost the worker its leases.
         let lasts = if random.below(3) == 0 { random.below(SHORT_MS) } else { LONG_MS + random.below(2_500) };
         let lasts = Duration::from_millis(lasts);
         match fault {
-            OfWorker::Kill => {
+            WorkerFault::Kill => {
                 self.kill(&worker);
-                done.killed += 1;
+                counts.killed += 1;
                 sleep(Duration::from_millis(random.below(1_500))).await;
                 self.start_again();
             }
-            OfWorker::ShutDown => {
-                self.log.append(Event::AskedToStop { run: run.clone() });
-                // The answer may be lost with the process, which says enough by its exit.
-                let asked = tokio::spawn({
-                    let worker = Arc::clone(&worker);
-                    async move { worker.order(Order::Shutdown).await }
-                });
-                if worker.exits_within(SHUTDOWN).await {
-                    self.log.append(Event::Exited { run });
-                    done.shut_down += 1;
-                } else {
-                    self.kill(&worker);
-                }
-                asked.abort();
-                self.start_again();
-            }
-            OfWorker::Pause => {
-                self.log.append(Event::Paused { run: run.clone() });
-                worker.signal("STOP");
-                sleep(lasts).await;
-                worker.signal("CONT");
-                self.log.append(Event::Continued { run });
-                done.paused += 1;
-            }
-            OfWorker::CutOff => {
-                self.log.append(Event::CutOff { run: run.clone() });
-                let wire = self.wire.as_ref().expect("only a wire cuts off");
-                wire.set_cut_off(true);
-                sleep(lasts).await;
-                wire.set_cut_off(false);
-                self.log.append(Event::Joined { run });
-                done.cut_off += 1;
-            }
+            WorkerFault::ShutDown => self.shut_down(&worker, counts).await,
+            WorkerFault::Pause => self.pause(&worker, lasts, counts).await,
+            WorkerFault::CutOff => self.cut_off(&worker, lasts, counts).await,
         }
+    }
+
+    async fn shut_down(&self, worker: &Arc<Worker>, counts: &mut Counts) {
+        self.log.append(Event::AskedToStop { run: worker.run.clone() });
+        // The reply may be lost when the process exits, and its exit says enough.
+        let request = tokio::spawn({
+            let worker = Arc::clone(worker);
+            async move { worker.call(Request::Shutdown).await }
+        });
+        if worker.exits_within(SHUTDOWN).await {
+            self.log.append(Event::Exited { run: worker.run.clone() });
+            counts.shut_down += 1;
+        } else {
+            self.kill(worker);
+        }
+        request.abort();
+        self.start_again();
+    }
+
+    async fn pause(&self, worker: &Worker, lasts: Duration, counts: &mut Counts) {
+        self.log.append(Event::Paused { run: worker.run.clone() });
+        worker.signal("STOP");
+        sleep(lasts).await;
+        worker.signal("CONT");
+        self.log.append(Event::Continued { run: worker.run.clone() });
+        counts.paused += 1;
+    }
+
+    async fn cut_off(&self, worker: &Worker, lasts: Duration, counts: &mut Counts) {
+        self.log.append(Event::CutOff { run: worker.run.clone() });
+        let network = self.network.as_ref().expect("only a network cuts a worker off");
+        network.set_cut_off(true);
+        sleep(lasts).await;
+        network.set_cut_off(false);
+        self.log.append(Event::Joined { run: worker.run.clone() });
+        counts.cut_off += 1;
     }
 }
 
-/// Lets faults befall everything until it is told to stop. Then everything runs, and nothing is disturbed any more.
-pub async fn rage(
-    places: &Arc<Vec<Place>>,
-    victim: &Arc<Victim>,
+/// Injects faults until `stop`. When it returns, every process and server runs, and no fault happens any more.
+pub async fn inject(
+    supervisors: &Arc<Vec<Supervisor>>,
+    storage: &Arc<Storage>,
     seed: u64,
     gap: Duration,
     stop: watch::Receiver<bool>,
-) -> Done {
+) -> Counts {
     let gap = u64::try_from(gap.as_millis()).unwrap();
-    let mut raging = tokio::task::JoinSet::new();
-    for (number, mut target) in Target::all(victim).into_iter().enumerate() {
-        let (places, victim, mut stop) = (Arc::clone(places), Arc::clone(victim), stop.clone());
+    let mut injecting = tokio::task::JoinSet::new();
+    for (number, mut target) in Target::all(storage).into_iter().enumerate() {
+        let (supervisors, storage, mut stop) = (Arc::clone(supervisors), Arc::clone(storage), stop.clone());
         let mut random = Random(seed.wrapping_add((number as u64 + 1) << 40));
         let gap = target.gap(gap);
-        raging.spawn(async move {
-            let mut done = Done::default();
+        injecting.spawn(async move {
+            let mut counts = Counts::default();
             loop {
                 let pause = Duration::from_millis(gap / 2 + random.below(gap));
                 // The sender outlives the faults.
                 if timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok() {
-                    return done;
+                    return counts;
                 }
-                target.befall(&places, &victim, &mut random, &mut done).await;
+                target.inject(&supervisors, &storage, &mut random, &mut counts).await;
             }
         });
     }
-    let done = raging.join_all().await.into_iter().fold(Done::default(), |mut sum, done| {
-        sum.killed += done.killed;
-        sum.shut_down += done.shut_down;
-        sum.paused += done.paused;
-        sum.cut_off += done.cut_off;
-        sum.servers_killed += done.servers_killed;
-        sum.servers_paused += done.servers_paused;
-        sum.clocks_stepped += done.clocks_stepped;
-        sum.of_several.extend(done.of_several);
-        sum
-    });
-    places.iter().filter_map(|place| place.wire.as_ref()).for_each(Wire::calm);
-    done
+    let counts = injecting.join_all().await.into_iter().fold(Counts::default(), Counts::add);
+    supervisors.iter().filter_map(|supervisor| supervisor.network.as_ref()).for_each(Network::stop_faults);
+    counts
 }

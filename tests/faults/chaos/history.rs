@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::log::{Event, Found, Line};
 use super::operation::Plan;
 
-/// From one moment to another.
+/// A span of time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Span {
     pub from: u64,
@@ -26,31 +26,31 @@ impl Span {
     }
 }
 
-/// What befell a worker process.
+/// The life of a worker process.
 #[derive(Debug, Default)]
 pub struct Life {
     pub killed: Option<u64>,
     pub asked_to_stop: Option<u64>,
     pub exited: Option<u64>,
-    /// When it did not run, or could not reach the server.
+    /// When it was stopped, or could not reach the server.
     pub disturbed: Vec<Span>,
 }
 
 impl Life {
-    /// Whether it was disturbed for `silence` or longer at some time of this span.
+    /// Returns whether a disturbance of at least `silence` overlaps this span.
     pub fn was_silent(&self, at: Span, silence: u64) -> bool {
         self.disturbed.iter().any(|span| span.lasts() >= silence && span.overlaps(at))
     }
 
-    /// Whether its lease could be lost, or released, in this span.
+    /// Returns whether its lease can have been lost or released in this span.
     pub fn may_have_lost(&self, at: Span, silence: u64) -> bool {
-        // A process that was asked to stop may begin what it had accepted, and releases it at once.
+        // A process that shuts down may begin a task that it had accepted, and releases it at once.
         let is_before = |moment: Option<u64>| moment.is_some_and(|moment| moment <= at.to);
         is_before(self.killed) || is_before(self.asked_to_stop) || self.was_silent(at, silence)
     }
 }
 
-/// An operation that began.
+/// The start of an operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Begun<'a> {
     pub line: usize,
@@ -59,7 +59,7 @@ pub struct Begun<'a> {
     pub run: &'a str,
 }
 
-/// A result that an operation ended with.
+/// A result that an operation returned.
 #[derive(Clone, Copy, Debug)]
 pub struct Produced<'a> {
     pub line: usize,
@@ -69,7 +69,7 @@ pub struct Produced<'a> {
     pub nonce: &'a str,
 }
 
-/// What happened to a task.
+/// The events of one task.
 #[derive(Debug, Default)]
 pub struct Story<'a> {
     pub plan: Option<&'a Plan>,
@@ -90,7 +90,7 @@ pub struct History<'a> {
     pub lives: BTreeMap<&'a str, Life>,
     /// When the server was down or stopped.
     outages: Vec<Span>,
-    /// When writes may have been lost by which server took over.
+    /// When a failover may have lost writes.
     losses: Vec<Span>,
     /// When the last line was written.
     pub ends: u64,
@@ -146,8 +146,8 @@ impl<'a> History<'a> {
         self.lives.get(run).unwrap_or_else(|| panic!("the process {run} was started"))
     }
 
-    /// When a process can have stored at the latest what it had at `since`: it ran and reached the server without a break for
-    /// this long. Whether it lived is not asked.
+    /// Returns when a process must have stored what it had at `since`: after it ran and reached the server without a break for this
+    /// long. Ignores whether the process was killed before.
     pub fn stored_by(&self, run: &str, since: u64, takes: u64) -> u64 {
         let disturbed = self.life(run).disturbed.iter().chain(&self.outages);
         let mut disturbed: Vec<Span> = disturbed.copied().collect();
@@ -161,12 +161,12 @@ impl<'a> History<'a> {
         since.saturating_add(takes)
     }
 
-    /// Whether the process could not reach the server at some time of this span.
+    /// Returns whether the process could not reach the server at some time of this span.
     pub fn is_disturbed(&self, run: &str, at: Span) -> bool {
         self.life(run).disturbed.iter().chain(&self.outages).any(|span| span.overlaps(at))
     }
 
-    /// Whether something of this task may have been written when writes were lost.
+    /// Returns whether a failover may have lost writes of this task.
     pub fn may_be_lost(&self, task: &str) -> bool {
         let is_of_it = |line: &&Line| line.event.task() == Some(task);
         self.lines.iter().filter(is_of_it).any(|line| {
@@ -175,7 +175,7 @@ impl<'a> History<'a> {
         })
     }
 
-    /// All lines about a task, and those about the processes that worked on it.
+    /// Returns the lines about a task and about the processes that worked on it.
     pub fn about(&self, task: &str) -> Vec<&'a Line> {
         let runs: Vec<&str> = self.stories.get(task).map_or_else(Vec::new, |story| {
             story.begun.iter().map(|begun| begun.run).chain(story.created.map(|(run, _)| run)).collect()
@@ -221,7 +221,7 @@ impl<'a> Story<'a> {
         }
     }
 
-    /// When a client saw it end; otherwise `last`.
+    /// Returns when a client read that it had ended, or `last`.
     pub fn seen_ended(&self, last: u64) -> u64 {
         self.ended.iter().map(|(_, at)| *at).min().unwrap_or(last)
     }

@@ -1,7 +1,7 @@
-//! What happened in a run, one line of JSON an event, in the order in which it happened.
+//! The events of a run in their order, with one line of JSON for each.
 //!
-//! The operations of all worker processes, the clients, and the faults append to one file. An append is one system call, so
-//! lines do not mix, and their order is that of the events: what a line reports has happened before the next line was written.
+//! The operations of all worker processes, the clients and the faults append to one file. An append is one system call, so lines do
+//! not mix. An event has happened before the next line is written.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -24,25 +24,25 @@ pub struct Line {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    // From an operation.
+    // Events of an operation.
     Begin {
         task: String,
         attempt: u32,
         run: String,
         plan: Plan,
     },
-    /// It received the answer that it asked for.
+    /// The operation received an answer.
     GotAnswer {
         task: String,
         attempt: u32,
         answer: String,
     },
-    /// It learned that it must stop, and ends as cancelled.
+    /// The operation detected its cancellation, and ends as cancelled.
     SawCancel {
         task: String,
         attempt: u32,
     },
-    /// It ends with the result of this name.
+    /// The operation ends with the result of this name.
     Produced {
         task: String,
         attempt: u32,
@@ -50,7 +50,7 @@ pub enum Event {
         nonce: String,
     },
 
-    // From a client.
+    // Events of a client.
     Created {
         task: String,
         run: String,
@@ -62,18 +62,18 @@ pub enum Event {
     CancelSent {
         task: String,
     },
-    /// The cancel was acknowledged. `found` is what the record said right afterwards.
+    /// The cancel was acknowledged. `found` is the record right afterwards.
     Cancelled {
         task: String,
         found: Found,
     },
-    /// A client saw this terminal status.
+    /// A client read this terminal status.
     Ended {
         task: String,
         status: String,
     },
 
-    // From a fault. Each stands before what it names, unless it ends a fault.
+    // Faults. The line precedes the fault. A line that ends a fault follows that end.
     Started {
         run: String,
     },
@@ -84,7 +84,7 @@ pub enum Event {
     AskedToStop {
         run: String,
     },
-    /// It did, by itself.
+    /// The process exited by itself.
     Exited {
         run: String,
     },
@@ -104,9 +104,9 @@ pub enum Event {
     ServerKilled,
     ServerPaused,
     ServerUp,
-    /// Since the server was paused, writes may have been acknowledged that another server, which has taken over, does not have.
+    /// After the server was paused, it may have acknowledged writes that the server that took over does not have.
     WritesLost,
-    /// The server's clock was set to this many seconds ahead of the right one.
+    /// The server's clock was set to this many seconds ahead of the real time.
     Clock {
         ahead_s: i64,
     },
@@ -118,13 +118,13 @@ pub enum Event {
 pub struct Found {
     pub status: String,
     pub cancel_requested: bool,
-    /// The attempt of its lease, and whether somebody held it.
+    /// The attempt of its lease, and whether a worker held it.
     pub attempt: Option<u32>,
     pub is_held: bool,
 }
 
 impl Event {
-    /// The task that the line is about.
+    /// Returns the task that the event concerns.
     pub fn task(&self) -> Option<&str> {
         match self {
             Self::Begin { task, .. }

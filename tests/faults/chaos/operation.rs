@@ -1,4 +1,4 @@
-//! What the tasks do. All that this test calls of a manager and of an operation's context is in this file.
+//! The operations of the tasks. This file has every call of a manager and of a `TaskContext` in this test.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,34 +19,34 @@ use crate::support::{Random, owner};
 
 pub type Manager = DurableTaskManager<RedisBackend>;
 
-/// How long a worker may be silent. Short, so that lost workers are found while the test runs.
+/// The lease. It is short, so that lost workers are detected during the test.
 pub const LEASE: Duration = Duration::from_secs(3);
-/// How many times an operation is run whose workers are lost.
+/// How many attempts a task has.
 pub const MAX_ATTEMPTS: u32 = 3;
 /// The TTL of a brief task, which its operation exceeds.
 const BRIEF: Duration = Duration::from_millis(2500);
-/// How many owners there are: `owner 0` and so on.
+/// How many owners exist: `owner 0`, `owner 1` and so on.
 pub const OWNERS: u64 = 5;
-/// The key under which an operation asks.
+/// The key of the request for input.
 pub const QUESTION: &str = "go";
 
-/// What a task is to do.
+/// What a task does.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     pub number: u64,
     pub owner: String,
-    /// It is run again when its worker is lost.
+    /// It resumes after its worker was lost.
     pub resume: bool,
-    /// It is a closure, which has no name that another instance knows.
+    /// It is a closure, which no other instance can resume.
     pub closure: bool,
     pub asks: bool,
-    /// Its operation ends when it must stop. Others complete all the same.
+    /// Its operation ends when it is cancelled. Other operations complete.
     pub heeds: bool,
     /// Its TTL elapses before it ends.
     pub brief: bool,
     pub steps: u64,
     pub pause_ms: u64,
-    /// How much longer than its result must be it is, in bytes. A large one becomes a part of the record.
+    /// How many bytes are added to its result. A large result becomes a part of the record.
     pub pad: usize,
     /// How long after its creation the client cancels it.
     pub cancel_after_ms: Option<u64>,
@@ -75,14 +75,14 @@ impl Plan {
         }
     }
 
-    /// What the client answers. Always the same, as it may have to answer again.
+    /// Returns the answer of the client. It is always the same, because the client may have to answer again.
     pub fn answer(&self) -> String {
         format!("the answer to {}", self.number)
     }
 }
 
 pub fn manager(backend: RedisBackend, log: Arc<Log>, run: String) -> Manager {
-    // A brief task must be there to be read, also when the clock was stepped.
+    // The record of a brief task must still exist after steps of the clock.
     let config = StoreConfig::new()
         .lease(LEASE)
         .call_timeout(Duration::from_secs(5))
@@ -116,7 +116,7 @@ fn work(context: TaskContext, plan: Plan, log: Arc<Log>, run: String) -> TaskFut
         let (task, attempt) = (context.task_id().to_owned(), context.attempt());
         log.append(Event::Begin { task: task.clone(), attempt, run: run.clone(), plan: plan.clone() });
         let mut answer = None;
-        let stops = || {
+        let stop = || {
             log.append(Event::SawCancel { task: task.clone(), attempt });
             Err(TaskExit::Cancelled)
         };
@@ -129,14 +129,14 @@ fn work(context: TaskContext, plan: Plan, log: Arc<Log>, run: String) -> TaskFut
                         log.append(Event::GotAnswer { task: task.clone(), attempt, answer: given.clone() });
                         answer = Some(given);
                     }
-                    Err(TaskExit::Cancelled) => return stops(),
+                    Err(TaskExit::Cancelled) => return stop(),
                     Err(error) => return Err(error),
                 }
             }
             let pause = tokio::time::sleep(Duration::from_millis(plan.pause_ms));
             if plan.heeds {
                 tokio::select! {
-                    () = context.cancelled() => return stops(),
+                    () = context.cancelled() => return stop(),
                     () = pause => {}
                 }
             } else {

@@ -1,4 +1,4 @@
-//! The checker finds what it is there for: each rule against logs written by hand.
+//! Tests of the checker: each rule, against logs written by hand.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::operation::Plan;
 const BOUNDS: Bounds =
     Bounds { silence: 1_000_000, storing: 3_000_000, max_attempts: 3, least_resumptions: 0 };
 
-/// A log of one task `t`, with an event a second, and what its record says in the end.
+/// A log of one task `t`, with one event each second, and its final record.
 struct Run {
     plan: Plan,
     lines: Vec<Line>,
@@ -19,7 +19,7 @@ struct Run {
 }
 
 impl Run {
-    /// The processes `a` and `b` were started.
+    /// Starts a log with the processes `a` and `b`.
     fn new(plan: Plan) -> Self {
         let mut run = Self { plan, lines: Vec::new(), ends: BTreeMap::new(), bounds: BOUNDS };
         for name in ["a", "b"] {
@@ -45,7 +45,7 @@ impl Run {
         self
     }
 
-    /// For so many seconds nothing of interest happens.
+    /// Adds seconds without an event that matters.
     fn quiet(mut self, seconds: u64) -> Self {
         for _ in 0..seconds {
             self.add(Event::Clock { ahead_s: 0 });
@@ -108,7 +108,7 @@ impl Run {
         check(&self.lines, &self.ends, self.bounds)
     }
 
-    /// Asserts that these rules are broken, each once.
+    /// Asserts that exactly these rules are broken.
     #[track_caller]
     fn breaks(&self, rules: &[Rule]) {
         let violations = self.check().violations;
@@ -120,7 +120,7 @@ impl Run {
     }
 }
 
-/// Open and held, as its cancel was acknowledged.
+/// The record of an open task with a worker, right after its cancel was acknowledged.
 fn held(attempt: u32) -> Found {
     Found { status: "working".to_owned(), cancel_requested: true, attempt: Some(attempt), is_held: true }
 }
@@ -144,7 +144,7 @@ fn an_acknowledged_task_that_is_open_or_gone_in_the_end_is_found() {
     let open = End { status: "working".to_owned(), ..End::default() };
     Run::fails().created().begin(1, "a").ends(open.clone()).breaks(&[Rule::AcknowledgedTasksEnd]);
     Run::fails().created().begin(1, "a").breaks(&[Rule::AcknowledgedTasksEnd]);
-    // One that nobody knows of may end later.
+    // A task that was not acknowledged may end later.
     Run::fails().begin(1, "a").ends(open).breaks(&[]);
 }
 
@@ -181,7 +181,7 @@ fn an_answer_that_the_client_did_not_give_is_found() {
 fn a_result_that_is_replaced_is_found() {
     let run = || Run::resumes().created().begin(1, "a").produced(1, "a").quiet(5);
     run().begin(2, "b").produced(2, "b").completes(2).breaks(&[Rule::ResultsAreNotReplaced]);
-    // That its worker dies later is no reason.
+    // The later death of its worker is no reason.
     run().killed("a").begin(2, "b").produced(2, "b").completes(2).breaks(&[Rule::ResultsAreNotReplaced]);
     let error = "the outcome of the operation cannot be stored";
     run().fails_with(error).breaks(&[Rule::ResultsAreNotReplaced, Rule::ReasonsAreHonest]);
@@ -194,7 +194,7 @@ fn a_result_may_be_lost_with_its_worker() {
     replaced(run().produced(1, "a").killed("a")).breaks(&[]);
     replaced(run().paused("a", 5).produced(1, "a")).breaks(&[]);
     replaced(run().produced(1, "a").paused("a", 5)).breaks(&[]);
-    // The server was away all the time, so it could not be stored before the worker died.
+    // The server was down, so the worker could not store the result before it died.
     let away = run().produced(1, "a").with(Event::ServerKilled).quiet(5).killed("a").with(Event::ServerUp);
     replaced(away).breaks(&[]);
     let report = replaced(run().produced(1, "a").killed("a")).check();
@@ -225,7 +225,7 @@ fn an_attempt_that_begins_after_an_acknowledged_cancel_is_found() {
     run(held(1)).begin(2, "b").ends_cancelled().breaks(&[Rule::CancelsAreNotForgotten]);
     let completed = run(held(1)).begin(2, "b").produced(2, "b").completes(2);
     completed.breaks(&[Rule::CancelsAreNotForgotten, Rule::CancelsAreNotForgotten]);
-    // It was claimed before, and its operation begins a moment later.
+    // The attempt was claimed before the cancel, and its operation begins later.
     run(held(2)).begin(2, "b").produced(2, "b").completes(2).breaks(&[]);
 }
 
@@ -243,7 +243,7 @@ fn a_cancelled_task_that_fails_with_its_worker_is_found() {
 }
 
 #[test]
-fn a_task_that_is_cancelled_although_nobody_asked_is_found() {
+fn a_task_that_is_cancelled_without_a_request_is_found() {
     Run::fails().created().begin(1, "a").ends_cancelled().breaks(&[Rule::CancelsAreNotForgotten]);
 }
 
@@ -264,20 +264,20 @@ fn too_few_resumptions_are_found() {
 }
 
 #[test]
-fn a_worker_that_is_called_lost_while_it_is_there_is_found() {
+fn a_worker_that_is_declared_lost_while_it_is_alive_is_found() {
     let run = || Run::fails().created().begin(1, "a");
     run().killed("a").fails_with(LOST).breaks(&[]);
     run().paused("a", 5).fails_with(LOST).breaks(&[]);
     run().with(Event::AskedToStop { run: "a".to_owned() }).fails_with(LOST).breaks(&[]);
     let late = Run::fails().created().with(Event::AskedToStop { run: "a".to_owned() }).begin(1, "a");
     late.fails_with(LOST).breaks(&[]);
-    // It was stopped after it had created the task, and before the operation began.
+    // The worker was stopped after it had created the task, and before the operation began.
     let between = Run::fails().paused("a", 9).created().begin(1, "a").fails_with(LOST);
     between.breaks(&[]);
     let long_before = Run::fails().paused("a", 9).quiet(5).created().begin(1, "a").fails_with(LOST);
     long_before.breaks(&[Rule::ReasonsAreHonest]);
     run().quiet(9).fails_with(LOST).breaks(&[Rule::ReasonsAreHonest]);
-    // What befalls others, or the server, is no reason.
+    // Faults of other workers, or of the server, are no reason.
     run().killed("b").fails_with(LOST).breaks(&[Rule::ReasonsAreHonest]);
     run()
         .with(Event::ServerPaused)
@@ -310,7 +310,7 @@ fn a_task_that_is_given_up_too_early_or_too_late_is_found() {
 }
 
 #[test]
-fn what_a_failover_lost_is_told_apart() {
+fn violations_that_a_failover_may_have_caused_are_reported_separately() {
     let lost = |writes_lost: Option<Event>| {
         let run = Run::resumes().created().begin(1, "a").with(Event::ServerPaused).produced(1, "a").quiet(5);
         let run = run.with(Event::ServerUp);
@@ -320,7 +320,7 @@ fn what_a_failover_lost_is_told_apart() {
     run.breaks(&[]);
     assert_eq!(run.check().lost_writes.len(), 1);
     lost(None).breaks(&[Rule::ResultsAreNotReplaced]);
-    // Nothing of it was written then.
+    // No write of the task happened during the failover.
     let run = Run::resumes().created().begin(1, "a").produced(1, "a").quiet(5).with(Event::ServerPaused);
     let run = run.with(Event::ServerUp).with(Event::WritesLost).begin(2, "b").produced(2, "b").completes(2);
     run.breaks(&[Rule::ResultsAreNotReplaced]);

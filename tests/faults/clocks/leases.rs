@@ -1,65 +1,18 @@
-//! Leases under a clock of the server that steps: nobody who is alive fails for it, and whoever is lost is found.
+//! Leases while the clock of the server steps: no live worker is declared lost, and lost workers are detected.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
-use mcp_task_store::{Agenda, NewTask, RedisBackend, StoreConfig, Task, TaskKey, TaskStatus, TaskStore};
+use mcp_task_store::{Agenda, NewTask, StoreConfig, Task, TaskKey, TaskStatus, TaskStore};
 use rstest::rstest;
-use tempfile::TempDir;
 
-use super::{libraries, set_clock, time_of};
+use super::stepped::Stepped;
+use super::time_of;
 use crate::support::elsewhere::elsewhere;
-use crate::support::redis::Server;
 use crate::support::{in_a_process_that_dies, key, owner};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A server whose clock the test sets.
-struct Stepped {
-    server: Server,
-    clock: TempDir,
-}
-
-impl Stepped {
-    fn start(offset: &str) -> Self {
-        let clock = TempDir::new().unwrap();
-        set_clock(clock.path(), offset);
-        let file = clock.path().join("offset");
-        let environment = [
-            ("LD_PRELOAD", &*libraries()),
-            ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
-            ("FAKETIME_NO_CACHE", "1"),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ];
-        Self { server: Server::start_in(&[], &environment), clock }
-    }
-
-    /// Sets the clock, and returns by how much it has stepped, once it has.
-    fn step(&self, offset: &str) -> TimeDelta {
-        let (before, since) = (time_of(&self.server), Instant::now());
-        set_clock(self.clock.path(), offset);
-        loop {
-            let passed = TimeDelta::from_std(since.elapsed()).unwrap();
-            let stepped = time_of(&self.server) - before - passed;
-            if stepped.abs() > TimeDelta::seconds(30) {
-                return stepped;
-            }
-            assert!(since.elapsed() < PATIENCE, "the clock does not step");
-        }
-    }
-
-    async fn agenda(&self) -> Arc<dyn Agenda> {
-        Arc::new(RedisBackend::connect(&self.server.url()).await.unwrap())
-    }
-}
-
-impl Drop for Stepped {
-    fn drop(&mut self) {
-        // A server that is killed leaves `faketime`'s shared memory behind.
-        self.server.shut_down();
-    }
-}
 
 fn config(lease: Duration) -> StoreConfig {
     StoreConfig::new().lease(lease).retention(Duration::from_secs(4 * 3600))
@@ -77,7 +30,7 @@ async fn record(agenda: &dyn Agenda, key: &TaskKey) -> Task {
     serde_json::from_slice(&agenda.get(key).await.unwrap().data).unwrap()
 }
 
-/// Begins a task in another process, which dies at once. Returns when it began.
+/// Starts a task in another process, which dies at once. Returns its key and when it started.
 async fn lost(agenda: &Arc<dyn Agenda>, lease: Duration) -> (TaskKey, Instant) {
     let agenda = elsewhere(agenda);
     let life = async move {
@@ -89,14 +42,14 @@ async fn lost(agenda: &Arc<dyn Agenda>, lease: Duration) -> (TaskKey, Instant) {
     in_a_process_that_dies(life).await
 }
 
-/// How long it takes until a task has failed, which somebody reads now and then.
+/// Reads a task until it has failed. Returns how long that took.
 async fn found(reader: &TaskStore<Arc<dyn Agenda>>, key: &TaskKey, since: Instant) -> Duration {
     let reading = async {
         while reader.get(key).await.unwrap().task.status != TaskStatus::Failed {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.expect("the lost worker is found");
+    tokio::time::timeout(PATIENCE, reading).await.expect("the lost worker is detected");
     since.elapsed()
 }
 
@@ -141,7 +94,7 @@ async fn after_the_clock_steps_forward_by_two_minutes_a_single_instance_keeps_it
     let tasks = open(&agenda, lease);
     let (stored, attempt) = tasks.start(&owner("alice"), task()).await.unwrap();
     assert!(stepped.step("+2m") > TimeDelta::seconds(110));
-    // It does not even renew its lease.
+    // The worker does not renew its lease meanwhile.
     let until = Instant::now() + lease + (lease / 3 + Duration::from_secs(1)) * 2;
     while Instant::now() < until {
         assert_eq!(tasks.get(&stored.key).await.unwrap().task.status, TaskStatus::Working);
@@ -164,7 +117,7 @@ async fn after_the_clock_was_set_back_a_store_that_only_reads_fails_nothing(
     let stepped = Stepped::start("+1h");
     let agenda = stepped.agenda().await;
     let reader = open(&agenda, lease);
-    // The estimate leads until the reader's next question for the clock, which may come with the step.
+    // The reader's estimate leads until the reader next reads the clock, which may happen together with the step.
     let mut steps = 0;
     loop {
         assert!((stepped.step(offset) + by).abs() < TimeDelta::seconds(10));
@@ -177,7 +130,7 @@ async fn after_the_clock_was_set_back_a_store_that_only_reads_fails_nothing(
         stepped.step("+1h");
         agenda.clock(&key("alice", "none")).await.unwrap();
     }
-    // These know the clock as it is now.
+    // These stores have read the clock after the step.
     let others = open(&elsewhere(&stepped.agenda().await), lease);
     let young = others.create(&owner("alice"), task().ttl(Duration::from_secs(1800))).await.unwrap();
     assert_eq!(reader.get(&young.key).await.unwrap().task.status, TaskStatus::Working);
@@ -196,13 +149,13 @@ async fn after_the_clock_was_set_back_a_store_that_only_reads_fails_nothing(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_dies_before_the_clock_is_set_back_by_a_day_is_found() {
+async fn a_worker_that_dies_before_the_clock_is_set_back_by_a_day_is_detected() {
     let lease = Duration::from_secs(3);
     let stepped = Stepped::start("+1d");
     let agenda = stepped.agenda().await;
     let (key, since) = lost(&agenda, lease).await;
     assert!(stepped.step("+0") < TimeDelta::hours(-23));
-    // Its timer fires in a day, so that a reader finds it, whether its estimate of the clock is right or leads.
+    // The timer fires only in a day. So a reader must detect the lost worker, with a right estimate of the clock or a leading one.
     let reader = open(&stepped.agenda().await, lease);
     figure("row 8: the clock was set back by a day", found(&reader, &key, since).await, lease);
     assert!(record(&*agenda, &key).await.error.is_some());

@@ -1,4 +1,4 @@
-//! A second process, whose wall clock is wrong: this test binary, run again under Debian's `faketime`.
+//! A second process with a wrong wall clock: this test program, started again under Debian's `faketime`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -12,10 +12,10 @@ use super::process::{Call, Process};
 use crate::support::clock::{library, set_clock};
 
 const URL_VARIABLE: &str = "TASK_STORE_TEST_URL";
-/// Marks the lines of this file among those that the test runner prints.
+/// Precedes a reply, among the lines that the test harness prints.
 const REPLY: &str = "reply: ";
 
-/// Performs what it is asked to, until the first process closes the pipe or is gone.
+/// Handles calls until the first process closes the pipe or ends.
 pub async fn serve() {
     let Ok(url) = std::env::var(URL_VARIABLE) else { return };
     let process = Process::start(&url).await;
@@ -28,7 +28,7 @@ pub async fn serve() {
 /// A process with a wall clock of its own.
 pub struct Other {
     process: Child,
-    /// Is taken to close it.
+    /// `None` once it is closed.
     calls: Option<ChildStdin>,
     replies: BufReader<ChildStdout>,
     clock: TempDir,
@@ -55,7 +55,7 @@ impl Other {
         Self { process, calls, replies, clock }
     }
 
-    /// Sets its clock.
+    /// Sets the clock of the process.
     pub fn set_clock(&self, offset: &str) {
         set_clock(self.clock.path(), offset);
     }
@@ -67,13 +67,13 @@ impl Other {
     }
 
     pub fn reply(&mut self) -> Value {
-        let mut said = String::new();
+        let mut output = String::new();
         block_in_place(|| {
             loop {
-                let start = said.len();
-                let read = self.replies.read_line(&mut said).unwrap();
-                assert!(read > 0, "the other process has ended: {said}");
-                if let Some(reply) = said[start..].strip_prefix(REPLY) {
+                let start = output.len();
+                let read = self.replies.read_line(&mut output).unwrap();
+                assert!(read > 0, "the other process has ended: {output}");
+                if let Some(reply) = output[start..].strip_prefix(REPLY) {
                     return serde_json::from_str(reply).unwrap();
                 }
             }
@@ -83,7 +83,7 @@ impl Other {
 
 impl Drop for Other {
     fn drop(&mut self) {
-        // It ends by itself when its input ends, so that `faketime` can tidy up behind it.
+        // The process exits when its input ends, so that `faketime` can remove its shared memory.
         self.calls = None;
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {

@@ -1,4 +1,4 @@
-//! What one process does with the store, for itself or because another one asks it to.
+//! The calls that one process makes, for itself or for another process.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{HOUR_MS, MOST_LAG};
 use crate::support::{after_ms, keep, key, owner};
 
-/// A call on the store, as one process asks another to make it. All are about one owner.
+/// A call that one process requests from another. All calls concern one owner.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Call {
     Clocks,
@@ -31,7 +31,7 @@ pub enum Call {
     SeeFail { task: String },
 }
 
-/// What one process has of its own.
+/// The connections of one process.
 pub struct Process {
     pub backend: RedisBackend,
     tasks: TaskStore<RedisBackend>,
@@ -103,13 +103,13 @@ impl Process {
         }
     }
 
-    /// The wall clock, the monotonic clock, and how far `now()` lags behind the server.
+    /// Returns the wall clock, the monotonic clock, and how far `now()` lags behind the server.
     async fn clocks(&self) -> Value {
-        // The reply of a call sets `now()` right.
+        // The reply to a call corrects `now()`.
         let _ = self.backend.get(&key("nobody", "nothing")).await;
         let now = self.backend.now();
         let after = self.server_time().await;
-        assert!(now <= after, "now() says {now} and leads the server, which says {after} later");
+        assert!(now <= after, "now() returns {now}, ahead of the server, which says {after} later");
         json!(Clocks {
             wall_us: Utc::now().timestamp_micros(),
             monotonic: self.started.elapsed(),
@@ -117,8 +117,8 @@ impl Process {
         })
     }
 
-    /// Looks at a record until it is gone. It must be there before `expires_at` and at no time after it, by the
-    /// clock of the server, which is asked before and after each look. Says how often it was there.
+    /// Reads a record until it has expired. It must exist before `expires_at` and at no time after it, by the clock of the server,
+    /// which is read before and after each read of the record. Returns how many times the record existed.
     pub async fn see_expire(&self, key: &TaskKey) -> u64 {
         let mut expires_at = None;
         for seen in 0.. {
@@ -134,7 +134,7 @@ impl Process {
                     assert!(before < expires_at.unwrap(), "{expires_at:?} was read after {before}");
                 }
                 Err(StorageError::NotFound { .. }) => {
-                    // Without a first look there is nothing to compare with.
+                    // The record must have been read once before.
                     assert!(expires_at.unwrap() <= between, "{expires_at:?} was gone before {between}");
                     assert!(!is_listed);
                     return seen;
@@ -150,8 +150,8 @@ impl Process {
         unreachable!()
     }
 
-    /// Looks at a task until its TTL has made it fail, which may not be before the server's clock says so, nor
-    /// long after. Says how often it was still at work.
+    /// Reads a task until its TTL has made it fail. By the clock of the server, that must be after the deadline, but not long after.
+    /// Returns how many times the task was still working.
     async fn see_fail(&self, key: &TaskKey) -> u64 {
         for seen in 0.. {
             let before = self.server_time().await;
@@ -176,7 +176,7 @@ pub struct Clocks {
     /// In microseconds since the epoch.
     pub wall_us: i64,
     pub monotonic: Duration,
-    /// How far `now()` lags behind the server, what it took to ask included.
+    /// How far `now()` lags behind the server. It includes the time of the round trip.
     pub lag_us: i64,
 }
 
@@ -184,7 +184,7 @@ fn micros(delta: TimeDelta) -> i64 {
     delta.num_microseconds().unwrap()
 }
 
-/// How a time travels: in microseconds, as the other process has to say exactly the same.
+/// Returns a time in microseconds, so that two processes can return exactly the same.
 fn instant(at: Option<DateTime<Utc>>) -> i64 {
     at.unwrap().timestamp_micros()
 }

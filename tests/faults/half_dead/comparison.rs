@@ -1,8 +1,8 @@
 //! Compares instances that are connected with freshly started ones, second by second.
 //!
-//! Once fresh instances have succeeded three times in a row, and for as long as they do, a connected instance must succeed
-//! within [`LIMIT`] of its last success. There are two connected ones: a busy one, which makes calls all the time, and an idle
-//! one, which only watches until the end.
+//! After fresh instances have succeeded three times in a row, and while they do, a connected instance must succeed within
+//! [`LIMIT`] of its last success. There are two connected instances. The busy one makes calls all the time. The idle one only
+//! watches until the end.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -19,29 +19,29 @@ use tokio::time::{sleep, timeout};
 use crate::support::deployment::Connect;
 use crate::support::{in_an_hour, key, owner};
 
-/// How long a connected instance may take longer than a fresh one.
+/// How much longer a connected instance may take than a fresh one.
 pub const LIMIT: Duration = Duration::from_secs(3);
-/// Between the starts of two fresh instances.
+/// The time between the starts of two fresh instances.
 const EVERY: Duration = Duration::from_secs(1);
-/// How long a fresh instance may take for all that it does.
+/// How long a fresh instance may take for all of its calls.
 const FRESH_LIMIT: Duration = Duration::from_millis(2500);
-/// How long the busy one may take for one round of calls.
+/// How long the busy instance may take for one round of calls.
 const BUSY_LIMIT: Duration = Duration::from_millis(2500);
-/// How long its watch may take to deliver what a fresh instance wrote before.
+/// How long the watch of the busy instance may take to deliver a write of a fresh instance.
 const WATCH_LIMIT: Duration = Duration::from_secs(1);
-/// Between two rounds of its calls.
+/// The time between two rounds of its calls.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
-/// How often in a row a fresh instance must succeed before it counts.
+/// How many fresh instances must succeed in a row before they count.
 const STREAK: u32 = 3;
-/// How long a fresh instance may take to work again after a fault.
+/// How long fresh instances may fail after a fault.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is compared for one owner.
+/// The comparison for one owner.
 struct Lane {
     owner: String,
     numbers: AtomicU64,
     standing: Mutex<Standing>,
-    /// Of fresh instances, and of calls of the busy one.
+    /// How many fresh instances and how many rounds of the busy instance failed.
     failures: AtomicU64,
 }
 
@@ -54,11 +54,11 @@ struct Standing {
 #[derive(Default)]
 struct Fresh {
     streak: u32,
-    /// Since when fresh instances have worked for sure, while they do.
+    /// Since when fresh instances have worked without a failure.
     works_since: Option<Instant>,
-    /// When the first of the present streak had succeeded.
+    /// When the first instance of the current streak had succeeded.
     first: Option<Instant>,
-    /// The number that a fresh instance has written last, and when it began to.
+    /// The last number that a fresh instance wrote, and when it started the write.
     written: Option<(u64, Instant)>,
     error: String,
 }
@@ -67,12 +67,12 @@ struct Connected {
     last_success: Instant,
     /// The first success since the comparison was restarted.
     first: Option<Instant>,
-    /// The longest time without a success while fresh instances seem to work: counts if the next one works, too.
+    /// The longest time without a success while fresh instances work. It counts once the next fresh instance works too.
     pending: Duration,
     longest: Duration,
-    /// The number that it has last written with success.
+    /// The last number that it wrote.
     written: u64,
-    /// The latest fresh instance did not see what this one had written.
+    /// The latest fresh instance did not read what this one had written.
     is_astray: bool,
     error: String,
 }
@@ -86,7 +86,7 @@ impl Connected {
 
     fn succeeded(&mut self, fresh: &Fresh) {
         if self.is_astray {
-            "a fresh instance does not see what it writes".clone_into(&mut self.error);
+            "a fresh instance does not read what it writes".clone_into(&mut self.error);
             return;
         }
         self.waits(fresh);
@@ -94,15 +94,15 @@ impl Connected {
         self.first.get_or_insert(self.last_success);
     }
 
-    /// Notes how long it has not succeeded although fresh instances do.
+    /// Records how long it has not succeeded although fresh instances do.
     fn waits(&mut self, fresh: &Fresh) {
         if let Some(since) = fresh.works_since {
             self.pending = self.pending.max(self.last_success.max(since).elapsed());
         }
     }
 
-    /// A fresh instance works still.
-    fn is_outdone(&mut self, fresh: &Fresh) {
+    /// Records that a fresh instance has succeeded.
+    fn fresh_succeeded(&mut self, fresh: &Fresh) {
         self.waits(fresh);
         self.longest = self.longest.max(self.pending);
     }
@@ -134,7 +134,7 @@ impl Lane {
         written.map(|_| number).map_err(|error| format!("a write: {error:?}"))
     }
 
-    /// The number in a record; 0 if there is none.
+    /// Returns the number in a record, or 0 if there is none.
     async fn read(&self, backend: &RedisBackend, task: &str) -> Result<u64, String> {
         match backend.get(&key(&self.owner, task)).await {
             Ok(record) => Ok(std::str::from_utf8(&record.data).unwrap().parse().unwrap()),
@@ -143,8 +143,8 @@ impl Lane {
         }
     }
 
-    /// What a fresh instance does for this owner.
-    async fn is_served_by_a_fresh(&self, backend: &RedisBackend) -> Result<(), String> {
+    /// Makes the calls of a fresh instance for this owner.
+    async fn call_fresh(&self, backend: &RedisBackend) -> Result<(), String> {
         let before = self.standing().busy.written;
         let number = self.write(backend, "fresh").await?;
         let read = self.read(backend, "fresh").await?;
@@ -172,7 +172,7 @@ impl Lane {
                 fresh.works_since.get_or_insert_with(Instant::now);
                 connected.pending = Duration::ZERO;
             }
-            connected.is_outdone(fresh);
+            connected.fresh_succeeded(fresh);
         }
     }
 
@@ -183,8 +183,8 @@ impl Lane {
         (busy.pending, idle.pending) = (Duration::ZERO, Duration::ZERO);
     }
 
-    /// One round of the calls of the busy instance.
-    async fn is_served_by_the_busy(
+    /// Makes one round of the calls of the busy instance.
+    async fn call_busy(
         &self,
         backend: &RedisBackend,
         heard: &mut watch::Receiver<Instant>,
@@ -199,7 +199,7 @@ impl Lane {
             self.standing().busy.written = number;
             Ok::<(), String>(())
         };
-        // Not one after the other, as calls of different callers are not.
+        // At the same time, as calls of different callers are.
         let (written, read, listed) = tokio::join!(written, self.read(backend, "fresh"), listed);
         let (_, read, listed) = (written?, read?, listed?);
         if listed == 0 {
@@ -209,16 +209,16 @@ impl Lane {
         if read < number {
             return Err(format!("a fresh instance wrote {number}, and it reads {read}"));
         }
-        // The sender ends after this.
+        // The sender outlives this receiver.
         match timeout(WATCH_LIMIT, heard.wait_for(|heard| *heard >= begun)).await {
             Ok(heard) => heard.map(drop).map_err(|error| error.to_string()),
-            Err(_) => Err("a watch is deaf".to_owned()),
+            Err(_) => Err("a watch delivers nothing".to_owned()),
         }
     }
 
     async fn busy(self: Arc<Self>, backend: RedisBackend, mut heard: watch::Receiver<Instant>) {
         loop {
-            let served = timeout(BUSY_LIMIT, self.is_served_by_the_busy(&backend, &mut heard)).await;
+            let served = timeout(BUSY_LIMIT, self.call_busy(&backend, &mut heard)).await;
             let served = served.unwrap_or_else(|_| Err("calls are slow".to_owned()));
             {
                 let Standing { fresh, busy, .. } = &mut *self.standing();
@@ -234,15 +234,16 @@ impl Lane {
         }
     }
 
-    /// Asks for a task that is not there, as clients do.
-    async fn asks_for_what_is_absent(self: Arc<Self>, backend: RedisBackend) {
+    /// Reads a record that does not exist, as clients do.
+    async fn reads_what_is_absent(self: Arc<Self>, backend: RedisBackend) {
         loop {
             let _ = backend.get(&key(&self.owner, "absent")).await;
             sleep(BUSY_PAUSE).await;
         }
     }
 
-    async fn is_served_by_the_idle(&self, backend: &RedisBackend) -> Result<(), String> {
+    /// Makes the first calls of the idle instance.
+    async fn call_idle(&self, backend: &RedisBackend) -> Result<(), String> {
         let number = self.write(backend, "idle").await?;
         let read = self.read(backend, "idle").await?;
         let page = backend.list(&owner(&self.owner), PageRequest::new(10)).await;
@@ -250,7 +251,7 @@ impl Lane {
         if read == number { Ok(()) } else { Err(format!("wrote {number} and read {read}")) }
     }
 
-    /// The idle instance succeeds as long as its watch has delivered everything that fresh ones have written.
+    /// Records successes of the idle instance while its watch has delivered every write of fresh instances.
     async fn idle(self: Arc<Self>, heard: watch::Receiver<Instant>) {
         loop {
             {
@@ -272,8 +273,8 @@ fn item(item: Option<Result<(), StorageError>>) -> Result<(), String> {
     }
 }
 
-/// Watches what fresh instances write, and says when it last had an item. A watch that ends, as after an error that is not
-/// retryable, is begun again.
+/// Watches the record of fresh instances, and reports when the last item arrived. Subscribes again after the watch has ended, as it
+/// does after an error that is not retryable.
 async fn listen(backend: RedisBackend, owner: String, heard: watch::Sender<Instant>) {
     loop {
         let mut watch = backend.watch(&key(&owner, "fresh"));
@@ -286,14 +287,14 @@ async fn listen(backend: RedisBackend, owner: String, heard: watch::Sender<Insta
     }
 }
 
-/// A comparison that is going on. It ends when it is dropped.
+/// A running comparison. It ends when it is dropped.
 pub struct Comparison {
     lanes: Vec<Arc<Lane>>,
     idle: RedisBackend,
     _tasks: JoinSet<()>,
 }
 
-/// How long it took until the first success after a fault, of a fresh and of the connected instances.
+/// How long after a fault the first success of each kind of instance was.
 #[derive(Clone, Copy, Debug)]
 pub struct Took {
     pub fresh: Duration,
@@ -302,7 +303,7 @@ pub struct Took {
 }
 
 impl Comparison {
-    /// Connects the instances, which work when this returns.
+    /// Connects the instances, and waits until they work.
     pub async fn start(connect: Connect, owners: &[String]) -> Result<Self, String> {
         // On a busy machine the first connections may take long.
         let begun = Instant::now();
@@ -327,7 +328,7 @@ impl Comparison {
                 tasks.spawn(listen(backend.clone(), lane.owner.clone(), hears));
                 if is_busy {
                     tasks.spawn(Arc::clone(lane).busy(backend.clone(), heard));
-                    tasks.spawn(Arc::clone(lane).asks_for_what_is_absent(backend.clone()));
+                    tasks.spawn(Arc::clone(lane).reads_what_is_absent(backend.clone()));
                 } else {
                     tasks.spawn(Arc::clone(lane).idle(heard));
                 }
@@ -339,13 +340,13 @@ impl Comparison {
         Ok(comparison)
     }
 
-    /// How often a fresh instance or a call of the busy one failed, for any owner.
+    /// Returns how many fresh instances and rounds of the busy one failed, for all owners.
     pub fn failures(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.failures.load(SeqCst)).sum()
     }
 
-    /// Restarts the measurement of recoveries. Those that have already taken too long are kept.
-    pub fn begin_anew(&self) -> Instant {
+    /// Restarts the measurement of recoveries. It keeps those that have already taken too long.
+    pub fn restart(&self) -> Instant {
         for lane in &self.lanes {
             let Standing { fresh, busy, idle } = &mut *lane.standing();
             (fresh.streak, fresh.works_since, fresh.first) = (0, None, None);
@@ -356,9 +357,9 @@ impl Comparison {
         Instant::now()
     }
 
-    /// Waits until fresh instances work, and until the connected ones do or have had the time for it. Says how long each took.
+    /// Waits until fresh instances work, and until the connected ones work or have run out of time. Returns how long each took.
     pub async fn recovers(&self) -> Result<Took, String> {
-        let since = self.begin_anew();
+        let since = self.restart();
         let mut outdone: Option<Instant> = None;
         loop {
             let (mut works, mut succeeded) = (true, true);
@@ -367,7 +368,7 @@ impl Comparison {
                 let succeeds = |connected: &Connected| {
                     fresh.works_since.is_some_and(|since| connected.last_success >= since)
                 };
-                // One more tells how long the connected ones took.
+                // One more success tells how long the connected instances took.
                 works &= fresh.streak > STREAK;
                 succeeded &= succeeds(busy) && succeeds(idle);
             }
@@ -375,7 +376,7 @@ impl Comparison {
                 break;
             }
             if works {
-                // The next fresh one may be about to fail, too: then this begins again.
+                // If the next fresh instance fails too, the wait starts again.
                 let outdone = *outdone.get_or_insert_with(Instant::now);
                 if outdone.elapsed() > LIMIT + FRESH_LIMIT + EVERY {
                     return Err(self.state("a connected instance does not recover"));
@@ -399,11 +400,11 @@ impl Comparison {
         })
     }
 
-    /// The idle one makes its first calls; and whether a connected instance ever took longer than it may.
+    /// Makes the first calls of the idle instance. Fails if a connected instance ever took longer than it may.
     pub async fn holds(self) -> Result<(), String> {
         for lane in &self.lanes {
             let begun = Instant::now();
-            while let Err(error) = lane.is_served_by_the_idle(&self.idle).await {
+            while let Err(error) = lane.call_idle(&self.idle).await {
                 if begun.elapsed() > LIMIT {
                     return Err(self.state(&format!("the calls of the idle instance: {error}")));
                 }
@@ -444,7 +445,7 @@ impl Comparison {
     }
 }
 
-/// Starts a fresh instance each second.
+/// Starts a fresh instance every second.
 async fn start_fresh_ones(connect: Connect, lanes: Vec<Arc<Lane>>) {
     loop {
         let begun = Instant::now();
@@ -452,7 +453,7 @@ async fn start_fresh_ones(connect: Connect, lanes: Vec<Arc<Lane>>) {
             Ok(Ok(backend)) => {
                 let serve = lanes.iter().map(|lane| async {
                     let left = FRESH_LIMIT.saturating_sub(begun.elapsed());
-                    match timeout(left, lane.is_served_by_a_fresh(&backend)).await {
+                    match timeout(left, lane.call_fresh(&backend)).await {
                         Ok(Ok(())) => lane.fresh_succeeded(),
                         Ok(Err(error)) => lane.fresh_failed(error),
                         Err(_) => lane.fresh_failed("it takes too long".to_owned()),

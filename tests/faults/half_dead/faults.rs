@@ -1,25 +1,29 @@
-//! What befalls servers, and how it ends.
+//! The faults of servers and connections, how long they last, and how they end.
 
-use std::net::TcpListener;
+mod cluster;
+mod connection;
+mod server;
+mod takeover;
+
 use std::time::Duration;
 
-use redis::Value;
-
 use super::comparison::Comparison;
-use crate::support::cluster::{eventually, info};
-use crate::support::deployment::{Deployment, Topology, Writes, app_url};
-use crate::support::redis::command;
-use crate::support::relay::Relay;
-use crate::support::sentinel::MASTER;
+use crate::support::deployment::{Deployment, Topology, Writes};
 
 /// How long a fault lasts that ends.
 const LASTS: Duration = Duration::from_secs(4);
-/// How many failovers there are one after the other.
-const FAILOVERS: usize = 10;
 
+/// Ends a fault.
+type End = Box<dyn FnOnce(&mut Deployment) + Send>;
+
+fn ends(end: impl FnOnce(&mut Deployment) + Send + 'static) -> Option<End> {
+    Some(Box::new(end))
+}
+
+/// A fault, named by what happens to the server or the connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
-    // Of the server that keeps alice's records, on any topology.
+    // The server that stores alice's records, in any topology.
     Killed,
     Hangs,
     Paused,
@@ -33,7 +37,7 @@ pub enum Fault {
     ChannelsTaken,
     ClosesIdleConnections,
 
-    // Of the way to one server.
+    // The connection to one server.
     BecomesReplica,
     SilentConnections,
     SilentProxy,
@@ -42,17 +46,17 @@ pub enum Fault {
     MovesAndCallsBreak,
     MovesAndSubscriptionsBreak,
 
-    // Where another server takes over.
+    // Another server takes over.
     KilledForGood,
     HangsForGood,
     FailedOverByHand,
 
-    // Of sentinels.
+    // Sentinels.
     FirstSentinelHangs,
     Deposed,
     DeposedAndRefusesWrites,
 
-    // Of a cluster.
+    // A cluster.
     SilentNode,
     BusCut,
     FailoversAndTheDemotedLeaves,
@@ -63,6 +67,7 @@ pub enum Fault {
 use Fault::*;
 
 impl Fault {
+    /// Returns the settings that a server needs for the fault.
     pub fn settings(self) -> &'static [&'static str] {
         match self {
             Killed => &["--appendonly", "yes", "--appendfsync", "always"],
@@ -73,198 +78,43 @@ impl Fault {
         }
     }
 
-    /// Does it, and waits until its effect is there. Blocks. Gives what ends it, if it ends.
-    fn begin(self, of: &mut Deployment) -> Option<End> {
-        let target = of.target();
-        let mut admin = of.admin(target);
-        let mut set = |name: &str, value: &str| -> () { command(&mut admin, ["CONFIG", "SET", name, value]) };
-        let ends = |end: Box<dyn FnOnce(&mut Deployment) + Send>| Some(end);
+    /// Begins the fault and waits until it takes effect. Blocks. Returns what ends it, if it ends.
+    fn begin(self, deployment: &mut Deployment) -> Option<End> {
         match self {
-            Killed => {
-                of.servers[target].kill();
-                ends(Box::new(move |of| of.servers[target].start_again()))
-            }
-            Hangs => {
-                of.servers[target].signal("STOP");
-                ends(Box::new(move |of| of.servers[target].signal("CONT")))
-            }
-            Paused => {
-                let millis = LASTS.as_millis().to_string();
-                let _: () = command(&mut admin, ["CLIENT", "PAUSE", &millis]);
-                ends(Box::new(|_| ()))
-            }
-            NoConnectionToSpare => {
-                set("maxclients", "1");
-                let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-                ends(Box::new(move |_| command(&mut admin, ["CONFIG", "SET", "maxclients", "10000"])))
-            }
-            OutOfMemory => {
-                set("maxmemory", "1");
-                ends(Box::new(move |_| command(&mut admin, ["CONFIG", "SET", "maxmemory", "0"])))
-            }
-            CannotSave => {
-                // Stands in the way of the file.
-                let obstacle = of.servers[target].folder().join("dump.rdb");
-                let _ = std::fs::remove_file(&obstacle);
-                std::fs::create_dir(&obstacle).unwrap();
-                set("save", "3600 1");
-                let _: Value = command(&mut admin, ["BGSAVE"]);
-                eventually(|| info(&mut admin, "persistence").contains("rdb_last_bgsave_status:err"));
-                ends(Box::new(move |_| {
-                    std::fs::remove_dir(&obstacle).unwrap();
-                    let _: Value = command(&mut admin, ["BGSAVE"]);
-                    eventually(|| info(&mut admin, "persistence").contains("rdb_last_bgsave_status:ok"));
-                }))
-            }
-            Loads => {
-                let fill =
-                    "for i = 1, 20000 do redis.call('SET', 'fill:{alice}:' .. i, string.rep('x', 100)) end";
-                let _: Value = command(&mut admin, ["EVAL", fill, "0"]);
-                let _: () = command(&mut admin, ["SAVE"]);
-                of.servers[target].kill();
-                // Microseconds for each key, until it is started again without that.
-                of.servers[target].launch_again_with(&["--key-load-delay", "1000"]);
-                ends(Box::new(move |of| {
-                    of.servers[target].kill();
-                    of.servers[target].start_again();
-                }))
-            }
-            PasswordRotated => {
-                "second".clone_into(&mut of.password.lock().unwrap());
-                of.everywhere(&["ACL", "SETUSER", "app", "resetpass", ">second"]);
-                let with_the_first = redis::Client::open(app_url(of.servers[target].port)).unwrap();
-                assert!(with_the_first.get_connection().is_err());
-                of.everywhere(&["CLIENT", "KILL", "USER", "app"]);
-                None
-            }
-            UserSwitchedOff => {
-                of.everywhere(&["ACL", "SETUSER", "app", "off"]);
-                of.everywhere(&["CLIENT", "KILL", "USER", "app"]);
-                ends(Box::new(|of| of.everywhere(&["ACL", "SETUSER", "app", "on"])))
-            }
-            PermissionTaken => {
-                of.everywhere(&["ACL", "SETUSER", "app", "-hset"]);
-                ends(Box::new(|of| of.everywhere(&["ACL", "SETUSER", "app", "+hset"])))
-            }
-            ChannelsTaken => {
-                of.everywhere(&["ACL", "SETUSER", "app", "resetchannels"]);
-                ends(Box::new(|of| of.everywhere(&["ACL", "SETUSER", "app", "allchannels"])))
-            }
-            ClosesIdleConnections => {
-                of.everywhere(&["CONFIG", "SET", "timeout", "1"]);
-                None
-            }
-            BecomesReplica => {
-                // Its master is away.
-                let _: () = command(&mut admin, ["REPLICAOF", "127.0.0.1", "1"]);
-                ends(Box::new(move |_| command(&mut admin, ["REPLICAOF", "NO", "ONE"])))
-            }
-            SilentConnections => {
-                relay(of).silence_connections();
-                None
-            }
-            SilentProxy => {
-                relay(of).silence();
-                ends(Box::new(|of| relay(of).pass_new_connections()))
-            }
-            Garbage => {
-                relay(of).send_garbage();
-                ends(Box::new(|of| relay(of).pass_new_connections()))
-            }
-            Resets => {
-                relay(of).reset();
-                ends(Box::new(|of| relay(of).pass_new_connections()))
-            }
-            MovesAndCallsBreak | MovesAndSubscriptionsBreak => {
-                let _: () = command(&mut of.admin(1), ["REPLICAOF", "NO", "ONE"]);
-                relay(of).lead_to(of.servers[1].port);
-                let broken = if self == MovesAndCallsBreak { "normal" } else { "pubsub" };
-                let _: i64 = command(&mut admin, ["CLIENT", "KILL", "USER", "app", "TYPE", broken]);
-                None
-            }
-            KilledForGood | HangsForGood => {
-                of.servers[target].signal(if self == KilledForGood { "KILL" } else { "STOP" });
-                of.another_takes_over(target);
-                None
-            }
-            FailedOverByHand => {
-                match of.topology {
-                    Topology::Cluster => {
-                        of.fail_over("alice");
-                    }
-                    _ => {
-                        let mut sentinel = of.sentinels[0].connection();
-                        let _: () = command(&mut sentinel, ["SENTINEL", "FAILOVER", MASTER]);
-                        of.another_takes_over(target);
-                    }
-                }
-                None
-            }
-            FirstSentinelHangs => {
-                of.sentinels[0].signal("STOP");
-                of.servers[target].signal("KILL");
-                of.another_takes_over(target);
-                None
-            }
-            Deposed | DeposedAndRefusesWrites => {
-                // Sentinels and replicas are shut out. Instances are not.
-                let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "off"]);
-                for kind in ["normal", "replica", "pubsub"] {
-                    let _: i64 = command(&mut admin, ["CLIENT", "KILL", "TYPE", kind, "USER", "default"]);
-                }
-                of.another_takes_over(target);
-                None
-            }
-            SilentNode => {
-                of.servers[target].kill();
-                let port = of.servers[target].port;
-                eventually(|| {
-                    of.silence = TcpListener::bind(("127.0.0.1", port)).ok();
-                    of.silence.is_some()
-                });
-                of.another_takes_over(target);
-                None
-            }
-            BusCut => {
-                let id: String = command(&mut admin, ["CLUSTER", "MYID"]);
-                of.buses.as_ref().unwrap().cut(&id);
-                let replica = of.replica_of(target);
-                eventually(|| of.is_master(replica));
-                None
-            }
-            FailoversAndTheDemotedLeaves => {
-                for _ in 0..FAILOVERS {
-                    of.fail_over("alice");
-                }
-                let demoted = of.replica_of(of.target());
-                let other = (0..of.servers.len()).find(|&node| node != of.target() && of.is_master(node));
-                let id: String = command(&mut of.admin(other.unwrap()), ["CLUSTER", "MYID"]);
-                let _: () = command(&mut of.admin(demoted), ["CLUSTER", "REPLICATE", &id]);
-                let _: () = command(&mut of.admin(demoted), ["CLUSTER", "RESET"]);
-                None
-            }
-            UnknownEndpoint => {
-                of.fail_over("alice");
-                None
-            }
-            MigrationTargetDies => {
-                let other = (0..of.servers.len()).find(|&node| node != target && of.is_master(node)).unwrap();
-                let slot: u16 = command(&mut admin, ["CLUSTER", "KEYSLOT", "{alice}"]);
-                let (slot, ids) = (
-                    slot.to_string(),
-                    [target, other].map(|node| command::<String>(&mut of.admin(node), ["CLUSTER", "MYID"])),
-                );
-                let import = ["CLUSTER", "SETSLOT", &slot, "IMPORTING", &ids[0]];
-                let _: () = command(&mut of.admin(other), import);
-                let _: () = command(&mut admin, ["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[1]]);
-                of.servers[other].signal("STOP");
-                None
-            }
+            Killed => server::kill(deployment),
+            Hangs => server::hang(deployment),
+            Paused => server::pause(deployment),
+            NoConnectionToSpare => server::refuse_connections(deployment),
+            OutOfMemory => server::run_out_of_memory(deployment),
+            CannotSave => server::fail_to_save(deployment),
+            Loads => server::load_slowly(deployment),
+            PasswordRotated => server::rotate_password(deployment),
+            UserSwitchedOff => server::set_user(deployment, "off", "on"),
+            PermissionTaken => server::set_user(deployment, "-hset", "+hset"),
+            ChannelsTaken => server::set_user(deployment, "resetchannels", "allchannels"),
+            ClosesIdleConnections => server::close_idle_connections(deployment),
+            BecomesReplica => server::become_replica(deployment),
+            SilentConnections => connection::silence_the_open_ones(deployment),
+            SilentProxy => connection::silence(deployment),
+            Garbage => connection::send_garbage(deployment),
+            Resets => connection::reset(deployment),
+            MovesAndCallsBreak => connection::move_the_address(deployment, "normal"),
+            MovesAndSubscriptionsBreak => connection::move_the_address(deployment, "pubsub"),
+            KilledForGood => takeover::signal(deployment, "KILL"),
+            HangsForGood => takeover::signal(deployment, "STOP"),
+            FailedOverByHand => takeover::fail_over(deployment),
+            FirstSentinelHangs => takeover::kill_while_a_sentinel_hangs(deployment),
+            Deposed | DeposedAndRefusesWrites => takeover::depose(deployment),
+            SilentNode => cluster::silence_a_node(deployment),
+            BusCut => cluster::cut_the_bus(deployment),
+            FailoversAndTheDemotedLeaves => cluster::fail_over_and_reset_the_demoted_node(deployment),
+            UnknownEndpoint => cluster::fail_over(deployment),
+            MigrationTargetDies => cluster::stop_a_migration_target(deployment),
         }
     }
 
-    /// Whether calls fail while it lasts, or until another server has taken over.
-    fn is_felt(self) -> bool {
+    /// Returns whether calls fail while the fault lasts, or until another server has taken over.
+    fn fails_calls(self) -> bool {
         !matches!(
             self,
             PasswordRotated
@@ -278,7 +128,7 @@ impl Fault {
         )
     }
 
-    /// Does it to servers of its own, and compares. Says how long the instances took to recover.
+    /// Starts servers, lets the fault happen to them, and compares instances. Returns how long the instances took to recover.
     pub async fn is_survived(self, topology: Topology, writes: Writes) -> Result<String, String> {
         let start = move || Deployment::start(topology, self.settings(), self == BusCut);
         let deployment =
@@ -295,7 +145,7 @@ impl Fault {
         let (mut deployment, end) =
             tokio::task::spawn_blocking(begin).await.map_err(|panic| format!("the fault: {panic}"))?;
         if let Some(end) = end {
-            comparison.begin_anew();
+            comparison.restart();
             tokio::time::sleep(LASTS).await;
             let end = move || {
                 end(&mut deployment);
@@ -305,8 +155,8 @@ impl Fault {
                 tokio::task::spawn_blocking(end).await.map_err(|panic| format!("its end: {panic}"))?;
         }
         let took = comparison.recovers().await?;
-        if self.is_felt() && comparison.failures() == failures {
-            return Err("nobody felt it".to_owned());
+        if self.fails_calls() && comparison.failures() == failures {
+            return Err("no call failed".to_owned());
         }
         let result = comparison.holds().await;
         // Blocks until its servers have ended.
@@ -314,10 +164,4 @@ impl Fault {
         let (fresh, busy, idle) = (took.fresh, took.busy, took.idle);
         result.map(|()| format!("{fresh:.1?}, {busy:.1?}, {idle:.1?}"))
     }
-}
-
-type End = Box<dyn FnOnce(&mut Deployment) + Send>;
-
-fn relay(of: &Deployment) -> &Relay {
-    of.relay.as_ref().expect("a relay is in front of one server")
 }

@@ -1,4 +1,4 @@
-//! A connected instance works again soon after a fresh one does: each fault on each topology.
+//! A connected instance works again soon after a fresh one does, for each fault on each topology.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use super::faults::Fault::{self, *};
 use crate::support::deployment::Topology::{self, Cluster, One, Sentinels};
 use crate::support::deployment::Writes::{self, AreApplied, WaitForAReplica};
 
-/// How many faults are looked at at the same time.
+/// How many faults are tested at the same time.
 const AT_ONCE: usize = 6;
 
 const BY_TWO: Topology = Sentinels { replicas: 1 };
-/// A master that is deposed leaves a replica for the next one.
+/// When the master is deposed, the next one still has a replica.
 const BY_THREE: Topology = Sentinels { replicas: 2 };
 
 type Case = (Topology, Writes, Fault);
@@ -62,7 +62,7 @@ const ON_A_CLUSTER: &[Case] = &[
     (Cluster, AreApplied, MigrationTargetDies),
 ];
 
-/// The faults of any server, where others stand by, and what the short form leaves out.
+/// The faults of a server that has replicas, and other cases that the short form leaves out.
 const AT_LENGTH: &[Case] = &[
     (BY_TWO, AreApplied, Killed),
     (BY_TWO, AreApplied, Hangs),
@@ -94,17 +94,17 @@ const AT_LENGTH: &[Case] = &[
     (Cluster, AreApplied, FailedOverByHand),
 ];
 
-/// `FRESH_ONLY` names the faults that are looked at, for a search.
+/// Tests each fault. `FRESH_ONLY` names the faults to test, separated by commas.
 async fn all(cases: impl IntoIterator<Item = &Case>) {
     let only = std::env::var("FRESH_ONLY").ok();
-    let (room, mut looking) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
+    let (room, mut testing) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
     for &(topology, writes, fault) in cases {
         let name = format!("{topology:?}, {fault:?}, writes {writes:?}");
         if only.as_ref().is_some_and(|only| !only.split(',').any(|part| name.contains(part))) {
             continue;
         }
         let room = Arc::clone(&room);
-        looking.spawn(async move {
+        testing.spawn(async move {
             let _permit = room.acquire_owned().await.unwrap();
             let since = Instant::now();
             let survived = fault.is_survived(topology, writes).await;
@@ -112,7 +112,7 @@ async fn all(cases: impl IntoIterator<Item = &Case>) {
             (name, survived)
         });
     }
-    let mut results = looking.join_all().await;
+    let mut results = testing.join_all().await;
     results.sort();
     let mut failed = String::new();
     for (name, survived) in results {

@@ -1,4 +1,4 @@
-//! Connections to one server that stay open and lead nowhere, or to another server than a new one would.
+//! Connections to one server that stay open and are not answered, or that lead to another server than a new connection would.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::support::{in_an_hour, keep, key, owner};
 
 /// The response timeout.
 const LIMIT: Duration = Duration::from_millis(300);
-/// How many calls in a row may fail over a connection that does not answer: those during the probe of the connection.
+/// How many calls in a row may fail over a connection that does not answer. They fail while the backend probes it.
 const MOST_FAILURES: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -24,7 +24,7 @@ fn output() -> PartName {
     PartName::from_static("output")
 }
 
-/// The kinds of calls, by the connections that they travel over.
+/// The kinds of calls. Each uses a connection of its own.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Call {
     Get,
@@ -51,7 +51,7 @@ impl Call {
     }
 }
 
-/// A server, and a replica if writes wait for one.
+/// Starts a server, and a replica if writes wait for one.
 fn servers(replicas: u32) -> (Server, Option<Server>) {
     let server = Server::start(&[]);
     let replica =
@@ -149,17 +149,17 @@ async fn a_watch_over_a_connection_that_answers_nothing_subscribes_over_another(
     create(&backend, "old").await;
     let mut watch = watch(&backend).await;
     relay.silence_connections();
-    let straight = connect(&server.url(), 0).await;
-    straight.put(&key("alice", "t1"), "new".into(), keep()).await.unwrap();
-    // Nobody makes a call of the backend.
+    let direct = connect(&server.url(), 0).await;
+    direct.put(&key("alice", "t1"), "new".into(), keep()).await.unwrap();
+    // The backend makes no call meanwhile.
     next(&mut watch).await;
-    straight.put(&key("alice", "t1"), "newer".into(), keep()).await.unwrap();
+    direct.put(&key("alice", "t1"), "newer".into(), keep()).await.unwrap();
     next(&mut watch).await;
 }
 
-/// What must be found out about a new connection takes longer than a call may.
+/// The checks of a new connection take longer than a call may.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_server_that_was_connected_to_anew_takes_writes() {
+async fn a_slow_server_accepts_writes_after_a_reconnect() {
     const WRITES: usize = 8;
     let server = Server::start(&[]);
     let relay = Relay::start(server.port).await;
@@ -184,11 +184,11 @@ async fn a_slow_server_that_was_connected_to_anew_takes_writes() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), recovered).await.expect("all of a round are taken");
+    tokio::time::timeout(Duration::from_secs(10), recovered).await.expect("every write of a round succeeds");
     println!("figure | a slow server takes writes after a reconnect, after | {:.1?}", begun.elapsed());
 }
 
-/// Each subscription over the silent connection fails at a time of its own.
+/// The subscriptions over the silent connection fail at different times.
 #[tokio::test(flavor = "multi_thread")]
 async fn channels_that_leave_a_silent_connection_one_after_the_other_share_the_next_one() {
     const OWNERS: usize = 60;
@@ -196,10 +196,10 @@ async fn channels_that_leave_a_silent_connection_one_after_the_other_share_the_n
     let mut admin = server.connection();
     let relay = Relay::start(server.port).await;
     let backend = RedisBackend::connect(&relay.url()).await.unwrap();
-    let straight = RedisBackend::connect(&server.url()).await.unwrap();
+    let direct = RedisBackend::connect(&server.url()).await.unwrap();
     let keys: Vec<TaskKey> = (0..OWNERS).map(|n| key(&format!("owner{n}"), "t1")).collect();
     for key in &keys {
-        straight.put(key, "data".into(), in_an_hour()).await.unwrap();
+        direct.put(key, "data".into(), in_an_hour()).await.unwrap();
     }
     let watch = |key: &TaskKey| backend.watch(key);
     let mut watches = vec![watch(&keys[0])];
@@ -212,13 +212,13 @@ async fn channels_that_leave_a_silent_connection_one_after_the_other_share_the_n
     for watch in &mut watches {
         next(watch).await;
     }
-    // The relay does not close the silent one.
+    // The relay does not close the silent connection.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let clients: String = command(&mut admin, ["CLIENT", "LIST", "TYPE", "pubsub"]);
     assert!(clients.lines().count() <= 3, "{clients}");
 }
 
-/// A server that was slow for a moment is not left.
+/// The backend keeps its connection to a server that was slow for a moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_answers_the_probe_is_kept() {
     let server = Server::start(&[]);
@@ -233,7 +233,7 @@ async fn a_connection_that_answers_the_probe_is_kept() {
         assert!(matches!(error, StorageError::Unavailable { outcome_unknown: true, .. }), "{error:?}");
         Call::Put.run(&backend).await.unwrap();
     }
-    // A probe that waits for its reply would be over.
+    // A probe that waits for its reply has ended by now.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(connections(&mut admin), before);
 }
@@ -244,7 +244,7 @@ async fn watch(backend: &RedisBackend) -> Watch {
     watch
 }
 
-/// The next good item.
+/// Waits for the next item that is not an error.
 async fn next(watch: &mut Watch) {
     let good = async {
         while let Err(error) = watch.next().await.expect("the record lives") {
@@ -263,7 +263,7 @@ enum Broken {
     Subscriptions,
 }
 
-/// The ids of the connections to this server that clients of ours made.
+/// Returns the ids of the connections of the backend to this server.
 fn connections(admin: &mut Connection) -> BTreeSet<String> {
     let own: u64 = command(admin, ["CLIENT", "ID"]);
     let mut ids = BTreeSet::new();
@@ -275,12 +275,12 @@ fn connections(admin: &mut Connection) -> BTreeSet<String> {
     ids
 }
 
-/// The id in a line about a connection.
+/// Returns the id in a line about a connection.
 fn id(line: &str) -> String {
     line.split(' ').next().unwrap().trim_start_matches("id=").to_owned()
 }
 
-/// The old server lives on, and only one of the connections to it breaks.
+/// The old server still runs, and only one of the connections to it breaks.
 #[rstest]
 #[case::calls_breaks(Broken::Calls, 0)]
 #[case::pages_breaks(Broken::Pages, 0)]
@@ -304,7 +304,7 @@ async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
     let backend = connect(&relay.url(), replicas).await;
     let t1 = key("alice", "t1");
     let mut watch = watch(&backend).await;
-    // What each connection carried last tells which it is.
+    // The last command of each connection tells which one it is.
     backend.put(&t1, "old".into(), keep()).await.unwrap();
     Call::Part.run(&backend).await.unwrap();
     backend.clock(&t1).await.unwrap();
@@ -322,12 +322,12 @@ async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
     for id in &ids {
         let _: i64 = command(&mut admin, ["CLIENT", "KILL", "ID", id]);
     }
-    // The next use of it finds that it broke, and the connection that replaces it leads to the new server.
+    // The next use of the connection detects that it broke. The new connection leads to the new server.
     match broken {
         Broken::Calls => works(Call::Get, &backend).await,
         Broken::Pages => works(Call::Part, &backend).await,
         Broken::WaitingWrites => works(Call::Put, &backend).await,
-        // An item may stand for what came before.
+        // An item may stand for an earlier change.
         Broken::Subscriptions => {
             while backend.get(&t1).await.unwrap().data == "old" {
                 next(&mut watch).await;
@@ -335,15 +335,19 @@ async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
         }
     }
     leads_to_new(&backend, &t1, &mut watch, &new).await;
-    assert_eq!(connect(&old.url(), 0).await.get(&t1).await.unwrap().data, "old", "nothing is written there");
+    assert_eq!(
+        connect(&old.url(), 0).await.get(&t1).await.unwrap().data,
+        "old",
+        "the backend does not write there"
+    );
 }
 
-/// Calls until one works that was answered by a new connection.
+/// Calls until one succeeds over a new connection.
 async fn works(call: Call, backend: &RedisBackend) {
     let before = backend.generation();
     let works = async { while call.run(backend).await.is_err() || backend.generation() == before {} };
     tokio::time::timeout(PATIENCE, works).await.expect("it works again");
-    // The call that detected this may have received its answer over the connection before.
+    // The call that detected the change may have received its reply over the old connection.
     call.run(backend).await.unwrap();
 }
 
@@ -354,17 +358,17 @@ async fn leads_to_new(backend: &RedisBackend, t1: &TaskKey, watch: &mut Watch, n
     assert_ne!(read.data, "old");
     assert_eq!(part.data, "new");
     assert_eq!(page.records[0].data, read.data);
-    let straight = connect(&new.url(), 0).await;
+    let direct = connect(&new.url(), 0).await;
     for data in ["by the other", "by the other again"] {
-        straight.put(t1, data.into(), keep()).await.unwrap();
-        // An item may stand for what came before.
+        direct.put(t1, data.into(), keep()).await.unwrap();
+        // An item may stand for an earlier change.
         while backend.get(t1).await.unwrap().data != data {
             next(watch).await;
         }
         next(watch).await;
     }
     backend.put(t1, "by the backend".into(), keep()).await.unwrap();
-    assert_eq!(straight.get(t1).await.unwrap().data, "by the backend");
+    assert_eq!(direct.get(t1).await.unwrap().data, "by the backend");
 }
 
 #[rstest]
@@ -377,12 +381,12 @@ async fn the_outcome_is_known_if_it_was_given_up_before_it_was_sent_of_a(#[case]
     let backend = connect(&relay.url(), replicas).await;
     create(&backend, "old").await;
     relay.silence();
-    // Those that are open are sent over, until they are closed.
+    // Writes are sent over the open connections until those are closed.
     let error = Call::Put.run(&backend).await.unwrap_err();
     assert!(error.outcome_unknown(), "it was sent: {error:?}");
     assert_eq!(matches!(error, StorageError::TooFewReplicas { .. }), replicas > 0, "{error:?}");
     let _: i64 = command(&mut server.connection(), ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    // Until the backend has found that they are closed.
+    // Until the backend has detected that they are closed.
     let found = async {
         loop {
             match Call::Put.run(&backend).await.unwrap_err() {
@@ -402,7 +406,7 @@ async fn the_outcome_is_known_if_it_was_given_up_before_it_was_sent_of_a(#[case]
     }
 }
 
-/// There are 32 connections for writes that wait.
+/// At most 32 connections carry writes that wait for replicas.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_outcome_is_known_of_a_write_that_got_no_connection_to_wait_on() {
     const WRITES: usize = 40;
@@ -414,7 +418,7 @@ async fn the_outcome_is_known_of_a_write_that_got_no_connection_to_wait_on() {
         let backend = backend.clone();
         async move { backend.put(&key("alice", &number.to_string()), "data".into(), in_an_hour()).await }
     };
-    // The connections exist.
+    // Opens the connections.
     for written in futures_util::future::join_all((0..CONNECTIONS).map(put)).await {
         written.unwrap();
     }

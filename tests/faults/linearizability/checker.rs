@@ -1,4 +1,4 @@
-//! The checker itself: it explains what can be explained, and nothing else.
+//! Tests of the checker: it accepts a history if and only if the contract allows it.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ fn call(during: Range<u64>, call: Call, reply: Reply) -> Recorded {
     Recorded { called: during.start, ended: during.end, operation: Operation::Answered(call, reply) }
 }
 
-/// A write that was made at this moment, and what became of it is not known.
+/// A write that was made at this moment, with an unknown outcome.
 fn unknown(called: u64, call: Call) -> Recorded {
     Recorded { called, ended: called, operation: Operation::Unknown(call) }
 }
@@ -24,7 +24,7 @@ const fn live(version: u64, data: u64) -> Live {
     Live { version, data }
 }
 
-/// A segment that begins with version 1 of the record, in which the number 10 is.
+/// A segment that begins with version 1 of the record, which holds the number 10.
 fn segment(operations: &[Recorded], ends: Option<Live>) -> Segment {
     Segment { begins: Some(live(1, 10)), operations: operations.to_vec(), ends }
 }
@@ -150,11 +150,11 @@ fn a_history_that_breaks_the_contract_is_not_explained(
     assert!(!segment(operations, ends).is_linearizable());
 }
 
-/// How many operations the histories have that are checked in every order.
+/// The length of the histories that are checked in every order.
 const OPERATIONS: usize = 5;
 
-/// Whether these operations, each made once and none before one that had ended when it was called, lead to
-/// the last read in some order, each unknown one applied or not. It tries all of them.
+/// Returns whether the operations lead to the last read in some order, with each unknown write applied or not. No operation comes
+/// before one that had ended when it was called. Tries every order.
 fn some_order_leads(record: Option<Live>, left: &[Recorded], ends: Option<Live>) -> bool {
     if left.is_empty() {
         return record == ends;
@@ -190,7 +190,7 @@ fn calls() -> impl Strategy<Value = Call> {
     ]
 }
 
-/// What becomes of a call: it is answered, or it is not known whether it was applied.
+/// The outcome of a call: it is answered, or it is unknown whether it was applied.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Answered,
@@ -198,7 +198,7 @@ enum Fate {
     NotApplied,
 }
 
-/// Histories as they happen: each call takes effect at a moment between its call and its reply.
+/// Generates real histories, in which each call takes effect at a moment between its call and its reply.
 fn histories() -> impl Strategy<Value = Segment> {
     let fate = prop_oneof![3 => Just(Fate::Answered), 1 => Just(Fate::Applied), 1 => Just(Fate::NotApplied)];
     let moments: Vec<u64> = (0..3 * OPERATIONS as u64).collect();
@@ -227,7 +227,7 @@ fn histories() -> impl Strategy<Value = Segment> {
     })
 }
 
-/// Another reply in the place of one, which may or may not be explained.
+/// Replaces a reply by another one, which may or may not be explained.
 fn falsified(mut history: Segment, at: usize, version: u64) -> Segment {
     if let Some(recorded) = history.operations.get_mut(at)
         && let Operation::Answered(_, reply) = &mut recorded.operation

@@ -18,7 +18,7 @@ pub const OWNERS: [&str; 2] = ["alice", "bob"];
 pub const TASKS: [&str; 3] = ["t1", "t2", "t3"];
 const KEYS: usize = OWNERS.len() * TASKS.len();
 
-/// The tasks of all owners, in a fixed order.
+/// Returns the keys of all owners, in a fixed order.
 pub fn keys() -> Vec<TaskKey> {
     OWNERS.iter().flat_map(|owner| TASKS.iter().map(|task| key(owner, task))).collect()
 }
@@ -29,15 +29,15 @@ struct Shared {
     keys: Vec<TaskKey>,
     expiries: Vec<Expiry>,
     server: Mutex<Server>,
-    /// Orders calls and replies of all clients: what ends before another thing begins has the smaller moment.
+    /// A counter that orders the calls and replies of all clients. What ends before something else begins has the smaller moment.
     moment: AtomicU64,
     /// The number that the next write stores.
     data: AtomicU64,
 }
 
-/// Calls on one segment of the history, of all clients together.
+/// One segment of the history, in which all clients make calls.
 struct Turn {
-    /// After how many answered calls the turn is over.
+    /// How many answered calls end the turn.
     calls: u64,
     ends: End,
     answered: AtomicU64,
@@ -48,14 +48,14 @@ struct Turn {
 enum End {
     /// The clients pause.
     Pause,
-    /// The server is killed, and each client goes on calling until it has been refused so many times.
+    /// The server is killed, and each client calls until it has been refused so many times.
     Kill { refusals: u32 },
 }
 
 struct Client {
     shared: Arc<Shared>,
     random: Random,
-    /// The version that each key had when this client last heard of it.
+    /// The version of each key that this client read or wrote last.
     seen: [u64; KEYS],
     recorded: Vec<(usize, Recorded)>,
     /// Calls that certainly had no effect.
@@ -94,7 +94,7 @@ impl Client {
         }
     }
 
-    /// Makes one call and writes it down. Says whether it was answered.
+    /// Makes one call and records it. Returns whether it was answered.
     async fn call(&mut self) -> bool {
         let on = self.random.below(KEYS as u64) as usize;
         let call = self.choose(on);
@@ -114,7 +114,7 @@ impl Client {
                 Operation::Answered(call, reply)
             }
             Err(Refused { outcome_unknown: true }) => Operation::Unknown(call),
-            // Such a call had no effect, it says. If it had one, nothing in the history explains it.
+            // The error says that the call had no effect. If it had one, nothing in the history explains it.
             Err(Refused { outcome_unknown: false }) => {
                 self.refused += 1;
                 return false;
@@ -125,16 +125,16 @@ impl Client {
     }
 }
 
-/// The server did not answer, and the caller was told so.
+/// A call that failed because the server did not answer.
 struct Refused {
     outcome_unknown: bool,
 }
 
-/// The task whose records hold what is written in a part as well. A read of the part and one of the record are the same.
+/// The task whose writes also set a part to the data. A read of the part counts as a read of the record.
 const WITH_PART: &str = "t1";
 const PART: PartName = PartName::from_static("output");
 
-/// Makes a call. Any error that neither the contract nor a dead server explains ends the test.
+/// Makes a call. An error that neither the contract nor a dead server explains fails the test.
 async fn perform(
     backend: &RedisBackend,
     key: &TaskKey,
@@ -184,7 +184,7 @@ async fn perform(
 pub struct Load {
     shared: Arc<Shared>,
     clients: Vec<Client>,
-    /// Each key as it was last read, while no call was under way.
+    /// The record of each key as it was last read, while no call was running.
     records: Vec<Option<Live>>,
     /// The operations on each key since then.
     open: Vec<Vec<Recorded>>,
@@ -192,7 +192,7 @@ pub struct Load {
     pub refused: u64,
 }
 
-/// How long after a server was back the backend worked again.
+/// How long after the restart of a server the backend worked again.
 pub struct Recovery {
     pub first_success: Duration,
     pub all_clients: Duration,
@@ -226,21 +226,21 @@ impl Load {
         }
     }
 
-    /// Lets the clients make so many calls, and ends the segment if every outcome is known.
+    /// Runs the clients for so many calls, and ends the segment if every outcome is known.
     pub async fn run(&mut self, calls: u64) {
         self.take_turns(calls, End::Pause).await;
-        // A server that is alive may still apply a write that its client has given up.
+        // A running server may still apply a write that its client has given up.
         let is_unknown = |recorded: &Recorded| matches!(recorded.operation, Operation::Unknown(_));
         if !self.open.iter().flatten().any(is_unknown) {
             self.end_segment().await;
         }
     }
 
-    /// Kills the server after so many calls and starts it again when each client has been refused so many
-    /// times. The dead server ends the segment: what it has not applied by then, it never will.
+    /// Kills the server after so many calls, and restarts it when each client has been refused so many times. The dead server
+    /// ends the segment, because it never applies what it has not applied by then.
     pub async fn run_through_a_kill(&mut self, calls: u64, refusals: u32) -> Recovery {
         self.take_turns(calls, End::Kill { refusals }).await;
-        // Reads change nothing, so the backend may be asked all through the restart.
+        // Reads change nothing, so the test may read during the restart.
         let mut readers = JoinSet::new();
         for number in 0..self.clients.len() {
             let shared = Arc::clone(&self.shared);
@@ -273,7 +273,7 @@ impl Load {
         }
     }
 
-    /// Reads every key while no call is under way.
+    /// Reads every key while no call is running.
     async fn end_segment(&mut self) {
         let mut records = Vec::new();
         for key in &self.shared.keys {
@@ -294,7 +294,7 @@ impl Load {
         self.records = records;
     }
 
-    /// A write is atomic over the record and the index: the pages hold what the reads found, no more and no less.
+    /// Asserts that the pages hold exactly what the reads returned, because a write is atomic over the record and the index.
     async fn check_index(&self, records: &[Option<Live>]) {
         for (owner_id, records) in OWNERS.iter().zip(records.chunks(TASKS.len())) {
             let page = self.shared.backend.list(&owner(owner_id), PageRequest::new(256)).await.unwrap();
@@ -314,7 +314,7 @@ impl Load {
         }
     }
 
-    /// Deletes every record. Nothing of any owner may be left.
+    /// Deletes every record. Asserts that no key of any owner is left.
     pub async fn clear(&self) {
         for key in &self.shared.keys {
             self.shared.backend.delete(key).await.unwrap();

@@ -1,4 +1,4 @@
-//! A stretch of wire between a backend and its server, on which a script can be falsified.
+//! A proxy between a backend and its server that falsifies a script.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -8,14 +8,15 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// A text that is replaced in all that a backend sends. Both have one length, as the protocol announces lengths.
+/// A text that the proxy replaces in everything that a backend sends. Both texts have the same length, because the protocol states
+/// lengths.
 #[derive(Clone, Copy)]
 pub struct Falsification {
     pub find: &'static str,
     pub replace: &'static str,
 }
 
-/// Passes on what it gets between a port of its own and a server's. It ends when it is dropped.
+/// The proxy. It ends when it is dropped.
 pub struct Proxy {
     port: u16,
     falsified: Arc<AtomicU64>,
@@ -47,7 +48,7 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// How often the text was replaced.
+    /// Returns how many times the text was replaced.
     pub fn falsified(&self) -> u64 {
         self.falsified.load(SeqCst)
     }
@@ -59,7 +60,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Passes bytes on until one side ends.
+/// Passes bytes on until one side closes the connection.
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -82,7 +83,7 @@ async fn pump(
 }
 
 impl Falsification {
-    /// Replaces the text wherever it is whole, and counts.
+    /// Replaces the text where it is complete, and counts.
     fn apply(self, bytes: &mut [u8]) -> u64 {
         let (find, replace) = (self.find.as_bytes(), self.replace.as_bytes());
         assert_eq!(find.len(), replace.len());
@@ -97,8 +98,8 @@ impl Falsification {
         replaced
     }
 
-    /// How many bytes at the end may be the beginning of the text and wait for what follows. No command ends
-    /// so, so that none waits in vain.
+    /// Returns how many bytes at the end may be the beginning of the text and must wait for more. No command ends with such bytes,
+    /// so none waits for ever.
     fn held_back(self, bytes: &[u8]) -> usize {
         let is_beginning = |length: &usize| bytes.ends_with(&self.find.as_bytes()[..*length]);
         (1..self.find.len()).rev().find(is_beginning).unwrap_or(0)

@@ -1,15 +1,14 @@
-//! A record as the contract describes it, one call after another, and histories of concurrent calls that
-//! are held against it.
+//! The specification of a record, call by call, and the check of histories of concurrent calls against it.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use todc_utils::{Action, History, Specification, WGLChecker};
 
-/// How many operations are shown before the one that nothing explains.
+/// How many operations a report shows before the one that nothing explains.
 const SHOWN: usize = 60;
 
-/// A live record. Every write of a test stores a number of its own, so a read tells which write it saw.
+/// A live record. Every write stores a number of its own, so a read identifies the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Live {
     pub version: u64,
@@ -34,8 +33,8 @@ pub enum Reply {
 }
 
 impl Call {
-    /// The reply to this call, and the record after it: the table of the contract, for records that do not
-    /// expire while the test runs.
+    /// Returns the reply to this call and the record after it, as the table of the contract says for records that do not expire
+    /// during the test.
     pub fn perform(self, record: Option<Live>) -> (Reply, Option<Live>) {
         let version = record.map_or(0, |live| live.version);
         let write = |data| {
@@ -46,7 +45,7 @@ impl Call {
             (Self::Get, None) => (Reply::NotFound, None),
             (Self::Get, Some(live)) => (Reply::Read(live), record),
             (Self::Put { data }, _) => write(data),
-            // An absent record counts as version 0, and expecting that is how one is created.
+            // An absent record has version 0, so a write that expects 0 creates it.
             (Self::PutIfVersion { data, expected }, _) if expected == version => write(data),
             (Self::PutIfVersion { .. }, Some(_)) => (Reply::VersionConflict { actual: version }, record),
             (Self::PutIfVersion { .. }, None) => (Reply::NotFound, None),
@@ -55,28 +54,26 @@ impl Call {
     }
 }
 
-/// What a client knows about a call of its own.
+/// What a client knows about its call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// No call: the record is known to be this when the history begins.
+    /// No call: the record when the history begins.
     Begins(Option<Live>),
     Answered(Call, Reply),
-    /// A write that failed and may have been applied, once or not at all.
+    /// A write that failed and may have been applied, at most once.
     Unknown(Call),
 }
 
-/// The specification that the checker searches with.
+/// The specification for the checker.
 ///
-/// The checker wants one next state for an operation, and a write with an unknown outcome has two. So a
-/// state here is the *set* of the records that may be there. An unknown write keeps every member and adds
-/// what the write would make of it; a reply drops the members that would have given another one, and is
-/// possible if one is left.
+/// The checker needs one next state for each operation, but a write with an unknown outcome has two. So a state is the *set* of the
+/// possible records. An unknown write keeps every member, and adds the record that the write would make of it. A reply removes the
+/// members that would have led to another reply, and is possible if a member is left.
 ///
-/// This is exact. For any order of the operations, the set holds after each of them precisely the records
-/// that some choice of "applied" or "not applied" for the unknown writes so far leads to, with all replies
-/// so far as they were. It is empty if and only if every choice contradicts a reply. The checker searches
-/// the orders, so it finds one if and only if there are an order and a choice that explain the history.
-/// Branching once per write also means that none is ever applied twice.
+/// This is exact. After each operation of an order, the set holds precisely the records to which some choice of "applied" or "not
+/// applied" for the unknown writes leads, with every reply as it was. It is empty if and only if every choice contradicts a reply.
+/// The checker searches all orders. So it finds one if and only if an order and a choice explain the history. Each write branches
+/// once, so none is applied twice.
 pub struct PossibleRecords;
 
 impl Specification for PossibleRecords {
@@ -102,8 +99,8 @@ impl Specification for PossibleRecords {
     }
 }
 
-/// An operation on one key between two moments of a clock that all clients share. The call was made after
-/// `called`, and its reply was there before `ended`.
+/// An operation on one key between two moments of a counter that all clients share. The call was made after `called`, and its reply
+/// arrived before `ended`.
 #[derive(Clone, Copy, Debug)]
 pub struct Recorded {
     pub called: u64,
@@ -111,7 +108,7 @@ pub struct Recorded {
     pub operation: Operation,
 }
 
-/// What happened to one key between two moments when nothing else was under way and it was read.
+/// The operations on one key between two reads during which no call was running.
 #[derive(Clone, Debug)]
 pub struct Segment {
     pub begins: Option<Live>,
@@ -120,7 +117,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Whether some order of the operations explains every reply and leads from the first read to the last.
+    /// Returns whether some order of the operations explains every reply and leads from the first read to the last.
     pub fn is_linearizable(&self) -> bool {
         let last_read = match self.ends {
             Some(live) => Operation::Answered(Call::Get, Reply::Read(live)),
@@ -129,11 +126,11 @@ impl Segment {
         self.is_linearizable_until(u64::MAX, Some(last_read))
     }
 
-    /// The same for what was known at a moment: later calls were not made, later replies not given.
+    /// Returns the same for the calls and replies before a moment.
     fn is_linearizable_until(&self, moment: u64, last_read: Option<Operation>) -> bool {
         let (mut moments, mut open) = (Vec::new(), Vec::new());
-        // Each operation is a process to the checker: a client goes on while a write of its own, the outcome
-        // of which it does not know, may still take effect.
+        // Each operation is a process for the checker: a client makes further calls while its write with an unknown outcome may
+        // still take effect.
         let operations = self.operations.iter().filter(|recorded| recorded.called <= moment);
         for (process, &Recorded { called, ended, operation }) in (1..).zip(operations) {
             let operation = match operation {
@@ -156,17 +153,17 @@ impl Segment {
         WGLChecker::<PossibleRecords>::is_linearizable(History::from_actions(actions))
     }
 
-    /// The moment of the first reply that nothing explains; the end if it is the last read.
+    /// Returns the moment of the first reply that nothing explains, or the end if that is the last read.
     fn first_unexplained(&self) -> u64 {
         let mut ends: Vec<u64> = self.operations.iter().map(|recorded| recorded.ended).collect();
         ends.sort_unstable();
-        // What cannot be explained is not explained by what comes after it.
+        // Later operations cannot explain an earlier reply.
         let explained = ends.partition_point(|&moment| self.is_linearizable_until(moment, None));
         ends.get(explained).copied().unwrap_or(u64::MAX)
     }
 }
 
-/// A segment that nothing explains: the reply at which that shows, and what was before it.
+/// Prints a segment that nothing explains: the first such reply, and the operations before it.
 impl fmt::Display for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moment = self.first_unexplained();

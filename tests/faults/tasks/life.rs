@@ -1,4 +1,4 @@
-//! The life of one task, what its workers were told about it, and whether that holds.
+//! The life of one task: its calls, their outcomes, and whether the stored task holds what was acknowledged.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -9,22 +9,21 @@ use serde_json::{Value, json};
 use super::{Tasks, call};
 use crate::support::owner;
 
-/// Variables that each of the two workers on a task sets, one call each.
+/// How many calls each of the two workers of a task makes to set variables.
 const STEPS: u64 = 5;
 
-/// How many calls on one task ended how.
+/// How many calls on one task had each outcome.
 #[derive(Default)]
-pub struct Told {
+pub struct Outcomes {
     pub acknowledged: Cell<u64>,
     pub unknown: Cell<u64>,
     pub refused: Cell<u64>,
 }
 
-impl Told {
-    /// Makes a call, again if it certainly had no effect. `None` if its outcome is unknown. No other error is
-    /// right: nobody ends a task behind its workers' back, so an error that says so would come from an earlier
-    /// copy of a write of their own.
-    async fn made<T>(&self, call: impl AsyncFn() -> Result<T, TaskError>) -> Option<T> {
+impl Outcomes {
+    /// Makes a call, and repeats it while it certainly had no effect. Returns `None` if its outcome is unknown. Any other error
+    /// fails the test: only the workers end the task, so such an error would come from an earlier copy of their own write.
+    async fn call<T>(&self, call: impl AsyncFn() -> Result<T, TaskError>) -> Option<T> {
         loop {
             match call().await {
                 Ok(done) => {
@@ -42,10 +41,10 @@ impl Told {
     }
 }
 
-/// What its workers were told about one task.
+/// What was acknowledged about one task.
 #[derive(Default)]
 pub struct Worked {
-    pub told: Told,
+    pub outcomes: Outcomes,
     /// The key, if the creation was acknowledged.
     pub key: Option<TaskKey>,
     /// The variables whose update was acknowledged.
@@ -58,12 +57,16 @@ pub struct Worked {
     pub result: Option<Value>,
 }
 
-/// Calls that change a task: its creation, the steps of two workers, a question, its answer and the end.
+/// How many calls change a task: its creation, the steps of two workers, a question, its answer and the end.
 pub const CALLS: u64 = 1 + 2 * STEPS + 3;
 
-/// One of two workers on a task, each of which overwrites one variable and adds others. Gives the steps that
-/// were acknowledged.
-async fn take_steps(tasks: &Tasks, created: &StoredTask, name: &'static str, told: &Told) -> Vec<u64> {
+/// Runs one of two workers of a task. Each overwrites one variable and adds others. Returns the acknowledged steps.
+async fn take_steps(
+    tasks: &Tasks,
+    created: &StoredTask,
+    name: &'static str,
+    outcomes: &Outcomes,
+) -> Vec<u64> {
     let (mut held, mut acknowledged) = (created.clone(), Vec::new());
     for step in 0..STEPS {
         let variables = [(name.to_owned(), json!(step)), (format!("{name} {step}"), json!(true))];
@@ -71,7 +74,7 @@ async fn take_steps(tasks: &Tasks, created: &StoredTask, name: &'static str, tol
             0 => tasks.set_variables(&held.key, variables.clone()).await,
             _ => tasks.set_variables(&held, variables.clone()).await,
         };
-        if let Some(written) = told.made(set).await {
+        if let Some(written) = outcomes.call(set).await {
             assert_eq!(written.task.variables[name], json!(step));
             held = written;
             acknowledged.push(step);
@@ -80,38 +83,38 @@ async fn take_steps(tasks: &Tasks, created: &StoredTask, name: &'static str, tol
     acknowledged
 }
 
-/// The life of one task, in which several instances have a part.
+/// Runs the life of one task, on several instances.
 pub async fn work(number: usize, instances: &[Tasks]) -> Worked {
     let instance = |turn: usize| &instances[(number + turn) % instances.len()];
     let owner = owner(&format!("owner {}", number % 7));
     let mut worked = Worked::default();
-    let told = &worked.told;
-    let Some(created) = told.made(async || instance(0).create(&owner, call()).await).await else {
+    let outcomes = &worked.outcomes;
+    let Some(created) = outcomes.call(async || instance(0).create(&owner, call()).await).await else {
         return worked;
     };
     assert_eq!(created.version, Version::FIRST);
     let key = &created.key;
-    let one = take_steps(instance(1), &created, "one", told);
-    let two = take_steps(instance(2), &created, "two", told);
-    // Workers that race may overwrite what would tell the other one's outcome, so only half of them do.
+    let one = take_steps(instance(1), &created, "one", outcomes);
+    let two = take_steps(instance(2), &created, "two", outcomes);
+    // A worker may overwrite what would tell the outcome of the other one, so only half of the workers race.
     let (one, two) = if number % 2 == 1 { tokio::join!(one, two) } else { (one.await, two.await) };
     for (name, steps) in [("one", one), ("two", two)] {
         worked.variables.extend(steps.iter().map(|step| format!("{name} {step}")));
         worked.last.extend(steps.last().map(|last| (name, *last)));
     }
     let ask = async || instance(3).request_input(key, [("name", json!({}))]).await;
-    let asked = told.made(ask).await;
+    let asked = outcomes.call(ask).await;
     let answer = async || match &asked {
         Some(asked) => instance(4).deliver_inputs(asked, [("name", json!("alice"))]).await,
         None => instance(4).deliver_inputs(key, [("name", json!("alice"))]).await,
     };
-    let answered = told.made(answer).await;
+    let answered = outcomes.call(answer).await;
     worked.was_asked = asked.is_some();
-    // An answer to what nobody asked is ignored, so it is acknowledged only if it is there.
+    // The store ignores an answer without a question, so only a stored answer counts.
     worked.was_answered = answered.as_ref().is_some_and(|task| !task.task.input_responses.is_empty());
     assert!(worked.was_answered || asked.is_none() || answered.is_none());
     let result = json!({ "number": number });
-    if let Some(done) = told.made(async || instance(5).complete(key, result.clone()).await).await {
+    if let Some(done) = outcomes.call(async || instance(5).complete(key, result.clone()).await).await {
         assert_eq!(
             (done.task.status, &done.task.result),
             (TaskStatus::Completed, &Some(result.clone().into()))
@@ -122,7 +125,7 @@ pub async fn work(number: usize, instances: &[Tasks]) -> Worked {
     worked
 }
 
-/// All that was acknowledged is there.
+/// Asserts that the task holds everything that was acknowledged.
 pub fn check_task(worked: &Worked, task: &Task) {
     for name in &worked.variables {
         assert_eq!(task.variables.get(name), Some(&json!(true)), "{name} of {task:?}");
@@ -143,7 +146,7 @@ pub fn check_task(worked: &Worked, task: &Task) {
                 "{task:?}"
             );
         }
-        None => assert!(worked.told.unknown.get() > 0),
+        None => assert!(worked.outcomes.unknown.get() > 0),
     }
     assert!(!matches!(task.status, TaskStatus::Failed | TaskStatus::Cancelled), "{task:?}");
 }

@@ -10,18 +10,19 @@ use rstest::rstest;
 use serde_json::json;
 
 use super::double::Double;
+use crate::support::intercept::Intercept;
 use crate::support::owner;
 
-type Tasks = TaskStore<Arc<Double>>;
+type Tasks = TaskStore<Arc<Intercept<Double>>>;
 
-async fn created() -> (Arc<Double>, Tasks, StoredTask) {
+async fn created() -> (Arc<Intercept<Double>>, Tasks, StoredTask) {
     let double = Double::new();
     let tasks = TaskStore::new(Arc::clone(&double));
     let created = tasks.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
     (double, tasks, created)
 }
 
-/// The reads that a change by this copy costs.
+/// Returns how many reads a change by this copy costs.
 async fn reads(double: &Double, tasks: &Tasks, copy: &StoredTask) -> usize {
     let before = double.counts().0;
     tasks.set_status_message(copy, "on it").await.unwrap();
@@ -46,7 +47,7 @@ async fn a_copy_saves_the_read_for_a_second_and_until_the_engine_reconnects() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_caller_makes_of_a_copy_is_never_written() {
+async fn a_copy_that_the_caller_has_altered_is_never_written() {
     let (double, tasks, created) = created().await;
     let other =
         tasks.create(&owner("alice"), NewTask::new("tools/call").status_message("other")).await.unwrap();
@@ -72,7 +73,7 @@ async fn what_a_caller_makes_of_a_copy_is_never_written() {
     assert!(elsewhere.set_status_message(&written, "x").await.is_err(), "the copy of another store's engine");
 }
 
-/// Gives the server the first version of the task, and a second one that somebody else has acknowledged.
+/// Gives the server the first version of the task, and a second version that it has acknowledged to another client.
 async fn replace_history(double: &Double, created: &StoredTask, key: &mcp_task_store::TaskKey) {
     let memory = Arc::new(MemoryBackend::new());
     let data = serde_json::to_vec(&*created.task).unwrap();
@@ -86,7 +87,7 @@ async fn replace_history(double: &Double, created: &StoredTask, key: &mcp_task_s
 #[case::the_engine_reconnects(true)]
 #[case::a_proxy_hides_the_reconnect(false)]
 #[tokio::test(start_paused = true)]
-async fn a_copy_of_a_history_that_was_lost_overwrites_nothing(#[case] is_seen: bool) {
+async fn a_copy_of_a_lost_history_overwrites_nothing(#[case] is_seen: bool) {
     let (double, tasks, created) = created().await;
     let held = tasks.set_variables(&created, [("answer", json!("lost"))]).await.unwrap();
     replace_history(&double, &created, &created.key).await;
@@ -105,7 +106,7 @@ mod redis {
     use super::*;
     use crate::support::redis::{Server, command};
 
-    /// Connects as a user of the crate does.
+    /// Connects like a user of the crate.
     async fn store(server: &Server, parameters: &str) -> TaskStore<RedisBackend> {
         let url = format!("{}/{parameters}", server.url());
         TaskStore::new(RedisBackend::builder().connect(&url).await.unwrap())
@@ -115,7 +116,7 @@ mod redis {
         tasks.get(key).await.unwrap().task.variables["answer"].clone()
     }
 
-    /// A server that loses its last write comes back while the process is idle, and others write.
+    /// Restarts a server without its last write while the process is idle, and lets another process write.
     async fn restored(parameters: &str) -> (Server, TaskStore<RedisBackend>, StoredTask) {
         let mut server = Server::start(&[]);
         let tasks = store(&server, parameters).await;
@@ -127,15 +128,15 @@ mod redis {
         server.start_again();
         let others = store(&server, "").await;
         let written = others.set_variables(&created.key, [("answer", json!("acknowledged"))]).await.unwrap();
-        assert_eq!(written.version, held.version, "the version is met again");
+        assert_eq!(written.version, held.version, "the version is reused");
         if parameters.is_empty() {
-            assert!(tasks.backend().generation() > before, "the connection says by itself that it broke");
+            assert!(tasks.backend().generation() > before, "the connection reports that it broke");
         }
         (server, tasks, held)
     }
 
     #[tokio::test]
-    async fn a_copy_of_what_a_restored_server_has_lost_overwrites_no_acknowledged_answer() {
+    async fn a_copy_of_a_write_that_a_restored_server_has_lost_overwrites_no_acknowledged_write() {
         let (_server, tasks, held) = restored("").await;
         let written = tasks.set_status_message(&held, "on it").await.unwrap();
         assert_eq!(written.task.variables["answer"], json!("acknowledged"));
@@ -143,7 +144,7 @@ mod redis {
     }
 
     #[tokio::test]
-    async fn a_connection_of_the_callers_may_reconnect_unseen_so_no_copy_saves_the_read() {
+    async fn a_connection_of_the_caller_may_reconnect_unseen_so_no_copy_saves_the_read() {
         let server = Server::start(&[]);
         let client = ::redis::Client::open(server.url()).unwrap();
         let connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -161,10 +162,10 @@ mod redis {
         assert_ne!(reads(), before);
     }
 
-    /// The connection does not say that it broke. The write over it fails, and finds another history when it is looked
-    /// up: at the same version, which does not say that it may be sent again.
+    /// The connection does not report that it broke. The write over it fails, and its outcome is resolved against another
+    /// history that has the same version. The version alone must not cause the write to be sent again.
     #[tokio::test]
-    async fn nor_does_the_write_of_a_connection_that_finds_out_late() {
+    async fn a_write_over_a_connection_that_detects_the_restart_late_overwrites_no_acknowledged_write() {
         let (_server, tasks, held) = restored("?protocol=resp2").await;
         match tasks.set_status_message(&held, "on it").await {
             Ok(written) => assert_eq!(written.task.variables["answer"], json!("acknowledged")),

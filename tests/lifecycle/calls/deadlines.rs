@@ -1,4 +1,4 @@
-//! Every call ends in time, whatever the engine does.
+//! Every call ends within its time limit, whatever the engine does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,14 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::double::{Double, Server};
+use crate::support::intercept::Intercept;
 use crate::support::owner;
 
-type Tasks = TaskStore<Arc<Double>>;
+type Tasks = TaskStore<Arc<Intercept<Double>>>;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-async fn created() -> (Arc<Double>, Tasks, StoredTask) {
+async fn created() -> (Arc<Intercept<Double>>, Tasks, StoredTask) {
     let double = Double::new();
     let tasks = TaskStore::with_config(Arc::clone(&double), StoreConfig::new().call_timeout(LIMIT));
     let large = json!("x".repeat(5000));
@@ -27,10 +28,10 @@ async fn created() -> (Arc<Double>, Tasks, StoredTask) {
     (double, tasks, created)
 }
 
-/// The name of a call, what it is about, whether it leaves a write in doubt, and the call.
+/// The name of a call, its target, whether it leaves a write in doubt, and the call.
 type Asked<'a> = (&'a str, &'a str, bool, BoxFuture<'a, Result<(), TaskError>>);
 
-/// What failed, on what, and what to do.
+/// Asserts that the error states what failed, on what, and what to do.
 fn assert_in_time(error: &TaskError, call: &str, subject: &str, is_in_doubt: bool) {
     let TaskError::Storage(StorageError::Unavailable { outcome_unknown, .. }) = error else {
         panic!("{call}: {error:?}");
@@ -44,7 +45,7 @@ fn assert_in_time(error: &TaskError, call: &str, subject: &str, is_in_doubt: boo
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_call_ends_within_its_limit_while_the_engine_hangs_and_says_what_to_do() {
+async fn every_call_ends_within_its_limit_while_the_engine_hangs_and_states_what_to_do() {
     let (double, tasks, created) = created().await;
     let resumable = NewTask::new("tools/call").operation("render").on_worker_lost(OnWorkerLost::Resume);
     let (_, attempt) = tasks.start(&owner("alice"), resumable).await.unwrap();
@@ -99,13 +100,13 @@ async fn every_call_ends_within_its_limit_while_the_engine_hangs_and_says_what_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_in_the_queue_counts_and_all_go_on_when_the_engine_answers_again() {
+async fn the_time_in_the_queue_counts_and_calls_succeed_when_the_engine_answers_again() {
     let (double, tasks, created) = created().await;
     double.set(Server::Hangs);
     let begun = Instant::now();
     let complete = tasks.complete(&created.key, json!("done"));
     let cancels = join_all((0..12).map(async |number: u64| {
-        // They come one after the other, and wait behind the completion.
+        // They start one after the other, and wait behind the completion.
         tokio::time::sleep(Duration::from_millis(100 * number)).await;
         let begun = Instant::now();
         let error = tasks.request_cancel(&created.key).await.unwrap_err();
@@ -126,7 +127,7 @@ async fn the_time_in_the_queue_counts_and_all_go_on_when_the_engine_answers_agai
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_that_was_sent_and_not_answered_in_time_is_in_doubt() {
+async fn a_write_without_an_answer_within_the_limit_is_in_doubt() {
     let (double, tasks, created) = created().await;
     let read = tasks.get(&created.key).await.unwrap();
     double.set(Server::AppliesOnly);
@@ -137,10 +138,10 @@ async fn a_write_that_was_sent_and_not_answered_in_time_is_in_doubt() {
     assert_eq!(tasks.get(&created.key).await.unwrap().task.status, TaskStatus::Completed);
 }
 
-/// Three steps of a start or claim take three seconds each: the timer is set, the lease is written, and as that was slow the
-/// timer is set again.
+/// Three steps of a start or claim take three seconds each: it schedules the timer, writes the lease, and schedules the timer
+/// again, because the write was slow.
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_was_written_is_in_doubt_although_only_its_timer_could_not_be_set_again() {
+async fn a_written_lease_is_in_doubt_if_its_timer_cannot_be_scheduled_again() {
     for is_claim in [false, true] {
         for (limit, is_refused) in [(Duration::from_secs(20), true), (Duration::from_secs(11), false)] {
             let double = Double::new();
@@ -185,7 +186,7 @@ async fn a_lease_that_was_written_is_in_doubt_although_only_its_timer_could_not_
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_outcome_of_a_write_is_looked_up_the_next_writer_goes_on() {
+async fn while_the_outcome_of_a_write_is_resolved_the_next_writer_continues() {
     let (double, tasks, created) = created().await;
     double.set(Server::HangsOnReads);
     double.loses_writes.store(1, std::sync::atomic::Ordering::SeqCst);
@@ -197,7 +198,7 @@ async fn while_the_outcome_of_a_write_is_looked_up_the_next_writer_goes_on() {
     assert!(poll!(lost.as_mut()).is_pending());
     double.set(Server::Answers);
     let error = lost.await.unwrap_err();
-    assert!(error.outcome_unknown(), "another write stands where it would have been: {error:?}");
+    assert!(error.outcome_unknown(), "another write has its version: {error:?}");
     let task = tasks.get(&created.key).await.unwrap().task;
     assert_eq!((&task.status_message, &task.variables["next"]), (&None, &json!(true)));
 }
@@ -219,7 +220,7 @@ async fn a_redis_server_that_hangs_delays_no_call_beyond_its_limit() {
     let (completed, cancelled) = tokio::join!(tasks.complete(&created.key, json!("done")), cancels);
     let took = begun.elapsed();
     server.signal("CONT");
-    // One after the other they would take thirteen times the limit.
+    // In sequence they would take thirteen times the limit.
     assert!(took < 10 * LIMIT, "{took:?}");
     for error in cancelled.into_iter().chain([completed]).map(Result::unwrap_err) {
         assert!(error.is_retryable() && !error.outcome_unknown(), "{error:?}");

@@ -1,5 +1,5 @@
-//! What the log says: one line when the engine begins to fail and one when it works again, and one for each task that is
-//! created or ends.
+//! The log has one line when the engine begins to fail, one when it works again, and one for each task that is created or
+//! ends.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -17,7 +17,7 @@ use tracing::subscriber::DefaultGuard;
 use super::double::{Double, Server};
 use crate::support::{Printed, owner};
 
-/// All events of this thread, background tasks included, as long as the guard lives.
+/// Logs all events of this thread, background tasks included, while the guard lives.
 fn listen(level: Level) -> (Printed, DefaultGuard) {
     let log = Printed::default();
     let writer = log.clone();
@@ -29,13 +29,13 @@ fn listen(level: Level) -> (Printed, DefaultGuard) {
     (log, tracing::subscriber::set_default(subscriber))
 }
 
-/// The lines of the log of one level.
+/// Returns the lines of one level.
 fn lines(log: &Printed, level: &str) -> Vec<String> {
     let of_the_level = |line: &&str| line.split_whitespace().nth(1) == Some(level);
     log.text().lines().filter(of_the_level).map(str::to_owned).collect()
 }
 
-/// What was logged at INFO, without what each task logs.
+/// Returns the lines at INFO, without the lines about tasks.
 fn about_the_engine(log: &Printed) -> Vec<String> {
     lines(log, "INFO").into_iter().filter(|line| line.contains("engine")).collect()
 }
@@ -44,7 +44,7 @@ fn about_the_engine(log: &Printed) -> Vec<String> {
 #[case::that_refuses(Server::Refuses)]
 #[case::that_hangs(Server::Hangs)]
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_one_warning_and_one_line_when_it_is_over(#[case] server: Server) {
+async fn an_outage_is_one_warning_and_one_line_at_its_end(#[case] server: Server) {
     let (log, _guard) = listen(Level::INFO);
     let double = Double::new();
     let config = StoreConfig::new().call_timeout(Duration::from_millis(1500));
@@ -99,7 +99,7 @@ impl TaskKeyOf<'_> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_of_some_owners_is_over_when_none_of_them_fails_any_more() {
+async fn an_outage_of_some_owners_ends_when_no_call_of_theirs_fails() {
     let (log, _guard) = listen(Level::INFO);
     let double = Double::new();
     let tasks = TaskStore::new(Arc::clone(&double));
@@ -119,7 +119,7 @@ async fn an_outage_of_some_owners_is_over_when_none_of_them_fails_any_more() {
     }
     assert_eq!((lines(&log, "WARN").len(), about_the_engine(&log).len()), (1, 1), "{}", log.text());
     assert!(about_the_engine(&log)[0].contains("failed_calls=40"), "{}", log.text());
-    // The next one is another.
+    // The next failure is another outage.
     assert!(tasks.list(&bad, PageRequest::new(1)).await.is_err());
     assert_eq!(lines(&log, "WARN").len(), 2);
 }
@@ -137,7 +137,7 @@ async fn each_task_logs_once_that_it_was_created_and_how_it_ended() {
         let (stored, attempt) = tasks.start(&owner("alice"), new()).await.unwrap();
         let id = stored.key.task.to_string();
         if is_lost {
-            // The write that ends it is lost, and what became of it is looked up.
+            // The write that ends the task is lost, and the store resolves its outcome.
             double.loses_writes.store(1, SeqCst);
         }
         let (event, ended) = match round % 4 {
@@ -150,7 +150,7 @@ async fn each_task_logs_once_that_it_was_created_and_how_it_ended() {
             }
         };
         let ended = ended.unwrap();
-        // What is refused, and what is read, is no event.
+        // Rejected calls and reads are no events.
         assert!(matches!(tasks.complete(&ended, json!(1)).await, Err(TaskError::InvalidTransition { .. })));
         tasks.get(&stored.key).await.unwrap();
         ids.push((id, event));
@@ -185,7 +185,7 @@ async fn an_outage_of_a_redis_server_is_one_warning_of_the_whole_crate() {
     let waiting = tokio::spawn({
         let (tasks, key) = (tasks.clone(), created.key.clone());
         async move {
-            // A watch and its reads, which fail as well.
+            // A watch and its reads fail as well.
             while tasks.wait(&key).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -1,4 +1,4 @@
-//! Asking changes nothing, and is in nobody's way.
+//! Queries change nothing, and delay no other call.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::double::Double;
 use crate::support::owner;
 
 #[tokio::test]
-async fn a_query_writes_no_record_and_answers_the_same_when_it_is_asked_again() {
+async fn a_query_writes_no_record_and_returns_the_same_when_it_is_repeated() {
     let double = Double::new();
     let tasks = TaskStore::new(Arc::clone(&double));
     let other = TaskStore::new(Arc::clone(&double));
@@ -54,7 +54,7 @@ async fn a_query_writes_no_record_and_answers_the_same_when_it_is_asked_again() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_worker_is_found_while_pages_take_longer_than_a_second_all_the_time() {
+async fn a_lost_worker_is_found_while_every_page_takes_longer_than_a_second() {
     let double = super::double::Double::new();
     let tasks = TaskStore::new(Arc::clone(&double));
     let created = tasks.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap();

@@ -1,11 +1,11 @@
-//! A record that is full can still be renewed, cancelled and ended.
+//! A full record can still be renewed, cancelled and ended.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_task_store::{
-    Agenda, Attempt, NewTask, OnWorkerLost, PayloadKind, RpcError, StoreConfig, TaskError, TaskKey,
-    TaskStatus, TaskStore,
+    Agenda, Attempt, NewTask, OnWorkerLost, PayloadKind, RpcError, StoreConfig, StoredTask, TaskError,
+    TaskKey, TaskStatus, TaskStore,
 };
 use rstest_reuse::apply;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use crate::support::{Engine, MAX_VALUE_BYTES, Store, on_every_engine, owner};
 
 type Tasks = TaskStore<Arc<dyn Agenda>>;
 
-/// What only leases, cancels and the end of a task may use.
+/// The reserve that only leases, cancels and the end of a task may use.
 const RESERVE: usize = 1024;
 /// How close to the maximum a record is filled.
 const CLOSE: usize = 32;
@@ -27,11 +27,11 @@ async fn size(store: &Store, key: &TaskKey) -> usize {
     store.get(key).await.unwrap().data.len()
 }
 
-/// A task that this process works on, filled up to what is accepted.
+/// Starts a task in this process, and fills its record up to the limit.
 async fn full(store: &Store, tasks: &Tasks, new: NewTask) -> Attempt<Arc<dyn Agenda>> {
     let (task, attempt) = tasks.start(&owner("alice"), new).await.unwrap();
     let key = &task.key;
-    // The ids of the last writes take their room, too.
+    // The ids of the last writes take room, too.
     for _ in 0..4 {
         attempt.set_variables(pad(1000)).await.unwrap();
     }
@@ -59,6 +59,38 @@ fn resumable() -> NewTask {
     call().operation("render").on_worker_lost(OnWorkerLost::Resume)
 }
 
+/// How a task with a full record ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Cancelled,
+    CancelledByWorker,
+    FailedByWorker,
+    Failed,
+    Completed,
+    CompletedWithAPart,
+    Released,
+    LostAfterCancel,
+    Lost,
+}
+
+async fn end(tasks: &Tasks, attempt: Attempt<Arc<dyn Agenda>>, how: End) -> StoredTask {
+    let key = attempt.key().clone();
+    let error = RpcError::new(-32603, "x".repeat(200));
+    match how {
+        End::Cancelled => tasks.cancel(&key).await.unwrap(),
+        End::CancelledByWorker => attempt.cancel().await.unwrap(),
+        End::FailedByWorker => attempt.fail(error).await.unwrap(),
+        End::Failed => tasks.fail(&key, error).await.unwrap(),
+        End::Completed => attempt.complete(json!("done")).await.unwrap(),
+        End::CompletedWithAPart => attempt.complete(json!("x".repeat(3_000))).await.unwrap(),
+        End::Released => attempt.release().await.unwrap(),
+        End::LostAfterCancel | End::Lost => {
+            drop(attempt);
+            tasks.wait(&key).await.unwrap()
+        }
+    }
+}
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn a_full_record_can_be_renewed_released_claimed_cancelled_failed_completed_and_lost(
@@ -66,34 +98,31 @@ async fn a_full_record_can_be_renewed_released_claimed_cancelled_failed_complete
 ) {
     let store = engine.open().await;
     let tasks = TaskStore::new(Arc::clone(&store.backend));
-    for step in 0..9 {
-        let new = if step % 2 == 0 { call() } else { resumable() };
+    let ends = [
+        (End::Cancelled, call()),
+        (End::CancelledByWorker, resumable()),
+        (End::FailedByWorker, call()),
+        (End::Failed, resumable()),
+        (End::Completed, call()),
+        (End::CompletedWithAPart, resumable()),
+        (End::Released, call()),
+        (End::LostAfterCancel, resumable()),
+        (End::Lost, call()),
+    ];
+    for (how, new) in ends {
         let attempt = full(&store, &tasks, new).await;
         let key = attempt.key().clone();
-        // A worker renews for as long as it works.
+        // A worker renews while it works.
         for _ in 0..11 {
             attempt.renew().await.unwrap();
         }
-        if step < 8 {
+        if how != End::Lost {
             tasks.request_cancel(&key).await.unwrap();
         }
-        let ended = match step {
-            0 => tasks.cancel(&key).await.unwrap(),
-            1 => attempt.cancel().await.unwrap(),
-            2 => attempt.fail(RpcError::new(-32603, "x".repeat(200))).await.unwrap(),
-            3 => tasks.fail(&key, RpcError::new(-32603, "x".repeat(200))).await.unwrap(),
-            4 => attempt.complete(json!("done")).await.unwrap(),
-            5 => attempt.complete(json!("x".repeat(3_000))).await.unwrap(),
-            6 => attempt.release().await.unwrap(),
-            _ => {
-                drop(attempt);
-                tasks.wait(&key).await.unwrap()
-            }
-        };
-        assert!(ended.task.status.is_terminal(), "{step}");
-        assert_eq!(tasks.get(&key).await.unwrap(), ended, "{step}");
-        if step == 5 {
-            // There was no room for it in the data.
+        let ended = end(&tasks, attempt, how).await;
+        assert!(ended.task.status.is_terminal(), "{how:?}");
+        assert_eq!(tasks.get(&key).await.unwrap(), ended, "{how:?}");
+        if how == End::CompletedWithAPart {
             assert!(ended.task.result.as_ref().unwrap().is_stored());
             let result = tasks.payload(&ended, PayloadKind::Output).await.unwrap();
             assert_eq!(result, Some(json!("x".repeat(3_000))));
@@ -103,7 +132,9 @@ async fn a_full_record_can_be_renewed_released_claimed_cancelled_failed_complete
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_full_record_of_a_lost_worker_goes_to_the_next_one_and_fails_with_its_ttl(#[case] engine: Engine) {
+async fn a_full_record_of_a_lost_worker_can_be_claimed_and_fails_when_its_ttl_elapses(
+    #[case] engine: Engine,
+) {
     let store = engine.open().await;
     let config = StoreConfig::new().retention(Duration::from_secs(3600));
     let tasks = TaskStore::with_config(Arc::clone(&store.backend), config);
@@ -115,7 +146,7 @@ async fn a_full_record_of_a_lost_worker_goes_to_the_next_one_and_fails_with_its_
     assert_eq!(second.number(), 2);
     drop(second);
     let third = loop {
-        // The store finds that nobody holds the attempt.
+        // The store detects that nobody holds the attempt.
         match tasks.claim(&key).await.unwrap() {
             Some((_, third)) => break third,
             None => tokio::time::sleep(Duration::from_millis(2)).await,

@@ -1,4 +1,4 @@
-//! A reply that is cut off by an orderly close is an outage, as a reset is.
+//! A reply that an orderly close cuts off is an outage, like a reset.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ fn part() -> PartName {
     const { PartName::from_static("input") }
 }
 
-/// Both connections work again. Without RESP3, the first call over a connection finds out that it was closed.
+/// Waits until both connections work again. Without RESP3, only the first call over a connection detects that it was closed.
 async fn heals(backend: &RedisBackend) {
     for _ in 0..2 {
         if let Err(error) = backend.get(&key("alice", "t1")).await {
@@ -116,8 +116,8 @@ async fn a_truncated_reply_is_unavailable_at_every_byte(#[case] parameters: &str
         for after in 0.. {
             proxy.cut(command, after);
             let outcome = run(&backend, after).await;
-            assert!(!proxy.is_to_cut(), "call {number} sends {command}");
-            // The first of a page's pipelined replies is whole, and the others are missing.
+            assert!(!proxy.has_cut_left(), "call {number} sends {command}");
+            // The first of the pipelined replies of a page is complete, and the others are missing.
             let Err(error) = outcome else { break };
             assert!(
                 matches!(error, StorageError::Unavailable { .. }),
@@ -136,7 +136,7 @@ async fn a_truncated_reply_is_unavailable_at_every_byte(#[case] parameters: &str
 }
 
 #[tokio::test]
-async fn a_completed_task_is_not_failed_by_a_truncated_reply() {
+async fn a_truncated_reply_does_not_fail_a_completed_task() {
     let server = Server::start(&[]);
     let proxy = Proxy::start(server.port, || Fault::Pass).await;
     let tasks = TaskStore::new(RedisBackend::connect(&proxy.url()).await.unwrap());
@@ -149,7 +149,7 @@ async fn a_completed_task_is_not_failed_by_a_truncated_reply() {
                 Err(error) => assert!(error.is_retryable(), "{error:?}"),
             }
         };
-        assert!(!proxy.is_to_cut());
+        assert!(!proxy.has_cut_left());
         assert_eq!((done.task.status, done.version.get()), (TaskStatus::Completed, 2));
     }
 }
@@ -158,11 +158,11 @@ async fn a_completed_task_is_not_failed_by_a_truncated_reply() {
 #[case::the_greeting("HELLO")]
 #[case::the_first_command("TIME")]
 #[tokio::test]
-async fn a_connection_that_is_cut_off_while_it_is_made_is_unavailable(#[case] command: &'static str) {
+async fn a_connection_that_is_cut_off_during_its_handshake_is_unavailable(#[case] command: &'static str) {
     let server = Server::start(&[]);
     let proxy = Proxy::start(server.port, || Fault::Pass).await;
     let mut cut_off = 0;
-    // The replies behind the greeting are missing, however much of it comes.
+    // The replies after the greeting are missing, however much of the greeting arrives.
     for after in 0..250 {
         proxy.cut(command, after);
         match RedisBackend::connect(&proxy.url()).await {
@@ -174,7 +174,7 @@ async fn a_connection_that_is_cut_off_while_it_is_made_is_unavailable(#[case] co
     assert!(cut_off > 10, "{cut_off}");
 }
 
-/// Stops reading from the server after the beginning of a large reply, until the test says so.
+/// Stops reading from the server after the beginning of a large reply, until the test continues it.
 #[derive(Default)]
 struct Stall {
     is_wanted: AtomicBool,
@@ -182,7 +182,7 @@ struct Stall {
     ends: Notify,
 }
 
-/// The URL of a proxy that takes little from the server before it passes it on, so that a reply waits at the server.
+/// Returns the URL of a proxy that buffers little, so that a large reply waits at the server.
 async fn narrow(server_port: u16, stall: Arc<Stall>) -> String {
     const BEGINNING: usize = 64 * 1024;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -199,7 +199,7 @@ async fn narrow(server_port: u16, stall: Arc<Stall>) -> String {
                 let (mut from_server, mut to_server) = server.into_split();
                 tokio::spawn(async move { copy(&mut from_client, &mut to_server).await });
                 let (mut buffer, mut passed) = ([0; 4096], 0);
-                // What is at hand when the server is gone is passed on before the end.
+                // The proxy passes on what it has received before it closes.
                 while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
                     if to_client.write_all(&buffer[..count]).await.is_err() {
                         return;
@@ -218,7 +218,7 @@ async fn narrow(server_port: u16, stall: Arc<Stall>) -> String {
 
 #[tokio::test]
 async fn a_server_that_is_killed_while_it_sends_a_large_part_is_unavailable() {
-    // More than the system takes from a process that it sends for: the rest goes with the process.
+    // This is more than the system buffers for a process, so the rest is lost with the process.
     const LARGE: usize = 16 * 1024 * 1024;
     let mut server = Server::start(&[]);
     let stall = Arc::new(Stall::default());

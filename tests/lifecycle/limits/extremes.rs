@@ -1,4 +1,4 @@
-//! Every duration and count that a user can set, at extreme values: nothing panics, and each refusal is an error.
+//! Every duration and count that a user can set, at extreme values: nothing panics, and each rejection is an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use serde_json::json;
 
 use crate::support::{Engine, key, on_every_agenda, owner};
 
-/// Zero, almost nothing, more milliseconds than a signed number of 32 bits holds, and more seconds than any clock.
+/// Zero, one nanosecond, more milliseconds than a signed number of 32 bits holds, and more seconds than any clock.
 const DURATIONS: [Duration; 4] =
     [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(25 * 86_400), Duration::MAX];
 
-/// One call of each kind under these settings. The first that fails ends it.
+/// Makes one call of each kind under these settings, until one fails.
 async fn every_call(config: StoreConfig) -> Result<(), TaskError> {
     let tasks = TaskStore::with_config(Arc::new(MemoryBackend::new()), config);
     let (task, attempt) = tasks.start(&owner("alice"), NewTask::new("tools/call")).await?;
@@ -30,7 +30,7 @@ async fn every_call(config: StoreConfig) -> Result<(), TaskError> {
     tasks.wait(&task.key).await.map(drop)
 }
 
-/// The call succeeded, or was refused with the reason.
+/// Asserts that the call succeeded, or was rejected with a reason.
 fn assert_clear(setting: &str, outcome: Result<(), TaskError>) {
     match outcome {
         Ok(()) => {}
@@ -40,7 +40,7 @@ fn assert_clear(setting: &str, outcome: Result<(), TaskError>) {
         Err(
             TaskError::LimitExceeded { .. } | TaskError::QuotaExceeded { .. } | TaskError::Contended { .. },
         ) => {}
-        // A call within a millisecond.
+        // The time limit of the calls is a millisecond.
         Err(TaskError::Storage(StorageError::Unavailable { reason, .. })) if setting == "call_timeout" => {
             assert!(reason.contains("within 1ms"), "{reason}");
         }
@@ -49,7 +49,7 @@ fn assert_clear(setting: &str, outcome: Result<(), TaskError>) {
 }
 
 #[tokio::test]
-async fn a_store_takes_any_duration_or_says_what_is_wrong_with_it() {
+async fn a_store_accepts_any_duration_or_rejects_it_with_a_reason() {
     for given in DURATIONS {
         let default = StoreConfig::new;
         for (setting, config) in [
@@ -70,7 +70,7 @@ async fn a_store_takes_any_duration_or_says_what_is_wrong_with_it() {
 }
 
 #[tokio::test]
-async fn a_store_takes_any_count_or_says_what_is_wrong_with_it() {
+async fn a_store_accepts_any_count_or_rejects_it_with_a_reason() {
     for given in [0, 1, usize::MAX] {
         let (small, large) = (u32::try_from(given).unwrap_or(u32::MAX), given as u64);
         let default = StoreConfig::new;
@@ -97,7 +97,7 @@ async fn a_store_takes_any_count_or_says_what_is_wrong_with_it() {
 
 #[apply(on_every_agenda)]
 #[tokio::test]
-async fn an_engine_takes_any_duration_or_says_what_is_wrong_with_it(#[case] engine: Engine) {
+async fn an_engine_accepts_any_duration_or_rejects_it_with_a_reason(#[case] engine: Engine) {
     let store = engine.open().await;
     let (leases, t1) = (Queue::leases(), key("alice", "t1"));
     let assert_clear = |outcome: Result<(), StorageError>| match outcome {
@@ -131,9 +131,9 @@ mod of_redis {
 
     use super::*;
 
-    /// Refused before anything is sent, with the setting, the value and the bounds.
+    /// Asserts that a setting is rejected before anything is sent, with its name, its value and its bounds.
     async fn assert_refused(builder: RedisBuilder, words: &[&str]) {
-        // Nobody is there, so a connection would be `Unavailable`.
+        // No server listens there, so a connection would fail with `Unavailable`.
         let nobody = "redis://127.0.0.1:1";
         let error = builder.clone().connect(nobody).await.unwrap_err();
         assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");
@@ -182,7 +182,7 @@ mod of_redis {
     #[case::too_many(101, Duration::from_secs(1))]
     #[case::the_most(u32::MAX, Duration::from_secs(1))]
     #[tokio::test]
-    async fn waiting_for_replicas_is_for_up_to_100_and_shorter_than_a_call(
+    async fn a_wait_for_replicas_is_for_at_most_100_and_shorter_than_a_call(
         #[case] count: u32,
         #[case] within: Duration,
     ) {

@@ -1,28 +1,23 @@
 //! How many workers of a task may be lost.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures_util::future::join_all;
-use mcp_task_store::{Agenda, Attempt, NewTask, Next, Queue, Task, TaskKey, TaskStatus};
+use mcp_task_store::{Next, Queue, Task, TaskKey, TaskStatus};
 use rstest::rstest;
 use rstest_reuse::apply;
 
-use super::{LONG, SHORT, Tasks, closure, config, has_ended, open, record, resumable, until, waits};
+use super::{
+    LONG, SHORT, TaskAttempt, Tasks, config, has_ended, open, plain, record, resumable, start, until,
+    waits_for_a_worker,
+};
 use crate::support::elsewhere::elsewhere;
-use crate::support::{Engine, Printed, Store, in_a_process_that_dies, on_every_engine, owner, timers};
+use crate::support::{Engine, Printed, Store, in_a_process_that_dies, on_every_engine, timers};
 
 const GAVE_UP: &str = "gave up after 3 attempts: the worker was lost";
 
-type Trying = Attempt<Arc<dyn Agenda>>;
-
-async fn start(tasks: &Tasks, new: NewTask) -> (TaskKey, Trying) {
-    let (stored, attempt) = tasks.start(&owner("alice"), new).await.unwrap();
-    (stored.key, attempt)
-}
-
-async fn claim(tasks: &Tasks, key: &TaskKey) -> Trying {
+async fn claim(tasks: &Tasks, key: &TaskKey) -> TaskAttempt {
     tasks.claim(key).await.unwrap().expect("it waits for a worker").1
 }
 
@@ -30,8 +25,8 @@ fn losses(task: &Task) -> u32 {
     task.lease.as_ref().unwrap().losses
 }
 
-/// Begins a task, or the next attempt at one, in a process that dies at once.
-async fn die_at_work(store: &Store, key: Option<TaskKey>) -> (TaskKey, u32) {
+/// Starts a task, or the next attempt at one, in a process that dies at once.
+async fn start_and_die(store: &Store, key: Option<TaskKey>) -> (TaskKey, u32) {
     let agenda = elsewhere(&store.backend);
     let life = async move {
         let tasks = open(&agenda, config(SHORT));
@@ -51,19 +46,19 @@ async fn die_at_work(store: &Store, key: Option<TaskKey>) -> (TaskKey, u32) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_whose_process_dies_three_times_fails_and_says_so(#[case] engine: Engine) {
+async fn an_operation_whose_process_dies_three_times_fails_with_a_reason(#[case] engine: Engine) {
     let store = engine.open().await;
     let survivor = open(&store.backend, config(LONG));
-    let (key, first) = die_at_work(&store, None).await;
+    let (key, first) = start_and_die(&store, None).await;
     let mut numbers = vec![first];
     for lost in 1..3 {
-        assert_eq!(losses(&until(&*store, &key, waits).await), lost);
-        numbers.push(die_at_work(&store, Some(key.clone())).await.1);
+        assert_eq!(losses(&until(&*store, &key, waits_for_a_worker).await), lost);
+        numbers.push(start_and_die(&store, Some(key.clone())).await.1);
     }
     let failed = until(&*store, &key, has_ended).await;
     assert_eq!(numbers, [1, 2, 3], "no attempt number runs twice");
     assert_gave_up(&failed, GAVE_UP);
-    // It stays readable, and nobody works on it again.
+    // The task stays readable, and nobody can claim it.
     assert_eq!(survivor.get(&key).await.unwrap().task.status, TaskStatus::Failed);
     assert!(survivor.claim(&key).await.unwrap().is_none());
 }
@@ -76,17 +71,17 @@ fn assert_gave_up(task: &Task, message: &str) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_whose_attempt_is_dropped_three_times_fails_and_says_so(#[case] engine: Engine) {
+async fn an_operation_whose_attempt_is_dropped_three_times_fails_with_a_reason(#[case] engine: Engine) {
     let store = engine.open().await;
     let tasks = open(&store.backend, config(LONG));
     let (key, attempt) = start(&tasks, resumable()).await;
     assert_eq!(record(&*store, &key).await.max_attempts, None, "the default is not written");
     drop(attempt);
     for number in [2, 3] {
-        until(&*store, &key, waits).await;
+        until(&*store, &key, waits_for_a_worker).await;
         let attempt = claim(&tasks, &key).await;
         assert_eq!(attempt.number(), number);
-        // The holder's own writes keep the count.
+        // The writes of the holder keep the count.
         let renewed = attempt.renew().await.unwrap();
         assert_eq!(losses(&renewed.task), number - 1);
     }
@@ -107,8 +102,8 @@ async fn ten_releases_in_a_row_do_not_count(#[case] engine: Engine) {
     assert_eq!(attempt.number(), 11);
     for _ in 0..2 {
         drop(attempt);
-        until(&*store, &key, waits).await;
-        // Neither do they between two losses.
+        until(&*store, &key, waits_for_a_worker).await;
+        // Releases between two losses do not count either.
         let begun = claim(&tasks, &key).await;
         let released = begun.release().await.unwrap();
         assert!(released.task.lease.as_ref().unwrap().deadline <= store.now(), "it may begin at once");
@@ -124,7 +119,7 @@ async fn ten_releases_in_a_row_do_not_count(#[case] engine: Engine) {
 #[case::of_both_that_of_the_task(Some(5), Some(1), 5, "gave up after 5 attempts: the worker was lost")]
 #[case::at_least_one(Some(0), Some(0), 1, "gave up after 1 attempt: the worker was lost")]
 #[tokio::test]
-async fn the_bound_is_that_of_the_task_or_else_that_of_its_creator(
+async fn the_bound_comes_from_the_task_or_else_from_the_store_that_created_it(
     #[case] of_task: Option<u32>,
     #[case] of_store: Option<u32>,
     #[case] bound: u32,
@@ -135,22 +130,26 @@ async fn the_bound_is_that_of_the_task_or_else_that_of_its_creator(
     let creator = open(&store.backend, with(of_store));
     let new = of_task.map_or(resumable(), |max| resumable().max_attempts(max));
     let (key, attempt) = start(&creator, new).await;
-    assert_eq!(record(&*store, &key).await.max_attempts, Some(bound), "any keeper knows it");
+    assert_eq!(
+        record(&*store, &key).await.max_attempts,
+        Some(bound),
+        "the record states it for every keeper"
+    );
     drop(attempt);
-    // The setting of whoever works on it later does not count.
+    // The setting of a store that claims the task later has no effect.
     let other = open(&store.backend, config(LONG).max_attempts(9));
     for _ in 1..bound {
-        until(&*store, &key, waits).await;
+        until(&*store, &key, waits_for_a_worker).await;
         drop(claim(&other, &key).await);
     }
     assert_gave_up(&until(&*store, &key, has_ended).await, message);
 }
 
 #[tokio::test]
-async fn a_task_that_cannot_resume_has_no_bound_and_fails_with_its_first_worker() {
+async fn a_task_that_cannot_resume_has_no_bound_and_fails_when_its_first_worker_is_lost() {
     let store = Engine::Memory.open().await;
     let tasks = open(&store.backend, config(LONG).max_attempts(7));
-    let (key, attempt) = start(&tasks, closure().max_attempts(5)).await;
+    let (key, attempt) = start(&tasks, plain().max_attempts(5)).await;
     drop(attempt);
     let failed = until(&*store, &key, has_ended).await;
     assert_eq!(
@@ -184,10 +183,10 @@ async fn each_task_of_a_process_that_dies_counts_one_loss(#[case] engine: Engine
         keys
     };
     let keys = in_a_process_that_dies(life).await;
-    // However many look after them.
+    // The number of keepers makes no difference.
     let _survivors: Vec<Tasks> = (0..3).map(|_| open(&store.backend, config(LONG))).collect();
     for key in &keys {
-        assert_eq!(losses(&until(&*store, key, waits).await), 1);
+        assert_eq!(losses(&until(&*store, key, waits_for_a_worker).await), 1);
     }
 }
 
@@ -201,7 +200,7 @@ async fn the_next_attempt_begins_at_once_after_the_first_loss_and_10_s_after_the
     let work = Queue::work("render").unwrap();
     let (key, attempt) = start(&tasks, resumable()).await;
     drop(attempt);
-    until(&*store, &key, waits).await;
+    until(&*store, &key, waits_for_a_worker).await;
     let due = async {
         loop {
             let taken = store.take_due(std::slice::from_ref(&work), 5, LONG).await.unwrap();
@@ -217,7 +216,7 @@ async fn the_next_attempt_begins_at_once_after_the_first_loss_and_10_s_after_the
 
     let before = store.now();
     drop(attempt);
-    let lease = until(&*store, &key, waits).await.lease.unwrap();
+    let lease = until(&*store, &key, waits_for_a_worker).await.lease.unwrap();
     let scheduled = async {
         loop {
             if let [timer] = &timers(&*store, &work).await[..] {
@@ -232,12 +231,12 @@ async fn the_next_attempt_begins_at_once_after_the_first_loss_and_10_s_after_the
     let earliest = before + delay - TimeDelta::milliseconds(1);
     assert!(lease.deadline >= earliest && lease.deadline <= store.now() + delay, "{lease:?}");
     assert!((due_at - lease.deadline).abs() < TimeDelta::seconds(2), "{due_at} for {lease:?}");
-    // Timers are hints: who claims it sooner has it.
+    // Timers are hints: a worker may claim the task sooner.
     assert_eq!(claim(&tasks, &key).await.number(), 3);
 }
 
 #[tokio::test]
-async fn the_log_says_once_which_worker_was_lost_and_that_the_task_was_given_up() {
+async fn the_log_names_each_lost_worker_once_and_reports_that_the_task_gave_up() {
     let log = Printed::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -245,7 +244,7 @@ async fn the_log_says_once_which_worker_was_lost_and_that_the_task_was_given_up(
         .with_max_level(tracing::Level::INFO)
         .with_writer(move || writer.clone())
         .finish();
-    // While there is only one subscriber, a thread of another test that has none switches events off for all threads.
+    // With a single subscriber, a thread of another test that has no subscriber would switch events off for all threads.
     let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let _guard = tracing::subscriber::set_default(subscriber);
     let store = Engine::Memory.open().await;
@@ -254,7 +253,7 @@ async fn the_log_says_once_which_worker_was_lost_and_that_the_task_was_given_up(
     let holder = record(&*store, &key).await.lease.unwrap().holder.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     drop(attempt);
-    until(&*store, &key, waits).await;
+    until(&*store, &key, waits_for_a_worker).await;
     drop(claim(&tasks, &key).await);
     until(&*store, &key, has_ended).await;
     let lines = async {
@@ -283,10 +282,12 @@ async fn a_claim_that_nobody_worked_on_does_not_count() {
     let tasks = open(&spy.agenda(), config(LONG).max_attempts(1));
     let (key, attempt) = start(&tasks, resumable()).await;
     attempt.release().await.unwrap();
-    // The claim is given up after its write was applied.
+    // The caller gives up the claim after the engine has applied its write.
     spy.answers_take_ms.store(3_600_000, std::sync::atomic::Ordering::SeqCst);
     tokio::time::timeout(Duration::from_millis(100), tasks.claim(&key)).await.unwrap_err();
     spy.answers_take_ms.store(0, std::sync::atomic::Ordering::SeqCst);
-    let waiting = until(&*store, &key, |task| waits(task) && task.lease.as_ref().unwrap().attempt == 2).await;
+    let waiting =
+        until(&*store, &key, |task| waits_for_a_worker(task) && task.lease.as_ref().unwrap().attempt == 2)
+            .await;
     assert_eq!(losses(&waiting), 0);
 }

@@ -1,5 +1,6 @@
-//! A cancel that was acknowledged is never forgotten, however the task loses its worker.
+//! An acknowledged cancel is never forgotten, however the task loses its worker.
 
+#[cfg(feature = "redis-tests")]
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use mcp_task_store::{NewTask, PutOptions, Queue, Task, TaskKey, TaskStatus};
 use rstest::rstest;
 
-use super::{LONG, SHORT, Tasks, closure, config, has_ended, open, resumable, until};
+use super::{LONG, SHORT, TaskAttempt, Tasks, config, has_ended, open, plain, resumable, start, until};
 use crate::support::elsewhere::elsewhere;
 use crate::support::spy::Spy;
 use crate::support::{Engine, Store, in_a_process_that_dies, owner};
@@ -21,82 +22,32 @@ enum Loss {
     RuntimeEnds,
     /// The process dies, and a keeper takes the timer of the lease.
     Killed,
-    /// The process dies, the timer is lost, and somebody reads the task.
+    /// The process dies, the timer is lost, and a reader reads the task.
     KilledAndRead,
-    /// The worker gives it back, as at a shutdown.
+    /// The worker releases the task, as at a shutdown.
     Released,
-    /// Nobody works on it, as an earlier version left it, and a worker wants to.
+    /// The task has no worker, in a form that only other versions write, and a worker claims it.
     Claimed,
-    /// The same, and a keeper takes its timer.
+    /// The task has no worker, and a keeper takes its timer.
     Waiting,
-    /// The TTL elapses, and somebody reads it.
+    /// The TTL elapses, and a reader reads the task.
     Expired,
 }
 
-/// Begins a task, asks to cancel it, and lets its worker go.
+/// Starts a task, requests its cancel, and ends its worker.
 async fn lose(store: &Store, tasks: &Tasks, new: NewTask, loss: Loss) -> TaskKey {
-    let begin = async |new| {
-        let (stored, attempt) = tasks.start(&owner("alice"), new).await.unwrap();
-        let asked = tasks.request_cancel(&stored.key).await.unwrap();
-        assert!(asked.task.cancel_requested && asked.task.status == TaskStatus::Working);
-        (stored.key, attempt)
-    };
     match loss {
-        Loss::Dropped => begin(new).await.0,
+        Loss::Dropped => start_and_cancel(tasks, new).await.0,
         Loss::Released => {
-            let (key, attempt) = begin(new).await;
+            let (key, attempt) = start_and_cancel(tasks, new).await;
             attempt.release().await.unwrap();
             key
         }
-        Loss::RuntimeEnds => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-            let (there, agenda) = (tasks.clone(), Arc::clone(&store.backend));
-            let begun = runtime.spawn(async move {
-                let (stored, attempt) = there.start(&owner("alice"), new).await.unwrap();
-                let key = stored.key;
-                tokio::spawn(async move { drop((std::future::pending::<()>().await, attempt)) });
-                (key, agenda)
-            });
-            let (key, _) = begun.await.unwrap();
-            tasks.request_cancel(&key).await.unwrap();
-            runtime.shutdown_background();
-            key
-        }
-        Loss::Killed | Loss::KilledAndRead => {
-            let spy = Spy::new(&store.backend);
-            spy.loses_timers.store(matches!(loss, Loss::KilledAndRead), Ordering::SeqCst);
-            let agenda = elsewhere(&spy.agenda());
-            let life = async move {
-                let (stored, attempt) =
-                    open(&agenda, config(SHORT)).start(&owner("alice"), new).await.unwrap();
-                std::mem::forget(attempt);
-                stored
-            };
-            let begun = in_a_process_that_dies(life).await;
-            tasks.request_cancel(&begun.key).await.unwrap();
-            if matches!(loss, Loss::KilledAndRead) {
-                store.until(begun.task.lease.as_ref().unwrap().deadline).await;
-                tasks.get(&begun.key).await.unwrap();
-            }
-            begun.key
-        }
-        Loss::Claimed | Loss::Waiting => {
-            // No store of this version leaves a task like this.
-            let (key, attempt) = begin(new).await;
-            let mut json = record(store, &key).await;
-            json["lease"].as_object_mut().unwrap().remove("holder");
-            store.put(&key, json.to_string().into(), PutOptions::default()).await.unwrap();
-            std::mem::forget(attempt);
-            if matches!(loss, Loss::Claimed) {
-                assert!(tasks.claim(&key).await.unwrap().is_none());
-                assert_eq!(task(store, &key).await.status, TaskStatus::Cancelled, "at once");
-            } else {
-                store.schedule(&Queue::leases(), &key, Duration::ZERO).await.unwrap();
-            }
-            key
-        }
+        Loss::RuntimeEnds => end_the_runtime(tasks, new).await,
+        Loss::Killed | Loss::KilledAndRead => kill(store, tasks, new, loss).await,
+        Loss::Claimed | Loss::Waiting => remove_the_holder(store, tasks, new, loss).await,
         Loss::Expired => {
-            let (key, attempt) = begin(new.ttl(Duration::from_millis(300))).await;
+            let (key, attempt) = start_and_cancel(tasks, new.ttl(Duration::from_millis(300))).await;
             store.until(task(store, &key).await.deadline().unwrap()).await;
             let read = tasks.get(&key).await.unwrap();
             assert_eq!(read.task.status, TaskStatus::Cancelled);
@@ -104,6 +55,61 @@ async fn lose(store: &Store, tasks: &Tasks, new: NewTask, loss: Loss) -> TaskKey
             key
         }
     }
+}
+
+async fn start_and_cancel(tasks: &Tasks, new: NewTask) -> (TaskKey, TaskAttempt) {
+    let (key, attempt) = start(tasks, new).await;
+    let requested = tasks.request_cancel(&key).await.unwrap();
+    assert!(requested.task.cancel_requested && requested.task.status == TaskStatus::Working);
+    (key, attempt)
+}
+
+async fn end_the_runtime(tasks: &Tasks, new: NewTask) -> TaskKey {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let there = tasks.clone();
+    let started = runtime.spawn(async move {
+        let (key, attempt) = start(&there, new).await;
+        tokio::spawn(async move { drop((std::future::pending::<()>().await, attempt)) });
+        key
+    });
+    let key = started.await.unwrap();
+    tasks.request_cancel(&key).await.unwrap();
+    runtime.shutdown_background();
+    key
+}
+
+async fn kill(store: &Store, tasks: &Tasks, new: NewTask, loss: Loss) -> TaskKey {
+    let spy = Spy::new(&store.backend);
+    spy.loses_timers.store(matches!(loss, Loss::KilledAndRead), Ordering::SeqCst);
+    let agenda = elsewhere(&spy.agenda());
+    let life = async move {
+        let (stored, attempt) = open(&agenda, config(SHORT)).start(&owner("alice"), new).await.unwrap();
+        std::mem::forget(attempt);
+        stored
+    };
+    let started = in_a_process_that_dies(life).await;
+    tasks.request_cancel(&started.key).await.unwrap();
+    if matches!(loss, Loss::KilledAndRead) {
+        store.until(started.task.lease.as_ref().unwrap().deadline).await;
+        tasks.get(&started.key).await.unwrap();
+    }
+    started.key
+}
+
+/// No store of this version writes a task like this.
+async fn remove_the_holder(store: &Store, tasks: &Tasks, new: NewTask, loss: Loss) -> TaskKey {
+    let (key, attempt) = start_and_cancel(tasks, new).await;
+    let mut json = record(store, &key).await;
+    json["lease"].as_object_mut().unwrap().remove("holder");
+    store.put(&key, json.to_string().into(), PutOptions::default()).await.unwrap();
+    std::mem::forget(attempt);
+    if matches!(loss, Loss::Claimed) {
+        assert!(tasks.claim(&key).await.unwrap().is_none());
+        assert_eq!(task(store, &key).await.status, TaskStatus::Cancelled, "at once");
+    } else {
+        store.schedule(&Queue::leases(), &key, Duration::ZERO).await.unwrap();
+    }
+    key
 }
 
 async fn record(store: &Store, key: &TaskKey) -> serde_json::Value {
@@ -138,7 +144,7 @@ async fn a_task_whose_cancel_was_acknowledged_ends_cancelled_however_it_loses_it
     for engine in engines {
         let store = engine.open().await;
         let survivor = open(&store.backend, config(LONG));
-        let new = if can_resume { resumable() } else { closure() };
+        let new = if can_resume { resumable() } else { plain() };
         let key = lose(&store, &survivor, new, loss).await;
         let ended = until(&*store, &key, |task| {
             has_ended(task) || task.lease.as_ref().is_some_and(|lease| lease.attempt > 1)

@@ -1,4 +1,4 @@
-//! A server that stops for two leases: whoever works on after it is not lost.
+//! A server that stops for two leases: no worker that continues after it is lost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use rmcp::model::{CallToolResult, ContentBlock};
 use rmcp::task_manager::TaskOptions;
 use serde_json::json;
 
-use super::{PATIENCE, closure, config, has_ended, open, until};
+use super::{PATIENCE, config, has_ended, open, plain, until};
 use crate::support::elsewhere::elsewhere;
 use crate::support::redis::Server;
 use crate::support::{in_a_process_that_dies, owner};
@@ -36,7 +36,7 @@ fn owners() -> Vec<OwnerId> {
     (0..OWNERS).map(|number| owner(&format!("owner {number}"))).collect()
 }
 
-/// A page, which a server that is busy may have no time for.
+/// Reads a page. A busy server may fail the first tries.
 async fn page(backend: &RedisBackend, owner: &OwnerId, page: PageRequest) -> Page {
     loop {
         match backend.list(owner, page.clone()).await {
@@ -46,7 +46,7 @@ async fn page(backend: &RedisBackend, owner: &OwnerId, page: PageRequest) -> Pag
     }
 }
 
-/// All tasks of all owners, without a call of a store.
+/// Reads all tasks of all owners without a call of a store.
 async fn records(backend: &RedisBackend) -> Vec<Task> {
     let mut tasks = Vec::new();
     for owner in owners() {
@@ -64,29 +64,29 @@ async fn records(backend: &RedisBackend) -> Vec<Task> {
     tasks
 }
 
-/// Waits until all tasks are as wanted.
-async fn all(backend: &RedisBackend, count: usize, wanted: impl Fn(&Task) -> bool) {
+/// Waits until all tasks are as `expected`.
+async fn all(backend: &RedisBackend, count: usize, expected: impl Fn(&Task) -> bool) {
     let looking = async {
         loop {
             let tasks = records(backend).await;
             assert_eq!(tasks.len(), count);
             let ended = tasks.iter().find(|task| task.status == TaskStatus::Failed);
             assert!(ended.is_none(), "{ended:?}");
-            if tasks.iter().all(&wanted) {
+            if tasks.iter().all(&expected) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
-    tokio::time::timeout(PATIENCE * 5, looking).await.expect("it comes to that");
+    tokio::time::timeout(PATIENCE * 5, looking).await.expect("the tasks change as expected");
 }
 
-/// How long after its last renewal a worker is found whose process has died.
+/// Returns how long after its last renewal a worker is found whose process has died.
 async fn found_after(backend: &RedisBackend, lease: Duration) -> Duration {
     let agenda: Arc<dyn Agenda> = Arc::new(backend.clone());
     let life = async move {
         let tasks = open(&elsewhere(&agenda), patient(lease));
-        let (stored, attempt) = tasks.start(&owner("the lost"), closure()).await.unwrap();
+        let (stored, attempt) = tasks.start(&owner("the lost"), plain()).await.unwrap();
         attempt.renew().await.unwrap();
         std::mem::forget(attempt);
         (stored.key, Instant::now())
@@ -104,7 +104,7 @@ async fn survive_an_outage_of_two_leases(load: Load) {
         TaskStore::with_config(connect().await, patient(lease)),
         TaskStore::with_config(connect().await, patient(lease)),
     ];
-    // The observers must not know that its runs are alive. A busy machine may take a while to create them all.
+    // The observers must not know that the attempts are held. A busy machine may need a while to create all tasks.
     let slow = RedisBackend::builder().response_timeout(Duration::from_secs(10));
     let worker: Arc<dyn Agenda> = Arc::new(slow.connect(&server.url()).await.unwrap());
     let manager = DurableTaskManager::new(open(&elsewhere(&worker), patient(lease)));
@@ -143,7 +143,7 @@ async fn survive_an_outage_of_two_leases(load: Load) {
         "figure | {operations} live leases of {lease:?} are renewed again after the server came back | {:.1?}",
         back.elapsed()
     );
-    // Nobody who observed them since then finds them lost either.
+    // No observation since then finds them lost either.
     tokio::time::sleep(lease * 4 / 3 + Duration::from_secs(2)).await;
     all(&reader, operations, |task| task.lease.as_ref().is_some_and(|lease| lease.attempt == 1)).await;
 

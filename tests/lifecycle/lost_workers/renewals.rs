@@ -1,4 +1,4 @@
-//! Who works, renews: by each of its writes, and by the duration of its own lease.
+//! A worker renews its lease with each of its writes, for the duration that the lease states.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use mcp_task_store::{Queue, TaskStatus};
 use rstest::rstest;
 use serde_json::json;
 
-use super::{closure, config, open, record};
+use super::{config, open, plain, record};
 use crate::support::elsewhere::elsewhere;
 use crate::support::spy::Spy;
 use crate::support::{Engine, in_a_process_that_dies, owner, timers};
@@ -18,22 +18,22 @@ use crate::support::{Engine, in_a_process_that_dies, owner, timers};
 #[case::thousand_at_5_ms(1_000, 5)]
 #[case::fifteen_hundred_at_3_ms(1_500, 3)]
 #[tokio::test]
-async fn a_worker_that_is_busy_with_status_messages_for_longer_than_its_lease_is_not_lost(
+async fn a_worker_that_writes_status_messages_for_longer_than_its_lease_is_not_lost(
     #[case] messages: usize,
     #[case] reply_ms: u64,
 ) {
     let lease = Duration::from_secs(3);
     let store = Engine::Memory.open().await;
     let spy = Spy::new(&store.backend);
-    // The last of a thousand messages has a while to wait.
+    // The last of a thousand messages waits for a while.
     let patient = config(lease).call_timeout(Duration::from_secs(60));
     let worker = open(&elsewhere(&spy.agenda()), patient);
     let observer = open(&store.backend, config(lease));
-    let (stored, attempt) = worker.start(&owner("alice"), closure()).await.unwrap();
+    let (stored, attempt) = worker.start(&owner("alice"), plain()).await.unwrap();
     spy.writes_take_ms.store(reply_ms, Ordering::SeqCst);
     let begun = Instant::now();
     let mut rounds = 0;
-    // Its queue is never empty, and it renews its lease in no other way.
+    // The queue of the worker is never empty, and it renews its lease in no other way.
     while begun.elapsed() < (lease + lease / 3 + Duration::from_secs(1)) * 2 {
         let written = (0..messages).map(|number| attempt.set_status_message(format!("message {number}")));
         for written in join_all(written).await {
@@ -55,16 +55,16 @@ async fn a_worker_that_is_busy_with_status_messages_for_longer_than_its_lease_is
 #[case::a_longer_lease_than_the_observers(60, 30)]
 #[case::a_shorter_one(30, 60)]
 #[tokio::test]
-async fn a_lease_lasts_as_long_as_it_says_whatever_the_setting_of_the_observer_is(
+async fn a_lease_lasts_as_long_as_it_states_whatever_the_observer_is_configured_to(
     #[case] of_worker: u64,
     #[case] of_observer: u64,
 ) {
     let store = Engine::Memory.open().await;
     let agenda = elsewhere(&store.backend);
-    // Without a keeper of its own, which would take the timer.
+    // The process dies, so that its keeper does not take the timer.
     let life = async move {
         let worker = open(&agenda, config(Duration::from_secs(of_worker)));
-        worker.start(&owner("alice"), closure()).await.unwrap()
+        worker.start(&owner("alice"), plain()).await.unwrap()
     };
     let (stored, attempt) = in_a_process_that_dies(life).await;
     let spy = Spy::new(&store.backend);
@@ -74,9 +74,9 @@ async fn a_lease_lasts_as_long_as_it_says_whatever_the_setting_of_the_observer_i
         assert_eq!(read.task.lease, record(&*store, &stored.key).await.lease);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // No reader looks closer at it.
+    // No reader schedules it.
     assert_eq!(spy.scheduled.load(Ordering::SeqCst), 0);
-    // Neither does a keeper that takes its timer, which it moves to the deadline.
+    // A keeper that takes its timer moves the timer to the deadline, and does not observe the lease.
     store.schedule(&Queue::leases(), &stored.key, Duration::ZERO).await.unwrap();
     let deadline = stored.task.lease.as_ref().unwrap().deadline;
     let is_moved =

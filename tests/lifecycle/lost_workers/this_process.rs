@@ -1,4 +1,4 @@
-//! Several stores in one process: they know of each other's runs.
+//! Several stores in one process: each knows the attempts of the others.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use rstest_reuse::apply;
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 
-use super::{LONG, SHORT, closure, config, has_ended, open, resumable, until, waits};
+use super::{LONG, SHORT, config, has_ended, open, plain, resumable, until, waits_for_a_worker};
 use crate::support::{Engine, Store, on_every_engine, owner};
 
 /// How long a lease of [`SHORT`] is observed.
@@ -18,7 +18,7 @@ fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-/// Begins a task in a store of its own, on a runtime of its own.
+/// Starts a task in a store of its own, on a runtime of its own.
 async fn begin(
     store: &Store,
     runtime: &Runtime,
@@ -32,14 +32,14 @@ async fn begin(
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_live_attempt_is_never_ended_by_another_store_of_its_process_although_its_lease_has_lapsed(
+async fn a_store_never_ends_an_attempt_that_its_process_holds_even_if_the_lease_has_lapsed(
     #[case] engine: Engine,
 ) {
     let store = engine.open().await;
     let here = open(&store.backend, config(LONG));
-    // That of the attempt might be blocked: nothing renews the lease.
+    // The runtime of the attempt might be blocked: nothing renews the lease.
     let there = runtime();
-    let (stored, attempt) = begin(&store, &there, SHORT, closure()).await;
+    let (stored, attempt) = begin(&store, &there, SHORT, plain()).await;
     let begun = Instant::now();
     while begun.elapsed() < OBSERVED * 4 {
         assert_eq!(here.get(&stored.key).await.unwrap().task.status, TaskStatus::Working);
@@ -51,15 +51,15 @@ async fn a_live_attempt_is_never_ended_by_another_store_of_its_process_although_
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_run_whose_runtime_has_ended_is_lost_with_the_next_read_of_any_store_of_its_process(
+async fn an_attempt_whose_runtime_has_ended_is_lost_at_the_next_read_of_any_store_of_its_process(
     #[case] engine: Engine,
 ) {
     let store = engine.open().await;
     let here = open(&store.backend, config(LONG));
     let there = runtime();
-    let (failing, attempt) = begin(&store, &there, LONG, closure()).await;
+    let (failing, attempt) = begin(&store, &there, LONG, plain()).await;
     let (resuming, other) = begin(&store, &there, LONG, resumable()).await;
-    // Both hold the last clones of their stores.
+    // Both attempts hold the last clones of their stores.
     there.spawn(async move { drop((std::future::pending::<()>().await, attempt, other)) });
     assert_eq!(here.get(&failing.key).await.unwrap().task.status, TaskStatus::Working);
     there.shutdown_background();
@@ -71,7 +71,7 @@ async fn a_run_whose_runtime_has_ended_is_lost_with_the_next_read_of_any_store_o
     };
     tokio::time::timeout(super::PATIENCE, read).await.expect("nobody waits for an hour");
     here.get(&resuming.key).await.unwrap();
-    let waiting = until(&*store, &resuming.key, |task| has_ended(task) || waits(task)).await;
+    let waiting = until(&*store, &resuming.key, |task| has_ended(task) || waits_for_a_worker(task)).await;
     assert_eq!((waiting.status, waiting.lease.unwrap().losses), (TaskStatus::Working, 1));
     println!(
         "figure | row 6: a runtime has ended on {engine:?}, with leases of an hour | found after {:.1?}",

@@ -11,12 +11,12 @@ use super::*;
 
 const CALLS: usize = 24;
 
-/// By what a call names the task.
+/// How a call names the task.
 #[derive(Clone, Copy, Debug)]
 enum By {
     Key,
     Copy,
-    /// The copy that the creation returned.
+    /// By the copy that the create returned.
     FirstCopy,
 }
 
@@ -26,7 +26,7 @@ enum Call {
     List,
     Wait,
     SetStatusMessage(By),
-    RequireInput(By, u8),
+    RequestInput(By, u8),
     DeliverInputs(By, u8),
     SetVariables(By, u8),
     RequestCancel(By),
@@ -37,7 +37,7 @@ enum Call {
     Read,
     NextAttempt,
     SetCheckpoint(usize),
-    Ask(u8),
+    RequestInputAsWorker(u8),
     SetStatusMessageAsWorker,
     SetVariablesAsWorker(u8),
     CompleteAsWorker(usize),
@@ -56,13 +56,13 @@ fn calls() -> impl Strategy<Value = Call> {
         Just(Call::List),
         Just(Call::Wait),
         by().prop_map(Call::SetStatusMessage),
-        (by(), 0_u8..6).prop_map(|(by, name)| Call::RequireInput(by, name)),
+        (by(), 0_u8..6).prop_map(|(by, name)| Call::RequestInput(by, name)),
         (by(), 0_u8..6).prop_map(|(by, name)| Call::DeliverInputs(by, name)),
         (by(), 0_u8..3).prop_map(|(by, name)| Call::SetVariables(by, name)),
         Just(Call::Renew),
         Just(Call::Read),
         Just(Call::NextAttempt),
-        (0_u8..6).prop_map(Call::Ask),
+        (0_u8..6).prop_map(Call::RequestInputAsWorker),
         Just(Call::SetStatusMessageAsWorker),
         (0_u8..3).prop_map(Call::SetVariablesAsWorker),
     ];
@@ -78,7 +78,7 @@ fn calls() -> impl Strategy<Value = Call> {
     prop_oneof![16 => going_on, 6 => bytes().prop_map(Call::SetCheckpoint), 1 => ending]
 }
 
-/// A task, and what its payloads were set to.
+/// A task, and the values that its payloads were set to.
 struct Life {
     tasks: Tasks,
     attempt: Working,
@@ -114,7 +114,7 @@ impl Life {
             Call::Wait if self.last.task.status == TaskStatus::Working => tasks.get(&self.last.key).await,
             Call::Wait => tasks.wait(&self.last.key).await,
             Call::SetStatusMessage(by) => tasks.set_status_message(task(by), "on it").await,
-            Call::RequireInput(by, name) => tasks.request_input(task(by), entry(name)).await,
+            Call::RequestInput(by, name) => tasks.request_input(task(by), entry(name)).await,
             Call::DeliverInputs(by, name) => tasks.deliver_inputs(task(by), entry(name)).await,
             Call::SetVariables(by, name) => tasks.set_variables(task(by), entry(name)).await,
             Call::RequestCancel(by) => tasks.request_cancel(task(by)).await,
@@ -131,7 +131,9 @@ impl Life {
                 self.attempt.read().await
             }
             Call::SetCheckpoint(bytes) => attempt.set_checkpoint(sized(*bytes, 'c')).await,
-            Call::Ask(name) => attempt.request_input(name.to_string(), json!({ "n": name })).await,
+            Call::RequestInputAsWorker(name) => {
+                attempt.request_input(name.to_string(), json!({ "n": name })).await
+            }
             Call::SetStatusMessageAsWorker => attempt.set_status_message("on it").await,
             Call::SetVariablesAsWorker(name) => attempt.set_variables(entry(name)).await,
             Call::CompleteAsWorker(bytes) => attempt.complete(sized(*bytes, 'o')).await,
@@ -140,7 +142,7 @@ impl Life {
         }
     }
 
-    /// Notes what a call that was made has set.
+    /// Records what a successful call has set.
     fn note(&mut self, call: &Call) {
         match call {
             Call::SetCheckpoint(bytes) => drop(self.expected.insert("checkpoint", sized(*bytes, 'c'))),
@@ -154,7 +156,7 @@ impl Life {
         }
     }
 
-    /// What the call may do to the parts: it sets what it was given, and clears a checkpoint that it ends or replaces.
+    /// Returns how the call may change the parts: it sets its argument, and clears a checkpoint that it ends or replaces.
     fn may(&self, call: &Call, part: &PartName, change: &PartChange) -> bool {
         let is = |bytes: &usize, letter| {
             let value = sized(*bytes, letter);
@@ -174,7 +176,7 @@ impl Life {
         for kind in KINDS {
             let value = self.expected.get(name(kind));
             assert_payload(&self.tasks, &self.last, kind, value).await;
-            // Also by a copy that knows none of the changes.
+            // Some calls use a copy without any of the changes.
             if kind == PayloadKind::Input {
                 assert_eq!(self.tasks.payload(&self.first, kind).await.unwrap().as_ref(), value);
             }
@@ -195,7 +197,7 @@ async fn live(engine: Engine, input: usize, calls: &[Call]) {
         let is_made = made.is_ok();
         match made {
             Ok(last) => life.last = last,
-            // A refused call, and one of whose steps another was refused.
+            // A rejected call may have made an earlier step.
             Err(_) => life.last = life.tasks.get(&life.last.key).await.unwrap(),
         }
         for sent in recording.sent() {

@@ -1,4 +1,4 @@
-//! Servers on rmcp: what a poll loads, and what a resumed operation gets.
+//! Servers on rmcp: which payloads a poll loads, and which a resumed operation receives.
 
 use crate::support::rmcp::{LONG, alice, ended, key, manager, register, resume, said, text, within};
 use ::rmcp::ErrorData;
@@ -10,7 +10,7 @@ use super::*;
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_poll_of_a_running_task_loads_nothing_and_one_of_a_finished_task_its_result_only(
+async fn a_poll_of_a_running_task_loads_nothing_and_a_poll_of_a_finished_task_only_its_result(
     #[case] engine: Engine,
 ) {
     let store = engine.open_roomy().await;
@@ -60,7 +60,7 @@ async fn a_failed_and_a_cancelled_task_are_polled_without_loading_anything(#[cas
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_resumed_operation_gets_its_large_arguments(#[case] engine: Engine) {
+async fn a_resumed_operation_receives_its_large_arguments(#[case] engine: Engine) {
     let store = engine.open_roomy().await;
     let (one, other) = (manager(&store.backend, LONG), manager(&store.backend, LONG));
     register(&one);

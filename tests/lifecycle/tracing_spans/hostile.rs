@@ -1,4 +1,4 @@
-//! Ids, names and texts from clients cannot change how the log reads: none of their control characters is in it.
+//! Ids, names and texts from clients cannot forge lines of the log: it contains none of their control characters.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::support::{Engine, Printed, Store, ask_every_subscriber, in_an_hour, keep};
 
-/// Breaks a line, erases what a terminal shows, and turns the direction of writing.
+/// A text that breaks a line, erases the terminal, and changes the direction of writing.
 const HOSTILE: &str = "t\nFORGED\r\u{1b}[2K\u{202e}\u{2066}\u{2028}\u{200b}\0\u{7f}\u{85}:%{}";
 
 fn hostile() -> (OwnerId, TaskKey) {
@@ -22,7 +22,7 @@ fn hostile() -> (OwnerId, TaskKey) {
     (owner.clone(), TaskKey { owner, task: HOSTILE.try_into().unwrap() })
 }
 
-/// Notes an error as the log of a server would show it.
+/// Logs an error as a server would.
 fn note<T, E: std::error::Error>(outcome: Result<T, E>) {
     if let Err(error) = outcome {
         tracing::error!("{error}");
@@ -59,7 +59,7 @@ async fn every_call_of_the_engine(store: &Store) {
 async fn every_call_of_the_store(store: &Store) {
     let (owner, key) = hostile();
     let tasks = TaskStore::with_config(Arc::clone(&store.backend), StoreConfig::new().max_input_requests(2));
-    // What is stored there is no task.
+    // The stored record is not a task.
     note(tasks.get(&key).await);
     note(tasks.cancel(&key).await);
     note(tasks.wait(&key).await);
@@ -69,7 +69,7 @@ async fn every_call_of_the_store(store: &Store) {
     note(tasks.claim(&key).await);
     let new = || NewTask::new(HOSTILE).operation(HOSTILE).status_message(HOSTILE).arguments(json!(HOSTILE));
     let (task, attempt) = tasks.start(&owner, new().on_worker_lost(OnWorkerLost::Resume)).await.unwrap();
-    // A task under an id that a client could choose.
+    // A client could choose this id.
     let record = store.backend.get(&task.key).await.unwrap();
     let data = String::from_utf8(record.data.to_vec()).unwrap();
     let renamed = data.replace(task.key.task.as_str(), json!(HOSTILE).as_str().unwrap_or_default());
@@ -130,7 +130,7 @@ async fn every_call_of_pmcp(store: &Store) {
     use pmcp_tasks::StorageBackend as _;
 
     let tasks = PmcpTaskStore::new(TaskStore::new(Arc::clone(&store.backend)));
-    // The errors are pmcp's own, and so are their texts.
+    // The errors and their texts are pmcp's own.
     let (_, key) = hostile();
     note(store.backend.put(&key, "no JSON".into(), in_an_hour()).await);
     drop(tasks.get(HOSTILE, HOSTILE).await);

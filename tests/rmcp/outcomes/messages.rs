@@ -1,4 +1,4 @@
-//! Status messages, which are written when there is time for it, and never fail.
+//! Status messages. Setting one never fails, and the runtime writes the newest one when it can.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use crate::support::rmcp::*;
 use crate::support::{Engine, on_every_engine};
 
 #[tokio::test(start_paused = true)]
-async fn an_operation_that_reports_its_progress_goes_on_while_the_engine_is_away() {
+async fn an_operation_that_reports_its_progress_continues_while_the_engine_is_unavailable() {
     for outage in [Duration::from_millis(500), Duration::from_secs(8)] {
         let gate = memory();
         let one = manager(&on(&gate), Duration::from_secs(30));
@@ -38,7 +38,11 @@ async fn an_operation_that_reports_its_progress_goes_on_while_the_engine_is_away
         let task_id = one.spawn_registered(&alice(), "work", Value::Null, resume()).await.unwrap().task_id;
         tokio::time::sleep(outage + Duration::from_secs(2)).await;
         let task = one.get_task(&alice(), &task_id).await.unwrap();
-        assert_eq!(task.task.status_message.as_deref(), Some("step 9"), "tried again, with the newest value");
+        assert_eq!(
+            task.task.status_message.as_deref(),
+            Some("step 9"),
+            "the newest message is written after the outage"
+        );
         asks(&one, &task_id).await;
         one.update_task(&alice(), &task_id, [("go".to_owned(), json!(1))]).await.unwrap();
         assert_eq!(said(&ended(&one, &task_id).await), "1 in attempt 1");
@@ -74,7 +78,7 @@ async fn ten_thousand_messages_cost_a_few_writes_and_the_last_one_is_in_the_comp
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_operation_that_never_rests_costs_four_writes_of_its_messages_a_second() {
+async fn an_operation_that_sets_messages_all_the_time_costs_four_writes_a_second() {
     let gate = memory();
     let one = manager(&on(&gate), LONG);
     let task_id = spawn(&one, |context| async move {
@@ -116,7 +120,7 @@ async fn a_message_that_is_set_just_before_the_end_is_in_the_record(#[case] engi
 
 #[tokio::test]
 async fn a_message_over_the_limit_is_cut_and_one_that_fills_the_record_does_not_cost_the_outcome() {
-    let gate = Arc::new(Gate { most_bytes: 2_000, ..Gate::of(Arc::new(MemoryBackend::new())) });
+    let gate = Intercept::new(Gate { most_bytes: 2_000, ..Gate::of(Arc::new(MemoryBackend::new())) });
     let config = StoreConfig::new().lease(LONG).max_status_message_bytes(10);
     let one = DurableTaskManager::new(TaskStore::with_config(on(&gate), config));
     let task_id = spawn(&one, |context| async move {
@@ -130,7 +134,7 @@ async fn a_message_over_the_limit_is_cut_and_one_that_fills_the_record_does_not_
 
     let config = StoreConfig::new().lease(LONG);
     let one = DurableTaskManager::new(TaskStore::with_config(on(&gate), config));
-    // Whether it is written before the outcome or with it is left to chance.
+    // Chance decides whether the message is written before the outcome or with it.
     for _ in 0..20 {
         let task_id = spawn(&one, |context| async move {
             context.set_status_message("x".repeat(3_000));
@@ -142,13 +146,13 @@ async fn a_message_over_the_limit_is_cut_and_one_that_fills_the_record_does_not_
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_that_the_engine_does_not_answer_hold_up_neither_the_lease_nor_the_outcome() {
+async fn messages_that_the_engine_does_not_answer_delay_neither_the_lease_nor_the_outcome() {
     let gate = memory();
     let lease = Duration::from_secs(3);
     let one = manager(&on(&gate), lease);
     let hangs = Arc::clone(&gate);
     let task_id = spawn(&one, |context| async move {
-        // Every message hangs for as long as it may.
+        // The write of every message hangs until it times out.
         hangs.message_hangs.store(true, Ordering::SeqCst);
         for number in 0..100 {
             context.set_status_message(format!("message {number}"));

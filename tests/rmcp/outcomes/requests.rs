@@ -14,9 +14,9 @@ use super::{memory, on};
 use crate::support::rmcp::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_request_to_the_client_is_made_again_while_the_engine_fails() {
+async fn a_request_to_the_client_is_repeated_while_the_engine_fails() {
     for error in [is_away, is_broken, is_denied] {
-        let gate = Arc::new(Gate { error, ..Gate::of(Arc::new(MemoryBackend::new())) });
+        let gate = Intercept::new(Gate { error, ..Gate::of(Arc::new(MemoryBackend::new())) });
         let one = manager(&on(&gate), Duration::from_secs(30));
         let away = Arc::clone(&gate);
         let task_id = spawn(&one, |context| async move {
@@ -33,8 +33,8 @@ async fn a_request_to_the_client_is_made_again_while_the_engine_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_reply_is_lost_is_made_once_also_if_it_is_answered_before_it_is_tried_again() {
-    let gate = Arc::new(Gate { error: is_broken, ..Gate::of(Arc::new(MemoryBackend::new())) });
+async fn a_request_whose_reply_is_lost_is_made_once_even_if_the_client_answers_before_the_repeat() {
+    let gate = Intercept::new(Gate { error: is_broken, ..Gate::of(Arc::new(MemoryBackend::new())) });
     let one = manager(&on(&gate), LONG);
     let answers = manager(&gate.backend, LONG);
     let loses = Arc::clone(&gate);
@@ -50,26 +50,26 @@ async fn a_request_whose_reply_is_lost_is_made_once_also_if_it_is_answered_befor
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_of_a_void_attempt_ends_as_if_it_were_cancelled() {
+async fn a_request_of_an_attempt_that_becomes_void_ends_like_one_of_a_cancelled_task() {
     let gate = memory();
     let one = manager(&on(&gate), Duration::from_secs(3));
-    let (tell, told) = oneshot::channel();
+    let (sender, received) = oneshot::channel();
     let away = Arc::clone(&gate);
     let task_id = spawn(&one, |context| async move {
         away.set_closed(true);
-        tell.send(context.request_input("a", elicitation("A?")).await).unwrap();
+        sender.send(context.request_input("a", elicitation("A?")).await).unwrap();
         Err(TaskExit::Cancelled)
     })
     .await;
     gate.refuses().await;
     gate.backend.delete(&key(&task_id)).await.unwrap();
     gate.set_closed(false);
-    let asked = within(told).await.unwrap();
+    let asked = within(received).await.unwrap();
     assert!(matches!(asked, Err(TaskExit::Cancelled)), "{asked:?}");
 }
 
-/// A task that waits for a worker, with arguments that are a part of its record.
-async fn waiting(gate: &Arc<Gate>) -> String {
+/// Creates a task that waits for a worker. Its arguments are a part of its record.
+async fn waiting(gate: &Arc<Intercept<Gate>>) -> String {
     let config = StoreConfig::new().lease(LONG);
     let store = TaskStore::with_config(on(gate), config);
     let new = NewTask::new("tools/call").operation("measure").arguments(json!("x".repeat(10_000)));
@@ -85,7 +85,7 @@ fn register_measure(manager: &Manager) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn arguments_are_loaded_again_while_the_engine_fails_and_ones_that_cannot_be_read_fail_the_task() {
+async fn arguments_are_loaded_again_while_the_engine_fails_and_unreadable_arguments_fail_the_task() {
     for error in [is_away, is_broken, is_denied] {
         let gate = memory();
         let task_id = waiting(&gate).await;
@@ -102,5 +102,5 @@ async fn arguments_are_loaded_again_while_the_engine_fails_and_ones_that_cannot_
     gate.part_error.lock().unwrap().replace(is_corrupt);
     let one = manager(&on(&gate), LONG);
     register_measure(&one);
-    let TaskPayload::Failed { .. } = ended(&one, &task_id).await else { panic!("it failed") };
+    let TaskPayload::Failed { .. } = ended(&one, &task_id).await else { panic!("the task failed") };
 }

@@ -1,4 +1,4 @@
-//! A shutdown on an engine that gives no answer, or fails.
+//! A shutdown on an engine that does not answer, or fails.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use super::{memory, on};
 use crate::support::Printed;
 use crate::support::rmcp::*;
 
-/// How an engine gives no answer.
+/// The calls that the engine does not answer.
 #[derive(Clone, Copy, Debug)]
 enum Hangs {
     Reads,
@@ -28,13 +28,13 @@ enum Hangs {
 #[case::watches(Hangs::Watches)]
 #[case::everything(Hangs::Everything)]
 #[tokio::test(start_paused = true)]
-async fn shutdown_returns_within_its_limit_on_an_engine_that_gives_no_answer(
+async fn shutdown_returns_within_its_limit_on_an_engine_that_does_not_answer(
     #[case] hangs: Hangs,
     #[values(false, true)] has_ended: bool,
     #[values(Duration::from_secs(3), LONG)] lease: Duration,
 ) {
     let gate = memory();
-    // No deadline of the store ends a call that hangs.
+    // No time limit of the store ends a call that hangs.
     let config = StoreConfig::new().lease(lease).call_timeout(LONG);
     let one = DurableTaskManager::new(TaskStore::with_config(on(&gate), config));
     one.register("ask", |context, _| {
@@ -52,7 +52,7 @@ async fn shutdown_returns_within_its_limit_on_an_engine_that_gives_no_answer(
     .await;
     let reads = spawn(&one, |_| std::future::pending()).await;
     one.spawn_registered(&alice(), "ask", Value::Null, resume()).await.unwrap();
-    // Everything is under way.
+    // The operations run and have made their first writes.
     tokio::time::sleep(Duration::from_millis(300)).await;
     match hangs {
         Hangs::Reads => gate.reads_hang.store(true, Ordering::SeqCst),
@@ -60,7 +60,7 @@ async fn shutdown_returns_within_its_limit_on_an_engine_that_gives_no_answer(
         Hangs::Watches => {}
         Hangs::Everything => gate.is_silent.store(true, Ordering::SeqCst),
     }
-    // A run reads its task after each change.
+    // A run reads its task after every change.
     let other = TaskStore::new(Arc::clone(&gate.backend));
     other.set_status_message(&key(&reads), "news").await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -75,7 +75,7 @@ async fn shutdown_returns_within_its_limit_on_an_engine_that_gives_no_answer(
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_waits_half_a_minute_for_outcomes_and_logs_one_line_for_each_that_is_lost() {
+async fn shutdown_waits_half_a_minute_for_outcomes_and_logs_one_line_for_each_lost_one() {
     let printed = Printed::default();
     let _subscribed = crate::support::subscribe(&printed, tracing::Level::INFO);
     let gate = memory();
@@ -106,7 +106,7 @@ async fn shutdown_waits_half_a_minute_for_outcomes_and_logs_one_line_for_each_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outcome_that_the_engine_takes_in_time_is_stored_by_a_shutdown() {
+async fn shutdown_stores_an_outcome_that_the_engine_accepts_in_time() {
     let gate = memory();
     let one = manager(&on(&gate), LONG);
     let (finish, finished) = oneshot::channel::<()>();

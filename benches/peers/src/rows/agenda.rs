@@ -1,4 +1,4 @@
-//! Timers: what they cost the server, one by one and over a task's life.
+//! Timers: what they cost the server, one by one and over the life of a task.
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ async fn schedule(engine: &RedisBackend, count: usize, after: Duration) -> Resul
     time(count, IN_FLIGHT, worker).await
 }
 
-/// The server's time of what `call` does, in microseconds a timer.
+/// Returns the server's time for `call`, in microseconds a timer.
 async fn server_time(bench: &Bench, timers: usize, call: impl Future<Output = Result<()>>) -> Result<f64> {
     bench.server.run::<String>(&["CONFIG", "RESETSTAT"])?;
     call.await?;
@@ -82,7 +82,7 @@ async fn calls(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A look for what is due, beside few timers and beside many, none of which is.
+/// A `take_due` among few timers and among many, none of which is due.
 async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
     let (few, many) = (1_000, bench.form.count(1_000_000));
     bench.step(&format!("{} timers", thousands(many)));
@@ -114,10 +114,10 @@ async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The server's time a task through its whole life, the last look at its timer included; with timers on the server, and
+/// The server's time for the whole life of a task, including the last read for its timer: with timers on the server, and
 /// with timers in the process.
 async fn lives(bench: &Bench, report: &mut Report) -> Result<()> {
-    bench.step("a task's whole life");
+    bench.step("the whole life of a task");
     let tasks = bench.form.count(1_000);
     let [with, without] = alternate::<2>(bench.form.rounds, async |turn| {
         bench.server.clear()?;

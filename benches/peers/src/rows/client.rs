@@ -1,4 +1,4 @@
-//! What a call costs the process that makes it: allocations, and instructions by callgrind.
+//! The cost of a call in the client: allocations, and instructions by callgrind.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::contender::{Bare, Contender, HOUR, Ours, Peer};
 use crate::record::{TYPICAL, records};
 use crate::report::{Report, Row, short};
 
-/// The system's allocator, with a count of what it is asked for while counting is on.
+/// The system's allocator. It counts allocations while counting is on.
 pub struct Counting;
 
 static ON: AtomicBool = AtomicBool::new(false);
@@ -47,13 +47,13 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What is counted.
+/// The calls that are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Work {
     Put,
     Swap,
     Get,
-    /// A page of 20, by this crate only.
+    /// A page of 20. Only this crate has it.
     Page,
 }
 
@@ -110,7 +110,7 @@ fn cell(row: Row, who: Who, text: String) -> Row {
 
 const COUNTED: usize = 50;
 
-/// Allocations of one call and the bytes that they ask for, in the mean.
+/// Returns the mean allocations of one call, and their bytes.
 async fn allocated(bench: &Bench, who: Who, work: Work, size: usize) -> Result<(f64, f64)> {
     bench.server.clear()?;
     let count = async |counted| match who {
@@ -155,7 +155,7 @@ async fn run<C: Contender>(
 const FEW: usize = 100;
 const MANY: usize = 400;
 
-/// Instructions of one call: of many calls less those of few, in a process of its own under callgrind.
+/// Returns the instructions of one call: those of many calls less those of few, in another process under callgrind.
 fn instructions(bench: &Bench, who: Who, work: Work) -> Result<f64> {
     let (few, many) =
         (count_instructions(bench, who, work, FEW)?, count_instructions(bench, who, work, MANY)?);
@@ -183,7 +183,7 @@ fn count_instructions(bench: &Bench, who: Who, work: Work, calls: usize) -> Resu
     total.and_then(|total| total.trim().parse().ok()).context("callgrind gives no total")
 }
 
-/// What runs under callgrind: so many calls, and what they need before them.
+/// The part that runs under callgrind: some calls, and their preparation.
 pub async fn calls(url: &str, who: Who, work: Work, calls: usize) -> Result<()> {
     if work == Work::Page {
         let backend = mcp_task_store::RedisBackend::connect(url).await?;
@@ -204,9 +204,9 @@ pub async fn calls(url: &str, who: Who, work: Work, calls: usize) -> Result<()> 
     }
 }
 
-/// `calls` calls of this work, behind a number of others that is always the same.
+/// Makes `calls` calls of this work after a constant number of other calls.
 async fn alone<C: Contender>(contender: &C, work: Work, calls: usize) -> Result<()> {
-    // As many are made whatever is counted.
+    // This number does not depend on `calls`.
     let records = records::<C>(MANY, 4, TYPICAL, HOUR);
     if work != Work::Put {
         for (key, data) in records.iter() {

@@ -1,4 +1,4 @@
-//! `MemoryBackend`: the same work without a network, by criterion.
+//! `MemoryBackend`: the same work without a network, measured by criterion.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -25,10 +25,10 @@ use crate::report::{Report, Row, Target, short};
 const TASKS: [usize; 3] = [1, 2, 8];
 const RECORDS: usize = 10_000;
 const OWNERS: usize = 64;
-/// New records before a fresh store is taken.
+/// How many records are created before a fresh store replaces the store.
 const BATCH: usize = 50_000;
 
-/// Has the rows measured by a process of their own: criterion writes on the terminal as it goes.
+/// Measures the rows in another process, because criterion writes to the terminal.
 pub fn rows(form: Form, report: &mut Report) -> Result<()> {
     let results = tempfile::NamedTempFile::new()?;
     let output = Command::new(std::env::current_exe()?)
@@ -71,7 +71,7 @@ pub fn measure(runtime: &Runtime, results: &Path, divisor: usize) -> Result<()> 
             Row::new(format!("`MemoryBackend`, {}, beside 0 and 200,000 records of others", work.name()));
         let row = row.ours(format!("{} ns, {} ns", short(few), short(many)));
         let ratio = many / few;
-        // What a cache holds and what it does not differ by as much as this; a walk or a search would by far more.
+        // A cache miss can make this difference. A walk or a search would make a far greater one.
         report.add(row.figure(&format!("{} x", short(ratio)), ratio, Some(Target::AtMost(2.0))));
     }
     for work in [Work::Put, Work::Swap, Work::Get, Work::Page, Work::Create] {
@@ -110,7 +110,7 @@ impl Work {
     }
 }
 
-/// What a store holds: records spread over the owners that the work is about, and over others.
+/// The content of a store: records of the owners that are measured, and of others.
 #[derive(Clone, Copy)]
 struct Store {
     own: usize,
@@ -155,7 +155,7 @@ struct InProcess<'a> {
 }
 
 impl InProcess<'_> {
-    /// The median time of one call in nanoseconds, with so many tasks at work.
+    /// Returns the median time of one call in nanoseconds, with this many tasks.
     fn measure(&mut self, work: Work, tasks: usize, store: Store) -> Result<f64> {
         let (backend, keys) = self.runtime.block_on(store.fill())?;
         let keys = Arc::new(keys);
@@ -234,7 +234,7 @@ impl InProcess<'_> {
             }),
             Work::UpdateByKey | Work::UpdateByCopy => {
                 let store = TaskStore::with_config(Arc::new(MemoryBackend::new()), config);
-                // So many that no two tasks are at one of them.
+                // Enough that no two tasks use the same record at a time.
                 let mut created = Vec::new();
                 for number in 0..512 {
                     let owner = OwnerId::try_from(format!("owner-{number}"))?;
@@ -263,7 +263,7 @@ impl InProcess<'_> {
         }
     }
 
-    /// Times calls that may be repeated without end.
+    /// Times calls that can be repeated any number of times.
     fn calls<F>(&mut self, tasks: usize, worker: impl Fn(Numbers) -> F) -> Result<f64>
     where
         F: Future<Output = Result<()>> + Send + 'static,
@@ -271,8 +271,8 @@ impl InProcess<'_> {
         self.time(tasks, |runtime, calls| spread(runtime, tasks, calls, &worker).0)
     }
 
-    /// Times calls that make records, which are taken out again outside the time. `worker` is told how many at the
-    /// most come before that.
+    /// Times calls that create records. The records are removed again while the clock is stopped. `worker` receives the
+    /// maximum number of calls before that.
     fn batches<F, W>(
         &mut self,
         tasks: usize,
@@ -302,10 +302,10 @@ impl InProcess<'_> {
     fn time(&mut self, tasks: usize, mut run: impl FnMut(&Runtime, usize) -> Duration) -> Result<f64> {
         let runtime = self.runtime;
         self.measured += 1;
-        // Criterion compares what has the same name.
+        // Criterion compares runs of the same name.
         let name = self.measured.to_string();
         self.criterion.bench_function(&name, |bencher| {
-            // Each task has as many calls to make, so that none is left over.
+            // Each task makes the same number of calls.
             bencher.iter_custom(|calls| run(runtime, usize::try_from(calls).expect("not that many") * tasks));
         });
         let file = self.folder.join(name).join("new/estimates.json");
@@ -315,7 +315,7 @@ impl InProcess<'_> {
     }
 }
 
-/// The numbers of one task's calls: every so many, from its own number on.
+/// The numbers of the calls of one task: every n-th, from the number of the task on.
 struct Numbers {
     start: usize,
     end: usize,
@@ -339,7 +339,7 @@ impl Iterator for Numbers {
 
 impl ExactSizeIterator for Numbers {}
 
-/// Has the calls made from so many tasks, and gives the time until the last has ended, with what each gave.
+/// Makes the calls from this many tasks. Returns the time until the last task ends, and the results of all.
 fn spread<F, T>(
     runtime: &Runtime,
     tasks: usize,

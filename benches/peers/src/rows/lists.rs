@@ -1,4 +1,4 @@
-//! Pages of an owner's records, and creating one more where there are many.
+//! Pages of an owner's records, and a create for an owner with many.
 
 use std::time::Instant;
 
@@ -68,7 +68,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     flat(bench, report).await
 }
 
-/// Creates one more task where the owner has `count` already.
+/// Creates one more task for an owner with `count` tasks.
 async fn creating(bench: &Bench, report: &mut Report, count: usize) -> Result<()> {
     bench.step("create with a quota");
     let config = StoreConfig::new().max_tasks_per_owner(1_000_000);
@@ -130,7 +130,7 @@ fn since(begun: Instant) -> f64 {
     begun.elapsed().as_secs_f64() * 1e6
 }
 
-/// Microseconds for all pages of an owner, of the largest size.
+/// Returns the microseconds for all pages of an owner, at the maximum size.
 async fn walk(bench: &Bench, count: usize) -> Result<f64> {
     let (begun, owner) = (Instant::now(), OwnerId::try_from(OWNER)?);
     let (mut seen, mut page) = (0, PageRequest::new(mcp_task_store::MAX_PAGE_LIMIT));
@@ -151,7 +151,7 @@ async fn peer_list(bench: &Bench, count: usize) -> Result<f64> {
     Ok(since(begun))
 }
 
-/// Microseconds for the newest `count` records: their ids, then all hashes in one pipeline.
+/// Returns the microseconds for the newest `count` records: their ids, then all hashes in one pipeline.
 async fn bare_list(bench: &Bench, from: usize, count: usize) -> Result<f64> {
     let begun = Instant::now();
     let mut connection = bench.bare.0.clone();
@@ -167,7 +167,7 @@ async fn bare_list(bench: &Bench, from: usize, count: usize) -> Result<f64> {
     Ok(since(begun))
 }
 
-/// Microseconds per page of 20, behind `after`.
+/// Returns the microseconds a page of 20, after the cursor `after`.
 async fn pages(bench: &Bench, after: Option<&Cursor>) -> Result<f64> {
     let owner = OwnerId::try_from(OWNER)?;
     let begun = Instant::now();
@@ -182,7 +182,7 @@ async fn pages(bench: &Bench, after: Option<&Cursor>) -> Result<f64> {
     Ok(since(begun) / PAGES_A_ROUND as f64)
 }
 
-/// The cursor behind the record in the middle.
+/// Returns the cursor after the record in the middle.
 async fn middle(bench: &Bench, count: usize) -> Result<Cursor> {
     let owner = OwnerId::try_from(OWNER)?;
     let rank = (count / 2).to_string();

@@ -1,4 +1,4 @@
-//! What the records cost in Redis's memory, and what is left of them.
+//! The memory of Redis that records take, and what is left of them after their expiry.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use crate::record::{TYPICAL, record};
 use crate::report::{Report, Row, Target, thousands};
 use crate::rounds::{Numbers, time};
 
-/// Time enough to write all records and look at the memory before the first one goes.
+/// Long enough to write all records and read the memory before the first record expires.
 const TTL: Duration = Duration::from_secs(8);
-/// So long may the server take to remove what has expired.
+/// How long the server may take to remove expired records.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What one contender's records cost.
+/// The cost of the records of one contender.
 struct Cost {
     bytes: f64,
     keys_left: f64,
@@ -49,7 +49,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
 
 async fn cost<C: Contender>(bench: &Bench, contender: &C, count: usize, an_owner: usize) -> Result<Cost> {
     bench.server.clear()?;
-    // The first write leaves the script with the server, which is not the cost of a record.
+    // The server stores the script at the first write, which is not a cost of the records.
     write(contender, 1, 1).await?;
     bench.server.clear()?;
     let (keys, before) = (bench.server.run::<f64>(&["DBSIZE"])?, used(bench)?);
@@ -58,7 +58,7 @@ async fn cost<C: Contender>(bench: &Bench, contender: &C, count: usize, an_owner
     anyhow::ensure!(written.elapsed() < TTL / 2, "writing took too long to see all records");
     let bytes = (used(bench)? - before) / count as f64;
     let deadline = Instant::now() + PATIENCE;
-    // The server removes the last of them in its own time. Of the peer's, the index stays.
+    // The server removes expired records over time. The index of the peer stays.
     let is_expiring = |keyspace: &str| keyspace.contains("db0:") && !keyspace.contains("expires=0,");
     while is_expiring(&bench.server.run::<String>(&["INFO", "keyspace"])?) {
         anyhow::ensure!(Instant::now() < deadline, "records that have expired are still there");

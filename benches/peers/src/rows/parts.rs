@@ -14,10 +14,10 @@ use crate::bench::Bench;
 use crate::report::{Report, Row, Target, micros, short};
 use crate::rounds::{Samples, alternate_all};
 
-/// Payloads in bytes, and how many tasks carry one in a round.
+/// The sizes of payloads in bytes, and how many tasks have one in a round.
 const SIZES: [(&str, usize, usize); 3] =
     [("1 kB", 1_000, 100), ("100 kB", 100_000, 40), ("4 MB", 4_000_000, 4)];
-/// How many status messages the tasks of a round get together.
+/// How many status messages all tasks of a round receive.
 const MESSAGES: usize = 400;
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -51,7 +51,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     held(bench, report).await
 }
 
-/// A status update costs the same whatever the task carries.
+/// A status update costs the same for every size of payload.
 fn flat(updates: &[(&str, Samples)], report: &mut Report) {
     let by_size: Vec<String> =
         updates.iter().map(|(name, times)| format!("{name}: {}", micros(times))).collect();
@@ -70,7 +70,7 @@ fn a_call(since: Instant, calls: usize) -> f64 {
     since.elapsed().as_secs_f64() * 1e6 / calls as f64
 }
 
-/// Microseconds a create, a status update and a completion.
+/// Returns the microseconds of a create, a status update and a completion.
 async fn with_parts(bench: &Bench, size: usize, tasks: usize) -> Result<[f64; 3]> {
     let store = TaskStore::with_config(bench.ours.0.clone(), StoreConfig::new().max_tasks_per_owner(None));
     let owner = OwnerId::try_from("alice")?;
@@ -93,7 +93,7 @@ async fn with_parts(bench: &Bench, size: usize, tasks: usize) -> Result<[f64; 3]
     Ok([create, update, a_call(since, tasks)])
 }
 
-/// The same with a record whose data is all that the task carries, read and written as a whole.
+/// Does the same with the whole task in the data of the record.
 async fn in_data(bench: &Bench, size: usize, tasks: usize) -> Result<[f64; 3]> {
     let builder = RedisBackend::builder().max_value_bytes(16 << 20).response_timeout(Duration::from_secs(10));
     let engine = builder.connect(&bench.server.url()).await?;
@@ -110,7 +110,7 @@ async fn in_data(bench: &Bench, size: usize, tasks: usize) -> Result<[f64; 3]> {
     }
     let create = a_call(since, tasks);
     let since = Instant::now();
-    // Each sends the whole record, so fewer of them will do.
+    // Each call sends the whole record, so fewer calls are enough.
     for number in 0..tasks {
         change(&engine, &key(number)?, "statusMessage", format!("frame {number}").into()).await?;
     }
@@ -131,7 +131,7 @@ async fn change(engine: &RedisBackend, key: &TaskKey, field: &str, value: Value)
     Ok(())
 }
 
-/// For how long a part holds the server.
+/// Measures how long a part holds the server.
 async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("how long a part holds the server");
     bench.server.clear()?;

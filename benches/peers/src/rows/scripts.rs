@@ -1,4 +1,4 @@
-//! What the scripts weigh, and how long one holds the server.
+//! The size of the scripts, and how long one holds the server.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -24,7 +24,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     held(bench, report).await
 }
 
-/// Bytes on the wire an operation, to the server and back.
+/// The bytes of an operation on the network, to the server and back.
 async fn wire(bench: &Bench, report: &mut Report) -> Result<()> {
     let ours = bytes(bench, &bench.ours).await?;
     let peer = bytes(bench, &bench.peer).await?;
@@ -58,7 +58,7 @@ async fn bytes<C: Contender>(bench: &Bench, contender: &C) -> Result<[String; 3]
     Ok([put, swap, get])
 }
 
-/// What `CALLS` calls send and receive, each.
+/// Returns the bytes that each of `CALLS` calls sends and receives.
 async fn traffic(bench: &Bench, calls: impl AsyncFnOnce() -> Result<()>) -> Result<String> {
     let read = || -> Result<[f64; 2]> {
         Ok([
@@ -66,7 +66,7 @@ async fn traffic(bench: &Bench, calls: impl AsyncFnOnce() -> Result<()>) -> Resu
             bench.server.info("stats", "total_net_output_bytes")?,
         ])
     };
-    // What asking for the figures itself costs.
+    // Reading the figures sends and receives bytes too.
     let (first, second) = (read()?, read()?);
     calls().await?;
     let after = read()?;
@@ -74,7 +74,7 @@ async fn traffic(bench: &Bench, calls: impl AsyncFnOnce() -> Result<()>) -> Resu
     Ok(format!("{:.0} + {:.0}", each(0), each(1)))
 }
 
-/// The length of each script as it is sent, which only the server sees.
+/// The length of each script as it is sent. Only the server sees it.
 async fn texts(bench: &Bench, report: &mut Report) -> Result<()> {
     let mut monitor = BufReader::new(TcpStream::connect(bench.server.address())?);
     monitor.get_mut().write_all(b"MONITOR\r\n")?;
@@ -91,7 +91,7 @@ async fn texts(bench: &Bench, report: &mut Report) -> Result<()> {
             line.clear();
             monitor.read_line(&mut line).context("the server shows no EVAL")?;
             if let Some((_, text)) = line.split_once("\"EVAL\" \"") {
-                // Quotes and line ends of the text are escaped.
+                // The log escapes quotes and line ends.
                 let text = text.split("\" \"").next().unwrap_or_default();
                 texts.insert(name, text.len() - text.matches("\\n").count() - text.matches("\\\"").count());
                 return Ok(());
@@ -116,11 +116,11 @@ async fn texts(bench: &Bench, report: &mut Report) -> Result<()> {
 }
 
 const HELD_RECORDS: usize = 100_000;
-/// Microseconds above which the server keeps note of a command.
+/// The server logs commands that take more microseconds.
 const NOTED: &str = "100";
 
-/// The longest time that one script holds the server at 100,000 records of one owner, while pages are read, records
-/// are inserted, and half of all records expire at once.
+/// Measures the longest time that one script holds the server at 100,000 records of one owner, while pages are read,
+/// records are inserted, and half of all records expire at once.
 async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("the longest script");
     bench.server.clear()?;
@@ -133,7 +133,7 @@ async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
         async move {
             for number in numbers {
                 let (task, data) = record("owner-0", TYPICAL, HOUR);
-                // The odd ones expire at one time: each is given what is left until then.
+                // The odd ones expire at the same time: each gets the time that is left until then.
                 let left = soon.saturating_sub(begun.elapsed()).max(SECOND);
                 let after = if number % 2 == 0 { HOUR } else { left };
                 backend.put(&TaskKey::new("owner-0", &task)?, data, Expiry::After(after).into()).await?;
@@ -156,7 +156,7 @@ async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
     let pages = tokio::spawn(read_pages(backend.clone(), until));
     let inserts = tokio::spawn(insert_records(backend.clone(), until));
     let (pages, inserts) = (pages.await??, inserts.await??);
-    // Reading the slow log takes so long that it would be an event itself.
+    // Reading the slow log takes so long that the log would have it.
     let events: Vec<Vec<Value>> = bench.server.run(&["LATENCY", "LATEST"])?;
     let events: Vec<_> = events
         .into_iter()
@@ -173,7 +173,7 @@ async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
         words.first()?.eq_ignore_ascii_case(b"EVAL").then_some(micros)
     });
     let longest = scripts.max().unwrap_or(0) as f64 / 1000.0;
-    // What follows is measured without such notes.
+    // The next rows are measured without the log.
     for [setting, value] in [["slowlog-log-slower-than", "10000"], ["latency-monitor-threshold", "0"]] {
         bench.server.run::<String>(&["CONFIG", "SET", setting, value])?;
     }
@@ -216,7 +216,7 @@ async fn insert_records(backend: RedisBackend, until: Instant) -> Result<usize> 
     let mut inserts = 0;
     while Instant::now() < until {
         let (task, data) = record("owner-0", TYPICAL, HOUR);
-        // Some live shorter than others, so that the index has to be looked at.
+        // Some expire sooner than others, so that the script reads the index.
         let after = if inserts % 4 == 0 { HOUR / 2 } else { HOUR };
         backend.put(&TaskKey::new("owner-0", &task)?, data, Expiry::After(after).into()).await?;
         inserts += 1;

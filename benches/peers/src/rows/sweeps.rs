@@ -1,4 +1,4 @@
-//! Throughput against how much is under way, and against how large the records are: two charts.
+//! Throughput by calls in flight, and by the size of the records: two charts.
 
 use std::path::Path;
 
@@ -38,7 +38,7 @@ pub async fn charts(bench: &Bench, folder: &Path) -> Result<()> {
     plot(&folder.join("size.svg"), title, "bytes of a record", &marks, &at)
 }
 
-/// Calls a second: of each work, this crate's and the peer's.
+/// The calls a second of this crate and of the peer, for each kind of work.
 type Rates = Vec<[f64; 2]>;
 
 async fn rates(bench: &Bench, count: usize, size: usize, in_flight: usize) -> Result<Rates> {

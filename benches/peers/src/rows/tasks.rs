@@ -1,4 +1,4 @@
-//! Updates of tasks through the lifecycle, alone and racing.
+//! Updates of tasks through `TaskStore`, alone and racing.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -35,15 +35,15 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
             Row::new(format!("a status update {how}, {name}")).ours(micros(ours)).peer(micros(&peer))
         };
         let ratio = peer.over(&by_key);
-        report.add(row("by key", &by_key).ratio("the peer's throughput", &ratio, target(1.3))));
+        report.add(row("by key", &by_key).ratio("the peer's throughput", &ratio, target(1.3)));
         let ratio = peer.over(&by_copy);
-        report.add(row("of the copy held", &by_copy).ratio("the peer's throughput", &ratio, target(1.8))));
+        report.add(row("of the copy held", &by_copy).ratio("the peer's throughput", &ratio, target(1.8)));
     }
     races(bench, report).await
 }
 
 fn new_task() -> NewTask {
-    // So that the record has 700 bytes, as the peer's.
+    // The record has 700 bytes, like that of the peer.
     NewTask::new("tools/call").arguments(json!({ "name": "render", "pad": "x".repeat(390) }))
 }
 
@@ -60,7 +60,7 @@ fn status(number: usize) -> String {
     format!("frame {number} of 240")
 }
 
-/// Microseconds per update that has only the task's key.
+/// Returns the microseconds an update by key.
 async fn update_by_key(bench: &Bench, calls: usize, in_flight: usize) -> Result<f64> {
     let store = TaskStore::new(bench.ours.0.clone());
     let keys: Arc<Vec<TaskKey>> =
@@ -77,7 +77,7 @@ async fn update_by_key(bench: &Bench, calls: usize, in_flight: usize) -> Result<
     time(calls, in_flight, worker).await
 }
 
-/// Microseconds per update of the task as the call before returned it.
+/// Returns the microseconds an update of the task that the previous call returned.
 async fn update_by_copy(bench: &Bench, calls: usize, in_flight: usize) -> Result<f64> {
     let store = TaskStore::new(bench.ours.0.clone());
     let held: Vec<_> = our_tasks(&store).await?.into_iter().map(Mutex::new).collect();
@@ -115,7 +115,7 @@ async fn update_peer(bench: &Bench, calls: usize, in_flight: usize) -> Result<f6
         let (store, tasks) = (Arc::clone(&store), Arc::clone(&tasks));
         async move {
             for number in numbers {
-                // As with this crate, writers of one task take turns: the peer would fail otherwise.
+                // As in this crate, writers of one task take turns. Otherwise the updates of the peer would fail.
                 let task = tasks[number % TASKS].lock().await;
                 store.set_status_message(&task.0, &task.1, Some(status(number))).await?;
             }
@@ -125,14 +125,14 @@ async fn update_peer(bench: &Bench, calls: usize, in_flight: usize) -> Result<f6
     time(calls, in_flight, worker).await
 }
 
-/// What became of racing updates.
+/// The outcomes of racing updates.
 #[derive(Default)]
 struct Race {
     succeeded: usize,
     failed: usize,
-    /// Updates that succeeded and are not in the task.
+    /// Updates that succeeded and are missing in the task.
     lost: usize,
-    /// Writes beyond one for each update.
+    /// Writes in addition to one for each update.
     retries: f64,
 }
 
@@ -160,8 +160,8 @@ async fn races(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Each of 16 writers counts up a variable of its own in one task. Stores with connections of their own do not know
-/// of each other, as in processes of their own.
+/// Each of 16 writers increments its own variable in one task. Stores with separate connections do not know each other,
+/// like stores in separate processes.
 async fn race(bench: &Bench, count: usize, updates: usize) -> Result<Race> {
     bench.server.clear()?;
     let mut stores = Vec::with_capacity(count);
@@ -195,7 +195,7 @@ fn variable(writer: usize) -> String {
     format!("writer-{writer}")
 }
 
-/// Runs the writers. `update` is told which it is and what it has counted, and says whether it succeeded.
+/// Runs the writers. `update` receives the number of the writer and its count, and returns whether it succeeded.
 async fn run<F: Future<Output = bool> + Send>(
     bench: &Bench,
     command: &str,
@@ -226,7 +226,7 @@ async fn run<F: Future<Output = bool> + Send>(
 }
 
 impl Race {
-    /// Holds what succeeded against the variables that the task has in the end.
+    /// Compares the successful updates with the variables of the task at the end.
     fn counted<'a>(self, variables: impl Iterator<Item = &'a Value>) -> Self {
         let counted = variables.filter_map(Value::as_u64).sum::<u64>() as usize;
         Self { lost: self.succeeded.saturating_sub(counted), ..self }

@@ -1,4 +1,4 @@
-//! What it costs to tell those who watch.
+//! The cost of notifications.
 
 use anyhow::Result;
 use mcp_task_store::RedisBackend;
@@ -14,9 +14,9 @@ const IN_FLIGHT: usize = 64;
 /// How often each record is replaced in a round.
 const SWAPS: u64 = 3;
 
-/// The server's time a compare-and-swap with nobody watching, told and untold.
+/// The server's time for a compare-and-swap without subscribers, with and without notifications.
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
-    bench.step("telling those who watch");
+    bench.step("notifications");
     let untold = RedisBackend::builder().notifications(false).connect(&bench.server.url()).await?;
     let untold = Ours(untold);
     let [told, untold] = alternate::<2>(bench.form.rounds, async |turn| {

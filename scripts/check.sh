@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Checks the format, clippy for each set of features, and the documentation.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+peers=benches/peers/Cargo.toml
+features=${FEATURES:-redis-tests,pmcp}
+step() { echo "== $*"; "$@"; }
+
+step cargo fmt --all --check
+step cargo fmt --manifest-path $peers --check
+# Tests and examples enable the feature rmcp, so each set of features is also checked without them.
+for set in "" redis redis-cluster redis-sentinel redis-tls rmcp pmcp; do
+	step cargo clippy --features "$set" -- -D warnings
+done
+for set in "" redis "$features"; do
+	step cargo clippy --all-targets --features "$set" -- -D warnings
+done
+step cargo clippy --manifest-path $peers -- -D warnings
+export RUSTDOCFLAGS="-D warnings"
+step cargo doc --no-deps
+step cargo doc --no-deps --all-features
+tree=$(cargo tree --edges normal --prefix none)
+if grep -E '^(redis|rmcp|pmcp) ' <<<"$tree"; then
+	echo "error: a build without features depends on redis or on an SDK" >&2
+	exit 1
+fi

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Starts or stops a local Redis at REDIS_URL, with its data in .redis: redis.sh up|down
+# `up` starts nothing if a server answers. `down` stops only what `up` started.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=.redis
+
+address=${REDIS_URL:-redis://127.0.0.1:6379}
+address=${address#*://}
+address=${address##*@}
+address=${address%%[/?]*}
+host=${address%:*}
+port=${address##*:}
+[ "$host" != "$address" ] || port=6379
+[ -n "$host" ] || host=127.0.0.1
+
+answers() { # whether a Redis server replies at the address
+	(exec 3<>"/dev/tcp/$host/$port" && printf 'PING\r\n' >&3 && IFS= read -r -t 2 reply <&3 && [[ $reply == [+-]* ]]) 2>/dev/null
+}
+
+started() { # sets pid to the process that `up` started, and succeeds if it still runs
+	pid=$(cat $folder/redis.pid 2>/dev/null) || return 1
+	if [ -e /proc/self/cwd ]; then
+		[ "$(readlink "/proc/$pid/cwd")" = "$(pwd -P)/$folder" ]
+	else
+		ps -p "$pid" -o args= | grep -Eq '(redis|valkey)-server'
+	fi
+}
+
+up() {
+	if answers; then echo "Redis answers at $host:$port"; return; fi
+	case $host in
+		127.0.0.1 | localhost) ;;
+		*) echo "error: no Redis answers at $host:$port, which is another machine; start it there, or set REDIS_URL" >&2; exit 1 ;;
+	esac
+	local server
+	server=$(command -v "${REDIS_SERVER:-redis-server}" || command -v valkey-server || true)
+	if [ -z "$server" ]; then
+		scripts/need.sh false redis-server "redis-server or valkey-server"
+		# The package may start the server as a service.
+		if answers; then echo "Redis answers at $host:$port"; return; fi
+		server=redis-server
+	fi
+	mkdir -p $folder
+	cd $folder
+	"$server" --port "$port" --bind 127.0.0.1 --appendonly yes --save "" --maxmemory-policy noeviction \
+		--daemonize yes --dir "$PWD" --pidfile "$PWD/redis.pid" --logfile "$PWD/redis.log" >/dev/null
+	for _ in $(seq 100); do
+		if answers; then echo "started $(basename "$server") at $host:$port; its data is in $folder"; return; fi
+		sleep 0.1
+	done
+	echo "error: $server does not answer at $host:$port; the end of its log:" >&2
+	tail -n 5 redis.log >&2
+	exit 1
+}
+
+down() {
+	if ! started; then
+		echo "no server that make redis-up started is running"
+		rm -f $folder/redis.pid
+		return
+	fi
+	kill "$pid"
+	for _ in $(seq 100); do
+		if ! kill -0 "$pid" 2>/dev/null; then echo "stopped the server that make redis-up started"; return; fi
+		sleep 0.1
+	done
+	echo "error: process $pid does not stop" >&2
+	exit 1
+}
+
+case ${1:-} in
+	up) up ;;
+	down) down ;;
+	*) echo "usage: redis.sh up|down" >&2; exit 2 ;;
+esac

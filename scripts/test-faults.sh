@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Runs the long forms of the fault tests, then fuzzes, and prints the figures as one table.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+figures=$(mktemp)
+trap 'rm -f "$figures"' EXIT
+export FAULT_ROUNDS=20
+for suite in faults "redis cluster:: sentinel:: one_owner::" "lifecycle lost_workers::"; do
+	read -ra words <<<"$suite"
+	test=(cargo test --features "${FEATURES:-redis-tests,pmcp}" --test "${words[0]}" -- --nocapture)
+	echo "== ${suite}"
+	"${test[@]}" "${words[@]:1}" | tee -a "$figures"
+	echo "== ${suite}, long tests"
+	"${test[@]}" --ignored long | tee -a "$figures"
+done
+scripts/fuzz.sh | tee -a "$figures"
+echo
+sed -n 's/^.*figure | //p' "$figures" | column -t -s '|' -o '|'

@@ -1,0 +1,80 @@
+//! Rules of ids, and of what owners see of each other.
+
+use super::Subject;
+use super::fixtures::{in_an_hour, keep, key};
+use crate::backend::{OwnerId, StorageError, TaskKey, Version};
+
+const HOSTILE: [&str; 24] = [
+    "plain",
+    "a",
+    "a:b",
+    "b:c",
+    "a:b:c",
+    ":",
+    "::",
+    "a%3Ab",
+    "%",
+    "%25",
+    "{a}",
+    "}{",
+    "{",
+    "a b",
+    " ",
+    "line\nbreak",
+    "\r\n$3\r\n",
+    "\0",
+    "a\0b",
+    "🦀",
+    "é",
+    "*",
+    "idx:plain",
+    "tasks:plain:plain",
+];
+
+pub async fn hostile_ids_never_collide(store: &Subject) {
+    let longest = "x".repeat(256);
+    let mut ids = HOSTILE.to_vec();
+    ids.push(&longest);
+    let keys: Vec<TaskKey> = ids.iter().flat_map(|owner| ids.iter().map(|task| key(owner, task))).collect();
+    for (number, key) in keys.iter().enumerate() {
+        let written = store.put(key, number.to_string().into(), in_an_hour()).await.unwrap();
+        assert_eq!(written.version, Version::FIRST, "{key}");
+    }
+    for (number, key) in keys.iter().enumerate() {
+        assert_eq!(store.get(key).await.unwrap().data, number.to_string());
+    }
+    for id in &ids {
+        assert_eq!(store.ids(id).await.into_iter().rev().collect::<Vec<_>>(), ids);
+    }
+    for key in &keys {
+        assert!(store.delete(key).await.unwrap(), "{key}");
+    }
+}
+
+pub async fn an_id_of_257_bytes_or_none_makes_no_key(store: &Subject) {
+    for illegal in ["", &"x".repeat(257), &"🦀".repeat(65)] {
+        assert_refused!(TaskKey::new(illegal, "t1"), StorageError::InvalidKey { .. });
+        assert_refused!(TaskKey::new("alice", illegal), StorageError::InvalidKey { .. });
+        assert_refused!(OwnerId::try_from(illegal), StorageError::InvalidKey { .. });
+    }
+    store.put(&key(&"x".repeat(256), &"🦀".repeat(64)), "data".into(), keep()).await.unwrap();
+}
+
+pub async fn an_owner_never_reaches_records_of_another_owner(store: &Subject) {
+    let hers = key("alice", "t1");
+    store.put(&hers, "hers".into(), in_an_hour()).await.unwrap();
+    let foreign = key("bob", "t1");
+    let never_was = key("bob", "t2");
+    assert_refused!(store.get(&foreign).await, StorageError::NotFound { .. });
+    let put = store.put_if_version(&foreign, "his".into(), keep(), Version::FIRST).await;
+    assert_refused!(put, StorageError::NotFound { .. });
+    assert!(!store.delete(&foreign).await.unwrap());
+    assert!(store.ids("bob").await.is_empty());
+    assert_eq!(
+        store.get(&foreign).await.unwrap_err().to_string().replace("t1", "t2"),
+        store.get(&never_was).await.unwrap_err().to_string()
+    );
+    store.put(&foreign, "his".into(), keep()).await.unwrap();
+    assert_eq!(store.get(&hers).await.unwrap().data, "hers");
+    assert_eq!(store.ids("alice").await, ["t1"]);
+}

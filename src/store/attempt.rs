@@ -1,0 +1,340 @@
+//! An attempt at a task, and the writes that need its lease.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+use super::deadline::Deadline;
+use super::error::TaskError;
+use super::keeper::KeptRecords;
+use super::local_attempts::AttemptGuard;
+use super::machine::{self, Change, WorkerExit};
+use super::records::ChangeCall;
+use super::write::ChangeKind;
+use crate::backend::{Agenda, TaskKey};
+use crate::printable::Chain;
+use crate::task::{RpcError, StoredTask, Task};
+
+/// The right to work on a task, until its lease is lost or the task ends.
+///
+/// [`TaskStore::start`](crate::TaskStore::start) and [`TaskStore::claim`](crate::TaskStore::claim) return one. The lease lapses
+/// unless the worker [renews](Self::renew) it in time. Every other change that the attempt makes renews the lease, too. A
+/// worker can still renew a lease that has lapsed, until another instance has declared the worker lost. From then on, and once
+/// the task has ended, every change of the attempt is rejected.
+///
+/// At most one attempt at a task can write at a time. Effects outside of the store may overlap with the next attempt, until
+/// the worker detects that its lease is lost.
+///
+/// Clones are one attempt. When the last clone is dropped and the task has neither ended nor been released, the store treats
+/// the worker as lost, at once.
+///
+/// # Errors
+/// The errors of the [`TaskStore`](crate::TaskStore) call of the same name, and [`LeaseLost`](TaskError::LeaseLost).
+///
+/// # Cancellation safety
+/// If the future of a call is dropped, its change is applied as a whole or not at all.
+///
+/// # Examples
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), mcp_task_store::TaskError> {
+/// use mcp_task_store::{MemoryBackend, NewTask, OwnerId, TaskStore};
+/// use serde_json::json;
+///
+/// let store = TaskStore::new(MemoryBackend::new());
+/// let alice = OwnerId::try_from("alice").expect("not empty");
+/// let (task, attempt) = store.start(&alice, NewTask::new("tools/call")).await?;
+/// attempt.renew().await?;
+/// attempt.complete(json!({ "content": [] })).await?;
+/// assert!(store.get(&task.key).await?.task.lease.is_none());
+/// # Ok(())
+/// # }
+/// ```
+pub struct Attempt<B> {
+    pub(super) store: KeptRecords<B>,
+    key: TaskKey,
+    number: u32,
+    /// The keys of the input requests that this attempt has made.
+    requested: Arc<Mutex<HashSet<String>>>,
+    guard: Arc<AttemptGuard>,
+}
+
+impl<B> Clone for Attempt<B> {
+    fn clone(&self) -> Self {
+        Self {
+            store: self.store.clone(),
+            key: self.key.clone(),
+            number: self.number,
+            requested: Arc::clone(&self.requested),
+            guard: Arc::clone(&self.guard),
+        }
+    }
+}
+
+impl<B> fmt::Debug for Attempt<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempt")
+            .field("key", &self.key)
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B> Attempt<B> {
+    pub(super) fn set_begun(&self) {
+        self.guard.set_begun();
+    }
+
+    pub(super) fn set_over(&self) {
+        self.guard.set_over();
+    }
+
+    #[cfg(feature = "rmcp")]
+    pub(super) fn guard(&self) -> Arc<AttemptGuard> {
+        Arc::clone(&self.guard)
+    }
+
+    /// Returns the same attempt on the records of another store that shares its leases.
+    #[cfg(feature = "rmcp")]
+    pub(super) fn with_store(&self, store: &KeptRecords<B>) -> Self {
+        Self { store: store.clone(), ..self.clone() }
+    }
+
+    /// The lease was not written, unless the outcome of the write is unknown.
+    pub(super) fn set_over_unless_in_doubt(&self, error: &TaskError) {
+        if !error.outcome_unknown() {
+            self.set_over();
+        }
+    }
+}
+
+impl<B: Agenda> Attempt<B> {
+    /// Registers an attempt of this process.
+    pub(super) fn new(store: &KeptRecords<B>, key: &TaskKey, number: u32) -> Self {
+        let guard = Arc::new(store.records_only().attempts.register(key, number));
+        Self { store: store.clone(), key: key.clone(), number, requested: Arc::default(), guard }
+    }
+
+    /// Returns the key of the task.
+    pub fn key(&self) -> &TaskKey {
+        &self.key
+    }
+
+    /// Returns the number of this attempt at the task: 1, 2, 3, …
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Returns whether this attempt holds the lease of a task, as the task was read.
+    pub fn holds(&self, task: &Task) -> bool {
+        let is_own = |lease| self.store.records_only().attempts.is_own(lease);
+        task.lease.as_ref().is_some_and(|lease| lease.attempt == self.number && is_own(lease))
+    }
+
+    /// Renews the lease for its whole duration from now on.
+    ///
+    /// The renewal changes nothing that a client sees, and subscribers receive no notification. It does not move the timer of
+    /// the lease: the taker of the timer reads the new deadline.
+    pub async fn renew(&self) -> Result<StoredTask, TaskError> {
+        self.change(ChangeKind::Lifecycle, "renew", |task| machine::renew(task)).await
+    }
+
+    /// Reads the task. Succeeds while this attempt holds the lease, and after the task has ended.
+    pub async fn read(&self) -> Result<StoredTask, TaskError> {
+        self.change(ChangeKind::Lifecycle, "read", |_| Ok(Change::None)).await
+    }
+
+    /// Releases the lease, so that nobody must wait until it lapses. Call it when the process shuts down.
+    ///
+    /// A task that can resume is scheduled in its work queue for now, and the attempt does not count against its
+    /// [bound](crate::NewTask::max_attempts). A task that cannot resume fails in the same write. A task whose cancel was
+    /// requested becomes `cancelled`.
+    pub async fn release(&self) -> Result<StoredTask, TaskError> {
+        let records = self.store.records();
+        let deadline = records.deadline();
+        let release = |task: &mut Task| {
+            machine::take_lease(task, WorkerExit::Released, records.engine.now()).map(|_| Change::Visible)
+        };
+        let released = self.change_before(&deadline, ChangeKind::Lifecycle, "release", release).await?;
+        self.set_over();
+        let schedule = async {
+            if let Err(error) = records.scheduler.schedule_work(&released).await {
+                tracing::debug!(error = %Chain(&error), task = %self.key.task.printable(), "a released task waits until the timer of its lease fires");
+            }
+        };
+        deadline.limit_optional(schedule).await;
+        Ok(released)
+    }
+
+    /// Sets the status message. See [`TaskStore::set_status_message`](crate::TaskStore::set_status_message).
+    pub async fn set_status_message(&self, message: impl Into<String>) -> Result<StoredTask, TaskError> {
+        let (message, config) = (message.into(), &self.store.records_only().config);
+        self.change(ChangeKind::Progress, "set_status_message", |task| {
+            machine::set_status_message(task, &message, config)
+        })
+        .await
+    }
+
+    /// Stores a request that the client must answer, and moves the task to `input_required`. The task's
+    /// [`input_responses`](Task::input_responses) receive the answer.
+    ///
+    /// The key must be new in this attempt. If an earlier attempt has made the same request under the same key, that request
+    /// counts as this attempt's own. It may already be answered.
+    ///
+    /// # Errors
+    /// [`InputKeyUsed`](TaskError::InputKeyUsed) if this attempt has used the key, or an earlier attempt has used it for
+    /// another request; the errors of [`TaskStore::request_input`](crate::TaskStore::request_input).
+    pub async fn request_input(
+        &self,
+        key: impl Into<String>,
+        request: Value,
+    ) -> Result<StoredTask, TaskError> {
+        let (key, config) = (key.into(), &self.store.records_only().config);
+        if !self.requested().insert(key.clone()) {
+            return Err(TaskError::InputKeyUsed { task: self.key.task.clone(), key });
+        }
+        let mut reservation = KeyReservation { requested: &self.requested, key: &key, is_used: false };
+        let requested = self
+            .change(ChangeKind::Input, "request_input", |task| {
+                machine::request_input_once(task, &key, &request, config)
+            })
+            .await;
+        reservation.is_used = requested.is_ok();
+        requested
+    }
+
+    /// Nothing panics while it holds the lock.
+    fn requested(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.requested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Merges variables into those of the task. See [`TaskStore::set_variables`](crate::TaskStore::set_variables).
+    pub async fn set_variables<K: Into<String>>(
+        &self,
+        variables: impl IntoIterator<Item = (K, Value)>,
+    ) -> Result<StoredTask, TaskError> {
+        let variables = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        let config = &self.store.records_only().config;
+        self.change(ChangeKind::Progress, "set_variables", |task| {
+            machine::set_variables(task, &variables, config)
+        })
+        .await
+    }
+
+    /// Removes variables. See [`TaskStore::remove_variables`](crate::TaskStore::remove_variables).
+    pub async fn remove_variables<K: Into<String>>(
+        &self,
+        names: impl IntoIterator<Item = K>,
+    ) -> Result<StoredTask, TaskError> {
+        let names: Vec<String> = names.into_iter().map(Into::into).collect();
+        let remove = |task: &mut Task| machine::remove_variables(task, &names);
+        self.change(ChangeKind::Progress, "remove_variables", remove).await
+    }
+
+    /// Stores a checkpoint for the next attempt, and replaces the one before. A checkpoint states, for example, how far the
+    /// work has come.
+    ///
+    /// The next attempt loads it with [`TaskStore::payload`](crate::TaskStore::payload). The end of the task removes it. A
+    /// checkpoint changes nothing that a client sees, and subscribers receive no notification.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if the value is too large or too deep.
+    pub async fn set_checkpoint(&self, checkpoint: Value) -> Result<StoredTask, TaskError> {
+        self.change(ChangeKind::Progress, "set_checkpoint", |task| machine::set_checkpoint(task, &checkpoint))
+            .await
+    }
+
+    /// Ends the task as `completed`. See [`TaskStore::complete`](crate::TaskStore::complete).
+    pub async fn complete(&self, result: Value) -> Result<StoredTask, TaskError> {
+        self.change(ChangeKind::Lifecycle, "complete", |task| machine::complete(task, &result)).await
+    }
+
+    /// Ends the task as `failed`. See [`TaskStore::fail`](crate::TaskStore::fail).
+    pub async fn fail(&self, error: RpcError) -> Result<StoredTask, TaskError> {
+        self.change(ChangeKind::Lifecycle, "fail", |task| machine::fail(task, &error)).await
+    }
+
+    /// Ends the task as `cancelled`. See [`TaskStore::cancel`](crate::TaskStore::cancel).
+    pub async fn cancel(&self) -> Result<StoredTask, TaskError> {
+        self.change(ChangeKind::Lifecycle, "cancel", machine::cancel).await
+    }
+
+    pub(super) async fn change(
+        &self,
+        kind: ChangeKind,
+        operation: &'static str,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        self.change_before(&self.store.records_only().deadline(), kind, operation, change).await
+    }
+
+    async fn change_before(
+        &self,
+        deadline: &Deadline,
+        kind: ChangeKind,
+        operation: &'static str,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        let fenced = |task: &mut Task| {
+            // A task that has ended has no lease. Then the change itself rejects.
+            if !task.status.is_terminal() && !self.holds(task) {
+                return Err(TaskError::LeaseLost { task: self.key.task.clone(), attempt: self.number });
+            }
+            let made = change(task)?;
+            if made != Change::None {
+                self.renew_lease(task);
+            }
+            Ok(made)
+        };
+        let call = ChangeCall::by_holder(kind, operation, &self.key);
+        let changed = self.store.records().change(deadline, call, fenced).await;
+        if is_over(&changed) {
+            self.set_over();
+        }
+        changed
+    }
+
+    /// Every write of the attempt shows that the worker lives.
+    fn renew_lease(&self, task: &mut Task) {
+        if !self.holds(task) {
+            return;
+        }
+        if let Some(lease) = &mut task.lease {
+            let renewed = self.store.records_only().new_lease(self.number, lease.losses);
+            lease.renewals = lease.renewals.wrapping_add(1);
+            (lease.duration_ms, lease.deadline) = (renewed.duration_ms, renewed.deadline);
+        }
+    }
+}
+
+/// Returns whether the attempt is over, by the outcome of one of its calls.
+fn is_over(changed: &Result<StoredTask, TaskError>) -> bool {
+    match changed {
+        Ok(stored) => stored.task.status.is_terminal(),
+        Err(
+            TaskError::LeaseLost { .. }
+            | TaskError::NotFound { .. }
+            // Only a task that has ended causes it.
+            | TaskError::InvalidTransition { .. },
+        ) => true,
+        Err(_) => false,
+    }
+}
+
+/// Reserves the key of an input request during a call. If the call fails or is dropped, the attempt can use the key again.
+struct KeyReservation<'a> {
+    requested: &'a Mutex<HashSet<String>>,
+    key: &'a str,
+    is_used: bool,
+}
+
+impl Drop for KeyReservation<'_> {
+    fn drop(&mut self) {
+        if !self.is_used {
+            self.requested.lock().unwrap_or_else(PoisonError::into_inner).remove(self.key);
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Durations: whole milliseconds, random delays, and the pauses of a background task while the engine fails.
+
+use std::time::Duration;
+
+/// Rounds a duration up to whole milliseconds.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// Returns a random duration of less than `millis` milliseconds.
+pub(super) fn jittered(millis: u64) -> Duration {
+    Duration::from_micros(uuid::Uuid::new_v4().as_u64_pair().1 % (millis * 1000))
+}
+
+/// Waits before the attempt that follows `conflicts` lost compare-and-swaps. The random delay grows with each conflict.
+pub(super) async fn pause_after_conflicts(conflicts: u32) {
+    if conflicts > 0 {
+        tokio::time::sleep(jittered(1 << conflicts.min(6))).await;
+    }
+}
+
+/// The pauses of a background task while the engine fails. Each pause in a row is twice as long as the one before.
+#[derive(Debug)]
+pub(crate) struct BackOff(Duration);
+
+impl BackOff {
+    const FIRST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new() -> Self {
+        Self(Self::FIRST)
+    }
+
+    /// Returns the next pause.
+    pub(crate) fn longer(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(Self::LONGEST);
+        pause
+    }
+}

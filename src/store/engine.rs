@@ -1,0 +1,133 @@
+//! The store's calls of its engine. Each answer is counted, and records are decoded into tasks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, SubsecRound, Utc};
+use tokio::time::Instant;
+
+use super::answers::Answers;
+use super::error::TaskError;
+use super::limits::check_key;
+use crate::backend::{
+    Agenda, Cursor, Due, Next, OwnerId, PageRequest, Part, PartName, PutOptions, Queue, Record,
+    StorageBackend, StorageError, TaskId, TaskKey, Version, Written,
+};
+use crate::task::snapshot::Origin;
+use crate::task::{StoredTask, Task};
+
+/// How many clients this process has created.
+static CLIENTS: AtomicU64 = AtomicU64::new(0);
+
+#[derive(Debug)]
+pub(super) struct EngineClient<B> {
+    pub(super) backend: Arc<B>,
+    pub(super) answers: Arc<Answers>,
+    /// Distinguishes the copies that this client has read from the copies of other clients.
+    number: u64,
+}
+
+/// One page of an owner's tasks as the engine returned it.
+pub(super) struct StoredPage {
+    pub(super) tasks: Vec<StoredTask>,
+    pub(super) unreadable: Vec<TaskId>,
+    pub(super) next: Option<Cursor>,
+}
+
+impl<B: Agenda> EngineClient<B> {
+    pub(super) fn new(backend: B, answers: Arc<Answers>) -> Self {
+        Self { backend: Arc::new(backend), answers, number: CLIENTS.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Returns the estimate of the engine's clock in whole milliseconds, as records hold it.
+    pub(super) fn now(&self) -> DateTime<Utc> {
+        self.backend.now().trunc_subsecs(3)
+    }
+
+    /// Asks the engine for its clock. Nothing may end because of the time without it.
+    pub(super) async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, TaskError> {
+        let now = self.answers.count(Some(&key.owner), self.backend.clock(key)).await;
+        Ok(now.map_err(|error| TaskError::from_storage(error, &key.task))?.trunc_subsecs(3))
+    }
+
+    /// Returns the origin of a copy that is read or written from now on.
+    pub(super) fn origin(&self) -> Origin {
+        Origin { client: self.number, generation: self.backend.generation(), at: Instant::now() }
+    }
+
+    pub(super) async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        check_key(key)?;
+        let origin = self.origin();
+        let record = self.answers.count(Some(&key.owner), self.backend.get(key)).await;
+        decode(key, record.map_err(|error| TaskError::from_storage(error, &key.task))?, origin)
+    }
+
+    pub(super) async fn page(&self, owner: &OwnerId, request: PageRequest) -> Result<StoredPage, TaskError> {
+        let origin = self.origin();
+        let page = self.answers.count_large(Some(owner), self.backend.list(owner, request)).await;
+        let page = page.map_err(|error| match error {
+            StorageError::InvalidPage { reason } => TaskError::InvalidPage { reason },
+            other => TaskError::Storage(other),
+        })?;
+        let mut unreadable: Vec<TaskId> = page.corrupt.into_iter().map(|corrupt| corrupt.task).collect();
+        let mut tasks = Vec::with_capacity(page.records.len());
+        for listed in page.records {
+            let key = TaskKey { owner: owner.clone(), task: listed.task };
+            let record = Record::new(listed.data, listed.version, listed.expires_at, listed.parts);
+            match decode(&key, record, origin) {
+                Ok(stored) => tasks.push(stored),
+                Err(_) => unreadable.push(key.task),
+            }
+        }
+        Ok(StoredPage { tasks, unreadable, next: page.next })
+    }
+
+    pub(super) async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, TaskError> {
+        let part = self.answers.count_large(Some(&key.owner), self.backend.part(key, name)).await;
+        part.map_err(|error| TaskError::from_storage(error, &key.task))
+    }
+
+    pub(super) async fn put(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        expected: Version,
+    ) -> Result<Written, StorageError> {
+        let put = self.backend.put_if_version(key, data, options, expected);
+        self.answers.count_write(Some(&key.owner), put).await
+    }
+
+    pub(super) async fn delete(&self, key: &TaskKey) -> Result<bool, TaskError> {
+        let removed = self.answers.count_write(Some(&key.owner), self.backend.delete(key)).await;
+        removed.map_err(|error| TaskError::from_storage(error, &key.task))
+    }
+
+    pub(super) async fn cleanup(&self) -> Result<u64, TaskError> {
+        self.answers.count(None, self.backend.cleanup_expired()).await.map_err(TaskError::Storage)
+    }
+
+    pub(super) async fn schedule(
+        &self,
+        queue: &Queue,
+        key: &TaskKey,
+        after: Duration,
+    ) -> Result<(), TaskError> {
+        let scheduled = self.backend.schedule(queue, key, after);
+        self.answers.count_write(Some(&key.owner), scheduled).await.map_err(TaskError::Storage)
+    }
+
+    /// Resolves a timer. Returns whether its token was still valid.
+    pub(super) async fn resolve(&self, due: &Due, next: Next) -> Result<bool, TaskError> {
+        let resolved = self.backend.resolve(due, next);
+        self.answers.count(Some(&due.key.owner), resolved).await.map_err(TaskError::Storage)
+    }
+}
+
+fn decode(key: &TaskKey, record: Record, origin: Origin) -> Result<StoredTask, TaskError> {
+    let unreadable = |source| TaskError::Unreadable { task: key.task.clone(), source };
+    let task = Task::from_json(&record.data).map_err(unreadable)?;
+    Ok(StoredTask::new(key, task.with_parts(&record.parts), record.version, record.expires_at, origin))
+}

@@ -1,0 +1,491 @@
+//! The status machine: what each operation does to a task, and in which status it is allowed.
+//!
+//! ```text
+//! working        -> input_required | completed | failed | cancelled
+//! input_required -> input_required (more requests) | working | completed | failed | cancelled
+//! ```
+//!
+//! `completed`, `failed` and `cancelled` are terminal and never change. There is one exception, for SDKs that end a task in
+//! two calls: an ended task may once receive the part of its outcome that is missing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+
+use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
+use super::error::TaskError;
+use super::limits::{check, check_depth, check_variables};
+use crate::task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
+
+/// How an operation changed a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The task must be written. Subscribers receive a notification.
+    Visible,
+    /// The task must be written. The change concerns only the worker: subscribers receive no notification, and the time of
+    /// the last update stays as it is.
+    Internal,
+    /// The task is unchanged, so there is nothing to write.
+    None,
+}
+
+fn refused(task: &Task, action: &'static str) -> TaskError {
+    TaskError::InvalidTransition { task: task.task_id.clone(), from: task.status, action }
+}
+
+fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
+    if task.status.is_terminal() { Err(refused(task, action)) } else { Ok(()) }
+}
+
+/// Makes the task terminal. Its open requests need no answer, and no later attempt needs its checkpoint.
+fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
+    require_open(task, action)?;
+    task.status = status;
+    task.input_requests.clear();
+    task.checkpoint = None;
+    task.lease = None;
+    Ok(())
+}
+
+pub(super) fn set_status_message(
+    task: &mut Task,
+    message: &str,
+    config: &StoreConfig,
+) -> Result<Change, TaskError> {
+    require_open(task, "set its status message")?;
+    check_status_message(message, config)?;
+    task.status_message = Some(message.to_owned());
+    Ok(Change::Visible)
+}
+
+pub(super) fn check_status_message(message: &str, config: &StoreConfig) -> Result<(), TaskError> {
+    check("bytes of a status message", message.len(), config.max_status_message_bytes)
+}
+
+pub(super) fn request_input(
+    task: &mut Task,
+    requests: &[(String, Value)],
+    config: &StoreConfig,
+) -> Result<Change, TaskError> {
+    require_open(task, "request input")?;
+    if task.cancel_requested {
+        return Err(TaskError::CancelRequested { task: task.task_id.clone() });
+    }
+    if requests.is_empty() {
+        return Err(TaskError::InvalidArgument {
+            reason: "there is no input request; pass at least one".to_owned(),
+        });
+    }
+    for (key, request) in requests {
+        check_depth("depth of an input request", request, MAX_JSON_DEPTH)?;
+        let is_used = task.input_responses.contains_key(key)
+            || task.input_requests.insert(key.clone(), request.clone()).is_some();
+        if is_used {
+            return Err(TaskError::InputKeyUsed { task: task.task_id.clone(), key: key.clone() });
+        }
+    }
+    let requested = task.input_requests.len() + task.input_responses.len();
+    check("input requests of a task", requested, config.max_input_requests)?;
+    task.status = TaskStatus::InputRequired;
+    Ok(Change::Visible)
+}
+
+/// Makes one request that an earlier attempt may have made. An equal request stays as it is, open or answered.
+pub(super) fn request_input_once(
+    task: &mut Task,
+    key: &str,
+    request: &Value,
+    config: &StoreConfig,
+) -> Result<Change, TaskError> {
+    let earlier = task.input_requests.get(key).or_else(|| task.answered_requests.get(key));
+    if earlier == Some(request) && !task.status.is_terminal() && !task.cancel_requested {
+        return Ok(Change::None);
+    }
+    request_input(task, &[(key.to_owned(), request.clone())], config)
+}
+
+/// Stores the answers to open requests. An answer to any other request has no effect: the request is unknown, answered or
+/// withdrawn, or the task has ended.
+pub(super) fn deliver_inputs(
+    task: &mut Task,
+    responses: &BTreeMap<String, Value>,
+) -> Result<Change, TaskError> {
+    let mut change = Change::None;
+    for (key, response) in responses {
+        if let Some(request) = task.input_requests.remove(key) {
+            check_depth("depth of an input response", response, MAX_JSON_DEPTH)?;
+            task.input_responses.insert(key.clone(), response.clone());
+            if task.on_worker_lost == OnWorkerLost::Resume {
+                task.answered_requests.insert(key.clone(), request);
+            }
+            change = Change::Visible;
+        }
+    }
+    if change == Change::Visible && task.input_requests.is_empty() {
+        task.status = TaskStatus::Working;
+    }
+    Ok(change)
+}
+
+pub(super) fn complete(task: &mut Task, result: &Value) -> Result<Change, TaskError> {
+    end(task, TaskStatus::Completed, "complete it")?;
+    check_depth("depth of a result", result, MAX_JSON_DEPTH)?;
+    task.result = Some(result.clone().into());
+    Ok(Change::Visible)
+}
+
+pub(super) fn fail(task: &mut Task, error: &RpcError) -> Result<Change, TaskError> {
+    end(task, TaskStatus::Failed, "fail it")?;
+    if let Some(data) = &error.data {
+        check_depth("depth of error data", data, MAX_JSON_DEPTH)?;
+    }
+    task.error = Some(error.clone());
+    Ok(Change::Visible)
+}
+
+pub(super) fn cancel(task: &mut Task) -> Result<Change, TaskError> {
+    end(task, TaskStatus::Cancelled, "cancel it")?;
+    Ok(Change::Visible)
+}
+
+/// Records the request and lets the worker decide how the task ends. A task that waits for a worker is cancelled now.
+pub(super) fn request_cancel(task: &mut Task) -> Result<Change, TaskError> {
+    if task.status.is_terminal() {
+        return Ok(Change::None);
+    }
+    if waiting_lease(task).is_some() {
+        task.cancel_requested = true;
+        return cancel(task);
+    }
+    if task.cancel_requested {
+        return Ok(Change::None);
+    }
+    task.cancel_requested = true;
+    task.input_requests.clear();
+    task.status = TaskStatus::Working;
+    Ok(Change::Visible)
+}
+
+pub(super) fn set_variables(
+    task: &mut Task,
+    variables: &BTreeMap<String, Value>,
+    config: &StoreConfig,
+) -> Result<Change, TaskError> {
+    require_open(task, "set its variables")?;
+    for (name, value) in variables {
+        if value.is_null() {
+            let reason = format!(
+                "the variable {name:?} is null, which is also what JSON makes of NaN and infinity; remove_variables removes one"
+            );
+            return Err(TaskError::InvalidArgument { reason });
+        }
+        task.variables.insert(name.clone(), value.clone());
+    }
+    check_variables(&task.variables, config)?;
+    Ok(Change::Visible)
+}
+
+pub(super) fn remove_variables(task: &mut Task, names: &[String]) -> Result<Change, TaskError> {
+    require_open(task, "remove its variables")?;
+    let before = task.variables.len();
+    task.variables.retain(|name, _| !names.contains(name));
+    Ok(if task.variables.len() < before { Change::Visible } else { Change::None })
+}
+
+/// Only the next attempt reads a checkpoint.
+pub(super) fn set_checkpoint(task: &mut Task, checkpoint: &Value) -> Result<Change, TaskError> {
+    require_open(task, "set its checkpoint")?;
+    check_depth("depth of a checkpoint", checkpoint, MAX_JSON_DEPTH)?;
+    task.checkpoint = Some(checkpoint.clone().into());
+    Ok(Change::Internal)
+}
+
+/// Every change of the holder renews its lease. This one does nothing else.
+pub(super) fn renew(task: &Task) -> Result<Change, TaskError> {
+    require_open(task, "renew its lease")?;
+    Ok(Change::Internal)
+}
+
+/// Returns the lease of an open task that waits for a worker: the lease has no holder.
+pub(super) fn waiting_lease(task: &Task) -> Option<&Lease> {
+    open_lease(task).filter(|lease| lease.holder.is_none())
+}
+
+/// Returns the lease of a task that has not ended.
+pub(super) fn open_lease(task: &Task) -> Option<&Lease> {
+    task.lease.as_ref().filter(|_| !task.status.is_terminal())
+}
+
+/// Returns whether the operation of a task without a worker may run, again or for the first time.
+pub(super) fn may_run(task: &Task, lease: &Lease) -> bool {
+    task.on_worker_lost == OnWorkerLost::Resume || lease.attempt == 0
+}
+
+/// The delay before the attempt that follows the second lost worker. Each further loss doubles it. The attempt that follows
+/// the first loss begins at once: the lease that lapsed was the delay.
+const FIRST_DELAY: Duration = Duration::from_secs(10);
+const LONGEST_DELAY: Duration = Duration::from_secs(600);
+
+/// How a worker left its task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WorkerExit {
+    /// The worker did not renew its lease, or dropped its attempt. It counts against the bound of attempts.
+    Lost,
+    /// The worker released the task, as at a shutdown or deploy, or never began. It does not count.
+    Released,
+}
+
+/// What becomes of a task that its worker left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AfterExit {
+    /// The task waits for the next worker.
+    Waits,
+    /// The task is cancelled, because a cancel had been requested.
+    Cancelled,
+    /// The task failed, because its operation cannot run again.
+    Failed,
+    /// The task failed, because its operation has lost as many workers as it may.
+    GaveUp {
+        /// How many workers it lost.
+        losses: u32,
+    },
+}
+
+/// Takes the lease of a task from its worker. A requested cancel is never forgotten: the task becomes `cancelled`. Otherwise a
+/// task whose operation may run again waits for the next worker, and any other task fails.
+pub(super) fn take_lease(
+    task: &mut Task,
+    exit: WorkerExit,
+    now: DateTime<Utc>,
+) -> Result<AfterExit, TaskError> {
+    const LOST: &str = "the worker of the task was lost";
+    require_open(task, "take its lease")?;
+    if task.cancel_requested {
+        return end(task, TaskStatus::Cancelled, "cancel it").map(|()| AfterExit::Cancelled);
+    }
+    let Some(lease) = task.lease.as_ref().filter(|lease| may_run(task, lease)) else {
+        return fail_with(task, LOST.to_owned()).map(|_| AfterExit::Failed);
+    };
+    let losses = lease.losses.saturating_add(u32::from(exit == WorkerExit::Lost));
+    if exit == WorkerExit::Lost && losses >= task.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS) {
+        let attempts = if losses == 1 { "attempt" } else { "attempts" };
+        let message = format!("gave up after {losses} {attempts}: the worker was lost");
+        return fail_with(task, message).map(|_| AfterExit::GaveUp { losses });
+    }
+    let delay = if exit == WorkerExit::Lost { delay_after(losses) } else { Duration::ZERO };
+    task.lease =
+        Some(Lease { holder: None, losses, deadline: now + delay, extra: Map::new(), ..lease.clone() });
+    Ok(AfterExit::Waits)
+}
+
+fn delay_after(losses: u32) -> Duration {
+    let Some(doublings) = losses.checked_sub(2) else { return Duration::ZERO };
+    FIRST_DELAY.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_DELAY)
+}
+
+/// Returns how long to wait until the next attempt at a task that waits for a worker may begin. If the engine's clock was set
+/// back since, the wait is at most the delay after this number of losses.
+pub(super) fn delay_left(waiting: &Lease, now: DateTime<Utc>) -> Duration {
+    (waiting.deadline - now).to_std().unwrap_or_default().min(delay_after(waiting.losses))
+}
+
+fn fail_with(task: &mut Task, message: String) -> Result<Change, TaskError> {
+    let error = RpcError::new(-32603, message.clone());
+    task.status_message = Some(message);
+    fail(task, &error)
+}
+
+/// Ends a task whose TTL has elapsed before it ended.
+pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {
+    if task.cancel_requested {
+        return cancel(task);
+    }
+    fail_with(task, "TTL elapsed".to_owned())
+}
+
+/// The transitions of SDKs that set a status, a result, an error and a status message in calls of their own.
+#[cfg(feature = "pmcp")]
+pub(super) mod split {
+    use super::*;
+
+    /// Sets the status and the status message. A task may enter any other status until it has ended. If the task has ended
+    /// with this status, the call only adds a status message that is missing.
+    pub(in crate::store) fn set_status(
+        task: &mut Task,
+        status: TaskStatus,
+        message: Option<&str>,
+        config: &StoreConfig,
+    ) -> Result<Change, TaskError> {
+        use TaskStatus::{Completed, Failed, InputRequired, Working};
+        match (task.status, status) {
+            (Completed, Completed) | (Failed, Failed) => {
+                if task.status_message.is_some() || message.is_none() {
+                    return Ok(Change::None);
+                }
+            }
+            (from, to) if from.is_terminal() || from == to => {
+                return Err(refused(task, "change its status"));
+            }
+            (_, Working) => withdraw_requests(task),
+            (_, InputRequired) => reopen_requests(task, config)?,
+            (_, ended) => end(task, ended, "end it")?,
+        }
+        replace_status_message(task, message, config)
+    }
+
+    /// Replaces the status message of an open task, or removes it.
+    pub(in crate::store) fn set_status_message(
+        task: &mut Task,
+        message: Option<&str>,
+        config: &StoreConfig,
+    ) -> Result<Change, TaskError> {
+        require_open(task, "set its status message")?;
+        replace_status_message(task, message, config)
+    }
+
+    fn replace_status_message(
+        task: &mut Task,
+        message: Option<&str>,
+        config: &StoreConfig,
+    ) -> Result<Change, TaskError> {
+        check_status_message(message.unwrap_or_default(), config)?;
+        task.status_message = message.map(str::to_owned);
+        Ok(Change::Visible)
+    }
+
+    /// Completes a task, or adds the result to one that was completed without. Leaves a result that is there as it is: only the
+    /// caller can load and compare it.
+    pub(in crate::store) fn set_result(task: &mut Task, result: &Value) -> Result<Change, TaskError> {
+        match (task.status, &task.result) {
+            (TaskStatus::Completed, Some(_)) => return Ok(Change::None),
+            (TaskStatus::Completed, None) => {
+                check_depth("depth of a result", result, MAX_JSON_DEPTH)?;
+                task.result = Some(result.clone().into());
+            }
+            _ => {
+                complete(task, result)?;
+                // The message described a step of the work. The second call brings the message of the end.
+                task.status_message = None;
+            }
+        }
+        Ok(Change::Visible)
+    }
+
+    /// Fails a task, or adds the error to one that failed without.
+    pub(in crate::store) fn set_error(task: &mut Task, error: &Value) -> Result<Change, TaskError> {
+        match (task.status, task.error_as_set()) {
+            (TaskStatus::Failed, Some(stored)) if stored == *error => return Ok(Change::None),
+            (TaskStatus::Failed, None) => {}
+            _ => {
+                end(task, TaskStatus::Failed, "end it")?;
+                task.status_message = None;
+            }
+        }
+        check_depth("depth of an error", error, MAX_JSON_DEPTH)?;
+        task.error = Some(nearest_rpc_error(error));
+        if task.error_as_set().as_ref() != Some(error) {
+            task.adapter.error = Some(error.clone());
+        }
+        Ok(Change::Visible)
+    }
+
+    /// Returns the JSON-RPC error object that is closest to an error of any form.
+    fn nearest_rpc_error(error: &Value) -> RpcError {
+        serde_json::from_value(error.clone()).unwrap_or_else(|_| {
+            let message = error.get("message").unwrap_or(error).as_str();
+            RpcError::new(-32603, message.unwrap_or("the task failed"))
+        })
+    }
+
+    /// Makes requests of the client under new keys, and opens those again that were withdrawn. There may be none.
+    pub(in crate::store) fn record_input_requests(
+        task: &mut Task,
+        requests: &BTreeMap<String, Value>,
+        config: &StoreConfig,
+    ) -> Result<Change, TaskError> {
+        let mut recorded = task.all_requests();
+        if task.status == TaskStatus::InputRequired && !recorded.is_empty() {
+            let reason = format!("task {} has input requests already", task.task_id);
+            return Err(TaskError::InvalidArgument { reason });
+        }
+        if task.status != TaskStatus::Working {
+            return Err(refused(task, "request input"));
+        }
+        for (key, request) in requests {
+            let is_used = recorded.insert(key.clone(), request.clone()).is_some();
+            if is_used || task.input_responses.contains_key(key) {
+                return Err(TaskError::InputKeyUsed { task: task.task_id.clone(), key: key.clone() });
+            }
+        }
+        task.adapter.requests = Some(recorded);
+        reopen_requests(task, config)?;
+        Ok(Change::Visible)
+    }
+
+    /// Stores the answers to open requests of a task that requires input, and keeps the requests.
+    pub(in crate::store) fn deliver_inputs(
+        task: &mut Task,
+        responses: &BTreeMap<String, Value>,
+    ) -> Result<Change, TaskError> {
+        if task.status != TaskStatus::InputRequired {
+            return Err(refused(task, "deliver inputs"));
+        }
+        let requests = task.all_requests();
+        let change = super::deliver_inputs(task, responses)?;
+        task.adapter.requests = Some(requests);
+        Ok(change)
+    }
+
+    /// Lets the task go on without answers. A later change can open its requests again.
+    fn withdraw_requests(task: &mut Task) {
+        let requests = task.all_requests();
+        if !requests.is_empty() {
+            task.adapter.requests = Some(requests);
+        }
+        task.input_requests.clear();
+        task.status = TaskStatus::Working;
+    }
+
+    /// Moves the task to `input_required`, and opens every request that has no answer.
+    fn reopen_requests(task: &mut Task, config: &StoreConfig) -> Result<(), TaskError> {
+        if task.cancel_requested {
+            return Err(refused(task, "request input"));
+        }
+        let mut open = task.all_requests();
+        open.retain(|key, _| !task.input_responses.contains_key(key));
+        task.input_requests.clear();
+        if open.is_empty() {
+            task.status = TaskStatus::InputRequired;
+            return Ok(());
+        }
+        request_input(task, &open.into_iter().collect::<Vec<_>>(), config).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_delay_doubles_with_each_loss_from_the_second_on_up_to_ten_minutes() {
+        let seconds = [0, 1, 2, 3, 4, 7, 8, 9, 40, u32::MAX].map(|losses| delay_after(losses).as_secs());
+        assert_eq!(seconds, [0, 0, 10, 20, 40, 320, 600, 600, 600, 600]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_delay_longer() {
+        let lease = json!({ "attempt": 2, "durationMs": 1, "deadline": "2026-01-31T12:00:10.000Z" });
+        let waiting = |losses| Lease { losses, ..serde_json::from_value(lease.clone()).unwrap() };
+        let left = |losses, now: &str| delay_left(&waiting(losses), now.parse().unwrap()).as_secs();
+        assert_eq!(left(2, "2026-01-31T12:00:04Z"), 6);
+        assert_eq!(left(2, "2026-01-31T12:00:20Z"), 0);
+        // The clock is set back by a minute, and by a day.
+        assert_eq!(left(2, "2026-01-31T11:59:10Z"), 10);
+        assert_eq!(left(1, "2026-01-31T11:59:10Z"), 0);
+        assert_eq!(left(0, "2026-01-30T12:00:10Z"), 0);
+    }
+}

@@ -1,0 +1,302 @@
+//! Reads, changes and writes the records of tasks.
+//!
+//! A change reads the task, expires it if its TTL has elapsed, applies the change, and writes the task only if nobody else has
+//! written it since. Otherwise it starts again.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use tracing::{Instrument, debug_span};
+
+use super::answers::Answers;
+use super::config::StoreConfig;
+use super::deadline::{CallTarget, Deadline};
+use super::durations::pause_after_conflicts;
+use super::engine::{EngineClient, StoredPage};
+use super::error::TaskError;
+use super::limits::{check_key, check_owner};
+use super::local_attempts::LocalAttempts;
+use super::machine::{self, Change};
+use super::new_task::NewTask;
+use super::scheduler::Scheduler;
+use super::task_ref::TaskRef;
+use super::write::{ChangeKind, Write, Writer};
+use super::writers::WriterQueues;
+use crate::backend::{
+    Agenda, OwnerId, PageRequest, PutOptions, StorageBackend, StorageError, TaskKey, Version,
+};
+use crate::printable::Chain;
+use crate::task::{Lease, StoredTask, Task};
+
+#[derive(Debug)]
+pub(super) struct Records<B> {
+    pub(super) engine: Arc<EngineClient<B>>,
+    pub(super) scheduler: Scheduler<B>,
+    pub(super) attempts: Arc<LocalAttempts>,
+    pub(super) config: StoreConfig,
+    writers: WriterQueues,
+}
+
+/// One call that changes a task.
+#[derive(Clone, Copy)]
+pub(super) struct ChangeCall<'a> {
+    kind: ChangeKind,
+    operation: &'static str,
+    task: TaskRef<'a>,
+    /// The caller holds the lease of the task, so the call need not check whether the worker is lost.
+    is_by_holder: bool,
+}
+
+impl<'a> ChangeCall<'a> {
+    pub(super) fn new(kind: ChangeKind, operation: &'static str, task: TaskRef<'a>) -> Self {
+        Self { kind, operation, task, is_by_holder: false }
+    }
+
+    pub(super) fn by_holder(kind: ChangeKind, operation: &'static str, task: &'a TaskKey) -> Self {
+        Self { kind, operation, task: TaskRef::Key(task), is_by_holder: true }
+    }
+}
+
+impl<B: Agenda> Records<B> {
+    pub(super) fn new(
+        backend: B,
+        config: StoreConfig,
+        attempts: Arc<LocalAttempts>,
+        answers: Arc<Answers>,
+    ) -> Self {
+        let engine = Arc::new(EngineClient::new(backend, answers));
+        let scheduler = Scheduler::new(Arc::clone(&engine), &config);
+        Self { engine, scheduler, attempts, config, writers: WriterQueues::default() }
+    }
+
+    /// Starts the time limit of a call.
+    pub(super) fn deadline(&self) -> Deadline {
+        Deadline::after(self.config.call_timeout)
+    }
+
+    /// Returns a lease of this store that begins now.
+    pub(super) fn new_lease(&self, attempt: u32, losses: u32) -> Lease {
+        self.attempts.new_lease(attempt, losses, self.config.lease, self.engine.now())
+    }
+
+    pub(super) fn contended(&self, key: &TaskKey) -> TaskError {
+        TaskError::Contended { task: key.task.clone(), conflicts: self.config.max_conflicts }
+    }
+
+    /// Joins the queue of the writers of a task.
+    pub(super) fn writers(&self) -> &WriterQueues {
+        &self.writers
+    }
+
+    /// Reads a task as its record says, even if its TTL has elapsed.
+    pub(super) async fn read(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        let read = self.engine.get(key).await;
+        if matches!(read, Err(TaskError::NotFound { .. })) {
+            self.scheduler.forget(key);
+        }
+        read
+    }
+
+    /// Reads a task, and ends it if its TTL has elapsed.
+    pub(super) async fn read_current(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        for conflicts in 0..self.config.max_conflicts {
+            pause_after_conflicts(conflicts).await;
+            if let Some(stored) = self.expire_if_overdue(self.read(key).await?).await? {
+                return Ok(stored);
+            }
+        }
+        Err(self.contended(key))
+    }
+
+    /// Reads one page, and ends each of its tasks whose TTL has elapsed.
+    pub(super) async fn read_page(
+        &self,
+        owner: &OwnerId,
+        request: PageRequest,
+    ) -> Result<StoredPage, TaskError> {
+        let StoredPage { tasks: listed, unreadable, next } = self.engine.page(owner, request).await?;
+        let mut tasks = Vec::with_capacity(listed.len());
+        for stored in listed {
+            tasks.extend(self.current(stored).await?);
+        }
+        Ok(StoredPage { tasks, unreadable, next })
+    }
+
+    /// Returns a listed task as it is now; `None` if it is gone.
+    async fn current(&self, listed: StoredTask) -> Result<Option<StoredTask>, TaskError> {
+        let key = listed.key.clone();
+        let current = match self.expire_if_overdue(listed).await {
+            // Another writer has changed or removed it since the page was read.
+            Ok(None) | Err(TaskError::NotFound { .. }) => self.read_current(&key).await.map(Some),
+            current => current,
+        };
+        match current {
+            Err(TaskError::NotFound { .. }) => Ok(None),
+            current => current,
+        }
+    }
+
+    /// Stores a new task.
+    pub(super) async fn create(
+        &self,
+        deadline: &Deadline,
+        key: &TaskKey,
+        new: NewTask,
+        lease: Option<Lease>,
+    ) -> Result<StoredTask, TaskError> {
+        check_owner(&key.owner)?;
+        let (mut task, expiry) = new.into_task(key.task.clone(), self.engine.now(), lease, &self.config)?;
+        let mut options = PutOptions::new(expiry);
+        options.quota = self.config.max_tasks_per_owner;
+        let write = Write::create(key, &mut task, options, self.engine.backend.max_value_bytes())?;
+        if task.lease.is_some() {
+            self.scheduler.schedule_new_lease(key).await?;
+        }
+        let mut writer = Writer::new(ChangeKind::Input, deadline, None);
+        match write.apply(&self.engine, &mut writer, task).await? {
+            Some(created) => Ok(created),
+            // Another task has the same random id of 122 bits, or the engine breaks its contract.
+            None => Err(TaskError::Storage(StorageError::VersionConflict {
+                key: key.clone(),
+                expected: Version::ABSENT,
+                actual: Version::FIRST,
+            })),
+        }
+    }
+
+    /// Applies `change` to a task and writes it, until no other writer interferes. Returns the task as written.
+    pub(super) async fn change(
+        &self,
+        deadline: &Deadline,
+        call: ChangeCall<'_>,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        let key = call.task.key();
+        let span = debug_span!("change", operation = call.operation, owner = %key.owner.printable(), task = %key.task.printable());
+        let changed = pin!(self.change_in_queue(deadline, call, change));
+        deadline.limit(call.operation, CallTarget::Task(key), changed).instrument(span).await
+    }
+
+    async fn change_in_queue(
+        &self,
+        deadline: &Deadline,
+        call: ChangeCall<'_>,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        let key = call.task.key();
+        check_key(key)?;
+        let queued = self.writers.join(key, call.kind.priority());
+        let mut writer = Writer::new(call.kind, deadline, queued.permit().await);
+        if let Some(written) = self.change_copy(&mut writer, call.task, &change).await? {
+            return Ok(written);
+        }
+        for conflicts in 0..self.config.max_conflicts {
+            pause_after_conflicts(conflicts).await;
+            let Some(mut stored) = self.expire_if_overdue(self.read(key).await?).await? else {
+                continue;
+            };
+            if !call.is_by_holder {
+                self.scheduler.schedule_if_lapsed(&stored).await;
+            }
+            writer.had_ended = stored.task.status.is_terminal();
+            let made = change(stored.task_mut())?;
+            if made == Change::None {
+                return Ok(stored);
+            }
+            let task = stored.task.into_task();
+            if let Some(written) = self.write(&mut writer, key, stored.version, task, made).await? {
+                return Ok(written);
+            }
+        }
+        Err(self.contended(key))
+    }
+
+    /// Changes the copy that the caller holds, which saves a read. Returns `None` if that is not possible: only a read can show
+    /// that there is nothing to change, or that the change is not allowed.
+    async fn change_copy(
+        &self,
+        writer: &mut Writer<'_>,
+        task: TaskRef<'_>,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
+    ) -> Result<Option<StoredTask>, TaskError> {
+        let TaskRef::Stored(held) = task else { return Ok(None) };
+        if !held.is_fresh(self.engine.origin()) || self.is_overdue(&held.task) {
+            return Ok(None);
+        }
+        writer.had_ended = held.task.status.is_terminal();
+        let mut task = Task::clone(&held.task);
+        let Ok(made @ (Change::Visible | Change::Internal)) = change(&mut task) else { return Ok(None) };
+        match self.write(writer, &held.key, held.version, task, made).await {
+            Err(TaskError::LimitExceeded { .. }) => Ok(None),
+            written => written,
+        }
+    }
+
+    /// Writes a changed task over the version that it was read at. Returns `None` if another writer has written it since.
+    pub(super) async fn write(
+        &self,
+        writer: &mut Writer<'_>,
+        key: &TaskKey,
+        expected: Version,
+        mut task: Task,
+        change: Change,
+    ) -> Result<Option<StoredTask>, TaskError> {
+        if change != Change::Internal {
+            task.last_updated_at = self.engine.now().max(task.last_updated_at);
+        }
+        let max_bytes = self.engine.backend.max_value_bytes();
+        let write = Write::update(writer, key, &mut task, expected, change, max_bytes)?;
+        write.apply(&self.engine, writer, task).await
+    }
+
+    fn is_overdue(&self, task: &Task) -> bool {
+        !task.status.is_terminal() && task.deadline().is_some_and(|deadline| deadline <= self.engine.now())
+    }
+
+    /// Ends a task whose TTL has elapsed before it ended. Leaves other tasks as they are.
+    ///
+    /// The estimate of the clock may lead, so this asks the engine for its clock first. Returns `None` if another writer has
+    /// written the task since. If the engine rejects the write, the returned task has ended anyway, and the next reader tries
+    /// to write that again.
+    pub(super) async fn expire_if_overdue(
+        &self,
+        stored: StoredTask,
+    ) -> Result<Option<StoredTask>, TaskError> {
+        if !self.is_overdue(&stored.task) || !self.has_ttl_elapsed(&stored).await {
+            return Ok(Some(stored));
+        }
+        let mut task = Task::clone(&stored.task);
+        machine::expire(&mut task)?;
+        let mut writer = Writer::store();
+        let write = self.write(&mut writer, &stored.key, stored.version, task.clone(), Change::Visible);
+        match Box::pin(write).await {
+            Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
+                log_unwritten_end(&error);
+                Ok(Some(stored.showing(task)))
+            }
+            written => written,
+        }
+    }
+
+    /// Returns whether the TTL has elapsed by the engine's clock. If the clock cannot be read, it has not.
+    async fn has_ttl_elapsed(&self, stored: &StoredTask) -> bool {
+        match self.engine.clock(&stored.key).await {
+            Ok(now) => stored.task.deadline().is_some_and(|deadline| deadline <= now),
+            Err(error) => {
+                tracing::debug!(error = %Chain(&error), "a task whose TTL may have elapsed stays open: the engine's clock cannot be read");
+                false
+            }
+        }
+    }
+}
+
+fn log_unwritten_end(error: &TaskError) {
+    const WHAT: &str = "the end of a task whose TTL has elapsed was not stored";
+    match error {
+        TaskError::Storage(_) | TaskError::Contended { .. } => {
+            tracing::debug!(error = %Chain(error), "{WHAT}")
+        }
+        // No outage explains this error.
+        _ => tracing::warn!(error = %Chain(error), "{WHAT}"),
+    }
+}

@@ -1,0 +1,60 @@
+//! What the tests of the lifecycle share: new tasks, and waiting for the record of a task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mcp_task_store::{Agenda, Attempt, NewTask, OnWorkerLost, Task, TaskKey, TaskStore};
+
+use crate::support::owner;
+
+pub type Tasks = TaskStore<Arc<dyn Agenda>>;
+pub type TaskAttempt = Attempt<Arc<dyn Agenda>>;
+
+/// A lease that does not lapse in a test.
+pub const LONG: Duration = Duration::from_secs(3600);
+/// A lease that lapses in a test.
+pub const SHORT: Duration = Duration::from_millis(50);
+/// How long a test waits for an expected event.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A task that cannot resume.
+pub fn plain() -> NewTask {
+    NewTask::new("tools/call")
+}
+
+/// A task that another worker can resume.
+pub fn resumable() -> NewTask {
+    plain().operation("render").on_worker_lost(OnWorkerLost::Resume)
+}
+
+pub async fn start(tasks: &Tasks, new: NewTask) -> (TaskKey, TaskAttempt) {
+    let (stored, attempt) = tasks.start(&owner("alice"), new).await.unwrap();
+    (stored.key, attempt)
+}
+
+/// Reads a record without a call of a store, so that no store schedules its timer.
+pub async fn record(agenda: &dyn Agenda, key: &TaskKey) -> Task {
+    serde_json::from_slice(&agenda.get(key).await.unwrap().data).unwrap()
+}
+
+/// Reads a record, without a call of a store, until it is as `expected`.
+pub async fn until(agenda: &dyn Agenda, key: &TaskKey, expected: impl Fn(&Task) -> bool) -> Task {
+    let reading = async {
+        loop {
+            let task = record(agenda, key).await;
+            if expected(&task) {
+                return task;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("the record changes as expected")
+}
+
+pub fn has_ended(task: &Task) -> bool {
+    task.status.is_terminal()
+}
+
+pub fn waits_for_a_worker(task: &Task) -> bool {
+    task.lease.as_ref().is_some_and(|lease| lease.holder.is_none())
+}
