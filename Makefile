@@ -69,7 +69,7 @@ check: lua-check deny ## check the format, clippy, the documentation, the Lua sc
 .PHONY: lua-check
 lua-check: ## check the Lua scripts with luacheck | 1 s | nothing
 	@scripts/need.sh "command -v luacheck" lua-check "luacheck (https://github.com/lunarmodules/luacheck)"
-	@luacheck --no-color lua
+	@scripts/lua-check.sh
 
 .PHONY: deny
 deny: ## check the dependencies with cargo-deny: licenses, duplicates, sources, advisories | 10 s, and 2 min to install it | nothing

@@ -1,14 +1,13 @@
--- list: the ids of one page, newest first by creation. Writes nothing.
+-- list: the ids of one page, newest first by creation time. Writes nothing.
 --
 -- KEYS[1] idx       the owner's index
--- ARGV[1] below     creation time at which the page before ended, or '+inf'
+-- ARGV[1] below     the creation time at which the previous page ended, or '+inf'
 -- ARGV[2] limit     how many ids at most
 --
--- Reply: { seconds, microseconds of the server's clock, { id, creation time, id, creation time, ... } }
+-- Reply: { 'seconds microseconds', { id, creation time, id, creation time, ... } }
 -- Errors: none of its own
 
 local time = redis.call('TIME')
--- Creation times lie above 10^14, what the index holds by expires_at below.
-local members = redis.call('ZRANGE', KEYS[1], '(' .. ARGV[1], '100000000000000', 'BYSCORE', 'REV',
-  'LIMIT', '0', ARGV[2], 'WITHSCORES')
-return { time[1], time[2], members }
+-- Creation times lie above 10^14. The members by expires_at lie below.
+return { table.concat(time, ' '), redis.call('ZRANGE', KEYS[1], '(' .. ARGV[1], '100000000000000', 'BYSCORE', 'REV',
+  'LIMIT', '0', ARGV[2], 'WITHSCORES') }

@@ -1,28 +1,27 @@
--- probe: runs each command that the other scripts run, except those that publish, to find out what the server lacks and
--- which rights the user lacks. It leaves nothing behind.
+-- probe: runs each command of the other scripts, except those that publish. It shows which commands the server lacks
+-- and which permissions the user lacks. It leaves nothing behind.
 --
 -- KEYS[1] probe     a key that only this script uses
 --
--- Reply: { command, error, ... }: for each command that failed, and the server's words
+-- Reply: { 'seconds microseconds', { command, error, ... } }: each command that failed, and the text of the server; the
+--   clock is 0 if TIME failed
 -- Errors: none of its own
 
 local probe, failed = KEYS[1], {}
 
 local function try(command, ...)
   local reply = redis.pcall(command, ...)
-  if type(reply) == 'table' and reply.err then
-    failed[#failed + 1] = command
-    failed[#failed + 1] = reply.err:sub(1, 300)
-  end
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  failed[#failed + 1], failed[#failed + 2] = command, reply.err:sub(1, 300)
 end
 
--- Only the first two create the key. It goes with any one of the next three, should a right be missing to the others.
+-- Only the first two commands create the key. Each of the next three removes it, so one missing permission leaves no
+-- key.
 try('HSETNX', probe, 'version', '1')
 try('HSET', probe, 'version', '1')
 try('HDEL', probe, 'version')
 try('PEXPIREAT', probe, '1')
 try('DEL', probe)
-try('TIME')
 try('EXISTS', probe)
 try('HGET', probe, 'version')
 try('HMGET', probe, 'version')
@@ -34,4 +33,5 @@ try('ZCARD', probe)
 try('ZCOUNT', probe, '-inf', '0')
 try('ZRANGE', probe, '0', '0')
 try('ZSCORE', probe, '')
-return failed
+local time = try('TIME') or { 0, 0 }
+return { table.concat(time, ' '), failed }

@@ -1,10 +1,14 @@
 -- publish: publishes one message as the other scripts do, to find out whether this command works on the server.
 --
--- ARGV[1] channel   where to publish
+-- ARGV[1] channel   the channel to publish to
 -- ARGV[2] publish   the command to publish with
--- ARGV[3] message   what to publish
+-- ARGV[3] message   the message
 --
--- Reply: how many subscribers of this server received it
+-- Reply: 'seconds microseconds'
 -- Errors: none of its own
 
-return redis.call(ARGV[2], ARGV[1], ARGV[3])
+-- @include notify
+
+local time = redis.call('TIME')
+notify(ARGV[1], ARGV[2], ARGV[3])
+return table.concat(time, ' ')

@@ -4,29 +4,29 @@
 -- KEYS[2..] tasks   the hashes to look for
 -- ARGV[1..] ids     their task ids, in the same order
 --
--- Reply: { how many records were removed from the index, seconds, microseconds of the server's clock }
+-- Reply: 'seconds microseconds removed': how many records the script removed from the index
 -- Errors: none of its own
-
-local call, idx = redis.call, KEYS[1]
-local time = call('TIME')
-local now = time[1] * 1000 + time[2] / 1000
 
 -- @include index
 
-local is_gone, members = {}, {}
+local idx = KEYS[1]
+local time, gone, members = redis.call('TIME'), {}, {}
 for i, id in ipairs(ARGV) do
-  if call('EXISTS', KEYS[i + 1]) == 0 then
-    is_gone['\255' .. id] = true
+  if redis.call('EXISTS', KEYS[i + 1]) == 0 then
+    local mark = '\255' .. id
+    gone[mark] = true
     members[#members + 1] = id
-    members[#members + 1] = '\255' .. id
+    members[#members + 1] = mark
   end
 end
-if not members[1] then return { 0, time[1], time[2] } end
-local last, others = 0, latest(#members / 2 + 1)
-for i = #others - 1, 1, -2 do
-  if not is_gone[others[i]] then last = tonumber(others[i + 1]) end
+time[3] = 0
+if members[1] then
+  -- The expiry comes first: if the user may not run ZREM, the index still expires.
+  local last, others = 0, longest_lived(idx, #members / 2 + 1)
+  for i = #others - 1, 1, -2 do
+    if not gone[others[i]] then last = tonumber(others[i + 1]) end
+  end
+  set_expiry(idx, last, time[1] * 1000 + time[2] / 1000)
+  time[3] = math.ceil(redis.call('ZREM', idx, unpack(members)) / 2)
 end
-
--- The expiry first: what a user may not do leaves an index that expires.
-settle(last)
-return { math.ceil(call('ZREM', idx, unpack(members)) / 2), time[1], time[2] }
+return table.concat(time, ' ')

@@ -1,31 +1,30 @@
--- resolve: moves or removes a timer that was taken, unless somebody has scheduled or taken it since.
+-- resolve: moves or removes a timer that was taken, unless another call has scheduled or taken it since.
 --
 -- KEYS[1] due       the timers of the queue by due time
 -- ARGV[1] member    the task's key
--- ARGV[2] token     the score that the taking gave the timer
+-- ARGV[2] token     the score that the timer got when it was taken
 -- ARGV[3] after     in milliseconds from now, '' to remove the timer
--- ARGV[4] channel   where takers listen, '' to notify nobody
+-- ARGV[4] channel   the channel of the takers, '' to notify nobody
 -- ARGV[5] publish   the command to publish with
 --
--- Reply: 'seconds microseconds effect', the server's clock first; effect is 1 if the token was valid, else 0
+-- Reply: 'seconds microseconds effect': effect is 1 if the token was valid, else 0
 -- Errors: none of its own
-
-local call, due = redis.call, KEYS[1]
-local member, token, after, channel, publish = unpack(ARGV)
-local time = call('TIME')
 
 -- @include score
 -- @include wake
 
-local before, effect = tonumber(call('ZSCORE', due, member)), 0
-if before and before == tonumber(token) then
-  effect = 1
-  if after == '' then
-    call('ZREM', due, member)
+local due, member = KEYS[1], ARGV[1]
+local time = redis.call('TIME')
+local before = tonumber(redis.call('ZSCORE', due, member))
+time[3] = 0
+if before and before == tonumber(ARGV[2]) then
+  time[3] = 1
+  if ARGV[3] == '' then
+    redis.call('ZREM', due, member)
   else
-    local at = math.floor(time[1] * 1000 + time[2] / 1000) + after
-    wake(channel, publish, at)
-    call('ZADD', due, score(at, before), member)
+    local at = math.floor(time[1] * 1000 + time[2] / 1000) + ARGV[3]
+    wake(due, at, ARGV[4], ARGV[5])
+    redis.call('ZADD', due, score(at, before, time[2]), member)
   end
 end
-return time[1] .. ' ' .. time[2] .. ' ' .. effect
+return table.concat(time, ' ')

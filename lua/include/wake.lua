@@ -1,12 +1,14 @@
--- Notifies takers if a timer that is due at `at` becomes the earliest one of its queue: they know when the earliest
--- one before it is due. The message comes before the write: a user without the right to publish is refused here. A
--- command that changes nothing comes first: a server that accepts no writes at the moment refuses it. Needs `call` and
--- `due` before it.
-local function wake(channel, publish, at)
-  if channel == '' then return end
-  local first = call('ZRANGE', due, '0', '0', 'WITHSCORES')[2]
-  if not first or at < math.floor(first) then
-    call('ZADD', due, 'XX', '0', '')
-    call(publish, channel, '? ' .. due)
+-- @include notify
+
+-- Notifies takers if the timer that becomes due at `at` is now the earliest of its queue. Takers know when the earliest
+-- timer before it is due. This comes before the write. ZADD XX changes nothing: a server that accepts no writes at the
+-- moment refuses it, before subscribers receive a message.
+local function wake(due, at, channel, publish)
+  if channel ~= '' then
+    local first = redis.call('ZRANGE', due, '0', '0', 'WITHSCORES')[2]
+    if not first or at < math.floor(first) then
+      redis.call('ZADD', due, 'XX', '0', '')
+      notify(channel, publish, '? ' .. due)
+    end
   end
 end

@@ -1,9 +1,8 @@
 //! Timers across owners.
 //!
-//! The timers of one queue are a sorted set by due time. A score is exact to 1/1024 ms, and its fraction is a salt that
-//! changes with every write of the timer, so the score is the token of the taker. With hash tags the sets
-//! are in 16 shards by the owner, which a cluster spreads over its masters. A shard whose master cannot be reached delays
-//! its own timers alone.
+//! The timers of one queue are a sorted set by due time. A score is exact to 1/1024 ms. Its fraction is a salt that changes
+//! with every write of the timer, so the score is the token of the taker. With hash tags the sets are in 16 shards by
+//! owner, which a cluster distributes over its masters. A shard whose master is unreachable delays only its own timers.
 
 mod listing;
 mod shards;
@@ -27,29 +26,31 @@ use crate::scripts::{
 };
 pub(super) use shards::Outages;
 
-/// How many timers one script takes at most. A script holds the server for about as long as a small call takes.
-const TAKEN_AT_ONCE: usize = 32;
+/// How many timers one script takes at most. Such a script holds the server for about as long as a small call.
+const MAX_TAKEN_BY_SCRIPT: usize = 32;
 
-/// A timer that was taken, with its queue's place and the time at which it was due.
+/// A timer that was taken: the number of its queue, the time at which it was due, and the timer.
 type DueTimer = (usize, f64, Due);
 
-/// What a shard gave.
-struct Found {
+/// What one shard replied.
+struct ShardReply {
+    shard: u64,
+    /// The timers that were taken.
     due: Vec<DueTimer>,
-    /// How many timers were taken, those that belong to no task included.
+    /// How many timers were taken, including those that belong to no task.
     count: usize,
-    /// How each queue stands after that.
+    /// The state of each queue after that.
     queues: Vec<QueueState>,
     /// The clock of the shard's server, in microseconds.
     server_us: u64,
 }
 
-impl Found {
-    /// How long it takes until the next timer is due.
+impl ShardReply {
+    /// Returns the time until the next timer is due.
     fn next_in(&self) -> Option<Duration> {
         let firsts = self.queues.iter().filter_map(|queue| queue.first);
         let first = firsts.min_by(f64::total_cmp)?;
-        // A timer is due from the beginning of its millisecond on. What is below zero becomes zero.
+        // A timer is due from the beginning of its millisecond on. A negative score becomes zero.
         let due_us = (first.floor() as u64).saturating_mul(1000);
         Some(Duration::from_micros(due_us.saturating_sub(self.server_us)))
     }
@@ -60,14 +61,14 @@ impl RedisBackend {
         self.0.publishes.then(|| self.0.schema.wake(shard))
     }
 
-    /// Takes from one shard.
+    /// Takes due timers from one shard.
     async fn take(
         &self,
         shard: u64,
         queues: &[Queue],
         limit: usize,
         hide_ms: u64,
-    ) -> Result<Found, StorageError> {
+    ) -> Result<ShardReply, StorageError> {
         let due = queues.iter().map(|queue| self.0.schema.due(shard, queue)).collect();
         let take = TakeDue { due, hide_ms, limit };
         let key = take.due.first().map(String::as_str).unwrap_or_default();
@@ -92,7 +93,7 @@ impl RedisBackend {
             if !foreign.is_empty() {
                 self.remove_foreign(&take.due, foreign).await;
             }
-            Ok(Found { due, count, queues: states, server_us })
+            Ok(ShardReply { shard, due, count, queues: states, server_us })
         });
         self.limited(span, &context, call).await
     }
@@ -105,26 +106,26 @@ impl RedisBackend {
     ) -> Result<Taken, StorageError> {
         let mut due = Vec::new();
         loop {
-            let step = (limit - due.len()).min(TAKEN_AT_ONCE);
+            let step = (limit - due.len()).min(MAX_TAKEN_BY_SCRIPT);
             match self.take(0, queues, step, hide_ms).await {
                 Ok(found) => {
                     let next_in = found.next_in();
-                    let (is_full, is_new) = (found.count >= step, add(&mut due, found.due));
+                    let (is_full, is_new) = (found.count >= step, merge(&mut due, found.due));
                     if !is_full || !is_new || due.len() >= limit {
                         return Ok(in_order(due, next_in));
                     }
                 }
                 Err(error) if due.is_empty() => return Err(error),
-                // What was taken is the caller's, who meets the error with the next call.
+                // The caller receives the timers that were taken, and the error with the next call.
                 Err(error) => {
-                    tracing::debug!(error = %Chain(&error), "fewer timers were taken than are due");
+                    tracing::debug!(error = %Chain(&error), "took fewer timers than are due");
                     return Ok(in_order(due, Some(Duration::ZERO)));
                 }
             }
         }
     }
 
-    /// Removes members that are no keys of tasks, which this crate did not write. They must not come up again and again.
+    /// Removes members that are not keys of tasks. This crate did not write them, and they would be due again and again.
     async fn remove_foreign(&self, keys: &[String], foreign: Vec<(usize, Vec<u8>)>) {
         for (place, key) in keys.iter().enumerate() {
             let members: Vec<&[u8]> =
@@ -146,9 +147,9 @@ impl RedisBackend {
     }
 }
 
-/// Adds what a later step took. One that is hidden for so short a time that it was taken twice is there once, by the token
-/// that is valid; `false` then, as no other timer was waiting longer.
-fn add(due: &mut Vec<DueTimer>, more: Vec<DueTimer>) -> bool {
+/// Adds the timers of a later step. A timer that was hidden so briefly that it was taken twice remains once, with the valid
+/// token. Returns `false` in that case, as no other timer was due earlier.
+fn merge(due: &mut Vec<DueTimer>, more: Vec<DueTimer>) -> bool {
     let before = due.len();
     due.retain(|(queue, _, one)| {
         !more.iter().any(|(other, _, another)| queue == other && one.key == another.key)
@@ -158,7 +159,7 @@ fn add(due: &mut Vec<DueTimer>, more: Vec<DueTimer>) -> bool {
     is_new
 }
 
-/// Queue by queue, and in each those first that were due first.
+/// Sorts timers by queue, and within a queue by due time.
 fn in_order(mut due: Vec<DueTimer>, next_in: Option<Duration>) -> Taken {
     due.sort_by(|(queue, due_at, _), (other, other_due_at, _)| {
         queue.cmp(other).then(due_at.total_cmp(other_due_at))
@@ -210,7 +211,7 @@ impl Agenda for RedisBackend {
         let due = self.0.schema.due(shard, queue);
         let context = self.writes(&due).of(key);
         let write = pin!(async {
-            // The removal of a timer wakes no worker.
+            // The removal of a timer notifies nobody.
             let channel = after_ms.and_then(|_| self.wake_channel(shard));
             let notice = self.notice(channel, &context).await?;
             let (member, token) = (key.to_string(), token.clone());
@@ -218,7 +219,7 @@ impl Agenda for RedisBackend {
             if after_ms.is_some() {
                 return self.run(&RESOLVE, &resolve, &context).await;
             }
-            // A timer that a failover brings back fires once more, which does no harm: replicas need not confirm.
+            // A timer that a failover restores fires once more. This does no harm, so replicas need not confirm.
             self.run_on_master(&RESOLVE, &resolve, &context).await.map(|reply| reply.value)
         });
         let Resolved(had_effect) = self.limited(span, &context, write).await?;

@@ -5,24 +5,23 @@ use std::time::Instant;
 
 use redis::Value;
 
-use crate::scripts::micros;
+use crate::scripts;
 
-/// Carries the server's clock on between replies by the monotonic clock of this process. It may lag
-/// behind the server, it never leads: a reply shows a time that the server's clock had reached before the
-/// reply arrived.
+/// The server's clock, advanced between replies by the monotonic clock of this process. It may lag behind the server and
+/// never leads: the server's clock reached the time in a reply before the reply arrived.
 #[derive(Debug)]
 pub(super) struct Clock {
     started: Instant,
-    /// Server time less the time since `started`, both in microseconds.
+    /// Server time minus the time since `started`, both in microseconds.
     offset: AtomicI64,
 }
 
-/// A moment of this process, in microseconds since the clock was made.
+/// A moment of this process, in microseconds since the creation of the clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment(i64);
 
 impl Clock {
-    /// A clock that lags until the first reply is observed.
+    /// Creates a clock. It stands at the epoch until it observes the first reply.
     pub(super) fn new() -> Self {
         Self { started: Instant::now(), offset: AtomicI64::new(0) }
     }
@@ -31,11 +30,11 @@ impl Clock {
         Moment(i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX))
     }
 
-    /// Takes the time that the server showed in reply to a call that was sent at `sent`.
+    /// Observes the server's time in the reply to a call that was sent at `sent`.
     ///
-    /// The server's clock stood at `server_us` at some moment between `sent` and now, which bounds the
-    /// offset from both sides. An offset within the bounds stays. One below lags more than it must; one
-    /// above says that the server's clock was set back, or that another server answers: both follow.
+    /// The server's clock was at `server_us` at some moment between `sent` and now, which bounds the offset on both sides. An
+    /// offset within the bounds stays. An offset below lags more than necessary. An offset above means that the server's clock
+    /// stepped back, or that another server replies. In both cases the clock follows.
     pub(super) fn observe(&self, server_us: u64, sent: Moment) {
         let server_us = i64::try_from(server_us).unwrap_or(i64::MAX);
         // The monotonic clock is read in whole microseconds, rounded down.
@@ -53,10 +52,10 @@ impl Clock {
     }
 }
 
-/// The reply of `TIME` in microseconds.
+/// The reply to `TIME` in microseconds.
 pub(super) fn server_time(reply: &Value) -> Option<u64> {
     match reply {
-        Value::Array(parts) => micros(parts.first()?, parts.get(1)?),
+        Value::Array(time) => scripts::clock(time),
         _ => None,
     }
 }
@@ -69,7 +68,7 @@ mod tests {
     const EPOCH: u64 = 1_795_000_000_000_000;
     const HOUR: u64 = 3_600_000_000;
 
-    /// A server whose clock stood at `EPOCH` when it was made.
+    /// A server whose clock was at `EPOCH` at its creation.
     struct Server(Instant);
 
     impl Server {
@@ -100,12 +99,12 @@ mod tests {
         let shown = server.us();
         std::thread::sleep(Duration::from_millis(5));
         clock.observe(shown, sent);
-        // It was set right a little at the most, and not set back by what the reply took.
+        // The offset may grow a little. The time that the reply took must not reduce it.
         assert!(clock.offset.load(Ordering::Relaxed) >= lag);
     }
 
     #[test]
-    fn it_follows_a_server_whose_clock_is_set_back_or_forward() {
+    fn it_follows_a_server_whose_clock_steps_back_or_forward() {
         let clock = Clock::new();
         for server_us in [EPOCH, EPOCH - HOUR, EPOCH + HOUR, EPOCH] {
             clock.observe(server_us, clock.moment());

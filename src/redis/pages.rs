@@ -1,4 +1,4 @@
-//! Pages, and the index members that they find without a record.
+//! Pages of one owner's records.
 
 use std::sync::atomic::Ordering;
 
@@ -6,48 +6,64 @@ use redis::{Pipeline, Value};
 
 use super::error::Context;
 use super::reply::CommandError;
-use super::schema::Stored;
+use super::schema::StoredFields;
 use super::{RedisBackend, hmget};
 use crate::backend::engine::{PageBounds, cursor, from_micros};
-use crate::backend::{
-    CorruptRecord, ListedRecord, MAX_PAGE_LIMIT, OwnerId, Page, Record, StorageError, TaskId, TaskKey,
-};
+use crate::backend::{CorruptRecord, ListedRecord, OwnerId, Page, StorageError, TaskId, TaskKey};
 use crate::printable::Chain;
-use crate::scripts::{LIST, List, Listed, REAP, Reap, UnexpectedReply, integer};
+use crate::scripts::{UnexpectedReply, integer};
 
-/// How many index members one `reap.lua` looks at, so that no script holds the server long.
-const REAPED_AT_ONCE: usize = 64;
-
-/// An index member, and where its record is.
-struct Member {
-    task: TaskKey,
-    key: String,
+/// An index member and the key of its record.
+pub(super) struct Member {
+    pub(super) task: TaskKey,
+    pub(super) key: String,
     created_at: u64,
 }
 
-/// A page while it is read.
+/// A page while the backend reads it.
 #[derive(Default)]
 struct Listing {
     page: Page,
-    /// Members without a record.
+    /// The members that have no record.
     gone: Vec<(TaskId, String)>,
-    /// How many members it has taken in.
-    listed: usize,
-    /// For how many bytes of data there is room.
+    /// How many members the page covers so far.
+    covered: usize,
+    /// How many more bytes of data the page may have.
     room: usize,
     is_full: bool,
 }
 
 impl Listing {
-    /// The room that a record leaves, `None` if there is none for it. The first record always has room.
-    fn room_behind(&self, size: usize) -> Option<usize> {
+    /// Adds what the backend read of a member. A record for which there is no room makes the page full.
+    fn add(&mut self, member: &Member, stored: StoredFields) {
+        let id = member.task.task.clone();
+        match stored {
+            StoredFields::Absent => self.gone.push((id, member.key.clone())),
+            StoredFields::Corrupt { reason, .. } => {
+                self.page.corrupt.push(CorruptRecord::new(id, reason.into_owned()));
+            }
+            StoredFields::Record(record) => {
+                let Some(room) = self.room_after(record.data.len()) else {
+                    self.is_full = true;
+                    return;
+                };
+                self.room = room;
+                let created_at = from_micros(member.created_at);
+                self.page.records.push(ListedRecord::new(id, record, created_at));
+            }
+        }
+        self.covered += 1;
+    }
+
+    /// The room that a record of this size leaves, `None` if it does not fit. The first record always fits.
+    fn room_after(&self, size: usize) -> Option<usize> {
         match self.room.checked_sub(size) {
             None if self.page.records.is_empty() => Some(0),
             room => room,
         }
     }
 
-    /// How many records of these sizes have room.
+    /// How many of the records of these sizes fit.
     fn fitting(&self, sizes: &[usize]) -> usize {
         let mut room = self.room;
         let fits = |size: &&usize| {
@@ -60,10 +76,10 @@ impl Listing {
 }
 
 impl RedisBackend {
-    /// The page that these index members make, newest first: as many of their records as it may have bytes.
+    /// Reads the page of these index members, newest first: as many of their records as the bounds allow bytes.
     ///
-    /// As many records as have room by the sizes of the pages before are read in one round trip, with the sizes of all
-    /// others. So a page takes two round trips, with that for the ids, and three where records are large.
+    /// The first round trip reads as many records as fit by the sizes of earlier pages, and the sizes of all others. So a
+    /// page takes two round trips, with the one for the ids, and three if records are large.
     pub(super) async fn read_members(
         &self,
         owner: &OwnerId,
@@ -71,45 +87,25 @@ impl RedisBackend {
         bounds: PageBounds,
         context: &Context<'_>,
     ) -> Result<Page, StorageError> {
-        // A page that is not full is the last one.
+        // A page that has fewer members than the limit is the last one.
         let oldest = members.last().map(|(_, created_at)| *created_at);
         let oldest = oldest.filter(|_| members.len() == bounds.limit);
         let members = self.members(owner, members);
+        let mut listing = Listing { room: bounds.max_bytes, ..Listing::default() };
         let largest = self.0.largest_listed.load(Ordering::Relaxed).max(1);
         let at_once = (bounds.max_bytes / largest).max(1);
         let (first, others) = members.split_at(members.len().min(at_once));
-        let mut listing = Listing { room: bounds.max_bytes, ..Listing::default() };
-        if !first.is_empty() {
-            // In the same round trip, how large the others are.
-            let mut reads = Pipeline::with_capacity(members.len());
-            for member in first {
-                reads.add_command(hmget(&member.key));
-            }
-            for member in others {
-                reads.cmd("HSTRLEN").arg(&member.key).arg("data");
-            }
-            let mut replies = self.read_all(&reads, context).await?;
-            let sizes = replies.split_off(first.len());
-            let sizes: Result<Vec<usize>, StorageError> =
-                others.iter().zip(sizes).map(|(member, size)| self.size(member, size)).collect();
-            self.read_hashes(first, replies, &mut listing).await?;
-            let fitting = listing.fitting(&sizes?);
-            if fitting > 0 {
-                let mut reads = Pipeline::with_capacity(fitting);
-                for member in &others[..fitting] {
-                    reads.add_command(hmget(&member.key));
-                }
-                let replies = self.read_all(&reads, context).await?;
-                self.read_hashes(&others[..fitting], replies, &mut listing).await?;
-            }
-        }
-        let Listing { mut page, gone, listed, .. } = listing;
+        let sizes = self.read_first(first, others, &mut listing, context).await?;
+        let fitting = listing.fitting(&sizes);
+        self.read_others(&others[..fitting], &mut listing, context).await?;
+
+        let Listing { mut page, gone, covered, .. } = listing;
         if let Some(found) = page.records.iter().map(|record| record.data.len()).max() {
             self.0.largest_listed.store(found.max(largest / 2), Ordering::Relaxed);
         }
-        let ends_at = if listed == members.len() { oldest } else { Some(members[listed - 1].created_at) };
+        let ends_at = if covered == members.len() { oldest } else { Some(members[covered - 1].created_at) };
         page.next = ends_at.map(|position| cursor(owner, position));
-        // The page stands whether or not the index can be tidied: the caller may be one that only reads.
+        // The page is valid whether or not the index can be repaired: the user may have permission to read only.
         if !gone.is_empty()
             && let Err(error) = self.reap(owner, gone, context).await
         {
@@ -118,7 +114,48 @@ impl RedisBackend {
         Ok(page)
     }
 
-    /// Sends reads in one go, and gives as many replies.
+    /// Reads the first records and, in the same round trip, the sizes of the others.
+    async fn read_first(
+        &self,
+        first: &[Member],
+        others: &[Member],
+        listing: &mut Listing,
+        context: &Context<'_>,
+    ) -> Result<Vec<usize>, StorageError> {
+        if first.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut reads = Pipeline::with_capacity(first.len() + others.len());
+        for member in first {
+            reads.add_command(hmget(&member.key));
+        }
+        for member in others {
+            reads.cmd("HSTRLEN").arg(&member.key).arg("data");
+        }
+        let mut replies = self.read_all(&reads, context).await?;
+        let sizes = replies.split_off(first.len());
+        self.add_all(first, replies, listing).await?;
+        others.iter().zip(sizes).map(|(member, size)| self.size(member, size)).collect()
+    }
+
+    async fn read_others(
+        &self,
+        members: &[Member],
+        listing: &mut Listing,
+        context: &Context<'_>,
+    ) -> Result<(), StorageError> {
+        if members.is_empty() {
+            return Ok(());
+        }
+        let mut reads = Pipeline::with_capacity(members.len());
+        for member in members {
+            reads.add_command(hmget(&member.key));
+        }
+        let replies = self.read_all(&reads, context).await?;
+        self.add_all(members, replies, listing).await
+    }
+
+    /// Sends reads in one pipeline and returns one reply for each.
     async fn read_all(
         &self,
         reads: &Pipeline,
@@ -134,7 +171,44 @@ impl RedisBackend {
         Ok(replies)
     }
 
-    /// The size of a record's data by the reply to `HSTRLEN`. What cannot be read has no bytes to read.
+    /// Adds the records of these members until the page is full.
+    async fn add_all(
+        &self,
+        members: &[Member],
+        replies: Vec<Result<Value, CommandError>>,
+        listing: &mut Listing,
+    ) -> Result<(), StorageError> {
+        for (member, reply) in members.iter().zip(replies) {
+            let stored = self.stored_fields(member, reply)?;
+            if self.has_expired(&member.key, stored.expires_at()).await? {
+                listing.covered += 1;
+                continue;
+            }
+            listing.add(member, stored);
+            if listing.is_full {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the reply to the `HMGET` of a member. A key of another type is a damaged record.
+    fn stored_fields(
+        &self,
+        member: &Member,
+        reply: Result<Value, CommandError>,
+    ) -> Result<StoredFields, StorageError> {
+        let context = self.reads(&member.key).of(&member.task);
+        match reply.map_err(|failure| context.storage_error(failure)) {
+            Ok(reply) => StoredFields::read(reply).ok_or_else(|| context.unexpected(UnexpectedReply)),
+            Err(StorageError::Corrupt { reason, .. }) => {
+                Ok(StoredFields::Corrupt { reason: reason.into(), expires_at: None })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the size of a record's data by the reply to `HSTRLEN`: 0 for a key of another type.
     fn size(&self, member: &Member, reply: Result<Value, CommandError>) -> Result<usize, StorageError> {
         let context = self.reads(&member.key).of(&member.task);
         match reply.map_err(|failure| context.storage_error(failure)) {
@@ -147,97 +221,9 @@ impl RedisBackend {
         }
     }
 
-    /// Adds what the hashes of these members hold, until the page is full.
-    async fn read_hashes(
-        &self,
-        members: &[Member],
-        replies: Vec<Result<Value, CommandError>>,
-        listing: &mut Listing,
-    ) -> Result<(), StorageError> {
-        for (member, reply) in members.iter().zip(replies) {
-            let Member { task, key, created_at } = member;
-            let context = self.reads(key).of(task);
-            let stored = match reply {
-                Ok(reply) => Stored::read(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?,
-                Err(failure) => match context.storage_error(failure) {
-                    StorageError::Corrupt { reason, .. } => {
-                        listing.page.corrupt.push(CorruptRecord::new(task.task.clone(), reason));
-                        listing.listed += 1;
-                        continue;
-                    }
-                    other => return Err(other),
-                },
-            };
-            match stored {
-                Stored::Nothing => listing.gone.push((task.task.clone(), key.clone())),
-                Stored::Record(Record { expires_at, .. }) | Stored::Corrupt { expires_at, .. }
-                    if self.has_expired(key, expires_at).await? => {}
-                Stored::Record(record) => {
-                    let Some(room) = listing.room_behind(record.data.len()) else {
-                        listing.is_full = true;
-                        return Ok(());
-                    };
-                    listing.room = room;
-                    let created_at = from_micros(*created_at);
-                    listing.page.records.push(ListedRecord::new(task.task.clone(), record, created_at));
-                }
-                Stored::Corrupt { reason, .. } => {
-                    listing.page.corrupt.push(CorruptRecord::new(task.task.clone(), reason.to_owned()));
-                }
-            }
-            listing.listed += 1;
-        }
-        Ok(())
-    }
-
-    /// Drops all index members of the owner whose hash is gone. Says whether there were some.
-    pub(super) async fn reap_all(
-        &self,
-        owner: &OwnerId,
-        context: &Context<'_>,
-    ) -> Result<bool, StorageError> {
-        let (mut below, mut removed) = (None, 0);
-        loop {
-            let page = List { idx: self.0.schema.idx(owner), below, limit: MAX_PAGE_LIMIT };
-            let Listed(members) = self.run(&LIST, &page, context).await?;
-            below = members.last().map(|(_, oldest)| *oldest);
-            let is_last = members.len() < MAX_PAGE_LIMIT;
-            let tasks = self.members(owner, members);
-            let tasks: Vec<_> = tasks.into_iter().map(|member| (member.task.task, member.key)).collect();
-            if !tasks.is_empty() {
-                let mut exists = redis::cmd("EXISTS");
-                tasks.iter().for_each(|(_, key)| {
-                    exists.arg(key);
-                });
-                if self.send(&exists, context).await? != Value::Int(tasks.len() as i64) {
-                    removed += self.reap(owner, tasks, context).await?;
-                }
-            }
-            if is_last {
-                return Ok(removed > 0);
-            }
-        }
-    }
-
-    /// Drops those of these index members whose hash is gone. Says how many.
-    async fn reap(
-        &self,
-        owner: &OwnerId,
-        tasks: Vec<(TaskId, String)>,
-        context: &Context<'_>,
-    ) -> Result<u64, StorageError> {
-        let mut removed = 0;
-        for tasks in tasks.chunks(REAPED_AT_ONCE) {
-            let idx = self.0.schema.idx(owner);
-            let arguments = Reap { idx, tasks: tasks.to_vec() };
-            removed += self.run(&REAP, &arguments, context).await?.0;
-        }
-        Ok(removed)
-    }
-
-    /// Where the records of these index members are. A member that is no task id was not written by this crate, and
-    /// leads nowhere.
-    fn members(&self, owner: &OwnerId, members: Vec<(Vec<u8>, u64)>) -> Vec<Member> {
+    /// Finds the keys of these index members. A member that is not a task id was not written by this crate, and is left
+    /// out.
+    pub(super) fn members(&self, owner: &OwnerId, members: Vec<(Vec<u8>, u64)>) -> Vec<Member> {
         let member = |(id, created_at)| {
             let task = TaskKey { owner: owner.clone(), task: task_id(id)? };
             let key = self.0.schema.task(owner, &task.task);
@@ -250,7 +236,7 @@ impl RedisBackend {
 fn task_id(member: Vec<u8>) -> Option<TaskId> {
     let id = String::from_utf8(member).ok().and_then(|id| TaskId::try_from(id).ok());
     if id.is_none() {
-        tracing::warn!("an index holds a member that is no task id");
+        tracing::warn!("an index has a member that is not a task id; remove it from the index");
     }
     id
 }

@@ -101,7 +101,7 @@ impl RedisBackend {
         let script = PROBE.command(&Probe { probe: context.key.to_owned() });
         let Some(reply) = self.probe_command("EVAL", &script, context, lacking).await? else { return Ok(()) };
         let failed = PROBE.decode(reply).map_err(|error| context.unexpected(error))?;
-        for (command, error) in failed.0 {
+        for (command, error) in failed.value.0 {
             let (code, detail) = error.split_once(' ').unwrap_or((&error, ""));
             let error = redis::make_extension_error(code.to_owned(), Some(detail.to_owned()));
             lacking.record(&command, error);

@@ -1,4 +1,4 @@
-//! Which Redis keys a record has, and how its hash is read.
+//! The Redis keys of a record, and the fields of its hash.
 //!
 //! ```text
 //! {prefix}:tasks:{owner}:{task}   hash   version, data, expires_at (ms since the epoch; no field = never),
@@ -6,16 +6,19 @@
 //! {prefix}:idx:{owner}            zset   for each task: its id by creation time (microseconds),
 //!                                        and \255 with its id by expires_at (9e12 = never)
 //! {prefix}:due:{shard}:{queue}    zset   `owner:task` by due time (ms, with a salt as its fraction)
-//! {prefix}:watch:{owner}          no key but a channel: what was written, `expires_at key`, or `? key` for a look at it
-//! {prefix}:probe                  hash   exists for a moment while a backend connects and tries out commands on it
-//! {prefix}:watch::probe           no key but a channel, on which a backend tries out messages; with hash tags {prefix}:watch:{{prefix}:probe}
-//! {prefix}:wake:{shard}           no key but a channel: `? key` of a queue's timers, one of which is now the earliest
+//! {prefix}:probe                  hash   exists for a moment while a backend connects and tries commands on it
+//!
+//! {prefix}:watch:{owner}          channel   `expires_at key` for a write, or `? key` if subscribers must read the record
+//! {prefix}:watch::probe           channel   for trials of messages; with hash tags {prefix}:watch:{{prefix}:probe}
+//! {prefix}:wake:{shard}           channel   `? key` of the timers of a queue that has a new earliest timer
 //! ```
 //!
-//! The timers of all owners are in shard 0. With hash tags there are 16 shards, each in literal braces and so in a slot
-//! of its own, and a hash of the owner says which one keeps the owner's timers. With hash tags the owner stands in
-//! literal braces, so that all keys of an owner fall in one slot of a cluster. In keys, ids are percent-encoded where they
-//! hold `:`, `%`, `{`, `}` or control characters; as members of the index they stand as they are.
+//! Without hash tags, the timers of all owners are in shard 0. With hash tags there are 16 shards. Each has its number in
+//! literal braces, and so a slot of its own; a hash of the owner selects the shard of its timers. With hash tags the owner
+//! has literal braces too, so all keys of an owner are in one slot of a cluster. In keys, ids are percent-encoded where
+//! they have `:`, `%`, `{`, `}` or control characters. As members of the index they are not encoded.
+
+use std::borrow::Cow;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -28,12 +31,12 @@ use crate::backend::{
 };
 use crate::scripts::{RecordKeys, exact};
 
-/// The fields of a record's hash, in the order in which [`Stored::read`] takes them.
+/// The fields of a record's hash, in the order of [`StoredFields::read`].
 pub(super) const FIELDS: [&str; 4] = ["version", "data", "expires_at", "parts"];
-/// The fields other than its bytes by which [`StoredPart::read`] judges a part.
+/// The fields that [`StoredPart::read`] needs apart from the bytes of the part.
 pub(super) const PART_FIELDS: [&str; 3] = ["version", "expires_at", "parts"];
 
-/// How many shards the timers have with hash tags. Another number is another schema.
+/// How many shards of timers there are with hash tags. A different number would be a different schema.
 const SHARDS: u64 = 16;
 
 const MAX_PREFIX_BYTES: usize = 64;
@@ -57,7 +60,7 @@ impl Schema {
         Ok(Self { prefix: prefix.to_owned(), hash_tags })
     }
 
-    /// The part of a key up to its owner, with room for `more` bytes behind it.
+    /// Returns a key up to its owner, with capacity for `more` bytes.
     fn owned(&self, kind: &str, owner: &OwnerId, more: usize) -> String {
         let (open, close) = if self.hash_tags { ("{", "}") } else { ("", "") };
         let owner = escape(owner.as_str());
@@ -72,17 +75,18 @@ impl Schema {
         self.owned("idx", owner, 0)
     }
 
-    /// Where it is published what was written of an owner.
+    /// Returns the channel of the writes of an owner.
     pub(super) fn channel(&self, owner: &OwnerId) -> String {
         self.owned("watch", owner, 0)
     }
 
-    /// The key on which a backend tries out commands. No task or owner has it.
+    /// Returns the key on which a backend tries commands. It is the key of no task and no owner.
     pub(super) fn probe(&self) -> String {
         format!("{}:probe", self.prefix)
     }
 
-    /// The channel on which a backend tries out messages. No owner has it. In a cluster it is in the slot of the probe's key.
+    /// Returns the channel on which a backend tries messages. It is the channel of no owner. In a cluster it is in the slot of
+    /// the probe's key.
     pub(super) fn probe_channel(&self) -> String {
         match self.hash_tags {
             true => format!("{}:watch:{{{}}}", self.prefix, self.probe()),
@@ -90,24 +94,24 @@ impl Schema {
         }
     }
 
-    /// How many shards the timers have.
+    /// Returns how many shards of timers there are.
     pub(super) fn shards(&self) -> u64 {
         if self.hash_tags { SHARDS } else { 1 }
     }
 
-    /// Which shard keeps the timers of an owner.
+    /// Returns the shard of the timers of an owner.
     pub(super) fn shard(&self, owner: &OwnerId) -> u64 {
         let hash = stable_hash(owner.as_str().bytes());
-        // The low bits of the hash know only the low bits of each byte.
+        // The low bits of the hash depend on the low bits of each byte only.
         (hash ^ (hash >> 32)) % self.shards()
     }
 
-    /// The key of the timers of a queue, in this shard.
+    /// Returns the key of the timers of a queue in this shard.
     pub(super) fn due(&self, shard: u64, queue: &Queue) -> String {
         format!("{}:{}", self.sharded("due", shard), escape(queue.as_str()))
     }
 
-    /// Where it is published that a timer of this shard became the earliest of its queue.
+    /// Returns the channel for timers of this shard that became the earliest of their queue.
     pub(super) fn wake(&self, shard: u64) -> String {
         self.sharded("wake", shard)
     }
@@ -121,13 +125,13 @@ impl Schema {
         }
     }
 
-    /// The pattern of the index keys of all owners.
+    /// Returns the pattern of the index keys of all owners.
     pub(super) fn every_idx(&self) -> String {
-        // A legal prefix holds no character that a pattern gives a meaning to.
+        // A legal prefix has no character with a meaning in a pattern.
         format!("{}:idx:*", self.prefix)
     }
 
-    /// The owner whose index this key is; `None` for a key that is none of this schema.
+    /// Returns the owner whose index has this key; `None` for a key of another schema.
     pub(super) fn owner_of_idx(&self, key: &[u8]) -> Option<OwnerId> {
         let owner = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix(":idx:")?;
         let owner = if self.hash_tags { owner.strip_prefix('{')?.strip_suffix('}')? } else { owner };
@@ -147,44 +151,56 @@ impl Schema {
     }
 }
 
-/// What an `HMGET` of [`FIELDS`] found, before its expiry is held against the clock.
+/// The fields of a record's hash, as an `HMGET` of [`FIELDS`] returns them. They may have expired.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Stored {
-    Nothing,
+pub(super) enum StoredFields {
+    Absent,
     Record(Record),
-    /// Fields that cannot be read; their expiry counts all the same, if that can be read.
+    /// Fields that cannot be read. Such a record expires too, if its `expires_at` can be read.
     Corrupt {
-        reason: &'static str,
+        reason: Cow<'static, str>,
         expires_at: Option<DateTime<Utc>>,
     },
 }
 
-impl Stored {
-    /// Reads the reply; `None` if it is not the reply of an `HMGET` of these fields.
+impl StoredFields {
+    pub(super) fn expires_at(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Absent => None,
+            Self::Record(record) => record.expires_at,
+            Self::Corrupt { expires_at, .. } => *expires_at,
+        }
+    }
+
+    fn corrupt(reason: &'static str, expires_at: Option<DateTime<Utc>>) -> Self {
+        Self::Corrupt { reason: reason.into(), expires_at }
+    }
+
+    /// Reads the reply; `None` if it is not the reply to an `HMGET` of these fields.
     pub(super) fn read(reply: Value) -> Option<Self> {
         let Value::Array(fields) = reply else { return None };
         let [version, data, expires_at, parts] = <[Value; 4]>::try_from(fields).ok()?;
         if [&version, &data, &expires_at].into_iter().all(|field| *field == Value::Nil) {
-            return Some(Self::Nothing);
+            return Some(Self::Absent);
         }
         let (version, expires_at) = match version_and_expiry(&version, &expires_at) {
             Ok(read) => read,
-            Err((reason, expires_at)) => return Some(Self::Corrupt { reason, expires_at }),
+            Err((reason, expires_at)) => return Some(Self::corrupt(reason, expires_at)),
         };
         let Value::BulkString(data) = data else {
-            return Some(Self::Corrupt { reason: "the field data is missing", expires_at });
+            return Some(Self::corrupt("the field data is missing", expires_at));
         };
         let Some(parts) = part_sizes(&parts) else {
-            return Some(Self::Corrupt { reason: UNREADABLE_PARTS, expires_at });
+            return Some(Self::corrupt(UNREADABLE_PARTS, expires_at));
         };
         Some(Self::Record(Record { data: Bytes::from(data), version, expires_at, parts }))
     }
 }
 
-/// What an `HMGET` of [`PART_FIELDS`] and the bytes of a part found, before the expiry is held against the clock.
+/// A part, as an `HMGET` of [`PART_FIELDS`] and its bytes returns it. Its record may have expired.
 #[derive(Debug)]
 pub(super) enum StoredPart {
-    Nothing,
+    Absent,
     Found {
         /// `None` if the record has no such part.
         part: Option<Part>,
@@ -197,12 +213,12 @@ pub(super) enum StoredPart {
 }
 
 impl StoredPart {
-    /// Reads the reply; `None` if it is not the reply of an `HMGET` of these fields.
+    /// Reads the reply; `None` if it is not the reply to an `HMGET` of these fields.
     pub(super) fn read(reply: Value, name: &PartName) -> Option<Self> {
         let Value::Array(fields) = reply else { return None };
         let [version, expires_at, parts, bytes] = <[Value; 4]>::try_from(fields).ok()?;
         if [&version, &expires_at, &parts, &bytes].into_iter().all(|field| *field == Value::Nil) {
-            return Some(Self::Nothing);
+            return Some(Self::Absent);
         }
         let (version, expires_at) = match version_and_expiry(&version, &expires_at) {
             Ok(read) => read,
@@ -228,7 +244,7 @@ impl StoredPart {
 const UNREADABLE_PARTS: &str = "the field parts is not a list of names and sizes";
 
 type VersionAndExpiry = (Version, Option<DateTime<Utc>>);
-/// What cannot be read, and the expiry, which counts all the same if it can be.
+/// The reason why fields cannot be read, and their expiry, if that can be read.
 type CorruptField = (&'static str, Option<DateTime<Utc>>);
 
 fn version_and_expiry(version: &Value, expires_at: &Value) -> Result<VersionAndExpiry, CorruptField> {
@@ -242,7 +258,7 @@ fn version_and_expiry(version: &Value, expires_at: &Value) -> Result<VersionAndE
     }
 }
 
-/// Reads the field `parts`, as `lua/include/parts.lua` does: for each part its name, `=`, 1 to 10 digits, and a space.
+/// Reads the field `parts` by the rule of `lua/include/found.lua`: for each part its name, `=`, 1 to 10 digits, and a space.
 fn part_sizes(field: &Value) -> Option<PartSizes> {
     let text = match field {
         Value::Nil => return Some(PartSizes::new()),
@@ -257,7 +273,7 @@ fn part_sizes(field: &Value) -> Option<PartSizes> {
     listed.collect()
 }
 
-/// Reads a message of an owner's channel: which key was written, and what is known of it.
+/// Reads a message of an owner's channel: the key that was written, and the change.
 pub(super) fn read_message(message: &[u8]) -> Option<(&str, Change)> {
     let (expires_at, key) = std::str::from_utf8(message).ok()?.split_once(' ')?;
     let signal = match (expires_at, exact(expires_at)) {
@@ -270,7 +286,7 @@ pub(super) fn read_message(message: &[u8]) -> Option<(&str, Change)> {
 
 struct Unreadable;
 
-/// A field that holds a number, if there is one.
+/// Reads a field that holds a number; `None` without the field.
 fn number(field: &Value) -> Result<Option<u64>, Unreadable> {
     match field {
         Value::Nil => Ok(None),
@@ -387,7 +403,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case::nothing(Value::Nil, Value::Nil, Value::Nil, "Nothing")]
+    #[case::nothing(Value::Nil, Value::Nil, Value::Nil, "Absent")]
     #[case::never_expires(bulk("1"), bulk("x"), Value::Nil, "Record")]
     #[case::expires(bulk("9007199254740991"), bulk(""), bulk("1795000000000"), "Record")]
     #[case::no_version(Value::Nil, bulk("x"), Value::Nil, "Corrupt { reason: \"the field version")]
@@ -419,7 +435,7 @@ mod tests {
         #[case] expires_at: Value,
         #[case] becomes: &str,
     ) {
-        let stored = Stored::read(Value::Array(vec![version, data, expires_at, Value::Nil])).unwrap();
+        let stored = StoredFields::read(Value::Array(vec![version, data, expires_at, Value::Nil])).unwrap();
         assert!(format!("{stored:?}").starts_with(becomes), "{stored:?}");
     }
 
@@ -441,8 +457,9 @@ mod tests {
         let named = |(name, size): (&str, usize)| (PartName::try_from(name.to_owned()).unwrap(), size);
         let sizes = sizes.map(|sizes| sizes.into_iter().map(named).collect());
         assert_eq!(part_sizes(&bulk(field)), sizes);
-        let stored = Stored::read(Value::Array(vec![bulk("1"), bulk("x"), Value::Nil, bulk(field)])).unwrap();
-        assert_eq!(matches!(stored, Stored::Corrupt { .. }), sizes.is_none(), "{stored:?}");
+        let stored =
+            StoredFields::read(Value::Array(vec![bulk("1"), bulk("x"), Value::Nil, bulk(field)])).unwrap();
+        assert_eq!(matches!(stored, StoredFields::Corrupt { .. }), sizes.is_none(), "{stored:?}");
     }
 
     #[rstest]
@@ -454,7 +471,7 @@ mod tests {
     )]
     #[case::another_part_only(bulk("1"), bulk("b=2 "), Value::Nil, "Found { part: None")]
     #[case::no_parts(bulk("1"), Value::Nil, Value::Nil, "Found { part: None")]
-    #[case::nothing(Value::Nil, Value::Nil, Value::Nil, "Nothing")]
+    #[case::nothing(Value::Nil, Value::Nil, Value::Nil, "Absent")]
     #[case::no_version(Value::Nil, bulk("a=2 "), bulk("xy"), "Corrupt { reason: \"the field version")]
     #[case::unreadable_parts(bulk("1"), bulk("a"), bulk("xy"), "Corrupt { reason: \"the field parts")]
     #[case::no_bytes(bulk("1"), bulk("a=2 "), Value::Nil, "Corrupt { reason: \"the bytes of a part")]

@@ -1,14 +1,14 @@
-//! `lua/cas_put.lua`: replaces a live record at an expected version and keeps its expiry and parts.
+//! `lua/cas_put.lua`: replaces the data of a live record at the expected version, and keeps its expiry and parts.
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use once_cell::sync::Lazy;
 use redis::Value;
 
-use super::{Arguments, Encoder, Notice, Reply, Script, Timed, encode_notice, expiry, timed_words};
+use super::{Arguments, Encoder, Notice, Reply, Script, encode_notice, expiry};
 use crate::backend::Version;
 
-pub(crate) static CAS_PUT: Lazy<Script<CasPut, Timed<Kept>>> =
+pub(crate) static CAS_PUT: Lazy<Script<CasPut, Kept>> =
     Lazy::new(|| Script::new(include_str!("../../lua/cas_put.lua")));
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(crate) struct CasPut {
     pub(crate) notice: Option<Notice>,
 }
 
-/// The expiry that the record has kept; `None` for never.
+/// The expiry that the record keeps; `None` for never.
 #[derive(Debug)]
 pub(crate) struct Kept(pub(crate) Option<DateTime<Utc>>);
 
@@ -44,9 +44,11 @@ impl Arguments for CasPut {
     }
 }
 
-impl Reply for Timed<Kept> {
-    fn decode(reply: Value) -> Option<Self> {
-        let (server_us, [expires_at]) = timed_words(&reply)?;
-        Some(Self { value: Kept(expiry(expires_at)?), server_us })
+impl Reply for Kept {
+    fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self> {
+        match (words, &lists[..]) {
+            ([expires_at], []) => expiry(expires_at).map(Self),
+            _ => None,
+        }
     }
 }

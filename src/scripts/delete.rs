@@ -1,12 +1,12 @@
-//! `lua/delete.lua`: removes a record, readable or not.
+//! `lua/delete.lua`: removes a record, readable or damaged.
 
 use once_cell::sync::Lazy;
 
 use super::reap::Removed;
-use super::{Arguments, Encoder, Notice, RecordKeys, Script, Timed, encode_notice};
+use super::{Arguments, Encoder, Notice, RecordKeys, Script, encode_notice};
 use crate::backend::TaskId;
 
-pub(crate) static DELETE: Lazy<Script<Delete, Timed<Removed>>> =
+pub(crate) static DELETE: Lazy<Script<Delete, Removed>> =
     Lazy::new(|| Script::new(include_str!("../../lua/delete.lua")));
 
 #[derive(Debug)]

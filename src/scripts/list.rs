@@ -3,15 +3,15 @@
 use once_cell::sync::Lazy;
 use redis::Value;
 
-use super::{Arguments, Encoder, Reply, Script, Timed, integer, micros};
+use super::{Arguments, Encoder, Reply, Script, integer};
 
-pub(crate) static LIST: Lazy<Script<List, Timed<Listed>>> =
+pub(crate) static LIST: Lazy<Script<List, Listed>> =
     Lazy::new(|| Script::new(include_str!("../../lua/list.lua")));
 
 #[derive(Debug)]
 pub(crate) struct List {
     pub(crate) idx: String,
-    /// Creation time at which the page before ended.
+    /// The creation time at which the previous page ended.
     pub(crate) below: Option<u64>,
     pub(crate) limit: usize,
 }
@@ -35,18 +35,15 @@ impl Arguments for List {
     }
 }
 
-impl Reply for Timed<Listed> {
-    fn decode(reply: Value) -> Option<Self> {
-        let Value::Array(parts) = reply else { return None };
-        let [seconds, microseconds, members] = <[Value; 3]>::try_from(parts).ok()?;
-        let server_us = micros(&seconds, &microseconds)?;
-        let Value::Array(members) = members else { return None };
+impl Reply for Listed {
+    fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self> {
+        let ([], Ok([Value::Array(members)])) = (words, <[Value; 1]>::try_from(lists)) else { return None };
         let mut listed = Vec::with_capacity(members.len() / 2);
         let mut members = members.into_iter();
         while let Some(id) = members.next() {
             let Value::BulkString(id) = id else { return None };
             listed.push((id, integer(&members.next()?)?));
         }
-        Some(Self { value: Listed(listed), server_us })
+        Some(Self(listed))
     }
 }

@@ -1,46 +1,78 @@
-//! Makes the text of a script short, as it travels with every call and the server hashes all of it each time: a
+//! Makes the text of a script short. The text travels with every call and the server hashes all of it each time: a
 //! kilobyte costs the server as much as several commands.
 //!
-//! It goes by words and not by grammar, which is enough for what the scripts of this crate are written in: Lua 5.1
-//! without long strings, long comments, `goto`, and table keys or methods of their own.
+//! The minifier goes by words and not by grammar. This is enough for the Lua 5.1 that the scripts of this crate use: no
+//! long strings, no long comments, no `goto`, no table keys and methods of their own, and no local name that hides another.
 
 use std::collections::HashMap;
 use std::iter::Peekable;
 use std::str::CharIndices;
 
-/// The same script without comments and spare white space, with its local names replaced by short ones. Line ends
-/// stay, as Lua takes a parenthesis behind one as the beginning of a statement.
+use super::inline::inline;
+
+/// Returns the same script without comments and spare white space. Functions that are called once are inlined, and local
+/// names become short ones.
 pub(super) fn minify(source: &str) -> String {
-    let words: Vec<&str> = words(source).collect();
+    let words = with_alias(inline(words(source).collect()));
     let names = short_names(&words);
     let mut text = String::with_capacity(source.len());
-    let mut before = "\n";
+    let (mut before, mut is_new_line) = ("", false);
     for word in words {
+        if word == "\n" {
+            is_new_line = true;
+            continue;
+        }
         // What follows a dot or a colon is the name of a field.
         let renamed = names.get(word).filter(|_| !matches!(before, "." | ":"));
         before = word;
         let word = renamed.map_or(word, String::as_str);
-        let last = text.chars().next_back().unwrap_or('\n');
-        let first = word.chars().next().unwrap_or('\n');
-        let would_join = is_word(last) && is_word(first)
-            || last.is_ascii_digit() && first == '.'
-            || last == '-' && first == '-';
-        if would_join {
-            text.push(' ');
+        if let Some(space) = separator(&text, word, is_new_line) {
+            text.push(space);
         }
-        if (last, first) != ('\n', '\n') {
-            text.push_str(word);
-        }
+        text.push_str(word);
+        is_new_line = false;
     }
     text
 }
 
-fn is_word(c: char) -> bool {
+/// Gives `redis.call` a local name if it occurs often enough to pay for that.
+fn with_alias(words: Vec<&str>) -> Vec<&str> {
+    const CALL: [&str; 3] = ["redis", ".", "call"];
+    const DECLARATION: [&str; 7] = ["local", "call", "=", "redis", ".", "call", "\n"];
+    if words.windows(CALL.len()).filter(|words| *words == CALL).count() < 3 {
+        return words;
+    }
+    let mut aliased = DECLARATION.to_vec();
+    let mut rest = &words[..];
+    while let [word, others @ ..] = rest {
+        let after = rest.strip_prefix(&CALL[..]);
+        aliased.push(if after.is_some() { "call" } else { word });
+        rest = after.unwrap_or(others);
+    }
+    aliased
+}
+
+/// What must stand between the text so far and the next word.
+fn separator(text: &str, word: &str, is_new_line: bool) -> Option<char> {
+    let last = text.chars().next_back()?;
+    let first = word.chars().next()?;
+    let would_join = is_word(last) && is_word(first)
+        || last.is_ascii_digit() && first == '.'
+        || last == '-' && first == '-';
+    // Lua takes a parenthesis on a new line as the beginning of a statement, and one on the same line as a call.
+    let begins_a_statement = first == '(' && (is_word(last) || matches!(last, ')' | ']' | '}' | '\'' | '"'));
+    match is_new_line {
+        true => (would_join || begins_a_statement).then_some('\n'),
+        false => would_join.then_some(' '),
+    }
+}
+
+pub(super) fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// Names, numbers, strings, operators and line ends; comments and other white space are left out.
-fn words(source: &str) -> impl Iterator<Item = &str> {
+/// Names, numbers, strings, operators and line ends. Comments and other white space are left out.
+pub(super) fn words(source: &str) -> impl Iterator<Item = &str> {
     let mut rest = source.char_indices().peekable();
     std::iter::from_fn(move || {
         loop {
@@ -77,7 +109,8 @@ fn skip_while(rest: &mut Peekable<CharIndices<'_>>, mut skipped: impl FnMut(char
     while rest.next_if(|(_, c)| skipped(*c)).is_some() {}
 }
 
-/// A short name for each name that is local somewhere. One for the same name everywhere, so no scope matters.
+/// Returns a short name for each name that is local somewhere. The same name becomes the same short name everywhere, so no
+/// scope matters.
 fn short_names<'a>(words: &[&'a str]) -> HashMap<&'a str, String> {
     let mut names = HashMap::new();
     let mut words = words.iter().copied().peekable();
@@ -104,7 +137,7 @@ fn short_names<'a>(words: &[&'a str]) -> HashMap<&'a str, String> {
     names
 }
 
-/// Names that mean something where they are not local. They stay as they are, local or not.
+/// Names that have a meaning where they are not local. They stay as they are, local or not.
 const GLOBALS: [&str; 16] = [
     "ARGV", "KEYS", "cjson", "error", "ipairs", "math", "next", "pairs", "pcall", "redis", "select",
     "string", "table", "tonumber", "type", "unpack",
@@ -118,7 +151,7 @@ fn add<'a>(names: &mut HashMap<&'a str, String>, name: &'a str) {
     let number = names.len();
     names.entry(name).or_insert_with(|| {
         let letter = char::from(LETTERS[number % LETTERS.len()]);
-        // No word of Lua's is a letter, alone or before a digit.
+        // No keyword of Lua is a letter, alone or before a digit.
         match number / LETTERS.len() {
             0 => letter.to_string(),
             round => format!("{letter}{round}"),
@@ -132,10 +165,10 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case::comments("-- a\nlocal key = 1 -- b\n", "local a=1\n")]
+    #[case::comments("-- a\nlocal key = 1 -- b\n", "local a=1")]
     #[case::comment_sign_in_a_string("return '-- a  b'", "return'-- a  b'")]
     #[case::escaped_quote(r"return 'a\' local b', x", r"return'a\' local b',x")]
-    #[case::indentation("if x then\n    return  1\n\n  end\n", "if x then\nreturn 1\nend\n")]
+    #[case::indentation("if x then\n    return  1\n\n  end\n", "if x then\nreturn 1\nend")]
     #[case::names("local first, second = x.first, first\nreturn second", "local a,b=x.first,a\nreturn b")]
     #[case::local_function(
         "local function twice(what) return what * 2 end",
@@ -153,6 +186,13 @@ mod tests {
     )]
     #[case::concatenation("return 1 .. x .. 2", "return 1 ..x..2")]
     #[case::signs("return a - -b, a ~= b, a <= b", "return a- -b,a~=b,a<=b")]
+    #[case::two_commands("redis.call('A')\nredis.call('B')", "redis.call('A')redis.call('B')")]
+    #[case::three_commands(
+        "redis.call('A')\nredis.call('B')\nreturn redis.call('C')",
+        "local a=redis.call\na('A')a('B')return a('C')"
+    )]
+    #[case::line_end_behind_a_sign("f()\nlocal x = ''\nreturn x", "f()local a=''return a")]
+    #[case::line_end_before_a_sign("return x\n  .. y", "return x..y")]
     #[case::call_on_a_new_line("local a = b\n(f or g)()", "local a=b\n(f or g)()")]
     #[case::numbers("return 1.5e3, 0x1F, 2 ^ 53", "return 1.5e3,0x1F,2^53")]
     fn the_text_is_shortened(#[case] source: &str, #[case] short: &str) {

@@ -1,12 +1,15 @@
 //! The Lua scripts of the Redis engine: each file of `lua/` as a typed [`Script`] in a static.
 //!
-//! A script is sent as plain `EVAL` with its text every time, so that no server has to remember it; the
-//! text is made short once, when the static is built. The type of the arguments
-//! knows the keys and their order, so a caller cannot pass them wrongly, and the type of the reply knows
-//! how to read it. The headers of the Lua files say the same in words; a test holds the two together.
+//! Each call sends the text of the script with plain `EVAL`, so no server must remember it. The text is minified once, when
+//! the static is built. The type of the arguments knows the keys and their order. The headers of the Lua files say the same
+//! in words, and a test compares the two.
+//!
+//! All scripts reply alike: a line of words, of which the first two are the server's clock. A script that replies with
+//! lists too returns an array of that line and its lists. A refusal is an error reply, `CODE detail`.
 
 mod cas_put;
 mod delete;
+mod inline;
 mod list;
 mod minify;
 mod probe;
@@ -20,9 +23,8 @@ mod take_due;
 
 use std::marker::PhantomData;
 
-use redis::{Cmd, ToRedisArgs, Value};
-
 use chrono::{DateTime, Utc};
+use redis::{Cmd, ToRedisArgs, Value};
 
 use crate::backend::Version;
 use crate::backend::engine::from_millis;
@@ -33,18 +35,20 @@ pub(crate) use list::{LIST, List, Listed};
 use minify::minify;
 pub(crate) use probe::{PROBE, Probe};
 pub(crate) use publish::{PUBLISH, Publish};
-pub(crate) use put::{ExpiryArgument, PUT, Put, Replaces};
+pub(crate) use put::{ExpiryArgument, Mode, PUT, Put};
 pub(crate) use reap::{REAP, Reap};
 pub(crate) use refusal::{Found, Refusal};
 pub(crate) use resolve::{RESOLVE, Resolve, Resolved};
 pub(crate) use schedule::{SCHEDULE, Schedule};
 pub(crate) use take_due::{FoundTimers, QueueState, TAKE_DUE, TakeDue, score};
 
-/// The pieces that several scripts share, by the name in `-- @include NAME`.
-const FRAGMENTS: [(&str, &str); 5] = [
+/// The functions that several scripts share, by the name in `-- @include NAME`.
+const INCLUDES: [(&str, &str); 7] = [
+    ("expiry", include_str!("../../lua/include/expiry.lua")),
     ("found", include_str!("../../lua/include/found.lua")),
     ("index", include_str!("../../lua/include/index.lua")),
-    ("parts", include_str!("../../lua/include/parts.lua")),
+    ("notify", include_str!("../../lua/include/notify.lua")),
+    ("other", include_str!("../../lua/include/other.lua")),
     ("score", include_str!("../../lua/include/score.lua")),
     ("wake", include_str!("../../lua/include/wake.lua")),
 ];
@@ -69,28 +73,28 @@ impl<A: Arguments, R: Reply> Script<A, R> {
         command
     }
 
-    /// Reads the reply. Scripts that succeed reply with the server's clock as well.
-    pub(crate) fn decode(&self, reply: Value) -> Result<R, UnexpectedReply> {
-        R::decode(reply).ok_or(UnexpectedReply)
+    /// Decodes the reply.
+    pub(crate) fn decode(&self, reply: Value) -> Result<Timed<R>, UnexpectedReply> {
+        Timed::decode(reply).ok_or(UnexpectedReply)
     }
 }
 
-/// Room for the arguments of one record's script beside its data, so that a command is not moved as it grows.
+/// Room for the arguments of one record's script apart from its data, so that the command is not moved as it grows.
 const TYPICAL_COUNT: usize = 12;
 const TYPICAL_SIZE: usize = 384;
 
 /// The arguments of one script, in the order of its header.
 pub(crate) trait Arguments {
     fn key_count(&self) -> usize;
-    /// The bytes of data among them.
+    /// How many bytes of data are among them.
     fn payload(&self) -> usize {
         0
     }
-    /// Names each value as the header of the script does: all keys, then all others.
+    /// Writes all keys, then all others, each with its name in the header.
     fn encode(&self, to: &mut impl Encoder);
 }
 
-/// Where arguments go: to the command, or in a test to the list of their names.
+/// What arguments are written to: the command, or in a test the list of their names.
 pub(crate) trait Encoder {
     fn key(&mut self, name: &'static str, key: &str);
     fn arg(&mut self, name: &'static str, value: impl ToRedisArgs);
@@ -106,21 +110,42 @@ impl Encoder for Cmd {
     }
 }
 
-/// The reply of one script; `None` if it is not of the form that the header promises.
+/// What one script replies.
 pub(crate) trait Reply: Sized {
-    fn decode(reply: Value) -> Option<Self>;
+    /// Decodes the words that follow the server's clock, and the lists; `None` if they are not those of the header.
+    fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self>;
 }
 
-/// The server replied something that no script of ours replies.
+impl Reply for () {
+    fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self> {
+        (words.is_empty() && lists.is_empty()).then_some(())
+    }
+}
+
+/// The server replied something that no script of this crate replies.
 #[derive(Debug, thiserror::Error)]
-#[error("the reply is not of the form that the script gives")]
+#[error("the reply does not have the form that the script replies with")]
 pub(crate) struct UnexpectedReply;
 
-/// A reply that came with the server's clock, in microseconds since the epoch.
+/// A reply with the server's clock, in microseconds since the epoch.
 #[derive(Debug)]
 pub(crate) struct Timed<T> {
     pub(crate) value: T,
     pub(crate) server_us: u64,
+}
+
+impl<R: Reply> Timed<R> {
+    fn decode(reply: Value) -> Option<Self> {
+        let (line, lists) = match reply {
+            Value::Array(mut values) if !values.is_empty() => (values.remove(0), values),
+            line => (line, Vec::new()),
+        };
+        let Value::BulkString(line) = line else { return None };
+        let words: Vec<&str> = std::str::from_utf8(&line).ok()?.split(' ').collect();
+        let [seconds, microseconds, words @ ..] = &words[..] else { return None };
+        let server_us = micros(seconds.parse().ok()?, microseconds.parse().ok()?)?;
+        Some(Self { value: R::decode(words, lists)?, server_us })
+    }
 }
 
 /// The keys of a record: its owner's index, and its hash.
@@ -137,10 +162,10 @@ impl RecordKeys {
     }
 }
 
-/// The commands with which a server passes on messages.
+/// The commands for messages of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pubsub {
-    /// Within the shard of the channel; from Redis 7 on.
+    /// Messages stay within the shard of the channel. Redis 7 and later.
     Sharded,
     Plain,
 }
@@ -168,7 +193,7 @@ impl Pubsub {
     }
 }
 
-/// Where a write is published, and with which command.
+/// The channel that a write is published to, and the commands for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Notice {
     pub(crate) channel: String,
@@ -202,22 +227,17 @@ pub(crate) fn exact(text: &str) -> Option<u64> {
     text.parse().ok().filter(|number| *number <= Version::MAX.get())
 }
 
-/// The two parts of a `TIME` reply in microseconds.
-pub(crate) fn micros(seconds: &Value, microseconds: &Value) -> Option<u64> {
-    integer(seconds)?.checked_mul(1_000_000)?.checked_add(integer(microseconds)?)
+/// The values of a `TIME` reply in microseconds.
+pub(crate) fn clock(time: &[Value]) -> Option<u64> {
+    let [seconds, microseconds] = time else { return None };
+    micros(integer(seconds)?, integer(microseconds)?)
 }
 
-/// The words of a text that begins with the server's clock, which is given in microseconds.
-fn timed_words<const N: usize>(reply: &Value) -> Option<(u64, [&str; N])> {
-    let Value::BulkString(text) = reply else { return None };
-    let mut words = std::str::from_utf8(text).ok()?.split(' ');
-    let (seconds, microseconds) = (words.next()?.parse::<u64>().ok()?, words.next()?.parse().ok()?);
-    let server_us = seconds.checked_mul(1_000_000)?.checked_add(microseconds)?;
-    let rest: Vec<&str> = words.collect();
-    Some((server_us, rest.try_into().ok()?))
+fn micros(seconds: u64, microseconds: u64) -> Option<u64> {
+    seconds.checked_mul(1_000_000)?.checked_add(microseconds)
 }
 
-/// An expiry as the scripts reply it, '' for never.
+/// The word `expires_at` of a reply, '' for never.
 fn expiry(millis: &str) -> Option<Option<DateTime<Utc>>> {
     match millis {
         "" => Some(None),
@@ -225,18 +245,20 @@ fn expiry(millis: &str) -> Option<Option<DateTime<Utc>>> {
     }
 }
 
-/// Puts the included fragments in.
+/// Returns the script with the text of what it includes. `scripts/lua-check.sh` does the same for the linter.
 fn whole(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     for line in source.lines() {
-        match line.trim_start().strip_prefix("-- @include ") {
-            None => text.push_str(line),
+        match line.strip_prefix("-- @include ") {
             Some(name) => {
-                let fragment = FRAGMENTS.iter().filter(|(fragment, _)| *fragment == name);
-                fragment.for_each(|(_, fragment)| text.push_str(fragment));
+                let included = INCLUDES.iter().filter(|(include, _)| *include == name);
+                included.for_each(|(_, include)| text.push_str(&whole(include)));
+            }
+            None => {
+                text.push_str(line);
+                text.push('\n');
             }
         }
-        text.push('\n');
     }
     text
 }

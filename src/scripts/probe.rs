@@ -10,11 +10,11 @@ pub(crate) static PROBE: Lazy<Script<Probe, Failed>> =
 
 #[derive(Debug)]
 pub(crate) struct Probe {
-    /// A key of its own.
+    /// A key that nothing else uses.
     pub(crate) probe: String,
 }
 
-/// The commands that failed, each with what the server said.
+/// The commands that failed, each with the text of the server.
 #[derive(Debug)]
 pub(crate) struct Failed(pub(crate) Vec<(String, String)>);
 
@@ -29,11 +29,11 @@ impl Arguments for Probe {
 }
 
 impl Reply for Failed {
-    fn decode(reply: Value) -> Option<Self> {
-        let words: Vec<String> = match reply {
-            Value::Array(_) => redis::from_redis_value(reply).ok()?,
-            _ => return None,
+    fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self> {
+        let ([], Ok([failed @ Value::Array(_)])) = (words, <[Value; 1]>::try_from(lists)) else {
+            return None;
         };
+        let words: Vec<String> = redis::from_redis_value(failed).ok()?;
         let (pairs, []) = words.as_chunks::<2>() else { return None };
         Some(Self(pairs.iter().map(|[command, error]| (command.clone(), error.clone())).collect()))
     }

@@ -1,11 +1,10 @@
 //! `lua/publish.lua`: publishes one message.
 
 use once_cell::sync::Lazy;
-use redis::Value;
 
-use super::{Arguments, Encoder, Notice, Reply, Script, encode_notice, integer};
+use super::{Arguments, Encoder, Notice, Script, encode_notice};
 
-pub(crate) static PUBLISH: Lazy<Script<Publish, Published>> =
+pub(crate) static PUBLISH: Lazy<Script<Publish, ()>> =
     Lazy::new(|| Script::new(include_str!("../../lua/publish.lua")));
 
 #[derive(Debug)]
@@ -13,10 +12,6 @@ pub(crate) struct Publish {
     pub(crate) notice: Notice,
     pub(crate) message: String,
 }
-
-/// The message was published.
-#[derive(Debug)]
-pub(crate) struct Published;
 
 impl Arguments for Publish {
     fn key_count(&self) -> usize {
@@ -26,11 +21,5 @@ impl Arguments for Publish {
     fn encode(&self, to: &mut impl Encoder) {
         encode_notice(Some(&self.notice), to);
         to.arg("message", &self.message);
-    }
-}
-
-impl Reply for Published {
-    fn decode(reply: Value) -> Option<Self> {
-        integer(&reply).map(|_| Self)
     }
 }

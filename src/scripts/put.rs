@@ -1,15 +1,13 @@
-//! `lua/put.lua`: every write but the compare-and-swap that keeps expiry and parts.
+//! `lua/put.lua`: every write except the compare-and-swap that keeps expiry and parts.
 
 use bytes::Bytes;
 use once_cell::sync::Lazy;
 use redis::{RedisWrite, ToRedisArgs, Value};
 
-use super::{
-    Arguments, Encoder, Notice, RecordKeys, Reply, Script, Timed, encode_notice, expiry, timed_words,
-};
+use super::{Arguments, Encoder, Notice, RecordKeys, Reply, Script, encode_notice, expiry};
 use crate::backend::{PartChange, PartChanges, TaskId, Version, Written};
 
-pub(crate) static PUT: Lazy<Script<Put, Timed<Written>>> =
+pub(crate) static PUT: Lazy<Script<Put, Written>> =
     Lazy::new(|| Script::new(include_str!("../../lua/put.lua")));
 
 #[derive(Debug)]
@@ -19,20 +17,39 @@ pub(crate) struct Put {
     pub(crate) data: Bytes,
     pub(crate) expiry: ExpiryArgument,
     pub(crate) quota: Option<u64>,
-    pub(crate) replaces: Replaces,
+    pub(crate) mode: Mode,
     /// `None` notifies nobody.
     pub(crate) notice: Option<Notice>,
     pub(crate) parts: PartChanges,
 }
 
-/// Which live record is replaced.
+/// Which record a write requires.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Replaces {
-    Any,
-    /// The record must not exist.
-    None,
-    /// The record must exist, at this version.
-    Version(Version),
+pub(crate) enum Mode {
+    /// Any: the write creates a record or replaces the live one.
+    Upsert,
+    /// No live record.
+    Create,
+    /// A live record at this version.
+    Update(Version),
+}
+
+impl Mode {
+    /// The version that the caller expects; `None` for any.
+    pub(crate) fn expected(self) -> Option<Version> {
+        match self {
+            Self::Upsert => None,
+            Self::Create => Some(Version::ABSENT),
+            Self::Update(version) => Some(version),
+        }
+    }
+}
+
+impl From<Version> for Mode {
+    /// The mode of a write that expects this version.
+    fn from(expected: Version) -> Self {
+        if expected == Version::ABSENT { Self::Create } else { Self::Update(expected) }
+    }
 }
 
 /// An expiry that has been checked, as the scripts take it.
@@ -74,10 +91,10 @@ impl Arguments for Put {
         to.arg("data", &self.data[..]);
         to.arg("expiry", self.expiry);
         to.arg("quota", self.quota.map(|quota| quota.to_string()).unwrap_or_default());
-        match self.replaces {
-            Replaces::Any => to.arg("replaces", "any"),
-            Replaces::None => to.arg("replaces", "none"),
-            Replaces::Version(version) => to.arg("replaces", version.get()),
+        match self.mode {
+            Mode::Upsert => to.arg("mode", "upsert"),
+            Mode::Create => to.arg("mode", "create"),
+            Mode::Update(version) => to.arg("mode", version.get()),
         }
         encode_notice(self.notice.as_ref(), to);
         for (name, change) in &self.parts {
@@ -92,10 +109,9 @@ impl Arguments for Put {
     }
 }
 
-impl Reply for Timed<Written> {
-    fn decode(reply: Value) -> Option<Self> {
-        let (server_us, [version, expires_at]) = timed_words(&reply)?;
-        let version = version.parse::<u64>().ok()?.into();
-        Some(Self { value: Written { version, expires_at: expiry(expires_at)? }, server_us })
+impl Reply for Written {
+    fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self> {
+        let ([version, expires_at], []) = (words, &lists[..]) else { return None };
+        Some(Self { version: version.parse::<u64>().ok()?.into(), expires_at: expiry(expires_at)? })
     }
 }

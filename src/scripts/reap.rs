@@ -3,10 +3,10 @@
 use once_cell::sync::Lazy;
 use redis::Value;
 
-use super::{Arguments, Encoder, Reply, Script, Timed, integer, micros};
+use super::{Arguments, Encoder, Reply, Script};
 use crate::backend::TaskId;
 
-pub(crate) static REAP: Lazy<Script<Reap, Timed<Removed>>> =
+pub(crate) static REAP: Lazy<Script<Reap, Removed>> =
     Lazy::new(|| Script::new(include_str!("../../lua/reap.lua")));
 
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct Reap {
     pub(crate) tasks: Vec<(TaskId, String)>,
 }
 
-/// How many were removed.
+/// How many records the script removed.
 #[derive(Debug)]
 pub(crate) struct Removed(pub(crate) u64);
 
@@ -36,10 +36,9 @@ impl Arguments for Reap {
     }
 }
 
-impl Reply for Timed<Removed> {
-    fn decode(reply: Value) -> Option<Self> {
-        let Value::Array(parts) = reply else { return None };
-        let [removed, seconds, microseconds] = parts.as_slice() else { return None };
-        Some(Self { value: Removed(integer(removed)?), server_us: micros(seconds, microseconds)? })
+impl Reply for Removed {
+    fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self> {
+        let ([removed], []) = (words, &lists[..]) else { return None };
+        removed.parse().ok().map(Self)
     }
 }

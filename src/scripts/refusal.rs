@@ -1,13 +1,13 @@
-//! The error codes of the scripts' own, sent through `redis.error_reply`.
+//! The error codes of the scripts, which `redis.error_reply` returns.
 
 use serde_json::Value;
 
 use super::exact;
 use crate::backend::Version;
 
-/// Why a script refused. It wrote nothing.
+/// Why a script refused a write. The script wrote nothing.
 ///
-/// Each code is followed by a detail, needed or not: Redis 7 puts `ERR` in front of a code that stands alone.
+/// A detail follows each code, because Redis 7 adds `ERR` in front of a code without one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Found(Found),
@@ -15,19 +15,19 @@ pub(crate) enum Refusal {
     TooManyParts { count: usize },
 }
 
-/// What a write found in place of the record that it wanted.
+/// The record that a write found instead of the one that it required.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// None that is live.
+    /// No live record.
     Nothing,
     /// A live record at this version.
     Live(Version),
-    /// One that cannot be read because of this field.
+    /// A record that cannot be read because of this field.
     Corrupt(&'static str),
 }
 
 impl Refusal {
-    /// Reads the code of an error reply and what follows it; `None` for errors that are not the scripts'.
+    /// Reads the code and the detail of an error reply; `None` for an error that no script returns.
     pub(crate) fn parse(code: &str, detail: Option<&str>) -> Option<Self> {
         let detail = detail?;
         match code {
@@ -41,7 +41,7 @@ impl Refusal {
 
 impl Found {
     fn parse(detail: &str) -> Option<Self> {
-        // A field that is missing is `false`.
+        // A missing field is `false`.
         type Fields = (Value, Value, u8, Value, bool);
         let (version, expires_at, has_data, is_live, has_parts): Fields =
             serde_json::from_str(detail).ok()?;
@@ -60,7 +60,7 @@ impl Found {
     }
 }
 
-/// What Lua takes for true.
+/// Whether Lua takes the value for true.
 fn is_there(value: &Value) -> bool {
     !matches!(value, Value::Bool(false) | Value::Null)
 }
@@ -88,7 +88,7 @@ mod tests {
     #[case::a_field_too_few(r#"["7",false,1,true]"#, None)]
     #[case::a_field_too_many(r#"["7",false,1,true,true,1]"#, None)]
     #[case::no_json("many", None)]
-    fn what_a_write_found_is_told_from_the_fields(#[case] detail: &str, #[case] found: Option<Found>) {
+    fn the_fields_say_which_record_a_write_found(#[case] detail: &str, #[case] found: Option<Found>) {
         assert_eq!(Refusal::parse("FOUND", Some(detail)), found.map(Refusal::Found));
     }
 }

@@ -3,9 +3,9 @@
 use once_cell::sync::Lazy;
 use redis::Value;
 
-use super::{Arguments, Encoder, Notice, Reply, Script, Timed, encode_notice, timed_words};
+use super::{Arguments, Encoder, Notice, Reply, Script, encode_notice};
 
-pub(crate) static RESOLVE: Lazy<Script<Resolve, Timed<Resolved>>> =
+pub(crate) static RESOLVE: Lazy<Script<Resolve, Resolved>> =
     Lazy::new(|| Script::new(include_str!("../../lua/resolve.lua")));
 
 #[derive(Debug)]
@@ -41,14 +41,12 @@ impl Arguments for Resolve {
     }
 }
 
-impl Reply for Timed<Resolved> {
-    fn decode(reply: Value) -> Option<Self> {
-        let (server_us, [effect]) = timed_words(&reply)?;
-        let value = Resolved(match effect {
-            "0" => false,
-            "1" => true,
-            _ => return None,
-        });
-        Some(Self { value, server_us })
+impl Reply for Resolved {
+    fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self> {
+        match (words, &lists[..]) {
+            (["0"], []) => Some(Self(false)),
+            (["1"], []) => Some(Self(true)),
+            _ => None,
+        }
     }
 }

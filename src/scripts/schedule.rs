@@ -1,11 +1,10 @@
 //! `lua/schedule.lua`: makes a timer fire no later than a time from now.
 
 use once_cell::sync::Lazy;
-use redis::Value;
 
-use super::{Arguments, Encoder, Notice, Reply, Script, Timed, encode_notice, timed_words};
+use super::{Arguments, Encoder, Notice, Script, encode_notice};
 
-pub(crate) static SCHEDULE: Lazy<Script<Schedule, Timed<()>>> =
+pub(crate) static SCHEDULE: Lazy<Script<Schedule, ()>> =
     Lazy::new(|| Script::new(include_str!("../../lua/schedule.lua")));
 
 #[derive(Debug)]
@@ -28,12 +27,5 @@ impl Arguments for Schedule {
         to.arg("member", &self.member);
         to.arg("after", self.after_ms);
         encode_notice(self.notice.as_ref(), to);
-    }
-}
-
-impl Reply for Timed<()> {
-    fn decode(reply: Value) -> Option<Self> {
-        let (server_us, []) = timed_words(&reply)?;
-        Some(Self { value: (), server_us })
     }
 }

@@ -3,9 +3,9 @@
 use once_cell::sync::Lazy;
 use redis::Value;
 
-use super::{Arguments, Encoder, Reply, Script, Timed, integer, micros};
+use super::{Arguments, Encoder, Reply, Script, integer};
 
-pub(crate) static TAKE_DUE: Lazy<Script<TakeDue, Timed<FoundTimers>>> =
+pub(crate) static TAKE_DUE: Lazy<Script<TakeDue, FoundTimers>> =
     Lazy::new(|| Script::new(include_str!("../../lua/take_due.lua")));
 
 #[derive(Debug)]
@@ -13,11 +13,11 @@ pub(crate) struct TakeDue {
     /// The keys of the timers of each queue.
     pub(crate) due: Vec<String>,
     pub(crate) hide_ms: u64,
-    /// 0 takes none, and returns the state of the queues.
+    /// With 0 the script takes none, and replies with the state of the queues.
     pub(crate) limit: usize,
 }
 
-/// What was taken, and how the queues stand after that, in their order.
+/// The timers that were taken, and the state of each queue after that, in their order.
 #[derive(Debug)]
 pub(crate) struct FoundTimers {
     pub(crate) queues: Vec<QueueState>,
@@ -34,12 +34,12 @@ pub(crate) struct QueueState {
 
 #[derive(Debug)]
 pub(crate) struct TakenTimer {
-    /// Which of the queues it is of, from 0 on.
+    /// The place of its queue, from 0 on.
     pub(crate) queue: usize,
     pub(crate) member: Vec<u8>,
-    /// Its score before it was taken.
+    /// Its score before the script took it.
     pub(crate) due_at: f64,
-    /// Its score since.
+    /// Its score after that, which is the token.
     pub(crate) token: String,
 }
 
@@ -57,18 +57,16 @@ impl Arguments for TakeDue {
     }
 }
 
-impl Reply for Timed<FoundTimers> {
-    fn decode(reply: Value) -> Option<Self> {
-        let Value::Array(parts) = reply else { return None };
-        let [seconds, microseconds, queues, taken] = <[Value; 4]>::try_from(parts).ok()?;
-        let server_us = micros(&seconds, &microseconds)?;
+impl Reply for FoundTimers {
+    fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self> {
+        let ([], Ok([queues, taken])) = (words, <[Value; 2]>::try_from(lists)) else { return None };
         let queues = groups(queues)?.map(queue_state).collect::<Option<_>>()?;
         let taken = groups(taken)?.map(taken_timer).collect::<Option<_>>()?;
-        Some(Self { value: FoundTimers { queues, taken }, server_us })
+        Some(Self { queues, taken })
     }
 }
 
-/// The values of an array, `N` at a time; `None` if some are left over.
+/// Returns the values of an array, `N` at a time; `None` if some are left over.
 fn groups<const N: usize>(array: Value) -> Option<impl Iterator<Item = [Value; N]>> {
     let Value::Array(values) = array else { return None };
     let count = values.len();
@@ -101,7 +99,7 @@ fn text(value: Value) -> Option<String> {
     String::from_utf8(text).ok()
 }
 
-/// The score of a member, which may be infinite and is a number.
+/// Reads the score of a member. It may be infinite; it is never NaN.
 pub(crate) fn score(text: &str) -> Option<f64> {
     text.parse().ok().filter(|score: &f64| !score.is_nan())
 }

@@ -25,7 +25,7 @@ impl Encoder for Names {
     }
 }
 
-/// What the header of a Lua file declares.
+/// The declarations in the header of a Lua file.
 struct Header {
     keys: Vec<String>,
     args: Vec<String>,
@@ -76,7 +76,7 @@ fn put() -> Put {
         data: Bytes::from_static(b"data"),
         expiry: ExpiryArgument::Keep,
         quota: Some(3),
-        replaces: Replaces::None,
+        mode: Mode::Create,
         notice: Some(notice()),
         parts: [
             (PartName::from_static("a"), PartChange::Set(Bytes::from_static(b"bytes"))),
@@ -145,7 +145,7 @@ fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
 #[case::resolve(include_str!("../../lua/resolve.lua"))]
 #[case::probe(include_str!("../../lua/probe.lua"))]
 #[case::publish(include_str!("../../lua/publish.lua"))]
-fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] source: &str) {
+fn every_error_code_of_a_script_is_in_its_header_and_becomes_a_refusal(#[case] source: &str) {
     let declared = header(source).errors;
     let text = whole(source);
     let returned =
@@ -157,7 +157,7 @@ fn every_error_code_of_a_script_is_in_its_header_and_has_a_meaning(#[case] sourc
         let (code, detail) = declared.split_once(' ').expect("a code and its detail");
         assert!(text.contains(&format!("'{code} ")), "{code} is declared and never returned with a detail");
         let detail = if detail.starts_with('[') { r#"["1",false,1,true,true]"# } else { "1" };
-        assert!(Refusal::parse(code, Some(detail)).is_some(), "{code} has no meaning");
+        assert!(Refusal::parse(code, Some(detail)).is_some(), "{code} becomes no refusal");
     }
 }
 
@@ -167,32 +167,51 @@ fn a_script_goes_out_short_as_eval_with_keys_before_arguments() {
     let sent = String::from_utf8(packed).unwrap();
     assert!(sent.starts_with("*18\r\n$4\r\nEVAL\r\n"), "{sent}");
     assert!(!sent.contains("--") && !sent.contains("\n  "), "{sent}");
-    let tail = "$1\r\n2\r\n$1\r\ni\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$4\r\nnone\r\n$1\r\nc\r\n\
+    let tail = "$1\r\n2\r\n$1\r\ni\r\n$1\r\nt\r\n$2\r\nid\r\n$4\r\ndata\r\n$4\r\nkeep\r\n$1\r\n3\r\n$6\r\ncreate\r\n$1\r\nc\r\n\
         $7\r\nPUBLISH\r\n$1\r\na\r\n$3\r\nset\r\n$5\r\nbytes\r\n$1\r\nb\r\n$5\r\nclear\r\n$0\r\n\r\n";
     assert!(sent.ends_with(tail), "{sent}");
 }
 
-#[test]
-fn the_reply_of_a_write_is_read() {
-    let text = |text: &str| Value::BulkString(text.into());
-    let for_ever = PUT.decode(text("1795000000 25 7 ")).unwrap();
-    assert_eq!(for_ever.server_us, 1_795_000_000_000_025);
-    assert_eq!((for_ever.value.version, for_ever.value.expires_at), (Version::from(7), None));
-    let expires = PUT.decode(text("1795000000 25 7 1795000000001")).unwrap();
-    assert_eq!(expires.value.expires_at.unwrap().timestamp_millis(), 1_795_000_000_001);
-    let kept = CAS_PUT.decode(text("1795000000 25 1795000000001")).unwrap();
-    assert_eq!((kept.server_us, kept.value.0), (1_795_000_000_000_025, expires.value.expires_at));
+const CLOCK_US: u64 = 1_795_000_000_000_025;
+
+fn text(text: &str) -> Value {
+    Value::BulkString(text.into())
+}
+
+/// A reply of the server's clock and these lists.
+fn with_lists(lists: &[Value]) -> Value {
+    Value::Array([&[text("1795000000 25")], lists].concat())
 }
 
 #[test]
-fn the_reply_of_a_taking_is_read() {
-    let text = |text: &str| Value::BulkString(text.into());
-    let clock = [text("1795000000"), text("25")];
+fn the_reply_of_a_write_is_read() {
+    let unlimited = PUT.decode(text("1795000000 25 7 ")).unwrap();
+    assert_eq!(unlimited.server_us, CLOCK_US);
+    assert_eq!((unlimited.value.version, unlimited.value.expires_at), (Version::from(7), None));
+    let expires = PUT.decode(text("1795000000 25 7 1795000000001")).unwrap();
+    assert_eq!(expires.value.expires_at.unwrap().timestamp_millis(), 1_795_000_000_001);
+    let kept = CAS_PUT.decode(text("1795000000 25 1795000000001")).unwrap();
+    assert_eq!((kept.server_us, kept.value.0), (CLOCK_US, expires.value.expires_at));
+    assert_eq!(DELETE.decode(text("1795000000 25 1")).unwrap().value.0, 1);
+}
+
+#[test]
+fn the_reply_of_a_page_is_read() {
+    let members = Value::Array(vec![text("t1"), text("1795000000000001")]);
+    let listed = LIST.decode(with_lists(std::slice::from_ref(&members))).unwrap();
+    assert_eq!(listed.server_us, CLOCK_US);
+    assert_eq!(listed.value.0, [(b"t1".to_vec(), 1_795_000_000_000_001)]);
+    LIST.decode(with_lists(&[Value::Array(vec![text("t1")])])).unwrap_err();
+    LIST.decode(with_lists(&[members.clone(), members])).unwrap_err();
+}
+
+#[test]
+fn the_reply_of_take_due_is_read() {
     let queues = Value::Array(vec![text("1795000001000.5"), Value::Int(0), text(""), Value::Int(0)]);
     let timer = [Value::Int(2), text("alice:t1"), text("1795000000000"), text("1795000009000.25")];
-    let reply = [&clock[..], &[queues, Value::Array(timer.to_vec())]].concat();
-    let found = TAKE_DUE.decode(Value::Array(reply.clone())).unwrap();
-    assert_eq!(found.server_us, 1_795_000_000_000_025);
+    let lists = [queues, Value::Array(timer.to_vec())];
+    let found = TAKE_DUE.decode(with_lists(&lists)).unwrap();
+    assert_eq!(found.server_us, CLOCK_US);
     let firsts: Vec<_> = found.value.queues.iter().map(|queue| (queue.first, queue.due)).collect();
     assert_eq!(firsts, [(Some(1_795_000_001_000.5), 0), (None, 0)]);
     let [taken] = &found.value.taken[..] else { panic!("{found:?}") };
@@ -200,25 +219,24 @@ fn the_reply_of_a_taking_is_read() {
     assert_eq!(taken.token, "1795000009000.25");
     // A value too few, too many, or of another form.
     for (place, wrong) in [
-        (2, Value::Array(vec![text("")])),
-        (2, Value::Array(vec![text("soon"), Value::Int(0)])),
-        (2, Value::Array(vec![text("nan"), Value::Int(0)])),
-        (2, Value::Array(vec![text(""), Value::Int(-1)])),
-        (3, Value::Array(timer[..3].to_vec())),
-        (3, Value::Array([&[Value::Int(0)][..], &timer[1..]].concat())),
-        (3, Value::Array([&timer[..3], &[text("x")]].concat())),
-        (3, Value::Nil),
+        (0, Value::Array(vec![text("")])),
+        (0, Value::Array(vec![text("soon"), Value::Int(0)])),
+        (0, Value::Array(vec![text("nan"), Value::Int(0)])),
+        (0, Value::Array(vec![text(""), Value::Int(-1)])),
+        (1, Value::Array(timer[..3].to_vec())),
+        (1, Value::Array([&[Value::Int(0)][..], &timer[1..]].concat())),
+        (1, Value::Array([&timer[..3], &[text("x")]].concat())),
+        (1, Value::Nil),
     ] {
-        let mut reply = reply.clone();
-        reply[place] = wrong;
-        TAKE_DUE.decode(Value::Array(reply)).unwrap_err();
+        let mut lists = lists.clone();
+        lists[place] = wrong;
+        TAKE_DUE.decode(with_lists(&lists)).unwrap_err();
     }
 }
 
 #[test]
 fn the_replies_of_schedule_and_resolve_are_read() {
-    let text = |text: &str| Value::BulkString(text.into());
-    assert_eq!(SCHEDULE.decode(text("1795000000 25")).unwrap().server_us, 1_795_000_000_000_025);
+    assert_eq!(SCHEDULE.decode(text("1795000000 25")).unwrap().server_us, CLOCK_US);
     for (effect, resolved) in [("1", true), ("0", false)] {
         assert_eq!(RESOLVE.decode(text(&format!("1795000000 25 {effect}"))).unwrap().value.0, resolved);
     }
@@ -227,17 +245,31 @@ fn the_replies_of_schedule_and_resolve_are_read() {
 
 #[test]
 fn the_replies_of_the_trials_are_read() {
-    let text = |text: &str| Value::BulkString(text.into());
-    assert!(PROBE.decode(Value::Array(vec![])).unwrap().0.is_empty());
-    let failed = PROBE.decode(Value::Array(["HSET", "ERR no"].map(text).to_vec())).unwrap().0;
+    assert!(PROBE.decode(with_lists(&[Value::Array(vec![])])).unwrap().value.0.is_empty());
+    let failed = Value::Array(["HSET", "ERR no"].map(text).to_vec());
+    let failed = PROBE.decode(with_lists(&[failed])).unwrap().value.0;
     assert_eq!(failed, [("HSET".to_owned(), "ERR no".to_owned())]);
-    PROBE.decode(Value::Array(vec![text("HSET")])).unwrap_err();
+    PROBE.decode(with_lists(&[Value::Array(vec![text("HSET")])])).unwrap_err();
     PROBE.decode(Value::Okay).unwrap_err();
-    PUBLISH.decode(Value::Int(0)).unwrap();
+    PUBLISH.decode(text("1795000000 25")).unwrap();
     PUBLISH.decode(Value::Okay).unwrap_err();
 }
 
-/// So that the probe finds everything that a server lacks.
+/// The length is in bytes, of the minified text. The server reads and hashes all of it with each call.
+#[rstest]
+#[case::put(include_str!("../../lua/put.lua"), 3010)]
+#[case::cas_put(include_str!("../../lua/cas_put.lua"), 664)]
+#[case::delete(include_str!("../../lua/delete.lua"), 785)]
+#[case::list(include_str!("../../lua/list.lua"), 165)]
+#[case::reap(include_str!("../../lua/reap.lua"), 582)]
+#[case::schedule(include_str!("../../lua/schedule.lua"), 541)]
+#[case::take_due(include_str!("../../lua/take_due.lua"), 759)]
+#[case::resolve(include_str!("../../lua/resolve.lua"), 593)]
+fn a_script_stays_short(#[case] source: &str, #[case] length: usize) {
+    let text = minify(&whole(source));
+    assert!(text.len() <= length, "{} bytes: {text}", text.len());
+}
+
 #[test]
 fn the_probe_runs_each_command_that_the_other_scripts_run() {
     let commands = |source: &str, call: &str| -> std::collections::BTreeSet<String> {
@@ -263,15 +295,15 @@ fn the_probe_runs_each_command_that_the_other_scripts_run() {
 }
 
 #[test]
-fn a_reply_of_another_form_is_not_taken() {
-    let text = |text: &str| Value::BulkString(text.into());
+fn a_reply_of_another_form_is_refused() {
     for reply in [
         Value::Nil,
         Value::Okay,
         Value::Array(vec![]),
         Value::Array(vec![Value::Int(1), Value::Int(-1), Value::Int(0)]),
-        Value::Array(vec![Value::Okay, Value::Int(1), Value::Int(0)]),
+        Value::Array(vec![text("1795000000 25"), text("1"), text("2"), text("3")]),
         text(""),
+        text("1795000000"),
         text("1795000000 1 1 never"),
         text("1795000000 1 1 1795000000000 1"),
         text("1795000000 -1 1 "),

@@ -625,7 +625,7 @@ async fn connecting_to_another_kind_of_server_says_what_connects_to_it() {
     let error = RedisBackend::builder().connect_cluster([server.url()]).await.unwrap_err();
     assert_tells(&error, &["is not a node of a cluster", "connect with connect"]);
     let error = RedisBackend::builder().connect_sentinel([server.url()], "redis://main").await.unwrap_err();
-    assert_tells(&error, &["named as a sentinel", "26379"]);
+    assert_tells(&error, &["not a sentinel", "26379"]);
     assert!(!format!("{error:?}").contains("args"), "{error:?}");
     let watched = Watched::start(&[]);
     let sentinels = watched.sentinel_urls();

@@ -1,5 +1,4 @@
-//! The agenda over Redis: what is stored, what is published, and what becomes of it when servers are lost. That it keeps
-//! the contract is `agenda.rs`'s.
+//! The agenda on Redis: stored keys, messages, and lost servers. The tests of the contract are elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -46,7 +45,7 @@ async fn item(wakeups: &mut BoxStream<'static, ()>) {
     tokio::time::timeout(PATIENCE, wakeups.next()).await.expect("an item").expect("it does not end");
 }
 
-/// Waits until no more items come of what was before.
+/// Waits until earlier messages yield no more items.
 async fn quiet(wakeups: &mut BoxStream<'static, ()>) {
     while tokio::time::timeout(Duration::from_millis(200), wakeups.next()).await.is_ok() {}
 }
@@ -61,7 +60,7 @@ fn scores(connection: &mut Connection, due: &str) -> BTreeMap<String, f64> {
     pairs.into_iter().collect()
 }
 
-// what is stored
+// Stored keys
 
 #[tokio::test]
 async fn a_timer_is_a_member_of_its_queue_and_its_score_is_the_token() {
@@ -98,7 +97,7 @@ async fn a_timer_is_a_member_of_its_queue_and_its_score_is_the_token() {
 }
 
 #[tokio::test]
-async fn a_member_that_is_no_task_does_not_stop_the_queue_and_is_removed() {
+async fn a_member_that_is_not_a_task_key_is_removed_and_does_not_block_the_queue() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
@@ -122,7 +121,7 @@ async fn a_member_that_is_no_task_does_not_stop_the_queue_and_is_removed() {
 #[case::far_too_large("1e300", false)]
 #[case::far_too_small("-1e300", true)]
 #[tokio::test]
-async fn a_score_that_was_written_by_hand_is_a_timer_like_any(#[case] score: &str, #[case] is_due: bool) {
+async fn a_score_written_by_hand_is_a_timer_like_any_other(#[case] score: &str, #[case] is_due: bool) {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
@@ -145,7 +144,7 @@ async fn a_score_that_was_written_by_hand_is_a_timer_like_any(#[case] score: &st
 }
 
 #[tokio::test]
-async fn timers_of_one_score_are_listed_once_each_however_many_they_are() {
+async fn each_timer_of_one_score_is_listed_once_whatever_their_number() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
@@ -161,7 +160,7 @@ async fn timers_of_one_score_are_listed_once_each_however_many_they_are() {
         if after.is_none() {
             break;
         }
-        // The one that the cursor is behind goes, which must not matter.
+        // The last timer of the page is removed. The cursor remains valid.
         let _: () = admin.zrem(DUE, listed.last().unwrap()).unwrap();
     }
     assert_eq!(listed, names.into_iter().collect::<Vec<_>>());
@@ -179,7 +178,7 @@ async fn a_key_of_another_type_in_place_of_a_queue_is_corrupt() {
     ] {
         assert_refused!(refused, StorageError::Corrupt { key, .. } if key.to_string() == "alice:t1");
     }
-    // No task to name: the reason names the key of the server.
+    // The call is about no task, so the reason names the Redis key.
     for refused in [
         backend.take_due(&[leases()], 1, HOUR).await.map(drop),
         backend.timers(&leases(), None).await.map(drop),
@@ -189,7 +188,7 @@ async fn a_key_of_another_type_in_place_of_a_queue_is_corrupt() {
 }
 
 #[tokio::test]
-async fn owners_skips_keys_that_are_no_index_of_an_owner() {
+async fn owners_skips_keys_that_are_not_the_index_of_an_owner() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
@@ -231,10 +230,10 @@ async fn owners_are_found_among_many_other_keys_in_bounded_steps() {
     assert!(pages > 5, "a page looks at a few thousand keys: {pages}");
 }
 
-// what is published
+// Messages
 
 #[tokio::test]
-async fn another_process_is_woken_within_10_ms() {
+async fn another_process_receives_a_wakeup_within_10_ms() {
     let server = Server::start(&[]);
     let [scheduling, waiting] = [
         RedisBackend::connect(&server.url()).await.unwrap(),
@@ -292,10 +291,7 @@ async fn one_subscription_serves_all_queues_and_streams_and_ends_with_the_last()
 #[case::notifications_are_off("", false)]
 #[case::resp2("?protocol=resp2", true)]
 #[tokio::test]
-async fn where_nothing_can_be_heard_an_item_comes_each_second(
-    #[case] query: &str,
-    #[case] notifications: bool,
-) {
+async fn without_messages_an_item_comes_each_second(#[case] query: &str, #[case] notifications: bool) {
     let server = Server::start(&[]);
     let builder = RedisBackend::builder().notifications(notifications);
     let backend = builder.connect(&format!("{}{query}", server.url())).await.unwrap();
@@ -308,7 +304,7 @@ async fn where_nothing_can_be_heard_an_item_comes_each_second(
 }
 
 #[tokio::test]
-async fn over_a_connection_of_the_callers_an_item_comes_each_second() {
+async fn over_a_connection_of_the_caller_an_item_comes_each_second() {
     let server = Server::start(&[]);
     let client = redis::Client::open(server.url()).unwrap();
     let connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -320,7 +316,7 @@ async fn over_a_connection_of_the_callers_an_item_comes_each_second() {
 }
 
 #[tokio::test]
-async fn a_lost_subscription_is_made_again_and_an_item_says_so() {
+async fn after_a_lost_subscription_the_backend_subscribes_again_and_yields_an_item() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
@@ -336,7 +332,7 @@ async fn a_lost_subscription_is_made_again_and_an_item_says_so() {
 }
 
 #[tokio::test]
-async fn while_the_server_is_gone_an_item_comes_each_second_and_afterwards_it_is_heard_again() {
+async fn while_the_server_is_down_an_item_comes_each_second_and_messages_return_with_it() {
     let mut server = Server::start(&[]);
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let mut stream = wakeups(&backend);
@@ -349,7 +345,7 @@ async fn while_the_server_is_gone_an_item_comes_each_second_and_afterwards_it_is
     server.start_again();
     item(&mut stream).await;
     let healed = async {
-        // It is heard again once an item does not take a second.
+        // Messages arrive again once an item takes less than a second.
         for number in 0.. {
             let after = HOUR - number * Duration::from_secs(1);
             let t1 = key("alice", &number.to_string());
@@ -369,7 +365,7 @@ async fn while_the_server_is_gone_an_item_comes_each_second_and_afterwards_it_is
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_publish_is_refused_and_nothing_is_written() {
+async fn a_user_without_permission_to_publish_is_refused_and_writes_nothing() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let rule = rule_for(&mut admin);
@@ -382,7 +378,7 @@ async fn a_user_who_may_not_publish_is_refused_and_nothing_is_written() {
     assert!(matches!(refused, StorageError::Denied { .. }), "{refused:?}");
     let left: Vec<String> = admin.keys("*").unwrap();
     assert!(left.is_empty(), "{left:?}");
-    // A timer that was scheduled by somebody else is not moved either.
+    // A timer that another user scheduled does not move either.
     let other = RedisBackend::connect(&server.url()).await.unwrap();
     other.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
     let due = take(&backend).await.due.remove(0);
@@ -393,7 +389,7 @@ async fn a_user_who_may_not_publish_is_refused_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_subscribe_gets_an_item_each_second() {
+async fn a_user_without_permission_to_subscribe_gets_an_item_each_second() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let rule = rule_for(&mut admin);
@@ -413,7 +409,7 @@ async fn a_user_who_may_not_subscribe_gets_an_item_each_second() {
     assert!(since.elapsed() > Duration::from_millis(2900), "{:?}", since.elapsed());
 }
 
-// replicas and failover
+// Replicas and failover
 
 #[tokio::test]
 async fn with_wait_for_replicas_a_timer_that_no_replica_has_is_not_acknowledged() {
@@ -425,7 +421,7 @@ async fn with_wait_for_replicas_a_timer_that_no_replica_has_is_not_acknowledged(
         matches!(refused, StorageError::TooFewReplicas { .. }) && refused.outcome_unknown(),
         "{refused:?}"
     );
-    // Taking and removing do not wait: a timer that comes back does no harm.
+    // Taking and removing do not wait for replicas: a timer that a failover restores does no harm.
     let due = take(&backend).await.due.remove(0);
     assert_refused!(backend.resolve(&due, Next::After(HOUR)).await, StorageError::TooFewReplicas { .. });
     backend.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap_err();
@@ -471,14 +467,14 @@ async fn behind_sentinels_the_agenda_works_after_a_failover() {
     tokio::time::timeout(PATIENCE, heard).await.expect("the new master is heard");
 }
 
-// several shards
+// Several shards
 
-/// A connection on which what concerns one shard of timers is delayed.
+/// A connection that delays the commands for one shard of timers.
 #[derive(Clone)]
 struct Delayed {
     connection: MultiplexedConnection,
     shard: u64,
-    /// By how many milliseconds a look at what is due is delayed, and a call that takes timers.
+    /// The delays in milliseconds: of a call that takes no timers, and of a call that takes timers.
     look_ms: Arc<AtomicU64>,
     take_ms: Arc<AtomicU64>,
     takes: Arc<AtomicU64>,
@@ -536,8 +532,7 @@ impl ConnectionLike for Delayed {
     }
 }
 
-/// A backend with shards on one server, one shard of which is slow, and the first owners found to be in that shard and
-/// in another one.
+/// A backend with shards on one server, of which one is slow, an owner in that shard, and an owner in another shard.
 async fn with_a_slow_shard() -> (Server, RedisBackend, Delayed, [String; 2]) {
     let server = Server::start(&[]);
     let delayed = Delayed::new(&server, 3).await;
@@ -560,7 +555,7 @@ async fn with_a_slow_shard() -> (Server, RedisBackend, Delayed, [String; 2]) {
 }
 
 #[tokio::test]
-async fn a_shard_that_answers_again_is_waited_for_again_however_far_away_it_is() {
+async fn a_slow_shard_that_replies_again_is_waited_for_again() {
     let (_server, backend, delayed, owners) = with_a_slow_shard().await;
     for owner in &owners {
         backend.schedule(&leases(), &key(owner, "t1"), NOW).await.unwrap();
@@ -582,7 +577,7 @@ async fn a_shard_that_answers_again_is_waited_for_again_however_far_away_it_is()
 }
 
 #[tokio::test]
-async fn a_shard_that_does_not_answer_is_not_asked_again_and_again_within_one_call() {
+async fn a_shard_that_does_not_reply_is_asked_once_within_one_call() {
     let (_server, backend, delayed, [slow, other]) = with_a_slow_shard().await;
     for task in 0..200 {
         backend.schedule(&leases(), &key(&slow, &task.to_string()), NOW).await.unwrap();
@@ -594,14 +589,14 @@ async fn a_shard_that_does_not_answer_is_not_asked_again_and_again_within_one_ca
     assert_eq!(delayed.takes.load(Ordering::SeqCst), 1);
 }
 
-// a cluster
+// A cluster
 
 async fn connect(cluster: &Cluster) -> RedisBackend {
     let builder = RedisBackend::builder().response_timeout(RESPONSE_TIMEOUT);
     builder.connect_cluster(cluster.urls().split(',')).await.unwrap()
 }
 
-/// An owner for each shard, found by where its timer is.
+/// One owner for each shard, by the shard of its timer.
 async fn owners_by_shard(backend: &RedisBackend, cluster: &Cluster) -> BTreeMap<u64, String> {
     let mut owners = BTreeMap::new();
     for number in 0..2000 {
@@ -626,7 +621,7 @@ async fn owners_by_shard(backend: &RedisBackend, cluster: &Cluster) -> BTreeMap<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_cluster_timers_are_spread_and_a_lost_master_delays_only_its_own() {
+async fn in_a_cluster_a_lost_master_delays_only_its_own_timers() {
     let cluster = Cluster::start(3, 0);
     for node in &cluster.nodes {
         let partly = ["CONFIG", "SET", "cluster-require-full-coverage", "no"];
@@ -638,7 +633,7 @@ async fn in_a_cluster_timers_are_spread_and_a_lost_master_delays_only_its_own() 
     item(&mut stream).await;
     quiet(&mut stream).await;
 
-    // A wakeup for each shard, and one call takes from all.
+    // Each shard yields a wakeup, and one call takes from all shards.
     for owner in owners.values() {
         backend.schedule(&leases(), &key(owner, "t1"), NOW).await.unwrap();
         item(&mut stream).await;
@@ -691,7 +686,7 @@ async fn in_a_cluster_timers_are_spread_and_a_lost_master_delays_only_its_own() 
         );
         assert_eq!(found.iter().collect::<BTreeSet<_>>(), healthy);
         assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
-        // From then on it holds nobody up.
+        // From then on it delays no call.
         let since = Instant::now();
         for round in 0..10 {
             let owner = healthy.iter().nth(round % healthy.len()).unwrap();
@@ -701,14 +696,14 @@ async fn in_a_cluster_timers_are_spread_and_a_lost_master_delays_only_its_own() 
         println!("figure | the same, a schedule and a take_due from then on | {:.0?}", since.elapsed() / 10);
         assert!(since.elapsed() / 10 < RESPONSE_TIMEOUT / 2, "{:?}", since.elapsed() / 10);
 
-        // Nobody may create a task whose timer cannot be set.
+        // A task whose timer cannot be set must not be created.
         let error = backend.schedule(&leases(), &key(&owners[&0], "t9"), NOW).await.unwrap_err();
         assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
         let refused = backend.timers(&leases(), None).await;
         assert!(matches!(refused, Err(StorageError::Unavailable { .. })), "{refused:?}");
     }
 
-    // Not even for an owner whose records are on a master that answers: nothing is written.
+    // This holds even for an owner whose records are on a master that replies: nothing is written.
     let tasks = TaskStore::new(backend.clone());
     let started = tasks.start(&owner, NewTask::new("tools/call")).await;
     assert!(matches!(started, Err(TaskError::Storage(StorageError::Unavailable { .. }))), "{started:?}");
@@ -750,7 +745,7 @@ async fn in_a_cluster_owners_are_listed_from_every_master_after_a_failover_too()
         (after, pages) = (page.next, pages + 1);
         let Some(cursor) = &after else { break };
         if pages == 1 {
-            // The master that comes next goes, and its replica takes over.
+            // The next master goes down, and its replica takes over.
             let port: u16 = cursor.as_str().split('.').nth(2).unwrap().parse().unwrap();
             let next = cluster.nodes.iter().position(|node| node.port == port).unwrap();
             cluster.nodes[next].signal("KILL");

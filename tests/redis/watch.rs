@@ -1,4 +1,4 @@
-//! Watching over Redis: what is subscribed to, and what becomes of it when the server or the way to it is lost.
+//! Watches on Redis: subscriptions, and lost servers and connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn watch(backend: &RedisBackend, task: &str) -> Watch {
     backend.watch(&key("alice", task))
 }
 
-/// The next good item of a watch; errors in between are those of an outage.
+/// Waits for the next good item of a watch. Errors in between come from an outage.
 async fn next(watch: &mut Watch) {
     let good = async {
         loop {
@@ -67,7 +67,7 @@ async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last(
     drop((first, second));
     backend.put(&key("alice", "t2"), "data".into(), keep()).await.unwrap();
     drop(last);
-    // It lingers, so that one after the other is served by one.
+    // The subscription lingers, so it serves one watch after the other.
     next(&mut watch(&backend, "t1")).await;
     let subscribed: String = command(&mut admin, ["INFO", "commandstats"]);
     let calls = |line: &str| line.split("subscribe:calls=").nth(1)?.split(',').next().map(str::to_owned);
@@ -75,11 +75,11 @@ async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last(
         subscribed.lines().filter(|line| !line.contains("unsubscribe")).filter_map(calls).collect();
     assert_eq!(calls, ["2"], "one of them when it was tried out at the start");
     until(|| subscribers(&mut admin) == 0).await;
-    // The next one begins anew, over the connection that there is.
+    // The next watch subscribes again, over the same connection.
     next(&mut watch(&backend, "t1")).await;
 }
 
-/// As after a failover: each tries out how notifications travel, and receives the messages of the others' trials too.
+/// This is the situation after a failover: each instance makes a trial, and receives the messages of the other trials too.
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_that_connect_at_the_same_time_subscribe_by_the_same_command() {
     const INSTANCES: usize = 60;
@@ -96,7 +96,7 @@ async fn instances_that_connect_at_the_same_time_subscribe_by_the_same_command()
 }
 
 #[tokio::test]
-async fn one_connection_listens_for_all_owners() {
+async fn one_connection_receives_the_messages_of_all_owners() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = Arc::new(RedisBackend::connect(&server.url()).await.unwrap());
@@ -114,7 +114,7 @@ async fn one_connection_listens_for_all_owners() {
 }
 
 #[tokio::test]
-async fn a_lost_subscription_is_made_again_and_each_watch_is_told() {
+async fn after_a_lost_subscription_the_backend_subscribes_again_and_notifies_each_watch() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
@@ -137,7 +137,7 @@ async fn a_lost_subscription_is_made_again_and_each_watch_is_told() {
 }
 
 #[tokio::test]
-async fn what_was_written_while_the_server_was_out_of_reach_is_felt_when_it_is_back() {
+async fn a_write_during_an_outage_notifies_the_watch_afterwards() {
     let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let t1 = key("alice", "t1");
@@ -145,7 +145,7 @@ async fn what_was_written_while_the_server_was_out_of_reach_is_felt_when_it_is_b
     let mut watch = watch(&backend, "t1");
     next(&mut watch).await;
     server.kill();
-    // While it is away, the watch says so and goes on.
+    // During the outage the watch yields errors and continues.
     let error = watch.next().await.unwrap().unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error}");
     server.start_again();
@@ -153,7 +153,7 @@ async fn what_was_written_while_the_server_was_out_of_reach_is_felt_when_it_is_b
     let seen = loop {
         match other.get(&t1).await {
             Ok(record) => break record.version,
-            // It answers before it has loaded its data.
+            // The server replies before it has loaded its data.
             Err(error) => assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}"),
         }
     };
@@ -167,7 +167,7 @@ async fn what_was_written_while_the_server_was_out_of_reach_is_felt_when_it_is_b
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_is_noticed_by_a_watch() {
+async fn a_watch_detects_a_server_that_hangs() {
     let server = Server::start(&[]);
     let limit = Duration::from_millis(300);
     let backend = RedisBackend::builder().connect_timeout(limit).response_timeout(limit);
@@ -203,7 +203,7 @@ async fn without_notifications_nothing_is_published_and_a_watch_polls() {
     };
     assert_eq!(published(&mut admin), 0);
     let listening = RedisBackend::connect(&server.url()).await.unwrap();
-    // What is tried out at the start.
+    // The trials at the start.
     let tried_out = published(&mut admin);
     assert_eq!(tried_out, 1);
     listening.put(&t1, "two".into(), keep()).await.unwrap();
@@ -212,7 +212,7 @@ async fn without_notifications_nothing_is_published_and_a_watch_polls() {
 }
 
 #[tokio::test]
-async fn over_a_connection_of_the_callers_or_resp2_writes_are_published_and_a_watch_polls() {
+async fn over_a_connection_of_the_caller_or_resp2_writes_are_published_and_a_watch_polls() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let client = redis::Client::open(server.url()).unwrap();
@@ -249,7 +249,7 @@ async fn a_watch_follows_its_owner_to_another_node_of_the_cluster() {
     }
     cluster.set_slot(1 - from, &slot, "NODE", 1 - from);
     cluster.set_slot(from, &slot, "NODE", 1 - from);
-    // The node that lost the slot says so, which costs the watch an item.
+    // The node that lost the slot ends the subscription, which yields an item.
     next(&mut watch).await;
     let version = backend.get(&t1).await.unwrap().version;
     backend.put_if_version(&t1, "two".into(), keep(), version).await.unwrap();
@@ -257,7 +257,7 @@ async fn a_watch_follows_its_owner_to_another_node_of_the_cluster() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_is_shut_down_takes_no_watch_of_another_along() {
+async fn a_runtime_that_is_shut_down_ends_no_watch_of_another_runtime() {
     let server = Server::start(&[]);
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let t1 = key("alice", "t1");
@@ -266,7 +266,7 @@ async fn a_runtime_that_is_shut_down_takes_no_watch_of_another_along() {
     let begun = backend.clone();
     let of_bob = key("bob", "t1");
     backend.put(&of_bob, "one".into(), never()).await.unwrap();
-    // The subscription runs there, and serves this runtime too.
+    // The subscription runs on the other runtime, and serves this one too.
     let first = runtime.spawn(async move {
         let mut watch = watch(&begun, "t1");
         next(&mut watch).await;
@@ -285,7 +285,7 @@ async fn a_runtime_that_is_shut_down_takes_no_watch_of_another_along() {
         next(&mut after).await;
     }
     next(&mut before).await;
-    // The connection ran there as well, for every owner.
+    // The connection for all owners ran on the other runtime too.
     let felt = async {
         while backend.get(&of_bob).await.unwrap().data != "felt" {
             next(&mut bobs).await;
@@ -296,7 +296,7 @@ async fn a_runtime_that_is_shut_down_takes_no_watch_of_another_along() {
 }
 
 #[test]
-fn to_watch_on_a_runtime_that_is_gone_hangs_nobody() {
+fn watch_on_a_runtime_that_is_shut_down_returns() {
     let server = Server::start(&[]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let backend = runtime.block_on(RedisBackend::connect(&server.url())).unwrap();
@@ -321,7 +321,7 @@ fn server_without(commands: &[&str]) -> Server {
     Server::start(&settings.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// The watch of each of these receives a notification for a write by each.
+/// Checks that the watch of each backend receives a notification for the writes of each.
 async fn notice_each_other(backends: &[RedisBackend]) {
     let t1 = key("alice", "t1");
     backends[0].put(&t1, "first".into(), never()).await.unwrap();
@@ -356,7 +356,7 @@ async fn notice_each_other(backends: &[RedisBackend]) {
 #[case::what_publishes(&["SPUBLISH", "PUBLISH"], None)]
 #[case::what_subscribes(&["SSUBSCRIBE", "SUBSCRIBE"], None)]
 #[tokio::test]
-async fn instances_agree_on_the_commands_that_the_server_knows_where_it_lacks(
+async fn instances_agree_on_the_commands_of_a_server_that_lacks(
     #[case] commands: &[&str],
     #[case] publish: Option<&str>,
 ) {
@@ -374,7 +374,7 @@ async fn instances_agree_on_the_commands_that_the_server_knows_where_it_lacks(
     let mut admin = server.connection();
     let tried_out = since_start(&mut admin);
     notice_each_other(&backends).await;
-    // What it took were messages, or none at all.
+    // The notifications were messages, or the watches polled.
     let published = since_start(&mut admin);
     assert_eq!(published != tried_out, publish.is_some(), "{published:?}");
     if let Some(publish) = publish {
@@ -387,7 +387,7 @@ async fn instances_agree_on_the_commands_that_the_server_knows_where_it_lacks(
 }
 
 #[tokio::test]
-async fn who_cannot_listen_publishes_by_the_command_that_the_server_knows() {
+async fn a_process_that_cannot_subscribe_publishes_with_the_command_that_the_server_knows() {
     let server = server_without(&["SPUBLISH"]);
     let client = redis::Client::open(server.url()).unwrap();
     let connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -414,7 +414,7 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
     let mut server = server_without(before);
     let (one, other) =
         (RedisBackend::connect(&server.url()).await, RedisBackend::connect(&server.url()).await);
-    // One that subscribes to nothing before, so that only its writes find out.
+    // The second instance subscribes to nothing before, so only its writes make trials.
     let backends = [one.unwrap(), other.unwrap()];
     let t1 = key("alice", "t1");
     backends[0].put(&t1, "one".into(), never()).await.unwrap();
@@ -424,7 +424,7 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
     let settings = without(after);
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
     let _server = Server::start_at(server.port, &settings, &[]).unwrap();
-    // What it kept is gone with it. The first write after a reconnect is a notification already.
+    // The records are gone with the old server. The first write after a reconnect sends a notification.
     for data in ["two", "three"] {
         while let Err(error) = backends[1].put(&t1, data.into(), never()).await {
             assert!(error.is_retryable(), "{error:?}");
@@ -437,12 +437,12 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
         next(&mut watched).await;
         assert_eq!(backends[0].get(&t1).await.unwrap().data, data);
     }
-    // One that has not known the server before is the measure.
+    // The third instance has not known the old server.
     let [one, other] = backends;
     notice_each_other(&[one, other, RedisBackend::connect(&server.url()).await.unwrap()]).await;
 }
 
-/// While it loads its data, it accepts a subscription, and nothing can be tried out.
+/// While a server loads its data, it accepts a subscription, and no trial is possible.
 #[tokio::test]
 async fn an_instance_that_subscribed_while_an_upgraded_server_loaded_its_data_receives_messages() {
     let mut old = server_without(&["SPUBLISH", "SSUBSCRIBE"]);
@@ -488,7 +488,7 @@ async fn nothing_outlives_a_backend_and_its_watches() {
     let server = Server::start(&[]);
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
-    goes_without_a_trace(backend, tasks, &mut [server.connection()]).await;
+    leaves_nothing(backend, tasks, &mut [server.connection()]).await;
 }
 
 #[tokio::test]
@@ -497,11 +497,11 @@ async fn nothing_outlives_a_backend_of_a_cluster_and_its_watches() {
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let backend = RedisBackend::builder().connect_cluster(cluster.urls().split(',')).await.unwrap();
     let mut admins: Vec<Connection> = cluster.nodes.iter().map(Server::connection).collect();
-    goes_without_a_trace(backend, tasks, &mut admins).await;
+    leaves_nothing(backend, tasks, &mut admins).await;
 }
 
-/// The backend ends while it connects again; the runtime had so many tasks before.
-async fn goes_without_a_trace(backend: RedisBackend, tasks: usize, admins: &mut [Connection]) {
+/// Drops the backend while it reconnects, and checks that no connection and no task is left. `tasks` is their number before.
+async fn leaves_nothing(backend: RedisBackend, tasks: usize, admins: &mut [Connection]) {
     let t1 = key("alice", "t1");
     backend.put(&t1, "one".into(), never()).await.unwrap();
     let mut watched = watch(&backend, "t1");
@@ -509,7 +509,7 @@ async fn goes_without_a_trace(backend: RedisBackend, tasks: usize, admins: &mut 
     for admin in &mut *admins {
         let _: i64 = command(admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     }
-    // It may be sent over a connection that is gone.
+    // The write may go out over a connection that is gone.
     let _ = backend.put(&t1, "two".into(), never()).await;
     drop((watched, backend));
     until(|| {
@@ -523,16 +523,13 @@ async fn goes_without_a_trace(backend: RedisBackend, tasks: usize, admins: &mut 
     .await;
 }
 
-/// What brings a server into a state in which it refuses writes, which error that is, and whether deletes pass.
+/// The command that makes a server refuse writes, and whether it still accepts deletes.
 #[rstest]
 #[case::is_a_replica(&["REPLICAOF", "127.0.0.1", "1"], false)]
 #[case::has_too_few_replicas(&["CONFIG", "SET", "min-replicas-to-write", "1"], false)]
 #[case::is_out_of_memory(&["CONFIG", "SET", "maxmemory", "1"], true)]
 #[tokio::test]
-async fn a_write_is_published_to_nobody_if_it_is_refused_as_the_server(
-    #[case] state: &[&str],
-    #[case] deletes: bool,
-) {
+async fn a_refused_write_publishes_nothing_if_the_server(#[case] state: &[&str], #[case] deletes: bool) {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
@@ -568,7 +565,7 @@ async fn a_write_is_published_to_nobody_if_it_is_refused_as_the_server(
             break;
         }
         scripts += usize::from(line.contains("pmcp:tasks:alice:t1"));
-        // Whenever a backend reconnects, it tries out messages on another channel.
+        // A backend that reconnects makes trials on another channel.
         if line.contains("lua] \"SPUBLISH\"") && !line.contains(":probe") {
             published.push(line);
         }

@@ -1,4 +1,4 @@
-//! What goes over the wire, as the server itself reports it with `MONITOR`.
+//! The commands that the backend sends, as the server reports them with `MONITOR`.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use mcp_task_store::{
     Agenda, Due, Next, PageRequest, PartName, Queue, StorageBackend, StorageError, Version,
 };
 
-/// Commands that one backend caused: those that were sent, and behind each those that a script ran.
+/// The commands of one backend: those that it sent, each with the commands that its script ran.
 struct Watch {
     lines: BoxStream<'static, String>,
     marker: redis::aio::MultiplexedConnection,
     prefix: String,
 }
 
-/// A command that was sent, and the commands that it ran on the server if it was a script.
+/// A command that the backend sent, and the commands that its script ran.
 #[derive(Debug, PartialEq)]
 struct Sent {
     command: String,
@@ -41,12 +41,12 @@ impl Watch {
         }
     }
 
-    /// What was sent with keys of the namespace since the last call.
+    /// Returns the commands with keys of the namespace since the last call.
     async fn sent(&mut self) -> Vec<Sent> {
         let marker = uuid::Uuid::new_v4().to_string();
         let _: String = redis::cmd("ECHO").arg(&marker).query_async(&mut self.marker).await.unwrap();
         let mut sent: Vec<Sent> = Vec::new();
-        // Whether the script that runs is one of ours: a script runs as a whole, so its commands follow it.
+        // Whether the current script is of this backend. A script runs as a whole, so its commands follow it.
         let mut ours = false;
         loop {
             let line = self.lines.next().await.unwrap();
@@ -93,7 +93,7 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
     let namespace = Namespace::new();
     let backend = namespace.backend().await;
     let (t1, alice) = (key("alice", "t1"), owner("alice"));
-    // Both connections are there before anything is counted.
+    // Both connections exist before the test counts commands.
     backend.list(&alice, PageRequest::new(1)).await.unwrap();
     let mut watch = Watch::start(&namespace).await;
     let mut everything = Vec::new();
@@ -106,13 +106,12 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
         }};
     }
 
-    // Writes are one EVAL each. The first keeps an expiry and touches no key but the hash.
-    // Subscribers are notified before the write, in the same script. A new record has none.
+    // Each write is one EVAL. It notifies subscribers before it writes. A new record has no subscribers.
     let publish = if can_shard_publishing(&mut connection(&url())) { "SPUBLISH" } else { "PUBLISH" };
-    // First comes a command that changes nothing, which a server in no state to write refuses.
-    let told = &["HSETNX", publish][..];
+    // First comes a command that changes nothing. A server that accepts no writes at the moment refuses it.
+    let notify = &["HSETNX", publish][..];
     let (read, index) = (["HEXISTS", "HMGET"], ["ZCARD", "ZCOUNT", "ZRANGE", "ZRANGE"]);
-    // What could be refused later, or too late, runs first where it has no effect.
+    // A command that could be refused too late first runs where it has no effect.
     let written = ["ZADD", "PEXPIREAT", "HSET", "PEXPIREAT"];
     let sent = sent!(backend.put(&t1, "data".into(), in_an_hour().quota(100)));
     assert_eq!(sent.len(), 1, "{sent:?}");
@@ -135,9 +134,9 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
                 &["TIME", "HMGET", "HSETNX"][..],
             ),
         };
-        let told = if call == 0 { told } else { &told[1..] };
+        let notify = if call == 0 { notify } else { &notify[1..] };
         assert_eq!(sent.len(), 1, "{sent:?}");
-        assert_eq!((sent[0].command.as_str(), sent[0].ran()), ("EVAL", [quiet, told, &["HSET"]].concat()));
+        assert_eq!((sent[0].command.as_str(), sent[0].ran()), ("EVAL", [quiet, notify, &["HSET"]].concat()));
         let hash = format!("{}:tasks:alice:t1", namespace.prefix);
         let touched = |command: &Vec<String>| command[0] != "TIME" && command[0] != publish;
         assert!(
@@ -152,7 +151,7 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
         let channel = format!("{}:watch:alice", namespace.prefix);
         assert!(sent[0].ran.contains(&vec![publish.to_owned(), channel, message]), "{sent:?}");
         watch.sent().await;
-        // A quiet write tells nobody.
+        // A quiet write notifies nobody.
         let version = Version::from(2 * call + 2);
         let sent = match call {
             0 => sent!(backend.put(&t1, "data".into(), keep().quiet())),
@@ -168,15 +167,15 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
         };
         assert_eq!((sent.len(), sent[0].command.as_str()), (1, "EVAL"), "{sent:?}");
         let written = ["HSET", "ZADD", "ZADD", "PEXPIREAT", "PEXPIREAT", "HSET"];
-        assert_eq!(sent[0].ran(), [&["TIME", "EXISTS"][..], &read, told, &index, &written].concat());
+        assert_eq!(sent[0].ran(), [&["TIME", "EXISTS"][..], &read, notify, &index, &written].concat());
     }
     let sent = sent!(backend.put(&t1, "data".into(), never()));
     let written = ["HSET", "HDEL", "ZADD", "ZADD", "PERSIST", "PERSIST", "HSET", "HDEL"];
     assert_eq!(
         (sent.len(), sent[0].ran()),
-        (1, [&["TIME", "EXISTS"][..], &read, told, &index, &written].concat())
+        (1, [&["TIME", "EXISTS"][..], &read, notify, &index, &written].concat())
     );
-    // Parts go out with the write that names them, and touch no other key.
+    // The write that names a part writes it too, and touches no other key.
     let output = PartName::from_static("output");
     for (options, written) in [
         (keep().set_part(output.clone(), "output"), &["HSET"][..]),
@@ -185,13 +184,13 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
         let sent = sent!(backend.put(&t1, "data".into(), options));
         assert_eq!(
             (sent.len(), sent[0].ran()),
-            (1, [&["TIME", "EXISTS"][..], &read, told, written].concat())
+            (1, [&["TIME", "EXISTS"][..], &read, notify, written].concat())
         );
     }
     let sent = sent!(backend.put_if_version(&key("alice", "t2"), "data".into(), keep(), Version::ABSENT));
     assert_eq!((sent.len(), sent[0].command.as_str()), (1, "EVAL"), "{sent:?}");
 
-    // A refused write is one EVAL as well, and ran no command that writes.
+    // A refused write is one EVAL too. It runs no command that writes.
     for (refused, first) in [
         (
             sent!(backend.put_if_version(&t1, "data".into(), in_an_hour(), Version::FIRST)),
@@ -212,11 +211,11 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
         assert_eq!(sent!(backend.get(&key("alice", task))), [Sent { command: "HMGET".into(), ran: vec![] }]);
     }
 
-    // So is the read of a part, which does not read the data.
+    // The read of a part is one HMGET too. It does not read the data.
     let sent = sent!(backend.part(&t1, &output));
     assert_eq!(sent, [Sent { command: "HMGET".into(), ran: vec![] }]);
 
-    // A page is two round trips: the ids by a script that writes nothing, then their hashes.
+    // A page is two round trips: a script that writes nothing for the ids, then their hashes.
     backend.delete(&key("alice", "t0")).await.unwrap();
     watch.sent().await;
     let sent = sent!(backend.list(&alice, PageRequest::new(10)));
@@ -224,20 +223,20 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
     assert_eq!(commands, ["EVAL", "HMGET", "HMGET"]);
     assert_eq!(sent[0].ran(), ["TIME", "ZRANGE"]);
 
-    // A page that met a member without a hash is followed by one reap.
+    // After a page with a member without a hash comes one reap.
     let _: i64 = namespace.run(&["DEL", "{}:tasks:alice:t1"]);
     watch.sent().await;
     let sent = sent!(backend.list(&alice, PageRequest::new(10)));
     let commands: Vec<_> = sent.iter().map(|sent| sent.command.as_str()).collect();
     assert_eq!(commands, ["EVAL", "HMGET", "HMGET", "EVAL"]);
-    let tidied = ["TIME", "EXISTS", "ZRANGE", "ZREM"];
-    assert_eq!(sent[3].ran(), tidied);
+    let reaped = ["TIME", "EXISTS", "ZRANGE", "ZREM"];
+    assert_eq!(sent[3].ran(), reaped);
 
     let sent = sent!(backend.delete(&key("alice", "t2")));
     assert_eq!((sent.len(), sent[0].command.as_str()), (1, "EVAL"));
     assert_eq!(sent[0].ran(), ["TIME", "HGET", "ZRANGE", "ZREM", publish, "DEL", "ZREM"]);
 
-    // The engine has nothing to clean up, and refuses what it must not send before it sends anything.
+    // The engine has nothing to clean up. It refuses oversized calls before it sends anything.
     assert!(sent!(backend.cleanup_expired()).is_empty());
     assert!(sent!(backend.put(&t1, vec![b'x'; 5000].into(), keep())).is_empty());
     let over = keep().set_part(output, vec![b'x'; MAX_PART_BYTES + 1]);
@@ -255,7 +254,7 @@ async fn a_page_reads_as_many_records_as_have_room_and_asks_for_the_sizes_of_the
         backend.put(&key("alice", &task.to_string()), vec![b'x'; 100].into(), keep()).await.unwrap();
     }
     let mut watch = Watch::start(&namespace).await;
-    // At first records may be as large as the backend takes, 4096 bytes. What is expected halves with each page.
+    // At first the backend expects records of the maximum size, 4096 bytes. With each page it expects half as much.
     for (max_bytes, first, read) in [(8_192, 2, 38), (8_192, 4, 36), (400, 1, 3), (1 << 20, 40, 0)] {
         backend.list(&owner("alice"), PageRequest::new(64).max_bytes(max_bytes)).await.unwrap();
         let commands: Vec<_> = watch.sent().await.into_iter().map(|sent| sent.command).collect();
@@ -283,7 +282,7 @@ async fn each_call_of_the_agenda_sends_one_script_that_touches_the_timers_of_its
         assert!(touched.iter().all(|key| keys.contains(key)), "{touched:?}");
     };
 
-    // The first timer is the earliest, so takers are notified, before it is written.
+    // The first timer is the earliest, so the script notifies takers before it writes.
     backend.schedule(&leases, &t1, hour).await.unwrap();
     let sent = watch.sent().await;
     ran(&sent, &["TIME", "ZSCORE", "ZRANGE", "ZADD", publish, "ZADD"], &[due("leases")]);
@@ -293,7 +292,7 @@ async fn each_call_of_the_agenda_sends_one_script_that_touches_the_timers_of_its
     backend.schedule(&leases, &key("bob", "t1"), 2 * hour).await.unwrap();
     ran(&watch.sent().await, &["TIME", "ZSCORE", "ZRANGE", "ZADD"], &[due("leases")]);
 
-    // Where nothing is due, a look at the earliest of each queue is all.
+    // If nothing is due, the script reads only the earliest timer of each queue.
     let queues = [leases.clone(), work.clone()];
     backend.take_due(&queues, 10, hour).await.unwrap();
     ran(&watch.sent().await, &["TIME", "ZRANGE", "ZRANGE"], &[due("leases"), due("work/a")]);
@@ -345,5 +344,5 @@ async fn expired_members_do_not_count_even_before_they_are_dropped() {
     let mut watch = Watch::start(namespace).await;
     store.put(&key("alice", "new"), "data".into(), keep().quota(2)).await.unwrap();
     let commands: Vec<_> = watch.sent().await.into_iter().map(|sent| sent.command).collect();
-    assert_eq!(commands, ["EVAL"], "the script itself told the live from the expired");
+    assert_eq!(commands, ["EVAL"], "the script itself notify the live from the expired");
 }

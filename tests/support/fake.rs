@@ -102,7 +102,7 @@ fn reply_to_trial(words: &[String]) -> Option<&'static [u8]> {
         return None;
     }
     Some(match words[0].as_str() {
-        "EVAL" if words[2] == "1" => b"*0\r\n",
+        "EVAL" if words[2] == "1" => b"*2\r\n$3\r\n0 0\r\n*0\r\n",
         "EVAL" | "SSUBSCRIBE" | "SUBSCRIBE" => b"-ERR unknown command\r\n",
         _ => b":0\r\n",
     })

@@ -12,11 +12,12 @@ use crate::redis::RedisBackend;
 use crate::redis::connection::MasterOfSlots;
 use crate::scripts::{UnexpectedReply, integer, score};
 
-/// How many keys one `SCAN` looks at, and how often a page without an owner asks for more.
-const SCANNED: usize = 1000;
-const SCANS: usize = 4;
+/// How many keys one `SCAN` reads.
+const SCAN_COUNT: usize = 1000;
+/// How many `SCAN`s one page sends at most, if it finds no owner.
+const MAX_SCANS: usize = 4;
 
-/// A position among timers: the score, and the member for those that share it.
+/// A position among timers: the score, and the member, as timers may have the same score.
 type Position = (f64, Vec<u8>);
 
 fn malformed() -> StorageError {
@@ -33,11 +34,11 @@ impl RedisBackend {
             let (masters, mut cursor) = left_to_scan(masters, after);
             let mut masters = masters.into_iter().peekable();
             let mut owners = Vec::new();
-            for _ in 0..SCANS {
+            for _ in 0..MAX_SCANS {
                 let Some(master) = masters.peek() else { break };
                 let mut scan = redis::cmd("SCAN");
                 scan.arg(cursor).arg("MATCH").arg(self.0.schema.every_idx());
-                scan.arg("COUNT").arg(SCANNED).arg("TYPE").arg("zset");
+                scan.arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg("zset");
                 let reply = self.0.connection.send_to_master(master, &scan).await;
                 let reply = reply.map_err(|failure| context.storage_error(failure))?;
                 let (next, keys) = scanned(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?;
@@ -50,7 +51,7 @@ impl RedisBackend {
                     break;
                 }
             }
-            // A scan may find a key twice.
+            // A scan may return a key twice.
             owners.sort();
             owners.dedup();
             let next = masters.peek().map(|master| {
@@ -93,7 +94,7 @@ impl RedisBackend {
         self.limited(debug_span!("timers", queue = %queue.printable()), &context, pages).await
     }
 
-    /// One member more of a shard than a page holds, and how many there are.
+    /// Returns the members of a shard after this position, one more than a page holds, and the number of all members.
     async fn timers_of(
         &self,
         key: &str,
@@ -126,7 +127,7 @@ impl RedisBackend {
     }
 }
 
-/// The masters that were not scanned to the end, and the cursor at the first of them.
+/// Returns the masters that are not yet scanned to the end, and the cursor at the first of them.
 fn left_to_scan(
     mut masters: Vec<MasterOfSlots>,
     after: Option<(MasterOfSlots, u64)>,
@@ -134,19 +135,19 @@ fn left_to_scan(
     let (from, cursor) = after.unwrap_or_default();
     let begun = masters.iter().rposition(|master| master.slot <= from.slot).unwrap_or(0);
     masters.drain(..begun);
-    // If another server keeps these slots by now, the cursor means something else there.
+    // A cursor is valid only at the server that returned it.
     let is_same = masters.first() == Some(&from);
     (masters, if is_same { cursor } else { 0 })
 }
 
-/// The next cursor and the keys of a reply to `SCAN`.
+/// Reads a reply to `SCAN`: the next cursor, and keys.
 fn scanned(reply: Value) -> Option<(u64, Vec<Vec<u8>>)> {
     let Value::Array(parts) = reply else { return None };
     let [cursor, keys] = <[Value; 2]>::try_from(parts).ok()?;
     Some((integer(&cursor)?, redis::from_redis_value(keys).ok()?))
 }
 
-/// Members and their scores: one after the other with RESP2, in pairs with RESP3.
+/// Reads members and their scores: one after the other in RESP2, in pairs in RESP3.
 fn with_scores(reply: Value) -> Option<Vec<Position>> {
     let Value::Array(values) = reply else { return None };
     let mut values = values.into_iter();
@@ -167,7 +168,7 @@ fn with_scores(reply: Value) -> Option<Vec<Position>> {
     Some(members)
 }
 
-/// A scan of one master after the other: which one it is at, and its cursor there.
+/// Reads the cursor of a scan over all masters: the current master, and the cursor there.
 fn scan_position(cursor: &Cursor) -> Result<(MasterOfSlots, u64), StorageError> {
     let mut fields = cursor.as_str().splitn(4, '.');
     let mut field = || fields.next().ok_or_else(malformed);
@@ -191,7 +192,7 @@ fn position(cursor: &Cursor) -> Result<Position, StorageError> {
     let digits = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let member: Option<Vec<u8>> = member.as_bytes().chunks(2).map(digits).collect();
     let position = (score(text).ok_or_else(malformed)?, member.ok_or_else(malformed)?);
-    // There is one text for each position.
+    // Each position has exactly one text.
     if cursor_behind(&position) == *cursor { Ok(position) } else { Err(malformed()) }
 }
 

@@ -1,4 +1,4 @@
-//! Notifications that a timer became the earliest of its queue.
+//! Notifications of timers that became the earliest of their queue.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::printable::Chain;
 use crate::redis::RedisBackend;
 use crate::redis::subscriptions::{State, Subscribed};
 
-/// How often an item comes while nothing is published to this process.
+/// The interval of items while this process receives no messages.
 const POLLED_EVERY: Duration = Duration::from_secs(1);
-/// How many items that are there at the same time become one.
+/// How many items that are ready at the same time become one item.
 const MERGED: usize = 1024;
 
 impl RedisBackend {
@@ -31,8 +31,8 @@ impl RedisBackend {
             }));
         };
         let inner = Arc::clone(&self.0);
-        // With the first poll, as only then there must be a runtime to subscribe on. What is published before is covered
-        // by the item that each subscription begins with.
+        // The stream subscribes at its first poll, as it needs a runtime. Each subscription begins with an item, which covers
+        // earlier messages.
         let subscribed = stream::once(async move {
             let mut items: Vec<BoxStream<'static, ()>> = Vec::new();
             for shard in 0..inner.schema.shards() {
@@ -41,7 +41,7 @@ impl RedisBackend {
                     let due = inner.schema.due(shard, queue);
                     let Subscribed { subscription, state } = subscriptions.join(&inner, channel.clone(), due);
                     items.push(Box::pin(notified(subscription)));
-                    // It is one subscription for all queues.
+                    // One subscription serves all queues.
                     if place == 0 {
                         items.push(Box::pin(polled_unless_live(state, channel.clone())));
                     }
@@ -53,11 +53,11 @@ impl RedisBackend {
     }
 }
 
-/// An item for each message that names the key.
+/// Yields an item for each message that names the key.
 fn notified(subscription: Subscription) -> impl Stream<Item = ()> + Send {
     stream::unfold(subscription, |mut subscription| async move {
         loop {
-            // The runtime that listened is gone, and so polling takes over.
+            // Without a change the runtime of the subscription is gone, and polling takes over.
             let change = subscription.changed().await?;
             if !matches!(change, Change::Failed(_)) {
                 return Some(((), subscription));
@@ -66,8 +66,8 @@ fn notified(subscription: Subscription) -> impl Stream<Item = ()> + Send {
     })
 }
 
-/// An item when the subscription is live (again), as something may have been missed before, and one each second while it
-/// is not.
+/// Yields an item when the subscription becomes live, as messages may have been missed before, and one each second while it
+/// is not live.
 fn polled_unless_live(state: watch::Receiver<State>, channel: String) -> impl Stream<Item = ()> + Send {
     let polling = Polling { state, channel, was_live: false, is_reported: false, next: first_poll() };
     stream::unfold(polling, |mut polling| async {
@@ -107,7 +107,7 @@ impl Polling {
                 matches!(timeout_at(self.next, self.state.changed()).await, Ok(Err(_)))
             };
             if is_over {
-                // The runtime is gone that listened.
+                // The runtime of the subscription is gone.
                 sleep_until(self.next).await;
             }
             if is_over || !self.was_live && Instant::now() >= self.next {
@@ -118,12 +118,13 @@ impl Polling {
         }
     }
 
-    /// Warns once an outage.
+    /// Logs each outage once.
     fn report(&mut self, state: &State) {
         if let (State::Failed(error), false) = (state, self.is_reported) {
             let (channel, error) = (&self.channel, error());
-            // If the server is down, the store says so. If only subscribing fails, somebody must look at it.
-            const WHAT: &str = "timers are polled each second until the server can be subscribed to";
+            // If the server is down, calls report it. If only subscribing fails, an operator must act.
+            const WHAT: &str =
+                "the subscription for timers failed; workers poll each second until it succeeds";
             match error.is_retryable() {
                 true => tracing::debug!(channel, error = %Chain(&error), "{WHAT}"),
                 false => tracing::warn!(channel, error = %Chain(&error), "{WHAT}"),

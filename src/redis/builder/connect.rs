@@ -33,7 +33,7 @@ use crate::redis::sentinel::Sentinels;
 #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
 use crate::redis::settings::invalid_setting;
 use crate::redis::subscriptions::Subscriptions;
-use crate::redis::{Inner, RedisBackend};
+use crate::redis::{Deployment, RedisBackend};
 
 /// The connections of a backend, and what is known about their servers.
 struct Connections {
@@ -295,7 +295,7 @@ impl RedisBuilder {
     ) -> Result<RedisBackend, StorageError> {
         let Connections { calls, bulk, clock, address, can_subscribe, are_of_caller } = connections;
         let subscribes = self.notifications && can_subscribe;
-        let backend = RedisBackend(Arc::new(Inner {
+        let backend = RedisBackend(Arc::new(Deployment {
             connection: calls,
             bulk_connection: bulk,
             schema,
