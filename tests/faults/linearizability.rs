@@ -140,8 +140,11 @@ fn print_figures(load: &Load, recoveries: &[Recovery], unexplained: &[&Segment])
     figure("server back to success of all clients, 99th percentile", millis(percentile(&mut all, 0.99)));
 }
 
-/// What a load must contain to prove something.
-const EXPECTED: [(&str, fn(&Call, &Reply) -> bool); 8] = [
+/// Whether a call with this reply is of the kind that is counted.
+type IsOfKind = fn(&Call, &Reply) -> bool;
+
+/// The kinds of calls that a load must contain to prove something.
+const EXPECTED: [(&str, IsOfKind); 8] = [
     ("a read record", |call, reply| matches!((call, reply), (Get, Read(_)))),
     ("an update by put", |call, reply| matches!((call, reply), (Put { .. }, Written { version: 2.. }))),
     ("a create", |call, reply| matches!((call, reply), (PutIfVersion { expected: 0, .. }, Written { .. }))),

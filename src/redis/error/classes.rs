@@ -20,8 +20,6 @@ pub(super) enum Class {
 const NOT_PERMITTED: Class =
     Class::Denied("the user lacks a permission; grant those that docs/operations.md of mcp-task-store lists");
 
-/// The master has a write, and replicas that were to confirm it did not.
-
 /// Words in the text of an error, and the class of the error. Most of them are codes.
 ///
 /// `redis.call` in a script may wrap a code into the text of another error (6.2: `ERR Error running script …

@@ -97,10 +97,8 @@ impl Double {
         let one_less = |left: usize| left.checked_sub(1);
         match call {
             Call::Get { .. } => self.wait_while(Server::HangsOnReads).await,
-            Call::PutIfVersion { .. } => {
-                if self.loses_writes.fetch_update(SeqCst, SeqCst, one_less).is_ok() {
-                    return Err(unavailable("connection reset", true));
-                }
+            Call::PutIfVersion { .. } if self.loses_writes.fetch_update(SeqCst, SeqCst, one_less).is_ok() => {
+                return Err(unavailable("connection reset", true));
             }
             Call::List { owner, .. } => {
                 if self.refused_owner.lock().unwrap().as_ref() == Some(owner) {
