@@ -20,6 +20,7 @@ mod refusal;
 mod resolve;
 mod schedule;
 mod take_due;
+mod words;
 
 use std::marker::PhantomData;
 
