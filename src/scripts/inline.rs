@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::minify::is_word;
+use super::words::is_word;
 
 /// Inlines what can be. `words` are those of a whole script.
 pub(super) fn inline(mut words: Vec<&str>) -> Vec<&str> {
