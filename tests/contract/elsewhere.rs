@@ -53,7 +53,7 @@ fn the_contract_holds_on_a_master_found_by_its_sentinels() {
 }
 
 #[test]
-fn the_contract_holds_under_the_acl_rule_of_the_readme() {
+fn the_contract_holds_for_a_user_with_the_documented_acl_rule() {
     let server = Server::start(&[]);
     // The tests have a prefix each.
     let rule = rule_for(&mut server.connection());

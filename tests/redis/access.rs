@@ -7,7 +7,7 @@ mod rights;
 use std::time::Duration;
 
 use crate::support::cluster::Cluster;
-use crate::support::redis::{Server, command, connection, free_port, rule_of_the_readme};
+use crate::support::redis::{Server, acl_rule, command, connection, free_port};
 use crate::support::sentinel::{MASTER, Watched};
 use crate::support::{after_ms, in_an_hour, keep, key, never, owner, readme};
 use futures_util::StreamExt;
@@ -92,7 +92,7 @@ async fn every_operation_of_the_agenda(
 async fn the_documented_acl_rule_is_sufficient_and_every_word_of_it_is_needed() {
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     let rule: Vec<&str> = rule.split(' ').collect();
     let _: Value = command(&mut admin, rule.iter().copied());
     let user = rule[2];
@@ -392,7 +392,7 @@ async fn a_watch_by_a_user_that_may_not_subscribe_is_denied_and_ends() {
     let mut admin = server.connection();
     let writer = TaskStore::new(RedisBackend::connect(&server.url()).await.unwrap());
     let task = writer.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     // Were it listened to in the other way where this one is not permitted, nothing would ever be heard.
     let _: Value = command(&mut admin, rule.split(' '));
     let backend = RedisBackend::connect(&url_of_the_user(server.port)).await.unwrap();
@@ -417,9 +417,7 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
     let mut admin = connection(&server.url());
     let mut tenants = Vec::new();
     for name in ["red", "blue"] {
-        let rule = rule_of_the_readme()
-            .replace("pmcp:", &format!("{name}:"))
-            .replace(" tasks ", &format!(" {name} "));
+        let rule = acl_rule().replace("pmcp:", &format!("{name}:")).replace(" tasks ", &format!(" {name} "));
         let _: Value = command(&mut admin, rule.split(' '));
         let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
         let url = format!("redis://{name}:{password}@127.0.0.1:{}", server.port);
@@ -437,7 +435,7 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
         let of_intruder = tenants[intruder].0;
         let _: Value = command(&mut admin, ["ACL", "SETUSER", of_intruder, "allkeys", "allchannels"]);
         let foreign = connect().await.unwrap();
-        let rule = rule_of_the_readme()
+        let rule = acl_rule()
             .replace("pmcp:", &format!("{of_intruder}:"))
             .replace(" tasks ", &format!(" {of_intruder} "));
         let _: Value = command(&mut admin, rule.split(' '));
@@ -471,14 +469,14 @@ fn documented_addition(case: &str) -> Vec<String> {
 
 /// Lets the user of the README do what the rule says and these words besides.
 fn permit(admin: &mut Connection, words: &[String]) {
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     let reset = rule.replace("SETUSER tasks ", "SETUSER tasks reset ");
     let words = reset.split(' ').chain(words.iter().map(String::as_str));
     let _: Value = command(admin, words);
 }
 
 fn url_of_the_user(port: u16) -> String {
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
     format!("redis://tasks:{password}@127.0.0.1:{port}")
 }
@@ -581,7 +579,7 @@ async fn connecting_without_a_right_of_notifications_says_which_one_and_what_doe
 ) {
     let server = Server::start(&[]);
     let mut admin = server.connection();
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     let _: Value = command(&mut admin, rule.split(' ').chain([word]));
     let url = url_of_the_user(server.port);
     let error = RedisBackend::connect(&url).await.unwrap_err();

@@ -178,7 +178,7 @@ pub fn command<'a, T: FromRedisValue>(
 }
 
 /// Returns the ACL rule of docs/operations.md for a user with the rights that the backend needs.
-pub fn rule_of_the_readme() -> String {
+pub fn acl_rule() -> String {
     let readme = readme();
     readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
 }
@@ -191,7 +191,7 @@ pub fn can_shard_publishing(connection: &mut Connection) -> bool {
 
 /// Returns the ACL rule in the form that this server accepts.
 pub fn rule_for(connection: &mut Connection) -> String {
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     if can_shard_publishing(connection) {
         return rule;
     }

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use mcp_task_store::{PageRequest, PartName, RedisBackend, StorageBackend, StorageError, TaskKey, Version};
 use redis::{Commands, Connection, Value};
 
-use crate::support::redis::{Server, command, connection, rule_of_the_readme};
+use crate::support::redis::{Server, acl_rule, command, connection};
 use crate::support::{after_ms, in_an_hour, keep, key, never, owner};
 
 const PART: PartName = PartName::from_static("input");
@@ -119,7 +119,7 @@ async fn a_write_that_is_denied_leaves_the_record_as_it_was_and_nothing_that_nev
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
     let all_rights = RedisBackend::connect(&server.url()).await.unwrap();
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     let rule: Vec<&str> = rule.split(' ').collect();
     let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
     let url = format!("redis://{}:{password}@127.0.0.1:{}", rule[2], server.port);
