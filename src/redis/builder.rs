@@ -22,7 +22,7 @@ use crate::backend::{BoxError, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, 
 /// | [`connect`](Self::connect) | one server |
 /// | `connect_sentinel` (feature `redis-sentinel`) | the master that sentinels elect |
 /// | `connect_cluster` (feature `redis-cluster`) | a Redis Cluster |
-/// | [`over`](Self::over), [`over_two`](Self::over_two) | whatever your own connections lead to |
+/// | [`over`](Self::over), [`over_two`](Self::over_two) | the server or cluster that your own connections reach |
 ///
 /// # Examples
 /// ```no_run

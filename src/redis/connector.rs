@@ -21,7 +21,7 @@ use super::sentinel::Sentinels;
 pub(super) struct Connector {
     locator: Locator,
     dialer: Dialer,
-    /// Is set whenever a connection is opened, because it may lead to another server.
+    /// Updated whenever a connection is opened, because it may lead to another server.
     clock: Arc<Clock>,
     epochs: Arc<Epochs>,
 }

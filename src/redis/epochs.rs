@@ -25,7 +25,8 @@ impl Epochs {
         self.current.load(Ordering::SeqCst)
     }
 
-    /// Whether a connection of this epoch leads to the server that a new connection would reach, as far as is known.
+    /// Whether a connection of this epoch leads to the server that a new connection would reach, as far as this process
+    /// knows.
     pub(super) fn is_current(&self, epoch: u64) -> bool {
         epoch == self.current()
     }

@@ -1,4 +1,4 @@
-//! The errors that callers receive for what servers and connections report.
+//! Turns the failures that servers and connections report into the errors that callers receive.
 
 mod cause;
 mod classes;
@@ -88,7 +88,7 @@ impl<'a> Context<'a> {
     /// Returns the error of a command that did not run.
     fn connection_error(&self, error: RedisError) -> StorageError {
         match error.kind() {
-            // The reply to the first commands over a new connection.
+            // The server replied with this error to the first commands over a new connection.
             ErrorKind::Server(_) | ErrorKind::Extension => self.server_error(error),
             ErrorKind::RESP3NotSupported => self.lacks_hello(error),
             ErrorKind::Parse if !is_truncated(&error) => self.garbage(error, false),
@@ -148,7 +148,7 @@ impl<'a> Context<'a> {
         self.unavailable(reason, self.writes, None)
     }
 
-    /// Returns the error for a reply that has no form that this crate knows.
+    /// Returns the error for a reply of an unknown form.
     pub(super) fn unexpected(&self, error: UnexpectedReply) -> StorageError {
         let reason =
             "the reply has no form that this crate knows; check that a Redis or Valkey server listens there";
@@ -207,7 +207,7 @@ impl<'a> Context<'a> {
         };
         let (reason, error) = match command.as_str() {
             "HELLO" => return self.lacks_hello(error),
-            // The first command over a connection.
+            // `TIME` is the first command over a connection.
             "TIME" => {
                 let reason = "the server does not know the command TIME; connect to a Redis or Valkey server, or, if this is a \
                               sentinel, with connect_sentinel";

@@ -66,8 +66,9 @@ impl Lacking {
     }
 }
 
-/// Whether the error says nothing about what the server lacks: its state is temporary, or no master serves the slot.
-fn is_passing(error: &RedisError) -> bool {
+/// Whether the error does not show what the server lacks: the server is in a temporary state, or no master serves the
+/// slot.
+fn is_inconclusive(error: &RedisError) -> bool {
     probe_error(error) == ProbeError::Temporary || error.kind() == ErrorKind::ClusterConnectionNotFound
 }
 
@@ -165,7 +166,7 @@ impl RedisBackend {
                 }
                 Ok(())
             }
-            Err(error) if is_passing(&error) => {
+            Err(error) if is_inconclusive(&error) => {
                 tracing::debug!(error = %Chain(&error), "probing the Pub/Sub commands of the server failed");
                 Ok(())
             }

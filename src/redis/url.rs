@@ -1,4 +1,4 @@
-//! Reads the URLs of servers. Unlike the redis crate, it rejects what it does not know.
+//! Reads the URLs of servers. Unlike the redis crate, it rejects a URL that has an unknown part.
 
 use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use url::Url;
@@ -217,7 +217,7 @@ mod tests {
     #[case::a_percent_and_no_digits("redis://user:100%pass-word@host", "`%25`")]
     #[case::no_utf8("redis://user:pass-word%FF@host", "UTF-8")]
     #[case::any_address("redis://0.0.0.0", "wildcard")]
-    fn a_url_that_means_something_else_is_refused_with_the_part_that_is_wrong_and_the_form(
+    fn an_invalid_url_is_refused_with_the_part_that_is_wrong_and_the_valid_form(
         #[case] url: &str,
         #[case] part: &str,
     ) {
@@ -264,7 +264,7 @@ mod tests {
     #[case::passwords(["redis://:pass-word@a", "redis://:pass-word-2@b"], "node 1 and node 2 differ")]
     #[case::the_second(["redis://a", "redis://b?db=1"], "the URL of node 2")]
     #[case::a_database(["redis://a/1", "redis://b/1"], "has only database 0")]
-    fn urls_of_one_kind_that_do_not_go_together_are_refused(#[case] urls: [&str; 2], #[case] words: &str) {
+    fn urls_of_one_deployment_that_differ_are_refused(#[case] urls: [&str; 2], #[case] words: &str) {
         let text = read_all(urls, "node").unwrap_err().to_string();
         assert!(text.contains(words) && !text.contains("pass-word"), "{text}");
     }

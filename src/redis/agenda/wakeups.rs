@@ -57,7 +57,7 @@ impl RedisBackend {
 fn notified(subscription: Subscription) -> impl Stream<Item = ()> + Send {
     stream::unfold(subscription, |mut subscription| async move {
         loop {
-            // Without a change the runtime of the subscription is gone, and polling takes over.
+            // `None` means that the runtime of the subscription was shut down. `polled_unless_live` polls from then on.
             let change = subscription.changed().await?;
             if !matches!(change, Change::Failed(_)) {
                 return Some(((), subscription));
@@ -107,7 +107,7 @@ impl Polling {
                 matches!(timeout_at(self.next, self.state.changed()).await, Ok(Err(_)))
             };
             if is_over {
-                // The runtime of the subscription is gone.
+                // The runtime of the subscription was shut down.
                 sleep_until(self.next).await;
             }
             if is_over || !self.was_live && Instant::now() >= self.next {

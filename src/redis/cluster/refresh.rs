@@ -33,7 +33,7 @@ const SLOW_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How long the backend waits for the other nodes once most have answered.
 const OTHERS_LIMIT: Duration = Duration::from_millis(50);
 
-/// Asks the nodes which master serves which slot. A background task makes one refresh after the other.
+/// Asks the nodes which master serves which slot. A background task runs one refresh after the other.
 pub(super) struct Refresher {
     nodes: Arc<Nodes>,
     is_running: AtomicBool,
@@ -90,7 +90,7 @@ impl Refresher {
         self.requested.notify_one();
     }
 
-    /// Returns when a refresh is done that began after this call.
+    /// Returns when a refresh that began after this call is done.
     pub(super) async fn refresh(self: &Arc<Self>) {
         let mut done = self.done.subscribe();
         let begun = self.begun.load(Ordering::SeqCst);
