@@ -191,11 +191,6 @@ pub fn ask_every_subscriber() {
     std::sync::LazyLock::force(&ANOTHER);
 }
 
-/// Returns the page for operators, which has the ACL rule.
-pub fn readme() -> String {
-    page("docs/operations.md")
-}
-
 /// Returns a page of the repository.
 pub fn page(path: &str) -> String {
     std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()

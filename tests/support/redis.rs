@@ -10,7 +10,7 @@ use mcp_task_store::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, RedisBacke
 use redis::{Commands, Connection, FromRedisValue, Value};
 use tempfile::TempDir;
 
-use super::{MAX_PART_BYTES, MAX_VALUE_BYTES, Store, readme};
+use super::{MAX_PART_BYTES, MAX_VALUE_BYTES, Store, page};
 
 /// Returns the URL of the shared server: `REDIS_URL`, or the server that `make redis-up` starts. Several URLs, separated by
 /// commas, are the nodes of a cluster.
@@ -179,8 +179,7 @@ pub fn command<'a, T: FromRedisValue>(
 
 /// Returns the ACL rule of docs/operations.md for a user with the rights that the backend needs.
 pub fn acl_rule() -> String {
-    let readme = readme();
-    readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
+    page("docs/operations.md").lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
 }
 
 /// Returns whether the server has sharded channels, as Redis 7.0 and later have.
@@ -195,7 +194,11 @@ pub fn rule_for(connection: &mut Connection) -> String {
     if can_shard_publishing(connection) {
         return rule;
     }
-    let plain = readme().lines().find_map(|line| line.strip_suffix("    # on Redis 6.2")).unwrap().to_owned();
+    let plain = page("docs/operations.md")
+        .lines()
+        .find_map(|line| line.strip_suffix("    # on Redis 6.2"))
+        .unwrap()
+        .to_owned();
     let words = plain.split_whitespace().skip(3).collect::<Vec<_>>().join(" ");
     rule.replace(" +spublish +ssubscribe +sunsubscribe", &format!(" {words}"))
 }
