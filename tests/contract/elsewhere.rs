@@ -13,7 +13,7 @@ const AT_LEAST: usize = 80;
 
 /// These tests connect to a single server without TLS, whatever the environment says.
 const CONNECT_THEMSELVES: [&str; 2] =
-    ["with_hash_tags_the_owner_stands_in_braces", "a_backend_works_over_a_connection"];
+    ["with_hash_tags_the_owner_is_in_braces_in_each_key", "a_backend_works_over_a_connection"];
 
 /// Runs the tests of the module `redis` with these variables in the environment.
 fn assert_the_contract_holds(environment: &[(&str, &str)], skipped: &[&str]) {
@@ -35,7 +35,7 @@ fn the_contract_holds_on_a_cluster_and_again_after_a_failover() {
     let mut cluster = Cluster::start(3, 3);
     let urls = cluster.urls();
     assert_the_contract_holds(&[("REDIS_URL", &urls)], &CONNECT_THEMSELVES);
-    let lost = cluster.keeper("{alice}");
+    let lost = cluster.master_for("{alice}");
     cluster.nodes[lost].kill();
     cluster.nodes.remove(lost);
     cluster.settled();

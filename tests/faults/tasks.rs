@@ -196,7 +196,7 @@ async fn complete_returns_outcome_unknown_if_the_record_does_not_tell_its_outcom
         if writes != 2 {
             return Pass;
         }
-        // Meanwhile, others write more times than the record remembers.
+        // Meanwhile, other instances write more often than the record has room for write ids.
         let mut connection = connection(&url);
         let keys: Vec<String> = command(&mut connection, ["KEYS", "pmcp:tasks:*"]);
         let _: u64 = command(&mut connection, ["HINCRBY", &keys[0], "version", "5"]);

@@ -491,7 +491,7 @@ fn url_of_the_user(port: u16) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_additions_for_a_cluster_are_sufficient_and_each_is_needed() {
     let cluster = Cluster::start(2, 0);
-    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    let (from, slot) = (cluster.master_for("{alice}"), cluster.slot("{alice}"));
     let permit_all = |words: &[String]| {
         cluster.nodes.iter().for_each(|node| permit(&mut node.connection(), words));
     };

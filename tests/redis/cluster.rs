@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::cluster::{Cluster, eventually, info, moment};
-use crate::support::redis::{Server, command, keeper};
+use crate::support::redis::{Server, command, master_for};
 use crate::support::{after_ms, in_an_hour, keep, key, never, owner};
 use mcp_task_store::{PageRequest, PartName, RedisBackend, StorageBackend, StorageError, TaskKey, Version};
 use rstest::rstest;
@@ -49,7 +49,7 @@ async fn the_generation_grows_when_a_node_restarts_while_there_are_no_calls() {
     let before = backend.generation();
     backend.get(&key("alice", "t1")).await.unwrap();
     assert_eq!(backend.generation(), before, "no connection broke");
-    let node = cluster.keeper("{alice}");
+    let node = cluster.master_for("{alice}");
     cluster.nodes[node].kill();
     cluster.nodes[node].start_again();
     eventually(|| backend.generation() > before);
@@ -73,7 +73,7 @@ async fn the_backend_finds_the_new_master_of_a_slot_whose_master(#[case] signal:
     let cluster = Cluster::start(3, 3);
     let backend = connect(&cluster).await;
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
-    let lost = cluster.keeper("{alice}");
+    let lost = cluster.master_for("{alice}");
     let replicated = |node: usize| {
         let keys: Vec<String> = command(&mut cluster.nodes[node].connection(), ["KEYS", "*"]);
         keys.len() == 2
@@ -82,7 +82,7 @@ async fn the_backend_finds_the_new_master_of_a_slot_whose_master(#[case] signal:
     let (old, others) = (cluster.nodes[lost].url(), cluster.urls_without(lost));
     cluster.nodes[lost].signal(signal);
     let since = Instant::now();
-    let failed_over = moment(move || keeper(&others, "{alice}") != old);
+    let failed_over = moment(move || master_for(&others, "{alice}") != old);
     until_a_write_works(&backend, "alice").await;
     let (works, failed_over) = (Instant::now(), failed_over.join().unwrap());
     println!(
@@ -112,9 +112,9 @@ async fn the_backend_finds_the_new_master_of_a_slot_whose_master(#[case] signal:
 async fn calls_to_a_cluster_that_lacks_a_master_are_unavailable_and_write_nothing() {
     let cluster = Cluster::start(3, 0);
     let backend = connect(&cluster).await;
-    let lost = cluster.keeper("{alice}");
+    let lost = cluster.master_for("{alice}");
     let names: Vec<String> = (0..40).map(|number| format!("owner-{number}")).collect();
-    let other = names.iter().find(|name| cluster.keeper(&format!("{{{name}}}")) != lost).unwrap();
+    let other = names.iter().find(|name| cluster.master_for(&format!("{{{name}}}")) != lost).unwrap();
     cluster.nodes[lost].signal("KILL");
     let survivor = (0..3).find(|&node| node != lost).unwrap();
     eventually(|| {
@@ -173,7 +173,7 @@ async fn while_a_slot_is_migrated_calls_on_one_hash_work_and_others_wait(
     for task in [&t1, &t2] {
         backend.put(task, "one".into(), in_an_hour().set_part(part.clone(), "part")).await.unwrap();
     }
-    let from = cluster.keeper("{alice}");
+    let from = cluster.master_for("{alice}");
     let to = if is_new { cluster.add_master() } else { (from + 1) % 3 };
     let slot = cluster.slot("{alice}");
     cluster.set_slot(to, &slot, "IMPORTING", from);
@@ -231,7 +231,7 @@ async fn a_write_that_empties_a_key_in_a_migrating_slot_is_atomic() {
     let backend = connect(&cluster).await;
     let migrate = |owner: &str| {
         let tag = format!("{{{owner}}}");
-        let (slot, from) = (cluster.slot(&tag), cluster.keeper(&tag));
+        let (slot, from) = (cluster.slot(&tag), cluster.master_for(&tag));
         let to = (from + 1) % 3;
         cluster.set_slot(to, &slot, "IMPORTING", from);
         cluster.set_slot(from, &slot, "MIGRATING", to);
@@ -261,7 +261,7 @@ async fn a_write_that_empties_a_key_in_a_migrating_slot_is_atomic() {
     // This put removes an expired record that the server still holds. It fails, and writes nothing else.
     let old = key("carol", "expired");
     backend.put(&old, "one".into(), after_ms(500)).await.unwrap();
-    let mut connection = cluster.nodes[cluster.keeper("{carol}")].connection();
+    let mut connection = cluster.nodes[cluster.master_for("{carol}")].connection();
     for key in ["pmcp:tasks:{carol}:expired", "pmcp:idx:{carol}"] {
         assert_eq!(command::<i64>(&mut connection, ["PERSIST", key]), 1);
     }

@@ -79,7 +79,8 @@ async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last(
     next(&mut watch(&backend, "t1")).await;
 }
 
-/// This is the situation after a failover: each instance makes a trial, and receives the messages of the other trials too.
+/// This is the situation after a failover: each instance sends a probe, and receives the messages of the other probes
+/// too.
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_that_connect_at_the_same_time_subscribe_by_the_same_command() {
     const INSTANCES: usize = 60;
@@ -130,7 +131,7 @@ async fn after_a_lost_subscription_the_backend_subscribes_again_and_notifies_eac
         next(watch).await;
     }
     for watch in &mut watches {
-        assert!(watch.next().now_or_never().is_none(), "told once");
+        assert!(watch.next().now_or_never().is_none(), "the watch was notified once");
     }
     backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
     next(&mut watches[0]).await;
@@ -203,7 +204,7 @@ async fn without_notifications_nothing_is_published_and_a_watch_polls() {
     };
     assert_eq!(published(&mut admin), 0);
     let listening = RedisBackend::connect(&server.url()).await.unwrap();
-    // The trials at the start.
+    // The messages of the probes at the start.
     let tried_out = published(&mut admin);
     assert_eq!(tried_out, 1);
     listening.put(&t1, "two".into(), keep()).await.unwrap();
@@ -223,13 +224,13 @@ async fn over_a_connection_of_the_caller_or_resp2_writes_are_published_and_a_wat
     for (number, backend) in [given, resp2].iter().enumerate() {
         let task = format!("t{number}");
         backend.put(&key("alice", &task), "one".into(), never()).await.unwrap();
-        let (mut polling, mut told) = (watch(backend, &task), watch(&listening, &task));
+        let (mut polling, mut notified) = (watch(backend, &task), watch(&listening, &task));
         next(&mut polling).await;
-        next(&mut told).await;
-        assert_eq!(subscribers(&mut admin), 1, "the one that listens");
+        next(&mut notified).await;
+        assert_eq!(subscribers(&mut admin), 1, "the backend with notifications");
         backend.put_if_version(&key("alice", &task), "two".into(), keep(), Version::FIRST).await.unwrap();
         next(&mut polling).await;
-        next(&mut told).await;
+        next(&mut notified).await;
     }
 }
 
@@ -241,7 +242,7 @@ async fn a_watch_follows_its_owner_to_another_node_of_the_cluster() {
     backend.put(&t1, "one".into(), never()).await.unwrap();
     let mut watch = watch(&backend, "t1");
     next(&mut watch).await;
-    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    let (from, slot) = (cluster.master_for("{alice}"), cluster.slot("{alice}"));
     cluster.set_slot(1 - from, &slot, "IMPORTING", from);
     cluster.set_slot(from, &slot, "MIGRATING", 1 - from);
     for key in ["pmcp:tasks:{alice}:t1", "pmcp:idx:{alice}"] {
@@ -286,12 +287,12 @@ async fn a_runtime_that_is_shut_down_ends_no_watch_of_another_runtime() {
     }
     next(&mut before).await;
     // The connection for all owners ran on the other runtime too.
-    let felt = async {
-        while backend.get(&of_bob).await.unwrap().data != "felt" {
+    let notified = async {
+        while backend.get(&of_bob).await.unwrap().data != "notified" {
             next(&mut bobs).await;
         }
     };
-    let (_, written) = tokio::join!(felt, backend.put(&of_bob, "felt".into(), keep()));
+    let (_, written) = tokio::join!(notified, backend.put(&of_bob, "notified".into(), keep()));
     written.unwrap();
 }
 
@@ -302,13 +303,13 @@ fn watch_on_a_runtime_that_is_shut_down_returns() {
     let backend = runtime.block_on(RedisBackend::connect(&server.url())).unwrap();
     let handle = runtime.handle().clone();
     drop(runtime);
-    let (tell, told) = std::sync::mpsc::channel();
+    let (returned, has_returned) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let _runtime = handle.enter();
         drop(watch(&backend, "t1"));
-        tell.send(()).unwrap();
+        returned.send(()).unwrap();
     });
-    told.recv_timeout(Duration::from_secs(60)).expect("it returns");
+    has_returned.recv_timeout(Duration::from_secs(60)).expect("watch returns");
 }
 
 /// The settings of a server that lacks these commands.
@@ -322,7 +323,7 @@ fn server_without(commands: &[&str]) -> Server {
 }
 
 /// Checks that the watch of each backend receives a notification for the writes of each.
-async fn notice_each_other(backends: &[RedisBackend]) {
+async fn assert_all_notify_each_other(backends: &[RedisBackend]) {
     let t1 = key("alice", "t1");
     backends[0].put(&t1, "first".into(), never()).await.unwrap();
     for (number, writer) in backends.iter().enumerate() {
@@ -373,7 +374,7 @@ async fn instances_agree_on_the_commands_of_a_server_that_lacks(
     };
     let mut admin = server.connection();
     let tried_out = since_start(&mut admin);
-    notice_each_other(&backends).await;
+    assert_all_notify_each_other(&backends).await;
     // The notifications were messages, or the watches polled.
     let published = since_start(&mut admin);
     assert_eq!(published != tried_out, publish.is_some(), "{published:?}");
@@ -414,7 +415,7 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
     let mut server = server_without(before);
     let (one, other) =
         (RedisBackend::connect(&server.url()).await, RedisBackend::connect(&server.url()).await);
-    // The second instance subscribes to nothing before, so only its writes make trials.
+    // The second instance has no subscriptions before, so only its writes start probes.
     let backends = [one.unwrap(), other.unwrap()];
     let t1 = key("alice", "t1");
     backends[0].put(&t1, "one".into(), never()).await.unwrap();
@@ -439,10 +440,10 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
     }
     // The third instance has not known the old server.
     let [one, other] = backends;
-    notice_each_other(&[one, other, RedisBackend::connect(&server.url()).await.unwrap()]).await;
+    assert_all_notify_each_other(&[one, other, RedisBackend::connect(&server.url()).await.unwrap()]).await;
 }
 
-/// While a server loads its data, it accepts a subscription, and no trial is possible.
+/// While a server loads its data, it accepts a subscription, and no probe is possible.
 #[tokio::test]
 async fn an_instance_that_subscribed_while_an_upgraded_server_loaded_its_data_receives_messages() {
     let mut old = server_without(&["SPUBLISH", "SSUBSCRIBE"]);
@@ -565,7 +566,7 @@ async fn a_refused_write_publishes_nothing_if_the_server(#[case] state: &[&str],
             break;
         }
         scripts += usize::from(line.contains("pmcp:tasks:alice:t1"));
-        // A backend that reconnects makes trials on another channel.
+        // A backend that reconnects sends probes on another channel.
         if line.contains("lua] \"SPUBLISH\"") && !line.contains(":probe") {
             published.push(line);
         }

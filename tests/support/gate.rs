@@ -49,12 +49,12 @@ pub struct Gate {
     pub watches: AtomicUsize,
 }
 
-pub fn is_away() -> StorageError {
+pub fn unreachable_error() -> StorageError {
     unavailable("the gate is closed", false)
 }
 
 /// An error that is not retryable, after which the outcome is unknown.
-pub fn is_broken() -> StorageError {
+pub fn backend_error() -> StorageError {
     StorageError::Backend {
         address: "the gate".to_owned(),
         reason: "it is broken".to_owned(),
@@ -64,17 +64,17 @@ pub fn is_broken() -> StorageError {
 }
 
 /// An error that occurs while a password is changed, for instance.
-pub fn is_denied() -> StorageError {
+pub fn denied_error() -> StorageError {
     StorageError::Denied { address: "the gate".to_owned(), reason: "not today".to_owned(), source: None }
 }
 
-pub fn is_corrupt() -> StorageError {
+pub fn corrupt_error() -> StorageError {
     StorageError::Corrupt { key: key("alice", "t1"), reason: "it is corrupt".to_owned(), source: None }
 }
 
 impl Gate {
     pub fn new(store: &Store) -> Arc<Intercept<Self>> {
-        Self::with(store, is_away)
+        Self::with(store, unreachable_error)
     }
 
     /// Returns an engine for the stores of another process, which this error cuts off.
@@ -85,7 +85,7 @@ impl Gate {
     pub fn of(backend: Arc<dyn Agenda>) -> Self {
         Self {
             backend,
-            error: is_away,
+            error: unreachable_error,
             fails_after: Duration::ZERO,
             most_bytes: usize::MAX,
             is_closed: AtomicBool::new(false),

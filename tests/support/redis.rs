@@ -100,7 +100,7 @@ impl Namespace {
 
     pub fn url(&self) -> String {
         let url = std::env::var("REDIS_ADMIN_URL").unwrap_or_else(|_| url());
-        if is_cluster() { keeper(&url, "{alice}") } else { url }
+        if is_cluster() { master_for(&url, "{alice}") } else { url }
     }
 
     /// Runs one command. `{}` in an argument stands for the prefix. In a cluster, the owner after it gets a hash tag.
@@ -223,7 +223,7 @@ pub fn masters(nodes: &str) -> BTreeMap<u16, String> {
 }
 
 /// Returns the URL of the node that stores a key.
-pub fn keeper(nodes: &str, key: &str) -> String {
+pub fn master_for(nodes: &str, key: &str) -> String {
     let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", key]);
     masters(nodes).range(..=slot).next_back().unwrap().1.clone()
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::elsewhere::elsewhere;
 // Only the program `rmcp` uses these.
 #[allow(unused_imports)]
-pub use super::gate::{Gate, is_away, is_broken, is_corrupt, is_denied};
+pub use super::gate::{Gate, backend_error, corrupt_error, denied_error, unreachable_error};
 #[allow(unused_imports)]
 pub use super::intercept::Intercept;
 use super::{Engine, Store, owner};

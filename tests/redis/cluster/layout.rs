@@ -24,7 +24,7 @@ async fn the_backend_finds_nodes_that_announce(#[case] endpoint: &[&str]) {
     let mut watch = backend.watch(&t1);
     watch.next().await.unwrap().unwrap();
     // First half of the keys migrate, and nodes reply ASK. Then all of them, and nodes reply MOVED.
-    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    let (from, slot) = (cluster.master_for("{alice}"), cluster.slot("{alice}"));
     let to = (from + 1) % 3;
     cluster.set_slot(to, &slot, "IMPORTING", from);
     cluster.set_slot(from, &slot, "MIGRATING", to);

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::{RESPONSE_TIMEOUT, connect, until_a_write_works};
 use crate::support::bus::Buses;
 use crate::support::cluster::{Cluster, eventually};
-use crate::support::redis::{command, free_port, keeper};
+use crate::support::redis::{command, free_port, master_for};
 use crate::support::{in_an_hour, keep, key, owner};
 
 /// Listens on the port of a server that has stopped, and never replies to a connection.
@@ -36,7 +36,7 @@ fn owners(cluster: &Cluster, node: usize, count: usize) -> (Vec<String>, String)
     let (mut its, mut other) = (Vec::new(), None);
     while its.len() < count || other.is_none() {
         let name = names.next().unwrap();
-        if cluster.keeper(&format!("{{{name}}}")) != node {
+        if cluster.master_for(&format!("{{{name}}}")) != node {
             other = Some(name);
         } else if its.len() < count {
             its.push(name);
@@ -70,7 +70,7 @@ async fn a_silent_node_delays_only_calls_for_its_own_owners_when_the_number_of_t
     let mut cluster = Cluster::start(3, 0);
     serve_partly(&cluster);
     let backend = connect(&cluster).await;
-    let lost = cluster.keeper("{alice}");
+    let lost = cluster.master_for("{alice}");
     let (its, healthy) = owners(&cluster, lost, lost_owners);
     let (usual, ..) = pace(&backend, &healthy, Duration::from_secs(1)).await;
     cluster.nodes[lost].kill();
@@ -139,7 +139,7 @@ async fn silent_seeds_do_not_delay_the_connection_to_the_others() {
 async fn an_instance_starts_while_the_master_of_the_probe_key(#[case] is_silent: bool) {
     let mut cluster = Cluster::start(3, 0);
     serve_partly(&cluster);
-    let lost = cluster.keeper("pmcp:probe");
+    let lost = cluster.master_for("pmcp:probe");
     let (_, healthy) = owners(&cluster, lost, 0);
     cluster.nodes[lost].kill();
     let _silence = is_silent.then(|| silence(cluster.nodes[lost].port));
@@ -157,10 +157,10 @@ async fn the_backend_leaves_a_master_of_the_minority_when_the_others_have_electe
     backend.put(&t1, "one".into(), in_an_hour()).await.unwrap();
     let mut watch = backend.watch(&t1);
     watch.next().await.unwrap().unwrap();
-    let lost = cluster.keeper("{alice}");
+    let lost = cluster.master_for("{alice}");
     let (old, others) = (cluster.nodes[lost].url(), cluster.urls_without(lost));
     buses.cut(&cluster.id(lost));
-    eventually(|| keeper(&others, "{alice}") != old);
+    eventually(|| master_for(&others, "{alice}") != old);
     // Once a new instance has succeeded three times, writes and the watch of the first instance must succeed too.
     let fresh = RedisBackend::builder().response_timeout(RESPONSE_TIMEOUT);
     let fresh = fresh.connect_cluster(others.split(',')).await.unwrap();
@@ -195,7 +195,7 @@ async fn while_the_target_of_a_migration_is_lost_calls_succeed_for_records_on_th
     let backend = connect(&cluster).await;
     let t1 = key("alice", "t1");
     let mut version = backend.put(&t1, "one".into(), in_an_hour()).await.unwrap().version;
-    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    let (from, slot) = (cluster.master_for("{alice}"), cluster.slot("{alice}"));
     let to = cluster.add_master();
     cluster.set_slot(to, &slot, "IMPORTING", from);
     cluster.set_slot(from, &slot, "MIGRATING", to);
@@ -262,7 +262,7 @@ fn the_slot_map_is_refreshed_on_another_runtime_after_the_first_one_shut_down() 
     let second = runtime();
     second.block_on(until_a_write_works(&backend, "alice"));
     // The slot moves to a node that is new to the backend, while there are no calls.
-    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    let (from, slot) = (cluster.master_for("{alice}"), cluster.slot("{alice}"));
     let to = cluster.add_master();
     let before = backend.generation();
     cluster.set_slot(to, &slot, "IMPORTING", from);

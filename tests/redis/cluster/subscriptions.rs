@@ -86,7 +86,7 @@ async fn watches_receive_every_write_after_ten_failovers_and_when_the_demoted_no
     let mut watches = Vec::new();
     while watches.len() < OWNERS {
         let name = names.next().unwrap();
-        if cluster.keeper(&format!("{{{name}}}")) != pair[0] {
+        if cluster.master_for(&format!("{{{name}}}")) != pair[0] {
             continue;
         }
         let key = key(&name, "t1");
