@@ -168,7 +168,7 @@ impl RedisBuilder {
     /// a [`watch`](crate::StorageBackend::watch) receives it.
     ///
     /// All instances on one store must use the same setting, because an instance that does not publish notifies no
-    /// subscriber. The Redis user needs the rights to the channels, as docs/operations.md lists them.
+    /// subscriber. The Redis user needs the permissions for the channels that docs/operations.md lists.
     ///
     /// There is one channel for each owner, `{prefix}:watch:{owner}`, sharded since Redis 7
     /// (<https://redis.io/docs/latest/develop/pubsub/#sharded-pubsub>). All databases of a server share the channels of a

@@ -40,7 +40,7 @@ impl Epochs {
         }
     }
 
-    /// Whether a connection of this epoch broke, and of no later one.
+    /// Whether a connection of this epoch broke, and no connection of a later epoch did.
     pub(super) fn has_broken(&self, epoch: u64) -> bool {
         self.broken.load(Ordering::SeqCst) == epoch + 1
     }

@@ -7,7 +7,7 @@ use super::error::Context;
 use crate::backend::{MAX_PAGE_LIMIT, OwnerId, StorageError, TaskId};
 use crate::scripts::{LIST, List, Listed, REAP, Reap};
 
-/// How many index members one `reap.lua` checks, so that no script holds the server long.
+/// How many index members one `reap.lua` checks, so that no script occupies the server for long.
 const MAX_REAPED: usize = 64;
 
 impl RedisBackend {

@@ -162,8 +162,8 @@ impl Subscriptions {
                     held.watchers.notify(key, change);
                 }
             }
-            // The server ended the subscription by itself, because the slot has moved to another server. Once the
-            // subscription has a new connection, this message is only the reply to `UNSUBSCRIBE`.
+            // The server ended the subscription by itself, because the slot has moved to another server. If the channel
+            // no longer uses this connection, the message is the reply to an `UNSUBSCRIBE` of this process.
             (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) if held.connection == Some(number) => {
                 held.is_dropped.notify_one();
             }

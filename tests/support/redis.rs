@@ -177,7 +177,7 @@ pub fn command<'a, T: FromRedisValue>(
     command.query(connection).unwrap()
 }
 
-/// Returns the ACL rule of docs/operations.md for a user with the rights that the backend needs.
+/// Returns the ACL rule of docs/operations.md for a user with the permissions that the backend needs.
 pub fn acl_rule() -> String {
     page("docs/operations.md").lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
 }

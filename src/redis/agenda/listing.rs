@@ -127,7 +127,7 @@ impl RedisBackend {
     }
 }
 
-/// Returns the masters that are not yet scanned to the end, and the cursor at the first of them.
+/// Returns the masters that the scan has not finished, and the cursor at the first of them.
 fn left_to_scan(
     mut masters: Vec<MasterOfSlots>,
     after: Option<(MasterOfSlots, u64)>,

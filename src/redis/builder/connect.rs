@@ -62,7 +62,8 @@ impl RedisBuilder {
     ///
     /// # Errors
     /// * [`Unavailable`](StorageError::Unavailable): no server answers within the connect timeout.
-    /// * [`Denied`](StorageError::Denied): the user, the password or a certificate is wrong, or the user lacks a right.
+    /// * [`Denied`](StorageError::Denied): the user, the password or a certificate is wrong, or the user lacks a
+    ///   permission.
     /// * [`InvalidKey`](StorageError::InvalidKey): the prefix is invalid.
     /// * [`Backend`](StorageError::Backend): the server lacks a command, or the URL or a setting is invalid. Nothing was
     ///   sent for an invalid URL or setting.

@@ -39,7 +39,7 @@ pub(super) struct Nodes {
 
 struct State {
     slots: SlotMap,
-    /// By the index in the slot map.
+    /// The masters, by their index in the slot map.
     masters: Vec<Arc<Node>>,
     known: BTreeMap<NodeAddress, Arc<Node>>,
 }
@@ -83,7 +83,7 @@ impl Nodes {
         masters.map(|(slot, node)| MasterOfSlots { slot, host: node.host.clone(), port: node.port }).collect()
     }
 
-    /// Returns the node at this address. It is known from now on.
+    /// Returns the node at this address. Adds it if it is new.
     pub(super) fn node(&self, address: &NodeAddress) -> Arc<Node> {
         self.node_in(&mut self.state_mut(), address)
     }

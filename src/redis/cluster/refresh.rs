@@ -23,9 +23,9 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_millis(300);
 /// How often the backend asks some nodes, and how many.
 const REFRESHED_EVERY: Duration = Duration::from_secs(1);
 const NODES_ASKED: usize = 3;
-/// How often it asks all of them while the cluster is not healthy.
+/// How often the backend asks all nodes while the cluster is not healthy.
 const REFRESHED_EVERY_IN_TROUBLE: Duration = Duration::from_millis(200);
-/// How many nodes it asks at most, and the shortest pause between two refreshes.
+/// How many nodes the backend asks at most, and the shortest pause between two refreshes.
 const MAX_NODES_ASKED: usize = 32;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// How long the nodes may take to answer if none of them answers within the usual limit.

@@ -120,7 +120,7 @@ pub(super) fn classify(code: &str, detail: &str) -> Class {
 pub(in crate::redis) enum ProbeError {
     /// The server does not know the command.
     UnknownCommand,
-    /// The user lacks the right to the command, the key or the channel.
+    /// The user lacks the permission for the command, the key or the channel.
     Denied,
     /// Another node of the cluster serves the slot.
     WrongNode,

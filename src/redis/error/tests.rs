@@ -170,7 +170,7 @@ fn a_command_that_the_server_does_not_know_has_not_run_and_its_arguments_are_not
 #[case::alone("ERR unknown command 'SSUBSCRIBE', with args beginning with: 'c' ", ProbeError::UnknownCommand)]
 #[case::moved("MOVED 3999 127.0.0.1:6381", ProbeError::WrongNode)]
 #[case::not_here("ERR Script attempted to access a non local key in a cluster node", ProbeError::WrongNode)]
-#[case::right("NOPERM this user has no permissions to run the 'ssubscribe' command", ProbeError::Denied)]
+#[case::permission("NOPERM this user has no permissions to run the 'ssubscribe' command", ProbeError::Denied)]
 #[case::channel("NOPERM this user has no permissions to access one of the channels", ProbeError::Denied)]
 #[case::loading("LOADING Redis is loading the dataset in memory", ProbeError::Temporary)]
 #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", ProbeError::Temporary)]

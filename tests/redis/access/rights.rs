@@ -119,7 +119,7 @@ async fn record(backend: &RedisBackend) -> Option<String> {
 async fn a_denied_write_leaves_the_record_as_it_was_and_no_new_key_that_never_expires() {
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
-    let all_rights = RedisBackend::connect(&server.url()).await.unwrap();
+    let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
     let rule = acl_rule();
     let rule: Vec<&str> = rule.split(' ').collect();
     let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
@@ -133,8 +133,8 @@ async fn a_denied_write_leaves_the_record_as_it_was_and_no_new_key_that_never_ex
         let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
         for before in ALL {
             for (name, write) in WRITES {
-                before.set_up(&all_rights, &mut admin).await;
-                let (was, held) = (record(&all_rights).await, keys(&mut admin));
+                before.set_up(&unrestricted, &mut admin).await;
+                let (was, held) = (record(&unrestricted).await, keys(&mut admin));
                 match write(&backend).await {
                     Err(StorageError::Denied { .. }) => denied += 1,
                     // The write does not need the missing permission, or has nothing to do.
@@ -144,7 +144,7 @@ async fn a_denied_write_leaves_the_record_as_it_was_and_no_new_key_that_never_ex
                     }
                     Err(error) => panic!("{name} without {word} over {before:?}: {error:?}"),
                 }
-                let is = record(&all_rights).await;
+                let is = record(&unrestricted).await;
                 assert_eq!(is, was, "{name} without {word} over {before:?}");
                 for (key, expires) in keys(&mut admin) {
                     let never_did = held.get(&key).is_some_and(|expires| !expires);
