@@ -493,7 +493,7 @@ fn histories(engine: Engine, count: u64, at_once: usize) {
 #[rstest]
 #[case::memory(Engine::Memory, 600, 150)]
 #[cfg_attr(feature = "redis-tests", case::redis(Engine::Redis, 60, 30))]
-fn no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
+fn after_any_crashes_each_open_task_has_a_timer_and_no_timer_is_late(
     #[case] engine: Engine,
     #[case] count: u64,
     #[case] at_once: usize,
@@ -505,7 +505,7 @@ fn no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
 #[case::memory(Engine::Memory, 6_000, 150)]
 #[cfg_attr(feature = "redis-tests", case::redis(Engine::Redis, 6_000, 60))]
 #[ignore = "long: 6,000 histories"]
-fn long_no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
+fn long_after_any_crashes_each_open_task_has_a_timer_and_no_timer_is_late(
     #[case] engine: Engine,
     #[case] count: u64,
     #[case] at_once: usize,

@@ -111,7 +111,7 @@ async fn overdue_timers_are_drained_while_reads_go_on(engine: Engine, many: usiz
 
 #[apply(on_every_agenda)]
 #[tokio::test(flavor = "multi_thread")]
-async fn take_due_costs_the_same_however_many_timers_are_not_due(#[case] engine: Engine) {
+async fn the_cost_of_take_due_does_not_depend_on_timers_that_are_not_due(#[case] engine: Engine) {
     timers_that_are_not_due_cost_nothing(engine, 50_000).await;
 }
 

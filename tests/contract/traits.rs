@@ -21,7 +21,7 @@ async fn item(wakeups: &mut Wakeups) {
     tokio::time::timeout(Duration::from_secs(60), wakeups.next())
         .await
         .expect("an item")
-        .expect("it does not end");
+        .expect("the stream does not end");
 }
 
 #[tokio::test]

@@ -185,7 +185,9 @@ const SKIPPED_VERSION_CHECK: Falsification = Falsification { find: "==ARGV[2]and
 #[case::of_a_script_that_skips_the_version_check_are_found(Some(SKIPPED_VERSION_CHECK))]
 #[case::of_the_scripts_as_they_are_are_none(None)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn lost_updates(#[case] falsification: Option<Falsification>) {
+async fn the_checker_finds_lost_updates_if_and_only_if_the_proxy_falsifies_the_script(
+    #[case] falsification: Option<Falsification>,
+) {
     let server = Server::start(&[]);
     let proxy = Proxy::start(server.port, falsification).await;
     // With other expiries, a compare-and-swap uses another script.
@@ -198,7 +200,7 @@ async fn lost_updates(#[case] falsification: Option<Falsification>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_checker_finds_a_server_that_loses_what_it_acknowledged() {
+async fn the_checker_finds_a_server_that_loses_acknowledged_writes() {
     let server = Server::start(&["--appendonly", "no"]);
     let backend = backend(&server.url()).await;
     let mut load = Load::new(CLIENTS, backend, server, &EXPIRIES);

@@ -322,7 +322,7 @@ async fn a_task_that_a_process_releases_is_resumed_by_another_at_once() {
     other.request(json!({ "do": "shutdown" })).await;
     assert_eq!(other.message().await.unwrap(), "down");
     let done = tokio::time::timeout(Duration::from_secs(60), here.store().wait(&key(&task_id))).await;
-    let done = done.expect("it is resumed").unwrap().task;
+    let done = done.expect("the other process resumes the task").unwrap().task;
     assert_eq!(done.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"], "attempt 2");
 }
 
@@ -441,7 +441,7 @@ async fn an_operation_that_kills_its_process_fails_after_three_attempts_and_othe
         let task = &stored.task;
         if innocents.contains(&stored.key.task.to_string()) {
             let said = &task.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"];
-            assert_eq!(said, "attempt 2", "it lost one worker");
+            assert_eq!(said, "attempt 2", "the task lost one worker");
         } else {
             let error = task.error.as_ref().unwrap();
             assert_eq!(

@@ -124,7 +124,7 @@ async fn the_documented_acl_rule_is_sufficient_and_every_word_of_it_is_needed() 
 }
 
 #[tokio::test]
-async fn a_user_that_may_only_read_reads_and_is_denied_every_write() {
+async fn a_user_with_permission_to_read_only_can_read_and_is_denied_every_write() {
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
     let writer = RedisBackend::connect(&server.url()).await.unwrap();
@@ -172,7 +172,7 @@ fn assert_names(error: &StorageError, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn an_unreachable_server_is_an_error_with_host_and_port() {
+async fn the_error_for_an_unreachable_server_names_its_host_and_port() {
     let port = free_port();
     let url = format!("redis://user:pass-word@127.0.0.1:{port}");
     let error = RedisBackend::connect(&url).await.unwrap_err();
@@ -195,7 +195,7 @@ async fn connecting_to_a_server_that_never_answers_fails_at_the_connect_timeout(
 }
 
 #[tokio::test]
-async fn a_url_that_cannot_be_read_is_an_error_without_the_password() {
+async fn the_error_for_a_url_that_cannot_be_read_does_not_hold_the_password() {
     let form = "redis://[user:password@]host[:port][/database][?protocol=resp2]";
     for (url, part) in [
         ("redis//user:pass-word@host", "`redis://`"),
@@ -225,7 +225,7 @@ async fn a_url_that_cannot_be_read_is_an_error_without_the_password() {
 }
 
 #[tokio::test]
-async fn a_password_that_looks_like_a_setting_is_a_password() {
+async fn a_password_with_the_text_of_a_setting_is_used_as_the_password() {
     let server = Server::start(&["--requirepass", "protocol=resp2/?#@%"]);
     let url = format!("redis://:protocol=resp2%2F%3F%23%40%25@127.0.0.1:{}", server.port);
     let backend = RedisBackend::connect(&url).await.unwrap();
@@ -270,7 +270,7 @@ async fn the_backend_uses_resp2_if_the_url_says_so() {
 }
 
 #[tokio::test]
-async fn a_server_without_memory_is_out_of_capacity_and_nothing_is_written() {
+async fn writes_to_a_server_without_memory_exceed_the_capacity_and_change_nothing() {
     let server = Server::start(&[]);
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let t1 = key("alice", "t1");
@@ -293,7 +293,7 @@ async fn a_server_without_memory_is_out_of_capacity_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn a_server_without_memory_refuses_new_owners_and_writes_that_also_remove_something() {
+async fn a_server_without_memory_refuses_writes_for_new_owners_and_writes_that_also_remove_data() {
     let server = Server::start(&[]);
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let (t1, part) = (key("alice", "t1"), PartName::from_static("output"));
@@ -332,7 +332,7 @@ async fn a_server_without_memory_refuses_new_owners_and_writes_that_also_remove_
 }
 
 #[tokio::test]
-async fn a_read_only_replica_serves_reads_and_is_unavailable_for_writes() {
+async fn a_replica_serves_reads_and_writes_to_it_are_unavailable() {
     let master = Server::start(&[]);
     let at_master = RedisBackend::connect(&master.url()).await.unwrap();
     at_master.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
@@ -354,7 +354,7 @@ async fn a_read_only_replica_serves_reads_and_is_unavailable_for_writes() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_fails_each_call_at_the_response_timeout() {
+async fn each_call_to_a_server_that_hangs_fails_at_the_response_timeout() {
     const LIMIT: Duration = Duration::from_millis(200);
     let server = Server::start(&[]);
     let backend = RedisBackend::builder().response_timeout(LIMIT).connect(&server.url()).await.unwrap();
@@ -642,7 +642,7 @@ async fn connecting_to_another_kind_of_server_names_the_method_that_connects_to_
 }
 
 #[tokio::test]
-async fn a_host_name_without_an_address_is_distinguished_from_a_server_that_is_down() {
+async fn the_error_for_a_host_name_without_an_address_differs_from_that_for_a_server_that_is_down() {
     let error = RedisBackend::connect("redis://redis.invalid").await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
     assert_names(&error, &["redis.invalid:6379", "no address was found for the host name"]);

@@ -42,7 +42,7 @@ fn keys(taken: &Taken) -> Vec<String> {
 }
 
 async fn item(wakeups: &mut BoxStream<'static, ()>) {
-    tokio::time::timeout(PATIENCE, wakeups.next()).await.expect("an item").expect("it does not end");
+    tokio::time::timeout(PATIENCE, wakeups.next()).await.expect("an item").expect("the stream does not end");
 }
 
 /// Waits until earlier messages yield no more items.
@@ -121,7 +121,10 @@ async fn a_member_that_is_not_a_task_key_is_removed_and_does_not_block_the_queue
 #[case::far_too_large("1e300", false)]
 #[case::far_too_small("-1e300", true)]
 #[tokio::test]
-async fn a_score_written_by_hand_is_a_timer_like_any_other(#[case] score: &str, #[case] is_due: bool) {
+async fn a_member_with_a_score_that_somebody_wrote_by_hand_is_a_timer(
+    #[case] score: &str,
+    #[case] is_due: bool,
+) {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
@@ -284,7 +287,7 @@ async fn one_subscription_serves_all_queues_and_streams_and_ends_with_the_last()
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, ended).await.expect("it ends");
+    tokio::time::timeout(PATIENCE, ended).await.expect("the subscription ends");
 }
 
 #[rstest]
@@ -572,7 +575,8 @@ async fn takers_wait_again_for_a_slow_shard_that_replies_again() {
             tokio::time::sleep(taken.next_in.unwrap()).await;
         }
     };
-    let taken = tokio::time::timeout(PATIENCE, taken).await.expect("its timer is taken");
+    let taken =
+        tokio::time::timeout(PATIENCE, taken).await.expect("the call takes the timer of the slow shard");
     assert_eq!(keys(&taken), [format!("{}:t1", owners[0])]);
 }
 
@@ -725,7 +729,7 @@ async fn in_a_cluster_that_has_lost_all_masters_take_due_is_unavailable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_cluster_owners_are_listed_from_every_master_after_a_failover_too() {
+async fn in_a_cluster_owners_lists_the_owners_of_every_master_even_after_a_failover() {
     let cluster = Cluster::start(3, 3);
     let backend = connect(&cluster).await;
     let wanted: BTreeSet<String> = (0..60).map(|number| format!("owner-{number}")).collect();
@@ -760,5 +764,5 @@ async fn in_a_cluster_owners_are_listed_from_every_master_after_a_failover_too()
         }
     }
     assert_eq!(owners, wanted);
-    assert!(pages >= 3, "a page is of one master: {pages}");
+    assert!(pages >= 3, "each page has owners of one master: {pages}");
 }

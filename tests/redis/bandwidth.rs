@@ -300,7 +300,7 @@ async fn the_background_task_of_a_store_reads_no_results() {
 }
 
 #[tokio::test]
-async fn status_messages_of_a_task_with_large_arguments_send_little() {
+async fn a_status_message_of_a_task_with_large_arguments_does_not_send_them() {
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
     let line = Throttle::start(server.port, 10_000.0, Duration::ZERO);

@@ -162,7 +162,7 @@ fn assert_try_again<T: std::fmt::Debug>(reply: Result<T, StorageError>) {
 #[case::to_another_master(false, ["", "tasks:alice:t1", "idx:alice", "tasks:alice:t2"])]
 #[case::to_a_master_without_slots(true, ["", "idx:alice", "tasks:alice:t2", "tasks:alice:t1"])]
 #[tokio::test(flavor = "multi_thread")]
-async fn while_a_slot_is_migrated_calls_on_one_hash_work_and_others_wait(
+async fn while_a_slot_is_being_migrated_calls_on_one_hash_succeed_and_others_can_be_retried(
     #[case] is_new: bool,
     #[case] stages: [&str; 4],
 ) {

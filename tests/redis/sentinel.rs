@@ -327,7 +327,11 @@ async fn a_write_that_too_few_replicas_confirm_is_refused_with_an_unknown_outcom
     assert_eq!((wanted, acknowledged, within), (1, 0, PATIENCE));
     assert_eq!(read, 20);
     let record = backend.get(&t1).await.unwrap();
-    assert_eq!((record.data, record.version), ("new".into(), Version::from(2)), "the master has it");
+    assert_eq!(
+        (record.data, record.version),
+        ("new".into(), Version::from(2)),
+        "the master applied the write"
+    );
 
     replica.signal("CONT");
     backend.put(&t1, "confirmed".into(), keep()).await.unwrap();

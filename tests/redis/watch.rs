@@ -44,7 +44,9 @@ async fn until(mut reached: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes to that");
+    tokio::time::timeout(Duration::from_secs(60), waiting)
+        .await
+        .expect("the condition is met within a minute");
 }
 
 #[tokio::test]
@@ -297,7 +299,7 @@ async fn a_runtime_that_is_shut_down_ends_no_watch_of_another_runtime() {
 }
 
 #[test]
-fn watch_on_a_runtime_that_is_shut_down_returns() {
+fn watch_returns_on_a_runtime_that_was_shut_down() {
     let server = Server::start(&[]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let backend = runtime.block_on(RedisBackend::connect(&server.url())).unwrap();

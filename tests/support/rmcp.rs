@@ -120,7 +120,7 @@ pub async fn until(reached: impl Fn() -> bool) {
 }
 
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it ends within a minute")
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("the future ends within a minute")
 }
 
 /// An instance in a runtime of its own. When the test kills it, everything in the runtime ends.

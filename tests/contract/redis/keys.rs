@@ -285,7 +285,7 @@ async fn cleanup_does_nothing_and_returns_0() {
 }
 
 #[tokio::test]
-async fn past_the_last_version_a_write_is_version_exhausted() {
+async fn a_write_over_the_last_version_is_version_exhausted() {
     let (store, key) = (open().await, key("alice", "t1"));
     store.put(&key, "old".into(), keep()).await.unwrap();
     let near = ["HSET", "{}:tasks:alice:t1", "version", "9007199254740989"];

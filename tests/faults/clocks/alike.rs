@@ -163,7 +163,10 @@ async fn expiries_are_alike(pair: &mut Pair) {
         let task = format!("short {writer:?}");
         pair.one(writer, Call::Put { task: task.clone(), lives_ms: SOON_MS }).await;
         let seen = pair.both(Call::SeeExpire { task }).await;
-        assert!(seen.iter().all(|times| times.as_u64().unwrap() > 0), "both read it before: {seen:?}");
+        assert!(
+            seen.iter().all(|times| times.as_u64().unwrap() > 0),
+            "both processes read the record before it expired: {seen:?}"
+        );
     }
 }
 
@@ -196,7 +199,10 @@ async fn ttls_are_alike(pair: &mut Pair) {
         let task = pair.one(creator, Call::Create { ttl_ms: SOON_MS }).await;
         let task = task[0]["taskId"].as_str().unwrap().to_owned();
         let seen = pair.both(Call::SeeFail { task: task.clone() }).await;
-        assert!(seen.iter().all(|times| times.as_u64().unwrap() > 0), "both read it as working: {seen:?}");
+        assert!(
+            seen.iter().all(|times| times.as_u64().unwrap() > 0),
+            "both processes read the task as working: {seen:?}"
+        );
         let failed = pair.alike(Call::GetTask { task: task.clone() }).await;
         assert_eq!((&failed[0]["status"], &failed[1]), (&json!("failed"), &json!(2)), "failed once");
         pair.one(creator, Call::Delete { task }).await;

@@ -131,7 +131,10 @@ impl Stores {
         let listed: Vec<&TaskKey> = page.tasks.iter().map(|task| &task.key).collect();
         assert_eq!(listed, [&newest.key, &half_an_hour.key, &done.key, &long.key]);
         let completed = self.tasks.complete(long, json!("done")).await.unwrap();
-        assert!(completed.task.last_updated_at >= completed.task.created_at, "never before its creation");
+        assert!(
+            completed.task.last_updated_at >= completed.task.created_at,
+            "a task must not be updated before its creation"
+        );
         assert_eq!(self.tasks.get(&long.key).await.unwrap(), completed);
         let late = self.tasks.complete(half_an_hour, json!("late")).await;
         assert_eq!(matches!(late, Err(TaskError::InvalidTransition { .. })), is_ahead, "{late:?}");

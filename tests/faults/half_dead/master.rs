@@ -99,7 +99,7 @@ async fn a_connection_that_stays_open_and_answers_nothing_is_replaced_after_a_ti
             "{error:?}"
         );
         let writes = matches!(call, Call::Put | Call::Schedule);
-        assert_eq!(error.outcome_unknown(), writes, "it was sent: {error:?}");
+        assert_eq!(error.outcome_unknown(), writes, "the call was sent: {error:?}");
         failures += 1;
         assert!(failures <= MOST_FAILURES, "{failures} calls in {:?}", first.elapsed());
     }
@@ -122,9 +122,7 @@ async fn a_connection_that_stays_open_and_answers_nothing_is_replaced_after_a_ti
 #[case::calls(Call::Get)]
 #[case::pages(Call::List)]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_was_silent_for_new_connections_too_is_reached_once_it_passes_new_ones(
-    #[case] call: Call,
-) {
+async fn the_backend_reconnects_through_a_silent_proxy_once_it_passes_new_connections(#[case] call: Call) {
     let server = Server::start(&[]);
     let relay = Relay::start(server.port).await;
     let builder = RedisBackend::builder().response_timeout(LIMIT).connect_timeout(LIMIT);
@@ -145,7 +143,7 @@ async fn a_proxy_that_was_silent_for_new_connections_too_is_reached_once_it_pass
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_over_a_connection_that_answers_nothing_subscribes_over_another() {
+async fn a_watch_on_a_silent_connection_subscribes_over_another() {
     let server = Server::start(&[]);
     let relay = Relay::start(server.port).await;
     let backend = connect(&relay.url(), 0).await;
@@ -349,7 +347,7 @@ async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
 async fn works(call: Call, backend: &RedisBackend) {
     let before = backend.generation();
     let works = async { while call.run(backend).await.is_err() || backend.generation() == before {} };
-    tokio::time::timeout(PATIENCE, works).await.expect("it works again");
+    tokio::time::timeout(PATIENCE, works).await.expect("a call succeeds again");
     // The call that detected the change may have received its reply over the old connection.
     call.run(backend).await.unwrap();
 }
@@ -386,7 +384,7 @@ async fn the_outcome_is_known_if_it_was_given_up_before_it_was_sent_of_a(#[case]
     relay.silence();
     // Writes are sent over the open connections until those are closed.
     let error = Call::Put.run(&backend).await.unwrap_err();
-    assert!(error.outcome_unknown(), "it was sent: {error:?}");
+    assert!(error.outcome_unknown(), "the call was sent: {error:?}");
     assert_eq!(matches!(error, StorageError::TooFewReplicas { .. }), replicas > 0, "{error:?}");
     let _: i64 = command(&mut server.connection(), ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     // Until the backend has detected that they are closed.
@@ -411,7 +409,7 @@ async fn the_outcome_is_known_if_it_was_given_up_before_it_was_sent_of_a(#[case]
 
 /// At most 32 connections carry writes that wait for replicas.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_outcome_is_known_of_a_write_that_got_no_connection_to_wait_on() {
+async fn the_outcome_of_a_write_that_got_no_connection_from_the_pool_is_known() {
     const WRITES: usize = 40;
     const CONNECTIONS: usize = 32;
     let (server, replica) = servers(1);

@@ -136,7 +136,7 @@ async fn silent_seeds_do_not_delay_the_connection_to_the_others() {
 #[case::is_killed(false)]
 #[case::is_silent(true)]
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_starts_while_the_master_of_the_probe_key(#[case] is_silent: bool) {
+async fn a_new_instance_connects_while_the_master_of_the_probe_key(#[case] is_silent: bool) {
     let mut cluster = Cluster::start(3, 0);
     serve_partly(&cluster);
     let lost = cluster.master_for("pmcp:probe");
@@ -231,7 +231,7 @@ async fn while_the_target_of_a_migration_is_lost_calls_succeed_for_records_on_th
 
 /// The node is no seed, and leaves the cluster.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_leaves_the_cluster_is_dropped_with_its_connections() {
+async fn the_backend_closes_its_connections_to_a_node_that_leaves_the_cluster() {
     let cluster = Cluster::start(3, 1);
     let builder = RedisBackend::builder().response_timeout(RESPONSE_TIMEOUT);
     let backend = builder.connect_cluster(cluster.urls_without(3).split(',')).await.unwrap();
