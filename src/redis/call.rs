@@ -67,7 +67,7 @@ impl RedisBackend {
         })
     }
 
-    /// Returns what is known about a write without a reply, if replicas must confirm writes.
+    /// Returns the error detail for a write without a reply; `None` if writes do not wait for replicas.
     fn unconfirmed(&self, context: &Context<'_>) -> Option<Unconfirmed> {
         self.0.connection.unconfirmed().filter(|_| context.writes)
     }

@@ -32,7 +32,7 @@ pub(super) trait Connection: Send + Sync {
         key: &str,
     ) -> Result<Vec<Result<Value, CommandError>>, CommandError>;
 
-    /// Returns what is known about a write without a reply; `None` if writes do not wait for replicas.
+    /// Returns the error detail for a write without a reply; `None` if writes do not wait for replicas.
     fn unconfirmed(&self) -> Option<Unconfirmed> {
         None
     }

@@ -1,4 +1,4 @@
-//! Removing index members whose hash is gone: evicted, or deleted by hand.
+//! Removes index members whose hash was evicted, or deleted by hand.
 
 use redis::Value;
 
@@ -49,7 +49,7 @@ impl RedisBackend {
         Ok(self.send(&exists, context).await? == Value::Int(tasks.len() as i64))
     }
 
-    /// Removes those of these index members whose hash is gone. Returns how many.
+    /// Removes the index members in this list whose hash is gone. Returns how many it removed.
     pub(super) async fn reap(
         &self,
         owner: &OwnerId,

@@ -246,7 +246,7 @@ fn expiry(millis: &str) -> Option<Option<DateTime<Utc>>> {
     }
 }
 
-/// Returns the script with the text of what it includes. `scripts/lua-check.sh` does the same for the linter.
+/// Returns the script with the text of the files that it includes. `scripts/lua-check.sh` does the same for the linter.
 fn whole(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     for line in source.lines() {

@@ -182,10 +182,10 @@ async fn long_form_of_a_server_killed_and_restarted_under_load() {
 const SKIPPED_VERSION_CHECK: Falsification = Falsification { find: "==ARGV[2]and", replace: "~=ARGV[9]and" };
 
 #[rstest]
-#[case::of_a_script_that_skips_the_version_check_are_found(Some(SKIPPED_VERSION_CHECK))]
-#[case::of_the_scripts_as_they_are_are_none(None)]
+#[case::a_script_that_skips_the_check(Some(SKIPPED_VERSION_CHECK))]
+#[case::the_scripts_as_they_are(None)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_checker_finds_lost_updates_if_and_only_if_the_proxy_falsifies_the_script(
+async fn the_checker_finds_lost_updates_only_if_a_script_skips_the_version_check(
     #[case] falsification: Option<Falsification>,
 ) {
     let server = Server::start(&[]);

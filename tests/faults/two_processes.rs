@@ -1,5 +1,5 @@
-//! Two instances of a server, each in a process, on one Redis: how fast changes reach the other one, and what is left when one of
-//! them is killed.
+//! Two instances of a server, each in a process, on one Redis: how fast a change in one process reaches the other one,
+//! and which tasks remain when a process is killed.
 
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

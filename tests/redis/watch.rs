@@ -75,7 +75,7 @@ async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last(
     let calls = |line: &str| line.split("subscribe:calls=").nth(1)?.split(',').next().map(str::to_owned);
     let calls: Vec<String> =
         subscribed.lines().filter(|line| !line.contains("unsubscribe")).filter_map(calls).collect();
-    assert_eq!(calls, ["2"], "one of them when it was tried out at the start");
+    assert_eq!(calls, ["2"], "the probe at the start, and one subscription for all watches");
     until(|| subscribers(&mut admin) == 0).await;
     // The next watch subscribes again, over the same connection.
     next(&mut watch(&backend, "t1")).await;
@@ -207,11 +207,11 @@ async fn without_notifications_nothing_is_published_and_a_watch_polls() {
     assert_eq!(published(&mut admin), 0);
     let listening = RedisBackend::connect(&server.url()).await.unwrap();
     // The messages of the probes at the start.
-    let tried_out = published(&mut admin);
-    assert_eq!(tried_out, 1);
+    let probed = published(&mut admin);
+    assert_eq!(probed, 1);
     listening.put(&t1, "two".into(), keep()).await.unwrap();
     next(&mut polling).await;
-    assert_eq!((published(&mut admin), subscribers(&mut admin)), (tried_out + 1, 0));
+    assert_eq!((published(&mut admin), subscribers(&mut admin)), (probed + 1, 0));
 }
 
 #[tokio::test]
@@ -375,18 +375,23 @@ async fn instances_agree_on_the_commands_of_a_server_that_lacks(
         published.map(|line| line.split(",usec").next().unwrap().to_owned()).collect()
     };
     let mut admin = server.connection();
-    let tried_out = since_start(&mut admin);
+    let probed = since_start(&mut admin);
     assert_all_notify_each_other(&backends).await;
     // The notifications were messages, or the watches polled.
     let published = since_start(&mut admin);
-    assert_eq!(published != tried_out, publish.is_some(), "{published:?}");
+    assert_eq!(published != probed, publish.is_some(), "{published:?}");
     if let Some(publish) = publish {
-        let with = published.iter().find(|line| !tried_out.contains(line)).unwrap();
+        let with = published.iter().find(|line| !probed.contains(line)).unwrap();
         assert!(with.starts_with(&format!("cmdstat_{}:", publish.to_lowercase())), "{published:?}");
     }
     let warnings =
         printed.text().lines().filter(|line| line.contains("delivers no Pub/Sub messages")).count();
-    assert_eq!(warnings, if publish.is_some() { 0 } else { 2 }, "one an instance: {}", printed.text());
+    assert_eq!(
+        warnings,
+        if publish.is_some() { 0 } else { 2 },
+        "one warning for each instance: {}",
+        printed.text()
+    );
 }
 
 #[tokio::test]
@@ -427,7 +432,7 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
     let settings = without(after);
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
     let _server = Server::start_at(server.port, &settings, &[]).unwrap();
-    // The records are gone with the old server. The first write after a reconnect sends a notification.
+    // The records were lost with the old server. The first write after a reconnect sends a notification.
     for data in ["two", "three"] {
         while let Err(error) = backends[1].put(&t1, data.into(), never()).await {
             assert!(error.is_retryable(), "{error:?}");
@@ -474,7 +479,7 @@ async fn an_instance_that_subscribed_while_an_upgraded_server_loaded_its_data_re
         !is_loading
     })
     .await;
-    assert!(is_subscribed, "as the server before knew it");
+    assert!(is_subscribed, "the instance subscribed while the server loaded its data");
     let fresh = RedisBackend::connect(&server.url()).await.unwrap();
     until(|| subscribers(&mut admin) == 1).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -512,7 +517,7 @@ async fn leaves_nothing(backend: RedisBackend, tasks: usize, admins: &mut [Conne
     for admin in &mut *admins {
         let _: i64 = command(admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     }
-    // The write may go out over a connection that is gone.
+    // The backend may send the write over a connection that has broken.
     let _ = backend.put(&t1, "two".into(), never()).await;
     drop((watched, backend));
     until(|| {

@@ -150,7 +150,7 @@ impl Random {
     }
 }
 
-/// Collects what is printed to its clones.
+/// Collects everything that is written to its clones.
 #[derive(Clone, Default)]
 pub struct Printed(Arc<Mutex<Vec<u8>>>);
 

@@ -153,7 +153,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // A test that failed reports that, and a server that is gone has no keys to delete.
+        // A failed test reports its own failure, and a server that has stopped has no keys to delete.
         if !std::thread::panicking() {
             self.delete_all();
             assert!(self.keys().is_empty(), "a test leaves no key behind");

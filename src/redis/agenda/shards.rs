@@ -55,8 +55,9 @@ impl Outages {
 }
 
 impl RedisBackend {
-    /// Asks all shards what is due, then takes from the shards that have due timers. With two steps the queues keep their
-    /// order over all shards, a call for one timer finds it in any shard, and only timers that are taken are hidden.
+    /// Asks all shards which timers are due, then takes timers from the shards that have due ones. With two steps the
+    /// queues keep their order over all shards, a call for one timer finds it in any shard, and only timers that are
+    /// taken are hidden.
     pub(super) async fn take_from_shards(
         &self,
         queues: &[Queue],

@@ -35,7 +35,7 @@ use crate::redis::settings::invalid_setting;
 use crate::redis::subscriptions::Subscriptions;
 use crate::redis::{Deployment, RedisBackend};
 
-/// The connections of a backend, and what is known about their servers.
+/// The connections of a backend, and the properties of their servers.
 struct Connections {
     calls: Box<dyn Connection>,
     /// For pages and parts.

@@ -127,7 +127,7 @@ pub enum Storage {
     Replicated(Replicated),
 }
 
-/// A server that keeps what it acknowledged when it is killed, and its clock.
+/// A server that loses no acknowledged write when it is killed, and its clock.
 pub struct Single {
     server: Mutex<Server>,
     clock: TempDir,
