@@ -67,7 +67,8 @@ impl RedisBackend {
         })
     }
 
-    /// Returns the error detail for a write without a reply; `None` if writes do not wait for replicas.
+    /// Returns the numbers of replicas for the error of a write without a reply; `None` if the write waits for no
+    /// replicas.
     fn unconfirmed(&self, context: &Context<'_>) -> Option<Unconfirmed> {
         self.0.connection.unconfirmed().filter(|_| context.writes)
     }

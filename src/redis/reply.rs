@@ -41,7 +41,7 @@ pub(super) enum CommandError {
     TooFewReplicas(Unconfirmed, Option<RedisError>),
 }
 
-/// The number of replicas that confirmed a write, if they were too few.
+/// How many replicas a write waited for, how many confirmed it, and for how long it waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unconfirmed {
     pub(super) wanted: u32,

@@ -178,7 +178,8 @@ async fn long_form_of_a_server_killed_and_restarted_under_load() {
     survives(LONG).await;
 }
 
-/// Replaces the version check of `cas_put.lua`, as it is sent, by one that always succeeds: there is no ninth argument.
+/// Replaces the version check in the minified text of `cas_put.lua` by a check that always succeeds, because the script
+/// has no ninth argument.
 const SKIPPED_VERSION_CHECK: Falsification = Falsification { find: "==ARGV[2]and", replace: "~=ARGV[9]and" };
 
 #[rstest]

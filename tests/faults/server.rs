@@ -144,7 +144,7 @@ async fn is_as_before(backend: &RedisBackend) {
     assert_eq!(written.version, Version::from(2));
 }
 
-/// Reads the record once that is possible again.
+/// Reads the record as soon as reads succeed again.
 async fn record(backend: &RedisBackend) -> mcp_task_store::Record {
     loop {
         match backend.get(&key("alice", "t1")).await {
@@ -158,7 +158,7 @@ async fn record(backend: &RedisBackend) -> mcp_task_store::Record {
 async fn has_all_writes(backend: &RedisBackend, admin: &mut Connection) {
     let sent = writes(admin);
     eventually(|| writes(admin) == sent);
-    // One put before the fault, and those that waited while it lasted.
+    // One put came before the fault. The others waited until the fault ended.
     assert_eq!(record(backend).await.version, Version::from(sent));
     assert!(sent > 1);
     assert_eq!(record(backend).await.data, "new");

@@ -189,7 +189,7 @@ impl Deployment {
         place.unwrap()
     }
 
-    /// Waits until another server stores what this one stored.
+    /// Waits until another server stores the records of this one.
     pub fn another_takes_over(&self, server: usize) {
         match self.topology {
             Topology::Cluster => {

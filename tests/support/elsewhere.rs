@@ -16,8 +16,8 @@ const OTHER: &str = r#""holder":"another's "#;
 /// This text never occurs in JSON.
 const MARK: &str = "\u{1}";
 
-/// Renames the holders of leases in the records, so that the stores in front of it and all other stores take each other for
-/// stores of another process.
+/// Renames the holders of leases in the records, so that the stores in front of this engine and all other stores
+/// consider each other stores of another process.
 struct Elsewhere {
     engine: Arc<dyn Agenda>,
     /// What the records contain instead of [`HOLDER`] for leases of the stores in front.

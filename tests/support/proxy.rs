@@ -121,7 +121,7 @@ impl Proxy {
         self.state.happened.lock().unwrap().clone()
     }
 
-    /// Closes the connection, without a reset, after so many bytes of the reply to the next command of this name.
+    /// Closes the connection, without a reset, after `after` bytes of the reply to the next command of this name.
     pub fn cut(&self, command: &'static str, after: usize) {
         *self.state.cut.lock().unwrap() = Some(Cut { command, after });
     }

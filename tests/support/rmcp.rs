@@ -75,7 +75,7 @@ pub fn resume() -> RegisteredOptions {
     RegisteredOptions::new().on_worker_lost(OnWorkerLost::Resume)
 }
 
-/// Polls a task, as a client does, until it is as wanted.
+/// Polls a task, as a client does, until it meets a condition.
 pub async fn polled(
     manager: &Manager,
     task_id: &str,
@@ -90,7 +90,9 @@ pub async fn polled(
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), polling).await.expect("the task becomes as wanted")
+    tokio::time::timeout(Duration::from_secs(60), polling)
+        .await
+        .expect("the task meets the condition within a minute")
 }
 
 pub async fn ended(manager: &Manager, task_id: &str) -> TaskPayload {

@@ -103,7 +103,7 @@ impl Replicated {
         }
     }
 
-    /// Waits until another server stores what this one stored.
+    /// Waits until another server stores the records of this one.
     fn another_takes_over(&self, deployment: &Deployment, server: usize) {
         deployment.another_takes_over(server);
         self.log.append(Event::ServerUp);

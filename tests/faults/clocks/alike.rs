@@ -11,7 +11,7 @@ use super::process::{Call, Clocks, Process};
 use super::{HOUR_MS, MOST_LAG, SOON_MS, figure, time_of};
 use crate::support::redis::Server;
 
-/// Whose process makes a call: this one, whose clock is right, or the other one.
+/// The process that makes a call: this one, whose clock is right, or the other one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Side {
     Own,
@@ -73,8 +73,8 @@ impl Pair {
         time_of(&self.server)
     }
 
-    /// Asserts the conditions of the test: the other's wall clock is wrong by so much, and its monotonic clock has been right
-    /// since the last check. Asserts also that `now()` is right in both processes.
+    /// Asserts the conditions of the test: the wall clock of the other process is wrong by `wrong_by`, and its
+    /// monotonic clock has been right since the last check. Asserts also that `now()` is right in both processes.
     async fn check_clocks(&mut self, wrong_by: TimeDelta) {
         let started = Instant::now();
         let [own, theirs] = self.both(Call::Clocks).await;

@@ -345,7 +345,7 @@ impl Comparison {
         self.lanes.iter().map(|lane| lane.failures.load(SeqCst)).sum()
     }
 
-    /// Restarts the measurement of recoveries. It keeps those that have already taken too long.
+    /// Restarts the measurement of recoveries. Recoveries that have already taken too long stay recorded.
     pub fn restart(&self) -> Instant {
         for lane in &self.lanes {
             let Standing { fresh, busy, idle } = &mut *lane.standing();

@@ -1,4 +1,4 @@
-//! The life of one task: its calls, their outcomes, and whether the stored task holds what was acknowledged.
+//! The life of one task: its calls, their outcomes, and whether the stored task holds every acknowledged change.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

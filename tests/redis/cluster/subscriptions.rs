@@ -117,7 +117,7 @@ async fn watches_receive_every_write_after_ten_failovers_and_when_the_demoted_no
     let since = Instant::now();
     let watches = assert_all_notified(watches, &backend, &other).await;
     println!(
-        "figure | cluster, ten failovers: until {OWNERS} watches hear a write | {:.1?}",
+        "figure | cluster, ten failovers: until {OWNERS} watches receive a notification | {:.1?}",
         since.elapsed()
     );
     let _: () = command(&mut admin, ["CLUSTER", "RESET"]);
