@@ -7,7 +7,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::RedisBackend;
-use super::dialer::{Credentials, Provider};
+use super::dialer::{Credentials, CredentialsCallback};
 use super::settings::{check_limit, check_replicas, check_size};
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
@@ -49,7 +49,7 @@ pub struct RedisBuilder {
     max_part_bytes: usize,
     replicas: Option<(u32, Duration)>,
     notifications: bool,
-    provider: Option<Provider>,
+    callback: Option<CredentialsCallback>,
     #[cfg(feature = "redis-tls")]
     certificates: Certificates,
 }
@@ -65,7 +65,7 @@ impl Default for RedisBuilder {
             max_part_bytes: DEFAULT_MAX_PART_BYTES,
             replicas: None,
             notifications: true,
-            provider: None,
+            callback: None,
             #[cfg(feature = "redis-tls")]
             certificates: Certificates::default(),
         }
@@ -210,7 +210,7 @@ impl RedisBuilder {
         R: Future<Output = Result<Credentials, E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        self.provider = Some(Provider::new(provide));
+        self.callback = Some(CredentialsCallback::new(provide));
         self
     }
 

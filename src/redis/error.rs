@@ -11,7 +11,7 @@ pub(super) use cause::{cause, plain};
 use classes::{Class, classify, classify_connection, is_truncated, unknown_command};
 pub(super) use classes::{ProbeError, probe_error};
 
-use super::dialer::is_provider_error;
+use super::dialer::is_callback_error;
 use super::reply::{CommandError, InFlight, Unconfirmed, without_arguments};
 use crate::backend::{BoxError, MAX_PARTS, StorageError, TaskKey, Version};
 use crate::scripts::{Found, Refusal, UnexpectedReply};
@@ -92,9 +92,13 @@ impl<'a> Context<'a> {
             ErrorKind::Server(_) | ErrorKind::Extension => self.server_error(error),
             ErrorKind::RESP3NotSupported => self.lacks_hello(error),
             ErrorKind::Parse if !is_truncated(&error) => self.garbage(error, false),
-            ErrorKind::Client if is_provider_error(&error) => {
+            ErrorKind::Client if is_callback_error(&error) => {
                 let cause = error.detail().map(|text| BoxError::from(text.to_owned()));
-                self.unavailable("the credentials provider failed; the next call asks it again", false, cause)
+                self.unavailable(
+                    "the credentials callback failed; the next call invokes it again",
+                    false,
+                    cause,
+                )
             }
             _ => self.of_class(classify_connection(&error), error),
         }

@@ -342,7 +342,7 @@ impl RedisBuilder {
     }
 
     fn connect_timed_out(&self, address: &str) -> StorageError {
-        let callback = match self.provider {
+        let callback = match self.callback {
             Some(_) => ", and that the credentials callback returns",
             None => "",
         };

@@ -54,7 +54,7 @@ async fn no_error_of_a_connection_repeats_its_source() {
     let failing = || async { Err::<Credentials, _>(std::io::Error::other("the token endpoint is down")) };
     let server = Server::start(&["--requirepass", "right"]);
     let not_provided = builder().credentials(failing).connect(&server.url()).await.unwrap_err();
-    assert!(not_provided.to_string().contains("credentials provider"), "{not_provided}");
+    assert!(not_provided.to_string().contains("credentials callback"), "{not_provided}");
     assert_said_once(&not_provided, 2, "the token endpoint is down");
     let denied = builder().connect(&secret(server.port)).await.unwrap_err();
     assert!(matches!(denied, StorageError::Denied { .. }), "{denied:?}");

@@ -155,7 +155,7 @@ async fn after_a_rotation_for_the_default_user_the_next_connection_uses_the_new_
 }
 
 #[tokio::test]
-async fn an_outdated_password_is_denied_until_the_provider_has_the_new_one() {
+async fn an_outdated_password_is_denied_until_the_callback_returns_the_new_one() {
     let server = start("pass-word-1");
     let vault = Vault::holding("pass-word-1");
     let backend = vault.builder().connect(&server.url()).await.unwrap();
@@ -180,7 +180,7 @@ async fn an_outdated_password_is_denied_until_the_provider_has_the_new_one() {
 #[case::it_returns_an_error(false)]
 #[case::it_never_returns(true)]
 #[tokio::test]
-async fn a_call_whose_provider_fails_is_unavailable_with_a_known_outcome_and_the_next_one_asks_it_again(
+async fn a_call_whose_credentials_callback_fails_is_unavailable_with_a_known_outcome_and_the_next_one_retries_it(
     #[case] hangs: bool,
 ) {
     let server = start("pass-word-1");
@@ -207,7 +207,7 @@ async fn a_call_whose_provider_fails_is_unavailable_with_a_known_outcome_and_the
     assert!(matches!(failed, StorageError::Unavailable { outcome_unknown: false, .. }), "{failed:?}");
     assert!(failed.is_retryable());
     let words: &[&str] =
-        if hangs { &[] } else { &["the credentials provider failed", "the vault is sealed"] };
+        if hangs { &[] } else { &["the credentials callback failed", "the vault is sealed"] };
     super::assert_names(&failed, words);
     // A new backend fails in the same way.
     let failed = within(builder().connect(&server.url())).await.unwrap_err();
@@ -260,7 +260,7 @@ async fn in_a_cluster_the_next_connection_after_a_rotation_uses_the_new_password
 }
 
 #[test]
-fn credentials_and_providers_do_not_print_the_password() {
+fn credentials_and_builders_do_not_print_the_password() {
     let credentials = [Credentials::password("pass-word"), Credentials::user(USER, "pass-word")];
     assert_hides_passwords(&credentials);
     assert!(format!("{credentials:?}").contains(USER));
