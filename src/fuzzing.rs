@@ -4,10 +4,14 @@
 //! The fuzz targets of `fuzz/` call them. On a stable toolchain the tests below call them with the same seed corpus. The byte
 //! 0xFF, which no UTF-8 text contains, separates the fields of an input.
 
+pub(crate) mod fields;
+
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+
+use fields::fields;
 
 use crate::backend::engine::{PageBounds, cursor as engine_cursor};
 use crate::backend::{Cursor, OwnerId, PageRequest, PutOptions, StorageBackend, StorageError, TaskId};
@@ -15,12 +19,6 @@ use crate::memory::MemoryBackend;
 
 #[cfg(feature = "redis")]
 pub use crate::redis::fuzzing::{key, record, script_error};
-
-/// Splits an input into `N` fields. Missing fields are empty. The last field holds the rest.
-pub(crate) fn fields<const N: usize>(input: &[u8]) -> [&[u8]; N] {
-    let mut given = input.splitn(N, |byte| *byte == 0xFF);
-    std::array::from_fn(|_| given.next().unwrap_or_default())
-}
 
 /// Fields: an owner, another owner, a position, an edit (the place and the new byte), and a cursor as a client sends it.
 ///

@@ -59,12 +59,12 @@ use error::Context;
 use schema::{FIELDS, PART_FIELDS, Schema, StoredFields, StoredPart};
 use subscriptions::Subscriptions;
 
-use crate::backend::engine::{PageBounds, from_micros, watch_by_polling};
+use crate::backend::engine::{PageBounds, WriteMode, from_micros, watch_by_polling};
 use crate::backend::{
     OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey,
     Version, Written,
 };
-use crate::scripts::{DELETE, Delete, LIST, List, Listed, Mode, UnexpectedReply};
+use crate::scripts::{DELETE, Delete, LIST, List, Listed, UnexpectedReply};
 
 /// Keeps records in Redis (6.2 or newer) or Valkey (7.2 or newer), shared by all instances of a server.
 ///
@@ -185,7 +185,7 @@ impl StorageBackend for RedisBackend {
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
         let span = debug_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
-        self.write(span, key, data, options, Mode::Upsert).await
+        self.write(span, key, data, options, WriteMode::Upsert).await
     }
 
     async fn put_if_version(
@@ -197,7 +197,7 @@ impl StorageBackend for RedisBackend {
     ) -> Result<Written, StorageError> {
         let span =
             debug_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
-        self.write(span, key, data, options, expected.into()).await
+        self.write(span, key, data, options, WriteMode::expecting(expected)).await
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {

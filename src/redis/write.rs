@@ -7,9 +7,9 @@ use tracing::Span;
 
 use super::RedisBackend;
 use super::error::Context;
-use crate::backend::engine::{check_parts, check_size, expiry_millis};
+use crate::backend::engine::{WriteMode, check_parts, check_size, expiry_millis};
 use crate::backend::{Expiry, PutOptions, StorageError, TaskKey, Written};
-use crate::scripts::{CAS_PUT, CasPut, ExpiryArgument, Kept, Mode, PUT, Put};
+use crate::scripts::{CAS_PUT, CasPut, ExpiryArgument, Kept, PUT, Put};
 
 impl RedisBackend {
     /// Writes a record with the script for this kind of write.
@@ -19,14 +19,14 @@ impl RedisBackend {
         key: &TaskKey,
         data: Bytes,
         options: PutOptions,
-        mode: Mode,
+        mode: WriteMode,
     ) -> Result<Written, StorageError> {
         check_size(&data, self.0.max_value_bytes)?;
         check_parts(&options.parts, self.0.max_part_bytes)?;
         let expiry = expiry_argument(options.expiry)?;
         let channel = self.channel(&key.owner, options.notifies());
         let keeps = options.expiry == Expiry::Keep && options.parts.is_empty();
-        if let (Mode::Update(expected), true) = (mode, keeps)
+        if let (WriteMode::Update(expected), true) = (mode, keeps)
             && let Some(next) = expected.next()
         {
             let task = self.0.schema.task(&key.owner, &key.task);

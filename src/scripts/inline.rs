@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::minify::is_word;
+use super::words::is_word;
 
 /// Inlines every function that it can. `words` are the words of a whole script.
 pub(super) fn inline(mut words: Vec<&str>) -> Vec<&str> {

@@ -6,10 +6,9 @@
 //! hides another.
 
 use std::collections::HashMap;
-use std::iter::Peekable;
-use std::str::CharIndices;
 
 use super::inline::inline;
+use super::words::{is_word, words};
 
 /// Returns the same script without comments and unnecessary white space. Functions that are called once are inlined,
 /// and local names become short.
@@ -66,48 +65,6 @@ fn separator(text: &str, word: &str, is_new_line: bool) -> Option<char> {
         true => (would_join || begins_a_statement).then_some('\n'),
         false => would_join.then_some(' '),
     }
-}
-
-pub(super) fn is_word(c: char) -> bool {
-    c.is_ascii_alphanumeric() || c == '_'
-}
-
-/// Names, numbers, strings, operators and line ends. Comments and other white space are left out.
-pub(super) fn words(source: &str) -> impl Iterator<Item = &str> {
-    let mut rest = source.char_indices().peekable();
-    std::iter::from_fn(move || {
-        loop {
-            let (start, first) = rest.next()?;
-            if first == '-' && source[start..].starts_with("--") {
-                skip_while(&mut rest, |c| c != '\n');
-                continue;
-            }
-            match first {
-                ' ' | '\t' | '\r' => continue,
-                '\'' | '"' => {
-                    let mut escaped = false;
-                    skip_while(&mut rest, |c| {
-                        let inside = escaped || c != first;
-                        escaped = c == '\\' && !escaped;
-                        inside
-                    });
-                    rest.next();
-                }
-                c if is_word(c) => {
-                    skip_while(&mut rest, |c| is_word(c) || first.is_ascii_digit() && c == '.')
-                }
-                '.' => skip_while(&mut rest, |c| c == '.'),
-                '=' | '~' | '<' | '>' => skip_while(&mut rest, |c| c == '='),
-                _ => {}
-            }
-            let end = rest.peek().map_or(source.len(), |(end, _)| *end);
-            return Some(&source[start..end]);
-        }
-    })
-}
-
-fn skip_while(rest: &mut Peekable<CharIndices<'_>>, mut skipped: impl FnMut(char) -> bool) {
-    while rest.next_if(|(_, c)| skipped(*c)).is_some() {}
 }
 
 /// Returns a short name for each name that is local somewhere. The same name becomes the same short name everywhere, so no

@@ -20,6 +20,7 @@ mod refusal;
 mod resolve;
 mod schedule;
 mod take_due;
+mod words;
 
 use std::marker::PhantomData;
 
@@ -35,7 +36,7 @@ pub(crate) use list::{LIST, List, Listed};
 use minify::minify;
 pub(crate) use probe::{PROBE, Probe};
 pub(crate) use publish::{PUBLISH, Publish};
-pub(crate) use put::{ExpiryArgument, Mode, PUT, Put};
+pub(crate) use put::{ExpiryArgument, PUT, Put};
 pub(crate) use reap::{REAP, Reap};
 pub(crate) use refusal::{Found, Refusal};
 pub(crate) use resolve::{RESOLVE, Resolve, Resolved};

@@ -5,7 +5,8 @@ use once_cell::sync::Lazy;
 use redis::{RedisWrite, ToRedisArgs, Value};
 
 use super::{Arguments, Encoder, Notice, RecordKeys, Reply, Script, encode_notice, expiry};
-use crate::backend::{PartChange, PartChanges, TaskId, Version, Written};
+use crate::backend::engine::WriteMode;
+use crate::backend::{PartChange, PartChanges, TaskId, Written};
 
 pub(crate) static PUT: Lazy<Script<Put, Written>> =
     Lazy::new(|| Script::new(include_str!("../../lua/put.lua")));
@@ -17,39 +18,10 @@ pub(crate) struct Put {
     pub(crate) data: Bytes,
     pub(crate) expiry: ExpiryArgument,
     pub(crate) quota: Option<u64>,
-    pub(crate) mode: Mode,
+    pub(crate) mode: WriteMode,
     /// `None` notifies nobody.
     pub(crate) notice: Option<Notice>,
     pub(crate) parts: PartChanges,
-}
-
-/// Which record a write requires.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Mode {
-    /// Any: the write creates a record or replaces the live one.
-    Upsert,
-    /// No live record.
-    Create,
-    /// A live record at this version.
-    Update(Version),
-}
-
-impl Mode {
-    /// The version that the caller expects; `None` for any.
-    pub(crate) fn expected(self) -> Option<Version> {
-        match self {
-            Self::Upsert => None,
-            Self::Create => Some(Version::ABSENT),
-            Self::Update(version) => Some(version),
-        }
-    }
-}
-
-impl From<Version> for Mode {
-    /// The mode of a write that expects this version.
-    fn from(expected: Version) -> Self {
-        if expected == Version::ABSENT { Self::Create } else { Self::Update(expected) }
-    }
 }
 
 /// An expiry that has been checked, as the scripts take it.
@@ -92,9 +64,9 @@ impl Arguments for Put {
         to.arg("expiry", self.expiry);
         to.arg("quota", self.quota.map(|quota| quota.to_string()).unwrap_or_default());
         match self.mode {
-            Mode::Upsert => to.arg("mode", "upsert"),
-            Mode::Create => to.arg("mode", "create"),
-            Mode::Update(version) => to.arg("mode", version.get()),
+            WriteMode::Upsert => to.arg("mode", "upsert"),
+            WriteMode::Create => to.arg("mode", "create"),
+            WriteMode::Update(version) => to.arg("mode", version.get()),
         }
         encode_notice(self.notice.as_ref(), to);
         for (name, change) in &self.parts {

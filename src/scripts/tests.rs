@@ -5,6 +5,7 @@ use rstest::rstest;
 
 use super::put::ExpiryArgument;
 use super::*;
+use crate::backend::engine::WriteMode;
 use crate::backend::{PartChange, PartName, TaskId, Version};
 
 /// Collects the names under which arguments are passed.
@@ -76,7 +77,7 @@ fn put() -> Put {
         data: Bytes::from_static(b"data"),
         expiry: ExpiryArgument::Keep,
         quota: Some(3),
-        mode: Mode::Create,
+        mode: WriteMode::Create,
         notice: Some(notice()),
         parts: [
             (PartName::from_static("a"), PartChange::Set(Bytes::from_static(b"bytes"))),

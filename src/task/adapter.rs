@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Task, present};
+#[cfg(feature = "pmcp")]
+use super::Task;
+use super::present;
 
 /// The state that an SDK knows and the lifecycle of this crate does not. The status machine changes it, as it changes
 /// everything else in a task.

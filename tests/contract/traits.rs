@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::support::{Engine, after_ms, in_an_hour, key, never, owner};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use mcp_task_store::{Agenda, Cursor, MemoryBackend, Next, Queue, StorageBackend, StorageError, Version};
+#[cfg(feature = "redis-tests")]
+use mcp_task_store::Cursor;
+use mcp_task_store::{Agenda, MemoryBackend, Next, Queue, StorageBackend, StorageError, Version};
 
 const NOW: Duration = Duration::ZERO;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -39,6 +41,7 @@ async fn cleanup_on_the_memory_engine_counts_what_it_removed() {
     assert_eq!(store.ids("alice").await, ["lives"]);
 }
 
+#[cfg(feature = "redis-tests")]
 async fn every_owner(store: &crate::support::Store) -> Vec<String> {
     let (mut owners, mut after) = (Vec::new(), None::<Cursor>);
     loop {

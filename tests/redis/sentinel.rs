@@ -342,7 +342,10 @@ async fn a_write_that_too_few_replicas_confirm_is_refused_with_an_unknown_outcom
 #[tokio::test(flavor = "multi_thread")]
 async fn the_store_acknowledges_no_create_that_no_replica_confirmed() {
     let (master, replica) = with_replica();
-    let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
+    // A write that is about to be sent when its time limit ends may or may not be applied. So the limit ends while all
+    // connections wait for a replica: no write is about to be sent then.
+    let builder = builder().response_timeout(PATIENCE * 5 / 2).wait_for_replicas(1, PATIENCE);
+    let backend = builder.connect(&master.url()).await.unwrap();
     let store = TaskStore::with_config(backend, StoreConfig::default().max_tasks_per_owner(None));
     replica.signal("STOP");
     let mut creates = tokio::task::JoinSet::new();

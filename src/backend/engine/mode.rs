@@ -22,6 +22,15 @@ impl WriteMode {
         if expected == Version::ABSENT { Self::Create } else { Self::Update(expected) }
     }
 
+    /// Returns the version that the caller expects: [`Version::ABSENT`] for a create, `None` for any.
+    pub fn expected(self) -> Option<Version> {
+        match self {
+            Self::Upsert => None,
+            Self::Create => Some(Version::ABSENT),
+            Self::Update(version) => Some(version),
+        }
+    }
+
     /// Returns the version that the write gives to a record which is live at `actual`; `None` if there is no live record.
     ///
     /// ```

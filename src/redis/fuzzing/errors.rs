@@ -6,7 +6,7 @@ use redis::{ErrorKind, RedisError, Value, make_extension_error, parse_redis_valu
 
 use super::hashes::canonical;
 use crate::backend::{StorageError, TaskKey, Version};
-use crate::fuzzing::fields;
+use crate::fuzzing::fields::fields;
 use crate::redis::error::Context;
 use crate::redis::reply::CommandError;
 

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use redis::{Value, parse_redis_value};
 
 use crate::backend::{PartName, PartSizes, Record};
-use crate::fuzzing::fields;
+use crate::fuzzing::fields::fields;
 use crate::redis::schema::StoredFields;
 
 /// Fields: the four of a hash, `version`, `expires_at`, `data`, `parts`; and the whole input once more as a reply in the

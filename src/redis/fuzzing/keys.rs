@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::backend::key::escape;
 use crate::backend::{MAX_ID_BYTES, OwnerId, TaskId, TaskKey};
-use crate::fuzzing::fields;
+use crate::fuzzing::fields::fields;
 use crate::redis::schema::Schema;
 
 /// Fields: four ids, a prefix.

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use mcp_task_store::{Agenda, TaskError, TaskStatus, TaskStore};
+#[cfg(feature = "redis-tests")]
+use mcp_task_store::Agenda;
+use mcp_task_store::{TaskError, TaskStatus, TaskStore};
 use rstest_reuse::apply;
 use serde_json::json;
 use tokio::task::JoinSet;
