@@ -232,8 +232,7 @@ impl<'a> Context<'a> {
     }
 
     fn lacks_hello(&self, error: RedisError) -> StorageError {
-        let reason =
-            "the server does not know HELLO; add ?protocol=resp2 to the URL, with which watches poll";
+        let reason = "the server does not know HELLO; add ?protocol=resp2 to the URL; watches then poll";
         self.backend(reason, false, Some(cause(error)))
     }
 

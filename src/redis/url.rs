@@ -65,7 +65,9 @@ fn parse(url: &str) -> Result<ConnectionInfo, String> {
         None => rest,
     };
     if behind.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err("has a space, a line break or a control character behind the password".to_owned());
+        return Err(
+            "has a space, a line break or a control character after the password; remove it".to_owned()
+        );
     }
     let host = behind.split(['/', '?', '#']).next().unwrap_or_default();
     if host.is_empty() || host.starts_with(':') {
@@ -87,7 +89,7 @@ fn parse(url: &str) -> Result<ConnectionInfo, String> {
             "insecure" => "ends with `#insecure`: this crate always checks the certificate of the server; trust a private \
                            authority with `RedisBuilder::root_certificates`"
                 .to_owned(),
-            _ => "has a fragment (`#…`), which has no meaning; a `#` in a password is written `%23`".to_owned(),
+            _ => "has a fragment (`#…`), which has no meaning; remove it, or write a `#` of the password as `%23`".to_owned(),
         });
     }
     let info = url.into_connection_info().map_err(|error| format!("cannot be used: {}", plain(&error)))?;
@@ -155,13 +157,11 @@ fn check_query(url: &Url) -> Result<bool, String> {
             "protocol" => return Err("has a protocol that is neither `resp2` nor `resp3`".to_owned()),
             "db" | "database" => {
                 return Err(format!(
-                    "has `{name}` in its query; the database is a number behind the host: `/2`"
+                    "has `{name}` in its query; write the database as a number after the host: `/2`"
                 ));
             }
             "user" | "username" | "password" | "pass" => {
-                return Err(format!(
-                    "has `{name}` in its query; user and password stand in front of the host"
-                ));
+                return Err(format!("has `{name}` in its query; write user and password before the host"));
             }
             name => {
                 return Err(format!("has `{}` in its query, which is not known", name.escape_debug()));

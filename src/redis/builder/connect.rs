@@ -181,7 +181,7 @@ impl RedisBuilder {
         let address = format!("the cluster of {}", join(&nodes));
         self.reject_replicas(&address)?;
         let Some(first) = nodes.first().cloned() else {
-            let reason = "connect_cluster received no URL of a node; pass the URL of one node at least";
+            let reason = "connect_cluster received no URL of a node; pass the URL of at least one node";
             return Err(invalid_setting(reason.to_owned()));
         };
         let (server, mut seeds) = (first.addr().clone(), Vec::new());
