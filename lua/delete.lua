@@ -27,10 +27,10 @@ end
 local ends, two = expiry_of(expires_at), longest_lived(idx, '2')
 local last = last_other(two, mark)
 
--- Until DEL these commands change nothing: no member is '', and PEXPIREAT sets the time that the record has, or one
--- beyond all others. A server that accepts no writes at the moment refuses ZREM, before subscribers receive a message.
--- A user without the permission to publish, or for one of the commands below, is refused here, with the record as it
--- was. None of these commands needs memory, as a delete makes room.
+-- The commands before DEL change nothing: no member is '', and PEXPIREAT sets the expiry that the record has already,
+-- or one in the far future. A server that accepts no writes at the moment refuses ZREM, before subscribers receive a
+-- message. A user who lacks the permission to publish, or to run one of the commands below, is refused here, before the
+-- record changes. None of these commands needs memory, so a server without free memory accepts a delete.
 redis.call('ZREM', idx, '')
 notify(ARGV[2], ARGV[3], '? ' .. task)
 if last > 0 then

@@ -8,6 +8,6 @@
 -- Errors: none of its own
 
 local time = redis.call('TIME')
--- Creation times lie above 10^14. The members by expires_at lie below.
+-- Creation times are above 10^14, and the values of expires_at are below.
 return { table.concat(time, ' '), redis.call('ZRANGE', KEYS[1], '(' .. ARGV[1], '100000000000000', 'BYSCORE', 'REV',
   'LIMIT', '0', ARGV[2], 'WITHSCORES') }

@@ -1,4 +1,4 @@
--- publish: publishes one message as the other scripts do, to find out whether this command works on the server.
+-- publish: publishes one message as the other scripts do. It shows whether the publishing command works on the server.
 --
 -- ARGV[1] channel   the channel to publish to
 -- ARGV[2] publish   the command to publish with

@@ -1,5 +1,5 @@
--- put: creates a record at version 1, or replaces a live one and counts its version up. cas_put makes those writes that
--- keep expiry and parts of a record at an expected version; put makes all others.
+-- put: creates a record at version 1, or replaces a live one and counts its version up. cas_put serves the writes at an
+-- expected version that keep expiry and parts. put serves all others.
 --
 -- KEYS[1] idx       the owner's index
 -- KEYS[2] task      the record's hash
@@ -44,7 +44,7 @@ if not is_wanted then return found(before, expires_at, has_data, is_live, has_pa
 local version = is_live and ('%.0f'):format(before + 1) or '1'
 local set, cleared = { 'version', version, 'data', data }, {}
 
--- Sets and clears the parts that the arguments name, in `sizes` too.
+-- Sets and clears the parts that the arguments name, and updates `sizes`.
 local function change_parts(sizes)
   for i = 8, #ARGV, 3 do
     local name, bytes = ARGV[i], ARGV[i + 2]
@@ -79,9 +79,9 @@ if is_live and expiry == 'never' and expires_at then cleared[#cleared + 1] = 'ex
 
 -- The script reads everything before its first write. It orders its writes so that a user who lacks the permission for
 -- one command leaves neither a record nor an index that never expires: where a command could be refused too late, the
--- same command first runs where it has no effect. A script also ends where it writes to a key that is gone, if the slot
--- of the key is being migrated. The first command that writes is always one that needs memory: a server that has none
--- left refuses it, and refuses no command behind another that writes.
+-- same command first runs where it has no effect. While a slot is being migrated, a write to a key that no longer
+-- exists also ends the script. The first command that writes is always one that needs memory. A server without free
+-- memory refuses it. Once a script has written, the server refuses none of its later commands for lack of memory.
 
 -- A record that does not exist has no subscribers.
 if is_live and channel ~= '' then
@@ -91,7 +91,7 @@ if is_live and channel ~= '' then
   notify(channel, publish, '? ' .. task)
 end
 
--- Keeps the expiry, so the index stays as it is.
+-- Replaces a live record that keeps its expiry. The index stays as it is.
 local function update()
   if cleared[1] then
     redis.call('HSET', task, 'version', before)
@@ -102,9 +102,10 @@ end
 
 local mark, members, last, created_at, due = '\255' .. id, 0, 0, '', {}
 
--- Reads what the index tells a write that changes it.
+-- Reads from the index what a write to it needs.
 local function read_index(now_ms)
-  -- A creation time above all others of the owner, by the server's clock if it allows.
+  -- The creation time is the server's time. If it is not above all creation times of the owner, it is the highest of
+  -- them plus one.
   created_at = digits(time[1] * 1000000 + time[2])
   if members > 0 then
     if redis.call('ZCOUNT', idx, created_at, '+inf') > 0 then
@@ -112,7 +113,7 @@ local function read_index(now_ms)
     end
     local two = longest_lived(idx, '2')
     last = last_other(two, mark)
-    -- Members that are due go with the write, a bounded number of them.
+    -- The write also removes the members of expired records, at most 32 members.
     for _, other in ipairs(redis.call('ZRANGE', idx, '-inf', now_ms, 'BYSCORE', 'LIMIT', '0', '32')) do
       if other ~= mark then
         due[#due + 1], due[#due + 2] = other, other:sub(2)
@@ -144,8 +145,8 @@ local function replace()
   redis.call('HSET', task, unpack(set))
 end
 
--- Deletes an expired record that the server still holds. The key that takes its place expires soon, whatever fails
--- later.
+-- Deletes an expired record that the server still holds. The key that replaces it expires within a second, even if a
+-- later command fails.
 local function drop_expired()
   local soon = digits(now + 1000)
   redis.call('PEXPIREAT', task, soon)
@@ -176,7 +177,8 @@ end
 if is_live and expiry == 'keep' then
   update()
 else
-  -- Redis holds a key through the millisecond of its expiry, and `digits` rounds the clock down: hence the 1.
+  -- The 1 is needed because Redis holds a key through the millisecond of its expiry, and `digits` rounds the clock
+  -- down.
   ends = tonumber(expiry) and now + 1 + expiry
   expires_at = ends and digits(ends)
   if ends then set[#set + 1], set[#set + 2] = 'expires_at', expires_at end

@@ -28,7 +28,7 @@ const PASSWORD: &str = "pass-word-17/@";
 const ENCODED: &str = "pass-word-17%2F%40";
 /// What every form of the password contains.
 const PART: &str = "pass-word-17";
-/// The password that a credentials provider returns.
+/// The password that the credentials callback returns.
 const TOKEN: &str = "to-ken-18";
 
 impl Printed {
@@ -185,7 +185,7 @@ fn check(text: &str, key: &[u8]) {
             || text.contains("put{")
     );
     assert!(text.contains("redis::"), "the text has events of the redis crate");
-    assert!(text.contains("credentials provider"), "a provider has failed");
+    assert!(text.contains("credentials callback"), "the callback has failed");
     let secrets = [("password", PART.to_owned()), ("token", TOKEN.to_owned())];
     for (what, secret) in secrets.into_iter().chain(forms(key)) {
         let Some(at) = text.find(&secret) else { continue };

@@ -13,8 +13,8 @@ local function longest_lived(idx, count)
 end
 
 -- Sets the expiry of the index to that of the record that expires at `last`; does nothing if `last` is 0 or FOREVER. At
--- `now` or before, PEXPIREAT would delete the index at once, a millisecond before the last record expires: hence
--- `now + 1`.
+-- `now` or before, PEXPIREAT would delete the index at once, a millisecond before the last record expires. Therefore
+-- the time is at least `now + 1`.
 local function set_expiry(idx, last, now)
   if last > 0 and last < tonumber(FOREVER) then
     redis.call('PEXPIREAT', idx, digits(math.max(last - 1, now + 1)))

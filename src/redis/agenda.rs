@@ -26,7 +26,7 @@ use crate::scripts::{
 };
 pub(super) use shards::Outages;
 
-/// How many timers one script takes at most. Such a script holds the server for about as long as a small call.
+/// How many timers one script takes at most. Such a script occupies the server for about as long as a small call.
 const MAX_TAKEN_BY_SCRIPT: usize = 32;
 
 /// A timer that was taken: the number of its queue, the time at which it was due, and the timer.
@@ -39,7 +39,7 @@ struct ShardReply {
     due: Vec<DueTimer>,
     /// How many timers were taken, including those that belong to no task.
     count: usize,
-    /// The state of each queue after that.
+    /// The state of each queue after the script took them.
     queues: Vec<QueueState>,
     /// The clock of the shard's server, in microseconds.
     server_us: u64,
@@ -147,8 +147,8 @@ impl RedisBackend {
     }
 }
 
-/// Adds the timers of a later step. A timer that was hidden so briefly that it was taken twice remains once, with the valid
-/// token. Returns `false` in that case, as no other timer was due earlier.
+/// Adds the timers of a later step. A timer that was hidden too briefly may be taken twice. It then remains once, with
+/// the valid token, and the function returns `false`, because no other timer was due earlier.
 fn merge(due: &mut Vec<DueTimer>, more: Vec<DueTimer>) -> bool {
     let before = due.len();
     due.retain(|(queue, _, one)| {

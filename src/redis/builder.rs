@@ -7,7 +7,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::RedisBackend;
-use super::dialer::{Credentials, Provider};
+use super::dialer::{Credentials, CredentialsCallback};
 use super::settings::{check_limit, check_replicas, check_size};
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
@@ -22,7 +22,7 @@ use crate::backend::{BoxError, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, 
 /// | [`connect`](Self::connect) | one server |
 /// | `connect_sentinel` (feature `redis-sentinel`) | the master that sentinels elect |
 /// | `connect_cluster` (feature `redis-cluster`) | a Redis Cluster |
-/// | [`over`](Self::over), [`over_two`](Self::over_two) | whatever your own connections lead to |
+/// | [`over`](Self::over), [`over_two`](Self::over_two) | the server or cluster that your own connections reach |
 ///
 /// # Examples
 /// ```no_run
@@ -49,7 +49,7 @@ pub struct RedisBuilder {
     max_part_bytes: usize,
     replicas: Option<(u32, Duration)>,
     notifications: bool,
-    provider: Option<Provider>,
+    callback: Option<CredentialsCallback>,
     #[cfg(feature = "redis-tls")]
     certificates: Certificates,
 }
@@ -65,7 +65,7 @@ impl Default for RedisBuilder {
             max_part_bytes: DEFAULT_MAX_PART_BYTES,
             replicas: None,
             notifications: true,
-            provider: None,
+            callback: None,
             #[cfg(feature = "redis-tls")]
             certificates: Certificates::default(),
         }
@@ -168,7 +168,7 @@ impl RedisBuilder {
     /// a [`watch`](crate::StorageBackend::watch) receives it.
     ///
     /// All instances on one store must use the same setting, because an instance that does not publish notifies no
-    /// subscriber. The Redis user needs the rights to the channels, as docs/operations.md lists them.
+    /// subscriber. The Redis user needs the permissions for the channels that docs/operations.md lists.
     ///
     /// There is one channel for each owner, `{prefix}:watch:{owner}`, sharded since Redis 7
     /// (<https://redis.io/docs/latest/develop/pubsub/#sharded-pubsub>). All databases of a server share the channels of a
@@ -210,7 +210,7 @@ impl RedisBuilder {
         R: Future<Output = Result<Credentials, E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        self.provider = Some(Provider::new(provide));
+        self.callback = Some(CredentialsCallback::new(provide));
         self
     }
 

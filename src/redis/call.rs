@@ -32,7 +32,7 @@ impl RedisBackend {
 
     /// Runs a whole call in its span and under one time limit.
     ///
-    /// The caller pins the future. A future that is passed by value takes its size in each function that passes it on.
+    /// The caller pins the future. Passed by value, it would add its size to the future of each function on the way.
     pub(super) async fn limited<T>(
         &self,
         span: Span,
@@ -67,7 +67,8 @@ impl RedisBackend {
         })
     }
 
-    /// Returns what is known of a write without a reply, if replicas must confirm writes.
+    /// Returns the numbers of replicas for the error of a write without a reply; `None` if the write waits for no
+    /// replicas.
     fn unconfirmed(&self, context: &Context<'_>) -> Option<Unconfirmed> {
         self.0.connection.unconfirmed().filter(|_| context.writes)
     }
@@ -119,8 +120,9 @@ impl RedisBackend {
         Ok(server_us)
     }
 
-    /// Whether a record that the server returned has expired. This is rare, as the server removes expired records itself:
-    /// somebody removed the expiry by hand, or the clock stepped back. The clock of the server decides, read for this.
+    /// Whether a record that the server returned has expired. This is rare, because the server removes expired records
+    /// itself. It happens after somebody removed the expiry by hand, or after the clock stepped back. The server's
+    /// clock decides. This method reads it only if the record may have expired.
     pub(super) async fn has_expired(
         &self,
         key: &str,

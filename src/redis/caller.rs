@@ -53,7 +53,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for CallerCon
             };
             let outcome = probe.publish_only(send).await?;
             match outcome.denied {
-                // The result is not kept, because an administrator may grant the right later.
+                // The backend does not keep this result, because an administrator may grant the permission later.
                 Some((_, error)) => Err(CommandError::ErrorReply(error)),
                 None => Ok(outcome.pubsub),
             }

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn it_never_leads_the_server() {
+    fn the_clock_never_leads_the_server() {
         let (clock, server) = (Clock::new(), Server(Instant::now()));
         for delay_us in [0, 300, 5, 2_000, 1] {
             let sent = clock.moment();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_reply_does_not_make_it_lag_more() {
+    fn a_slow_reply_does_not_make_the_clock_lag_more() {
         let (clock, server) = (Clock::new(), Server(Instant::now()));
         clock.observe(server.us(), clock.moment());
         let lag = clock.offset.load(Ordering::Relaxed);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn it_follows_a_server_whose_clock_steps_back_or_forward() {
+    fn the_clock_follows_a_server_whose_clock_steps_back_or_forward() {
         let clock = Clock::new();
         for server_us in [EPOCH, EPOCH - HOUR, EPOCH + HOUR, EPOCH] {
             clock.observe(server_us, clock.moment());

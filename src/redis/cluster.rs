@@ -1,9 +1,10 @@
 //! Connections to a Redis Cluster.
 //!
-//! A command goes to the master that serves its slot. The backend asks the nodes regularly which master serves which slot. It
-//! follows a redirection at once: a node replies with one *instead of* running a command whose slot another node serves
-//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#redirection-and-resharding>). Each node has its
-//! own connections, so a node that is silent or lost delays only the calls to it.
+//! A command goes to the master that serves its slot. The backend asks the nodes regularly which master serves which
+//! slot. It follows redirections at once: a node replies with a redirection *instead of* running a command whose slot
+//! another node serves
+//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#redirection-and-resharding>). Each node
+//! has its own connections, so a node that is silent or lost delays only the calls to it.
 
 mod address;
 mod connection;

@@ -32,7 +32,7 @@ pub(super) trait Connection: Send + Sync {
         key: &str,
     ) -> Result<Vec<Result<Value, CommandError>>, CommandError>;
 
-    /// Returns what is known about a write without a reply; `None` if writes do not wait for replicas.
+    /// Returns the numbers of replicas for the error of a write without a reply; `None` if writes wait for no replicas.
     fn unconfirmed(&self) -> Option<Unconfirmed> {
         None
     }

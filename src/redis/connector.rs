@@ -21,7 +21,8 @@ use super::sentinel::Sentinels;
 pub(super) struct Connector {
     locator: Locator,
     dialer: Dialer,
-    /// Is set whenever a connection is opened, because it may lead to another server.
+    /// The estimate of the server's clock. Each new connection updates it, because the connection may lead to another
+    /// server.
     clock: Arc<Clock>,
     epochs: Arc<Epochs>,
 }

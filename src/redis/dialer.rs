@@ -57,9 +57,11 @@ impl fmt::Debug for Credentials {
 
 /// The callback that returns the credentials for each connection.
 #[derive(Clone)]
-pub(super) struct Provider(Arc<dyn Fn() -> BoxFuture<'static, Result<Credentials, BoxError>> + Send + Sync>);
+pub(super) struct CredentialsCallback(
+    Arc<dyn Fn() -> BoxFuture<'static, Result<Credentials, BoxError>> + Send + Sync>,
+);
 
-impl Provider {
+impl CredentialsCallback {
     pub(super) fn new<F, R, E>(provide: F) -> Self
     where
         F: Fn() -> R + Send + Sync + 'static,
@@ -73,9 +75,9 @@ impl Provider {
     }
 }
 
-impl fmt::Debug for Provider {
+impl fmt::Debug for CredentialsCallback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Provider")
+        f.write_str("CredentialsCallback")
     }
 }
 
@@ -86,7 +88,7 @@ pub(super) struct Dialer {
     pub(super) settings: ConnectionInfo,
     #[cfg(feature = "redis-tls")]
     pub(super) certificates: Certificates,
-    pub(super) provider: Option<Provider>,
+    pub(super) callback: Option<CredentialsCallback>,
     /// The time limit for one connection, from the lookup of the address to the first reply.
     pub(super) limit: Duration,
 }
@@ -126,8 +128,8 @@ impl Dialer {
         on_push: impl Fn(PushInfo) + Send + Sync + 'static,
     ) -> RedisResult<MultiplexedConnection> {
         let mut info = self.settings.clone().set_addr(address.clone());
-        if let Some(Provider(provide)) = &self.provider {
-            let Credentials { username, password } = provide().await.map_err(provider_error)?;
+        if let Some(CredentialsCallback(provide)) = &self.callback {
+            let Credentials { username, password } = provide().await.map_err(callback_error)?;
             let given = info.redis_settings();
             // Without the user of the URL, because the password belongs to another user.
             let mut settings = RedisConnectionInfo::default()
@@ -161,13 +163,13 @@ impl Dialer {
     }
 }
 
-const PROVIDER_FAILED: &str = "the credentials provider failed";
+const CALLBACK_FAILED: &str = "the credentials callback failed";
 
-fn provider_error(error: BoxError) -> RedisError {
-    (ErrorKind::Client, PROVIDER_FAILED, Chain(&*error).to_string()).into()
+fn callback_error(error: BoxError) -> RedisError {
+    (ErrorKind::Client, CALLBACK_FAILED, Chain(&*error).to_string()).into()
 }
 
 /// Whether the credentials callback failed, so that no connection was opened. The detail of the error is the cause.
-pub(super) fn is_provider_error(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Client && error.to_string().starts_with(PROVIDER_FAILED)
+pub(super) fn is_callback_error(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Client && error.to_string().starts_with(CALLBACK_FAILED)
 }

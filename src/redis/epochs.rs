@@ -25,7 +25,8 @@ impl Epochs {
         self.current.load(Ordering::SeqCst)
     }
 
-    /// Whether a connection of this epoch leads to the server that a new connection would reach, as far as is known.
+    /// Whether a connection of this epoch leads to the server that a new connection would reach, as far as this process
+    /// knows.
     pub(super) fn is_current(&self, epoch: u64) -> bool {
         epoch == self.current()
     }
@@ -39,7 +40,7 @@ impl Epochs {
         }
     }
 
-    /// Whether a connection of this epoch broke, and of no later one.
+    /// Whether a connection of this epoch broke, and no connection of a later epoch did.
     pub(super) fn has_broken(&self, epoch: u64) -> bool {
         self.broken.load(Ordering::SeqCst) == epoch + 1
     }

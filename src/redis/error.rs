@@ -1,4 +1,4 @@
-//! The errors that callers receive for what servers and connections report.
+//! Turns the failures that servers and connections report into the errors that callers receive.
 
 mod cause;
 mod classes;
@@ -11,7 +11,7 @@ pub(super) use cause::{cause, plain};
 use classes::{Class, classify, classify_connection, is_truncated, unknown_command};
 pub(super) use classes::{ProbeError, probe_error};
 
-use super::dialer::is_provider_error;
+use super::dialer::is_callback_error;
 use super::reply::{CommandError, InFlight, Unconfirmed, without_arguments};
 use crate::backend::{BoxError, MAX_PARTS, StorageError, TaskKey, Version};
 use crate::scripts::{Found, Refusal, UnexpectedReply};
@@ -88,13 +88,17 @@ impl<'a> Context<'a> {
     /// Returns the error of a command that did not run.
     fn connection_error(&self, error: RedisError) -> StorageError {
         match error.kind() {
-            // The reply to the first commands over a new connection.
+            // The server replied with this error to the first commands over a new connection.
             ErrorKind::Server(_) | ErrorKind::Extension => self.server_error(error),
             ErrorKind::RESP3NotSupported => self.lacks_hello(error),
             ErrorKind::Parse if !is_truncated(&error) => self.garbage(error, false),
-            ErrorKind::Client if is_provider_error(&error) => {
+            ErrorKind::Client if is_callback_error(&error) => {
                 let cause = error.detail().map(|text| BoxError::from(text.to_owned()));
-                self.unavailable("the credentials provider failed; the next call asks it again", false, cause)
+                self.unavailable(
+                    "the credentials callback failed; the next call invokes it again",
+                    false,
+                    cause,
+                )
             }
             _ => self.of_class(classify_connection(&error), error),
         }
@@ -148,7 +152,7 @@ impl<'a> Context<'a> {
         self.unavailable(reason, self.writes, None)
     }
 
-    /// Returns the error for a reply that has no form that this crate knows.
+    /// Returns the error for a reply of an unknown form.
     pub(super) fn unexpected(&self, error: UnexpectedReply) -> StorageError {
         let reason =
             "the reply has no form that this crate knows; check that a Redis or Valkey server listens there";
@@ -207,7 +211,7 @@ impl<'a> Context<'a> {
         };
         let (reason, error) = match command.as_str() {
             "HELLO" => return self.lacks_hello(error),
-            // The first command over a connection.
+            // `TIME` is the first command over a connection.
             "TIME" => {
                 let reason = "the server does not know the command TIME; connect to a Redis or Valkey server, or, if this is a \
                               sentinel, with connect_sentinel";
@@ -228,8 +232,7 @@ impl<'a> Context<'a> {
     }
 
     fn lacks_hello(&self, error: RedisError) -> StorageError {
-        let reason =
-            "the server does not know HELLO; add ?protocol=resp2 to the URL, with which watches poll";
+        let reason = "the server does not know HELLO; add ?protocol=resp2 to the URL; watches then poll";
         self.backend(reason, false, Some(cause(error)))
     }
 

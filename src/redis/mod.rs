@@ -226,7 +226,7 @@ impl StorageBackend for RedisBackend {
         });
         let listed = self.limited(span, &context, read).await;
         if listed.is_err() {
-            // The page may have been too large for the time limit. The next call must read less at once.
+            // The page may have been too large for the time limit, so the next call must read less.
             self.0.largest_listed.store(self.0.max_value_bytes, Ordering::Relaxed);
         }
         listed

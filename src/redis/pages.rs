@@ -34,7 +34,7 @@ struct Listing {
 }
 
 impl Listing {
-    /// Adds what the backend read of a member. A record for which there is no room makes the page full.
+    /// Adds the record of a member. If the record does not fit, the page is full.
     fn add(&mut self, member: &Member, stored: StoredFields) {
         let id = member.task.task.clone();
         match stored {
@@ -55,7 +55,7 @@ impl Listing {
         self.covered += 1;
     }
 
-    /// The room that a record of this size leaves, `None` if it does not fit. The first record always fits.
+    /// The bytes that remain after a record of this size; `None` if it does not fit. The first record always fits.
     fn room_after(&self, size: usize) -> Option<usize> {
         match self.room.checked_sub(size) {
             None if self.page.records.is_empty() => Some(0),
@@ -76,10 +76,10 @@ impl Listing {
 }
 
 impl RedisBackend {
-    /// Reads the page of these index members, newest first: as many of their records as the bounds allow bytes.
+    /// Reads the page of these index members, newest first: as many records as the limit of bytes allows.
     ///
-    /// The first round trip reads as many records as fit by the sizes of earlier pages, and the sizes of all others. So a
-    /// page takes two round trips, with the one for the ids, and three if records are large.
+    /// The first round trip reads as many records as fit by the sizes of earlier pages, and the sizes of all others. So
+    /// a page takes two round trips including the one for the ids, and three if records are large.
     pub(super) async fn read_members(
         &self,
         owner: &OwnerId,

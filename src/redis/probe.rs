@@ -1,4 +1,4 @@
-//! Detects, when the backend connects, which commands the server lacks and which rights the user lacks.
+//! Detects, when the backend connects, which commands the server lacks and which permissions the user lacks.
 
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
 
@@ -59,15 +59,16 @@ impl Lacking {
             false => "",
         };
         let reason = format!(
-            "the user lacks the right to run {denied}, or lacks the right to the key {key} or to the channel {channel}; grant \
-             the rights that docs/operations.md of mcp-task-store lists{without}"
+            "the user lacks the permission to run {denied}, or the permission for the key {key} or the channel {channel}; \
+             grant the permissions that docs/operations.md of mcp-task-store lists{without}"
         );
         Err(StorageError::Denied { address, reason, source })
     }
 }
 
-/// Whether the error says nothing about what the server lacks: its state is temporary, or no master serves the slot.
-fn is_passing(error: &RedisError) -> bool {
+/// Whether the error does not show what the server lacks: the server is in a temporary state, or no master serves the
+/// slot.
+fn is_inconclusive(error: &RedisError) -> bool {
     probe_error(error) == ProbeError::Temporary || error.kind() == ErrorKind::ClusterConnectionNotFound
 }
 
@@ -75,9 +76,8 @@ impl RedisBackend {
     /// Tries everything that calls need: scripts with each of their commands, plain commands over the connection for pages,
     /// and messages.
     ///
-    /// # Errors
-    /// `Denied` for missing rights and `Backend` for missing commands; the error names them. `Unavailable` if a connection
-    /// fails. A temporary state of the server is no error, because calls report it.
+    /// # Errors `Denied` for missing permissions and `Backend` for missing commands. The error names them.
+    /// `Unavailable` if a connection fails. A temporary state of the server is no error, because calls report it.
     pub(super) async fn probe(&self) -> Result<(), StorageError> {
         let backend = &self.0;
         let (key, channel) = (backend.schema.probe(), backend.schema.probe_channel());
@@ -165,7 +165,7 @@ impl RedisBackend {
                 }
                 Ok(())
             }
-            Err(error) if is_passing(&error) => {
+            Err(error) if is_inconclusive(&error) => {
                 tracing::debug!(error = %Chain(&error), "probing the Pub/Sub commands of the server failed");
                 Ok(())
             }

@@ -1,4 +1,4 @@
-//! Removing index members whose hash is gone: evicted, or deleted by hand.
+//! Removes index members whose hash was evicted, or deleted by hand.
 
 use redis::Value;
 
@@ -7,7 +7,7 @@ use super::error::Context;
 use crate::backend::{MAX_PAGE_LIMIT, OwnerId, StorageError, TaskId};
 use crate::scripts::{LIST, List, Listed, REAP, Reap};
 
-/// How many index members one `reap.lua` checks, so that no script holds the server long.
+/// How many index members one `reap.lua` checks, so that no script occupies the server for long.
 const MAX_REAPED: usize = 64;
 
 impl RedisBackend {
@@ -49,7 +49,7 @@ impl RedisBackend {
         Ok(self.send(&exists, context).await? == Value::Int(tasks.len() as i64))
     }
 
-    /// Removes those of these index members whose hash is gone. Returns how many.
+    /// Removes the index members in this list whose hash is gone. Returns how many it removed.
     pub(super) async fn reap(
         &self,
         owner: &OwnerId,

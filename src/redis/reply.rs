@@ -41,7 +41,7 @@ pub(super) enum CommandError {
     TooFewReplicas(Unconfirmed, Option<RedisError>),
 }
 
-/// How many replicas confirmed a write that too few of them confirmed.
+/// How many replicas a write waited for, how many confirmed it, and for how long it waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unconfirmed {
     pub(super) wanted: u32,
@@ -87,7 +87,8 @@ pub(super) fn is_from_replica(reply: &Value) -> bool {
     error.code() == "READONLY" || error.details().is_some_and(|details| details.contains("READONLY "))
 }
 
-/// Whether the master refuses writes because it has too few replicas. A master that was cut off and deposed does so.
+/// Whether the master refuses writes because it has too few replicas. A master that was cut off and deposed refuses
+/// them.
 pub(super) fn lacks_replicas(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOREPLICAS")
 }

@@ -6,10 +6,10 @@
 //! {prefix}:idx:{owner}            zset   for each task: its id by creation time (microseconds),
 //!                                        and \255 with its id by expires_at (9e12 = never)
 //! {prefix}:due:{shard}:{queue}    zset   `owner:task` by due time (ms, with a salt as its fraction)
-//! {prefix}:probe                  hash   exists for a moment while a backend connects and tries commands on it
+//! {prefix}:probe                  hash   exists for a moment while a backend connects and probes commands
 //!
 //! {prefix}:watch:{owner}          channel   `expires_at key` for a write, or `? key` if subscribers must read the record
-//! {prefix}:watch::probe           channel   for trials of messages; with hash tags {prefix}:watch:{{prefix}:probe}
+//! {prefix}:watch::probe           channel   for the messages of probes; with hash tags {prefix}:watch:{{prefix}:probe}
 //! {prefix}:wake:{shard}           channel   `? key` of the timers of a queue that has a new earliest timer
 //! ```
 //!
@@ -80,13 +80,13 @@ impl Schema {
         self.owned("watch", owner, 0)
     }
 
-    /// Returns the key on which a backend tries commands. It is the key of no task and no owner.
+    /// Returns the key on which a backend probes commands. No task and no owner has this key.
     pub(super) fn probe(&self) -> String {
         format!("{}:probe", self.prefix)
     }
 
-    /// Returns the channel on which a backend tries messages. It is the channel of no owner. In a cluster it is in the slot of
-    /// the probe's key.
+    /// Returns the channel on which a backend probes messages. No owner has this channel. In a cluster it is in the
+    /// slot of the probe's key.
     pub(super) fn probe_channel(&self) -> String {
         match self.hash_tags {
             true => format!("{}:watch:{{{}}}", self.prefix, self.probe()),
@@ -127,7 +127,7 @@ impl Schema {
 
     /// Returns the pattern of the index keys of all owners.
     pub(super) fn every_idx(&self) -> String {
-        // A legal prefix has no character with a meaning in a pattern.
+        // A valid prefix has no character that is special in a pattern.
         format!("{}:idx:*", self.prefix)
     }
 
@@ -151,12 +151,12 @@ impl Schema {
     }
 }
 
-/// The fields of a record's hash, as an `HMGET` of [`FIELDS`] returns them. They may have expired.
+/// The fields of a record's hash, as an `HMGET` of [`FIELDS`] returns them. The record may have expired.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum StoredFields {
     Absent,
     Record(Record),
-    /// Fields that cannot be read. Such a record expires too, if its `expires_at` can be read.
+    /// A field cannot be read. Such a record still expires if its `expires_at` can be read.
     Corrupt {
         reason: Cow<'static, str>,
         expires_at: Option<DateTime<Utc>>,
@@ -385,8 +385,8 @@ mod tests {
     #[rstest]
     #[case::expires("1795000000000 pmcp:tasks:a:b c", Some("Written(Some(2026-11-18"))]
     #[case::never_expires(" pmcp:tasks:a:b c", Some("Written(None)"))]
-    #[case::deleted("? pmcp:tasks:a:b c", Some("Look"))]
-    #[case::not_a_time("soon pmcp:tasks:a:b c", Some("Look"))]
+    #[case::deleted("? pmcp:tasks:a:b c", Some("Unknown"))]
+    #[case::not_a_time("soon pmcp:tasks:a:b c", Some("Unknown"))]
     #[case::no_key("nothing", None)]
     fn a_message_says_what_was_written_and_when_it_expires(
         #[case] message: &str,
@@ -396,8 +396,8 @@ mod tests {
         assert_eq!(read.as_ref().map(|(key, _)| *key), says.map(|_| "pmcp:tasks:a:b c"));
         let signal = read.map(|(_, signal)| match signal {
             Change::Written(expires_at) => format!("Written({expires_at:?})"),
-            Change::Unknown => "Look".to_owned(),
-            Change::Failed(_) => "Lost".to_owned(),
+            Change::Unknown => "Unknown".to_owned(),
+            Change::Failed(_) => "Failed".to_owned(),
         });
         assert!(signal.as_deref().unwrap_or_default().starts_with(says.unwrap_or_default()), "{signal:?}");
     }

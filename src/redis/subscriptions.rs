@@ -27,7 +27,7 @@ use super::schema::read_message;
 use crate::backend::StorageError;
 use crate::backend::engine::{Subscription, Watchers, on_drop};
 
-/// The delay before the next attempt to subscribe: after the first failure, and at most.
+/// The delay before the next attempt to subscribe: after the first failure, and its maximum.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LAST_DELAY: Duration = Duration::from_secs(1);
 /// How long a subscription stays after its last subscriber has left.
@@ -73,7 +73,7 @@ pub(super) enum State {
     Connecting,
     /// This process receives the messages of the channel.
     Live,
-    /// The server passes on no messages, so subscribers poll.
+    /// The server delivers no messages, so subscribers poll.
     Polled,
     /// The latest attempt failed with this error.
     Failed(Arc<dyn Fn() -> StorageError + Send + Sync>),
@@ -88,7 +88,7 @@ impl State {
 /// The subscription of one subscriber to one key.
 pub(super) struct Subscribed {
     pub(super) subscription: Subscription,
-    /// Its sender is gone once the runtime of the subscription is shut down.
+    /// Its sender is dropped when the runtime of the subscription shuts down.
     pub(super) state: watch::Receiver<State>,
 }
 
@@ -134,7 +134,8 @@ impl Subscriptions {
             });
             (subscription, held.state.subscribe(), begun)
         };
-        // Not under the lock, which is taken to drop it, as a runtime that is gone does at once.
+        // The lock must not be held here: dropping a `ChannelSubscription` takes it, and a runtime that shuts down
+        // drops the task at once.
         if let Some(subscription) = begun {
             tokio::spawn(subscription.run());
         }
@@ -161,7 +162,8 @@ impl Subscriptions {
                     held.watchers.notify(key, change);
                 }
             }
-            // Unasked: the slot has moved to another server. If the subscription was replaced already, this is the reply.
+            // The server ended the subscription by itself, because the slot has moved to another server. If the channel
+            // no longer uses this connection, the message is the reply to an `UNSUBSCRIBE` of this process.
             (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) if held.connection == Some(number) => {
                 held.is_dropped.notify_one();
             }
@@ -175,7 +177,7 @@ impl Subscriptions {
         connection.master.epochs().report_broken(connection.epoch);
         connection.is_lost.send_replace(true);
         let (mut connections, name) = (self.connections(), connection.master.name());
-        // Another channel may have connected anew by now. The connection that it shares must stay.
+        // Another channel may have reconnected in the meantime. Its new connection must stay.
         let is_latest =
             |latest: &Outcome| matches!(latest, Some((_, Ok(latest))) if Arc::ptr_eq(latest, connection));
         if connections.get(&name).is_some_and(|place| place.try_lock().is_ok_and(|latest| is_latest(&latest)))
@@ -203,7 +205,7 @@ impl Subscriptions {
                 server.master.epochs().report_broken(server.epoch)
             }
             Some((_, Ok(server))) => return Ok(Arc::clone(server)),
-            // It was tried while this waited.
+            // Another caller made an attempt while this one waited for the lock.
             Some((at, Err(error))) if *at > asked => return Err(error.clone()),
             _ => {}
         }
@@ -220,7 +222,8 @@ impl Subscriptions {
         let number = self.connected.fetch_add(1, Ordering::Relaxed);
         let is_lost = watch::Sender::new(false);
         let (this, lost) = (Arc::downgrade(self), is_lost.clone());
-        // Goes with the task that reads from the connection, of which nobody is told that its runtime is gone.
+        // Dropped with the task that reads from the connection. If the runtime of that task shuts down, nothing else
+        // reports that the connection is lost.
         let gone = on_drop({
             let lost = lost.clone();
             move || {
@@ -228,7 +231,7 @@ impl Subscriptions {
             }
         });
         let on_push = move |push: PushInfo| {
-            let _goes_with_it = &gone;
+            let _moved_into_the_callback = &gone;
             if !this.upgrade().is_some_and(|subscriptions| subscriptions.receive(number, &push)) {
                 lost.send_replace(true);
             }

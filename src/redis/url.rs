@@ -1,4 +1,4 @@
-//! Reads the URLs of servers. Unlike the redis crate, it rejects what it does not know.
+//! Reads the URLs of servers. Unlike the redis crate, it rejects a URL that has an unknown part.
 
 use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use url::Url;
@@ -65,7 +65,9 @@ fn parse(url: &str) -> Result<ConnectionInfo, String> {
         None => rest,
     };
     if behind.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err("has a space, a line break or a control character behind the password".to_owned());
+        return Err(
+            "has a space, a line break or a control character after the password; remove it".to_owned()
+        );
     }
     let host = behind.split(['/', '?', '#']).next().unwrap_or_default();
     if host.is_empty() || host.starts_with(':') {
@@ -87,7 +89,7 @@ fn parse(url: &str) -> Result<ConnectionInfo, String> {
             "insecure" => "ends with `#insecure`: this crate always checks the certificate of the server; trust a private \
                            authority with `RedisBuilder::root_certificates`"
                 .to_owned(),
-            _ => "has a fragment (`#…`), which has no meaning; a `#` in a password is written `%23`".to_owned(),
+            _ => "has a fragment (`#…`), which has no meaning; remove it, or write a `#` of the password as `%23`".to_owned(),
         });
     }
     let info = url.into_connection_info().map_err(|error| format!("cannot be used: {}", plain(&error)))?;
@@ -155,13 +157,11 @@ fn check_query(url: &Url) -> Result<bool, String> {
             "protocol" => return Err("has a protocol that is neither `resp2` nor `resp3`".to_owned()),
             "db" | "database" => {
                 return Err(format!(
-                    "has `{name}` in its query; the database is a number behind the host: `/2`"
+                    "has `{name}` in its query; write the database as a number after the host: `/2`"
                 ));
             }
             "user" | "username" | "password" | "pass" => {
-                return Err(format!(
-                    "has `{name}` in its query; user and password stand in front of the host"
-                ));
+                return Err(format!("has `{name}` in its query; write user and password before the host"));
             }
             name => {
                 return Err(format!("has `{}` in its query, which is not known", name.escape_debug()));
@@ -217,7 +217,7 @@ mod tests {
     #[case::a_percent_and_no_digits("redis://user:100%pass-word@host", "`%25`")]
     #[case::no_utf8("redis://user:pass-word%FF@host", "UTF-8")]
     #[case::any_address("redis://0.0.0.0", "wildcard")]
-    fn a_url_that_means_something_else_is_refused_with_the_part_that_is_wrong_and_the_form(
+    fn an_invalid_url_is_refused_with_the_part_that_is_wrong_and_the_valid_form(
         #[case] url: &str,
         #[case] part: &str,
     ) {
@@ -264,7 +264,7 @@ mod tests {
     #[case::passwords(["redis://:pass-word@a", "redis://:pass-word-2@b"], "node 1 and node 2 differ")]
     #[case::the_second(["redis://a", "redis://b?db=1"], "the URL of node 2")]
     #[case::a_database(["redis://a/1", "redis://b/1"], "has only database 0")]
-    fn urls_of_one_kind_that_do_not_go_together_are_refused(#[case] urls: [&str; 2], #[case] words: &str) {
+    fn urls_of_one_deployment_that_differ_are_refused(#[case] urls: [&str; 2], #[case] words: &str) {
         let text = read_all(urls, "node").unwrap_err().to_string();
         assert!(text.contains(words) && !text.contains("pass-word"), "{text}");
     }

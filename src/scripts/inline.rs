@@ -1,19 +1,19 @@
-//! Puts the body of a function in place of its call, if there is one call. So the scripts can use functions with
-//! parameters, and the server neither reads their names nor calls them.
+//! Replaces the call of a function by the body of the function, if there is exactly one call. The scripts can use
+//! functions with parameters, and the server runs them without the cost of a call.
 //!
 //! A function is inlined if its body is `return` and one expression, or statements without `return`. Its arguments must
-//! call nothing, as they may end up in another order. Other functions stay as they are.
+//! not call functions, because the order of evaluation may change. Other functions stay as they are.
 
 use std::ops::Range;
 
 use super::words::is_word;
 
-/// Inlines what can be. `words` are those of a whole script.
+/// Inlines every function that it can. `words` are the words of a whole script.
 pub(super) fn inline(mut words: Vec<&str>) -> Vec<&str> {
     let mut at = 0;
     while at < words.len() {
         match Function::at(&words, at).and_then(|function| function.inlined(&words)) {
-            // What stands here now may be a function too.
+            // The words at this position may now begin another function.
             Some(shorter) => words = shorter,
             None => at += 1,
         }
@@ -21,7 +21,7 @@ pub(super) fn inline(mut words: Vec<&str>) -> Vec<&str> {
     words
 }
 
-/// A `local function` by the places of its words.
+/// A `local function`, and its position among the words of the script.
 struct Function<'w, 's> {
     whole: Range<usize>,
     name: &'s str,
@@ -29,7 +29,7 @@ struct Function<'w, 's> {
     body: &'w [&'s str],
 }
 
-/// A call of a function by the places of its words.
+/// A call of a function, and its position among the words of the script.
 struct Call<'w, 's> {
     whole: Range<usize>,
     arguments: Vec<&'w [&'s str]>,
@@ -100,7 +100,7 @@ impl<'w, 's> Function<'w, 's> {
         Some([&["do", "\n"], &statements[..], &["\n", "end"]].concat())
     }
 
-    /// Puts the arguments in place of the parameters.
+    /// Replaces the parameters by the arguments.
     fn with_arguments(&self, body: &[&'s str], call: &Call<'w, 's>) -> Option<Vec<&'s str>> {
         let is_assigned = |name: &str| body.windows(2).any(|words| words[0] == name && words[1] == "=");
         let is_hidden = |word: &&str| is_local_in(body, word);
@@ -149,7 +149,7 @@ impl<'w, 's> Call<'w, 's> {
     }
 }
 
-/// Where the block ends that is open at the beginning of these words.
+/// Returns the position of the `end` that closes the block around these words.
 fn end_of_block(words: &[&str]) -> Option<usize> {
     let mut depth = 1;
     words.iter().position(|word| {
@@ -169,14 +169,15 @@ fn trimmed<'w, 's>(mut words: &'w [&'s str]) -> &'w [&'s str] {
     words
 }
 
-/// The words before and behind a place. The one before may be a line end; the one behind is none unless the script ends.
+/// Returns the words before and after a place. The word before may be a line end. The word after is a line end only at
+/// the end of the script.
 fn neighbours<'s>(words: &[&'s str], place: &Range<usize>) -> (&'s str, &'s str) {
     let before = words[..place.start].last();
     let after = words[place.end..].iter().find(|word| **word != "\n");
     (before.unwrap_or(&"\n"), after.unwrap_or(&"\n"))
 }
 
-/// Sets an expression in parentheses unless its neighbours bind none of its words.
+/// Puts an expression in parentheses, unless the words next to it cannot bind to a part of it.
 fn in_parentheses<'s>(expression: Vec<&'s str>, before: &str, after: &str) -> Vec<&'s str> {
     // A word that is no operator begins the next statement, or ends the block.
     let is_end = matches!(after, "," | ")" | "\n") || !is_operator(after) && after.starts_with(is_word);
@@ -206,7 +207,7 @@ fn is_operator(word: &str) -> bool {
     matches!(word, "and" | "or" | "not")
 }
 
-/// Whether the expression calls a function. A parenthesis behind a value is a call.
+/// Whether the expression calls a function. A parenthesis after a value is a call.
 fn calls(expression: &[&str]) -> bool {
     expression.windows(2).any(|words| {
         let ends_a_value = |c: char| is_word(c) || matches!(c, ')' | ']' | '}' | '\'');
@@ -271,7 +272,7 @@ mod tests {
     #[case::too_few_arguments("local function f(x, y) return x end\nreturn f(1)")]
     #[case::any_arguments("local function f(...) return g(...) end\nreturn f(1)")]
     #[case::statements_as_a_value("local function f(x) g(x) end\nreturn f(1)")]
-    fn another_function_stays(#[case] source: &str) {
+    fn a_function_that_cannot_be_inlined_stays(#[case] source: &str) {
         assert!(minify(source).contains("local function"), "{}", minify(source));
     }
 }

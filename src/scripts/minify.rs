@@ -1,16 +1,17 @@
-//! Makes the text of a script short. The text travels with every call and the server hashes all of it each time: a
-//! kilobyte costs the server as much as several commands.
+//! Shortens the text of a script. Every call sends the text, and the server hashes all of it each time. A kilobyte
+//! costs the server as much as several commands.
 //!
-//! The minifier goes by words and not by grammar. This is enough for the Lua 5.1 that the scripts of this crate use: no
-//! long strings, no long comments, no `goto`, no table keys and methods of their own, and no local name that hides another.
+//! The minifier works on words and ignores the grammar. This is enough for the Lua 5.1 that the scripts of this crate
+//! use: no long strings, no long comments, no `goto`, no table keys and methods of their own, and no local name that
+//! hides another.
 
 use std::collections::HashMap;
 
 use super::inline::inline;
 use super::words::{is_word, words};
 
-/// Returns the same script without comments and spare white space. Functions that are called once are inlined, and local
-/// names become short ones.
+/// Returns the same script without comments and unnecessary white space. Functions that are called once are inlined,
+/// and local names become short.
 pub(super) fn minify(source: &str) -> String {
     let words = with_alias(inline(words(source).collect()));
     let names = short_names(&words);
@@ -21,7 +22,7 @@ pub(super) fn minify(source: &str) -> String {
             is_new_line = true;
             continue;
         }
-        // What follows a dot or a colon is the name of a field.
+        // The word after a dot or a colon is the name of a field.
         let renamed = names.get(word).filter(|_| !matches!(before, "." | ":"));
         before = word;
         let word = renamed.map_or(word, String::as_str);
@@ -34,7 +35,7 @@ pub(super) fn minify(source: &str) -> String {
     text
 }
 
-/// Gives `redis.call` a local name if it occurs often enough to pay for that.
+/// Gives `redis.call` a local name if it occurs so often that the text becomes shorter.
 fn with_alias(words: Vec<&str>) -> Vec<&str> {
     const CALL: [&str; 3] = ["redis", ".", "call"];
     const DECLARATION: [&str; 7] = ["local", "call", "=", "redis", ".", "call", "\n"];
@@ -51,7 +52,7 @@ fn with_alias(words: Vec<&str>) -> Vec<&str> {
     aliased
 }
 
-/// What must stand between the text so far and the next word.
+/// Returns the separator that is needed between the text so far and the next word.
 fn separator(text: &str, word: &str, is_new_line: bool) -> Option<char> {
     let last = text.chars().next_back()?;
     let first = word.chars().next()?;
@@ -72,7 +73,7 @@ fn short_names<'a>(words: &[&'a str]) -> HashMap<&'a str, String> {
     let mut names = HashMap::new();
     let mut words = words.iter().copied().peekable();
     while let Some(word) = words.next() {
-        // Behind `local` and `for` stands a list of names, behind `function` one in parentheses.
+        // A list of names follows `local` and `for`. After `function` the list is in parentheses.
         match word {
             "local" => {
                 if words.next_if_eq(&"function").is_some() {
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_names_enough() {
+    fn each_of_120_local_names_gets_its_own_short_name() {
         let declared: Vec<String> = (0..120).map(|number| format!("name_{number}")).collect();
         let text = minify(&format!("local {}", declared.join(", ")));
         let names: std::collections::HashSet<&str> = text["local ".len()..].split(',').collect();

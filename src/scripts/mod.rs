@@ -1,11 +1,11 @@
 //! The Lua scripts of the Redis engine: each file of `lua/` as a typed [`Script`] in a static.
 //!
-//! Each call sends the text of the script with plain `EVAL`, so no server must remember it. The text is minified once, when
-//! the static is built. The type of the arguments knows the keys and their order. The headers of the Lua files say the same
-//! in words, and a test compares the two.
+//! Each call sends the text of the script with plain `EVAL`, so the server does not have to store it. The text is
+//! minified once, when the static is built. The Rust type of the arguments defines the keys and their order. The header
+//! of each Lua file documents them, and a test compares the two.
 //!
-//! All scripts reply alike: a line of words, of which the first two are the server's clock. A script that replies with
-//! lists too returns an array of that line and its lists. A refusal is an error reply, `CODE detail`.
+//! All scripts reply in one form: a line of words. The first two words are the server's clock. A script whose reply has
+//! lists returns an array of that line and the lists. A refusal is an error reply, `CODE detail`.
 
 mod cas_put;
 mod delete;
@@ -80,7 +80,8 @@ impl<A: Arguments, R: Reply> Script<A, R> {
     }
 }
 
-/// Room for the arguments of one record's script apart from its data, so that the command is not moved as it grows.
+/// Capacity for the arguments of one record's script without its data, so that the command is not reallocated as it
+/// grows.
 const TYPICAL_COUNT: usize = 12;
 const TYPICAL_SIZE: usize = 384;
 
@@ -95,7 +96,7 @@ pub(crate) trait Arguments {
     fn encode(&self, to: &mut impl Encoder);
 }
 
-/// What arguments are written to: the command, or in a test the list of their names.
+/// Receives the arguments: the command does, and in a test the list of their names.
 pub(crate) trait Encoder {
     fn key(&mut self, name: &'static str, key: &str);
     fn arg(&mut self, name: &'static str, value: impl ToRedisArgs);
@@ -123,7 +124,7 @@ impl Reply for () {
     }
 }
 
-/// The server replied something that no script of this crate replies.
+/// The reply of the server has a form that no script of this crate returns.
 #[derive(Debug, thiserror::Error)]
 #[error("the reply does not have the form that the script replies with")]
 pub(crate) struct UnexpectedReply;
@@ -246,7 +247,7 @@ fn expiry(millis: &str) -> Option<Option<DateTime<Utc>>> {
     }
 }
 
-/// Returns the script with the text of what it includes. `scripts/lua-check.sh` does the same for the linter.
+/// Returns the script with the text of the files that it includes. `scripts/lua-check.sh` does the same for the linter.
 fn whole(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     for line in source.lines() {

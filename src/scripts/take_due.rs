@@ -17,7 +17,7 @@ pub(crate) struct TakeDue {
     pub(crate) limit: usize,
 }
 
-/// The timers that were taken, and the state of each queue after that, in their order.
+/// The timers that the script took, and then the state of each queue, in the order of the queues.
 #[derive(Debug)]
 pub(crate) struct FoundTimers {
     pub(crate) queues: Vec<QueueState>,
@@ -34,12 +34,12 @@ pub(crate) struct QueueState {
 
 #[derive(Debug)]
 pub(crate) struct TakenTimer {
-    /// The place of its queue, from 0 on.
+    /// The index of its queue, from 0.
     pub(crate) queue: usize,
     pub(crate) member: Vec<u8>,
     /// Its score before the script took it.
     pub(crate) due_at: f64,
-    /// Its score after that, which is the token.
+    /// Its new score, which is the token.
     pub(crate) token: String,
 }
 

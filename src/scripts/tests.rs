@@ -245,7 +245,7 @@ fn the_replies_of_schedule_and_resolve_are_read() {
 }
 
 #[test]
-fn the_replies_of_the_trials_are_read() {
+fn the_replies_of_probe_and_publish_are_read() {
     assert!(PROBE.decode(with_lists(&[Value::Array(vec![])])).unwrap().value.0.is_empty());
     let failed = Value::Array(["HSET", "ERR no"].map(text).to_vec());
     let failed = PROBE.decode(with_lists(&[failed])).unwrap().value.0;
@@ -296,7 +296,7 @@ fn the_probe_runs_each_command_that_the_other_scripts_run() {
 }
 
 #[test]
-fn a_reply_of_another_form_is_refused() {
+fn a_reply_of_an_unknown_form_is_an_error() {
     for reply in [
         Value::Nil,
         Value::Okay,

@@ -1,7 +1,7 @@
-//! A model of crashes: creators, workers, claimers, readers and keepers of several stores run against a real engine, whose
-//! calls go through one by one in a random order, while actors and whole processes die at any step. In the end, no open
-//! task is without a timer, and no timer is late. And no attempt counts as more than one loss, or runs twice, and a task is
-//! given up with its last loss and no sooner.
+//! A model of crashes. Creators, workers, claimers, readers and the background tasks of several stores run against a
+//! real engine. A gate lets their calls through one by one in a random order, and actors and whole processes die at any
+//! step. At the end, every open task has a timer, and no timer is late. No attempt counts as more than one loss or runs
+//! twice, and a task fails for good with its last permitted loss, not earlier.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,11 +25,11 @@ use tokio::task::{AbortHandle, JoinSet};
 type Tasks = TaskStore<Arc<dyn Agenda>>;
 
 const LEASE: Duration = Duration::from_millis(500);
-/// How long the write of such a lease may take before its timer is scheduled again.
+/// How long the write of a lease may take. After that, the store schedules its timer again.
 const LIMIT: Duration = Duration::from_millis(500 / 3 + 500);
-/// Calls may be slower than that.
+/// The time limit of calls is longer, so a write may exceed `LIMIT`.
 const CALL_LIMIT: Duration = Duration::from_secs(2);
-/// For how long a keeper hides what it takes, at most: an observation, and two seconds.
+/// The maximum time for which a store hides a timer that it takes: one observation plus two seconds.
 const HIDDEN: Duration = Duration::from_millis(500 / 3 + 1 + 1000 + 2000);
 /// How long the actors of a history live.
 const LIFE: Duration = Duration::from_millis(3_500);
@@ -37,8 +37,8 @@ const OPERATION: &str = "render";
 
 // The gate before the engine
 
-/// What the scheduler says to a call that waits before the engine, or to an answer that waits behind it.
-enum Say {
+/// The decision of the scheduler about a call that waits before the engine, or about a reply that waits after it.
+enum Decision {
     Go,
     /// The connection breaks.
     Fail,
@@ -46,21 +46,22 @@ enum Say {
 
 struct Request {
     process: usize,
-    say: oneshot::Sender<Say>,
+    decision: oneshot::Sender<Decision>,
 }
 
-/// What happened to a task that is not acknowledged.
+/// The calls that reached the engine, and their outcomes.
 #[derive(Default)]
 struct Log {
     scheduled: HashMap<TaskKey, Instant>,
-    /// Created later than one time limit after it was scheduled: nobody promises a timer before it is acknowledged.
+    /// Tasks created later than `LIMIT` after their timer was scheduled. Such a task needs no timer until it is
+    /// acknowledged.
     slow: HashSet<TaskKey>,
     acknowledged: HashSet<TaskKey>,
-    /// What was written, by version.
+    /// The records that were written, by version.
     written: HashMap<TaskKey, BTreeMap<u64, Task>>,
 }
 
-/// The engine as one process reaches it.
+/// The engine of one process, behind the gate.
 struct Gated {
     engine: Arc<dyn Agenda>,
     process: usize,
@@ -70,12 +71,12 @@ struct Gated {
 
 impl Gated {
     async fn step(&self, outcome_unknown: bool) -> Result<(), StorageError> {
-        let (say, said) = oneshot::channel();
-        let _ = self.requests.send(Request { process: self.process, say });
-        match said.await {
-            Ok(Say::Go) => Ok(()),
-            // Or the history is over.
-            Ok(Say::Fail) | Err(_) => Err(unavailable("connection reset", outcome_unknown)),
+        let (decision, decided) = oneshot::channel();
+        let _ = self.requests.send(Request { process: self.process, decision });
+        match decided.await {
+            Ok(Decision::Go) => Ok(()),
+            // An error means that the history has ended.
+            Ok(Decision::Fail) | Err(_) => Err(unavailable("connection reset", outcome_unknown)),
         }
     }
 
@@ -139,7 +140,8 @@ async fn sleep_below(random: &mut Random, millis: u64) {
     tokio::time::sleep(Duration::from_millis(random.below(millis))).await;
 }
 
-/// Works on a task for a while, and ends it, releases it, or is lost. Errors are other people's doing.
+/// Works on a task for a while, and ends it, releases it, or is lost. Other actors may cause errors, so errors are
+/// ignored.
 async fn work(attempt: Attempt<Arc<dyn Agenda>>, random: &mut Random) {
     for _ in 0..random.below(5) {
         match random.below(4) {
@@ -151,7 +153,7 @@ async fn work(attempt: Attempt<Arc<dyn Agenda>>, random: &mut Random) {
     match random.below(16) {
         0..=3 => drop(attempt.release().await),
         4..=5 => drop(attempt.complete(json!("done")).await),
-        // It hangs.
+        // The worker hangs.
         6 => std::future::pending().await,
         7..=8 => {
             sleep_below(random, 2_000).await;
@@ -179,7 +181,7 @@ async fn creates(tasks: Tasks, owner: OwnerId, log: Arc<Mutex<Log>>, mut random:
     }
 }
 
-/// An acknowledged task.
+/// Returns an acknowledged task at random.
 fn any(log: &Mutex<Log>, random: &mut Random) -> Option<TaskKey> {
     let known: Vec<TaskKey> = log.lock().unwrap().acknowledged.iter().cloned().collect();
     (!known.is_empty()).then(|| known[random.below(known.len() as u64) as usize].clone())
@@ -190,7 +192,7 @@ async fn claims(tasks: Tasks, log: Arc<Mutex<Log>>, mut random: Random) {
     let engine = Arc::clone(tasks.backend());
     loop {
         sleep_below(&mut random, 30).await;
-        // Timers are hints: who claims a task sooner has it.
+        // Timers are hints: a worker may claim a task without taking its timer.
         if random.below(4) == 0
             && let Some(key) = any(&log, &mut random)
         {
@@ -229,7 +231,7 @@ struct History {
     random: Random,
     log: Arc<Mutex<Log>>,
     requests: mpsc::UnboundedSender<Request>,
-    /// The actors of each process that lives.
+    /// The actors of each live process.
     processes: HashMap<usize, Vec<AbortHandle>>,
     begun: usize,
     kills: usize,
@@ -241,7 +243,7 @@ impl History {
         let process = self.begun;
         self.begun += 1;
         let gated: Arc<dyn Agenda> = Intercept::new(Gated {
-            // Each history has several processes, which know nothing of each other's runs.
+            // Each history has several processes. A process must not know the attempts of another one.
             engine: elsewhere(&self.engine),
             process,
             requests: self.requests.clone(),
@@ -271,7 +273,7 @@ impl History {
         self.kills += 1;
         let Some(process) = self.any_process() else { return };
         if self.random.below(2) == 0 {
-            // With it, its keeper: none of its calls comes through any more.
+            // The background task of its store dies too: the gate lets none of its calls through.
             let actors = self.processes.remove(&process).unwrap();
             actors.iter().for_each(AbortHandle::abort);
         } else {
@@ -280,7 +282,7 @@ impl History {
         }
     }
 
-    /// Lets calls through and kills, for the life of the history.
+    /// Lets calls through and kills actors, until the history ends.
     async fn run(&mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
         let end = tokio::time::Instant::now() + LIFE;
         let mut waiting: Vec<Request> = Vec::new();
@@ -298,7 +300,7 @@ impl History {
                 waiting.push(held.swap_remove(at).1);
             }
             if waiting.is_empty() {
-                // Whatever comes first.
+                // Waits for the next request, or for the time of the next held request.
                 let next = held.iter().map(|(until, _)| *until).min().map_or(end, |until| until.min(end));
                 if let Ok(Some(request)) = tokio::time::timeout_at(next, requests.recv()).await {
                     waiting.push(request);
@@ -314,21 +316,21 @@ impl History {
             self.steps += 1;
             match self.random.below(200) {
                 0..=3 => self.kill(),
-                4..=5 => drop(request.say.send(Say::Fail)),
+                4..=5 => drop(request.decision.send(Decision::Fail)),
                 6..=15 => {
                     let until = now + Duration::from_millis(self.random.below(400));
                     held.push((until, request));
                 }
-                _ => drop(request.say.send(Say::Go)),
+                _ => drop(request.decision.send(Decision::Go)),
             }
-            // What was let through goes on to its next call.
+            // Lets the caller run on to its next call.
             tokio::task::yield_now().await;
         }
-        // Everybody dies.
+        // All processes die.
         for actors in self.processes.values() {
             actors.iter().for_each(AbortHandle::abort);
         }
-        // Calls that are on their way arrive, and no more.
+        // Calls that are under way arrive. There are no further calls.
         tokio::time::sleep(Duration::from_millis(30)).await;
         self.check().await;
     }
@@ -336,7 +338,7 @@ impl History {
     async fn check(&self) {
         for (key, written) in &self.log.lock().unwrap().written {
             for ((version, before), (next, after)) in written.iter().zip(written.iter().skip(1)) {
-                // One that was dropped on its way to the engine is not in the log.
+                // A write that was dropped on its way to the engine is not in the log.
                 if version + 1 == *next {
                     check_step(key, before, after);
                 }
@@ -348,7 +350,7 @@ impl History {
             .map(|timer| (timer.key, timer.due_at))
             .collect();
         let after = |duration: Duration| TimeDelta::from_std(duration).unwrap();
-        // The clocks of a busy machine.
+        // The clocks of the engine and of the test may differ on a busy machine.
         let slack = TimeDelta::milliseconds(200);
         for owner in [owner("alice"), owner("bob")] {
             for record in self.walk(&owner).await {
@@ -390,7 +392,7 @@ impl History {
     }
 }
 
-/// Holds one write against the one before.
+/// Checks one write against the previous one.
 fn check_step(key: &TaskKey, before: &Task, after: &Task) {
     let bound = after.max_attempts.unwrap_or(3);
     let Some(lease) = &before.lease else { return assert_eq!(before.status, after.status, "{key}") };
@@ -423,10 +425,10 @@ fn check_step(key: &TaskKey, before: &Task, after: &Task) {
     }
 }
 
-/// How many losses that a task survived, and how many tasks that were given up, were checked.
+/// The number of checked losses after which a task continued, and of checked tasks that failed for good.
 static LOSSES: AtomicUsize = AtomicUsize::new(0);
 static GAVE_UP: AtomicUsize = AtomicUsize::new(0);
-/// How many open tasks with a lease were checked.
+/// The number of checked open tasks with a lease.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Returns how many actors and processes were killed, and how many steps were let through.
@@ -451,7 +453,7 @@ fn add(sums: &mut [usize; 2], more: [usize; 2]) {
     sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
 }
 
-/// Runs so many histories, some at a time on each of two threads.
+/// Runs `count` histories on two threads, at most `at_once` of them at a time on each thread.
 fn histories(engine: Engine, count: u64, at_once: usize) {
     let first = u64::from(std::process::id()) << 32;
     let threads = (0..2).map(|thread| {
@@ -464,7 +466,7 @@ fn histories(engine: Engine, count: u64, at_once: usize) {
                     if running.len() >= at_once {
                         add(&mut sums, running.join_next().await.unwrap().unwrap());
                     }
-                    // So that they do not keep in step.
+                    // The delay keeps histories from running in step.
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     running.spawn(history(engine, first + number));
                 }
@@ -483,15 +485,15 @@ fn histories(engine: Engine, count: u64, at_once: usize) {
     println!(
         "figure | {count} histories on {engine:?} | {steps} steps, {kills} kills, {losses} losses, {gave_up} tasks given up, {open} open tasks in the end so far"
     );
-    // Each history has several of both, unless the machine is busy with something else.
-    assert!(open as u64 > count / 10 && kills as u64 > count / 10, "there was something to check");
-    assert!(losses + gave_up > 0, "there was something to check");
+    // Each history has several of both, unless the machine is too busy.
+    assert!(open as u64 > count / 10 && kills as u64 > count / 10, "too little was checked");
+    assert!(losses + gave_up > 0, "too little was checked");
 }
 
 #[rstest]
 #[case::memory(Engine::Memory, 600, 150)]
 #[cfg_attr(feature = "redis-tests", case::redis(Engine::Redis, 60, 30))]
-fn no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
+fn after_any_crashes_each_open_task_has_a_timer_and_no_timer_is_late(
     #[case] engine: Engine,
     #[case] count: u64,
     #[case] at_once: usize,
@@ -502,8 +504,8 @@ fn no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
 #[rstest]
 #[case::memory(Engine::Memory, 6_000, 150)]
 #[cfg_attr(feature = "redis-tests", case::redis(Engine::Redis, 6_000, 60))]
-#[ignore = "the long form"]
-fn long_no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
+#[ignore = "long: 6,000 histories"]
+fn long_after_any_crashes_each_open_task_has_a_timer_and_no_timer_is_late(
     #[case] engine: Engine,
     #[case] count: u64,
     #[case] at_once: usize,
@@ -512,7 +514,7 @@ fn long_no_crash_leaves_an_open_task_without_a_timer_or_a_timer_late(
 }
 
 #[tokio::test]
-async fn a_gate_lets_a_call_through_only_when_it_is_told_to() {
+async fn the_gate_lets_a_call_through_only_after_the_decision_of_the_scheduler() {
     let store = Engine::Memory.open().await;
     let (requests, mut received) = mpsc::unbounded_channel();
     let hooks = Gated { engine: Arc::clone(&store.backend), process: 0, requests, log: Arc::default() };
@@ -522,10 +524,10 @@ async fn a_gate_lets_a_call_through_only_when_it_is_told_to() {
     let scheduler = async {
         let before: Request = received.recv().await.unwrap();
         assert!(store.get(&key).await.is_err());
-        before.say.send(Say::Go).ok().unwrap();
+        before.decision.send(Decision::Go).ok().unwrap();
         let after = received.recv().await.unwrap();
         assert!(store.get(&key).await.is_ok());
-        after.say.send(Say::Fail).ok().unwrap();
+        after.decision.send(Decision::Fail).ok().unwrap();
     };
     let (put, ()) = tokio::join!(put, scheduler);
     assert!(put.unwrap_err().outcome_unknown());

@@ -1,4 +1,4 @@
-//! The tests of the Redis engine once more, each time in a process of its own: on a cluster, behind Sentinel, under the
+//! Runs the tests of the Redis engine again in other processes: on a cluster, behind sentinels, for a user with the
 //! documented ACL rule, and over TLS.
 
 use std::process::Command;
@@ -8,12 +8,12 @@ use crate::support::redis::{Server, command, rule_for};
 use crate::support::sentinel::{MASTER, Watched};
 use crate::support::tls::Authority;
 
-/// How many tests each pass runs at least: the rules of the suite.
+/// The minimum number of tests in each run: the rules of the suite.
 const AT_LEAST: usize = 80;
 
-/// These tests connect to one plain server, whatever the environment names.
+/// These tests connect to a single server without TLS, whatever the environment says.
 const CONNECT_THEMSELVES: [&str; 2] =
-    ["with_hash_tags_the_owner_stands_in_braces", "a_backend_works_over_a_connection"];
+    ["with_hash_tags_the_owner_is_in_braces_in_each_key", "a_backend_works_over_a_connection"];
 
 /// Runs the tests of the module `redis` with these variables in the environment.
 fn assert_the_contract_holds(environment: &[(&str, &str)], skipped: &[&str]) {
@@ -35,7 +35,7 @@ fn the_contract_holds_on_a_cluster_and_again_after_a_failover() {
     let mut cluster = Cluster::start(3, 3);
     let urls = cluster.urls();
     assert_the_contract_holds(&[("REDIS_URL", &urls)], &CONNECT_THEMSELVES);
-    let lost = cluster.keeper("{alice}");
+    let lost = cluster.master_for("{alice}");
     cluster.nodes[lost].kill();
     cluster.nodes.remove(lost);
     cluster.settled();
@@ -53,9 +53,9 @@ fn the_contract_holds_on_a_master_found_by_its_sentinels() {
 }
 
 #[test]
-fn the_contract_holds_under_the_acl_rule_of_the_readme() {
+fn the_contract_holds_for_a_user_with_the_documented_acl_rule() {
     let server = Server::start(&[]);
-    // The tests have a prefix each.
+    // Each test has a prefix of its own.
     let rule = rule_for(&mut server.connection());
     let rule = rule.replace("~pmcp:", "~test-*:").replace("&pmcp:", "&test-*:");
     let user = rule.split(' ').nth(2).unwrap();

@@ -1,4 +1,5 @@
-//! What many timers cost. These tests print figures, and the long ones take minutes, so they are not rules of the suite.
+//! The cost of many timers. These tests print figures, and the long ones take minutes, so they are not rules of the
+//! suite.
 
 use std::slice::from_ref;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ async fn take(agenda: &dyn Agenda, queues: &[Queue], limit: usize) -> Taken {
     agenda.take_due(queues, limit, HOUR).await.unwrap()
 }
 
-/// Schedules timers of many owners, this long from now on.
+/// Schedules timers of many owners. Each is due after `after`.
 async fn schedule_many(store: &Store, queue: &Queue, count: usize, after: Duration) {
     let mut tasks = JoinSet::new();
     for worker in 0..16 {
@@ -57,7 +58,7 @@ async fn timers_that_are_not_due_cost_nothing(engine: Engine, many: usize) {
     schedule_many(&store, &few_queue, 1000, HOUR).await;
     schedule_many(&store, &many_queue, many, HOUR).await;
     let (mut few_took, mut many_took) = (Duration::MAX, Duration::MAX);
-    // In turns, and the best of the medians, as the machine does other things too.
+    // The measurements alternate, and the best of the medians counts, because the machine also runs other programs.
     for _ in 0..7 {
         few_took =
             few_took.min(median(150, async || drop(take(&*store, from_ref(&few_queue), 64).await)).await);
@@ -98,7 +99,7 @@ async fn overdue_timers_are_drained_while_reads_go_on(engine: Engine, many: usiz
     let (drained, steps) = draining.await.unwrap();
     assert_eq!(drained, many);
     took.sort();
-    // On both sides, as other programs begin and end.
+    // The reads are measured before and after, because other programs begin and end.
     let alone = median(500, async || drop(store.get(&t1).await.unwrap())).await.max(alone_before);
     let (half, most) = (took[took.len() / 2], took[took.len() * 99 / 100]);
     println!(
@@ -110,7 +111,7 @@ async fn overdue_timers_are_drained_while_reads_go_on(engine: Engine, many: usiz
 
 #[apply(on_every_agenda)]
 #[tokio::test(flavor = "multi_thread")]
-async fn take_due_costs_the_same_however_many_timers_are_not_due(#[case] engine: Engine) {
+async fn the_cost_of_take_due_does_not_depend_on_timers_that_are_not_due(#[case] engine: Engine) {
     timers_that_are_not_due_cost_nothing(engine, 50_000).await;
 }
 

@@ -15,7 +15,7 @@ use proptest::test_runner::TestRunner;
 const OWNERS: [&str; 3] = ["alice", "a:b", "{bob}"];
 const TASKS: [&str; 6] = ["t1", "t:2", "t%3", "🦀", "five", " "];
 const CALLS: usize = 60;
-/// How far from an expiry a call must stay, as the two engines do not expire at the same instant.
+/// The minimum time between a call and an expiry, because the two engines do not expire a record at the same instant.
 const MARGIN: TimeDelta = TimeDelta::milliseconds(20);
 
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ fn options() -> impl Strategy<Value = PutOptions> {
     )
 }
 
-/// One of more names than a record may have parts.
+/// Returns one of several names. There are more names than a record may have parts.
 fn part_name() -> impl Strategy<Value = PartName> {
     (0..5).prop_map(|number| PartName::try_from(format!("p{number}")).unwrap())
 }
@@ -77,7 +77,7 @@ fn calls() -> impl Strategy<Value = Call> {
     ]
 }
 
-/// A reply without the times, which differ between two clocks.
+/// Formats a reply without its times, because the engines have two clocks.
 fn written(reply: Result<Written, StorageError>) -> String {
     match reply {
         Ok(written) => format!("version {}, expires: {}", written.version, written.expires_at.is_some()),
@@ -85,7 +85,7 @@ fn written(reply: Result<Written, StorageError>) -> String {
     }
 }
 
-/// An error without the key, which engines write each in their way.
+/// Formats an error without its key, because each engine writes the key in its own form.
 fn refusal(error: StorageError) -> String {
     match error {
         StorageError::NotFound { .. } => "not found".to_owned(),
@@ -135,17 +135,17 @@ async fn reply(store: &Store, call: &Call) -> String {
     }
 }
 
-/// When records expire on each of the two engines, by its own clock. Those that never do are not held.
+/// The expiry of each record on the two engines, by their own clocks. Records that never expire are left out.
 type Expiries = HashMap<TaskKey, [DateTime<Utc>; 2]>;
 
-/// The two engines, and what their replies say about expiry.
+/// The two engines, and the expiry of records by their replies.
 struct Pair {
     stores: [Store; 2],
     expiries: Expiries,
 }
 
 impl Pair {
-    /// How long a record still lives on each engine, less than nothing once it has expired.
+    /// Returns the remaining lifetime of a record on each engine; negative once it has expired.
     fn left(&self, at: &[DateTime<Utc>; 2]) -> [TimeDelta; 2] {
         [at[0] - self.stores[0].now(), at[1] - self.stores[1].now()]
     }
@@ -176,7 +176,8 @@ impl Pair {
         }
     }
 
-    /// Makes a call on both engines. `None` if an expiry came in between, so that the replies cannot be compared.
+    /// Makes a call on both engines. Returns `None` if a record expired meanwhile, because the replies cannot be
+    /// compared then.
     async fn call(&mut self, call: &Call) -> Option<[String; 2]> {
         if let Call::Expire = call {
             self.until_the_next_expiry().await;
@@ -199,7 +200,7 @@ impl Pair {
     }
 }
 
-/// Runs the calls on both engines, from the start again if an expiry came in between.
+/// Runs the calls on both engines. Starts again if a record expired during a call.
 async fn replies(calls: &[Call]) -> Vec<[String; 2]> {
     for _ in 0..10 {
         let stores = [Engine::Memory.open().await, Engine::Redis.open().await];
@@ -215,7 +216,7 @@ async fn replies(calls: &[Call]) -> Vec<[String; 2]> {
             return replies;
         }
     }
-    panic!("this machine stands still for longer than records live");
+    panic!("the machine is too slow: records expired during calls in every round");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The traits on pointers, and what single engines do beyond the contract.
+//! The traits on pointers, and behaviour of single engines outside the contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ async fn item(wakeups: &mut Wakeups) {
     tokio::time::timeout(Duration::from_secs(60), wakeups.next())
         .await
         .expect("an item")
-        .expect("it does not end");
+        .expect("the stream does not end");
 }
 
 #[tokio::test]
@@ -57,7 +57,7 @@ async fn every_owner(store: &crate::support::Store) -> Vec<String> {
 
 #[cfg(feature = "redis-tests")]
 #[tokio::test]
-async fn owners_lists_those_of_hash_tagged_keys() {
+async fn owners_lists_the_owners_of_hash_tagged_keys() {
     let store = Engine::Sharded.open().await;
     for name in ["alice", "a:b", "{a}", "🦀"] {
         store.put(&key(name, "t1"), "data".into(), in_an_hour()).await.unwrap();
@@ -72,7 +72,7 @@ async fn the_agenda_of_an_engine_without_one_cannot_list_owners() {
 }
 
 #[tokio::test]
-async fn a_shared_agenda_and_a_boxed_one_are_agendas_too() {
+async fn a_shared_or_boxed_agenda_implements_agenda() {
     async fn works<A: Agenda>(agenda: A) {
         let t1 = key("alice", "t1");
         let agenda = Arc::new(agenda);
@@ -93,7 +93,7 @@ async fn a_shared_agenda_and_a_boxed_one_are_agendas_too() {
 }
 
 #[tokio::test]
-async fn an_arc_of_an_engine_is_an_engine() {
+async fn an_arc_of_an_engine_implements_storage_backend() {
     async fn round_trip(engine: impl StorageBackend) {
         let key = key("alice", "t1");
         assert_eq!(engine.put(&key, "data".into(), never()).await.unwrap().version, Version::FIRST);

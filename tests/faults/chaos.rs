@@ -1,5 +1,6 @@
-//! An acknowledged task ends with exactly one outcome, which its operation produced, or with the true reason why there is none.
-//! Three worker processes, a network and a server fail, and a checker holds the log of the events against the records.
+//! An acknowledged task ends with exactly one outcome, which its operation produced, or with the true reason why there
+//! is none. Three worker processes, a network and a server fail, and a checker compares the log of the events with the
+//! records.
 //!
 //! The long form: `cargo test --features redis-tests --test faults -- --ignored --nocapture chaos::long`. `CHAOS_SEED` repeats the
 //! plans and faults of a run, except those that depend on timing. `CHAOS_KEEP` names a folder for its logs.
@@ -27,7 +28,7 @@ use run::Run;
 /// The size of a run.
 struct Form {
     tasks: u64,
-    /// The time between two creations.
+    /// The time between two creates.
     pace: Duration,
     at_once: usize,
     /// The average time between two faults of one target.
@@ -37,7 +38,7 @@ struct Form {
     /// Faults end when all tasks are created, and after this time at the latest.
     rages: Duration,
     least_resumptions: usize,
-    /// The least number of results that must not be replaced. A run with fewer proves little.
+    /// The minimum number of results that must not be replaced. A run with fewer results proves little.
     least_kept: usize,
     /// How long tasks may take to end after the last fault.
     patience: Duration,
@@ -132,18 +133,17 @@ async fn survives(form: Form) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tasks_of_workers_that_fail_end_with_what_they_produced_or_with_an_honest_reason() {
+async fn tasks_of_workers_that_fail_end_with_their_result_or_with_the_true_reason() {
     survives(SHORT).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tasks_on_a_cluster_that_fails_end_with_what_they_produced_or_with_an_honest_reason() {
+async fn tasks_on_a_cluster_that_fails_end_with_their_result_or_with_the_true_reason() {
     survives(Form { topology: Some(Topology::Cluster), ..SHORT_ON_SEVERAL }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tasks_behind_sentinels_of_a_master_that_fails_end_with_what_they_produced_or_with_an_honest_reason()
-{
+async fn tasks_behind_sentinels_of_a_master_that_fails_end_with_their_result_or_with_the_true_reason() {
     survives(Form { topology: Some(BEHIND_SENTINELS), ..SHORT_ON_SEVERAL }).await;
 }
 

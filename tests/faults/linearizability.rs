@@ -178,14 +178,17 @@ async fn long_form_of_a_server_killed_and_restarted_under_load() {
     survives(LONG).await;
 }
 
-/// Replaces the version check of `cas_put.lua`, as it is sent, by one that always succeeds: there is no ninth argument.
+/// Replaces the version check in the minified text of `cas_put.lua` by a check that always succeeds, because the script
+/// has no ninth argument.
 const SKIPPED_VERSION_CHECK: Falsification = Falsification { find: "==ARGV[2]and", replace: "~=ARGV[9]and" };
 
 #[rstest]
-#[case::of_a_script_that_skips_the_version_check_are_found(Some(SKIPPED_VERSION_CHECK))]
-#[case::of_the_scripts_as_they_are_are_none(None)]
+#[case::a_script_that_skips_the_check(Some(SKIPPED_VERSION_CHECK))]
+#[case::the_scripts_as_they_are(None)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn lost_updates(#[case] falsification: Option<Falsification>) {
+async fn the_checker_finds_lost_updates_only_if_a_script_skips_the_version_check(
+    #[case] falsification: Option<Falsification>,
+) {
     let server = Server::start(&[]);
     let proxy = Proxy::start(server.port, falsification).await;
     // With other expiries, a compare-and-swap uses another script.
@@ -198,7 +201,7 @@ async fn lost_updates(#[case] falsification: Option<Falsification>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_checker_finds_a_server_that_loses_what_it_acknowledged() {
+async fn the_checker_finds_a_server_that_loses_acknowledged_writes() {
     let server = Server::start(&["--appendonly", "no"]);
     let backend = backend(&server.url()).await;
     let mut load = Load::new(CLIENTS, backend, server, &EXPIRIES);

@@ -112,7 +112,7 @@ fn is_about(words: &[String], task: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_read_that_fails_is_not_repeated_either() {
+async fn a_read_that_fails_is_sent_once() {
     let fake = Fake::start(|_, words| match &*words[0].to_ascii_uppercase() {
         "HMGET" => Answer::Close,
         _ => greeting(words),

@@ -144,7 +144,7 @@ async fn is_as_before(backend: &RedisBackend) {
     assert_eq!(written.version, Version::from(2));
 }
 
-/// Reads the record once that is possible again.
+/// Reads the record as soon as reads succeed again.
 async fn record(backend: &RedisBackend) -> mcp_task_store::Record {
     loop {
         match backend.get(&key("alice", "t1")).await {
@@ -158,13 +158,14 @@ async fn record(backend: &RedisBackend) -> mcp_task_store::Record {
 async fn has_all_writes(backend: &RedisBackend, admin: &mut Connection) {
     let sent = writes(admin);
     eventually(|| writes(admin) == sent);
-    // One put before the fault, and those that waited while it lasted.
+    // One put came before the fault. The others waited until the fault ended.
     assert_eq!(record(backend).await.version, Version::from(sent));
     assert!(sent > 1);
     assert_eq!(record(backend).await.data, "new");
 }
 
-/// Returns how many times records were written. Each write is one command of a script, and the trial at the start was one more.
+/// Returns how many times records were written. Each write is one command of a script, and the probe at the start was
+/// one more.
 fn writes(admin: &mut Connection) -> u64 {
     let stats = info(admin, "commandstats");
     let line = stats.lines().find(|line| line.starts_with("cmdstat_hset:")).unwrap();
@@ -210,7 +211,7 @@ async fn a_server_that_hangs() {
 #[tokio::test]
 async fn a_server_that_is_paused() {
     let (_server, backend, mut admin) = prepared(&[]).await;
-    // Longer than the calls of the row take together.
+    // The pause is longer than all calls of the row together.
     let millis = (LIMIT * (3 * rounds() as u32 + 2)).as_millis().to_string();
     let _: () = command(&mut admin, ["CLIENT", "PAUSE", &millis]);
     let row = Row { server: "is slow (`CLIENT PAUSE`)", ..NOT_HANDLED };
@@ -286,7 +287,8 @@ async fn a_server_that_evicts() {
         line.split(':').nth(1).unwrap().trim().parse().unwrap()
     };
     set(&mut admin, "maxmemory", &(used - 800_000).to_string());
-    // A write makes the server evict, and succeeds. With such a policy, only this one record is promised.
+    // A write makes the server evict, and succeeds. With this policy, only the record of that write is certain to
+    // exist.
     let fresh = backend.put(&key("bob", "t1"), "data".into(), in_an_hour()).await.unwrap();
     assert_eq!(backend.get(&key("bob", "t1")).await.unwrap().version, fresh.version);
     let mut evicted = 0;
@@ -299,7 +301,7 @@ async fn a_server_that_evicts() {
     }
     assert!(evicted > 0);
     set(&mut admin, "maxmemory", "0");
-    // The index heals, page by page, whether or not the server took it too.
+    // Each page removes index members without a record. The server may have evicted the index too.
     let mut listed = 0;
     let mut request = PageRequest::new(256);
     loop {

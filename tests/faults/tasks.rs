@@ -166,7 +166,7 @@ async fn an_acknowledged_update_is_not_undone_by_a_late_copy_of_an_earlier_one()
 #[case::was_not_applied(LoseWrite, false, false)]
 #[case::is_applied_later(Fault::HELD_BACK, false, true)]
 #[tokio::test]
-async fn a_delete_whose_outcome_is_unknown_says_so(
+async fn a_delete_whose_outcome_is_unknown_returns_outcome_unknown(
     #[case] fault: Fault,
     #[case] is_gone: bool,
     #[case] goes: bool,
@@ -177,7 +177,7 @@ async fn a_delete_whose_outcome_is_unknown_says_so(
     setup.inject(&[fault]);
     let error = setup.tasks.delete(&created.key).await.unwrap_err();
     assert!(error.outcome_unknown() && error.is_retryable() && error.code() == -32603, "{error:?}");
-    assert_eq!(setup.faults_since(before), [fault], "it is not sent again");
+    assert_eq!(setup.faults_since(before), [fault], "the store does not send the delete again");
     for gone in [is_gone, goes] {
         match setup.direct.get(&created.key).await {
             Ok(found) => assert!(!gone && found == created),
@@ -188,7 +188,7 @@ async fn a_delete_whose_outcome_is_unknown_says_so(
 }
 
 #[tokio::test]
-async fn complete_returns_outcome_unknown_if_the_record_does_not_tell_its_outcome() {
+async fn complete_returns_outcome_unknown_if_the_record_has_lost_its_write_id() {
     let server = Server::start(&[]);
     let (url, mut writes) = (server.url(), 0);
     let proxy = Proxy::start(server.port, move || {
@@ -196,7 +196,7 @@ async fn complete_returns_outcome_unknown_if_the_record_does_not_tell_its_outcom
         if writes != 2 {
             return Pass;
         }
-        // Meanwhile, others write more times than the record remembers.
+        // Meanwhile, other instances write more often than the record has room for write ids.
         let mut connection = connection(&url);
         let keys: Vec<String> = command(&mut connection, ["KEYS", "pmcp:tasks:*"]);
         let _: u64 = command(&mut connection, ["HINCRBY", &keys[0], "version", "5"]);
@@ -214,7 +214,7 @@ async fn complete_returns_outcome_unknown_if_the_record_does_not_tell_its_outcom
 
 #[rstest]
 #[tokio::test]
-async fn the_backend_itself_sends_nothing_twice(
+async fn the_backend_itself_sends_no_command_twice(
     #[values(Pass, LoseWrite, LoseReply, Fault::HELD_BACK)] fault: Fault,
 ) {
     let setup = Setup::start(StoreConfig::new()).await;

@@ -1,5 +1,5 @@
-//! Two instances of a server, each in a process, on one Redis: how fast changes reach the other one, and what is left when one of
-//! them is killed.
+//! Two instances of a server, each in a process, on one Redis: how fast a change in one process reaches the other one,
+//! and which tasks remain when a process is killed.
 
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -258,7 +258,7 @@ fn check_times(what: &str, mut times: Vec<Duration>, limit: Duration) {
     assert!(p99 < limit * 10, "{what}: median {median:?}, 99th percentile {p99:?}");
 }
 
-async fn answers_cancels_and_ends_cross(rounds: usize) {
+async fn assert_changes_reach_the_other_process(rounds: usize) {
     let namespace = Namespace::new();
     let here = instance(&namespace, Duration::from_secs(30)).await;
     let mut other = Other::start(&namespace, Duration::from_secs(30)).await;
@@ -300,18 +300,18 @@ async fn answers_cancels_and_ends_cross(rounds: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_cancels_and_ends_cross_from_process_to_process() {
-    answers_cancels_and_ends_cross(20).await;
+async fn answers_cancels_and_ends_reach_the_other_process() {
+    assert_changes_reach_the_other_process(20).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the long form"]
-async fn answers_cancels_and_ends_cross_long() {
-    answers_cancels_and_ends_cross(500).await;
+async fn long_answers_cancels_and_ends_reach_the_other_process() {
+    assert_changes_reach_the_other_process(500).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_process_releases_is_resumed_by_another_at_once() {
+async fn a_task_that_a_process_releases_is_resumed_by_another_at_once() {
     let namespace = Namespace::new();
     // No lease lapses in this test.
     let lease = Duration::from_secs(3);
@@ -322,7 +322,7 @@ async fn what_a_process_releases_is_resumed_by_another_at_once() {
     other.request(json!({ "do": "shutdown" })).await;
     assert_eq!(other.message().await.unwrap(), "down");
     let done = tokio::time::timeout(Duration::from_secs(60), here.store().wait(&key(&task_id))).await;
-    let done = done.expect("it is resumed").unwrap().task;
+    let done = done.expect("the other process resumes the task").unwrap().task;
     assert_eq!(done.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"], "attempt 2");
 }
 
@@ -354,7 +354,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
     let reader = TaskStore::with_config(namespace.backend().await, config(lease));
     let here = instance(&namespace, lease).await;
     for task_id in &acknowledged {
-        reader.get(&key(task_id)).await.expect("what was acknowledged is not lost");
+        reader.get(&key(task_id)).await.expect("an acknowledged task is not lost");
         until(async || here.get_task(&alice(), task_id).await.unwrap().status().is_terminal()).await;
     }
     for task_id in acknowledged {
@@ -371,7 +371,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
         }
         let TaskPayload::Completed { result } = here.get_task(&alice(), task_id).await.unwrap().payload
         else {
-            panic!("round {round}: what can resume is completed: {task:?}")
+            panic!("round {round}: a task that can resume must complete: {task:?}")
         };
         let said = result["content"][0]["text"].as_str().unwrap();
         match said {
@@ -417,7 +417,7 @@ async fn an_operation_that_kills_its_process_fails_after_three_attempts_and_othe
     const INNOCENTS: usize = 5;
     let lease = Duration::from_millis(300);
     let namespace = Namespace::new();
-    // It has no operation. It only detects lost workers.
+    // This instance has no operation. It only detects lost workers.
     let reader = TaskStore::with_config(namespace.backend().await, config(lease));
     let mut other = Other::start(&namespace, lease).await;
     let mut innocents = Vec::new();
@@ -441,7 +441,7 @@ async fn an_operation_that_kills_its_process_fails_after_three_attempts_and_othe
         let task = &stored.task;
         if innocents.contains(&stored.key.task.to_string()) {
             let said = &task.result.as_ref().unwrap().as_inline().unwrap()["content"][0]["text"];
-            assert_eq!(said, "attempt 2", "it lost one worker");
+            assert_eq!(said, "attempt 2", "the task lost one worker");
         } else {
             let error = task.error.as_ref().unwrap();
             assert_eq!(

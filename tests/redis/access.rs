@@ -1,4 +1,5 @@
-//! Who gets in, and what a server that refuses or is not there looks like to the caller.
+//! Authentication, permissions and the address: the errors that a caller receives from a server that refuses or is
+//! unreachable.
 
 #[cfg(feature = "pmcp")]
 mod chains;
@@ -7,9 +8,9 @@ mod rights;
 use std::time::Duration;
 
 use crate::support::cluster::Cluster;
-use crate::support::redis::{Server, command, connection, free_port, rule_of_the_readme};
+use crate::support::redis::{Server, acl_rule, command, connection, free_port};
 use crate::support::sentinel::{MASTER, Watched};
-use crate::support::{after_ms, in_an_hour, keep, key, never, owner, readme};
+use crate::support::{after_ms, in_an_hour, keep, key, never, owner, page};
 use futures_util::StreamExt;
 use mcp_task_store::{
     Agenda, Expiry, NewTask, Next, PageRequest, PartName, PutOptions, Queue, RedisBackend, StorageBackend,
@@ -18,8 +19,8 @@ use mcp_task_store::{
 use redis::{Commands, Connection, Value};
 use rstest::rstest;
 
-/// Every operation of the backend, in every form that runs another command on the server. The administrator
-/// deletes a hash in between. The first error ends it.
+/// Calls every operation of the backend, in every form that runs different commands on the server. The administrator
+/// deletes a hash in between. Returns at the first error.
 async fn every_operation(backend: &RedisBackend, admin: &mut Connection) -> Result<(), StorageError> {
     let (t1, t2) = (key("alice", "t1"), key("alice", "t2"));
     backend.put(&t1, "data".into(), in_an_hour().quota(9)).await?;
@@ -33,21 +34,21 @@ async fn every_operation(backend: &RedisBackend, admin: &mut Connection) -> Resu
     backend.part(&t1, &part).await?;
     backend.put(&t1, "data".into(), keep().clear_part(part)).await?;
     backend.clock(&t1).await?;
-    backend.watch(&t1).next().await.expect("it lives")?;
+    backend.watch(&t1).next().await.expect("the record is live")?;
     let expired = backend.put(&key("alice", "t3"), "data".into(), after_ms(1)).await?.expires_at;
     while backend.now() < expired.unwrap() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     backend.put(&key("alice", "t4"), "data".into(), in_an_hour()).await?;
-    // At the quota, with a member whose hash is gone and then with none.
+    // Two inserts at the quota: the first with an index member whose hash is gone, the second without one.
     admin.del::<_, ()>("pmcp:tasks:alice:t2").unwrap();
     backend.put(&key("alice", "t5"), "data".into(), in_an_hour().quota(3)).await?;
     match backend.put(&key("alice", "t6"), "data".into(), in_an_hour().quota(3)).await {
         Err(StorageError::CapacityExceeded { quota: Some(3), .. }) => {}
         Err(error) => return Err(error),
-        Ok(_) => panic!("the quota was passed"),
+        Ok(_) => panic!("a put over the quota succeeded"),
     }
-    // A record whose expiry on the server was removed by hand makes the backend look at the server's clock.
+    // A record whose expiry on the server was removed by hand makes the backend read the server's clock.
     let kept = backend.put(&key("alice", "t7"), "data".into(), after_ms(5)).await?.expires_at.unwrap();
     let _: Value = command(admin, ["PERSIST", "pmcp:tasks:alice:t7"]);
     while backend.now() < kept {
@@ -92,7 +93,7 @@ async fn every_operation_of_the_agenda(
 async fn the_documented_acl_rule_is_sufficient_and_every_word_of_it_is_needed() {
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     let rule: Vec<&str> = rule.split(' ').collect();
     let _: Value = command(&mut admin, rule.iter().copied());
     let user = rule[2];
@@ -123,7 +124,7 @@ async fn the_documented_acl_rule_is_sufficient_and_every_word_of_it_is_needed() 
 }
 
 #[tokio::test]
-async fn a_user_that_may_only_read_reads_and_is_denied_every_write() {
+async fn a_user_with_permission_to_read_only_can_read_and_is_denied_every_write() {
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
     let writer = RedisBackend::connect(&server.url()).await.unwrap();
@@ -139,7 +140,7 @@ async fn a_user_that_may_only_read_reads_and_is_denied_every_write() {
     let _: Value = command(&mut admin, rule.split(' '));
     let (t1, t3) = (key("alice", "t1"), key("alice", "t3"));
     assert_eq!(reader.get(&t1).await.unwrap().data, "data");
-    // The page stands although the reader may not tidy the index behind it.
+    // The page is returned although the reader lacks the permission to repair the index.
     assert_eq!(reader.list(&owner("alice"), PageRequest::new(10)).await.unwrap().records.len(), 1);
     for refused in [
         reader.put(&t1, "lost".into(), keep()).await.map(drop),
@@ -156,45 +157,45 @@ async fn a_user_that_may_only_read_reads_and_is_denied_every_write() {
     assert!(writer.get(&t3).await.is_err());
 }
 
-/// An error that must not hold the password, and must say where.
-fn assert_tells(error: &StorageError, words: &[&str]) {
-    let mut told = format!("{error} {error:?}");
+/// Asserts that the text of an error contains these words, and not the password.
+fn assert_names(error: &StorageError, words: &[&str]) {
+    let mut texts = format!("{error} {error:?}");
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        told.push_str(&format!(" {cause} {cause:?}"));
+        texts.push_str(&format!(" {cause} {cause:?}"));
         source = cause.source();
     }
     for word in words {
-        assert!(told.contains(word), "{word} is missing: {told}");
+        assert!(texts.contains(word), "{word} is missing: {texts}");
     }
-    assert!(!told.contains("pass-word"), "{told}");
+    assert!(!texts.contains("pass-word"), "{texts}");
 }
 
 #[tokio::test]
-async fn an_unreachable_server_is_an_error_with_host_and_port() {
+async fn the_error_for_an_unreachable_server_names_its_host_and_port() {
     let port = free_port();
     let url = format!("redis://user:pass-word@127.0.0.1:{port}");
     let error = RedisBackend::connect(&url).await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
     assert!(error.is_retryable());
-    assert_tells(&error, &[&format!("127.0.0.1:{port}"), "no server accepts connections there"]);
+    assert_names(&error, &[&format!("127.0.0.1:{port}"), "no server accepts connections there"]);
 }
 
 #[tokio::test]
-async fn a_server_that_never_answers_fails_the_construction_at_the_connect_timeout() {
+async fn connecting_to_a_server_that_never_answers_fails_at_the_connect_timeout() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let url = format!("redis://user:pass-word@{address}");
     let connecting = RedisBackend::builder().connect_timeout(Duration::from_millis(200)).connect(&url);
-    // Far above the timeout, so that only a call that does not end fails here.
+    // Far above the timeout, so that this fails only if the call never ends.
     let ended = tokio::time::timeout(Duration::from_secs(20), connecting).await;
-    let error = ended.expect("the construction ends").unwrap_err();
+    let error = ended.expect("connect returns").unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
-    assert_tells(&error, &[&address]);
+    assert_names(&error, &[&address]);
 }
 
 #[tokio::test]
-async fn a_url_that_cannot_be_read_is_an_error_without_the_password() {
+async fn the_error_for_a_url_that_cannot_be_read_does_not_hold_the_password() {
     let form = "redis://[user:password@]host[:port][/database][?protocol=resp2]";
     for (url, part) in [
         ("redis//user:pass-word@host", "`redis://`"),
@@ -218,18 +219,18 @@ async fn a_url_that_cannot_be_read_is_an_error_without_the_password() {
             (builder().connect_sentinel([good], url).await.unwrap_err(), "the URL"),
         ] {
             assert!(!error.is_retryable() && !error.outcome_unknown(), "{error}");
-            assert_tells(&error, &[form, part, which]);
+            assert_names(&error, &[form, part, which]);
         }
     }
 }
 
 #[tokio::test]
-async fn a_password_that_looks_like_a_setting_is_a_password() {
+async fn a_password_with_the_text_of_a_setting_is_used_as_the_password() {
     let server = Server::start(&["--requirepass", "protocol=resp2/?#@%"]);
     let url = format!("redis://:protocol=resp2%2F%3F%23%40%25@127.0.0.1:{}", server.port);
     let backend = RedisBackend::connect(&url).await.unwrap();
     backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
-    // It speaks RESP3, so it subscribes.
+    // The backend uses RESP3, so it subscribes.
     backend.watch(&key("alice", "t1")).next().await.unwrap().unwrap();
     let clients: String = redis::cmd("CLIENT").arg("LIST").query(&mut connection(&url)).unwrap();
     assert!(clients.contains("resp=3"), "{clients}");
@@ -242,7 +243,7 @@ async fn a_wrong_or_missing_password_is_denied() {
         let error =
             RedisBackend::connect(&format!("redis://{user}127.0.0.1:{}", server.port)).await.unwrap_err();
         assert!(matches!(error, StorageError::Denied { .. }), "{error:?}");
-        assert_tells(&error, &[&format!("127.0.0.1:{}", server.port)]);
+        assert_names(&error, &[&format!("127.0.0.1:{}", server.port)]);
     }
     let backend = RedisBackend::connect(&format!("redis://:right@127.0.0.1:{}", server.port)).await.unwrap();
     backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
@@ -261,7 +262,7 @@ async fn the_database_of_the_url_is_used() {
 }
 
 #[tokio::test]
-async fn resp2_is_spoken_where_the_url_says_so() {
+async fn the_backend_uses_resp2_if_the_url_says_so() {
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
     let backend = RedisBackend::connect(&format!("{}?protocol=resp2", server.url())).await.unwrap();
@@ -269,7 +270,7 @@ async fn resp2_is_spoken_where_the_url_says_so() {
 }
 
 #[tokio::test]
-async fn a_server_without_memory_is_out_of_capacity_and_nothing_is_written() {
+async fn writes_to_a_server_without_memory_exceed_the_capacity_and_change_nothing() {
     let server = Server::start(&[]);
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let t1 = key("alice", "t1");
@@ -292,12 +293,12 @@ async fn a_server_without_memory_is_out_of_capacity_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn a_server_without_memory_refuses_new_owners_and_writes_that_also_remove_something() {
+async fn a_server_without_memory_refuses_writes_for_new_owners_and_writes_that_also_remove_data() {
     let server = Server::start(&[]);
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
     let (t1, part) = (key("alice", "t1"), PartName::from_static("output"));
     backend.put(&t1, "data".into(), in_an_hour().set_part(part.clone(), "result")).await.unwrap();
-    // Its index member stays until the next insert removes it.
+    // The index member of this record stays until the next insert removes it.
     let brief = Expiry::After(Duration::from_millis(1));
     backend.put(&key("alice", "brief"), "data".into(), brief.into()).await.unwrap();
     let mut admin = connection(&server.url());
@@ -308,10 +309,16 @@ async fn a_server_without_memory_refuses_new_owners_and_writes_that_also_remove_
     for (name, refused) in [
         ("a new owner", backend.put(&key("bob", "t1"), "lost".into(), in_an_hour()).await),
         ("a new owner, never", backend.put(&key("bob", "t1"), "lost".into(), never()).await),
-        ("beside what expired", backend.put(&key("alice", "t2"), "lost".into(), in_an_hour()).await),
-        ("beside what expired, never", backend.put(&key("alice", "t2"), "lost".into(), never()).await),
-        ("no expiry any more", backend.put(&t1, "lost".into(), never()).await),
-        ("no part any more", backend.put(&t1, "lost".into(), keep().clear_part(part.clone())).await),
+        (
+            "an insert that removes an expired member",
+            backend.put(&key("alice", "t2"), "lost".into(), in_an_hour()).await,
+        ),
+        (
+            "an insert that removes an expired member, never",
+            backend.put(&key("alice", "t2"), "lost".into(), never()).await,
+        ),
+        ("a put that removes the expiry", backend.put(&t1, "lost".into(), never()).await),
+        ("a put that removes a part", backend.put(&t1, "lost".into(), keep().clear_part(part.clone())).await),
     ] {
         let error = refused.map(|_| name).unwrap_err();
         assert!(matches!(error, StorageError::CapacityExceeded { quota: None, .. }), "{name}: {error:?}");
@@ -325,7 +332,7 @@ async fn a_server_without_memory_refuses_new_owners_and_writes_that_also_remove_
 }
 
 #[tokio::test]
-async fn a_read_only_replica_serves_reads_and_is_unavailable_for_writes() {
+async fn a_replica_serves_reads_and_writes_to_it_are_unavailable() {
     let master = Server::start(&[]);
     let at_master = RedisBackend::connect(&master.url()).await.unwrap();
     at_master.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
@@ -347,23 +354,23 @@ async fn a_read_only_replica_serves_reads_and_is_unavailable_for_writes() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_fails_each_call_at_the_response_timeout() {
+async fn each_call_to_a_server_that_hangs_fails_at_the_response_timeout() {
     const LIMIT: Duration = Duration::from_millis(200);
     let server = Server::start(&[]);
     let backend = RedisBackend::builder().response_timeout(LIMIT).connect(&server.url()).await.unwrap();
     let t1 = key("alice", "t1");
     backend.put(&t1, "data".into(), keep()).await.unwrap();
     server.signal("STOP");
-    // Twenty times the limit, so that only a call that does not heed it fails here.
+    // Far above the limit, so that this fails only if a call ignores the limit.
     let (put, get) = tokio::time::timeout(20 * LIMIT, async {
         (backend.put(&t1, "again".into(), keep()).await, backend.get(&t1).await)
     })
     .await
-    .expect("the calls end");
+    .expect("the calls return");
     let (put, get) = (put.unwrap_err(), get.unwrap_err());
     assert!(matches!(put, StorageError::Unavailable { outcome_unknown: true, .. }), "{put:?}");
     assert!(matches!(get, StorageError::Unavailable { outcome_unknown: false, .. }), "{get:?}");
-    assert_tells(&put, &[&format!("127.0.0.1:{}", server.port), "no reply within 200ms"]);
+    assert_names(&put, &[&format!("127.0.0.1:{}", server.port), "no reply within 200ms"]);
     server.signal("CONT");
     while let Err(error) = backend.get(&t1).await {
         assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
@@ -392,8 +399,8 @@ async fn a_watch_by_a_user_that_may_not_subscribe_is_denied_and_ends() {
     let mut admin = server.connection();
     let writer = TaskStore::new(RedisBackend::connect(&server.url()).await.unwrap());
     let task = writer.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
-    let rule = rule_of_the_readme();
-    // Were it listened to in the other way where this one is not permitted, nothing would ever be heard.
+    let rule = acl_rule();
+    // The backend must not fall back to SUBSCRIBE: writes publish with SPUBLISH, so it would never receive a message.
     let _: Value = command(&mut admin, rule.split(' '));
     let backend = RedisBackend::connect(&url_of_the_user(server.port)).await.unwrap();
     let _: Value = command(&mut admin, ["ACL", "SETUSER", "tasks", "-ssubscribe", "+subscribe"]);
@@ -404,11 +411,11 @@ async fn a_watch_by_a_user_that_may_not_subscribe_is_denied_and_ends() {
         let denied = watch.next().await;
         assert!(matches!(denied, Some(Err(StorageError::Denied { .. }))), "{denied:?}");
         assert!(watch.next().await.is_none());
-        // So there is no waiting either.
+        // `wait` uses a watch, so it is denied too.
         let denied = tasks.wait(&task.key).await;
         assert!(matches!(denied, Err(TaskError::Storage(StorageError::Denied { .. }))), "{denied:?}");
     };
-    tokio::time::timeout(Duration::from_secs(60), in_time).await.expect("it is refused");
+    tokio::time::timeout(Duration::from_secs(60), in_time).await.expect("the watch is denied");
 }
 
 #[tokio::test]
@@ -417,9 +424,7 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
     let mut admin = connection(&server.url());
     let mut tenants = Vec::new();
     for name in ["red", "blue"] {
-        let rule = rule_of_the_readme()
-            .replace("pmcp:", &format!("{name}:"))
-            .replace(" tasks ", &format!(" {name} "));
+        let rule = acl_rule().replace("pmcp:", &format!("{name}:")).replace(" tasks ", &format!(" {name} "));
         let _: Value = command(&mut admin, rule.split(' '));
         let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
         let url = format!("redis://{name}:{password}@127.0.0.1:{}", server.port);
@@ -433,11 +438,11 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
         let connect = || RedisBackend::builder().prefix(*name).connect(&tenants[intruder].1);
         let refused = connect().await;
         assert!(matches!(refused, Err(StorageError::Denied { .. })), "{refused:?}");
-        // One that was let in once, while it was permitted.
+        // A backend of the intruder that connected while its user had the permission.
         let of_intruder = tenants[intruder].0;
         let _: Value = command(&mut admin, ["ACL", "SETUSER", of_intruder, "allkeys", "allchannels"]);
         let foreign = connect().await.unwrap();
-        let rule = rule_of_the_readme()
+        let rule = acl_rule()
             .replace("pmcp:", &format!("{of_intruder}:"))
             .replace(" tasks ", &format!(" {of_intruder} "));
         let _: Value = command(&mut admin, rule.split(' '));
@@ -462,23 +467,23 @@ async fn two_tenants_with_a_prefix_and_a_user_each_cannot_reach_each_other() {
     }
 }
 
-/// The words that the README adds to the rule for this case.
+/// Returns the permissions that docs/operations.md adds to the ACL rule for this case.
 fn documented_addition(case: &str) -> Vec<String> {
-    let readme = readme();
-    let line = readme.lines().find(|line| line.starts_with("ACL SETUSER ") && line.ends_with(case)).unwrap();
+    let page = page("docs/operations.md");
+    let line = page.lines().find(|line| line.starts_with("ACL SETUSER ") && line.ends_with(case)).unwrap();
     line.split_whitespace().filter(|word| word.starts_with('+')).map(str::to_owned).collect()
 }
 
-/// Lets the user of the README do what the rule says and these words besides.
+/// Gives the user of the ACL rule the permissions of the rule and these.
 fn permit(admin: &mut Connection, words: &[String]) {
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     let reset = rule.replace("SETUSER tasks ", "SETUSER tasks reset ");
     let words = reset.split(' ').chain(words.iter().map(String::as_str));
     let _: Value = command(admin, words);
 }
 
 fn url_of_the_user(port: u16) -> String {
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
     format!("redis://tasks:{password}@127.0.0.1:{port}")
 }
@@ -486,7 +491,7 @@ fn url_of_the_user(port: u16) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_additions_for_a_cluster_are_sufficient_and_each_is_needed() {
     let cluster = Cluster::start(2, 0);
-    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    let (from, slot) = (cluster.master_for("{alice}"), cluster.slot("{alice}"));
     let permit_all = |words: &[String]| {
         cluster.nodes.iter().for_each(|node| permit(&mut node.connection(), words));
     };
@@ -496,7 +501,7 @@ async fn the_documented_additions_for_a_cluster_are_sufficient_and_each_is_neede
     let backend = RedisBackend::builder().connect_cluster(&urls).await.unwrap();
     let t1 = key("alice", "t1");
     backend.put(&t1, "data".into(), in_an_hour()).await.unwrap();
-    // A slot on the move makes the backend ask the other node.
+    // While the slot is being migrated, the backend sends ASKING to the other node.
     cluster.set_slot(1 - from, &slot, "IMPORTING", from);
     cluster.set_slot(from, &slot, "MIGRATING", 1 - from);
     cluster.migrate(from, 1 - from, "pmcp:tasks:{alice}:t1");
@@ -533,8 +538,8 @@ async fn the_documented_additions_for_sentinels_and_replicas_are_sufficient_and_
     let waiting = wait.connect_sentinel(watched.sentinel_urls(), &url).await.unwrap();
     permit(&mut watched.master.connection(), &role);
     let refused = waiting.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap_err();
-    assert!(refused.outcome_unknown(), "it was written, and not waited for: {refused:?}");
-    assert_tells(&refused, &["0 of 1 replicas", "'wait' command"]);
+    assert!(refused.outcome_unknown(), "the master wrote it, and no replica was waited for: {refused:?}");
+    assert_names(&refused, &["0 of 1 replicas", "'wait' command"]);
     let store = TaskStore::new(waiting.clone());
     store.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap_err();
     permit(&mut watched.master.connection(), &[role, more].concat());
@@ -548,23 +553,23 @@ async fn the_documented_additions_for_sentinels_and_replicas_are_sufficient_and_
 #[case::a_command_of_scripts("HSETNX")]
 #[case::another_command_of_scripts("ZADD")]
 #[tokio::test]
-async fn connecting_to_a_server_that_lacks_a_command_says_which_one(#[case] lacking: &str) {
+async fn connecting_to_a_server_that_lacks_a_command_names_the_command(#[case] lacking: &str) {
     let server = Server::start(&["--rename-command", lacking, ""]);
     let error = RedisBackend::connect(&server.url()).await.unwrap_err();
     assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");
     assert!(!error.is_retryable());
-    assert_tells(&error, &[lacking, &format!("127.0.0.1:{}", server.port)]);
-    let told = format!("{error:?} {:?}", std::error::Error::source(&error));
-    assert!(!told.contains("local") && !told.contains("redis.pcall"), "the text of the script: {told}");
+    assert_names(&error, &[lacking, &format!("127.0.0.1:{}", server.port)]);
+    let texts = format!("{error:?} {:?}", std::error::Error::source(&error));
+    assert!(!texts.contains("local") && !texts.contains("redis.pcall"), "the text of the script: {texts}");
 }
 
 #[tokio::test]
-async fn connecting_to_a_server_that_lacks_hello_says_what_to_set_and_works_with_that() {
+async fn connecting_to_a_server_that_lacks_hello_names_the_setting_and_works_with_it() {
     let server = Server::start(&["--rename-command", "HELLO", "", "--requirepass", "pass-word"]);
     let url = format!("redis://:pass-word@127.0.0.1:{}", server.port);
     let error = RedisBackend::connect(&url).await.unwrap_err();
     assert!(!error.is_retryable() && !error.outcome_unknown());
-    assert_tells(&error, &["HELLO", "?protocol=resp2", &format!("127.0.0.1:{}", server.port)]);
+    assert_names(&error, &["HELLO", "?protocol=resp2", &format!("127.0.0.1:{}", server.port)]);
     let backend = RedisBackend::connect(&format!("{url}?protocol=resp2")).await.unwrap();
     backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
 }
@@ -575,23 +580,23 @@ async fn connecting_to_a_server_that_lacks_hello_says_what_to_set_and_works_with
 #[case::to_end_a_subscription("-sunsubscribe", "SUNSUBSCRIBE")]
 #[case::to_the_channels("resetchannels", "SSUBSCRIBE")]
 #[tokio::test]
-async fn connecting_without_a_right_of_notifications_says_which_one_and_what_does_without(
+async fn connecting_without_a_permission_for_notifications_names_it_and_the_setting_that_does_not_need_it(
     #[case] word: &str,
     #[case] lacking: &str,
 ) {
     let server = Server::start(&[]);
     let mut admin = server.connection();
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     let _: Value = command(&mut admin, rule.split(' ').chain([word]));
     let url = url_of_the_user(server.port);
     let error = RedisBackend::connect(&url).await.unwrap_err();
     assert!(matches!(error, StorageError::Denied { .. }), "{error:?}");
-    assert_tells(&error, &[lacking, "notifications(false)", &format!("127.0.0.1:{}", server.port)]);
+    assert_names(&error, &[lacking, "notifications(false)", &format!("127.0.0.1:{}", server.port)]);
     let quiet = RedisBackend::builder().notifications(false).connect(&url).await.unwrap();
     every_operation(&quiet, &mut admin).await.unwrap();
 }
 
-/// It reads, and writes once the state has passed.
+/// The backend can read, and it can write once the state has passed.
 #[rstest]
 #[case::is_out_of_memory(&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"])]
 #[case::has_too_few_replicas(
@@ -618,27 +623,27 @@ async fn a_backend_connects_while_the_server(#[case] state: &[&str], #[case] pas
     assert!(keys.is_empty(), "{keys:?}");
 }
 
-/// Each server is of another kind than the one that the call connects to.
+/// Each call connects to a server of another kind than it expects.
 #[tokio::test]
-async fn connecting_to_another_kind_of_server_says_what_connects_to_it() {
+async fn connecting_to_another_kind_of_server_names_the_method_that_connects_to_it() {
     let server = Server::start(&[]);
     let error = RedisBackend::builder().connect_cluster([server.url()]).await.unwrap_err();
-    assert_tells(&error, &["is not a node of a cluster", "connect with connect"]);
+    assert_names(&error, &["is not a node of a cluster", "connect with connect"]);
     let error = RedisBackend::builder().connect_sentinel([server.url()], "redis://main").await.unwrap_err();
-    assert_tells(&error, &["not a sentinel", "26379"]);
+    assert_names(&error, &["not a sentinel", "26379"]);
     assert!(!format!("{error:?}").contains("args"), "{error:?}");
     let watched = Watched::start(&[]);
     let sentinels = watched.sentinel_urls();
     let error = RedisBackend::connect(&sentinels[0]).await.unwrap_err();
-    assert_tells(&error, &["connect_sentinel"]);
+    assert_names(&error, &["connect_sentinel"]);
     let error = RedisBackend::builder().connect_sentinel(&sentinels, "redis://other").await.unwrap_err();
     assert!(error.is_retryable(), "{error:?}");
-    assert_tells(&error, &["do not know a master of this name", "other"]);
+    assert_names(&error, &["do not know a master of this name", "other"]);
 }
 
 #[tokio::test]
-async fn a_host_name_without_an_address_is_distinguished_from_a_server_that_is_down() {
+async fn the_error_for_a_host_name_without_an_address_differs_from_that_for_a_server_that_is_down() {
     let error = RedisBackend::connect("redis://redis.invalid").await.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
-    assert_tells(&error, &["redis.invalid:6379", "no address was found for the host name"]);
+    assert_names(&error, &["redis.invalid:6379", "no address was found for the host name"]);
 }

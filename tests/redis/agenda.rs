@@ -42,7 +42,7 @@ fn keys(taken: &Taken) -> Vec<String> {
 }
 
 async fn item(wakeups: &mut BoxStream<'static, ()>) {
-    tokio::time::timeout(PATIENCE, wakeups.next()).await.expect("an item").expect("it does not end");
+    tokio::time::timeout(PATIENCE, wakeups.next()).await.expect("an item").expect("the stream does not end");
 }
 
 /// Waits until earlier messages yield no more items.
@@ -121,7 +121,10 @@ async fn a_member_that_is_not_a_task_key_is_removed_and_does_not_block_the_queue
 #[case::far_too_large("1e300", false)]
 #[case::far_too_small("-1e300", true)]
 #[tokio::test]
-async fn a_score_written_by_hand_is_a_timer_like_any_other(#[case] score: &str, #[case] is_due: bool) {
+async fn a_member_with_a_score_that_somebody_wrote_by_hand_is_a_timer(
+    #[case] score: &str,
+    #[case] is_due: bool,
+) {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let backend = RedisBackend::connect(&server.url()).await.unwrap();
@@ -178,7 +181,7 @@ async fn a_key_of_another_type_in_place_of_a_queue_is_corrupt() {
     ] {
         assert_refused!(refused, StorageError::Corrupt { key, .. } if key.to_string() == "alice:t1");
     }
-    // The call is about no task, so the reason names the Redis key.
+    // The call concerns no task, so the reason names the Redis key.
     for refused in [
         backend.take_due(&[leases()], 1, HOUR).await.map(drop),
         backend.timers(&leases(), None).await.map(drop),
@@ -240,7 +243,7 @@ async fn another_process_receives_a_wakeup_within_10_ms() {
         RedisBackend::connect(&server.url()).await.unwrap(),
     ];
     let mut stream = wakeups(&waiting);
-    // The first item says that the subscription is live.
+    // The first item arrives when the subscription is live.
     item(&mut stream).await;
     let mut took = Vec::new();
     for number in 0..50 {
@@ -284,7 +287,7 @@ async fn one_subscription_serves_all_queues_and_streams_and_ends_with_the_last()
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, ended).await.expect("it ends");
+    tokio::time::timeout(PATIENCE, ended).await.expect("the subscription ends");
 }
 
 #[rstest]
@@ -344,7 +347,7 @@ async fn while_the_server_is_down_an_item_comes_each_second_and_messages_return_
     }
     server.start_again();
     item(&mut stream).await;
-    let healed = async {
+    let messages_return = async {
         // Messages arrive again once an item takes less than a second.
         for number in 0.. {
             let after = HOUR - number * Duration::from_secs(1);
@@ -361,7 +364,7 @@ async fn while_the_server_is_down_an_item_comes_each_second_and_messages_return_
             }
         }
     };
-    tokio::time::timeout(PATIENCE, healed).await.expect("it is heard again");
+    tokio::time::timeout(PATIENCE, messages_return).await.expect("messages arrive again");
 }
 
 #[tokio::test]
@@ -452,7 +455,7 @@ async fn behind_sentinels_the_agenda_works_after_a_failover() {
     for due in &taken.due {
         assert!(backend.resolve(due, Next::Remove).await.unwrap());
     }
-    let heard = async {
+    let messages_arrive = async {
         for number in 0.. {
             quiet(&mut stream).await;
             let since = Instant::now();
@@ -464,7 +467,7 @@ async fn behind_sentinels_the_agenda_works_after_a_failover() {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, heard).await.expect("the new master is heard");
+    tokio::time::timeout(PATIENCE, messages_arrive).await.expect("messages of the new master arrive");
 }
 
 // Several shards
@@ -555,7 +558,7 @@ async fn with_a_slow_shard() -> (Server, RedisBackend, Delayed, [String; 2]) {
 }
 
 #[tokio::test]
-async fn a_slow_shard_that_replies_again_is_waited_for_again() {
+async fn takers_wait_again_for_a_slow_shard_that_replies_again() {
     let (_server, backend, delayed, owners) = with_a_slow_shard().await;
     for owner in &owners {
         backend.schedule(&leases(), &key(owner, "t1"), NOW).await.unwrap();
@@ -572,12 +575,13 @@ async fn a_slow_shard_that_replies_again_is_waited_for_again() {
             tokio::time::sleep(taken.next_in.unwrap()).await;
         }
     };
-    let taken = tokio::time::timeout(PATIENCE, taken).await.expect("its timer is taken");
+    let taken =
+        tokio::time::timeout(PATIENCE, taken).await.expect("the call takes the timer of the slow shard");
     assert_eq!(keys(&taken), [format!("{}:t1", owners[0])]);
 }
 
 #[tokio::test]
-async fn a_shard_that_does_not_reply_is_asked_once_within_one_call() {
+async fn one_call_asks_a_shard_that_does_not_reply_only_once() {
     let (_server, backend, delayed, [slow, other]) = with_a_slow_shard().await;
     for task in 0..200 {
         backend.schedule(&leases(), &key(&slow, &task.to_string()), NOW).await.unwrap();
@@ -605,8 +609,8 @@ async fn owners_by_shard(backend: &RedisBackend, cluster: &Cluster) -> BTreeMap<
         backend.schedule(&queue, &key(&name, "t1"), NOW).await.unwrap();
         let holds = |shard: &u64| {
             let due = format!("pmcp:due:{{{shard}}}:probe");
-            let mut keeper = cluster.nodes[cluster.keeper(&due)].connection();
-            keeper.exists::<_, bool>(&due).unwrap()
+            let mut master = cluster.nodes[cluster.master_for(&due)].connection();
+            master.exists::<_, bool>(&due).unwrap()
         };
         let shard = (0..16).find(holds).expect("one of 16 shards");
         owners.entry(shard).or_insert(name);
@@ -643,20 +647,23 @@ async fn in_a_cluster_a_lost_master_delays_only_its_own_timers() {
     for due in &taken.due {
         assert!(backend.resolve(due, Next::After(NOW)).await.unwrap());
     }
-    let keepers: BTreeMap<u64, usize> =
-        (0..16).map(|shard| (shard, cluster.keeper(&format!("{{{shard}}}")))).collect();
-    let by_master = (0..3).map(|node| keepers.values().filter(|keeper| **keeper == node).count());
+    let masters: BTreeMap<u64, usize> =
+        (0..16).map(|shard| (shard, cluster.master_for(&format!("{{{shard}}}")))).collect();
+    let by_master = (0..3).map(|node| masters.values().filter(|master| **master == node).count());
     let by_master: Vec<usize> = by_master.collect();
     println!("figure | shards of timers on each of three masters | {by_master:?}");
     assert!(by_master.iter().all(|count| *count > 0), "{by_master:?}");
 
-    let lost = keepers[&0];
-    let on_lost = |shard: &u64| keepers[shard] == lost;
+    let lost = masters[&0];
+    let on_lost = |shard: &u64| masters[shard] == lost;
     let healthy: BTreeSet<&String> =
         owners.iter().filter(|(shard, _)| !on_lost(shard)).map(|(_, owner)| owner).collect();
     let of_lost_shards = owners.iter().filter(|(shard, _)| on_lost(shard)).map(|(_, owner)| owner);
-    let has_records_elsewhere = |owner: &&String| cluster.keeper(&format!("{{{owner}}}")) != lost;
-    let owner = of_lost_shards.clone().find(has_records_elsewhere).expect("one owner of some");
+    let has_records_elsewhere = |owner: &&String| cluster.master_for(&format!("{{{owner}}}")) != lost;
+    let owner = of_lost_shards
+        .clone()
+        .find(has_records_elsewhere)
+        .expect("an owner whose timers are on the lost master and whose records are not");
     let owner = OwnerId::try_from(owner.as_str()).unwrap();
     for signal in ["STOP", "CONT", "KILL"] {
         cluster.nodes[lost].signal(signal);
@@ -686,7 +693,7 @@ async fn in_a_cluster_a_lost_master_delays_only_its_own_timers() {
         );
         assert_eq!(found.iter().collect::<BTreeSet<_>>(), healthy);
         assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
-        // From then on it delays no call.
+        // From then on, the lost master delays no call.
         let since = Instant::now();
         for round in 0..10 {
             let owner = healthy.iter().nth(round % healthy.len()).unwrap();
@@ -712,7 +719,7 @@ async fn in_a_cluster_a_lost_master_delays_only_its_own_timers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_cluster_whose_masters_are_all_gone_take_due_is_unavailable() {
+async fn in_a_cluster_that_has_lost_all_masters_take_due_is_unavailable() {
     let cluster = Cluster::start(2, 0);
     let backend = connect(&cluster).await;
     backend.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
@@ -722,7 +729,7 @@ async fn in_a_cluster_whose_masters_are_all_gone_take_due_is_unavailable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_cluster_owners_are_listed_from_every_master_after_a_failover_too() {
+async fn in_a_cluster_owners_lists_the_owners_of_every_master_even_after_a_failover() {
     let cluster = Cluster::start(3, 3);
     let backend = connect(&cluster).await;
     let wanted: BTreeSet<String> = (0..60).map(|number| format!("owner-{number}")).collect();
@@ -757,5 +764,5 @@ async fn in_a_cluster_owners_are_listed_from_every_master_after_a_failover_too()
         }
     }
     assert_eq!(owners, wanted);
-    assert!(pages >= 3, "a page is of one master: {pages}");
+    assert!(pages >= 3, "each page has owners of one master: {pages}");
 }

@@ -1,4 +1,4 @@
-//! Large payloads on a slow network: what they cost those who do not ask for them.
+//! Large payloads on a slow network must not delay or burden calls that do not read them.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 type Tasks = TaskStore<RedisBackend>;
 
 const MEGABITS: f64 = 100.0;
-/// Held by the test that measures.
+/// The test that measures holds this lock, so only one test measures at a time.
 static ALONE: Mutex<()> = Mutex::const_new(());
 const LATENCY: Duration = Duration::from_millis(1);
 
@@ -57,10 +57,10 @@ async fn poll(tasks: &Tasks, key: &TaskKey, is_over: impl Fn() -> bool) -> Vec<D
     times
 }
 
-/// One open task beside 99 finished ones of 1 MB. A client polls the open one; another walks all pages; a third fetches
-/// results.
-/// `quick` is the share of polls that must take less than ten times their median alone.
-async fn polls_beside_large_results(lasts: Duration, quick: f64) {
+/// There are one open task and 99 finished tasks with a result of 1 MB. One client polls the open task, another walks
+/// all pages, and a third fetches results. `quick` is the share of polls that must take less than ten times their
+/// median alone.
+async fn polls_during_large_reads(lasts: Duration, quick: f64) {
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
     let straight = open(&server.url()).await;
@@ -108,27 +108,30 @@ async fn polls_beside_large_results(lasts: Duration, quick: f64) {
         "figure | 100 Mbit/s: a poll beside {fetched} results of 1 MB and {walks} walks, median | {median:.1?}"
     );
     println!("figure | 100 Mbit/s: the slowest of {} polls | {slowest:.1?}", beside.len());
-    assert!(walks > 0 && fetched as f64 > lasts.as_secs_f64() * 3.0, "the line is in use: {walks} {fetched}");
+    assert!(
+        walks > 0 && fetched as f64 > lasts.as_secs_f64() * 3.0,
+        "the large reads must keep the network busy: {walks} walks, {fetched} results"
+    );
     let highest = beside[(beside.len() as f64 * quick) as usize - 1];
-    assert!(highest < alone * 10, "{alone:?} alone, {highest:?} at the most, {slowest:?} at the slowest");
+    assert!(highest < alone * 10, "{alone:?} alone, {highest:?} for the share {quick}, {slowest:?} at most");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poll_does_not_wait_behind_large_results_and_pages() {
-    // Few polls, beside the work of other tests.
-    polls_beside_large_results(Duration::from_secs(3), 0.95).await;
+    // The share is lower because there are few polls and other tests run at the same time.
+    polls_during_large_reads(Duration::from_secs(3), 0.95).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: polls for half a minute"]
 async fn long_a_poll_does_not_wait_behind_large_results_and_pages() {
-    polls_beside_large_results(Duration::from_secs(30), 1.0).await;
+    polls_during_large_reads(Duration::from_secs(30), 1.0).await;
 }
 
-/// How long the line is busy with one result of 1 MB.
+/// How long one result of 1 MB occupies the network.
 const A_RESULT: Duration = Duration::from_millis(80);
 
-/// The calls of a client and of a worker that are small: a poll, a renewal and a create.
+/// The times of small calls of a client and of a worker: a poll, a renewal and a create.
 #[derive(Debug, Default)]
 struct SmallCalls([Vec<Duration>; 3]);
 
@@ -155,7 +158,8 @@ impl SmallCalls {
     }
 }
 
-/// One open task and 99 finished ones of 1 MB. Callers ask for results and give up in the middle of the reply.
+/// There are one open task and 99 finished tasks with a result of 1 MB. Callers read results and give up in the middle
+/// of the reply.
 #[tokio::test(flavor = "multi_thread")]
 async fn abandoned_large_reads_do_not_delay_polls_renewals_and_creates() {
     const GIVEN_UP: usize = 40;
@@ -182,7 +186,7 @@ async fn abandoned_large_reads_do_not_delay_polls_renewals_and_creates() {
             is_over.store(true, Ordering::SeqCst);
         }
     });
-    // Until the line has carried what nobody waits for: then only small calls are left on it.
+    // Returns whether the network has carried the abandoned replies, so that only small calls remain.
     let carried = || line.to_client() - before;
     let large = Cell::new((carried(), Instant::now()));
     let is_drained = || {
@@ -194,8 +198,12 @@ async fn abandoned_large_reads_do_not_delay_polls_renewals_and_creates() {
     };
     let beside = SmallCalls::make(&tasks, &attempt, is_drained).await;
     giving_up.await.unwrap();
-    // One that is given up before it was sent costs nothing.
-    assert!(carried() > GIVEN_UP as u64 * 500_000, "given up in the middle: {} bytes", carried());
+    // A read that was given up before it was sent would cost nothing.
+    assert!(
+        carried() > GIVEN_UP as u64 * 500_000,
+        "the reads must be given up in the middle of the reply: {} bytes",
+        carried()
+    );
     for ((name, alone), beside) in SmallCalls::NAMES.iter().zip(&alone.0).zip(&beside.0) {
         let (alone, median, slowest) =
             (alone[alone.len() / 2], beside[beside.len() / 2], beside[beside.len() - 1]);
@@ -209,7 +217,8 @@ async fn abandoned_large_reads_do_not_delay_polls_renewals_and_creates() {
     }
 }
 
-/// The next large call shares the connection of the one that was given up, and waits for the bytes of that one alone.
+/// A large read shares the connection with the read before it, which was given up. It waits for the bytes of that read
+/// only.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_read_after_an_abandoned_one_waits_only_for_its_bytes() {
     let _alone = ALONE.lock().await;
@@ -220,14 +229,17 @@ async fn a_large_read_after_an_abandoned_one_waits_only_for_its_bytes() {
     let mut longest = Duration::ZERO;
     for pair in finished.chunks_exact(2).take(12) {
         let given_up = tasks.payload(&pair[0], PayloadKind::Output);
-        assert!(tokio::time::timeout(A_RESULT / 4, given_up).await.is_err(), "given up in the middle");
+        assert!(
+            tokio::time::timeout(A_RESULT / 4, given_up).await.is_err(),
+            "the read must be given up in the middle of the reply"
+        );
         let (before, since) = (line.to_client(), Instant::now());
         let read = tasks.payload(&pair[1], PayloadKind::Output).await.unwrap();
         assert_eq!(read, Some(of_bytes(1_000_000)));
         longest = longest.max(since.elapsed());
-        // Its own, and what was left of the other.
+        // The bytes of this read, and the rest of the reply that was given up.
         let carried = line.to_client() - before;
-        assert!(carried < 2_100_000, "{carried} bytes crossed the line");
+        assert!(carried < 2_100_000, "{carried} bytes crossed the network");
     }
     println!(
         "figure | 100 Mbit/s: a read of 1 MB after one that was given up, longest of 12 | {longest:.1?}"
@@ -236,10 +248,10 @@ async fn a_large_read_after_an_abandoned_one_waits_only_for_its_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_store_does_in_the_background_reads_no_result() {
+async fn the_background_task_of_a_store_reads_no_results() {
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
-    // The store of another process, which is gone.
+    // The store of another process, which has died.
     let url = server.url();
     let orphans = in_a_process_that_dies(async move {
         let engine: Arc<dyn Agenda> = Arc::new(RedisBackend::connect(&url).await.unwrap());
@@ -250,7 +262,7 @@ async fn what_a_store_does_in_the_background_reads_no_result() {
             let (task, attempt) = tasks.start(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
             if number % 20 == 0 {
                 orphans.push(task.key);
-                // A process that dies drops nothing.
+                // A process that dies runs no destructors.
                 std::mem::forget(attempt);
             } else {
                 attempt.complete(of_bytes(1_000_000)).await.unwrap();
@@ -261,7 +273,7 @@ async fn what_a_store_does_in_the_background_reads_no_result() {
     .await;
     let line = Throttle::start(server.port, MEGABITS, LATENCY);
     let tasks = open(&line.url()).await;
-    // Its first call. From then on it works by itself.
+    // The first call starts the background task of the store.
     tasks.create(&owner("bob"), NewTask::new("tools/call")).await.unwrap();
     let (before, since) = (line.to_client(), Instant::now());
     let straight = RedisBackend::connect(&server.url()).await.unwrap();
@@ -271,7 +283,10 @@ async fn what_a_store_does_in_the_background_reads_no_result() {
             if task["status"] == "failed" {
                 break;
             }
-            assert!(since.elapsed() < Duration::from_secs(60), "the worker is found to be lost: {task}");
+            assert!(
+                since.elapsed() < Duration::from_secs(60),
+                "the store must detect the lost worker: {task}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -285,7 +300,7 @@ async fn what_a_store_does_in_the_background_reads_no_result() {
 }
 
 #[tokio::test]
-async fn status_messages_of_a_task_with_large_arguments_send_little() {
+async fn a_status_message_of_a_task_with_large_arguments_does_not_send_them() {
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
     let line = Throttle::start(server.port, 10_000.0, Duration::ZERO);
@@ -304,9 +319,9 @@ async fn status_messages_of_a_task_with_large_arguments_send_little() {
     assert_eq!(arguments, Some(of_bytes(4_000_000)));
 }
 
-/// As the adapter of pmcp-tasks stores a result: in the record itself.
+/// The adapter for pmcp-tasks stores a result in the data of the record, as this test does.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_walk_over_records_of_the_maximum_size_ends_on_a_slow_line() {
+async fn a_walk_over_records_of_the_maximum_size_succeeds_on_a_slow_network() {
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
     let straight = RedisBackend::connect(&server.url()).await.unwrap();
@@ -316,7 +331,7 @@ async fn a_walk_over_records_of_the_maximum_size_ends_on_a_slow_line() {
         straight.put(&key, data.clone(), crate::support::in_an_hour()).await.unwrap();
     }
     let line = Throttle::start(server.port, MEGABITS, LATENCY);
-    // With the default limit of 2 s, in which such a line carries 25 MB.
+    // The backend has the default response timeout of 2 s, in which this network carries 25 MB.
     let backend = RedisBackend::connect(&line.url()).await.unwrap();
     let (mut request, mut listed) = (PageRequest::new(40), 0);
     loop {

@@ -1,4 +1,5 @@
-//! A Redis Cluster: failover, and slots on the move. That the contract holds there is `backend_contract.rs`'s.
+//! A Redis Cluster: failover, and the migration of slots. `tests/contract/elsewhere.rs` tests the contract on a
+//! cluster.
 
 mod layout;
 mod lost_nodes;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::cluster::{Cluster, eventually, info, moment};
-use crate::support::redis::{Server, command, keeper};
+use crate::support::redis::{Server, command, master_for};
 use crate::support::{after_ms, in_an_hour, keep, key, never, owner};
 use mcp_task_store::{PageRequest, PartName, RedisBackend, StorageBackend, StorageError, TaskKey, Version};
 use rstest::rstest;
@@ -21,19 +22,19 @@ async fn connect(cluster: &Cluster) -> RedisBackend {
     builder.connect_cluster(cluster.urls().split(',')).await.unwrap()
 }
 
-/// Alice's key of this kind.
+/// Returns the key of alice, as a cluster stores it.
 fn alices(rest: &str) -> String {
     format!("pmcp:{}", rest.replace("alice", "{alice}"))
 }
 
-/// Calls until one works, and gives the version; every error on the way can be retried.
+/// Writes until a write succeeds, and returns the version. Each error until then must be `Unavailable`.
 async fn until_a_write_works(backend: &RedisBackend, owner: &str) -> Version {
     loop {
         match backend.put(&key(owner, "t1"), "new".into(), in_an_hour()).await {
             Ok(written) => return written.version,
             Err(error) => {
                 assert!(matches!(error, StorageError::Unavailable { .. }), "{error:?}");
-                // A caller that retries in a loop waits a little.
+                // A caller that retries in a loop must pause.
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
@@ -41,18 +42,19 @@ async fn until_a_write_works(backend: &RedisBackend, owner: &str) -> Version {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_generation_grows_when_a_node_restarts_while_nobody_calls() {
+async fn the_generation_grows_when_a_node_restarts_while_there_are_no_calls() {
     let mut cluster = Cluster::start(3, 0);
     let backend = connect(&cluster).await;
     backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
     let before = backend.generation();
     backend.get(&key("alice", "t1")).await.unwrap();
-    assert_eq!(backend.generation(), before, "nothing has happened");
-    let node = cluster.keeper("{alice}");
+    assert_eq!(backend.generation(), before, "no connection broke");
+    let node = cluster.master_for("{alice}");
     cluster.nodes[node].kill();
     cluster.nodes[node].start_again();
     eventually(|| backend.generation() > before);
-    // Without RESP3 the next call finds out, and nothing travels over a new connection before.
+    // Without RESP3, the next call detects the restart. The generation grows before a command travels over a new
+    // connection.
     let nodes: Vec<String> = cluster.urls().split(',').map(|url| format!("{url}/?protocol=resp2")).collect();
     let resp2 = RedisBackend::builder().connect_cluster(&nodes).await.unwrap();
     until_a_write_works(&resp2, "alice").await;
@@ -71,7 +73,7 @@ async fn the_backend_finds_the_new_master_of_a_slot_whose_master(#[case] signal:
     let cluster = Cluster::start(3, 3);
     let backend = connect(&cluster).await;
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
-    let lost = cluster.keeper("{alice}");
+    let lost = cluster.master_for("{alice}");
     let replicated = |node: usize| {
         let keys: Vec<String> = command(&mut cluster.nodes[node].connection(), ["KEYS", "*"]);
         keys.len() == 2
@@ -80,7 +82,7 @@ async fn the_backend_finds_the_new_master_of_a_slot_whose_master(#[case] signal:
     let (old, others) = (cluster.nodes[lost].url(), cluster.urls_without(lost));
     cluster.nodes[lost].signal(signal);
     let since = Instant::now();
-    let failed_over = moment(move || keeper(&others, "{alice}") != old);
+    let failed_over = moment(move || master_for(&others, "{alice}") != old);
     until_a_write_works(&backend, "alice").await;
     let (works, failed_over) = (Instant::now(), failed_over.join().unwrap());
     println!(
@@ -91,7 +93,7 @@ async fn the_backend_finds_the_new_master_of_a_slot_whose_master(#[case] signal:
     println!("figure | cluster, a master gets SIG{signal}: from there to a write that works | {later:.1?}");
     assert!(later < 10 * RESPONSE_TIMEOUT);
     let version = until_a_write_works(&backend, "alice").await;
-    assert!(version > Version::FIRST, "the record was there, on the replica that took over");
+    assert!(version > Version::FIRST, "the replica that took over has the record");
     let listed = loop {
         // Right after the election the nodes may still disagree about the cluster's state.
         match backend.list(&owner("alice"), PageRequest::new(5)).await {
@@ -100,19 +102,19 @@ async fn the_backend_finds_the_new_master_of_a_slot_whose_master(#[case] signal:
         }
     };
     assert_eq!(listed, 1);
-    // So do the other owners.
+    // Writes of other owners succeed too.
     for name in ["bob", "carol", "dave", "erin"] {
         until_a_write_works(&backend, name).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_lacks_a_master_is_unavailable_and_nothing_is_written() {
+async fn calls_to_a_cluster_that_lacks_a_master_are_unavailable_and_write_nothing() {
     let cluster = Cluster::start(3, 0);
     let backend = connect(&cluster).await;
-    let lost = cluster.keeper("{alice}");
+    let lost = cluster.master_for("{alice}");
     let names: Vec<String> = (0..40).map(|number| format!("owner-{number}")).collect();
-    let other = names.iter().find(|name| cluster.keeper(&format!("{{{name}}}")) != lost).unwrap();
+    let other = names.iter().find(|name| cluster.master_for(&format!("{{{name}}}")) != lost).unwrap();
     cluster.nodes[lost].signal("KILL");
     let survivor = (0..3).find(|&node| node != lost).unwrap();
     eventually(|| {
@@ -121,7 +123,7 @@ async fn a_cluster_that_lacks_a_master_is_unavailable_and_nothing_is_written() {
     });
     for name in ["alice", other] {
         let error = loop {
-            // The first calls may still find a connection that breaks under them.
+            // The connection may break during the first calls.
             match backend.put(&key(name, "t1"), "lost".into(), in_an_hour()).await {
                 Err(error) if error.outcome_unknown() => {}
                 other => break other.unwrap_err(),
@@ -133,7 +135,7 @@ async fn a_cluster_that_lacks_a_master_is_unavailable_and_nothing_is_written() {
     assert!(keys.is_empty(), "{keys:?}");
 }
 
-/// What the two nodes of a migration hold of alice: each key as the server writes it to a file.
+/// Returns the keys of alice on the two nodes of a migration, each with its `DUMP`.
 fn held(cluster: &Cluster, from: usize, to: usize) -> Vec<(String, Vec<u8>)> {
     let mut held = Vec::new();
     for node in [from, to] {
@@ -149,7 +151,7 @@ fn held(cluster: &Cluster, from: usize, to: usize) -> Vec<(String, Vec<u8>)> {
     held
 }
 
-/// A call whose keys are partly elsewhere: it can be retried, and has written nothing.
+/// Asserts that a call whose keys are on two nodes can be retried, and that its outcome is known.
 fn assert_try_again<T: std::fmt::Debug>(reply: Result<T, StorageError>) {
     let error = reply.unwrap_err();
     assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
@@ -160,7 +162,7 @@ fn assert_try_again<T: std::fmt::Debug>(reply: Result<T, StorageError>) {
 #[case::to_another_master(false, ["", "tasks:alice:t1", "idx:alice", "tasks:alice:t2"])]
 #[case::to_a_master_without_slots(true, ["", "idx:alice", "tasks:alice:t2", "tasks:alice:t1"])]
 #[tokio::test(flavor = "multi_thread")]
-async fn while_a_slot_is_migrated_calls_on_one_hash_work_and_others_wait(
+async fn while_a_slot_is_being_migrated_calls_on_one_hash_succeed_and_others_can_be_retried(
     #[case] is_new: bool,
     #[case] stages: [&str; 4],
 ) {
@@ -171,7 +173,7 @@ async fn while_a_slot_is_migrated_calls_on_one_hash_work_and_others_wait(
     for task in [&t1, &t2] {
         backend.put(task, "one".into(), in_an_hour().set_part(part.clone(), "part")).await.unwrap();
     }
-    let from = cluster.keeper("{alice}");
+    let from = cluster.master_for("{alice}");
     let to = if is_new { cluster.add_master() } else { (from + 1) % 3 };
     let slot = cluster.slot("{alice}");
     cluster.set_slot(to, &slot, "IMPORTING", from);
@@ -185,7 +187,7 @@ async fn while_a_slot_is_migrated_calls_on_one_hash_work_and_others_wait(
             is_t1_there |= moved.ends_with("t1");
             is_index_there |= moved.starts_with("idx");
         }
-        // The hash alone, wherever it is.
+        // These calls use only the hash, on whichever node it is.
         assert_eq!(backend.get(&t1).await.unwrap().version, version, "stage {stage}");
         let swapped = backend.put_if_version(&t1, "two".into(), keep(), version).await.unwrap();
         version = swapped.version;
@@ -194,7 +196,7 @@ async fn while_a_slot_is_migrated_calls_on_one_hash_work_and_others_wait(
         let page = backend.list(&owner("alice"), PageRequest::new(5)).await.unwrap();
         assert_eq!(page.records.len(), 2, "stage {stage}");
         let before = held(&cluster, from, to);
-        // A new record has a key that is nowhere yet.
+        // The key of a new record is on neither node.
         assert_try_again(backend.put(&t9, "new".into(), in_an_hour()).await);
         assert_try_again(backend.put_if_version(&t9, "new".into(), keep(), Version::ABSENT).await);
         let set_part = || in_an_hour().set_part(part.clone(), "lost");
@@ -218,18 +220,18 @@ async fn while_a_slot_is_migrated_calls_on_one_hash_work_and_others_wait(
     assert_eq!(backend.get(&t1).await.unwrap().version, swapped.version);
     assert!(backend.delete(&t2).await.unwrap());
     assert_eq!(backend.list(&owner("alice"), PageRequest::new(5)).await.unwrap().records.len(), 2);
-    // A backend that knows nothing of the past sees the same.
+    // A new backend reads the same.
     assert_eq!(connect(&cluster).await.get(&t9).await.unwrap().data, "new");
 }
 
 /// A script cannot write to a key that it has removed while the slot is being migrated.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_empties_a_key_in_a_migrating_slot_is_whole() {
+async fn a_write_that_empties_a_key_in_a_migrating_slot_is_atomic() {
     let cluster = Cluster::start(3, 0);
     let backend = connect(&cluster).await;
     let migrate = |owner: &str| {
         let tag = format!("{{{owner}}}");
-        let (slot, from) = (cluster.slot(&tag), cluster.keeper(&tag));
+        let (slot, from) = (cluster.slot(&tag), cluster.master_for(&tag));
         let to = (from + 1) % 3;
         cluster.set_slot(to, &slot, "IMPORTING", from);
         cluster.set_slot(from, &slot, "MIGRATING", to);
@@ -241,7 +243,7 @@ async fn a_write_that_empties_a_key_in_a_migrating_slot_is_whole() {
     };
     let (never, hour, short) = (never(), in_an_hour(), after_ms(20));
 
-    // The due member that this drops is the last that expires.
+    // This put removes the only index member that has an expiry.
     let (stays, goes) = (key("alice", "stays"), key("alice", "goes"));
     backend.put(&stays, "one".into(), never.clone()).await.unwrap();
     backend.put(&goes, "one".into(), short).await.unwrap();
@@ -249,27 +251,27 @@ async fn a_write_that_empties_a_key_in_a_migrating_slot_is_whole() {
     migrate("alice");
     assert_eq!(backend.put(&stays, "two".into(), never.clone()).await.unwrap().version, Version::from(2));
 
-    // So is the record that this deletes.
+    // This delete removes the only index member that has an expiry.
     let (stays, goes) = (key("bob", "stays"), key("bob", "goes"));
     backend.put(&stays, "one".into(), never.clone()).await.unwrap();
     backend.put(&goes, "one".into(), hour.clone()).await.unwrap();
     migrate("bob");
     assert!(backend.delete(&goes).await.unwrap());
 
-    // An expired record that still lies there goes, and nothing else is written.
-    let lies = key("carol", "lies");
-    backend.put(&lies, "one".into(), after_ms(500)).await.unwrap();
-    let mut connection = cluster.nodes[cluster.keeper("{carol}")].connection();
-    for key in ["pmcp:tasks:{carol}:lies", "pmcp:idx:{carol}"] {
+    // This put removes an expired record that the server still holds. It fails, and writes nothing else.
+    let old = key("carol", "expired");
+    backend.put(&old, "one".into(), after_ms(500)).await.unwrap();
+    let mut connection = cluster.nodes[cluster.master_for("{carol}")].connection();
+    for key in ["pmcp:tasks:{carol}:expired", "pmcp:idx:{carol}"] {
         assert_eq!(command::<i64>(&mut connection, ["PERSIST", key]), 1);
     }
-    expired(&lies).await;
+    expired(&old).await;
     migrate("carol");
     let mut index = || command::<Vec<u8>>(&mut connection, ["DUMP", "pmcp:idx:{carol}"]);
     let before = index();
-    assert_try_again(backend.put(&lies, "two".into(), hour.clone()).await);
+    assert_try_again(backend.put(&old, "two".into(), hour.clone()).await);
     assert_eq!(index(), before);
-    assert!(matches!(backend.get(&lies).await, Err(StorageError::NotFound { .. })));
+    assert!(matches!(backend.get(&old).await, Err(StorageError::NotFound { .. })));
 
     for (of, task) in [("alice", "stays"), ("bob", "stays")] {
         let page = backend.list(&owner(of), PageRequest::new(5)).await.unwrap();
@@ -278,8 +280,8 @@ async fn a_write_that_empties_a_key_in_a_migrating_slot_is_whole() {
     }
 }
 
-/// How many compare-and-swaps a second go through, as far as the cores of the machine can show it, and how busy
-/// the scripts keep the busiest of the servers, each of which has one core for them.
+/// Measures the compare-and-swaps a second, as far as the cores of the machine allow it, and the time that the busiest
+/// server spends in scripts for each write. A server runs scripts on one core.
 async fn throughput(calls: u64) {
     const CALLERS: usize = 64;
     for masters in 1..=3 {

@@ -1,4 +1,4 @@
-//! What only the Redis engine has: access, topologies, notifications, the wire.
+//! Tests of the Redis engine alone: access, topologies, notifications, and the protocol.
 
 #![cfg(feature = "redis-tests")]
 

@@ -1,4 +1,4 @@
-//! How large one owner, and one record, can be: the figures of the README.
+//! How large one owner, and one record, can be.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ async fn fill(backend: &RedisBackend, records: usize) {
         writers.spawn(async move {
             let data = Bytes::from(vec![b'x'; 700]);
             for task in (writer..records).step_by(WRITERS) {
-                // As long as the ids that the store gives.
+                // As long as the ids that the store generates.
                 let task = format!("{task:036}");
                 let options = in_an_hour().quota(u64::MAX >> 12);
                 backend.put(&key("alice", &task), data.clone(), options).await.unwrap();
@@ -32,7 +32,8 @@ async fn fill(backend: &RedisBackend, records: usize) {
     }
 }
 
-/// One page from the front and one from the middle, an insert at a quota that is far away, and the longest script.
+/// Measures inserts with a high quota, memory for each record, a walk over all pages, and the longest command of the
+/// server.
 async fn measure(records: usize) {
     let server = Server::start(&[]);
     let backend = RedisBackend::builder()
@@ -87,18 +88,18 @@ async fn measure(records: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_owner_with_ten_thousand_records_is_walked_as_a_whole() {
+async fn a_walk_over_one_owner_returns_all_of_ten_thousand_records() {
     measure(10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: a million records"]
-async fn long_one_owner_with_a_million_records_is_walked_as_a_whole() {
+async fn long_a_walk_over_one_owner_returns_all_of_a_million_records() {
     measure(1_000_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn records_of_many_megabytes_come_back_as_they_were() {
+async fn records_of_many_megabytes_are_read_back_unchanged() {
     let server = Server::start(&[]);
     let backend = RedisBackend::builder()
         .max_value_bytes(256 << 20)

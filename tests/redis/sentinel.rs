@@ -1,4 +1,4 @@
-//! A master that sentinels watch: failover, and writes that wait for replicas.
+//! A master behind sentinels: failover, and writes that wait for replicas.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,37 +65,39 @@ async fn the_backend_finds_the_new_master_when_the_old_one(#[case] signal: &str)
     assert_eq!(stored, "new", "the write went to the server that was the replica");
     assert!(backend.get(&key("alice", "t1")).await.unwrap().version > Version::FIRST);
     if signal == "STOP" {
-        // The old master comes back, and becomes a replica: nothing of ours goes there any more.
+        // The old master returns as a replica. The backend must send it no more writes.
         watched.master.signal("CONT");
         eventually(|| {
-            // The sentinels cut the connections of a server that they make a replica.
-            let mut asked = redis::cmd("INFO");
-            let told = asked.arg("replication").query::<String>(&mut watched.master.connection());
-            told.is_ok_and(|told| told.contains("role:slave"))
+            // The sentinels close the connections of a server that they make a replica.
+            let mut info = redis::cmd("INFO");
+            let info = info.arg("replication").query::<String>(&mut watched.master.connection());
+            info.is_ok_and(|info| info.contains("role:slave"))
         });
         backend.put(&key("alice", "t2"), "data".into(), in_an_hour()).await.unwrap();
         assert!(replica.exists::<_, bool>("pmcp:tasks:alice:t2").unwrap());
     }
-    // Who has watched all the while listens to the new master by now.
+    // The watch that began before the failover receives notifications from the new master.
     for data in ["newer", "newest"] {
         backend.put(&key("alice", "t1"), data.into(), keep()).await.unwrap();
-        let felt = async {
+        let notified = async {
             while backend.get(&key("alice", "t1")).await.unwrap().data != data
                 || changes.next().await.unwrap().is_err()
             {}
         };
-        tokio::time::timeout(Duration::from_secs(60), felt).await.expect("it is felt");
+        tokio::time::timeout(Duration::from_secs(60), notified)
+            .await
+            .expect("the watch receives a notification");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_backend_leaves_a_master_that_is_demoted_by_hand() {
+async fn the_backend_leaves_a_master_after_a_manual_failover() {
     let watched = Watched::start(&[]);
     let backend = connect(&watched).await;
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
     let _: () = command(&mut watched.sentinels[0].connection(), ["SENTINEL", "FAILOVER", MASTER]);
     watched.failed_over();
-    // It closes connections while it becomes a replica.
+    // The server closes connections while it becomes a replica.
     let replication = || {
         let client = redis::Client::open(watched.master.url()).ok()?;
         redis::cmd("INFO").arg("replication").query::<String>(&mut client.get_connection().ok()?).ok()
@@ -112,7 +114,7 @@ async fn the_backend_leaves_a_master_that_is_demoted_by_hand() {
 }
 
 #[tokio::test]
-async fn unreachable_sentinels_and_an_unknown_master_are_clear_errors() {
+async fn the_error_for_unreachable_sentinels_or_an_unknown_master_names_them() {
     let port = free_port();
     let error = builder()
         .connect_sentinel([format!("redis://127.0.0.1:{port}")], "redis://mymaster")
@@ -129,27 +131,27 @@ async fn unreachable_sentinels_and_an_unknown_master_are_clear_errors() {
     assert!(!format!("{error:?}").contains("pass-word"), "{error:?}");
 }
 
-/// A sentinel that is of no use.
+/// A sentinel that does not help.
 enum BadSentinel {
-    /// It takes connections and says nothing.
+    /// It accepts connections and never replies.
     Hangs,
-    /// It names a server that takes connections and says nothing.
-    NamesASilentHost,
+    /// It reports a server that accepts connections and never replies.
+    ReportsASilentServer,
 }
 
-/// Accepts connections, as the system does by itself, and says nothing.
+/// Listens on a port without a reply to any connection. The operating system accepts the connections.
 fn silent_port() -> std::net::TcpListener {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
 #[rstest]
 #[case::hangs(BadSentinel::Hangs)]
-#[case::names_a_silent_host(BadSentinel::NamesASilentHost)]
+#[case::reports_a_silent_server(BadSentinel::ReportsASilentServer)]
 #[tokio::test(flavor = "multi_thread")]
 async fn one_bad_sentinel_of_three_delays_neither_the_connection_nor_the_first_write_after_a_failover(
     #[case] bad: BadSentinel,
 ) {
-    // Far beyond what is measured here.
+    // Far longer than the times that this test measures.
     const LIMIT: Duration = Duration::from_secs(60);
     const SOON: Duration = Duration::from_secs(6);
     let mut watched = Watched::start(&[]);
@@ -167,7 +169,7 @@ async fn one_bad_sentinel_of_three_delays_neither_the_connection_nor_the_first_w
     let mut urls = watched.sentinel_urls();
     urls[0] = match bad {
         BadSentinel::Hangs => format!("redis://127.0.0.1:{silent_at}"),
-        BadSentinel::NamesASilentHost => fake.url(),
+        BadSentinel::ReportsASilentServer => fake.url(),
     };
     let name = format!("redis://{MASTER}");
     let connect = || {
@@ -198,20 +200,20 @@ async fn one_bad_sentinel_of_three_delays_neither_the_connection_nor_the_first_w
     assert_eq!(fresh.get(&t1).await.unwrap().data, "new");
 }
 
-/// How the backend would find out that its master has no replicas any more.
+/// How the backend can detect that its master has lost its replicas.
 #[derive(Clone, Copy, PartialEq)]
 enum Lack {
-    Unnoticed,
+    NotDetected,
     NoReplicas,
     TooFewConfirm,
 }
 
 #[rstest]
-#[case::acknowledges_writes(Lack::Unnoticed)]
+#[case::acknowledges_writes(Lack::NotDetected)]
 #[case::refuses_writes(Lack::NoReplicas)]
 #[case::confirms_no_write(Lack::TooFewConfirm)]
 #[tokio::test(flavor = "multi_thread")]
-async fn the_backend_leaves_a_deposed_master_that_does_not_know_it_when_it(#[case] lack: Lack) {
+async fn the_backend_leaves_a_deposed_master_that_still_answers_and(#[case] lack: Lack) {
     let watched = Watched::start(&[]);
     let rule = "ACL SETUSER tasks on >secret ~* &* +@all";
     for server in [&watched.master, &watched.replica] {
@@ -238,7 +240,7 @@ async fn the_backend_leaves_a_deposed_master_that_does_not_know_it_when_it(#[cas
             let _: () = command(&mut at_master, ["CONFIG", "SET", setting, value]);
         }
     }
-    // The sentinels and the replica are shut out. The master answers the backend as before.
+    // The sentinels and the replica can no longer use the master. The master still answers the backend.
     let _: () = command(&mut at_master, ["ACL", "SETUSER", "default", "-@all"]);
     let _: i64 = command(&mut at_master, ["CLIENT", "KILL", "TYPE", "replica"]);
     tokio::task::block_in_place(|| watched.failed_over());
@@ -246,26 +248,28 @@ async fn the_backend_leaves_a_deposed_master_that_does_not_know_it_when_it(#[cas
     let at_new = RedisBackend::connect(&watched.replica.url()).await.unwrap();
     at_new.put(&t1, "new".into(), in_an_hour()).await.unwrap();
     let role: (String, Value, Value) = redis::cmd("ROLE").query(&mut at_master).unwrap();
-    assert_eq!(role.0, "master", "it does not know that it was deposed");
+    assert_eq!(role.0, "master", "the old master still considers itself the master");
     let follows = async {
         while backend.get(&t1).await.unwrap().data != "new" {
-            if lack != Lack::Unnoticed {
-                // Neither master has a replica to confirm it.
+            if lack != Lack::NotDetected {
+                // Neither master has a replica that could confirm the write.
                 let refused = backend.put(&key("alice", "t2"), "data".into(), in_an_hour()).await;
                 assert!(refused.is_ok() || refused.as_ref().unwrap_err().is_retryable(), "{refused:?}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), follows).await.expect("it is left");
+    tokio::time::timeout(Duration::from_secs(60), follows).await.expect("the backend leaves the old master");
     println!("figure | sentinel, a deposed master that answers: until it is left | {:.1?}", since.elapsed());
-    // The watch as well: each write at the new master costs it an item.
+    // The watch has left the old master too: it yields an item for each write at the new one.
     for data in ["newer", "newest"] {
         at_new.put(&t1, data.into(), in_an_hour()).await.unwrap();
-        let noticed = async {
+        let notified = async {
             while changes.next().await.unwrap().is_err() || backend.get(&t1).await.unwrap().data != data {}
         };
-        tokio::time::timeout(Duration::from_secs(60), noticed).await.expect("it is noticed");
+        tokio::time::timeout(Duration::from_secs(60), notified)
+            .await
+            .expect("the watch receives a notification");
     }
 }
 
@@ -291,7 +295,7 @@ async fn a_replica_has_a_confirmed_write_when_the_call_returns() {
         let there: u64 = at_replica.hget("pmcp:tasks:alice:t1", "version").unwrap();
         assert_eq!(there, version);
     }
-    // A refusal is itself, and is not waited for.
+    // A write that the master refuses waits for no replica.
     let conflict = backend.put_if_version(&t1, "lost".into(), keep(), Version::FIRST).await;
     assert_refused!(conflict, StorageError::VersionConflict { .. });
     assert!(backend.delete(&t1).await.unwrap());
@@ -306,7 +310,7 @@ async fn a_write_that_too_few_replicas_confirm_is_refused_with_an_unknown_outcom
     backend.put(&t1, "old".into(), in_an_hour()).await.unwrap();
     replica.signal("STOP");
     let (written, read) = tokio::join!(backend.put(&t1, "new".into(), keep()), async {
-        // A read does not stand in line behind a write that waits.
+        // A read does not queue behind a write that waits for replicas.
         let mut reads = 0;
         while backend.get(&t1).await.unwrap().data == "old" {}
         for _ in 0..20 {
@@ -323,30 +327,34 @@ async fn a_write_that_too_few_replicas_confirm_is_refused_with_an_unknown_outcom
     assert_eq!((wanted, acknowledged, within), (1, 0, PATIENCE));
     assert_eq!(read, 20);
     let record = backend.get(&t1).await.unwrap();
-    assert_eq!((record.data, record.version), ("new".into(), Version::from(2)), "the master has it");
+    assert_eq!(
+        (record.data, record.version),
+        ("new".into(), Version::from(2)),
+        "the master applied the write"
+    );
 
     replica.signal("CONT");
     backend.put(&t1, "confirmed".into(), keep()).await.unwrap();
 }
 
-/// There are more creations than connections. So some creations exceed the time limit of a call while they wait for
-/// replicas, and others while they wait for a connection.
+/// There are more creates at the same time than connections. Some exceed the time limit of a call while they wait for
+/// replicas, the others while they wait for a connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_store_acknowledges_nothing_that_no_replica_has() {
+async fn the_store_acknowledges_no_create_that_no_replica_confirmed() {
     let (master, replica) = with_replica();
-    // The limit ends in the middle of a turn of the connections: a write that is about to be sent at that time may or may
-    // not be applied.
+    // A write that is about to be sent when its time limit ends may or may not be applied. So the limit ends while all
+    // connections wait for a replica: no write is about to be sent then.
     let builder = builder().response_timeout(PATIENCE * 5 / 2).wait_for_replicas(1, PATIENCE);
     let backend = builder.connect(&master.url()).await.unwrap();
     let store = TaskStore::with_config(backend, StoreConfig::default().max_tasks_per_owner(None));
     replica.signal("STOP");
-    let mut creations = tokio::task::JoinSet::new();
+    let mut creates = tokio::task::JoinSet::new();
     for _ in 0..150 {
         let store = store.clone();
-        creations.spawn(async move { store.create(&owner("alice"), NewTask::new("tools/call")).await });
+        creates.spawn(async move { store.create(&owner("alice"), NewTask::new("tools/call")).await });
     }
     let (mut few, mut unsent) = (0, 0);
-    while let Some(created) = creations.join_next().await {
+    while let Some(created) = creates.join_next().await {
         let error = created.unwrap().unwrap_err();
         let TaskError::Storage(error) = error else { panic!("{error:?}") };
         assert!(error.is_retryable(), "{error:?}");
@@ -358,11 +366,11 @@ async fn the_store_acknowledges_nothing_that_no_replica_has() {
     replica.signal("CONT");
     store.create(&owner("bob"), NewTask::new("tools/call")).await.unwrap();
     let records = store.backend().list(&owner("alice"), PageRequest::new(256)).await.unwrap().records;
-    assert_eq!(records.len(), few, "the master has what was sent, and nothing else");
+    assert_eq!(records.len(), few, "the master holds the tasks of the creates that were sent, and no others");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_writers_than_connections_wait_in_turn() {
+async fn more_writers_than_connections_wait_and_succeed() {
     let (master, _replica) = with_replica();
     let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
     let mut writers = tokio::task::JoinSet::new();
@@ -380,7 +388,7 @@ async fn more_writers_than_connections_wait_in_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_were_closed_while_idle_are_not_written_to() {
+async fn no_write_is_sent_over_a_connection_that_was_closed_while_idle() {
     let (master, _replica) = with_replica();
     let backend = builder().wait_for_replicas(1, PATIENCE).connect(&master.url()).await.unwrap();
     let put = |task: &'static str| {
@@ -392,7 +400,7 @@ async fn connections_that_were_closed_while_idle_are_not_written_to() {
         assert!(one.is_ok() && two.is_ok() && three.is_ok(), "round {round}: {one:?} {two:?} {three:?}");
         let kill = ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"];
         let _: i64 = command(&mut master.connection(), kill);
-        // By then all of them have heard of it.
+        // By then, all pooled connections have detected that they were closed.
         while backend.get(&key("alice", "t1")).await.is_err() {}
         backend.get(&key("alice", "t1")).await.unwrap();
     }
@@ -402,7 +410,7 @@ async fn connections_that_were_closed_while_idle_are_not_written_to() {
 #[case::no_time(Duration::ZERO)]
 #[case::as_long_as_a_call(Duration::from_secs(1))]
 #[tokio::test]
-async fn an_invalid_wait_is_refused(#[case] within: Duration) {
+async fn an_invalid_time_to_wait_for_replicas_is_refused(#[case] within: Duration) {
     let master = Server::start(&[]);
     let error = builder().wait_for_replicas(1, within).connect(&master.url()).await.unwrap_err();
     assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");

@@ -1,4 +1,4 @@
-//! `rediss://`: private authorities, client certificates, and who is refused.
+//! `rediss://`: private authorities, client certificates, and the errors of certificates that are not accepted.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn start(authority: &Authority, clients_need_certificates: bool) -> (Server, u16
     (server, port)
 }
 
-/// One side does not accept the other.
+/// Asserts that one side did not accept the certificate of the other.
 fn assert_denied(connected: Result<RedisBackend, StorageError>) {
     let error = connected.unwrap_err();
     assert!(matches!(error, StorageError::Denied { .. }), "{error:?}");
@@ -37,19 +37,19 @@ fn assert_denied(connected: Result<RedisBackend, StorageError>) {
 }
 
 #[tokio::test]
-async fn a_server_of_a_private_authority_is_trusted_only_where_the_authority_is() {
+async fn a_server_of_a_private_authority_is_trusted_only_if_the_builder_trusts_the_authority() {
     let (authority, another) = (Authority::new(), Authority::new());
     let (_server, port) = start(&authority, false);
     let backend = trusting(&authority).connect(&url(port)).await.unwrap();
     backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap();
     assert_eq!(backend.get(&key("alice", "t1")).await.unwrap().data, "data");
     assert_denied(trusting(&another).connect(&url(port)).await);
-    // Those of the operating system do not know it.
+    // The authorities of the operating system do not include this one.
     assert_denied(builder().connect(&url(port)).await);
 }
 
 #[tokio::test]
-async fn a_client_without_the_certificate_that_the_server_wants_is_denied() {
+async fn a_client_without_the_certificate_that_the_server_requires_is_denied() {
     let (authority, another) = (Authority::new(), Authority::new());
     let (_server, port) = start(&authority, true);
     let with = |of: &Authority| {
@@ -72,12 +72,12 @@ async fn a_connection_over_tls_reconnects() {
     server.start_again();
     let _: () = crate::support::redis::command(&mut server.connection(), rule.split(' '));
     while let Err(error) = backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await {
-        // The user is not there at once.
+        // The restarted server does not have the user at once.
         assert!(matches!(error, StorageError::Unavailable { .. } | StorageError::Denied { .. }), "{error:?}");
     }
 }
 
-/// With a certificate of another authority.
+/// Returns a builder whose client certificate is of another authority.
 fn builder_of_a_stranger(authority: &Authority) -> RedisBuilder {
     let another = Authority::new();
     trusting(authority).client_certificate(another.pem("client.pem"), another.pem("client-key.pem"))
@@ -98,7 +98,7 @@ async fn a_cluster_is_reached_over_tls() {
         trusting(&authority).client_certificate(authority.pem("client.pem"), authority.pem("client-key.pem"));
     let backend = builder.connect_cluster([format!("rediss://127.0.0.1:{port}")]).await.unwrap();
     while let Err(error) = backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await {
-        // The cluster is up some moments after its slots are given out.
+        // The cluster is up some moments after its slots are assigned.
         assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
     }
     assert_eq!(backend.get(&key("alice", "t1")).await.unwrap().data, "data");
@@ -111,7 +111,8 @@ async fn a_cluster_is_reached_over_tls() {
     assert_denied(trusting(&authority).connect_cluster([&nobody, &url]).await);
 }
 
-/// Refused before anything is sent: nobody is there, so a connection would be `Unavailable`.
+/// Asserts that the settings are refused before the backend connects. No server listens, so connecting would be
+/// `Unavailable`.
 async fn assert_refused(builder: RedisBuilder, scheme: &str, words: &[&str]) {
     let url = |name: &str| format!("{scheme}://user:pass-word@{name}");
     let (server, master) = (url(&format!("127.0.0.1:{}", free_port())), url("mymaster"));
@@ -172,7 +173,7 @@ async fn a_port_with_tls_and_a_port_without_tls_are_distinguished() {
         assert!(matches!(error, StorageError::Unavailable { outcome_unknown: false, .. }), "{error:?}");
         assert!(error.to_string().contains(words), "{error}");
     }
-    // So are the nodes of a cluster, and sentinels.
+    // The same holds for the nodes of a cluster and for sentinels.
     let plain = format!("redis://127.0.0.1:{port}");
     for error in [
         builder().connect_timeout(limit).connect_cluster([&plain]).await.unwrap_err(),
@@ -180,7 +181,7 @@ async fn a_port_with_tls_and_a_port_without_tls_are_distinguished() {
     ] {
         assert!(error.to_string().contains("speaks TLS at this port"), "{error}");
     }
-    // Of a server that says nothing at all neither is known.
+    // If a server sends nothing at all, the error says nothing about TLS.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     for (builder, scheme) in [(builder(), "redis"), (trusting(&authority), "rediss")] {

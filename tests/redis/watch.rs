@@ -44,7 +44,9 @@ async fn until(mut reached: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes to that");
+    tokio::time::timeout(Duration::from_secs(60), waiting)
+        .await
+        .expect("the condition is met within a minute");
 }
 
 #[tokio::test]
@@ -73,13 +75,14 @@ async fn one_subscription_serves_all_watches_of_an_owner_and_ends_with_the_last(
     let calls = |line: &str| line.split("subscribe:calls=").nth(1)?.split(',').next().map(str::to_owned);
     let calls: Vec<String> =
         subscribed.lines().filter(|line| !line.contains("unsubscribe")).filter_map(calls).collect();
-    assert_eq!(calls, ["2"], "one of them when it was tried out at the start");
+    assert_eq!(calls, ["2"], "the probe at the start, and one subscription for all watches");
     until(|| subscribers(&mut admin) == 0).await;
     // The next watch subscribes again, over the same connection.
     next(&mut watch(&backend, "t1")).await;
 }
 
-/// This is the situation after a failover: each instance makes a trial, and receives the messages of the other trials too.
+/// This is the situation after a failover: each instance sends a probe, and receives the messages of the other probes
+/// too.
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_that_connect_at_the_same_time_subscribe_by_the_same_command() {
     const INSTANCES: usize = 60;
@@ -130,7 +133,7 @@ async fn after_a_lost_subscription_the_backend_subscribes_again_and_notifies_eac
         next(watch).await;
     }
     for watch in &mut watches {
-        assert!(watch.next().now_or_never().is_none(), "told once");
+        assert!(watch.next().now_or_never().is_none(), "the watch was notified once");
     }
     backend.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
     next(&mut watches[0]).await;
@@ -203,12 +206,12 @@ async fn without_notifications_nothing_is_published_and_a_watch_polls() {
     };
     assert_eq!(published(&mut admin), 0);
     let listening = RedisBackend::connect(&server.url()).await.unwrap();
-    // The trials at the start.
-    let tried_out = published(&mut admin);
-    assert_eq!(tried_out, 1);
+    // The messages of the probes at the start.
+    let probed = published(&mut admin);
+    assert_eq!(probed, 1);
     listening.put(&t1, "two".into(), keep()).await.unwrap();
     next(&mut polling).await;
-    assert_eq!((published(&mut admin), subscribers(&mut admin)), (tried_out + 1, 0));
+    assert_eq!((published(&mut admin), subscribers(&mut admin)), (probed + 1, 0));
 }
 
 #[tokio::test]
@@ -223,13 +226,13 @@ async fn over_a_connection_of_the_caller_or_resp2_writes_are_published_and_a_wat
     for (number, backend) in [given, resp2].iter().enumerate() {
         let task = format!("t{number}");
         backend.put(&key("alice", &task), "one".into(), never()).await.unwrap();
-        let (mut polling, mut told) = (watch(backend, &task), watch(&listening, &task));
+        let (mut polling, mut notified) = (watch(backend, &task), watch(&listening, &task));
         next(&mut polling).await;
-        next(&mut told).await;
-        assert_eq!(subscribers(&mut admin), 1, "the one that listens");
+        next(&mut notified).await;
+        assert_eq!(subscribers(&mut admin), 1, "the backend with notifications");
         backend.put_if_version(&key("alice", &task), "two".into(), keep(), Version::FIRST).await.unwrap();
         next(&mut polling).await;
-        next(&mut told).await;
+        next(&mut notified).await;
     }
 }
 
@@ -241,7 +244,7 @@ async fn a_watch_follows_its_owner_to_another_node_of_the_cluster() {
     backend.put(&t1, "one".into(), never()).await.unwrap();
     let mut watch = watch(&backend, "t1");
     next(&mut watch).await;
-    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    let (from, slot) = (cluster.master_for("{alice}"), cluster.slot("{alice}"));
     cluster.set_slot(1 - from, &slot, "IMPORTING", from);
     cluster.set_slot(from, &slot, "MIGRATING", 1 - from);
     for key in ["pmcp:tasks:{alice}:t1", "pmcp:idx:{alice}"] {
@@ -286,29 +289,29 @@ async fn a_runtime_that_is_shut_down_ends_no_watch_of_another_runtime() {
     }
     next(&mut before).await;
     // The connection for all owners ran on the other runtime too.
-    let felt = async {
-        while backend.get(&of_bob).await.unwrap().data != "felt" {
+    let notified = async {
+        while backend.get(&of_bob).await.unwrap().data != "notified" {
             next(&mut bobs).await;
         }
     };
-    let (_, written) = tokio::join!(felt, backend.put(&of_bob, "felt".into(), keep()));
+    let (_, written) = tokio::join!(notified, backend.put(&of_bob, "notified".into(), keep()));
     written.unwrap();
 }
 
 #[test]
-fn watch_on_a_runtime_that_is_shut_down_returns() {
+fn watch_returns_on_a_runtime_that_was_shut_down() {
     let server = Server::start(&[]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let backend = runtime.block_on(RedisBackend::connect(&server.url())).unwrap();
     let handle = runtime.handle().clone();
     drop(runtime);
-    let (tell, told) = std::sync::mpsc::channel();
+    let (returned, has_returned) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let _runtime = handle.enter();
         drop(watch(&backend, "t1"));
-        tell.send(()).unwrap();
+        returned.send(()).unwrap();
     });
-    told.recv_timeout(Duration::from_secs(60)).expect("it returns");
+    has_returned.recv_timeout(Duration::from_secs(60)).expect("watch returns");
 }
 
 /// The settings of a server that lacks these commands.
@@ -322,7 +325,7 @@ fn server_without(commands: &[&str]) -> Server {
 }
 
 /// Checks that the watch of each backend receives a notification for the writes of each.
-async fn notice_each_other(backends: &[RedisBackend]) {
+async fn assert_all_notify_each_other(backends: &[RedisBackend]) {
     let t1 = key("alice", "t1");
     backends[0].put(&t1, "first".into(), never()).await.unwrap();
     for (number, writer) in backends.iter().enumerate() {
@@ -372,18 +375,23 @@ async fn instances_agree_on_the_commands_of_a_server_that_lacks(
         published.map(|line| line.split(",usec").next().unwrap().to_owned()).collect()
     };
     let mut admin = server.connection();
-    let tried_out = since_start(&mut admin);
-    notice_each_other(&backends).await;
+    let probed = since_start(&mut admin);
+    assert_all_notify_each_other(&backends).await;
     // The notifications were messages, or the watches polled.
     let published = since_start(&mut admin);
-    assert_eq!(published != tried_out, publish.is_some(), "{published:?}");
+    assert_eq!(published != probed, publish.is_some(), "{published:?}");
     if let Some(publish) = publish {
-        let with = published.iter().find(|line| !tried_out.contains(line)).unwrap();
+        let with = published.iter().find(|line| !probed.contains(line)).unwrap();
         assert!(with.starts_with(&format!("cmdstat_{}:", publish.to_lowercase())), "{published:?}");
     }
     let warnings =
         printed.text().lines().filter(|line| line.contains("delivers no Pub/Sub messages")).count();
-    assert_eq!(warnings, if publish.is_some() { 0 } else { 2 }, "one an instance: {}", printed.text());
+    assert_eq!(
+        warnings,
+        if publish.is_some() { 0 } else { 2 },
+        "one warning for each instance: {}",
+        printed.text()
+    );
 }
 
 #[tokio::test]
@@ -414,7 +422,7 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
     let mut server = server_without(before);
     let (one, other) =
         (RedisBackend::connect(&server.url()).await, RedisBackend::connect(&server.url()).await);
-    // The second instance subscribes to nothing before, so only its writes make trials.
+    // The second instance has no subscriptions before, so only its writes start probes.
     let backends = [one.unwrap(), other.unwrap()];
     let t1 = key("alice", "t1");
     backends[0].put(&t1, "one".into(), never()).await.unwrap();
@@ -424,7 +432,7 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
     let settings = without(after);
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
     let _server = Server::start_at(server.port, &settings, &[]).unwrap();
-    // The records are gone with the old server. The first write after a reconnect sends a notification.
+    // The records were lost with the old server. The first write after a reconnect sends a notification.
     for data in ["two", "three"] {
         while let Err(error) = backends[1].put(&t1, data.into(), never()).await {
             assert!(error.is_retryable(), "{error:?}");
@@ -439,10 +447,10 @@ async fn instances_agree_again_after_the_server_was(#[case] before: &[&str], #[c
     }
     // The third instance has not known the old server.
     let [one, other] = backends;
-    notice_each_other(&[one, other, RedisBackend::connect(&server.url()).await.unwrap()]).await;
+    assert_all_notify_each_other(&[one, other, RedisBackend::connect(&server.url()).await.unwrap()]).await;
 }
 
-/// While a server loads its data, it accepts a subscription, and no trial is possible.
+/// While a server loads its data, it accepts a subscription, and no probe is possible.
 #[tokio::test]
 async fn an_instance_that_subscribed_while_an_upgraded_server_loaded_its_data_receives_messages() {
     let mut old = server_without(&["SPUBLISH", "SSUBSCRIBE"]);
@@ -471,7 +479,7 @@ async fn an_instance_that_subscribed_while_an_upgraded_server_loaded_its_data_re
         !is_loading
     })
     .await;
-    assert!(is_subscribed, "as the server before knew it");
+    assert!(is_subscribed, "the instance subscribed while the server loaded its data");
     let fresh = RedisBackend::connect(&server.url()).await.unwrap();
     until(|| subscribers(&mut admin) == 1).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -509,7 +517,7 @@ async fn leaves_nothing(backend: RedisBackend, tasks: usize, admins: &mut [Conne
     for admin in &mut *admins {
         let _: i64 = command(admin, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     }
-    // The write may go out over a connection that is gone.
+    // The backend may send the write over a connection that has broken.
     let _ = backend.put(&t1, "two".into(), never()).await;
     drop((watched, backend));
     until(|| {
@@ -565,7 +573,7 @@ async fn a_refused_write_publishes_nothing_if_the_server(#[case] state: &[&str],
             break;
         }
         scripts += usize::from(line.contains("pmcp:tasks:alice:t1"));
-        // A backend that reconnects makes trials on another channel.
+        // A backend that reconnects sends probes on another channel.
         if line.contains("lua] \"SPUBLISH\"") && !line.contains(":probe") {
             published.push(line);
         }

@@ -89,7 +89,7 @@ fn words(line: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn each_operation_sends_what_the_design_says_and_nothing_else() {
+async fn each_operation_sends_exactly_the_documented_commands() {
     let namespace = Namespace::new();
     let backend = namespace.backend().await;
     let (t1, alice) = (key("alice", "t1"), owner("alice"));
@@ -247,7 +247,7 @@ async fn each_operation_sends_what_the_design_says_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_page_reads_as_many_records_as_have_room_and_asks_for_the_sizes_of_the_others_first() {
+async fn a_page_reads_as_many_records_as_fit_and_the_sizes_of_the_others_before_it_reads_more() {
     let namespace = Namespace::new();
     let backend = namespace.backend().await;
     for task in 0..40 {
@@ -292,7 +292,7 @@ async fn each_call_of_the_agenda_sends_one_script_that_touches_the_timers_of_its
     backend.schedule(&leases, &key("bob", "t1"), 2 * hour).await.unwrap();
     ran(&watch.sent().await, &["TIME", "ZSCORE", "ZRANGE", "ZADD"], &[due("leases")]);
 
-    // If nothing is due, the script reads only the earliest timer of each queue.
+    // If no timer is due, the script reads only the earliest timer of each queue.
     let queues = [leases.clone(), work.clone()];
     backend.take_due(&queues, 10, hour).await.unwrap();
     ran(&watch.sent().await, &["TIME", "ZRANGE", "ZRANGE"], &[due("leases"), due("work/a")]);
@@ -309,7 +309,7 @@ async fn each_call_of_the_agenda_sends_one_script_that_touches_the_timers_of_its
     backend.resolve(&taken.due[0], Next::Remove).await.unwrap();
     ran(&watch.sent().await, &["TIME", "ZSCORE", "ZREM"], &[due("leases")]);
 
-    // What is refused is not sent.
+    // The backend sends no call that it refuses itself.
     backend.schedule(&leases, &t1, Duration::MAX).await.unwrap_err();
     backend.take_due(&[], 10, hour).await.unwrap();
     assert!(watch.sent().await.is_empty());
@@ -326,12 +326,12 @@ async fn at_the_quota_a_refused_insert_is_sent_once_more_only_if_a_reap_made_roo
     let refused = backend.put(&key("alice", "t3"), "data".into(), keep().quota(2)).await;
     assert!(matches!(refused, Err(StorageError::CapacityExceeded { .. })));
     let commands: Vec<_> = watch.sent().await.into_iter().map(|sent| sent.command).collect();
-    // The insert, the ids of the owner, and whether their hashes are there.
+    // The insert, the ids of the owner, and an `EXISTS` of their hashes.
     assert_eq!(commands, ["EVAL", "EVAL", "EXISTS"]);
 }
 
 #[tokio::test]
-async fn expired_members_do_not_count_even_before_they_are_dropped() {
+async fn members_of_expired_records_do_not_count_even_before_they_are_removed() {
     let store = Namespace::new().store().await;
     let namespace = store.redis.as_ref().unwrap();
     let mut last = None;

@@ -62,7 +62,7 @@ async fn a_worker_that_has_lost_its_lease_receives_the_signal_to_stop_and_change
 #[tokio::test]
 async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
     #[case] engine: Engine,
-    #[values(is_away, is_broken)] error: fn() -> StorageError,
+    #[values(unreachable_error, backend_error)] error: fn() -> StorageError,
 ) {
     let store = engine.open().await;
     let gate = Gate::with(&store, error);
@@ -203,7 +203,7 @@ async fn a_task_whose_record_cannot_be_read_is_claimed_only_once() {
 #[tokio::test]
 async fn a_run_whose_subscription_was_refused_subscribes_again_after_a_renewal(#[case] engine: Engine) {
     let store = engine.open().await;
-    let gate = Gate::with(&store, is_broken);
+    let gate = Gate::with(&store, backend_error);
     let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), SHORT * 10);
     let begun = Arc::clone(&gate);
     let task_id = spawn(&one, |context| {

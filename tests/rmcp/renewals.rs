@@ -184,7 +184,7 @@ async fn dedicated_renewals_use_only_their_own_connection_and_end_with_the_manag
     let (connects, may_connect) = tokio::sync::watch::channel(false);
     let config = ManagerConfig::new().dedicated_renewals(async move || {
         if fails.fetch_add(1, Ordering::SeqCst) == 0 {
-            return Err(is_away());
+            return Err(unreachable_error());
         }
         let mut may_connect = may_connect.clone();
         let _ = may_connect.wait_for(|may| *may).await;

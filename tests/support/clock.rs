@@ -20,7 +20,8 @@ pub fn library() -> PathBuf {
     found.unwrap_or_else(|| panic!("libfaketime.so.1 is missing: apt-get install faketime"))
 }
 
-/// Returns what a server preloads. The C library provides its memory, because jemalloc and `faketime` deadlock at the start.
+/// Returns the libraries that a server preloads. The C library provides its memory, because jemalloc and `faketime`
+/// deadlock at the start.
 pub fn libraries() -> String {
     format!("{}:libc.so.6", library().display())
 }

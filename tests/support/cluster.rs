@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use redis::Connection;
 
-use super::redis::{Server, any_node, command, keeper};
+use super::redis::{Server, any_node, command, master_for};
 
 const SLOTS: u16 = 16384;
 /// The settings of a node.
@@ -112,8 +112,8 @@ impl Cluster {
     }
 
     /// Returns the place of the master that stores a key.
-    pub fn keeper(&self, key: &str) -> usize {
-        let url = keeper(&self.urls(), key);
+    pub fn master_for(&self, key: &str) -> usize {
+        let url = master_for(&self.urls(), key);
         self.nodes.iter().position(|node| node.url() == url).unwrap()
     }
 

@@ -162,18 +162,18 @@ impl Deployment {
         if self.topology == Topology::Cluster {
             let target = self.target();
             let names = (0..100).map(|number| format!("owner-{number}"));
-            owners.extend(names.filter(|name| self.keeper(name) != target).take(1));
+            owners.extend(names.filter(|name| self.master_for(name) != target).take(1));
         }
         owners
     }
 
     /// Returns the place of the server that stores alice's records.
     pub fn target(&self) -> usize {
-        self.keeper("alice")
+        self.master_for("alice")
     }
 
     /// Returns the place of the server that stores the records of an owner, as the servers report it.
-    pub fn keeper(&self, owner: &str) -> usize {
+    pub fn master_for(&self, owner: &str) -> usize {
         let mut place = None;
         eventually(|| {
             let port = match self.topology {
@@ -181,7 +181,7 @@ impl Deployment {
                 Topology::Sentinels { .. } => {
                     self.sentinels.iter().rev().find_map(|sentinel| master_of(&sentinel.url()))
                 }
-                Topology::Cluster => port_of_keeper(&self.urls(), owner),
+                Topology::Cluster => port_of_master(&self.urls(), owner),
             };
             place = self.servers.iter().position(|server| Some(server.port) == port);
             place.is_some()
@@ -189,7 +189,7 @@ impl Deployment {
         place.unwrap()
     }
 
-    /// Waits until another server stores what this one stored.
+    /// Waits until another server stores the records of this one.
     pub fn another_takes_over(&self, server: usize) {
         match self.topology {
             Topology::Cluster => {
@@ -217,10 +217,10 @@ impl Deployment {
 
     /// Fails the node of the cluster that stores an owner's records over to its replica, without a loss.
     pub fn fail_over(&self, owner: &str) {
-        let replica = self.replica_of(self.keeper(owner));
+        let replica = self.replica_of(self.master_for(owner));
         let mut asked: Option<Instant> = None;
         eventually(|| {
-            if self.keeper(owner) == replica && self.is_master(replica) {
+            if self.master_for(owner) == replica && self.is_master(replica) {
                 return true;
             }
             // The replica may not have caught up with its master, or may not know that it is a replica.
@@ -259,12 +259,12 @@ impl Deployment {
     }
 
     /// Returns the place of the node that stores the records of an owner, as the nodes other than `node` report it.
-    pub fn keeper_without(&self, owner: &str, node: usize) -> usize {
+    pub fn master_reported_by_others(&self, owner: &str, node: usize) -> usize {
         let others = self.servers.iter().enumerate().filter(|(place, _)| *place != node);
         let others: Vec<String> = others.map(|(_, server)| server.url()).collect();
         let mut place = None;
         eventually(|| {
-            let port = port_of_keeper(&others.join(","), owner);
+            let port = port_of_master(&others.join(","), owner);
             place = self.servers.iter().position(|server| Some(server.port) == port);
             place.is_some()
         });
@@ -304,7 +304,7 @@ impl Deployment {
 
 /// Returns the port of the node that stores the records of an owner, as one of these nodes reports it. For a moment, a slot may
 /// have no node.
-fn port_of_keeper(nodes: &str, owner: &str) -> Option<u16> {
+fn port_of_master(nodes: &str, owner: &str) -> Option<u16> {
     let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", &format!("{{{owner}}}")]);
     let masters = masters(nodes);
     let (_, url) = masters.range(..=slot).next_back()?;

@@ -9,15 +9,15 @@ use mcp_task_store::{Agenda, StorageError};
 
 use super::intercept::{Call, Hooks, Intercept, Reply};
 
-/// What precedes the name of a holder in a record. Within a string, its quotes would be escaped.
+/// The text that precedes the name of a holder in a record. Within a string, its quotes would be escaped.
 const HOLDER: &str = r#""holder":""#;
 const OTHER: &str = r#""holder":"another's "#;
 
-/// Never occurs in JSON as such.
+/// This text never occurs in JSON.
 const MARK: &str = "\u{1}";
 
-/// Renames the holders of leases in the records, so that the stores in front of it and all other stores take each other for
-/// stores of another process.
+/// Renames the holders of leases in the records, so that the stores in front of this engine and all other stores
+/// consider each other stores of another process.
 struct Elsewhere {
     engine: Arc<dyn Agenda>,
     /// What the records contain instead of [`HOLDER`] for leases of the stores in front.
@@ -44,7 +44,7 @@ impl Elsewhere {
 }
 
 fn replace(data: &mut Bytes, replacements: [(&str, &str); 3]) {
-    // What is not text is not the record of a task.
+    // Data that is not text is not the record of a task.
     if let Ok(text) = std::str::from_utf8(data)
         && text.contains(HOLDER)
     {

@@ -1,5 +1,5 @@
-//! A fake Redis server with scripted replies, which records the commands that it receives. It passes every trial of a backend that
-//! connects, but has no messages.
+//! A fake Redis server with scripted replies, which records the commands that it receives. It passes every probe of a
+//! backend that connects, and delivers no messages.
 
 use std::sync::{Arc, Mutex};
 
@@ -68,7 +68,7 @@ async fn serve(
     loop {
         while let Some((words, length)) = command(&pending) {
             pending.drain(..length);
-            if let Some(reply) = reply_to_trial(&words) {
+            if let Some(reply) = reply_to_probe(&words) {
                 if client.write_all(reply).await.is_err() {
                     return;
                 }
@@ -96,8 +96,8 @@ async fn serve(
     }
 }
 
-/// Returns the reply to a trial that a backend sends before its first call.
-fn reply_to_trial(words: &[String]) -> Option<&'static [u8]> {
+/// Returns the reply to a probe that a backend sends before its first call.
+fn reply_to_probe(words: &[String]) -> Option<&'static [u8]> {
     if !words.iter().any(|word| word.ends_with(":probe") || word.ends_with(":probe}")) {
         return None;
     }

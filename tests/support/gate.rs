@@ -21,7 +21,7 @@ pub struct Gate {
     /// The error of every call while the gate is closed.
     pub error: fn() -> StorageError,
     pub is_closed: AtomicBool,
-    /// How long a call takes to fail that finds the gate closed.
+    /// How long a call takes to fail while the gate is closed.
     pub fails_after: Duration,
     /// Larger records are refused as too large.
     pub most_bytes: usize,
@@ -35,13 +35,13 @@ pub struct Gate {
     pub message_hangs: AtomicBool,
     /// Applies the next write, loses the reply, and closes.
     pub loses_replies: AtomicBool,
-    /// Its watches have no items.
+    /// Watches yield no items.
     pub watch_hangs: AtomicBool,
     /// The error of every read of a part.
     pub part_error: Mutex<Option<fn() -> StorageError>>,
     /// Does not answer any call.
     pub is_silent: AtomicBool,
-    /// How many calls it has refused.
+    /// How many calls the gate has refused.
     pub refused: AtomicUsize,
     /// How many records were read.
     pub reads: AtomicUsize,
@@ -49,32 +49,40 @@ pub struct Gate {
     pub watches: AtomicUsize,
 }
 
-pub fn is_away() -> StorageError {
+pub fn unreachable_error() -> StorageError {
     unavailable("the gate is closed", false)
 }
 
 /// An error that is not retryable, after which the outcome is unknown.
-pub fn is_broken() -> StorageError {
+pub fn backend_error() -> StorageError {
     StorageError::Backend {
         address: "the gate".to_owned(),
-        reason: "it is broken".to_owned(),
+        reason: "the gate fails every call".to_owned(),
         outcome_unknown: true,
         source: None,
     }
 }
 
-/// An error that occurs while a password is changed, for instance.
-pub fn is_denied() -> StorageError {
-    StorageError::Denied { address: "the gate".to_owned(), reason: "not today".to_owned(), source: None }
+/// An error as it occurs while a password is changed.
+pub fn denied_error() -> StorageError {
+    StorageError::Denied {
+        address: "the gate".to_owned(),
+        reason: "the gate denies every call".to_owned(),
+        source: None,
+    }
 }
 
-pub fn is_corrupt() -> StorageError {
-    StorageError::Corrupt { key: key("alice", "t1"), reason: "it is corrupt".to_owned(), source: None }
+pub fn corrupt_error() -> StorageError {
+    StorageError::Corrupt {
+        key: key("alice", "t1"),
+        reason: "the record is damaged".to_owned(),
+        source: None,
+    }
 }
 
 impl Gate {
     pub fn new(store: &Store) -> Arc<Intercept<Self>> {
-        Self::with(store, is_away)
+        Self::with(store, unreachable_error)
     }
 
     /// Returns an engine for the stores of another process, which this error cuts off.
@@ -85,7 +93,7 @@ impl Gate {
     pub fn of(backend: Arc<dyn Agenda>) -> Self {
         Self {
             backend,
-            error: is_away,
+            error: unreachable_error,
             fails_after: Duration::ZERO,
             most_bytes: usize::MAX,
             is_closed: AtomicBool::new(false),
@@ -107,7 +115,7 @@ impl Gate {
         self.is_closed.store(is_closed, Ordering::SeqCst);
     }
 
-    /// Waits until it has refused one more call.
+    /// Waits until the gate has refused one more call.
     pub async fn refuses(&self) {
         let before = self.refused.load(Ordering::SeqCst);
         until(|| self.refused.load(Ordering::SeqCst) > before).await;

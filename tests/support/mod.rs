@@ -150,7 +150,7 @@ impl Random {
     }
 }
 
-/// Collects what is printed to its clones.
+/// Collects everything that is written to its clones.
 #[derive(Clone, Default)]
 pub struct Printed(Arc<Mutex<Vec<u8>>>);
 
@@ -189,11 +189,6 @@ pub fn ask_every_subscriber() {
         tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(std::io::sink).finish())
     });
     std::sync::LazyLock::force(&ANOTHER);
-}
-
-/// Returns the page for operators, which has the ACL rule.
-pub fn readme() -> String {
-    page("docs/operations.md")
 }
 
 /// Returns a page of the repository.

@@ -121,7 +121,7 @@ impl Proxy {
         self.state.happened.lock().unwrap().clone()
     }
 
-    /// Closes the connection, without a reset, after so many bytes of the reply to the next command of this name.
+    /// Closes the connection, without a reset, after `after` bytes of the reply to the next command of this name.
     pub fn cut(&self, command: &'static str, after: usize) {
         *self.state.cut.lock().unwrap() = Some(Cut { command, after });
     }
@@ -161,7 +161,7 @@ impl State {
         while let Some(bytes) = client.read().await {
             let command = Command::new(bytes);
             let cut =
-                self.cut.lock().unwrap().take_if(|cut| command.is_called(cut.command) && !command.is_trial());
+                self.cut.lock().unwrap().take_if(|cut| command.is_called(cut.command) && !command.is_probe());
             if let Some(cut) = cut {
                 let Some(reply) = server.ask(&command.bytes).await else { return };
                 client.write(&reply[..cut.after.min(reply.len())]).await;
@@ -247,12 +247,12 @@ impl Command {
 
     /// Returns whether the backend sent it for a record: neither to set up a connection, nor for timers.
     fn is_call(&self) -> bool {
-        self.is_script() && !self.is_trial() && !self.key().contains(":due:")
+        self.is_script() && !self.is_probe() && !self.key().contains(":due:")
             || self.words[0].eq_ignore_ascii_case(b"HMGET")
     }
 
-    /// Returns whether the backend sent it as a trial before its first call.
-    fn is_trial(&self) -> bool {
+    /// Returns whether the backend sent it as a probe before its first call.
+    fn is_probe(&self) -> bool {
         self.is_script() && (self.keys() == 0 || self.key().ends_with(":probe"))
     }
 

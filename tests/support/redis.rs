@@ -10,7 +10,7 @@ use mcp_task_store::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, RedisBacke
 use redis::{Commands, Connection, FromRedisValue, Value};
 use tempfile::TempDir;
 
-use super::{MAX_PART_BYTES, MAX_VALUE_BYTES, Store, readme};
+use super::{MAX_PART_BYTES, MAX_VALUE_BYTES, Store, page};
 
 /// Returns the URL of the shared server: `REDIS_URL`, or the server that `make redis-up` starts. Several URLs, separated by
 /// commas, are the nodes of a cluster.
@@ -100,7 +100,7 @@ impl Namespace {
 
     pub fn url(&self) -> String {
         let url = std::env::var("REDIS_ADMIN_URL").unwrap_or_else(|_| url());
-        if is_cluster() { keeper(&url, "{alice}") } else { url }
+        if is_cluster() { master_for(&url, "{alice}") } else { url }
     }
 
     /// Runs one command. `{}` in an argument stands for the prefix. In a cluster, the owner after it gets a hash tag.
@@ -153,7 +153,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // A test that failed reports that, and a server that is gone has no keys to delete.
+        // A failed test reports its own failure, and a server that has stopped has no keys to delete.
         if !std::thread::panicking() {
             self.delete_all();
             assert!(self.keys().is_empty(), "a test leaves no key behind");
@@ -177,10 +177,9 @@ pub fn command<'a, T: FromRedisValue>(
     command.query(connection).unwrap()
 }
 
-/// Returns the ACL rule of docs/operations.md for a user with the rights that the backend needs.
-pub fn rule_of_the_readme() -> String {
-    let readme = readme();
-    readme.lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
+/// Returns the ACL rule of docs/operations.md for a user with the permissions that the backend needs.
+pub fn acl_rule() -> String {
+    page("docs/operations.md").lines().find(|line| line.starts_with("ACL SETUSER ")).unwrap().to_owned()
 }
 
 /// Returns whether the server has sharded channels, as Redis 7.0 and later have.
@@ -191,11 +190,15 @@ pub fn can_shard_publishing(connection: &mut Connection) -> bool {
 
 /// Returns the ACL rule in the form that this server accepts.
 pub fn rule_for(connection: &mut Connection) -> String {
-    let rule = rule_of_the_readme();
+    let rule = acl_rule();
     if can_shard_publishing(connection) {
         return rule;
     }
-    let plain = readme().lines().find_map(|line| line.strip_suffix("    # on Redis 6.2")).unwrap().to_owned();
+    let plain = page("docs/operations.md")
+        .lines()
+        .find_map(|line| line.strip_suffix("    # on Redis 6.2"))
+        .unwrap()
+        .to_owned();
     let words = plain.split_whitespace().skip(3).collect::<Vec<_>>().join(" ");
     rule.replace(" +spublish +ssubscribe +sunsubscribe", &format!(" {words}"))
 }
@@ -220,7 +223,7 @@ pub fn masters(nodes: &str) -> BTreeMap<u16, String> {
 }
 
 /// Returns the URL of the node that stores a key.
-pub fn keeper(nodes: &str, key: &str) -> String {
+pub fn master_for(nodes: &str, key: &str) -> String {
     let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", key]);
     masters(nodes).range(..=slot).next_back().unwrap().1.clone()
 }
@@ -311,7 +314,7 @@ impl Server {
         connection(&self.url())
     }
 
-    /// Waits until a replica confirms writes, which it does some time after it has copied the data.
+    /// Waits until a replica confirms writes. A replica confirms none until some time after it has copied the data.
     pub fn is_replicated(&self) {
         let mut connection = self.connection();
         let _: () = command(&mut connection, ["SET", "first", "write"]);

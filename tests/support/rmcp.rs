@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::elsewhere::elsewhere;
 // Only the program `rmcp` uses these.
 #[allow(unused_imports)]
-pub use super::gate::{Gate, is_away, is_broken, is_corrupt, is_denied};
+pub use super::gate::{Gate, backend_error, corrupt_error, denied_error, unreachable_error};
 #[allow(unused_imports)]
 pub use super::intercept::Intercept;
 use super::{Engine, Store, owner};
@@ -75,7 +75,7 @@ pub fn resume() -> RegisteredOptions {
     RegisteredOptions::new().on_worker_lost(OnWorkerLost::Resume)
 }
 
-/// Polls a task, as a client does, until it is as wanted.
+/// Polls a task, as a client does, until it meets a condition.
 pub async fn polled(
     manager: &Manager,
     task_id: &str,
@@ -90,7 +90,9 @@ pub async fn polled(
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), polling).await.expect("the task becomes as wanted")
+    tokio::time::timeout(Duration::from_secs(60), polling)
+        .await
+        .expect("the task meets the condition within a minute")
 }
 
 pub async fn ended(manager: &Manager, task_id: &str) -> TaskPayload {
@@ -120,7 +122,7 @@ pub async fn until(reached: impl Fn() -> bool) {
 }
 
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it ends within a minute")
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("the future ends within a minute")
 }
 
 /// An instance in a runtime of its own. When the test kills it, everything in the runtime ends.

@@ -11,7 +11,7 @@ pub const MASTER: &str = "mymaster";
 /// How long a master is silent before sentinels fail it over to the replica.
 const DOWN_AFTER: Duration = Duration::from_millis(500);
 
-/// A master that three sentinels watch.
+/// A master, its replica and three sentinels.
 pub struct Watched {
     pub master: Server,
     pub replica: Server,

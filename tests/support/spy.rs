@@ -20,7 +20,7 @@ pub struct Spy {
     pub clocks: AtomicUsize,
     /// By how many milliseconds the estimate of the clock leads.
     pub leads_by_ms: AtomicI64,
-    /// Refuses writes, as a server does that is out of memory.
+    /// Refuses writes, like a server that is out of memory.
     pub is_full: AtomicBool,
     /// How many milliseconds a write takes.
     pub writes_take_ms: AtomicU64,
@@ -89,7 +89,7 @@ impl Spy {
     }
 }
 
-/// Sleeps for so many milliseconds.
+/// Sleeps for this number of milliseconds.
 async fn take(millis: &AtomicU64) {
     let millis = millis.load(Ordering::SeqCst);
     if millis > 0 {

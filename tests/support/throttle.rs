@@ -26,7 +26,7 @@ pub struct Throttle {
 
 impl Drop for Throttle {
     fn drop(&mut self) {
-        // A test runs in a runtime, which must not wait for the end of another one.
+        // The test runs in a runtime. Dropping another runtime there must not block.
         self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
     }
 }

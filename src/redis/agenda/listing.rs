@@ -14,7 +14,7 @@ use crate::scripts::{UnexpectedReply, integer, score};
 
 /// How many keys one `SCAN` reads.
 const SCAN_COUNT: usize = 1000;
-/// How many `SCAN`s one page sends at most, if it finds no owner.
+/// How many `SCAN`s one page sends at most while it finds no owner.
 const MAX_SCANS: usize = 4;
 
 /// A position among timers: the score, and the member, as timers may have the same score.
@@ -127,7 +127,7 @@ impl RedisBackend {
     }
 }
 
-/// Returns the masters that are not yet scanned to the end, and the cursor at the first of them.
+/// Returns the masters that the scan has not finished, and the cursor at the first of them.
 fn left_to_scan(
     mut masters: Vec<MasterOfSlots>,
     after: Option<(MasterOfSlots, u64)>,
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_continues_where_it_was_and_begins_again_on_a_server_that_took_over() {
+    fn a_scan_continues_at_its_cursor_and_begins_again_on_a_server_that_took_over() {
         let master = |slot, port| MasterOfSlots { slot, host: "redis".to_owned(), port };
         let all = [master(0, 1), master(5461, 2), master(10923, 3)];
         assert_eq!(left_to_scan(all.to_vec(), None), (all.to_vec(), 0));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_of_owners_names_the_master_and_the_place_there() {
+    fn a_cursor_of_owners_holds_the_master_and_the_cursor_of_its_scan() {
         let (master, cursor) = scan_position(&"17.5461.6379.redis-1.internal".into()).unwrap();
         assert_eq!((master.slot, master.port, master.host.as_str()), (5461, 6379, "redis-1.internal"));
         assert_eq!(cursor, 17);

@@ -18,7 +18,7 @@ use crate::redis::RedisBackend;
 
 /// How long the other shards may take after the first reply. A server that hangs must not delay the timers of others.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// How long they may take if only shards are missing that did not reply to the latest call either.
+/// The same limit, if every shard that is still missing failed to reply to the latest call too.
 const LEAST_PATIENCE: Duration = Duration::from_millis(20);
 /// The maximum delay of the next call while a shard does not reply.
 const MAX_DELAY: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ const MAX_DELAY: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(in crate::redis) struct Outages {
     ongoing: AtomicU64,
-    /// Those that a task in the background waits for.
+    /// The shards that a background task waits for.
     awaited: AtomicU64,
 }
 
@@ -55,8 +55,9 @@ impl Outages {
 }
 
 impl RedisBackend {
-    /// Asks all shards what is due, then takes from the shards that have due timers. With two steps the queues keep their
-    /// order over all shards, a call for one timer finds it in any shard, and only timers that are taken are hidden.
+    /// Asks all shards which timers are due, then takes timers from the shards that have due ones. With two steps the
+    /// queues keep their order over all shards, a call for one timer finds it in any shard, and only timers that are
+    /// taken are hidden.
     pub(super) async fn take_from_shards(
         &self,
         queues: &[Queue],
@@ -67,7 +68,7 @@ impl RedisBackend {
         let since = Instant::now();
         let (mut due, mut failed) = (Vec::new(), Vec::new());
         for mut step in steps(shares(&replies, limit)) {
-            // The other shards wait only once for a shard that fails.
+            // A shard that failed in one step is left out of the later steps, so it delays the others only once.
             step.retain(|share| !failed.contains(&share.place));
             let takes = step.into_iter().map(|Share { place, queue, count }| {
                 let (shard, queue_alone) = (replies[place].shard, &queues[queue..=queue]);
@@ -132,7 +133,7 @@ impl RedisBackend {
         let is_complete = missing.is_empty() && failed.is_none();
         for shard in missing {
             outages.began(shard, None);
-            // The call is dropped before its time limit. At its time limit a cluster looks for another master.
+            // The call to the shard is dropped before its time limit, so its connection must be probed here.
             self.0.connection.timed_out(&self.0.schema.due(shard, &queues[0]));
             self.wait_in_the_background(shard, &queues[0]);
         }
@@ -142,15 +143,15 @@ impl RedisBackend {
         }
     }
 
-    /// Gives a shard the time limit of a whole call to reply. If it does, the next taker waits for it again. Otherwise a shard
-    /// whose server is only farther away than the others would never reply in time again.
+    /// Waits up to the time limit of a whole call for a shard to reply. If it replies, the next taker waits for it
+    /// again. Without this, takers would never again wait for a shard whose server is only slower than the others.
     fn wait_in_the_background(&self, shard: u64, queue: &Queue) {
         let Ok(runtime) = Handle::try_current() else { return };
         if self.0.outages.awaited.fetch_or(1 << shard, Ordering::Relaxed) & (1 << shard) != 0 {
             return;
         }
         let (backend, queue) = (self.clone(), queue.clone());
-        // Runs however the task ends, with its runtime too.
+        // Runs when the task ends for any reason, also when its runtime shuts down.
         let ended = on_drop({
             let inner = Arc::clone(&self.0);
             move || {
@@ -226,7 +227,7 @@ fn steps(shares: Vec<Share>) -> Vec<Vec<Share>> {
 mod tests {
     use super::*;
 
-    /// The reply of a shard. For each queue: when its first timer is due, and how many are.
+    /// The reply of a shard. For each queue: when its first timer is due, and how many timers are due.
     fn shard(shard: u64, queues: &[(f64, u64)]) -> ShardReply {
         let state = |&(first, due): &(f64, u64)| QueueState { first: (due > 0).then_some(first), due };
         let queues = queues.iter().map(state).collect();

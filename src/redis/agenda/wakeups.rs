@@ -31,8 +31,8 @@ impl RedisBackend {
             }));
         };
         let inner = Arc::clone(&self.0);
-        // The stream subscribes at its first poll, as it needs a runtime. Each subscription begins with an item, which covers
-        // earlier messages.
+        // The stream subscribes when it is first polled, because subscribing needs a runtime. Each subscription begins
+        // with an item, which covers earlier messages.
         let subscribed = stream::once(async move {
             let mut items: Vec<BoxStream<'static, ()>> = Vec::new();
             for shard in 0..inner.schema.shards() {
@@ -57,7 +57,7 @@ impl RedisBackend {
 fn notified(subscription: Subscription) -> impl Stream<Item = ()> + Send {
     stream::unfold(subscription, |mut subscription| async move {
         loop {
-            // Without a change the runtime of the subscription is gone, and polling takes over.
+            // `None` means that the runtime of the subscription was shut down. `polled_unless_live` polls from then on.
             let change = subscription.changed().await?;
             if !matches!(change, Change::Failed(_)) {
                 return Some(((), subscription));
@@ -66,8 +66,8 @@ fn notified(subscription: Subscription) -> impl Stream<Item = ()> + Send {
     })
 }
 
-/// Yields an item when the subscription becomes live, as messages may have been missed before, and one each second while it
-/// is not live.
+/// Yields an item when the subscription becomes live, because earlier messages may have been missed. Yields an item
+/// each second while it is not live.
 fn polled_unless_live(state: watch::Receiver<State>, channel: String) -> impl Stream<Item = ()> + Send {
     let polling = Polling { state, channel, was_live: false, is_reported: false, next: first_poll() };
     stream::unfold(polling, |mut polling| async {
@@ -107,7 +107,7 @@ impl Polling {
                 matches!(timeout_at(self.next, self.state.changed()).await, Ok(Err(_)))
             };
             if is_over {
-                // The runtime of the subscription is gone.
+                // The runtime of the subscription was shut down.
                 sleep_until(self.next).await;
             }
             if is_over || !self.was_live && Instant::now() >= self.next {
@@ -122,7 +122,8 @@ impl Polling {
     fn report(&mut self, state: &State) {
         if let (State::Failed(error), false) = (state, self.is_reported) {
             let (channel, error) = (&self.channel, error());
-            // If the server is down, calls report it. If only subscribing fails, an operator must act.
+            // If the server is down, calls report that. If only the subscription fails, no call reports it, and an
+            // operator must act.
             const WHAT: &str =
                 "the subscription for timers failed; workers poll each second until it succeeds";
             match error.is_retryable() {

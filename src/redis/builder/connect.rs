@@ -35,7 +35,7 @@ use crate::redis::settings::invalid_setting;
 use crate::redis::subscriptions::Subscriptions;
 use crate::redis::{Deployment, RedisBackend};
 
-/// The connections of a backend, and what is known about their servers.
+/// The connections of a backend, and the properties of their servers.
 struct Connections {
     calls: Box<dyn Connection>,
     /// For pages and parts.
@@ -62,7 +62,8 @@ impl RedisBuilder {
     ///
     /// # Errors
     /// * [`Unavailable`](StorageError::Unavailable): no server answers within the connect timeout.
-    /// * [`Denied`](StorageError::Denied): the user, the password or a certificate is wrong, or the user lacks a right.
+    /// * [`Denied`](StorageError::Denied): the user, the password or a certificate is wrong, or the user lacks a
+    ///   permission.
     /// * [`InvalidKey`](StorageError::InvalidKey): the prefix is invalid.
     /// * [`Backend`](StorageError::Backend): the server lacks a command, or the URL or a setting is invalid. Nothing was
     ///   sent for an invalid URL or setting.
@@ -180,7 +181,7 @@ impl RedisBuilder {
         let address = format!("the cluster of {}", join(&nodes));
         self.reject_replicas(&address)?;
         let Some(first) = nodes.first().cloned() else {
-            let reason = "connect_cluster received no URL of a node; pass the URL of one node at least";
+            let reason = "connect_cluster received no URL of a node; pass the URL of at least one node";
             return Err(invalid_setting(reason.to_owned()));
         };
         let (server, mut seeds) = (first.addr().clone(), Vec::new());
@@ -341,7 +342,7 @@ impl RedisBuilder {
     }
 
     fn connect_timed_out(&self, address: &str) -> StorageError {
-        let callback = match self.provider {
+        let callback = match self.callback {
             Some(_) => ", and that the credentials callback returns",
             None => "",
         };

@@ -60,7 +60,7 @@ impl RedisBuilder {
             settings,
             #[cfg(feature = "redis-tls")]
             certificates: self.certificates.clone(),
-            provider: self.provider.clone(),
+            callback: self.callback.clone(),
             limit,
         };
         dialer.check().map_err(|error| not_sent(address, error))?;
@@ -78,7 +78,7 @@ impl RedisBuilder {
         let settings = sentinel.redis_settings().clone().set_protocol(redis::ProtocolVersion::RESP2);
         let settings = sentinel.set_redis_settings(settings);
         let mut own = self.clone();
-        own.provider = None;
+        own.callback = None;
         #[cfg(feature = "redis-tls")]
         if !matches!(settings.addr(), redis::ConnectionAddr::TcpTls { .. }) {
             own.certificates = crate::redis::tls::Certificates::default();

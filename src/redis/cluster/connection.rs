@@ -136,7 +136,7 @@ impl ClusterConnection {
         }
     }
 
-    /// Sends a pipeline to the master of a slot, and once more if another master serves the slot by now.
+    /// Sends a pipeline to the master of a slot, and once more if another master has taken over the slot.
     async fn read_all_at_master(
         &self,
         reads: &Pipeline,

@@ -16,7 +16,7 @@ use crate::redis::master_connection::MasterConnection;
 use crate::redis::reply::{CommandError, InFlight};
 use crate::scripts::Pubsub;
 
-/// The delay before the next attempt to reach a lost node: after the first failure, and at most.
+/// The delay before the next attempt to reach a lost node: after the first failure, and its maximum.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 

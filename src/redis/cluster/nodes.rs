@@ -18,7 +18,8 @@ use crate::redis::generation::Generation;
 use crate::redis::master::Master;
 use crate::redis::notifications::PubsubProbe;
 
-/// How long a node stays known that a redirection led to and that no view contains: a node without slots that imports some.
+/// How long a node stays known if a redirection led to it and no view contains it. Such a node has no slots yet, and
+/// imports some.
 const REMEMBERED: Duration = Duration::from_secs(10);
 
 /// The nodes of a cluster, and which master serves which slot.
@@ -38,7 +39,7 @@ pub(super) struct Nodes {
 
 struct State {
     slots: SlotMap,
-    /// By the index in the slot map.
+    /// The masters, by their index in the slot map.
     masters: Vec<Arc<Node>>,
     known: BTreeMap<NodeAddress, Arc<Node>>,
 }
@@ -69,7 +70,7 @@ impl Nodes {
         self.generation.get()
     }
 
-    /// The master that serves a slot, as far as is known.
+    /// The master that serves a slot; `None` if no master is known.
     pub(super) fn master(&self, slot: u16) -> Option<Arc<Node>> {
         let state = self.state();
         state.slots.index(slot).and_then(|index| state.masters.get(index)).cloned()
@@ -82,7 +83,7 @@ impl Nodes {
         masters.map(|(slot, node)| MasterOfSlots { slot, host: node.host.clone(), port: node.port }).collect()
     }
 
-    /// Returns the node at this address. It is known from now on.
+    /// Returns the node at this address. Adds it if it is new.
     pub(super) fn node(&self, address: &NodeAddress) -> Arc<Node> {
         self.node_in(&mut self.state_mut(), address)
     }
@@ -133,7 +134,7 @@ impl Nodes {
     fn set_slots(&self, state: &mut State, slots: SlotMap) {
         let is_changed = !slots.has_same_masters(&state.slots);
         if is_changed {
-            // Before a command travels to the new master.
+            // The generation must grow before a command travels to the new master.
             self.generation.grow();
             state.masters = slots.masters.iter().map(|address| self.node_in(state, address)).collect();
         }

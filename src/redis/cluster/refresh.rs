@@ -23,9 +23,9 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_millis(300);
 /// How often the backend asks some nodes, and how many.
 const REFRESHED_EVERY: Duration = Duration::from_secs(1);
 const NODES_ASKED: usize = 3;
-/// How often it asks all of them while the cluster is not healthy.
+/// How often the backend asks all nodes while the cluster is not healthy.
 const REFRESHED_EVERY_IN_TROUBLE: Duration = Duration::from_millis(200);
-/// How many nodes it asks at most, and the shortest pause between two refreshes.
+/// How many nodes the backend asks at most, and the shortest pause between two refreshes.
 const MAX_NODES_ASKED: usize = 32;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// How long the nodes may take to answer if none of them answers within the usual limit.
@@ -33,7 +33,7 @@ const SLOW_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How long the backend waits for the other nodes once most have answered.
 const OTHERS_LIMIT: Duration = Duration::from_millis(50);
 
-/// Asks the nodes which master serves which slot. A background task makes one refresh after the other.
+/// Asks the nodes which master serves which slot. A background task runs one refresh after the other.
 pub(super) struct Refresher {
     nodes: Arc<Nodes>,
     is_running: AtomicBool,
@@ -90,7 +90,7 @@ impl Refresher {
         self.requested.notify_one();
     }
 
-    /// Returns when a refresh is done that began after this call.
+    /// Returns when a refresh that began after this call is done.
     pub(super) async fn refresh(self: &Arc<Self>) {
         let mut done = self.done.subscribe();
         let begun = self.begun.load(Ordering::SeqCst);

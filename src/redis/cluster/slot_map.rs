@@ -6,7 +6,7 @@ use super::address::NodeAddress;
 use super::slot::SLOTS;
 use super::view::{View, trusted};
 
-/// Stands in place of an index where no master serves the slot.
+/// Takes the place of the index if no master serves the slot.
 const UNSERVED: u16 = u16::MAX;
 
 /// Which master serves which slot. Equal maps are equal values.

@@ -10,7 +10,8 @@ use super::slot::SLOTS;
 /// What one node reports about the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct View {
-    /// Whether the node belongs to the majority, and the slots have masters as the configuration of the cluster requires.
+    /// Whether the node reports that the cluster is up: it belongs to the majority, and the slots have the masters that
+    /// the configuration of the cluster requires.
     pub(super) is_ok: bool,
     /// The highest epoch that the node knows. Each election and each slot that moves increases it.
     pub(super) epoch: u64,
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_a_node_leaves_out_is_its_own() {
+    fn a_host_that_a_node_leaves_out_is_the_host_of_that_node() {
         let of =
             |host: Value, port| Value::Array(vec![host, Value::Int(port), text("id"), Value::Array(vec![])]);
         let slots = Value::Array(vec![

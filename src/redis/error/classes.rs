@@ -20,10 +20,11 @@ pub(super) enum Class {
 const NOT_PERMITTED: Class =
     Class::Denied("the user lacks a permission; grant those that docs/operations.md of mcp-task-store lists");
 
-/// Words in the text of an error, and the class of the error. Most of them are codes.
+/// Text that an error contains, and the class of that error. Most of these texts are codes.
 ///
 /// `redis.call` in a script may wrap a code into the text of another error (6.2: `ERR Error running script …
-/// @user_script: 1: -OOM …`), and a missing permission inside a script has no code in any version. So the text is searched.
+/// @user_script: 1: -OOM …`), and a missing permission inside a script has no code in any version. So the backend
+/// searches the whole text.
 pub(super) const WORDS: [(&str, Class); 26] = [
     ("OOM ", Class::OutOfMemory),
     ("WRONGTYPE ", Class::WrongType),
@@ -106,7 +107,7 @@ pub(super) const WORDS: [(&str, Class); 26] = [
 
 /// Returns the class of an error reply.
 pub(super) fn classify(code: &str, detail: &str) -> Class {
-    // The code of the error itself comes first. The text behind it may quote anything.
+    // The code of the error comes first. The text after it may quote anything.
     let own = WORDS.iter().find(|(word, _)| word.strip_suffix(' ') == Some(code));
     // Redis 6.2 leaves out even the ERR if a script returns the error of a `redis.pcall`.
     let has_no_code = code == "ERR" || code.starts_with("@user_script");
@@ -114,12 +115,12 @@ pub(super) fn classify(code: &str, detail: &str) -> Class {
     own.or_else(inside).map_or(Class::Other, |(_, class)| *class)
 }
 
-/// Why a command failed that the backend tried while it connected.
+/// Why a command of the probe failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::redis) enum ProbeError {
     /// The server does not know the command.
     UnknownCommand,
-    /// The user lacks the right to the command, the key or the channel.
+    /// The user lacks the permission for the command, the key or the channel.
     Denied,
     /// Another node of the cluster serves the slot.
     WrongNode,
@@ -128,10 +129,10 @@ pub(in crate::redis) enum ProbeError {
     Other,
 }
 
-/// Returns why a command failed that the backend tried while it connected.
+/// Returns why a command of the probe failed.
 pub(in crate::redis) fn probe_error(error: &RedisError) -> ProbeError {
     let (code, detail) = (error.code().unwrap_or_default(), error.detail().unwrap_or_default());
-    // Servers use other texts for a command that a script ran. So do proxies.
+    // Servers report an unknown command differently if a script ran it, and proxies have texts of their own.
     let unknown = ["unknown command", "unknown redis command", "unsupported command"];
     let lowercase = detail.to_lowercase();
     match classify(code, detail) {
@@ -154,7 +155,7 @@ pub(super) fn unknown_command(error: &RedisError) -> Option<String> {
     Some(name.to_uppercase())
 }
 
-/// Returns the class of an error that a connection of the redis crate reports, and no server replied.
+/// Returns the class of an error that the redis crate itself reports, not a server.
 pub(super) fn classify_connection(error: &RedisError) -> Class {
     match error.kind() {
         ErrorKind::AuthenticationFailed => {
@@ -190,9 +191,9 @@ pub(super) fn classify_connection(error: &RedisError) -> Class {
     }
 }
 
-/// Whether the connection closed in the middle of a reply, for example because a proxy shut down or the server was killed
-/// while it sent. The parser of the redis crate then reports an unexpected end of input. For bytes that are no reply it
-/// reports which of them it did not expect.
+/// Whether the connection closed in the middle of a reply, for example because a proxy shut down or the server was
+/// killed while it sent. The parser of the redis crate then reports an unexpected end of input. For bytes that are no
+/// reply, it reports the byte that it did not expect.
 pub(super) fn is_truncated(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Parse && error.detail().is_some_and(|detail| detail.contains("end of input"))
 }

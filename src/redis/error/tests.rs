@@ -15,7 +15,7 @@ fn write() -> Context<'static> {
     }
 }
 
-/// The error that the redis crate makes of this line from a server.
+/// The error into which the redis crate parses this line from a server.
 fn server_says(line: &str) -> RedisError {
     let reply = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
     let Value::ServerError(error) = reply else { panic!("{reply:?}") };
@@ -150,8 +150,8 @@ fn a_command_that_the_server_does_not_know_has_not_run_and_its_arguments_are_not
     assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");
     assert!(error.to_string().contains("does not know the command EVAL"), "{error}");
     let source = std::error::Error::source(&error).unwrap();
-    let told = format!("{error} {error:?} {source} {source:?}");
-    assert!(!told.contains("secret"), "{told}");
+    let printed = format!("{error} {error:?} {source} {source:?}");
+    assert!(!printed.contains("secret"), "{printed}");
 }
 
 #[rstest]
@@ -170,19 +170,19 @@ fn a_command_that_the_server_does_not_know_has_not_run_and_its_arguments_are_not
 #[case::alone("ERR unknown command 'SSUBSCRIBE', with args beginning with: 'c' ", ProbeError::UnknownCommand)]
 #[case::moved("MOVED 3999 127.0.0.1:6381", ProbeError::WrongNode)]
 #[case::not_here("ERR Script attempted to access a non local key in a cluster node", ProbeError::WrongNode)]
-#[case::right("NOPERM this user has no permissions to run the 'ssubscribe' command", ProbeError::Denied)]
+#[case::permission("NOPERM this user has no permissions to run the 'ssubscribe' command", ProbeError::Denied)]
 #[case::channel("NOPERM this user has no permissions to access one of the channels", ProbeError::Denied)]
 #[case::loading("LOADING Redis is loading the dataset in memory", ProbeError::Temporary)]
 #[case::oom("OOM command not allowed when used memory > 'maxmemory'.", ProbeError::Temporary)]
 #[case::busy("BUSY Redis is busy running a script.", ProbeError::Temporary)]
 #[case::replica("READONLY You can't write against a read only replica.", ProbeError::Temporary)]
 #[case::odd("ERR what is that", ProbeError::Other)]
-fn an_error_in_reply_to_a_trial_says_what_is_lacking(#[case] line: &str, #[case] expected: ProbeError) {
+fn the_error_reply_to_a_probe_shows_what_is_missing(#[case] line: &str, #[case] expected: ProbeError) {
     assert_eq!(probe_error(&server_says(line)), expected);
 }
 
 #[test]
-fn text_behind_a_code_of_its_own_is_not_searched() {
+fn the_text_after_an_unknown_code_is_not_searched() {
     let error = write().storage_error(CommandError::ErrorReply(server_says(
         "ODD the words OOM and READONLY are quoted here",
     )));
@@ -211,7 +211,7 @@ fn only_a_write_that_may_have_been_sent_has_an_unknown_outcome(#[case] kind: std
 #[case::loading("LOADING Redis is loading the dataset in memory")]
 #[case::moved("MOVED 3999 127.0.0.1:6381")]
 #[case::denied("NOPERM this user has no permissions to run the 'cluster|slots' command")]
-fn an_error_in_place_of_a_reply_does_not_say_that_a_write_was_left_undone(#[case] line: &str) {
+fn an_error_of_the_connection_leaves_the_outcome_of_a_write_unknown(#[case] line: &str) {
     let judged = check_reply(Err(server_says(line))).unwrap_err();
     let error = write().storage_error(judged);
     assert!(error.outcome_unknown() && error.is_retryable(), "{error:?}");

@@ -103,7 +103,7 @@ fn is_too_many_parts(judged: &StorageError, detail: &str) -> bool {
     }
 }
 
-/// Whether an error of this code, which is none of the scripts', becomes its variant.
+/// Whether an error with a code of the server, not of the scripts, becomes its variant.
 fn is_of_server(judged: &StorageError, code: &str) -> bool {
     match code {
         "OOM" => matches!(judged, StorageError::CapacityExceeded { quota: None, .. }),
@@ -116,7 +116,8 @@ fn is_of_server(judged: &StorageError, code: &str) -> bool {
         "MOVED" | "ASK" | "CROSSSLOT" => {
             matches!(judged, StorageError::Backend { outcome_unknown: false, .. })
         }
-        // These wrap an error that a command raised inside a script: any error of a server, and none of the scripts'.
+        // These codes wrap an error that a command raised inside a script. It may be any error of a server, and never
+        // an error of the scripts of this crate.
         code if code == "ERR" || code.starts_with("@user_script") => {
             is_unforeseen(judged)
                 || matches!(

@@ -9,8 +9,8 @@ use crate::redis::schema::Schema;
 
 /// Fields: four ids, a prefix.
 ///
-/// Every key decodes to its ids, its kind and its prefix, so no two sets of ids have one key. With hash tags a cluster
-/// hashes exactly the owner; without, whole keys.
+/// Every key decodes to its ids, its kind and its prefix, so no two sets of ids have one key. With hash tags, a cluster
+/// hashes exactly the owner. Without them, it hashes whole keys.
 pub fn key(input: &[u8]) {
     let [a, b, c, d, prefix] = fields(input).map(|field| String::from_utf8_lossy(field).into_owned());
     let prefix = if prefix_is_legal(&prefix) { &prefix } else { "pmcp" };
@@ -120,7 +120,7 @@ fn must_be_escaped(c: char) -> bool {
     matches!(c, ':' | '%' | '{' | '}' | '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}')
 }
 
-/// Decodes percent-encoded text, by other code than that of the schema; `None` for text that encodes no id.
+/// Decodes percent-encoded text without using the code of the schema; `None` for text that encodes no id.
 fn unescape(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

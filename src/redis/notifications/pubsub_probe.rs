@@ -37,7 +37,8 @@ pub(in crate::redis) struct ProbeOutcome {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Support {
     Works,
-    /// The server knows the command and refuses it: the user lacks the right, or another node serves the slot of the channel.
+    /// The server knows the command and refuses it: the user lacks the permission, or another node serves the slot of
+    /// the channel.
     Refused,
     Unknown,
 }
@@ -60,7 +61,7 @@ impl PubsubProbe {
     }
 
     /// Whether this pair of commands delivers messages. A pair that the server refuses counts as working, because an
-    /// administrator may grant the right.
+    /// administrator may grant the permission.
     async fn works(
         &self,
         pubsub: Pubsub,
@@ -144,8 +145,9 @@ fn new_message() -> String {
     format!("? {}", Uuid::new_v4())
 }
 
-/// Whether the server ended the subscription by itself, because the slot of the channel has moved to another node. The redis
-/// crate takes this message for the reply to the command under way, and so mistakes all later replies.
+/// Whether the server ended the subscription by itself, because the slot of the channel has moved to another node. The
+/// redis crate takes this message for the reply to the command under way, and then assigns each later reply to the
+/// wrong command.
 fn is_unsubscribed(reply: &Result<Value, RedisError>) -> bool {
     matches!(reply, Ok(Value::Push { kind: PushKind::SUnsubscribe, .. }))
 }

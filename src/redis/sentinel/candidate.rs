@@ -60,7 +60,8 @@ mod tests {
         assert_eq!(after_a_failover, [candidate("new", 2, 1), candidate("old", 1, 2)]);
         let of_one_failover = counted(&[("a", 3), ("b", 3), ("b", 3)]);
         assert_eq!(of_one_failover, [candidate("b", 3, 2), candidate("a", 3, 1)]);
-        // Users of some sentinels lack the right to read the number of the failover. The others report it.
+        // The users of some sentinels lack the permission to read the number of the failover. The other sentinels
+        // report it.
         let partly_denied = counted(&[("old", 0), ("new", 2), ("new", 0)]);
         assert_eq!(partly_denied, [candidate("new", 2, 2), candidate("old", 0, 1)]);
     }

@@ -29,7 +29,7 @@ impl Sentinel {
     pub(super) async fn ask(&self, master: &str) -> RedisResult<Candidate> {
         let mut questions = Pipeline::with_capacity(2);
         questions.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master);
-        // Only for the number of the failover. The user may lack the right to this command.
+        // This command only returns the number of the failover. The user may lack the permission for it.
         questions.cmd("SENTINEL").arg("MASTER").arg(master);
         let mut idle = self.connection.lock().await;
         // The connection is kept only if its replies arrive in time and the caller still waits for them.
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read_with_and_without_the_right_to_read_the_number_of_the_failover() {
+    fn an_answer_is_read_with_and_without_the_permission_to_read_the_number_of_the_failover() {
         let text = |text: &str| Value::BulkString(text.into());
         let address = Value::Array(vec![text("10.0.0.1"), text("6379")]);
         let state = Value::Array(["name", "mymaster", "config-epoch", "7"].map(text).to_vec());

@@ -32,9 +32,9 @@ enum End {
     Lost,
     /// The server ended the subscription by itself.
     Dropped,
-    /// Another server has the channel now.
+    /// Another server serves the channel now.
     Moved,
-    /// The server passes on messages by other commands than those that were presumed.
+    /// The server delivers messages by other commands than those that the process assumed.
     WrongCommands,
     /// The channel has had no subscriber for a while.
     Left,
@@ -72,7 +72,7 @@ impl ChannelSubscription {
         }
     }
 
-    /// Ends the subscription at the server, if the server still has it.
+    /// Unsubscribes, if the server still has the subscription.
     async fn clean_up(&self, end: &End, connection: Arc<PubsubConnection>, pubsub: Option<Pubsub>) {
         match end {
             End::Lost => {}
@@ -122,13 +122,14 @@ impl ChannelSubscription {
         }
     }
 
-    /// Subscribes. Returns the connection, and the commands of the subscription; `None` if the server passes on no messages.
+    /// Subscribes. Returns the connection, and the commands of the subscription; `None` if the server delivers no
+    /// messages.
     async fn subscribe(&self) -> RedisResult<(Arc<PubsubConnection>, Option<Pubsub>)> {
         let master = self.deployment.connection.master_of(&self.channel).await?;
         let (connection, pubsub) = loop {
             let connection = self.subscriptions.connection(&self.deployment, Arc::clone(&master)).await?;
             let pubsub = master.pubsub().await;
-            // The result of the trial belongs to the server of this connection.
+            // The result of the probe must come from the server of this connection.
             if master.epochs().is_current(connection.epoch) {
                 break (connection, pubsub);
             }
@@ -169,8 +170,8 @@ impl ChannelSubscription {
                 self.is_left.notified().await;
                 continue;
             }
-            // A subscriber in the meantime finds the channel live, and the end of this subscription does not race with the
-            // start of the next one.
+            // A subscriber that joins in the meantime finds the channel live. The delay also prevents a race between
+            // the end of this subscription and the start of the next one.
             tokio::time::sleep(LINGERS).await;
             if let Some(held) = self.subscriptions.channels().get_mut(&self.channel)
                 && held.watchers.is_empty()
@@ -186,7 +187,7 @@ impl ChannelSubscription {
         self.subscriptions.channels().get(&self.channel).is_some_and(|held| !held.watchers.is_empty())
     }
 
-    /// Removes the channel if it has no subscribers. Returns whether it is removed.
+    /// Removes the channel if it has no subscribers. Returns whether it removed the channel.
     fn forget_if_left(&self) -> bool {
         let mut channels = self.subscriptions.channels();
         let is_left = channels.get(&self.channel).is_none_or(|held| held.watchers.is_empty());

@@ -69,12 +69,12 @@ pub(super) async fn keep_asking(connection: Weak<PubsubConnection>, deployment: 
     }
 }
 
-/// Returns once a trial shows that the server passes on messages by other commands than these, which the process presumed
-/// while no trial was possible.
-pub(super) async fn wrong_commands(connection: &PubsubConnection, presumed: Option<Pubsub>) {
+/// Returns once a probe shows that the server delivers messages by other commands than `assumed`. The process assumed
+/// these commands while no probe was possible.
+pub(super) async fn wrong_commands(connection: &PubsubConnection, assumed: Option<Pubsub>) {
     loop {
         match connection.master.known_pubsub(connection.epoch) {
-            Some(known) if known == presumed => std::future::pending().await,
+            Some(known) if known == assumed => std::future::pending().await,
             Some(_) => return,
             None => {}
         }

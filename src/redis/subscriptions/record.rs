@@ -31,7 +31,7 @@ impl RedisBackend {
     }
 }
 
-/// The watch of one record. It receives notifications, and polls while the server passes on no messages.
+/// The watch of one record. It receives notifications, and polls while the server delivers no messages.
 struct RecordWatch {
     backend: RedisBackend,
     key: TaskKey,

@@ -1,4 +1,4 @@
-//! States and keys of the Redis engine: what no call of the contract creates or shows.
+//! Keys of the Redis engine, and states of them that no call of the contract creates or shows.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +27,8 @@ fn redis(store: &Store) -> &Namespace {
     store.redis.as_ref().unwrap()
 }
 
-/// The expiry of an index key in milliseconds since the epoch; -1 for none, -2 for no key. Redis 7 has a
-/// command for it; this works on 6.2 too.
+/// The expiry of an index key in milliseconds since the epoch; -1 for none, -2 for no key. Redis 7 has a command for
+/// this. The calculation here works on 6.2 too.
 fn expires(store: &Store, key: &str) -> i64 {
     let script = "local t = redis.call('TIME') local left = redis.call('PTTL', KEYS[1]) \
                   return left < 0 and left or t[1] * 1000 + math.floor(t[2] / 1000) + left";
@@ -37,7 +37,7 @@ fn expires(store: &Store, key: &str) -> i64 {
 
 fn assert_index_expires(store: &Store, at: Option<i64>) {
     let expires = expires(store, "idx:alice");
-    // Reading the time and what is left takes a moment.
+    // Reading the clock and the remaining time takes a moment.
     assert!(at.map_or(expires == -1, |at| (expires - at).abs() <= 20), "{expires}, not {at:?}");
 }
 
@@ -75,7 +75,7 @@ async fn keys_fields_and_expiry_are_as_documented() {
 }
 
 #[tokio::test]
-async fn with_hash_tags_the_owner_stands_in_braces() {
+async fn with_hash_tags_the_owner_is_in_braces_in_each_key() {
     let namespace = Namespace::new();
     let backend = namespace.builder().hash_tags(true).connect(&namespace.url()).await.unwrap();
     backend.put(&key("{a}", "t1"), "data".into(), in_an_hour()).await.unwrap();
@@ -93,7 +93,7 @@ async fn the_server_itself_never_returns_an_expired_record() {
         let at = store.put(&key, "data".into(), after_ms(3)).await.unwrap().expires_at.unwrap();
         let redis = redis(&store);
         loop {
-            // The clock is read first: a record that is found after that was returned at this time or later.
+            // The test reads the clock first. So a record that it then finds was returned at this time or later.
             let (seconds, micros): (i64, i64) = redis.run(&["TIME"]);
             let found: i64 = redis.run(&["EXISTS", &format!("{{}}:tasks:alice:{round}")]);
             if found == 0 {
@@ -105,7 +105,7 @@ async fn the_server_itself_never_returns_an_expired_record() {
 }
 
 #[tokio::test]
-async fn a_record_whose_server_side_expiry_was_removed_by_hand_expires_all_the_same() {
+async fn a_record_still_expires_after_its_expiry_on_the_server_was_removed_by_hand() {
     let (store, key) = (open().await, key("alice", "t1"));
     let written = store.put(&key, "old".into(), after_ms(50).set_part(PART, "old")).await.unwrap();
     let kept: i64 = redis(&store).run(&["PERSIST", "{}:tasks:alice:t1"]);
@@ -130,7 +130,7 @@ async fn a_record_whose_server_side_expiry_was_removed_by_hand_expires_all_the_s
 }
 
 #[tokio::test]
-async fn a_new_record_that_never_expires_takes_no_expiry_over_from_what_lies_under_its_key() {
+async fn a_new_record_that_never_expires_does_not_inherit_the_expiry_of_an_expired_record() {
     let (store, key) = (open().await, key("alice", "t1"));
     let _: i64 = redis(&store).run(&["HSET", "{}:tasks:alice:t1", "by_hand", "1"]);
     let _: i64 = redis(&store).run(&["EXPIRE", "{}:tasks:alice:t1", "1000"]);
@@ -140,7 +140,7 @@ async fn a_new_record_that_never_expires_takes_no_expiry_over_from_what_lies_und
 }
 
 #[tokio::test]
-async fn nothing_is_left_when_the_last_record_is_deleted_or_has_expired() {
+async fn no_key_is_left_when_the_last_record_is_deleted_or_has_expired() {
     let store = open().await;
     for options in [keep(), in_an_hour()] {
         for task in ["t1", "t2"] {
@@ -156,13 +156,13 @@ async fn nothing_is_left_when_the_last_record_is_deleted_or_has_expired() {
         last = last.max(store.put(&key, "data".into(), after_ms(40 + task)).await.unwrap().expires_at);
     }
     store.until(last.unwrap() + TimeDelta::milliseconds(2)).await;
-    // Not even the server's lazy expiry is waited for: what EXISTS does not see is gone.
+    // The test does not wait for the server to reclaim the memory. A key that `EXISTS` does not find has expired.
     let held: i64 = redis(&store).run(&["EXISTS", "{}:idx:alice", "{}:tasks:alice:49"]);
     assert_eq!(held, 0);
 }
 
 #[tokio::test]
-async fn nothing_is_left_when_the_rest_has_expired_after_the_longest_lived_record_was_deleted() {
+async fn no_key_is_left_when_the_other_records_have_expired_after_a_delete_of_the_longest_lived_one() {
     let store = open().await;
     for (task, options) in [("short", after_ms(40)), ("long", after_ms(60)), ("longest", in_an_hour())] {
         store.put(&key("alice", task), "data".into(), options).await.unwrap();
@@ -190,7 +190,7 @@ async fn the_index_expires_with_the_longest_lived_record() {
     assert_index_expires(&store, None);
     put("day", after_ms(86_400_000)).await.unwrap();
     assert_index_expires(&store, None);
-    // Settled again when what kept it alive is deleted or rewritten, by put and by put_if_version.
+    // The expiry is set again when the longest-lived record is deleted, or rewritten by `put` or `put_if_version`.
     let day = ms(put("day", after_ms(86_400_000)).await.unwrap());
     assert!(store.delete(&key("alice", "never")).await.unwrap());
     assert_index_expires(&store, day);
@@ -208,7 +208,8 @@ async fn the_index_expires_with_the_longest_lived_record() {
     let late = ms(store.put(&key("alice", "late"), "x".into(), late).await.unwrap());
     assert!(store.delete(&key("alice", "hour")).await.unwrap());
     assert_index_expires(&store, late);
-    // To the millisecond: time goes on between two commands of a script on some versions, so the median counts.
+    // The expiry is exact to the millisecond. On some versions the clock advances between two commands of a script, so
+    // the median counts.
     let script = "return redis.call('PTTL', KEYS[1]) - redis.call('PTTL', KEYS[2])";
     let eval = ["EVAL", script, "2", "{}:idx:alice", "{}:tasks:alice:late"];
     let mut samples: Vec<i64> = std::iter::repeat_with(|| redis(&store).run(&eval)).take(9).collect();
@@ -217,7 +218,7 @@ async fn the_index_expires_with_the_longest_lived_record() {
 }
 
 #[tokio::test]
-async fn an_insert_drops_due_members_in_bounded_batches() {
+async fn an_insert_removes_members_of_expired_records_in_bounded_batches() {
     let store = open().await;
     store.put(&key("alice", "stays"), "data".into(), in_an_hour()).await.unwrap();
     let mut last = None;
@@ -236,7 +237,7 @@ async fn an_insert_drops_due_members_in_bounded_batches() {
 }
 
 #[tokio::test]
-async fn an_index_that_was_lost_is_built_again_by_the_next_writes_and_goes_with_them() {
+async fn the_next_writes_rebuild_a_lost_index_and_it_is_removed_with_their_records() {
     let store = open().await;
     let mut last = None;
     for task in 0..5 {
@@ -252,12 +253,14 @@ async fn an_index_that_was_lost_is_built_again_by_the_next_writes_and_goes_with_
     assert!(redis(&store).keys().is_empty());
 }
 
-/// As when somebody removes them by hand.
+/// Somebody may remove members by hand.
 #[rstest]
 #[case::by_creation(["ZREMRANGEBYSCORE", "{}:idx:alice", "100000000000000", "+inf"])]
 #[case::by_expiry(["ZREMRANGEBYSCORE", "{}:idx:alice", "-inf", "100000000000000"])]
 #[tokio::test]
-async fn an_index_with_half_of_its_members_goes_with_the_last_record_all_the_same(#[case] damage: [&str; 4]) {
+async fn an_index_that_lost_half_of_its_members_is_still_removed_with_the_last_record(
+    #[case] damage: [&str; 4],
+) {
     let store = open().await;
     let mut last = None;
     for task in 0..5 {
@@ -275,14 +278,14 @@ async fn an_index_with_half_of_its_members_goes_with_the_last_record_all_the_sam
 }
 
 #[tokio::test]
-async fn cleanup_does_nothing_and_says_0() {
+async fn cleanup_does_nothing_and_returns_0() {
     let store = open().await;
     store.put_expired(&key("alice", "t1")).await;
     assert_eq!(store.cleanup_expired().await.unwrap(), 0);
 }
 
 #[tokio::test]
-async fn past_the_last_version_a_write_is_version_exhausted() {
+async fn a_write_over_the_last_version_is_version_exhausted() {
     let (store, key) = (open().await, key("alice", "t1"));
     store.put(&key, "old".into(), keep()).await.unwrap();
     let near = ["HSET", "{}:tasks:alice:t1", "version", "9007199254740989"];
@@ -304,7 +307,7 @@ async fn past_the_last_version_a_write_is_version_exhausted() {
 }
 
 #[tokio::test]
-async fn versions_are_exact_where_a_float_is_written_with_an_exponent() {
+async fn versions_that_lua_would_write_with_an_exponent_are_exact() {
     let (store, key) = (open().await, key("alice", "t1"));
     store.put(&key, "data".into(), keep()).await.unwrap();
     for start in ["99999999999999", "999999999999999", "123456789012345"] {
@@ -321,7 +324,7 @@ async fn versions_are_exact_where_a_float_is_written_with_an_exponent() {
 async fn creation_times_increase_after_the_servers_clock_steps_back() {
     let store = open().await;
     store.put(&key("alice", "before"), "data".into(), keep()).await.unwrap();
-    // The record stands where a clock that was a day ahead had put it.
+    // The record has the creation time of a clock that was a day ahead.
     let ahead = (store.now() + TimeDelta::days(1)).timestamp_micros();
     let _: i64 = redis(&store).run(&["ZADD", "{}:idx:alice", &ahead.to_string(), "before"]);
     for task in ["after", "and after"] {
@@ -354,7 +357,7 @@ async fn creation_times_increase_after_the_servers_clock_steps_back() {
 #[case::a_string(&["SET", "{}:tasks:alice:bad", "text"])]
 #[case::a_list(&["EVAL", "redis.call('DEL', KEYS[1]) redis.call('RPUSH', KEYS[1], 'a')", "1", "{}:tasks:alice:bad"])]
 #[tokio::test]
-async fn a_damaged_record_is_corrupt_and_spoils_nothing_else(#[case] damage: &[&str]) {
+async fn a_damaged_record_is_corrupt_and_affects_no_other_record(#[case] damage: &[&str]) {
     let (store, bad) = (open().await, key("alice", "bad"));
     for task in ["older", "bad", "newer"] {
         store.put(&key("alice", task), "data".into(), in_an_hour()).await.unwrap();
@@ -388,7 +391,7 @@ async fn a_damaged_record_is_corrupt_and_spoils_nothing_else(#[case] damage: &[&
 }
 
 #[tokio::test]
-async fn with_a_damaged_index_a_write_that_needs_it_is_refused_whole() {
+async fn a_write_that_needs_a_damaged_index_is_refused_and_changes_nothing() {
     let (store, key) = (open().await, key("alice", "t1"));
     store.put(&key, "data".into(), in_an_hour()).await.unwrap();
     let _: ::redis::Value = redis(&store).run(&["SET", "{}:idx:alice", "text"]);
@@ -408,7 +411,7 @@ async fn with_a_damaged_index_a_write_that_needs_it_is_refused_whole() {
 }
 
 #[tokio::test]
-async fn a_page_that_met_members_without_a_hash_removes_them() {
+async fn a_page_removes_index_members_without_a_hash() {
     let store = open().await;
     for task in 0..150 {
         let options = if task % 2 == 0 { keep() } else { in_an_hour() };
@@ -427,7 +430,7 @@ async fn a_page_that_met_members_without_a_hash_removes_them() {
 }
 
 #[tokio::test]
-async fn after_a_reap_the_index_expires_with_what_is_left() {
+async fn after_a_reap_the_index_expires_with_the_remaining_records() {
     let store = open().await;
     let left = store.put(&key("alice", "left"), "data".into(), after_ms(60_000)).await.unwrap();
     for (task, options) in [("day", after_ms(86_400_000)), ("never", never())] {
@@ -444,7 +447,8 @@ async fn members_without_a_hash_do_not_use_up_the_quota() {
     for task in 0..300 {
         store.put(&key("alice", &task.to_string()), "data".into(), in_an_hour()).await.unwrap();
     }
-    // The oldest one: the search has to go to the last page, and not end at what has expired on the first.
+    // The deleted hash is that of the oldest record, so the repair must go to the last page. It must not end at an
+    // expired record on the first page.
     let short = store.put(&key("alice", "short"), "data".into(), after_ms(20)).await.unwrap();
     let _: i64 = redis(&store).run(&["DEL", "{}:tasks:alice:0"]);
     store.until(short.expires_at.unwrap()).await;
@@ -455,7 +459,7 @@ async fn members_without_a_hash_do_not_use_up_the_quota() {
 }
 
 #[tokio::test]
-async fn a_record_created_anew_over_a_lost_hash_leaves_no_trace_of_the_old_one() {
+async fn a_record_that_is_created_again_after_its_hash_was_lost_keeps_nothing_of_the_old_one() {
     let store = open().await;
     store.put(&key("alice", "t1"), "data".into(), never()).await.unwrap();
     let _: i64 = redis(&store).run(&["DEL", "{}:tasks:alice:t1"]);
@@ -464,7 +468,7 @@ async fn a_record_created_anew_over_a_lost_hash_leaves_no_trace_of_the_old_one()
 }
 
 #[tokio::test]
-async fn a_member_that_was_lost_comes_back_when_the_expiry_is_written() {
+async fn a_write_of_the_expiry_restores_a_lost_index_member() {
     let store = open().await;
     for task in ["t1", "t2"] {
         store.put(&key("alice", task), "data".into(), in_an_hour()).await.unwrap();
@@ -475,7 +479,7 @@ async fn a_member_that_was_lost_comes_back_when_the_expiry_is_written() {
 }
 
 #[tokio::test]
-async fn a_member_that_is_no_task_id_spoils_no_page() {
+async fn a_page_leaves_out_an_index_member_that_is_not_a_task_id() {
     let store = open().await;
     store.put(&key("alice", "t1"), "data".into(), keep()).await.unwrap();
     let _: i64 = redis(&store).run(&["ZADD", "{}:idx:alice", "1", "", "2", &"x".repeat(300)]);
@@ -495,7 +499,7 @@ async fn now_never_leads_the_servers_clock() {
 }
 
 #[tokio::test]
-async fn a_backend_works_over_a_connection_of_the_callers() {
+async fn a_backend_works_over_a_connection_that_the_caller_made() {
     let namespace = Namespace::new();
     let client = ::redis::Client::open(namespace.url()).unwrap();
     let connection = client.get_multiplexed_async_connection().await.unwrap();

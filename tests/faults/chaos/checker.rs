@@ -44,7 +44,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// The violations, and how much each rule covered.
+/// The violations, and how many cases each rule checked.
 #[derive(Debug, Default)]
 pub struct Report {
     pub violations: Vec<Violation>,
@@ -120,7 +120,7 @@ impl Case<'_> {
             self.results_are_not_replaced(report, end, produced);
         }
         self.cancels_are_not_forgotten(report, end);
-        self.reasons_are_honest(report, end);
+        self.reasons_are_true(report, end);
     }
 
     fn violated(&self, report: &mut Report, rule: Rule, what: String) {
@@ -239,7 +239,7 @@ impl Case<'_> {
         }
     }
 
-    fn reasons_are_honest(&self, report: &mut Report, end: &End) {
+    fn reasons_are_true(&self, report: &mut Report, end: &End) {
         const RULE: Rule = Rule::ReasonsAreHonest;
         let plan = self.story.plan.expect("each line about a new task has its plan");
         let until = self.story.seen_ended(self.history.ends);

@@ -127,7 +127,7 @@ pub enum Storage {
     Replicated(Replicated),
 }
 
-/// A server that keeps what it acknowledged when it is killed, and its clock.
+/// A server that loses no acknowledged write when it is killed, and its clock.
 pub struct Single {
     server: Mutex<Server>,
     clock: TempDir,
@@ -303,7 +303,7 @@ impl Supervisor {
 
     async fn shut_down(&self, worker: &Arc<Worker>, counts: &mut Counts) {
         self.log.append(Event::AskedToStop { run: worker.run.clone() });
-        // The reply may be lost when the process exits, and its exit says enough.
+        // The reply may be lost when the process exits. The exit itself is sufficient.
         let request = tokio::spawn({
             let worker = Arc::clone(worker);
             async move { worker.call(Request::Shutdown).await }

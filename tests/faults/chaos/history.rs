@@ -146,8 +146,8 @@ impl<'a> History<'a> {
         self.lives.get(run).unwrap_or_else(|| panic!("the process {run} was started"))
     }
 
-    /// Returns when a process must have stored what it had at `since`: after it ran and reached the server without a break for this
-    /// long. Ignores whether the process was killed before.
+    /// Returns the time by which a process must have stored the results that it had at `since`: once it has run and
+    /// reached the server without a break for this long. Ignores whether the process was killed before.
     pub fn stored_by(&self, run: &str, since: u64, takes: u64) -> u64 {
         let disturbed = self.life(run).disturbed.iter().chain(&self.outages);
         let mut disturbed: Vec<Span> = disturbed.copied().collect();

@@ -44,7 +44,7 @@ struct State {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cut {
     Reset,
-    /// As a server or a load balancer closes it that shuts down.
+    /// Closed, as by a server or a load balancer that shuts down.
     Close,
 }
 

@@ -1,4 +1,4 @@
-//! What a run prints: its figures, and everything that is known about violations.
+//! Prints the figures of a run, and everything that is known about its violations.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;

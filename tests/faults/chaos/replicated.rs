@@ -82,7 +82,7 @@ impl Replicated {
             deployment.sentinels[0].signal("CONT");
             return;
         }
-        let server = deployment.keeper(&owner);
+        let server = deployment.master_for(&owner);
         self.log.append(Event::ServerPaused);
         match fault {
             FailOver => {
@@ -103,7 +103,7 @@ impl Replicated {
         }
     }
 
-    /// Waits until another server stores what this one stored.
+    /// Waits until another server stores the records of this one.
     fn another_takes_over(&self, deployment: &Deployment, server: usize) {
         deployment.another_takes_over(server);
         self.log.append(Event::ServerUp);
@@ -141,8 +141,8 @@ impl Replicated {
         let buses = deployment.buses.as_ref().expect("the nodes are behind relays");
         buses.cut(&id);
         self.another_takes_over(deployment, server);
-        // What the master wrote after its replica had left it is lost.
-        let new = deployment.keeper_without(owner, server);
+        // The writes of the master after the replica had left it are lost.
+        let new = deployment.master_reported_by_others(owner, server);
         let [old, new] = [(server, "master_repl_offset:"), (new, "second_repl_offset:")]
             .map(|(server, field)| number(&info(&mut deployment.admin(server), "replication"), field));
         if old >= new {
@@ -171,7 +171,8 @@ impl Replicated {
     }
 }
 
-/// Has a server hold writes back, and waits until all replicas have what was written, so that none is lost with this server.
+/// Makes a server hold writes back, and waits until all replicas have the earlier writes, so that no write is lost with
+/// this server.
 fn hold_writes(deployment: &Deployment, server: usize) {
     let mut admin = deployment.admin(server);
     let _: () = command(&mut admin, ["CLIENT", "PAUSE", HELD_MS, "WRITE"]);
@@ -239,5 +240,5 @@ fn migrate(deployment: &Deployment, owner: &str, from: usize, to: usize) {
     }
     let _: () = command(&mut at_to, ["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
     let _: () = command(&mut at_from, ["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
-    eventually(|| deployment.keeper(owner) == to);
+    eventually(|| deployment.master_for(owner) == to);
 }

@@ -209,7 +209,7 @@ fn an_outage_of_the_server_is_no_reason_to_replace_a_result() {
 }
 
 #[test]
-fn a_process_that_is_asked_to_stop_stores_what_is_done() {
+fn a_process_that_shuts_down_must_store_its_results() {
     let [asked, exited] = [Event::AskedToStop { run: "a".to_owned() }, Event::Exited { run: "a".to_owned() }];
     let run = || Run::resumes().created().begin(1, "a").produced(1, "a").with(asked.clone());
     let replaced = |run: Run| run.begin(2, "b").produced(2, "b").completes(2);
@@ -230,7 +230,7 @@ fn an_attempt_that_begins_after_an_acknowledged_cancel_is_found() {
 }
 
 #[test]
-fn a_cancel_that_leaves_no_trace_is_found() {
+fn an_acknowledged_cancel_that_has_no_effect_is_found() {
     let run = |found| Run::resumes().created().begin(1, "a").killed("a").cancelled(found).ends_cancelled();
     run(Found { is_held: false, ..held(1) }).breaks(&[Rule::CancelsAreNotForgotten]);
     run(Found { cancel_requested: false, ..held(1) }).breaks(&[Rule::CancelsAreNotForgotten]);

@@ -39,7 +39,7 @@ pub struct Ended {
     pub time_after_faults: Duration,
 }
 
-/// What the log and the records of a run say.
+/// The log and the records of a run, and the report about them.
 pub struct Checked {
     pub report: Report,
     pub lines: Vec<Line>,
@@ -117,7 +117,7 @@ impl Run {
         clients.await.unwrap();
     }
 
-    /// Holds the log against the records, which a new connection reads.
+    /// Compares the log with the records, which a new connection reads.
     pub async fn check(&self) -> Checked {
         let lines = log::read(&log_of(self.folder.path()));
         let backend = match &*self.storage {

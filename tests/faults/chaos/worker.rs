@@ -107,7 +107,7 @@ async fn handle(request: Request, manager: &operation::Manager, log: &Arc<Log>, 
 
 type Reply = Result<Value, String>;
 
-/// Who waits for the reply to a request.
+/// The callers that wait for replies, by request.
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
 
 /// A running worker process. Dropping it kills and reaps the process.

@@ -11,7 +11,7 @@ use super::process::{Call, Clocks, Process};
 use super::{HOUR_MS, MOST_LAG, SOON_MS, figure, time_of};
 use crate::support::redis::Server;
 
-/// Whose process makes a call: this one, whose clock is right, or the other one.
+/// The process that makes a call: this one, whose clock is right, or the other one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Side {
     Own,
@@ -73,8 +73,8 @@ impl Pair {
         time_of(&self.server)
     }
 
-    /// Asserts the conditions of the test: the other's wall clock is wrong by so much, and its monotonic clock has been right
-    /// since the last check. Asserts also that `now()` is right in both processes.
+    /// Asserts the conditions of the test: the wall clock of the other process is wrong by `wrong_by`, and its
+    /// monotonic clock has been right since the last check. Asserts also that `now()` is right in both processes.
     async fn check_clocks(&mut self, wrong_by: TimeDelta) {
         let started = Instant::now();
         let [own, theirs] = self.both(Call::Clocks).await;
@@ -163,7 +163,10 @@ async fn expiries_are_alike(pair: &mut Pair) {
         let task = format!("short {writer:?}");
         pair.one(writer, Call::Put { task: task.clone(), lives_ms: SOON_MS }).await;
         let seen = pair.both(Call::SeeExpire { task }).await;
-        assert!(seen.iter().all(|times| times.as_u64().unwrap() > 0), "both read it before: {seen:?}");
+        assert!(
+            seen.iter().all(|times| times.as_u64().unwrap() > 0),
+            "both processes read the record before it expired: {seen:?}"
+        );
     }
 }
 
@@ -196,7 +199,10 @@ async fn ttls_are_alike(pair: &mut Pair) {
         let task = pair.one(creator, Call::Create { ttl_ms: SOON_MS }).await;
         let task = task[0]["taskId"].as_str().unwrap().to_owned();
         let seen = pair.both(Call::SeeFail { task: task.clone() }).await;
-        assert!(seen.iter().all(|times| times.as_u64().unwrap() > 0), "both read it as working: {seen:?}");
+        assert!(
+            seen.iter().all(|times| times.as_u64().unwrap() > 0),
+            "both processes read the task as working: {seen:?}"
+        );
         let failed = pair.alike(Call::GetTask { task: task.clone() }).await;
         assert_eq!((&failed[0]["status"], &failed[1]), (&json!("failed"), &json!(2)), "failed once");
         pair.one(creator, Call::Delete { task }).await;

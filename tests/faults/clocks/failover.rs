@@ -20,18 +20,18 @@ use crate::support::sentinel::{MASTER, Watched};
 use crate::support::{after_ms, in_an_hour, key, owner};
 
 /// A master, and a replica whose clock is wrong.
-struct Crooked(Watched);
+struct Servers(Watched);
 
-impl Crooked {
+impl Servers {
     fn start(offset: &str, wrong_by: TimeDelta) -> Self {
-        let crooked = Self(Watched::start(&[
+        let servers = Self(Watched::start(&[
             ("LD_PRELOAD", &libraries()),
             ("FAKETIME", offset),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ]));
-        let apart = crooked.new_time() - time_of(&crooked.0.master) - wrong_by;
+        let apart = servers.new_time() - time_of(&servers.0.master) - wrong_by;
         assert!(apart.abs() < TimeDelta::minutes(1), "the clock of the replica is wrong by {apart} more");
-        crooked
+        servers
     }
 
     async fn connect(&self) -> RedisBackend {
@@ -53,7 +53,7 @@ impl Crooked {
     }
 }
 
-impl Drop for Crooked {
+impl Drop for Servers {
     fn drop(&mut self) {
         // A server that is killed leaves the shared memory of `faketime` behind.
         self.0.replica.shut_down();
@@ -122,35 +122,38 @@ impl Stores {
     }
 
     /// New tasks get their times from the new master. The newest comes first although the clock was set back.
-    async fn check_new_tasks(&self, before: &Before, crooked: &Crooked, is_ahead: bool) {
+    async fn check_new_tasks(&self, before: &Before, servers: &Servers, is_ahead: bool) {
         let Before { long, done, half_an_hour, .. } = before;
-        let earliest = crooked.new_time() - MOST_LAG;
+        let earliest = servers.new_time() - MOST_LAG;
         let newest = self.create(60).await;
-        assert!(newest.task.created_at <= crooked.new_time() && newest.task.created_at > earliest);
+        assert!(newest.task.created_at <= servers.new_time() && newest.task.created_at > earliest);
         let page = self.tasks.list(&owner("alice"), PageRequest::new(9)).await.unwrap();
         let listed: Vec<&TaskKey> = page.tasks.iter().map(|task| &task.key).collect();
         assert_eq!(listed, [&newest.key, &half_an_hour.key, &done.key, &long.key]);
         let completed = self.tasks.complete(long, json!("done")).await.unwrap();
-        assert!(completed.task.last_updated_at >= completed.task.created_at, "never before its creation");
+        assert!(
+            completed.task.last_updated_at >= completed.task.created_at,
+            "a task must not be updated before its creation"
+        );
         assert_eq!(self.tasks.get(&long.key).await.unwrap(), completed);
         let late = self.tasks.complete(half_an_hour, json!("late")).await;
         assert_eq!(matches!(late, Err(TaskError::InvalidTransition { .. })), is_ahead, "{late:?}");
     }
 
-    async fn check_new_records(&self, crooked: &Crooked) {
-        let before = crooked.new_time();
+    async fn check_new_records(&self, servers: &Servers) {
+        let before = servers.new_time();
         let written = self.backend.put(&key("bob", "an hour"), "x".into(), in_an_hour()).await.unwrap();
         let since = written.expires_at.unwrap() - TimeDelta::hours(1);
-        assert!(before <= since && since <= crooked.new_time() + TimeDelta::milliseconds(1), "{since}");
-        let process = Process::start(&crooked.0.replica.url()).await;
+        assert!(before <= since && since <= servers.new_time() + TimeDelta::milliseconds(1), "{since}");
+        let process = Process::start(&servers.0.replica.url()).await;
         self.backend.put(&key("bob", "soon"), "x".into(), after_ms(SOON_MS)).await.unwrap();
         assert!(process.see_expire(&key("bob", "soon")).await > 0);
     }
 }
 
-fn check_estimate(backend: &RedisBackend, crooked: &Crooked) {
+fn check_estimate(backend: &RedisBackend, servers: &Servers) {
     let now = backend.now();
-    let latest = crooked.new_time();
+    let latest = servers.new_time();
     assert!(now <= latest, "now() returns {now}, ahead of the new server, which says {latest} later");
     figure("most that now() lags behind the new server after a failover", latest - now);
     assert!(latest - now < MOST_LAG);
@@ -165,16 +168,16 @@ async fn after_a_failover_to_a_server_with_another_clock_the_backend_follows_the
     #[case] wrong_by: TimeDelta,
 ) {
     let is_ahead = wrong_by > TimeDelta::zero();
-    let mut crooked = block_in_place(|| Crooked::start(offset, wrong_by));
-    let stores = Stores::new(crooked.connect().await);
+    let mut servers = block_in_place(|| Servers::start(offset, wrong_by));
+    let stores = Stores::new(servers.connect().await);
     let before = stores.write().await;
-    block_in_place(|| crooked.fail_over());
+    block_in_place(|| servers.fail_over());
     let failed_over = Instant::now();
     let read = answered(async || stores.backend.get(&key("bob", "never")).await).await;
     figure("failover by the sentinels to first reply", TimeDelta::from_std(failed_over.elapsed()).unwrap());
     assert_eq!((&*read.data, read.version), (&b"stays"[..], Version::FIRST));
-    check_estimate(&stores.backend, &crooked);
+    check_estimate(&stores.backend, &servers);
     stores.check_what_was_written_before(&before, is_ahead).await;
-    stores.check_new_tasks(&before, &crooked, is_ahead).await;
-    stores.check_new_records(&crooked).await;
+    stores.check_new_tasks(&before, &servers, is_ahead).await;
+    stores.check_new_records(&servers).await;
 }

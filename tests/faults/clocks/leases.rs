@@ -87,7 +87,8 @@ async fn after_the_clock_steps_forward_by_two_minutes_a_live_worker_of_another_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_the_clock_steps_forward_by_two_minutes_a_single_instance_keeps_its_own_running_operation() {
+async fn after_the_clock_steps_forward_by_two_minutes_a_single_instance_does_not_declare_its_own_worker_lost()
+{
     let lease = Duration::from_secs(3);
     let stepped = Stepped::start("+0");
     let agenda = stepped.agenda().await;
@@ -109,7 +110,7 @@ async fn after_the_clock_steps_forward_by_two_minutes_a_single_instance_keeps_it
 #[case::by_a_minute("+59m", TimeDelta::seconds(60))]
 #[case::by_50_minutes("+10m", TimeDelta::minutes(50))]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_the_clock_was_set_back_a_store_that_only_reads_fails_nothing(
+async fn after_the_clock_was_set_back_a_store_that_only_reads_fails_no_task(
     #[case] offset: &str,
     #[case] by: TimeDelta,
 ) {

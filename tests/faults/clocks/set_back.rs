@@ -10,7 +10,7 @@ use super::{HOUR_MS, time_of};
 use crate::support::{after_ms, key, owner};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_only_reads_sees_what_is_live_after_the_servers_clock_was_set_back() {
+async fn a_process_that_only_reads_finds_live_records_after_the_servers_clock_was_set_back() {
     let stepped = Stepped::start("+1h");
     let reader = RedisBackend::connect(&stepped.server.url()).await.unwrap();
     assert!(time_of(&stepped.server) - Utc::now() > TimeDelta::minutes(50));

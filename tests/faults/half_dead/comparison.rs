@@ -187,7 +187,7 @@ impl Lane {
     async fn call_busy(
         &self,
         backend: &RedisBackend,
-        heard: &mut watch::Receiver<Instant>,
+        last_item: &mut watch::Receiver<Instant>,
     ) -> Result<(), String> {
         let expected = self.standing().fresh.written;
         let listed = async {
@@ -199,7 +199,7 @@ impl Lane {
             self.standing().busy.written = number;
             Ok::<(), String>(())
         };
-        // At the same time, as calls of different callers are.
+        // The calls run at the same time, like those of different callers.
         let (written, read, listed) = tokio::join!(written, self.read(backend, "fresh"), listed);
         let (_, read, listed) = (written?, read?, listed?);
         if listed == 0 {
@@ -210,15 +210,15 @@ impl Lane {
             return Err(format!("a fresh instance wrote {number}, and it reads {read}"));
         }
         // The sender outlives this receiver.
-        match timeout(WATCH_LIMIT, heard.wait_for(|heard| *heard >= begun)).await {
-            Ok(heard) => heard.map(drop).map_err(|error| error.to_string()),
+        match timeout(WATCH_LIMIT, last_item.wait_for(|last_item| *last_item >= begun)).await {
+            Ok(last_item) => last_item.map(drop).map_err(|error| error.to_string()),
             Err(_) => Err("a watch delivers nothing".to_owned()),
         }
     }
 
-    async fn busy(self: Arc<Self>, backend: RedisBackend, mut heard: watch::Receiver<Instant>) {
+    async fn busy(self: Arc<Self>, backend: RedisBackend, mut last_item: watch::Receiver<Instant>) {
         loop {
-            let served = timeout(BUSY_LIMIT, self.call_busy(&backend, &mut heard)).await;
+            let served = timeout(BUSY_LIMIT, self.call_busy(&backend, &mut last_item)).await;
             let served = served.unwrap_or_else(|_| Err("calls are slow".to_owned()));
             {
                 let Standing { fresh, busy, .. } = &mut *self.standing();
@@ -252,11 +252,11 @@ impl Lane {
     }
 
     /// Records successes of the idle instance while its watch has delivered every write of fresh instances.
-    async fn idle(self: Arc<Self>, heard: watch::Receiver<Instant>) {
+    async fn idle(self: Arc<Self>, last_item: watch::Receiver<Instant>) {
         loop {
             {
                 let Standing { fresh, idle, .. } = &mut *self.standing();
-                if fresh.written.is_none_or(|(_, begun)| *heard.borrow() >= begun) {
+                if fresh.written.is_none_or(|(_, begun)| *last_item.borrow() >= begun) {
                     idle.succeeded(fresh);
                 }
             }
@@ -275,12 +275,12 @@ fn item(item: Option<Result<(), StorageError>>) -> Result<(), String> {
 
 /// Watches the record of fresh instances, and reports when the last item arrived. Subscribes again after the watch has ended, as it
 /// does after an error that is not retryable.
-async fn listen(backend: RedisBackend, owner: String, heard: watch::Sender<Instant>) {
+async fn listen(backend: RedisBackend, owner: String, last_item: watch::Sender<Instant>) {
     loop {
         let mut watch = backend.watch(&key(&owner, "fresh"));
         while let Some(item) = watch.next().await {
             if item.is_ok() {
-                heard.send_replace(Instant::now());
+                last_item.send_replace(Instant::now());
             }
         }
         sleep(BUSY_PAUSE).await;
@@ -324,13 +324,13 @@ impl Comparison {
                 lane.write(&busy, task).await?;
             }
             for (backend, is_busy) in [(&busy, true), (&idle, false)] {
-                let (hears, heard) = watch::channel(Instant::now());
-                tasks.spawn(listen(backend.clone(), lane.owner.clone(), hears));
+                let (item_sender, last_item) = watch::channel(Instant::now());
+                tasks.spawn(listen(backend.clone(), lane.owner.clone(), item_sender));
                 if is_busy {
-                    tasks.spawn(Arc::clone(lane).busy(backend.clone(), heard));
+                    tasks.spawn(Arc::clone(lane).busy(backend.clone(), last_item));
                     tasks.spawn(Arc::clone(lane).reads_what_is_absent(backend.clone()));
                 } else {
-                    tasks.spawn(Arc::clone(lane).idle(heard));
+                    tasks.spawn(Arc::clone(lane).idle(last_item));
                 }
             }
         }
@@ -345,7 +345,7 @@ impl Comparison {
         self.lanes.iter().map(|lane| lane.failures.load(SeqCst)).sum()
     }
 
-    /// Restarts the measurement of recoveries. It keeps those that have already taken too long.
+    /// Restarts the measurement of recoveries. Recoveries that have already taken too long stay recorded.
     pub fn restart(&self) -> Instant {
         for lane in &self.lanes {
             let Standing { fresh, busy, idle } = &mut *lane.standing();
@@ -368,7 +368,7 @@ impl Comparison {
                 let succeeds = |connected: &Connected| {
                     fresh.works_since.is_some_and(|since| connected.last_success >= since)
                 };
-                // One more success tells how long the connected instances took.
+                // One more success shows how long the connected instances took.
                 works &= fresh.streak > STREAK;
                 succeeded &= succeeds(busy) && succeeds(idle);
             }

@@ -80,7 +80,7 @@ async fn create(backend: &RedisBackend, data: &'static str) {
 #[case::page(Call::List, 0)]
 #[case::part(Call::Part, 0)]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_stays_open_and_answers_nothing_is_replaced_after_a_timeout_of_a(
+async fn the_backend_replaces_an_open_connection_that_does_not_answer_after_a_timeout_of_a(
     #[case] call: Call,
     #[case] replicas: u32,
 ) {
@@ -99,7 +99,7 @@ async fn a_connection_that_stays_open_and_answers_nothing_is_replaced_after_a_ti
             "{error:?}"
         );
         let writes = matches!(call, Call::Put | Call::Schedule);
-        assert_eq!(error.outcome_unknown(), writes, "it was sent: {error:?}");
+        assert_eq!(error.outcome_unknown(), writes, "the call was sent: {error:?}");
         failures += 1;
         assert!(failures <= MOST_FAILURES, "{failures} calls in {:?}", first.elapsed());
     }
@@ -107,7 +107,7 @@ async fn a_connection_that_stays_open_and_answers_nothing_is_replaced_after_a_ti
     println!(
         "figure | an open connection answers nothing: from the first timeout of a {call:?} to one that works | {took:.1?}"
     );
-    assert!(backend.generation() > before, "copies of records are read again");
+    assert!(backend.generation() > before, "the generation grows, so copies of records are void");
     // The calls of the other kinds recover as well, each over its own connection.
     for other in [Call::Get, Call::Put, Call::List, Call::Part] {
         let mut failures = 0;
@@ -122,9 +122,7 @@ async fn a_connection_that_stays_open_and_answers_nothing_is_replaced_after_a_ti
 #[case::calls(Call::Get)]
 #[case::pages(Call::List)]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_was_silent_for_new_connections_too_is_reached_once_it_passes_new_ones(
-    #[case] call: Call,
-) {
+async fn the_backend_reconnects_through_a_silent_proxy_once_it_passes_new_connections(#[case] call: Call) {
     let server = Server::start(&[]);
     let relay = Relay::start(server.port).await;
     let builder = RedisBackend::builder().response_timeout(LIMIT).connect_timeout(LIMIT);
@@ -145,7 +143,7 @@ async fn a_proxy_that_was_silent_for_new_connections_too_is_reached_once_it_pass
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_over_a_connection_that_answers_nothing_subscribes_over_another() {
+async fn a_watch_on_a_silent_connection_subscribes_over_another() {
     let server = Server::start(&[]);
     let relay = Relay::start(server.port).await;
     let backend = connect(&relay.url(), 0).await;
@@ -293,7 +291,7 @@ fn id(line: &str) -> String {
 #[case::pages_breaks_and_writes_wait(Broken::Pages, 1)]
 #[case::subscriptions_breaks_and_writes_wait(Broken::Subscriptions, 1)]
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
+async fn after_an_address_has_moved_every_connection_follows_once_the_one_for(
     #[case] broken: Broken,
     #[case] replicas: u32,
 ) {
@@ -307,7 +305,7 @@ async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
     let backend = connect(&relay.url(), replicas).await;
     let t1 = key("alice", "t1");
     let mut watch = watch(&backend).await;
-    // The last command of each connection tells which one it is.
+    // The last command of each connection shows which connection it is.
     backend.put(&t1, "old".into(), keep()).await.unwrap();
     Call::Part.run(&backend).await.unwrap();
     backend.clock(&t1).await.unwrap();
@@ -321,7 +319,7 @@ async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
     };
     let clients: String = command(&mut admin, ["CLIENT", "LIST", "TYPE", kind]);
     let ids: Vec<String> = clients.lines().filter(|line| line.contains(last)).map(id).collect();
-    assert!(!ids.is_empty(), "there is such a connection");
+    assert!(!ids.is_empty(), "the backend must have such a connection");
     for id in &ids {
         let _: i64 = command(&mut admin, ["CLIENT", "KILL", "ID", id]);
     }
@@ -349,7 +347,7 @@ async fn an_address_that_moved_is_followed_by_every_connection_once_the_one_for(
 async fn works(call: Call, backend: &RedisBackend) {
     let before = backend.generation();
     let works = async { while call.run(backend).await.is_err() || backend.generation() == before {} };
-    tokio::time::timeout(PATIENCE, works).await.expect("it works again");
+    tokio::time::timeout(PATIENCE, works).await.expect("a call succeeds again");
     // The call that detected the change may have received its reply over the old connection.
     call.run(backend).await.unwrap();
 }
@@ -375,10 +373,10 @@ async fn leads_to_new(backend: &RedisBackend, t1: &TaskKey, watch: &mut Watch, n
 }
 
 #[rstest]
-#[case::write(0)]
-#[case::write_that_waits_for_replicas(1)]
+#[case::without_replicas(0)]
+#[case::that_waits_for_replicas(1)]
 #[tokio::test(flavor = "multi_thread")]
-async fn the_outcome_is_known_if_it_was_given_up_before_it_was_sent_of_a(#[case] replicas: u32) {
+async fn a_write_that_was_given_up_before_it_was_sent_has_a_known_outcome(#[case] replicas: u32) {
     let (server, _replica) = servers(replicas);
     let relay = Relay::start(server.port).await;
     let backend = connect(&relay.url(), replicas).await;
@@ -386,7 +384,7 @@ async fn the_outcome_is_known_if_it_was_given_up_before_it_was_sent_of_a(#[case]
     relay.silence();
     // Writes are sent over the open connections until those are closed.
     let error = Call::Put.run(&backend).await.unwrap_err();
-    assert!(error.outcome_unknown(), "it was sent: {error:?}");
+    assert!(error.outcome_unknown(), "the call was sent: {error:?}");
     assert_eq!(matches!(error, StorageError::TooFewReplicas { .. }), replicas > 0, "{error:?}");
     let _: i64 = command(&mut server.connection(), ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     // Until the backend has detected that they are closed.
@@ -409,9 +407,9 @@ async fn the_outcome_is_known_if_it_was_given_up_before_it_was_sent_of_a(#[case]
     }
 }
 
-/// At most 32 connections carry writes that wait for replicas.
+/// The pool has at most 32 connections for writes that wait for replicas.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_outcome_is_known_of_a_write_that_got_no_connection_to_wait_on() {
+async fn the_outcome_of_a_write_that_got_no_connection_from_the_pool_is_known() {
     const WRITES: usize = 40;
     const CONNECTIONS: usize = 32;
     let (server, replica) = servers(1);

@@ -254,7 +254,7 @@ proptest! {
     }
 
     #[test]
-    fn the_checker_says_what_trying_every_order_says(
+    fn the_checker_agrees_with_a_search_of_every_order(
         history in histories(),
         at in 0..=OPERATIONS,
         version in 1_u64..5,

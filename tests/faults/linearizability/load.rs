@@ -48,7 +48,7 @@ struct Turn {
 enum End {
     /// The clients pause.
     Pause,
-    /// The server is killed, and each client calls until it has been refused so many times.
+    /// The server is killed, and each client calls until it has been refused this number of times.
     Kill { refusals: u32 },
 }
 
@@ -199,7 +199,7 @@ pub struct Recovery {
 }
 
 impl Load {
-    /// Clients of a backend on a server that holds nothing yet. `expiries` are those that writes choose from.
+    /// Creates the clients of a backend on an empty server. Each write chooses one of `expiries`.
     pub fn new(clients: u64, backend: RedisBackend, server: Server, expiries: &[Expiry]) -> Self {
         let shared = Arc::new(Shared {
             backend,
@@ -226,7 +226,7 @@ impl Load {
         }
     }
 
-    /// Runs the clients for so many calls, and ends the segment if every outcome is known.
+    /// Runs the clients for `calls` calls, and ends the segment if every outcome is known.
     pub async fn run(&mut self, calls: u64) {
         self.take_turns(calls, End::Pause).await;
         // A running server may still apply a write that its client has given up.
@@ -236,8 +236,8 @@ impl Load {
         }
     }
 
-    /// Kills the server after so many calls, and restarts it when each client has been refused so many times. The dead server
-    /// ends the segment, because it never applies what it has not applied by then.
+    /// Kills the server after `calls` calls, and restarts it when each client has been refused `refusals` times. The
+    /// death of the server ends the segment, because no write of the segment can be applied later.
     pub async fn run_through_a_kill(&mut self, calls: u64, refusals: u32) -> Recovery {
         self.take_turns(calls, End::Kill { refusals }).await;
         // Reads change nothing, so the test may read during the restart.

@@ -52,7 +52,7 @@ async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
         "figure | a server that accepts no connection: between two attempts, 99th percentile | {highest:.1?}"
     );
     assert!(apart[apart.len() - 1] < 10 * CAP, "{apart:?}");
-    assert!(median > Duration::from_millis(25), "there is a pause between them: {apart:?}");
+    assert!(median > Duration::from_millis(25), "there is a pause between two attempts: {apart:?}");
 }
 
 /// The name of a master may lead to another server meanwhile.
@@ -97,7 +97,7 @@ async fn a_connection_that_is_closed_soon_after_it_was_opened_fails_no_call() {
 
 /// Otherwise the backend would reconnect for ever to a server that closes every connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_next_call_replaces_a_connection_that_did_not_live_long() {
+async fn only_the_next_call_replaces_a_short_lived_connection() {
     let connections = |admin: &mut Connection| -> u64 {
         let stats = info(admin, "stats");
         let line = stats.lines().find(|line| line.starts_with("total_connections_received:")).unwrap();
@@ -154,7 +154,9 @@ async fn name_of(target: Arc<AtomicU16>) -> u16 {
 #[case::no_replicas(0)]
 #[case::writes_that_wait_for_replicas(1)]
 #[tokio::test]
-async fn after_a_write_has_reached_a_replica_no_read_goes_there(#[case] replicas: u32) {
+async fn the_backend_reads_no_more_from_a_server_after_it_refused_a_write_as_a_replica(
+    #[case] replicas: u32,
+) {
     let (old, new) = (Server::start(&[]), Server::start(&[]));
     let _replica =
         (replicas > 0).then(|| Server::start(&["--replicaof", "127.0.0.1", &new.port.to_string()]));

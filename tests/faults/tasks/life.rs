@@ -1,4 +1,4 @@
-//! The life of one task: its calls, their outcomes, and whether the stored task holds what was acknowledged.
+//! The life of one task: its calls, their outcomes, and whether the stored task holds every acknowledged change.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ impl Outcomes {
     }
 }
 
-/// What was acknowledged about one task.
+/// The acknowledged changes of one task.
 #[derive(Default)]
 pub struct Worked {
     pub outcomes: Outcomes,
@@ -96,7 +96,7 @@ pub async fn work(number: usize, instances: &[Tasks]) -> Worked {
     let key = &created.key;
     let one = take_steps(instance(1), &created, "one", outcomes);
     let two = take_steps(instance(2), &created, "two", outcomes);
-    // A worker may overwrite what would tell the outcome of the other one, so only half of the workers race.
+    // A worker may overwrite the write id by which the other one learns its outcome, so only half of the workers race.
     let (one, two) = if number % 2 == 1 { tokio::join!(one, two) } else { (one.await, two.await) };
     for (name, steps) in [("one", one), ("two", two)] {
         worked.variables.extend(steps.iter().map(|step| format!("{name} {step}")));

@@ -218,7 +218,7 @@ async fn holds(form: Form) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn tasks_driven_through_lost_and_late_writes_hold_what_was_acknowledged() {
+async fn after_lost_and_late_writes_tasks_hold_every_acknowledged_change() {
     holds(SHORT).await;
 }
 

@@ -1,4 +1,4 @@
-//! Each error says its own part once: none repeats what its source says.
+//! No error repeats the text of its source.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -26,8 +26,8 @@ fn chain(error: &dyn Error) -> Vec<String> {
     texts
 }
 
-/// Holds an error against the rules: so many links at least, the last of which holds these words, and none that repeats the
-/// one below it.
+/// Asserts that the chain of an error has at least `links` errors, that these words are in the last of them or deeper,
+/// and that no error repeats the text of its source.
 fn assert_said_once(error: &dyn Error, links: usize, words: &str) {
     let texts = chain(error);
     assert!(texts.len() >= links, "{links}: {texts:#?}");
@@ -54,7 +54,7 @@ async fn no_error_of_a_connection_repeats_its_source() {
     let failing = || async { Err::<Credentials, _>(std::io::Error::other("the token endpoint is down")) };
     let server = Server::start(&["--requirepass", "right"]);
     let not_provided = builder().credentials(failing).connect(&server.url()).await.unwrap_err();
-    assert!(not_provided.to_string().contains("credentials provider"), "{not_provided}");
+    assert!(not_provided.to_string().contains("credentials callback"), "{not_provided}");
     assert_said_once(&not_provided, 2, "the token endpoint is down");
     let denied = builder().connect(&secret(server.port)).await.unwrap_err();
     assert!(matches!(denied, StorageError::Denied { .. }), "{denied:?}");
@@ -98,7 +98,7 @@ async fn no_error_of_a_call_repeats_its_source() {
     let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "-eval", "-hmget"]);
     assert_said_once(&backend.put(&t1, "data".into(), keep()).await.unwrap_err(), 2, "NOPERM");
 
-    // The same through the layers above.
+    // The same errors through `TaskStore` and the adapter.
     let tasks = TaskStore::new(backend.clone());
     let denied = tasks.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap_err();
     assert!(matches!(denied, TaskError::Storage(StorageError::Denied { .. })), "{denied:?}");
@@ -116,7 +116,7 @@ async fn no_error_of_a_call_repeats_its_source() {
 }
 
 #[tokio::test]
-async fn no_error_of_a_strange_server_repeats_its_source() {
+async fn no_error_caused_by_a_malformed_reply_repeats_its_source() {
     for (reply, words) in [
         (Answer::Bytes(b"HTTP/1.1 400 Bad Request\r\n".to_vec()), ""),
         (Answer::Bytes(b":7\r\n".to_vec()), "form"),

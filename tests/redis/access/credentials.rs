@@ -1,4 +1,5 @@
-//! Passwords that are rotated, and tokens that expire: a callback supplies them, each time that a connection is made.
+//! Passwords that are rotated, and tokens that expire: the backend asks a callback for them each time that it opens a
+//! connection.
 
 use std::future::{Ready, ready};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use crate::support::{in_an_hour, keep, key};
 
 const USER: &str = "rotated";
 
-/// What a secrets manager holds, and how often it was asked.
+/// A secrets manager: its password, and how often the backend asked for it.
 #[derive(Clone, Default)]
 struct Vault {
     password: Arc<Mutex<Option<String>>>,
@@ -49,7 +50,7 @@ impl Vault {
     }
 }
 
-/// Lets the user in with this password alone, and closes all connections of it.
+/// Sets the only password of the user, and closes all connections of the user.
 fn rotate(server: &Server, password: &str) {
     let mut admin = server.connection();
     let rule = format!("ACL SETUSER {USER} reset on >{password} ~* &* +@all");
@@ -57,7 +58,7 @@ fn rotate(server: &Server, password: &str) {
     let _: Value = command(&mut admin, ["CLIENT", "KILL", "USER", USER]);
 }
 
-/// A server that only the user in the URL, and this user, can use.
+/// Starts a server on which this user has this password.
 fn start(password: &str) -> Server {
     let server = Server::start(&[]);
     rotate(&server, password);
@@ -65,10 +66,10 @@ fn start(password: &str) -> Server {
 }
 
 async fn within<T>(call: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), call).await.expect("it comes to that")
+    tokio::time::timeout(Duration::from_secs(60), call).await.expect("the call returns within a minute")
 }
 
-/// Writes until a write succeeds. Until then each is refused with a known outcome, or its connection was closed.
+/// Writes until a write succeeds. Until then, each write is denied with a known outcome, or its connection was closed.
 async fn put(backend: &RedisBackend) {
     within(async {
         while let Err(error) = backend.put(&key("alice", "t1"), "data".into(), keep()).await {
@@ -92,7 +93,7 @@ async fn assert_notified(backend: &RedisBackend, watch: &mut BoxStream<'static, 
             let _ = backend.put(&key("alice", "t1"), "data".into(), keep()).await;
             match tokio::time::timeout(Duration::from_millis(100), watch.next()).await {
                 Ok(Some(Ok(()))) => return,
-                // An item may say that the subscription was lost.
+                // An item may report that the subscription was lost.
                 Ok(Some(Err(error))) => assert!(error.is_retryable(), "{error:?}"),
                 Ok(None) => panic!("the watch has ended"),
                 Err(_) => {}
@@ -108,10 +109,10 @@ fn assert_hides_passwords(printed: impl std::fmt::Debug) {
 }
 
 #[tokio::test]
-async fn a_rotated_password_is_asked_for_at_the_next_connection_and_a_watch_goes_on() {
+async fn after_a_rotation_the_next_connection_uses_the_new_password_and_a_watch_continues() {
     let server = start("pass-word-1");
     let vault = Vault::holding("pass-word-1");
-    // What the URL says does not count.
+    // The backend ignores the user and the password of the URL.
     let url = format!("redis://nobody:wrong@127.0.0.1:{}", server.port);
     let backend = vault.builder().connect(&url).await.unwrap();
     put(&backend).await;
@@ -125,7 +126,7 @@ async fn a_rotated_password_is_asked_for_at_the_next_connection_and_a_watch_goes
         vault.set(Some(password));
         rotate(&server, password);
         put(&backend).await;
-        // Two items: one may have been on its way.
+        // Two items, because the first may have been under way before the rotation.
         assert_notified(&backend, &mut watch).await;
         assert_notified(&backend, &mut watch).await;
         assert!(vault.asked.load(Ordering::SeqCst) >= asked + 2);
@@ -134,7 +135,7 @@ async fn a_rotated_password_is_asked_for_at_the_next_connection_and_a_watch_goes
 }
 
 #[tokio::test]
-async fn the_password_of_the_default_user_is_rotated_too() {
+async fn after_a_rotation_for_the_default_user_the_next_connection_uses_the_new_password() {
     let server = Server::start(&["--requirepass", "pass-word-1"]);
     let password = Arc::new(Mutex::new("pass-word-1"));
     let provided = Arc::clone(&password);
@@ -154,7 +155,7 @@ async fn the_password_of_the_default_user_is_rotated_too() {
 }
 
 #[tokio::test]
-async fn an_outdated_password_is_denied_until_the_provider_has_the_new_one() {
+async fn an_outdated_password_is_denied_until_the_callback_returns_the_new_one() {
     let server = start("pass-word-1");
     let vault = Vault::holding("pass-word-1");
     let backend = vault.builder().connect(&server.url()).await.unwrap();
@@ -170,7 +171,7 @@ async fn an_outdated_password_is_denied_until_the_provider_has_the_new_one() {
     });
     let denied = denied.await;
     assert!(!denied.outcome_unknown());
-    super::assert_tells(&denied, &["WRONGPASS"]);
+    super::assert_names(&denied, &["WRONGPASS"]);
     vault.set(Some("pass-word-2"));
     put(&backend).await;
 }
@@ -179,7 +180,9 @@ async fn an_outdated_password_is_denied_until_the_provider_has_the_new_one() {
 #[case::it_returns_an_error(false)]
 #[case::it_never_returns(true)]
 #[tokio::test]
-async fn a_provider_that_fails_is_unavailable_with_a_known_outcome_and_asked_again(#[case] hangs: bool) {
+async fn a_call_whose_credentials_callback_fails_is_unavailable_with_a_known_outcome_and_the_next_one_retries_it(
+    #[case] hangs: bool,
+) {
     let server = start("pass-word-1");
     let vault = Vault::holding("pass-word-1");
     let provider = vault.clone();
@@ -198,24 +201,24 @@ async fn a_provider_that_fails_is_unavailable_with_a_known_outcome_and_asked_aga
     put(&backend).await;
     vault.set(None);
     rotate(&server, "pass-word-2");
-    // The first may have been under way over the connection that was closed.
+    // This first call may still use the connection that was closed.
     let _ = backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await;
     let failed = within(backend.put(&key("alice", "t1"), "data".into(), in_an_hour())).await.unwrap_err();
     assert!(matches!(failed, StorageError::Unavailable { outcome_unknown: false, .. }), "{failed:?}");
     assert!(failed.is_retryable());
     let words: &[&str] =
-        if hangs { &[] } else { &["the credentials provider failed", "the vault is sealed"] };
-    super::assert_tells(&failed, words);
-    // So is a construction.
+        if hangs { &[] } else { &["the credentials callback failed", "the vault is sealed"] };
+    super::assert_names(&failed, words);
+    // A new backend fails in the same way.
     let failed = within(builder().connect(&server.url())).await.unwrap_err();
     assert!(matches!(failed, StorageError::Unavailable { outcome_unknown: false, .. }), "{failed:?}");
-    super::assert_tells(&failed, words);
+    super::assert_names(&failed, words);
     vault.set(Some("pass-word-2"));
     put(&backend).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_sentinels_a_rotated_password_is_asked_for_too() {
+async fn behind_sentinels_the_next_connection_after_a_rotation_uses_the_new_password() {
     let watched = Watched::start(&[]);
     rotate(&watched.master, "pass-word-1");
     let vault = Vault::holding("pass-word-1");
@@ -236,7 +239,7 @@ async fn behind_sentinels_a_rotated_password_is_asked_for_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_cluster_a_rotated_password_is_asked_for_too() {
+async fn in_a_cluster_the_next_connection_after_a_rotation_uses_the_new_password() {
     let cluster = Cluster::start(2, 0);
     let rotate_all = |password: &str| cluster.nodes.iter().for_each(|node| rotate(node, password));
     rotate_all("pass-word-1");
@@ -257,7 +260,7 @@ async fn in_a_cluster_a_rotated_password_is_asked_for_too() {
 }
 
 #[test]
-fn credentials_and_providers_do_not_print_the_password() {
+fn credentials_and_builders_do_not_print_the_password() {
     let credentials = [Credentials::password("pass-word"), Credentials::user(USER, "pass-word")];
     assert_hides_passwords(&credentials);
     assert!(format!("{credentials:?}").contains(USER));
@@ -268,7 +271,7 @@ fn credentials_and_providers_do_not_print_the_password() {
 }
 
 #[tokio::test]
-async fn a_password_without_a_user_is_that_of_the_default_user() {
+async fn a_password_without_a_user_authenticates_the_default_user() {
     let server = Server::start(&["--requirepass", "pass-word"]);
     let url = format!("redis://nobody:wrong@127.0.0.1:{}", server.port);
     let provide = || ready(Ok::<_, std::io::Error>(Credentials::password("pass-word")));
@@ -276,7 +279,7 @@ async fn a_password_without_a_user_is_that_of_the_default_user() {
 }
 
 #[tokio::test]
-async fn a_callback_that_does_not_return_is_named_by_the_error() {
+async fn the_error_names_a_credentials_callback_that_does_not_return() {
     let server = Server::start(&[]);
     let provide = std::future::pending::<Result<Credentials, std::io::Error>>;
     let builder = RedisBackend::builder().connect_timeout(Duration::from_millis(200)).credentials(provide);

@@ -1,5 +1,5 @@
-//! A user who lacks one of the rights that the README lists: a write that is denied has left the record as it was, and
-//! nothing that never expires.
+//! A user who lacks one permission of the documented ACL rule: a denied write leaves the record as it was, and leaves
+//! no new key that never expires.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use mcp_task_store::{PageRequest, PartName, RedisBackend, StorageBackend, StorageError, TaskKey, Version};
 use redis::{Commands, Connection, Value};
 
-use crate::support::redis::{Server, command, connection, rule_of_the_readme};
+use crate::support::redis::{Server, acl_rule, command, connection};
 use crate::support::{after_ms, in_an_hour, keep, key, never, owner};
 
 const PART: PartName = PartName::from_static("input");
@@ -28,12 +28,12 @@ enum Before {
     /// The record alone.
     Expires,
     NeverExpires,
-    /// The record beside one that expires later, or never, and one whose hash is gone.
-    ExpiresBeside,
-    NeverExpiresBeside,
-    /// The record has expired, and lies there.
+    /// The record, another record that expires later, and index members whose hashes are gone.
+    ExpiresWithOthers,
+    NeverExpiresWithOthers,
+    /// The record has expired, and the server still holds it.
     Expired,
-    /// Other records have, and are still in the index.
+    /// Other records have expired, and are still in the index.
     OthersExpired,
 }
 
@@ -41,8 +41,8 @@ const ALL: [Before; 7] = [
     Before::Nothing,
     Before::Expires,
     Before::NeverExpires,
-    Before::ExpiresBeside,
-    Before::NeverExpiresBeside,
+    Before::ExpiresWithOthers,
+    Before::NeverExpiresWithOthers,
     Before::Expired,
     Before::OthersExpired,
 ];
@@ -58,11 +58,12 @@ impl Before {
             Self::Nothing => {}
             Self::Expires => drop(put("t1", with_parts(in_an_hour())).await),
             Self::NeverExpires => drop(put("t1", with_parts(never())).await),
-            Self::ExpiresBeside | Self::NeverExpiresBeside => {
+            Self::ExpiresWithOthers | Self::NeverExpiresWithOthers => {
                 put("gone", in_an_hour()).await;
                 put("gone too", never()).await;
-                put("beside", after_ms(7_200_000)).await;
-                put("t1", with_parts(if self == Self::ExpiresBeside { in_an_hour() } else { never() })).await;
+                put("other", after_ms(7_200_000)).await;
+                put("t1", with_parts(if self == Self::ExpiresWithOthers { in_an_hour() } else { never() }))
+                    .await;
                 admin.del::<_, ()>(&["pmcp:tasks:alice:gone", "pmcp:tasks:alice:gone too"]).unwrap();
             }
             Self::Expired | Self::OthersExpired => {
@@ -80,7 +81,7 @@ impl Before {
     }
 }
 
-/// Each write in each form that runs other commands on the server.
+/// Each write, in each form that runs different commands on the server.
 const WRITES: [(&str, Write); 9] = [
     ("put that expires", |backend| put(backend, in_an_hour()).boxed()),
     ("put that never expires", |backend| put(backend, never()).boxed()),
@@ -107,7 +108,7 @@ fn keys(admin: &mut Connection) -> BTreeMap<String, bool> {
     keys.into_iter().map(|key| (key.clone(), expires(admin, &key))).collect()
 }
 
-/// The record with its part, `None` if there is none.
+/// Returns the record with its part; `None` if there is no record.
 async fn record(backend: &RedisBackend) -> Option<String> {
     let record = backend.get(&t1()).await.ok()?;
     let part = backend.part(&t1(), &PART).await.unwrap();
@@ -115,35 +116,35 @@ async fn record(backend: &RedisBackend) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_write_that_is_denied_leaves_the_record_as_it_was_and_nothing_that_never_expires() {
+async fn a_denied_write_leaves_the_record_as_it_was_and_no_new_key_that_never_expires() {
     let server = Server::start(&[]);
     let mut admin = connection(&server.url());
-    let all_rights = RedisBackend::connect(&server.url()).await.unwrap();
-    let rule = rule_of_the_readme();
+    let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
+    let rule = acl_rule();
     let rule: Vec<&str> = rule.split(' ').collect();
     let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
     let url = format!("redis://{}:{password}@127.0.0.1:{}", rule[2], server.port);
-    let (mut denied, mut went_through) = (0, 0);
+    let (mut denied, mut succeeded) = (0, 0);
     let _: Value = command(&mut admin, rule.iter().copied());
-    // To connect takes all of the rights.
+    // Connecting needs all permissions, so the user connects before it loses one.
     let backend = RedisBackend::connect(&url).await.unwrap();
     for word in rule.iter().filter(|word| word.starts_with('+')) {
         let _: Value = command(&mut admin, rule.iter().copied());
         let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
         for before in ALL {
             for (name, write) in WRITES {
-                before.set_up(&all_rights, &mut admin).await;
-                let (was, held) = (record(&all_rights).await, keys(&mut admin));
+                before.set_up(&unrestricted, &mut admin).await;
+                let (was, held) = (record(&unrestricted).await, keys(&mut admin));
                 match write(&backend).await {
                     Err(StorageError::Denied { .. }) => denied += 1,
-                    // By a user who has all the rights that this write needs, or that has nothing to do.
+                    // The write does not need the missing permission, or has nothing to do.
                     Ok(()) | Err(StorageError::NotFound { .. }) => {
-                        went_through += 1;
+                        succeeded += 1;
                         continue;
                     }
                     Err(error) => panic!("{name} without {word} over {before:?}: {error:?}"),
                 }
-                let is = record(&all_rights).await;
+                let is = record(&unrestricted).await;
                 assert_eq!(is, was, "{name} without {word} over {before:?}");
                 for (key, expires) in keys(&mut admin) {
                     let never_did = held.get(&key).is_some_and(|expires| !expires);
@@ -155,5 +156,5 @@ async fn a_write_that_is_denied_leaves_the_record_as_it_was_and_nothing_that_nev
             }
         }
     }
-    assert!(denied > 300 && went_through > 300, "{denied} {went_through}");
+    assert!(denied > 300 && succeeded > 300, "{denied} {succeeded}");
 }

@@ -1,4 +1,4 @@
-//! What nodes say about who keeps which slot, in every form.
+//! The forms in which nodes report which node serves which slot.
 
 use futures_util::StreamExt;
 use mcp_task_store::{PageRequest, RedisBackend, StorageBackend, StorageError, Version};
@@ -14,7 +14,7 @@ use crate::support::{in_an_hour, keep, key, owner};
 #[case::a_name_that_not_all_have(&["--cluster-preferred-endpoint-type", "hostname"])]
 #[case::a_name(&["--cluster-preferred-endpoint-type", "hostname", "--cluster-announce-hostname", "localhost"])]
 #[tokio::test(flavor = "multi_thread")]
-async fn nodes_are_found_that_announce(#[case] endpoint: &[&str]) {
+async fn the_backend_finds_nodes_that_announce(#[case] endpoint: &[&str]) {
     let cluster = Cluster::start_with(3, 0, endpoint);
     let backend = connect(&cluster).await;
     let (t1, t2) = (key("alice", "t1"), key("alice", "t2"));
@@ -23,8 +23,8 @@ async fn nodes_are_found_that_announce(#[case] endpoint: &[&str]) {
     }
     let mut watch = backend.watch(&t1);
     watch.next().await.unwrap().unwrap();
-    // Half of the slot is moved: ASK. Then all of it: MOVED.
-    let (from, slot) = (cluster.keeper("{alice}"), cluster.slot("{alice}"));
+    // First half of the keys migrate, and nodes reply ASK. Then all of them, and nodes reply MOVED.
+    let (from, slot) = (cluster.master_for("{alice}"), cluster.slot("{alice}"));
     let to = (from + 1) % 3;
     cluster.set_slot(to, &slot, "IMPORTING", from);
     cluster.set_slot(from, &slot, "MIGRATING", to);
@@ -39,19 +39,20 @@ async fn nodes_are_found_that_announce(#[case] endpoint: &[&str]) {
     cluster.set_slot(from, &slot, "NODE", to);
     backend.put(&t1, "three".into(), in_an_hour()).await.unwrap();
     assert_eq!(backend.list(&owner("alice"), PageRequest::new(5)).await.unwrap().records.len(), 2);
-    let felt = async {
+    let notified = async {
         loop {
-            // While the slot moves, an item may be an error that can be retried.
+            // While the slot is being migrated, an item may be an error that can be retried.
             let _ = watch.next().await.expect("the record lives");
             if backend.get(&t1).await.unwrap().data == "three" {
                 return;
             }
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), felt).await.expect("an item");
+    tokio::time::timeout(std::time::Duration::from_secs(30), notified).await.expect("an item");
 }
 
-/// The only node of a cluster. It replies with this error to each script and read; `PORT` is its own.
+/// The only node of a cluster. It replies with this error to each script and each read. `PORT` stands for the port of
+/// the node.
 async fn replying(with: &'static str) -> Fake {
     Fake::start(move |port, words| match &*words[0].to_ascii_uppercase() {
         "EVAL" | "HMGET" => {
@@ -76,7 +77,9 @@ async fn replying(with: &'static str) -> Fake {
 #[case::moved_to_no_port("MOVED 1234 10.0.0.7:port")]
 #[case::asked_for_elsewhere("ASK elsewhere 10.0.0.7:6379")]
 #[tokio::test]
-async fn a_malformed_redirection_is_quoted_and_the_command_was_not_run(#[case] said: &'static str) {
+async fn the_error_for_a_malformed_redirection_quotes_it_and_the_command_did_not_run(
+    #[case] said: &'static str,
+) {
     let fake = replying(said).await;
     let backend = RedisBackend::builder().notifications(false).connect_cluster([fake.url()]).await.unwrap();
     for refused in [
@@ -91,7 +94,7 @@ async fn a_malformed_redirection_is_quoted_and_the_command_was_not_run(#[case] s
 }
 
 #[tokio::test]
-async fn a_circle_of_redirections_is_unavailable_and_no_node_runs_the_command() {
+async fn a_call_that_nodes_redirect_in_a_circle_is_unavailable_and_no_node_runs_the_command() {
     let circle = replying("MOVED 1234 :PORT").await;
     let backend = RedisBackend::builder().notifications(false).connect_cluster([circle.url()]).await.unwrap();
     let error = backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Who may not connect to a cluster.
+//! Users that a cluster denies.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn a_cluster_denies(#[case] user: &str) {
     let cluster = Cluster::start(2, 0);
     everywhere(&cluster, &[&RULE[..], &["+@all"]].concat());
     let mut urls = urls(&cluster, user);
-    // Whatever the others say.
+    // The cluster must deny the user even if one of the URLs is unreachable.
     urls.insert(0, format!("redis://{user}@127.0.0.1:{}", free_port()));
     let error = RedisBackend::builder().connect_cluster(&urls).await.unwrap_err();
     assert!(matches!(error, StorageError::Denied { .. }), "{error:?}");
@@ -39,7 +39,7 @@ async fn a_cluster_denies(#[case] user: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_that_is_switched_off_is_denied_until_it_is_on_again() {
+async fn a_disabled_user_is_denied_until_it_is_enabled_again() {
     let cluster = Cluster::start(2, 0);
     everywhere(&cluster, &[&RULE[..], &["+@all"]].concat());
     let builder = RedisBackend::builder().response_timeout(RESPONSE_TIMEOUT);
@@ -47,7 +47,7 @@ async fn a_user_that_is_switched_off_is_denied_until_it_is_on_again() {
     until_a_write_works(&backend, "alice").await;
     everywhere(&cluster, &["ACL", "SETUSER", "app", "off"]);
     everywhere(&cluster, &["CLIENT", "KILL", "USER", "app"]);
-    // The first calls may be under way when their connection is found closed.
+    // The first calls may be under way when the server closes their connection.
     let mut denied = 0;
     while denied < 20 {
         match backend.put(&key("alice", "t1"), "data".into(), in_an_hour()).await.unwrap_err() {
@@ -63,5 +63,5 @@ async fn a_user_that_is_switched_off_is_denied_until_it_is_on_again() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), works).await.expect("it works again");
+    tokio::time::timeout(Duration::from_secs(30), works).await.expect("a write succeeds again");
 }

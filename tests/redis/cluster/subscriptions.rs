@@ -1,4 +1,4 @@
-//! Watches stay with the master of their slot, however often that changes.
+//! A watch follows the master of its slot, however often the master changes.
 
 use std::time::{Duration, Instant};
 
@@ -18,14 +18,14 @@ const FAILOVERS: usize = 10;
 
 type Watch = BoxStream<'static, Result<(), StorageError>>;
 
-/// Makes a replica the master of its slots, and waits until the one that was is its replica. The others vote on it only
-/// `by_vote`, which they do for the same slots once in two seconds.
+/// Makes a replica the master, and waits until the former master is its replica. With `by_vote`, the other masters vote
+/// on the failover. They vote for the same slots once in two seconds.
 fn fail_over(cluster: &Cluster, master: usize, replica: usize, by_vote: bool) {
     let has_role = |node: usize, role: &str| {
         info(&mut cluster.nodes[node].connection(), "replication").contains(&format!("role:{role}"))
     };
     eventually(|| {
-        // An error says that it is not in step with its master, or that it is the master already.
+        // The command fails while the replica is behind its master, or if it is the master already.
         let mut admin = cluster.nodes[replica].connection();
         let mut failover = redis::cmd("CLUSTER");
         failover.arg("FAILOVER");
@@ -45,20 +45,20 @@ fn fail_over(cluster: &Cluster, master: usize, replica: usize, by_vote: bool) {
     });
 }
 
-/// Waits until each of these watches has an item for a write that another instance makes now.
-async fn hear(
+/// Makes one write for each watch from another instance, and waits until each watch has yielded an item for it.
+async fn assert_all_notified(
     watches: Vec<(TaskKey, Watch)>,
     backend: &RedisBackend,
     other: &RedisBackend,
 ) -> Vec<(TaskKey, Watch)> {
-    let mut hearing = JoinSet::new();
+    let mut notified = JoinSet::new();
     for (key, mut watch) in watches {
         let (backend, other) = (backend.clone(), other.clone());
-        hearing.spawn(async move {
+        notified.spawn(async move {
             let version = loop {
                 match other.put(&key, "written".into(), keep()).await {
                     Ok(written) => break written.version,
-                    // A node may need a moment to find out that the cluster is whole.
+                    // A node may need a moment to detect that the cluster is up.
                     Err(error) => assert!(error.is_retryable(), "{error:?}"),
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -71,22 +71,22 @@ async fn hear(
             }
         });
     }
-    let all = tokio::time::timeout(Duration::from_secs(60), hearing.join_all());
-    all.await.expect("each watch hears of each write")
+    let all = tokio::time::timeout(Duration::from_secs(60), notified.join_all());
+    all.await.expect("each watch receives a notification of each write")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watches_receive_every_write_after_ten_failovers_and_when_the_demoted_node_leaves() {
     let (buses, nodes) = Buses::start(4, &[]);
     let cluster = Cluster::join(nodes, 3);
-    // The first node and the last fail over to each other.
+    // The first node and the last one take over from each other.
     let pair = [0, 3];
     let (backend, other) = (connect(&cluster).await, connect(&cluster).await);
     let mut names = (0..).map(|number| format!("owner-{number}"));
     let mut watches = Vec::new();
     while watches.len() < OWNERS {
         let name = names.next().unwrap();
-        if cluster.keeper(&format!("{{{name}}}")) != pair[0] {
+        if cluster.master_for(&format!("{{{name}}}")) != pair[0] {
             continue;
         }
         let key = key(&name, "t1");
@@ -98,7 +98,7 @@ async fn watches_receive_every_write_after_ten_failovers_and_when_the_demoted_no
     for round in 1..FAILOVERS {
         tokio::task::block_in_place(|| fail_over(&cluster, pair[(round + 1) % 2], pair[round % 2], false));
     }
-    // One node does not learn of the last failover, and names the old keeper of the slots for a while.
+    // One node does not learn of the last failover, and reports the old master of the slots for a while.
     let (demoted, elected) = (pair[(FAILOVERS + 1) % 2], pair[FAILOVERS % 2]);
     tokio::task::block_in_place(|| {
         buses.cut(&cluster.id(1));
@@ -115,13 +115,13 @@ async fn watches_receive_every_write_after_ten_failovers_and_when_the_demoted_no
     let mut admin = cluster.nodes[demoted].connection();
     let _: () = command(&mut admin, ["CLUSTER", "REPLICATE", &cluster.id(2)]);
     let since = Instant::now();
-    let watches = hear(watches, &backend, &other).await;
+    let watches = assert_all_notified(watches, &backend, &other).await;
     println!(
-        "figure | cluster, ten failovers: until {OWNERS} watches hear a write | {:.1?}",
+        "figure | cluster, ten failovers: until {OWNERS} watches receive a notification | {:.1?}",
         since.elapsed()
     );
     let _: () = command(&mut admin, ["CLUSTER", "RESET"]);
-    let watches = hear(watches, &backend, &other).await;
-    // Once more, as the first items may be those of a subscription that had just begun.
-    hear(watches, &backend, &other).await;
+    let watches = assert_all_notified(watches, &backend, &other).await;
+    // A second round, because a watch yields an item whenever its subscription begins.
+    assert_all_notified(watches, &backend, &other).await;
 }

@@ -15,7 +15,7 @@ use crate::support::rmcp::*;
 
 #[tokio::test(start_paused = true)]
 async fn a_request_to_the_client_is_repeated_while_the_engine_fails() {
-    for error in [is_away, is_broken, is_denied] {
+    for error in [unreachable_error, backend_error, denied_error] {
         let gate = Intercept::new(Gate { error, ..Gate::of(Arc::new(MemoryBackend::new())) });
         let one = manager(&on(&gate), Duration::from_secs(30));
         let away = Arc::clone(&gate);
@@ -34,7 +34,7 @@ async fn a_request_to_the_client_is_repeated_while_the_engine_fails() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_whose_reply_is_lost_is_made_once_even_if_the_client_answers_before_the_repeat() {
-    let gate = Intercept::new(Gate { error: is_broken, ..Gate::of(Arc::new(MemoryBackend::new())) });
+    let gate = Intercept::new(Gate { error: backend_error, ..Gate::of(Arc::new(MemoryBackend::new())) });
     let one = manager(&on(&gate), LONG);
     let answers = manager(&gate.backend, LONG);
     let loses = Arc::clone(&gate);
@@ -86,7 +86,7 @@ fn register_measure(manager: &Manager) {
 
 #[tokio::test(start_paused = true)]
 async fn arguments_are_loaded_again_while_the_engine_fails_and_unreadable_arguments_fail_the_task() {
-    for error in [is_away, is_broken, is_denied] {
+    for error in [unreachable_error, backend_error, denied_error] {
         let gate = memory();
         let task_id = waiting(&gate).await;
         gate.part_error.lock().unwrap().replace(error);
@@ -99,7 +99,7 @@ async fn arguments_are_loaded_again_while_the_engine_fails_and_unreadable_argume
     }
     let gate = memory();
     let task_id = waiting(&gate).await;
-    gate.part_error.lock().unwrap().replace(is_corrupt);
+    gate.part_error.lock().unwrap().replace(corrupt_error);
     let one = manager(&on(&gate), LONG);
     register_measure(&one);
     let TaskPayload::Failed { .. } = ended(&one, &task_id).await else { panic!("the task failed") };

@@ -88,7 +88,7 @@ mod behind_a_proxy {
 #[tokio::test]
 async fn an_outcome_is_kept_until_it_is_stored_while_the_lease_can_be_renewed(#[case] engine: Engine) {
     let store = engine.open().await;
-    for error in [is_away, is_broken, is_denied] {
+    for error in [unreachable_error, backend_error, denied_error] {
         let gate = Gate::with(&store, error);
         let one = manager(&on(&gate), SHORT);
         let other = manager(&store.backend, SHORT);
@@ -107,7 +107,7 @@ async fn an_outcome_is_kept_until_it_is_stored_while_the_lease_can_be_renewed(#[
 async fn an_outcome_whose_reply_is_lost_is_stored_once_and_not_reported_as_void() {
     let printed = Printed::default();
     let _subscribed = crate::support::subscribe(&printed, tracing::Level::INFO);
-    let gate = Intercept::new(Gate { error: is_broken, ..Gate::of(Arc::new(MemoryBackend::new())) });
+    let gate = Intercept::new(Gate { error: backend_error, ..Gate::of(Arc::new(MemoryBackend::new())) });
     // The run receives no notification of the end of its task.
     gate.watch_hangs.store(true, Ordering::SeqCst);
     let one = manager(&on(&gate), LONG);

@@ -64,7 +64,8 @@ fn save(admin: &mut Connection, status: &str) {
     eventually(|| info(admin, "persistence").contains(status));
 }
 
-/// Restarts the server with so many keys, and so much time for each, that it loads until it is restarted without that delay.
+/// Restarts the server with many keys and a delay for each, so that it loads its data until it is restarted without
+/// that delay.
 pub fn load_slowly(deployment: &mut Deployment) -> Option<End> {
     const FILL: &str =
         "for i = 1, 20000 do redis.call('SET', 'fill:{alice}:' .. i, string.rep('x', 100)) end";
@@ -90,7 +91,7 @@ pub fn rotate_password(deployment: &mut Deployment) -> Option<End> {
     None
 }
 
-/// Changes the user of the instances. A user that is switched off keeps its connections, so they are closed.
+/// Changes the user of the instances. A user that is disabled keeps its connections, so this function closes them.
 pub fn set_user(deployment: &mut Deployment, rule: &'static str, ends_with: &'static str) -> Option<End> {
     deployment.everywhere(&["ACL", "SETUSER", "app", rule]);
     if rule == "off" {
