@@ -272,7 +272,7 @@ async fn a_server_that_is_out_of_memory() {
 async fn a_server_that_evicts() {
     let page = page("docs/failures.md");
     let row = "| evicts (`allkeys-lru`) | none | | | yes, `NotFound` for what is evicted | \
-        less; index members of evicted records go with the next page |";
+        the records that the server kept; the next page removes the index members of the others |";
     assert!(page.contains(row), "{row}");
     let (_server, backend, mut admin) = prepared(&["--maxmemory-policy", "allkeys-lru"]).await;
     const RECORDS: usize = 400;
