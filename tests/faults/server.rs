@@ -38,7 +38,7 @@ const NOT_HANDLED: Row = Row {
     retryable: true,
     unknown: true,
     reads: false,
-    afterwards: "the writes, once it goes on",
+    afterwards: "the writes, once the server continues",
 };
 /// The server receives no call, or accepts none.
 const UNAVAILABLE: Row = Row { unknown: false, afterwards: "as before", ..NOT_HANDLED };

@@ -118,7 +118,7 @@ pub fn micros(samples: &Samples) -> String {
 }
 
 const HEAD: [&str; 6] = ["work", "this crate", "pmcp-tasks", "bare commands", "compared", "target reached"];
-const HEADLINE: [&str; 4] = ["work", "this crate", "pmcp-tasks", "throughput"];
+const HEADLINE: [&str; 4] = ["work", "this crate", "pmcp-tasks", "throughput ratio"];
 
 #[derive(Default, Serialize, Deserialize)]
 pub struct Report {
