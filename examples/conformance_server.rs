@@ -2,8 +2,8 @@
 //! stores its tasks in Redis.
 //!
 //! An instance holds only the running operations in its process, and has no sessions. So any number of instances can share one
-//! Redis behind a proxy that sends each request to another instance. `make conformance` runs the suite
-//! on one instance, and on two instances behind such a proxy.
+//! Redis behind a proxy that sends each request to another instance. `make conformance` runs the suite on one instance, and on two
+//! instances behind such a proxy.
 
 use std::error::Error;
 use std::io;

@@ -128,12 +128,14 @@ impl Client {
             let message = state.task.status_message.as_deref().unwrap_or("no message");
             if state.status().is_terminal() || state.status() == TaskStatus::InputRequired {
                 let status = state.status();
-                return Err(format!("task {} is {status:?} too early ({message})", short(task)).into());
+                return Err(format!("task {} became {status:?} unexpectedly ({message})", short(task)).into());
             }
             if seen.as_ref() != Some(&state) {
                 (seen, give_up) = (Some(state), Instant::now() + STUCK_AFTER);
             } else if Instant::now() >= give_up {
-                return Err(format!("task {} is stuck ({message})", short(task)).into());
+                return Err(
+                    format!("task {} has not changed for {STUCK_AFTER:?} ({message})", short(task)).into()
+                );
             }
             sleep(pause).await;
         }

@@ -164,7 +164,11 @@ impl Demo {
         let Digested { sha256, files, .. } = &digested;
         let by = format!("server {}, attempt {}", digested.server, digested.attempt);
         if (digested.server.as_str(), digested.attempt) != (server, attempt) {
-            return Err(format!("task {} was completed by {by}", short(task)).into());
+            return Err(format!(
+                "task {} was completed by {by}, not by server {server}, attempt {attempt}",
+                short(task)
+            )
+            .into());
         }
         if *sha256 != self.expected {
             let expected = &self.expected;

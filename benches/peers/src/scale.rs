@@ -31,7 +31,7 @@ pub async fn run(divisor: usize) -> Result<()> {
     Ok(())
 }
 
-/// Measures how long the server is blocked when the index of one owner expires: without and with `lazyfree-lazy-expire`.
+/// Measures how long the expiry of one owner's index blocks the server, without and with `lazyfree-lazy-expire`.
 async fn expiry_of_the_index(server: &Server) -> Result<()> {
     // The first call on an expired index removes it. The first measurement uses a copy of the index.
     const INDEX: [&str; 2] = ["pmcp:idx:owner-0", "copy:idx"];

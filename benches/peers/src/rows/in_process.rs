@@ -25,7 +25,7 @@ use crate::report::{Report, Row, Target, short};
 const TASKS: [usize; 3] = [1, 2, 8];
 const RECORDS: usize = 10_000;
 const OWNERS: usize = 64;
-/// How many records are created before they are deleted again.
+/// How many records a row creates before it deletes them again.
 const BATCH: usize = 50_000;
 
 /// Measures the rows in another process, because criterion writes to the terminal.

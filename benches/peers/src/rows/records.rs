@@ -10,7 +10,7 @@ use crate::rounds::{Numbers, Samples, alternate_all, time};
 
 const OWNERS: usize = 64;
 const IN_FLIGHT: usize = 64;
-/// How often each record is replaced in a round.
+/// How often a round replaces each record.
 const SWAPS: u64 = 3;
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {

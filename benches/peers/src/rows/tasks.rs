@@ -132,7 +132,7 @@ struct Race {
     failed: usize,
     /// Updates that succeeded, but are missing in the task.
     lost: usize,
-    /// Writes in addition to one for each update.
+    /// How many writes the updates needed in addition to one each.
     retries: f64,
 }
 

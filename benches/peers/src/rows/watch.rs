@@ -11,7 +11,7 @@ use crate::rounds::alternate;
 
 const OWNERS: usize = 64;
 const IN_FLIGHT: usize = 64;
-/// How often each record is replaced in a round.
+/// How often a round replaces each record.
 const SWAPS: u64 = 3;
 
 /// Measures the server's time for a compare-and-swap without subscribers, with notifications on and off.
