@@ -190,7 +190,7 @@ async fn a_server_that_is_down() {
     server.kill();
     // The connection broke while no call was under way.
     let _ = backend.get(&key("alice", "t1")).await;
-    let row = Row { server: "is down, and nobody listens", ..UNAVAILABLE };
+    let row = Row { server: "is down: no process listens at the port", ..UNAVAILABLE };
     row.holds(&backend).await;
     server.start_again();
     record(&backend).await;
