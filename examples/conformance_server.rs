@@ -1,9 +1,9 @@
 //! The server that the official MCP conformance suite calls. It has the tools that the suite's `tasks-*` scenarios name, and
-//! keeps its tasks in Redis.
+//! stores its tasks in Redis.
 //!
-//! An instance keeps nothing of a task in its process but the running operation, and has no sessions. So any number of instances
-//! that share one Redis can stand behind a proxy that sends each request to another instance. `make conformance` runs the suite
-//! on one instance, and on two instances behind such a proxy.
+//! An instance holds only the running operations in its process, and has no sessions. So any number of instances can share one
+//! Redis behind a proxy that sends each request to another instance. `make conformance` runs the suite on one instance, and on two
+//! instances behind such a proxy.
 
 use std::error::Error;
 use std::io;
@@ -42,7 +42,7 @@ struct Options {
     /// The port on 127.0.0.1; 0 chooses a free one
     #[arg(long, default_value_t = 0)]
     port: u16,
-    /// The Redis that keeps the tasks
+    /// The Redis that stores the tasks
     #[arg(long, value_name = "URL", default_value = "redis://127.0.0.1:6379")]
     redis: String,
 }
@@ -59,17 +59,17 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Serves until SIGTERM or Ctrl-C. Responses that are under way then finish.
+/// Serves until SIGTERM or Ctrl-C, and finishes the responses that it has begun.
 async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let store = TaskStore::with_config(
         RedisBackend::connect(&options.redis).await?,
-        // One owner has the tasks of all runs, and those of earlier runs may still exist.
+        // All runs use one owner, and the tasks of earlier runs may still exist.
         StoreConfig::new().max_tasks_per_owner(None),
     );
     let tasks = DurableTaskManager::new(store);
     let server = ConformanceServer { tasks: tasks.clone(), owner: OwnerId::try_from("conformance")? };
 
-    // A session would live in one instance, and the next request may reach another.
+    // A session lives in one instance, and the next request may reach another. So no instance keeps sessions.
     let config = StreamableHttpServerConfig::default().with_legacy_session_mode(false);
     let streams = config.cancellation_token.clone();
     let sessions = Arc::new(NeverSessionManager::default());
@@ -98,7 +98,7 @@ struct ConformanceServer {
     owner: OwnerId,
 }
 
-/// The tools that respond with a task only. A client without the tasks extension cannot call them.
+/// The tools that always respond with a task. A client without the tasks extension cannot call them.
 const TASK_REQUIRED: [&str; 4] = ["failing_job", "confirm_delete", "multi_input", "test_tool_with_task"];
 
 fn tools() -> Vec<Tool> {
@@ -195,7 +195,7 @@ impl ServerHandler for ConformanceServer {
 }
 
 impl ConformanceServer {
-    /// Starts an operation as a task. The response leaves once the task is stored.
+    /// Starts an operation as a task. Returns the response once the task is stored.
     async fn start<F>(
         &self,
         context: &RequestContext<RoleServer>,
@@ -271,7 +271,7 @@ async fn multi_input(task: TaskContext) -> Result<CallToolResult, TaskExit> {
         task.request_input("input-a", question("The first value?")),
         task.request_input("input-b", question("The second value?")),
     )?;
-    // The suite answers with other fields than the requested one, and expects a completed task.
+    // The suite answers with fields that were not requested, and expects a completed task.
     let value = |answer| accepted(answer, "value").and_then(Value::as_str).unwrap_or("nothing").to_owned();
     Ok(text(format!("got {} and {}", value(&a), value(&b))))
 }

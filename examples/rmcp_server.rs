@@ -1,4 +1,4 @@
-//! An MCP server whose tasks survive it. Several instances share one Redis, and each task has an owner.
+//! An MCP server whose tasks survive a restart. Several instances share one Redis, and each task has an owner.
 use std::{error::Error, sync::Arc, time::Duration};
 
 use axum::http::{StatusCode, header::AUTHORIZATION, request::Parts};
@@ -47,7 +47,7 @@ impl ServerHandler for Server {
     }
 }
 
-/// Puts the owner into the request. Verify the tokens of your users here.
+/// Inserts the owner into the request. Verify the tokens of your users here.
 async fn authenticate(mut request: Request, next: Next) -> Result<Response, StatusCode> {
     let owner = match request.headers().get(AUTHORIZATION).map(|token| token.as_bytes()) {
         Some(b"Bearer token-of-alice") => OwnerId::try_from("alice"),
@@ -73,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let owners = OwnerSource::extensions(|request| request.get::<Parts>()?.extensions.get().cloned());
     let server = Server { tasks: tasks.clone(), owners };
 
-    // The next request may reach another instance, so no instance keeps sessions.
+    // A session lives in one instance, and the next request may reach another. So no instance keeps sessions.
     let config = StreamableHttpServerConfig::default().with_legacy_session_mode(false);
     let (streams, sessions) = (config.cancellation_token.clone(), NeverSessionManager::default());
     let mcp = StreamableHttpService::new(move || Ok(server.clone()), Arc::new(sessions), config);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the pinned MCP conformance suite and the Node that runs it, builds the example server, and runs the suite against it.
-# REDIS_URL says where the tasks are stored.
+# Installs the pinned MCP conformance suite and Node.js, builds the example server, and runs the suite against the server.
+# The server stores its tasks at REDIS_URL.
 set -euo pipefail
 cd "$(dirname "$0")/../tests/conformance"
 if ! cmp -s package-lock.json node_modules/installed-lock.json; then
@@ -10,9 +10,9 @@ if ! cmp -s package-lock.json node_modules/installed-lock.json; then
 	if ! npm ci --ignore-scripts --no-audit --no-fund --fetch-timeout 60000 --fetch-retries 1 >"$log" 2>&1; then
 		tail -n 10 "$log" >&2
 		if grep -Eq 'ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|FETCH_ERROR' "$log"; then
-			echo "error: the npm registry cannot be reached, so nothing was checked" >&2
+			echo "error: npm cannot reach its registry, so nothing was checked; check the network and the registry that npm is configured to use" >&2
 		else
-			echo "error: npm cannot install the conformance suite, so nothing was checked" >&2
+			echo "error: npm cannot install the conformance suite, so nothing was checked; see the log above" >&2
 		fi
 		exit 1
 	fi

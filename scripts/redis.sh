@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts or stops a local Redis at REDIS_URL, with its data in .redis: redis.sh up|down
-# `up` starts nothing if a server answers. `down` stops only what `up` started.
+# `up` does nothing if a server answers at REDIS_URL. `down` stops only a server that `up` started.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=.redis
@@ -14,7 +14,7 @@ port=${address##*:}
 [ "$host" != "$address" ] || port=6379
 [ -n "$host" ] || host=127.0.0.1
 
-answers() { # whether a Redis server replies at the address
+answers() { # succeeds if a Redis server replies at the address
 	(exec 3<>"/dev/tcp/$host/$port" && printf 'PING\r\n' >&3 && IFS= read -r -t 2 reply <&3 && [[ $reply == [+-]* ]]) 2>/dev/null
 }
 
@@ -31,7 +31,7 @@ up() {
 	if answers; then echo "Redis answers at $host:$port"; return; fi
 	case $host in
 		127.0.0.1 | localhost) ;;
-		*) echo "error: no Redis answers at $host:$port, which is another machine; start it there, or set REDIS_URL" >&2; exit 1 ;;
+		*) echo "error: no Redis answers at $host:$port; start one on that machine, or set REDIS_URL to another server" >&2; exit 1 ;;
 	esac
 	local server
 	server=$(command -v "${REDIS_SERVER:-redis-server}" || command -v valkey-server || true)
@@ -49,14 +49,14 @@ up() {
 		if answers; then echo "started $(basename "$server") at $host:$port; its data is in $folder"; return; fi
 		sleep 0.1
 	done
-	echo "error: $server does not answer at $host:$port; the end of its log:" >&2
+	echo "error: $server did not answer at $host:$port within 10 s; the end of its log:" >&2
 	tail -n 5 redis.log >&2
 	exit 1
 }
 
 down() {
 	if ! started; then
-		echo "no server that make redis-up started is running"
+		echo "nothing to stop: no server that make redis-up started is running"
 		rm -f $folder/redis.pid
 		return
 	fi
@@ -65,7 +65,7 @@ down() {
 		if ! kill -0 "$pid" 2>/dev/null; then echo "stopped the server that make redis-up started"; return; fi
 		sleep 0.1
 	done
-	echo "error: process $pid does not stop" >&2
+	echo "error: the Redis of make redis-up (process $pid) did not stop within 10 s; stop it by hand" >&2
 	exit 1
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the long forms of the fault tests, then fuzzes, and prints the figures as one table.
+# Runs the fault tests and their long forms, then fuzzes each target. Prints all figures as one table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 figures=$(mktemp)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test, and prints a summary: programs, passed, failed, ignored, the slowest program, the time.
-# FEATURES names the features of the whole run. Fails if a test fails or a program does not build.
+# Runs every test, and prints a summary: the number of programs and of passed, failed and ignored tests, the time, the slowest program.
+# FEATURES names the features of the second run. Fails if a test fails, or if a program does not build.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 log=$(mktemp)
@@ -12,7 +12,7 @@ run() {
 	cargo test --no-fail-fast "$@" 2>&1 | tee -a "$log" || failed=1
 }
 
-# Without features: what the library promises without Redis. The run with all features repeats the other programs.
+# The first run has no features, and covers the library without Redis. The run with all features covers the other programs.
 run --lib --test contract --test lifecycle
 # One call for the library and the example engine, so that nothing is built twice.
 features=${FEATURES:-redis-tests,pmcp}
@@ -33,5 +33,5 @@ awk -v seconds=$((SECONDS - begun)) '
 		if (slowest_program) printf "slowest: %s, %.0f s\n", slowest_program, slowest
 		for (i = 1; i <= failed_tests; i++) print "FAILED " failures[i]
 	}' "$log"
-if [ $failed != 0 ]; then echo "error: a test failed, or a program did not build; see above" >&2; fi
+if [ $failed != 0 ]; then echo "error: a test failed, or a program did not build; see the output above" >&2; fi
 exit $failed

@@ -1,15 +1,15 @@
-//! The guide: how to use the library in a server, how to operate it, and how to write an engine.
+//! The guide: how to use the library in a server, how to operate such a server, and how to write an engine.
 //!
 //! * [`rmcp`]: servers on the official SDK
 //! * [`pmcp`]: servers on the SDK `pmcp`, or on `pmcp-tasks`
 //! * [`workers`]: leases, lost workers, retries
-//! * [`engine`]: an engine of your own
+//! * [`engine`]: how to write an engine
 //! * [`operations`]: settings, the ACL rule, keys, backup, upgrades, credentials
-//! * [`failures`]: what a call reports when a server fails
-//! * [`scale`]: what one Redis holds
+//! * [`failures`]: which error a call returns when a Redis or Valkey server fails
+//! * [`scale`]: how many tasks one Redis holds
 
-// A page links to other pages by file name. The first definition of a link counts, so here these links lead to modules.
-// The page is shown whatever the features are. Its examples are compiled only with the features that they need.
+// A page links to other pages by file name. The first definition of a link wins, so the definitions here lead to modules.
+// rustdoc shows a page with any set of features. A doctest run includes a page only with the features that its examples need.
 
 /// [workers.md]: crate::guide::workers
 /// [operations.md]: crate::guide::operations

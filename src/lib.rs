@@ -20,10 +20,10 @@
 //! | uses the official SDK, rmcp | `DurableTaskManager`, and [the guide to rmcp servers](guide::rmcp) |
 //! | uses pmcp or pmcp-tasks | `PmcpTaskStore` or `PmcpTasksBackend`, and [the guide to pmcp servers](guide::pmcp) |
 //! | has its own protocol code | [`TaskStore`], and [`Attempt`] for [workers with leases](guide::workers) |
-//! | stores tasks in another database | [`StorageBackend`], [`backend::engine`], and [how to write an engine](guide::engine) |
+//! | stores tasks in another database | [`StorageBackend`], [`backend::engine`], and [the guide to writing an engine](guide::engine) |
 //!
-//! [Operations](guide::operations) lists all settings, and [failures](guide::failures) says what a call reports when a server
-//! fails.
+//! [Operations](guide::operations) lists all settings. [Failures](guide::failures) says which error a call returns when a Redis or
+//! Valkey server fails.
 //!
 //! # Examples
 //!
@@ -57,7 +57,7 @@
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | Redis Cluster, a master behind Redis Sentinel, `rediss://` |
 //! | `rmcp` | `DurableTaskManager`, for the official SDK, rmcp 3 |
 //! | `pmcp` | `PmcpTaskStore` and `PmcpTasksBackend`, for pmcp 2 and pmcp-tasks 0.2 |
-//! | `conformance` | the contract as a test suite, for [engines of your own](guide::engine) |
+//! | `conformance` | the contract as a test suite, for [authors of engines](guide::engine) |
 
 #![warn(missing_docs, unreachable_pub)]
 #![forbid(unsafe_code)]

@@ -246,7 +246,12 @@ mod on_redis {
         let owner = format!("digest-server-{}", uuid::Uuid::new_v4());
         let output =
             demonstration(folder.path()).args(["--redis", &url(), "--owner", &owner]).output().unwrap();
-        assert_all_steps(&output, 30 + AWKWARD, "was killed with SIGKILL", "got SIGTERM and exited with 0");
+        assert_all_steps(
+            &output,
+            30 + AWKWARD,
+            "was killed with SIGKILL",
+            "received SIGTERM and exited with 0",
+        );
         let mut connection = redis::Client::open(url()).unwrap().get_connection().unwrap();
         let left = connection.scan_match::<_, String>(format!("pmcp:*{owner}*")).unwrap();
         assert_eq!(left.count(), 0);

@@ -1,4 +1,4 @@
-//! A client of one instance, on the SDK. It polls tasks until they have an expected state.
+//! A client of one instance, built on the SDK. It polls a task until the task has an expected state.
 
 use std::time::Duration;
 
@@ -26,7 +26,8 @@ pub struct Client(RunningService<RoleClient, ClientConfig>);
 
 impl Client {
     pub async fn connect(url: &str) -> Result<Self, Failure> {
-        // The servers are on this machine, so no proxy is used. No idle connection delays the shutdown of a server.
+        // The servers are on this machine, so the client uses no proxy. It keeps no idle connection, which would delay the shutdown of
+        // a server.
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build()?;
         let config = StreamableHttpClientTransportConfig::with_uri(url);
         let transport = StreamableHttpClientTransport::with_client(http, config);
@@ -66,7 +67,7 @@ impl Client {
         }
     }
 
-    /// Accepts a request.
+    /// Accepts the request with this key.
     pub async fn accept(&self, task: &Task, key: String) -> Result<(), Failure> {
         let accepted = json!({ "action": "accept", "content": {} });
         let update = UpdateTaskParams::new(&task.task_id, [(key, accepted)].into());
@@ -77,7 +78,7 @@ impl Client {
         Ok(self.0.cancel_task(CancelTaskParams::new(&task.task_id)).await?)
     }
 
-    /// Polls until the progress matches.
+    /// Polls until the progress matches, and returns it.
     pub async fn progress(
         &self,
         task: &Task,
@@ -108,8 +109,8 @@ impl Client {
         Ok(result.into_typed()?)
     }
 
-    /// Polls at the interval of the task until it has the expected state. A task that ends otherwise, makes an unexpected
-    /// request, or stays unchanged for long is an error.
+    /// Polls at the interval of the task until it has the expected state. It is an error if the task ends in another state, makes
+    /// an unexpected request, or stays unchanged for 30 s.
     async fn poll(
         &self,
         task: &Task,
@@ -127,12 +128,14 @@ impl Client {
             let message = state.task.status_message.as_deref().unwrap_or("no message");
             if state.status().is_terminal() || state.status() == TaskStatus::InputRequired {
                 let status = state.status();
-                return Err(format!("task {} is {status:?} too early ({message})", short(task)).into());
+                return Err(format!("task {} became {status:?} unexpectedly ({message})", short(task)).into());
             }
             if seen.as_ref() != Some(&state) {
                 (seen, give_up) = (Some(state), Instant::now() + STUCK_AFTER);
             } else if Instant::now() >= give_up {
-                return Err(format!("task {} is stuck ({message})", short(task)).into());
+                return Err(
+                    format!("task {} has not changed for {STUCK_AFTER:?} ({message})", short(task)).into()
+                );
             }
             sleep(pause).await;
         }
@@ -143,7 +146,7 @@ fn progress(state: &DetailedTask) -> Option<Progress> {
     state.task.status_message.as_deref()?.parse().ok()
 }
 
-/// Returns the beginning of a task's id, for the output.
+/// Returns the first characters of a task's id, for the output.
 pub fn short(task: &Task) -> &str {
     task.task_id.get(..8).unwrap_or(&task.task_id)
 }

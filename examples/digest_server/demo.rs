@@ -1,4 +1,4 @@
-//! The demonstration. A step without the expected result is an error.
+//! The demonstration. It fails if a step does not have the expected result.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::operation::{Arguments, Digested, Progress};
 use crate::server::stop_signal;
 use crate::{Failure, LEASE, Options, Store, digest, open, with_config};
 
-/// Runs the demonstration, and deletes its tasks.
+/// Runs the demonstration. Then deletes its tasks, also after an error.
 pub async fn run(options: &Options) -> Result<(), Failure> {
     let started = Instant::now();
     let (folder, files, expected) = digest_by_sha256sum(&options.folder).await?;
@@ -157,14 +157,18 @@ impl Demo {
         Ok(took)
     }
 
-    /// Polls on an instance until the task is completed. A digest that differs from that of `sha256sum`, or that another
-    /// server or attempt computed, is an error.
+    /// Polls on an instance until the task is completed. It is an error if the digest differs from that of `sha256sum`, or if
+    /// another server or another attempt computed it.
     async fn finish(&self, on: &Instance, task: &Task, server: &str, attempt: u32) -> Result<(), Failure> {
         let digested = on.client.digested(task).await?;
         let Digested { sha256, files, .. } = &digested;
         let by = format!("server {}, attempt {}", digested.server, digested.attempt);
         if (digested.server.as_str(), digested.attempt) != (server, attempt) {
-            return Err(format!("task {} was completed by {by}", short(task)).into());
+            return Err(format!(
+                "task {} was completed by {by}, not by server {server}, attempt {attempt}",
+                short(task)
+            )
+            .into());
         }
         if *sha256 != self.expected {
             let expected = &self.expected;
@@ -187,7 +191,7 @@ impl Demo {
     }
 }
 
-/// Enough progress to lose some, and not so much that the operation ends first.
+/// A third is enough progress to lose some, and leaves time to stop the server before the operation ends.
 fn has_done_a_third(progress: &Progress) -> bool {
     progress.done >= progress.files / 3
 }

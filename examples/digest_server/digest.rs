@@ -1,7 +1,7 @@
 //! One SHA-256 over all files under a folder, computed by this program or by the system's `sha256sum`.
 //!
-//! It is the digest of the output of `sha256sum --zero` for the files, in the order of the bytes of their names. If git knows
-//! all of the files, `git ls-files -z | LC_ALL=C sort -z | xargs -0 sha256sum --zero -- | sha256sum` computes it too.
+//! It is the digest of the output of `sha256sum --zero` for all files, sorted by the bytes of their names. If git tracks all of the
+//! files, this command computes it too: `git ls-files -z | LC_ALL=C sort -z | xargs -0 sha256sum --zero -- | sha256sum`
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, Write};
@@ -32,7 +32,7 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
         .build();
     for entry in walk {
         let entry = entry?;
-        // A link counts as its target. A dangling link is a file that cannot be read. Folders behind links, pipes and devices
+        // A link to a file counts as that file. A dangling link is kept, so the digest fails on it. Links to folders, pipes and devices
         // are left out.
         if entry.path().metadata().is_ok_and(|behind| !behind.is_file()) {
             continue;
@@ -89,7 +89,7 @@ fn line(file: &Path, sha256: &str) -> Vec<u8> {
     [sha256.as_bytes(), b"  ", file.as_os_str().as_encoded_bytes(), b"\0"].concat()
 }
 
-/// Returns the digest of these files, computed by `sha256sum` alone.
+/// Returns the digest of these files. Only `sha256sum` computes hashes here, so the result checks the tool.
 pub async fn by_sha256sum(folder: &Path, files: &[PathBuf], done: impl Fn()) -> Result<String, Failure> {
     let mut lines = tempfile::tempfile()?;
     for file in files {

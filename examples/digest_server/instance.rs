@@ -16,11 +16,11 @@ use crate::client::Client;
 use crate::server::{self, DigestServer};
 use crate::{Failure, REDIS_VARIABLE, with_config};
 
-/// Where the instances run.
+/// How the instances run.
 pub enum Host {
-    /// In processes that share this Redis.
+    /// As processes that share this Redis.
     Processes { redis: String },
-    /// In this process, where they share this engine.
+    /// As runtimes in this process that share this engine.
     Runtimes { backend: Arc<dyn Agenda> },
 }
 
@@ -36,7 +36,7 @@ enum Life {
     Runtime { runtime: Owned, stop: Arc<Notify>, served: JoinHandle<Result<(), Failure>> },
 }
 
-/// A runtime that may be dropped within another one.
+/// A runtime that may be dropped inside another runtime, where a plain `Runtime` would panic.
 struct Owned(Option<Runtime>);
 
 impl Drop for Owned {
@@ -48,7 +48,7 @@ impl Drop for Owned {
 }
 
 impl Instance {
-    /// Starts an instance, and a client of it.
+    /// Starts an instance, and connects a client to it.
     pub async fn start(name: &'static str, owner: &OwnerId, host: &Host) -> Result<Self, Failure> {
         let (url, life) = match host {
             Host::Processes { redis } => start_process(name, owner, redis).await?,
@@ -58,7 +58,7 @@ impl Instance {
         Ok(Self { name, client, url, life })
     }
 
-    /// Returns where the instance serves, for the output.
+    /// Returns the name and the address of the instance, for the output.
     pub fn description(&self) -> String {
         match &self.life {
             Life::Process { child, .. } => {
@@ -70,7 +70,7 @@ impl Instance {
         }
     }
 
-    /// Ends the instance without a shutdown. Returns how, for the output.
+    /// Ends the instance without a shutdown. Returns how it ended, for the output.
     pub async fn kill(self) -> Result<&'static str, Failure> {
         match self.life {
             Life::Process { mut child, .. } => {
@@ -79,24 +79,24 @@ impl Instance {
             }
             Life::Runtime { runtime, served, .. } => {
                 drop(runtime);
-                // Every task of the runtime ends at its next await, the server too.
+                // Each Tokio task of the runtime ends at its next await, also the server.
                 drop(served.await);
                 Ok("was dropped with its runtime")
             }
         }
     }
 
-    /// Shuts the instance down. Returns how, for the output.
+    /// Shuts the instance down. Returns how it ended, for the output.
     pub async fn stop(self) -> Result<&'static str, Failure> {
         match self.life {
             Life::Process { mut child, stderr } => {
-                let id = child.id().ok_or_else(|| format!("server {} is gone", self.name))?;
+                let id = child.id().ok_or_else(|| format!("server {} has already ended", self.name))?;
                 let sent = Command::new("kill").args(["-s", "TERM", &id.to_string()]).status().await?;
                 let ended = child.wait().await?;
                 if !sent.success() || !ended.success() {
                     return Err(format!("server {} ended with {ended}: {}", self.name, stderr.await?).into());
                 }
-                Ok("got SIGTERM and exited with 0")
+                Ok("received SIGTERM and exited with 0")
             }
             Life::Runtime { stop, served, .. } => {
                 stop.notify_one();
@@ -107,7 +107,7 @@ impl Instance {
     }
 }
 
-/// Starts this program as a server. Its first line of output is its address.
+/// Starts this program as a server. The server prints its address in the first line of its output.
 async fn start_process(name: &str, owner: &OwnerId, redis: &str) -> Result<(String, Life), Failure> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--serve", name, "--owner", owner.as_str()])

@@ -1,6 +1,6 @@
-//! An MCP server with a slow tool, started several times over the same tasks, and a client that uses all instances. The client
-//! answers and cancels tasks on another instance than the one that runs them. Other instances resume the tasks of an instance
-//! that was killed and of one that was shut down.
+//! Several instances of an MCP server with a slow tool, and a client that uses all instances. The instances share their tasks. The
+//! client answers and cancels a task on an instance that does not run the task. When an instance is killed or shut down, another
+//! instance resumes its tasks.
 //!
 //! * `server.rs`: the server. The tool `digest_folder` is an operation registered with a `DurableTaskManager`.
 //! * `operation.rs`: the operation behind the tool.
@@ -38,13 +38,13 @@ use server::DigestServer;
 type Store = TaskStore<Arc<dyn Agenda>>;
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// The environment variable with the URL of Redis. A URL may hold a password, which must not appear in a command line.
+/// The environment variable with the URL of Redis. The URL may contain a password, which must not appear in a command line.
 const REDIS_VARIABLE: &str = "DIGEST_SERVER_REDIS_URL";
 
-/// Short, so that another instance soon resumes the task of a killed one.
+/// Short, so that another instance soon resumes the task of a killed instance.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Start an MCP server several times, and digest a folder as a task that survives each of them.
+/// Start several instances of an MCP server, and digest a folder in tasks that survive the instances.
 ///
 /// A client calls the tool on one server, and polls, answers and cancels on another. The first server is killed halfway, and
 /// the second resumes its task. The second is shut down halfway, and the third resumes its task. Each digest is compared with
@@ -54,22 +54,22 @@ const LEASE: Duration = Duration::from_secs(3);
 #[derive(Clone, Parser)]
 #[command(name = "digest_server")]
 struct Options {
-    /// The folder, by default this repository. Files that git ignores are left out
+    /// The folder, by default this repository; without the files that git ignores
     #[arg(default_value_os_t = repository())]
     folder: PathBuf,
-    /// Keep the tasks in this Redis, and run each server as its own process
+    /// Store the tasks in this Redis, and run each server as its own process
     #[arg(long, value_name = "URL", env = REDIS_VARIABLE, hide_env_values = true)]
     redis: Option<String>,
     /// The owner of the tasks; by default a new owner for each run
     #[arg(long)]
     owner: Option<OwnerId>,
-    /// The least time that the tool takes for the folder, so that a server can be killed halfway
+    /// The minimum time that the tool takes for the folder, so that a server can be killed halfway
     #[arg(long, default_value = "2.5", value_parser = seconds)]
     seconds: Duration,
-    /// Only serve under this name, until SIGTERM or Ctrl-C, and print the address
+    /// Run one server with this name until SIGTERM or Ctrl-C, and print its address
     #[arg(long, value_name = "NAME")]
     serve: Option<String>,
-    /// The port on 127.0.0.1 to serve at; 0 chooses a free one
+    /// The port on 127.0.0.1 to serve on; 0 chooses a free port
     #[arg(long, default_value_t = 0, requires = "serve")]
     port: u16,
 }
@@ -100,7 +100,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Joins an error and its causes.
+/// Joins an error and its causes in one line.
 fn in_one_line(error: &(dyn Error + 'static)) -> String {
     let (mut line, mut cause) = (error.to_string(), error.source());
     while let Some(error) = cause {

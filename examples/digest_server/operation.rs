@@ -1,4 +1,4 @@
-//! The operation behind the tool: digests a folder, with a confirmation by the user, progress and cancellation.
+//! The operation behind the tool. It digests a folder, asks the user to confirm, reports progress, and can be cancelled.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,12 +21,12 @@ use tokio::time::{Instant, sleep_until};
 use crate::Failure;
 use crate::digest::{self, FolderDigest};
 
-/// The arguments of the tool. The record of the task keeps them for the instance that resumes it.
+/// The arguments of the tool. The record of the task holds them, so another instance can resume the task.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Arguments {
     /// The folder to digest.
     pub folder: PathBuf,
-    /// The least time for a file, in milliseconds; at most a minute.
+    /// The minimum time per file in milliseconds; at most a minute.
     #[serde(default)]
     pub pace: f64,
     /// Whether to ask the user before the work begins.
@@ -82,13 +82,14 @@ impl FromStr for Progress {
             let (server, attempt) = rest.strip_suffix(')')?.split_once(", attempt ")?;
             Some((done, files, server, attempt))
         };
-        let (done, files, server, attempt) = parts().ok_or("the status message is not a progress")?;
+        let (done, files, server, attempt) =
+            parts().ok_or("the status message does not state the progress")?;
         let server = server.to_owned();
         Ok(Self { done: done.parse()?, files: files.parse()?, server, attempt: attempt.parse()? })
     }
 }
 
-/// Digests a folder. Another attempt starts from the beginning, which does no harm here.
+/// Digests a folder. The next attempt starts from the beginning. That is safe, because the operation only reads.
 pub async fn digest_folder(
     arguments: Value,
     server: String,
@@ -116,7 +117,8 @@ pub async fn digest_folder(
     }
 }
 
-/// Asks the user. Every attempt uses the same words, so that a later attempt finds the answer to an earlier one.
+/// Asks the user. Each attempt makes the same request under the same key, so a later attempt receives the answer to an earlier
+/// request.
 async fn confirmed(task: &TaskContext, folder: &Path) -> Result<bool, TaskExit> {
     let question = ElicitRequestParams::FormElicitationParams {
         meta: None,
@@ -162,7 +164,7 @@ async fn digest_files(
     Ok(Ok(digest.finish()))
 }
 
-/// Returns an error of the tool. It is a result that the client's model can read, and the task is completed.
+/// Returns an error of the tool. Such an error is a result that the client's model can read, and the task is `completed`.
 fn tool_error(message: impl Into<String>) -> CallToolResult {
     CallToolResult::error(vec![ContentBlock::text(message)])
 }

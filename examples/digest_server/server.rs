@@ -1,5 +1,5 @@
-//! The MCP server. An instance keeps nothing of a task in its process but the running operation. So any instance answers for
-//! every task, and resumes the tasks of a lost instance.
+//! The MCP server. An instance holds only the running operations in its process. So every instance answers for every task, and can
+//! resume the tasks of a lost instance.
 
 use std::io;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ use crate::{Failure, Store};
 
 pub const DIGEST_FOLDER: &str = "digest_folder";
 
-/// Returns the name under which the instances of one user's server register the operation. An instance claims the tasks of
-/// every owner that have this name. The server of another user on the same Redis may not have the same folders.
+/// Returns the name under which the instances of one user's server register the operation. An instance claims all tasks with the
+/// name, of every owner. So the name contains the owner: another user's server on the same Redis may have other folders.
 fn operation(owner: &OwnerId) -> String {
     format!("{DIGEST_FOLDER} {owner}")
 }
@@ -38,7 +38,7 @@ pub struct DigestServer {
 }
 
 impl DigestServer {
-    /// Creates an instance for one user. It resumes tasks of lost instances from now on.
+    /// Creates an instance for one user. From now on it resumes tasks of lost instances.
     pub fn new(store: Store, owner: OwnerId, name: &str) -> Self {
         let tasks = DurableTaskManager::new(store);
         let name = name.to_owned();
@@ -68,7 +68,7 @@ impl ServerHandler for DigestServer {
         )]))
     }
 
-    /// Responds with the task once it is stored.
+    /// Responds with a task, once the task is stored.
     async fn call_tool(
         &self,
         call: CallToolRequestParams,
@@ -113,15 +113,15 @@ impl ServerHandler for DigestServer {
     }
 }
 
-/// Serves until `stop`. Then the responses that are under way finish, and the leases are released, so that another instance
-/// resumes the tasks at once.
+/// Serves until `stop`. Then finishes the responses that it has begun, and releases the leases, so another instance resumes the
+/// tasks at once.
 pub async fn serve(
     listener: TcpListener,
     server: DigestServer,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
     let tasks = server.tasks.clone();
-    // A session would live in one instance, and the next request may reach another.
+    // A session lives in one instance, and the next request may reach another. So no instance keeps sessions.
     let config =
         StreamableHttpServerConfig::default().with_legacy_session_mode(false).with_json_response(true);
     let streams = config.cancellation_token.clone();

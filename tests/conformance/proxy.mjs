@@ -1,9 +1,9 @@
-// A round-robin HTTP proxy: each request goes to the next target, whichever connection it came on. Bodies are
-// streamed both ways, so an event stream passes event by event.
+// A round-robin HTTP proxy: it sends each request to the next target, also requests of the same connection. It streams bodies in
+// both directions, so the client receives each event of an event stream at once.
 
 import { createServer, request } from "node:http";
 
-// Starts the proxy on a free port of 127.0.0.1. Answers its URL, how many requests each target got, and `close`.
+// Starts the proxy on a free port of 127.0.0.1. Returns its URL, how many requests each target received, and `close`.
 export async function roundRobin(targets) {
 	const counts = targets.map(() => 0);
 	let turn = 0;
@@ -30,7 +30,7 @@ export async function roundRobin(targets) {
 function forward(target, incoming, outgoing) {
 	const { hostname, port } = new URL(target);
 	const { method, url: path, headers } = incoming;
-	// One connection a request: none that is kept can turn out to be closed.
+	// Each request uses a new connection, because the target may have closed an idle one.
 	const forwarded = request({ hostname, port, method, path, headers, agent: false });
 	forwarded.on("response", (response) => {
 		outgoing.writeHead(response.statusCode, response.headers);
@@ -43,7 +43,7 @@ function forward(target, incoming, outgoing) {
 		outgoing.writeHead(502, { "content-type": "text/plain" });
 		outgoing.end(`proxy: ${target}: ${error.message}\n`);
 	});
-	// A client that goes away is gone for the target, too.
+	// If the client disconnects, the proxy disconnects from the target.
 	outgoing.on("close", () => forwarded.destroy());
 	incoming.pipe(forwarded);
 }

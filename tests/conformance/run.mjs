@@ -1,6 +1,5 @@
-// Runs the `tasks-*` scenarios of the MCP conformance suite against conformance_server, on one instance and behind a
-// round-robin proxy in front of two that share one Redis. Prints one table; fails unless all that the suite does not
-// itself skip passes.
+// Runs the `tasks-*` scenarios of the MCP conformance suite against conformance_server: on one instance, and on two instances that
+// share one Redis behind a round-robin proxy. Prints one table. Fails unless every check passes that the suite does not skip itself.
 //
 //     node run.mjs SERVER REDIS_URL
 
@@ -26,7 +25,7 @@ const SCENARIOS = [
 	"tasks-required-task-error",
 	"tasks-mrtr-composition",
 ];
-// What the pinned suite checks. Fewer means that something was not checked, whatever the rest says.
+// How many checks of the pinned suite must pass. If fewer pass, the suite has silently left out some.
 const LEAST_PASSED = 44;
 const START_LIMIT_MS = 30_000;
 const STOP_LIMIT_MS = 10_000;
@@ -45,7 +44,7 @@ process.on("exit", () => {
 });
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
 
-// Starts a program whose output is kept; `ended` resolves with its exit code, or the signal that ended it.
+// Starts a program and collects its output. `ended` resolves with the exit code, the signal that ended it, or the error of its start.
 function start(program, args) {
 	const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
 	children.add(child);
@@ -64,16 +63,16 @@ function start(program, args) {
 function startServer() {
 	const server = start(serverProgram, ["--port", "0", "--redis", redisUrl]);
 	const firstLine = new Promise((resolve) => createInterface({ input: server.child.stdout }).once("line", resolve));
-	// The line comes when the server accepts connections.
+	// The server prints this line once it accepts connections.
 	server.listening = within(
 		START_LIMIT_MS,
-		Promise.race([firstLine, server.ended.then((how) => Promise.reject(new Error(`a server ended: ${how}`)))]),
-		"a server does not listen",
+		Promise.race([firstLine, server.ended.then((how) => Promise.reject(new Error(`a server ended before it listened: ${how}`)))]),
+		`a server did not listen within ${START_LIMIT_MS / 1000} s`,
 	).then((url) => (server.url = url));
 	return server;
 }
 
-// Asks a server to end, and answers how it did.
+// Stops a server with SIGTERM, or after the limit with SIGKILL. Returns how it ended.
 async function stop(server) {
 	server.child.kill("SIGTERM");
 	try {
@@ -97,11 +96,11 @@ async function checksOf(scenario, url) {
 	await suite.ended;
 	const written = (await readdir(folder, { recursive: true })).find((path) => path.endsWith("checks.json"));
 	const checks = written ? JSON.parse(await readFile(join(folder, written), "utf8")) : [];
-	if (checks.length === 0) console.error(`${scenario}: the suite wrote no checks; it said:\n${suite.log}`);
+	if (checks.length === 0) console.error(`${scenario}: the suite wrote no checks; its output:\n${suite.log}`);
 	return checks;
 }
 
-// Runs all scenarios on servers of their own. Answers the checks of each, and what else went wrong.
+// Starts new servers, and runs all scenarios on them. Returns the checks of each scenario, and all other faults.
 async function runForm(form, instances) {
 	const servers = [];
 	const faults = [];
@@ -113,24 +112,24 @@ async function runForm(form, instances) {
 		if (instances > 1) proxy = await roundRobin(servers.map((server) => server.url));
 		const { url } = proxy ?? servers[0];
 		for (const scenario of SCENARIOS) checks.set(scenario, await checksOf(scenario, url));
-		if (proxy?.counts.includes(0)) faults.push(`the proxy sent ${proxy.counts.join(" and ")} requests`);
+		if (proxy?.counts.includes(0)) faults.push(`the proxy sent ${proxy.counts.join(" and ")} requests to the two servers; each must receive some`);
 	} catch (error) {
 		faults.push(error.message);
 	} finally {
 		proxy?.close();
 		for (const [number, how] of (await Promise.all(servers.map(stop))).entries()) {
-			if (how !== 0) faults.push(`server ${number + 1} did not end as it should: ${how}`);
+			if (how !== 0) faults.push(`server ${number + 1} ended with ${how} instead of exit code 0`);
 		}
 	}
 	for (const scenario of SCENARIOS) {
 		const found = checks.get(scenario) ?? [];
-		if (found.length === 0) faults.push(`${scenario}: no checks`);
+		if (found.length === 0) faults.push(`${scenario}: the suite made no checks`);
 		for (const check of found.filter((check) => !["SUCCESS", "SKIPPED"].includes(check.status))) {
 			faults.push(`${scenario}: ${check.id}: ${check.status}: ${check.errorMessage ?? check.description}`);
 		}
 	}
 	const passed = count([...checks.values()].flat()).passed;
-	if (passed < LEAST_PASSED) faults.push(`${passed} checks passed, ${LEAST_PASSED} must`);
+	if (passed < LEAST_PASSED) faults.push(`${passed} checks passed; at least ${LEAST_PASSED} must pass`);
 	return { form, checks, faults, servers, requests: proxy?.counts };
 }
 

@@ -38,7 +38,7 @@ const NOT_HANDLED: Row = Row {
     retryable: true,
     unknown: true,
     reads: false,
-    afterwards: "the writes, once it goes on",
+    afterwards: "the writes, once the server continues",
 };
 /// The server receives no call, or accepts none.
 const UNAVAILABLE: Row = Row { unknown: false, afterwards: "as before", ..NOT_HANDLED };
@@ -191,7 +191,7 @@ async fn a_server_that_is_down() {
     server.kill();
     // The connection broke while no call was under way.
     let _ = backend.get(&key("alice", "t1")).await;
-    let row = Row { server: "is down, and nobody listens", ..UNAVAILABLE };
+    let row = Row { server: "is down: no process listens at the port", ..UNAVAILABLE };
     row.holds(&backend).await;
     server.start_again();
     record(&backend).await;
@@ -273,7 +273,7 @@ async fn a_server_that_is_out_of_memory() {
 async fn a_server_that_evicts() {
     let page = page("docs/failures.md");
     let row = "| evicts (`allkeys-lru`) | none | | | yes, `NotFound` for what is evicted | \
-        less; index members of evicted records go with the next page |";
+        the records that the server kept; the next page removes the index members of the others |";
     assert!(page.contains(row), "{row}");
     let (_server, backend, mut admin) = prepared(&["--maxmemory-policy", "allkeys-lru"]).await;
     const RECORDS: usize = 400;

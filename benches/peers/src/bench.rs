@@ -10,12 +10,12 @@ use crate::server::Server;
 #[derive(Clone, Copy)]
 pub struct Form {
     pub rounds: usize,
-    /// Divides the number of calls and records, to check that everything runs.
+    /// Divides the number of calls and records, for a quick check that everything runs.
     pub divisor: usize,
 }
 
 impl Form {
-    /// Returns this number for the run, at least 64: that many calls are in flight at a time.
+    /// Divides a number of calls or records. The result is at least 64, because 64 calls are in flight at a time.
     pub fn count(&self, whole: usize) -> usize {
         (whole / self.divisor).max(64)
     }
@@ -38,7 +38,7 @@ impl Bench {
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?;
         Ok(Self {
             ours: Ours(mcp_task_store::RedisBackend::connect(&url).await?),
-            // Its default prefix is the same, and so are its keys.
+            // By default the peer uses the same prefix and the same keys as this crate.
             peer: Peer(pmcp_tasks::RedisBackend::new(&url).await?.with_prefix("peer")),
             bare: Bare(client.get_multiplexed_async_connection().await?),
             server,

@@ -17,7 +17,7 @@ pub struct Line {
 
 const COLOURS: [RGBColor; 3] = [RGBColor(31, 119, 180), RGBColor(214, 39, 40), RGBColor(44, 140, 60)];
 
-/// Both axes are logarithmic, with `marks` along the first.
+/// Draws a chart. Both axes are logarithmic. `marks` are the labels of the horizontal axis.
 pub fn draw(file: &Path, title: &str, axes: [&str; 2], marks: &[(f64, &str)], lines: &[Line]) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", file.display());
     let all = || lines.iter().flat_map(|line| &line.points);
@@ -62,7 +62,7 @@ pub fn draw(file: &Path, title: &str, axes: [&str; 2], marks: &[(f64, &str)], li
             .map_err(|error| failed(&error))?;
         let dots = line.points.iter().map(|point| Circle::new(*point, 3, style.filled()));
         chart.draw_series(dots).map_err(|error| failed(&error))?;
-        // The legend is next to the chart, one line below the other.
+        // The legend is to the right of the chart, with one row per line.
         let y = 50 + 22 * number as i32;
         root.draw(&PathElement::new([(650, y), (680, y)], style)).map_err(|error| failed(&error))?;
         let text = ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));

@@ -12,13 +12,13 @@ use redis::aio::MultiplexedConnection;
 /// The default expiry of a record.
 pub const HOUR: Duration = Duration::from_secs(3600);
 
-/// The calls on one record, as each contender makes them. Keys are created before the clock starts, because a server
-/// keeps the keys that it uses.
+/// The calls on one record, as each contender makes them. Rows create the keys before the clock starts, because a real server
+/// also reuses its keys.
 pub trait Contender: Clone + Send + Sync + 'static {
     type Key: Send + Sync + 'static;
 
     fn key(owner: &str, task: &str) -> Self::Key;
-    /// Creates the record. It expires after this time, which its JSON also states.
+    /// Creates the record, which expires after this time. Its JSON states the same expiry.
     fn put(&self, key: &Self::Key, data: Bytes, after: Duration) -> impl Future<Output = Result<()>> + Send;
     /// Replaces the record at version `expected`.
     fn swap(&self, key: &Self::Key, data: Bytes, expected: u64) -> impl Future<Output = Result<()>> + Send;
@@ -95,7 +95,7 @@ impl Contender for Bare {
         BareKey { hash: bare_hash(owner, task), idx: bare_idx(owner), task: task.to_owned() }
     }
 
-    /// Everything that a put writes, as one MULTI/EXEC pipeline.
+    /// Sends all writes of a put as one MULTI/EXEC pipeline.
     async fn put(&self, key: &BareKey, data: Bytes, after: Duration) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let expires_at = (now + after).as_millis() as u64;

@@ -1,5 +1,5 @@
-//! Measures this crate, `pmcp-tasks` and the bare Redis commands in one run on one server, and writes the results as
-//! Markdown and charts. `make bench` runs it.
+//! Measures this crate, `pmcp-tasks` and the bare Redis commands in one run on one server. Writes the results as Markdown and
+//! charts. `make bench` runs it.
 
 mod bench;
 mod chart;
@@ -38,15 +38,15 @@ enum Measure {
         /// The folder for the charts
         #[arg(long)]
         charts: PathBuf,
-        /// The page that receives all rows, between its two marks
+        /// The page to write all rows to, between its two marks
         #[arg(long)]
         page: PathBuf,
-        /// The README, which receives the headline rows, between its two marks
+        /// The README to write the headline rows to, between its two marks
         #[arg(long)]
         readme: PathBuf,
         #[arg(long, default_value_t = 9)]
         rounds: usize,
-        /// Divides the number of calls and records, to check quickly that everything runs
+        /// Divides the number of calls and records, for a quick check that everything runs
         #[arg(long, default_value_t = 1)]
         divisor: usize,
     },
@@ -108,19 +108,21 @@ fn measure(charts: &Path, form: Form) -> Result<Report> {
     })?;
     report.describe(&server, form.rounds);
     println!("{}", report.terminal());
-    println!("{} rows miss their target", report.missed());
+    println!("{} rows miss a target", report.missed());
     Ok(report)
 }
 
 /// Replaces the text between the two marks of a file.
 fn show_in(file: &Path, text: &str) -> Result<()> {
     const MARKS: [&str; 2] =
-        ["<!-- begin of what make bench measured -->\n", "<!-- end of what make bench measured -->"];
+        ["<!-- results of make bench: begin -->\n", "<!-- results of make bench: end -->"];
     let whole = std::fs::read_to_string(file)?;
-    let (before, rest) =
-        whole.split_once(MARKS[0]).with_context(|| format!("no mark in {}", file.display()))?;
-    let (_, after) =
-        rest.split_once(MARKS[1]).with_context(|| format!("no end mark in {}", file.display()))?;
+    let (before, rest) = whole
+        .split_once(MARKS[0])
+        .with_context(|| format!("{} has no line {}", file.display(), MARKS[0].trim()))?;
+    let (_, after) = rest
+        .split_once(MARKS[1])
+        .with_context(|| format!("{} has no line {}", file.display(), MARKS[1].trim()))?;
     std::fs::write(file, format!("{before}{}\n{text}\n\n{}{after}", MARKS[0], MARKS[1]))?;
     Ok(())
 }

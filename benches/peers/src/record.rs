@@ -1,4 +1,4 @@
-//! The records: tasks in the form of the peer, which reads their expiry from the JSON.
+//! The records: tasks in the format of the peer, which reads their expiry from the JSON.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use crate::contender::Contender;
 /// The size of most records, in bytes.
 pub const TYPICAL: usize = 700;
 
-/// Creates the id and the JSON of a task of `owner` with this TTL. The JSON is padded to `size` bytes. A smaller JSON has
-/// only the fields that the peer reads.
+/// Creates the id and the JSON of a task of `owner` with this TTL. The JSON is padded to `size` bytes. If a whole task is
+/// larger than `size`, the JSON has only the fields that the peer reads.
 pub fn record(owner: &str, size: usize, ttl: Duration) -> (String, Bytes) {
     let ttl = u64::try_from(ttl.as_millis()).expect("not that long");
     let mut record = TaskRecord::new(owner.to_owned(), "tools/call".to_owned(), Some(ttl));
@@ -24,7 +24,7 @@ pub fn record(owner: &str, size: usize, ttl: Duration) -> (String, Bytes) {
             json!({ "expiresAt": record.expires_at, "task": { "createdAt": record.task.created_at } });
         return (task, times.to_string().into());
     };
-    // The padding is inside of `"pad":""`.
+    // `"pad":""` itself takes 8 bytes.
     if let Some(missing) = missing.checked_sub(8) {
         record.variables.insert("pad".to_owned(), "x".repeat(missing).into());
     }
@@ -34,7 +34,7 @@ pub fn record(owner: &str, size: usize, ttl: Duration) -> (String, Bytes) {
 /// Records with the keys of a contender.
 pub type Records<C> = Arc<Vec<(<C as Contender>::Key, Bytes)>>;
 
-/// `count` records of `size` bytes, spread over `owners`.
+/// Creates `count` records of `size` bytes, spread over `owners`.
 pub fn records<C: Contender>(count: usize, owners: usize, size: usize, ttl: Duration) -> Records<C> {
     let one = |number: usize| {
         let owner = format!("owner-{}", number % owners);

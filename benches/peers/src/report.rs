@@ -17,7 +17,7 @@ pub struct Row {
     compared: Vec<String>,
     /// Whether the row reaches all of its targets; `None` for a row without a target.
     reached: Option<bool>,
-    /// The ratio of the throughput to that of the peer, of a row that the README shows.
+    /// The throughput divided by that of the peer. Only rows that the README shows have it.
     headline: Option<f64>,
 }
 
@@ -56,7 +56,7 @@ impl Row {
         self
     }
 
-    /// Shows the row in the README, with the ratio of its throughput to that of the peer.
+    /// Shows the row in the README, with its throughput divided by that of the peer.
     pub fn headline(mut self, ratios: &Samples) -> Self {
         self.headline = Some(ratios.median());
         self
@@ -91,7 +91,7 @@ impl Row {
     }
 }
 
-/// Formats three digits.
+/// Formats a number with three digits.
 pub fn short(number: f64) -> String {
     match number.abs() {
         100.0.. => format!("{number:.0}"),
@@ -100,7 +100,7 @@ pub fn short(number: f64) -> String {
     }
 }
 
-/// Formats a count with separators of thousands.
+/// Formats a count with thousands separators.
 pub fn thousands(count: usize) -> String {
     match count {
         1000.. => format!("{},{:03}", thousands(count / 1000), count % 1000),
@@ -108,7 +108,7 @@ pub fn thousands(count: usize) -> String {
     }
 }
 
-/// Formats microseconds a call in the unit that fits.
+/// Formats the median of microseconds per call, in a suitable unit.
 pub fn micros(samples: &Samples) -> String {
     match samples.median() {
         us @ 1e6.. => format!("{} s", short(us / 1e6)),
@@ -118,12 +118,12 @@ pub fn micros(samples: &Samples) -> String {
 }
 
 const HEAD: [&str; 6] = ["work", "this crate", "pmcp-tasks", "bare commands", "compared", "target reached"];
-const HEADLINE: [&str; 4] = ["work", "this crate", "pmcp-tasks", "throughput"];
+const HEADLINE: [&str; 4] = ["work", "this crate", "pmcp-tasks", "throughput ratio"];
 
 #[derive(Default, Serialize, Deserialize)]
 pub struct Report {
     rows: Vec<Row>,
-    /// What was measured: the line above the table.
+    /// The line above the table. It says what was measured.
     description: String,
 }
 
@@ -152,7 +152,7 @@ impl Report {
         format!("{}\n{}", self.description, self.fill(table, "\n"))
     }
 
-    /// All rows, as Markdown.
+    /// Returns all rows as Markdown.
     pub fn markdown(&self) -> String {
         let mut table = Table::new();
         table.load_preset(ASCII_MARKDOWN);
@@ -163,7 +163,7 @@ impl Report {
         )
     }
 
-    /// The rows that the README shows, as Markdown, and which of them are slower than the peer.
+    /// Returns the rows that the README shows as Markdown, and a sentence that names those that are slower than the peer.
     pub fn headline(&self) -> String {
         let mut table = Table::new();
         table.load_preset(ASCII_MARKDOWN).set_header(HEADLINE);

@@ -1,4 +1,4 @@
-//! Alternating rounds, and their statistics.
+//! Rounds in which the contenders alternate, and their statistics.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ impl Samples {
     }
 }
 
-/// Runs the rounds of `N` contenders, each round in another order, and returns `M` figures of each. `run` receives the
-/// number of the contender.
+/// Runs `N` contenders in rounds, in a different order each round. Returns `M` figures of each. `run` receives the number of the
+/// contender.
 pub async fn alternate_all<const N: usize, const M: usize>(
     rounds: usize,
     mut run: impl AsyncFnMut(usize) -> Result<[f64; M]>,
@@ -74,8 +74,8 @@ impl Iterator for Numbers {
     }
 }
 
-/// Makes `calls` calls, `in_flight` at a time, and returns the microseconds a call. A `worker` makes one call after the
-/// other while there are numbers. It clones what it needs once, before its first call.
+/// Makes `calls` calls, `in_flight` at a time, and returns the microseconds per call. A `worker` makes one call after the
+/// other until there are no numbers left. It clones what it needs once, before its first call.
 pub async fn time<F>(calls: usize, in_flight: usize, worker: impl Fn(Numbers) -> F) -> Result<f64>
 where
     F: Future<Output = Result<()>> + Send + 'static,

@@ -1,4 +1,4 @@
-//! A million records: over 10,000 owners, and of one owner.
+//! Measures a million records: spread over 10,000 owners, and of one owner.
 
 use std::time::{Duration, Instant};
 
@@ -31,9 +31,9 @@ pub async fn run(divisor: usize) -> Result<()> {
     Ok(())
 }
 
-/// Measures how long the server answers nobody when the index of one owner expires, and when another thread frees it.
+/// Measures how long the expiry of one owner's index blocks the server, without and with `lazyfree-lazy-expire`.
 async fn expiry_of_the_index(server: &Server) -> Result<()> {
-    // The first call that meets the index removes it. A copy is removed first.
+    // The first call on an expired index removes it. The first measurement uses a copy of the index.
     const INDEX: [&str; 2] = ["pmcp:idx:owner-0", "copy:idx"];
     server.run::<i64>(&["COPY", INDEX[0], INDEX[1]])?;
     for (index, lazily) in [(INDEX[1], "no"), (INDEX[0], "yes")] {
@@ -43,7 +43,7 @@ async fn expiry_of_the_index(server: &Server) -> Result<()> {
         let begun = Instant::now();
         server.run::<i64>(&["EXISTS", index])?;
         let text = format!("{} ms", short(begun.elapsed().as_secs_f64() * 1e3));
-        say(&format!("a call that meets an expired index, lazyfree-lazy-expire {lazily}"), text);
+        say(&format!("the first call after the index expired, lazyfree-lazy-expire {lazily}"), text);
     }
     Ok(())
 }
@@ -61,9 +61,9 @@ async fn figures(server: &Server, backend: &RedisBackend, records: usize, owners
             Ok(())
         }
     };
-    say("puts a second", format!("{:.0}", 1e6 / time(records, 64, worker).await?));
+    say("puts per second", format!("{:.0}", 1e6 / time(records, 64, worker).await?));
     let bytes = (server.info("memory", "used_memory")? - empty) / records as f64;
-    say("bytes of Redis's memory a record", format!("{bytes:.0}"));
+    say("bytes of Redis memory per record", format!("{bytes:.0}"));
 
     let calls = (records / 5).min(200_000);
     let spread = move |number: usize| number * 7_919 % records;
@@ -77,7 +77,7 @@ async fn figures(server: &Server, backend: &RedisBackend, records: usize, owners
             Ok(())
         }
     };
-    say("compare-and-swaps a second", format!("{:.0}", 1e6 / time(calls, 64, worker).await?));
+    say("compare-and-swaps per second", format!("{:.0}", 1e6 / time(calls, 64, worker).await?));
     let worker = |numbers: Numbers| {
         let backend = backend.clone();
         async move {
@@ -87,10 +87,10 @@ async fn figures(server: &Server, backend: &RedisBackend, records: usize, owners
             Ok(())
         }
     };
-    say("gets a second", format!("{:.0}", 1e6 / time(calls, 64, worker).await?));
+    say("gets per second", format!("{:.0}", 1e6 / time(calls, 64, worker).await?));
     for command in ["eval", "hmget"] {
         let (calls, micros) = server.command_stats(command)?;
-        say(&format!("microseconds of the server an {command}"), short(micros / calls));
+        say(&format!("server time per {command}, in microseconds"), short(micros / calls));
     }
 
     let owner = OwnerId::try_from("owner-0")?;

@@ -31,7 +31,7 @@ impl Server {
         let deadline = Instant::now() + Duration::from_secs(10);
         while server.try_run::<String>(&["PING"]).is_err() {
             if Instant::now() > deadline {
-                bail!("{program} does not answer at port {port}");
+                bail!("{program} does not answer on port {port} within 10 s");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -70,10 +70,10 @@ impl Server {
     /// Reads one field of `INFO` as a number.
     pub fn info(&self, section: &str, field: &str) -> Result<f64> {
         let value = self.info_text(section, field)?;
-        value.parse().with_context(|| format!("{field} of INFO {section} is no number: {value}"))
+        value.parse().with_context(|| format!("{field} of INFO {section} is not a number: {value}"))
     }
 
-    /// Returns how often a command ran, and the microseconds that it took in all.
+    /// Returns how often a command ran, and its total microseconds.
     pub fn command_stats(&self, command: &str) -> Result<(f64, f64)> {
         let info: String = self.run(&["INFO", "commandstats"])?;
         let prefix = format!("cmdstat_{command}:");
@@ -82,7 +82,7 @@ impl Server {
         };
         let field =
             |name: &str| line.split(',').find_map(|part| part.strip_prefix(name)?.parse::<f64>().ok());
-        field("calls=").zip(field("usec=")).context("commandstats have another form")
+        field("calls=").zip(field("usec=")).context("INFO commandstats has no calls or usec")
     }
 }
 

@@ -1,7 +1,8 @@
 //! Files that survive a crash, behind a lock that all processes share.
 //!
-//! `lock`, files that are being written, and below the SHA-256 of each owner id one file a record: `{time of creation}.{SHA-256 of the task id}`. The names
-//! of an owner's files sort by creation, so the folder is the owner's index.
+//! The folder contains the file `lock`, files that are being written, and one folder per owner. The name of an owner's folder is the
+//! SHA-256 of the owner id. It contains one file per record: `{time of creation}.{SHA-256 of the task id}`. These names sort by
+//! creation, so the folder is the owner's index.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -56,7 +57,7 @@ impl Folder {
     fn prepare(&self) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
         File::create(self.0.join(LOCK))?;
-        // While the lock is held, nobody writes: an unfinished file is what a crash left.
+        // This process holds the lock, so no process writes. An unfinished file is left over from a crash.
         let locked = self.lock(Access::Write)?;
         for file in fs::read_dir(&locked.root)? {
             let file = file?;
@@ -67,7 +68,7 @@ impl Folder {
         sync(&self.0)
     }
 
-    /// Runs a call under the lock, on a thread that may block. If the future is dropped, the call still ends as a whole.
+    /// Runs a call under the lock, on a thread that may block. If the caller drops the future, the call still runs to its end.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
         access: Access,
@@ -83,7 +84,7 @@ impl Folder {
         }
     }
 
-    /// The lock of this open file excludes every other, of this process and of others. It ends when the file is dropped.
+    /// Takes the lock. It excludes all other calls, of this process and of other processes. Dropping the file releases the lock.
     fn lock(&self, access: Access) -> io::Result<Locked> {
         let file = File::open(self.0.join(LOCK))?;
         match access {
@@ -101,7 +102,7 @@ impl Folder {
         StorageError::Backend {
             address: self.0.display().to_string(),
             reason: "the file system failed; see the cause".to_owned(),
-            // The rename may have happened although the sync after it failed.
+            // If the sync after the rename failed, the write has still been applied.
             outcome_unknown: access == Access::Write,
             source: Some(error.into()),
         }
@@ -123,7 +124,7 @@ impl Entry {
         Some(Self { created_at, task: task.to_owned(), path })
     }
 
-    /// Returns the newest entry of a task. After a crash there may be an expired one, too.
+    /// Returns the newest entry of a task. After a crash there may also be an older, expired entry.
     pub(crate) fn of<'a>(entries: &'a [Self], task: &TaskId) -> Option<&'a Self> {
         let task = hash(task.as_str());
         entries.iter().rev().find(|entry| entry.task == task)
@@ -169,13 +170,14 @@ impl Locked {
     /// Reads the task id of a record.
     pub(crate) fn task(&self, entry: &Entry) -> Result<TaskId, Failure> {
         let unreadable = || {
-            let reason = format!("{}: the first line is no task id; remove the file", entry.path.display());
+            let reason =
+                format!("{}: the first line is not a task id; delete the file", entry.path.display());
             io::Error::new(io::ErrorKind::InvalidData, reason).into()
         };
         record::task(&fs::read(&entry.path)?.into()).ok_or_else(unreadable)
     }
 
-    /// Reads when a record expires; `None` for never, and for a record that cannot be read.
+    /// Reads when a record expires. Returns `None` if it never expires, or if it cannot be read.
     pub(crate) fn expires_at(&self, entry: &Entry) -> Result<Option<u64>, Failure> {
         let stored = Stored::decode(Bytes::from(fs::read(&entry.path)?));
         Ok(stored.ok().and_then(|stored| stored.expires_at))
@@ -198,7 +200,7 @@ impl Locked {
         Ok(())
     }
 
-    /// Removes a record, and the folder of an owner without records.
+    /// Removes a record. Also removes the owner's folder if it is empty then.
     pub(crate) fn remove(&self, entry: &Entry) -> Result<(), Failure> {
         fs::remove_file(&entry.path)?;
         let Some(owner) = entry.path.parent() else { return Ok(()) };
@@ -223,7 +225,7 @@ fn entries(owner: &Path) -> Result<Vec<Entry>, Failure> {
     Ok(entries)
 }
 
-/// An id may be longer than a file name, and may have any characters.
+/// Hashes an id, because an id may be longer than a file name and may contain any character.
 fn hash(id: &str) -> String {
     hex::encode(Sha256::digest(id))
 }

@@ -1,10 +1,10 @@
 //! An engine of `mcp-task-store` over plain files.
 //!
-//! One file holds one record. A lock file orders the calls of all processes that share the folder. A write is synced to the
-//! disk before it is acknowledged, so that no crash loses an acknowledged write or shows half of one.
+//! One file holds one record. A lock file orders the calls of all processes that share the folder. The engine syncs a
+//! write to the disk before it acknowledges the write. So no crash loses an acknowledged write or leaves half of one.
 //!
-//! The engine is an example: small, correct, and slow. It reads and rewrites a whole file for each update, parts included,
-//! and it lists the owner's folder for each call. The guide "Writing an engine" explains it.
+//! The engine is an example: small, correct, and slow. Each update reads and rewrites a whole file, parts included. Each call lists the
+//! owner's folder. The guide "Writing an engine" explains the code.
 
 mod folder;
 mod record;
@@ -52,7 +52,7 @@ impl FileBackend {
         Folder::open(path.into()).map(Self)
     }
 
-    /// The write behind `put` and `put_if_version`.
+    /// Implements `put` and `put_if_version`.
     async fn write(
         &self,
         key: &TaskKey,
@@ -105,7 +105,7 @@ impl StorageBackend for FileBackend {
             let Some(entry) = Entry::of(&entries, &key.task) else { return Ok(false) };
             let was_live = match folder.read(entry, &key) {
                 Ok(stored) => stored.is_live(now_millis()),
-                // A record that cannot be read is removed like any other.
+                // `delete` also removes a record that cannot be read.
                 Err(Failure::Storage(StorageError::Corrupt { .. })) => true,
                 Err(error) => return Err(error),
             };
@@ -125,7 +125,7 @@ impl StorageBackend for FileBackend {
         self.0.call(Access::Write, cleanup).await
     }
 
-    /// The file system has no clock of its own to read, so the clock of this machine decides.
+    /// Returns the clock of this machine, because a file system has no clock that can be read.
     async fn clock(&self, _key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
         Ok(self.now())
     }
@@ -155,7 +155,7 @@ fn live(folder: &Locked, key: &TaskKey) -> Result<Stored, Failure> {
     live.ok_or_else(|| StorageError::NotFound { key: key.clone() }.into())
 }
 
-/// Writes a record. The caller holds the lock, so everything between the first read and the rename is one step.
+/// Writes a record. The caller holds the lock, so everything from the first read to the rename is one atomic step.
 fn write(
     folder: &Locked,
     key: &TaskKey,
@@ -177,7 +177,7 @@ fn write(
     }
     let created_at = match (&live, entry) {
         (Some(_), Some(entry)) => entry.created_at,
-        // Creation times increase, also after the clock was set back.
+        // Creation times must increase, also after the clock was set back.
         _ => entries.last().map_or(now, |newest| now.max(newest.created_at + 1)),
     };
     let mut new = live.clone().unwrap_or_default();
@@ -187,12 +187,12 @@ fn write(
     new.expires_at = match options.expiry {
         Expiry::Keep => new.expires_at,
         Expiry::Never => None,
-        // The current millisecond has begun already: without the 1, the record would expire early.
+        // Part of the current millisecond has passed. Without the 1, the record would expire early.
         Expiry::After(_) => expiry_millis(options.expiry)?.map(|millis| now / 1000 + 1 + millis),
     };
 
     folder.write(key, created_at, &new)?;
-    // Written first: after a crash in between, the newer file counts.
+    // The expired file is removed last: after a crash in between, `Entry::of` finds the newer file.
     if live.is_none()
         && let Some(expired) = entry
     {
@@ -201,7 +201,7 @@ fn write(
     Ok(Written::new(version, new.expires_at()))
 }
 
-/// Checks the owner's quota. Reads the records only if there are as many files as the quota allows records.
+/// Checks the owner's quota. Reads the records only if the number of files reaches the quota.
 fn check_quota(folder: &Locked, key: &TaskKey, entries: &[Entry], quota: u64) -> Result<(), Failure> {
     if (entries.len() as u64) < quota {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The format of a record's file: a line with the task id, a line with the header, then the bytes of data and parts.
+//! The format of a record's file: one line with the task id, one line with the header, then the bytes of the data and of the parts.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ struct Header {
     version: u64,
     expires_at: Option<u64>,
     data: usize,
-    /// Names and sizes, in the order of the bytes.
+    /// The names and sizes of the parts, in the order of their bytes in the file.
     parts: Vec<(String, usize)>,
 }
 
@@ -67,14 +67,14 @@ impl Stored {
         Ok(file)
     }
 
-    /// Reads a file; the error says what is wrong with it.
+    /// Decodes a file. The error says what is wrong with the file.
     pub(crate) fn decode(file: Bytes) -> Result<Self, &'static str> {
         let (_, rest) = line(&file).ok_or("the first line is missing")?;
         let (header, mut body) = line(&rest).ok_or("the header is missing")?;
         let header: Header = serde_json::from_slice(&header).map_err(|_| "the header cannot be read")?;
         let sizes: usize = header.parts.iter().map(|(_, size)| size).sum();
         if body.len() != header.data + sizes {
-            return Err("the file has another length than its header states");
+            return Err("the length of the file differs from the lengths in its header");
         }
         let data = body.split_to(header.data);
         let parts = header.parts.into_iter().map(|(name, size)| Ok((name.try_into()?, body.split_to(size))));
@@ -89,7 +89,7 @@ pub(crate) fn task(file: &Bytes) -> Option<TaskId> {
     serde_json::from_slice(&line(file)?.0).ok()
 }
 
-/// Splits off the first line.
+/// Splits the bytes after the first line.
 fn line(bytes: &Bytes) -> Option<(Bytes, Bytes)> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     Some((bytes.slice(..end), bytes.slice(end + 1..)))

@@ -1,4 +1,4 @@
-//! The engine keeps the contract.
+//! The suite of the contract passes on the engine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ async fn open() -> Subject {
     let engine = FileBackend::open(folder.path()).expect("a folder that can be written");
     let capabilities = Capabilities::default()
         .no_notified_watch("the engine polls")
-        // Every insert is synced to the disk.
+        // The default burst would take long, because the engine syncs each insert to the disk.
         .burst(500);
     Subject::without_agenda(engine)
         .capabilities(capabilities)
@@ -23,7 +23,7 @@ async fn open() -> Subject {
 
 conformance_tests!(open);
 
-/// Reaches the files of the engine.
+/// Damages and lists the files of the engine.
 struct Files(PathBuf);
 
 impl Files {
@@ -33,7 +33,7 @@ impl Files {
         folders.flat_map(|folder| list(&folder)).collect()
     }
 
-    /// Rewrites the header of a record.
+    /// Rewrites the header of a record, and what follows. Returns whether the record was found.
     fn rewrite(&self, key: &TaskKey, header: impl Fn(&str) -> String) -> bool {
         let first_line = serde_json::to_string(&key.task).expect("a task id") + "\n";
         for path in self.records() {
@@ -69,7 +69,7 @@ fn list(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn two_engines_on_one_folder_see_each_others_records() {
+async fn two_engines_on_one_folder_share_their_records() {
     let folder = tempfile::tempdir().expect("a folder");
     let [one, two] =
         [(), ()].map(|()| FileBackend::open(folder.path()).expect("a folder that can be written"));

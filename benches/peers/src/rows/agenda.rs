@@ -1,4 +1,4 @@
-//! Timers: what they cost the server, one by one and over the life of a task.
+//! The cost of timers on the server: for single calls, and over the whole life of a task.
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ async fn schedule(engine: &RedisBackend, count: usize, after: Duration) -> Resul
     time(count, IN_FLIGHT, worker).await
 }
 
-/// Returns the server's time for `call`, in microseconds a timer.
+/// Returns the server's time for `call`, in microseconds per timer.
 async fn server_time(bench: &Bench, timers: usize, call: impl Future<Output = Result<()>>) -> Result<f64> {
     bench.server.run::<String>(&["CONFIG", "RESETSTAT"])?;
     call.await?;
@@ -75,14 +75,14 @@ async fn calls(bench: &Bench, report: &mut Report) -> Result<()> {
         resolves.0.push(server_time(bench, count, resolving).await?);
     }
     for (call, samples) in
-        [("`schedule`", schedules), ("`take_due`, 64 a call", takes), ("`resolve`", resolves)]
+        [("`schedule`", schedules), ("`take_due`, 64 per call", takes), ("`resolve`", resolves)]
     {
-        report.add(Row::new(format!("the server's time a timer, {call}")).ours(micros(&samples)));
+        report.add(Row::new(format!("server time per timer, {call}")).ours(micros(&samples)));
     }
     Ok(())
 }
 
-/// A `take_due` among few timers and among many, none of which is due.
+/// Measures `take_due` with few timers and with many, none of which is due.
 async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
     let (few, many) = (1_000, bench.form.count(1_000_000));
     bench.step(&format!("{} timers", thousands(many)));
@@ -114,8 +114,8 @@ async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The server's time for the whole life of a task, including the last read for its timer: with timers on the server, and
-/// with timers in the process.
+/// Measures the server's time for the whole life of a task, including the last read that its timer causes: with timers on the
+/// server, and with timers in the process.
 async fn lives(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("the whole life of a task");
     let tasks = bench.form.count(1_000);
@@ -135,9 +135,9 @@ async fn lives(bench: &Bench, report: &mut Report) -> Result<()> {
         Ok(micros / tasks as f64)
     })
     .await?;
-    let work = "the server's time a task from start to end: 2 status messages, 2 renewals, its timer";
+    let work = "server time per task, from start to end: 2 status messages, 2 renewals, its timer";
     let row = Row::new(work).ours(micros(&with));
-    let what = format!("that with timers in the process ({})", micros(&without));
+    let what = format!("the time with timers in the process ({})", micros(&without));
     report.add(row.ratio(&what, &with.over(&without), None));
     Ok(())
 }
@@ -155,7 +155,7 @@ async fn live<A: Agenda>(engine: A, tasks: usize) -> Result<()> {
         attempt.set_status_message("frame 2 of 2").await?;
         attempt.complete(json!({ "content": [{ "type": "text", "text": "x".repeat(300) }] })).await?;
     }
-    // The store finds each task ended when its timer fires, and removes the timer.
+    // When a timer fires, the store reads that the task has ended, and removes the timer.
     let queue = Queue::try_from("leases")?;
     while store.backend().timers(&queue, None).await?.total > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,4 @@
-//! The cost of a call in the client: allocations, and instructions by callgrind.
+//! The cost of a call in the client: allocations, and instructions that callgrind counts.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::process::Command;
@@ -27,7 +27,7 @@ fn note(bytes: usize) {
     }
 }
 
-// SAFETY: every call goes to the system's allocator as it is.
+// SAFETY: every call is passed to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
@@ -67,7 +67,7 @@ pub enum Who {
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("allocations");
     for (work, name) in [(Work::Put, "put"), (Work::Swap, "put_if_version"), (Work::Get, "get")] {
-        let mut row = Row::new(format!("allocations a `{name}` in the client, bytes asked for"));
+        let mut row = Row::new(format!("allocations per `{name}` in the client, and their bytes"));
         for who in [Who::Ours, Who::Peer, Who::Bare] {
             let (calls, bytes) = allocated(bench, who, work, TYPICAL).await?;
             row = cell(row, who, format!("{}, {bytes:.0} B", short(calls)));
@@ -76,7 +76,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     }
     const LARGE: usize = 1 << 20;
     for (work, name) in [(Work::Put, "written"), (Work::Get, "read")] {
-        let mut row = Row::new(format!("bytes asked for a record of 1 MiB that is {name}, in records"));
+        let mut row = Row::new(format!("allocated bytes per byte of a record of 1 MiB that is {name}"));
         for who in [Who::Ours, Who::Peer, Who::Bare] {
             let (_, bytes) = allocated(bench, who, work, LARGE).await?;
             row = cell(row, who, short(bytes / LARGE as f64));
@@ -85,12 +85,12 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     }
     bench.step("instructions");
     for (work, name) in [
-        (Work::Put, "a `put`"),
-        (Work::Swap, "a `put_if_version`"),
-        (Work::Get, "a `get`"),
-        (Work::Page, "a page of 20"),
+        (Work::Put, "`put`"),
+        (Work::Swap, "`put_if_version`"),
+        (Work::Get, "`get`"),
+        (Work::Page, "page of 20"),
     ] {
-        let mut row = Row::new(format!("instructions {name} in the client, by callgrind"));
+        let mut row = Row::new(format!("instructions per {name} in the client, by callgrind"));
         let all = [Who::Ours, Who::Peer, Who::Bare];
         for who in if work == Work::Page { &all[..1] } else { &all[..] } {
             row = cell(row, *who, format!("{:.0}", instructions(bench, *who, work)?));
@@ -155,7 +155,8 @@ async fn run<C: Contender>(
 const FEW: usize = 100;
 const MANY: usize = 400;
 
-/// Returns the instructions of one call: those of many calls less those of few, in another process under callgrind.
+/// Returns the instructions of one call. Two processes under callgrind make many calls and few calls; the difference is the cost
+/// of the additional calls.
 fn instructions(bench: &Bench, who: Who, work: Work) -> Result<f64> {
     let (few, many) =
         (count_instructions(bench, who, work, FEW)?, count_instructions(bench, who, work, MANY)?);
@@ -180,10 +181,10 @@ fn count_instructions(bench: &Bench, who: Who, work: Work, calls: usize) -> Resu
     let counted = std::fs::read_to_string(&out)?;
     let total =
         counted.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
-    total.and_then(|total| total.trim().parse().ok()).context("callgrind gives no total")
+    total.and_then(|total| total.trim().parse().ok()).context("the output of callgrind has no total")
 }
 
-/// The part that runs under callgrind: some calls, and their preparation.
+/// Runs under callgrind: prepares some calls, and makes them.
 pub async fn calls(url: &str, who: Who, work: Work, calls: usize) -> Result<()> {
     if work == Work::Page {
         let backend = mcp_task_store::RedisBackend::connect(url).await?;
@@ -206,7 +207,7 @@ pub async fn calls(url: &str, who: Who, work: Work, calls: usize) -> Result<()> 
 
 /// Makes `calls` calls of this work after a constant number of other calls.
 async fn alone<C: Contender>(contender: &C, work: Work, calls: usize) -> Result<()> {
-    // This number does not depend on `calls`.
+    // The preparation must not depend on `calls`, so that the difference of two runs contains only calls.
     let records = records::<C>(MANY, 4, TYPICAL, HOUR);
     if work != Work::Put {
         for (key, data) in records.iter() {

@@ -1,4 +1,4 @@
-//! `MemoryBackend`: the same work without a network, measured by criterion.
+//! The same work on `MemoryBackend`, without a network. Criterion measures it.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -25,7 +25,7 @@ use crate::report::{Report, Row, Target, short};
 const TASKS: [usize; 3] = [1, 2, 8];
 const RECORDS: usize = 10_000;
 const OWNERS: usize = 64;
-/// How many records are created before a fresh store replaces the store.
+/// How many records a row creates before it deletes them again.
 const BATCH: usize = 50_000;
 
 /// Measures the rows in another process, because criterion writes to the terminal.
@@ -62,16 +62,19 @@ pub fn measure(runtime: &Runtime, results: &Path, divisor: usize) -> Result<()> 
             let time = bench.measure(work, tasks, Store::of(RECORDS, OWNERS))?;
             figures.push(format!("{tasks}: {} ns", short(time)));
         }
-        report.add(Row::new(format!("`MemoryBackend`, {}, by tasks", work.name())).ours(figures.join(", ")));
+        report.add(
+            Row::new(format!("`MemoryBackend`, {}, by number of Tokio tasks", work.name()))
+                .ours(figures.join(", ")),
+        );
     }
     for work in [Work::Put, Work::Swap, Work::Get, Work::Page] {
         let (few, many) = (Store::of(100, 1), Store { own: 100, owners: 1, others: 200_000 });
         let (few, many) = (bench.measure(work, 1, few)?, bench.measure(work, 1, many)?);
         let row =
-            Row::new(format!("`MemoryBackend`, {}, beside 0 and 200,000 records of others", work.name()));
+            Row::new(format!("`MemoryBackend`, {}, with 0 and 200,000 records of other owners", work.name()));
         let row = row.ours(format!("{} ns, {} ns", short(few), short(many)));
         let ratio = many / few;
-        // A cache miss can make this difference. A walk or a search would make a far greater one.
+        // Cache misses can double the time. A walk over the records of others would cost far more.
         report.add(row.figure(&format!("{} x", short(ratio)), ratio, Some(Target::AtMost(2.0))));
     }
     for work in [Work::Put, Work::Swap, Work::Get, Work::Page, Work::Create] {
@@ -105,12 +108,12 @@ impl Work {
             Self::Page => "a page of 20",
             Self::Create => "`TaskStore::create` with a quota",
             Self::UpdateByKey => "a status update by key",
-            Self::UpdateByCopy => "a status update of the copy held",
+            Self::UpdateByCopy => "a status update by `StoredTask`",
         }
     }
 }
 
-/// The content of a store: records of the owners that are measured, and of others.
+/// The content of a store: records of the measured owners, and of other owners.
 #[derive(Clone, Copy)]
 struct Store {
     own: usize,
@@ -234,7 +237,7 @@ impl InProcess<'_> {
             }),
             Work::UpdateByKey | Work::UpdateByCopy => {
                 let store = TaskStore::with_config(Arc::new(MemoryBackend::new()), config);
-                // Enough that no two tasks use the same record at a time.
+                // So many that no two Tokio tasks use the same record at the same time.
                 let mut created = Vec::new();
                 for number in 0..512 {
                     let owner = OwnerId::try_from(format!("owner-{number}"))?;
@@ -271,8 +274,8 @@ impl InProcess<'_> {
         self.time(tasks, |runtime, calls| spread(runtime, tasks, calls, &worker).0)
     }
 
-    /// Times calls that create records. The records are removed again while the clock is stopped. `worker` receives the
-    /// maximum number of calls before that.
+    /// Times calls that create records. After each batch, the records are deleted while the clock is stopped. `worker` receives the
+    /// number of calls of the batch.
     fn batches<F, W>(
         &mut self,
         tasks: usize,
@@ -302,7 +305,7 @@ impl InProcess<'_> {
     fn time(&mut self, tasks: usize, mut run: impl FnMut(&Runtime, usize) -> Duration) -> Result<f64> {
         let runtime = self.runtime;
         self.measured += 1;
-        // Criterion compares runs of the same name.
+        // Criterion would compare runs of the same name, so each run has its own.
         let name = self.measured.to_string();
         self.criterion.bench_function(&name, |bencher| {
             // Each task makes the same number of calls.
@@ -315,7 +318,7 @@ impl InProcess<'_> {
     }
 }
 
-/// The numbers of the calls of one task: every n-th, from the number of the task on.
+/// The numbers of the calls of one Tokio task: every n-th number, starting with the number of the task.
 struct Numbers {
     start: usize,
     end: usize,

@@ -1,4 +1,4 @@
-//! Pages of an owner's records, and a create for an owner with many.
+//! Pages of an owner's records, and a create for an owner with many tasks.
 
 use std::time::Instant;
 
@@ -33,10 +33,11 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
         _ => bare_list(bench, 0, count).await,
     })
     .await?;
-    let row = Row::new(format!("all of one owner's {} records", thousands(count)))
+    let row = Row::new(format!("all {} records of one owner", thousands(count)))
         .ours(micros(&ours))
         .peer(micros(&peer));
-    let row = row.bare(micros(&bare)).ratio("the peer", &peer.over(&ours), Some(Target::AtLeast(12.0)));
+    let row =
+        row.bare(micros(&bare)).ratio("the peer's speed", &peer.over(&ours), Some(Target::AtLeast(12.0)));
     report.add(row.ratio("the time of one ZRANGE and one pipeline of HMGET", &ours.over(&bare), None));
 
     let store = GenericTaskStore::new(bench.peer.0.clone());
@@ -61,7 +62,8 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
         Row::new(format!("a page of 20 out of {}", thousands(count))).ours(micros(&ours)).peer(micros(&peer));
     let target = Target::AtLeast(1000.0 / bench.form.divisor as f64);
     let than_peer = peer.over(&ours);
-    let row = row.bare(micros(&bare)).headline(&than_peer).ratio("the peer", &than_peer, Some(target));
+    let row =
+        row.bare(micros(&bare)).headline(&than_peer).ratio("the peer's speed", &than_peer, Some(target));
     report.add(row.ratio("the time of one ZRANGE and one pipeline of HMGET", &ours.over(&bare), None));
 
     creating(bench, report, count).await?;
@@ -92,11 +94,11 @@ async fn creating(bench: &Bench, report: &mut Report, count: usize) -> Result<()
     let target = Target::AtLeast(1000.0 / bench.form.divisor as f64);
     let work = format!("`TaskStore::create` with a quota, owner with {} live tasks", thousands(count));
     let row = Row::new(work).ours(micros(&ours)).peer(micros(&peer));
-    report.add(row.ratio("the peer", &peer.over(&ours), Some(target)));
+    report.add(row.ratio("the peer's speed", &peer.over(&ours), Some(target)));
     Ok(())
 }
 
-/// A page costs the same however many records the owner has, and wherever it is.
+/// Shows that a page costs the same for any number of records of the owner, and at any position.
 async fn flat(bench: &Bench, report: &mut Report) -> Result<()> {
     let mut at = Vec::new();
     for count in [100, 10_000, 100_000] {
@@ -118,7 +120,8 @@ async fn flat(bench: &Bench, report: &mut Report) -> Result<()> {
             .map(|(count, times)| format!("{}: {}", thousands(*count), micros(&times[place])))
             .collect();
         let (first, last) = (&at[0].1[place], &at[at.len() - 1].1[place]);
-        let row = Row::new(format!("{name} of 20, by the owner's records")).ours(figures.join(", "));
+        let row =
+            Row::new(format!("{name} of 20, by number of records of the owner")).ours(figures.join(", "));
         let ratio = last.median() / first.median();
         let text = format!("{} x from the fewest records to the most", short(ratio));
         report.add(row.figure(&text, ratio, Some(Target::AtMost(1.5))));
@@ -167,7 +170,7 @@ async fn bare_list(bench: &Bench, from: usize, count: usize) -> Result<f64> {
     Ok(since(begun))
 }
 
-/// Returns the microseconds a page of 20, after the cursor `after`.
+/// Returns the microseconds per page of 20, after the cursor `after`.
 async fn pages(bench: &Bench, after: Option<&Cursor>) -> Result<f64> {
     let owner = OwnerId::try_from(OWNER)?;
     let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! The memory of Redis that records take, and what is left of them after their expiry.
+//! The Redis memory that records take, and the keys and bytes that remain after they have expired.
 
 use std::time::{Duration, Instant};
 
@@ -24,19 +24,22 @@ struct Cost {
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     for (an_owner, most) in [(100, 80.0), (10_000, 180.0)] {
-        bench.step(&format!("memory at {an_owner} records an owner, and when all have expired"));
+        bench.step(&format!("memory at {an_owner} records per owner, and after all have expired"));
         let an_owner = bench.form.count(an_owner);
         let count = bench.form.count(20_000).max(an_owner);
         let ours = cost(bench, &bench.ours, count, an_owner).await?;
         let peer = cost(bench, &bench.peer, count, an_owner).await?;
-        let row = Row::new(format!("memory in Redis a record, {} records an owner", thousands(an_owner)));
+        let row = Row::new(format!("Redis memory per record, {} records per owner", thousands(an_owner)));
         let row = row.ours(format!("{:.0} B", ours.bytes)).peer(format!("{:.0} B", peer.bytes));
         let more = ours.bytes - peer.bytes;
         report.add(row.figure(&format!("{more:+.0} B"), more, Some(Target::AtMost(most))));
         let left = |cost: &Cost| {
             format!("{} keys, {} B", cost.keys_left, thousands(cost.bytes_left.max(0.0) as usize))
         };
-        let row = Row::new(format!("left when all have expired, {} records an owner", thousands(an_owner)));
+        let row = Row::new(format!(
+            "left after all records have expired, {} records per owner",
+            thousands(an_owner)
+        ));
         let row = row.ours(left(&ours)).peer(left(&peer));
         report.add(row.figure(
             &format!("{} keys", ours.keys_left),
@@ -55,13 +58,16 @@ async fn cost<C: Contender>(bench: &Bench, contender: &C, count: usize, an_owner
     let (keys, before) = (bench.server.run::<f64>(&["DBSIZE"])?, used(bench)?);
     let written = Instant::now();
     write(contender, count, count / an_owner).await?;
-    anyhow::ensure!(written.elapsed() < TTL / 2, "writing took too long to see all records");
+    anyhow::ensure!(
+        written.elapsed() < TTL / 2,
+        "writing took so long that records may have expired meanwhile"
+    );
     let bytes = (used(bench)? - before) / count as f64;
     let deadline = Instant::now() + PATIENCE;
     // The server removes expired records over time. The index of the peer stays.
     let is_expiring = |keyspace: &str| keyspace.contains("db0:") && !keyspace.contains("expires=0,");
     while is_expiring(&bench.server.run::<String>(&["INFO", "keyspace"])?) {
-        anyhow::ensure!(Instant::now() < deadline, "records that have expired are still there");
+        anyhow::ensure!(Instant::now() < deadline, "the server still holds expired records after 60 s");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let keys_left = bench.server.run::<f64>(&["DBSIZE"])? - keys;

@@ -1,4 +1,4 @@
-//! Large payloads, as parts of the record and in its data.
+//! Large payloads: as parts of the record, compared with payloads in its data.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::bench::Bench;
 use crate::report::{Report, Row, Target, micros, short};
 use crate::rounds::{Samples, alternate_all};
 
-/// The sizes of payloads in bytes, and how many tasks have one in a round.
+/// The sizes of payloads: name, bytes, and number of tasks with such a payload in a round.
 const SIZES: [(&str, usize, usize); 3] =
     [("1 kB", 1_000, 100), ("100 kB", 100_000, 40), ("4 MB", 4_000_000, 4)];
 /// How many status messages all tasks of a round receive.
@@ -51,7 +51,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     held(bench, report).await
 }
 
-/// A status update costs the same for every size of payload.
+/// Shows that a status update costs the same for every size of payload.
 fn flat(updates: &[(&str, Samples)], report: &mut Report) {
     let by_size: Vec<String> =
         updates.iter().map(|(name, times)| format!("{name}: {}", micros(times))).collect();
@@ -131,9 +131,9 @@ async fn change(engine: &RedisBackend, key: &TaskKey, field: &str, value: Value)
     Ok(())
 }
 
-/// Measures how long a part holds the server.
+/// Measures how long a part occupies the server.
 async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
-    bench.step("how long a part holds the server");
+    bench.step("server time per part");
     bench.server.clear()?;
     let (key, part) = (TaskKey::new("alice", "t1")?, PartName::from_static("output"));
     let mut figures = Vec::new();
@@ -150,6 +150,6 @@ async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
             figures.push(format!("{mebibytes} MiB {what}: {} ms", short(micros / calls / 1e3)));
         }
     }
-    report.add(Row::new("the server's time a part").ours(figures.join(", ")));
+    report.add(Row::new("server time per part").ours(figures.join(", ")));
     Ok(())
 }

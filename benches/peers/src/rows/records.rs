@@ -10,7 +10,7 @@ use crate::rounds::{Numbers, Samples, alternate_all, time};
 
 const OWNERS: usize = 64;
 const IN_FLIGHT: usize = 64;
-/// How often each record is replaced in a round.
+/// How often a round replaces each record.
 const SWAPS: u64 = 3;
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -42,7 +42,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Times a put, a swap and a get with many in flight, and a get alone, in an empty store.
+/// Times puts, swaps and gets with many in flight, and gets one at a time. The store is empty at first.
 async fn round<C: Contender>(bench: &Bench, contender: &C) -> Result<[f64; 4]> {
     bench.server.clear()?;
     let records = records::<C>(bench.form.count(20_000), OWNERS, TYPICAL, HOUR);
@@ -59,12 +59,12 @@ async fn round<C: Contender>(bench: &Bench, contender: &C) -> Result<[f64; 4]> {
     ])
 }
 
-/// Returns the microseconds a put.
+/// Returns the microseconds per put.
 pub async fn put<C: Contender>(contender: &C, records: &Records<C>, in_flight: usize) -> Result<f64> {
     write(contender, records, in_flight, None).await
 }
 
-/// Returns the microseconds a compare-and-swap. All records have this version.
+/// Returns the microseconds per compare-and-swap. All records have this version.
 pub async fn swap<C: Contender>(
     contender: &C,
     records: &Records<C>,
@@ -96,7 +96,7 @@ async fn write<C: Contender>(
     time(records.len(), in_flight, worker).await
 }
 
-/// Returns the microseconds a get.
+/// Returns the microseconds per get.
 pub async fn get<C: Contender>(
     contender: &C,
     records: &Records<C>,

@@ -1,4 +1,4 @@
-//! The size of the scripts, and how long one holds the server.
+//! The size of the scripts, the network bytes of calls, and how long one script blocks the server.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -24,13 +24,13 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     held(bench, report).await
 }
 
-/// The bytes of an operation on the network, to the server and back.
+/// Measures the network bytes of a call, sent and received.
 async fn wire(bench: &Bench, report: &mut Report) -> Result<()> {
     let ours = bytes(bench, &bench.ours).await?;
     let peer = bytes(bench, &bench.peer).await?;
     let bare = bytes(bench, &bench.bare).await?;
     for (number, work) in ["put", "put_if_version", "get"].into_iter().enumerate() {
-        let row = Row::new(format!("bytes on the wire a `{work}`, to the server + back"));
+        let row = Row::new(format!("network bytes per `{work}`, sent + received"));
         report.add(row.ours(&ours[number]).peer(&peer[number]).bare(&bare[number]));
     }
     bytes(bench, &bench.ours).await?;
@@ -41,7 +41,7 @@ async fn wire(bench: &Bench, report: &mut Report) -> Result<()> {
         }
         Ok(())
     });
-    report.add(Row::new("bytes on the wire a page of 20").ours(page.await?));
+    report.add(Row::new("network bytes per page of 20, sent + received").ours(page.await?));
     Ok(())
 }
 
@@ -74,7 +74,7 @@ async fn traffic(bench: &Bench, calls: impl AsyncFnOnce() -> Result<()>) -> Resu
     Ok(format!("{:.0} + {:.0}", each(0), each(1)))
 }
 
-/// The length of each script as it is sent. Only the server sees it.
+/// Measures the length of each script as sent. The log of the server (`MONITOR`) shows it.
 async fn texts(bench: &Bench, report: &mut Report) -> Result<()> {
     let mut monitor = BufReader::new(TcpStream::connect(bench.server.address())?);
     monitor.get_mut().write_all(b"MONITOR\r\n")?;
@@ -111,7 +111,7 @@ async fn texts(bench: &Bench, report: &mut Report) -> Result<()> {
     backend.delete(&key).await?;
     sent("delete")?;
     let listed: Vec<_> = texts.iter().map(|(name, length)| format!("{name} {length}")).collect();
-    report.add(Row::new("bytes of each script as it is sent").ours(listed.join(", ")));
+    report.add(Row::new("length of each script as sent, in bytes").ours(listed.join(", ")));
     Ok(())
 }
 
@@ -119,8 +119,8 @@ const HELD_RECORDS: usize = 100_000;
 /// The server logs commands that take more microseconds.
 const NOTED: &str = "100";
 
-/// Measures the longest time that one script holds the server at 100,000 records of one owner, while pages are read,
-/// records are inserted, and half of all records expire at once.
+/// Measures the longest time that one script blocks the server. One owner has 100,000 records. Meanwhile two clients read pages and
+/// insert records, and half of all records expire at once.
 async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("the longest script");
     bench.server.clear()?;
@@ -133,7 +133,7 @@ async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
         async move {
             for number in numbers {
                 let (task, data) = record("owner-0", TYPICAL, HOUR);
-                // The odd ones expire at the same time: each gets the time that is left until then.
+                // All odd records expire at the same moment: the TTL of each is the time until that moment.
                 let left = soon.saturating_sub(begun.elapsed()).max(SECOND);
                 let after = if number % 2 == 0 { HOUR } else { left };
                 backend.put(&TaskKey::new("owner-0", &task)?, data, Expiry::After(after).into()).await?;
@@ -156,7 +156,7 @@ async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
     let pages = tokio::spawn(read_pages(backend.clone(), until));
     let inserts = tokio::spawn(insert_records(backend.clone(), until));
     let (pages, inserts) = (pages.await??, inserts.await??);
-    // Reading the slow log takes so long that the log would have it.
+    // `SLOWLOG GET` is itself slow, so the events are read before it.
     let events: Vec<Vec<Value>> = bench.server.run(&["LATENCY", "LATEST"])?;
     let events: Vec<_> = events
         .into_iter()
@@ -179,9 +179,9 @@ async fn held(bench: &Bench, report: &mut Report) -> Result<()> {
     }
     let (calls, micros) = bench.server.command_stats("eval")?;
     let work =
-        format!("longest time that one script holds the server, {} records in one owner", thousands(count));
+        format!("longest time that one script blocks the server, {} records of one owner", thousands(count));
     let text = format!(
-        "{} pages of 256, {} inserts; {} µs a script in the mean",
+        "{} pages of 256, {} inserts; mean {} µs per script",
         thousands(pages),
         thousands(inserts),
         short(micros / calls)

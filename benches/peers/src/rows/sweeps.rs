@@ -1,4 +1,4 @@
-//! Throughput by calls in flight, and by the size of the records: two charts.
+//! Two charts: throughput by calls in flight, and by size of the records.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub async fn charts(bench: &Bench, folder: &Path) -> Result<()> {
         let count = bench.form.count(4_096).max(in_flight);
         at.push((in_flight as f64, rates(bench, count, TYPICAL, in_flight).await?));
     }
-    let title = "Calls a second by how many are under way (records of 700 bytes)";
+    let title = "Calls per second by calls in flight (records of 700 bytes)";
     plot(&folder.join("concurrency.svg"), title, "calls in flight", &marks, &at)?;
 
     let sizes = [(100, "100 B"), (1_000, "1 kB"), (10_000, "10 kB"), (100_000, "100 kB"), (1 << 20, "1 MiB")];
@@ -34,11 +34,11 @@ pub async fn charts(bench: &Bench, folder: &Path) -> Result<()> {
         let count = bench.form.count(40_000_000 / (size + 10_000)).min(4_096);
         at.push((size as f64, rates(bench, count, size, 64).await?));
     }
-    let title = "Calls a second by the size of the records (64 calls in flight)";
-    plot(&folder.join("size.svg"), title, "bytes of a record", &marks, &at)
+    let title = "Calls per second by size of the records (64 calls in flight)";
+    plot(&folder.join("size.svg"), title, "bytes per record", &marks, &at)
 }
 
-/// The calls a second of this crate and of the peer, for each kind of work.
+/// The calls per second of this crate and of the peer, for each kind of work.
 type Rates = Vec<[f64; 2]>;
 
 async fn rates(bench: &Bench, count: usize, size: usize, in_flight: usize) -> Result<Rates> {
@@ -75,5 +75,5 @@ fn plot(file: &Path, title: &str, along: &str, marks: &[(f64, String)], at: &[(f
         }
     }
     let marks: Vec<_> = marks.iter().map(|(at, name)| (*at, name.as_str())).collect();
-    draw(file, title, [along, "calls a second"], &marks, &lines)
+    draw(file, title, [along, "calls per second"], &marks, &lines)
 }

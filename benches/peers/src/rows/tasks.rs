@@ -1,4 +1,4 @@
-//! Updates of tasks through `TaskStore`, alone and racing.
+//! Updates of tasks through `TaskStore`: of different tasks, and concurrent updates of one task.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
         let ratio = peer.over(&by_key);
         report.add(row("by key", &by_key).ratio("the peer's throughput", &ratio, target(1.3)));
         let ratio = peer.over(&by_copy);
-        report.add(row("of the copy held", &by_copy).ratio("the peer's throughput", &ratio, target(1.8)));
+        report.add(row("by `StoredTask`", &by_copy).ratio("the peer's throughput", &ratio, target(1.8)));
     }
     races(bench, report).await
 }
@@ -60,7 +60,7 @@ fn status(number: usize) -> String {
     format!("frame {number} of 240")
 }
 
-/// Returns the microseconds an update by key.
+/// Returns the microseconds per update by key.
 async fn update_by_key(bench: &Bench, calls: usize, in_flight: usize) -> Result<f64> {
     let store = TaskStore::new(bench.ours.0.clone());
     let keys: Arc<Vec<TaskKey>> =
@@ -77,7 +77,7 @@ async fn update_by_key(bench: &Bench, calls: usize, in_flight: usize) -> Result<
     time(calls, in_flight, worker).await
 }
 
-/// Returns the microseconds an update of the task that the previous call returned.
+/// Returns the microseconds per update of the `StoredTask` that the previous call returned.
 async fn update_by_copy(bench: &Bench, calls: usize, in_flight: usize) -> Result<f64> {
     let store = TaskStore::new(bench.ours.0.clone());
     let held: Vec<_> = our_tasks(&store).await?.into_iter().map(Mutex::new).collect();
@@ -115,7 +115,7 @@ async fn update_peer(bench: &Bench, calls: usize, in_flight: usize) -> Result<f6
         let (store, tasks) = (Arc::clone(&store), Arc::clone(&tasks));
         async move {
             for number in numbers {
-                // As in this crate, writers of one task take turns. Otherwise the updates of the peer would fail.
+                // This crate queues the writers of one task. The lock does the same for the peer, whose updates would fail otherwise.
                 let task = tasks[number % TASKS].lock().await;
                 store.set_status_message(&task.0, &task.1, Some(status(number))).await?;
             }
@@ -125,21 +125,21 @@ async fn update_peer(bench: &Bench, calls: usize, in_flight: usize) -> Result<f6
     time(calls, in_flight, worker).await
 }
 
-/// The outcomes of racing updates.
+/// The outcomes of concurrent updates.
 #[derive(Default)]
 struct Race {
     succeeded: usize,
     failed: usize,
-    /// Updates that succeeded and are missing in the task.
+    /// Updates that succeeded, but are missing in the task.
     lost: usize,
-    /// Writes in addition to one for each update.
+    /// How many writes the updates needed in addition to one each.
     retries: f64,
 }
 
 impl std::fmt::Display for Race {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { succeeded, failed, lost, retries } = self;
-        write!(f, "{succeeded} succeeded, {failed} failed, {lost} lost, {retries} writes more")
+        write!(f, "{succeeded} succeeded, {failed} failed, {lost} lost, {retries} extra writes")
     }
 }
 
@@ -149,19 +149,20 @@ const UPDATES: usize = 100;
 async fn races(bench: &Bench, report: &mut Report) -> Result<()> {
     let updates = bench.form.count(UPDATES * WRITERS) / WRITERS;
     for (stores, through) in [(1, "through one store"), (4, "through four stores")] {
-        bench.step(&format!("racing updates {through}"));
+        bench.step(&format!("concurrent updates {through}"));
         let ours = race(bench, stores, updates).await?;
         let peer = if stores == 1 { race_peer(bench, updates).await?.to_string() } else { String::new() };
         let not_there = (ours.failed + ours.lost) as f64;
-        let row = Row::new(format!("{WRITERS} tasks x {updates} racing updates of one record, {through}"));
+        let row =
+            Row::new(format!("{WRITERS} Tokio tasks with {updates} updates each of one record, {through}"));
         let row = row.ours(&ours).peer(peer);
         report.add(row.figure(&format!("{not_there} failed or lost"), not_there, Some(Target::AtMost(0.0))));
     }
     Ok(())
 }
 
-/// Each of 16 writers increments its own variable in one task. Stores with separate connections do not know each other,
-/// like stores in separate processes.
+/// Each of 16 writers increments its own variable in one task. Each store has its own connection, so the stores behave like stores
+/// in separate processes.
 async fn race(bench: &Bench, count: usize, updates: usize) -> Result<Race> {
     bench.server.clear()?;
     let mut stores = Vec::with_capacity(count);

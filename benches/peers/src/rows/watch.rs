@@ -11,16 +11,16 @@ use crate::rounds::alternate;
 
 const OWNERS: usize = 64;
 const IN_FLIGHT: usize = 64;
-/// How often each record is replaced in a round.
+/// How often a round replaces each record.
 const SWAPS: u64 = 3;
 
-/// The server's time for a compare-and-swap without subscribers, with and without notifications.
+/// Measures the server's time for a compare-and-swap without subscribers, with notifications on and off.
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("notifications");
-    let untold = RedisBackend::builder().notifications(false).connect(&bench.server.url()).await?;
-    let untold = Ours(untold);
-    let [told, untold] = alternate::<2>(bench.form.rounds, async |turn| {
-        let contender = if turn == 0 { &bench.ours } else { &untold };
+    let silent = RedisBackend::builder().notifications(false).connect(&bench.server.url()).await?;
+    let silent = Ours(silent);
+    let [notifying, silent] = alternate::<2>(bench.form.rounds, async |turn| {
+        let contender = if turn == 0 { &bench.ours } else { &silent };
         bench.server.clear()?;
         let records = records::<Ours>(bench.form.count(10_000), OWNERS, TYPICAL, HOUR);
         super::records::put(contender, &records, IN_FLIGHT).await?;
@@ -32,9 +32,12 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
         Ok(micros / calls)
     })
     .await?;
-    let row =
-        Row::new("the server's time a `put_if_version` with `Keep`, watched by nobody").ours(micros(&told));
-    let what = "that of one with notifications switched off";
-    report.add(row.ratio(what, &told.over(&untold), Some(Target::AtMost(1.25))));
+    let work = "server time per `put_if_version` with `Keep`, without subscribers";
+    let row = Row::new(work).ours(micros(&notifying));
+    report.add(row.ratio(
+        "the time with notifications off",
+        &notifying.over(&silent),
+        Some(Target::AtMost(1.25)),
+    ));
     Ok(())
 }
