@@ -302,7 +302,9 @@ mod tests {
             }
             watch.next().await.unwrap().unwrap();
         };
-        tokio::time::timeout(Duration::from_secs(60), in_time).await.expect("the watch reads the record again");
+        tokio::time::timeout(Duration::from_secs(60), in_time)
+            .await
+            .expect("the watch reads the record again");
     }
 
     #[tokio::test(start_paused = true)]
