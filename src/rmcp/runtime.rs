@@ -92,8 +92,8 @@ impl<B> Runtime<B> {
         self.operations().get(name).cloned()
     }
 
-    /// Counts a run. Count it before you ask whether a shutdown has begun: a shutdown then waits for every run that it has not
-    /// stopped.
+    /// Counts a run. Count the run before you check whether a shutdown has begun. Then a shutdown waits for every run
+    /// that it has not stopped.
     pub(super) fn count_run(&self) -> RunGuard {
         self.runs.send_modify(|runs| *runs += 1);
         RunGuard(self.runs.clone())

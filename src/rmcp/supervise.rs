@@ -35,7 +35,7 @@ pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSign
 
 /// Stops the operation and releases its lease. Another instance resumes the task if it can resume.
 async fn stop<B: Agenda>(mut run: Run<B>, shutdown: &ShutdownSignal) {
-    // An operation that is about to end does so now.
+    // This gives an operation that is about to end the chance to end by itself.
     tokio::task::yield_now().await;
     run.operation.abort();
     match timeout(STOP_TIMEOUT, &mut run.operation).await {

@@ -1,4 +1,4 @@
-//! The task as its run last saw it.
+//! The newest state of a task that its run has read or written.
 
 use std::sync::Arc;
 use std::time::Instant;
