@@ -246,7 +246,7 @@ async fn a_task_that_expires_or_loses_its_worker_keeps_its_arguments_and_loses_i
     recording.sent();
     for key in keys {
         let failed = tokio::time::timeout(Duration::from_secs(60), tasks.wait(&key)).await;
-        let failed = failed.expect("it fails").unwrap();
+        let failed = failed.expect("the call fails").unwrap();
         assert_eq!(failed.task.status, TaskStatus::Failed);
         assert_payload(&tasks, &failed, PayloadKind::Input, Some(&arguments)).await;
         assert_payload(&tasks, &failed, PayloadKind::Checkpoint, None).await;

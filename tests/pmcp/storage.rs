@@ -180,7 +180,7 @@ async fn a_record_whose_expires_at_has_passed_is_gone(#[case] engine: Engine) {
         assert_refused!(adapter.put_if_version("alice:t1", b"{}", 2).await, PmcpError::NotFound { .. });
         assert!(adapter.list_by_prefix("alice:").await.unwrap().is_empty());
         assert!(!adapter.delete("alice:t1").await.unwrap());
-        assert_eq!(adapter.put("alice:t1", b"{}").await.unwrap(), 1, "it starts again");
+        assert_eq!(adapter.put("alice:t1", b"{}").await.unwrap(), 1, "the versions start again");
         adapter.delete("alice:t1").await.unwrap();
     }
 }

@@ -47,7 +47,7 @@ async fn a_worker_that_has_lost_its_lease_receives_the_signal_to_stop_and_change
     assert_eq!(said(&ended(&other, &task_id).await), "second");
     assert_eq!(within(received.recv()).await.unwrap(), "second");
     gate.set_closed(false);
-    assert_eq!(within(received.recv()).await.unwrap(), "first", "it received the signal to stop");
+    assert_eq!(within(received.recv()).await.unwrap(), "first", "the operation received the signal to stop");
     within(async {
         while cut_off.running_task_count() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;

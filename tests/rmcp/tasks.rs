@@ -1,4 +1,4 @@
-//! The manager behaves as the SDK's own does, at every instance of a server.
+//! The manager answers like the SDK's own manager, on every instance of a server.
 
 use std::sync::Arc;
 

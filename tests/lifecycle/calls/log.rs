@@ -150,7 +150,7 @@ async fn each_task_logs_once_that_it_was_created_and_how_it_ended() {
             }
         };
         let ended = ended.unwrap();
-        // Rejected calls and reads are no events.
+        // The log has no line for rejected calls and reads.
         assert!(matches!(tasks.complete(&ended, json!(1)).await, Err(TaskError::InvalidTransition { .. })));
         tasks.get(&stored.key).await.unwrap();
         ids.push((id, event));
