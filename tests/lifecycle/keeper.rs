@@ -154,7 +154,7 @@ async fn a_reader_schedules_a_lapsed_lease_once_a_lease(#[case] engine: Engine) 
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_task_is_scheduled_before_its_create_or_claim_and_again_after_a_slow_one(#[case] engine: Engine) {
+async fn a_task_is_scheduled_before_its_create_or_claim_and_again_after_a_slow_write(#[case] engine: Engine) {
     let store = engine.open().await;
     let spy = Spy::new(&store.backend);
     let lease = Duration::from_millis(300);

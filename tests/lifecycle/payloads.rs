@@ -111,7 +111,7 @@ async fn a_null_is_a_result_and_a_checkpoint_and_no_arguments(#[case] engine: En
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_checkpoint_replaces_the_one_before_and_the_next_attempt_loads_it(#[case] engine: Engine) {
+async fn a_checkpoint_replaces_the_previous_checkpoint_and_the_next_attempt_loads_it(#[case] engine: Engine) {
     let (_store, _, tasks) = open(engine).await;
     let (_, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     for bytes in [LARGE, LARGE + 1, 10, 20, LARGE, 30, LARGE] {

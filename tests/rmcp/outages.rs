@@ -412,7 +412,7 @@ async fn shutdown_does_not_wait_for_an_operation_that_does_not_yield() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_renewal_is_repeated_well_before_others_consider_the_worker_lost() {
+async fn a_failed_renewal_is_repeated_well_before_other_instances_consider_the_worker_lost() {
     let gate = Intercept::new(Gate::of(Arc::new(MemoryBackend::new())));
     let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
     spawn(&one, |_| std::future::pending()).await;

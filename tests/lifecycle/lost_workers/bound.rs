@@ -280,7 +280,7 @@ async fn the_log_names_each_lost_worker_once_and_reports_that_the_task_gave_up()
 }
 
 #[tokio::test]
-async fn a_claim_that_nobody_worked_on_does_not_count() {
+async fn a_claim_that_is_dropped_before_its_work_begins_does_not_count() {
     let store = Engine::Memory.open().await;
     let spy = crate::support::spy::Spy::new(&store.backend);
     let tasks = open(&spy.agenda(), config(LONG).max_attempts(1));
