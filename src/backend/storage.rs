@@ -25,7 +25,7 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// The trait is object-safe. `Arc<B>` and `Arc<dyn StorageBackend>` are engines too.
 ///
 /// # Examples
-/// A compare-and-swap: read, change, and write only if nobody else has written meanwhile.
+/// A compare-and-swap: read, change, and write only if no other caller has written the record since the read.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -38,7 +38,7 @@ use crate::printable::{Chain, Printable};
 ///   the record is gone for every call.
 ///     * A record whose `expiresAt` is missing or `null`, or that is not a JSON object, does not expire.
 ///     * A time in the past leaves the record for one millisecond. A time beyond 100 years counts as 100 years.
-///     * Text that is not an RFC 3339 time is rejected, because the record would stay for ever.
+///     * Text that is not an RFC 3339 time is rejected, because the record would never expire.
 /// * **`put_if_version` never creates** a record: version 0 is a conflict, or `NotFound` if there is no record.
 /// * **`cleanup_expired`** returns 0 on engines whose server expires records.
 /// * **No parts.** The trait of `pmcp-tasks` stores one blob per task, so a record has no

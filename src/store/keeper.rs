@@ -65,7 +65,7 @@ impl<B> Clone for KeptRecords<B> {
 struct KeeperHandle {
     liveness: Arc<Liveness>,
     /// Receives the attempts that were dropped. No keeper holds the lock while it waits: the runtime of a keeper may
-    /// stop for ever, and the lock must then be free.
+    /// stop forever, and the lock must then be free.
     dropped: Arc<Mutex<mpsc::UnboundedReceiver<DroppedAttempt>>>,
 }
 

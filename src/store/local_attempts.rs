@@ -152,7 +152,7 @@ impl AttemptGuard {
         self.is_over.store(true, Ordering::Release);
     }
 
-    /// Ends the attempt in this process, even while somebody holds a clone of it.
+    /// Ends the attempt in this process, even if a clone of it still exists.
     pub(super) fn leave(&self) {
         if self.has_left.swap(true, Ordering::AcqRel) {
             return;

@@ -70,7 +70,7 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 
 /// The lifecycle of MCP tasks on an engine: creates tasks, changes them, and finds lost workers. Cheap to clone.
 ///
-/// Every change reads the task, checks whether the change is allowed, and writes the task only if nobody else has
+/// Every change reads the task, checks whether the change is allowed, and writes the task only if no other writer has
 /// written it since the read. Otherwise the change starts again. So each of several racing updates is applied, or
 /// fails with an error of the lifecycle. For example, progress on a cancelled task is an
 /// [`InvalidTransition`](TaskError::InvalidTransition), never a version conflict.

@@ -1,7 +1,7 @@
 //! Reads, changes and writes the records of tasks.
 //!
-//! A change reads the task, expires it if its TTL has elapsed, applies the change, and writes the task only if nobody
-//! else has written it since the read. Otherwise the change starts again.
+//! A change reads the task, expires it if its TTL has elapsed, applies the change, and writes the task only if no
+//! other writer has written it since the read. Otherwise the change starts again.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -122,7 +122,7 @@ impl<B: Agenda> Records<B> {
         Ok(StoredPage { tasks, unreadable, next })
     }
 
-    /// Returns a listed task as it is now; `None` if it is gone.
+    /// Returns the current state of a listed task; `None` if the task no longer exists.
     async fn current(&self, listed: StoredTask) -> Result<Option<StoredTask>, TaskError> {
         let key = listed.key.clone();
         let current = match self.expire_if_overdue(listed).await {
