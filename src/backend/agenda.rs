@@ -258,8 +258,9 @@ pub trait Agenda: StorageBackend {
     /// is. A timer that fires later is moved. In both cases the call voids the token of the previous taker.
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError>;
 
-    /// Takes up to `limit` timers that are due: from the queues in the order given, and in each queue by due time. In the
-    /// same atomic step it moves each timer to `hide_for` from now, so that no other taker takes it meanwhile.
+    /// Takes up to `limit` timers that are due: from the queues in the order given, and in each queue by due time. In
+    /// the same atomic step it moves each timer to `hide_for` from now, so that no other taker takes the timer before
+    /// that time.
     ///
     /// A call takes at most 256 timers. With a limit of 0 it takes none, and returns when the next timer is due.
     ///

@@ -34,8 +34,8 @@ use crate::printable::{Chain, Printable};
 /// * **Prefixes** consist of an owner, a colon, and optionally the beginning of a task id. Other prefixes are rejected, because
 ///   the engines have no call without an owner. A listing reads all pages. It leaves out records that the engine cannot read,
 ///   and logs them.
-/// * **Expiry** is the `expiresAt` of the record, by the engine's clock, rounded up to the next millisecond. From that time on
-///   the record is gone for every call.
+/// * **Expiry** is the `expiresAt` of the record, by the engine's clock, rounded up to the next millisecond. From
+///   that time on the record is absent for every call.
 ///     * A record whose `expiresAt` is missing or `null`, or that is not a JSON object, does not expire.
 ///     * A time in the past leaves the record for one millisecond. A time beyond 100 years counts as 100 years.
 ///     * Text that is not an RFC 3339 time is rejected, because the record would never expire.

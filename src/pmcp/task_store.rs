@@ -60,9 +60,9 @@ const PAGE: usize = 20;
 /// requests here.
 ///
 /// # Errors
-/// `NotFound` if the task does not exist, is gone, or belongs to another owner, and for an id that no task can have;
-/// `InvalidTransition` if the status does not allow the call; `Expired` as above; `Internal` with a reason for a quota, a limit and
-/// an invalid call.
+/// `NotFound` if the task does not exist, has expired, or belongs to another owner, and for an id that no task can
+/// have; `InvalidTransition` if the status does not allow the call; `Expired` as above; `Internal` with a reason for
+/// a quota, a limit and an invalid call.
 ///
 /// An error of the engine is logged with its source. `Internal` states only its kind, because the text reaches the client. It
 /// names no host.

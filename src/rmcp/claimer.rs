@@ -95,7 +95,7 @@ impl<B: Agenda> Claimer<B> {
         }
     }
 
-    /// Returns the queues of the registered operations; `None` once the manager is gone.
+    /// Returns the queues of the registered operations; `None` once the manager was dropped.
     fn queues(&self) -> Option<Vec<Queue>> {
         let names = self.runtime.upgrade()?.registered();
         // A name that is too long for a queue is also too long for a task.
@@ -244,7 +244,7 @@ async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), Tas
 /// the load when it ends.
 ///
 /// # Errors
-/// `Unreadable` and `Corrupt` if the arguments cannot be read, `NotFound` if the record is gone.
+/// `Unreadable` and `Corrupt` if the arguments cannot be read, `NotFound` if the record no longer exists.
 async fn load_arguments<B: Agenda>(
     store: &TaskStore<B>,
     task: &StoredTask,

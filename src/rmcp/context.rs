@@ -167,8 +167,8 @@ impl TaskContext {
         Ok(answer)
     }
 
-    /// Stores a request, and tries again while the engine fails. Returns the task as it was written; `None` if an earlier
-    /// write of this call was applied although it failed.
+    /// Stores a request, and tries again while the engine fails. Returns the written task; `None` if an earlier write
+    /// of this call was applied although it failed.
     async fn store_request(&self, key: &str, request: Value) -> Result<Option<StoredTask>, TaskExit> {
         let mut may_be_stored = false;
         let mut back_off = BackOff::new();

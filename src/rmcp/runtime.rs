@@ -21,7 +21,7 @@ use crate::backend::Agenda;
 use crate::store::{Attempt, TaskStore};
 use crate::task::StoredTask;
 
-/// How long a shutdown waits for a create, a claim or a release that is under way.
+/// How long a shutdown waits for a create, a claim or a release that has begun.
 pub(super) const SHUTDOWN_CALL_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) type RegisteredOperation = Arc<dyn Fn(TaskContext, Value) -> TaskFuture + Send + Sync>;
@@ -48,7 +48,7 @@ pub(super) struct Claiming {
 
 impl Drop for Claiming {
     fn drop(&mut self) {
-        // The background task wakes up, finds that the manager is gone, and ends.
+        // The background task wakes up, finds that the manager was dropped, and ends.
         self.registered.notify_one();
     }
 }

@@ -231,7 +231,7 @@ impl<B: Agenda> TaskStore<B> {
     /// replaced: arguments never change, and a result never changes once it is set.
     ///
     /// # Errors
-    /// [`NotFound`](TaskError::NotFound) if the record is gone since `task` was read;
+    /// [`NotFound`](TaskError::NotFound) if the record was removed after `task` was read;
     /// [`Unreadable`](TaskError::Unreadable) if the part is not JSON.
     ///
     /// # Cancellation safety
@@ -273,7 +273,7 @@ impl<B: Agenda> TaskStore<B> {
                 Ok(Some(Err(error))) if !error.is_retryable() => {
                     return Err(TaskError::from_storage(error, &key.task));
                 }
-                // The record is gone, and another record may have its key by now.
+                // The record was removed. Another record may already have its key.
                 Ok(None) => watch = None,
                 Ok(Some(_)) | Err(_) => {}
             }

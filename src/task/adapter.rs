@@ -42,7 +42,7 @@ impl Task {
             .collect()
     }
 
-    /// Returns the error as it was set; `None` if the task has none.
+    /// Returns the error as the SDK set it; `None` if the task has no error.
     pub(crate) fn error_as_set(&self) -> Option<Value> {
         match &self.adapter.error {
             Some(error) => Some(error.clone()),

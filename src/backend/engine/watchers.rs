@@ -19,8 +19,8 @@ use crate::backend::error::StorageError;
 pub enum Change {
     /// A write stored the record, which now expires at this time; `None` for never.
     Written(Option<DateTime<Utc>>),
-    /// The record may have changed, or may be gone: it was deleted, or the engine may have missed a change. The
-    /// subscriber reads the record.
+    /// The record may have changed or may no longer exist. The engine sends this after a delete, and when it may have
+    /// missed a change. The subscriber reads the record.
     Unknown,
     /// The engine cannot receive changes at present. The closure creates the error for each subscriber.
     Failed(Arc<dyn Fn() -> StorageError + Send + Sync>),
