@@ -1,8 +1,8 @@
-//! Properties of the code that writes keys and reads foreign text. Each function is one property, and panics if an input
-//! violates it.
+//! Properties of the code that writes keys and parses text from outside. Each function is one property, and panics if
+//! an input violates it.
 //!
-//! The fuzz targets of `fuzz/` call them. On a stable toolchain the tests below call them with the same seed corpus. The byte
-//! 0xFF, which no UTF-8 text contains, separates the fields of an input.
+//! The fuzz targets of `fuzz/` call these functions. On a stable toolchain the tests below call them with the same
+//! seed corpus. The byte 0xFF, which no UTF-8 text contains, separates the fields of an input.
 
 pub(crate) mod fields;
 
@@ -20,10 +20,11 @@ use crate::memory::MemoryBackend;
 #[cfg(feature = "redis")]
 pub use crate::redis::fuzzing::{key, record, script_error};
 
-/// Fields: an owner, another owner, a position, an edit (the place and the new byte), and a cursor as a client sends it.
+/// The fields of the input are an owner, another owner, a position, an edit (the index and the new byte), and a
+/// cursor as a client sends it.
 ///
-/// Any text is either a valid cursor of this owner, with the same text, or `InvalidPage`. A cursor is valid for its owner
-/// only, and invalid after any change of one character.
+/// Any text is either a valid cursor of this owner, which has the same text again, or is rejected with `InvalidPage`.
+/// A cursor is valid for its owner only, and invalid after any change of one character.
 pub fn cursor(input: &[u8]) {
     let [owner, other, position, edit, text] = fields(input);
     let id = |field, instead| {
@@ -100,7 +101,7 @@ impl ListingOfTwo {
     }
 }
 
-/// Returns the output of a call of the memory engine, which never waits.
+/// Returns the output of a call of the memory engine. Such a call never waits.
 fn ready<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
@@ -163,14 +164,14 @@ mod tests {
         }
 
         #[test]
-        fn any_record_is_read_soundly(input in inputs(&[
+        fn any_record_is_decoded_without_a_panic(input in inputs(&[
             "*3\r\n", "$1\r\n7\r\n", "$-1\r\n", ":1\r\n", "1", "0", "9007199254740991", "1795000000000", "$", "*", "input=4097 ", "a=",
         ])) {
             record(&input);
         }
 
         #[test]
-        fn any_script_error_is_read_soundly(input in inputs(&[
+        fn any_script_error_is_decoded_without_a_panic(input in inputs(&[
             "FOUND", "FOUND [\"7\",false,1,true,true]", "false", "TOOMANYPARTS", "\"", ",", "CAPACITYEXCEEDED", "ERR", "@user_script", "OOM", "READONLY",
             "NOPERM", "MOVED", "WRONGTYPE", " ", "7", "-", "\r\n",
         ])) {

@@ -25,13 +25,14 @@ use crate::backend::{
 /// How many shards hold the owners. Each shard has a lock of its own, so that few calls wait for each other.
 const SHARDS: usize = 16;
 
-/// How many expired records of a shard one insert drops at most, so that no insert pays for a mass expiry.
+/// The maximum number of expired records of a shard that one insert drops, so that no insert is slow after many
+/// records have expired at once.
 const DROPPED_BY_A_WRITE: usize = 32;
 
 /// Stores records in the memory of this process: for tests, examples, and servers whose tasks need not outlive the process.
 ///
-/// Clones share their records. The engine's clock is the wall clock at construction, advanced by the monotonic clock, so
-/// that a step of the wall clock expires nothing. Each insert frees the memory of a few expired records, and
+/// Clones share their records. The engine's clock is the wall clock at construction, advanced by the monotonic clock,
+/// so a step of the wall clock expires no record. Each insert frees the memory of a few expired records, and
 /// [`cleanup_expired`](StorageBackend::cleanup_expired) frees all of them.
 ///
 /// ```
@@ -56,30 +57,31 @@ pub struct MemoryBackend {
 /// What the clones of an engine share.
 struct Contents {
     shards: Box<[Mutex<Shard>]>,
-    /// Selects the shard of an owner. Seeded at random, so that nobody can choose ids that crowd one shard.
+    /// Selects the shard of an owner. The seed is random, so nobody can choose owner ids that all fall into one
+    /// shard.
     hasher: RandomState,
     timers: Timers,
-    /// The shard that the next insert sweeps in addition to its own.
+    /// The number of the shard that the next insert sweeps in addition to its own.
     next_swept: AtomicUsize,
     /// Microseconds since the epoch.
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
-/// Some of the owners, behind one lock. An owner without records has no entry.
+/// Some of the owners, under one lock. An owner without records has no entry.
 #[derive(Default)]
 struct Shard {
     owners: HashMap<OwnerId, Owner>,
-    /// The owners with a record that expires, by the earliest expiry of each.
+    /// The owners that have a record with an expiry, each by its earliest expiry.
     by_first_expiry: BTreeSet<(u64, OwnerId)>,
     watchers: Watchers<TaskKey>,
 }
 
-/// The records of an owner, and two orders of them. The Redis engine keeps the same in hashes and one index.
+/// The records of an owner, and two indexes of them. The Redis engine stores the same in hashes and one sorted set.
 #[derive(Default)]
 struct Owner {
     tasks: HashMap<TaskId, Stored>,
     by_creation: BTreeMap<u64, TaskId>,
-    /// The records that expire.
+    /// The records that have an expiry.
     by_expiry: BTreeSet<(u64, TaskId)>,
 }
 
@@ -122,9 +124,9 @@ fn change_parts(parts: &mut BTreeMap<PartName, Bytes>, changes: PartChanges) -> 
     Ok(())
 }
 
-/// Moves a member of an order by expiry. An unchanged expiry costs nothing.
-fn reorder<T: Clone + Ord>(
-    order: &mut BTreeSet<(u64, T)>,
+/// Moves a member of an index by expiry. Does nothing if the expiry is unchanged.
+fn update_index<T: Clone + Ord>(
+    index: &mut BTreeSet<(u64, T)>,
     member: &T,
     before: Option<u64>,
     after: Option<u64>,
@@ -133,10 +135,10 @@ fn reorder<T: Clone + Ord>(
         return;
     }
     if let Some(at) = before {
-        order.remove(&(at, member.clone()));
+        index.remove(&(at, member.clone()));
     }
     if let Some(at) = after {
-        order.insert((at, member.clone()));
+        index.insert((at, member.clone()));
     }
 }
 
@@ -158,13 +160,13 @@ impl Owner {
             self.by_creation.remove(&expired.created_at);
         }
         self.by_creation.insert(created_at, task.clone());
-        reorder(&mut self.by_expiry, task, expired.and_then(|expired| expired.expires_at), expires_at);
+        update_index(&mut self.by_expiry, task, expired.and_then(|expired| expired.expires_at), expires_at);
     }
 
     fn remove(&mut self, task: &TaskId) -> Option<Stored> {
         let stored = self.tasks.remove(task)?;
         self.by_creation.remove(&stored.created_at);
-        reorder(&mut self.by_expiry, task, stored.expires_at, None);
+        update_index(&mut self.by_expiry, task, stored.expires_at, None);
         Some(stored)
     }
 }
@@ -174,8 +176,8 @@ impl Shard {
         self.owners.get_mut(&key.owner)?.tasks.get_mut(&key.task).filter(|stored| stored.is_live(now_ms))
     }
 
-    /// Changes the records of an owner or their expiry. Every such change calls this method: it updates the order of the
-    /// owners, and removes an owner without records.
+    /// Changes the records of an owner or their expiry. Every such change calls this method: it updates the index of
+    /// the owners, and removes an owner without records.
     fn change<T>(&mut self, owner: &OwnerId, change: impl FnOnce(&mut Owner) -> T) -> T {
         let mut held = match self.owners.entry(owner.clone()) {
             Entry::Occupied(held) => held,
@@ -183,7 +185,7 @@ impl Shard {
         };
         let first_expiry = held.get().first_expiry();
         let outcome = change(held.get_mut());
-        reorder(&mut self.by_first_expiry, owner, first_expiry, held.get().first_expiry());
+        update_index(&mut self.by_first_expiry, owner, first_expiry, held.get().first_expiry());
         if held.get().tasks.is_empty() {
             held.remove();
         }
@@ -199,7 +201,7 @@ impl Shard {
                 let due: Vec<_> = owner.due(now_ms).take(most - dropped).cloned().collect();
                 due.iter().filter_map(|task| owner.remove(task)).count()
             });
-            // Happens only if the orders are wrong. The loop must not spin while it holds the lock.
+            // This happens only if an index is wrong. The loop must not spin while it holds the lock.
             if of_owner == 0 {
                 break;
             }
@@ -209,7 +211,7 @@ impl Shard {
     }
 }
 
-/// No code panics while it holds the lock, so a poisoned lock holds whole records.
+/// No code panics while it holds the lock, so the records behind a poisoned lock are consistent.
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -222,14 +224,14 @@ impl MemoryBackend {
         Self::with_clock(SHARDS, move || (wall + started.elapsed()).as_micros() as u64)
     }
 
-    /// Sets the largest data of a record in bytes, 1 MiB unless set.
+    /// Sets the largest data of a record in bytes; 1 MiB by default.
     #[must_use]
     pub fn max_value_bytes(mut self, max: usize) -> Self {
         self.max_value_bytes = max;
         self
     }
 
-    /// Sets the largest part in bytes, 4 MiB unless set.
+    /// Sets the largest part in bytes; 4 MiB by default.
     #[must_use]
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;
@@ -255,15 +257,15 @@ impl MemoryBackend {
         (self.contents.clock)() / 1000
     }
 
-    /// Locks the shard of an owner. A call on one owner locks nothing else.
+    /// Locks the shard of an owner. A call for one owner waits for no other lock.
     fn shard(&self, owner: &OwnerId) -> MutexGuard<'_, Shard> {
         lock(
             &self.contents.shards[self.contents.hasher.hash_one(owner) as usize % self.contents.shards.len()],
         )
     }
 
-    /// Drops expired records of the next shard in turn, so that the memory of owners without further writes is freed too.
-    /// Skips a shard that is locked: two inserts that wait for each other's shard would never end.
+    /// Drops expired records of the next shard in turn. This also frees the memory of owners that write no more.
+    /// Skips a shard that is locked: otherwise two inserts could wait for each other's shard without end.
     fn sweep_another(&self, now_ms: u64) {
         let next = self.contents.next_swept.fetch_add(1, Ordering::Relaxed) % self.contents.shards.len();
         if let Ok(mut shard) = self.contents.shards[next].try_lock() {
@@ -271,7 +273,7 @@ impl MemoryBackend {
         }
     }
 
-    /// The write behind `put` and `put_if_version`.
+    /// Implements `put` and `put_if_version`.
     fn write(
         &self,
         key: &TaskKey,
@@ -298,7 +300,9 @@ impl MemoryBackend {
                 let (before, after) = (live.expires_at, expiry_after(live.expires_at));
                 (live.data, live.version, live.expires_at) = (data, version, after);
                 if before != after {
-                    shard.change(&key.owner, |owner| reorder(&mut owner.by_expiry, &key.task, before, after));
+                    shard.change(&key.owner, |owner| {
+                        update_index(&mut owner.by_expiry, &key.task, before, after)
+                    });
                 }
                 after
             }
@@ -345,13 +349,15 @@ fn check_quota(id: &OwnerId, owner: Option<&Owner>, quota: u64, now_ms: u64) -> 
     if held < quota {
         return Ok(());
     }
-    // Counts the expired records that are still held, which are few. It never walks the live ones.
+    // Only the few expired records that the engine still holds are counted. The count never walks the live records.
     let live = held - owner.map_or(0, |owner| owner.due(now_ms).count() as u64);
     if live < quota {
         return Ok(());
     }
     Err(StorageError::CapacityExceeded {
-        reason: format!("owner {id:?} has {live} live records of {quota}"),
+        reason: format!(
+            "owner {id:?} has {live} live records, and its quota is {quota}; delete records or raise the quota"
+        ),
         quota: Some(quota),
         source: None,
     })
@@ -459,7 +465,7 @@ impl StorageBackend for MemoryBackend {
     }
 }
 
-/// How many owners a page holds at least, unless it is the last page.
+/// The minimum number of owners of a page, except for the last page.
 const OWNERS: usize = 256;
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! Text for a line of the log: ids and messages from outside, and an error with its causes.
+//! Formats text for a line of the log: ids and messages from outside, and an error with its causes.
 
 use std::error::Error;
 use std::fmt::{self, Write};
@@ -47,8 +47,8 @@ fn is_hidden(c: char) -> bool {
             | '\u{E0000}'..='\u{E007F}')
 }
 
-/// Displays an error and its causes in one line, for the log: `what failed: the cause: its cause`. Leaves out a cause whose
-/// text the error above it contains already.
+/// Displays an error and its causes in one line, for the log: `what failed: the cause: its cause`. Leaves out a cause
+/// if the text of the error above it already contains the text of the cause.
 pub(crate) struct Chain<'a, E: ?Sized>(pub(crate) &'a E);
 
 impl<E: Error + ?Sized> fmt::Display for Chain<'_, E> {

@@ -1,4 +1,4 @@
-//! A task as it is stored: canonical JSON, with the field names of the MCP Tasks extension.
+//! A task as the engine stores it: canonical JSON, with the field names of the MCP Tasks extension.
 
 pub(crate) mod adapter;
 pub(crate) mod exact;
@@ -73,7 +73,7 @@ pub struct Lease {
     /// How many attempts ended because the worker was lost. A [release](crate::Attempt::release) does not count.
     #[serde(default, skip_serializing_if = "is_none_lost")]
     pub losses: u32,
-    /// How many times the holder has renewed the lease. If the number grows, the holder lives.
+    /// How many times the holder has renewed the lease. A number that grows shows that the holder is alive.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub renewals: u64,
     /// How many milliseconds the lease lasts from each renewal. Other instances use this duration, not their own setting.
@@ -82,36 +82,36 @@ pub struct Lease {
     /// next attempt.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
-    /// Fields of later versions of this crate. They are kept while the same attempt holds the lease. The next lease of the task
-    /// starts without them.
+    /// Fields of later versions of this crate. Writes keep them while the same attempt holds the lease. The next
+    /// lease of the task starts without them.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Lease {
-    /// Returns whether somebody holds the lease at this time of the engine's clock. A deadline that is further ahead than a
-    /// renewal can set it counts as lapsed, because the clock was set back since.
+    /// Returns whether a worker holds the lease at this time of the engine's clock. A deadline that is more than the
+    /// duration of the lease ahead counts as lapsed, because the clock was set back after the renewal.
     pub fn is_live(&self, now: DateTime<Utc>) -> bool {
         self.holder.is_some() && now < self.deadline && self.deadline <= now + self.duration()
     }
 
     /// Returns how long the lease lasts from each renewal.
     pub fn duration(&self) -> Duration {
-        // A longer duration has no meaning, and a sum with this one stays in range.
+        // Limits the duration, so that a sum with a time stays in range.
         const LONGEST_MS: u64 = Expiry::MAX.as_millis() as u64;
         Duration::from_millis(self.duration_ms.min(LONGEST_MS))
     }
 }
 
-/// What becomes of a task when its worker is lost.
+/// What happens to a task when its worker is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OnWorkerLost {
-    /// The task fails, so that no client polls for ever.
+    /// The task fails, so that no client polls forever.
     #[default]
     Fail,
-    /// An instance that knows the operation by name runs it again, until the task has lost as many workers as
+    /// An instance that has registered the operation runs it again, until the task has lost as many workers as
     /// [allowed](Task::max_attempts).
     Resume,
 }
@@ -134,7 +134,7 @@ pub struct RpcError {
     /// More information, for programs.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub data: Option<Value>,
-    /// Fields of later versions of this crate. They are kept.
+    /// Fields of later versions of this crate. Every write keeps them.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -157,10 +157,10 @@ impl RpcError {
 /// A record holds the task as JSON, with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order of
 /// this struct. Three rules keep records readable across versions and languages:
 ///
-/// * Fields that this version does not know are kept in [`extra`](Self::extra), in the `extra` of the [`Lease`] and in the
-///   `extra` of the [`RpcError`], and written back.
-/// * An integer that a [`Value`] cannot hold reads as a floating point number. A store writes it back digit by digit, unless a
-///   caller replaces it.
+/// * This version keeps unknown fields in [`extra`](Self::extra), in the `extra` of the [`Lease`] and in the `extra`
+///   of the [`RpcError`], and writes them back.
+/// * An integer that a [`Value`] cannot hold is a floating point number in the task. A store writes the original
+///   digits back, unless a caller replaces the value.
 /// * The JSON leaves out a payload that is [stored](Payload::Stored) as the part `input`, `output` or `checkpoint` of the record.
 ///   The part itself shows that the task has the payload.
 ///
@@ -192,14 +192,14 @@ pub struct Task {
     /// When the task was last changed, by the engine's clock.
     #[serde(with = "rfc3339_millis")]
     pub last_updated_at: DateTime<Utc>,
-    /// How many milliseconds the task may run, counted from its creation; `null` is unlimited.
+    /// How many milliseconds the task may run, counted from its creation; `None` (`null` in the JSON) is unlimited.
     pub ttl_ms: Option<u64>,
     /// How many milliseconds a client should wait between two polls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_interval_ms: Option<u64>,
     /// The method of the call, for example `tools/call`.
     pub method: String,
-    /// The arguments of the call; an inline `null` if there are none.
+    /// The arguments of the call; an inline `null` if the call has no arguments.
     #[serde(with = "payload::required")]
     #[serde(default = "payload::required::absent", skip_serializing_if = "payload::required::is_left_out")]
     pub arguments: Payload,
@@ -209,13 +209,13 @@ pub struct Task {
     /// The client's answers so far, by the key of their request.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub input_responses: BTreeMap<String, Value>,
-    /// The requests of those answers, if another attempt may make them again.
+    /// The requests that these answers belong to, if another attempt may make the requests again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub answered_requests: BTreeMap<String, Value>,
     /// Whether the client requested a cancel. The operation decides how the task ends.
     #[serde(default, skip_serializing_if = "is_false")]
     pub cancel_requested: bool,
-    /// What the worker stores for the next attempt. A task that has ended has none.
+    /// What the worker stores for the next attempt. A task that has ended has no checkpoint.
     #[serde(default, skip_serializing_if = "payload::optional::is_left_out", with = "payload::optional")]
     pub checkpoint: Option<Payload>,
     /// The result of a completed task.
@@ -224,16 +224,16 @@ pub struct Task {
     /// The error of a failed task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<RpcError>,
-    /// The lease. A task has none if it was created without a worker, or has ended.
+    /// The lease; `None` if the task was created without a worker, or has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
-    /// The name under which the instances know the operation.
+    /// The name under which the instances have registered the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// What becomes of the task when its worker is lost.
+    /// What happens to the task when its worker is lost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_worker_lost: OnWorkerLost,
-    /// How many workers a task that can resume may lose before it fails; `None` is 3.
+    /// How many workers a task that can resume may lose before it fails; `None` means 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
     /// Values that the server stores with the task for its own use.
@@ -242,13 +242,13 @@ pub struct Task {
     /// What an adapter for another SDK keeps with the task.
     #[serde(default, skip_serializing_if = "AdapterState::is_empty")]
     pub(crate) adapter: AdapterState,
-    /// The ids of the last writes, newest last. A writer finds its id here if its write was applied.
+    /// The ids of the last writes, newest last. If the engine has applied a write, its id is here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) write_ids: Vec<String>,
-    /// Which payloads are parts of the record, as it was read or written last.
+    /// Which payloads were parts of the record when it was last read or written.
     #[serde(skip)]
     pub(crate) held_parts: HeldParts,
-    /// The integers of the record that a [`Value`] alters.
+    /// The integers of the record that a [`Value`] cannot hold.
     #[serde(skip)]
     pub(crate) exact: ExactIntegers,
     /// Fields of later versions of this crate.
@@ -279,7 +279,7 @@ impl Task {
     }
 }
 
-/// An explicit `null` is a value.
+/// Reads an explicit `null` as a value.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
 }
@@ -363,9 +363,9 @@ mod tests {
         };
         let held = lease(Some("somebody".to_owned()));
         assert!(held.is_live(at(0)) && held.is_live(at(29)));
-        assert!(!held.is_live(at(30)), "it has lapsed");
+        assert!(!held.is_live(at(30)), "the lease has lapsed");
         assert!(!held.is_live(at(-1)), "the clock was set back");
-        assert!(!lease(None).is_live(at(10)), "it has no holder");
+        assert!(!lease(None).is_live(at(10)), "the lease has no holder");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Timers across owners, by which the instances of a server find work.
+//! Timers of the tasks of all owners. The instances of a server find work by these timers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ pub struct Due {
 }
 
 impl Due {
-    /// Creates a taken timer. For engines.
+    /// Creates a taken timer. Engines call it.
     pub fn new(queue: Queue, key: TaskKey, token: impl Into<String>) -> Self {
         Self { queue, key, token: token.into() }
     }
@@ -94,14 +94,14 @@ impl Due {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Taken {
-    /// The timers, in the order of the queues, and within a queue by due time.
+    /// The taken timers, in the order of the queues; within a queue, in the order of their due times.
     pub due: Vec<Due>,
     /// The time until the next timer of these queues is due: zero if more are due now, `None` if there is no timer.
     pub next_in: Option<Duration>,
 }
 
 impl Taken {
-    /// Creates the result of a take. For engines.
+    /// Creates the result of a take. Engines call it.
     pub fn new(due: Vec<Due>, next_in: Option<Duration>) -> Self {
         Self { due, next_in }
     }
@@ -127,13 +127,13 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// Creates a listed timer. For engines.
+    /// Creates a listed timer. Engines call it.
     pub fn new(key: TaskKey, due_at: DateTime<Utc>) -> Self {
         Self { key, due_at }
     }
 }
 
-/// One page of the timers of a queue, by due time.
+/// One page of the timers of a queue, in the order of their due times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TimerPage {
@@ -152,11 +152,11 @@ impl TimerPage {
     }
 }
 
-/// One page of the owners that have records, in no order.
+/// One page of the owners that have records, in no particular order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OwnerPage {
-    /// The owners. Any page may hold none.
+    /// The owners. A page may be empty before the end of the walk.
     pub owners: Vec<OwnerId>,
     /// The position of the next page. Only `None` ends the walk.
     pub next: Option<Cursor>,
@@ -171,9 +171,10 @@ impl OwnerPage {
 
 /// Stores timers of tasks, across owners. A timer belongs to a task and to a [`Queue`].
 ///
-/// The record is the truth, and a timer is a hint. A timer fires at least once, and never later than asked by the engine's
-/// clock; if that clock is set back, it fires later by the step. The taker of a timer reads the record, acts, and resolves
-/// the timer. If the taker dies, the timer fires again when the time has passed for which `take_due` hid it.
+/// The record is the truth, and a timer is a hint. A timer fires at least once, and never later than the requested
+/// time on the engine's clock. If that clock is set back, the timer fires later by the size of that step. The taker
+/// of a timer reads the record, acts, and resolves the timer. If the taker dies, the timer fires again after the
+/// `hide_for` of that `take_due`.
 ///
 /// [`LocalAgenda`](crate::LocalAgenda) wraps an engine without timers of its own.
 ///
@@ -257,12 +258,14 @@ pub trait Agenda: StorageBackend {
     /// is. A timer that fires later is moved. In both cases the call voids the token of the previous taker.
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError>;
 
-    /// Takes up to `limit` timers that are due: from the queues in the order given, and in each queue by due time. In the
-    /// same atomic step it moves each timer to `hide_for` from now, so that no other taker takes it meanwhile.
+    /// Takes up to `limit` timers that are due: from the queues in the order given, and in each queue by due time. In
+    /// the same atomic step it moves each timer to `hide_for` from now, so that no other taker takes the timer before
+    /// that time.
     ///
     /// A call takes at most 256 timers. With a limit of 0 it takes none, and returns when the next timer is due.
     ///
-    /// An engine whose timers are on several servers takes from those that it reaches, and fails if it reaches none.
+    /// An engine whose timers are on several servers takes from the servers that it can reach. It fails if it can
+    /// reach none of them.
     async fn take_due(
         &self,
         queues: &[Queue],
@@ -270,22 +273,25 @@ pub trait Agenda: StorageBackend {
         hide_for: Duration,
     ) -> Result<Taken, StorageError>;
 
-    /// Moves or removes a timer that was taken. Returns whether the call had an effect: it has none if the timer was
-    /// scheduled or taken again since.
+    /// Moves or removes a timer that was taken. Returns whether the call had an effect. It has none if another call
+    /// has scheduled or taken the timer after this take.
     async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError>;
 
     /// Streams an item whenever a timer of these queues may be due sooner than the last [`take_due`](Self::take_due)
-    /// returned. An item may come without a reason. The stream does not end. It must be polled within a Tokio runtime.
+    /// returned. An item may also arrive when no timer is due sooner. The stream does not end. It must be polled
+    /// within a Tokio runtime.
     fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()>;
 
-    /// Returns one page of the owners that have records. For operators: the call may cost a bounded scan of all records. An
-    /// owner that appears or disappears meanwhile may be missing, or may be on two pages.
+    /// Returns one page of the owners that have records. For operators: the call may cost a bounded scan of all
+    /// records. An owner whose first record is created or whose last record is removed during the walk may be
+    /// missing, or may be on two pages.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError>;
 
-    /// Returns one page of the timers of a queue, and their number. It takes no timer. For operators.
+    /// Returns one page of the timers of a queue, and how many timers the queue has. The call takes no timer. For
+    /// operators.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.

@@ -4,13 +4,14 @@ use super::key::TaskKey;
 use super::version::Version;
 use crate::printable::Printable;
 
-/// The error that caused another one.
+/// An error that caused another error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An error of a [`StorageBackend`](crate::StorageBackend).
 ///
-/// Most callers need two answers: may the same call succeed later ([`is_retryable`](Self::is_retryable)), and may a failed
-/// write have been applied ([`outcome_unknown`](Self::outcome_unknown))? No variant contains a password.
+/// Most callers ask two questions. May the same call succeed later? See [`is_retryable`](Self::is_retryable). May the
+/// engine have applied a write that failed? See [`outcome_unknown`](Self::outcome_unknown). No variant contains a
+/// password.
 ///
 /// # Examples
 /// ```
@@ -100,13 +101,14 @@ pub enum StorageError {
     Corrupt {
         /// The key of the record.
         key: TaskKey,
-        /// What cannot be read, and why. It names the engine's own key where that differs.
+        /// What cannot be read, and why. It names the engine's own key if that key differs from `key`.
         reason: String,
         /// The engine's own error, if there is one.
         source: Option<BoxError>,
     },
-    /// The server refuses the user: a wrong or missing password, or a missing permission. The record is unchanged. A user
-    /// with only some of the permissions that `docs/operations.md` lists may leave members of an index.
+    /// The server refuses the user: a wrong or missing password, or a missing permission. The record is unchanged. If
+    /// the user has only some of the permissions that `docs/operations.md` lists, a refused write may leave extra
+    /// members in an index.
     #[error("denied by {address}: {}", Printable(.reason))]
     Denied {
         /// Host and port of the server.
@@ -128,9 +130,9 @@ pub enum StorageError {
         /// The underlying error.
         source: Option<BoxError>,
     },
-    /// Fewer replicas than configured confirmed a write in time. The engine may have applied the write, and loses it if it
-    /// fails over to a replica without it. Reading the record back shows whether the engine has the write, but not whether
-    /// the replicas do.
+    /// Fewer replicas than configured confirmed a write in time. The server may have applied the write. If it fails
+    /// over to a replica that has not received the write, the write is lost. Reading the record back shows whether
+    /// the server has the write, but not whether the replicas have it.
     #[error(
         "{acknowledged} of {wanted} replicas confirmed a write to {address} within {within:?}, and the write may have \
          been applied; check that the replicas are connected"

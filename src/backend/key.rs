@@ -1,4 +1,4 @@
-//! The typed key of a record: an owner and one of its tasks.
+//! The typed key of a record: an owner id and a task id.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -52,8 +52,8 @@ pub(crate) fn unescape(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok().filter(|id| escape(id) == text)
 }
 
-/// FNV-1a, 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same on every instance and every version of the
-/// crate.
+/// Returns the 64-bit FNV-1a hash (<http://www.isthe.com/chongo/tech/comp/fnv/>) of these bytes. The hash is the same
+/// on every instance and in every version of the crate.
 pub(crate) fn stable_hash(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -125,9 +125,9 @@ impl TaskId {
 
 /// The key of one record: an owner and one of its tasks.
 ///
-/// A key always has an owner, so no call can reach a record of another owner. `Display` writes `owner:task`, with `:`,
-/// `%`, `{`, `}` and control characters of the ids percent-encoded. The text is unambiguous and safe in a log line, and
-/// `FromStr` reads it.
+/// A key always has an owner, so no call can reach a record of another owner. `Display` writes `owner:task`, with
+/// `:`, `%`, `{`, `}` and control characters of the ids percent-encoded. The text is unambiguous and safe in a log
+/// line. `FromStr` parses it.
 ///
 /// ```
 /// use mcp_task_store::TaskKey;

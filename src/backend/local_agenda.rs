@@ -20,13 +20,13 @@ use super::version::Version;
 
 /// Gives an engine an [`Agenda`] in the memory of this process.
 ///
-/// The timers run on the monotonic clock and end with the process. This process finds an orphan of another process only
-/// when it reads the task. [`owners`](Agenda::owners) is not supported.
+/// The timers run on the monotonic clock and end with the process. This process finds a task of a lost worker in
+/// another process only when it reads the task. [`owners`](Agenda::owners) is not supported.
 ///
 /// ```
 /// use mcp_task_store::{LocalAgenda, MemoryBackend, TaskStore};
 ///
-/// // Any `StorageBackend` in place of the memory engine, which has an agenda of its own.
+/// // Use any `StorageBackend` here. The memory engine stands for it, although it has an agenda of its own.
 /// let store = TaskStore::new(LocalAgenda::new(MemoryBackend::new()));
 /// # let _ = store;
 /// ```

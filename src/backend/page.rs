@@ -28,7 +28,7 @@ pub struct PageRequest {
     pub(super) after: Option<Cursor>,
 }
 
-/// About how many bytes of data a page holds unless the request sets another maximum.
+/// The approximate maximum of data in a page, in bytes, unless the request sets another one.
 const DEFAULT_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 impl PageRequest {
@@ -38,8 +38,8 @@ impl PageRequest {
         Self { limit, max_bytes: DEFAULT_MAX_BYTES, after: None }
     }
 
-    /// Sets about how many bytes of data the page may hold, 4 MiB unless set. The page ends before the record that would
-    /// exceed them, but holds at least one record if there is one.
+    /// Sets the approximate maximum of data in the page, in bytes; 4 MiB by default. The page ends before the record
+    /// that would exceed the maximum, but holds at least one record if there is one.
     #[must_use]
     pub fn max_bytes(mut self, max: usize) -> Self {
         self.max_bytes = max;
@@ -89,7 +89,7 @@ impl fmt::Display for Cursor {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Page {
-    /// The readable records. Any page may hold fewer than the limit, or none.
+    /// The readable records. A page may have fewer records than the limit, or none, before the end of the walk.
     pub records: Vec<ListedRecord>,
     /// The records of this page that the engine cannot read.
     pub corrupt: Vec<CorruptRecord>,
@@ -111,7 +111,7 @@ pub struct ListedRecord {
     pub expires_at: Option<DateTime<Utc>>,
     /// When the record was created, by the engine's clock. No two records of an owner share this time.
     pub created_at: DateTime<Utc>,
-    /// Names and sizes of its parts. [`part`](crate::StorageBackend::part) reads one.
+    /// The names and sizes of the record's parts. [`part`](crate::StorageBackend::part) reads a part.
     pub parts: PartSizes,
 }
 

@@ -1,4 +1,5 @@
-//! Named parts of a record: bytes next to its data. An update of the data neither sends nor reads them.
+//! Named parts of a record: bytes that the engine stores next to the record's data. An update of the data neither
+//! sends nor reads the parts.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -81,7 +82,7 @@ impl fmt::Display for PartName {
 /// What a write does to one part of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartChange {
-    /// Stores these bytes, and replaces those that the part had.
+    /// Stores these bytes as the part. They replace any earlier bytes.
     Set(Bytes),
     /// Removes the part. Has no effect if the record does not have the part.
     Clear,
@@ -99,7 +100,7 @@ pub type PartSizes = BTreeMap<PartName, usize>;
 pub struct Part {
     /// The bytes, as they were written.
     pub data: Bytes,
-    /// The version of the record that they belong to.
+    /// The version of the record that the bytes belong to.
     pub version: Version,
 }
 

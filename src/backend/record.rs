@@ -45,15 +45,15 @@ pub struct PutOptions {
     /// The largest number of live records of the owner; `None` for no limit. The engine checks it in the same atomic step as
     /// an insert. A quota never blocks an update.
     pub quota: Option<u64>,
-    /// Whether the record's subscribers receive no notification. A write that sets the expiry always notifies, because the
-    /// streams of the subscribers end with the record.
+    /// Whether the write sends no notification to the record's subscribers. A write that sets the expiry always sends
+    /// one, because the streams of the subscribers must end when the record expires.
     pub is_quiet: bool,
     /// What the write does to parts of the record. Parts without a change stay as they are.
     pub parts: PartChanges,
 }
 
 impl PutOptions {
-    /// Returns whether the record's subscribers receive a notification of the write.
+    /// Returns whether the write sends a notification to the record's subscribers.
     pub fn notifies(&self) -> bool {
         !self.is_quiet || self.expiry != Expiry::Keep
     }
@@ -70,7 +70,7 @@ impl PutOptions {
         self
     }
 
-    /// Sends no notification to the record's subscribers, unless the write sets the expiry.
+    /// Makes the write send no notification to the record's subscribers, unless it sets the expiry.
     #[must_use]
     pub fn quiet(mut self) -> Self {
         self.is_quiet = true;

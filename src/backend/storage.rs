@@ -25,7 +25,7 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// The trait is object-safe. `Arc<B>` and `Arc<dyn StorageBackend>` are engines too.
 ///
 /// # Examples
-/// A compare-and-swap: read, change, and write only if nobody else has written meanwhile.
+/// A compare-and-swap: read, change, and write only if no other caller has written the record since the read.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -58,11 +58,11 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// whole. The engine stays usable.
 ///
 /// # Contract
-/// * A record is *absent* once its expiry has come, for every call and at once, even if the engine still holds its bytes.
+/// * From the moment of its expiry, a record is *absent* for every call, even if the engine still holds its bytes.
 /// * Every write is atomic over the record, its parts, its expiry and the listing. No reader and no crash sees half of a
 ///   write. A refused write has written nothing.
 /// * An update neither sends nor reads the parts that it does not name.
-/// * The engine's own clock alone decides what has expired. The clock of the calling process does not.
+/// * Only the engine's own clock decides what has expired, never the clock of the calling process.
 /// * Owners never see each other. No call takes a pattern.
 /// * When an owner's last record has expired or been deleted, the engine holds nothing of that owner.
 ///
@@ -159,7 +159,7 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// has no part of this name.
     ///
     /// # Errors
-    /// Those of [`get`](Self::get).
+    /// The errors of [`get`](Self::get).
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError>;
 
     /// Creates the record at version 1, or replaces it and adds 1 to its version. A new record has only the parts that
@@ -179,9 +179,9 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// exist.
     ///
     /// # Errors
-    /// `VersionConflict` if the record has another version, or exists and `expected` is [`Version::ABSENT`]; `NotFound` if
-    /// the record does not exist and `expected` is a version; and those of [`put`](Self::put). Nothing is written after any
-    /// of these.
+    /// `VersionConflict` if the record has another version, or exists and `expected` is [`Version::ABSENT`];
+    /// `NotFound` if the record does not exist and `expected` is not [`Version::ABSENT`]; and the errors of
+    /// [`put`](Self::put). Nothing is written after any of these.
     async fn put_if_version(
         &self,
         key: &TaskKey,
@@ -207,17 +207,18 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// itself does nothing and returns 0.
     async fn cleanup_expired(&self) -> Result<u64, StorageError>;
 
-    /// Asks the engine for its clock, where the record of this key is stored. Call it before you end anything because of
-    /// the time.
+    /// Asks the server that stores the record of this key for the time on its clock. Call it before you end a task
+    /// because its time has elapsed: [`now`](Self::now) is only an estimate.
     ///
     /// # Errors
-    /// `Unavailable`, `Denied` or `Backend` if the engine cannot be asked.
+    /// `Unavailable`, `Denied` or `Backend` if the server does not answer or refuses to.
     async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError>;
 
-    /// Estimates the engine's clock without a round trip: as last seen, advanced by the monotonic clock of this process.
+    /// Estimates the engine's clock without a round trip: the last time that the engine returned, advanced by the
+    /// monotonic clock of this process.
     ///
-    /// The estimate may lag. It leads only after the engine's clock was set back, or after a failover to a server whose clock
-    /// is behind, until the next reply.
+    /// The estimate may lag behind the clock. It is ahead of the clock only after the clock was set back, or after a
+    /// failover to a server whose clock is behind, and only until the next reply.
     fn now(&self) -> DateTime<Utc>;
 
     /// Returns the largest data of a record in bytes: [`DEFAULT_MAX_VALUE_BYTES`] unless the engine is configured otherwise.
@@ -226,33 +227,34 @@ pub trait StorageBackend: Send + Sync + 'static {
         DEFAULT_MAX_VALUE_BYTES
     }
 
-    /// Returns a number that grows whenever the engine may have switched to another server, or to a server that lost writes:
-    /// with each connection that breaks, and with each that is re-created.
+    /// Returns a number that grows whenever the engine may have switched to another server, or to a server that lost
+    /// writes. It grows when a connection breaks, and again when the engine reconnects.
     ///
-    /// After a failover, or after the restore of an older snapshot, a record counts again from a lower version. A version
-    /// that was read under another number may then stand for other content, so [`TaskStore`](crate::TaskStore) reads a task
-    /// again before it writes.
+    /// After a failover, or after the restore of an older snapshot, the versions of a record continue from a lower
+    /// version. The same version can then have other content. So when this number has changed since
+    /// [`TaskStore`](crate::TaskStore) read a task, it reads the task again before it writes.
     ///
-    /// The provided method always returns 0. It suits an engine that never loses an acknowledged write, or whose records
-    /// end with this process. An engine that cannot detect a switch returns a greater number each time. An engine that
-    /// forwards to another forwards this call too.
+    /// The provided method always returns 0. It suits an engine that never loses an acknowledged write, or whose
+    /// records end with this process. An engine that cannot detect a switch returns a greater number each time. An
+    /// engine that wraps another engine forwards this call to it.
     fn generation(&self) -> u64 {
         0
     }
 
     /// Streams a notification for every change of the record, from any process.
     ///
-    /// The first item comes once the watch is live: a reader that reads after it receives an item for each later change.
-    /// Several changes may share one item. An item may come without a change. A [quiet](PutOptions::quiet) write may have no
-    /// item. The stream ends when the record is deleted or expires. It ends without an item if the record was absent.
+    /// The first item arrives once the watch is live. A caller that reads the record after this item receives an item
+    /// for every later change. Several changes may share one item. An item may arrive without a change. A
+    /// [quiet](PutOptions::quiet) write may have no item. The stream ends when the record is deleted or expires. It
+    /// ends without an item if the record was absent.
     ///
     /// Dropping the stream ends the watch. The method must be called, and the stream polled, within a Tokio runtime. An
     /// engine without notifications calls [`watch_by_polling`](crate::backend::engine::watch_by_polling).
     ///
     /// # Errors
-    /// An item is an error if the engine cannot be asked or cannot receive notifications. After a
-    /// [retryable](StorageError::is_retryable) error the watch continues, and its next good item stands for everything that
-    /// was missed. After any other error the stream ends.
+    /// An item is an error if the engine cannot read the record or cannot receive notifications. After a
+    /// [retryable](StorageError::is_retryable) error the watch continues, and its next item without an error stands
+    /// for every change that the watch missed. After any other error the stream ends.
     fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>>;
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The number of writes of a record since it was created: 1, 2, 3, …, exact to 2^53 - 1.
+/// The number of writes of a record since it was created: 1, 2, 3, …, exact up to 2^53 - 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(u64);
 

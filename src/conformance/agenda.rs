@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::Subject;
-use super::fixtures::{CENTURY, HOUR, NOW, PATIENCE, key, keys, leases, pass, queue, take, the_one};
+use super::fixtures::{CENTURY, HOUR, NOW, PATIENCE, key, keys, leases, pass, queue, take, take_only};
 use crate::backend::{Due, Next, Queue, StorageError, Taken, TaskKey};
 
 /// Returns the number of timers of a queue.
@@ -51,7 +51,7 @@ pub async fn a_timer_is_taken_once_it_is_due_and_next_in_states_when_that_is(sto
             assert_eq!(taken.due[0].queue, leases());
             break;
         }
-        let next_in = taken.next_in.expect("it is there");
+        let next_in = taken.next_in.expect("the timer is scheduled");
         assert!(next_in <= wait, "{next_in:?}");
         assert!(begun.elapsed() < PATIENCE);
         tokio::time::sleep(next_in).await;
@@ -64,7 +64,7 @@ pub async fn a_timer_fires_no_later_than_asked_by_the_clock_of_the_engine(store:
         store.schedule(&leases(), &key, Duration::from_millis(3)).await.unwrap();
         // The timer is due as soon as the engine's clock has advanced by 3 ms.
         pass(store, 3).await;
-        assert_eq!(the_one(&**store, &leases()).await.key, key);
+        assert_eq!(take_only(&**store, &leases()).await.key, key);
     }
 }
 
@@ -92,7 +92,7 @@ pub async fn with_a_limit_of_0_take_due_takes_nothing_and_states_when_the_next_t
     for _ in 0..2 {
         assert_eq!(take(&**store, &[leases()], 0).await, Taken::new(vec![], Some(NOW)));
     }
-    the_one(&**store, &leases()).await;
+    take_only(&**store, &leases()).await;
     assert!(take(&**store, &[leases()], 0).await.next_in > Some(HOUR / 2));
 }
 
@@ -129,7 +129,7 @@ pub async fn a_taken_timer_is_hidden_and_fires_again(store: &Subject) {
     assert_eq!(keys(&first), ["alice:t1"]);
     assert!(first.next_in.unwrap() <= hide_for);
     pass(store, 40).await;
-    let second = the_one(&**store, &leases()).await;
+    let second = take_only(&**store, &leases()).await;
     assert_eq!(second.key, first.due[0].key);
     assert_ne!(second.token, first.due[0].token);
     // The second take hid the timer for an hour.
@@ -161,7 +161,7 @@ pub async fn many_timers_that_are_hidden_for_no_time_are_taken_once_by_each_call
     let distinct: HashSet<&TaskKey> = taken.due.iter().map(|due| &due.key).collect();
     assert!(distinct.len() == taken.due.len() && distinct.len() > 100, "{}", taken.due.len());
     for due in &taken.due {
-        assert!(store.resolve(due, Next::Remove).await.unwrap(), "each has the token that is valid");
+        assert!(store.resolve(due, Next::Remove).await.unwrap(), "the token is valid");
     }
 }
 
@@ -184,9 +184,9 @@ pub async fn a_task_has_its_own_timer_in_each_queue(store: &Subject) {
     for queue in &queues {
         store.schedule(queue, &t1, NOW).await.unwrap();
     }
-    let due = the_one(&**store, &queues[1]).await;
+    let due = take_only(&**store, &queues[1]).await;
     assert!(store.resolve(&due, Next::Remove).await.unwrap());
-    assert_eq!(the_one(&**store, &queues[0]).await.queue, queues[0]);
+    assert_eq!(take_only(&**store, &queues[0]).await.queue, queues[0]);
 }
 
 pub async fn queues_are_taken_in_the_order_given(store: &Subject) {
@@ -241,14 +241,14 @@ pub async fn take_due_takes_no_more_than_its_limit_and_256(store: &Subject) {
 
 pub async fn resolve_moves_or_removes_the_timer(store: &Subject) {
     store.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
-    let due = the_one(&**store, &leases()).await;
+    let due = take_only(&**store, &leases()).await;
     assert!(store.resolve(&due, Next::After(2 * HOUR)).await.unwrap());
     let next_in = take(&**store, &[leases()], 1).await.next_in.unwrap();
     assert!(next_in > HOUR && next_in <= 2 * HOUR, "{next_in:?}");
     store.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
-    let due = the_one(&**store, &leases()).await;
+    let due = take_only(&**store, &leases()).await;
     assert!(store.resolve(&due, Next::After(NOW)).await.unwrap());
-    let due = the_one(&**store, &leases()).await;
+    let due = take_only(&**store, &leases()).await;
     assert!(store.resolve(&due, Next::Remove).await.unwrap());
     assert_nothing_left(store, &[leases()]).await;
 }
@@ -256,7 +256,7 @@ pub async fn resolve_moves_or_removes_the_timer(store: &Subject) {
 pub async fn schedule_voids_the_token_even_if_an_earlier_timer_stays(store: &Subject) {
     for after in [NOW, HOUR / 2, HOUR, 2 * HOUR, CENTURY] {
         store.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
-        let due = the_one(&**store, &leases()).await;
+        let due = take_only(&**store, &leases()).await;
         store.schedule(&leases(), &key("alice", "t1"), after).await.unwrap();
         assert_void(store, &due).await;
     }
@@ -265,7 +265,7 @@ pub async fn schedule_voids_the_token_even_if_an_earlier_timer_stays(store: &Sub
 pub async fn a_later_take_voids_the_token(store: &Subject) {
     store.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
     let first = store.take_due(&[leases()], 1, NOW).await.unwrap().due.remove(0);
-    let second = the_one(&**store, &leases()).await;
+    let second = take_only(&**store, &leases()).await;
     assert_void(store, &first).await;
     assert!(store.resolve(&second, Next::Remove).await.unwrap());
 }
@@ -273,7 +273,7 @@ pub async fn a_later_take_voids_the_token(store: &Subject) {
 pub async fn a_token_has_an_effect_once(store: &Subject) {
     for next in [Next::After(HOUR), Next::After(NOW), Next::Remove] {
         store.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
-        let due = the_one(&**store, &leases()).await;
+        let due = take_only(&**store, &leases()).await;
         assert!(store.resolve(&due, next).await.unwrap());
         assert_void(store, &due).await;
     }
@@ -284,13 +284,13 @@ pub async fn a_token_of_a_removed_timer_is_void_for_the_next_timer(store: &Subje
     let mut tokens = HashSet::new();
     for _ in 0..50 {
         store.schedule(&leases(), &t1, NOW).await.unwrap();
-        let due = the_one(&**store, &leases()).await;
+        let due = take_only(&**store, &leases()).await;
         assert!(store.resolve(&due, Next::Remove).await.unwrap());
         assert_void(store, &due).await;
-        // As late as the take hid the previous timer.
+        // This timer fires at the time to which the take moved the removed one.
         store.schedule(&leases(), &t1, HOUR).await.unwrap();
         assert_void(store, &due).await;
-        assert!(tokens.insert(due.token), "no token is given twice");
+        assert!(tokens.insert(due.token), "each token is new");
     }
 }
 
@@ -356,7 +356,7 @@ pub async fn a_delay_over_100_years_is_refused_and_changes_nothing(store: &Subje
     store.schedule(&leases(), &t1, NOW).await.unwrap();
     let refused = store.take_due(&[leases()], 1, two_million_years).await;
     assert_refused!(refused, StorageError::InvalidExpiry { .. });
-    let due = the_one(&**store, &leases()).await;
+    let due = take_only(&**store, &leases()).await;
     let refused = store.resolve(&due, Next::After(Duration::MAX)).await;
     assert_refused!(refused, StorageError::InvalidExpiry { .. });
     // The longest legal delay.

@@ -16,10 +16,10 @@ pub(super) const OTHER: PartName = PartName::from_static("output");
 pub(super) const NOW: Duration = Duration::ZERO;
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const CENTURY: Duration = Duration::from_millis(3_155_760_000_000);
-/// Far longer than anything takes, so that only what never happens fails.
+/// Much longer than any step takes. A rule exceeds it only if the step never ends.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Asserts that a call failed with an error of this pattern.
+/// Asserts that a call failed with an error that matches this pattern.
 macro_rules! assert_refused {
     ($result:expr, $pattern:pat $(if $guard:expr)?) => {
         match $result {
@@ -83,8 +83,8 @@ pub(super) fn keys(taken: &Taken) -> Vec<String> {
     taken.due.iter().map(|due| due.key.to_string()).collect()
 }
 
-/// Takes the only timer that is due.
-pub(super) async fn the_one(agenda: &dyn Agenda, queue: &Queue) -> Due {
+/// Takes the only timer of a queue that is due.
+pub(super) async fn take_only(agenda: &dyn Agenda, queue: &Queue) -> Due {
     let taken = take(agenda, from_ref(queue), 5).await;
     let [due] = taken.due.try_into().unwrap();
     due

@@ -7,14 +7,14 @@ use super::Subject;
 use super::fixtures::{HOUR, NOW, in_an_hour, key, leases, never, queue, take};
 use crate::backend::{Cursor, Next, Queue, StorageError, TaskKey, Timer};
 
-/// Lists all timers of a queue, page by page. Runs `between` before each page but the first.
+/// Lists all timers of a queue, page by page. Runs `between` before every page except the first.
 async fn walk(store: &Subject, queue: &Queue, mut between: impl AsyncFnMut(usize)) -> Vec<Timer> {
     let (mut timers, mut after, mut pages) = (Vec::new(), None::<Cursor>, 0);
     loop {
         let page = store.timers(queue, after.as_ref()).await.unwrap();
         assert!(page.timers.len() <= 256);
         timers.extend(page.timers);
-        // A client sends the text of a cursor back.
+        // Clients send the text of a cursor back, so the walk does the same.
         after = page.next.map(|next| Cursor::from(next.as_str()));
         if after.is_none() {
             return timers;

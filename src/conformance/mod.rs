@@ -1,7 +1,7 @@
 //! The contract of [`StorageBackend`](crate::StorageBackend) and [`Agenda`](crate::Agenda) as a test suite, for any
 //! engine.
 //!
-//! One line runs it. Each rule becomes a test of its own, whose name is the rule:
+//! One line runs the suite. Each rule becomes a test of its own, and the name of the test is the rule:
 //!
 //! ```
 //! use mcp_task_store::MemoryBackend;
@@ -19,10 +19,10 @@
 //!
 //! * an engine with an agenda: the engine itself;
 //! * an engine without one: `Subject::without_agenda(engine)`;
-//! * an engine that cannot do everything: a `Subject` with [`Capabilities`]. The suite skips the rules concerned and writes
-//!   each with the reason to standard error, also without `--nocapture`;
-//! * an engine whose state a test can reach: a `Subject` with [`Hooks`], for rules of damaged records, last versions, clock
-//!   steps, and of what is left behind.
+//! * an engine that cannot do everything: a `Subject` with [`Capabilities`]. The suite skips the rules that the
+//!   engine cannot keep. It writes each skipped rule and the reason to standard error, even without `--nocapture`;
+//! * an engine whose state a test can reach: a `Subject` with [`Hooks`]. They are for the rules of damaged records,
+//!   last versions, clock steps, and of what the engine holds after the last record is gone.
 //!
 //! To test several engines, or one in several configurations, expand the macro once in a module for each.
 //!

@@ -1,4 +1,4 @@
-//! Rules of ids, and of what owners see of each other.
+//! Rules of ids, and of the isolation of owners.
 
 use super::Subject;
 use super::fixtures::{in_an_hour, keep, key};

@@ -12,7 +12,7 @@ pub async fn a_page_is_newest_first_by_creation_with_everything_that_get_returns
     for task in ["first", "second", "third"] {
         store.put(&key("alice", task), task.into(), in_an_hour()).await.unwrap();
     }
-    // An update does not move a record, whatever it does to the expiry.
+    // An update does not move a record in the listing, whatever it does to the expiry.
     store.put(&key("alice", "first"), "first again".into(), keep()).await.unwrap();
     store.put(&key("alice", "second"), "second again".into(), never()).await.unwrap();
     let page = store.list(&owner("alice"), PageRequest::new(10)).await.unwrap();
@@ -69,7 +69,7 @@ pub async fn a_page_ends_before_the_record_that_would_exceed_its_bytes(store: &S
         }
     }
     assert_eq!(pages, [vec![10, 4000], vec![4000, 10, 10], vec![4000], vec![1000]]);
-    // A page without any bytes still holds one record.
+    // A page of at most 0 bytes still holds one record.
     let page = store.list(&alice, PageRequest::new(256).max_bytes(0)).await.unwrap();
     assert_eq!(page.records.len(), 1);
 }
@@ -125,17 +125,17 @@ pub async fn a_cursor_stays_valid_when_its_record_is_gone(store: &Subject) {
 }
 
 /// How many writers insert at the same time.
-const LANES: u32 = 50;
+const WRITERS: u32 = 50;
 
 pub async fn a_burst_of_inserts_is_listed_in_one_total_order(store: &Subject) {
-    let of_lane = store.burst() / LANES;
+    let per_writer = store.burst() / WRITERS;
     let mut inserting = JoinSet::new();
-    for lane in 0..LANES {
+    for writer in 0..WRITERS {
         let backend = store.engine();
         inserting.spawn(async move {
-            for task in 0..of_lane {
+            for task in 0..per_writer {
                 backend
-                    .put(&key("alice", &format!("{lane}-{task}")), "x".into(), in_an_hour())
+                    .put(&key("alice", &format!("{writer}-{task}")), "x".into(), in_an_hour())
                     .await
                     .unwrap();
             }
@@ -143,14 +143,14 @@ pub async fn a_burst_of_inserts_is_listed_in_one_total_order(store: &Subject) {
     }
     inserting.join_all().await;
     let records = store.walk(&owner("alice"), MAX_PAGE_LIMIT).await;
-    let inserted = (LANES * of_lane) as usize;
+    let inserted = (WRITERS * per_writer) as usize;
     assert_eq!(records.len(), inserted);
     assert!(records.is_sorted_by(|newer, older| newer.created_at > older.created_at));
     assert_eq!(records.iter().map(|record| &record.task).collect::<HashSet<_>>().len(), inserted);
-    for lane in 0..LANES {
-        let lane = format!("{lane}-");
-        let tasks = records.iter().filter_map(|record| record.task.as_str().strip_prefix(&lane));
-        assert!(tasks.map(|task| task.parse::<u32>().unwrap()).eq((0..of_lane).rev()));
+    for writer in 0..WRITERS {
+        let writer = format!("{writer}-");
+        let tasks = records.iter().filter_map(|record| record.task.as_str().strip_prefix(&writer));
+        assert!(tasks.map(|task| task.parse::<u32>().unwrap()).eq((0..per_writer).rev()));
     }
 }
 

@@ -36,7 +36,7 @@ pub async fn a_quota_never_blocks_an_update(store: &Subject) {
 
 pub async fn a_quota_counts_live_records_only(store: &Subject) {
     let mut last = None;
-    // More than one write removes, so that the engine still holds some of them when it counts.
+    // One write does not remove this many expired records, so the engine still holds some of them when it counts.
     for task in 0..100 {
         let key = key("alice", &format!("short-{task}"));
         last = store.put(&key, "data".into(), after_ms(20)).await.unwrap().expires_at;

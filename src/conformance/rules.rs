@@ -1,4 +1,4 @@
-//! The list of all rules. A rule that is not in it is never checked.
+//! The list of all rules. The suite checks only the rules in this list.
 
 /// Passes the rules of the contract to another macro of this crate: `$then!($with, module { rule, … } …)`.
 #[doc(hidden)]

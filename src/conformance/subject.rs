@@ -1,4 +1,4 @@
-//! The engine under test, with what it cannot do.
+//! The engine under test, with its capabilities and hooks.
 
 use std::any::Any;
 use std::fmt::{self, Debug, Display};
@@ -16,7 +16,7 @@ use crate::backend::{
     TaskKey, Version,
 };
 
-/// What an engine cannot do. The suite skips the rules concerned and reports each with the reason.
+/// What an engine cannot do. The suite skips the rules that need it, and reports each skipped rule with the reason.
 ///
 /// ```
 /// use mcp_task_store::conformance::Capabilities;
@@ -84,8 +84,8 @@ impl Capabilities {
         self
     }
 
-    /// Sets how many records the suite inserts in one burst, 10,000 unless set. For an engine that syncs every write to a
-    /// slow disk.
+    /// Sets how many records the suite inserts in one burst, 10,000 unless set. Lower it for an engine that syncs
+    /// every write to a slow disk.
     #[must_use]
     pub fn burst(mut self, records: u32) -> Self {
         self.burst = records;
@@ -93,30 +93,31 @@ impl Capabilities {
     }
 }
 
-/// Creates states that no call of the contract creates. Each provided method reports that the engine's hooks cannot do it,
-/// and the rules that need it are skipped.
+/// Creates states that no call of the contract creates. Each provided method reports that the hooks cannot create the
+/// state. The suite then skips the rules that need this state.
 #[async_trait]
 pub trait Hooks: Send + Sync + 'static {
-    /// Damages the stored record, so that the engine cannot read it. Returns whether it did.
+    /// Damages the stored record, so that the engine cannot read it. Returns `false` if the hooks cannot do this.
     async fn damage(&self, key: &TaskKey) -> bool {
         let _ = key;
         false
     }
 
-    /// Sets the version of the stored record. Returns whether it did.
+    /// Sets the version of the stored record. Returns `false` if the hooks cannot do this.
     async fn set_version(&self, key: &TaskKey, version: Version) -> bool {
         let _ = (key, version);
         false
     }
 
-    /// Sets the engine's clock back, or makes this record look as if it was created by a clock that was ahead by this much.
-    /// Returns whether it did.
+    /// Sets the engine's clock back by this much, or gives this record a creation time that is ahead of the clock by
+    /// this much. Returns `false` if the hooks cannot do this.
     async fn step_clock_back(&self, key: &TaskKey, by: TimeDelta) -> bool {
         let _ = (key, by);
         false
     }
 
-    /// Returns what the engine holds of any owner: keys, rows, files. `None` if it cannot be listed.
+    /// Returns everything that the engine holds of any owner: keys, rows, files. Returns `None` if the hooks cannot
+    /// list it.
     async fn left_behind(&self) -> Option<Vec<String>> {
         None
     }
@@ -200,7 +201,7 @@ impl Subject {
         self
     }
 
-    /// Keeps a value until the rule has been checked, for example a temporary directory.
+    /// Keeps a value until the suite has checked the rule, for example a temporary directory.
     #[must_use]
     pub fn guard(mut self, guard: impl Any + Send + Sync) -> Self {
         self._guard = Box::new(guard);
@@ -219,7 +220,7 @@ impl Subject {
 
 const NO_OWNERS: &str = "a LocalAgenda cannot list owners";
 
-/// What the rules ask of the capabilities and the hooks.
+/// What the engine and its hooks can do.
 impl Subject {
     pub(super) fn max_part_bytes(&self) -> usize {
         self.capabilities.max_part_bytes
@@ -237,10 +238,11 @@ impl Subject {
         self.capabilities.owner_listing.is_ok()
     }
 
-    /// Reports that the rule was not checked. Written past the capture of the test harness, so that it always shows.
+    /// Reports that the suite has not checked the rule. The test harness does not capture this line, so it always
+    /// shows.
     pub(super) fn skip(&self, reason: impl Display) {
         let rule = self.rule.replace('_', " ");
-        // A test run without a stderr has nobody to report to.
+        // If standard error is closed, nobody can read the report.
         let _ = writeln!(std::io::stderr(), "skipped: {rule}: {reason}");
     }
 
@@ -303,7 +305,7 @@ impl Subject {
         }
     }
 
-    /// Writes a record that has expired when this returns.
+    /// Writes a record, and returns once the record has expired.
     pub(super) async fn put_expired(&self, key: &TaskKey) {
         let written = self.put(key, "expired".into(), after_ms(1)).await.unwrap();
         self.until(written.expires_at.unwrap()).await;

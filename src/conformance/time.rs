@@ -54,7 +54,8 @@ pub async fn an_expiry_is_never_cut_short_below_the_millisecond(store: &Subject)
     for millis in [50, 60_000, 3_155_760_000_000] {
         let earliest = store.now() + TimeDelta::milliseconds(millis);
         let written = store.put(&key, "data".into(), after_ms(millis as u64)).await.unwrap();
-        // The engine applied the write before it replied, so its clock has passed that moment.
+        // The engine applied the write before it replied. So `now` lags behind the time of the write by less than a
+        // minute.
         let latest = store.now() + TimeDelta::milliseconds(millis + 1) + TimeDelta::minutes(1);
         let at = written.expires_at.unwrap();
         assert!(earliest < at && at <= latest, "{earliest} {at} {latest}");

@@ -6,7 +6,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 
 use super::Subject;
-use super::fixtures::{HOUR, NOW, PATIENCE, key, leases, queue, take, the_one};
+use super::fixtures::{HOUR, NOW, PATIENCE, key, leases, queue, take, take_only};
 use crate::backend::{Next, Queue};
 
 type Wakeups = BoxStream<'static, ()>;
@@ -27,7 +27,7 @@ async fn wakeups(store: &Subject, queues: &[Queue]) -> Wakeups {
             store.resolve(&due[0], Next::Remove).await.unwrap();
         }
     };
-    tokio::time::timeout(PATIENCE, live).await.expect("it is live");
+    tokio::time::timeout(PATIENCE, live).await.expect("the subscription is live");
     quiet(&mut wakeups).await;
     wakeups
 }
@@ -38,7 +38,7 @@ async fn quiet(wakeups: &mut Wakeups) {
 }
 
 async fn item(wakeups: &mut Wakeups) {
-    tokio::time::timeout(PATIENCE, wakeups.next()).await.expect("an item").expect("it does not end");
+    tokio::time::timeout(PATIENCE, wakeups.next()).await.expect("an item").expect("the stream does not end");
 }
 
 pub async fn a_timer_that_becomes_the_earliest_wakes_the_subscribers(store: &Subject) {
@@ -66,7 +66,7 @@ pub async fn a_timer_that_resolve_makes_the_earliest_wakes_the_subscribers(store
     let mut stream = wakeups(store, &[leases()]).await;
     store.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
     item(&mut stream).await;
-    let due = the_one(&**store, &leases()).await;
+    let due = take_only(&**store, &leases()).await;
     quiet(&mut stream).await;
     // The next take_due of another taker returns that no timer is due for an hour.
     assert!(take(&**store, &[leases()], 1).await.next_in > Some(HOUR / 2));
@@ -82,8 +82,8 @@ pub async fn subscribers_receive_items_for_earlier_timers_of_their_queues_only(s
     let mut stream = wakeups(store, &[mine.clone(), also_mine.clone()]).await;
     let alice = key("alice", "t1");
     store.schedule(&other, &alice, NOW).await.unwrap();
-    let heard = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
-    assert!(heard.is_err(), "a timer of another queue");
+    let received = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
+    assert!(received.is_err(), "a timer of another queue");
     for queue in [&mine, &also_mine] {
         store.schedule(queue, &alice, HOUR).await.unwrap();
         item(&mut stream).await;
@@ -92,8 +92,8 @@ pub async fn subscribers_receive_items_for_earlier_timers_of_their_queues_only(s
     // A timer of the same owner: an engine may have an earliest timer for each shard.
     store.schedule(&mine, &key("alice", "t2"), 2 * HOUR).await.unwrap();
     store.schedule(&mine, &alice, 2 * HOUR).await.unwrap();
-    let heard = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
-    assert!(heard.is_err(), "a timer that fires later");
+    let received = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
+    assert!(received.is_err(), "a timer that fires later");
     store.schedule(&mine, &key("alice", "t2"), HOUR / 2).await.unwrap();
     item(&mut stream).await;
 }
@@ -109,7 +109,7 @@ pub async fn a_timer_scheduled_before_the_stream_is_polled_is_an_item_of_the_nex
         store.schedule(&leases(), &key("alice", &number.to_string()), HOUR / (number + 1)).await.unwrap();
     }
     let first = tokio::time::timeout(Duration::from_millis(500), stream.next());
-    first.await.expect("an item, and not only when it is polled after a second");
+    first.await.expect("an item within 500 ms, without waiting for the next poll of the engine");
     quiet(&mut stream).await;
     for number in 4..7 {
         store.schedule(&leases(), &key("alice", &number.to_string()), HOUR / (number + 1)).await.unwrap();

@@ -12,12 +12,12 @@ use crate::backend::{PartName, StorageError, TaskKey};
 
 type Watch = BoxStream<'static, Result<(), StorageError>>;
 
-/// Returns the next item of a watch. Fails if neither an item nor the end comes.
+/// Returns the next item of a watch. Fails if the watch has no item and does not end.
 async fn next(watch: &mut Watch) -> Option<Result<(), StorageError>> {
     tokio::time::timeout(Duration::from_secs(60), watch.next()).await.expect("an item, or the end")
 }
 
-/// Asserts that a record whose watch still has items is live, or expired only just now.
+/// Asserts that a record whose watch has not ended is live, or has expired within the last moments.
 async fn assert_refused_only_when_gone(store: &Subject, key: &TaskKey, expires_at: DateTime<Utc>) {
     if let Err(error) = store.get(key).await {
         assert!(store.now() >= expires_at - TimeDelta::milliseconds(1), "{error} before {expires_at}");
@@ -114,7 +114,7 @@ pub async fn a_notified_watch_has_no_item_for_quiet_writes_other_tasks_and_other
     }
     store.put(&t1, "two".into(), keep().quiet()).await.unwrap();
     store.put_if_version(&t1, "three".into(), keep().quiet(), version(2)).await.unwrap();
-    // An item for one of those writes would come before the item for this one.
+    // An item for one of those writes would arrive before the item for this write.
     store.put(&t1, "four".into(), keep()).await.unwrap();
     next(&mut watch).await.unwrap().unwrap();
     assert!(watch.next().now_or_never().is_none());

@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicU64;
 
 const SECOND: u64 = 1_000_000;
 
-/// All owners are in one shard, so that each of them meets the others.
-fn with_a_clock_to_set() -> (MemoryBackend, Arc<AtomicU64>) {
+/// Returns an engine with a clock that the test sets. All owners share one shard, so that the tests cover writes that
+/// drop records of other owners.
+fn backend_and_clock() -> (MemoryBackend, Arc<AtomicU64>) {
     let clock = Arc::new(AtomicU64::new(1_000 * SECOND));
     let backend = MemoryBackend::with_clock(1, {
         let clock = Arc::clone(&clock);
@@ -48,7 +49,7 @@ async fn past_the_last_version_a_write_is_version_exhausted() {
 
 #[tokio::test]
 async fn creation_times_increase_after_the_clock_steps_back() {
-    let (backend, clock) = with_a_clock_to_set();
+    let (backend, clock) = backend_and_clock();
     for (step, task) in ["first", "second", "third"].into_iter().enumerate() {
         clock.store((1_000 - step as u64) * SECOND, Ordering::SeqCst);
         backend.put(&key("alice", task), Bytes::new(), PutOptions::default()).await.unwrap();
@@ -60,7 +61,7 @@ async fn creation_times_increase_after_the_clock_steps_back() {
 
 #[tokio::test]
 async fn a_record_expires_at_its_expires_at_to_the_millisecond() {
-    let (backend, clock) = with_a_clock_to_set();
+    let (backend, clock) = backend_and_clock();
     let key = key("alice", "t1");
     let written = backend.put(&key, Bytes::new(), after(5)).await.unwrap();
     let at = written.expires_at.unwrap().timestamp_micros() as u64;
@@ -73,7 +74,7 @@ async fn a_record_expires_at_its_expires_at_to_the_millisecond() {
 
 #[tokio::test]
 async fn nothing_is_held_of_owners_whose_records_have_expired_or_were_deleted() {
-    let (backend, clock) = with_a_clock_to_set();
+    let (backend, clock) = backend_and_clock();
     for task in 0..100 {
         backend.put(&key("expiring", &task.to_string()), Bytes::new(), after(10)).await.unwrap();
     }
@@ -91,7 +92,7 @@ async fn nothing_is_held_of_owners_whose_records_have_expired_or_were_deleted() 
 }
 
 #[tokio::test]
-async fn inserts_of_one_owner_drop_what_has_expired_of_all_others() {
+async fn inserts_of_one_owner_drop_the_expired_records_of_all_owners() {
     let clock = Arc::new(AtomicU64::new(1_000 * SECOND));
     let backend = MemoryBackend::with_clock(SHARDS, {
         let clock = Arc::clone(&clock);
@@ -108,8 +109,8 @@ async fn inserts_of_one_owner_drop_what_has_expired_of_all_others() {
 }
 
 #[tokio::test]
-async fn nothing_is_held_of_a_record_that_nobody_watches_any_more() {
-    let (backend, _) = with_a_clock_to_set();
+async fn nothing_is_held_of_a_record_after_its_last_watch_is_dropped() {
+    let (backend, _) = backend_and_clock();
     let (backend, key) = (backend, key("alice", "t1"));
     let watches = [0, 1].map(|_| backend.watch(&key));
     assert!(!backend.shard(&key.owner).watchers.is_empty());
@@ -117,10 +118,10 @@ async fn nothing_is_held_of_a_record_that_nobody_watches_any_more() {
     assert!(backend.shard(&key.owner).watchers.is_empty());
 }
 
-/// An order that was emptied by hand stays empty as long as no write touches it.
+/// The test empties an index by hand. The index stays empty as long as no write changes it.
 #[tokio::test]
-async fn an_order_that_a_write_does_not_change_is_not_touched() {
-    let (backend, _) = with_a_clock_to_set();
+async fn a_write_that_keeps_an_expiry_does_not_touch_the_index() {
+    let (backend, _) = backend_and_clock();
     let (first, later) = (key("alice", "first"), key("alice", "later"));
     backend.put(&first, Bytes::new(), after(1_000)).await.unwrap();
     backend.shard(&first.owner).by_first_expiry.clear();
@@ -134,8 +135,8 @@ async fn an_order_that_a_write_does_not_change_is_not_touched() {
     assert!(shard.by_first_expiry.is_empty() && shard.owners[&first.owner].by_expiry.is_empty());
 }
 
-/// Every order is what the records themselves give.
-fn assert_orders_hold(shard: &Shard, now_ms: u64) {
+/// Asserts that every index matches the records.
+fn assert_indexes_match(shard: &Shard, now_ms: u64) {
     let mut first_expiries = BTreeSet::new();
     for (id, owner) in &shard.owners {
         assert!(!owner.tasks.is_empty());
@@ -153,9 +154,9 @@ fn assert_orders_hold(shard: &Shard, now_ms: u64) {
 
 proptest! {
     #[test]
-    fn the_orders_follow_every_write(calls in vec((0..3_u8, 95..99_u8, 0..9_u64, 0..3_000_u64), 1..60)) {
-        let (backend, clock) = with_a_clock_to_set();
-        // So many expire at once that calls meet some that no write has dropped yet.
+    fn the_indexes_match_the_records_after_every_write(calls in vec((0..3_u8, 95..99_u8, 0..9_u64, 0..3_000_u64), 1..60)) {
+        let (backend, clock) = backend_and_clock();
+        // This many records expire at once that the engine still holds some of them during the calls.
         for task in 0..99 {
             backend.write(&key("0", &task.to_string()), Bytes::new(), after(1), WriteMode::Upsert).unwrap();
         }
@@ -169,7 +170,7 @@ proptest! {
                 2 => put(Expiry::Keep.into()),
                 millis => put(after(millis)),
             }
-            assert_orders_hold(&backend.shard(&key.owner), backend.now_ms());
+            assert_indexes_match(&backend.shard(&key.owner), backend.now_ms());
         }
     }
 }

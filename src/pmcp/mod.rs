@@ -44,9 +44,9 @@ fn owner(id: &str) -> Result<OwnerId, StorageError> {
 fn public_text(error: &StorageError) -> &'static str {
     match error {
         _ if error.outcome_unknown() => {
-            "the task storage failed, and it is not known whether it made the change"
+            "the task storage failed, and it is not known whether it applied the change"
         }
-        StorageError::Unavailable { .. } => "the task storage is unavailable, try again later",
+        StorageError::Unavailable { .. } => "the task storage is unavailable; try again later",
         StorageError::CapacityExceeded { .. } => "the task storage is full",
         StorageError::Corrupt { .. } => "the record of the task cannot be read",
         _ => "the task storage failed",

@@ -34,16 +34,17 @@ use crate::printable::{Chain, Printable};
 /// * **Prefixes** consist of an owner, a colon, and optionally the beginning of a task id. Other prefixes are rejected, because
 ///   the engines have no call without an owner. A listing reads all pages. It leaves out records that the engine cannot read,
 ///   and logs them.
-/// * **Expiry** is the `expiresAt` of the record, by the engine's clock, rounded up to the next millisecond. From that time on
-///   the record is gone for every call.
+/// * **Expiry** is the `expiresAt` of the record, by the engine's clock, rounded up to the next millisecond. From
+///   that time on the record is absent for every call.
 ///     * A record whose `expiresAt` is missing or `null`, or that is not a JSON object, does not expire.
 ///     * A time in the past leaves the record for one millisecond. A time beyond 100 years counts as 100 years.
-///     * Text that is not an RFC 3339 time is rejected, because the record would stay for ever.
+///     * Text that is not an RFC 3339 time is rejected, because the record would never expire.
 /// * **`put_if_version` never creates** a record: version 0 is a conflict, or `NotFound` if there is no record.
 /// * **`cleanup_expired`** returns 0 on engines whose server expires records.
-/// * **No parts.** The trait of `pmcp-tasks` stores one blob a task, so a record has no [parts](crate::PutOptions::parts). Every
-///   update of a task sends its arguments and its result again, and every poll reads them. Together they are limited to the
-///   size of a record's data. [`PmcpTaskStore`](super::PmcpTaskStore) does not have this cost.
+/// * **No parts.** The trait of `pmcp-tasks` stores one blob per task, so a record has no
+///   [parts](crate::PutOptions::parts). Every update of a task sends its arguments and its result again, and every
+///   poll reads them. Together they are limited to the size of a record's data.
+///   [`PmcpTaskStore`](super::PmcpTaskStore) does not have this cost.
 /// * **Quota.** `pmcp-tasks` lists and counts an owner's tasks before it creates one. The quota is not part of the write, so racing
 ///   creates can exceed it, and each create reads everything that the owner has stored.
 ///
@@ -80,7 +81,7 @@ impl<B: StorageBackend> PmcpTasksBackend<B> {
             #[serde(default)]
             expires_at: Value,
         }
-        // serde would read an array as the fields of the struct.
+        // serde also accepts an array for a struct.
         if !data.trim_ascii_start().starts_with(b"{") {
             return Ok(Expiry::Never.into());
         }
@@ -132,7 +133,7 @@ impl<B: StorageBackend> PmcpBackend for PmcpTasksBackend<B> {
 
     async fn list_by_prefix(&self, prefix: &str) -> Result<Vec<(String, VersionedRecord)>, PmcpError> {
         let (owner_id, beginning) =
-            prefix.rsplit_once(':').ok_or_else(|| invalid("a prefix has no colon behind the owner"))?;
+            prefix.rsplit_once(':').ok_or_else(|| invalid("the prefix has no colon after the owner"))?;
         let Ok(owner) = owner(owner_id) else {
             return Ok(Vec::new());
         };
@@ -146,7 +147,7 @@ impl<B: StorageBackend> PmcpBackend for PmcpTasksBackend<B> {
             let page =
                 self.engine.list(&owner, request).await.map_err(|error| storage_error(error, prefix))?;
             for corrupt in &page.corrupt {
-                tracing::warn!(owner = %owner.printable(), task = %corrupt.task.printable(), reason = %Printable(&corrupt.reason), "left a record out of a listing");
+                tracing::warn!(owner = %owner.printable(), task = %corrupt.task.printable(), reason = %Printable(&corrupt.reason), "a listing leaves out a record that cannot be read");
             }
             for listed in page.records {
                 if listed.task.as_str().starts_with(beginning) {
@@ -167,16 +168,16 @@ impl<B: StorageBackend> PmcpBackend for PmcpTasksBackend<B> {
     }
 }
 
-/// Returns the expiry of a record that expires `at`, as the engines take it: a duration of at least one millisecond.
+/// Converts the time at which a record expires into the expiry of a write: a duration of at least one millisecond.
 fn expiry_at(at: DateTime<Utc>, now: DateTime<Utc>) -> Expiry {
     let left = (at - now).to_std().unwrap_or_default();
     Expiry::After(left.clamp(Duration::from_millis(1), Expiry::MAX))
 }
 
 fn split(key: &str) -> Result<TaskKey, StorageError> {
-    let (owner_id, task) = key
-        .rsplit_once(':')
-        .ok_or_else(|| StorageError::InvalidKey { reason: "it has no colon behind the owner".to_owned() })?;
+    let (owner_id, task) = key.rsplit_once(':').ok_or_else(|| StorageError::InvalidKey {
+        reason: "the key has no colon after the owner".to_owned(),
+    })?;
     Ok(TaskKey { owner: owner(owner_id)?, task: TaskId::try_from(task)? })
 }
 

@@ -41,10 +41,11 @@ const PAGE: usize = 20;
 /// It answers like `pmcp`'s `InMemoryTaskStore`: a page has 20 tasks, and a longer TTL is cut to the configured maximum. It
 /// differs in the following:
 ///
-/// * **A task ends once.** `pmcp` ends a task in two calls, in either order: `set_result` and `update_status(Completed)`, or
-///   `set_error` and `update_status(Failed)`. The first call ends the task, so no crash between the two leaves it open. The
-///   second call adds the part that is missing: the result, the error, or the status message. A part that an ended task has is
-///   never replaced. Such a call fails with `InvalidTransition`, and so does a result for a cancelled task.
+/// * **A task ends once.** `pmcp` ends a task in two calls, in either order: `set_result` and
+///   `update_status(Completed)`, or `set_error` and `update_status(Failed)`. The first call ends the task, so no
+///   crash between the two leaves it open. The second call adds the part that is missing: the result, the error, or
+///   the status message. A call never replaces a part that an ended task has: it fails with `InvalidTransition`. So
+///   does a result for a cancelled task.
 /// * **More rounds of input.** Once all requests are answered, requests under new keys may follow. A key that the task has used
 ///   before is rejected with `Internal`.
 /// * **Time.** A task whose TTL elapses before it has ended is failed with "TTL elapsed". After the TTL, a call that the status
@@ -59,9 +60,9 @@ const PAGE: usize = 20;
 /// requests here.
 ///
 /// # Errors
-/// `NotFound` if the task does not exist, is gone, or belongs to another owner, and for an id that no task can have;
-/// `InvalidTransition` if the status does not allow the call; `Expired` as above; `Internal` with a reason for a quota, a limit and
-/// an invalid call.
+/// `NotFound` if the task does not exist, has expired, or belongs to another owner, and for an id that no task can
+/// have; `InvalidTransition` if the status does not allow the call; `Expired` as above; `Internal` with a reason for
+/// a quota, a limit and an invalid call.
 ///
 /// An error of the engine is logged with its source. `Internal` states only its kind, because the text reaches the client. It
 /// names no host.
@@ -116,7 +117,7 @@ impl<B: Agenda> PmcpTaskStore<B> {
         result.map_err(|error| store_error(error, stored.key.task.as_str(), None))
     }
 
-    /// Converts the error of a change. `to` is the status that the change leads to, if it leads to another one. A change that
+    /// Converts the error of a change. `to` is the status that the change would set, if it sets one. A change that
     /// the status does not allow is `Expired` after the TTL.
     async fn change_error(&self, error: TaskError, key: &TaskKey, to: Option<WireStatus>) -> TaskStoreError {
         if matches!(error, TaskError::InvalidTransition { .. })
@@ -186,7 +187,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
         }
         let page = self.tasks.list(&owner, request).await.map_err(|error| store_error(error, "", None))?;
         for task in &page.unreadable {
-            tracing::warn!(owner = %owner.printable(), task = %task.printable(), "left a task out of a page: its record cannot be read");
+            tracing::warn!(owner = %owner.printable(), task = %task.printable(), "a page leaves out a task whose record cannot be read");
         }
         let tasks = page.tasks.into_iter().map(|stored| wire::task(stored.task.into_task())).collect();
         Ok((tasks, page.next.map(|cursor| cursor.as_str().to_owned())))
@@ -332,7 +333,7 @@ impl<B: Agenda> PmcpStore for PmcpTaskStore<B> {
     }
 }
 
-/// Answers of different kinds look alike, so the request decides how to decode one.
+/// Answers of different kinds look alike, so the kind of the request decides how to decode its answer.
 fn decode_response(request: &InputRequest, response: &Value) -> Result<InputResponse, TaskStoreError> {
     InputResponse::decode_for(request.kind(), response.clone())
         .map_err(|error| internal(format!("an input response cannot be read: {error}")))

@@ -29,7 +29,7 @@ pub(super) fn internal(message: String) -> TaskStoreError {
     TaskStoreError::Internal { message }
 }
 
-/// Converts an error of a call about a task. `to` is the status that the call leads to, if it leads to another one.
+/// Converts an error of a call about a task. `to` is the status that the call would set, if it sets one.
 pub(super) fn store_error(error: TaskError, task_id: &str, to: Option<WireStatus>) -> TaskStoreError {
     match error {
         TaskError::NotFound { .. } => not_found(task_id),

@@ -23,9 +23,9 @@ use crate::task::{PayloadKind, StoredTask};
 
 /// How many timers the claimer takes at once.
 const MAX_BATCH: usize = 16;
-/// The pause before a failed claim is tried again.
+/// The pause before the claimer repeats a failed claim.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// The longest sleep between two looks at the queues, in case a wakeup is lost.
+/// The longest sleep between two takes, in case a wakeup is lost.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
 /// Marks the claimer as running until its future is dropped, by itself or with its runtime.
@@ -69,7 +69,7 @@ fn call_limit<B: Agenda>(runtime: &Runtime<B>) -> Duration {
 }
 
 struct Claimer<B> {
-    /// Never held across a sleep: the claimer ends with the last clone of the manager.
+    /// The claimer never holds a strong reference across a sleep: it must end with the last clone of the manager.
     runtime: Weak<Runtime<B>>,
     backend: Arc<B>,
     call_limit: Duration,
@@ -95,7 +95,7 @@ impl<B: Agenda> Claimer<B> {
         }
     }
 
-    /// Returns the queues of the registered operations; `None` once the manager is gone.
+    /// Returns the queues of the registered operations; `None` once the manager was dropped.
     fn queues(&self) -> Option<Vec<Queue>> {
         let names = self.runtime.upgrade()?.registered();
         // A name that is too long for a queue is also too long for a task.
@@ -108,13 +108,15 @@ impl<B: Agenda> Claimer<B> {
         let mut back_off = BackOff::new();
         loop {
             let slots = tokio::select! {
-                // The shutdown comes first: what this instance releases is for other instances.
+                // Check the shutdown first: this instance must not claim the tasks that it releases to other
+                // instances.
                 biased;
                 _ = self.shutdown.begun() => return false,
                 () = self.registered.notified() => return true,
                 slots = self.slots.acquire(MAX_BATCH) => slots,
             };
-            // Never dropped halfway: the timers that it took would stay hidden from other instances.
+            // This call must never be dropped halfway: the timers that it has taken would stay hidden from other
+            // instances.
             let pause = match self.claim_due(queues, slots).await {
                 Ok(pause) => {
                     back_off = BackOff::new();
@@ -129,7 +131,7 @@ impl<B: Agenda> Claimer<B> {
                 biased;
                 _ = self.shutdown.begun() => return false,
                 () = sleep(pause) => {}
-                // After the end of the stream, the sleep decides.
+                // Once the stream has ended, only the sleep wakes the claimer.
                 Some(()) = wakeups.next() => {}
                 () = self.registered.notified() => return true,
             }
@@ -161,7 +163,8 @@ async fn claim_and_resolve<B: Agenda>(runtime: Weak<Runtime<B>>, due: Due, slot:
     let Some(runtime) = runtime.upgrade() else { return };
     let next = match claim(&runtime, &due, slot).await {
         Ok(next) => next,
-        // A newer version of this crate may be able to read the record. The timer of the lease leads it there.
+        // An instance with a newer version of this crate may be able to read the record. It finds the task by the
+        // timer of the lease.
         Err(error) if wire::is_unreadable(&error) => Next::Remove,
         Err(error) => {
             tracing::debug!(
@@ -174,7 +177,7 @@ async fn claim_and_resolve<B: Agenda>(runtime: Weak<Runtime<B>>, due: Due, slot:
     };
     match timeout(limit, runtime.store.shared_backend().resolve(&due, next)).await {
         Ok(Ok(_)) => {}
-        // The timer fires again when it is no longer hidden. There is nothing to claim then.
+        // The timer fires again when it is no longer hidden. Its taker then finds nothing to claim.
         Ok(Err(error)) => {
             tracing::debug!(error = %Chain(&error), "the timer of a claimed task could not be resolved")
         }
@@ -182,7 +185,7 @@ async fn claim_and_resolve<B: Agenda>(runtime: Weak<Runtime<B>>, due: Due, slot:
     }
 }
 
-/// Claims a task and starts its operation. Returns what becomes of the timer.
+/// Claims a task and starts its operation. Returns what to do with the timer.
 async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result<Next, TaskError> {
     let guard = runtime.count_run();
     let shutdown = runtime.shutdown.signal();
@@ -200,7 +203,7 @@ async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result
         release_unregistered(&attempt).await?;
         return Ok(Next::Remove);
     };
-    // No call is the parent of a resumed task.
+    // A resumed task has no call whose span could be its parent.
     let span = run::span(None, &stored, &attempt);
     let _in_span = span.enter();
     tracing::info!("resumed");
@@ -214,7 +217,7 @@ async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result
     Ok(Next::Remove)
 }
 
-/// Returns a timer to its queue that was taken just before a shutdown began.
+/// Schedules a timer again that this claimer took just before a shutdown began.
 async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<Next, TaskError> {
     // Only a timer that is scheduled wakes other instances; a resolved one does not.
     let schedule = runtime.store.shared_backend().schedule(&due.queue, &due.key, Duration::ZERO);
@@ -224,8 +227,8 @@ async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<N
     Ok(Next::After(Duration::ZERO))
 }
 
-/// Releases a task whose operation is not registered here, so that another instance claims it. An operation stays registered
-/// and a task keeps its operation, so this happens only if something else rewrote the record.
+/// Releases a task whose operation is not registered here, so that another instance claims it. An operation stays
+/// registered and a task keeps its operation, so this happens only if another program rewrote the record.
 async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), TaskError> {
     tracing::warn!(
         task = %attempt.key().task.printable(),
@@ -241,7 +244,7 @@ async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), Tas
 /// the load when it ends.
 ///
 /// # Errors
-/// `Unreadable` and `Corrupt` if the arguments cannot be read, `NotFound` if the record is gone.
+/// `Unreadable` and `Corrupt` if the arguments cannot be read, `NotFound` if the record no longer exists.
 async fn load_arguments<B: Agenda>(
     store: &TaskStore<B>,
     task: &StoredTask,

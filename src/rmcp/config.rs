@@ -26,7 +26,7 @@ const RUNS_PER_CORE: usize = 4;
 #[must_use]
 pub struct ManagerConfig<B> {
     pub(super) max_concurrent: usize,
-    /// Connects the dedicated renewals.
+    /// Creates the connection of the dedicated renewals.
     pub(super) connect: Option<Connect<B>>,
 }
 

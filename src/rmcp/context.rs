@@ -1,4 +1,4 @@
-//! The task as its operation reaches it.
+//! The handle of a running operation on its task.
 
 use std::fmt;
 use std::sync::Arc;
@@ -128,8 +128,8 @@ impl TaskContext {
     /// Makes a request to the client under `key` and waits for its answer. Any instance may receive the answer. While the
     /// request is open, `tasks/get` reports the task as `input_required`. Several requests may be open at once.
     ///
-    /// An attempt uses a key once. The next attempt makes the same requests under the same keys: an equal request returns the
-    /// answer that is already stored, or waits for it.
+    /// An attempt uses a key once. The next attempt makes the same requests under the same keys: an equal request
+    /// returns the stored answer, or waits for the answer.
     ///
     /// While the engine fails, the call tries again until the attempt is void. While a resumed operation waits for the answer,
     /// it does not count against [`max_concurrent`](super::ManagerConfig::max_concurrent).
@@ -140,7 +140,7 @@ impl TaskContext {
     /// be read.
     ///
     /// # Cancellation safety
-    /// If the future is dropped, the request is open or was not made.
+    /// If the future is dropped, the request may be open nevertheless.
     pub async fn request_input(
         &self,
         key: impl Into<String>,
@@ -167,8 +167,8 @@ impl TaskContext {
         Ok(answer)
     }
 
-    /// Stores a request, and tries again while the engine fails. Returns the task as it was written; `None` if an earlier
-    /// write of this call was applied although it failed.
+    /// Stores a request, and tries again while the engine fails. Returns the written task; `None` if an earlier write
+    /// of this call was applied although it failed.
     async fn store_request(&self, key: &str, request: Value) -> Result<Option<StoredTask>, TaskExit> {
         let mut may_be_stored = false;
         let mut back_off = BackOff::new();
@@ -234,7 +234,7 @@ impl TaskContext {
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn cancelled(&self) {
-        // An error means that the run is gone. The operation must then stop too.
+        // An error means that the run has ended. The operation must stop in this case too.
         let _ = self.state.clone().wait_for(TaskState::must_stop).await;
     }
 }

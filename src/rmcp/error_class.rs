@@ -6,7 +6,7 @@ use crate::store::TaskError;
 /// What an error means for an attempt that has something to store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ErrorClass {
-    /// The attempt is void: its lease is lost, the task has ended, or the record is gone.
+    /// The attempt is void: its lease is lost, the task has ended, or the record no longer exists.
     Void,
     /// The same call never succeeds: a value is over a limit or invalid, or the record cannot be read.
     Permanent,

@@ -31,7 +31,7 @@ pub(super) enum RunEnd {
 enum Event {
     /// The renewals have a new report.
     Renewal,
-    /// The task of the renewals has panicked, with the engine for instance.
+    /// The Tokio task of the renewals has panicked, for instance because the engine panicked.
     RenewalsPanicked,
     /// An item of the subscription; `None` at its end.
     Change(Option<Result<(), StorageError>>),
@@ -46,7 +46,7 @@ pub(super) async fn follow<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSigna
     }
 }
 
-/// Follows the task until its run ends, or until its attempt is void: then `None`.
+/// Follows the task until its run ends. Returns `None` if the attempt becomes void first.
 async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSignal) -> Option<RunEnd> {
     let mut changes = Some(run.watch());
     let mut ttl_ends_at = run.ttl_left().map(|left| Instant::now() + left);
@@ -68,7 +68,7 @@ async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSi
                 changes.get_or_insert_with(|| run.watch());
             }
             Event::RenewalsPanicked => run.restart_renewals(),
-            // The next good item stands for everything missed.
+            // The next item without an error stands for every change that the run has missed.
             Event::Change(Some(Err(error))) => {
                 tracing::debug!(error = %Chain(&error), "the worker receives no changes of its task for now");
             }
@@ -138,7 +138,7 @@ fn apply_read_error<B: Agenda>(run: &Run<B>, error: &TaskError) {
     run.renewals.request_renewal();
 }
 
-/// Returns the next item of a subscription. Never returns without one.
+/// Returns the next item of a subscription. Waits forever if there is no subscription.
 async fn next(
     changes: &mut Option<BoxStream<'static, Result<(), StorageError>>>,
 ) -> Option<Result<(), StorageError>> {
@@ -148,7 +148,7 @@ async fn next(
     }
 }
 
-/// Returns at this time. Never returns without one.
+/// Waits until this time. Waits forever if there is no time.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,

@@ -175,7 +175,9 @@ impl<B: Agenda> DurableTaskManager<B> {
     ) -> Result<Task, TaskError> {
         let RegisteredOptions { task, on_worker_lost, max_attempts } = options.into();
         let Some(operation) = self.0.operation(name) else {
-            let reason = format!("no operation {name:?} is registered");
+            let reason = format!(
+                "no operation {name:?} is registered; register it on every instance before the server starts"
+            );
             return Err(TaskError::InvalidArgument { reason });
         };
         let new = wire::new_task(task).arguments(arguments.clone()).operation(name);
@@ -229,9 +231,9 @@ impl<B: Agenda> DurableTaskManager<B> {
 
     /// Stops the operations of this process and releases their leases. Call it when the server has stopped serving.
     ///
-    /// Other instances resume at once the tasks that can resume. The other tasks fail. The manager then starts no more work.
-    /// The call returns when everything is released. If the engine does not accept the outcome of an operation that has ended,
-    /// the call returns after 30 s, and the log has one line for each lost outcome.
+    /// Other instances resume at once the tasks that can resume. The other tasks fail. The manager then starts no
+    /// more work. The call returns when all leases are released. If the engine does not accept the outcome of an
+    /// operation that has ended, the call returns after 30 s, and the log has one line for each lost outcome.
     ///
     /// # Cancellation safety
     /// Dropping the future does not revoke the shutdown.

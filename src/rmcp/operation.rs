@@ -1,4 +1,5 @@
-//! An operation as the runtime polls it. A panic ends the operation only, whatever its payload and its destructors do.
+//! An operation as the runtime polls it. A panic ends only the operation, even if its payload or a destructor panics
+//! too.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -117,7 +118,7 @@ fn message(payload: Box<dyn Any + Send>) -> String {
 /// Drops a value of the operation, whose destructor may panic.
 fn discard<T>(value: T) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        // The destructor of this payload may panic too, without end, so it never runs.
+        // The destructor of this payload could panic as well, and so on without end. So it never runs.
         std::mem::forget(payload);
     }
 }

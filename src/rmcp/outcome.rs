@@ -17,10 +17,12 @@ use crate::printable::{Chain, Printable};
 use crate::store::{Ending, TaskError};
 use crate::task::RpcError;
 
-/// How long after the begin of a shutdown an outcome may still be stored. Few supervisors wait for longer.
+/// How long after the begin of a shutdown a run still tries to store its outcome. Few supervisors wait longer before
+/// they kill the process.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 
-/// Stores the outcome of an operation and its last status message, unless the attempt is void. The lease is renewed meanwhile.
+/// Stores the outcome of an operation and its last status message, unless the attempt is void. The renewals of the
+/// lease continue meanwhile.
 pub(super) async fn store<B: Agenda>(run: Run<B>, outcome: Outcome, shutdown: &ShutdownSignal) {
     tokio::select! {
         biased;
@@ -49,15 +51,15 @@ async fn store_until_accepted<B: Agenda>(run: &Run<B>, outcome: Outcome) {
 /// An outcome that is not stored yet.
 struct Unstored {
     ending: Ending,
-    /// The last status message goes with the outcome.
+    /// The write also stores the last status message.
     has_message: bool,
-    /// The store refused the outcome itself, so that `ending` is a failure that says so.
+    /// The store rejected the outcome, so `ending` is now a failure that says so.
     is_replaced: bool,
     /// An earlier write may have been applied although no reply arrived.
     may_be_stored: bool,
 }
 
-/// What follows a write of the outcome.
+/// What the run does after a write of the outcome.
 enum Progress {
     /// The outcome is stored, or can never be stored.
     Finished,
@@ -104,14 +106,15 @@ impl Unstored {
             // An earlier write was applied, and its reply did not arrive.
             run.attempt.report(&self.ending, run.operation_name().as_deref());
         } else if run.is_void() {
-            // The log has a warning from the time at which the attempt became void.
+            // The run logged a warning when the attempt became void.
             tracing::debug!(error = %Chain(error), "the outcome of an operation was not stored");
         } else {
             tracing::warn!(error = %Chain(error), "the outcome of an operation was not stored: the attempt is void");
         }
     }
 
-    /// Reduces what is to be stored, because the store can never accept it as it is.
+    /// Removes the status message from the write, or replaces the outcome by a failure: the store can never accept
+    /// the write as it is.
     fn reduce(&mut self, error: TaskError, with_message: bool) -> Progress {
         if is_unreadable(&error) || (self.is_replaced && !with_message) {
             tracing::warn!(

@@ -19,8 +19,8 @@ const SESSION_ID: &str = "mcp-session-id";
 /// requests ([`fixed`](Self::fixed)).
 ///
 /// # Examples
-/// A layer in front of the server verifies the token of a request and inserts an [`OwnerId`] into the request's extensions.
-/// Over HTTP the SDK hands those on within the request's parts:
+/// A layer in front of the server verifies the token of a request and inserts an [`OwnerId`] into the request's
+/// extensions. Over HTTP the SDK passes them on in the `Parts` of the request:
 /// ```
 /// use http::request::Parts;
 /// use mcp_task_store::{OwnerId, OwnerSource};
@@ -77,9 +77,9 @@ impl OwnerSource {
 
     /// Takes the id of the session as the owner. A client loses its tasks when its session ends.
     ///
-    /// Pass the `legacy_session_mode` of the transport's `StreamableHttpServerConfig`. The SDK validates a session id only if
-    /// that mode is on, and only for protocol versions before 2026-07-28. A request of a newer version has no owner, because
-    /// its header holds whatever the client wrote into it.
+    /// Pass the `legacy_session_mode` of the transport's `StreamableHttpServerConfig`. The SDK validates a session id
+    /// only if that mode is on, and only for protocol versions before 2026-07-28. A request of a newer version has no
+    /// owner, because the client can write any session id into its header.
     ///
     /// # Errors
     /// [`InvalidArgument`](TaskError::InvalidArgument) if the mode is off: the transport validates no session id, so every

@@ -21,7 +21,7 @@ use crate::task::StoredTask;
 /// The result of the last renewal.
 #[derive(Clone)]
 pub(super) enum RenewalReport {
-    /// The first renewal is not done.
+    /// The first renewal has not ended.
     Pending,
     /// The lease was renewed.
     Renewed {
@@ -122,7 +122,7 @@ impl<B: Agenda> LeaseRenewal<B> {
     pub(super) async fn run(mut self) {
         loop {
             let is_due = self.wait_until_due().await;
-            // Whatever ended the wait, the timer may be overdue.
+            // Whichever event ended the wait, the renewal may be overdue.
             self.report_delay();
             if !is_due {
                 return;
@@ -159,7 +159,7 @@ impl<B: Agenda> LeaseRenewal<B> {
         self.publish(renewed, since, limit)
     }
 
-    /// Returns the attempt over the store that its renewals use.
+    /// Returns the attempt, which writes through the store of its renewals.
     fn attempt(&self) -> Attempt<B> {
         match &self.dedicated_store {
             Some(store) => self.attempt.over(&store.borrow()),
@@ -191,7 +191,7 @@ impl<B: Agenda> LeaseRenewal<B> {
         Some(third.min(MAX_RETRY_DELAY))
     }
 
-    /// Reports that a renewal is late. No operation delays renewals on a thread of their own.
+    /// Reports that a renewal is late. No operation can delay dedicated renewals, so they are not reported.
     fn report_delay(&self) {
         let third = self.store.lease_duration() / 3;
         let late = self.due_at.elapsed();

@@ -53,7 +53,7 @@ pub(super) struct Renewer<B> {
     admission: Arc<Semaphore>,
     /// The thread of the dedicated renewals. `None` if the renewals run in the runtime of their operation.
     thread: Option<mpsc::UnboundedSender<(LeaseRenewal<B>, Span)>>,
-    /// The log already has the line that the thread has panicked.
+    /// Whether the log already reports that the thread has panicked.
     is_panic_reported: AtomicBool,
     unexplained: Arc<UnexplainedDelays>,
 }

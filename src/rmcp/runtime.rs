@@ -21,7 +21,7 @@ use crate::backend::Agenda;
 use crate::store::{Attempt, TaskStore};
 use crate::task::StoredTask;
 
-/// How long a shutdown waits for a create, a claim or a release that is under way.
+/// How long a shutdown waits for a create, a claim or a release that has begun.
 pub(super) const SHUTDOWN_CALL_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) type RegisteredOperation = Arc<dyn Fn(TaskContext, Value) -> TaskFuture + Send + Sync>;
@@ -48,7 +48,7 @@ pub(super) struct Claiming {
 
 impl Drop for Claiming {
     fn drop(&mut self) {
-        // The background task wakes up, finds that the manager is gone, and ends.
+        // The background task wakes up, finds that the manager was dropped, and ends.
         self.registered.notify_one();
     }
 }
@@ -92,8 +92,8 @@ impl<B> Runtime<B> {
         self.operations().get(name).cloned()
     }
 
-    /// Counts a run. Count it before you ask whether a shutdown has begun: a shutdown then waits for every run that it has not
-    /// stopped.
+    /// Counts a run. Count the run before you check whether a shutdown has begun. Then a shutdown waits for every run
+    /// that it has not stopped.
     pub(super) fn count_run(&self) -> RunGuard {
         self.runs.send_modify(|runs| *runs += 1);
         RunGuard(self.runs.clone())

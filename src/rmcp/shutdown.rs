@@ -45,12 +45,12 @@ impl ShutdownSignal {
         let mut signal = self.0.clone();
         match signal.wait_for(Option::is_some).await.ok().and_then(|since| *since) {
             Some(since) => since,
-            // The manager is gone without a shutdown: its runs continue.
+            // The manager was dropped without a shutdown: its runs continue.
             None => std::future::pending().await,
         }
     }
 
-    /// Returns this long after a shutdown began.
+    /// Waits until this time has passed since a shutdown began.
     pub(super) async fn limit_elapsed(&self, limit: Duration) {
         let since = self.begun().await;
         sleep_until(since + limit).await;

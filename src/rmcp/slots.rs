@@ -20,7 +20,7 @@ pub(super) struct Slot {
 
 #[derive(Debug)]
 enum SlotState {
-    /// The run is at work.
+    /// The run works and holds a slot.
     Held { _permit: OwnedSemaphorePermit },
     /// The run waits for input.
     Yielded,

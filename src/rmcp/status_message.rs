@@ -94,7 +94,7 @@ impl StatusMessage {
         }
     }
 
-    /// Notes the result of a write. Returns whether the attempt is void.
+    /// Handles the result of a write. Returns whether the attempt is void.
     fn is_void(&self, written: Result<Result<StoredTask, TaskError>, Elapsed>, number: u64) -> bool {
         match written {
             Ok(Ok(_)) => self.set_written(number),

@@ -20,7 +20,8 @@ pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSign
     let end = {
         let (message, attempt) = (Arc::clone(&run.status_message), run.attempt.clone());
         let (lease, signals) = (run.store.lease_duration(), run.renewals.signals());
-        // When the run ends, a message whose write is under way is dropped. It is written together with the outcome.
+        // When the run ends, the `select` drops the write of a message. The message is then written together with the
+        // outcome.
         tokio::select! {
             end = follow(&mut run, &shutdown) => end,
             never = message.write(&attempt, lease, &signals) => match never {},
@@ -35,7 +36,7 @@ pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSign
 
 /// Stops the operation and releases its lease. Another instance resumes the task if it can resume.
 async fn stop<B: Agenda>(mut run: Run<B>, shutdown: &ShutdownSignal) {
-    // An operation that is about to end does so now.
+    // This gives an operation that is about to end the chance to end by itself.
     tokio::task::yield_now().await;
     run.operation.abort();
     match timeout(STOP_TIMEOUT, &mut run.operation).await {
@@ -44,7 +45,7 @@ async fn stop<B: Agenda>(mut run: Run<B>, shutdown: &ShutdownSignal) {
         Ok(Err(_)) => {}
         Err(_) => tracing::warn!("an operation that must stop did not yield within {STOP_TIMEOUT:?}"),
     }
-    // A renewal that is under way would conflict with the release.
+    // A renewal that has begun would conflict with the release.
     drop(run.renewals);
     match timeout(STOP_TIMEOUT, run.attempt.release()).await {
         Ok(Ok(_)) => {}

@@ -1,4 +1,4 @@
-//! The task as its run last saw it.
+//! The newest state of a task that its run has read or written.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,8 @@ pub(super) struct TaskState {
     pub(super) stored: Arc<StoredTask>,
     /// When the read or write began that returned this state.
     pub(super) since: Instant,
-    /// The attempt is void: its lease is lost, the task has ended, the TTL has elapsed, or the record is gone.
+    /// The attempt is void: its lease is lost, the task has ended, the TTL has elapsed, or the record no longer
+    /// exists.
     pub(super) is_void: bool,
 }
 

@@ -7,14 +7,14 @@ use chrono::{DateTime, Utc};
 use crate::backend::Agenda;
 use crate::store::TaskStore;
 
-/// The longest pause before a write that the engine did not accept is sent again.
+/// The longest pause before a run repeats a failed write.
 pub(super) const MAX_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// The shortest time limit of one write. Together with [`MAX_RETRY_DELAY`], it is shorter than the observation after which
 /// other instances declare a worker lost whose lease lapsed during an outage.
 const MIN_CALL_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// Returns the time limit of one call under a lease that lasts for `left`. The limit is long while there is time, because a
-/// call that is given up too early never succeeds on a slow engine.
+/// Returns the time limit of one call under a lease that lasts for `left`. The limit is long while there is time,
+/// because on a slow engine a short limit makes every call fail.
 pub(super) fn call_timeout(lease: Duration, left: Option<Duration>) -> Duration {
     // After the engine's clock stepped back, a lease seems to last for longer than it does.
     left.map_or(MIN_CALL_TIMEOUT, |left| MIN_CALL_TIMEOUT.max(left.min(lease) / 2))

@@ -11,12 +11,12 @@ use super::outage::OutageLog;
 use crate::backend::{OwnerId, StorageError};
 use crate::printable::Chain;
 
-/// Into how many buckets the owners are spread. The owners of one bucket share a failure counter.
+/// The number of failure counters. The owners of one bucket share a counter.
 const BUCKETS: usize = 64;
-/// An answer that takes longer counts as a failure: a worker could not renew its lease in that time either.
+/// An answer that takes longer counts as a failure: a worker that renews its lease may wait as long.
 const PROMPT: Duration = Duration::from_secs(1);
 
-/// Counts the engine's answers that failed, came late or did not come.
+/// Counts the engine's failures: errors, late answers, and missing answers.
 ///
 /// The records of one owner live on one server. A failure for one owner says nothing about an owner on another server, so
 /// failures are counted by owner.
@@ -69,7 +69,8 @@ impl Answers {
         self.of_all_owners.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Waits for the answer to a read. Counts it if it fails, comes late, or its caller gives up late.
+    /// Waits for the answer to a read. Counts a failure if the read fails, if its answer is late, or if the caller
+    /// drops the call after the answer was due.
     pub(super) async fn count<T>(
         &self,
         owner: Option<&OwnerId>,
@@ -117,7 +118,7 @@ impl Answers {
                 self.outages.record_failure(&Chain(error));
                 pending.outcome = Some(Outcome::Failed);
             }
-            // The engine is full: it answers, and accepts writes from nobody.
+            // The engine is out of memory: it answers, but rejects every write.
             Err(error @ StorageError::CapacityExceeded { quota: None, .. }) => {
                 self.outages.record_failure(&Chain(error));
                 pending.outcome = Some(Outcome::Answered);
@@ -133,7 +134,10 @@ impl Answers {
     fn no_answer(&self, is_write: bool) -> StorageError {
         StorageError::Unavailable {
             address: "the storage engine".to_owned(),
-            reason: format!("no answer within {:?}; check that its server answers", self.limit),
+            reason: format!(
+                "no answer within {:?}; check that its server is running and reachable",
+                self.limit
+            ),
             outcome_unknown: is_write,
             source: None,
         }
@@ -152,7 +156,7 @@ struct PendingCall<'a> {
     counter: &'a AtomicU64,
     started: Instant,
     kind: CallKind,
-    /// `None` until the call ends. It stays `None` if the caller gives up.
+    /// `None` until the call ends. It stays `None` if the caller drops the call.
     outcome: Option<Outcome>,
 }
 

@@ -19,16 +19,16 @@ use crate::task::{RpcError, StoredTask, Task};
 
 /// The right to work on a task, until its lease is lost or the task ends.
 ///
-/// [`TaskStore::start`](crate::TaskStore::start) and [`TaskStore::claim`](crate::TaskStore::claim) return one. The lease lapses
-/// unless the worker [renews](Self::renew) it in time. Every other change that the attempt makes renews the lease, too. A
-/// worker can still renew a lease that has lapsed, until another instance has declared the worker lost. From then on, and once
-/// the task has ended, every change of the attempt is rejected.
+/// [`TaskStore::start`](crate::TaskStore::start) and [`TaskStore::claim`](crate::TaskStore::claim) return one. The
+/// lease lapses unless the worker [renews](Self::renew) it in time. Every other change that the attempt makes renews
+/// the lease, too. A worker can still renew a lease that has lapsed, until another instance has declared the worker
+/// lost. After that, and once the task has ended, the store rejects every change of the attempt.
 ///
 /// At most one attempt at a task can write at a time. Effects outside of the store may overlap with the next attempt, until
 /// the worker detects that its lease is lost.
 ///
-/// Clones are one attempt. When the last clone is dropped and the task has neither ended nor been released, the store treats
-/// the worker as lost, at once.
+/// Clones share one attempt. If the last clone is dropped before the task has ended or was released, the store treats
+/// the worker as lost at once.
 ///
 /// # Errors
 /// The errors of the [`TaskStore`](crate::TaskStore) call of the same name, and [`LeaseLost`](TaskError::LeaseLost).
@@ -56,7 +56,7 @@ pub struct Attempt<B> {
     pub(super) store: KeptRecords<B>,
     key: TaskKey,
     number: u32,
-    /// The keys of the input requests that this attempt has made.
+    /// The keys of the input requests of this attempt.
     requested: Arc<Mutex<HashSet<String>>>,
     guard: Arc<AttemptGuard>,
 }
@@ -96,14 +96,14 @@ impl<B> Attempt<B> {
         Arc::clone(&self.guard)
     }
 
-    /// Returns the same attempt on the records of another store that shares its leases.
+    /// Returns the same attempt, which writes through another store that shares its leases.
     #[cfg(feature = "rmcp")]
     pub(super) fn with_store(&self, store: &KeptRecords<B>) -> Self {
         Self { store: store.clone(), ..self.clone() }
     }
 
-    /// The lease was not written, unless the outcome of the write is unknown.
-    pub(super) fn set_over_unless_in_doubt(&self, error: &TaskError) {
+    /// Ends the attempt after the write of its lease has failed, unless the outcome of that write is unknown.
+    pub(super) fn set_over_unless_outcome_unknown(&self, error: &TaskError) {
         if !error.outcome_unknown() {
             self.set_over();
         }
@@ -133,7 +133,7 @@ impl<B: Agenda> Attempt<B> {
         task.lease.as_ref().is_some_and(|lease| lease.attempt == self.number && is_own(lease))
     }
 
-    /// Renews the lease for its whole duration from now on.
+    /// Renews the lease: it lasts for its whole duration from now.
     ///
     /// The renewal changes nothing that a client sees, and subscribers receive no notification. It does not move the timer of
     /// the lease: the taker of the timer reads the new deadline.
@@ -146,7 +146,8 @@ impl<B: Agenda> Attempt<B> {
         self.change(ChangeKind::Lifecycle, "read", |_| Ok(Change::None)).await
     }
 
-    /// Releases the lease, so that nobody must wait until it lapses. Call it when the process shuts down.
+    /// Releases the lease, so that the next worker need not wait until the lease lapses. Call it when the process
+    /// shuts down.
     ///
     /// A task that can resume is scheduled in its work queue for now, and the attempt does not count against its
     /// [bound](crate::NewTask::max_attempts). A task that cannot resume fails in the same write. A task whose cancel was
@@ -205,7 +206,7 @@ impl<B: Agenda> Attempt<B> {
         requested
     }
 
-    /// Nothing panics while it holds the lock.
+    /// No code panics while it holds the lock.
     fn requested(&self) -> MutexGuard<'_, HashSet<String>> {
         self.requested.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -233,8 +234,8 @@ impl<B: Agenda> Attempt<B> {
         self.change(ChangeKind::Progress, "remove_variables", remove).await
     }
 
-    /// Stores a checkpoint for the next attempt, and replaces the one before. A checkpoint states, for example, how far the
-    /// work has come.
+    /// Stores a checkpoint for the next attempt. It replaces the previous checkpoint. A checkpoint states, for
+    /// example, how far the work has come.
     ///
     /// The next attempt loads it with [`TaskStore::payload`](crate::TaskStore::payload). The end of the task removes it. A
     /// checkpoint changes nothing that a client sees, and subscribers receive no notification.
@@ -279,7 +280,7 @@ impl<B: Agenda> Attempt<B> {
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
     ) -> Result<StoredTask, TaskError> {
         let fenced = |task: &mut Task| {
-            // A task that has ended has no lease. Then the change itself rejects.
+            // A task that has ended has no lease. The change itself then returns the error.
             if !task.status.is_terminal() && !self.holds(task) {
                 return Err(TaskError::LeaseLost { task: self.key.task.clone(), attempt: self.number });
             }
@@ -297,7 +298,7 @@ impl<B: Agenda> Attempt<B> {
         changed
     }
 
-    /// Every write of the attempt shows that the worker lives.
+    /// Every write of the attempt renews the lease, because it shows that the worker is alive.
     fn renew_lease(&self, task: &mut Task) {
         if !self.holds(task) {
             return;
@@ -310,14 +311,14 @@ impl<B: Agenda> Attempt<B> {
     }
 }
 
-/// Returns whether the attempt is over, by the outcome of one of its calls.
+/// Returns whether the attempt is over, according to the outcome of one of its calls.
 fn is_over(changed: &Result<StoredTask, TaskError>) -> bool {
     match changed {
         Ok(stored) => stored.task.status.is_terminal(),
         Err(
             TaskError::LeaseLost { .. }
             | TaskError::NotFound { .. }
-            // Only a task that has ended causes it.
+            // Only a task that has ended causes this error.
             | TaskError::InvalidTransition { .. },
         ) => true,
         Err(_) => false,

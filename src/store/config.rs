@@ -5,12 +5,12 @@ use std::time::Duration;
 #[cfg(feature = "pmcp")]
 use super::durations::millis;
 
-/// The deepest JSON that arguments, checkpoints, requests, answers, results and error data may have. The JSON parser reads
-/// a little deeper, so everything that was written can be read.
+/// The maximum depth of the JSON of arguments, checkpoints, requests, answers, results and error data. The limit of
+/// the JSON parser is a little higher, so the store can read everything that it has written.
 pub(super) const MAX_JSON_DEPTH: usize = 100;
 /// The longest lease, and the longest time limit of a call. Every engine accepts ten times this as a delay.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How many workers a task may lose, unless configured.
+/// How many workers a task may lose by default.
 pub(super) const DEFAULT_MAX_ATTEMPTS: u32 = 3;
 
 /// The limits and defaults of a [`TaskStore`](crate::TaskStore).
@@ -83,30 +83,30 @@ impl StoreConfig {
         self
     }
 
-    /// Sets the TTL of a task that does not name one; one hour by default. `None` is unlimited. If [`max_ttl`](Self::max_ttl)
-    /// is shorter, such a task gets the maximum.
+    /// Sets the TTL of a task that states no TTL; one hour by default. `None` is unlimited. If
+    /// [`max_ttl`](Self::max_ttl) is shorter, such a task gets the maximum.
     pub fn default_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.default_ttl = ttl.into();
         self
     }
 
-    /// Sets the longest TTL that a task may ask for; 24 hours by default. `None` removes the limit. Tasks with an unlimited
-    /// TTL are accepted only without a limit.
+    /// Sets the maximum TTL of a task; 24 hours by default. `None` removes the limit. The store accepts tasks with an
+    /// unlimited TTL only if there is no limit.
     pub fn max_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.max_ttl = ttl.into();
         self
     }
 
-    /// Sets how long the engine keeps a record after the TTL of its task, so that a client can still fetch a late result. By
-    /// default it is as long as the TTL of the task.
+    /// Sets how long the engine keeps a record after the TTL of its task, so that a client can still fetch a late
+    /// result. The default is the TTL of the task.
     pub fn retention(mut self, retention: impl Into<Option<Duration>>) -> Self {
         self.retention = retention.into();
         self
     }
 
-    /// Sets the poll interval of a task that does not name one; one second by default. With `None` the task has no poll
-    /// interval. A create fails with [`InvalidArgument`](crate::TaskError::InvalidArgument) if the interval is under 1 ms or
-    /// over 24 hours.
+    /// Sets the poll interval of a task that states no interval; one second by default. With `None` the task has no
+    /// poll interval. A create fails with [`InvalidArgument`](crate::TaskError::InvalidArgument) if the interval is
+    /// under 1 ms or over 24 hours.
     pub fn default_poll_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.default_poll_interval = interval.into();
         self
@@ -130,8 +130,9 @@ impl StoreConfig {
         self
     }
 
-    /// Sets how deep a variable may be nested; 16 by default, at most 100, because deeper JSON could not be read back. A plain
-    /// value has depth 1, and so has an empty array or object. Each array or object around a value adds 1.
+    /// Sets how deep a variable may be nested; 16 by default, at most 100, because the store could not read deeper
+    /// JSON back. A plain value has depth 1. So does an empty array or object. Each array or object around a value
+    /// adds 1.
     pub fn max_variables_depth(mut self, max: usize) -> Self {
         self.max_variables_depth = max.min(MAX_JSON_DEPTH);
         self
@@ -143,8 +144,8 @@ impl StoreConfig {
         self
     }
 
-    /// Sets how many compare-and-swaps of one call may lose against other processes; 64 by default, at least 1. After that
-    /// the call fails with [`Contended`](crate::TaskError::Contended).
+    /// Sets how many compare-and-swaps of one call may conflict with other processes; 64 by default, at least 1.
+    /// After that the call fails with [`Contended`](crate::TaskError::Contended).
     pub fn max_conflicts(mut self, max: u32) -> Self {
         self.max_conflicts = max.max(1);
         self
@@ -153,8 +154,8 @@ impl StoreConfig {
     /// Sets how many workers a task that can resume may lose; 3 by default, at least 1. After that the task fails with "gave
     /// up after 3 attempts: the worker was lost".
     ///
-    /// A release does not count, so any number of deploys in a row fails nothing. Each task keeps the bound that was
-    /// configured when it was created. [`NewTask::max_attempts`](crate::NewTask::max_attempts) sets the bound of a single
+    /// A release does not count, so deploys never use up the attempts of a task. A later change of this setting does
+    /// not affect existing tasks. [`NewTask::max_attempts`](crate::NewTask::max_attempts) sets the bound of a single
     /// task.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = max.max(1);
@@ -164,23 +165,25 @@ impl StoreConfig {
     /// Sets how long a worker may go without renewing its lease before other instances may consider it lost; 30 s by default,
     /// from 3 ms to one year.
     ///
-    /// The worker renews each third of this duration. The lease states its duration, so instances with different settings
-    /// work together.
+    /// The worker renews the lease each time a third of this duration has passed. The lease states its duration, so
+    /// instances with different settings work together.
     pub fn lease(mut self, duration: Duration) -> Self {
         self.lease = duration.clamp(Duration::from_millis(3), LONGEST);
         self
     }
 
-    /// Sets the time limit of one call of the store as a whole; 10 s by default, at least 1 ms. Choose more than the time limit
-    /// of the engine's calls.
+    /// Sets the time limit of one call of the store as a whole; 10 s by default, at least 1 ms. Set it higher than
+    /// the time limit of one call of the engine.
     ///
-    /// The limit includes waiting for other writers of the task, reads, back-offs, the write, and reading back its outcome. A
-    /// call that exceeds it fails with [`Unavailable`](crate::StorageError::Unavailable). The error says that the outcome is
-    /// unknown only if the call has sent a write whose outcome is not known.
+    /// The limit includes waiting for other writers of the task, reads, back-offs, the write, and the reads that
+    /// resolve an unknown outcome. A call that exceeds it fails with
+    /// [`Unavailable`](crate::StorageError::Unavailable). The error says that the outcome is unknown only if the call
+    /// has sent a write whose outcome is not known.
     ///
-    /// The first timer of a new lease fires this long after the lease lapses, but at most a third of the lease and 3 s after
-    /// it. (For a lease under 3 s: at most 1⅓ leases after it.) A keeper that finds no record then removes the timer. A create
-    /// or claim whose write took longer schedules the timer again before it returns.
+    /// The first timer of a new lease fires this long after the lease lapses, but at most a third of the lease and 3
+    /// s after it. (For a lease under 3 s: at most 1⅓ leases after it.) A keeper that finds no record when the timer
+    /// fires removes the timer. A create or claim whose write took longer schedules the timer again before it
+    /// returns.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         self.call_timeout = limit.clamp(Duration::from_millis(1), LONGEST);
         self

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::error::TaskError;
 use crate::backend::{OwnerId, StorageError, TaskKey};
 
-/// What a call of a store is about, for the message of a timeout.
+/// The target of a call of a store, for the message of a timeout.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum CallTarget<'a> {
     Task(&'a TaskKey),
@@ -28,7 +28,7 @@ impl fmt::Display for CallTarget<'_> {
     }
 }
 
-/// The time at which a call must end, and whether one of its writes may have been applied.
+/// The time at which a call must end, and whether the engine may have applied one of its writes.
 #[derive(Debug)]
 pub(super) struct Deadline {
     limit: Duration,
@@ -49,7 +49,8 @@ impl Deadline {
 
     /// Waits for `call` until the deadline.
     ///
-    /// The caller pins the call: each function that passes a future on by value holds it once more.
+    /// The caller pins the call, because each function that takes a future by value adds the size of that future to
+    /// its own.
     pub(super) async fn limit<T>(
         &self,
         operation: &str,

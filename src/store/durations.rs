@@ -19,7 +19,8 @@ pub(super) async fn pause_after_conflicts(conflicts: u32) {
     }
 }
 
-/// The pauses of a background task while the engine fails. Each pause in a row is twice as long as the one before.
+/// The pauses of a background task while the engine fails. Each pause is twice as long as the previous one, up to a
+/// limit.
 #[derive(Debug)]
 pub(crate) struct BackOff(Duration);
 

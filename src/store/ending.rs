@@ -1,4 +1,5 @@
-//! How a runtime ends a task: it writes the outcome and the last status message together. And how it ends a run.
+//! Ends a task for a runtime: one write stores the outcome and the last status message. Also ends the attempt of a
+//! run.
 
 use std::sync::Arc;
 
@@ -41,19 +42,20 @@ impl<B: Agenda> Attempt<B> {
         self.change(ChangeKind::Lifecycle, ending.name(), end).await
     }
 
-    /// Logs the end of the task, for a caller that gave up the call that ended it before the reply came.
+    /// Logs the end of the task. Call it if the call that ended the task was dropped before its reply arrived.
     pub(crate) fn report(&self, ending: &Ending, operation: Option<&str>) {
         Event::Ended(ending.status()).log(self.key(), operation);
     }
 
-    /// Returns a guard that ends the attempt in this process when it is dropped, even while somebody holds a clone: an
-    /// operation may have put its context anywhere. If the task is still open then, its worker counts as lost.
+    /// Returns a guard that ends the attempt in this process when the guard is dropped, even if a clone of the
+    /// attempt still exists: the operation may have stored its context anywhere. If the task is still open at that
+    /// time, its worker counts as lost.
     pub(crate) fn drop_guard(&self) -> DropGuard {
         DropGuard(self.guard())
     }
 }
 
-/// Held by the run of an attempt.
+/// The guard that the run of an attempt holds.
 pub(crate) struct DropGuard(Arc<AttemptGuard>);
 
 impl Drop for DropGuard {
@@ -63,7 +65,7 @@ impl Drop for DropGuard {
 }
 
 impl Ending {
-    /// Returns the status of a task that has ended like this.
+    /// Returns the status of a task with this outcome.
     pub(crate) fn status(&self) -> TaskStatus {
         match self {
             Self::Completed(_) => TaskStatus::Completed,

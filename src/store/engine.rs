@@ -1,4 +1,4 @@
-//! The store's calls of its engine. Each answer is counted, and records are decoded into tasks.
+//! The store's calls of its engine. They count every answer, and decode records into tasks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,18 +41,18 @@ impl<B: Agenda> EngineClient<B> {
         Self { backend: Arc::new(backend), answers, number: CLIENTS.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Returns the estimate of the engine's clock in whole milliseconds, as records hold it.
+    /// Returns the estimate of the engine's clock in whole milliseconds, the precision of times in records.
     pub(super) fn now(&self) -> DateTime<Utc> {
         self.backend.now().trunc_subsecs(3)
     }
 
-    /// Asks the engine for its clock. Nothing may end because of the time without it.
+    /// Asks the engine for its clock. Call it before you end a task because of the time.
     pub(super) async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, TaskError> {
         let now = self.answers.count(Some(&key.owner), self.backend.clock(key)).await;
         Ok(now.map_err(|error| TaskError::from_storage(error, &key.task))?.trunc_subsecs(3))
     }
 
-    /// Returns the origin of a copy that is read or written from now on.
+    /// Returns the origin of a copy that the store reads or writes from now on.
     pub(super) fn origin(&self) -> Origin {
         Origin { client: self.number, generation: self.backend.generation(), at: Instant::now() }
     }

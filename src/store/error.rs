@@ -45,7 +45,7 @@ pub enum TaskError {
         action: &'static str,
     },
     /// The client requested cancellation, so the task cannot request input any more.
-    #[error("task {task} was asked to cancel: cannot request input", task = .task.printable())]
+    #[error("a cancel of task {task} was requested: cannot request input", task = .task.printable())]
     CancelRequested {
         /// The task.
         task: TaskId,
@@ -67,7 +67,7 @@ pub enum TaskError {
         /// The number of the attempt.
         attempt: u32,
     },
-    /// This process shuts down and starts no more work. Another instance may.
+    /// This process is shutting down and starts no more work. Another instance may accept the call.
     #[error("the server is shutting down; try again")]
     ShuttingDown,
     /// The operation panicked before its work began. The task fails.
@@ -80,8 +80,8 @@ pub enum TaskError {
     /// Ended tasks count until their records expire. Nothing was stored. The same call succeeds once tasks have expired or
     /// were deleted.
     #[error(
-        "the owner has {quota} tasks, the limit of StoreConfig::max_tasks_per_owner, finished ones that are still kept \
-         included; delete tasks, wait until some expire, or raise the limit"
+        "the owner has {quota} tasks, the limit of StoreConfig::max_tasks_per_owner (ended tasks count until their \
+         records expire); delete tasks, wait until some expire, or raise the limit"
     )]
     QuotaExceeded {
         /// The quota.
@@ -92,7 +92,7 @@ pub enum TaskError {
     LimitExceeded {
         /// The limited quantity and its unit.
         what: String,
-        /// The quantity that the caller gave.
+        /// The quantity that the caller passed.
         actual: String,
         /// The largest quantity that is allowed.
         limit: String,
@@ -109,18 +109,18 @@ pub enum TaskError {
         /// What is wrong with the request.
         reason: String,
     },
-    /// Every compare-and-swap of the call lost against another process,
-    /// [`StoreConfig::max_conflicts`](crate::StoreConfig::max_conflicts) times in a row. Nothing was written. The same call
-    /// may succeed later.
-    #[error("task {task} was changed by others {conflicts} times in a row; try again", task = .task.printable())]
+    /// Every compare-and-swap of the call conflicted with another process,
+    /// [`StoreConfig::max_conflicts`](crate::StoreConfig::max_conflicts) times in a row. Nothing was written. The
+    /// same call may succeed later.
+    #[error("other processes changed task {task} {conflicts} times in a row; try again", task = .task.printable())]
     Contended {
         /// The task.
         task: TaskId,
-        /// How many compare-and-swaps of the call lost.
+        /// How many compare-and-swaps of the call conflicted.
         conflicts: u32,
     },
-    /// The stored record is not the JSON of a task, or a stored payload is not JSON. Another program or a later version
-    /// of this crate may have written it. The record can be deleted.
+    /// The stored record is not the JSON of a task, or a stored payload is not JSON. Another program or a later
+    /// version of this crate may have written it. [`delete`](crate::TaskStore::delete) removes the record.
     #[error("the record of task {task} cannot be read; delete the task, or check which program wrote it", task = .task.printable())]
     Unreadable {
         /// The task.
@@ -193,7 +193,7 @@ impl TaskError {
             },
             StorageError::InvalidExpiry { given } => Self::InvalidArgument {
                 reason: format!(
-                    "TTL and retention add up to {given:?}, not to 1 ms to 100 years; choose another TTL or another \
+                    "the TTL and the retention add up to {given:?}, which is not between 1 ms and 100 years; choose another TTL or another \
                      StoreConfig::retention"
                 ),
             },

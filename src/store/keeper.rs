@@ -22,25 +22,28 @@ use super::records::Records;
 use crate::backend::{Agenda, Due, Queue};
 use crate::printable::Chain;
 
-/// How many timers one call takes.
+/// How many timers one `take_due` takes.
 const BATCH: usize = 64;
-/// How many timers are observed at the same time. More stay in the queue.
+/// How many timers are observed at the same time. Further timers stay in the queue.
 const MAX_OBSERVATIONS: usize = 16_384;
 /// How many observations call the engine at the same time.
 const MAX_CALLS: usize = 64;
-/// How often the keeper calls the engine while it observes leases, so that it detects an outage in between.
+/// How often the keeper calls the engine while it observes leases, so that it detects an outage during an
+/// observation.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Stores wake at different times, spread over so many milliseconds. So it is not always the same store that takes a due timer. A
-/// process that must not end a lease, because its attempt is held there, leaves the lease to the others.
+/// Keepers wake up at random times within this many milliseconds, so that it is not always the same one that takes a
+/// due timer. A process never ends the lease of an attempt that it holds itself, so other processes must be able to
+/// take the timer.
 const SPREAD_MS: u64 = 50;
 /// A timer is hidden for at least this much longer than an observation takes.
 const MIN_HIDDEN: Duration = Duration::from_secs(2);
-/// The timer of a longer lease is hidden again when it is observed. If this process dies, others wait less.
+/// The first take hides a timer only as long as the observation of a lease of this duration needs. The observation of
+/// a longer lease hides the timer again. So if this process dies, other instances wait less.
 const LONG_LEASE: Duration = Duration::from_secs(60);
 /// The longest sleep, in case a wakeup is lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
-/// How late a keeper's sign of life may be before the next call starts another keeper. Perhaps nobody drives its runtime any
-/// more.
+/// How late a keeper's heartbeat may be before the next call starts another keeper. The runtime of a late keeper may
+/// no longer run.
 const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 /// The records of a store, and the keeper that finds the lost workers among them. Cheap to clone.
@@ -57,12 +60,12 @@ impl<B> Clone for KeptRecords<B> {
     }
 }
 
-/// What a store knows about its keeper.
+/// What a store shares with its keeper.
 #[derive(Debug)]
 struct KeeperHandle {
     liveness: Arc<Liveness>,
-    /// Receives the attempts that were dropped. Each user holds the lock for a moment only: a keeper that nobody drives must not
-    /// hold it.
+    /// Receives the attempts that were dropped. No keeper holds the lock while it waits: the runtime of a keeper may
+    /// stop forever, and the lock must then be free.
     dropped: Arc<Mutex<mpsc::UnboundedReceiver<DroppedAttempt>>>,
 }
 
@@ -93,8 +96,8 @@ impl<B: Agenda> KeptRecords<B> {
         &self.records
     }
 
-    /// Starts the keeper, unless it runs or there is no runtime. A keeper does not run if its runtime has ended, or if nobody
-    /// drives its runtime: a runtime of one thread outside of `block_on`.
+    /// Starts the keeper, unless it runs or there is no runtime. A keeper does not run if its runtime has ended, or
+    /// is a current-thread runtime that is not inside `block_on`.
     fn ensure_keeper(&self) {
         let Some(KeeperHandle { liveness, dropped }) = self.keeper.as_deref() else { return };
         if liveness.is_alive() {
@@ -117,13 +120,13 @@ impl<B: Agenda> KeptRecords<B> {
     }
 }
 
-/// The signs of life of a store's keepers.
+/// The heartbeats of a store's keepers.
 #[derive(Debug)]
 struct Liveness {
     started: Instant,
-    /// When the next sign of life is due at the latest, in milliseconds since `started`; 0 while no keeper runs.
+    /// When the next heartbeat is due at the latest, in milliseconds since `started`; 0 while no keeper runs.
     due_ms: AtomicU64,
-    /// The number of the current keeper's term. A keeper of an earlier term ends when somebody drives it again.
+    /// The number of the current keeper's term. A keeper of an earlier term ends as soon as its runtime runs again.
     term: AtomicU64,
 }
 
@@ -144,7 +147,7 @@ impl Liveness {
         due_ms != 0 && self.now_ms() <= due_ms
     }
 
-    /// Starts the term of a new keeper, unless another caller was faster.
+    /// Starts the term of a new keeper. Returns `None` if another caller was faster.
     fn start_term(self: &Arc<Self>) -> Option<Term> {
         let due_ms = self.due_ms.load(Ordering::Acquire);
         if self.is_alive_until(due_ms) {
@@ -157,14 +160,14 @@ impl Liveness {
     }
 }
 
-/// The term of one keeper. It ends when the keeper's future is dropped, with its runtime or without.
+/// The term of one keeper. It ends when the keeper's future is dropped, for example with its runtime.
 struct Term {
     liveness: Arc<Liveness>,
     number: u64,
 }
 
 impl Term {
-    /// Gives a sign of life, and states within which time the next one follows. Returns whether the term still lasts.
+    /// Records a heartbeat. The next one follows within `next`. Returns whether this term is still the current one.
     fn beat(&self, next: Duration) -> bool {
         let is_current = self.is_current();
         if is_current {
@@ -188,7 +191,7 @@ impl Drop for Term {
 }
 
 struct Keeper<B> {
-    /// Never upgraded across a sleep: the keeper ends with the last clone of the store.
+    /// The keeper never holds a strong reference across a sleep: it must end with the last clone of the store.
     records: Weak<Records<B>>,
     engine: Arc<EngineClient<B>>,
     queue: [Queue; 1],
@@ -199,7 +202,7 @@ struct Keeper<B> {
 }
 
 enum Event {
-    /// All clones of the store are gone, or the term has ended.
+    /// All clones of the store were dropped, or the term has ended.
     Closed,
     /// The last clone of an attempt was dropped.
     Dropped(DroppedAttempt),
@@ -216,7 +219,7 @@ impl<B: Agenda> Keeper<B> {
         while term.beat(self.limit) {
             let pause = self.take_or_back_off(&mut back_off).await;
             let pause = if self.observations.is_empty() { pause } else { pause.min(HEARTBEAT) };
-            // After a full batch the next one follows at once.
+            // After a full batch, the keeper takes the next batch at once.
             let mut at = Instant::now() + pause + if pause.is_zero() { pause } else { jittered(SPREAD_MS) };
             loop {
                 if !term.beat(at.saturating_duration_since(Instant::now())) {
@@ -235,7 +238,7 @@ impl<B: Agenda> Keeper<B> {
         }
     }
 
-    /// Takes due timers. Returns how long to wait before the next time.
+    /// Takes due timers. Returns how long to wait before the next take.
     async fn take_or_back_off(&mut self, back_off: &mut BackOff) -> Duration {
         match self.take().await {
             Ok(pause) => {
@@ -257,7 +260,7 @@ impl<B: Agenda> Keeper<B> {
             return Ok(HEARTBEAT);
         }
         if self.records.strong_count() == 0 {
-            // The store is gone, and nobody would resolve the taken timers.
+            // All clones of the store were dropped, so no observation would resolve the taken timers.
             return Ok(LONGEST_SLEEP);
         }
         let hidden_until = Instant::now() + self.hide_for;
@@ -286,7 +289,7 @@ impl<B: Agenda> Keeper<B> {
         }
     }
 
-    /// Ends the lease of an attempt that nobody holds any more.
+    /// Ends the lease of a dropped attempt.
     fn end_dropped(&mut self, attempt: DroppedAttempt) {
         let (records, calls) = (Weak::clone(&self.records), Arc::clone(&self.calls));
         let end = async move {
@@ -300,7 +303,7 @@ impl<B: Agenda> Keeper<B> {
                 };
                 let Err(error) = ended else { return };
                 log_retry(&error);
-                // From then on the timer of the lease leads to the same end.
+                // After one lease, the timer of the lease has fired. The keeper that takes it ends the lease.
                 if started.elapsed() > records.config.lease {
                     return;
                 }
@@ -329,7 +332,7 @@ async fn next_event(
         if let Poll::Ready(dropped) = received {
             return Poll::Ready(dropped.map_or(Event::Closed, Event::Dropped));
         }
-        // After the end of the stream only the sleep decides.
+        // Once the stream has ended, only the sleep wakes the keeper.
         if let Poll::Ready(Some(())) = wakeups.poll_next_unpin(cx) {
             return Poll::Ready(Event::Woken);
         }

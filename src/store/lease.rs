@@ -1,4 +1,4 @@
-//! How an attempt at a task begins: with a new task, or with a claim of a task that waits for a worker.
+//! Begins attempts: with a new task, or with a claim of a task that waits for a worker.
 
 use tokio::time::Instant;
 
@@ -22,12 +22,13 @@ pub(super) async fn start<B: Agenda>(
 ) -> Result<(StoredTask, Attempt<B>), TaskError> {
     let records = kept.records();
     let started = Instant::now();
-    // The attempt is registered before it is stored: the keepers of this process end a lease of its stores that has no attempt.
+    // Register the attempt before the engine stores its lease. A keeper of this process ends a lease of its own
+    // stores that has no registered attempt.
     let attempt = Attempt::new(kept, key, 1);
     let stored = match records.create(deadline, key, new, Some(records.new_lease(1, 0))).await {
         Ok(stored) => stored,
         Err(error) => {
-            attempt.set_over_unless_in_doubt(&error);
+            attempt.set_over_unless_outcome_unknown(&error);
             return Err(error);
         }
     };
@@ -61,7 +62,7 @@ enum Claim<B> {
     Claimed(Box<StoredTask>, Attempt<B>),
     /// No attempt at the task may begin.
     Nothing,
-    /// Another writer has written the task meanwhile.
+    /// Another writer has written the task after the read.
     Conflict,
 }
 
@@ -82,8 +83,8 @@ async fn try_claim<B: Agenda>(
         let ended = records.write(writer, key, version, task, Change::Visible).await?;
         return Ok(if ended.is_some() { Claim::Nothing } else { Claim::Conflict });
     }
-    // The timer is scheduled between the read and the write. So an earlier taker of the timer that has not seen this claim
-    // cannot move the timer any more.
+    // Schedule the timer between the read and the write. This voids the token of an earlier taker, so a taker that
+    // has not read this claim cannot move the timer.
     let started = Instant::now();
     records.scheduler.schedule_new_lease(key).await?;
     let lease = records.new_lease(waiting.attempt.saturating_add(1), waiting.losses);
@@ -100,7 +101,7 @@ async fn try_claim<B: Agenda>(
             Ok(Claim::Conflict)
         }
         Err(error) => {
-            attempt.set_over_unless_in_doubt(&error);
+            attempt.set_over_unless_outcome_unknown(&error);
             Err(error)
         }
     }

@@ -1,4 +1,4 @@
-//! The limits on what a task may hold, and the owners that are reserved.
+//! The limits on the content of a task, and the reserved owners.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -43,7 +43,7 @@ pub(super) fn check_poll_interval(interval: Duration) -> Result<(), TaskError> {
     Err(TaskError::InvalidArgument { reason })
 }
 
-/// Checks the variables that a merge leaves against the configured limits.
+/// Checks the merged variables of a task against the configured limits.
 pub(super) fn check_variables(
     variables: &BTreeMap<String, Value>,
     config: &StoreConfig,
@@ -54,7 +54,7 @@ pub(super) fn check_variables(
         check("bytes of a string in the variables", longest, config.max_variables_string_bytes)?;
     }
     let mut bytes = ByteCounter(0);
-    // The counter accepts every byte, and a map with text for keys is always valid JSON.
+    // This never fails: the counter accepts every byte, and a map with string keys can always be written as JSON.
     let _ = serde_json::to_writer(&mut bytes, variables);
     check("bytes of the variables as JSON", bytes.0, config.max_variables_bytes)
 }
@@ -94,7 +94,7 @@ impl std::io::Write for ByteCounter {
     }
 }
 
-/// Owners that begin with this prefix hold records that the runtime of the server keeps for itself.
+/// The owners that begin with this prefix are reserved for records of the server's runtime.
 const RESERVED_OWNERS: &str = "\0mcp/";
 
 fn is_reserved(owner: &OwnerId) -> bool {
@@ -109,7 +109,7 @@ pub(super) fn check_owner(owner: &OwnerId) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// A task of a reserved owner gets the same answer as a task that does not exist.
+/// The error for a task of a reserved owner is the same as for a task that does not exist.
 pub(super) fn check_key(key: &TaskKey) -> Result<(), TaskError> {
     if is_reserved(&key.owner) {
         return Err(TaskError::NotFound { task: key.task.clone() });

@@ -1,4 +1,4 @@
-//! The attempts that live in this process, and the message that an attempt was dropped.
+//! The attempts of this process, and the notification that an attempt was dropped.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,14 +19,14 @@ use crate::task::Lease;
 /// An attempt by its task and its number.
 pub(super) type AttemptId = (TaskKey, u32);
 
-/// How many stores the process remembers, dropped ones included, before it forgets the dropped ones.
+/// How many stores the registry may have, including dropped stores, before it removes the dropped stores.
 const MAX_STORES: usize = 1024;
 
-/// The attempts of each store of this process, by the holder that the store writes into its leases. Dropped stores stay for a
-/// while, so that their leases are not taken for those of another process.
+/// The attempts of each store of this process, by the holder that the store writes into its leases. A dropped store
+/// stays in the registry for a while. Without its entry, its leases would look like leases of another process.
 static BY_HOLDER: Lazy<Mutex<HashMap<String, Weak<LocalAttempts>>>> = Lazy::new(Mutex::default);
 
-/// Nothing panics while it holds the lock.
+/// No code panics while it holds the lock.
 fn by_holder() -> MutexGuard<'static, HashMap<String, Weak<LocalAttempts>>> {
     BY_HOLDER.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -34,9 +34,9 @@ fn by_holder() -> MutexGuard<'static, HashMap<String, Weak<LocalAttempts>>> {
 /// What this process knows about the attempt of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttemptState {
-    /// Somebody in this process holds the attempt.
+    /// This process holds the attempt.
     Held,
-    /// The attempt belonged to this process, and nobody holds it any more.
+    /// The attempt belonged to this process, which no longer holds it.
     Dropped,
     /// The attempt belongs, or belonged, to another process.
     Foreign,
@@ -49,15 +49,15 @@ impl AttemptState {
         if attempts.is_some_and(|attempts| attempts.is_held(attempt)) { Self::Held } else { Self::Dropped }
     }
 
-    /// Returns the state of the attempt that holds a lease. Any store of the process answers for all of them: the runtime of
-    /// one store may be blocked while the runtime of another is not.
+    /// Returns the state of the attempt that holds a lease. The attempt may belong to any store of this process. The
+    /// runtime of that store may be blocked while the keeper of another store runs.
     pub(super) fn of_lease(key: &TaskKey, lease: &Lease) -> Self {
         let holder = lease.holder.as_ref();
         holder.map_or(Self::Foreign, |holder| Self::of(holder, &(key.clone(), lease.attempt)))
     }
 }
 
-/// The attempts of one store that somebody in this process holds.
+/// The attempts of one store that this process holds.
 #[derive(Debug)]
 pub(super) struct LocalAttempts {
     /// The random id that the store writes into its leases.
@@ -71,12 +71,12 @@ pub(super) struct LocalAttempts {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct DroppedAttempt {
     pub(super) id: AttemptId,
-    /// `Released` if nobody ever worked on the attempt, so that it does not count as lost.
+    /// `Released` if no worker has received the attempt, so that it does not count as lost.
     pub(super) exit: WorkerExit,
 }
 
 impl LocalAttempts {
-    /// Returns the attempts of a new store, of which there are none, and the receiver of those that are dropped.
+    /// Returns the empty registry of a new store, and the receiver of its dropped attempts.
     pub(super) fn new(holder: &str) -> (Arc<Self>, mpsc::UnboundedReceiver<DroppedAttempt>) {
         let (dropped, received) = mpsc::unbounded_channel();
         let attempts = Arc::new(Self { holder: holder.to_owned(), guards: Mutex::default(), dropped });
@@ -88,7 +88,7 @@ impl LocalAttempts {
         (attempts, received)
     }
 
-    /// Nothing panics while it holds the lock.
+    /// No code panics while it holds the lock.
     fn guards(&self) -> MutexGuard<'_, HashMap<AttemptId, usize>> {
         self.guards.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,14 +130,14 @@ impl LocalAttempts {
     }
 }
 
-/// Stands for an attempt that somebody in this process holds. All clones of an attempt share one guard.
+/// Keeps an attempt registered as held by this process. All clones of an attempt share one guard.
 #[derive(Debug)]
 pub(super) struct AttemptGuard {
     attempts: Arc<LocalAttempts>,
     id: AttemptId,
     /// The caller received the attempt and can work.
     has_begun: AtomicBool,
-    /// The task has ended, was released, or belongs to another attempt. Nobody needs to act on the drop.
+    /// The task has ended, was released, or belongs to another attempt. The keeper need not act on the drop.
     is_over: AtomicBool,
     /// The attempt no longer counts as held.
     has_left: AtomicBool,
@@ -152,7 +152,7 @@ impl AttemptGuard {
         self.is_over.store(true, Ordering::Release);
     }
 
-    /// Ends the attempt in this process, even while somebody holds a clone of it.
+    /// Ends the attempt in this process, even if a clone of it still exists.
     pub(super) fn leave(&self) {
         if self.has_left.swap(true, Ordering::AcqRel) {
             return;
@@ -166,7 +166,7 @@ impl AttemptGuard {
         if !self.is_over.load(Ordering::Acquire) {
             let has_begun = self.has_begun.load(Ordering::Acquire);
             let exit = if has_begun { WorkerExit::Lost } else { WorkerExit::Released };
-            // Without a receiver the store is gone. Then other instances find the task.
+            // If there is no receiver, the store was dropped. Other instances then find the task.
             let _ = self.attempts.dropped.send(DroppedAttempt { id: self.id.clone(), exit });
         }
     }
@@ -200,11 +200,11 @@ mod tests {
         assert_eq!(dropped.try_recv(), lost());
         drop(attempts.register(&id.0, id.1));
         let released = DroppedAttempt { id: id.clone(), exit: WorkerExit::Released };
-        assert_eq!(dropped.try_recv(), Ok(released), "nobody has worked on it");
+        assert_eq!(dropped.try_recv(), Ok(released), "no worker has received the attempt");
         let held = attempts.register(&id.0, id.1);
         held.set_begun();
         held.leave();
-        assert_eq!(state("one"), AttemptState::Dropped, "somebody still holds a clone");
+        assert_eq!(state("one"), AttemptState::Dropped, "the attempt has left, although its guard exists");
         assert_eq!(dropped.try_recv(), lost());
         let again = attempts.register(&id.0, id.1);
         drop(held);
@@ -213,7 +213,7 @@ mod tests {
         drop(again);
         assert!(dropped.try_recv().is_err(), "the attempt was reported once");
         drop(attempts);
-        assert_eq!(state("one"), AttemptState::Dropped, "it is not taken for that of another process");
+        assert_eq!(state("one"), AttemptState::Dropped, "a dropped store does not make the attempt foreign");
     }
 
     #[test]

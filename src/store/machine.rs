@@ -39,7 +39,7 @@ fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
     if task.status.is_terminal() { Err(refused(task, action)) } else { Ok(()) }
 }
 
-/// Makes the task terminal. Its open requests need no answer, and no later attempt needs its checkpoint.
+/// Makes the task terminal. Removes its open requests and its checkpoint, which no client and no later attempt needs.
 fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
     require_open(task, action)?;
     task.status = status;
@@ -92,7 +92,8 @@ pub(super) fn request_input(
     Ok(Change::Visible)
 }
 
-/// Makes one request that an earlier attempt may have made. An equal request stays as it is, open or answered.
+/// Makes one request that an earlier attempt may have made already. If it has, the request stays as it is, open or
+/// answered.
 pub(super) fn request_input_once(
     task: &mut Task,
     key: &str,
@@ -150,7 +151,8 @@ pub(super) fn cancel(task: &mut Task) -> Result<Change, TaskError> {
     Ok(Change::Visible)
 }
 
-/// Records the request and lets the worker decide how the task ends. A task that waits for a worker is cancelled now.
+/// Records that a cancel was requested. The worker decides how the task ends. A task that waits for a worker is
+/// cancelled now.
 pub(super) fn request_cancel(task: &mut Task) -> Result<Change, TaskError> {
     if task.status.is_terminal() {
         return Ok(Change::None);
@@ -177,7 +179,7 @@ pub(super) fn set_variables(
     for (name, value) in variables {
         if value.is_null() {
             let reason = format!(
-                "the variable {name:?} is null, which is also what JSON makes of NaN and infinity; remove_variables removes one"
+                "the variable {name:?} is null (JSON has no NaN and no infinity and writes null for them); use remove_variables to remove a variable"
             );
             return Err(TaskError::InvalidArgument { reason });
         }
@@ -202,7 +204,7 @@ pub(super) fn set_checkpoint(task: &mut Task, checkpoint: &Value) -> Result<Chan
     Ok(Change::Internal)
 }
 
-/// Every change of the holder renews its lease. This one does nothing else.
+/// Every change of the holder renews its lease. A renewal changes nothing else.
 pub(super) fn renew(task: &Task) -> Result<Change, TaskError> {
     require_open(task, "renew its lease")?;
     Ok(Change::Internal)
@@ -231,13 +233,13 @@ const LONGEST_DELAY: Duration = Duration::from_secs(600);
 /// How a worker left its task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WorkerExit {
-    /// The worker did not renew its lease, or dropped its attempt. It counts against the bound of attempts.
+    /// The worker did not renew its lease, or dropped its attempt. The exit counts against the bound of attempts.
     Lost,
-    /// The worker released the task, as at a shutdown or deploy, or never began. It does not count.
+    /// The worker released the task, as at a shutdown or deploy, or never began. The exit does not count.
     Released,
 }
 
-/// What becomes of a task that its worker left.
+/// What happens to a task after its worker has left it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AfterExit {
     /// The task waits for the next worker.
@@ -246,9 +248,9 @@ pub(super) enum AfterExit {
     Cancelled,
     /// The task failed, because its operation cannot run again.
     Failed,
-    /// The task failed, because its operation has lost as many workers as it may.
+    /// The task failed, because it has lost as many workers as its bound allows.
     GaveUp {
-        /// How many workers it lost.
+        /// How many workers the task has lost.
         losses: u32,
     },
 }
@@ -305,13 +307,13 @@ pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {
     fail_with(task, "TTL elapsed".to_owned())
 }
 
-/// The transitions of SDKs that set a status, a result, an error and a status message in calls of their own.
+/// The transitions of SDKs that set a status, a result, an error and a status message in separate calls.
 #[cfg(feature = "pmcp")]
 pub(super) mod split {
     use super::*;
 
-    /// Sets the status and the status message. A task may enter any other status until it has ended. If the task has ended
-    /// with this status, the call only adds a status message that is missing.
+    /// Sets the status and the status message. A task may enter any other status until it has ended. If the task has
+    /// already ended with this status, the call only adds a missing status message.
     pub(in crate::store) fn set_status(
         task: &mut Task,
         status: TaskStatus,
@@ -355,8 +357,8 @@ pub(super) mod split {
         Ok(Change::Visible)
     }
 
-    /// Completes a task, or adds the result to one that was completed without. Leaves a result that is there as it is: only the
-    /// caller can load and compare it.
+    /// Completes a task, or adds the result to a task that was completed without a result. Never replaces a result:
+    /// only the caller can load it and compare.
     pub(in crate::store) fn set_result(task: &mut Task, result: &Value) -> Result<Change, TaskError> {
         match (task.status, &task.result) {
             (TaskStatus::Completed, Some(_)) => return Ok(Change::None),
@@ -366,14 +368,14 @@ pub(super) mod split {
             }
             _ => {
                 complete(task, result)?;
-                // The message described a step of the work. The second call brings the message of the end.
+                // The message describes a step of the work. The SDK's second call sets the message of the end.
                 task.status_message = None;
             }
         }
         Ok(Change::Visible)
     }
 
-    /// Fails a task, or adds the error to one that failed without.
+    /// Fails a task, or adds the error to a task that failed without an error.
     pub(in crate::store) fn set_error(task: &mut Task, error: &Value) -> Result<Change, TaskError> {
         match (task.status, task.error_as_set()) {
             (TaskStatus::Failed, Some(stored)) if stored == *error => return Ok(Change::None),
@@ -399,7 +401,7 @@ pub(super) mod split {
         })
     }
 
-    /// Makes requests of the client under new keys, and opens those again that were withdrawn. There may be none.
+    /// Adds requests to the client under new keys, and reopens withdrawn requests. `requests` may be empty.
     pub(in crate::store) fn record_input_requests(
         task: &mut Task,
         requests: &BTreeMap<String, Value>,
@@ -407,7 +409,8 @@ pub(super) mod split {
     ) -> Result<Change, TaskError> {
         let mut recorded = task.all_requests();
         if task.status == TaskStatus::InputRequired && !recorded.is_empty() {
-            let reason = format!("task {} has input requests already", task.task_id);
+            let reason =
+                format!("task {} already has open input requests; wait for their answers", task.task_id);
             return Err(TaskError::InvalidArgument { reason });
         }
         if task.status != TaskStatus::Working {
@@ -438,7 +441,7 @@ pub(super) mod split {
         Ok(change)
     }
 
-    /// Lets the task go on without answers. A later change can open its requests again.
+    /// Moves the task to `working` without answers to its open requests. A later change can reopen these requests.
     fn withdraw_requests(task: &mut Task) {
         let requests = task.all_requests();
         if !requests.is_empty() {

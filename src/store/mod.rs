@@ -1,6 +1,6 @@
 //! The lifecycle of tasks, on any engine.
 //!
-//! [`TaskStore`] is the facade. The modules below it depend one way, from the top of this list to its end:
+//! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
 //! * `lease` begins attempts, `attempt` is the right to work, `ending` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
@@ -68,53 +68,57 @@ use write::ChangeKind;
 use crate::backend::{Agenda, OwnerId, PageRequest, StorageBackend, TaskId, TaskKey};
 use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 
-/// The lifecycle of MCP tasks on an engine: create tasks, change them, and find workers that are lost. Cheap to clone.
+/// The lifecycle of MCP tasks on an engine: creates tasks, changes them, and finds lost workers. Cheap to clone.
 ///
-/// Every change reads the task, checks whether the change is allowed, and writes the task only if nobody else has written it
-/// since. Otherwise it starts again. So of racing updates each is applied, or fails with an error of the lifecycle: progress
-/// on a cancelled task is an [`InvalidTransition`](TaskError::InvalidTransition), never a raw conflict.
+/// Every change reads the task, checks whether the change is allowed, and writes the task only if no other writer has
+/// written it since the read. Otherwise the change starts again. So each of several racing updates is applied, or
+/// fails with an error of the lifecycle. For example, progress on a cancelled task is an
+/// [`InvalidTransition`](TaskError::InvalidTransition), never a version conflict.
 ///
-/// A call takes a task by its [`TaskKey`], or by the [`StoredTask`] that an earlier call returned. A `StoredTask` that is less
-/// than a second old [saves a read](crate::Snapshot). If it is outdated, the call reads the task.
+/// A call takes a task by its [`TaskKey`], or by the [`StoredTask`] that an earlier call returned. A `StoredTask`
+/// that is less than a second old [saves a read](crate::Snapshot). If the `StoredTask` is outdated, the call reads
+/// the task.
 ///
 /// # Time
-/// A task may run for its TTL. After the TTL the next call that reads the task asks the engine for its clock, and ends the task:
-/// as `cancelled` if a cancel was requested, else as `failed` with "TTL elapsed". While the engine rejects writes, calls return
-/// the task as ended, and a later call writes it. The engine keeps the record, with its result, for the TTL and the
-/// [retention](StoreConfig::retention).
+/// A task may run for its TTL. After the TTL the next call that reads the task asks the engine for its clock, and
+/// ends the task: as `cancelled` if a cancel was requested, else as `failed` with "TTL elapsed". While the engine
+/// rejects writes, calls return the task as ended, and a later call stores the end. The engine keeps the record, with
+/// its result, for the TTL and the [retention](StoreConfig::retention).
 ///
 /// # Workers
 /// A task that was [started](TaskStore::start) has a [`Lease`](crate::Lease). Its [`Attempt`] renews the lease. Each store has
 /// one background task, the *keeper*. The keeper takes the timers of the queue `leases` of the [`Agenda`], and finds lost
 /// workers of all stores.
 ///
-/// A worker is lost if its lease has lapsed and it does not renew the lease for another third of the lease and one second. The
-/// keeper starts this observation again if the engine fails or answers late during it, or if the process of the keeper was
-/// stopped. What becomes of the task of a lost worker:
+/// A worker is lost if its lease has lapsed and it does not renew the lease for another third of the lease and one
+/// second. The keeper starts this observation again if the engine fails or answers late during it, or if the process
+/// of the keeper was stopped. What happens to the task of a lost worker:
 ///
 /// * If a cancel was requested, the task becomes `cancelled`.
 /// * If its operation can [resume](TaskStore::claim) and has lost fewer workers than [allowed](StoreConfig::max_attempts), the
 ///   task waits for the next worker.
 /// * Otherwise the task fails.
 ///
-/// A store never ends a lease whose [`Attempt`] is held in the same process. It ends a lease at once if the last clone of its
-/// attempt was dropped there.
+/// A store never ends the lease of an [`Attempt`] that its own process still holds. If the last clone of the attempt
+/// was dropped, the store ends the lease at once.
 ///
-/// The keeper starts with the store, or with the first call if the store was created outside of a Tokio runtime. It ends with
-/// the last clone of the store. The next call starts it again if its runtime has ended, or if nobody has driven its runtime for
-/// a while (a runtime of one thread runs only within `block_on`). The runtime needs its time driver.
+/// The keeper starts with the store, or with the first call if the store was created outside of a Tokio runtime. It
+/// ends with the last clone of the store. The next call starts it again if its runtime has ended, or has not run for
+/// a while (a current-thread runtime runs only inside `block_on`). The runtime must have its time driver enabled.
 ///
 /// # Payloads
-/// Arguments, results and checkpoints whose JSON is over 4 KiB are parts of the record. No other change sends them, and no read
-/// loads them: a task that was read has them as [`Payload::Stored`](crate::Payload::Stored). [`payload`](Self::payload) loads
-/// one.
+/// Arguments, results and checkpoints whose JSON is over 4 KiB are parts of the record. Other changes do not send
+/// these parts, and reads do not load them: in a task that was read, such a payload is
+/// [`Payload::Stored`](crate::Payload::Stored). [`payload`](Self::payload) loads a payload.
 ///
 /// # Time limit
-/// Every call ends within [`StoreConfig::call_timeout`], whatever the engine does. The limit includes waiting for other writers of
-/// the task, reads, writes and back-offs. A call that exceeds it fails with
-/// [`StorageError::Unavailable`](crate::StorageError::Unavailable). [`wait`](Self::wait) has no limit, but each read in it has.
+/// Every call ends within [`StoreConfig::call_timeout`], whatever the engine does. The limit includes waiting for
+/// other writers of the task, reads, writes and back-offs. A call that exceeds it fails with
+/// [`StorageError::Unavailable`](crate::StorageError::Unavailable). [`wait`](Self::wait) has no limit, but each of
+/// its reads has.
 ///
-/// The writers of one task in one process queue. Status messages, variables and checkpoints wait behind all other writes.
+/// In each process, the writers of one task wait in a queue. Status messages, variables and checkpoints wait behind
+/// all other writes.
 ///
 /// # Errors
 /// Every call can fail with:
@@ -125,8 +129,9 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 ///   larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. Leases, cancels and the end of a
 ///   task may use that kibibyte.
 ///
-/// The store resolves a write whose outcome is unknown, other than a delete, by an id that the write leaves in the record. Only
-/// if that fails, the error says [`outcome_unknown`](TaskError::outcome_unknown).
+/// Every write except a delete leaves its id in the record. If the outcome of a write is unknown, the store reads the
+/// record and looks for this id. The error says [`outcome_unknown`](TaskError::outcome_unknown) only if the read does
+/// not resolve the outcome.
 ///
 /// # Cancellation safety
 /// If the future of a call is dropped, its change is applied as a whole or not at all.
@@ -226,7 +231,7 @@ impl<B: Agenda> TaskStore<B> {
     /// replaced: arguments never change, and a result never changes once it is set.
     ///
     /// # Errors
-    /// [`NotFound`](TaskError::NotFound) if the record is gone since `task` was read;
+    /// [`NotFound`](TaskError::NotFound) if the record was removed after `task` was read;
     /// [`Unreadable`](TaskError::Unreadable) if the part is not JSON.
     ///
     /// # Cancellation safety
@@ -241,13 +246,14 @@ impl<B: Agenda> TaskStore<B> {
 
     /// Waits until a task has ended or requires input, and returns it.
     ///
-    /// The call [watches](crate::StorageBackend::watch) the record, so it detects a change from any process. It also ends when the
-    /// TTL elapses, and when the keeper of any store ends the task of a lost worker. In case the timer of the lease was lost,
-    /// the call reads the task once a lease. Use a timeout to limit the wait.
+    /// The call [watches](crate::StorageBackend::watch) the record, so it detects a change from any process. It also
+    /// ends when the TTL elapses, and when the keeper of any store ends the task of a lost worker. The call also
+    /// reads the task once per lease duration, in case the timer of the lease was lost. Use a timeout to limit the
+    /// wait.
     ///
     /// # Errors
-    /// [`NotFound`](TaskError::NotFound) also if the record is removed during the wait; [`Storage`](TaskError::Storage) if the
-    /// engine fails. After that the same call can be made again.
+    /// [`NotFound`](TaskError::NotFound) also if the record is removed during the wait;
+    /// [`Storage`](TaskError::Storage) if the engine fails. The caller can then repeat the call.
     ///
     /// # Cancellation safety
     /// Dropping the future ends the wait and changes nothing.
@@ -260,13 +266,14 @@ impl<B: Agenda> TaskStore<B> {
             if wait::is_over(&stored) {
                 return Ok(stored);
             }
-            // The watch begins only now, because most calls need not wait. Its first item causes another read.
+            // The watch begins only after the first read, because most calls need not wait. The first item of the
+            // watch causes another read.
             let changes = watch.get_or_insert_with(|| engine.backend.watch(key));
             match timeout(wait::next_read_in(&stored, engine.now()), changes.next()).await {
                 Ok(Some(Err(error))) if !error.is_retryable() => {
                     return Err(TaskError::from_storage(error, &key.task));
                 }
-                // The record is gone, and another record may have its key by now.
+                // The record was removed. Another record may already have its key.
                 Ok(None) => watch = None,
                 Ok(Some(_)) | Err(_) => {}
             }
@@ -296,7 +303,7 @@ impl<B: Agenda> TaskStore<B> {
     /// [`CancelRequested`](TaskError::CancelRequested) if the client requested a cancel;
     /// [`InputKeyUsed`](TaskError::InputKeyUsed) if the task has used a key before;
     /// [`LimitExceeded`](TaskError::LimitExceeded) if there are too many requests, or one is too deep;
-    /// [`InvalidArgument`](TaskError::InvalidArgument) if there are none.
+    /// [`InvalidArgument`](TaskError::InvalidArgument) if there are no requests.
     pub async fn request_input<'a, K: Into<String>>(
         &self,
         task: impl Into<TaskRef<'a>>,
@@ -376,10 +383,10 @@ impl<B: Agenda> TaskStore<B> {
     /// [`remove_variables`](Self::remove_variables) removes variables.
     ///
     /// # Errors
-    /// [`InvalidArgument`](TaskError::InvalidArgument) for a variable that is `null`. `serde_json` turns NaN and infinity into
-    /// `null`, so it is most often a mistake.
-    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
-    /// [`LimitExceeded`](TaskError::LimitExceeded) if the merged variables are too large or too deep, or have too long a string.
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for a variable that is `null`. `serde_json` turns NaN and
+    /// infinity into `null`, so a `null` is usually a mistake. [`InvalidTransition`](TaskError::InvalidTransition) if
+    /// the task has ended; [`LimitExceeded`](TaskError::LimitExceeded) if the merged variables are too large or too
+    /// deep, or contain a string that is too long.
     pub async fn set_variables<'a, K: Into<String>>(
         &self,
         task: impl Into<TaskRef<'a>>,
@@ -418,8 +425,8 @@ impl<B: Agenda> TaskStore<B> {
 
     /// Removes a task in any status, even if its record cannot be read.
     ///
-    /// Nothing of a deleted task remains. So a delayed duplicate of its create request, from the buffers of a server that hung
-    /// for example, can re-create the task.
+    /// The engine keeps nothing of a deleted task. So a delayed duplicate of the create request can re-create the
+    /// task, for example a duplicate that a server had in its buffers while it hung.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
     pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
         check_key(key)?;
@@ -462,11 +469,12 @@ impl<B: Agenda> TaskStore<B> {
         deadline.limit("start", CallTarget::Task(&key), start).await
     }
 
-    /// Starts the next attempt at a task that waits for a worker, and returns `None` if there is nothing to claim.
+    /// Starts the next attempt at a task that waits for a worker. Returns `None` if there is nothing to claim.
     ///
-    /// A task waits for a worker while its lease has no holder: its worker was lost or has [released](Attempt::release) it, and its
-    /// operation may run again. If a cancel of the task was requested, the call cancels it and returns `None`. It also returns
-    /// `None` if another worker has claimed the task, or the task has ended or is gone.
+    /// A task waits for a worker while its lease has no holder: its worker was lost or has
+    /// [released](Attempt::release) it, and its operation may run again. If a cancel of the task was requested, the
+    /// call cancels it and returns `None`. The call also returns `None` if another worker has claimed the task, if
+    /// the task has ended, or if it no longer exists.
     ///
     /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. The taker of a timer must remove the timer after
     /// the claim, even if there was nothing to claim.
@@ -479,7 +487,8 @@ impl<B: Agenda> TaskStore<B> {
         deadline.limit("claim", CallTarget::Task(key), claim).await
     }
 
-    /// Returns how long a lease of this store lasts. Its holder must renew it each third of that.
+    /// Returns how long a lease of this store lasts. The holder must renew the lease each time a third of this
+    /// duration has passed.
     pub fn lease_duration(&self) -> Duration {
         self.0.records_only().config.lease
     }

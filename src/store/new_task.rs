@@ -1,4 +1,4 @@
-//! What the caller states about a new task, and the task that the store makes of it.
+//! The options of a new task, and the task that the store creates from them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,9 +27,9 @@ pub enum Ttl {
     /// The [default](StoreConfig::default_ttl) of the store.
     #[default]
     Default,
-    /// This long, rounded up to whole milliseconds.
+    /// This duration, rounded up to whole milliseconds.
     After(Duration),
-    /// Without end. The store rejects it unless its [maximum](StoreConfig::max_ttl) is `None`.
+    /// Unlimited. The store rejects it unless the store's [maximum](StoreConfig::max_ttl) is `None`.
     Unlimited,
 }
 
@@ -105,14 +105,14 @@ impl NewTask {
         self
     }
 
-    /// Sets the name under which the instances of the server know the operation of the call; none by default. The arguments
-    /// are in the record, so another instance can run the operation again.
+    /// Sets the name under which the instances of the server have registered the operation of the call; none by
+    /// default. The arguments are in the record, so another instance can run the operation again.
     pub fn operation(mut self, name: impl Into<String>) -> Self {
         self.operation = Some(name.into());
         self
     }
 
-    /// Sets what becomes of the task when its worker is lost; by default the task fails. Only a task with an
+    /// Sets what happens to the task when its worker is lost; by default the task fails. Only a task with an
     /// [operation](Self::operation) can resume.
     pub fn on_worker_lost(mut self, then: OnWorkerLost) -> Self {
         self.on_worker_lost = then;
@@ -120,16 +120,16 @@ impl NewTask {
     }
 
     /// Sets how many workers of this task may be lost before it fails, at least 1; by default as
-    /// [configured](crate::StoreConfig::max_attempts). Only a task that can resume uses it.
+    /// [configured](crate::StoreConfig::max_attempts). It has an effect only on a task that can resume.
     ///
-    /// Raise it for an operation that runs for days on machines that come and go. Set it to 1 for an operation that must not
-    /// run twice after a crash.
+    /// Raise it for an operation that runs for days on machines that are often replaced. Set it to 1 for an operation
+    /// that must not run twice after a crash.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = Some(max.max(1));
         self
     }
 
-    /// Checks the task against the configuration. Returns it as it is stored, and when its record expires.
+    /// Checks the task against the configuration. Returns the task to store, and when its record expires.
     pub(super) fn into_task(
         self,
         id: TaskId,
@@ -145,7 +145,7 @@ impl NewTask {
             Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
             None => Expiry::Never,
         };
-        // A record leaves out the default.
+        // A record does not contain the default.
         let max_attempts = (self.on_worker_lost == OnWorkerLost::Resume)
             .then(|| self.max_attempts.unwrap_or(config.max_attempts))
             .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);
@@ -216,7 +216,7 @@ fn resolve_ttl(requested: Ttl, config: &StoreConfig) -> Result<Option<Duration>,
     match ttl {
         Some(ttl) if ttl < Duration::from_millis(1) => {
             let reason = format!(
-                "a TTL of {ttl:?} is under 1 ms; raise it, or StoreConfig::default_ttl and max_ttl where the task names none"
+                "a TTL of {ttl:?} is under 1 ms; raise the TTL of the task, or StoreConfig::default_ttl and max_ttl if the task states none"
             );
             Err(TaskError::InvalidArgument { reason })
         }

@@ -19,13 +19,14 @@ use crate::backend::{Agenda, Due, Next, StorageError, TaskKey, Version};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask};
 
-/// By how much a sleep of this process may be late. A process that was stopped or slept has observed nothing.
+/// How late a sleep of this process may end. If it ends later, the process was stopped or suspended, and the
+/// observation starts again.
 pub(super) const MAX_LATENESS: Duration = Duration::from_secs(1);
-/// After how many leases the timer of a task that waits for a worker fires again.
+/// After how many lease durations the timer of a task that waits for a worker fires again.
 const WAITING_LEASES: u32 = 10;
 
-/// Returns how long a lapsed lease is observed before its worker counts as lost. After an outage that concerned everybody, the
-/// worker has this long to renew.
+/// Returns how long a lapsed lease is observed before its worker counts as lost. After an outage that affected all
+/// instances, the worker has this long to renew its lease.
 pub(super) fn observation_time(lease: Duration) -> Duration {
     lease / 3 + Duration::from_secs(1)
 }
@@ -37,12 +38,13 @@ pub(super) fn log_retry(error: &TaskError) {
 
 /// One due timer of a lease, which this keeper has taken.
 pub(super) struct Observation<B> {
-    /// Never upgraded across a sleep: the keeper ends with the last clone of the store.
+    /// The observation never holds a strong reference across a sleep: the keeper must end with the last clone of the
+    /// store.
     pub(super) records: Weak<Records<B>>,
     pub(super) due: Due,
     /// No other instance takes the timer before this time.
     pub(super) hidden_until: Instant,
-    /// This keeper has moved the timer already, and leaves it where it is.
+    /// This keeper has already moved the timer, so its token is void.
     pub(super) is_token_void: bool,
     pub(super) answers: Arc<Answers>,
     pub(super) calls: Arc<Semaphore>,
@@ -54,9 +56,9 @@ enum Verdict {
     Resolve(Next),
     /// The lease has lapsed and must be observed.
     Lapsed(Box<StoredTask>),
-    /// The record has changed meanwhile and must be read again.
+    /// The record has changed since the read and must be read again.
     Changed,
-    /// Another instance has the timer, or the store is gone.
+    /// Another instance has the timer, or the store was dropped.
     NotOurs,
 }
 
@@ -67,11 +69,11 @@ impl<B: Agenda> Observation<B> {
             match self.judge().await {
                 Ok(Verdict::Resolve(next)) => return self.resolve(next).await,
                 Ok(Verdict::NotOurs) => return,
-                // The next read finds out what happened to the record.
+                // The next read shows what happened to the record.
                 Ok(Verdict::Changed | Verdict::Lapsed(_)) | Err(TaskError::NotFound { .. }) => {}
                 Err(error) => log_retry(&error),
             }
-            // From then on another instance may have the timer.
+            // The timer is no longer hidden, so another instance may have taken it.
             if Instant::now() >= self.hidden_until {
                 return self.resolve(Next::After(Duration::ZERO)).await;
             }
@@ -129,7 +131,7 @@ impl<B: Agenda> Observation<B> {
             if lease.is_live(now) {
                 return Ok(Verdict::Resolve(Next::After(left(&lease, now))));
             }
-            // The answers to the second read and to the question for the clock count, too.
+            // The second read and the read of the clock count as well, so check the failures after both.
             if self.answers.failures(&self.due.key.owner) == failures_before {
                 return take_lease(&records, (**second).clone(), WorkerExit::Lost, now).await;
             }
@@ -144,7 +146,8 @@ impl<B: Agenda> Observation<B> {
             return Ok(true);
         }
         if self.is_token_void {
-            // The timer was moved before, and failures disturbed the observation. The next taker of the timer starts again.
+            // This keeper has already moved the timer once, and failures have restarted the observation. The next
+            // taker of the timer observes the lease.
             return Ok(false);
         }
         let Some(records) = self.records.upgrade() else { return Ok(false) };
@@ -166,12 +169,12 @@ fn left(lease: &Lease, now: DateTime<Utc>) -> Duration {
     (lease.deadline - now).to_std().unwrap_or_default()
 }
 
-/// Returns how long the holder has not renewed the lease. After the clock was set back, that is not known.
+/// Returns the time since the holder last renewed the lease. The result is zero if the clock was set back.
 fn silent_for(lease: &Lease, now: DateTime<Utc>) -> Duration {
     (now + lease.duration() - lease.deadline).to_std().unwrap_or_default()
 }
 
-/// Reads the record of a due timer, and does everything that needs no observation.
+/// Reads the record of a due timer, and acts on it unless the lease must be observed.
 async fn check<B: Agenda>(records: &Records<B>, key: &TaskKey) -> Result<Verdict, TaskError> {
     let (mut was_open, mut version) = (false, Version::ABSENT);
     let read = match records.read(key).await {
@@ -189,7 +192,8 @@ async fn check<B: Agenda>(records: &Records<B>, key: &TaskKey) -> Result<Verdict
         Ok(Some(stored)) => stored,
         Ok(None) => return Ok(Verdict::Changed),
         Err(TaskError::NotFound { .. }) => return Ok(Verdict::Resolve(Next::Remove)),
-        // The record can only be deleted, or be read by a later version of this crate.
+        // This version cannot end the task. An operator can delete the record, or a later version of this crate can
+        // read it.
         Err(TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. })) => {
             return Ok(Verdict::Resolve(Next::After(records.config.lease * WAITING_LEASES)));
         }
@@ -218,9 +222,9 @@ async fn check_lease<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Res
     }
 }
 
-/// Writes a task with a new write id and no other change. Returns whether the engine accepted it: while an engine rejects
-/// writes, no worker can renew its lease. The write also makes every claim fail that began before it, so that nobody moves the
-/// timer of a claimed task.
+/// Writes a task with a new write id and no other change. Returns whether the engine accepted it: while an engine
+/// rejects writes, no worker can renew its lease. The write also makes every claim fail that began before it. So the
+/// caller never moves the timer of a task that was claimed meanwhile.
 async fn touch<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Result<bool, TaskError> {
     let mut writer = Writer::store();
     let task = stored.task.into_task();
@@ -240,7 +244,8 @@ async fn offer<B: Agenda>(
     let again = match touch(records, stored.clone()).await {
         Ok(true) => lease.duration() * WAITING_LEASES,
         Ok(false) => return Ok(Verdict::Changed),
-        // The record is full. A claim may have begun, so the timer fires sooner.
+        // The record is full, so the write was not possible. A claim may have begun before this read, so the timer
+        // fires sooner.
         Err(TaskError::LimitExceeded { .. }) => lease.duration(),
         Err(error) => return Err(error),
     };
@@ -248,7 +253,7 @@ async fn offer<B: Agenda>(
     Ok(Verdict::Resolve(Next::After(again)))
 }
 
-/// Takes the lease of a task from a worker that has left.
+/// Takes the lease of a task from a worker that has left the task.
 async fn take_lease<B: Agenda>(
     records: &Records<B>,
     stored: StoredTask,
@@ -277,7 +282,7 @@ async fn take_lease<B: Agenda>(
     Ok(Verdict::Resolve(Next::After(lease.duration() * WAITING_LEASES)))
 }
 
-/// Takes the lease of an attempt that nobody in this process holds any more. Its timer stays as it is.
+/// Takes the lease of a dropped attempt of this process. The timer of the lease stays as it is.
 pub(super) async fn end_dropped<B: Agenda>(
     records: &Records<B>,
     dropped: &DroppedAttempt,
@@ -289,12 +294,12 @@ pub(super) async fn end_dropped<B: Agenda>(
             Err(TaskError::NotFound { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let is_its = |lease: &Lease| {
+        let is_of_attempt = |lease: &Lease| {
             lease.attempt == *number
                 && records.attempts.is_own(lease)
                 && AttemptState::of_lease(key, lease) == AttemptState::Dropped
         };
-        if !open_lease(&stored.task).is_some_and(is_its) {
+        if !open_lease(&stored.task).is_some_and(is_of_attempt) {
             return Ok(());
         }
         match take_lease(records, stored, *exit, records.engine.now()).await {

@@ -27,7 +27,7 @@ struct Outage {
 }
 
 impl OutageLog {
-    /// Nothing panics while it holds the lock.
+    /// No code panics while it holds the lock.
     fn outage(&self) -> MutexGuard<'_, Option<Outage>> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Loads the payloads that a read of a task leaves in the engine.
+//! Loads the stored payloads of a task, which a read of the task does not load.
 
 use serde_json::Value;
 
@@ -27,7 +27,7 @@ pub(super) async fn load<B: Agenda>(
             let value = serde_json::from_slice(&part.data);
             return value.map(Some).map_err(|source| TaskError::Unreadable { task: id.clone(), source });
         }
-        // A write has removed the part since the task was read: the payload is gone, or is small now.
+        // A write has removed the part since the task was read: the payload was removed, or has become small.
         payload = records.read(&task.key).await?.task.payload(kind).cloned();
     }
     Err(records.contended(&task.key))

@@ -1,7 +1,7 @@
 //! Reads, changes and writes the records of tasks.
 //!
-//! A change reads the task, expires it if its TTL has elapsed, applies the change, and writes the task only if nobody else has
-//! written it since. Otherwise it starts again.
+//! A change reads the task, expires it if its TTL has elapsed, applies the change, and writes the task only if no
+//! other writer has written it since the read. Otherwise the change starts again.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ impl<B: Agenda> Records<B> {
         &self.writers
     }
 
-    /// Reads a task as its record says, even if its TTL has elapsed.
+    /// Reads a task exactly as its record states it, even if its TTL has elapsed.
     pub(super) async fn read(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
         let read = self.engine.get(key).await;
         if matches!(read, Err(TaskError::NotFound { .. })) {
@@ -122,7 +122,7 @@ impl<B: Agenda> Records<B> {
         Ok(StoredPage { tasks, unreadable, next })
     }
 
-    /// Returns a listed task as it is now; `None` if it is gone.
+    /// Returns the current state of a listed task; `None` if the task no longer exists.
     async fn current(&self, listed: StoredTask) -> Result<Option<StoredTask>, TaskError> {
         let key = listed.key.clone();
         let current = match self.expire_if_overdue(listed).await {
@@ -164,7 +164,8 @@ impl<B: Agenda> Records<B> {
         }
     }
 
-    /// Applies `change` to a task and writes it, until no other writer interferes. Returns the task as written.
+    /// Applies `change` to a task and writes the task. Repeats both after a conflict with another writer. Returns the
+    /// task as written.
     pub(super) async fn change(
         &self,
         deadline: &Deadline,
@@ -211,8 +212,8 @@ impl<B: Agenda> Records<B> {
         Err(self.contended(key))
     }
 
-    /// Changes the copy that the caller holds, which saves a read. Returns `None` if that is not possible: only a read can show
-    /// that there is nothing to change, or that the change is not allowed.
+    /// Changes the copy that the caller has passed, without a read. Returns `None` if this is not possible: only a
+    /// read can show that there is nothing to change, or that the change is not allowed.
     async fn change_copy(
         &self,
         writer: &mut Writer<'_>,
@@ -255,9 +256,9 @@ impl<B: Agenda> Records<B> {
 
     /// Ends a task whose TTL has elapsed before it ended. Leaves other tasks as they are.
     ///
-    /// The estimate of the clock may lead, so this asks the engine for its clock first. Returns `None` if another writer has
-    /// written the task since. If the engine rejects the write, the returned task has ended anyway, and the next reader tries
-    /// to write that again.
+    /// The estimate of the clock may be ahead, so this function asks the engine for its clock first. Returns `None`
+    /// if another writer has written the task since the read. If the engine rejects the write, the returned task has
+    /// ended nevertheless, and the next reader tries to store the end.
     pub(super) async fn expire_if_overdue(
         &self,
         stored: StoredTask,
@@ -278,7 +279,7 @@ impl<B: Agenda> Records<B> {
         }
     }
 
-    /// Returns whether the TTL has elapsed by the engine's clock. If the clock cannot be read, it has not.
+    /// Returns whether the TTL has elapsed by the engine's clock. Returns `false` if the clock cannot be read.
     async fn has_ttl_elapsed(&self, stored: &StoredTask) -> bool {
         match self.engine.clock(&stored.key).await {
             Ok(now) => stored.task.deadline().is_some_and(|deadline| deadline <= now),
@@ -296,7 +297,7 @@ fn log_unwritten_end(error: &TaskError) {
         TaskError::Storage(_) | TaskError::Contended { .. } => {
             tracing::debug!(error = %Chain(error), "{WHAT}")
         }
-        // No outage explains this error.
+        // This error is not part of an outage, which the log reports once.
         _ => tracing::warn!(error = %Chain(error), "{WHAT}"),
     }
 }

@@ -22,21 +22,22 @@ use crate::task::{Lease, StoredTask};
 const MAX_REMEMBERED: usize = 16_384;
 /// How many tasks of a page are scheduled at the same time.
 const CONCURRENT_SCHEDULES: usize = 16;
-/// How far the estimate of the engine's clock may lag, so that a new deadline seems too far ahead.
+/// How far the estimate of the engine's clock may lag. A new deadline may seem too far ahead by this much.
 const CLOCK_LAG: Duration = Duration::from_secs(2);
 
-/// Returns whether the lease may have lapsed, by this estimate of the engine's clock. An observation must decide.
+/// Returns whether the lease may have lapsed, by this estimate of the engine's clock. Only an observation decides
+/// whether the worker is lost.
 pub(super) fn may_have_lapsed(lease: &Lease, now: DateTime<Utc>) -> bool {
     !lease.is_live(now) && !lease.is_live(now + CLOCK_LAG.min(lease.duration()))
 }
 
-/// The tasks whose lapsed lease a reader of this process has scheduled, and until when nobody schedules it again: for one
-/// lease. The end of a task removes its entry.
+/// The tasks whose lapsed lease a reader of this process has scheduled, each with the time before which no reader
+/// schedules it again: one lease duration later. The end of a task removes its entry.
 #[derive(Debug, Default)]
 struct RecentlyScheduled(Mutex<HashMap<TaskKey, Instant>>);
 
 impl RecentlyScheduled {
-    /// Nothing panics while it holds the lock.
+    /// No code panics while it holds the lock.
     fn entries(&self) -> MutexGuard<'_, HashMap<TaskKey, Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,7 +50,7 @@ impl RecentlyScheduled {
         }
         if entries.len() >= MAX_REMEMBERED {
             entries.retain(|_, until| now < *until);
-            // Each of these tasks may be scheduled once more.
+            // The table is full. Removing its entries only means that readers may schedule these tasks once more.
             if entries.len() >= MAX_REMEMBERED {
                 entries.clear();
             }
@@ -84,8 +85,8 @@ impl<B: Agenda> Scheduler<B> {
         }
     }
 
-    /// Schedules the timer of a lease that is about to be written. The timer fires one call's time limit after the lease
-    /// lapses, so a taker that finds no record then can remove the timer.
+    /// Schedules the timer of a lease that is about to be written. The timer fires one call's time limit after the
+    /// lease lapses, so a taker that finds no record at that time can remove the timer.
     pub(super) async fn schedule_new_lease(&self, key: &TaskKey) -> Result<(), TaskError> {
         self.engine.schedule(&self.leases, key, self.lease + self.write_limit()).await
     }
@@ -151,12 +152,13 @@ impl<B: Agenda> Scheduler<B> {
         }
     }
 
-    /// Forgets that a task was scheduled, because it has ended or is gone.
+    /// Removes the entry of a task that has ended or no longer exists.
     pub(super) fn forget(&self, key: &TaskKey) {
         self.recent.remove(key);
     }
 
-    /// The lease of an attempt that was dropped in this process may not have lapsed yet.
+    /// Returns whether the worker may be lost. If this process has dropped the attempt, the worker is lost even
+    /// before the lease lapses.
     fn may_be_lost(&self, key: &TaskKey, lease: &Lease) -> bool {
         may_have_lapsed(lease, self.engine.now())
             || AttemptState::of_lease(key, lease) == AttemptState::Dropped

@@ -1,4 +1,4 @@
-//! Changes for SDKs that set a status, a result, an error and a status message in calls of their own.
+//! Changes for SDKs that set a status, a result, an error and a status message in separate calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,11 +23,11 @@ pub(crate) struct SplitCalls<'a, B>(pub(super) &'a KeptRecords<B>);
 pub(crate) enum SetResult {
     /// The task has this result now.
     Set,
-    /// The task was completed with a result before, which the call has neither loaded nor compared.
+    /// The task already has a result, which the call has neither loaded nor compared.
     HasResult(StoredTask),
 }
 
-/// The requests of a task right before answers to them were delivered.
+/// The requests of a task immediately before a call delivered answers to them.
 #[derive(Default)]
 pub(crate) struct RequestsBefore {
     pub(crate) all: BTreeSet<String>,

@@ -1,4 +1,4 @@
-//! How a call names its task, and a page of tasks.
+//! How a caller names the task of a call. Also a page of tasks.
 
 use crate::backend::{Cursor, TaskId, TaskKey};
 use crate::task::StoredTask;
@@ -24,8 +24,8 @@ use crate::task::StoredTask;
 pub enum TaskRef<'a> {
     /// The key of the task. The call reads the task first.
     Key(&'a TaskKey),
-    /// The task as an earlier call returned it. The call reads the task only if it has changed since, or
-    /// [may have changed](crate::Snapshot).
+    /// The task as an earlier call returned it. The call reads the task only if the task has changed since, or [may
+    /// have changed](crate::Snapshot).
     Stored(&'a StoredTask),
 }
 
@@ -54,10 +54,10 @@ impl<'a> TaskRef<'a> {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TaskPage {
-    /// The tasks. Any page may have fewer tasks than the limit, or none.
+    /// The tasks. A page may have fewer tasks than the limit, or none, before the end of the walk.
     pub tasks: Vec<StoredTask>,
-    /// The ids of tasks whose record cannot be read. They can be deleted.
+    /// The ids of tasks whose record cannot be read. [`delete`](crate::TaskStore::delete) removes such a task.
     pub unreadable: Vec<TaskId>,
-    /// Where the next page begins. Only `None` ends the walk.
+    /// The position of the next page. Only `None` ends the walk.
     pub next: Option<Cursor>,
 }

@@ -1,4 +1,4 @@
-//! How long a wait for the end of a task lasts until its next read.
+//! Determines how long a wait for the end of a task sleeps until its next read.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use chrono::{DateTime, Utc};
 use super::scheduler::may_have_lapsed;
 use crate::task::{StoredTask, TaskStatus};
 
-/// The longest time between two reads. A notification normally comes first.
+/// The longest time between two reads. A notification normally arrives earlier.
 const LONGEST: Duration = Duration::from_secs(3600);
 /// The time between two reads of a task whose lease has lapsed, or whose TTL has elapsed while the clock cannot be read.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// How much later than a deadline the task is read, because the estimate of the clock lags.
+/// How long after a deadline the wait reads the task, because the estimate of the clock lags.
 const CLOCK_LAG: Duration = Duration::from_millis(5);
 
 /// Returns whether a wait ends: the task has ended or requires input.
@@ -19,8 +19,8 @@ pub(super) fn is_over(stored: &StoredTask) -> bool {
     stored.task.status.is_terminal() || stored.task.status == TaskStatus::InputRequired
 }
 
-/// Returns the time until the TTL of a task elapses or its lease may lapse. A reader of a lapsed lease has scheduled its timer,
-/// and nobody schedules that timer again within the next lease.
+/// Returns the time until the TTL of a task elapses or its lease may lapse. A reader of a lapsed lease has scheduled
+/// its timer, and no reader schedules that timer again within the next lease.
 pub(super) fn next_read_in(stored: &StoredTask, now: DateTime<Utc>) -> Duration {
     let left = |at: DateTime<Utc>| (at - now).to_std().unwrap_or_default() + CLOCK_LAG;
     let ttl = stored

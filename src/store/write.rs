@@ -1,4 +1,4 @@
-//! Conditional writes, and how the outcome of a write without an answer is resolved.
+//! Sends conditional writes, and resolves the outcome of a write without an answer.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -17,7 +17,7 @@ use crate::task::payload::MAX_INLINE_BYTES;
 use crate::task::snapshot::Origin;
 use crate::task::{StoredTask, Task, TaskStatus};
 
-/// How many write ids a record remembers.
+/// How many write ids a record has at most.
 const MAX_WRITE_IDS: usize = 4;
 /// How long to wait before each attempt to resolve the outcome of a write.
 const RESOLVE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
@@ -27,7 +27,7 @@ const RESERVE: usize = 1024;
 /// What a change is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChangeKind {
-    /// Progress of the work. Other changes pass it.
+    /// Progress of the work. Other changes overtake it in the queue of writers.
     Progress,
     /// Requests to the client, and its answers.
     Input,
@@ -77,8 +77,8 @@ pub(super) struct Writer<'a> {
     pub(super) kind: ChangeKind,
     /// The time limit of the call. A write of the store itself has none.
     deadline: Option<&'a Deadline>,
-    /// The writer gives its permit back when it must resolve the outcome of its write. The next writer continues meanwhile, and
-    /// compare-and-swap keeps both correct.
+    /// The writer releases its permit when it must resolve the outcome of its write. The next writer then continues,
+    /// and compare-and-swap keeps both writers correct.
     permit: Option<WritePermit<'a>>,
     /// The task had ended before this write: some SDKs end a task in two calls.
     pub(super) had_ended: bool,
@@ -105,7 +105,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// One conditional write with the parts that it sets. It can be sent again.
+/// One conditional write with the parts that it sets. The store can send it again.
 pub(super) struct Write<'a> {
     key: &'a TaskKey,
     data: Bytes,
@@ -149,8 +149,8 @@ impl<'a> Write<'a> {
             .map(|write| Self { event, ..write })
     }
 
-    /// Encodes a task and checks its data against the maximum of the engine. Content stays out of the reserve, so a lease, a
-    /// cancel and the end of the task always fit.
+    /// Encodes a task and checks its data against the maximum of the engine. Other changes must leave the reserve
+    /// free, so that a lease, a cancel or the end of the task always fits.
     fn prepare(
         key: &'a TaskKey,
         task: &mut Task,
@@ -198,7 +198,7 @@ impl<'a> Write<'a> {
             Err(StorageError::VersionConflict { .. }) => Ok(None),
             Err(error) if can_be_resolved(&error) => {
                 writer.permit = None;
-                // This is rare, and a boxed future takes its memory only then.
+                // This is rare. The future is boxed, so that it uses memory only in this case.
                 Box::pin(self.resolve_outcome(engine, task, error)).await.map(Some)
             }
             Err(error) => Err(TaskError::from_storage(error, &self.key.task)),
@@ -216,8 +216,8 @@ impl<'a> Write<'a> {
     ///   again, because at most one of the copies can still find that version.
     /// * Neither: the outcome is unknown, and the error says so.
     ///
-    /// The version alone is not enough: a server that restarts with less than it had acknowledged counts from a lower version
-    /// again.
+    /// The version alone is not enough: a server that has lost acknowledged writes at a restart assigns the same
+    /// versions again.
     async fn resolve_outcome<B: Agenda>(
         &self,
         engine: &EngineClient<B>,
@@ -236,7 +236,7 @@ impl<'a> Write<'a> {
             let origin = engine.origin();
             match self.send(engine).await {
                 Ok(written) => return Ok(self.stored(task, written, origin)),
-                // The first copy may have arrived late. The next read finds out.
+                // The first copy of the write may have arrived late. The next read shows whether it has.
                 Err(StorageError::VersionConflict { .. }) => {}
                 Err(error @ StorageError::TooFewReplicas { .. }) => return Err(TaskError::Storage(error)),
                 Err(error) if error.is_retryable() => {}
@@ -258,18 +258,20 @@ impl<'a> Write<'a> {
     }
 }
 
-/// Returns whether a read of the record can resolve the outcome of a write. A read does not show whether the replicas have it.
+/// Returns whether a read of the record can resolve the outcome of a write. A read does not show whether the replicas
+/// have the write.
 fn can_be_resolved(error: &StorageError) -> bool {
     error.outcome_unknown() && !matches!(error, StorageError::TooFewReplicas { .. })
 }
 
-/// The source of this process's write ids. It starts at a random number, so that the ids of two processes, of which a record
-/// holds a few, differ. Nothing depends on the ids being secret.
+/// The source of this process's write ids. It starts at a random number, so that two processes do not write the same
+/// ids into a record. The ids need not be secret.
 static WRITE_ID: Lazy<AtomicU32> = Lazy::new(|| AtomicU32::new(uuid::Uuid::new_v4().as_fields().0));
 
 /// Adds a new write id to the task, and returns it.
 fn add_write_id(task: &mut Task) -> String {
-    // An odd step visits every number once. A large one makes consecutive ids differ in most digits.
+    // The step is odd, so the ids repeat only after all numbers were used. It is large, so consecutive ids differ in
+    // most digits.
     const STEP: u32 = 0x9e37_79b9;
     let write_id = format!("{:08x}", WRITE_ID.fetch_add(STEP, Ordering::Relaxed));
     let surplus = (task.write_ids.len() + 1).saturating_sub(MAX_WRITE_IDS);
@@ -286,7 +288,7 @@ fn encode(task: &mut Task, options: &mut PutOptions, max: usize) -> Result<Bytes
     if json.len() > max && task.status.is_terminal() {
         json = encode_with_parts(task, options, 0)?;
     }
-    // An engine that keeps the bytes must not keep the spare capacity.
+    // An engine that keeps these bytes in memory must not keep the spare capacity of the vector.
     Ok(Bytes::from(json.into_boxed_slice()))
 }
 

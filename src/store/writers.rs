@@ -1,4 +1,5 @@
-//! Writers of one task within one process queue, because racing compare-and-swaps only cost round trips.
+//! The queue of the writers of one task within one process. Without it, racing compare-and-swaps would only cost
+//! round trips.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,17 +8,18 @@ use tokio::sync::{Mutex as Lock, MutexGuard as LockGuard};
 
 use crate::backend::TaskKey;
 
-/// Which writers of a task pass which.
+/// The priority of a writer in the queue of its task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
-    /// Renewals, cancels, outcomes and answers. At most one write of progress is in front of them.
+    /// Renewals, cancels, outcomes and answers. At most one writer of low priority is in front of them.
     High,
-    /// Progress. One writer at a time queues behind the writers of high priority.
+    /// Progress. Only one writer of low priority at a time waits in the queue with the writers of high priority.
     Low,
 }
 
-/// Both locks are first come, first served. A writer of low priority first takes `low`, and then waits for `write` like every
-/// other writer. So writers that came before it pass it, and it never starves.
+/// Both locks are first come, first served. A writer of low priority waits for `low` first, and then for `write` like
+/// every other writer. So writers of high priority overtake the writers that wait for `low`, and no writer of low
+/// priority starves.
 #[derive(Debug, Default)]
 struct Locks {
     write: Lock<()>,
@@ -28,7 +30,7 @@ struct Locks {
 #[derive(Debug, Default)]
 pub(super) struct WriterQueues(Mutex<HashMap<TaskKey, (usize, Arc<Locks>)>>);
 
-/// A writer in the queue of one task. It leaves the queue when it is dropped, with its permit or without.
+/// A writer in the queue of one task. It leaves the queue when it is dropped, whether or not it has a permit.
 pub(super) struct QueuedWriter<'a> {
     queues: &'a WriterQueues,
     key: TaskKey,
@@ -52,7 +54,7 @@ impl WriterQueues {
         QueuedWriter { queues: self, key: key.clone(), locks, priority }
     }
 
-    /// Nothing panics while it holds the lock.
+    /// No code panics while it holds the lock.
     fn entries(&self) -> MutexGuard<'_, HashMap<TaskKey, (usize, Arc<Locks>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! What an adapter for another SDK keeps with a task.
+//! State that an adapter for another SDK stores with a task.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,13 @@ use serde_json::{Map, Value};
 use super::Task;
 use super::present;
 
-/// The state that an SDK knows and the lifecycle of this crate does not. The status machine changes it, as it changes
-/// everything else in a task.
+/// State of an SDK that the lifecycle of this crate does not use. The status machine changes it, like every other
+/// field of a task.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AdapterState {
-    /// All requests that the SDK made of the client, answered and withdrawn ones included. `None` until it makes some.
+    /// All requests that the SDK has made to the client, including answered and withdrawn requests; `None` before the
+    /// first request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) requests: Option<BTreeMap<String, Value>>,
     /// The error as the SDK set it, if it is not exactly the [`RpcError`](super::RpcError) of the task.
@@ -33,7 +34,7 @@ impl AdapterState {
 
 #[cfg(feature = "pmcp")]
 impl Task {
-    /// Returns every request of the task that the record knows: open, answered and withdrawn ones.
+    /// Returns every request in the record: open, answered and withdrawn.
     pub(crate) fn all_requests(&self) -> BTreeMap<String, Value> {
         let recorded = self.adapter.requests.iter().flatten();
         recorded
@@ -43,7 +44,7 @@ impl Task {
             .collect()
     }
 
-    /// Returns the error as it was set; `None` if the task has none.
+    /// Returns the error as the SDK set it; `None` if the task has no error.
     pub(crate) fn error_as_set(&self) -> Option<Value> {
         match &self.adapter.error {
             Some(error) => Some(error.clone()),

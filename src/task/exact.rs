@@ -1,8 +1,8 @@
 //! Keeps integers that a [`Value`] cannot hold, so that they survive a rewrite.
 //!
-//! A `Value` holds the integers from -2^63 to 2^64 - 1. It turns any other integer into a floating point number, which it writes
-//! with other digits. So a task remembers such integers of the record that it was decoded from, and puts their digits back
-//! into the JSON that it writes.
+//! A `Value` holds the integers from -2^63 to 2^64 - 1. It turns any other integer into a floating point number, and
+//! then writes other digits. So a task keeps the digits of such integers when it is decoded, and puts them back into
+//! the JSON that it writes.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,10 +12,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 /// The length of the shortest integer that a `Value` cannot hold: -9223372036854775809, or 18446744073709551616.
-const LEAST_LEN: usize = 20;
+const MIN_LENGTH: usize = 20;
 
-/// A place in the JSON of a record: a hash of the names and positions that lead to it. The names themselves are not kept,
-/// because a record can have many integers below one long name.
+/// A position in the JSON of a record: a hash of the member names and array positions on the path to it. The path
+/// does not contain the names, because a record can have many integers below one long name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Path(u64);
 
@@ -41,7 +41,7 @@ impl Path {
 #[derive(Clone, Debug, PartialEq)]
 struct Integer {
     path: Path,
-    /// The field of the record that holds it.
+    /// The field of the record that contains the integer.
     field: Path,
     digits: String,
     /// The text that a `Value` writes instead.
@@ -88,13 +88,13 @@ impl ExactIntegers {
     }
 }
 
-/// Returns whether the text has a run of [`LEAST_LEN`] digits and minus signs, inside a string or not. Such a run covers one of
-/// every [`LEAST_LEN`] bytes, so the scan checks only those.
+/// Returns whether the text has a run of [`MIN_LENGTH`] digits and minus signs, inside a string or not. Such a run
+/// includes a byte whose position is a multiple of [`MIN_LENGTH`], less one. So the scan checks only those bytes.
 fn may_have_any(json: &[u8]) -> bool {
     let is_of_integer = |byte: &&u8| byte.is_ascii_digit() || **byte == b'-';
-    (LEAST_LEN - 1..json.len()).step_by(LEAST_LEN).any(|at| {
+    (MIN_LENGTH - 1..json.len()).step_by(MIN_LENGTH).any(|at| {
         let after = json[at..].iter().take_while(is_of_integer).count();
-        after > 0 && json[..at].iter().rev().take_while(is_of_integer).count() + after >= LEAST_LEN
+        after > 0 && json[..at].iter().rev().take_while(is_of_integer).count() + after >= MIN_LENGTH
     })
 }
 
@@ -102,15 +102,16 @@ fn may_have_any(json: &[u8]) -> bool {
 fn altered(number: &[u8]) -> Option<(String, String)> {
     let text = std::str::from_utf8(number).ok()?;
     let is_integer = number.iter().skip(usize::from(number[0] == b'-')).all(u8::is_ascii_digit);
-    if number.len() < LEAST_LEN || !is_integer || text.parse::<u64>().is_ok() || text.parse::<i64>().is_ok() {
+    if number.len() < MIN_LENGTH || !is_integer || text.parse::<u64>().is_ok() || text.parse::<i64>().is_ok()
+    {
         return None;
     }
     let value: Value = serde_json::from_str(text).ok()?;
     Some((text.to_owned(), value.to_string()))
 }
 
-/// Puts each integer back where it was. An integer that was moved within the record is recognized by its altered text. Integers
-/// with equal text are put back in order.
+/// Puts the digits of each integer back at its path. If an integer has moved within the record, its altered text
+/// identifies it. Moved integers with equal altered text get their digits in the order of the record.
 fn restore(integers: &[Integer], root: Path, json: Vec<u8>) -> Vec<u8> {
     let by_path: HashMap<Path, usize> =
         integers.iter().enumerate().map(|(number, integer)| (integer.path, number)).collect();
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_the_integers_outside_of_i64_and_u64_are_found() {
+    fn only_integers_outside_of_i64_and_u64_are_found() {
         let is_altered = |text: &str| !matches!(ExactIntegers::of(text.as_bytes()), ExactIntegers(None));
         for text in
             ["18446744073709551615", "-9223372036854775808", "1000000000000000000", "1e400000000000000000000"]
@@ -263,7 +264,7 @@ mod tests {
             |task: &Task| serde_json::from_slice::<Map<String, Value>>(&task.to_json().unwrap()).unwrap();
         let written = String::from_utf8(task.to_json().unwrap()).unwrap();
         assert!(written.contains(r#""a":100000000000000000001,"b":100000000000000000002"#), "{written}");
-        // A removed or replaced integer is not put back. A moved integer is.
+        // The digits of a removed or replaced integer are not put back. The digits of a moved integer are.
         let moved = task.variables.remove("b").unwrap();
         task.variables.insert("a".to_owned(), json!(7));
         task.input_responses.insert("c".to_owned(), moved);

@@ -12,10 +12,10 @@ use crate::backend::{PartChange, PartChanges, PartName, PartSizes};
 /// A payload whose JSON has more bytes than this becomes a part of the record.
 pub(crate) const MAX_INLINE_BYTES: usize = 4096;
 
-/// A payload of a task, as the task was read.
+/// A payload of a task that was read: its value, or only its size.
 ///
-/// Reading a task never loads a large payload. [`TaskStore::payload`](crate::TaskStore::payload) loads one. A payload that was
-/// not loaded has no value here, so a caller cannot mistake it for `null`, and no write sends it back.
+/// Reading a task never loads a large payload. [`TaskStore::payload`](crate::TaskStore::payload) loads a payload. A
+/// payload that was not loaded has no value, so a caller cannot mistake it for `null`, and no write sends it back.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -34,11 +34,11 @@ pub(crate) const MAX_INLINE_BYTES: usize = 4096;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
-    /// The value. Its JSON has at most 4 KiB, or no write has stored it yet.
+    /// The value. Its JSON has at most 4 KiB, unless no write has stored the value yet.
     Inline(Value),
     /// The engine stores the value as a part of the record. The read has not loaded it.
     Stored {
-        /// The size of its JSON.
+        /// The size of the payload's JSON.
         bytes: usize,
     },
 }
@@ -100,8 +100,8 @@ impl PayloadKind {
 
 /// Which payloads the record of a task has as parts.
 ///
-/// The task keeps this from the read to the write, so that the write can remove the part of a payload that is gone or has become
-/// small.
+/// A task keeps this information from the read to the write. So the write can remove the part of a payload that was
+/// removed or has become small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HeldParts([bool; PayloadKind::ALL.len()]);
 
@@ -127,7 +127,7 @@ impl Task {
         self.held_parts.0[kind as usize] = true;
     }
 
-    /// Marks the payloads of a decoded task that its record has as parts.
+    /// Marks the payloads of a decoded task that are parts of its record.
     pub(crate) fn with_parts(mut self, parts: &PartSizes) -> Self {
         for kind in PayloadKind::ALL {
             if let Some(bytes) = parts.get(&kind.part()) {
@@ -150,7 +150,7 @@ impl Task {
             let large = large.map(|json| self.exact.restore_field(kind.field(), json));
             if let Some(json) = large {
                 self.mark_stored(kind, json.len());
-                // An engine that keeps the bytes must not keep the spare capacity.
+                // An engine that keeps these bytes in memory must not keep the spare capacity of the vector.
                 let json = Bytes::from(json.into_boxed_slice());
                 changes.insert(kind.part(), PartChange::Set(json));
             } else if std::mem::take(&mut self.held_parts.0[kind as usize]) {
@@ -163,14 +163,14 @@ impl Task {
 
 /// Returns the JSON of a value that is too large to stay inline.
 fn large_json(value: &Value, max_inline: usize) -> Result<Option<Vec<u8>>, serde_json::Error> {
-    // Most values are small. Counting their bytes writes nothing.
+    // Most values are small. Counting the bytes first saves writing them.
     if serde_json::to_writer(Room(max_inline), value).is_ok() {
         return Ok(None);
     }
     serde_json::to_vec(value).map(Some)
 }
 
-/// Accepts this many bytes, and then fails.
+/// A writer that accepts this many bytes, and then fails.
 struct Room(usize);
 
 impl io::Write for Room {
@@ -189,7 +189,8 @@ fn is_none(arguments: &Payload) -> bool {
     matches!(arguments, Payload::Inline(Value::Null))
 }
 
-/// The arguments in the JSON of a record. The JSON leaves out stored payloads: the parts of the record show them.
+/// The arguments in the JSON of a record. The JSON leaves out stored arguments: the part of the record shows that
+/// they exist.
 pub(crate) mod required {
     use super::*;
 
@@ -210,7 +211,7 @@ pub(crate) mod required {
     }
 }
 
-/// A payload that a task may lack. An explicit `null` is a value.
+/// An optional payload in the JSON of a record. An explicit `null` is a value.
 pub(crate) mod optional {
     use super::*;
 

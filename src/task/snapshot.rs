@@ -1,4 +1,4 @@
-//! A task as it was read: a copy that cannot be changed, with the origin of the copy.
+//! A task as a call read it: an immutable copy, with the origin of the copy.
 
 use std::fmt;
 use std::ops::Deref;
@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use super::Task;
 use crate::backend::{TaskKey, Version};
 
-/// How long a copy can save the read. See [`Snapshot`].
+/// How old a copy may be to save the read. See [`Snapshot`].
 const FRESH: Duration = Duration::from_secs(1);
 
-/// A task as it was read or written, which cannot be changed. Cheap to clone.
+/// An immutable copy of a task, as a call read or wrote it. Cheap to clone.
 ///
 /// It dereferences to the [`Task`]. `Task::clone(&snapshot)` and [`into_task`](Self::into_task) return a task that the caller can
 /// change. No call of the store accepts such a task as a copy:
@@ -37,16 +37,17 @@ const FRESH: Duration = Duration::from_secs(1);
 /// ```
 ///
 /// # When a copy saves the read
-/// A call that takes a [`StoredTask`] writes over its version without a read only if all of this is true:
+/// A call that takes a [`StoredTask`] writes without a read only if all of this is true:
 ///
-/// * The same store has read it, under the key and the version that the `StoredTask` still has.
-/// * That was less than a second ago.
+/// * The same store has read or written the task, and the `StoredTask` still has the key and the version of that
+///   call.
+/// * That call began less than a second ago.
 /// * The engine has not [reconnected](crate::StorageBackend::generation) since.
 ///
-/// Otherwise the call reads the task. A version alone does not identify content. After a failover to a replica that lagged, or
-/// the restore of an older snapshot, the record counts from a lower version again, and other writes reach the number that the
-/// copy has. A compare-and-swap with that number would overwrite an acknowledged write. A proxy can hide the reconnect, so a copy
-/// saves the read for one second only.
+/// Otherwise the call reads the task. A version alone does not identify content. After a failover to a replica that
+/// lagged, or the restore of an older snapshot, the versions of the record continue from a lower version, and other
+/// writes reach the version of the copy. A compare-and-swap with that version would overwrite an acknowledged write.
+/// A proxy can hide a reconnect from the engine, so a copy saves the read only for one second.
 #[derive(Clone)]
 pub struct Snapshot(Arc<TaskAtVersion>);
 
@@ -58,8 +59,8 @@ struct TaskAtVersion {
     origin: Origin,
 }
 
-/// Where and when a task was read or written. It is taken before the call of the engine, so a copy is never younger than it
-/// states.
+/// Where and when a task was read or written. The store determines the origin before it calls the engine, so no copy
+/// is younger than its origin says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
     /// The client of the engine, by its number in this process.
@@ -70,7 +71,7 @@ pub(crate) struct Origin {
 }
 
 impl Snapshot {
-    /// Returns the task, which the caller can change.
+    /// Returns a task that the caller can change.
     pub fn into_task(self) -> Task {
         match Arc::try_unwrap(self.0) {
             Ok(read) => read.task,
@@ -107,9 +108,9 @@ impl PartialEq for Snapshot {
     }
 }
 
-/// A task with the version under which it was read or written.
+/// A task, with the version of its record when a call read or wrote it.
 ///
-/// Calls of [`TaskStore`](crate::TaskStore) take one in place of a key, which [can save](Snapshot) a read.
+/// Calls of [`TaskStore`](crate::TaskStore) take a `StoredTask` in place of a key. This [can save](Snapshot) a read.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -132,7 +133,7 @@ pub struct StoredTask {
     pub key: TaskKey,
     /// The task.
     pub task: Snapshot,
-    /// The version of its record.
+    /// The version of the task's record.
     pub version: Version,
     /// When the record expires, with its result, by the engine's clock; `None` for never.
     pub expires_at: Option<DateTime<Utc>>,
@@ -150,18 +151,19 @@ impl StoredTask {
         Self { key: key.clone(), task: Snapshot(Arc::new(read)), version, expires_at }
     }
 
-    /// Returns the task of a copy that no caller has seen, to change and write it.
+    /// Returns the task for a change and a write. Only for a copy that no caller has received.
     pub(crate) fn task_mut(&mut self) -> &mut Task {
         &mut Arc::make_mut(&mut self.task.0).task
     }
 
-    /// Returns the record with a changed task. No write may be derived from this copy.
+    /// Returns this copy with another task. No call writes over the returned copy without a read.
     pub(crate) fn showing(&self, task: Task) -> Self {
         let origin = Origin { client: u64::MAX, ..self.task.0.origin };
         Self::new(&self.key, task, self.version, self.expires_at, origin)
     }
 
-    /// Returns whether a write may be derived from this copy without a read. `now` is the current state of the client.
+    /// Returns whether a call may write over this copy without a read. `now` is the origin of a copy that would be
+    /// read now.
     pub(crate) fn is_fresh(&self, now: Origin) -> bool {
         let TaskAtVersion { key, version, origin, .. } = &*self.task.0;
         (key, *version) == (&self.key, self.version)

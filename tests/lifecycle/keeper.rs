@@ -60,7 +60,7 @@ async fn an_idle_store_finds_every_orphan(#[case] engine: Engine) {
         }
         join_all(begun.iter().map(|(_, attempt)| attempt.renew())).await;
         let keys: Vec<TaskKey> = begun.iter().map(|(stored, _)| stored.key.clone()).collect();
-        // The runtime drops them, after the keeper of the store.
+        // The runtime drops the attempts after the keeper of the store.
         std::mem::forget(begun);
         (keys, Instant::now())
     })
@@ -154,7 +154,7 @@ async fn a_reader_schedules_a_lapsed_lease_once_a_lease(#[case] engine: Engine) 
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_task_is_scheduled_before_its_create_or_claim_and_again_after_a_slow_one(#[case] engine: Engine) {
+async fn a_task_is_scheduled_before_its_create_or_claim_and_again_after_a_slow_write(#[case] engine: Engine) {
     let store = engine.open().await;
     let spy = Spy::new(&store.backend);
     let lease = Duration::from_millis(300);

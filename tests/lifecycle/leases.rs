@@ -90,7 +90,7 @@ async fn a_renewal_extends_the_lease_and_notifies_no_subscriber(#[case] engine: 
     assert!(renewed.task.lease.as_ref().unwrap().deadline > before.task.lease.as_ref().unwrap().deadline);
     assert_eq!(renewed.task.last_updated_at, before.task.last_updated_at);
     assert_eq!(other.get(&key).await.unwrap(), renewed);
-    // A notification of the renewal would have come before this one.
+    // A notification of the renewal would have arrived before this one.
     at_second.set_status_message("at work").await.unwrap();
     of_second.next().await.unwrap().unwrap();
     assert!(watch.next().now_or_never().is_none());
@@ -140,7 +140,7 @@ async fn every_write_of_the_holder_renews_its_lease(#[case] engine: Engine) {
         assert!(after.deadline >= before.deadline, "step {step}");
         before = after;
     }
-    // Writes of others do not renew it.
+    // Writes of other callers do not renew the lease.
     tasks.request_cancel(&key).await.unwrap();
     assert_eq!(lease().await, before);
 }
@@ -168,13 +168,13 @@ async fn an_orphan_is_claimed_once_and_every_write_of_the_lost_worker_is_rejecte
     let store = engine.open().await;
     let (key, lost) = lost(&store, resumable()).await;
     let other: Tasks = TaskStore::with_config(Arc::clone(&store.backend), config(LONG));
-    assert!(other.claim(&key).await.unwrap().is_none(), "it has a holder");
+    assert!(other.claim(&key).await.unwrap().is_none(), "the lease has a holder");
     let orphan = until(&*store, &key, waits_for_a_worker).await;
-    assert_eq!(orphan.status, TaskStatus::Working, "it has not failed");
+    assert_eq!(orphan.status, TaskStatus::Working, "the task has not failed");
     let claims = futures_util::future::join_all((0..8).map(|_| other.claim(&key))).await;
     let mut claimed: Vec<(StoredTask, TaskAttempt)> = claims.into_iter().filter_map(Result::unwrap).collect();
     let ((task, next), none) = (claimed.pop().unwrap(), claimed);
-    assert!(none.is_empty(), "one claim of eight");
+    assert!(none.is_empty(), "only one of eight claims succeeds");
     assert_eq!(next.number(), 2);
     assert_eq!(
         (task.task.operation.as_deref(), task.task.arguments.as_inline()),

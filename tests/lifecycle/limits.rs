@@ -234,7 +234,7 @@ async fn variables_have_at_most_the_configured_bytes_after_the_merge() {
     let task = tasks.set_variables(&task, [("b", json!("xxxx"))]).await.unwrap();
     let outcome = tasks.set_variables(&task, [("c", json!(1))]).await;
     assert_limit(&tasks, &task, outcome, "23").await;
-    // A variable that is removed makes room.
+    // Removing a variable frees space.
     let task = tasks.remove_variables(&task, ["b"]).await.unwrap();
     tasks.set_variables(&task, [("c", json!("xxxx"))]).await.unwrap();
 }

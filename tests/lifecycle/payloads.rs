@@ -111,7 +111,7 @@ async fn a_null_is_a_result_and_a_checkpoint_and_no_arguments(#[case] engine: En
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_checkpoint_replaces_the_one_before_and_the_next_attempt_loads_it(#[case] engine: Engine) {
+async fn a_checkpoint_replaces_the_previous_checkpoint_and_the_next_attempt_loads_it(#[case] engine: Engine) {
     let (_store, _, tasks) = open(engine).await;
     let (_, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     for bytes in [LARGE, LARGE + 1, 10, 20, LARGE, 30, LARGE] {
@@ -246,7 +246,7 @@ async fn a_task_that_expires_or_loses_its_worker_keeps_its_arguments_and_loses_i
     recording.sent();
     for key in keys {
         let failed = tokio::time::timeout(Duration::from_secs(60), tasks.wait(&key)).await;
-        let failed = failed.expect("it fails").unwrap();
+        let failed = failed.expect("the call fails").unwrap();
         assert_eq!(failed.task.status, TaskStatus::Failed);
         assert_payload(&tasks, &failed, PayloadKind::Input, Some(&arguments)).await;
         assert_payload(&tasks, &failed, PayloadKind::Checkpoint, None).await;

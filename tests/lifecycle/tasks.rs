@@ -177,7 +177,7 @@ async fn a_foreign_task_gives_the_same_errors_as_a_task_that_does_not_exist(#[ca
         }
         texts.push(errors.iter().map(ToString::to_string).collect::<Vec<_>>());
         if round == 0 {
-            // From now on the id belongs to nobody.
+            // From now on no task has this id.
             assert_eq!(tasks.get(&hers.key).await.unwrap(), hers);
             tasks.delete(&hers.key).await.unwrap();
         }

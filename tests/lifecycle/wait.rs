@@ -107,7 +107,7 @@ impl Hooks for Watching {
 async fn a_wait_outlasts_retryable_errors_and_watches_that_end_and_no_other_error() {
     static WATCHES: AtomicUsize = AtomicUsize::new(0);
     fn away() -> StorageError {
-        let (address, reason) = ("a server".to_owned(), "it is away".to_owned());
+        let (address, reason) = ("a server".to_owned(), "the server is down".to_owned());
         StorageError::Unavailable { address, reason, outcome_unknown: false, source: None }
     }
     fn denied() -> StorageError {

@@ -168,7 +168,7 @@ async fn a_worker_completes_a_task_and_the_client_fetches_the_result(#[case] eng
     let ended = running.ended(&task.task_id).await;
     assert_eq!(ended.status, TaskStatus::Completed);
     assert_eq!(running.result(&task.task_id).await, "42");
-    // The second call may come after the client's read.
+    // The second call may arrive after the client's read.
     for _ in 0..200 {
         if running.client.tasks_get(&task.task_id).await.unwrap().status_message.as_deref() == Some("done") {
             return;

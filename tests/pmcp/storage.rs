@@ -168,7 +168,7 @@ async fn a_record_expires_at_its_expires_at_and_every_write_sets_it_again(#[case
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_record_whose_expires_at_has_passed_is_gone(#[case] engine: Engine) {
+async fn a_record_is_not_found_after_its_expires_at(#[case] engine: Engine) {
     let (store, adapter) = open(engine).await;
     for past in [TimeDelta::zero(), TimeDelta::milliseconds(1), TimeDelta::days(30_000)] {
         adapter.put("alice:t1", b"{}").await.unwrap();
@@ -180,7 +180,7 @@ async fn a_record_whose_expires_at_has_passed_is_gone(#[case] engine: Engine) {
         assert_refused!(adapter.put_if_version("alice:t1", b"{}", 2).await, PmcpError::NotFound { .. });
         assert!(adapter.list_by_prefix("alice:").await.unwrap().is_empty());
         assert!(!adapter.delete("alice:t1").await.unwrap());
-        assert_eq!(adapter.put("alice:t1", b"{}").await.unwrap(), 1, "it starts again");
+        assert_eq!(adapter.put("alice:t1", b"{}").await.unwrap(), 1, "the versions start again");
         adapter.delete("alice:t1").await.unwrap();
     }
 }

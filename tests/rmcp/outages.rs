@@ -47,7 +47,7 @@ async fn a_worker_that_has_lost_its_lease_receives_the_signal_to_stop_and_change
     assert_eq!(said(&ended(&other, &task_id).await), "second");
     assert_eq!(within(received.recv()).await.unwrap(), "second");
     gate.set_closed(false);
-    assert_eq!(within(received.recv()).await.unwrap(), "first", "it received the signal to stop");
+    assert_eq!(within(received.recv()).await.unwrap(), "first", "the operation received the signal to stop");
     within(async {
         while cut_off.running_task_count() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -412,7 +412,7 @@ async fn shutdown_does_not_wait_for_an_operation_that_does_not_yield() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_renewal_is_repeated_well_before_others_consider_the_worker_lost() {
+async fn a_failed_renewal_is_repeated_well_before_other_instances_consider_the_worker_lost() {
     let gate = Intercept::new(Gate::of(Arc::new(MemoryBackend::new())));
     let one = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
     spawn(&one, |_| std::future::pending()).await;

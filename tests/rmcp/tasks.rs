@@ -1,4 +1,4 @@
-//! The manager behaves as the SDK's own does, at every instance of a server.
+//! The manager answers like the SDK's own manager, on every instance of a server.
 
 use std::sync::Arc;
 
@@ -159,7 +159,7 @@ async fn an_operation_that_panics_or_returns_too_much_fails_its_task(#[case] eng
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_error_of_the_operation_reaches_the_client_as_it_is(#[case] engine: Engine) {
+async fn an_error_of_the_operation_reaches_the_client_unchanged(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     let data = json!({ "free": 0 });
     let error = ErrorData::new(ErrorCode(-32001), "the disk is full", Some(data.clone()));

@@ -3,7 +3,7 @@
 //!
 //! | an engine must | it calls |
 //! |---|---|
-//! | refuse what is too large before it writes | [`check_size`], [`check_parts`], [`check_part_count`] |
+//! | refuse data and parts that are too large before it writes | [`check_size`], [`check_parts`], [`check_part_count`] |
 //! | decide whether a write may replace the record | [`WriteMode`] |
 //! | turn a duration into whole milliseconds | [`expiry_millis`], [`delay_millis`] |
 //! | turn its clock into a `DateTime` | [`from_millis`], [`from_micros`] |

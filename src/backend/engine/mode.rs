@@ -4,8 +4,8 @@ use crate::backend::error::StorageError;
 use crate::backend::key::TaskKey;
 use crate::backend::version::Version;
 
-/// What a write requires of the record: one mode behind [`put`](crate::StorageBackend::put) and
-/// [`put_if_version`](crate::StorageBackend::put_if_version).
+/// What a write requires of the record. With it, one function of an engine can implement both
+/// [`put`](crate::StorageBackend::put) and [`put_if_version`](crate::StorageBackend::put_if_version).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteMode {
     /// `put`: creates or replaces the record.
@@ -31,7 +31,8 @@ impl WriteMode {
         }
     }
 
-    /// Returns the version that the write gives to a record which is live at `actual`; `None` if there is no live record.
+    /// Returns the version of the record after the write. `actual` is the version of the live record, or `None` if
+    /// there is no live record.
     ///
     /// ```
     /// use mcp_task_store::backend::engine::WriteMode;

@@ -10,8 +10,8 @@ use crate::backend::page::{Cursor, MAX_PAGE_LIMIT, PageRequest};
 pub struct PageBounds {
     /// How many records the page may hold, 1 to [`MAX_PAGE_LIMIT`].
     pub limit: usize,
-    /// About how many bytes of data the page may hold. The page ends before the record that would exceed them, but holds
-    /// at least one record if there is one.
+    /// The approximate maximum of data in the page, in bytes. The page ends before the record that would exceed the
+    /// maximum, but holds at least one record if there is one.
     pub max_bytes: usize,
     /// The page holds only records whose position is lower; `None` for the first page.
     pub below: Option<u64>,
@@ -34,7 +34,8 @@ impl PageBounds {
     }
 }
 
-/// Creates the cursor behind the record of `owner` at `position`, usually its time of creation.
+/// Creates the cursor that continues a listing after the record of `owner` at `position`. The position is usually the
+/// creation time.
 pub fn cursor(owner: &OwnerId, position: u64) -> Cursor {
     Cursor::from(format!("{position:x}.{:016x}", check_sum(owner, position)))
 }
@@ -48,7 +49,7 @@ fn position(after: &Cursor, owner: &OwnerId) -> Result<u64, StorageError> {
     )
 }
 
-/// The sum detects mistakes, not attacks. A forged cursor still lists only records of the owner that uses it.
+/// The checksum detects mistakes, not attacks. A forged cursor still lists only records of the owner that uses it.
 fn check_sum(owner: &OwnerId, position: u64) -> u64 {
     stable_hash(owner.as_str().bytes().chain(position.to_be_bytes()))
 }

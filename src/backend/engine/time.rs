@@ -8,21 +8,21 @@ use crate::backend::error::StorageError;
 use crate::backend::record::Expiry;
 
 /// Converts a time of an engine's clock, in milliseconds since the Unix epoch. A time beyond the range of `DateTime`
-/// becomes its last value.
+/// becomes the last `DateTime`.
 pub fn from_millis(millis: u64) -> DateTime<Utc> {
     i64::try_from(millis).ok().and_then(DateTime::from_timestamp_millis).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 /// Converts a time of an engine's clock, in microseconds since the Unix epoch. A time beyond the range of `DateTime`
-/// becomes its last value.
+/// becomes the last `DateTime`.
 pub fn from_micros(micros: u64) -> DateTime<Utc> {
     i64::try_from(micros).ok().and_then(DateTime::from_timestamp_micros).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 /// Converts the expiry of a write to whole milliseconds, rounded up; `None` for `Keep` and `Never`.
 ///
-/// A clock in whole milliseconds has already passed part of the current one. An engine with such a clock adds 1 to the
-/// result, or a record would expire up to 1 ms early.
+/// A clock that counts whole milliseconds does not show how much of the current millisecond has passed. An engine
+/// with such a clock adds 1 to the result. Otherwise a record could expire up to 1 ms early.
 ///
 /// # Errors
 /// [`StorageError::InvalidExpiry`] for a duration outside 1 ms to 100 years.

@@ -16,12 +16,12 @@ use crate::backend::error::StorageError;
 use crate::backend::key::TaskKey;
 use crate::backend::page::Cursor;
 
-/// How many timers one [`take_due`](crate::Agenda::take_due) takes at most, and how many a page of
+/// The maximum number of timers that one [`take_due`](crate::Agenda::take_due) takes, and that one page of
 /// [`timers`](crate::Agenda::timers) holds.
 pub const MAX_TAKEN: usize = 256;
 
-/// The timers of an [`Agenda`](crate::Agenda) in the memory of one process. Each call receives the time of the engine's
-/// clock.
+/// The timers of an [`Agenda`](crate::Agenda) in the memory of one process. The engine passes the time on its clock
+/// to each call.
 #[derive(Debug, Default)]
 pub struct Timers(Mutex<Queues>);
 
@@ -77,12 +77,12 @@ impl Queues {
 }
 
 impl Timers {
-    /// No code panics while it holds the lock, so a poisoned lock holds whole queues.
+    /// No code panics while it holds the lock, so the queues behind a poisoned lock are consistent.
     fn queues(&self) -> MutexGuard<'_, Queues> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what [`Agenda::schedule`](crate::Agenda::schedule) says.
+    /// Implements [`Agenda::schedule`](crate::Agenda::schedule).
     ///
     /// # Errors
     /// [`StorageError::InvalidExpiry`] for a delay of more than 100 years.
@@ -106,7 +106,7 @@ impl Timers {
         Ok(())
     }
 
-    /// Does what [`Agenda::take_due`](crate::Agenda::take_due) says.
+    /// Implements [`Agenda::take_due`](crate::Agenda::take_due).
     ///
     /// # Errors
     /// [`StorageError::InvalidExpiry`] for a delay of more than 100 years.
@@ -126,7 +126,8 @@ impl Timers {
         for name in names {
             let mut writes = queues.writes;
             let Some(timetable) = queues.by_name.get_mut(name) else { continue };
-            // Collected before the first is moved: a timer that is hidden for no time would be taken again and again.
+            // Collect all due timers before you move the first one. Otherwise this loop would take a timer with a
+            // `hide_for` of zero again and again.
             let is_due = |(at, _): &&(u64, TaskKey)| *at <= now;
             let found = timetable.by_time.iter().take_while(is_due).take(limit - due.len());
             let keys: Vec<TaskKey> = found.map(|(_, key)| key.clone()).collect();
@@ -142,7 +143,7 @@ impl Timers {
         Ok(Taken::new(due, next_in))
     }
 
-    /// Does what [`Agenda::resolve`](crate::Agenda::resolve) says.
+    /// Implements [`Agenda::resolve`](crate::Agenda::resolve).
     ///
     /// # Errors
     /// [`StorageError::InvalidExpiry`] for a delay of more than 100 years.
@@ -167,7 +168,7 @@ impl Timers {
             if timetable.by_task.is_empty() {
                 queues.by_name.remove(&due.queue);
             }
-            // Other takers may expect it later.
+            // Other takers may have received a later `next_in`.
             if at.is_some_and(|at| first.is_none_or(|first| at < first)) {
                 queues.wake(&due.queue);
             }
@@ -175,20 +176,20 @@ impl Timers {
         Ok(is_valid)
     }
 
-    /// Does what [`Agenda::wakeups`](crate::Agenda::wakeups) says.
+    /// Implements [`Agenda::wakeups`](crate::Agenda::wakeups).
     pub fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
         let (wake, woken) = watch::channel(());
         self.queues().subscribers.push((queues.to_vec(), wake));
         Box::pin(stream::unfold(woken, |mut woken| async {
             if woken.changed().await.is_err() {
-                // The timers are gone, so none can become due.
+                // The engine has dropped its timers, so no timer can become due.
                 std::future::pending::<()>().await;
             }
             Some(((), woken))
         }))
     }
 
-    /// Does what [`Agenda::timers`](crate::Agenda::timers) says.
+    /// Implements [`Agenda::timers`](crate::Agenda::timers).
     ///
     /// # Errors
     /// [`StorageError::InvalidPage`] for a cursor that is malformed.

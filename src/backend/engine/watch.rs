@@ -1,4 +1,4 @@
-//! Streams of a record's changes: by reading it repeatedly, or by notifications.
+//! Streams of a record's changes: by polling the record, or by notifications.
 
 use std::time::Duration;
 
@@ -12,13 +12,15 @@ use crate::backend::key::TaskKey;
 use crate::backend::record::Record;
 use crate::backend::storage::StorageBackend;
 
-/// The delay before a record is read again: the first one, and the longest.
+/// The first delay between two reads of a record, and the longest.
 const FIRST_DELAY: Duration = Duration::from_millis(20);
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
-/// A clock that lags shows a record as live for a moment after its expiry.
+/// How long after the expiry a stream reads the record. The estimate of the engine's clock may differ from the clock
+/// a little.
 const GRACE: Duration = Duration::from_millis(2);
 
-/// Watches a record by reading it: every 20 ms at first, and less often while it does not change, down to once a second.
+/// Watches a record by polling it: every 20 ms at first, and less often while the record does not change, down to
+/// once a second.
 ///
 /// An engine without notifications implements [`watch`](StorageBackend::watch) with one call:
 /// `watch_by_polling(self.clone(), key.clone())`.
@@ -104,7 +106,7 @@ struct Notified<B> {
     key: TaskKey,
     subscription: Subscription,
     expires_at: Option<DateTime<Utc>>,
-    /// The record must be read, after this delay.
+    /// The delay before the next read of the record; `None` if no read is necessary.
     read_after: Option<Duration>,
     has_ended: bool,
 }
@@ -131,7 +133,7 @@ impl<B: StorageBackend> Notified<B> {
 
     async fn read(&mut self, delay: Duration) -> Option<Result<(), StorageError>> {
         sleep(delay).await;
-        // The read sees the effect of every change before it.
+        // The read sees the effect of every earlier change, so their notifications are not needed.
         self.subscription.skip();
         match self.engine.get(&self.key).await {
             Ok(record) => {
@@ -151,7 +153,7 @@ impl<B: StorageBackend> Notified<B> {
         error
     }
 
-    /// Waits for a change. The time at which the record expires counts as one.
+    /// Waits for a change. The expiry of the record counts as a change.
     async fn change(&mut self) -> Change {
         let left = time_left(&self.engine, self.expires_at);
         let changed = self.subscription.changed();
@@ -187,7 +189,7 @@ mod tests {
 
     type Read = Result<Record, StorageError>;
 
-    /// An engine that is only read, and then does what a test says.
+    /// An engine that supports only `get`. Each `get` runs the closure of a test.
     struct Scripted<F>(Arc<Mutex<F>>);
 
     impl<F> Scripted<F> {
@@ -289,7 +291,7 @@ mod tests {
             }
             Err(StorageError::Unavailable {
                 address: "a server".to_owned(),
-                reason: "it is away".to_owned(),
+                reason: "the server is down".to_owned(),
                 outcome_unknown: false,
                 source: None,
             })
@@ -300,7 +302,9 @@ mod tests {
             }
             watch.next().await.unwrap().unwrap();
         };
-        tokio::time::timeout(Duration::from_secs(60), in_time).await.expect("it is read again");
+        tokio::time::timeout(Duration::from_secs(60), in_time)
+            .await
+            .expect("the watch reads the record again");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! The subscribers of records, and what an engine notifies them of.
+//! The subscribers of records, and the changes that an engine notifies them of.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -12,15 +12,15 @@ use tokio::sync::watch;
 use super::on_drop::{OnDrop, on_drop};
 use crate::backend::error::StorageError;
 
-/// What an engine notifies the subscribers of a record of. A subscriber sees only the latest change, so a change must not
-/// depend on those before it.
+/// A change of a record, as its subscribers receive it. A subscriber receives only the latest change, so a change
+/// must not depend on earlier ones.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Change {
     /// A write stored the record, which now expires at this time; `None` for never.
     Written(Option<DateTime<Utc>>),
-    /// The record may have changed, or may be gone: it was deleted, or the engine may have missed a change. The
-    /// subscriber reads the record.
+    /// The record may have changed or may no longer exist. The engine sends this after a delete, and when it may have
+    /// missed a change. The subscriber reads the record.
     Unknown,
     /// The engine cannot receive changes at present. The closure creates the error for each subscriber.
     Failed(Arc<dyn Fn() -> StorageError + Send + Sync>),
@@ -97,7 +97,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Watchers<K> {
     }
 }
 
-/// No code panics while it holds the lock, so a poisoned lock holds whole entries.
+/// No code panics while it holds the lock, so the entries behind a poisoned lock are consistent.
 fn lock<K>(senders: &Mutex<Senders<K>>) -> MutexGuard<'_, Senders<K>> {
     senders.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -111,10 +111,10 @@ fn remove_unused<K: Eq + Hash>(senders: &Weak<Mutex<Senders<K>>>, key: &K) {
     }
 }
 
-/// A watch that is notified: receives the changes of one record from its [`Watchers`].
+/// A subscription to the changes of one record. [`Watchers::subscribe`] creates it.
 pub struct Subscription {
     changes: watch::Receiver<Change>,
-    /// Must be dropped after `changes`: it removes the entry of a record that has no receiver left.
+    /// Must be dropped after `changes`: it removes the entry of the record if no receiver is left.
     _end: OnDrop<Box<dyn FnOnce() + Send>>,
 }
 

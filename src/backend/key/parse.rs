@@ -1,4 +1,4 @@
-//! Conversions from text to ids and keys, which check it.
+//! Conversions from text to ids and keys. Each conversion checks the text.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ fn checked(id: String, what: &'static str) -> Result<Arc<str>, StorageError> {
         0 => Err(StorageError::InvalidKey { reason: format!("the {what} id is empty") }),
         1..=MAX_ID_BYTES => Ok(id.into()),
         length => Err(StorageError::InvalidKey {
-            reason: format!("the {what} id has {length} bytes, at most {MAX_ID_BYTES} are allowed"),
+            reason: format!("the {what} id has {length} bytes, but at most {MAX_ID_BYTES} are allowed"),
         }),
     }
 }

@@ -162,8 +162,9 @@ mod redis {
         assert_ne!(reads(), before);
     }
 
-    /// The connection does not report that it broke. The write over it fails, and its outcome is resolved against another
-    /// history that has the same version. The version alone must not cause the write to be sent again.
+    /// The connection does not report that it broke. The write over it fails, and its outcome is resolved against
+    /// another history that has the same version. The store must not send the write again because of the version
+    /// alone.
     #[tokio::test]
     async fn a_write_over_a_connection_that_detects_the_restart_late_overwrites_no_acknowledged_write() {
         let (_server, tasks, held) = restored("?protocol=resp2").await;

@@ -106,7 +106,7 @@ async fn the_time_in_the_queue_counts_and_calls_succeed_when_the_engine_answers_
     let begun = Instant::now();
     let complete = tasks.complete(&created.key, json!("done"));
     let cancels = join_all((0..12).map(async |number: u64| {
-        // They start one after the other, and wait behind the completion.
+        // These calls start one after the other, and wait for the completion.
         tokio::time::sleep(Duration::from_millis(100 * number)).await;
         let begun = Instant::now();
         let error = tasks.request_cancel(&created.key).await.unwrap_err();
@@ -220,7 +220,7 @@ async fn a_redis_server_that_hangs_delays_no_call_beyond_its_limit() {
     let (completed, cancelled) = tokio::join!(tasks.complete(&created.key, json!("done")), cancels);
     let took = begun.elapsed();
     server.signal("CONT");
-    // In sequence they would take thirteen times the limit.
+    // In sequence these calls would take thirteen times the limit.
     assert!(took < 10 * LIMIT, "{took:?}");
     for error in cancelled.into_iter().chain([completed]).map(Result::unwrap_err) {
         assert!(error.is_retryable() && !error.outcome_unknown(), "{error:?}");

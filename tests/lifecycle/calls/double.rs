@@ -14,7 +14,7 @@ use crate::support::intercept::{Call, Hooks, Intercept, Reply, unavailable};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
     Answers,
-    /// It receives no call until this changes. Then it handles those that have waited.
+    /// The server receives no call until the test changes this. Then it handles the calls that have waited.
     Hangs,
     /// It answers writes, and does not answer reads.
     HangsOnReads,
@@ -92,7 +92,7 @@ impl Double {
         }
     }
 
-    /// What applies to this kind of call before the server receives it.
+    /// Applies the delay and the failure of this kind of call, before the server receives the call.
     async fn before(&self, call: &Call) -> Result<(), StorageError> {
         let one_less = |left: usize| left.checked_sub(1);
         match call {
@@ -116,7 +116,7 @@ impl Double {
     }
 }
 
-/// Sleeps for so many milliseconds.
+/// Sleeps for this many milliseconds.
 async fn sleep(millis: &AtomicU64) {
     let millis = millis.load(SeqCst);
     if millis > 0 {

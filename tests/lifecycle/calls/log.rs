@@ -44,7 +44,7 @@ fn about_the_engine(log: &Printed) -> Vec<String> {
 #[case::that_refuses(Server::Refuses)]
 #[case::that_hangs(Server::Hangs)]
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_one_warning_and_one_line_at_its_end(#[case] server: Server) {
+async fn an_outage_logs_one_warning_and_one_line_at_its_end(#[case] server: Server) {
     let (log, _guard) = listen(Level::INFO);
     let double = Double::new();
     let config = StoreConfig::new().call_timeout(Duration::from_millis(1500));
@@ -150,7 +150,7 @@ async fn each_task_logs_once_that_it_was_created_and_how_it_ended() {
             }
         };
         let ended = ended.unwrap();
-        // Rejected calls and reads are no events.
+        // The log has no line for rejected calls and reads.
         assert!(matches!(tasks.complete(&ended, json!(1)).await, Err(TaskError::InvalidTransition { .. })));
         tasks.get(&stored.key).await.unwrap();
         ids.push((id, event));
@@ -175,7 +175,7 @@ async fn each_task_logs_once_that_it_was_created_and_how_it_ended() {
 
 #[cfg(feature = "redis-tests")]
 #[tokio::test]
-async fn an_outage_of_a_redis_server_is_one_warning_of_the_whole_crate() {
+async fn an_outage_of_a_redis_server_logs_one_warning_in_the_whole_crate() {
     use mcp_task_store::RedisBackend;
 
     let (log, _guard) = listen(Level::INFO);

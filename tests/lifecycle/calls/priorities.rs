@@ -1,4 +1,4 @@
-//! Which writers pass which in the queue of one task.
+//! Which writers overtake other writers in the queue of one task.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;

@@ -31,7 +31,7 @@ async fn size(store: &Store, key: &TaskKey) -> usize {
 async fn full(store: &Store, tasks: &Tasks, new: NewTask) -> Attempt<Arc<dyn Agenda>> {
     let (task, attempt) = tasks.start(&owner("alice"), new).await.unwrap();
     let key = &task.key;
-    // The ids of the last writes take room, too.
+    // The ids of the last writes also use space in the record.
     for _ in 0..4 {
         attempt.set_variables(pad(1000)).await.unwrap();
     }
@@ -146,7 +146,7 @@ async fn a_full_record_of_a_lost_worker_can_be_claimed_and_fails_when_its_ttl_el
     assert_eq!(second.number(), 2);
     drop(second);
     let third = loop {
-        // The store detects that nobody holds the attempt.
+        // The store detects that the attempt was dropped.
         match tasks.claim(&key).await.unwrap() {
             Some((_, third)) => break third,
             None => tokio::time::sleep(Duration::from_millis(2)).await,
@@ -155,5 +155,5 @@ async fn a_full_record_of_a_lost_worker_can_be_claimed_and_fails_when_its_ttl_el
     store.until(claimed.task.deadline().unwrap()).await;
     let failed = tasks.get(&key).await.unwrap();
     assert_eq!((failed.task.status, third.number()), (TaskStatus::Failed, 3));
-    assert_eq!(store.get(&key).await.unwrap().version, failed.version, "it is stored so");
+    assert_eq!(store.get(&key).await.unwrap().version, failed.version, "the task is stored as failed");
 }

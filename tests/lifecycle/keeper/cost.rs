@@ -54,10 +54,10 @@ async fn reads_of_idle_stores(count: usize, lease: Duration, leases: u32) {
     let worker = open(&elsewhere(&own.agenda()), lease);
     let idle: Vec<Tasks> = spies.iter().map(|spy| open(&spy.agenda(), lease)).collect();
     let (workers, renewals) = start_workers(&worker, count, lease).await;
-    // By then the first timers have fired.
+    // At this time the first timers have fired.
     tokio::time::sleep(lease + write_limit(lease) + lease / 3).await;
     let of_idle = || spies.iter().map(|spy| spy.reads.load(Ordering::SeqCst)).sum::<usize>();
-    // Each renewal reads, too.
+    // Each renewal also reads the task.
     let of_worker = || own.reads.load(Ordering::SeqCst) - renewals.load(Ordering::SeqCst);
     let (before, own_before, begun) = (of_idle(), of_worker(), Instant::now());
     tokio::time::sleep(lease * leases).await;

@@ -109,7 +109,7 @@ fn a_keeper_starts_with_the_first_create_if_its_store_was_created_outside_of_a_r
 }
 
 #[test]
-fn a_keeper_whose_runtime_nobody_drives_is_replaced_at_the_next_call_on_another_runtime() {
+fn a_keeper_whose_runtime_does_not_run_is_replaced_at_the_next_call_on_another_runtime() {
     let runtime = |is_paused| {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(is_paused).build().unwrap()
     };

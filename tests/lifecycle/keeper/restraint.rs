@@ -16,7 +16,7 @@ use crate::support::{Engine, on_every_engine, owner};
 #[tokio::test]
 async fn a_store_whose_estimate_of_the_clock_leads_by_an_hour_ends_nothing(#[case] engine: Engine) {
     let store = engine.open().await;
-    // No other keeper takes its timer.
+    // No other keeper takes the timer of the task.
     let new = plain().ttl(Duration::from_secs(3 * 3600));
     let at_work = lost(&store, new, Duration::from_secs(9)).await;
     let creator = open(&store.backend, LONG);
@@ -43,7 +43,7 @@ async fn a_store_whose_estimate_of_the_clock_leads_by_an_hour_ends_nothing(#[cas
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), observed).await.expect("it is observed");
+    tokio::time::timeout(Duration::from_secs(60), observed).await.expect("a keeper observes the lease");
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(record(&*store, &at_work.key).await.status, TaskStatus::Working);
 }

@@ -27,7 +27,7 @@ async fn fields_of_a_later_version_stay_in_a_lease_while_the_same_attempt_holds_
     let (key, attempt) = start(&tasks, resumable()).await;
     rewrite(&store, &key, r#""lease":{"#, r#""lease":{"zone":{"id":18446744073709551616},"#).await;
     attempt.renew().await.unwrap();
-    // The writes of others do not remove them either.
+    // The writes of other callers do not remove these fields either.
     other.set_variables(&key, [("a", json!(1))]).await.unwrap();
     let renewed = json_of(&store, &key).await;
     assert!(renewed.contains(r#""zone":{"id":18446744073709551616}"#), "{renewed}");

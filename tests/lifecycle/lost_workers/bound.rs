@@ -18,7 +18,7 @@ use crate::support::{Engine, Printed, Store, in_a_process_that_dies, on_every_en
 const GAVE_UP: &str = "gave up after 3 attempts: the worker was lost";
 
 async fn claim(tasks: &Tasks, key: &TaskKey) -> TaskAttempt {
-    tasks.claim(key).await.unwrap().expect("it waits for a worker").1
+    tasks.claim(key).await.unwrap().expect("the task waits for a worker").1
 }
 
 fn losses(task: &Task) -> u32 {
@@ -106,7 +106,10 @@ async fn ten_releases_in_a_row_do_not_count(#[case] engine: Engine) {
         // Releases between two losses do not count either.
         let begun = claim(&tasks, &key).await;
         let released = begun.release().await.unwrap();
-        assert!(released.task.lease.as_ref().unwrap().deadline <= store.now(), "it may begin at once");
+        assert!(
+            released.task.lease.as_ref().unwrap().deadline <= store.now(),
+            "the next attempt may begin at once"
+        );
         attempt = claim(&tasks, &key).await;
     }
     drop(attempt);
@@ -210,7 +213,7 @@ async fn the_next_attempt_begins_at_once_after_the_first_loss_and_10_s_after_the
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let due = tokio::time::timeout(Duration::from_secs(5), due).await.expect("it is due at once");
+    let due = tokio::time::timeout(Duration::from_secs(5), due).await.expect("the timer is due at once");
     let attempt = claim(&tasks, &key).await;
     store.resolve(&due, Next::Remove).await.unwrap();
 
@@ -225,7 +228,8 @@ async fn the_next_attempt_begins_at_once_after_the_first_loss_and_10_s_after_the
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let due_at = tokio::time::timeout(Duration::from_secs(60), scheduled).await.expect("it is scheduled");
+    let due_at =
+        tokio::time::timeout(Duration::from_secs(60), scheduled).await.expect("the timer is scheduled");
     let delay = TimeDelta::seconds(10);
     // Records hold whole milliseconds.
     let earliest = before + delay - TimeDelta::milliseconds(1);
@@ -276,13 +280,13 @@ async fn the_log_names_each_lost_worker_once_and_reports_that_the_task_gave_up()
 }
 
 #[tokio::test]
-async fn a_claim_that_nobody_worked_on_does_not_count() {
+async fn a_claim_that_is_dropped_before_its_work_begins_does_not_count() {
     let store = Engine::Memory.open().await;
     let spy = crate::support::spy::Spy::new(&store.backend);
     let tasks = open(&spy.agenda(), config(LONG).max_attempts(1));
     let (key, attempt) = start(&tasks, resumable()).await;
     attempt.release().await.unwrap();
-    // The caller gives up the claim after the engine has applied its write.
+    // The caller drops the claim after the engine has applied its write.
     spy.answers_take_ms.store(3_600_000, std::sync::atomic::Ordering::SeqCst);
     tokio::time::timeout(Duration::from_millis(100), tasks.claim(&key)).await.unwrap_err();
     spy.answers_take_ms.store(0, std::sync::atomic::Ordering::SeqCst);

@@ -152,7 +152,7 @@ async fn a_task_whose_cancel_was_acknowledged_ends_cancelled_however_it_loses_it
         .await;
         assert_eq!((ended.status, ended.error), (TaskStatus::Cancelled, None), "{engine:?}");
         assert!(ended.cancel_requested && ended.lease.is_none());
-        assert!(survivor.claim(&key).await.unwrap().is_none(), "nobody works on it again");
+        assert!(survivor.claim(&key).await.unwrap().is_none(), "no worker can claim the task again");
     }
 }
 

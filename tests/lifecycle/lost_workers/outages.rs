@@ -153,7 +153,7 @@ async fn survive_an_outage_of_two_leases(load: Load) {
         "figure | {operations} live leases of {lease:?} are renewed again after the server came back | {:.1?}",
         back.elapsed()
     );
-    // No observation since then finds them lost either.
+    // No later observation finds these workers lost either.
     tokio::time::sleep(lease * 4 / 3 + Duration::from_secs(2)).await;
     all(&reader, operations, |task| task.lease.as_ref().is_some_and(|lease| lease.attempt == 1)).await;
 

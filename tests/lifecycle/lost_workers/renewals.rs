@@ -74,7 +74,7 @@ async fn a_lease_lasts_as_long_as_it_states_whatever_the_observer_is_configured_
         assert_eq!(read.task.lease, record(&*store, &stored.key).await.lease);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // No reader schedules it.
+    // No reader schedules the timer of the task.
     assert_eq!(spy.scheduled.load(Ordering::SeqCst), 0);
     // A keeper that takes its timer moves the timer to the deadline, and does not observe the lease.
     store.schedule(&Queue::leases(), &stored.key, Duration::ZERO).await.unwrap();

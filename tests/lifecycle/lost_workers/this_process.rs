@@ -69,7 +69,7 @@ async fn an_attempt_whose_runtime_has_ended_is_lost_at_the_next_read_of_any_stor
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(super::PATIENCE, read).await.expect("nobody waits for an hour");
+    tokio::time::timeout(super::PATIENCE, read).await.expect("the read ends before the lease lapses");
     here.get(&resuming.key).await.unwrap();
     let waiting = until(&*store, &resuming.key, |task| has_ended(task) || waits_for_a_worker(task)).await;
     assert_eq!((waiting.status, waiting.lease.unwrap().losses), (TaskStatus::Working, 1));

@@ -34,7 +34,7 @@ async fn a_poll_of_a_running_task_loads_nothing_and_a_poll_of_a_finished_task_on
     assert_eq!(recording.loaded().len(), 0);
     let TaskPayload::Completed { result } = manager.get_task(&alice(), &task_id).await.unwrap().payload
     else {
-        panic!("it completed")
+        panic!("the task has not completed")
     };
     assert_eq!(result["content"][0]["text"], arguments);
     assert_eq!(recording.loaded(), ["output"]);
@@ -87,6 +87,8 @@ async fn an_operation_whose_arguments_cannot_be_read_fails_instead_of_waiting_fo
     store.put_if_version(&key(&task.task_id), record.data, spoiled, record.version).await.unwrap();
     let other = manager(&store.backend, LONG);
     let _told = register(&other);
-    let TaskPayload::Failed { error } = ended(&other, &task.task_id).await else { panic!("it failed") };
+    let TaskPayload::Failed { error } = ended(&other, &task.task_id).await else {
+        panic!("the task has not failed")
+    };
     assert_eq!(error["code"], -32603);
 }

@@ -17,7 +17,7 @@ pub enum Fault {
     AnswerLost,
     /// The write is lost before the engine receives it.
     WriteLost,
-    /// The engine applies the write, others write this often, and the reply is lost.
+    /// The engine applies the write, other processes write this many times, and the reply is lost.
     AnswerLostAndOverwritten(usize),
     /// The write is lost, and another process writes.
     WriteLostAndOverwritten,
@@ -74,7 +74,7 @@ impl Faulty {
             return Err(no_answer());
         }
         let record = call.send(&*self.memory).await;
-        // As on a network, calls of others arrive between a read and the write that follows it.
+        // As on a network, calls of other processes arrive between a read and the write that follows it.
         tokio::task::yield_now().await;
         record
     }

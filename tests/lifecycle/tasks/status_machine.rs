@@ -101,7 +101,9 @@ async fn check_operation(
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn each_status_allows_what_the_table_says_and_a_rejected_call_changes_nothing(#[case] engine: Engine) {
+async fn each_status_allows_the_calls_of_the_table_and_a_rejected_call_changes_nothing(
+    #[case] engine: Engine,
+) {
     let (store, tasks) = open(engine).await;
     for from in STATUSES {
         for operation in &OPERATIONS {

@@ -121,7 +121,7 @@ async fn a_call_that_loses_every_compare_and_swap_is_contended_and_has_written_n
 }
 
 #[tokio::test]
-async fn writers_of_one_task_within_one_process_queue_instead_of_racing() {
+async fn writers_of_one_task_in_one_process_wait_in_a_queue() {
     let backend = Faulty::new();
     let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
     let created = tasks.create(&owner("alice"), call()).await.unwrap();

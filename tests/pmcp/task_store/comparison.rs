@@ -72,7 +72,7 @@ async fn answers_of(store: &dyn PmcpStore) -> Vec<(String, Answer)> {
 
 async fn change_status(store: &dyn PmcpStore, from: TaskStatus, seen: &mut Seen) {
     for to in STATUSES {
-        // In ours the second call that ends a task succeeds.
+        // In this crate's store, the second call that ends a task succeeds.
         let ends_again = from == to && matches!(to, TaskStatus::Completed | TaskStatus::Failed);
         if !ends_again {
             let id = create_in(store, from).await;

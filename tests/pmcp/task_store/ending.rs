@@ -149,7 +149,7 @@ async fn a_result_is_returned_with_all_its_fields(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_error_is_returned_as_it_was_set(#[case] engine: Engine) {
+async fn an_error_is_returned_unchanged(#[case] engine: Engine) {
     let errors = [
         json!({ "code": -32603, "message": "m", "data": null }),
         json!({ "code": -32603, "message": "m", "retryAfter": 3 }),

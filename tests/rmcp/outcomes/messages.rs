@@ -119,7 +119,7 @@ async fn a_message_that_is_set_just_before_the_end_is_in_the_record(#[case] engi
 }
 
 #[tokio::test]
-async fn a_message_over_the_limit_is_cut_and_one_that_fills_the_record_does_not_cost_the_outcome() {
+async fn a_message_over_the_limit_is_cut_and_a_message_that_fills_the_record_does_not_prevent_the_outcome() {
     let gate = Intercept::new(Gate { most_bytes: 2_000, ..Gate::of(Arc::new(MemoryBackend::new())) });
     let config = StoreConfig::new().lease(LONG).max_status_message_bytes(10);
     let one = DurableTaskManager::new(TaskStore::with_config(on(&gate), config));

@@ -75,7 +75,7 @@ async fn shutdown_returns_within_its_limit_on_an_engine_that_does_not_answer(
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_waits_half_a_minute_for_outcomes_and_logs_one_line_for_each_lost_one() {
+async fn shutdown_waits_half_a_minute_for_outcomes_and_logs_one_line_for_each_lost_outcome() {
     let printed = Printed::default();
     let _subscribed = crate::support::subscribe(&printed, tracing::Level::INFO);
     let gate = memory();

@@ -96,7 +96,7 @@ async fn an_outcome_is_kept_until_it_is_stored_while_the_lease_can_be_renewed(#[
         let result = "x".repeat(10_000);
         let returned = result.clone();
         let task_id = spawn(&one, |_| async move { Ok(text(returned)) }).await;
-        // For many leases.
+        // The engine fails for many leases.
         until(|| gate.refused.load(Ordering::SeqCst) >= 15).await;
         gate.refuses_parts.store(false, Ordering::SeqCst);
         assert_eq!(said(&ended(&other, &task_id).await), result);
