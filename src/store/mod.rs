@@ -65,7 +65,7 @@ pub(crate) use split_calls::{SetResult, SplitCalls};
 pub use task_ref::{TaskPage, TaskRef};
 use write::ChangeKind;
 
-use crate::backend::{Agenda, OwnerId, PageRequest, StorageBackend, TaskId, TaskKey};
+use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};
 use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 
 /// The lifecycle of MCP tasks on an engine: creates tasks, changes them, and finds lost workers. Cheap to clone.
@@ -506,10 +506,6 @@ impl<B: Agenda> TaskStore<B> {
 
     pub(crate) fn call_timeout(&self) -> Duration {
         self.0.records_only().config.call_timeout
-    }
-
-    pub(crate) fn shared_backend(&self) -> &Arc<B> {
-        &self.0.records_only().engine.backend
     }
 
     /// Returns the maximum size of a status message.

@@ -22,9 +22,7 @@ use super::scheduler::Scheduler;
 use super::task_ref::TaskRef;
 use super::write::{ChangeKind, Write, Writer};
 use super::writers::WriterQueues;
-use crate::backend::{
-    Agenda, OwnerId, PageRequest, PutOptions, StorageBackend, StorageError, TaskKey, Version,
-};
+use crate::backend::{Agenda, OwnerId, PageRequest, PutOptions, StorageError, TaskKey, Version};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask, Task};
 
