@@ -222,14 +222,14 @@ impl MemoryBackend {
         Self::with_clock(SHARDS, move || (wall + started.elapsed()).as_micros() as u64)
     }
 
-    /// Sets the largest data of a record in bytes, 1 MiB unless set.
+    /// Sets the maximum size of a record's data, in bytes. The default is 1 MiB.
     #[must_use]
     pub fn max_value_bytes(mut self, max: usize) -> Self {
         self.max_value_bytes = max;
         self
     }
 
-    /// Sets the largest part in bytes, 4 MiB unless set.
+    /// Sets the maximum size of a part, in bytes. The default is 4 MiB.
     #[must_use]
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;

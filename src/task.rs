@@ -42,7 +42,7 @@ impl TaskStatus {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
-    /// Returns the status as JSON messages spell it.
+    /// Returns the name that the status has in JSON, for example `input_required`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Working => "working",
@@ -73,7 +73,7 @@ pub struct Lease {
     /// How many attempts ended because the worker was lost. A [release](crate::Attempt::release) does not count.
     #[serde(default, skip_serializing_if = "is_none_lost")]
     pub losses: u32,
-    /// How many times the holder has renewed the lease. If the number grows, the holder lives.
+    /// How many times the holder has renewed the lease. While the number grows, the holder is alive.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub renewals: u64,
     /// How many milliseconds the lease lasts from each renewal. Other instances use this duration, not their own setting.
@@ -82,15 +82,15 @@ pub struct Lease {
     /// next attempt.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
-    /// Fields of later versions of this crate. They are kept while the same attempt holds the lease. The next lease of the task
-    /// starts without them.
+    /// Fields that a later version of this crate wrote. The store keeps them while the same attempt holds the lease. The next
+    /// lease of the task starts without them.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Lease {
-    /// Returns whether somebody holds the lease at this time of the engine's clock. A deadline that is further ahead than a
-    /// renewal can set it counts as lapsed, because the clock was set back since.
+    /// Returns whether a worker holds the lease at the time `now` of the engine's clock. A deadline that is further ahead than a
+    /// renewal can set it counts as lapsed: the clock was set back after the renewal.
     pub fn is_live(&self, now: DateTime<Utc>) -> bool {
         self.holder.is_some() && now < self.deadline && self.deadline <= now + self.duration()
     }
@@ -103,12 +103,12 @@ impl Lease {
     }
 }
 
-/// What becomes of a task when its worker is lost.
+/// What happens to a task when its worker is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OnWorkerLost {
-    /// The task fails, so that no client polls for ever.
+    /// The task fails, so that no client polls forever.
     #[default]
     Fail,
     /// An instance that knows the operation by name runs it again, until the task has lost as many workers as
@@ -134,7 +134,7 @@ pub struct RpcError {
     /// More information, for programs.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub data: Option<Value>,
-    /// Fields of later versions of this crate. They are kept.
+    /// Fields that a later version of this crate wrote. The store keeps them.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -159,8 +159,8 @@ impl RpcError {
 ///
 /// * Fields that this version does not know are kept in [`extra`](Self::extra), in the `extra` of the [`Lease`] and in the
 ///   `extra` of the [`RpcError`], and written back.
-/// * An integer that a [`Value`] cannot hold reads as a floating point number. A store writes it back digit by digit, unless a
-///   caller replaces it.
+/// * An integer that is too large for a [`Value`] is read as a floating point number. The store writes all of its digits back,
+///   unless the caller replaces the number.
 /// * The JSON leaves out a payload that is [stored](Payload::Stored) as the part `input`, `output` or `checkpoint` of the record.
 ///   The part itself shows that the task has the payload.
 ///
@@ -209,7 +209,7 @@ pub struct Task {
     /// The client's answers so far, by the key of their request.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub input_responses: BTreeMap<String, Value>,
-    /// The requests of those answers, if another attempt may make them again.
+    /// The requests that the client has answered, if another attempt may make them again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub answered_requests: BTreeMap<String, Value>,
     /// Whether the client requested a cancel. The operation decides how the task ends.
@@ -227,13 +227,13 @@ pub struct Task {
     /// The lease. A task has none if it was created without a worker, or has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
-    /// The name under which the instances know the operation.
+    /// The name under which the instances registered the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// What becomes of the task when its worker is lost.
+    /// What happens to the task when its worker is lost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_worker_lost: OnWorkerLost,
-    /// How many workers a task that can resume may lose before it fails; `None` is 3.
+    /// A task that can resume fails when it has lost this many workers; `None` means 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
     /// Values that the server stores with the task for its own use.

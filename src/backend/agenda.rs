@@ -79,12 +79,12 @@ pub struct Due {
     pub queue: Queue,
     /// The task of the timer.
     pub key: TaskKey,
-    /// Identifies this take. The next `schedule` or `take_due` of the timer voids the token.
+    /// Identifies this take of the timer. The next `schedule` or `take_due` of the timer voids the token.
     pub token: String,
 }
 
 impl Due {
-    /// Creates a taken timer. For engines.
+    /// Creates a taken timer. Engines return it.
     pub fn new(queue: Queue, key: TaskKey, token: impl Into<String>) -> Self {
         Self { queue, key, token: token.into() }
     }
@@ -101,7 +101,7 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Creates the result of a take. For engines.
+    /// Creates the result of a [`take_due`](Agenda::take_due). Engines return it.
     pub fn new(due: Vec<Due>, next_in: Option<Duration>) -> Self {
         Self { due, next_in }
     }
@@ -112,7 +112,7 @@ impl Taken {
 pub enum Next {
     /// The timer fires again when this time has passed.
     After(Duration),
-    /// The timer is removed.
+    /// The engine removes the timer.
     Remove,
 }
 
@@ -127,7 +127,7 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// Creates a listed timer. For engines.
+    /// Creates a listed timer. Engines return it.
     pub fn new(key: TaskKey, due_at: DateTime<Utc>) -> Self {
         Self { key, due_at }
     }
@@ -141,12 +141,12 @@ pub struct TimerPage {
     pub timers: Vec<Timer>,
     /// The number of timers of the queue.
     pub total: u64,
-    /// The position of the next page. Only `None` ends the walk.
+    /// The cursor of the next page; `None` if there are no more pages.
     pub next: Option<Cursor>,
 }
 
 impl TimerPage {
-    /// Creates a page. For engines.
+    /// Creates a page. Engines return it.
     pub fn new(timers: Vec<Timer>, total: u64, next: Option<Cursor>) -> Self {
         Self { timers, total, next }
     }
@@ -156,14 +156,14 @@ impl TimerPage {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OwnerPage {
-    /// The owners. Any page may hold none.
+    /// The owners. A page may hold none, even if more pages follow.
     pub owners: Vec<OwnerId>,
-    /// The position of the next page. Only `None` ends the walk.
+    /// The cursor of the next page; `None` if there are no more pages.
     pub next: Option<Cursor>,
 }
 
 impl OwnerPage {
-    /// Creates a page. For engines.
+    /// Creates a page. Engines return it.
     pub fn new(owners: Vec<OwnerId>, next: Option<Cursor>) -> Self {
         Self { owners, next }
     }
@@ -173,7 +173,7 @@ impl OwnerPage {
 ///
 /// The record is the truth, and a timer is a hint. A timer fires at least once, and never later than asked by the engine's
 /// clock; if that clock is set back, it fires later by the step. The taker of a timer reads the record, acts, and resolves
-/// the timer. If the taker dies, the timer fires again when the time has passed for which `take_due` hid it.
+/// the timer. If the taker dies, the timer fires again once the `hide_for` of `take_due` has passed.
 ///
 /// [`LocalAgenda`](crate::LocalAgenda) wraps an engine without timers of its own.
 ///

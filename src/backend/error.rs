@@ -9,8 +9,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An error of a [`StorageBackend`](crate::StorageBackend).
 ///
-/// Most callers need two answers: may the same call succeed later ([`is_retryable`](Self::is_retryable)), and may a failed
-/// write have been applied ([`outcome_unknown`](Self::outcome_unknown))? No variant contains a password.
+/// Every error says whether the same call may succeed later ([`is_retryable`](Self::is_retryable)), and whether a failed write
+/// may have been applied ([`outcome_unknown`](Self::outcome_unknown)). No variant contains a password.
 ///
 /// # Examples
 /// ```
@@ -105,8 +105,8 @@ pub enum StorageError {
         /// The engine's own error, if there is one.
         source: Option<BoxError>,
     },
-    /// The server refuses the user: a wrong or missing password, or a missing permission. The record is unchanged. A user
-    /// with only some of the permissions that `docs/operations.md` lists may leave members of an index.
+    /// The server refuses the user: a wrong or missing password, or a missing permission. The record is unchanged. If the
+    /// user has only some of the permissions that `docs/operations.md` lists, a denied write may leave members in an index.
     #[error("denied by {address}: {}", Printable(.reason))]
     Denied {
         /// Host and port of the server.

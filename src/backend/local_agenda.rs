@@ -18,10 +18,10 @@ use super::record::{PutOptions, Record, Written};
 use super::storage::StorageBackend;
 use super::version::Version;
 
-/// Gives an engine an [`Agenda`] in the memory of this process.
+/// Wraps an engine, and adds an [`Agenda`] in the memory of this process.
 ///
-/// The timers run on the monotonic clock and end with the process. This process finds an orphan of another process only
-/// when it reads the task. [`owners`](Agenda::owners) is not supported.
+/// The timers run on the monotonic clock and end with the process. This process detects a lost worker of another
+/// process only when it reads the task of that worker. [`owners`](Agenda::owners) is not supported.
 ///
 /// ```
 /// use mcp_task_store::{LocalAgenda, MemoryBackend, TaskStore};
@@ -43,7 +43,7 @@ impl<B: StorageBackend> LocalAgenda<B> {
         Self { engine, timers: Timers::default(), started: Instant::now(), started_at: Utc::now() }
     }
 
-    /// Returns the engine.
+    /// Returns the wrapped engine.
     pub fn engine(&self) -> &B {
         &self.engine
     }

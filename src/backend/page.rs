@@ -10,7 +10,7 @@ use super::parts::PartSizes;
 use super::record::Record;
 use super::version::Version;
 
-/// The largest number of records of a page.
+/// The maximum number of records of a page.
 pub const MAX_PAGE_LIMIT: usize = 256;
 
 /// A request for a page: how many records, and after which [`Cursor`].
@@ -38,7 +38,7 @@ impl PageRequest {
         Self { limit, max_bytes: DEFAULT_MAX_BYTES, after: None }
     }
 
-    /// Sets about how many bytes of data the page may hold, 4 MiB unless set. The page ends before the record that would
+    /// Sets about how many bytes of data the page may hold. The default is 4 MiB. The page ends before the record that would
     /// exceed them, but holds at least one record if there is one.
     #[must_use]
     pub fn max_bytes(mut self, max: usize) -> Self {
@@ -89,11 +89,11 @@ impl fmt::Display for Cursor {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Page {
-    /// The readable records. Any page may hold fewer than the limit, or none.
+    /// The readable records. A page may hold fewer records than the limit, or none, even if more pages follow.
     pub records: Vec<ListedRecord>,
     /// The records of this page that the engine cannot read.
     pub corrupt: Vec<CorruptRecord>,
-    /// The position of the next page. Only `None` ends the walk.
+    /// The cursor of the next page; `None` if there are no more pages.
     pub next: Option<Cursor>,
 }
 
@@ -111,12 +111,12 @@ pub struct ListedRecord {
     pub expires_at: Option<DateTime<Utc>>,
     /// When the record was created, by the engine's clock. No two records of an owner share this time.
     pub created_at: DateTime<Utc>,
-    /// Names and sizes of its parts. [`part`](crate::StorageBackend::part) reads one.
+    /// The names and sizes of the parts. [`part`](crate::StorageBackend::part) reads a part.
     pub parts: PartSizes,
 }
 
 impl ListedRecord {
-    /// Creates a listed record. For engines.
+    /// Creates a listed record. Engines return it.
     pub fn new(task: TaskId, record: Record, created_at: DateTime<Utc>) -> Self {
         let Record { data, version, expires_at, parts } = record;
         Self { task, data, version, expires_at, created_at, parts }
@@ -134,7 +134,7 @@ pub struct CorruptRecord {
 }
 
 impl CorruptRecord {
-    /// Creates a corrupt record. For engines.
+    /// Creates a corrupt record. Engines return it.
     pub fn new(task: TaskId, reason: String) -> Self {
         Self { task, reason }
     }

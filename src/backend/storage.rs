@@ -14,7 +14,7 @@ use super::parts::{Part, PartName};
 use super::record::{PutOptions, Record, Written};
 use super::version::Version;
 
-/// The largest data of a record that an engine takes unless it is configured otherwise, in bytes.
+/// The default maximum size of a record's data, in bytes.
 pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 
 /// Stores versioned records by owner and task, with compare-and-swap, expiry, quotas, pages and notifications.
@@ -25,7 +25,7 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// The trait is object-safe. `Arc<B>` and `Arc<dyn StorageBackend>` are engines too.
 ///
 /// # Examples
-/// A compare-and-swap: read, change, and write only if nobody else has written meanwhile.
+/// A compare-and-swap reads a record, and writes it only if no other caller has written it meanwhile.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -58,7 +58,7 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// whole. The engine stays usable.
 ///
 /// # Contract
-/// * A record is *absent* once its expiry has come, for every call and at once, even if the engine still holds its bytes.
+/// * From its expiry on, a record is *absent* for every call, even if the engine still holds its bytes.
 /// * Every write is atomic over the record, its parts, its expiry and the listing. No reader and no crash sees half of a
 ///   write. A refused write has written nothing.
 /// * An update neither sends nor reads the parts that it does not name.

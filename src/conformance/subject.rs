@@ -16,7 +16,7 @@ use crate::backend::{
     TaskKey, Version,
 };
 
-/// What an engine cannot do. The suite skips the rules concerned and reports each with the reason.
+/// The features that an engine lacks. The suite skips the rules that need such a feature, and prints the reason.
 ///
 /// ```
 /// use mcp_task_store::conformance::Capabilities;
@@ -63,7 +63,7 @@ impl Capabilities {
         self
     }
 
-    /// States that the engine has no clock that it can read exactly.
+    /// States that the engine cannot read its clock exactly.
     #[must_use]
     pub fn no_engine_clock(mut self, reason: &'static str) -> Self {
         self.engine_clock = Err(reason);
@@ -77,15 +77,15 @@ impl Capabilities {
         self
     }
 
-    /// Sets the largest part that the engine is configured to take, in bytes.
+    /// Sets the maximum size of a part that the engine is configured to accept, in bytes.
     #[must_use]
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;
         self
     }
 
-    /// Sets how many records the suite inserts in one burst, 10,000 unless set. For an engine that syncs every write to a
-    /// slow disk.
+    /// Sets how many records the suite inserts in one burst. The default is 10,000. Use a lower number for an engine that
+    /// syncs every write to a slow disk.
     #[must_use]
     pub fn burst(mut self, records: u32) -> Self {
         self.burst = records;
@@ -93,8 +93,8 @@ impl Capabilities {
     }
 }
 
-/// Creates states that no call of the contract creates. Each provided method reports that the engine's hooks cannot do it,
-/// and the rules that need it are skipped.
+/// Creates states that no call of the contract creates, such as a damaged record. The suite skips the rules that need a method
+/// that you do not override.
 #[async_trait]
 pub trait Hooks: Send + Sync + 'static {
     /// Damages the stored record, so that the engine cannot read it. Returns whether it did.
@@ -126,7 +126,7 @@ struct NoHooks;
 
 impl Hooks for NoHooks {}
 
-/// An engine for one rule of the suite: fresh, so that it has no records and no timers.
+/// A fresh engine for one rule of the suite. It has no records and no timers.
 ///
 /// An [`Agenda`] alone is a subject. An engine without timers of its own becomes one by
 /// [`without_agenda`](Self::without_agenda).
@@ -169,7 +169,7 @@ impl Deref for Subject {
 }
 
 impl Subject {
-    /// Creates a subject from an engine that can do everything.
+    /// Creates a subject from an engine that has all capabilities.
     pub fn new(engine: impl Agenda) -> Self {
         Self {
             engine: Arc::new(engine),
@@ -185,7 +185,7 @@ impl Subject {
         Self::new(LocalAgenda::new(engine)).capabilities(Capabilities::default().no_owner_listing(NO_OWNERS))
     }
 
-    /// Sets what the engine cannot do. A subject [`without_agenda`](Self::without_agenda) never lists owners.
+    /// Sets which features the engine lacks. A subject [`without_agenda`](Self::without_agenda) never lists owners.
     #[must_use]
     pub fn capabilities(mut self, capabilities: Capabilities) -> Self {
         let owner_listing = self.capabilities.owner_listing.and(capabilities.owner_listing);

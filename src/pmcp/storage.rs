@@ -35,20 +35,20 @@ use crate::printable::{Chain, Printable};
 ///   the engines have no call without an owner. A listing reads all pages. It leaves out records that the engine cannot read,
 ///   and logs them.
 /// * **Expiry** is the `expiresAt` of the record, by the engine's clock, rounded up to the next millisecond. From that time on
-///   the record is gone for every call.
+///   the record is absent for every call.
 ///     * A record whose `expiresAt` is missing or `null`, or that is not a JSON object, does not expire.
-///     * A time in the past leaves the record for one millisecond. A time beyond 100 years counts as 100 years.
-///     * Text that is not an RFC 3339 time is rejected, because the record would stay for ever.
+///     * With a time in the past, the record expires after one millisecond. A time beyond 100 years counts as 100 years.
+///     * Text that is not an RFC 3339 time is rejected, because the record would stay forever.
 /// * **`put_if_version` never creates** a record: version 0 is a conflict, or `NotFound` if there is no record.
 /// * **`cleanup_expired`** returns 0 on engines whose server expires records.
-/// * **No parts.** The trait of `pmcp-tasks` stores one blob a task, so a record has no [parts](crate::PutOptions::parts). Every
+/// * **No parts.** The trait of `pmcp-tasks` stores one blob per task, so a record has no [parts](crate::PutOptions::parts). Every
 ///   update of a task sends its arguments and its result again, and every poll reads them. Together they are limited to the
 ///   size of a record's data. [`PmcpTaskStore`](super::PmcpTaskStore) does not have this cost.
 /// * **Quota.** `pmcp-tasks` lists and counts an owner's tasks before it creates one. The quota is not part of the write, so racing
 ///   creates can exceed it, and each create reads everything that the owner has stored.
 ///
 /// # Errors
-/// `NotFound`, also for a key that no record can have; `VersionConflict`; `CapacityExceeded` if the engine is full; `Backend` for
+/// `NotFound`, also for an invalid key; `VersionConflict`; `CapacityExceeded` if the engine is full; `Backend` for
 /// everything else.
 ///
 /// The source of `Backend` is the [`StorageError`]. The adapter also logs it, because `pmcp-tasks` passes on only the message. The

@@ -12,10 +12,10 @@ use crate::backend::{PartChange, PartChanges, PartName, PartSizes};
 /// A payload whose JSON has more bytes than this becomes a part of the record.
 pub(crate) const MAX_INLINE_BYTES: usize = 4096;
 
-/// A payload of a task, as the task was read.
+/// The arguments, the result or a checkpoint of a task, in the form in which the store has read it.
 ///
-/// Reading a task never loads a large payload. [`TaskStore::payload`](crate::TaskStore::payload) loads one. A payload that was
-/// not loaded has no value here, so a caller cannot mistake it for `null`, and no write sends it back.
+/// Reading a task never loads a large payload. To load one, call [`TaskStore::payload`](crate::TaskStore::payload). A payload
+/// that was not loaded has no value, so a caller cannot mistake it for `null`, and no write sends it back.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -44,7 +44,7 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// Returns the value of an inline payload; `None` for one that was not loaded.
+    /// Returns the value of an inline payload; `None` for a payload that was not loaded.
     pub fn as_inline(&self) -> Option<&Value> {
         match self {
             Self::Inline(value) => Some(value),
@@ -64,7 +64,7 @@ impl From<Value> for Payload {
     }
 }
 
-/// One of the payloads of a task.
+/// Selects one of the payloads of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PayloadKind {

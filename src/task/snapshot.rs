@@ -15,10 +15,10 @@ use crate::backend::{TaskKey, Version};
 /// How long a copy can save the read. See [`Snapshot`].
 const FRESH: Duration = Duration::from_secs(1);
 
-/// A task as it was read or written, which cannot be changed. Cheap to clone.
+/// A task as the store has read or written it. It cannot be changed, and is cheap to clone.
 ///
 /// It dereferences to the [`Task`]. `Task::clone(&snapshot)` and [`into_task`](Self::into_task) return a task that the caller can
-/// change. No call of the store accepts such a task as a copy:
+/// change. No call of the store accepts a changed task in place of a snapshot:
 ///
 /// ```
 /// # use mcp_task_store::{StoredTask, Task, TaskStatus};
@@ -36,17 +36,17 @@ const FRESH: Duration = Duration::from_secs(1);
 /// }
 /// ```
 ///
-/// # When a copy saves the read
-/// A call that takes a [`StoredTask`] writes over its version without a read only if all of this is true:
+/// # When a snapshot saves a read
+/// A call that takes a [`StoredTask`] writes without reading the record first, if all of these hold:
 ///
-/// * The same store has read it, under the key and the version that the `StoredTask` still has.
-/// * That was less than a second ago.
-/// * The engine has not [reconnected](crate::StorageBackend::generation) since.
+/// * The same store has read the task, under the key and the version that the `StoredTask` still has.
+/// * The store read the task less than a second ago.
+/// * The engine has not [reconnected](crate::StorageBackend::generation) since then.
 ///
-/// Otherwise the call reads the task. A version alone does not identify content. After a failover to a replica that lagged, or
-/// the restore of an older snapshot, the record counts from a lower version again, and other writes reach the number that the
-/// copy has. A compare-and-swap with that number would overwrite an acknowledged write. A proxy can hide the reconnect, so a copy
-/// saves the read for one second only.
+/// Otherwise the call reads the task first, because a version alone does not identify the content of a record. After a failover
+/// to a replica that lagged, or after the restore of a backup, the record has a lower version again. Then other writes raise the
+/// version to the number that the snapshot has, and a compare-and-swap with this number would overwrite an acknowledged write. A
+/// proxy can hide a reconnect, so a snapshot saves a read for one second only.
 #[derive(Clone)]
 pub struct Snapshot(Arc<TaskAtVersion>);
 
@@ -109,7 +109,7 @@ impl PartialEq for Snapshot {
 
 /// A task with the version under which it was read or written.
 ///
-/// Calls of [`TaskStore`](crate::TaskStore) take one in place of a key, which [can save](Snapshot) a read.
+/// Calls of [`TaskStore`](crate::TaskStore) accept a `StoredTask` in place of a key. This [can save](Snapshot) a read.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

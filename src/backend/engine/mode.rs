@@ -4,7 +4,7 @@ use crate::backend::error::StorageError;
 use crate::backend::key::TaskKey;
 use crate::backend::version::Version;
 
-/// What a write requires of the record: one mode behind [`put`](crate::StorageBackend::put) and
+/// What a write requires of the record. It covers both [`put`](crate::StorageBackend::put) and
 /// [`put_if_version`](crate::StorageBackend::put_if_version).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteMode {

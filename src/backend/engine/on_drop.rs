@@ -4,8 +4,8 @@
 #[derive(Debug)]
 pub struct OnDrop<F: FnOnce()>(Option<F>);
 
-/// Creates a guard that runs `f` when it is dropped: also if the future that holds the guard is cancelled, and if the
-/// task that holds it panics.
+/// Creates a guard that runs `f` when it is dropped, also if the future that holds the guard is cancelled, or the Tokio task
+/// that holds it panics.
 ///
 /// ```
 /// use mcp_task_store::backend::engine::on_drop;

@@ -4,7 +4,7 @@ use crate::backend::error::StorageError;
 use crate::backend::key::{OwnerId, stable_hash};
 use crate::backend::page::{Cursor, MAX_PAGE_LIMIT, PageRequest};
 
-/// The bounds of a page, checked.
+/// The bounds of a page, from a request that was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PageBounds {
@@ -34,7 +34,8 @@ impl PageBounds {
     }
 }
 
-/// Creates the cursor behind the record of `owner` at `position`, usually its time of creation.
+/// Creates the cursor of the page that follows the record of `owner` at `position`. The position is usually the time at which
+/// the record was created.
 pub fn cursor(owner: &OwnerId, position: u64) -> Cursor {
     Cursor::from(format!("{position:x}.{:016x}", check_sum(owner, position)))
 }

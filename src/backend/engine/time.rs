@@ -21,8 +21,8 @@ pub fn from_micros(micros: u64) -> DateTime<Utc> {
 
 /// Converts the expiry of a write to whole milliseconds, rounded up; `None` for `Keep` and `Never`.
 ///
-/// A clock in whole milliseconds has already passed part of the current one. An engine with such a clock adds 1 to the
-/// result, or a record would expire up to 1 ms early.
+/// If the engine's clock counts whole milliseconds, add 1 to the result. Part of the current millisecond has already passed, so
+/// the record would otherwise expire up to 1 ms early.
 ///
 /// # Errors
 /// [`StorageError::InvalidExpiry`] for a duration outside 1 ms to 100 years.

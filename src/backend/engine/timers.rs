@@ -82,7 +82,7 @@ impl Timers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what [`Agenda::schedule`](crate::Agenda::schedule) says.
+    /// Implements [`Agenda::schedule`](crate::Agenda::schedule).
     ///
     /// # Errors
     /// [`StorageError::InvalidExpiry`] for a delay of more than 100 years.
@@ -106,7 +106,7 @@ impl Timers {
         Ok(())
     }
 
-    /// Does what [`Agenda::take_due`](crate::Agenda::take_due) says.
+    /// Implements [`Agenda::take_due`](crate::Agenda::take_due).
     ///
     /// # Errors
     /// [`StorageError::InvalidExpiry`] for a delay of more than 100 years.
@@ -142,7 +142,7 @@ impl Timers {
         Ok(Taken::new(due, next_in))
     }
 
-    /// Does what [`Agenda::resolve`](crate::Agenda::resolve) says.
+    /// Implements [`Agenda::resolve`](crate::Agenda::resolve).
     ///
     /// # Errors
     /// [`StorageError::InvalidExpiry`] for a delay of more than 100 years.
@@ -175,7 +175,7 @@ impl Timers {
         Ok(is_valid)
     }
 
-    /// Does what [`Agenda::wakeups`](crate::Agenda::wakeups) says.
+    /// Implements [`Agenda::wakeups`](crate::Agenda::wakeups).
     pub fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
         let (wake, woken) = watch::channel(());
         self.queues().subscribers.push((queues.to_vec(), wake));
@@ -188,7 +188,7 @@ impl Timers {
         }))
     }
 
-    /// Does what [`Agenda::timers`](crate::Agenda::timers) says.
+    /// Implements [`Agenda::timers`](crate::Agenda::timers).
     ///
     /// # Errors
     /// [`StorageError::InvalidPage`] for a cursor that is malformed.

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use super::on_drop::{OnDrop, on_drop};
 use crate::backend::error::StorageError;
 
-/// What an engine notifies the subscribers of a record of. A subscriber sees only the latest change, so a change must not
-/// depend on those before it.
+/// A notification to the subscribers of a record. A subscriber receives only the latest change, so a change must not depend on
+/// earlier ones.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Change {
@@ -111,7 +111,7 @@ fn remove_unused<K: Eq + Hash>(senders: &Weak<Mutex<Senders<K>>>, key: &K) {
     }
 }
 
-/// A watch that is notified: receives the changes of one record from its [`Watchers`].
+/// Receives the changes of one record from its [`Watchers`].
 pub struct Subscription {
     changes: watch::Receiver<Change>,
     /// Must be dropped after `changes`: it removes the entry of a record that has no receiver left.
@@ -134,7 +134,7 @@ impl Subscription {
         Some(self.changes.borrow_and_update().clone())
     }
 
-    /// Skips the changes so far. The caller reads the record afterwards, so it sees their effect.
+    /// Skips all changes so far. Read the record afterwards, to see their effect.
     pub fn skip(&mut self) {
         self.changes.mark_unchanged();
     }
