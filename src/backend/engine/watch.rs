@@ -306,7 +306,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_watch_ends_after_an_error_that_is_not_retryable() {
         let denied = || {
-            let (address, reason) = ("a server".to_owned(), "no right to read".to_owned());
+            let (address, reason) = ("a server".to_owned(), "no permission to read".to_owned());
             Err(StorageError::Denied { address, reason, source: None })
         };
         let watchers = Watchers::default();
