@@ -271,21 +271,21 @@ pub trait Agenda: StorageBackend {
     ) -> Result<Taken, StorageError>;
 
     /// Moves or removes a timer that was taken. Returns whether the call had an effect: it has none if the timer was
-    /// scheduled or taken again since.
+    /// scheduled or taken again meanwhile.
     async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError>;
 
-    /// Streams an item whenever a timer of these queues may be due sooner than the last [`take_due`](Self::take_due)
-    /// returned. An item may come without a reason. The stream does not end. It must be polled within a Tokio runtime.
+    /// Streams an item whenever a timer of these queues may be due sooner than the `next_in` of the last
+    /// [`take_due`](Self::take_due) stated. An item may come without a reason. The stream does not end. It must be polled within a Tokio runtime.
     fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()>;
 
-    /// Returns one page of the owners that have records. For operators: the call may cost a bounded scan of all records. An
+    /// Returns one page of the owners that have records. Operators use it. The call may scan all records, in bounded steps. An
     /// owner that appears or disappears meanwhile may be missing, or may be on two pages.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError>;
 
-    /// Returns one page of the timers of a queue, and their number. It takes no timer. For operators.
+    /// Returns one page of the timers of a queue, and their number. It takes no timer. Operators use it.
     ///
     /// # Errors
     /// `InvalidPage` for a cursor that is malformed.

@@ -196,8 +196,8 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// Returns one page of the owner's live records without their parts, newest first by creation: at most
     /// [`limit`](PageRequest::new) records, and about [`max_bytes`](PageRequest::max_bytes) of data.
     ///
-    /// A walk to the end (`next` is `None`) returns every record that lived throughout exactly once, whatever is created,
-    /// deleted or expires meanwhile. A page may be short or empty before the end.
+    /// A walk to the end (`next` is `None`) returns every record that exists during the whole walk exactly once, even if other
+    /// records are created, deleted or expire meanwhile. A page may be short or empty before the end.
     ///
     /// # Errors
     /// `InvalidPage` for a limit outside 1 to 256, and for a cursor that is malformed or belongs to another owner.
@@ -207,20 +207,21 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// itself does nothing and returns 0.
     async fn cleanup_expired(&self) -> Result<u64, StorageError>;
 
-    /// Asks the engine for its clock, where the record of this key is stored. Call it before you end anything because of
-    /// the time.
+    /// Reads the engine's clock, on the server that stores the record of this key. Call it before you end a task because its
+    /// time has passed.
     ///
     /// # Errors
-    /// `Unavailable`, `Denied` or `Backend` if the engine cannot be asked.
+    /// `Unavailable`, `Denied` or `Backend` if the engine's clock cannot be read.
     async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError>;
 
-    /// Estimates the engine's clock without a round trip: as last seen, advanced by the monotonic clock of this process.
+    /// Estimates the engine's clock without a round trip: the last time that the engine reported, advanced by the monotonic clock
+    /// of this process.
     ///
     /// The estimate may lag. It leads only after the engine's clock was set back, or after a failover to a server whose clock
     /// is behind, until the next reply.
     fn now(&self) -> DateTime<Utc>;
 
-    /// Returns the largest data of a record in bytes: [`DEFAULT_MAX_VALUE_BYTES`] unless the engine is configured otherwise.
+    /// Returns the maximum size of a record's data in bytes. The default is [`DEFAULT_MAX_VALUE_BYTES`].
     /// [`TaskStore`](crate::TaskStore) reserves the last kibibyte for leases, cancels and the end of a task.
     fn max_value_bytes(&self) -> usize {
         DEFAULT_MAX_VALUE_BYTES
@@ -229,9 +230,9 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// Returns a number that grows whenever the engine may have switched to another server, or to a server that lost writes:
     /// with each connection that breaks, and with each that is re-created.
     ///
-    /// After a failover, or after the restore of an older snapshot, a record counts again from a lower version. A version
-    /// that was read under another number may then stand for other content, so [`TaskStore`](crate::TaskStore) reads a task
-    /// again before it writes.
+    /// After a failover, or after the restore of a backup, a record can have a lower version again, and later writes reuse the
+    /// versions above it for other content. So if this number has grown since [`TaskStore`](crate::TaskStore) read a task, it
+    /// reads the task again before it writes.
     ///
     /// The provided method always returns 0. It suits an engine that never loses an acknowledged write, or whose records
     /// end with this process. An engine that cannot detect a switch returns a greater number each time. An engine that
@@ -242,17 +243,17 @@ pub trait StorageBackend: Send + Sync + 'static {
 
     /// Streams a notification for every change of the record, from any process.
     ///
-    /// The first item comes once the watch is live: a reader that reads after it receives an item for each later change.
-    /// Several changes may share one item. An item may come without a change. A [quiet](PutOptions::quiet) write may have no
+    /// The first item comes once the watch is live. If you read the record after an item, an item follows for each later
+    /// change. Several changes may share one item. An item may come without a change. A [quiet](PutOptions::quiet) write may have no
     /// item. The stream ends when the record is deleted or expires. It ends without an item if the record was absent.
     ///
     /// Dropping the stream ends the watch. The method must be called, and the stream polled, within a Tokio runtime. An
     /// engine without notifications calls [`watch_by_polling`](crate::backend::engine::watch_by_polling).
     ///
     /// # Errors
-    /// An item is an error if the engine cannot be asked or cannot receive notifications. After a
-    /// [retryable](StorageError::is_retryable) error the watch continues, and its next good item stands for everything that
-    /// was missed. After any other error the stream ends.
+    /// An item is an error if the engine cannot be reached or cannot receive notifications. After a
+    /// [retryable](StorageError::is_retryable) error the watch continues, and its next item without an error stands for all
+    /// changes that it missed. After any other error the stream ends.
     fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>>;
 }
 
