@@ -42,7 +42,7 @@ impl TaskStatus {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
-    /// Returns the status as JSON messages spell it.
+    /// Returns the name that the status has in JSON, for example `input_required`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Working => "working",

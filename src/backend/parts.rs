@@ -10,10 +10,10 @@ use bytes::Bytes;
 use super::error::StorageError;
 use super::version::Version;
 
-/// The largest number of parts of a record.
+/// The maximum number of parts of a record.
 pub const MAX_PARTS: usize = 4;
 
-/// The largest part that an engine takes unless it is configured otherwise, in bytes.
+/// The default maximum size of a part, in bytes.
 pub const DEFAULT_MAX_PART_BYTES: usize = 4 * 1024 * 1024;
 
 /// The longest name of a part, in bytes.
@@ -35,7 +35,7 @@ impl PartName {
     /// Creates a name at compile time.
     ///
     /// # Panics
-    /// If the name is not legal. In a constant this is a compile error.
+    /// If the name is not legal. For a constant, the compiler reports the panic as an error.
     pub const fn from_static(name: &'static str) -> Self {
         assert!(is_legal(name.as_bytes()), "a name of a part is 1 to 32 of a-z, 0-9 and '_'");
         Self(Cow::Borrowed(name))
@@ -105,7 +105,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// Creates a part. For engines.
+    /// Creates a part. Engines return it.
     pub fn new(data: impl Into<Bytes>, version: Version) -> Self {
         Self { data: data.into(), version }
     }

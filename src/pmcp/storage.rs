@@ -49,7 +49,7 @@ use crate::printable::{Chain, Printable};
 ///   creates can exceed it, and each create reads everything that the owner has stored.
 ///
 /// # Errors
-/// `NotFound`, also for a key that no record can have; `VersionConflict`; `CapacityExceeded` if the engine is full; `Backend` for
+/// `NotFound`, also for an invalid key; `VersionConflict`; `CapacityExceeded` if the engine is full; `Backend` for
 /// everything else.
 ///
 /// The source of `Backend` is the [`StorageError`]. The adapter also logs it, because `pmcp-tasks` passes on only the message. The

@@ -78,7 +78,7 @@ impl RedisBackend {
     /// Use [`builder`](Self::builder) for other settings, for Sentinel and for a cluster.
     ///
     /// # Errors
-    /// The errors of [`RedisBuilder::connect`]. An unreachable server is reported within 2 s.
+    /// The errors of [`RedisBuilder::connect`]. If the server cannot be reached, the call fails within 2 s.
     pub async fn connect(url: &str) -> Result<Self, StorageError> {
         Self::builder().connect(url).await
     }
@@ -111,7 +111,7 @@ impl RedisBuilder {
 
     /// Sets the time limit for a connection: 1 ms to 1 h. The default is 2 s.
     ///
-    /// It limits construction as a whole, however many servers you name, and each later attempt to reconnect.
+    /// It limits each `connect` method as a whole, for any number of servers, and each later attempt to reconnect.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
@@ -128,7 +128,7 @@ impl RedisBuilder {
 
     /// Sets the maximum size of a record's data in bytes: 1 byte to 512 MiB. The default is 1 MiB.
     ///
-    /// Larger data is refused before anything is sent.
+    /// A call with more data fails, and nothing is sent.
     pub fn max_value_bytes(mut self, max: usize) -> Self {
         self.max_value_bytes = max;
         self
@@ -136,8 +136,8 @@ impl RedisBuilder {
 
     /// Sets the maximum size of a part in bytes: 1 byte to 512 MiB. The default is 4 MiB.
     ///
-    /// Larger parts are refused before anything is sent. Writing or reading a part occupies the server for about 3 ms a MiB,
-    /// and all other calls wait meanwhile.
+    /// A call with a larger part fails, and nothing is sent. Writing or reading a part occupies the server for about 3 ms per
+    /// MiB, and all other calls wait meanwhile.
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;
         self
@@ -154,7 +154,7 @@ impl RedisBuilder {
     /// applied the write, and a failover to a replica without it would lose it. [`TaskStore`](crate::TaskStore) reports this
     /// error, because it cannot resolve the outcome by reading.
     ///
-    /// Confirmed writes are lost less often, not never. The sentinels may promote a replica without the write, and a replica
+    /// A failover can still lose a confirmed write, but rarely. The sentinels may promote a replica without the write, and a replica
     /// confirms what it holds in memory (<https://redis.io/docs/latest/commands/wait/>). A read never waits, and may return a
     /// write that is not confirmed.
     ///
@@ -188,8 +188,8 @@ impl RedisBuilder {
     /// The backend ignores the user and the password of the URL. Sentinels still receive those of their own URLs.
     ///
     /// The [connect timeout](Self::connect_timeout) includes the time that `provide` takes. If `provide` fails, the call that
-    /// waits for the connection fails with [`Unavailable`](StorageError::Unavailable), and a later call calls it again. Errors
-    /// and the log repeat the messages of its error and of the error's causes, so these must hold no secret.
+    /// waits for the connection fails with [`Unavailable`](StorageError::Unavailable), and a later call invokes it again. Errors
+    /// and the log contain the messages of its error and of the error's causes, so these must contain no secret.
     ///
     /// # Examples
     /// ```no_run

@@ -70,7 +70,7 @@ use crate::scripts::{DELETE, Delete, LIST, List, Listed, UnexpectedReply};
 ///
 /// A record is a hash at `{prefix}:tasks:{owner}:{task}`. One sorted set for each owner lists the owner's records. A write is
 /// one Lua script, atomic over both keys. A `get` is one `HMGET`. A page is one script for the ids and one pipeline for
-/// their hashes. The server's clock alone decides what has expired, and the server removes it.
+/// their hashes. The server's clock alone decides what has expired, and the server removes expired keys.
 ///
 /// A clone is cheap: all clones share two connections, one of them for pages and parts.
 ///
@@ -79,7 +79,7 @@ use crate::scripts::{DELETE, Delete, LIST, List, Listed, UnexpectedReply};
 /// [`outcome_unknown`](StorageError::outcome_unknown): read the record before you write again.
 ///
 /// # Cancellation safety
-/// A dropped call may have been sent, and the server may still apply it.
+/// If the future of a call is dropped, the command may have been sent, and the server may still apply it.
 ///
 /// # Examples
 /// ```no_run

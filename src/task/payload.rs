@@ -44,7 +44,7 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// Returns the value of an inline payload; `None` for one that was not loaded.
+    /// Returns the value of an inline payload; `None` for a payload that was not loaded.
     pub fn as_inline(&self) -> Option<&Value> {
         match self {
             Self::Inline(value) => Some(value),
@@ -64,7 +64,7 @@ impl From<Value> for Payload {
     }
 }
 
-/// One of the payloads of a task.
+/// Selects one of the payloads of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PayloadKind {

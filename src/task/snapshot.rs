@@ -18,7 +18,7 @@ const FRESH: Duration = Duration::from_secs(1);
 /// An immutable copy of a task, as a call read or wrote it. Cheap to clone.
 ///
 /// It dereferences to the [`Task`]. `Task::clone(&snapshot)` and [`into_task`](Self::into_task) return a task that the caller can
-/// change. No call of the store accepts such a task as a copy:
+/// change. No call of the store accepts a changed task in place of a snapshot:
 ///
 /// ```
 /// # use mcp_task_store::{StoredTask, Task, TaskStatus};

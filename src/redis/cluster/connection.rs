@@ -47,7 +47,7 @@ impl Target {
 enum Verdict {
     /// The caller receives the failure.
     Fail(CommandError),
-    /// No node ran the command. Send it to this one.
+    /// No node ran the command. The caller sends it to this node.
     Redirect(Target),
     /// No node ran the command, and another master may serve the slot by now.
     Refresh(CommandError),
