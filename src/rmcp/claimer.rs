@@ -124,7 +124,7 @@ impl<B: Agenda> Claimer<B> {
                 }
                 Err(error) => {
                     tracing::debug!(error, "tasks that wait for a worker could not be taken");
-                    back_off.longer()
+                    back_off.next_pause()
                 }
             };
             tokio::select! {

@@ -194,7 +194,7 @@ impl TaskContext {
                 }
             }
             tokio::select! {
-                () = sleep(back_off.longer()) => {}
+                () = sleep(back_off.next_pause()) => {}
                 () = self.cancelled() => return Err(TaskExit::Cancelled),
             }
         }

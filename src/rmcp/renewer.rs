@@ -44,7 +44,7 @@ async fn connect_until_success<B>(connect: impl AsyncFn() -> Result<B, StorageEr
                 tracing::debug!(error = %Chain(&error), "the dedicated renewals have no connection yet")
             }
         }
-        sleep(back_off.longer()).await;
+        sleep(back_off.next_pause()).await;
     }
 }
 

@@ -144,8 +144,9 @@ pub enum TaskError {
 impl TaskError {
     /// Returns the code of the JSON-RPC error that a server replies.
     ///
-    /// -32602 (invalid params) is for mistakes of the caller, including the id of an unknown, expired or foreign task (MCP
-    /// Tasks extension, SEP-2663, "Protocol Errors"). -32603 (internal error) is for the storage and the quota.
+    /// -32602 (invalid params) is for mistakes of the caller, including the id of an unknown, expired or foreign task
+    /// (MCP Tasks extension, SEP-2663, "Protocol Errors"). -32603 (internal error) is for every other error, such as
+    /// a failed storage engine or a full quota.
     pub fn code(&self) -> i64 {
         match self {
             Self::NotFound { .. }
