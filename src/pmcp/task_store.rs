@@ -44,10 +44,10 @@ const PAGE: usize = 20;
 /// * **A task ends once.** `pmcp` ends a task in two calls, in either order: `set_result` and
 ///   `update_status(Completed)`, or `set_error` and `update_status(Failed)`. The first call ends the task, so no
 ///   crash between the two leaves it open. The second call adds the part that is missing: the result, the error, or
-///   the status message. A call never replaces a part that an ended task has: it fails with `InvalidTransition`. So
-///   does a result for a cancelled task.
-/// * **More rounds of input.** Once all requests are answered, requests under new keys may follow. A key that the task has used
-///   before is rejected with `Internal`.
+///   the status message. A call that would replace a part of an ended task fails with `InvalidTransition`. So does a
+///   result for a cancelled task.
+/// * **More rounds of input.** Once all requests are answered, requests under new keys may follow. A call with a key
+///   that the task has used before fails with `Internal`.
 /// * **Time.** A task whose TTL elapses before it has ended is failed with "TTL elapsed". After the TTL, a call that the status
 ///   does not allow fails with `Expired`. The engine keeps an ended task, with its result, for its TTL and the
 ///   [retention](crate::StoreConfig::retention). After that the task is `NotFound`.
@@ -55,17 +55,17 @@ const PAGE: usize = 20;
 /// * **Pages.** A cursor that `list` did not return is rejected. A page before the last one may be short or empty.
 /// * **Races.** Racing writes are applied one after the other, as in [`TaskStore`]. None is rejected only because of the race.
 ///
-/// `pmcp`'s trait has no cooperative cancel, no arguments and no variables: its `cancel` makes a task cancelled at once.
-/// [`tasks`](Self::tasks) is the same store with all of these. A task whose cancel was requested there accepts no more input
-/// requests here.
+/// `pmcp`'s trait has no cooperative cancel, no arguments and no variables: its `cancel` makes a task cancelled at
+/// once. [`tasks`](Self::tasks) is the same store with all of these. If a cancel was requested through that store,
+/// the adapter accepts no more input requests for the task.
 ///
 /// # Errors
 /// `NotFound` if the task does not exist, has expired, or belongs to another owner, and for an id that no task can
 /// have; `InvalidTransition` if the status does not allow the call; `Expired` as above; `Internal` with a reason for
 /// a quota, a limit and an invalid call.
 ///
-/// An error of the engine is logged with its source. `Internal` states only its kind, because the text reaches the client. It
-/// names no host.
+/// An error of the engine is logged with its source. `Internal` states only the kind of the error and names no host,
+/// because its text reaches the client.
 ///
 /// # Cancellation safety
 /// If the future of a call is dropped, its change is applied as a whole or not at all.

@@ -1,4 +1,4 @@
-//! Follows the task of a run: hands its changes to the operation, and detects when the run must end.
+//! Follows the task of a run: passes changes of the task to the operation, and detects when the run must end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +88,7 @@ async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSi
     None
 }
 
-/// Waits until the operation of a void attempt has stopped, and aborts it after [`ABORT_AFTER`].
+/// Waits until the operation of a void attempt has stopped. Aborts the operation after [`ABORT_AFTER`].
 async fn wait_for_void_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSignal) -> RunEnd {
     tokio::select! {
         ended = &mut run.operation => ended.map_or(RunEnd::Aborted, RunEnd::Ended),

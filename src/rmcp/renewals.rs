@@ -1,5 +1,5 @@
-//! The renewals of one lease while an operation runs and while its outcome is stored. They run in a task of their own, so
-//! nothing that a run waits for delays them.
+//! The renewals of one lease while an operation runs and while its outcome is stored. They run in a Tokio task of
+//! their own, so no other call of the run delays them.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ impl RenewalSignals {
         self.requested.notify_one();
     }
 
-    /// Returns when the next renewal begins.
+    /// Waits until the next renewal begins.
     pub(super) async fn renewal_begins(&self) {
         self.begins.notified().await;
     }
@@ -87,7 +87,8 @@ pub(super) struct LeaseRenewal<B> {
     delay: RenewalDelay,
     /// Limits how many renewals of the manager begin at once.
     admission: Arc<Semaphore>,
-    /// When the next renewal is due. The first one counts from the begin of the run, however late this task is first polled.
+    /// When the next renewal is due. The time of the first renewal counts from the start of the run, even if the
+    /// runtime polls the renewals late.
     due_at: Instant,
     /// The store of the dedicated renewals, which replaces that of the attempt.
     dedicated_store: Option<watch::Receiver<TaskStore<B>>>,
@@ -152,14 +153,14 @@ impl<B: Agenda> LeaseRenewal<B> {
         let limit = call_timeout(self.store.lease_duration(), lease_left(&self.store, self.deadline));
         let attempt = self.attempt();
         let renewed = tokio::select! {
-            // The write is dropped, so that it does not conflict with what the run writes next.
+            // Drop the write, so that it does not conflict with the next write of the run.
             () = self.report.closed() => return None,
             renewed = timeout(limit, admitted(permit, attempt.renew())) => renewed,
         };
         self.publish(renewed, since, limit)
     }
 
-    /// Returns the attempt, which writes through the store of its renewals.
+    /// Returns the attempt over the store that the renewals use.
     fn attempt(&self) -> Attempt<B> {
         match &self.dedicated_store {
             Some(store) => self.attempt.over(&store.borrow()),
@@ -191,7 +192,8 @@ impl<B: Agenda> LeaseRenewal<B> {
         Some(third.min(MAX_RETRY_DELAY))
     }
 
-    /// Reports that a renewal is late. No operation can delay dedicated renewals, so they are not reported.
+    /// Reports that a renewal is late. No operation can delay dedicated renewals, so this function does not report
+    /// them.
     fn report_delay(&self) {
         let third = self.store.lease_duration() / 3;
         let late = self.due_at.elapsed();
@@ -201,8 +203,8 @@ impl<B: Agenda> LeaseRenewal<B> {
     }
 }
 
-/// Waits for a call that was admitted. A slow call admits the next one after 100 ms, so that servers that hang do not delay
-/// the renewals on servers that answer.
+/// Waits for a call that was admitted. A slow call releases its permit after 100 ms, so that servers that hang do not
+/// delay the renewals on servers that answer.
 async fn admitted<T>(permit: Option<OwnedSemaphorePermit>, call: impl Future<Output = T>) -> T {
     const SLOW: Duration = Duration::from_millis(100);
     let mut call = pin!(call);

@@ -92,8 +92,8 @@ impl Drop for SlotGuard {
     }
 }
 
-/// A run without its slot. An operation that stops waiting drops this value. The run then acquires a slot if one is free, and
-/// continues without one otherwise, because a destructor cannot wait.
+/// A run that has yielded its slot. If the operation stops its wait, it drops this value. The run then acquires a
+/// slot if one is free. Otherwise it continues without a slot, because a destructor cannot wait.
 pub(super) struct YieldedSlot<'a>(&'a Slot);
 
 impl YieldedSlot<'_> {

@@ -36,7 +36,7 @@ pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSign
 
 /// Stops the operation and releases its lease. Another instance resumes the task if it can resume.
 async fn stop<B: Agenda>(mut run: Run<B>, shutdown: &ShutdownSignal) {
-    // This gives an operation that is about to end the chance to end by itself.
+    // An operation that is about to end can end by itself meanwhile.
     tokio::task::yield_now().await;
     run.operation.abort();
     match timeout(STOP_TIMEOUT, &mut run.operation).await {

@@ -150,8 +150,8 @@ impl StoreConfig {
         self
     }
 
-    /// Sets the number of lost workers at which a task that can resume fails; 3 by default, at least 1. At the third
-    /// lost worker the task then fails with "gave up after 3 attempts: the worker was lost".
+    /// Sets the number of lost workers at which a task that can resume fails; 3 by default, at least 1. With 3, the
+    /// task fails at its third lost worker, with the message "gave up after 3 attempts: the worker was lost".
     ///
     /// A release does not count, so deploys never use up the attempts of a task. A later change of this setting does
     /// not affect existing tasks. [`NewTask::max_attempts`](crate::NewTask::max_attempts) sets the number for a

@@ -60,7 +60,7 @@ struct TaskAtVersion {
 }
 
 /// Where and when a task was read or written. The store determines the origin before it calls the engine, so no copy
-/// is younger than its origin says.
+/// is older than its origin states.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
     /// The client of the engine, by its number in this process.
