@@ -199,9 +199,9 @@ async fn an_orphan_is_claimed_once_and_every_write_of_the_lost_worker_is_rejecte
     assert_eq!(other.get(&key).await.unwrap(), before);
     next.complete(json!("by the second")).await.unwrap();
     assert_refused!(lost.complete(json!("by the first")).await, TaskError::InvalidTransition { .. });
-    assert!(other.claim(&key).await.unwrap().is_none(), "it has ended");
-    let gone = TaskKey { owner: owner("bob"), task: key.task };
-    assert!(other.claim(&gone).await.unwrap().is_none(), "there is no such task");
+    assert!(other.claim(&key).await.unwrap().is_none(), "the task has ended");
+    let foreign = TaskKey { owner: owner("bob"), task: key.task };
+    assert!(other.claim(&foreign).await.unwrap().is_none(), "there is no such task");
 }
 
 #[apply(on_every_engine)]

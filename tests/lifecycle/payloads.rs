@@ -1,5 +1,5 @@
-//! Arguments, results and checkpoints: large ones are parts of the record. Only the calls that are about a payload load or
-//! send it.
+//! Arguments, results and checkpoints: large payloads are parts of the record. Only calls that set or load a payload
+//! transfer it.
 
 mod any_sequence;
 #[cfg(feature = "rmcp")]
@@ -97,7 +97,7 @@ async fn a_payload_over_4_kib_is_a_part_and_is_loaded_as_it_was_set(
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_null_is_a_result_and_a_checkpoint_and_no_arguments(#[case] engine: Engine) {
+async fn a_result_and_a_checkpoint_may_be_null_and_null_arguments_count_as_none(#[case] engine: Engine) {
     let (_store, _, tasks) = open(engine).await;
     let (created, attempt) = tasks.start(&owner("alice"), call().arguments(Value::Null)).await.unwrap();
     assert_payload(&tasks, &created, PayloadKind::Input, None).await;
@@ -155,7 +155,7 @@ async fn every_end_of_a_task_removes_its_checkpoint(
 }
 
 #[tokio::test]
-async fn a_checkpoint_is_at_most_100_deep() {
+async fn a_checkpoint_is_nested_at_most_100_levels_deep() {
     let (_store, _, tasks) = open(Engine::Memory).await;
     let (_, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     let nested = |depth| (1..depth).fold(json!(1), |inner, _| json!([inner]));

@@ -229,7 +229,7 @@ async fn a_context_that_outlives_its_operation_holds_no_slot(#[case] engine: Eng
         Box::pin(async move {
             let (asking, asked) = (context.clone(), Arc::<tokio::sync::Notify>::default());
             let asks = Arc::clone(&asked);
-            // This task waits for longer than the operation runs.
+            // This Tokio task waits for longer than the operation runs.
             tokio::spawn(async move {
                 {
                     let mut request = Box::pin(asking.request_input("a", elicitation("A?")));

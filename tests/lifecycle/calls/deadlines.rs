@@ -198,7 +198,7 @@ async fn while_the_outcome_of_a_write_is_resolved_the_next_writer_continues() {
     assert!(poll!(lost.as_mut()).is_pending());
     double.set(Server::Answers);
     let error = lost.await.unwrap_err();
-    assert!(error.outcome_unknown(), "another write has its version: {error:?}");
+    assert!(error.outcome_unknown(), "the next write has used the version: {error:?}");
     let task = tasks.get(&created.key).await.unwrap().task;
     assert_eq!((&task.status_message, &task.variables["next"]), (&None, &json!(true)));
 }

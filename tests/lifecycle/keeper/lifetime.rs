@@ -75,7 +75,11 @@ async fn a_keeper_ends_with_the_last_clone_of_its_store() {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the keeper ends");
-    assert_eq!(record(&*engine, &stored.key).await.status, TaskStatus::Working, "other stores find it");
+    assert_eq!(
+        record(&*engine, &stored.key).await.status,
+        TaskStatus::Working,
+        "other stores find the lost worker"
+    );
 }
 
 #[test]
@@ -126,7 +130,7 @@ fn a_keeper_whose_runtime_does_not_run_is_replaced_at_the_next_call_on_another_r
         assert_eq!(
             record(&*engine, &stored.key).await.status,
             TaskStatus::Working,
-            "its keeper may still act"
+            "the keeper still counts as alive"
         );
         tokio::time::advance(Duration::from_secs(120)).await;
         assert_refused!(tasks.get(&absent).await, TaskError::NotFound { .. });

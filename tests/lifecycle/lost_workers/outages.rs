@@ -78,10 +78,10 @@ async fn all(backend: &RedisBackend, count: usize, expected: impl Fn(&Task) -> b
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
-    tokio::time::timeout(PATIENCE * 5, looking).await.expect("the tasks change as expected");
+    tokio::time::timeout(PATIENCE * 5, looking).await.expect("all tasks become as expected");
 }
 
-/// Returns how long after its last renewal a worker is found whose process has died.
+/// Kills the process of a worker. Returns how long after the last renewal a keeper finds the lost worker.
 async fn found_after(backend: &RedisBackend, lease: Duration) -> Duration {
     let agenda: Arc<dyn Agenda> = Arc::new(backend.clone());
     let life = async move {

@@ -86,7 +86,7 @@ async fn a_lease_lasts_as_long_as_it_states_whatever_the_observer_is_configured_
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(super::PATIENCE, moved).await.expect("a keeper takes it");
+    tokio::time::timeout(super::PATIENCE, moved).await.expect("a keeper takes the timer");
     assert_eq!(store.get(&stored.key).await.unwrap().version, stored.version);
     attempt.renew().await.unwrap();
 }

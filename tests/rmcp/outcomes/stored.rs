@@ -9,7 +9,7 @@ use rmcp::task_manager::TaskOptions;
 use rstest_reuse::apply;
 use tokio::sync::oneshot;
 
-use super::{memory, on};
+use super::{agenda, memory};
 use crate::support::rmcp::*;
 use crate::support::{Engine, Printed, on_every_engine};
 
@@ -90,7 +90,7 @@ async fn an_outcome_is_kept_until_it_is_stored_while_the_lease_can_be_renewed(#[
     let store = engine.open().await;
     for error in [unreachable_error, backend_error, denied_error] {
         let gate = Gate::with(&store, error);
-        let one = manager(&on(&gate), SHORT);
+        let one = manager(&agenda(&gate), SHORT);
         let other = manager(&store.backend, SHORT);
         gate.refuses_parts.store(true, Ordering::SeqCst);
         let result = "x".repeat(10_000);
@@ -110,7 +110,7 @@ async fn an_outcome_whose_reply_is_lost_is_stored_once_and_not_reported_as_void(
     let gate = Intercept::new(Gate { error: backend_error, ..Gate::of(Arc::new(MemoryBackend::new())) });
     // The run receives no notification of the end of its task.
     gate.watch_hangs.store(true, Ordering::SeqCst);
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     let loses = Arc::clone(&gate);
     let task_id = spawn(&one, |_| async move {
         loses.loses_replies.store(true, Ordering::SeqCst);
@@ -129,7 +129,7 @@ async fn an_outcome_whose_reply_is_lost_is_stored_once_and_not_reported_as_void(
 #[tokio::test]
 async fn an_outcome_that_cannot_be_stored_is_dropped_once_the_ttl_has_elapsed() {
     let gate = memory();
-    let one = manager(&on(&gate), Duration::from_secs(3));
+    let one = manager(&agenda(&gate), Duration::from_secs(3));
     gate.refuses_parts.store(true, Ordering::SeqCst);
     let options = TaskOptions::new().with_ttl_ms(1_000);
     let operation =
@@ -144,7 +144,7 @@ async fn an_outcome_that_cannot_be_stored_is_dropped_once_the_ttl_has_elapsed() 
 #[tokio::test]
 async fn a_record_that_cannot_be_read_ends_the_run() {
     let gate = memory();
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     let (finish, finished) = oneshot::channel::<()>();
     let task_id = spawn(&one, |_| async move {
         finished.await.unwrap();
