@@ -38,8 +38,8 @@ const PAGE: usize = 20;
 /// # build().unwrap();
 /// ```
 ///
-/// It answers like `pmcp`'s `InMemoryTaskStore`: a page has 20 tasks, and a longer TTL is cut to the configured maximum. It
-/// differs in the following:
+/// It answers like `pmcp`'s `InMemoryTaskStore`: a page has 20 tasks, and a TTL over the configured maximum is cut to
+/// the maximum. It differs in the following:
 ///
 /// * **A task ends once.** `pmcp` ends a task in two calls, in either order: `set_result` and
 ///   `update_status(Completed)`, or `set_error` and `update_status(Failed)`. The first call ends the task, so no
@@ -48,9 +48,9 @@ const PAGE: usize = 20;
 ///   result for a cancelled task.
 /// * **More rounds of input.** Once all requests are answered, requests under new keys may follow. A call with a key
 ///   that the task has used before fails with `Internal`.
-/// * **Time.** A task whose TTL elapses before it has ended is failed with "TTL elapsed". After the TTL, a call that the status
-///   does not allow fails with `Expired`. The engine keeps an ended task, with its result, for its TTL and the
-///   [retention](crate::StoreConfig::retention). After that the task is `NotFound`.
+/// * **Time.** A task whose TTL elapses before it has ended fails with the message "TTL elapsed". After the TTL, a
+///   call that the status does not allow fails with `Expired`. The engine keeps an ended task, with its result, for
+///   its TTL and the [retention](crate::StoreConfig::retention). After that the task is `NotFound`.
 /// * **Limits.** A TTL of 0 is rejected, and so is everything over the limits of [`StoreConfig`](crate::StoreConfig).
 /// * **Pages.** A cursor that `list` did not return is rejected. A page before the last one may be short or empty.
 /// * **Races.** Racing writes are applied one after the other, as in [`TaskStore`]. None is rejected only because of the race.

@@ -90,7 +90,7 @@ pub(super) struct LeaseRenewal<B> {
     /// When the next renewal is due. The time of the first renewal counts from the start of the run, even if the
     /// runtime polls the renewals late.
     due_at: Instant,
-    /// The store of the dedicated renewals, which replaces that of the attempt.
+    /// The store of the dedicated renewals, which replaces the store of the attempt.
     dedicated_store: Option<watch::Receiver<TaskStore<B>>>,
 }
 

@@ -12,7 +12,8 @@ use super::shutdown::ShutdownSignal;
 use crate::backend::Agenda;
 use crate::printable::Chain;
 
-/// The time limit of each step of stopping an operation. The process is about to end, and a lease lapses by itself.
+/// The time limit of each step when a shutdown stops a run. The process is about to end, and a lease that was not
+/// released lapses by itself.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Supervises a run until its operation has ended and the outcome is stored, or until the run is stopped.

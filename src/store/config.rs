@@ -174,8 +174,8 @@ impl StoreConfig {
     /// Sets the time limit of one call of the store as a whole; 10 s by default, at least 1 ms. Set it higher than
     /// the time limit of one call of the engine.
     ///
-    /// The limit includes waiting for other writers of the task, reads, back-offs, the write, and the reads that
-    /// resolve an unknown outcome. A call that exceeds it fails with
+    /// The limit includes reads, back-offs, the write, the reads that resolve an unknown outcome, and the wait for
+    /// other writers of the task. A call that exceeds it fails with
     /// [`Unavailable`](crate::StorageError::Unavailable). The error says that the outcome is unknown only if the call
     /// has sent a write whose outcome is not known.
     ///

@@ -87,8 +87,8 @@ pub enum TaskError {
         /// The quota.
         quota: u64,
     },
-    /// A value is larger or longer than the store allows, or there are too many values.
-    #[error("{what}: {actual} is over the limit of {limit}")]
+    /// A value is larger, longer or nested more deeply than the store allows, or there are too many values.
+    #[error("{what}: {actual} is over the limit of {limit}; reduce it")]
     LimitExceeded {
         /// The limited quantity and its unit.
         what: String,

@@ -72,8 +72,8 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 ///
 /// Every change reads the task, checks whether the change is allowed, and writes the task only if no other writer has
 /// written it since the read. Otherwise the change starts again. So each of several racing updates is applied, or
-/// fails with an error of the lifecycle. For example, progress on a cancelled task is an
-/// [`InvalidTransition`](TaskError::InvalidTransition), never a version conflict.
+/// fails with an error of the lifecycle. For example, a status message for a cancelled task fails with
+/// [`InvalidTransition`](TaskError::InvalidTransition), never with a version conflict.
 ///
 /// A call takes a task by its [`TaskKey`], or by the [`StoredTask`] that an earlier call returned. A `StoredTask`
 /// that is less than a second old [saves a read](crate::Snapshot). If the `StoredTask` is outdated, the call reads
@@ -108,13 +108,13 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 /// driver enabled.
 ///
 /// # Payloads
-/// Arguments, results and checkpoints whose JSON is over 4 KiB are parts of the record. Other changes do not send
-/// these parts, and reads do not load them: in a task that was read, such a payload is
+/// Arguments, results and checkpoints whose JSON is over 4 KiB are parts of the record. Only the change that sets
+/// such a payload sends its part. A read of the task does not load the part: in a task that was read, the payload is
 /// [`Payload::Stored`](crate::Payload::Stored). [`payload`](Self::payload) loads a payload.
 ///
 /// # Time limit
-/// Every call ends within [`StoreConfig::call_timeout`], whatever the engine does. The limit includes waiting for
-/// other writers of the task, reads, writes and back-offs. A call that exceeds it fails with
+/// Every call ends within [`StoreConfig::call_timeout`], whatever the engine does. The limit includes reads, writes,
+/// back-offs, and the wait for other writers of the task. A call that exceeds it fails with
 /// [`StorageError::Unavailable`](crate::StorageError::Unavailable). [`wait`](Self::wait) has no limit, but each of
 /// its reads has.
 ///

@@ -38,7 +38,7 @@ async fn assert_limit(
     match outcome {
         Err(error @ TaskError::LimitExceeded { .. }) => {
             assert_eq!((error.code(), error.is_retryable()), (-32602, false));
-            assert!(error.to_string().ends_with(&format!("over the limit of {limit}")), "{error}");
+            assert!(error.to_string().ends_with(&format!("over the limit of {limit}; reduce it")), "{error}");
         }
         other => panic!("{other:?}"),
     }

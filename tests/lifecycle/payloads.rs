@@ -167,7 +167,7 @@ async fn a_checkpoint_is_nested_at_most_100_levels_deep() {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_checkpoint_notifies_no_subscriber_and_changes_nothing_that_a_client_sees(#[case] engine: Engine) {
+async fn a_checkpoint_does_not_change_the_time_of_the_last_update(#[case] engine: Engine) {
     let (store, _, tasks) = open(engine).await;
     let (created, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     store.until(created.task.created_at + Duration::from_millis(5)).await;
@@ -246,7 +246,7 @@ async fn a_task_that_expires_or_loses_its_worker_keeps_its_arguments_and_loses_i
     recording.sent();
     for key in keys {
         let failed = tokio::time::timeout(Duration::from_secs(60), tasks.wait(&key)).await;
-        let failed = failed.expect("the call fails").unwrap();
+        let failed = failed.expect("the wait ends").unwrap();
         assert_eq!(failed.task.status, TaskStatus::Failed);
         assert_payload(&tasks, &failed, PayloadKind::Input, Some(&arguments)).await;
         assert_payload(&tasks, &failed, PayloadKind::Checkpoint, None).await;
@@ -347,7 +347,10 @@ async fn a_payload_over_the_maximum_is_rejected_and_nothing_is_written(#[case] e
         assert!(matches!(error, TaskError::LimitExceeded { .. }), "{error:?}");
         assert_eq!((error.code(), error.is_retryable()), (-32602, false));
         let text = error.to_string();
-        assert!(text.contains(part) && text.ends_with("4194305 is over the limit of 4194304"), "{text}");
+        assert!(
+            text.contains(part) && text.ends_with("4194305 is over the limit of 4194304; reduce it"),
+            "{text}"
+        );
     };
     let error = tasks.create(&owner("alice"), call().arguments(too_large())).await.unwrap_err();
     assert_limit(error, "input");

@@ -32,7 +32,7 @@ fn part() -> PartName {
 }
 
 /// Waits until both connections work again. Without RESP3, only the first call over a connection detects that it was closed.
-async fn heals(backend: &RedisBackend) {
+async fn until_connected(backend: &RedisBackend) {
     for _ in 0..2 {
         if let Err(error) = backend.get(&key("alice", "t1")).await {
             assert!(error.is_retryable(), "{error:?}");
@@ -128,9 +128,9 @@ async fn a_truncated_reply_is_unavailable_at_every_byte(#[case] parameters: &str
             if cut_off > 250 {
                 break;
             }
-            heals(&backend).await;
+            until_connected(&backend).await;
         }
-        heals(&backend).await;
+        until_connected(&backend).await;
         assert!(cut_off > 3, "call {number} was cut off {cut_off} times");
     }
 }
