@@ -199,8 +199,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         wire::detailed(&self.0.store, &stored).await
     }
 
-    /// Answers `tasks/update`: delivers the client's answers to the operation, on whichever instance it runs. The store
-    /// ignores answers to requests that are not open.
+    /// Answers `tasks/update`: delivers the client's answers to the operation, on any instance. The store ignores
+    /// answers to requests that are not open.
     ///
     /// # Errors
     /// As [`get_task`](Self::get_task); [`LimitExceeded`](TaskError::LimitExceeded) if an answer is too large or
@@ -215,8 +215,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         self.0.store.deliver_inputs(&key, input_responses).await.map(drop)
     }
 
-    /// Answers `tasks/cancel`: asks the operation to stop, on whichever instance it runs. The operation decides how the task
-    /// ends. A task that waits for a worker is cancelled at once. A task that has ended stays as it is.
+    /// Answers `tasks/cancel`: asks the operation to stop, on any instance. The operation decides how the task ends.
+    /// A task that waits for a worker is cancelled at once. A task that has ended stays as it is.
     ///
     /// # Errors
     /// As [`get_task`](Self::get_task).

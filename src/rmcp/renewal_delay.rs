@@ -1,4 +1,4 @@
-//! Reports renewals that come late because something blocked their runtime.
+//! Reports renewals that begin late because something blocked their runtime.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -123,7 +123,7 @@ impl<B: Agenda> LeaseRenewal<B> {
     pub(super) async fn run(mut self) {
         loop {
             let is_due = self.wait_until_due().await;
-            // Whichever event ended the wait, the renewal may be overdue.
+            // The renewal may be overdue after each of the three events.
             self.report_delay();
             if !is_due {
                 return;

@@ -92,7 +92,7 @@ impl Answers {
         self.count_call(owner, read, CallKind::LargeRead).await
     }
 
-    /// Waits for the answer to a write. If no answer comes, the engine may have applied the write.
+    /// Waits for the answer to a write. Without an answer, the engine may have applied the write or not.
     pub(super) async fn count_write<T>(
         &self,
         owner: Option<&OwnerId>,

@@ -235,7 +235,7 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Stores a checkpoint for the next attempt. It replaces the previous checkpoint. A checkpoint states, for
-    /// example, how far the work has come.
+    /// example, which steps of the work are done.
     ///
     /// The next attempt loads it with [`TaskStore::payload`](crate::TaskStore::payload). The end of the task removes it. A
     /// checkpoint changes nothing that a client sees, and subscribers receive no notification.

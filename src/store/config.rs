@@ -84,7 +84,7 @@ impl StoreConfig {
     }
 
     /// Sets the TTL of a task that states no TTL; one hour by default. `None` is unlimited. If
-    /// [`max_ttl`](Self::max_ttl) is shorter, such a task gets the maximum.
+    /// [`max_ttl`](Self::max_ttl) is shorter, such a task has the maximum TTL.
     pub fn default_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.default_ttl = ttl.into();
         self

@@ -149,8 +149,8 @@ async fn a_run_that_waits_for_input_stops_at_once_although_all_slots_are_taken(#
     for task_id in &asking {
         asks(&one, task_id).await;
     }
-    one.register("for ever", |_, _| Box::pin(std::future::pending()));
-    released(&backend, "for ever", 1).await;
+    one.register("forever", |_, _| Box::pin(std::future::pending()));
+    released(&backend, "forever", 1).await;
     until(|| one.running_task_count() == 3).await;
     // The first waits for its answer; the second has its answer and waits for a slot.
     one.update_task(&alice(), &asking[1], [("a".to_owned(), json!(1))]).await.unwrap();
@@ -166,8 +166,8 @@ async fn a_run_that_waits_for_input_stops_at_once_although_all_slots_are_taken(#
 async fn a_task_that_a_call_of_this_instance_started_needs_no_slot(#[case] engine: Engine) {
     let backend = engine.open().await;
     let one = instance(&backend, 1);
-    one.register("for ever", |_, _| Box::pin(std::future::pending()));
-    released(&backend, "for ever", 2).await;
+    one.register("forever", |_, _| Box::pin(std::future::pending()));
+    released(&backend, "forever", 2).await;
     until(|| one.running_task_count() == 1).await;
     let working = register_work(&one, Duration::from_millis(50));
     let mut task_ids = Vec::new();

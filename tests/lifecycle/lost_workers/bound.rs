@@ -75,13 +75,13 @@ async fn an_operation_whose_attempt_is_dropped_three_times_fails_with_a_reason(#
     let store = engine.open().await;
     let tasks = open(&store.backend, config(LONG));
     let (key, attempt) = start(&tasks, resumable()).await;
-    assert_eq!(record(&*store, &key).await.max_attempts, None, "the default is not written");
+    assert_eq!(record(&*store, &key).await.max_attempts, None, "the record does not contain the default");
     drop(attempt);
     for number in [2, 3] {
         until(&*store, &key, waits_for_a_worker).await;
         let attempt = claim(&tasks, &key).await;
         assert_eq!(attempt.number(), number);
-        // The writes of the holder keep the count.
+        // The writes of the holder do not change the number of losses.
         let renewed = attempt.renew().await.unwrap();
         assert_eq!(losses(&renewed.task), number - 1);
     }
@@ -119,7 +119,7 @@ async fn ten_releases_in_a_row_do_not_count(#[case] engine: Engine) {
 #[rstest]
 #[case::of_the_task(Some(1), None, 1, "gave up after 1 attempt: the worker was lost")]
 #[case::of_the_store(None, Some(2), 2, "gave up after 2 attempts: the worker was lost")]
-#[case::of_both_that_of_the_task(Some(5), Some(1), 5, "gave up after 5 attempts: the worker was lost")]
+#[case::of_the_task_if_both_have_one(Some(5), Some(1), 5, "gave up after 5 attempts: the worker was lost")]
 #[case::at_least_one(Some(0), Some(0), 1, "gave up after 1 attempt: the worker was lost")]
 #[tokio::test]
 async fn the_bound_comes_from_the_task_or_else_from_the_store_that_created_it(

@@ -25,7 +25,7 @@ struct Load {
     lease: Duration,
 }
 
-/// A call outlasts a short pause of the server.
+/// The time limit of a call is longer than a short pause of the server.
 fn patient(lease: Duration) -> StoreConfig {
     config(lease).call_timeout(Duration::from_secs(2))
 }
@@ -153,7 +153,7 @@ async fn survive_an_outage_of_two_leases(load: Load) {
         "figure | {operations} live leases of {lease:?} are renewed again after the server came back | {:.1?}",
         back.elapsed()
     );
-    // No later observation finds these workers lost either.
+    // No later observation declares these workers lost.
     tokio::time::sleep(lease * 4 / 3 + Duration::from_secs(2)).await;
     all(&reader, operations, |task| task.lease.as_ref().is_some_and(|lease| lease.attempt == 1)).await;
 

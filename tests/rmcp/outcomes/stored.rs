@@ -25,8 +25,9 @@ mod behind_a_proxy {
     use crate::support::redis::{Namespace, Server};
     use crate::support::refusing::Refusing;
 
-    /// The proxy answers every call with this error, from before the outcome until 1.5 s later. The lease lasts 3 s.
-    async fn an_outcome_survives(error: &str) {
+    /// The proxy answers every call with this error, from just before the operations end until 1.5 s later. The lease
+    /// lasts 3 s.
+    async fn assert_outcome_survives(error: &str) {
         const LEASE: Duration = Duration::from_secs(3);
         let server = Server::start(&[]);
         let port = server.url().rsplit(':').next().unwrap().parse().unwrap();
@@ -75,12 +76,15 @@ mod behind_a_proxy {
 
     #[tokio::test]
     async fn an_outcome_survives_a_proxy_without_an_upstream() {
-        tokio::join!(an_outcome_survives("-upstream failure"), an_outcome_survives("-no upstream host"));
+        tokio::join!(
+            assert_outcome_survives("-upstream failure"),
+            assert_outcome_survives("-no upstream host")
+        );
     }
 
     #[tokio::test]
     async fn an_outcome_survives_a_limit_of_requests() {
-        an_outcome_survives("-ERR max daily request limit exceeded").await;
+        assert_outcome_survives("-ERR max daily request limit exceeded").await;
     }
 }
 
