@@ -212,7 +212,7 @@ impl TaskContext {
         self.state.borrow().stored.task.on_worker_lost == OnWorkerLost::Resume
     }
 
-    /// Sets the status message of the task: a sentence for people that says how far the work is.
+    /// Sets the status message of the task: a sentence for people about the progress of the work.
     ///
     /// The call returns at once, so an operation can call it as often as it needs. The runtime writes the newest message at
     /// most four times a second, and the last one together with the outcome. While the engine fails, the runtime

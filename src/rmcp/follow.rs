@@ -134,7 +134,7 @@ fn apply_read_error<B: Agenda>(run: &Run<B>, error: &TaskError) {
         return run.set_void(error);
     }
     tracing::debug!(error = %Chain(error), "a worker could not read its task");
-    // A renewal reads the task too, and is repeated until it succeeds.
+    // A renewal reads the task, too, and the renewals try again until one succeeds.
     run.renewals.request_renewal();
 }
 

@@ -68,7 +68,7 @@ impl RenewalHandle {
         Arc::clone(&self.signals)
     }
 
-    /// Returns the deadline of the lease by the last renewal.
+    /// Returns the deadline of the lease after the last renewal.
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         match &*self.reports.borrow() {
             RenewalReport::Renewed { stored, .. } => stored.task.lease.as_ref().map(|lease| lease.deadline),
@@ -119,7 +119,7 @@ impl<B: Agenda> LeaseRenewal<B> {
         self.run().await;
     }
 
-    /// Renews the lease each third of its duration until the attempt is void or its run has ended.
+    /// Renews the lease each time a third of its duration has passed, until the attempt is void or its run has ended.
     pub(super) async fn run(mut self) {
         loop {
             let is_due = self.wait_until_due().await;

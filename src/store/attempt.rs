@@ -19,10 +19,10 @@ use crate::task::{RpcError, StoredTask, Task};
 
 /// The right to work on a task, until its lease is lost or the task ends.
 ///
-/// [`TaskStore::start`](crate::TaskStore::start) and [`TaskStore::claim`](crate::TaskStore::claim) return one. The
-/// lease lapses unless the worker [renews](Self::renew) it in time. Every other change that the attempt makes renews
-/// the lease, too. A worker can still renew a lease that has lapsed, until another instance has declared the worker
-/// lost. After that, and once the task has ended, the store rejects every change of the attempt.
+/// [`TaskStore::start`](crate::TaskStore::start) and [`TaskStore::claim`](crate::TaskStore::claim) return an attempt.
+/// The lease lapses unless the worker [renews](Self::renew) it in time. Every other change that the attempt makes
+/// renews the lease, too. A worker can still renew a lease that has lapsed, until another instance has declared the
+/// worker lost. After that, and once the task has ended, the store rejects every change of the attempt.
 ///
 /// At most one attempt at a task can write at a time. Effects outside of the store may overlap with the next attempt, until
 /// the worker detects that its lease is lost.
@@ -185,8 +185,8 @@ impl<B: Agenda> Attempt<B> {
     /// request counts as a request of this attempt, and may already have its answer.
     ///
     /// # Errors
-    /// [`InputKeyUsed`](TaskError::InputKeyUsed) if this attempt has used the key, or an earlier attempt has used it for
-    /// another request; the errors of [`TaskStore::request_input`](crate::TaskStore::request_input).
+    /// [`InputKeyUsed`](TaskError::InputKeyUsed) if this attempt has used the key, or if an earlier attempt has used
+    /// it for another request; the errors of [`TaskStore::request_input`](crate::TaskStore::request_input).
     pub async fn request_input(
         &self,
         key: impl Into<String>,

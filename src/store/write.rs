@@ -19,12 +19,12 @@ use crate::task::{StoredTask, Task, TaskStatus};
 
 /// How many write ids a record has at most.
 const MAX_WRITE_IDS: usize = 4;
-/// How long to wait before each attempt to resolve the outcome of a write.
+/// How long to wait before each try to resolve the outcome of a write.
 const RESOLVE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 /// How many bytes of a record only leases, cancels and the end of the task may use.
 const RESERVE: usize = 1024;
 
-/// What a change is for.
+/// The purpose of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChangeKind {
     /// Progress of the work. Other changes overtake it in the queue of writers.
@@ -130,7 +130,7 @@ impl<'a> Write<'a> {
             .map(|write| Self { event: Some(Event::Created), ..write })
     }
 
-    /// Prepares a write over the version that a changed task was read at.
+    /// Prepares the write of a changed task over the version `expected`, at which the task was read.
     pub(super) fn update(
         writer: &Writer<'_>,
         key: &'a TaskKey,
@@ -214,7 +214,7 @@ impl<'a> Write<'a> {
     /// * The record has the id of the write: the engine applied it.
     /// * The record has the version and the last write id from before: the engine did not apply it. The store can
     ///   send the write again, because at most one of the two copies can still find that version.
-    /// * Neither: the outcome is unknown, and the error says so.
+    /// * In every other case the outcome is unknown, and the error says so.
     ///
     /// The version alone is not enough: a server that has lost acknowledged writes at a restart assigns the same
     /// versions again.

@@ -60,7 +60,7 @@ async fn an_idle_store_finds_every_orphan(#[case] engine: Engine) {
         }
         join_all(begun.iter().map(|(_, attempt)| attempt.renew())).await;
         let keys: Vec<TaskKey> = begun.iter().map(|(stored, _)| stored.key.clone()).collect();
-        // The runtime drops the attempts after the keeper of the store.
+        // A process that dies drops no attempt.
         std::mem::forget(begun);
         (keys, Instant::now())
     })

@@ -175,7 +175,7 @@ async fn a_checkpoint_does_not_change_the_time_of_the_last_update(#[case] engine
     assert_eq!(kept.task.last_updated_at, created.task.last_updated_at);
 }
 
-// What is sent and loaded
+// Which calls send and load payloads
 
 #[apply(on_every_engine)]
 #[tokio::test]
@@ -413,7 +413,7 @@ async fn no_call_reaches_the_records_of_a_reserved_owner(#[case] engine: Engine)
     assert_eq!(store.get(&key).await.unwrap().version, Version::FIRST);
 }
 
-// Writes that get no answer
+// Writes without an answer
 
 #[apply(on_every_engine)]
 #[tokio::test]

@@ -267,7 +267,8 @@ async fn all_tasks_of_an_owner_are_listed_over_several_pages(#[case] engine: Eng
     let (_store, adapter) = open(engine).await;
     let written = tasks(adapter.clone());
     let mut records = Vec::new();
-    // The test writes past the store, which reads all records for each create.
+    // The test writes the other records through the adapter, because the store of `pmcp-tasks` reads all records for
+    // each create.
     let template = written.create("alice", "tools/call", None).await.unwrap();
     records.push(template.task.task_id.clone());
     for n in 1..600 {

@@ -115,7 +115,7 @@ async fn runs_that_wait_for_input_hold_no_slot_and_acquire_one_before_they_conti
         let counted = Arc::clone(&counted);
         Box::pin(async move {
             let answer = context.request_input("a", elicitation("A?")).await?;
-            // Long enough that four operations overlap on a busy machine.
+            // The work takes long enough that four operations overlap on a busy machine.
             counted.work(Duration::from_millis(500)).await;
             Ok(text(answer.to_string()))
         })
@@ -152,7 +152,7 @@ async fn a_run_that_waits_for_input_stops_at_once_although_all_slots_are_taken(#
     one.register("forever", |_, _| Box::pin(std::future::pending()));
     released(&backend, "forever", 1).await;
     until(|| one.running_task_count() == 3).await;
-    // The first waits for its answer; the second has its answer and waits for a slot.
+    // The first run waits for its answer. The second run has its answer and waits for a slot.
     one.update_task(&alice(), &asking[1], [("a".to_owned(), json!(1))]).await.unwrap();
     for task_id in &asking {
         one.cancel_task(&alice(), task_id).await.unwrap();

@@ -145,7 +145,7 @@ async fn a_task_that_a_shutdown_releases_starts_on_another_instance_at_once(#[ca
     println!(
         "figure | released by a shutdown, started by another instance | median {median:.1?}, longest {longest:.1?} of 20"
     );
-    // Ten times the promised 100 ms.
+    // This is ten times the promised 100 ms.
     assert!(longest < Duration::from_secs(1), "{times:?}");
 }
 
@@ -220,7 +220,7 @@ async fn a_manager_ends_with_its_last_clone_although_its_runs_continue() {
 async fn a_lease_is_renewed_for_as_long_as_the_operation_runs(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, SHORT).await;
     let task_id = spawn(&one, |context| async move {
-        // Many leases, and longer than an observation.
+        // The operation runs for many leases, and for longer than an observation.
         tokio::time::sleep(SHORT * 8).await;
         Ok(text(format!("attempt {}", context.attempt())))
     })

@@ -22,7 +22,7 @@ async fn created() -> (Arc<Intercept<Double>>, Tasks, StoredTask) {
     (double, tasks, created)
 }
 
-/// Returns how many reads a change by this copy costs.
+/// Returns how many reads a change of this copy needs.
 async fn reads(double: &Double, tasks: &Tasks, copy: &StoredTask) -> usize {
     let before = double.counts().0;
     tasks.set_status_message(copy, "on it").await.unwrap();

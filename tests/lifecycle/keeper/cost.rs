@@ -16,7 +16,8 @@ use crate::support::spy::Spy;
 
 const WORKERS: usize = 20;
 
-/// Starts `count` tasks on `worker`, spread over the workers and over a third of the lease, and renews them until aborted.
+/// Starts [`WORKERS`] Tokio tasks. Together they start `count` tasks in the store `worker`, over a third of the
+/// lease, and renew the leases until they are aborted.
 async fn start_workers(
     worker: &Tasks,
     count: usize,

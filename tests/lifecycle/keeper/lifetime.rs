@@ -89,7 +89,7 @@ fn a_keeper_starts_again_at_the_next_call_after_its_runtime_has_ended() {
     let engine: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let tasks = first.block_on(async { open(&engine, LONG) });
     let (stored, attempt) = first.block_on(tasks.start(&owner("alice"), plain())).unwrap();
-    // The runtime ends the run silently.
+    // The keeper ends with its runtime.
     drop(first);
     drop(attempt);
     runtime().block_on(async {
@@ -136,7 +136,7 @@ fn a_keeper_whose_runtime_does_not_run_is_replaced_at_the_next_call_on_another_r
         assert_refused!(tasks.get(&absent).await, TaskError::NotFound { .. });
         until(&*engine, &stored.key, has_ended).await;
     });
-    // The second runtime has ended with its keeper. The first runtime is driven again.
+    // The second runtime has ended with its keeper. The first runtime runs again.
     parked.block_on(async {
         let (stored, attempt) = tasks.start(&owner("alice"), plain()).await.unwrap();
         drop(attempt);

@@ -1,4 +1,4 @@
-//! A server that stops for two leases: no worker that continues after it is lost.
+//! A server stops for two leases. No worker that renews its lease afterwards is declared lost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::support::elsewhere::elsewhere;
 use crate::support::redis::Server;
 use crate::support::{in_a_process_that_dies, owner};
 
-/// What runs while the server stops.
+/// The operations that run while the server stops.
 struct Load {
     operations: usize,
     argument_bytes: usize,
