@@ -20,7 +20,7 @@ const SESSION_ID: &str = "mcp-session-id";
 ///
 /// # Examples
 /// A layer in front of the server verifies the token of a request and inserts an [`OwnerId`] into the request's
-/// extensions. Over HTTP the SDK passes them on in the `Parts` of the request:
+/// extensions. Over HTTP the SDK passes these extensions on in the `Parts` of the request:
 /// ```
 /// use http::request::Parts;
 /// use mcp_task_store::{OwnerId, OwnerSource};

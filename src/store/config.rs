@@ -143,8 +143,8 @@ impl StoreConfig {
         self
     }
 
-    /// Sets how many compare-and-swaps of one call may conflict with other processes; 64 by default, at least 1.
-    /// After that the call fails with [`Contended`](crate::TaskError::Contended).
+    /// Sets the number of compare-and-swaps after which a call fails with [`Contended`](crate::TaskError::Contended)
+    /// if all of them conflicted with other processes; 64 by default, at least 1.
     pub fn max_conflicts(mut self, max: u32) -> Self {
         self.max_conflicts = max.max(1);
         self

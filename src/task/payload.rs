@@ -163,7 +163,7 @@ impl Task {
 
 /// Returns the JSON of a value that is too large to stay inline.
 fn large_json(value: &Value, max_inline: usize) -> Result<Option<Vec<u8>>, serde_json::Error> {
-    // Most values are small. To count their bytes first needs no buffer.
+    // Most values are small. Counting their bytes first avoids a buffer for them.
     if serde_json::to_writer(Room(max_inline), value).is_ok() {
         return Ok(None);
     }
