@@ -38,8 +38,8 @@ const PAGE: usize = 20;
 /// # build().unwrap();
 /// ```
 ///
-/// It answers like `pmcp`'s `InMemoryTaskStore`: a page has 20 tasks, and a longer TTL is cut to the configured maximum. It
-/// differs in the following:
+/// It answers like `pmcp`'s `InMemoryTaskStore`: a page has 20 tasks, and a TTL over the configured maximum is cut to
+/// the maximum. It differs in the following:
 ///
 /// * **A task ends once.** `pmcp` ends a task in two calls, in either order: `set_result` and
 ///   `update_status(Completed)`, or `set_error` and `update_status(Failed)`. The first call ends the task, so no

@@ -28,7 +28,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The longest sleep between two takes, in case a wakeup is lost.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
-/// Marks the claimer as running until its future is dropped, by itself or with its runtime.
+/// Marks the claimer as running until the claimer's future has ended or was dropped with its runtime.
 struct RunningMark(Arc<AtomicBool>);
 
 impl Drop for RunningMark {
@@ -123,8 +123,8 @@ impl<B: Agenda> Claimer<B> {
                     pause
                 }
                 Err(error) => {
-                    tracing::debug!(error, "tasks that wait for a worker could not be taken");
-                    back_off.longer()
+                    tracing::debug!(error, "the timers of tasks that wait for a worker could not be taken");
+                    back_off.next_pause()
                 }
             };
             tokio::select! {
@@ -220,9 +220,9 @@ async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result
     Ok(Next::Remove)
 }
 
-/// Schedules a timer again that this claimer took just before a shutdown began.
+/// Returns a timer to its queue that this claimer took just before a shutdown began.
 async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<Next, TaskError> {
-    // Only a timer that is scheduled wakes other instances; a resolved one does not.
+    // A `schedule` wakes other instances. A `resolve` does not.
     let schedule = runtime.store.backend().schedule(&due.queue, &due.key, Duration::ZERO);
     if let Ok(scheduled) = timeout(SHUTDOWN_CALL_LIMIT, schedule).await {
         scheduled.map_err(TaskError::Storage)?;
@@ -231,7 +231,7 @@ async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<N
 }
 
 /// Releases a task whose operation is not registered here, so that another instance claims it. An operation stays
-/// registered and a task keeps its operation, so this happens only if another program rewrote the record.
+/// registered and a task keeps its operation, so this happens only if another program has rewritten the record.
 async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), TaskError> {
     tracing::warn!(
         task = %attempt.key().task.printable(),
@@ -243,8 +243,8 @@ async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), Tas
     Ok(())
 }
 
-/// Loads the arguments of a claimed task, and tries again while the engine fails. The run around it renews the lease and stops
-/// the load when it ends.
+/// Loads the arguments of a claimed task, and tries again while the engine fails. Meanwhile the run of the task
+/// renews the lease. The end of the run stops the load.
 ///
 /// # Errors
 /// `Unreadable` and `Corrupt` if the arguments cannot be read, `NotFound` if the record no longer exists.

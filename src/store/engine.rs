@@ -46,13 +46,13 @@ impl<B: Agenda> EngineClient<B> {
         self.backend.now().trunc_subsecs(3)
     }
 
-    /// Asks the engine for its clock. Call it before you end a task because of the time.
+    /// Asks the engine for its clock. Call it before you end a task whose TTL or lease has elapsed.
     pub(super) async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, TaskError> {
         let now = self.answers.count(Some(&key.owner), self.backend.clock(key)).await;
         Ok(now.map_err(|error| TaskError::from_storage(error, &key.task))?.trunc_subsecs(3))
     }
 
-    /// Returns the origin of a copy that the store reads or writes from now on.
+    /// Returns the origin of a copy that the store is about to read or write.
     pub(super) fn origin(&self) -> Origin {
         Origin { client: self.number, generation: self.backend.generation(), at: Instant::now() }
     }
