@@ -100,7 +100,7 @@ async fn a_store_accepts_any_count_or_rejects_it_with_a_reason() {
 async fn an_engine_accepts_any_duration_or_rejects_it_with_a_reason(#[case] engine: Engine) {
     let store = engine.open().await;
     let (leases, t1) = (Queue::leases(), key("alice", "t1"));
-    let assert_clear = |outcome: Result<(), StorageError>| match outcome {
+    let assert_ok_or_reason = |outcome: Result<(), StorageError>| match outcome {
         Ok(()) => {}
         Err(StorageError::InvalidExpiry { .. } | StorageError::InvalidPage { .. }) => {
             assert!(outcome.unwrap_err().to_string().contains("between"));

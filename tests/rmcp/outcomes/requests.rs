@@ -71,7 +71,7 @@ async fn a_request_of_an_attempt_that_becomes_void_ends_like_a_request_of_a_canc
 /// Creates a task that waits for a worker. Its arguments are a part of its record.
 async fn waiting(gate: &Arc<Intercept<Gate>>) -> String {
     let config = StoreConfig::new().lease(LONG);
-    let store = TaskStore::with_config(on(gate), config);
+    let store = TaskStore::with_config(agenda(gate), config);
     let new = NewTask::new("tools/call").operation("measure").arguments(json!("x".repeat(10_000)));
     let (started, attempt) = store.start(&alice(), new.on_worker_lost(OnWorkerLost::Resume)).await.unwrap();
     attempt.release().await.unwrap();
