@@ -83,8 +83,8 @@ fn time_left(engine: &impl StorageBackend, expires_at: Option<DateTime<Utc>>) ->
 /// Watches a record by the notifications of a [`Subscription`].
 ///
 /// The first item comes at once if the subscription is live already (`is_live`), otherwise with the first notification.
-/// Pass `false` if the engine must still connect to a server before it receives changes, and send [`Change::Unknown`] once
-/// it does.
+/// Pass `false` if the engine must still connect to a server before it receives changes, and send [`Change::Unknown`]
+/// once it receives them.
 ///
 /// The stream reads the record for the first item, after [`Change::Unknown`], and when the record should have expired. It
 /// must be polled within a Tokio runtime.
@@ -167,7 +167,7 @@ impl<B: StorageBackend> Notified<B> {
         if let Some(change) = change {
             return change;
         }
-        // The engine sends no more notifications, so the record is read once a second.
+        // The engine sends no more notifications, so this stream reads the record once a second.
         sleep(LONGEST_DELAY).await;
         Change::Unknown
     }

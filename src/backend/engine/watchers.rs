@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subscriber_is_notified_after_another_has_left_and_nothing_is_held_after_the_last() {
+    fn a_subscriber_is_notified_after_another_one_leaves_and_no_entry_remains_after_the_last_one() {
         let watchers = Watchers::default();
         let (mut stays, leaves) = (watchers.subscribe("t1"), watchers.subscribe("t1"));
         drop(leaves);
