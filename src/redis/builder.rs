@@ -136,8 +136,8 @@ impl RedisBuilder {
 
     /// Sets the maximum size of a part in bytes: 1 byte to 512 MiB. The default is 4 MiB.
     ///
-    /// Larger parts are refused before anything is sent. Writing or reading a part occupies the server for about 3 ms a MiB,
-    /// and all other calls wait meanwhile.
+    /// Larger parts are refused before anything is sent. Writing or reading a part occupies the server for about 3 ms
+    /// per MiB, and all other calls wait during that time.
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;
         self
@@ -187,9 +187,10 @@ impl RedisBuilder {
     ///
     /// The backend ignores the user and the password of the URL. Sentinels still receive those of their own URLs.
     ///
-    /// The [connect timeout](Self::connect_timeout) includes the time that `provide` takes. If `provide` fails, the call that
-    /// waits for the connection fails with [`Unavailable`](StorageError::Unavailable), and a later call calls it again. Errors
-    /// and the log repeat the messages of its error and of the error's causes, so these must hold no secret.
+    /// The [connect timeout](Self::connect_timeout) includes the time that `provide` takes. If `provide` fails, the
+    /// call that waits for the connection fails with [`Unavailable`](StorageError::Unavailable), and a later call runs
+    /// `provide` again. Errors and log lines contain the messages of its error and of that error's causes. Put no secret
+    /// into these messages.
     ///
     /// # Examples
     /// ```no_run

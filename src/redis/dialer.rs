@@ -84,7 +84,7 @@ impl fmt::Debug for CredentialsCallback {
 /// Connects to the servers of one deployment, with the same settings.
 #[derive(Clone)]
 pub(super) struct Dialer {
-    /// The settings of every connection. Of its address, only the use of TLS counts.
+    /// The settings of every connection. Of the address in them, the dialer uses only whether it uses TLS.
     pub(super) settings: ConnectionInfo,
     #[cfg(feature = "redis-tls")]
     pub(super) certificates: Certificates,

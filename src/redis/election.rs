@@ -75,12 +75,12 @@ impl Election {
         is_another
     }
 
-    /// Nothing panics while it holds this lock.
+    /// No code panics while it holds this lock, so the data behind a poisoned lock is consistent.
     fn elected(&self) -> MutexGuard<'_, Option<(u64, Candidate)>> {
         self.elected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compares the master with the one that the sentinels report as soon as possible.
+    /// Makes the background task compare the master with the one that the sentinels report, as soon as possible.
     pub(super) fn suspect(&self) {
         self.suspected.notify_one();
     }

@@ -59,9 +59,9 @@ impl PubsubDetection {
 
     /// Returns the commands for this master; `None` if it delivers no messages.
     ///
-    /// The first call of an epoch starts probes over a new connection, and other calls wait for them: a subscriber would miss
-    /// a message that was published by other commands than its own. No call waits once the probes of the epoch have exceeded
-    /// their time limit.
+    /// The first call of an epoch starts probes over a new connection, and other calls wait for them: a subscriber
+    /// would miss a message that a publisher sent with commands of another kind. No call waits once the probes of the
+    /// epoch have exceeded their time limit.
     ///
     /// # Cancellation safety
     /// Dropping the future does not end the probes. They may take longer than a call, and other calls may wait for them.
@@ -147,7 +147,7 @@ impl PubsubDetection {
     }
 }
 
-/// One more than the epoch, and the result in the lowest two bits.
+/// Encodes a result and its epoch: one more than the epoch, followed by two bits for the result.
 fn encode(epoch: u64, pubsub: Option<Pubsub>) -> u64 {
     let result = match pubsub {
         None => 1,

@@ -55,7 +55,8 @@ impl Listing {
         self.covered += 1;
     }
 
-    /// The bytes that remain after a record of this size; `None` if it does not fit. The first record always fits.
+    /// Returns the bytes that remain after a record of this size; `None` if it does not fit. The first record always
+    /// fits.
     fn room_after(&self, size: usize) -> Option<usize> {
         match self.room.checked_sub(size) {
             None if self.page.records.is_empty() => Some(0),
@@ -63,7 +64,7 @@ impl Listing {
         }
     }
 
-    /// How many of the records of these sizes fit.
+    /// Returns how many of the records with these sizes fit into the page.
     fn fitting(&self, sizes: &[usize]) -> usize {
         let mut room = self.room;
         let fits = |size: &&usize| {
@@ -221,8 +222,8 @@ impl RedisBackend {
         }
     }
 
-    /// Finds the keys of these index members. A member that is not a task id was not written by this crate, and is left
-    /// out.
+    /// Finds the keys of these index members. This crate does not write members that are not task ids, so the page
+    /// leaves them out.
     pub(super) fn members(&self, owner: &OwnerId, members: Vec<(Vec<u8>, u64)>) -> Vec<Member> {
         let member = |(id, created_at)| {
             let task = TaskKey { owner: owner.clone(), task: task_id(id)? };

@@ -64,7 +64,7 @@ impl SharedConnection {
         &self.master
     }
 
-    /// Nothing panics while it holds this lock.
+    /// No code panics while it holds this lock, so the data behind a poisoned lock is consistent.
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -73,12 +73,12 @@ impl SharedConnection {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the connection, unless there is none that works.
+    /// Returns the connection if it works.
     pub(super) fn working(&self) -> Option<Arc<Established>> {
         self.state().working(&self.master)
     }
 
-    /// Returns the connection, or waits for a new one if there is none that works.
+    /// Returns the connection if it works. Otherwise waits for a new one.
     ///
     /// # Cancellation safety
     /// Dropping the future does not end the attempt to connect. Other calls may wait for it.
@@ -130,7 +130,7 @@ impl SharedConnection {
     /// Reconnects if this reply shows that the connection is broken.
     pub(super) fn observe<T>(self: &Arc<Self>, established: &Established, reply: &RedisResult<T>) {
         match reply {
-            // Written once, because calls on several cores share it.
+            // The flag is written only once, because calls on several cores share it.
             Ok(_) if established.has_served.load(Ordering::Relaxed) => {}
             Ok(_) => established.has_served.store(true, Ordering::Relaxed),
             Err(error) if error.is_io_error() || error.is_unrecoverable_error() => {
@@ -168,7 +168,7 @@ impl SharedConnection {
         if state.is_connecting() {
             return;
         }
-        // There is none if the connection closes because its runtime shuts down.
+        // There is no runtime if the connection closes because its runtime shuts down.
         let Ok(runtime) = Handle::try_current() else { return };
         if state.has_succeeded() {
             state.failures = 0;

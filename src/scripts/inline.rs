@@ -248,7 +248,7 @@ mod tests {
         "local function f() g() end\nif x then f() else h() end",
         "if x then g()else h()end"
     )]
-    #[case::one_in_another(
+    #[case::a_function_that_another_one_calls(
         "local function f(x) return x + 1 end\nlocal function g(y) return f(y) end\nreturn g(z)",
         "return z+1"
     )]

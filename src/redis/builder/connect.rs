@@ -1,4 +1,4 @@
-//! How a [`RedisBuilder`] connects.
+//! The `connect` methods of [`RedisBuilder`].
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -88,8 +88,8 @@ impl RedisBuilder {
     /// Connects to the master that these sentinels elect
     /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/>), and to the new master after a failover.
     ///
-    /// `sentinels` are URLs such as `redis://host:26379`. If the sentinels require a user and a password, all URLs have the
-    /// same. `master` is the URL of the master with its name in place of the host, such as
+    /// `sentinels` are URLs such as `redis://host:26379`. If the sentinels require a user and a password, all URLs must
+    /// have the same ones. `master` is the URL of the master with its name in place of the host, such as
     /// `redis://user:password@mymaster/2`. The Redis user needs `+role` as well.
     ///
     /// The backend asks all sentinels at the same time, each second and for each connection. It prefers the server of the
@@ -99,8 +99,8 @@ impl RedisBuilder {
     /// [`wait_for_replicas`](Self::wait_for_replicas).
     ///
     /// # Errors
-    /// The errors of [`connect`](Self::connect), and [`Unavailable`](StorageError::Unavailable) if no sentinel answers or none
-    /// knows the master.
+    /// The errors of [`connect`](Self::connect), and [`Unavailable`](StorageError::Unavailable) if no sentinel answers
+    /// or no sentinel knows the master.
     ///
     /// # Cancellation safety
     /// Dropping the future closes the connections.
@@ -147,7 +147,7 @@ impl RedisBuilder {
     /// Connects to the Redis Cluster that these nodes belong to. Keys are [hash-tagged](Self::hash_tags): all keys of one
     /// owner are in one slot, on one master.
     ///
-    /// Pass the URLs of a few nodes. The backend finds the others. All URLs have the same user and password.
+    /// Pass the URLs of a few nodes. The backend finds the others. All URLs must have the same user and password.
     ///
     /// While the slot of an owner is being migrated, a call whose keys are on two nodes fails with
     /// [`Unavailable`](StorageError::Unavailable), and nothing is written. A [watch](crate::StorageBackend::watch) receives
@@ -224,8 +224,8 @@ impl RedisBuilder {
     /// * The backend cannot subscribe over it, so a [watch](crate::StorageBackend::watch) polls.
     /// * Pages and parts share the connection with all other calls, which wait behind them.
     ///   [`over_two`](Self::over_two) takes a second connection for them.
-    /// * The backend cannot detect that the connection reconnects, so a copy of a task
-    ///   [never saves a read](crate::Snapshot).
+    /// * The backend cannot detect that the connection reconnects, so the store reads a task before each write,
+    ///   even if you pass a [copy of the task](crate::Snapshot).
     ///
     /// # Errors
     /// [`InvalidKey`](StorageError::InvalidKey) for an invalid prefix, and any error of the first call over the connection.

@@ -117,7 +117,7 @@ impl Node {
         Ok(view)
     }
 
-    /// Nothing panics while it holds this lock.
+    /// No code panics while it holds this lock, so the data behind a poisoned lock is consistent.
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

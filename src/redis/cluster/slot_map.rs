@@ -6,10 +6,10 @@ use super::address::NodeAddress;
 use super::slot::SLOTS;
 use super::view::{View, trusted};
 
-/// Takes the place of the index if no master serves the slot.
+/// The index of a slot that no master serves.
 const UNSERVED: u16 = u16::MAX;
 
-/// Which master serves which slot. Equal maps are equal values.
+/// Which master serves which slot. Two maps with the same epoch and the same masters are equal, however they were made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SlotMap {
     /// The epoch of the views that the map is made from.

@@ -80,7 +80,7 @@ impl ChannelSubscription {
             End::Moved => {
                 let channel = self.channel.clone();
                 drop(tokio::spawn(async move {
-                    // The old server may be gone, and the new subscription must not wait for it.
+                    // The old server may be down, and the new subscription must not wait for it.
                     if let Err(error) = connection.unsubscribe(pubsub, &channel).await {
                         tracing::debug!(channel, error = %Chain(&error), "failed to unsubscribe from a channel that moved");
                     }
