@@ -176,8 +176,8 @@ impl Pair {
         }
     }
 
-    /// Makes a call on both engines. Returns `None` if a record expired meanwhile, because the replies cannot be
-    /// compared then.
+    /// Makes a call on both engines. Returns `None` if a record expired during the call, because the test cannot
+    /// compare the replies then.
     async fn call(&mut self, call: &Call) -> Option<[String; 2]> {
         if let Call::Expire = call {
             self.until_the_next_expiry().await;

@@ -60,7 +60,7 @@ fn send(words: Value) {
     println!("{MESSAGE}{words}");
 }
 
-/// Requests input, and reports when the answer arrived.
+/// Requests input, and reports the time at which the answer arrived.
 fn ask(context: TaskContext) -> TaskFuture {
     Box::pin(async move {
         context.request_input("go", question()).await?;
@@ -69,7 +69,7 @@ fn ask(context: TaskContext) -> TaskFuture {
     })
 }
 
-/// Waits until it is cancelled, and reports when that was.
+/// Waits until its task is cancelled, and reports the time.
 fn idle(context: TaskContext) -> TaskFuture {
     Box::pin(async move {
         context.cancelled().await;
@@ -89,11 +89,11 @@ fn steps(context: TaskContext, arguments: Value) -> TaskFuture {
     })
 }
 
-/// Kills its process each time.
+/// Kills its process in every attempt.
 fn crash(context: TaskContext, _: Value) -> TaskFuture {
     Box::pin(async move {
         send(json!({ "crash": context.attempt() }));
-        // The operations that run for the second time next to it end first.
+        // Second attempts of the other operations in this process end first.
         tokio::time::sleep(Duration::from_millis(if context.attempt() == 1 { 0 } else { 1_000 })).await;
         std::process::abort()
     })
@@ -311,7 +311,7 @@ async fn long_answers_cancels_and_ends_reach_the_other_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_a_process_releases_is_resumed_by_another_at_once() {
+async fn another_process_resumes_a_released_task_at_once() {
     let namespace = Namespace::new();
     // No lease lapses in this test.
     let lease = Duration::from_secs(3);

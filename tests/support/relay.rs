@@ -135,7 +135,7 @@ async fn serve(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mo
                     }
                 }
                 (Ok(read @ 1..), Mode::Resets) => {
-                    // The client may have closed the connection meanwhile.
+                    // The client may have closed the connection.
                     let _ = client.write_all(&reply[..read / 2]).await;
                     let _ = client.set_zero_linger();
                     return;

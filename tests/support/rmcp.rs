@@ -38,7 +38,7 @@ pub fn manager(backend: &Arc<dyn Agenda>, lease: Duration) -> Manager {
 /// Two instances of a server on one engine.
 pub async fn open(engine: Engine, lease: Duration) -> (Store, Manager, Manager) {
     let store = engine.open().await;
-    // The instances take each other for another process.
+    // The instances take each other for instances in another process.
     let (one, other) = (manager(&elsewhere(&store.backend), lease), manager(&store.backend, lease));
     (store, one, other)
 }

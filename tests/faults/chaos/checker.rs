@@ -101,7 +101,7 @@ impl Case<'_> {
         if self.story.created.is_some() {
             report.acknowledged += 1;
             if self.end.is_none_or(End::is_open) {
-                self.violated(report, Rule::AcknowledgedTasksEnd, "it does not end".to_owned());
+                self.violated(report, Rule::AcknowledgedTasksEnd, "the task does not end".to_owned());
             }
         }
         let Some(end) = self.end else { return };
@@ -111,7 +111,7 @@ impl Case<'_> {
                 self.violated(
                     report,
                     Rule::EndsAreFinal,
-                    format!("a client saw {seen}, and it is {}", end.status),
+                    format!("a client saw {seen}, and the record says {}", end.status),
                 );
             }
         }

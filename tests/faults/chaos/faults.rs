@@ -1,4 +1,4 @@
-//! The faults of the worker processes and the servers. The seed decides which happen when.
+//! The faults of the worker processes and the servers. The seed decides which faults happen and when.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -67,7 +67,7 @@ const WORKER_FAULTS: [WorkerFault; 8] = {
 };
 const SERVER_FAULTS: [ServerFault; 2] = [ServerFault::Kill, ServerFault::Pause];
 
-/// What faults happen to.
+/// What a fault affects.
 enum Target {
     Worker(usize, Deck<WorkerFault>),
     Server(Deck<ServerFault>),

@@ -132,7 +132,7 @@ impl State {
         match cut {
             Cut::Reset => {
                 self.resets.fetch_add(1, SeqCst);
-                // The client may have closed it meanwhile.
+                // The client may have closed the connection.
                 let _ = client.set_zero_linger();
             }
             Cut::Close => {

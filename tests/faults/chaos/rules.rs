@@ -140,7 +140,7 @@ fn a_run_that_keeps_all_rules_passes() {
 }
 
 #[test]
-fn an_acknowledged_task_that_is_open_or_gone_in_the_end_is_found() {
+fn an_acknowledged_task_that_is_open_or_absent_at_the_end_is_found() {
     let open = End { status: "working".to_owned(), ..End::default() };
     Run::fails().created().begin(1, "a").ends(open.clone()).breaks(&[Rule::AcknowledgedTasksEnd]);
     Run::fails().created().begin(1, "a").breaks(&[Rule::AcknowledgedTasksEnd]);

@@ -152,7 +152,7 @@ async fn a_watch_on_a_silent_connection_subscribes_over_another() {
     relay.silence_connections();
     let direct = connect(&server.url(), 0).await;
     direct.put(&key("alice", "t1"), "new".into(), keep()).await.unwrap();
-    // The backend makes no call meanwhile.
+    // The backend makes no call during this time.
     next(&mut watch).await;
     direct.put(&key("alice", "t1"), "newer".into(), keep()).await.unwrap();
     next(&mut watch).await;

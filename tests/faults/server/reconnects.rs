@@ -55,7 +55,7 @@ async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
     assert!(median > Duration::from_millis(25), "there is a pause between two attempts: {apart:?}");
 }
 
-/// The name of a master may lead to another server meanwhile.
+/// The name of a master may lead to another server by then.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_backend_reconnects_after_a_server_has_turned_out_to_be_a_replica() {
     // The server is a replica until the backend opens more connections than it had at the first script.
@@ -95,7 +95,7 @@ async fn a_connection_that_is_closed_soon_after_it_was_opened_fails_no_call() {
     }
 }
 
-/// Otherwise the backend would reconnect for ever to a server that closes every connection.
+/// Otherwise the backend would reconnect without end to a server that closes every connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_next_call_replaces_a_short_lived_connection() {
     let connections = |admin: &mut Connection| -> u64 {
