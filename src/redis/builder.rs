@@ -111,7 +111,8 @@ impl RedisBuilder {
 
     /// Sets the time limit for a connection: 1 ms to 1 h. The default is 2 s.
     ///
-    /// It limits construction as a whole, however many servers you name, and each later attempt to reconnect.
+    /// The limit applies to construction as a whole, however many servers you name, and to each later attempt to
+    /// reconnect.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
@@ -119,8 +120,8 @@ impl RedisBuilder {
 
     /// Sets the time limit for one call of the backend: 1 ms to 1 h. The default is 2 s.
     ///
-    /// It includes the time to reconnect. A write that exceeds it fails with [`Unavailable`](StorageError::Unavailable) and
-    /// an [unknown outcome](StorageError::outcome_unknown).
+    /// The limit includes the time to reconnect. A write that exceeds it fails with
+    /// [`Unavailable`](StorageError::Unavailable) and an [unknown outcome](StorageError::outcome_unknown).
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
         self

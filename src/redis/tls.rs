@@ -128,7 +128,7 @@ pub(super) fn refusal(error: &RedisError) -> &'static str {
             "the server's certificate is not trusted; trust its authority with root_certificates, or correct the host"
         }
         _ => {
-            "the server does not accept this client's certificate, or requires one; set client_certificate to one that it trusts"
+            "the server does not accept this client's certificate, or requires one; set client_certificate to a certificate that the server trusts"
         }
     }
 }

@@ -184,7 +184,7 @@ async fn disconnect(backend: &RedisBackend, admin: &mut Connection) {
 }
 
 #[tokio::test]
-async fn a_server_that_is_down() {
+async fn errors_are_as_documented_for_a_server_that_is_down() {
     let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let backend = connect(&server.url()).await;
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
@@ -199,7 +199,7 @@ async fn a_server_that_is_down() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs() {
+async fn errors_are_as_documented_for_a_server_that_hangs() {
     let (server, backend, mut admin) = prepared(&[]).await;
     server.signal("STOP");
     let row = Row { server: "hangs (`SIGSTOP`)", ..NOT_HANDLED };
@@ -209,7 +209,7 @@ async fn a_server_that_hangs() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_paused() {
+async fn errors_are_as_documented_for_a_server_that_is_paused() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     // The pause is longer than all calls of the row together.
     let millis = (LIMIT * (3 * rounds() as u32 + 2)).as_millis().to_string();
@@ -220,7 +220,7 @@ async fn a_server_that_is_paused() {
 }
 
 #[tokio::test]
-async fn a_server_that_sleeps() {
+async fn errors_are_as_documented_for_a_server_that_sleeps() {
     // Redis 7.0 and later lock the command unless this setting unlocks it.
     let unlocked = ["--enable-debug-command", "yes"];
     let server = (0..5).find_map(|_| Server::start_at(free_port(), &unlocked, &[]));
@@ -241,7 +241,7 @@ async fn a_server_that_sleeps() {
 }
 
 #[tokio::test]
-async fn a_server_without_a_connection_to_spare() {
+async fn errors_are_as_documented_for_a_server_without_a_connection_to_spare() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     set(&mut admin, "maxclients", "1");
     disconnect(&backend, &mut admin).await;
@@ -252,7 +252,7 @@ async fn a_server_without_a_connection_to_spare() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_out_of_memory() {
+async fn errors_are_as_documented_for_a_server_that_is_out_of_memory() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     set(&mut admin, "maxmemory", "1");
     let row = Row {
@@ -270,7 +270,7 @@ async fn a_server_that_is_out_of_memory() {
 }
 
 #[tokio::test]
-async fn a_server_that_evicts() {
+async fn errors_are_as_documented_for_a_server_that_evicts() {
     let page = page("docs/failures.md");
     let row = "| evicts (`allkeys-lru`) | none | | | yes, `NotFound` for what is evicted | \
         the records that the server kept; the next page removes the index members of the others |";
@@ -321,7 +321,7 @@ async fn a_server_that_evicts() {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_save() {
+async fn errors_are_as_documented_for_a_server_that_cannot_save() {
     let (server, backend, mut admin) = prepared(&["--save", "3600 1"]).await;
     // A folder where the server writes its snapshot.
     let obstacle = server.folder().join("dump.rdb");
@@ -337,7 +337,7 @@ async fn a_server_that_cannot_save() {
 }
 
 #[tokio::test]
-async fn a_server_that_loads_its_data() {
+async fn errors_are_as_documented_for_a_server_that_loads_its_data() {
     // A server that loads serves its connections only from time to time, and less often on a busy machine. A call needs that
     // several times.
     let limit = Duration::from_secs(2);
@@ -365,7 +365,7 @@ async fn a_server_that_loads_its_data() {
 }
 
 #[tokio::test]
-async fn a_server_that_becomes_a_replica() {
+async fn errors_are_as_documented_for_a_server_that_becomes_a_replica() {
     let master = Server::start(&[]);
     let (_server, backend, mut admin) = prepared(&[]).await;
     let _: () = command(&mut admin, ["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
@@ -380,7 +380,7 @@ async fn a_server_that_becomes_a_replica() {
 }
 
 #[tokio::test]
-async fn a_server_whose_password_was_changed() {
+async fn errors_are_as_documented_for_a_server_whose_password_was_changed() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     set(&mut admin, "requirepass", "another");
     disconnect(&backend, &mut admin).await;
@@ -393,7 +393,7 @@ async fn a_server_whose_password_was_changed() {
 }
 
 #[tokio::test]
-async fn a_user_that_has_lost_a_permission() {
+async fn errors_are_as_documented_for_a_user_that_has_lost_a_permission() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "-hset"]);
     let row = Row { server: "has taken a permission away", reads: true, ..DENIED };
@@ -403,7 +403,7 @@ async fn a_user_that_has_lost_a_permission() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_closes_idle_connections() {
+async fn errors_are_as_documented_for_a_server_that_closes_idle_connections() {
     let page = page("docs/failures.md");
     let row = "| closes idle connections (`timeout`) | none | | | yes | the write |";
     assert!(page.contains(row), "{row}");
@@ -432,19 +432,19 @@ async fn check_against_fake(row: Row, answer: Answer) {
 }
 
 #[tokio::test]
-async fn a_server_that_resets_the_connection_in_the_middle_of_a_reply() {
+async fn errors_are_as_documented_for_a_server_that_resets_the_connection_in_the_middle_of_a_reply() {
     let row = Row { server: "resets the connection in the middle of a reply", ..UNANSWERED };
     check_against_fake(row, Answer::BytesAndReset(b"$33\r\n17950".to_vec())).await;
 }
 
 #[tokio::test]
-async fn a_server_that_answers_with_garbage() {
+async fn errors_are_as_documented_for_a_server_that_answers_with_garbage() {
     let row = Row { server: "answers with garbage", ..UNREADABLE };
     check_against_fake(row, Answer::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
 }
 
 #[tokio::test]
-async fn a_server_that_answers_with_another_reply() {
+async fn errors_are_as_documented_for_a_server_that_answers_with_another_reply() {
     let row = Row { server: "answers with a reply of another form", ..UNREADABLE };
     check_against_fake(row, Answer::Bytes(b"+QUEUED\r\n".to_vec())).await;
 }

@@ -385,7 +385,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_none_working() {
+async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_no_task_working() {
     let mut all = Ends::default();
     for batch in 0..5 {
         for ends in join_all((0..4).map(|round| killed_at_a_random_moment(batch * 4 + round))).await {

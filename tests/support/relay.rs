@@ -13,13 +13,13 @@ use tokio::task::JoinHandle;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     Passes,
-    /// It keeps the connection open, and passes nothing.
+    /// Keeps the connection open, and passes nothing.
     Silent,
-    /// It replaces each reply by bytes that are no reply.
+    /// Replaces each reply by bytes that are not a reply.
     Garbage,
-    /// It resets the connection in the middle of a reply.
+    /// Resets the connection in the middle of a reply.
     Resets,
-    /// It delays each reply.
+    /// Delays each reply.
     Slow(Duration),
 }
 

@@ -48,7 +48,7 @@ impl Outages {
             tracing::warn!(
                 shard,
                 error,
-                "a shard of timers does not reply; its timers are late until it does"
+                "a shard of timers does not reply; its timers fire late until it replies"
             );
         }
     }

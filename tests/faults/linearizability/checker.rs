@@ -70,7 +70,7 @@ fn segment(operations: &[Recorded], ends: Option<Live>) -> Segment {
     &[unknown(0, Delete), call(1..2, PutIfVersion { data: 11, expected: 0 }, Written { version: 1 })],
     Some(live(1, 11))
 )]
-fn a_history_that_the_contract_allows_is_explained(
+fn a_history_that_the_contract_allows_is_linearizable(
     #[case] operations: &[Recorded],
     #[case] ends: Option<Live>,
 ) {
@@ -143,7 +143,7 @@ fn a_history_that_the_contract_allows_is_explained(
     ],
     Some(live(3, 12))
 )]
-fn a_history_that_breaks_the_contract_is_not_explained(
+fn a_history_that_breaks_the_contract_is_not_linearizable(
     #[case] operations: &[Recorded],
     #[case] ends: Option<Live>,
 ) {
@@ -249,7 +249,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_history_as_it_happened_is_explained(history in histories()) {
+    fn a_history_as_it_happened_is_linearizable(history in histories()) {
         prop_assert!(history.is_linearizable());
     }
 

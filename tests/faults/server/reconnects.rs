@@ -154,7 +154,7 @@ async fn name_of(target: Arc<AtomicU16>) -> u16 {
 #[case::no_replicas(0)]
 #[case::writes_that_wait_for_replicas(1)]
 #[tokio::test]
-async fn the_backend_reads_no_more_from_a_server_after_it_refused_a_write_as_a_replica(
+async fn after_a_server_refuses_a_write_as_a_replica_the_backend_reads_from_the_new_master(
     #[case] replicas: u32,
 ) {
     let (old, new) = (Server::start(&[]), Server::start(&[]));
