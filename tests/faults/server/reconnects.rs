@@ -10,7 +10,7 @@ use redis::Connection;
 use rstest::rstest;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{LIMIT, connect, is_as_before, prepared, rounds};
+use super::{LIMIT, assert_as_before, connect, prepared, rounds};
 use crate::support::cluster::info;
 use crate::support::fake::{Answer, Fake, greeting};
 use crate::support::redis::{Server, command, connection, free_port};
@@ -115,7 +115,7 @@ async fn only_the_next_call_replaces_a_short_lived_connection() {
         // Enough time for several connections, if anything but a call opened them.
         tokio::time::sleep(LIMIT).await;
         assert_eq!(connections(&mut admin), before);
-        is_as_before(&backend).await;
+        assert_as_before(&backend).await;
         break;
     }
 }
