@@ -63,7 +63,7 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 ///   write. A refused write has written nothing.
 /// * An update neither sends nor reads the parts that it does not name.
 /// * Only the engine's own clock decides what has expired, never the clock of the calling process.
-/// * Owners never see each other. No call takes a pattern.
+/// * A call reaches only records of the owner that it names. No call takes a pattern.
 /// * When an owner's last record has expired or been deleted, the engine holds nothing of that owner.
 ///
 /// The suite of the feature `conformance` checks these rules, under these names:

@@ -155,9 +155,10 @@ impl RedisBuilder {
     /// applied the write, and a failover to a replica without it would lose it. [`TaskStore`](crate::TaskStore) reports this
     /// error, because it cannot resolve the outcome by reading.
     ///
-    /// Confirmed writes are lost less often, not never. The sentinels may promote a replica without the write, and a replica
-    /// confirms what it holds in memory (<https://redis.io/docs/latest/commands/wait/>). A read never waits, and may return a
-    /// write that is not confirmed.
+    /// A confirmed write is lost less often, but it can still be lost. The sentinels may promote a replica that does
+    /// not have the write, and a replica confirms a write that it holds only in memory
+    /// (<https://redis.io/docs/latest/commands/wait/>). A read never waits, and may return a write that is not
+    /// confirmed.
     ///
     /// `WAIT` blocks its connection, so each write takes a connection from a pool of up to 32.
     pub fn wait_for_replicas(mut self, count: u32, within: Duration) -> Self {
@@ -186,7 +187,8 @@ impl RedisBuilder {
     /// Calls `provide` for the user and the password each time that the backend opens a connection. Use it for passwords that
     /// are rotated and for tokens that expire.
     ///
-    /// The backend ignores the user and the password of the URL. Sentinels still receive those of their own URLs.
+    /// The backend ignores the user and the password of the URL. To a sentinel, it still sends those of the sentinel's
+    /// URL.
     ///
     /// The [connect timeout](Self::connect_timeout) includes the time that `provide` takes. If `provide` fails, the
     /// call that waits for the connection fails with [`Unavailable`](StorageError::Unavailable), and a later call runs

@@ -38,7 +38,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Creates credentials of the default user. The user of the URL is ignored.
+    /// Creates credentials of the default user. The backend ignores the user of the URL.
     pub fn password(password: impl Into<String>) -> Self {
         Self { username: None, password: password.into() }
     }

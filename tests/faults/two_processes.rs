@@ -345,7 +345,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
         let what = if number % 2 == 0 { "closure" } else { "resumable" };
         other.request(json!({ "do": what, "pace_ms": random.below(60) })).await;
     }
-    // One in two is killed while it still spawns.
+    // In every second round, the test kills the process while it still creates tasks.
     let latest = if round.is_multiple_of(2) { 400_000 } else { 8_000 };
     tokio::time::sleep(Duration::from_micros(random.below(latest))).await;
     let words = other.kill().await;

@@ -314,7 +314,7 @@ impl Server {
         connection(&self.url())
     }
 
-    /// Waits until a replica confirms writes. A replica confirms none until some time after it has copied the data.
+    /// Waits until a replica confirms writes. A replica confirms no write until some time after it has copied the data.
     pub fn is_replicated(&self) {
         let mut connection = self.connection();
         let _: () = command(&mut connection, ["SET", "first", "write"]);

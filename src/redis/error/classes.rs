@@ -29,7 +29,7 @@ pub(super) const WORDS: [(&str, Class); 26] = [
     ("OOM ", Class::OutOfMemory),
     ("WRONGTYPE ", Class::WrongType),
     ("READONLY ", Class::Unavailable("the server is a read-only replica; connect to the master")),
-    ("LOADING ", Class::Unavailable("the server is loading its data; try again when it has loaded them")),
+    ("LOADING ", Class::Unavailable("the server is loading its data; try again after it has finished")),
     (
         "CLUSTERDOWN ",
         Class::Unavailable(

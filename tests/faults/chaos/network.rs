@@ -112,7 +112,7 @@ impl State {
         for stream in [&client, &server] {
             stream.set_nodelay(true).unwrap();
         }
-        // One in four is cut soon.
+        // One connection in four is cut soon.
         let bytes =
             if self.below(4) == 0 { self.below(20_000) } else { 20_000 + self.below(self.most_bytes) };
         let (to_server, to_client) = if self.below(2) == 0 { (bytes, u64::MAX) } else { (u64::MAX, bytes) };
