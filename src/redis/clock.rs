@@ -53,7 +53,7 @@ impl Clock {
     }
 }
 
-/// The reply to `TIME` in microseconds.
+/// Returns the time in a reply to `TIME`, in microseconds.
 pub(super) fn server_time(reply: &Value) -> Option<u64> {
     match reply {
         Value::Array(time) => scripts::clock(time),

@@ -64,7 +64,7 @@ pub(super) trait Connection: Send + Sync {
         Ok(vec![MasterOfSlots::default()])
     }
 
-    /// Whether keys are spread over several masters, so that the loss of one master affects only some calls.
+    /// Returns whether keys are spread over several masters, so that the loss of one master affects only some calls.
     fn has_several_masters(&self) -> bool {
         false
     }

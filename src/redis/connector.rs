@@ -128,12 +128,12 @@ impl Connector {
         &self.epochs
     }
 
-    /// The time limit for one connection.
+    /// Returns the time limit for one connection.
     pub(super) fn limit(&self) -> Duration {
         self.dialer.limit
     }
 
-    /// The name of the master: its address, or the name that the sentinels use.
+    /// Returns the name of the master: its address, or the name that the sentinels use.
     pub(super) fn name(&self) -> String {
         match &self.locator {
             Locator::Fixed(address) => address.to_string(),

@@ -76,7 +76,7 @@ pub(super) async fn diagnosed<T>(
     }
 }
 
-/// Whether the server uses TLS and the address does not, or the reverse.
+/// Returns whether the server uses TLS and the address does not, or the reverse.
 async fn is_mismatch(address: &ConnectionAddr) -> bool {
     match address {
         ConnectionAddr::Tcp(host, port) => {

@@ -109,7 +109,7 @@ impl Dialer {
         }
     }
 
-    /// Whether the servers can deliver messages over a connection that also carries replies.
+    /// Returns whether the servers can deliver messages over a connection that also carries replies.
     pub(super) fn speaks_resp3(&self) -> bool {
         self.settings.redis_settings().protocol().supports_resp3()
     }
@@ -169,7 +169,8 @@ fn callback_error(error: BoxError) -> RedisError {
     (ErrorKind::Client, CALLBACK_FAILED, Chain(&*error).to_string()).into()
 }
 
-/// Whether the credentials callback failed, so that no connection was opened. The detail of the error is the cause.
+/// Returns whether the credentials callback failed, so that no connection was opened. The detail of the error is the
+/// cause.
 pub(super) fn is_callback_error(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Client && error.to_string().starts_with(CALLBACK_FAILED)
 }

@@ -43,13 +43,14 @@ impl PubsubDetection {
         Self { connector, probe, latest: AtomicU64::new(0), overdue: AtomicU64::new(0), is_done }
     }
 
-    /// The result of this epoch, if there is one: the commands, or `None` if the server delivers no messages.
+    /// Returns the result of this epoch, if there is one: the commands, or `None` if the server delivers no messages.
     pub(super) fn result(&self, epoch: u64) -> Option<Option<Pubsub>> {
         let latest = self.latest.load(Ordering::SeqCst);
         (latest >> 2 == epoch + 1).then(|| decode(latest))
     }
 
-    /// What the backend assumes while there is no result: the last result, or at first the commands of current servers.
+    /// Returns what the backend assumes while there is no result: the last result or, before the first one, the
+    /// commands of current servers.
     fn assumed(&self) -> Option<Pubsub> {
         match self.latest.load(Ordering::SeqCst) {
             0 => Some(Pubsub::Sharded),

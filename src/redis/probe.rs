@@ -66,8 +66,8 @@ impl Lacking {
     }
 }
 
-/// Whether the error does not show what the server lacks: the server is in a temporary state, or no master serves the
-/// slot.
+/// Returns whether the error does not show what the server lacks: the server is in a temporary state, or no master
+/// serves the slot.
 fn is_inconclusive(error: &RedisError) -> bool {
     probe_error(error) == ProbeError::Temporary || error.kind() == ErrorKind::ClusterConnectionNotFound
 }

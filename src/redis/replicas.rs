@@ -74,7 +74,7 @@ impl managed::Manager for Pooled {
 }
 
 impl ReplicatedConnection {
-    /// Each write waits for `wanted` replicas, for at most `within`.
+    /// Creates a connection on which each write waits for `wanted` replicas, for at most `within`.
     pub(super) fn new(master: Arc<Master>, wanted: u32, within: Duration) -> RedisResult<Self> {
         let pool = Pool::builder(Pooled(Arc::clone(&master))).max_size(MAX_CONNECTIONS).build();
         let pool = pool.map_err(|error| {

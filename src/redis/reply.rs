@@ -80,20 +80,21 @@ pub(super) fn without_arguments(error: RedisError) -> RedisError {
     }
 }
 
-/// Whether the reply shows that a master has become a replica. Redis 6.2 wraps the code of an error inside a script into the
-/// text of another error.
+/// Returns whether the reply shows that a master has become a replica. Redis 6.2 wraps the code of an error inside a
+/// script into the text of another error.
 pub(super) fn is_from_replica(reply: &Value) -> bool {
     let Value::ServerError(error) = reply else { return false };
     error.code() == "READONLY" || error.details().is_some_and(|details| details.contains("READONLY "))
 }
 
-/// Whether the master refuses writes because it has too few replicas. A master that was cut off and deposed refuses
-/// them.
+/// Returns whether the master refuses writes because it has too few replicas. A master that was cut off and deposed
+/// refuses them.
 pub(super) fn lacks_replicas(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOREPLICAS")
 }
 
-/// Whether the server no longer knows the user of the connection. A new connection presents its credentials again.
+/// Returns whether the server no longer knows the user of the connection. A new connection presents its credentials
+/// again.
 pub(super) fn lacks_authentication(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOAUTH")
 }

@@ -64,7 +64,7 @@ impl SharedConnection {
         &self.master
     }
 
-    /// No code panics while it holds this lock, so the data behind a poisoned lock is consistent.
+    /// Locks the state. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,7 +213,7 @@ impl SharedConnection {
 }
 
 impl State {
-    /// The connection for calls, unless it is known to be broken or void.
+    /// Returns the connection for calls, unless it is known to be broken or void.
     fn working(&self, master: &Master) -> Option<Arc<Established>> {
         let is_void = |established: &Established| !master.epochs().is_current(established.epoch);
         self.established.clone().filter(|established| !self.is_broken && !is_void(established))
@@ -228,7 +228,7 @@ impl State {
         self.outcome.borrow().is_none() && self.outcome.has_changed().is_ok()
     }
 
-    /// Whether the latest attempt established a connection that worked.
+    /// Returns whether the latest attempt established a connection that worked.
     fn has_succeeded(&self) -> bool {
         self.established.as_ref().is_some_and(|established| {
             established.attempt == self.attempt

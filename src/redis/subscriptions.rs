@@ -142,7 +142,7 @@ impl Subscriptions {
         Subscribed { subscription, state }
     }
 
-    /// No code panics while it holds this lock, so the data behind a poisoned lock is consistent.
+    /// Locks the channels. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
     fn channels(&self) -> MutexGuard<'_, HashMap<String, Channel>> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -186,7 +186,7 @@ impl Subscriptions {
         }
     }
 
-    /// No code panics while it holds this lock, so the data behind a poisoned lock is consistent.
+    /// Locks the connections. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
     fn connections(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<Outcome>>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -97,7 +97,7 @@ fn describe(pem: &[u8]) -> &'static str {
     }
 }
 
-/// Whether one side refused the other's certificate, or its lack of one.
+/// Returns whether one side refused the other's certificate, or its lack of one.
 pub(super) fn is_refusal(error: &RedisError) -> bool {
     use rustls::{AlertDescription, Error};
     let Some(error) = tls_error(error) else { return false };

@@ -194,7 +194,7 @@ fn in_parentheses<'s>(expression: Vec<&'s str>, before: &str, after: &str) -> Ve
     }
 }
 
-/// Whether these words declare the name.
+/// Returns whether these words declare the name.
 fn is_local_in(words: &[&str], name: &str) -> bool {
     let lists = words.split(|word| matches!(*word, "=" | "in" | "\n"));
     lists.into_iter().any(|list| {
@@ -207,7 +207,7 @@ fn is_operator(word: &str) -> bool {
     matches!(word, "and" | "or" | "not")
 }
 
-/// Whether the expression calls a function. A parenthesis after a value is a call.
+/// Returns whether the expression calls a function. A parenthesis after a value is a call.
 fn calls(expression: &[&str]) -> bool {
     expression.windows(2).any(|words| {
         let ends_a_value = |c: char| is_word(c) || matches!(c, ')' | ']' | '}' | '\'');

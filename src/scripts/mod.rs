@@ -114,7 +114,8 @@ impl Encoder for Cmd {
 
 /// The reply of a script, decoded.
 pub(crate) trait Reply: Sized {
-    /// Decodes the words that follow the server's clock, and the lists; `None` if they are not those of the header.
+    /// Decodes the words that follow the server's clock, and the lists; `None` if they do not have the form that the
+    /// header documents.
     fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self>;
 }
 
@@ -202,7 +203,7 @@ pub(crate) struct Notice {
     pub(crate) pubsub: Pubsub,
 }
 
-/// `None` sends no notification.
+/// Writes the channel and the publishing command. `None` sends no notification.
 fn encode_notice(notice: Option<&Notice>, to: &mut impl Encoder) {
     let (channel, publish) = match notice {
         Some(Notice { channel, pubsub }) => (&channel[..], pubsub.publish()),

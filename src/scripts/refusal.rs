@@ -15,7 +15,7 @@ pub(crate) enum Refusal {
     TooManyParts { count: usize },
 }
 
-/// The record that a write found instead of the one that it required.
+/// The record that a refused write found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// No live record.

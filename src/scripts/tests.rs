@@ -179,7 +179,7 @@ fn text(text: &str) -> Value {
     Value::BulkString(text.into())
 }
 
-/// A reply of the server's clock and these lists.
+/// Returns a reply of the server's clock and these lists.
 fn with_lists(lists: &[Value]) -> Value {
     Value::Array([&[text("1795000000 25")], lists].concat())
 }

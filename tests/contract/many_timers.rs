@@ -40,7 +40,7 @@ async fn schedule_many(store: &Store, queue: &Queue, count: usize, after: Durati
     tasks.join_all().await;
 }
 
-/// The median time of a call.
+/// Returns the median time of a call.
 async fn median(rounds: usize, mut call: impl AsyncFnMut()) -> Duration {
     let mut took = Vec::with_capacity(rounds);
     for _ in 0..rounds {

@@ -150,7 +150,7 @@ impl Pair {
         [at[0] - self.stores[0].now(), at[1] - self.stores[1].now()]
     }
 
-    /// Whether no record is about to expire, and none has expired on one engine only.
+    /// Returns whether no record is about to expire, and no record has expired on only one of the engines.
     fn is_clear_of_expiries(&self) -> bool {
         self.expiries.values().all(|at| {
             let [one, two] = self.left(at);

@@ -53,7 +53,7 @@ pub fn unreachable_error() -> StorageError {
     unavailable("the gate is closed", false)
 }
 
-/// An error that is not retryable, after which the outcome is unknown.
+/// Returns an error that is not retryable, after which the outcome is unknown.
 pub fn backend_error() -> StorageError {
     StorageError::Backend {
         address: "the gate".to_owned(),
@@ -63,7 +63,7 @@ pub fn backend_error() -> StorageError {
     }
 }
 
-/// An error that occurs while an operator changes a password.
+/// Returns an error that occurs while an operator changes a password.
 pub fn denied_error() -> StorageError {
     StorageError::Denied {
         address: "the gate".to_owned(),

@@ -97,7 +97,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Watchers<K> {
     }
 }
 
-/// No code panics while it holds the lock, so the entries behind a poisoned lock are consistent.
+/// Locks the senders. No code panics while it holds the lock, so the entries behind a poisoned lock are consistent.
 fn lock<K>(senders: &Mutex<Senders<K>>) -> MutexGuard<'_, Senders<K>> {
     senders.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -228,7 +228,7 @@ fn steps(shares: Vec<Share>) -> Vec<Vec<Share>> {
 mod tests {
     use super::*;
 
-    /// The reply of a shard. For each queue: when its first timer is due, and how many timers are due.
+    /// Returns the reply of a shard. For each queue: when its first timer is due, and how many timers are due.
     fn shard(shard: u64, queues: &[(f64, u64)]) -> ShardReply {
         let state = |&(first, due): &(f64, u64)| QueueState { first: (due > 0).then_some(first), due };
         let queues = queues.iter().map(state).collect();

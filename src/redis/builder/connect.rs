@@ -336,7 +336,7 @@ impl RedisBuilder {
         }
     }
 
-    /// How to probe the Pub/Sub commands; `None` if notifications are off.
+    /// Returns how to probe the Pub/Sub commands; `None` if notifications are off.
     fn pubsub_probe(&self, schema: &Schema, subscribes: bool) -> Option<PubsubProbe> {
         self.notifications.then(|| PubsubProbe { channel: schema.probe_channel(), subscribes })
     }

@@ -176,7 +176,7 @@ fn unserved(slot: u16) -> CommandError {
     CommandError::NotSent((kind, "no master serves the slot of the key", slot.to_string()).into())
 }
 
-/// Whether a node did not run a read of a pipeline, and may have redirected it.
+/// Returns whether a node did not run a read of a pipeline, and may have redirected it.
 fn is_redirected(reply: &Result<Value, CommandError>) -> bool {
     matches!(reply, Err(CommandError::ErrorReply(error)) if is_redirection(error))
 }

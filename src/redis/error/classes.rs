@@ -193,14 +193,15 @@ pub(super) fn classify_connection(error: &RedisError) -> Class {
     }
 }
 
-/// Whether the connection closed in the middle of a reply, for example because a proxy shut down or the server was
-/// killed while it sent. The parser of the redis crate then reports an unexpected end of input. For bytes that are no
-/// reply, it reports the byte that it did not expect.
+/// Returns whether the connection closed in the middle of a reply, for example because a proxy shut down or the server
+/// was killed while it sent. The parser of the redis crate then reports an unexpected end of input. For bytes that are
+/// no reply, it reports the byte that it did not expect.
 pub(super) fn is_truncated(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Parse && error.detail().is_some_and(|detail| detail.contains("end of input"))
 }
 
-/// Whether the host name was not resolved. The standard library has no kind for this error, and its text differs by system.
+/// Returns whether the host name was not resolved. The standard library has no kind for this error, and its text
+/// differs by system.
 fn is_of_lookup(error: &RedisError) -> bool {
     let text = error.to_string();
     ["failed to lookup address information", "No such host is known"].iter().any(|words| text.contains(words))

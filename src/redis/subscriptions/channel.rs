@@ -34,7 +34,7 @@ enum End {
     Dropped,
     /// Another server serves the channel now.
     Moved,
-    /// The server delivers messages by other commands than those that the process assumed.
+    /// The server delivers messages with other commands than the process assumed.
     WrongCommands,
     /// The channel has had no subscriber for a while.
     Left,

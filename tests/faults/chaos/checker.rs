@@ -166,8 +166,8 @@ impl Case<'_> {
         }
     }
 
-    /// A result must not be replaced if no later attempt had begun when it was produced, and its worker was neither silent for too
-    /// long nor ended before it could store the result.
+    /// Checks that no result was replaced that had to stay. A result must not be replaced if no later attempt had begun
+    /// when it was produced, and its worker was neither silent for too long nor ended before it could store the result.
     fn results_are_not_replaced(&self, report: &mut Report, end: &End, produced: &Produced) {
         let begun = self.story.begun.iter().find(|begun| begun.attempt == produced.attempt);
         let begun = begun.expect("what produces a result has begun");

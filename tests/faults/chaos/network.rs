@@ -85,7 +85,7 @@ impl Network {
         self.state.is_faultless.store(true, SeqCst);
     }
 
-    /// While this is set, no bytes pass.
+    /// Cuts the process off, or reconnects it. While it is cut off, no bytes pass.
     pub fn set_cut_off(&self, is_cut_off: bool) {
         self.state.is_cut_off.send_replace(is_cut_off);
     }

@@ -120,7 +120,7 @@ impl Run {
     }
 }
 
-/// The record of an open task with a worker, right after its cancel was acknowledged.
+/// Returns the record of an open task with a worker, right after its cancel was acknowledged.
 fn held(attempt: u32) -> Found {
     Found { status: "working".to_owned(), cancel_requested: true, attempt: Some(attempt), is_held: true }
 }

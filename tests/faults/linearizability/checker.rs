@@ -10,12 +10,12 @@ use super::record::Call::{Delete, Get, Put, PutIfVersion};
 use super::record::Reply::{Deleted, NotFound, Read, VersionConflict, Written};
 use super::record::{Call, Live, Operation, Recorded, Reply, Segment};
 
-/// An answered call between two moments.
+/// Returns an answered call between two moments.
 fn call(during: Range<u64>, call: Call, reply: Reply) -> Recorded {
     Recorded { called: during.start, ended: during.end, operation: Operation::Answered(call, reply) }
 }
 
-/// A write that was made at this moment, with an unknown outcome.
+/// Returns a write that was made at this moment, with an unknown outcome.
 fn unknown(called: u64, call: Call) -> Recorded {
     Recorded { called, ended: called, operation: Operation::Unknown(call) }
 }
@@ -24,7 +24,7 @@ const fn live(version: u64, data: u64) -> Live {
     Live { version, data }
 }
 
-/// A segment that begins with version 1 of the record, which holds the number 10.
+/// Returns a segment that begins with version 1 of the record, which holds the number 10.
 fn segment(operations: &[Recorded], ends: Option<Live>) -> Segment {
     Segment { begins: Some(live(1, 10)), operations: operations.to_vec(), ends }
 }

@@ -16,7 +16,7 @@ use crate::support::fake::{Answer, Fake, greeting};
 use crate::support::redis::{Server, command, connection, free_port};
 use crate::support::{in_an_hour, keep, key, owner};
 
-/// The first row of the table promises this.
+/// The first row of the table in docs/failures.md promises this.
 #[tokio::test(flavor = "multi_thread")]
 async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
     const CAP: Duration = Duration::from_millis(250);
