@@ -24,7 +24,7 @@ help: ## list all targets | |
 		if (c[2]) printf "%19stakes %s; changes %s\n", "", c[2], c[3] }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: redis-up ## run three instances of an MCP server on one Redis; kill one, stop one, and show that tasks survive | 20 s, and 2 min to build | .redis, tasks in the Redis
+run: redis-up ## run three instances of an MCP server on one Redis; kill one, stop one, and show that tasks survive | 20 s, and 2 min to build | .redis, and the tasks in the Redis
 	@DIGEST_SERVER_REDIS_URL="$$REDIS_URL" cargo run --example digest_server --features $(RUN_FEATURES)
 
 .PHONY: test

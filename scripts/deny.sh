@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks the dependencies with cargo-deny: licenses, duplicates and sources. Checks advisories only if their database can be reached.
+# Checks the dependencies with cargo-deny: licenses, duplicates and sources. If the database of advisories can be reached, also checks
+# advisories.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 database=https://github.com/RustSec/advisory-db

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Checks each script of lua/ with luacheck, with its includes expanded, as the server receives it. A warning fails the check. The
-# warning names a file in a temporary folder, which is then kept: its line numbers are those of the expanded script.
+# Checks each script of lua/ with luacheck, with its includes expanded, as the server receives it. A warning fails the check. It
+# names a file in a temporary folder, with the line numbers of the expanded script. After a warning, the script keeps this folder.
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs a Debian package, unless a command succeeds: need.sh COMMAND PACKAGE NAME
-# Without apt-get it fails with a message that names what to install.
+# Installs the Debian package PACKAGE, unless COMMAND succeeds: need.sh COMMAND PACKAGE NAME
+# Without apt-get it fails, and the message names what to install.
 set -euo pipefail
 if bash -c "$1" >/dev/null 2>&1; then exit 0; fi
 if ! command -v apt-get >/dev/null; then
-	echo "error: $3 is missing, and this system has no apt-get; install $3 and put it on the PATH" >&2
+	echo "error: $3 is missing, and this system has no apt-get to install it; install it yourself and try again" >&2
 	exit 1
 fi
 echo "installing the Debian package $2"

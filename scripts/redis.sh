@@ -65,7 +65,7 @@ down() {
 		if ! kill -0 "$pid" 2>/dev/null; then echo "stopped the server that make redis-up started"; return; fi
 		sleep 0.1
 	done
-	echo "error: the Redis of make redis-up (process $pid) did not stop within 10 s; stop it by hand" >&2
+	echo "error: the Redis of make redis-up (process $pid) did not stop within 10 s; run kill -9 $pid" >&2
 	exit 1
 }
 

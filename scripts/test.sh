@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test, and prints a summary: the number of programs and of passed, failed and ignored tests, the time, the slowest program.
-# FEATURES names the features of the second run. Fails if a test fails, or if a program does not build.
+# FEATURES names the features of the second run. The script fails if a test fails, or if a program does not build.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 log=$(mktemp)

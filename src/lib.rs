@@ -1,8 +1,8 @@
 //! Durable tasks for servers of the Model Context Protocol (MCP).
 //!
 //! A server answers a slow `tools/call` with a *task handle*. The client polls the task, answers its questions, and may
-//! cancel it (MCP Tasks extension, SEP-2663). The task must be stored before the client receives the handle, and every instance
-//! of the server must be able to answer for it.
+//! cancel it (MCP Tasks extension, SEP-2663). This crate stores the task in Redis or Valkey before the client receives the
+//! handle. So every instance of the server can answer every poll, also after a restart.
 //!
 //! # Layers
 //!
@@ -10,7 +10,7 @@
 //!
 //! * `DurableTaskManager` (feature `rmcp`), `PmcpTaskStore` and `PmcpTasksBackend` (feature `pmcp`) adapt the library to an SDK.
 //! * [`TaskStore`] is the lifecycle of tasks: status machine, TTL, quota, inputs, variables, leases.
-//! * [`StorageBackend`] is the contract of an engine: versioned records of one owner. [`Agenda`] adds timers across owners.
+//! * [`StorageBackend`] is the contract of an engine, which stores versioned records of one owner. [`Agenda`] adds timers across owners.
 //! * [`MemoryBackend`] and `RedisBackend` (feature `redis`) are engines.
 //!
 //! # Which type to start from
@@ -39,10 +39,10 @@
 //! // `tools/call`: once `create` returns, the task is stored and the client may receive its id.
 //! let created = store.create(&alice, NewTask::new("tools/call")).await?;
 //!
-//! // The work is done, on any instance.
+//! // The work has ended. Any instance can store its result.
 //! store.complete(&created, json!({ "content": [] })).await?;
 //!
-//! // `tasks/get`, on any instance.
+//! // `tasks/get`: any instance can read the task.
 //! let task = store.get(&created.key).await?.task;
 //! assert!(task.status.is_terminal());
 //! # Ok(())

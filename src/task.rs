@@ -42,7 +42,7 @@ impl TaskStatus {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
-    /// Returns the status as JSON messages spell it.
+    /// Returns the name that the status has in JSON, for example `input_required`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Working => "working",
@@ -97,7 +97,7 @@ impl Lease {
 
     /// Returns how long the lease lasts from each renewal.
     pub fn duration(&self) -> Duration {
-        // Limits the duration, so that a sum with a time stays in range.
+        // Limit the duration, so that the sum of a time and the duration stays in range.
         const LONGEST_MS: u64 = Expiry::MAX.as_millis() as u64;
         Duration::from_millis(self.duration_ms.min(LONGEST_MS))
     }
@@ -111,8 +111,8 @@ pub enum OnWorkerLost {
     /// The task fails, so that no client polls forever.
     #[default]
     Fail,
-    /// An instance that has registered the operation runs it again, until the task has lost as many workers as
-    /// [allowed](Task::max_attempts).
+    /// An instance that has registered the operation runs it again, unless the task has lost
+    /// [`max_attempts`](Task::max_attempts) workers.
     Resume,
 }
 
@@ -127,7 +127,7 @@ pub enum OnWorkerLost {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RpcError {
-    /// The number of the kind of error.
+    /// The code of the error.
     pub code: i64,
     /// A sentence that describes the error.
     pub message: String,
@@ -209,7 +209,7 @@ pub struct Task {
     /// The client's answers so far, by the key of their request.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub input_responses: BTreeMap<String, Value>,
-    /// The requests that these answers belong to, if another attempt may make the requests again.
+    /// The requests that [`input_responses`](Self::input_responses) answers, if a later attempt may make them again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub answered_requests: BTreeMap<String, Value>,
     /// Whether the client requested a cancel. The operation decides how the task ends.
@@ -233,7 +233,7 @@ pub struct Task {
     /// What happens to the task when its worker is lost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_worker_lost: OnWorkerLost,
-    /// How many workers a task that can resume may lose before it fails; `None` means 3.
+    /// The number of lost workers at which a task that can resume fails; `None` means 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
     /// Values that the server stores with the task for its own use.
@@ -245,7 +245,7 @@ pub struct Task {
     /// The ids of the last writes, newest last. If the engine has applied a write, its id is here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) write_ids: Vec<String>,
-    /// Which payloads were parts of the record when it was last read or written.
+    /// Which payloads were parts of the record at its last read or write.
     #[serde(skip)]
     pub(crate) held_parts: HeldParts,
     /// The integers of the record that a [`Value`] cannot hold.

@@ -80,7 +80,7 @@ pub struct Due {
     pub queue: Queue,
     /// The task of the timer.
     pub key: TaskKey,
-    /// Identifies this take. The next `schedule` or `take_due` of the timer voids the token.
+    /// Identifies this take of the timer. The next `schedule` or `take_due` of the timer voids the token.
     pub token: String,
 }
 
@@ -113,7 +113,7 @@ impl Taken {
 pub enum Next {
     /// The timer fires again when this time has passed.
     After(Duration),
-    /// The timer is removed.
+    /// The engine removes the timer.
     Remove,
 }
 
@@ -142,12 +142,12 @@ pub struct TimerPage {
     pub timers: Vec<Timer>,
     /// The number of timers of the queue.
     pub total: u64,
-    /// The position of the next page. Only `None` ends the walk.
+    /// The cursor of the next page; `None` if there are no more pages.
     pub next: Option<Cursor>,
 }
 
 impl TimerPage {
-    /// Creates a page. For engines.
+    /// Creates a page. Engines return it.
     pub fn new(timers: Vec<Timer>, total: u64, next: Option<Cursor>) -> Self {
         Self { timers, total, next }
     }
@@ -159,12 +159,12 @@ impl TimerPage {
 pub struct OwnerPage {
     /// The owners. A page may be empty before the end of the walk.
     pub owners: Vec<OwnerId>,
-    /// The position of the next page. Only `None` ends the walk.
+    /// The cursor of the next page; `None` if there are no more pages.
     pub next: Option<Cursor>,
 }
 
 impl OwnerPage {
-    /// Creates a page. For engines.
+    /// Creates a page. Engines return it.
     pub fn new(owners: Vec<OwnerId>, next: Option<Cursor>) -> Self {
         Self { owners, next }
     }

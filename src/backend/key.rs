@@ -10,7 +10,7 @@ use crate::printable::Printable;
 
 mod parse;
 
-/// The longest owner or task id, in bytes of UTF-8.
+/// The maximum length of an owner id or a task id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 256;
 
 /// Percent-encodes `:`, `%`, `{`, `}` and control characters of an id, so that colons can separate ids. Two different ids

@@ -18,7 +18,7 @@ use super::record::{PutOptions, Record, Written};
 use super::storage::StorageBackend;
 use super::version::Version;
 
-/// Gives an engine an [`Agenda`] in the memory of this process.
+/// Wraps an engine, and adds an [`Agenda`] in the memory of this process.
 ///
 /// The timers run on the monotonic clock and end with the process. This process finds a task of a lost worker in
 /// another process only when it reads the task. [`owners`](Agenda::owners) is not supported.
@@ -43,7 +43,7 @@ impl<B: StorageBackend> LocalAgenda<B> {
         Self { engine, timers: Timers::default(), started: Instant::now(), started_at: Utc::now() }
     }
 
-    /// Returns the engine.
+    /// Returns the wrapped engine.
     pub fn engine(&self) -> &B {
         &self.engine
     }

@@ -10,7 +10,7 @@ use super::parts::PartSizes;
 use super::record::Record;
 use super::version::Version;
 
-/// The largest number of records of a page.
+/// The maximum number of records of a page.
 pub const MAX_PAGE_LIMIT: usize = 256;
 
 /// A request for a page: how many records, and after which [`Cursor`].
@@ -93,7 +93,7 @@ pub struct Page {
     pub records: Vec<ListedRecord>,
     /// The records of this page that the engine cannot read.
     pub corrupt: Vec<CorruptRecord>,
-    /// The position of the next page. Only `None` ends the walk.
+    /// The cursor of the next page; `None` if there are no more pages.
     pub next: Option<Cursor>,
 }
 
@@ -116,7 +116,7 @@ pub struct ListedRecord {
 }
 
 impl ListedRecord {
-    /// Creates a listed record. For engines.
+    /// Creates a listed record. Engines return it.
     pub fn new(task: TaskId, record: Record, created_at: DateTime<Utc>) -> Self {
         let Record { data, version, expires_at, parts } = record;
         Self { task, data, version, expires_at, created_at, parts }
@@ -134,7 +134,7 @@ pub struct CorruptRecord {
 }
 
 impl CorruptRecord {
-    /// Creates a corrupt record. For engines.
+    /// Creates a corrupt record. Engines return it.
     pub fn new(task: TaskId, reason: String) -> Self {
         Self { task, reason }
     }

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use super::error::StorageError;
 use super::version::Version;
 
-/// The largest number of parts of a record.
+/// The maximum number of parts of a record.
 pub const MAX_PARTS: usize = 4;
 
-/// The largest part that an engine takes unless it is configured otherwise, in bytes.
+/// The default maximum size of a part, in bytes.
 pub const DEFAULT_MAX_PART_BYTES: usize = 4 * 1024 * 1024;
 
 /// The longest name of a part, in bytes.
@@ -35,7 +35,7 @@ impl PartName {
     /// Creates a name at compile time.
     ///
     /// # Panics
-    /// If the name is invalid. In a constant this is a compile error.
+    /// If the name is invalid. For a constant, the compiler reports the panic as an error.
     pub const fn from_static(name: &'static str) -> Self {
         assert!(
             is_legal(name.as_bytes()),
@@ -110,7 +110,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// Creates a part. For engines.
+    /// Creates a part. Engines return it.
     pub fn new(data: impl Into<Bytes>, version: Version) -> Self {
         Self { data: data.into(), version }
     }

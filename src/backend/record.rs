@@ -42,7 +42,7 @@ impl Expiry {
 pub struct PutOptions {
     /// What the write does to the expiry.
     pub expiry: Expiry,
-    /// The largest number of live records of the owner; `None` for no limit. The engine checks it in the same atomic step as
+    /// The maximum number of live records of the owner; `None` for no limit. The engine checks it in the same atomic step as
     /// an insert. A quota never blocks an update.
     pub quota: Option<u64>,
     /// Whether the write sends no notification to the record's subscribers. A write that sets the expiry always sends
@@ -63,7 +63,7 @@ impl PutOptions {
         Self { expiry, quota: None, is_quiet: false, parts: PartChanges::new() }
     }
 
-    /// Sets the owner's quota of live records.
+    /// Sets the maximum number of live records of the owner. A write that would create one more fails.
     #[must_use]
     pub fn quota(mut self, limit: u64) -> Self {
         self.quota = Some(limit);
@@ -113,7 +113,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Creates a record. For engines.
+    /// Creates a record. Engines return it.
     pub fn new(
         data: impl Into<Bytes>,
         version: Version,
@@ -135,7 +135,7 @@ pub struct Written {
 }
 
 impl Written {
-    /// Creates the result of a write. For engines.
+    /// Creates the result of a write. Engines return it.
     pub fn new(version: Version, expires_at: Option<DateTime<Utc>>) -> Self {
         Self { version, expires_at }
     }

@@ -14,7 +14,7 @@ use super::parts::{Part, PartName};
 use super::record::{PutOptions, Record, Written};
 use super::version::Version;
 
-/// The largest data of a record that an engine takes unless it is configured otherwise, in bytes.
+/// The default maximum size of a record's data, in bytes.
 pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 
 /// Stores versioned records by owner and task, with compare-and-swap, expiry, quotas, pages and notifications.
@@ -196,8 +196,8 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// Returns one page of the owner's live records without their parts, newest first by creation: at most
     /// [`limit`](PageRequest::new) records, and about [`max_bytes`](PageRequest::max_bytes) of data.
     ///
-    /// A walk to the end (`next` is `None`) returns every record that is live during the whole walk exactly once,
-    /// whatever is created, deleted or expires during the walk. A page may be short or empty before the end.
+    /// A walk to the end (`next` is `None`) returns every record that is live during the whole walk exactly once, even if
+    /// other records are created, deleted or expire during the walk. A page may be short or empty before the end.
     ///
     /// # Errors
     /// `InvalidPage` for a limit outside 1 to 256, and for a cursor that is malformed or belongs to another owner.
@@ -221,7 +221,7 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// failover to a server whose clock is behind, and only until the next reply.
     fn now(&self) -> DateTime<Utc>;
 
-    /// Returns the largest data of a record in bytes: [`DEFAULT_MAX_VALUE_BYTES`] unless the engine is configured otherwise.
+    /// Returns the maximum size of a record's data in bytes. The default is [`DEFAULT_MAX_VALUE_BYTES`].
     /// [`TaskStore`](crate::TaskStore) reserves the last kibibyte for leases, cancels and the end of a task.
     fn max_value_bytes(&self) -> usize {
         DEFAULT_MAX_VALUE_BYTES

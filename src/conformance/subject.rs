@@ -63,7 +63,7 @@ impl Capabilities {
         self
     }
 
-    /// States that the engine has no clock that it can read exactly.
+    /// States that the engine cannot read its clock exactly.
     #[must_use]
     pub fn no_engine_clock(mut self, reason: &'static str) -> Self {
         self.engine_clock = Err(reason);
@@ -77,7 +77,7 @@ impl Capabilities {
         self
     }
 
-    /// Sets the largest part that the engine is configured to take, in bytes.
+    /// Sets the maximum size of a part that the engine is configured to accept, in bytes.
     #[must_use]
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;
@@ -127,7 +127,7 @@ struct NoHooks;
 
 impl Hooks for NoHooks {}
 
-/// An engine for one rule of the suite: fresh, so that it has no records and no timers.
+/// A fresh engine for one rule of the suite. It has no records and no timers.
 ///
 /// An [`Agenda`] alone is a subject. An engine without timers of its own becomes one by
 /// [`without_agenda`](Self::without_agenda).
@@ -170,7 +170,7 @@ impl Deref for Subject {
 }
 
 impl Subject {
-    /// Creates a subject from an engine that can do everything.
+    /// Creates a subject from an engine that has all capabilities.
     pub fn new(engine: impl Agenda) -> Self {
         Self {
             engine: Arc::new(engine),
@@ -186,7 +186,7 @@ impl Subject {
         Self::new(LocalAgenda::new(engine)).capabilities(Capabilities::default().no_owner_listing(NO_OWNERS))
     }
 
-    /// Sets what the engine cannot do. A subject [`without_agenda`](Self::without_agenda) never lists owners.
+    /// Sets which features the engine lacks. A subject [`without_agenda`](Self::without_agenda) never lists owners.
     #[must_use]
     pub fn capabilities(mut self, capabilities: Capabilities) -> Self {
         let owner_listing = self.capabilities.owner_listing.and(capabilities.owner_listing);

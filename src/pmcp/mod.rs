@@ -2,18 +2,18 @@
 //!
 //! * [`PmcpTaskStore`] is a task store for `pmcp`'s `ServerBuilder::task_store(...)`: the lifecycle of this crate's
 //!   [`TaskStore`](crate::TaskStore) behind `pmcp`'s `tasks/*` methods.
-//! * [`PmcpTasksBackend`] is a `StorageBackend` of `pmcp-tasks` 0.2: this crate's engines below the lifecycle of that crate, for
-//!   servers that use it today.
+//! * [`PmcpTasksBackend`] is a `StorageBackend` of `pmcp-tasks` 0.2: this crate's engines below the lifecycle of
+//!   `pmcp-tasks`, for servers that already use that crate.
 //!
-//! A server needs one of the two. Their records differ, so one cannot read the tasks of the other. Each needs an engine, or a
-//! key prefix, of its own.
+//! A server needs one of the two. Their records differ, so neither can read the tasks of the other. Each needs an
+//! engine, or a key prefix, of its own.
 //!
 //! # Owners
 //! `pmcp` names the owner of each call:
 //!
 //! * the subject that its authentication established;
 //! * `local` for clients of MCP 2025-11-25 without authentication;
-//! * an empty text for clients of 2026-07-28 on a server without authentication.
+//! * an empty string for clients of MCP 2026-07-28 on a server without authentication.
 //!
 //! The adapters store the empty owner as [`PMCP_ANONYMOUS`], and reject a subject of that name, so that no subject can read the
 //! tasks of anonymous clients. All clients without authentication share one owner, and see each other's tasks.

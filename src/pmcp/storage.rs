@@ -17,7 +17,7 @@ use crate::printable::{Chain, Printable};
 
 /// A `StorageBackend` of `pmcp-tasks`, on any engine of this crate.
 ///
-/// Use it for a server that has a `pmcp_tasks::GenericTaskStore` today. For a new server use
+/// Use it for a server that already has a `pmcp_tasks::GenericTaskStore`. For a new server use
 /// [`PmcpTaskStore`](super::PmcpTaskStore).
 ///
 /// ```
@@ -37,8 +37,9 @@ use crate::printable::{Chain, Printable};
 /// * **Expiry** is the `expiresAt` of the record, by the engine's clock, rounded up to the next millisecond. From
 ///   that time on the record is absent for every call.
 ///     * A record whose `expiresAt` is missing or `null`, or that is not a JSON object, does not expire.
-///     * A time in the past leaves the record for one millisecond. A time beyond 100 years counts as 100 years.
-///     * Text that is not an RFC 3339 time is rejected, because the record would never expire.
+///     * With a time in the past, the record expires after one millisecond. A time beyond 100 years counts as 100
+///       years.
+///     * Any other value that is not an RFC 3339 time is rejected: without this check the record would never expire.
 /// * **`put_if_version` never creates** a record: version 0 is a conflict, or `NotFound` if there is no record.
 /// * **`cleanup_expired`** returns 0 on engines whose server expires records.
 /// * **No parts.** The trait of `pmcp-tasks` stores one blob per task, so a record has no
@@ -49,7 +50,7 @@ use crate::printable::{Chain, Printable};
 ///   creates can exceed it, and each create reads everything that the owner has stored.
 ///
 /// # Errors
-/// `NotFound`, also for a key that no record can have; `VersionConflict`; `CapacityExceeded` if the engine is full; `Backend` for
+/// `NotFound`, also for an invalid key; `VersionConflict`; `CapacityExceeded` if the engine is full; `Backend` for
 /// everything else.
 ///
 /// The source of `Backend` is the [`StorageError`]. The adapter also logs it, because `pmcp-tasks` passes on only the message. The
@@ -81,7 +82,7 @@ impl<B: StorageBackend> PmcpTasksBackend<B> {
             #[serde(default)]
             expires_at: Value,
         }
-        // serde also accepts an array for a struct.
+        // serde also reads an array as a struct, so look for an object first.
         if !data.trim_ascii_start().starts_with(b"{") {
             return Ok(Expiry::Never.into());
         }

@@ -38,8 +38,8 @@ const PAGE: usize = 20;
 /// # build().unwrap();
 /// ```
 ///
-/// It answers like `pmcp`'s `InMemoryTaskStore`: a page has 20 tasks, and a longer TTL is cut to the configured maximum. It
-/// differs in the following:
+/// It answers like `pmcp`'s `InMemoryTaskStore`: a page has 20 tasks, and a TTL over the configured maximum is cut to
+/// the maximum. It differs in the following:
 ///
 /// * **A task ends once.** `pmcp` ends a task in two calls, in either order: `set_result` and
 ///   `update_status(Completed)`, or `set_error` and `update_status(Failed)`. The first call ends the task, so no
@@ -50,22 +50,23 @@ const PAGE: usize = 20;
 ///   before is rejected with `Internal`.
 /// * **Time.** A task whose TTL elapses before it has ended is failed with "TTL elapsed". After the TTL, a call that the status
 ///   does not allow fails with `Expired`. The engine keeps an ended task, with its result, for its TTL and the
-///   [retention](crate::StoreConfig::retention). After that the task is `NotFound`.
-/// * **Limits.** A TTL of 0 is rejected, and so is everything over the limits of [`StoreConfig`](crate::StoreConfig).
-/// * **Pages.** A cursor that `list` did not return is rejected. A page before the last one may be short or empty.
-/// * **Races.** Racing writes are applied one after the other, as in [`TaskStore`]. None is rejected only because of the race.
+///   [retention](crate::StoreConfig::retention). After that, calls fail with `NotFound`.
+/// * **Limits.** A call with a TTL of 0, or with a value over another limit of [`StoreConfig`](crate::StoreConfig), fails.
+/// * **Pages.** A call with a cursor that `list` did not return fails. A page before the last one may be short or empty.
+/// * **Races.** The store applies racing writes one after the other, as [`TaskStore`] does. A write
+///   that loses [`max_conflicts`](crate::StoreConfig::max_conflicts) times to other processes fails with `Internal`.
 ///
 /// `pmcp`'s trait has no cooperative cancel, no arguments and no variables: its `cancel` makes a task cancelled at once.
-/// [`tasks`](Self::tasks) is the same store with all of these. A task whose cancel was requested there accepts no more input
-/// requests here.
+/// [`tasks`](Self::tasks) returns the [`TaskStore`], which has all of these. After `request_cancel` on that store, the adapter
+/// accepts no more input requests for the task.
 ///
 /// # Errors
 /// `NotFound` if the task does not exist, has expired, or belongs to another owner, and for an id that no task can
 /// have; `InvalidTransition` if the status does not allow the call; `Expired` as above; `Internal` with a reason for
 /// a quota, a limit and an invalid call.
 ///
-/// An error of the engine is logged with its source. `Internal` states only its kind, because the text reaches the client. It
-/// names no host.
+/// The adapter logs an error of the engine with its causes. The message of `Internal` reaches the client, so it states only the
+/// kind of the error, and names no host.
 ///
 /// # Cancellation safety
 /// If the future of a call is dropped, its change is applied as a whole or not at all.
@@ -101,7 +102,7 @@ impl<B: Agenda> PmcpTaskStore<B> {
         Self { tasks, config }
     }
 
-    /// Returns the store below the adapter, for everything that `pmcp`'s trait does not have.
+    /// Returns the [`TaskStore`] that the adapter uses. Call it for everything that `pmcp`'s trait does not have.
     pub fn tasks(&self) -> &TaskStore<B> {
         &self.tasks
     }

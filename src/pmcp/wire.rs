@@ -13,7 +13,7 @@ use crate::printable::Chain;
 use crate::store::TaskError;
 use crate::task::{Task, TaskStatus};
 
-/// Returns the key of a task. An id that no task can have is not found.
+/// Returns the key of a task. For an id that no task can have, the error is `NotFound`.
 pub(super) fn key(task_id: &str, owner_id: &str) -> Result<TaskKey, TaskStoreError> {
     match (owner(owner_id), TaskId::try_from(task_id)) {
         (Ok(owner), Ok(task)) => Ok(TaskKey { owner, task }),

@@ -78,7 +78,7 @@ impl RedisBackend {
     /// Use [`builder`](Self::builder) for other settings, for Sentinel and for a cluster.
     ///
     /// # Errors
-    /// The errors of [`RedisBuilder::connect`]. An unreachable server is reported within 2 s.
+    /// The errors of [`RedisBuilder::connect`]. If the server cannot be reached, the call fails within 2 s.
     pub async fn connect(url: &str) -> Result<Self, StorageError> {
         Self::builder().connect(url).await
     }
@@ -111,7 +111,7 @@ impl RedisBuilder {
 
     /// Sets the time limit for a connection: 1 ms to 1 h. The default is 2 s.
     ///
-    /// The limit applies to construction as a whole, however many servers you name, and to each later attempt to
+    /// The limit applies to each `connect` method as a whole, for any number of servers, and to each later attempt to
     /// reconnect.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
@@ -129,7 +129,7 @@ impl RedisBuilder {
 
     /// Sets the maximum size of a record's data in bytes: 1 byte to 512 MiB. The default is 1 MiB.
     ///
-    /// Larger data is refused before anything is sent.
+    /// A call with more data fails, and nothing is sent.
     pub fn max_value_bytes(mut self, max: usize) -> Self {
         self.max_value_bytes = max;
         self
@@ -137,7 +137,7 @@ impl RedisBuilder {
 
     /// Sets the maximum size of a part in bytes: 1 byte to 512 MiB. The default is 4 MiB.
     ///
-    /// Larger parts are refused before anything is sent. Writing or reading a part occupies the server for about 3 ms
+    /// A call with a larger part fails, and nothing is sent. Writing or reading a part occupies the server for about 3 ms
     /// per MiB, and all other calls wait during that time.
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;
@@ -155,10 +155,9 @@ impl RedisBuilder {
     /// applied the write, and a failover to a replica without it would lose it. [`TaskStore`](crate::TaskStore) reports this
     /// error, because it cannot resolve the outcome by reading.
     ///
-    /// A confirmed write is lost less often, but it can still be lost. The sentinels may promote a replica that does
-    /// not have the write, and a replica confirms a write that it holds only in memory
-    /// (<https://redis.io/docs/latest/commands/wait/>). A read never waits, and may return a write that is not
-    /// confirmed.
+    /// A failover can still lose a confirmed write, but rarely. The sentinels may promote a replica that does not have the
+    /// write, and a replica confirms a write that it holds only in memory
+    /// (<https://redis.io/docs/latest/commands/wait/>). A read never waits, and may return a write that is not confirmed.
     ///
     /// `WAIT` blocks its connection, so each write takes a connection from a pool of up to 32.
     pub fn wait_for_replicas(mut self, count: u32, within: Duration) -> Self {

@@ -79,7 +79,7 @@ use crate::scripts::{DELETE, Delete, LIST, List, Listed, UnexpectedReply};
 /// [`outcome_unknown`](StorageError::outcome_unknown): read the record before you write again.
 ///
 /// # Cancellation safety
-/// A dropped call may have been sent, and the server may still apply it.
+/// If the future of a call is dropped, the command may have been sent, and the server may still apply it.
 ///
 /// # Examples
 /// ```no_run

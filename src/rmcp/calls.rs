@@ -1,4 +1,4 @@
-//! Tasks that answer a `tools/call`. Only clients that support tasks receive one.
+//! Answers a `tools/call` with a task, if the client supports tasks.
 
 use rmcp::model::{CallToolResponse, ClientCapabilities, CreateTaskResult, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
@@ -11,11 +11,12 @@ use super::options::RegisteredOptions;
 use crate::backend::{Agenda, OwnerId};
 
 impl<B: Agenda> DurableTaskManager<B> {
-    /// Starts a task for this `tools/call` as [`spawn`](Self::spawn) does, and returns the response to the call once the task is
-    /// stored. A client that does not support tasks is refused before anything is stored or started.
+    /// Starts a task for this `tools/call` as [`spawn`](Self::spawn) does, and returns the response to the call once
+    /// the task is stored. If the client does not support tasks, this method fails before it stores or starts
+    /// anything.
     ///
-    /// Without this check the SDK refuses the response only after the handler has returned it. The operation would then run
-    /// although no client can read its outcome.
+    /// Without this check the SDK rejects the response only after the handler has returned it. The operation would
+    /// then run, and no client could read its outcome.
     ///
     /// # Errors
     /// `-32021` (missing required client capability) if the client has not declared the extension
@@ -36,8 +37,9 @@ impl<B: Agenda> DurableTaskManager<B> {
         Ok(CreateTaskResult::new(task).into())
     }
 
-    /// Starts a task for this `tools/call` as [`spawn_registered`](Self::spawn_registered) does, and returns the response to the
-    /// call once the task is stored. A client that does not support tasks is refused before anything is stored or started.
+    /// Starts a task for this `tools/call` as [`spawn_registered`](Self::spawn_registered) does, and returns the
+    /// response to the call once the task is stored. If the client does not support tasks, this method fails before
+    /// it stores or starts anything.
     ///
     /// # Errors
     /// `-32021` as for [`spawn_for`](Self::spawn_for); otherwise the errors of

@@ -28,7 +28,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The longest sleep between two takes, in case a wakeup is lost.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
-/// Marks the claimer as running until its future is dropped, by itself or with its runtime.
+/// Marks the claimer as running until the claimer's future has ended or was dropped with its runtime.
 struct RunningMark(Arc<AtomicBool>);
 
 impl Drop for RunningMark {
@@ -50,7 +50,6 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
     let mark = RunningMark(Arc::clone(is_running));
     let claimer = Claimer {
         runtime: Arc::downgrade(runtime),
-        backend: Arc::clone(runtime.store.shared_backend()),
         call_limit: call_limit(runtime),
         registered: Arc::clone(&runtime.claiming.registered),
         shutdown: runtime.shutdown.signal(),
@@ -71,7 +70,6 @@ fn call_limit<B: Agenda>(runtime: &Runtime<B>) -> Duration {
 struct Claimer<B> {
     /// The claimer never holds a strong reference across a sleep: it must end with the last clone of the manager.
     runtime: Weak<Runtime<B>>,
-    backend: Arc<B>,
     call_limit: Duration,
     registered: Arc<Notify>,
     shutdown: ShutdownSignal,
@@ -104,7 +102,9 @@ impl<B: Agenda> Claimer<B> {
 
     /// Claims tasks from these queues. Returns `true` when there may be more queues, and `false` when a shutdown begins.
     async fn claim_from(&self, queues: &[Queue]) -> bool {
-        let mut wakeups = self.backend.wakeups(queues).fuse();
+        let Some(runtime) = self.runtime.upgrade() else { return true };
+        let mut wakeups = runtime.store.backend().wakeups(queues).fuse();
+        drop(runtime);
         let mut back_off = BackOff::new();
         loop {
             let slots = tokio::select! {
@@ -123,8 +123,8 @@ impl<B: Agenda> Claimer<B> {
                     pause
                 }
                 Err(error) => {
-                    tracing::debug!(error, "tasks that wait for a worker could not be taken");
-                    back_off.longer()
+                    tracing::debug!(error, "the timers of tasks that wait for a worker could not be taken");
+                    back_off.next_pause()
                 }
             };
             tokio::select! {
@@ -140,13 +140,16 @@ impl<B: Agenda> Claimer<B> {
 
     /// Takes one due timer for each slot and claims its task. Returns when the next timer is due.
     async fn claim_due(&self, queues: &[Queue], mut slots: Vec<Slot>) -> Result<Duration, String> {
+        let Some(runtime) = self.runtime.upgrade() else { return Ok(MAX_SLEEP) };
         let max = slots.len();
-        let taken = match timeout(self.call_limit, self.backend.take_due(queues, max, self.call_limit)).await
-        {
-            Ok(Ok(taken)) => taken,
-            Ok(Err(error)) => return Err(Chain(&error).to_string()),
-            Err(_) => return Err(format!("no answer within {:?}", self.call_limit)),
-        };
+        let taken =
+            match timeout(self.call_limit, runtime.store.backend().take_due(queues, max, self.call_limit))
+                .await
+            {
+                Ok(Ok(taken)) => taken,
+                Ok(Err(error)) => return Err(Chain(&error).to_string()),
+                Err(_) => return Err(format!("no answer within {:?}", self.call_limit)),
+            };
         let next_in = if taken.due.len() == max { Some(Duration::ZERO) } else { taken.next_in };
         for due in taken.due {
             // The engine returns at most as many timers as there are slots.
@@ -175,7 +178,7 @@ async fn claim_and_resolve<B: Agenda>(runtime: Weak<Runtime<B>>, due: Due, slot:
             Next::After(RETRY_DELAY)
         }
     };
-    match timeout(limit, runtime.store.shared_backend().resolve(&due, next)).await {
+    match timeout(limit, runtime.store.backend().resolve(&due, next)).await {
         Ok(Ok(_)) => {}
         // The timer fires again when it is no longer hidden. Its taker then finds nothing to claim.
         Ok(Err(error)) => {
@@ -217,10 +220,10 @@ async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result
     Ok(Next::Remove)
 }
 
-/// Schedules a timer again that this claimer took just before a shutdown began.
+/// Returns a timer to its queue that this claimer took just before a shutdown began.
 async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<Next, TaskError> {
-    // Only a timer that is scheduled wakes other instances; a resolved one does not.
-    let schedule = runtime.store.shared_backend().schedule(&due.queue, &due.key, Duration::ZERO);
+    // A `schedule` wakes other instances. A `resolve` does not.
+    let schedule = runtime.store.backend().schedule(&due.queue, &due.key, Duration::ZERO);
     if let Ok(scheduled) = timeout(SHUTDOWN_CALL_LIMIT, schedule).await {
         scheduled.map_err(TaskError::Storage)?;
     }
@@ -228,7 +231,7 @@ async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<N
 }
 
 /// Releases a task whose operation is not registered here, so that another instance claims it. An operation stays
-/// registered and a task keeps its operation, so this happens only if another program rewrote the record.
+/// registered and a task keeps its operation, so this happens only if another program has rewritten the record.
 async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), TaskError> {
     tracing::warn!(
         task = %attempt.key().task.printable(),
@@ -240,8 +243,8 @@ async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), Tas
     Ok(())
 }
 
-/// Loads the arguments of a claimed task, and tries again while the engine fails. The run around it renews the lease and stops
-/// the load when it ends.
+/// Loads the arguments of a claimed task, and tries again while the engine fails. Meanwhile the run of the task
+/// renews the lease. The end of the run stops the load.
 ///
 /// # Errors
 /// `Unreadable` and `Corrupt` if the arguments cannot be read, `NotFound` if the record no longer exists.

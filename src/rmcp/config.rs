@@ -63,16 +63,17 @@ impl<B: Agenda> ManagerConfig<B> {
         self
     }
 
-    /// Renews leases on a thread with a Tokio runtime of its own, over a connection of its own. `connect` makes that connection
-    /// on that thread. The default is off.
+    /// Renews leases on a thread with a Tokio runtime of its own, over a connection of its own. `connect` creates
+    /// that connection, on that thread. The default is off.
     ///
     /// By default an operation that blocks its runtime for longer than its lease loses the lease. Prefer
     /// [`spawn_blocking`](tokio::task::spawn_blocking) for such work, because a blocked runtime also answers no requests. Use
     /// this setting if you cannot rule out that an operation blocks.
     ///
-    /// `connect` must connect to the same engine with the same key prefix. The thread calls it again until it succeeds.
-    /// Meanwhile the thread renews leases over the connection of the store. The thread ends with the last clone of the manager
-    /// and the last operation. An operation that never returns keeps its lease until its TTL elapses.
+    /// `connect` must connect to the same engine with the same key prefix. The thread calls it again until it
+    /// succeeds. Meanwhile the thread renews leases over the connection of the store. The thread ends with the last
+    /// clone of the manager and the last operation. An operation that never returns keeps its lease until the TTL of
+    /// its task elapses.
     ///
     /// # Examples
     /// ```no_run

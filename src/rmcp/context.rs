@@ -128,16 +128,16 @@ impl TaskContext {
     /// Makes a request to the client under `key` and waits for its answer. Any instance may receive the answer. While the
     /// request is open, `tasks/get` reports the task as `input_required`. Several requests may be open at once.
     ///
-    /// An attempt uses a key once. The next attempt makes the same requests under the same keys: an equal request
-    /// returns the stored answer, or waits for the answer.
+    /// An attempt can use a key once. A later attempt must make the same requests under the same keys. For an equal
+    /// request the call returns the stored answer, or waits for it.
     ///
     /// While the engine fails, the call tries again until the attempt is void. While a resumed operation waits for the answer,
     /// it does not count against [`max_concurrent`](super::ManagerConfig::max_concurrent).
     ///
     /// # Errors
-    /// [`TaskExit::Cancelled`] when the operation must stop. [`TaskExit::Error`] if this attempt has used the key before, if an
-    /// earlier attempt has used it for another request, if the request is over a limit of the store, and if the record cannot
-    /// be read.
+    /// [`TaskExit::Cancelled`] when the operation must stop. [`TaskExit::Error`] if this attempt has used the key
+    /// before, if an earlier attempt has used it for another request, if the request is over a limit of the store, or
+    /// if the record cannot be read.
     ///
     /// # Cancellation safety
     /// If the future is dropped, the request may be open nevertheless.
@@ -176,7 +176,8 @@ impl TaskContext {
             let write = self.attempt.request_input(key.to_owned(), request.clone());
             match timeout(self.call_timeout, write).await {
                 Ok(Ok(stored)) => return Ok(Some(stored)),
-                // The store compares the requests of tasks that can resume. Any other task has only this attempt.
+                // For a task that can resume, the store compares the requests. Any other task has only this attempt,
+                // so an earlier write of this call has used the key.
                 Ok(Err(TaskError::InputKeyUsed { .. })) if may_be_stored && !self.can_resume() => {
                     return Ok(None);
                 }
@@ -194,7 +195,7 @@ impl TaskContext {
                 }
             }
             tokio::select! {
-                () = sleep(back_off.longer()) => {}
+                () = sleep(back_off.next_pause()) => {}
                 () = self.cancelled() => return Err(TaskExit::Cancelled),
             }
         }
@@ -211,12 +212,12 @@ impl TaskContext {
         self.state.borrow().stored.task.on_worker_lost == OnWorkerLost::Resume
     }
 
-    /// Sets the status message of the task: a sentence for people that says how far the work is.
+    /// Sets the status message of the task: a sentence for people about the progress of the work.
     ///
-    /// The call returns at once, so an operation may call it as often as it likes. The runtime writes the newest message at
-    /// most four times a second, and the last one together with the outcome. While the engine fails, the runtime tries again.
-    /// A message over [`max_status_message_bytes`](crate::StoreConfig::max_status_message_bytes) is cut. A message of a void
-    /// attempt has no effect.
+    /// The call returns at once, so an operation can call it as often as it needs. The runtime writes the newest message at
+    /// most four times a second, and the last one together with the outcome. While the engine fails, the runtime
+    /// tries again. A message over [`max_status_message_bytes`](crate::StoreConfig::max_status_message_bytes) is cut.
+    /// A message of a void attempt has no effect.
     pub fn set_status_message(&self, message: impl Into<String>) {
         self.status_message.set(message.into());
     }
@@ -234,7 +235,7 @@ impl TaskContext {
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn cancelled(&self) {
-        // An error means that the run has ended. The operation must stop in this case too.
+        // An error means that the run has ended. Then the operation must stop, too.
         let _ = self.state.clone().wait_for(TaskState::must_stop).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Follows the task of a run: hands its changes to the operation, and detects when the run must end.
+//! Follows the task of a run: passes changes of the task to the operation, and detects when the run must end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +88,7 @@ async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSi
     None
 }
 
-/// Waits until the operation of a void attempt has stopped, and aborts it after [`ABORT_AFTER`].
+/// Waits until the operation of a void attempt has stopped. Aborts the operation after [`ABORT_AFTER`].
 async fn wait_for_void_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSignal) -> RunEnd {
     tokio::select! {
         ended = &mut run.operation => ended.map_or(RunEnd::Aborted, RunEnd::Ended),
@@ -134,7 +134,7 @@ fn apply_read_error<B: Agenda>(run: &Run<B>, error: &TaskError) {
         return run.set_void(error);
     }
     tracing::debug!(error = %Chain(error), "a worker could not read its task");
-    // A renewal reads the task too, and is repeated until it succeeds.
+    // A renewal reads the task, too, and the renewals try again until one succeeds.
     run.renewals.request_renewal();
 }
 

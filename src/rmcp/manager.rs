@@ -27,9 +27,9 @@ use crate::store::{NewTask, TaskError, TaskStore};
 ///   the operation does *outside* of the store may overlap with an earlier attempt that has not yet detected the loss of its
 ///   lease, and every attempt starts from the beginning. Make such an operation idempotent.
 ///
-/// Each manager has one background task, which claims the tasks that wait for a worker of a registered operation. It starts
-/// with the manager. If the manager was created outside of a Tokio runtime, or if that runtime has ended, it starts with the
-/// next call. All methods need a Tokio runtime.
+/// Each manager has one background task, which claims the tasks that wait for a worker of a registered operation. The
+/// background task starts with the manager. If the manager was created outside of a Tokio runtime, or if that runtime
+/// has ended, the background task starts with the next call. All methods need a Tokio runtime.
 ///
 /// Clones are cheap and share one manager.
 ///
@@ -199,11 +199,12 @@ impl<B: Agenda> DurableTaskManager<B> {
         wire::detailed(&self.0.store, &stored).await
     }
 
-    /// Answers `tasks/update`: delivers the client's answers to the operation, on whichever instance it runs. The store
-    /// ignores answers to requests that are not open.
+    /// Answers `tasks/update`: delivers the client's answers to the operation, on any instance. The store ignores
+    /// answers to requests that are not open.
     ///
     /// # Errors
-    /// As [`get_task`](Self::get_task); [`LimitExceeded`](TaskError::LimitExceeded) if an answer is too large.
+    /// As [`get_task`](Self::get_task); [`LimitExceeded`](TaskError::LimitExceeded) if an answer is too large or
+    /// nested too deeply.
     pub async fn update_task(
         &self,
         owner: &OwnerId,
@@ -214,8 +215,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         self.0.store.deliver_inputs(&key, input_responses).await.map(drop)
     }
 
-    /// Answers `tasks/cancel`: asks the operation to stop, on whichever instance it runs. The operation decides how the task
-    /// ends. A task that waits for a worker is cancelled at once. A task that has ended stays as it is.
+    /// Answers `tasks/cancel`: asks the operation to stop, on any instance. The operation decides how the task ends.
+    /// A task that waits for a worker is cancelled at once. A task that has ended stays as it is.
     ///
     /// # Errors
     /// As [`get_task`](Self::get_task).
@@ -231,9 +232,9 @@ impl<B: Agenda> DurableTaskManager<B> {
 
     /// Stops the operations of this process and releases their leases. Call it when the server has stopped serving.
     ///
-    /// Other instances resume at once the tasks that can resume. The other tasks fail. The manager then starts no
-    /// more work. The call returns when all leases are released. If the engine does not accept the outcome of an
-    /// operation that has ended, the call returns after 30 s, and the log has one line for each lost outcome.
+    /// Tasks that can resume continue on other instances at once. The other tasks fail. From the call on, the manager
+    /// starts no more work. The call returns when all leases are released. If the engine does not accept the outcome
+    /// of an operation that has ended, the call returns after 30 s, and the log has one line for each lost outcome.
     ///
     /// # Cancellation safety
     /// Dropping the future does not revoke the shutdown.
@@ -246,7 +247,8 @@ impl<B: Agenda> DurableTaskManager<B> {
     fn key(&self, owner: &OwnerId, task_id: &str) -> Result<TaskKey, TaskError> {
         self.ensure_claiming();
         let task = TaskId::try_from(task_id).map_err(|_| TaskError::InvalidArgument {
-            reason: "the task id is empty or too long".to_owned(),
+            reason: "the task id is empty or longer than 256 bytes; use the id that the server returned"
+                .to_owned(),
         })?;
         Ok(TaskKey { owner: owner.clone(), task })
     }

@@ -1,5 +1,5 @@
-//! An operation as the runtime polls it. A panic ends only the operation, even if its payload or a destructor panics
-//! too.
+//! An operation as the runtime polls it. A panic ends only the operation, even if the destructor of the operation or
+//! of the panic's payload panics, too.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +19,7 @@ pub(super) enum Outcome {
     Panicked(String),
 }
 
-/// Measures how long an operation occupies its thread without a break.
+/// Measures how long an operation blocks its thread: the time of its longest poll.
 #[derive(Debug)]
 pub(super) struct PollTimer {
     epoch: Instant,
@@ -61,7 +61,7 @@ pub(super) struct Operation {
     /// `None` once the operation has ended.
     future: Option<TaskFuture>,
     polls: Arc<PollTimer>,
-    /// The message of a panic of the closure, which then returned no future.
+    /// The message of the panic, if the closure panicked and returned no future.
     panic: Option<String>,
 }
 

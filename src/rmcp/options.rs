@@ -34,9 +34,9 @@ impl RegisteredOptions {
         self
     }
 
-    /// Sets how many attempts may lose their worker before the task fails, at least 1. The default is
-    /// [`StoreConfig::max_attempts`](crate::StoreConfig::max_attempts). Only a task that can resume has more than one attempt.
-    /// A release by a shutdown does not count.
+    /// Sets the number of lost workers at which the task fails, at least 1. The default is
+    /// [`StoreConfig::max_attempts`](crate::StoreConfig::max_attempts). Only a task that can resume has more than one
+    /// attempt. A release by a shutdown does not count.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = Some(max);
         self

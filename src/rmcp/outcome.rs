@@ -17,7 +17,7 @@ use crate::printable::{Chain, Printable};
 use crate::store::{Ending, TaskError};
 use crate::task::RpcError;
 
-/// How long after the begin of a shutdown a run still tries to store its outcome. Few supervisors wait longer before
+/// How long a run still tries to store its outcome after a shutdown has begun. Few supervisors wait longer before
 /// they kill the process.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 

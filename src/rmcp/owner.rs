@@ -20,7 +20,7 @@ const SESSION_ID: &str = "mcp-session-id";
 ///
 /// # Examples
 /// A layer in front of the server verifies the token of a request and inserts an [`OwnerId`] into the request's
-/// extensions. Over HTTP the SDK passes them on in the `Parts` of the request:
+/// extensions. Over HTTP the SDK passes these extensions on in the `Parts` of the request:
 /// ```
 /// use http::request::Parts;
 /// use mcp_task_store::{OwnerId, OwnerSource};
@@ -69,8 +69,9 @@ impl fmt::Debug for OwnerSource {
 impl OwnerSource {
     /// Takes the owner from the extensions of a request, where the authentication layer has put it.
     ///
-    /// Over HTTP the extensions hold the `http::request::Parts` of the request. The extensions of those parts hold what a layer
-    /// in front of the server has inserted. `subject` returns `None` for a request without a verified subject.
+    /// Over HTTP the extensions hold the `http::request::Parts` of the request. The extensions of those parts hold
+    /// the values that a layer in front of the server has inserted. `subject` returns `None` for a request without a
+    /// verified subject.
     pub fn extensions(subject: impl Fn(&Extensions) -> Option<OwnerId> + Send + Sync + 'static) -> Self {
         Self(Source::Extensions(Arc::new(subject)))
     }
@@ -89,7 +90,7 @@ impl OwnerSource {
     /// ```
     /// use mcp_task_store::OwnerSource;
     ///
-    /// // Of the `StreamableHttpServerConfig` of the transport.
+    /// // The value in the transport's `StreamableHttpServerConfig`.
     /// let legacy_session_mode = true;
     /// let owners = OwnerSource::session(legacy_session_mode)?;
     /// assert!(OwnerSource::session(false).is_err());

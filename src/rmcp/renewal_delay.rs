@@ -1,4 +1,4 @@
-//! Reports renewals that come late because something blocked their runtime.
+//! Reports renewals that begin late because something blocked their runtime.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -44,7 +44,8 @@ impl RenewalDelay {
         Self { operation: operation.unwrap_or_default(), polls, unexplained }
     }
 
-    /// Reports a renewal that is `late` although only its runtime could delay it. `third` is a third of the lease.
+    /// Reports a renewal that began this `late`. Only its runtime can have delayed it. `third` is a third of the
+    /// lease.
     pub(super) fn report(&self, late: Duration, third: Duration) {
         let longest = self.polls.take_longest();
         let operation = &*self.operation;

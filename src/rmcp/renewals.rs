@@ -1,5 +1,5 @@
-//! The renewals of one lease while an operation runs and while its outcome is stored. They run in a task of their own, so
-//! nothing that a run waits for delays them.
+//! The renewals of one lease while an operation runs and while its outcome is stored. They run in a Tokio task of
+//! their own, so no other call of the run delays them.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ impl RenewalSignals {
         self.requested.notify_one();
     }
 
-    /// Returns when the next renewal begins.
+    /// Waits until the next renewal begins.
     pub(super) async fn renewal_begins(&self) {
         self.begins.notified().await;
     }
@@ -68,7 +68,7 @@ impl RenewalHandle {
         Arc::clone(&self.signals)
     }
 
-    /// Returns the deadline of the lease by the last renewal.
+    /// Returns the deadline of the lease after the last renewal.
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         match &*self.reports.borrow() {
             RenewalReport::Renewed { stored, .. } => stored.task.lease.as_ref().map(|lease| lease.deadline),
@@ -87,9 +87,10 @@ pub(super) struct LeaseRenewal<B> {
     delay: RenewalDelay,
     /// Limits how many renewals of the manager begin at once.
     admission: Arc<Semaphore>,
-    /// When the next renewal is due. The first one counts from the begin of the run, however late this task is first polled.
+    /// When the next renewal is due. The time of the first renewal counts from the start of the run, even if the
+    /// runtime polls the renewals late.
     due_at: Instant,
-    /// The store of the dedicated renewals, which replaces that of the attempt.
+    /// The store of the dedicated renewals, which replaces the store of the attempt.
     dedicated_store: Option<watch::Receiver<TaskStore<B>>>,
 }
 
@@ -118,11 +119,11 @@ impl<B: Agenda> LeaseRenewal<B> {
         self.run().await;
     }
 
-    /// Renews the lease each third of its duration until the attempt is void or its run has ended.
+    /// Renews the lease each time a third of its duration has passed, until the attempt is void or its run has ended.
     pub(super) async fn run(mut self) {
         loop {
             let is_due = self.wait_until_due().await;
-            // Whichever event ended the wait, the renewal may be overdue.
+            // The renewal may be overdue after each of the three events.
             self.report_delay();
             if !is_due {
                 return;
@@ -152,14 +153,14 @@ impl<B: Agenda> LeaseRenewal<B> {
         let limit = call_timeout(self.store.lease_duration(), lease_left(&self.store, self.deadline));
         let attempt = self.attempt();
         let renewed = tokio::select! {
-            // The write is dropped, so that it does not conflict with what the run writes next.
+            // Drop the write, so that it does not conflict with the next write of the run.
             () = self.report.closed() => return None,
             renewed = timeout(limit, admitted(permit, attempt.renew())) => renewed,
         };
         self.publish(renewed, since, limit)
     }
 
-    /// Returns the attempt, which writes through the store of its renewals.
+    /// Returns the attempt over the store that the renewals use.
     fn attempt(&self) -> Attempt<B> {
         match &self.dedicated_store {
             Some(store) => self.attempt.over(&store.borrow()),
@@ -191,7 +192,8 @@ impl<B: Agenda> LeaseRenewal<B> {
         Some(third.min(MAX_RETRY_DELAY))
     }
 
-    /// Reports that a renewal is late. No operation can delay dedicated renewals, so they are not reported.
+    /// Reports that a renewal is late. No operation can delay dedicated renewals, so this function does not report
+    /// them.
     fn report_delay(&self) {
         let third = self.store.lease_duration() / 3;
         let late = self.due_at.elapsed();
@@ -201,8 +203,8 @@ impl<B: Agenda> LeaseRenewal<B> {
     }
 }
 
-/// Waits for a call that was admitted. A slow call admits the next one after 100 ms, so that servers that hang do not delay
-/// the renewals on servers that answer.
+/// Waits for a call that was admitted. A slow call releases its permit after 100 ms, so that servers that hang do not
+/// delay the renewals on servers that answer.
 async fn admitted<T>(permit: Option<OwnedSemaphorePermit>, call: impl Future<Output = T>) -> T {
     const SLOW: Duration = Duration::from_millis(100);
     let mut call = pin!(call);

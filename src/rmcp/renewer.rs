@@ -1,5 +1,5 @@
-//! Starts the renewals of a manager: in the runtime of each operation, or on a thread of their own over a dedicated connection,
-//! which an operation that blocks its runtime does not delay.
+//! Starts the renewals of a manager: in the runtime of each operation, or on a thread of their own over a dedicated
+//! connection. An operation that blocks its runtime does not delay that thread.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::printable::Chain;
 use crate::store::{Attempt, BackOff, TaskStore};
 use crate::task::StoredTask;
 
-/// How many renewals of one manager begin at once. After an outage all leases are due. Without a limit their calls delay each
-/// other until each exceeds its time limit, and none succeeds.
+/// How many renewals of one manager begin at once. After an outage all leases are due. Without this limit, so many
+/// calls would delay each other that all of them exceed their time limits.
 const MAX_CONCURRENT: usize = 256;
 
 /// Connects to the engine, and tries again until it succeeds.
@@ -44,7 +44,7 @@ async fn connect_until_success<B>(connect: impl AsyncFn() -> Result<B, StorageEr
                 tracing::debug!(error = %Chain(&error), "the dedicated renewals have no connection yet")
             }
         }
-        sleep(back_off.longer()).await;
+        sleep(back_off.next_pause()).await;
     }
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Renewer<B> {
 }
 
 impl<B: Agenda> Renewer<B> {
-    /// Creates a renewer. The manager and its runs share it, and its thread ends with it.
+    /// Creates a renewer. The manager and its runs share the renewer. Its thread ends when they have dropped it.
     pub(super) fn new(store: &TaskStore<B>, connect: Option<Connect<B>>) -> Self {
         let thread = connect.and_then(|connect| match start_thread(store.clone(), connect) {
             Ok(thread) => Some(thread),
@@ -93,7 +93,8 @@ impl<B: Agenda> Renewer<B> {
         handle
     }
 
-    /// Hands a renewal to the thread of the dedicated renewals. Returns it if there is no such thread, or if it has panicked.
+    /// Hands a renewal to the thread of the dedicated renewals. Returns the renewal if there is no such thread, or if
+    /// the thread has panicked.
     fn send_to_thread(&self, renewal: LeaseRenewal<B>) -> Option<LeaseRenewal<B>> {
         let Some(thread) = &self.thread else { return Some(renewal) };
         let Err(mpsc::error::SendError((renewal, _))) = thread.send((renewal, Span::current())) else {
@@ -126,7 +127,7 @@ async fn serve<B: Agenda>(
     connect: Connect<B>,
     mut renewals: mpsc::UnboundedReceiver<(LeaseRenewal<B>, Span)>,
 ) {
-    // The connection of the store serves until there is a dedicated one.
+    // The renewals use the connection of the store until the dedicated connection exists.
     let (newest, stores) = watch::channel(store);
     let connect = async {
         let backend = connect().await;

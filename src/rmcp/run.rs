@@ -1,4 +1,4 @@
-//! One run of an operation in this process: the operation, its lease, and what the run knows of the task.
+//! One run of an operation in this process: the operation, its lease, and the newest known state of the task.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ pub(super) struct Run<B> {
 }
 
 impl<B: Agenda> Run<B> {
-    /// Calls an operation for a task, as the task was read or written when `attempt` began. Also returns whether the closure
-    /// returned a future. If it did not, the operation has panicked.
+    /// Calls an operation for a task. `stored` is the task as `attempt` began with it. Also returns whether the
+    /// closure returned a future. If it did not, the operation has panicked.
     pub(super) fn begin(
         store: TaskStore<B>,
         renewer: Arc<Renewer<B>>,
@@ -110,7 +110,7 @@ impl<B: Agenda> Run<B> {
         self.renewals = self.renewer.start(&self.store, &self.attempt, &stored, &self.polls);
     }
 
-    /// Returns how long it takes until the TTL has elapsed; `None` for a task without a TTL.
+    /// Returns the time until the TTL elapses; `None` for a task without a TTL.
     pub(super) fn ttl_left(&self) -> Option<Duration> {
         let deadline = self.state.borrow().stored.task.deadline()?;
         Some((deadline - self.store.backend().now()).to_std().unwrap_or_default() + Duration::from_millis(5))
@@ -136,8 +136,8 @@ impl<B: Agenda> Run<B> {
         self.state.borrow().is_void
     }
 
-    /// Hands a newer state of the task to the operation. A state is newer if its read or write began later, whichever answer
-    /// arrives first.
+    /// Passes a newer state of the task to the operation. A state is newer if its read or write began later, even if
+    /// its answer arrived earlier.
     pub(super) fn set_state(&self, stored: Arc<StoredTask>, since: std::time::Instant) {
         self.state.send_if_modified(|state| {
             if since < state.since {

@@ -53,7 +53,7 @@ impl Drop for Claiming {
     }
 }
 
-/// Counts as a run until it is dropped. It does not hold the manager, which ends with its last clone.
+/// Counts as a run until it is dropped. It does not keep the manager alive: the manager ends with its last clone.
 pub(super) struct RunGuard(watch::Sender<usize>);
 
 impl Drop for RunGuard {
@@ -92,8 +92,8 @@ impl<B> Runtime<B> {
         self.operations().get(name).cloned()
     }
 
-    /// Counts a run. Count the run before you check whether a shutdown has begun. Then a shutdown waits for every run
-    /// that it has not stopped.
+    /// Counts a run. Count the run before you check whether a shutdown has begun. Then a shutdown either prevents the
+    /// run or waits for its end.
     pub(super) fn count_run(&self) -> RunGuard {
         self.runs.send_modify(|runs| *runs += 1);
         RunGuard(self.runs.clone())

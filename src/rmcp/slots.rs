@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as FairMutex, OwnedSemaphorePermit, Semaphore};
 
-/// The slots of one manager. Waiters get them in the order in which they came.
+/// The slots of one manager. Runs that wait for a slot acquire it in the order of their arrival.
 #[derive(Clone, Debug)]
 pub(super) struct Slots(Arc<Semaphore>);
 
@@ -24,7 +24,7 @@ enum SlotState {
     Held { _permit: OwnedSemaphorePermit },
     /// The run waits for input.
     Yielded,
-    /// The run has ended. It acquires no slot again, even if something still holds its context.
+    /// The run has ended. It acquires no slot again, even if code of the operation still owns the context.
     Closed,
 }
 
@@ -83,7 +83,7 @@ impl Slot {
     }
 }
 
-/// Frees the slot of a run when the run ends, even if something still holds its context.
+/// Frees the slot of a run when the run ends, even if code of the operation still owns the context.
 pub(super) struct SlotGuard(pub(super) Arc<Slot>);
 
 impl Drop for SlotGuard {
@@ -92,8 +92,8 @@ impl Drop for SlotGuard {
     }
 }
 
-/// A run without its slot. An operation that stops waiting drops this value. The run then acquires a slot if one is free, and
-/// continues without one otherwise, because a destructor cannot wait.
+/// A run that has yielded its slot. If the operation stops its wait, it drops this value. The run then acquires a
+/// slot if one is free. Otherwise it continues without a slot, because a destructor cannot wait.
 pub(super) struct YieldedSlot<'a>(&'a Slot);
 
 impl YieldedSlot<'_> {

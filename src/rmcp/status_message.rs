@@ -81,7 +81,7 @@ impl StatusMessage {
             let begun = Instant::now();
             let write = timeout(short_call_timeout(lease), attempt.set_status_message(message));
             tokio::select! {
-                written = write => if self.is_void(written, number) {
+                written = write => if self.finish_write(written, number) {
                     // The renewal receives the same answer and stops the operation.
                     signals.request_renewal();
                     return std::future::pending().await;
@@ -95,7 +95,7 @@ impl StatusMessage {
     }
 
     /// Handles the result of a write. Returns whether the attempt is void.
-    fn is_void(&self, written: Result<Result<StoredTask, TaskError>, Elapsed>, number: u64) -> bool {
+    fn finish_write(&self, written: Result<Result<StoredTask, TaskError>, Elapsed>, number: u64) -> bool {
         match written {
             Ok(Ok(_)) => self.set_written(number),
             Ok(Err(error)) => {

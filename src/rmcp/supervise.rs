@@ -12,7 +12,8 @@ use super::shutdown::ShutdownSignal;
 use crate::backend::Agenda;
 use crate::printable::Chain;
 
-/// The time limit of each step of stopping an operation. The process is about to end, and a lease lapses by itself.
+/// The time limit of each step when a shutdown stops a run. The process is about to end, and a lease that was not
+/// released lapses by itself.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Supervises a run until its operation has ended and the outcome is stored, or until the run is stopped.
@@ -36,7 +37,7 @@ pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSign
 
 /// Stops the operation and releases its lease. Another instance resumes the task if it can resume.
 async fn stop<B: Agenda>(mut run: Run<B>, shutdown: &ShutdownSignal) {
-    // This gives an operation that is about to end the chance to end by itself.
+    // An operation that is about to end can end by itself meanwhile.
     tokio::task::yield_now().await;
     run.operation.abort();
     match timeout(STOP_TIMEOUT, &mut run.operation).await {

@@ -9,12 +9,13 @@ use crate::store::TaskStore;
 
 /// The longest pause before a run repeats a failed write.
 pub(super) const MAX_RETRY_DELAY: Duration = Duration::from_millis(200);
-/// The shortest time limit of one write. Together with [`MAX_RETRY_DELAY`], it is shorter than the observation after which
-/// other instances declare a worker lost whose lease lapsed during an outage.
+/// The shortest time limit of one write. The sum of this limit and [`MAX_RETRY_DELAY`] is shorter than the
+/// observation of a lapsed lease. So after an outage, a worker renews its lapsed lease before other instances declare
+/// the worker lost.
 const MIN_CALL_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// Returns the time limit of one call under a lease that lasts for `left`. The limit is long while there is time,
-/// because on a slow engine a short limit makes every call fail.
+/// Returns the time limit of one call under a lease that lasts for `left`. While much of the lease is left, the limit
+/// is long: on a slow engine a short limit makes every call fail.
 pub(super) fn call_timeout(lease: Duration, left: Option<Duration>) -> Duration {
     // After the engine's clock stepped back, a lease seems to last for longer than it does.
     left.map_or(MIN_CALL_TIMEOUT, |left| MIN_CALL_TIMEOUT.max(left.min(lease) / 2))

@@ -47,8 +47,8 @@ pub(super) fn task(stored: &StoredTask) -> model::Task {
 /// Converts a task for the response to `tasks/get`. Loads the result of a completed task, and no other payload.
 ///
 /// # Errors
-/// `Unreadable` if the requests or the result in the record are not the SDK's, for instance because another server wrote them;
-/// the errors of [`TaskStore::payload`].
+/// `Unreadable` if the requests or the result in the record do not have the SDK's types, for instance because another
+/// server wrote them; the errors of [`TaskStore::payload`].
 pub(super) async fn detailed<B: Agenda>(
     store: &TaskStore<B>,
     stored: &StoredTask,
@@ -99,8 +99,8 @@ pub(super) fn rpc_error(error: ErrorData) -> RpcError {
     rpc
 }
 
-/// Converts an error for the client, with the code of [`TaskError::code`]. The client learns that the server failed, but not why.
-/// The log has the reason.
+/// Converts an error for the client, with the code of [`TaskError::code`]. If the storage has failed, the message
+/// does not say why. The log has the reason.
 impl From<TaskError> for ErrorData {
     fn from(error: TaskError) -> Self {
         let code = ErrorCode(i32::try_from(error.code()).unwrap_or(ErrorCode::INTERNAL_ERROR.0));
@@ -133,7 +133,7 @@ pub(super) fn is_unreadable(error: &TaskError) -> bool {
     )
 }
 
-/// Converts an error into the end of an operation. An operation that must stop ends as after a request to cancel.
+/// Converts an error into the end of an operation. An operation that must stop ends as `Cancelled`.
 pub(super) fn exit(error: TaskError) -> TaskExit {
     match error {
         TaskError::CancelRequested { .. }

@@ -1,4 +1,5 @@
-//! Counts the engine's failures. A worker is not declared lost across an outage, and the log reports each outage.
+//! Counts the engine's failures, so that no keeper declares a worker lost because of an outage. Also logs each
+//! outage.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -13,7 +14,8 @@ use crate::printable::Chain;
 
 /// The number of failure counters. The owners of one bucket share a counter.
 const BUCKETS: usize = 64;
-/// An answer that takes longer counts as a failure: a worker that renews its lease may wait as long.
+/// An answer that takes longer counts as a failure, because a worker that renews its lease may have to wait equally
+/// long.
 const PROMPT: Duration = Duration::from_secs(1);
 
 /// Counts the engine's failures: errors, late answers, and missing answers.
@@ -24,10 +26,10 @@ const PROMPT: Duration = Duration::from_secs(1);
 pub(super) struct Answers {
     hasher: RandomState,
     by_owner: Box<[AtomicU64]>,
-    /// Failures that concern every owner: calls without an owner, and gaps in the keeper's own ticking.
+    /// Failures that concern every owner: failed calls without an owner, and late wakeups of the keeper.
     of_all_owners: AtomicU64,
-    /// The time limit of one call of the engine. It is longer than any call of the store. It ends calls of background tasks
-    /// on an engine without a time limit of its own.
+    /// The time limit of one call of the engine. It is longer than the limit of a call of the store, so it ends only
+    /// calls of background tasks, on an engine without a time limit of its own.
     limit: Duration,
     outages: OutageLog,
 }
@@ -56,7 +58,8 @@ impl Answers {
         })
     }
 
-    /// Returns the failures that void an observation of this owner's record if they change during the observation.
+    /// Returns the failure counters of an owner. If they change during an observation of one of the owner's leases,
+    /// the observation is void.
     pub(super) fn failures(&self, owner: &OwnerId) -> Failures {
         Failures {
             of_owner: self.counter(Some(owner)).load(Ordering::Acquire),
@@ -64,8 +67,8 @@ impl Answers {
         }
     }
 
-    /// Counts a failure that concerns every owner.
-    pub(super) fn count_gap(&self) {
+    /// Counts a late wakeup of the keeper: a failure that concerns every owner.
+    pub(super) fn count_late_wakeup(&self) {
         self.of_all_owners.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -89,7 +92,7 @@ impl Answers {
         self.count_call(owner, read, CallKind::LargeRead).await
     }
 
-    /// Waits for the answer to a write. If no answer comes, the engine may have applied the write.
+    /// Waits for the answer to a write. Without an answer, the engine may have applied the write or not.
     pub(super) async fn count_write<T>(
         &self,
         owner: Option<&OwnerId>,

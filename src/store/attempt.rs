@@ -19,10 +19,10 @@ use crate::task::{RpcError, StoredTask, Task};
 
 /// The right to work on a task, until its lease is lost or the task ends.
 ///
-/// [`TaskStore::start`](crate::TaskStore::start) and [`TaskStore::claim`](crate::TaskStore::claim) return one. The
-/// lease lapses unless the worker [renews](Self::renew) it in time. Every other change that the attempt makes renews
-/// the lease, too. A worker can still renew a lease that has lapsed, until another instance has declared the worker
-/// lost. After that, and once the task has ended, the store rejects every change of the attempt.
+/// [`TaskStore::start`](crate::TaskStore::start) and [`TaskStore::claim`](crate::TaskStore::claim) return an attempt.
+/// The lease lapses unless the worker [renews](Self::renew) it in time. Every other change that the attempt makes
+/// renews the lease, too. A worker can still renew a lease that has lapsed, until another instance has declared the
+/// worker lost. After that, and once the task has ended, the store rejects every change of the attempt.
 ///
 /// At most one attempt at a task can write at a time. Effects outside of the store may overlap with the next attempt, until
 /// the worker detects that its lease is lost.
@@ -127,7 +127,7 @@ impl<B: Agenda> Attempt<B> {
         self.number
     }
 
-    /// Returns whether this attempt holds the lease of a task, as the task was read.
+    /// Returns whether this attempt held the lease when `task` was read.
     pub fn holds(&self, task: &Task) -> bool {
         let is_own = |lease| self.store.records_only().attempts.is_own(lease);
         task.lease.as_ref().is_some_and(|lease| lease.attempt == self.number && is_own(lease))
@@ -149,9 +149,9 @@ impl<B: Agenda> Attempt<B> {
     /// Releases the lease, so that the next worker need not wait until the lease lapses. Call it when the process
     /// shuts down.
     ///
-    /// A task that can resume is scheduled in its work queue for now, and the attempt does not count against its
-    /// [bound](crate::NewTask::max_attempts). A task that cannot resume fails in the same write. A task whose cancel was
-    /// requested becomes `cancelled`.
+    /// A task that can resume is scheduled in its work queue for now, and the release does not count against
+    /// [`NewTask::max_attempts`](crate::NewTask::max_attempts). A task that cannot resume fails in the same write. A
+    /// task whose cancel was requested becomes `cancelled`.
     pub async fn release(&self) -> Result<StoredTask, TaskError> {
         let records = self.store.records();
         let deadline = records.deadline();
@@ -162,7 +162,7 @@ impl<B: Agenda> Attempt<B> {
         self.set_over();
         let schedule = async {
             if let Err(error) = records.scheduler.schedule_work(&released).await {
-                tracing::debug!(error = %Chain(&error), task = %self.key.task.printable(), "a released task waits until the timer of its lease fires");
+                tracing::debug!(error = %Chain(&error), task = %self.key.task.printable(), "a released task could not be scheduled; it waits until the timer of its lease fires");
             }
         };
         deadline.limit_optional(schedule).await;
@@ -181,12 +181,12 @@ impl<B: Agenda> Attempt<B> {
     /// Stores a request that the client must answer, and moves the task to `input_required`. The task's
     /// [`input_responses`](Task::input_responses) receive the answer.
     ///
-    /// The key must be new in this attempt. If an earlier attempt has made the same request under the same key, that request
-    /// counts as this attempt's own. It may already be answered.
+    /// The key must be new in this attempt. If an earlier attempt has made the same request under the same key, that
+    /// request counts as a request of this attempt, and may already have its answer.
     ///
     /// # Errors
-    /// [`InputKeyUsed`](TaskError::InputKeyUsed) if this attempt has used the key, or an earlier attempt has used it for
-    /// another request; the errors of [`TaskStore::request_input`](crate::TaskStore::request_input).
+    /// [`InputKeyUsed`](TaskError::InputKeyUsed) if this attempt has used the key, or if an earlier attempt has used
+    /// it for another request; the errors of [`TaskStore::request_input`](crate::TaskStore::request_input).
     pub async fn request_input(
         &self,
         key: impl Into<String>,
@@ -235,14 +235,14 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Stores a checkpoint for the next attempt. It replaces the previous checkpoint. A checkpoint states, for
-    /// example, how far the work has come.
+    /// example, which steps of the work are done.
     ///
     /// The next attempt loads it with [`TaskStore::payload`](crate::TaskStore::payload). The end of the task removes it. A
     /// checkpoint changes nothing that a client sees, and subscribers receive no notification.
     ///
     /// # Errors
     /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
-    /// [`LimitExceeded`](TaskError::LimitExceeded) if the value is too large or too deep.
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if the value is too large or nested too deeply.
     pub async fn set_checkpoint(&self, checkpoint: Value) -> Result<StoredTask, TaskError> {
         self.change(ChangeKind::Progress, "set_checkpoint", |task| machine::set_checkpoint(task, &checkpoint))
             .await
@@ -298,7 +298,7 @@ impl<B: Agenda> Attempt<B> {
         changed
     }
 
-    /// Every write of the attempt renews the lease, because it shows that the worker is alive.
+    /// Every write of the attempt renews the lease, because a write shows that the worker is alive.
     fn renew_lease(&self, task: &mut Task) {
         if !self.holds(task) {
             return;

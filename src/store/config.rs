@@ -8,9 +8,9 @@ use super::durations::millis;
 /// The maximum depth of the JSON of arguments, checkpoints, requests, answers, results and error data. The limit of
 /// the JSON parser is a little higher, so the store can read everything that it has written.
 pub(super) const MAX_JSON_DEPTH: usize = 100;
-/// The longest lease, and the longest time limit of a call. Every engine accepts ten times this as a delay.
+/// The longest lease, and the longest time limit of a call. Every engine accepts a delay that is ten times as long.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How many workers a task may lose by default.
+/// The number of lost workers at which a task fails by default.
 pub(super) const DEFAULT_MAX_ATTEMPTS: u32 = 3;
 
 /// The limits and defaults of a [`TaskStore`](crate::TaskStore).
@@ -84,7 +84,7 @@ impl StoreConfig {
     }
 
     /// Sets the TTL of a task that states no TTL; one hour by default. `None` is unlimited. If
-    /// [`max_ttl`](Self::max_ttl) is shorter, such a task gets the maximum.
+    /// [`max_ttl`](Self::max_ttl) is shorter, such a task has the maximum TTL.
     pub fn default_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.default_ttl = ttl.into();
         self
@@ -130,9 +130,8 @@ impl StoreConfig {
         self
     }
 
-    /// Sets how deep a variable may be nested; 16 by default, at most 100, because the store could not read deeper
-    /// JSON back. A plain value has depth 1. So does an empty array or object. Each array or object around a value
-    /// adds 1.
+    /// Sets how deep a variable may be nested; 16 by default. At most 100, because the store cannot read deeper JSON.
+    /// A value without items or members has depth 1. Each array or object around it adds 1.
     pub fn max_variables_depth(mut self, max: usize) -> Self {
         self.max_variables_depth = max.min(MAX_JSON_DEPTH);
         self
@@ -144,19 +143,19 @@ impl StoreConfig {
         self
     }
 
-    /// Sets how many compare-and-swaps of one call may conflict with other processes; 64 by default, at least 1.
-    /// After that the call fails with [`Contended`](crate::TaskError::Contended).
+    /// Sets the number of compare-and-swaps after which a call fails with [`Contended`](crate::TaskError::Contended)
+    /// if all of them conflicted with other processes; 64 by default, at least 1.
     pub fn max_conflicts(mut self, max: u32) -> Self {
         self.max_conflicts = max.max(1);
         self
     }
 
-    /// Sets how many workers a task that can resume may lose; 3 by default, at least 1. After that the task fails with "gave
-    /// up after 3 attempts: the worker was lost".
+    /// Sets the number of lost workers at which a task that can resume fails; 3 by default, at least 1. With 3, the
+    /// task fails at its third lost worker, with the message "gave up after 3 attempts: the worker was lost".
     ///
     /// A release does not count, so deploys never use up the attempts of a task. A later change of this setting does
-    /// not affect existing tasks. [`NewTask::max_attempts`](crate::NewTask::max_attempts) sets the bound of a single
-    /// task.
+    /// not affect existing tasks. [`NewTask::max_attempts`](crate::NewTask::max_attempts) sets the number for a
+    /// single task.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = max.max(1);
         self
@@ -175,15 +174,15 @@ impl StoreConfig {
     /// Sets the time limit of one call of the store as a whole; 10 s by default, at least 1 ms. Set it higher than
     /// the time limit of one call of the engine.
     ///
-    /// The limit includes waiting for other writers of the task, reads, back-offs, the write, and the reads that
-    /// resolve an unknown outcome. A call that exceeds it fails with
+    /// The limit includes reads, back-offs, the write, the reads that resolve an unknown outcome, and the wait for
+    /// other writers of the task. A call that exceeds it fails with
     /// [`Unavailable`](crate::StorageError::Unavailable). The error says that the outcome is unknown only if the call
     /// has sent a write whose outcome is not known.
     ///
-    /// The first timer of a new lease fires this long after the lease lapses, but at most a third of the lease and 3
-    /// s after it. (For a lease under 3 s: at most 1⅓ leases after it.) A keeper that finds no record when the timer
-    /// fires removes the timer. A create or claim whose write took longer schedules the timer again before it
-    /// returns.
+    /// The first timer of a new lease fires one time limit after the lease lapses, but at most a third of the lease
+    /// and 3 s after the lapse (for a lease under 3 s: at most 1⅓ leases). A keeper that finds no record when the
+    /// timer fires removes the timer. A create or claim whose write took longer than this delay schedules the timer
+    /// again before it returns.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         self.call_timeout = limit.clamp(Duration::from_millis(1), LONGEST);
         self

@@ -73,7 +73,7 @@ impl Deadline {
         }))
     }
 
-    /// Waits until the deadline for work that the result of the call does not depend on.
+    /// Does work on which the result of the call does not depend, until the deadline at the latest.
     pub(super) async fn limit_optional(&self, work: impl Future<Output = ()>) {
         if timeout_at(self.at, work).await.is_err() {
             tracing::debug!("a timer was not scheduled within the time limit of the call");

@@ -12,7 +12,8 @@ pub(super) fn jittered(millis: u64) -> Duration {
     Duration::from_micros(uuid::Uuid::new_v4().as_u64_pair().1 % (millis * 1000))
 }
 
-/// Waits before the attempt that follows `conflicts` lost compare-and-swaps. The random delay grows with each conflict.
+/// Waits before the next try, after `conflicts` compare-and-swaps have failed. The random delay grows with each
+/// conflict.
 pub(super) async fn pause_after_conflicts(conflicts: u32) {
     if conflicts > 0 {
         tokio::time::sleep(jittered(1 << conflicts.min(6))).await;
@@ -32,8 +33,8 @@ impl BackOff {
         Self(Self::FIRST)
     }
 
-    /// Returns the next pause.
-    pub(crate) fn longer(&mut self) -> Duration {
+    /// Returns the next pause, and doubles the pause after it.
+    pub(crate) fn next_pause(&mut self) -> Duration {
         let pause = self.0;
         self.0 = (pause * 2).min(Self::LONGEST);
         pause

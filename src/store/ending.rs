@@ -48,8 +48,8 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Returns a guard that ends the attempt in this process when the guard is dropped, even if a clone of the
-    /// attempt still exists: the operation may have stored its context anywhere. If the task is still open at that
-    /// time, its worker counts as lost.
+    /// attempt still exists: code of the operation may still own a context. If the task is still open at that time,
+    /// its worker counts as lost.
     pub(crate) fn drop_guard(&self) -> DropGuard {
         DropGuard(self.guard())
     }

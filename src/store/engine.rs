@@ -12,8 +12,8 @@ use super::answers::Answers;
 use super::error::TaskError;
 use super::limits::check_key;
 use crate::backend::{
-    Agenda, Cursor, Due, Next, OwnerId, PageRequest, Part, PartName, PutOptions, Queue, Record,
-    StorageBackend, StorageError, TaskId, TaskKey, Version, Written,
+    Agenda, Cursor, Due, Next, OwnerId, PageRequest, Part, PartName, PutOptions, Queue, Record, StorageError,
+    TaskId, TaskKey, Version, Written,
 };
 use crate::task::snapshot::Origin;
 use crate::task::{StoredTask, Task};
@@ -23,7 +23,7 @@ static CLIENTS: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 pub(super) struct EngineClient<B> {
-    pub(super) backend: Arc<B>,
+    pub(super) backend: B,
     pub(super) answers: Arc<Answers>,
     /// Distinguishes the copies that this client has read from the copies of other clients.
     number: u64,
@@ -38,7 +38,7 @@ pub(super) struct StoredPage {
 
 impl<B: Agenda> EngineClient<B> {
     pub(super) fn new(backend: B, answers: Arc<Answers>) -> Self {
-        Self { backend: Arc::new(backend), answers, number: CLIENTS.fetch_add(1, Ordering::Relaxed) }
+        Self { backend, answers, number: CLIENTS.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// Returns the estimate of the engine's clock in whole milliseconds, the precision of times in records.
@@ -46,13 +46,13 @@ impl<B: Agenda> EngineClient<B> {
         self.backend.now().trunc_subsecs(3)
     }
 
-    /// Asks the engine for its clock. Call it before you end a task because of the time.
+    /// Asks the engine for its clock. Call it before you end a task whose TTL or lease has elapsed.
     pub(super) async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, TaskError> {
         let now = self.answers.count(Some(&key.owner), self.backend.clock(key)).await;
         Ok(now.map_err(|error| TaskError::from_storage(error, &key.task))?.trunc_subsecs(3))
     }
 
-    /// Returns the origin of a copy that the store reads or writes from now on.
+    /// Returns the origin of a copy that the store is about to read or write.
     pub(super) fn origin(&self) -> Origin {
         Origin { client: self.number, generation: self.backend.generation(), at: Instant::now() }
     }

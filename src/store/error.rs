@@ -87,8 +87,8 @@ pub enum TaskError {
         /// The quota.
         quota: u64,
     },
-    /// A value is larger or longer than the store allows, or there are too many values.
-    #[error("{what}: {actual} is over the limit of {limit}")]
+    /// A value is larger, longer or nested more deeply than the store allows, or there are too many values.
+    #[error("{what}: {actual} is over the limit of {limit}; reduce it")]
     LimitExceeded {
         /// The limited quantity and its unit.
         what: String,
@@ -144,8 +144,9 @@ pub enum TaskError {
 impl TaskError {
     /// Returns the code of the JSON-RPC error that a server replies.
     ///
-    /// -32602 (invalid params) is for mistakes of the caller, including the id of an unknown, expired or foreign task (MCP
-    /// Tasks extension, SEP-2663, "Protocol Errors"). -32603 (internal error) is for the storage and the quota.
+    /// -32602 (invalid params) is for mistakes of the caller, including the id of an unknown, expired or foreign task
+    /// (MCP Tasks extension, SEP-2663, "Protocol Errors"). -32603 (internal error) is for every other error, such as
+    /// a failed storage engine or a full quota.
     pub fn code(&self) -> i64 {
         match self {
             Self::NotFound { .. }

@@ -31,14 +31,14 @@ const MAX_CALLS: usize = 64;
 /// How often the keeper calls the engine while it observes leases, so that it detects an outage during an
 /// observation.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Keepers wake up at random times within this many milliseconds, so that it is not always the same one that takes a
-/// due timer. A process never ends the lease of an attempt that it holds itself, so other processes must be able to
-/// take the timer.
+/// Keepers wake up at random times within this many milliseconds, so that the timers are not always taken by the same
+/// keeper. A process never ends the lease of an attempt that it holds itself, so other processes must be able to take
+/// the timer.
 const SPREAD_MS: u64 = 50;
 /// A timer is hidden for at least this much longer than an observation takes.
 const MIN_HIDDEN: Duration = Duration::from_secs(2);
-/// The first take hides a timer only as long as the observation of a lease of this duration needs. The observation of
-/// a longer lease hides the timer again. So if this process dies, other instances wait less.
+/// A take hides a timer only for as long as the observation of a lease of this duration takes, so that other
+/// instances wait less if this process dies. The observation of a longer lease hides the timer again.
 const LONG_LEASE: Duration = Duration::from_secs(60);
 /// The longest sleep, in case a wakeup is lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -46,7 +46,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// no longer run.
 const MAX_SILENCE: Duration = Duration::from_secs(10);
 
-/// The records of a store, and the keeper that finds the lost workers among them. Cheap to clone.
+/// The records of a store, and the keeper of the store. Cheap to clone.
 #[derive(Debug)]
 pub(super) struct KeptRecords<B> {
     records: Arc<Records<B>>,
@@ -147,7 +147,8 @@ impl Liveness {
         due_ms != 0 && self.now_ms() <= due_ms
     }
 
-    /// Starts the term of a new keeper. Returns `None` if another caller was faster.
+    /// Starts the term of a new keeper. Returns `None` if a keeper is alive, or if another caller has just started
+    /// one.
     fn start_term(self: &Arc<Self>) -> Option<Term> {
         let due_ms = self.due_ms.load(Ordering::Acquire);
         if self.is_alive_until(due_ms) {
@@ -233,7 +234,7 @@ impl<B: Agenda> Keeper<B> {
                 }
             }
             if at.elapsed() > MAX_LATENESS {
-                self.engine.answers.count_gap();
+                self.engine.answers.count_late_wakeup();
             }
         }
     }
@@ -247,7 +248,7 @@ impl<B: Agenda> Keeper<B> {
             }
             Err(error) => {
                 tracing::debug!(error, "the timers of leases cannot be taken; lost workers are found later");
-                back_off.longer()
+                back_off.next_pause()
             }
         }
     }
@@ -308,7 +309,7 @@ impl<B: Agenda> Keeper<B> {
                     return;
                 }
                 drop(records);
-                sleep(back_off.longer()).await;
+                sleep(back_off.next_pause()).await;
             }
         };
         self.observations.spawn(end.in_current_span());
@@ -324,7 +325,7 @@ async fn next_event(
 ) -> Event {
     let mut due = std::pin::pin!(sleep_until(at));
     std::future::poll_fn(|cx| {
-        // A keeper whose term has ended must not take an attempt from its successor.
+        // A keeper whose term has ended must leave dropped attempts to its successor.
         if !term.is_current() {
             return Poll::Ready(Event::Closed);
         }

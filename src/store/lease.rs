@@ -22,8 +22,8 @@ pub(super) async fn start<B: Agenda>(
 ) -> Result<(StoredTask, Attempt<B>), TaskError> {
     let records = kept.records();
     let started = Instant::now();
-    // Register the attempt before the engine stores its lease. A keeper of this process ends a lease of its own
-    // stores that has no registered attempt.
+    // Register the attempt before the engine stores its lease. A keeper ends every lease that belongs to a store of
+    // its process and has no registered attempt.
     let attempt = Attempt::new(kept, key, 1);
     let stored = match records.create(deadline, key, new, Some(records.new_lease(1, 0))).await {
         Ok(stored) => stored,
@@ -84,7 +84,7 @@ async fn try_claim<B: Agenda>(
         return Ok(if ended.is_some() { Claim::Nothing } else { Claim::Conflict });
     }
     // Schedule the timer between the read and the write. This voids the token of an earlier taker, so a taker that
-    // has not read this claim cannot move the timer.
+    // does not know of this claim cannot move the timer.
     let started = Instant::now();
     records.scheduler.schedule_new_lease(key).await?;
     let lease = records.new_lease(waiting.attempt.saturating_add(1), waiting.losses);

@@ -25,7 +25,7 @@ pub(super) fn check_depth(what: &'static str, value: &Value, limit: usize) -> Re
     if is_deeper_than(value, limit) {
         return Err(TaskError::LimitExceeded {
             what: what.to_owned(),
-            actual: "more".to_owned(),
+            actual: format!("more than {limit}"),
             limit: limit.to_string(),
         });
     }

@@ -22,8 +22,8 @@ pub(super) type AttemptId = (TaskKey, u32);
 /// How many stores the registry may have, including dropped stores, before it removes the dropped stores.
 const MAX_STORES: usize = 1024;
 
-/// The attempts of each store of this process, by the holder that the store writes into its leases. A dropped store
-/// stays in the registry for a while. Without its entry, its leases would look like leases of another process.
+/// The attempts of each store of this process, by the holder id that the store writes into its leases. A dropped
+/// store stays in the registry for a while. Without its entry, its leases would look like leases of another process.
 static BY_HOLDER: Lazy<Mutex<HashMap<String, Weak<LocalAttempts>>>> = Lazy::new(Mutex::default);
 
 /// No code panics while it holds the lock.
@@ -62,7 +62,8 @@ impl AttemptState {
 pub(super) struct LocalAttempts {
     /// The random id that the store writes into its leases.
     holder: String,
-    /// How many guards an attempt has. It has more than one only during a claim that another claim has won.
+    /// How many guards an attempt has. It has more than one only while several claims of this store race for the
+    /// task.
     guards: Mutex<HashMap<AttemptId, usize>>,
     dropped: mpsc::UnboundedSender<DroppedAttempt>,
 }

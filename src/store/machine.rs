@@ -179,7 +179,7 @@ pub(super) fn set_variables(
     for (name, value) in variables {
         if value.is_null() {
             let reason = format!(
-                "the variable {name:?} is null (JSON has no NaN and no infinity and writes null for them); use remove_variables to remove a variable"
+                "the variable {name:?} is null (JSON has no NaN and no infinity; serde_json writes null for them); use remove_variables to remove a variable"
             );
             return Err(TaskError::InvalidArgument { reason });
         }
@@ -196,7 +196,7 @@ pub(super) fn remove_variables(task: &mut Task, names: &[String]) -> Result<Chan
     Ok(if task.variables.len() < before { Change::Visible } else { Change::None })
 }
 
-/// Only the next attempt reads a checkpoint.
+/// Stores a checkpoint. Only the next attempt reads it, so subscribers receive no notification.
 pub(super) fn set_checkpoint(task: &mut Task, checkpoint: &Value) -> Result<Change, TaskError> {
     require_open(task, "set its checkpoint")?;
     check_depth("depth of a checkpoint", checkpoint, MAX_JSON_DEPTH)?;
@@ -204,7 +204,7 @@ pub(super) fn set_checkpoint(task: &mut Task, checkpoint: &Value) -> Result<Chan
     Ok(Change::Internal)
 }
 
-/// Every change of the holder renews its lease. A renewal changes nothing else.
+/// Renews the lease. Every change of the holder renews its lease, so this function changes nothing itself.
 pub(super) fn renew(task: &Task) -> Result<Change, TaskError> {
     require_open(task, "renew its lease")?;
     Ok(Change::Internal)

@@ -65,15 +65,15 @@ pub(crate) use split_calls::{SetResult, SplitCalls};
 pub use task_ref::{TaskPage, TaskRef};
 use write::ChangeKind;
 
-use crate::backend::{Agenda, OwnerId, PageRequest, StorageBackend, TaskId, TaskKey};
+use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};
 use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 
 /// The lifecycle of MCP tasks on an engine: creates tasks, changes them, and finds lost workers. Cheap to clone.
 ///
 /// Every change reads the task, checks whether the change is allowed, and writes the task only if no other writer has
 /// written it since the read. Otherwise the change starts again. So each of several racing updates is applied, or
-/// fails with an error of the lifecycle. For example, progress on a cancelled task is an
-/// [`InvalidTransition`](TaskError::InvalidTransition), never a version conflict.
+/// fails with an error of the lifecycle. For example, a status message for a cancelled task fails with
+/// [`InvalidTransition`](TaskError::InvalidTransition), never with a version conflict.
 ///
 /// A call takes a task by its [`TaskKey`], or by the [`StoredTask`] that an earlier call returned. A `StoredTask`
 /// that is less than a second old [saves a read](crate::Snapshot). If the `StoredTask` is outdated, the call reads
@@ -86,34 +86,35 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 /// its result, for the TTL and the [retention](StoreConfig::retention).
 ///
 /// # Workers
-/// A task that was [started](TaskStore::start) has a [`Lease`](crate::Lease). Its [`Attempt`] renews the lease. Each store has
-/// one background task, the *keeper*. The keeper takes the timers of the queue `leases` of the [`Agenda`], and finds lost
-/// workers of all stores.
+/// A task that was [started](TaskStore::start) has a [`Lease`](crate::Lease). Its [`Attempt`] renews the lease. Each
+/// store has one background task, the *keeper*. The keeper takes the timers of the queue `leases` of the [`Agenda`],
+/// and finds the lost workers of every store on the same engine.
 ///
 /// A worker is lost if its lease has lapsed and it does not renew the lease for another third of the lease and one
-/// second. The keeper starts this observation again if the engine fails or answers late during it, or if the process
+/// second. The keeper starts this observation again if the engine fails or answers late meanwhile, or if the process
 /// of the keeper was stopped. What happens to the task of a lost worker:
 ///
 /// * If a cancel was requested, the task becomes `cancelled`.
-/// * If its operation can [resume](TaskStore::claim) and has lost fewer workers than [allowed](StoreConfig::max_attempts), the
-///   task waits for the next worker.
+/// * If the task can [resume](TaskStore::claim) and has lost fewer workers than its
+///   [`max_attempts`](StoreConfig::max_attempts), it waits for the next worker.
 /// * Otherwise the task fails.
 ///
 /// A store never ends the lease of an [`Attempt`] that its own process still holds. If the last clone of the attempt
 /// was dropped, the store ends the lease at once.
 ///
 /// The keeper starts with the store, or with the first call if the store was created outside of a Tokio runtime. It
-/// ends with the last clone of the store. The next call starts it again if its runtime has ended, or has not run for
-/// a while (a current-thread runtime runs only inside `block_on`). The runtime must have its time driver enabled.
+/// ends with the last clone of the store. The next call starts the keeper again if the keeper's runtime has ended, or
+/// has not run for a while (a current-thread runtime runs only inside `block_on`). The runtime must have its time
+/// driver enabled.
 ///
 /// # Payloads
-/// Arguments, results and checkpoints whose JSON is over 4 KiB are parts of the record. Other changes do not send
-/// these parts, and reads do not load them: in a task that was read, such a payload is
+/// Arguments, results and checkpoints whose JSON is over 4 KiB are parts of the record. Only the change that sets
+/// such a payload sends its part. A read of the task does not load the part: in a task that was read, the payload is
 /// [`Payload::Stored`](crate::Payload::Stored). [`payload`](Self::payload) loads a payload.
 ///
 /// # Time limit
-/// Every call ends within [`StoreConfig::call_timeout`], whatever the engine does. The limit includes waiting for
-/// other writers of the task, reads, writes and back-offs. A call that exceeds it fails with
+/// Every call ends within [`StoreConfig::call_timeout`], whatever the engine does. The limit includes reads, writes,
+/// back-offs, and the wait for other writers of the task. A call that exceeds it fails with
 /// [`StorageError::Unavailable`](crate::StorageError::Unavailable). [`wait`](Self::wait) has no limit, but each of
 /// its reads has.
 ///
@@ -125,13 +126,13 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 ///
 /// * [`NotFound`](TaskError::NotFound) for a task that does not exist or belongs to another owner;
 /// * [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable) and [`Storage`](TaskError::Storage);
-/// * [`LimitExceeded`](TaskError::LimitExceeded) if a payload is larger than the engine accepts, or if the record would be
-///   larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. Leases, cancels and the end of a
-///   task may use that kibibyte.
+/// * [`LimitExceeded`](TaskError::LimitExceeded) if a payload is larger than the engine accepts, or if the record
+///   would be larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. The store
+///   reserves this 1 KiB for leases, cancels and the end of a task.
 ///
-/// Every write except a delete leaves its id in the record. If the outcome of a write is unknown, the store reads the
-/// record and looks for this id. The error says [`outcome_unknown`](TaskError::outcome_unknown) only if the read does
-/// not resolve the outcome.
+/// Every write except a delete stores a write id in the record. If the outcome of a write is unknown, the store reads
+/// the record and looks for this id. The error says [`outcome_unknown`](TaskError::outcome_unknown) only if the read
+/// does not resolve the outcome.
 ///
 /// # Cancellation safety
 /// If the future of a call is dropped, its change is applied as a whole or not at all.
@@ -179,14 +180,15 @@ impl<B: Agenda> TaskStore<B> {
         &self.0.records_only().engine.backend
     }
 
-    /// Creates a task under a random id. When the call returns, the task is durable, and the server may send its id to the
-    /// client.
+    /// Creates a task under a random id. When the call returns, the task is durable, and the server may send the
+    /// task's id to the client.
     ///
     /// # Errors
     /// [`QuotaExceeded`](TaskError::QuotaExceeded) if the owner has too many tasks;
-    /// [`LimitExceeded`](TaskError::LimitExceeded) if the TTL, the status message, the arguments or the record exceed a limit;
-    /// [`InvalidArgument`](TaskError::InvalidArgument) for an empty method, a TTL under 1 ms, a poll interval outside 1 ms to
-    /// 24 hours, a task that must resume and has no operation, or a reserved owner (one that begins with `\0mcp/`).
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if the TTL, the status message, the arguments or the record exceed
+    /// a limit; [`InvalidArgument`](TaskError::InvalidArgument) for an empty method, a TTL under 1 ms, a poll
+    /// interval outside 1 ms to 24 hours, [`OnWorkerLost::Resume`](crate::OnWorkerLost::Resume) without an operation,
+    /// or a reserved owner (one that begins with `\0mcp/`).
     #[instrument(level = "debug", skip_all, fields(owner = %owner.printable()))]
     pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
         let records = self.0.records();
@@ -224,8 +226,8 @@ impl<B: Agenda> TaskStore<B> {
         Ok(TaskPage { tasks, unreadable, next })
     }
 
-    /// Loads a payload of a task; `None` if the task has none of this kind. An inline payload costs no call of the engine, and a
-    /// stored payload costs one read of its part.
+    /// Loads a payload of a task; `None` if the task has no payload of this kind. The call returns an inline payload
+    /// without a call of the engine, and loads a stored payload with one read of its part.
     ///
     /// If a stored payload has been replaced since `task` was read, the call returns the current one. Only a checkpoint can be
     /// replaced: arguments never change, and a result never changes once it is set.
@@ -302,7 +304,7 @@ impl<B: Agenda> TaskStore<B> {
     /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
     /// [`CancelRequested`](TaskError::CancelRequested) if the client requested a cancel;
     /// [`InputKeyUsed`](TaskError::InputKeyUsed) if the task has used a key before;
-    /// [`LimitExceeded`](TaskError::LimitExceeded) if there are too many requests, or one is too deep;
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if there are too many requests, or if one is nested too deeply;
     /// [`InvalidArgument`](TaskError::InvalidArgument) if there are no requests.
     pub async fn request_input<'a, K: Into<String>>(
         &self,
@@ -315,11 +317,11 @@ impl<B: Agenda> TaskStore<B> {
         self.change(ChangeKind::Input, "request_input", task.into(), request).await
     }
 
-    /// Stores the client's answers to open requests. The last answer moves the task back to `working`. The call ignores answers
-    /// to other requests, so it returns a task that has ended unchanged.
+    /// Stores the client's answers to open requests. The last answer moves the task back to `working`. The call
+    /// ignores answers to other requests. If the task has ended, the call changes nothing and returns the task.
     ///
     /// # Errors
-    /// [`LimitExceeded`](TaskError::LimitExceeded) if an answer is too deep.
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if an answer is nested too deeply.
     pub async fn deliver_inputs<'a, K: Into<String>>(
         &self,
         task: impl Into<TaskRef<'a>>,
@@ -334,7 +336,7 @@ impl<B: Agenda> TaskStore<B> {
     ///
     /// # Errors
     /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
-    /// [`LimitExceeded`](TaskError::LimitExceeded) if the result is too large or too deep.
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if the result is too large or nested too deeply.
     pub async fn complete<'a>(
         &self,
         task: impl Into<TaskRef<'a>>,
@@ -365,11 +367,11 @@ impl<B: Agenda> TaskStore<B> {
         self.change(ChangeKind::Lifecycle, "cancel", task.into(), machine::cancel).await
     }
 
-    /// Records that the client requests a cancel (`tasks/cancel` of SEP-2663), and withdraws open requests. The worker decides
-    /// how the task ends.
+    /// Records that the client requested a cancel (`tasks/cancel` of SEP-2663), and withdraws open requests. The
+    /// worker decides how the task ends.
     ///
-    /// A task that waits for a worker is cancelled at once. So is a task whose worker is lost later. A task that has ended stays
-    /// as it is.
+    /// A task that waits for a worker is cancelled at once. If the worker is lost before it ends the task, the store
+    /// cancels the task. A task that has ended stays as it is.
     pub async fn request_cancel<'a>(&self, task: impl Into<TaskRef<'a>>) -> Result<StoredTask, TaskError> {
         let records = self.0.records();
         let deadline = records.deadline();
@@ -385,8 +387,8 @@ impl<B: Agenda> TaskStore<B> {
     /// # Errors
     /// [`InvalidArgument`](TaskError::InvalidArgument) for a variable that is `null`. `serde_json` turns NaN and
     /// infinity into `null`, so a `null` is usually a mistake. [`InvalidTransition`](TaskError::InvalidTransition) if
-    /// the task has ended; [`LimitExceeded`](TaskError::LimitExceeded) if the merged variables are too large or too
-    /// deep, or contain a string that is too long.
+    /// the task has ended; [`LimitExceeded`](TaskError::LimitExceeded) if the merged variables are too large or
+    /// nested too deeply, or contain a string that is too long.
     pub async fn set_variables<'a, K: Into<String>>(
         &self,
         task: impl Into<TaskRef<'a>>,
@@ -426,7 +428,7 @@ impl<B: Agenda> TaskStore<B> {
     /// Removes a task in any status, even if its record cannot be read.
     ///
     /// The engine keeps nothing of a deleted task. So a delayed duplicate of the create request can re-create the
-    /// task, for example a duplicate that a server had in its buffers while it hung.
+    /// task, for example a duplicate that waited in a buffer while the engine's server hung.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
     pub async fn delete(&self, key: &TaskKey) -> Result<(), TaskError> {
         check_key(key)?;
@@ -451,7 +453,7 @@ impl<B: Agenda> TaskStore<B> {
         records.deadline().limit("cleanup", CallTarget::Store, cleanup).await
     }
 
-    /// Creates a task and starts its first attempt in this process, in one write. Apart from that it is like
+    /// Creates a task and starts its first attempt in this process, in one write. Otherwise the call is like
     /// [`create`](Self::create).
     ///
     /// The store schedules the task in the queue `leases` first, so any instance finds the task if this instance is lost.
@@ -496,7 +498,8 @@ impl<B: Agenda> TaskStore<B> {
 
 #[cfg(feature = "rmcp")]
 impl<B: Agenda> TaskStore<B> {
-    /// Returns a store on another connection to the same engine that renews the leases of this store. It has no keeper.
+    /// Returns a store on another connection to the same engine. The returned store can renew the leases of this
+    /// store, and has no keeper.
     pub(crate) fn twin(&self, backend: B) -> Self {
         let Records { config, attempts, engine, .. } = self.0.records_only();
         let records =
@@ -506,10 +509,6 @@ impl<B: Agenda> TaskStore<B> {
 
     pub(crate) fn call_timeout(&self) -> Duration {
         self.0.records_only().config.call_timeout
-    }
-
-    pub(crate) fn shared_backend(&self) -> &Arc<B> {
-        &self.0.records_only().engine.backend
     }
 
     /// Returns the maximum size of a status message.

@@ -92,8 +92,8 @@ impl NewTask {
     }
 
     /// Sets how long a client should wait between two polls; by default as
-    /// [configured](crate::StoreConfig::default_poll_interval). The interval is rounded up to whole milliseconds, from 1 ms to
-    /// 24 hours.
+    /// [configured](crate::StoreConfig::default_poll_interval). The store accepts 1 ms to 24 hours, and rounds the
+    /// interval up to whole milliseconds.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval);
         self
@@ -119,7 +119,7 @@ impl NewTask {
         self
     }
 
-    /// Sets how many workers of this task may be lost before it fails, at least 1; by default as
+    /// Sets the number of lost workers at which this task fails, at least 1; by default as
     /// [configured](crate::StoreConfig::max_attempts). It has an effect only on a task that can resume.
     ///
     /// Raise it for an operation that runs for days on machines that are often replaced. Set it to 1 for an operation
@@ -145,7 +145,7 @@ impl NewTask {
             Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
             None => Expiry::Never,
         };
-        // A record does not contain the default.
+        // Only a number other than the default is in the record.
         let max_attempts = (self.on_worker_lost == OnWorkerLost::Resume)
             .then(|| self.max_attempts.unwrap_or(config.max_attempts))
             .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);

@@ -77,7 +77,7 @@ impl<B: Agenda> Observation<B> {
             if Instant::now() >= self.hidden_until {
                 return self.resolve(Next::After(Duration::ZERO)).await;
             }
-            sleep(back_off.longer()).await;
+            sleep(back_off.next_pause()).await;
         }
     }
 
@@ -93,7 +93,7 @@ impl<B: Agenda> Observation<B> {
         }
     }
 
-    /// Reads the record, and observes its lease until it is live, lost or changed.
+    /// Reads the record. Observes a lapsed lease until its worker is lost, or until a read shows another state.
     async fn judge(&mut self) -> Result<Verdict, TaskError> {
         let mut failures = self.answers.failures(&self.due.key.owner);
         let mut verdict = {
@@ -192,7 +192,7 @@ async fn check<B: Agenda>(records: &Records<B>, key: &TaskKey) -> Result<Verdict
         Ok(Some(stored)) => stored,
         Ok(None) => return Ok(Verdict::Changed),
         Err(TaskError::NotFound { .. }) => return Ok(Verdict::Resolve(Next::Remove)),
-        // This version cannot end the task. An operator can delete the record, or a later version of this crate can
+        // This version of the crate cannot end the task. An operator may delete the record, or a later version may
         // read it.
         Err(TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. })) => {
             return Ok(Verdict::Resolve(Next::After(records.config.lease * WAITING_LEASES)));
@@ -222,9 +222,9 @@ async fn check_lease<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Res
     }
 }
 
-/// Writes a task with a new write id and no other change. Returns whether the engine accepted it: while an engine
-/// rejects writes, no worker can renew its lease. The write also makes every claim fail that began before it. So the
-/// caller never moves the timer of a task that was claimed meanwhile.
+/// Writes a task with a new write id and no other change. Returns whether the engine accepted the write. While an
+/// engine rejects writes, no worker can renew its lease, so no worker may be declared lost. The write also conflicts
+/// with every claim that began earlier. So the caller never moves the timer of a task that was claimed meanwhile.
 async fn touch<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Result<bool, TaskError> {
     let mut writer = Writer::store();
     let task = stored.task.into_task();

@@ -22,9 +22,7 @@ use super::scheduler::Scheduler;
 use super::task_ref::TaskRef;
 use super::write::{ChangeKind, Write, Writer};
 use super::writers::WriterQueues;
-use crate::backend::{
-    Agenda, OwnerId, PageRequest, PutOptions, StorageBackend, StorageError, TaskKey, Version,
-};
+use crate::backend::{Agenda, OwnerId, PageRequest, PutOptions, StorageError, TaskKey, Version};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask, Task};
 
@@ -83,7 +81,7 @@ impl<B: Agenda> Records<B> {
         TaskError::Contended { task: key.task.clone(), conflicts: self.config.max_conflicts }
     }
 
-    /// Joins the queue of the writers of a task.
+    /// Returns the queues of writers: one queue for each task.
     pub(super) fn writers(&self) -> &WriterQueues {
         &self.writers
     }
@@ -126,7 +124,7 @@ impl<B: Agenda> Records<B> {
     async fn current(&self, listed: StoredTask) -> Result<Option<StoredTask>, TaskError> {
         let key = listed.key.clone();
         let current = match self.expire_if_overdue(listed).await {
-            // Another writer has changed or removed it since the page was read.
+            // Another writer has changed or removed the task since the page was read.
             Ok(None) | Err(TaskError::NotFound { .. }) => self.read_current(&key).await.map(Some),
             current => current,
         };
@@ -233,7 +231,8 @@ impl<B: Agenda> Records<B> {
         }
     }
 
-    /// Writes a changed task over the version that it was read at. Returns `None` if another writer has written it since.
+    /// Writes a changed task if its record still has the version `expected`. Returns `None` if another writer has
+    /// written the record since the read.
     pub(super) async fn write(
         &self,
         writer: &mut Writer<'_>,
@@ -257,8 +256,8 @@ impl<B: Agenda> Records<B> {
     /// Ends a task whose TTL has elapsed before it ended. Leaves other tasks as they are.
     ///
     /// The estimate of the clock may be ahead, so this function asks the engine for its clock first. Returns `None`
-    /// if another writer has written the task since the read. If the engine rejects the write, the returned task has
-    /// ended nevertheless, and the next reader tries to store the end.
+    /// if another writer has written the task since the read. If the engine rejects the write, this function returns
+    /// the task as ended nevertheless, and the next reader tries again to store the end.
     pub(super) async fn expire_if_overdue(
         &self,
         stored: StoredTask,
@@ -297,7 +296,7 @@ fn log_unwritten_end(error: &TaskError) {
         TaskError::Storage(_) | TaskError::Contended { .. } => {
             tracing::debug!(error = %Chain(error), "{WHAT}")
         }
-        // This error is not part of an outage, which the log reports once.
+        // The log reports an outage once. This error is not part of an outage.
         _ => tracing::warn!(error = %Chain(error), "{WHAT}"),
     }
 }

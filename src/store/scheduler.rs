@@ -31,8 +31,8 @@ pub(super) fn may_have_lapsed(lease: &Lease, now: DateTime<Utc>) -> bool {
     !lease.is_live(now) && !lease.is_live(now + CLOCK_LAG.min(lease.duration()))
 }
 
-/// The tasks whose lapsed lease a reader of this process has scheduled, each with the time before which no reader
-/// schedules it again: one lease duration later. The end of a task removes its entry.
+/// The tasks whose lapsed lease a reader of this process has scheduled. No reader schedules such a task again before
+/// the time in its entry: one lease duration later. The end of a task removes its entry.
 #[derive(Debug, Default)]
 struct RecentlyScheduled(Mutex<HashMap<TaskKey, Instant>>);
 
@@ -42,7 +42,7 @@ impl RecentlyScheduled {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a task. Returns whether it had no entry.
+    /// Adds a task, unless it has an entry whose time has not passed. Returns whether the task was added.
     fn insert(&self, key: &TaskKey, lease: Duration) -> bool {
         let (mut entries, now) = (self.entries(), Instant::now());
         if entries.get(key).is_some_and(|until| now < *until) {
@@ -113,7 +113,7 @@ impl<B: Agenda> Scheduler<B> {
             TaskError::Storage(StorageError::Unavailable {
                 address: "the storage engine".to_owned(),
                 reason: format!(
-                    "the lease of task {} was written, and its timer could not be scheduled; read the record",
+                    "the lease of task {} was written, but its timer could not be scheduled; read the record",
                     key.task.printable()
                 ),
                 outcome_unknown: true,
@@ -130,8 +130,8 @@ impl<B: Agenda> Scheduler<B> {
         self.engine.schedule(&queue, &stored.key, delay_left(lease, self.engine.now())).await
     }
 
-    /// Schedules a task for now if its lease may have lapsed or has no holder, at most once a lease. Every reader calls this,
-    /// because a failover may have lost the timer.
+    /// Schedules a task for now if its lease may have lapsed or has no holder, at most once per lease duration. Every
+    /// reader calls this, because a failover may have lost the timer.
     pub(super) async fn schedule_if_lapsed(&self, stored: &StoredTask) {
         let Some(lease) = open_lease(&stored.task) else { return self.forget(&stored.key) };
         if self.may_be_lost(&stored.key, lease) && self.recent.insert(&stored.key, lease.duration()) {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_is_scheduled_once_a_lease_and_forgotten_with_its_end() {
+    async fn a_reader_schedules_a_task_once_per_lease_and_the_end_of_the_task_removes_its_entry() {
         let (recent, lease) = (RecentlyScheduled::default(), Duration::from_secs(30));
         assert!(recent.insert(&key(1), lease));
         tokio::time::advance(Duration::from_secs(29)).await;
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deleted_task_is_forgotten_whichever_store_deletes_it() {
+    async fn a_deleted_task_has_no_entry_whichever_store_deletes_it() {
         let store = TaskStore::new(MemoryBackend::new());
         for is_deleted_here in [true, false] {
             let new = NewTask::new("tools/call");

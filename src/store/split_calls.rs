@@ -16,10 +16,11 @@ use super::write::ChangeKind;
 use crate::backend::{Agenda, TaskKey};
 use crate::task::{StoredTask, Task, TaskStatus};
 
-/// The calls of such an SDK. Each is one change, with the rules and limits of the calls of [`TaskStore`](crate::TaskStore).
+/// The calls of an SDK that changes a task in several calls. Each call is one change, with the rules and limits of
+/// [`TaskStore`](crate::TaskStore).
 pub(crate) struct SplitCalls<'a, B>(pub(super) &'a KeptRecords<B>);
 
-/// What [`SplitCalls::set_result`] found.
+/// The outcome of [`SplitCalls::set_result`].
 pub(crate) enum SetResult {
     /// The task has this result now.
     Set,

@@ -19,8 +19,8 @@ pub(super) fn is_over(stored: &StoredTask) -> bool {
     stored.task.status.is_terminal() || stored.task.status == TaskStatus::InputRequired
 }
 
-/// Returns the time until the TTL of a task elapses or its lease may lapse. A reader of a lapsed lease has scheduled
-/// its timer, and no reader schedules that timer again within the next lease.
+/// Returns the time until the TTL of a task elapses or its lease may lapse. A lapsed lease is read once per lease
+/// duration: a reader has scheduled its timer, and no reader schedules the timer again sooner.
 pub(super) fn next_read_in(stored: &StoredTask, now: DateTime<Utc>) -> Duration {
     let left = |at: DateTime<Utc>| (at - now).to_std().unwrap_or_default() + CLOCK_LAG;
     let ttl = stored

@@ -19,12 +19,12 @@ use crate::task::{StoredTask, Task, TaskStatus};
 
 /// How many write ids a record has at most.
 const MAX_WRITE_IDS: usize = 4;
-/// How long to wait before each attempt to resolve the outcome of a write.
+/// How long to wait before each try to resolve the outcome of a write.
 const RESOLVE_DELAYS_MS: [u64; 6] = [10, 50, 100, 250, 250, 250];
 /// How many bytes of a record only leases, cancels and the end of the task may use.
 const RESERVE: usize = 1024;
 
-/// What a change is for.
+/// The purpose of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChangeKind {
     /// Progress of the work. Other changes overtake it in the queue of writers.
@@ -112,7 +112,7 @@ pub(super) struct Write<'a> {
     options: PutOptions,
     expected: Version,
     write_id: String,
-    /// The last write id of the record that this write was derived from.
+    /// The last write id of the record when the task was read.
     previous: Option<String>,
     /// The event that the write causes, if any.
     event: Option<Event>,
@@ -130,7 +130,7 @@ impl<'a> Write<'a> {
             .map(|write| Self { event: Some(Event::Created), ..write })
     }
 
-    /// Prepares a write over the version that a changed task was read at.
+    /// Prepares the write of a changed task over the version `expected`, at which the task was read.
     pub(super) fn update(
         writer: &Writer<'_>,
         key: &'a TaskKey,
@@ -149,8 +149,8 @@ impl<'a> Write<'a> {
             .map(|write| Self { event, ..write })
     }
 
-    /// Encodes a task and checks its data against the maximum of the engine. Other changes must leave the reserve
-    /// free, so that a lease, a cancel or the end of the task always fits.
+    /// Encodes a task. Only a [`Lifecycle`](ChangeKind::Lifecycle) change and a task that has ended may use the
+    /// reserve of the record, so that a lease, a cancel or the end of the task always fits.
     fn prepare(
         key: &'a TaskKey,
         task: &mut Task,
@@ -198,7 +198,7 @@ impl<'a> Write<'a> {
             Err(StorageError::VersionConflict { .. }) => Ok(None),
             Err(error) if can_be_resolved(&error) => {
                 writer.permit = None;
-                // This is rare. The future is boxed, so that it uses memory only in this case.
+                // This case is rare. The boxed future uses memory only in this case.
                 Box::pin(self.resolve_outcome(engine, task, error)).await.map(Some)
             }
             Err(error) => Err(TaskError::from_storage(error, &self.key.task)),
@@ -212,9 +212,9 @@ impl<'a> Write<'a> {
     /// Resolves the outcome of a write without an answer.
     ///
     /// * The record has the id of the write: the engine applied it.
-    /// * The record has the version and the last write id from before: the engine did not apply it. The write can be sent
-    ///   again, because at most one of the copies can still find that version.
-    /// * Neither: the outcome is unknown, and the error says so.
+    /// * The record has the version and the last write id from before: the engine did not apply it. The store can
+    ///   send the write again, because at most one of the two copies can still find that version.
+    /// * In every other case the outcome is unknown, and the error says so.
     ///
     /// The version alone is not enough: a server that has lost acknowledged writes at a restart assigns the same
     /// versions again.

@@ -1,5 +1,5 @@
-//! The queue of the writers of one task within one process. Without it, racing compare-and-swaps would only cost
-//! round trips.
+//! The queue of the writers of one task within one process. Without the queue, these writers would conflict, and
+//! every conflict costs round trips.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +11,10 @@ use crate::backend::TaskKey;
 /// The priority of a writer in the queue of its task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
-    /// Renewals, cancels, outcomes and answers. At most one writer of low priority is in front of them.
+    /// Renewals, cancels, outcomes, requests and answers. At most one writer of low priority is in front of such a
+    /// writer.
     High,
-    /// Progress. Only one writer of low priority at a time waits in the queue with the writers of high priority.
+    /// Progress. At most one such writer at a time waits in the queue with the writers of high priority.
     Low,
 }
 

@@ -88,8 +88,8 @@ impl ExactIntegers {
     }
 }
 
-/// Returns whether the text has a run of [`MIN_LENGTH`] digits and minus signs, inside a string or not. Such a run
-/// includes a byte whose position is a multiple of [`MIN_LENGTH`], less one. So the scan checks only those bytes.
+/// Returns whether the text has a run of [`MIN_LENGTH`] digits and minus signs, inside a string or not. Every such
+/// run includes one of the positions 19, 39, 59, and so on. So the scan looks for a run only around these positions.
 fn may_have_any(json: &[u8]) -> bool {
     let is_of_integer = |byte: &&u8| byte.is_ascii_digit() || **byte == b'-';
     (MIN_LENGTH - 1..json.len()).step_by(MIN_LENGTH).any(|at| {

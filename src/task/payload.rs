@@ -44,7 +44,7 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// Returns the value of an inline payload; `None` for one that was not loaded.
+    /// Returns the value of an inline payload; `None` for a payload that was not loaded.
     pub fn as_inline(&self) -> Option<&Value> {
         match self {
             Self::Inline(value) => Some(value),
@@ -64,7 +64,7 @@ impl From<Value> for Payload {
     }
 }
 
-/// One of the payloads of a task.
+/// Selects one of the payloads of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PayloadKind {
@@ -137,8 +137,8 @@ impl Task {
         self
     }
 
-    /// Moves the payloads over `max_inline` bytes out of a task that is about to be written. Returns how the write changes the
-    /// parts of the record. A payload that is stored already costs nothing.
+    /// Moves the payloads over `max_inline` bytes out of a task that is about to be written. Returns how the write
+    /// changes the parts of the record. A payload that is already stored is not written again.
     pub(crate) fn store_payloads(&mut self, max_inline: usize) -> Result<PartChanges, serde_json::Error> {
         let mut changes = PartChanges::new();
         for kind in PayloadKind::ALL {
@@ -163,14 +163,14 @@ impl Task {
 
 /// Returns the JSON of a value that is too large to stay inline.
 fn large_json(value: &Value, max_inline: usize) -> Result<Option<Vec<u8>>, serde_json::Error> {
-    // Most values are small. Counting the bytes first saves writing them.
+    // Most values are small. Counting their bytes first avoids a buffer for them.
     if serde_json::to_writer(Room(max_inline), value).is_ok() {
         return Ok(None);
     }
     serde_json::to_vec(value).map(Some)
 }
 
-/// A writer that accepts this many bytes, and then fails.
+/// A writer that accepts this many bytes. A write beyond them fails.
 struct Room(usize);
 
 impl io::Write for Room {

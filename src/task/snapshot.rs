@@ -18,7 +18,7 @@ const FRESH: Duration = Duration::from_secs(1);
 /// An immutable copy of a task, as a call read or wrote it. Cheap to clone.
 ///
 /// It dereferences to the [`Task`]. `Task::clone(&snapshot)` and [`into_task`](Self::into_task) return a task that the caller can
-/// change. No call of the store accepts such a task as a copy:
+/// change. No call of the store accepts such a task in place of a [`StoredTask`]:
 ///
 /// ```
 /// # use mcp_task_store::{StoredTask, Task, TaskStatus};
@@ -44,10 +44,10 @@ const FRESH: Duration = Duration::from_secs(1);
 /// * That call began less than a second ago.
 /// * The engine has not [reconnected](crate::StorageBackend::generation) since.
 ///
-/// Otherwise the call reads the task. A version alone does not identify content. After a failover to a replica that
-/// lagged, or the restore of an older snapshot, the versions of the record continue from a lower version, and other
-/// writes reach the version of the copy. A compare-and-swap with that version would overwrite an acknowledged write.
-/// A proxy can hide a reconnect from the engine, so a copy saves the read only for one second.
+/// Otherwise the call reads the task. A version alone does not identify the content of a record. After a failover to
+/// a replica that lagged, or the restore of an older snapshot, the versions of the record continue from a lower
+/// version, and other writes reach the version of the copy. A compare-and-swap with that version would overwrite an
+/// acknowledged write. A proxy can hide a reconnect from the engine, so a copy saves the read only for one second.
 #[derive(Clone)]
 pub struct Snapshot(Arc<TaskAtVersion>);
 
@@ -60,7 +60,7 @@ struct TaskAtVersion {
 }
 
 /// Where and when a task was read or written. The store determines the origin before it calls the engine, so no copy
-/// is younger than its origin says.
+/// is older than its origin states.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
     /// The client of the engine, by its number in this process.

@@ -60,7 +60,7 @@ async fn an_idle_store_finds_every_orphan(#[case] engine: Engine) {
         }
         join_all(begun.iter().map(|(_, attempt)| attempt.renew())).await;
         let keys: Vec<TaskKey> = begun.iter().map(|(stored, _)| stored.key.clone()).collect();
-        // The runtime drops the attempts after the keeper of the store.
+        // A process that dies drops no attempt.
         std::mem::forget(begun);
         (keys, Instant::now())
     })
@@ -73,7 +73,7 @@ async fn an_idle_store_finds_every_orphan(#[case] engine: Engine) {
     println!(
         "figure | the last of 40 orphans, leases of {LEASE:?}, is found after its renewal | {found:.2?}"
     );
-    // The promise is 1⅓ leases and 5 s. The test allows for a slow machine.
+    // The documentation promises 1⅓ leases and 5 s. The test allows more, for a slow machine.
     assert!(found < Duration::from_secs(15), "{found:?}");
     for key in &keys {
         let task = record(&*store, key).await;
@@ -101,7 +101,11 @@ async fn a_reader_schedules_the_timers_that_were_lost(#[case] engine: Engine) {
     let other = open(&store.backend, LONG);
     tokio::time::sleep(OBSERVED * 2).await;
     for key in [&read, &listed] {
-        assert_eq!(store.get(key).await.unwrap().version, Version::FIRST, "no store has found it");
+        assert_eq!(
+            store.get(key).await.unwrap().version,
+            Version::FIRST,
+            "no store has found the lost worker"
+        );
     }
     assert_eq!(other.get(&read).await.unwrap().task.status, TaskStatus::Working);
     until(&*store, &read, waits_for_a_worker).await;
@@ -132,7 +136,7 @@ async fn a_wait_schedules_a_timer_that_was_lost(#[case] engine: Engine) {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_reader_schedules_a_lapsed_lease_once_a_lease(#[case] engine: Engine) {
+async fn a_reader_schedules_a_lapsed_lease_once_per_lease_duration(#[case] engine: Engine) {
     let store = engine.open().await;
     let spy = Spy::new(&store.backend);
     let waiting = {
@@ -149,7 +153,7 @@ async fn a_reader_schedules_a_lapsed_lease_once_a_lease(#[case] engine: Engine) 
     assert_eq!(spy.scheduled.load(Ordering::SeqCst), 1);
     let other = open(&spy.agenda(), SHORT);
     other.get(&waiting).await.unwrap();
-    assert_eq!(spy.scheduled.load(Ordering::SeqCst), 2, "another process schedules it once more");
+    assert_eq!(spy.scheduled.load(Ordering::SeqCst), 2, "another process schedules the task once more");
 }
 
 #[apply(on_every_engine)]
@@ -165,7 +169,7 @@ async fn a_task_is_scheduled_before_its_create_or_claim_and_again_after_a_slow_w
         spy.writes_take_ms.store(takes.as_millis() as u64, Ordering::SeqCst);
         let (stored, attempt) = tasks.start(&owner("alice"), resumable()).await.unwrap();
         assert_eq!(scheduled(), times, "a create that takes {takes:?}");
-        // One time limit of a call after the lease, or together with it.
+        // The timer fires when the lease lapses, or at most one time limit of a call later.
         let due_at =
             timers(&*store, &leases).await.iter().find(|timer| timer.key == stored.key).unwrap().due_at;
         let earliest = stored.task.lease.as_ref().unwrap().deadline;
@@ -223,6 +227,6 @@ async fn a_renewal_and_an_end_leave_the_timer_and_its_taker_removes_it_after_the
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), removed).await.expect("nothing is left");
+    tokio::time::timeout(Duration::from_secs(60), removed).await.expect("the keeper removes all timers");
     assert_eq!(tasks.get(&stored.key).await.unwrap().task.status, TaskStatus::Completed);
 }

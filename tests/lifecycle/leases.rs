@@ -20,7 +20,7 @@ use crate::support::elsewhere::elsewhere;
 use crate::support::{Engine, Store, in_a_process_that_dies, on_every_engine, owner};
 
 fn config(lease: Duration) -> StoreConfig {
-    // A test can read a task after its TTL for as long as it needs.
+    // With this retention a test can still read a task after its TTL.
     StoreConfig::new().lease(lease).retention(LONG)
 }
 
@@ -39,7 +39,8 @@ fn resumable() -> NewTask {
         .on_worker_lost(OnWorkerLost::Resume)
 }
 
-/// Starts a task in a process that dies at once. Its attempt still works, as if the process had only been disconnected.
+/// Starts a task in a process that dies at once. The returned attempt can still write, as if the process had only
+/// been disconnected.
 pub async fn lost(store: &Store, new: NewTask) -> (TaskKey, TaskAttempt) {
     let backend = elsewhere(&store.backend);
     let begun = in_a_process_that_dies(async move {
@@ -108,7 +109,7 @@ async fn a_task_whose_worker_is_lost_fails_after_its_lapsed_lease_was_observed_f
     let begun = std::time::Instant::now();
     let other = TaskStore::with_config(Arc::clone(&store.backend), config(LONG));
     let failed = until(&*store, &key, has_ended).await;
-    // A third of the observed lease, not of the lease of the observer.
+    // The observation lasts one second and a third of the observed lease, not of the observer's own lease.
     assert!(begun.elapsed() >= Duration::from_secs(1) + lease.duration() / 3, "{:?}", begun.elapsed());
     let error = failed.error.unwrap();
     assert_eq!((failed.status, error.code), (TaskStatus::Failed, -32603));
@@ -199,9 +200,9 @@ async fn an_orphan_is_claimed_once_and_every_write_of_the_lost_worker_is_rejecte
     assert_eq!(other.get(&key).await.unwrap(), before);
     next.complete(json!("by the second")).await.unwrap();
     assert_refused!(lost.complete(json!("by the first")).await, TaskError::InvalidTransition { .. });
-    assert!(other.claim(&key).await.unwrap().is_none(), "it has ended");
-    let gone = TaskKey { owner: owner("bob"), task: key.task };
-    assert!(other.claim(&gone).await.unwrap().is_none(), "there is no such task");
+    assert!(other.claim(&key).await.unwrap().is_none(), "the task has ended");
+    let foreign = TaskKey { owner: owner("bob"), task: key.task };
+    assert!(other.claim(&foreign).await.unwrap().is_none(), "there is no such task");
 }
 
 #[apply(on_every_engine)]

@@ -38,7 +38,7 @@ async fn assert_limit(
     match outcome {
         Err(error @ TaskError::LimitExceeded { .. }) => {
             assert_eq!((error.code(), error.is_retryable()), (-32602, false));
-            assert!(error.to_string().ends_with(&format!("over the limit of {limit}")), "{error}");
+            assert!(error.to_string().ends_with(&format!("over the limit of {limit}; reduce it")), "{error}");
         }
         other => panic!("{other:?}"),
     }
@@ -240,7 +240,7 @@ async fn variables_have_at_most_the_configured_bytes_after_the_merge() {
 }
 
 #[tokio::test]
-async fn a_variable_is_nested_so_deep() {
+async fn a_variable_is_nested_at_most_as_deep_as_configured() {
     let tasks = with(StoreConfig::new().max_variables_depth(3));
     let task = create(&tasks).await;
     for deep in [nested(4), json!([[[[]]]])] {
@@ -249,7 +249,7 @@ async fn a_variable_is_nested_so_deep() {
     }
     let fitting = [("a", nested(3)), ("b", json!([[[]]])), ("c", json!(1))];
     tasks.set_variables(&task, fitting).await.unwrap();
-    // JSON that is too deep to be read back is never allowed.
+    // No configuration allows JSON that the store could not read back.
     let tasks = with(StoreConfig::new().max_variables_depth(500));
     let task = create(&tasks).await;
     let outcome = tasks.set_variables(&task, [("a", nested(101))]).await;
@@ -276,7 +276,7 @@ async fn a_string_in_a_variable_has_at_most_the_configured_bytes() {
 }
 
 #[tokio::test]
-async fn json_is_at_most_100_deep_and_can_be_read_back() {
+async fn json_is_nested_at_most_100_levels_deep_and_can_be_read_back() {
     let tasks = with(StoreConfig::new());
     let (fits, too_deep) = (nested(100), nested(101));
     let error = assert_not_created(&tasks, call().arguments(too_deep.clone())).await;
@@ -314,10 +314,10 @@ async fn a_record_is_at_most_as_large_as_the_engine_accepts() {
     assert_limit(&tasks, &task, outcome, "1000").await;
     // The first try shows how many bytes the record has without the message.
     let empty = tasks.set_status_message(&create(&tasks).await, "").await.unwrap();
-    let beside = tasks.backend().get(&empty.key).await.unwrap().data.len();
-    let outcome = tasks.set_status_message(&task, message(1001 - beside)).await;
+    let other_bytes = tasks.backend().get(&empty.key).await.unwrap().data.len();
+    let outcome = tasks.set_status_message(&task, message(1001 - other_bytes)).await;
     assert_limit(&tasks, &task, outcome, "1000").await;
-    let full = tasks.set_status_message(&task, message(1000 - beside)).await.unwrap();
+    let full = tasks.set_status_message(&task, message(1000 - other_bytes)).await.unwrap();
     let outcome = tasks.fail(&full, RpcError::new(1, message(2024))).await;
     assert_limit(&tasks, &full, outcome, "2024").await;
     tasks.fail(&full, RpcError::new(1, message(800))).await.unwrap();
@@ -328,8 +328,8 @@ async fn a_task_whose_record_is_full_fails_after_its_ttl_like_any_other() {
     let tasks = small();
     let new = |bytes| call().ttl(Duration::from_millis(50)).arguments(json!("x".repeat(bytes)));
     let small = tasks.create(&owner("alice"), new(1)).await.unwrap();
-    let beside = tasks.backend().get(&small.key).await.unwrap().data.len() - 1;
-    let full = tasks.create(&owner("alice"), new(1000 - beside)).await.unwrap();
+    let other_bytes = tasks.backend().get(&small.key).await.unwrap().data.len() - 1;
+    let full = tasks.create(&owner("alice"), new(1000 - other_bytes)).await.unwrap();
     while tasks.backend().now() < full.task.deadline().unwrap() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -349,7 +349,7 @@ async fn an_outdated_copy_does_not_count_against_the_limits() {
     tasks.remove_variables(&old.key, ["a"]).await.unwrap();
     tasks.set_variables(&old, [("b", large)]).await.unwrap();
 
-    // The limits that the store itself checks do not count the copy either.
+    // The same is true of the limits that the store itself checks.
     let tasks = with(StoreConfig::new().max_variables_bytes(10));
     let old = tasks.set_variables(&create(&tasks).await, [("a", json!("xx"))]).await.unwrap();
     tasks.remove_variables(&old.key, ["a"]).await.unwrap();

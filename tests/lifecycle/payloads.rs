@@ -1,5 +1,5 @@
-//! Arguments, results and checkpoints: large ones are parts of the record. Only the calls that are about a payload load or
-//! send it.
+//! Arguments, results and checkpoints: large payloads are parts of the record. Only calls that set or load a payload
+//! transfer it.
 
 mod any_sequence;
 #[cfg(feature = "rmcp")]
@@ -97,7 +97,7 @@ async fn a_payload_over_4_kib_is_a_part_and_is_loaded_as_it_was_set(
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_null_is_a_result_and_a_checkpoint_and_no_arguments(#[case] engine: Engine) {
+async fn a_result_and_a_checkpoint_may_be_null_and_null_arguments_count_as_none(#[case] engine: Engine) {
     let (_store, _, tasks) = open(engine).await;
     let (created, attempt) = tasks.start(&owner("alice"), call().arguments(Value::Null)).await.unwrap();
     assert_payload(&tasks, &created, PayloadKind::Input, None).await;
@@ -155,7 +155,7 @@ async fn every_end_of_a_task_removes_its_checkpoint(
 }
 
 #[tokio::test]
-async fn a_checkpoint_is_at_most_100_deep() {
+async fn a_checkpoint_is_nested_at_most_100_levels_deep() {
     let (_store, _, tasks) = open(Engine::Memory).await;
     let (_, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     let nested = |depth| (1..depth).fold(json!(1), |inner, _| json!([inner]));
@@ -167,7 +167,7 @@ async fn a_checkpoint_is_at_most_100_deep() {
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_checkpoint_notifies_no_subscriber_and_changes_nothing_that_a_client_sees(#[case] engine: Engine) {
+async fn a_checkpoint_does_not_change_the_time_of_the_last_update(#[case] engine: Engine) {
     let (store, _, tasks) = open(engine).await;
     let (created, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     store.until(created.task.created_at + Duration::from_millis(5)).await;
@@ -175,7 +175,7 @@ async fn a_checkpoint_notifies_no_subscriber_and_changes_nothing_that_a_client_s
     assert_eq!(kept.task.last_updated_at, created.task.last_updated_at);
 }
 
-// What is sent and loaded
+// Which calls send and load payloads
 
 #[apply(on_every_engine)]
 #[tokio::test]
@@ -246,7 +246,7 @@ async fn a_task_that_expires_or_loses_its_worker_keeps_its_arguments_and_loses_i
     recording.sent();
     for key in keys {
         let failed = tokio::time::timeout(Duration::from_secs(60), tasks.wait(&key)).await;
-        let failed = failed.expect("the call fails").unwrap();
+        let failed = failed.expect("the wait ends").unwrap();
         assert_eq!(failed.task.status, TaskStatus::Failed);
         assert_payload(&tasks, &failed, PayloadKind::Input, Some(&arguments)).await;
         assert_payload(&tasks, &failed, PayloadKind::Checkpoint, None).await;
@@ -347,7 +347,10 @@ async fn a_payload_over_the_maximum_is_rejected_and_nothing_is_written(#[case] e
         assert!(matches!(error, TaskError::LimitExceeded { .. }), "{error:?}");
         assert_eq!((error.code(), error.is_retryable()), (-32602, false));
         let text = error.to_string();
-        assert!(text.contains(part) && text.ends_with("4194305 is over the limit of 4194304"), "{text}");
+        assert!(
+            text.contains(part) && text.ends_with("4194305 is over the limit of 4194304; reduce it"),
+            "{text}"
+        );
     };
     let error = tasks.create(&owner("alice"), call().arguments(too_large())).await.unwrap_err();
     assert_limit(error, "input");
@@ -410,7 +413,7 @@ async fn no_call_reaches_the_records_of_a_reserved_owner(#[case] engine: Engine)
     assert_eq!(store.get(&key).await.unwrap().version, Version::FIRST);
 }
 
-// Writes that get no answer
+// Writes without an answer
 
 #[apply(on_every_engine)]
 #[tokio::test]

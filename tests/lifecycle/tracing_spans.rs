@@ -1,5 +1,5 @@
-//! Each operation is a span at debug level. At info level, the log has one line when a task is created and one when it ends.
-//! Data never shows.
+//! Each operation is a span at debug level. At info level, the log has one line when a task is created and one when
+//! it ends. No level shows the data of a task.
 
 mod hostile;
 use std::sync::Arc;

@@ -106,7 +106,7 @@ impl Hooks for Watching {
 #[tokio::test]
 async fn a_wait_outlasts_retryable_errors_and_watches_that_end_and_no_other_error() {
     static WATCHES: AtomicUsize = AtomicUsize::new(0);
-    fn away() -> StorageError {
+    fn unavailable() -> StorageError {
         let (address, reason) = ("a server".to_owned(), "the server is down".to_owned());
         StorageError::Unavailable { address, reason, outcome_unknown: false, source: None }
     }
@@ -115,7 +115,7 @@ async fn a_wait_outlasts_retryable_errors_and_watches_that_end_and_no_other_erro
         StorageError::Denied { address, reason, source: None }
     }
     let watch = || match WATCHES.fetch_add(1, Ordering::SeqCst) {
-        0 => stream::iter([Ok(()), Err(away()), Ok(())]).boxed(),
+        0 => stream::iter([Ok(()), Err(unavailable()), Ok(())]).boxed(),
         _ => stream::iter([Ok(()), Err(denied())]).boxed(),
     };
     let backend = Intercept::new(Watching { memory: Arc::new(MemoryBackend::new()), watch });

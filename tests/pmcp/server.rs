@@ -175,7 +175,7 @@ async fn a_worker_completes_a_task_and_the_client_fetches_the_result(#[case] eng
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("the message of the second call did not come");
+    panic!("the second call did not set its message");
 }
 
 #[apply(on_every_engine)]
@@ -221,7 +221,7 @@ async fn tasks_are_listed_and_cancelled_and_foreign_ids_are_not_found(#[case] en
     assert!(again.contains("cancelled -> cancelled"), "{again}");
 
     let theirs = running.store.create("somebody", None).await.unwrap().task_id;
-    let (theirs_error, nobodys) = (client.tasks_get(&theirs).await, client.tasks_get("none").await);
+    let (foreign, unknown) = (client.tasks_get(&theirs).await, client.tasks_get("none").await);
     let said = |error: pmcp::Result<Task>, id: &str| error.unwrap_err().to_string().replace(id, "ID");
-    assert_eq!(said(theirs_error, &theirs), said(nobodys, "none"));
+    assert_eq!(said(foreign, &theirs), said(unknown, "none"));
 }

@@ -1,4 +1,4 @@
-//! The engines of this crate as the storage of `pmcp-tasks`: its own stores work on them.
+//! The task store of `pmcp-tasks` works on the engines of this crate.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -110,7 +110,7 @@ async fn a_key_is_split_at_its_last_colon(#[case] engine: Engine) {
     assert_eq!(store.get(&key("auth0|7:org:alice", "t1")).await.unwrap().data, "{}");
     adapter.put("auth0|7:t2", b"{}").await.unwrap();
     let listed = adapter.list_by_prefix("auth0|7:").await.unwrap();
-    assert_eq!(listed.len(), 1, "an owner's prefix lists no tasks of owners whose name goes on");
+    assert_eq!(listed.len(), 1, "the prefix of an owner lists no task of an owner with a longer name");
     assert_eq!(listed[0].0, "auth0|7:t2");
     assert_eq!(adapter.list_by_prefix("auth0|7:org:alice:").await.unwrap()[0].0, "auth0|7:org:alice:t1");
 }
@@ -267,7 +267,8 @@ async fn all_tasks_of_an_owner_are_listed_over_several_pages(#[case] engine: Eng
     let (_store, adapter) = open(engine).await;
     let written = tasks(adapter.clone());
     let mut records = Vec::new();
-    // The test writes past the store, which reads all records for each create.
+    // The test writes the other records through the adapter, because the store of `pmcp-tasks` reads all records for
+    // each create.
     let template = written.create("alice", "tools/call", None).await.unwrap();
     records.push(template.task.task_id.clone());
     for n in 1..600 {

@@ -1,5 +1,5 @@
-//! `pmcp`'s task store on the engines of this crate. It answers like `pmcp`'s own store, except for the differences that the
-//! page of `PmcpTaskStore` lists.
+//! `pmcp`'s task store on the engines of this crate. It answers like `pmcp`'s own store, except for the differences
+//! that the documentation of `PmcpTaskStore` lists.
 
 mod comparison;
 mod ending;
@@ -193,7 +193,7 @@ async fn a_call_over_a_limit_is_rejected_with_a_reason() {
 }
 
 #[tokio::test]
-async fn a_client_learns_that_the_storage_failed_and_no_host() {
+async fn a_client_learns_that_the_storage_failed_but_not_on_which_host() {
     let printed = Printed::default();
     let logged = printed.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || logged.clone()).finish();

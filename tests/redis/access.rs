@@ -4,7 +4,7 @@
 #[cfg(feature = "pmcp")]
 mod chains;
 mod credentials;
-mod rights;
+mod permissions;
 use std::time::Duration;
 
 use crate::support::cluster::Cluster;

@@ -70,7 +70,7 @@ async fn connect(
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_support_tasks_is_refused_before_anything_is_stored_or_started() {
+async fn a_call_of_a_client_that_does_not_support_tasks_is_rejected_before_it_stores_or_starts_anything() {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let tasks = manager(&backend, LONG);
     tasks.register("registered", |_, _| Box::pin(std::future::pending()));
@@ -98,7 +98,7 @@ async fn a_client_that_does_not_support_tasks_is_refused_before_anything_is_stor
         let CallToolResponse::Task(created) =
             with.call_tool_once(CallToolRequestParams::new(tool)).await.unwrap()
         else {
-            panic!("the response is a task")
+            panic!("the response is not a task")
         };
         let stored = tasks.store().get(&key(&created.task.task_id)).await.unwrap();
         assert_eq!(stored.task.operation.as_deref(), Some(tool));
@@ -155,7 +155,7 @@ async fn an_operation_runs_in_a_span_of_its_task_that_is_a_child_of_the_call() {
 }
 
 #[tokio::test]
-async fn an_outage_of_the_engine_writes_no_warning_of_the_runtime() {
+async fn the_runtime_logs_no_warning_during_an_outage_of_the_engine() {
     let printed = Printed::default();
     let _subscribed = subscribe(&printed, Level::INFO);
     let gate = Intercept::new(Gate::of(Arc::new(MemoryBackend::new())));
@@ -194,10 +194,10 @@ async fn an_outage_of_the_engine_writes_no_warning_of_the_runtime() {
 
 // Panics
 
-/// A payload whose destructor panics.
-struct Bomb;
+/// The payload of a panic. Its destructor panics, too.
+struct PanickingPayload;
 
-impl Drop for Bomb {
+impl Drop for PanickingPayload {
     fn drop(&mut self) {
         panic!("on purpose: the destructor of a payload panics");
     }
@@ -209,17 +209,17 @@ enum Panics {
     InTheFuture,
 }
 
-fn panic_now(with_a_bomb: bool) -> ! {
-    if with_a_bomb { std::panic::panic_any(Bomb) } else { panic!("on purpose") }
+fn panic_now(drop_panics: bool) -> ! {
+    if drop_panics { std::panic::panic_any(PanickingPayload) } else { panic!("on purpose") }
 }
 
-fn panicking(panics: Panics, with_a_bomb: bool) -> TaskFuture {
+fn panicking(panics: Panics, drop_panics: bool) -> TaskFuture {
     if panics == Panics::InTheClosure {
-        panic_now(with_a_bomb);
+        panic_now(drop_panics);
     }
     Box::pin(async move {
         tokio::task::yield_now().await;
-        panic_now(with_a_bomb)
+        panic_now(drop_panics)
     })
 }
 
@@ -242,17 +242,17 @@ fn panicked<T: std::fmt::Debug>(
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_panic_of_an_operation_fails_its_task_at_once_whatever_its_payload_does(
+async fn a_panic_of_an_operation_fails_its_task_at_once_even_if_dropping_the_panic_payload_panics(
     #[case] engine: Engine,
     #[values(Panics::InTheClosure, Panics::InTheFuture)] panics: Panics,
-    #[values(false, true)] with_a_bomb: bool,
+    #[values(false, true)] drop_panics: bool,
 ) {
     let (_store, one, other) = open(engine, LONG).await;
     for manager in [&one, &other] {
-        manager.register("panic", move |_, _| panicking(panics, with_a_bomb));
+        manager.register("panic", move |_, _| panicking(panics, drop_panics));
     }
     let spawned =
-        one.spawn(&alice(), "test", TaskOptions::new(), move |_| panicking(panics, with_a_bomb)).await;
+        one.spawn(&alice(), "test", TaskOptions::new(), move |_| panicking(panics, drop_panics)).await;
     let closure = panicked(panics, spawned, |task| task.task_id);
     let spawned = one.spawn_registered(&alice(), "panic", Value::Null, resume()).await;
     let registered = panicked(panics, spawned, |task| task.task_id);
@@ -264,7 +264,9 @@ async fn a_panic_of_an_operation_fails_its_task_at_once_whatever_its_payload_doe
     within(third.shutdown()).await;
 
     for task_id in [closure, registered, claimed] {
-        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
+        let TaskPayload::Failed { error } = ended(&other, &task_id).await else {
+            panic!("the task has not failed")
+        };
         assert_eq!(Value::from(error), json!({ "code": -32603, "message": "the operation panicked" }));
     }
     until(|| one.running_task_count() == 0 && other.running_task_count() == 0).await;
@@ -274,11 +276,11 @@ async fn a_panic_of_an_operation_fails_its_task_at_once_whatever_its_payload_doe
 }
 
 /// An operation whose destructor panics.
-struct Bombed {
+struct PanicsOnDrop {
     ends: bool,
 }
 
-impl Future for Bombed {
+impl Future for PanicsOnDrop {
     type Output = Result<CallToolResult, TaskExit>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
@@ -286,23 +288,24 @@ impl Future for Bombed {
     }
 }
 
-impl Drop for Bombed {
+impl Drop for PanicsOnDrop {
     fn drop(&mut self) {
-        std::panic::panic_any(Bomb);
+        std::panic::panic_any(PanickingPayload);
     }
 }
 
 #[tokio::test]
-async fn a_destructor_that_panics_costs_neither_the_outcome_nor_the_release() {
+async fn an_operation_whose_destructor_panics_loses_neither_its_outcome_nor_its_release() {
     let (_store, one, other) = open(Engine::Memory, LONG).await;
-    one.register("bombed", |_, ends| Box::pin(Bombed { ends: ends == true }));
-    let done = one.spawn_registered(&alice(), "bombed", json!(true), resume()).await.unwrap().task_id;
+    one.register("panics_on_drop", |_, ends| Box::pin(PanicsOnDrop { ends: ends == true }));
+    let done = one.spawn_registered(&alice(), "panics_on_drop", json!(true), resume()).await.unwrap().task_id;
     assert_eq!(said(&ended(&one, &done).await), "done");
-    let released = one.spawn_registered(&alice(), "bombed", json!(false), resume()).await.unwrap().task_id;
+    let released =
+        one.spawn_registered(&alice(), "panics_on_drop", json!(false), resume()).await.unwrap().task_id;
     within(one.shutdown()).await;
     let lease = other.store().get(&key(&released)).await.unwrap().task.lease.clone().unwrap();
     assert_eq!((lease.holder, lease.losses), (None, 0), "the lease was released");
-    other.register("bombed", |context, _| {
+    other.register("panics_on_drop", |context, _| {
         Box::pin(async move { Ok(text(format!("attempt {}", context.attempt()))) })
     });
     assert_eq!(said(&ended(&other, &released).await), "attempt 2");

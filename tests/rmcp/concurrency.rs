@@ -115,7 +115,7 @@ async fn runs_that_wait_for_input_hold_no_slot_and_acquire_one_before_they_conti
         let counted = Arc::clone(&counted);
         Box::pin(async move {
             let answer = context.request_input("a", elicitation("A?")).await?;
-            // Long enough that four operations overlap on a busy machine.
+            // The work takes long enough that four operations overlap on a busy machine.
             counted.work(Duration::from_millis(500)).await;
             Ok(text(answer.to_string()))
         })
@@ -149,10 +149,10 @@ async fn a_run_that_waits_for_input_stops_at_once_although_all_slots_are_taken(#
     for task_id in &asking {
         asks(&one, task_id).await;
     }
-    one.register("for ever", |_, _| Box::pin(std::future::pending()));
-    released(&backend, "for ever", 1).await;
+    one.register("forever", |_, _| Box::pin(std::future::pending()));
+    released(&backend, "forever", 1).await;
     until(|| one.running_task_count() == 3).await;
-    // The first waits for its answer; the second has its answer and waits for a slot.
+    // The first run waits for its answer. The second run has its answer and waits for a slot.
     one.update_task(&alice(), &asking[1], [("a".to_owned(), json!(1))]).await.unwrap();
     for task_id in &asking {
         one.cancel_task(&alice(), task_id).await.unwrap();
@@ -166,8 +166,8 @@ async fn a_run_that_waits_for_input_stops_at_once_although_all_slots_are_taken(#
 async fn a_task_that_a_call_of_this_instance_started_needs_no_slot(#[case] engine: Engine) {
     let backend = engine.open().await;
     let one = instance(&backend, 1);
-    one.register("for ever", |_, _| Box::pin(std::future::pending()));
-    released(&backend, "for ever", 2).await;
+    one.register("forever", |_, _| Box::pin(std::future::pending()));
+    released(&backend, "forever", 2).await;
     until(|| one.running_task_count() == 1).await;
     let working = register_work(&one, Duration::from_millis(50));
     let mut task_ids = Vec::new();
@@ -229,7 +229,7 @@ async fn a_context_that_outlives_its_operation_holds_no_slot(#[case] engine: Eng
         Box::pin(async move {
             let (asking, asked) = (context.clone(), Arc::<tokio::sync::Notify>::default());
             let asks = Arc::clone(&asked);
-            // This task waits for longer than the operation runs.
+            // This Tokio task waits for longer than the operation runs.
             tokio::spawn(async move {
                 {
                     let mut request = Box::pin(asking.request_input("a", elicitation("A?")));

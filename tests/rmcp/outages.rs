@@ -60,7 +60,7 @@ async fn a_worker_that_has_lost_its_lease_receives_the_signal_to_stop_and_change
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
+async fn an_outage_shorter_than_the_lease_loses_neither_the_task_nor_its_result(
     #[case] engine: Engine,
     #[values(unreachable_error, backend_error)] error: fn() -> StorageError,
 ) {
@@ -80,7 +80,7 @@ async fn an_outage_shorter_than_the_lease_costs_neither_the_task_nor_its_result(
     let unavailable = ErrorData::from(one.get_task(&alice(), &task_id).await.unwrap_err());
     assert_eq!(unavailable.code.0, -32603);
     assert_eq!(unavailable.message.contains("try again"), error().is_retryable());
-    assert!(!unavailable.message.contains("gate"), "the client learns where the store is: {unavailable:?}");
+    assert!(!unavailable.message.contains("gate"), "the message names the store: {unavailable:?}");
     assert_eq!(one.running_task_count(), 1);
     gate.set_closed(false);
     assert_eq!(said(&ended(&one, &task_id).await), "done");
@@ -119,7 +119,7 @@ async fn an_outage_longer_than_the_lease_fails_no_task_whose_worker_lives(#[case
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_that_ends_as_a_shutdown_begins_has_its_outcome_stored(#[case] engine: Engine) {
+async fn the_outcome_of_an_operation_that_ends_as_a_shutdown_begins_is_stored(#[case] engine: Engine) {
     let store = engine.open().await;
     // Chance decides whether the run detects the end of the operation or the shutdown first.
     for _ in 0..20 {
@@ -226,7 +226,7 @@ async fn a_run_whose_subscription_was_refused_subscribes_again_after_a_renewal(#
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_request_of_a_void_attempt_is_refused_like_one_of_a_cancelled_task(#[case] engine: Engine) {
+async fn a_request_of_a_void_attempt_is_rejected_like_a_request_of_a_cancelled_task(#[case] engine: Engine) {
     let (store, one, other) = open(engine, LONG).await;
     let (sender, mut received) = mpsc::unbounded_channel();
     let sender = move |context: TaskContext| -> TaskFuture {
@@ -267,7 +267,7 @@ async fn an_operation_of_a_void_attempt_that_does_not_stop_is_aborted() {
     within(one.shutdown()).await;
 }
 
-/// A call during the outage fails after two seconds. A renewal may be in the middle of such a call when the engine returns.
+/// A call during the outage fails after two seconds. When the outage ends, a renewal may still wait for such a call.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_that_delays_every_call_fails_no_task_whose_worker_lives() {
     let rounds = (0..12).map(|round| async move {
@@ -293,7 +293,7 @@ async fn an_outage_that_delays_every_call_fails_no_task_whose_worker_lives() {
         end.send(()).unwrap();
         tokio::time::sleep(Duration::from_millis(4_500 + 170 * round)).await;
         gate.set_closed(false);
-        // Longer than the observation of a lapsed lease.
+        // These polls last longer than the observation of a lapsed lease.
         for _ in 0..25 {
             for task_id in [&works_on, &has_ended] {
                 let status = other.get_task(&alice(), task_id).await.unwrap().status();
@@ -378,13 +378,14 @@ async fn a_task_of_an_operation_that_no_instance_has_registered_costs_one_read_i
     within(one.shutdown()).await;
     drop(one);
     let gate = Intercept::new(Gate::of(backend));
-    let ignorant = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
-    ignorant.register("another", |_, _| Box::pin(std::future::pending()));
+    let without_operation = manager(&(Arc::clone(&gate) as Arc<dyn Agenda>), Duration::from_secs(30));
+    without_operation.register("another", |_, _| Box::pin(std::future::pending()));
     let reads = || gate.reads.load(Ordering::SeqCst);
     // The first poll makes the instance read the task.
-    ignorant.get_task(&alice(), &task_id).await.unwrap();
+    without_operation.get_task(&alice(), &task_id).await.unwrap();
     until(|| reads() == 2).await;
-    // The poll of the client, and one read in ten leases.
+    // The client's poll was one of the two reads. The keeper's was the other, and its next read follows after ten
+    // leases.
     tokio::time::sleep(LEASE * 9).await;
     assert_eq!(reads(), 2);
     until(|| reads() > 2).await;

@@ -15,6 +15,6 @@ fn memory() -> Arc<Intercept<Gate>> {
     Intercept::new(Gate::of(Arc::new(MemoryBackend::new())))
 }
 
-fn on(gate: &Arc<Intercept<Gate>>) -> Arc<dyn Agenda> {
+fn agenda(gate: &Arc<Intercept<Gate>>) -> Arc<dyn Agenda> {
     gate.agenda()
 }

@@ -1,4 +1,4 @@
-//! Which owner a request belongs to, by what the SDK hands to a server over HTTP.
+//! Which owner a request over HTTP belongs to, for each source of owners.
 
 use std::sync::Arc;
 
@@ -145,7 +145,7 @@ impl Server {
     }
 }
 
-/// What an authentication layer in front of the server puts into a request.
+/// The subject that an authentication layer in front of the server inserts into a request.
 #[derive(Clone)]
 struct Subject(&'static str);
 
@@ -164,7 +164,7 @@ fn fixed() -> OwnerSource {
 const NO_OWNER: Result<&str, i64> = Err(-32600);
 
 #[tokio::test]
-async fn the_owner_is_the_subject_that_the_authentication_layer_puts_into_the_request() {
+async fn the_owner_is_the_subject_that_the_authentication_layer_inserts_into_the_request() {
     let server = Server::start(by_subject(), false);
     let authenticated = || Request::builder().extension(Subject("alice"));
     assert_eq!(server.call_without_handshake(authenticated()).await.owner(), Ok("alice"));

@@ -55,10 +55,10 @@ impl Drop for Instance {
     }
 }
 
-/// Connects to an engine as a process does.
+/// Makes another connection to the engine, as another process does.
 type Connect = Arc<dyn Fn() -> futures_util::future::BoxFuture<'static, Arc<dyn Agenda>> + Send + Sync>;
 
-/// Opens a store, and returns how further connections to it are made.
+/// Opens a store, and returns a function that makes further connections to it.
 async fn connect(engine: Engine) -> (crate::support::Store, Connect) {
     let store = engine.open().await;
     #[cfg(feature = "redis-tests")]
@@ -82,8 +82,8 @@ fn config() -> StoreConfig {
     StoreConfig::new().lease(LEASE).retention(LONG).call_timeout(SHORT)
 }
 
-/// Runs an operation that blocks its runtime for several leases while another instance looks for lost workers. Returns how
-/// the task ended, and the log.
+/// Runs an operation that blocks its runtime for several leases, while another instance observes the lease. Returns
+/// how the task ended, and the log.
 async fn run_blocking_operation(engine: Engine, is_dedicated: bool) -> (TaskPayload, String) {
     let (store, connect) = connect(engine).await;
     // This instance must not know that the runtime of the operation is in its own process.
@@ -99,7 +99,7 @@ async fn run_blocking_operation(engine: Engine, is_dedicated: bool) -> (TaskPayl
             let manager = DurableTaskManager::with_config(tasks, manager_config);
             let operation = |_| -> TaskFuture {
                 Box::pin(async {
-                    // Time for the dedicated renewals to connect.
+                    // Give the dedicated renewals time to connect.
                     tokio::time::sleep(Duration::from_millis(500)).await;
                     std::thread::sleep(LEASE * 4);
                     Ok(text("its own result"))

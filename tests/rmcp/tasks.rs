@@ -139,8 +139,10 @@ async fn a_key_is_used_once_in_an_attempt(#[case] engine: Engine) {
     .await;
     asks(&other, &task_id).await;
     other.update_task(&alice(), &task_id, [("a".to_owned(), json!(1))]).await.unwrap();
-    let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
-    assert_eq!(error["code"], -32603, "the error is the operation's, not the client's");
+    let TaskPayload::Failed { error } = ended(&other, &task_id).await else {
+        panic!("the task has not failed")
+    };
+    assert_eq!(error["code"], -32603, "the operation caused the error, not the client");
     assert!(error["message"].as_str().unwrap().contains("\"a\""), "{error:?}");
 }
 
@@ -151,7 +153,9 @@ async fn an_operation_that_panics_or_returns_too_much_fails_its_task(#[case] eng
     let panics = spawn(&one, |_| async { panic!("on purpose") }).await;
     let too_much = spawn(&one, |_| async { Ok(text("x".repeat(DEFAULT_MAX_PART_BYTES))) }).await;
     for (task_id, why) in [(panics, "panicked"), (too_much, "cannot be stored")] {
-        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
+        let TaskPayload::Failed { error } = ended(&other, &task_id).await else {
+            panic!("the task has not failed")
+        };
         assert_eq!(error["code"], -32603);
         assert!(error["message"].as_str().unwrap().contains(why), "{error:?}");
     }
@@ -164,7 +168,9 @@ async fn an_error_of_the_operation_reaches_the_client_unchanged(#[case] engine: 
     let data = json!({ "free": 0 });
     let error = ErrorData::new(ErrorCode(-32001), "the disk is full", Some(data.clone()));
     let task_id = spawn(&one, |_| async { Err(TaskExit::Error(error)) }).await;
-    let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
+    let TaskPayload::Failed { error } = ended(&other, &task_id).await else {
+        panic!("the task has not failed")
+    };
     assert_eq!(Value::from(error), json!({ "code": -32001, "message": "the disk is full", "data": data }));
 }
 
@@ -223,7 +229,7 @@ async fn a_client_learns_only_that_a_record_cannot_be_read(#[case] engine: Engin
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_client_cannot_distinguish_an_unknown_task_from_one_of_another_owner(#[case] engine: Engine) {
+async fn an_unknown_task_and_a_task_of_another_owner_give_a_client_the_same_error(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, LONG).await;
     let task_id = spawn(&one, |context| async move {
         context.cancelled().await;

@@ -50,8 +50,8 @@ async fn a_task_waits_for_an_instance_that_registers_its_operation_and_starts_th
     let task =
         first.spawn(async move { begun.spawn_registered(&alice(), "wait", Value::Null, resume()).await });
     let task_id = task.await.unwrap().task_id;
-    let ignorant = manager(&store.backend, SHORT);
-    ignorant.register("another", |_, _| Box::pin(std::future::pending()));
+    let without_operation = manager(&store.backend, SHORT);
+    without_operation.register("another", |_, _| Box::pin(std::future::pending()));
     first.kill();
     within(async {
         while waiting(&store, &task_id).await.is_none() {
@@ -59,15 +59,15 @@ async fn a_task_waits_for_an_instance_that_registers_its_operation_and_starts_th
         }
     })
     .await;
-    assert_eq!(ignorant.get_task(&alice(), &task_id).await.unwrap().status(), TaskStatus::Working);
-    assert_eq!(ignorant.running_task_count(), 0);
-    let knowing = manager(&store.backend, SHORT);
+    assert_eq!(without_operation.get_task(&alice(), &task_id).await.unwrap().status(), TaskStatus::Working);
+    assert_eq!(without_operation.running_task_count(), 0);
+    let with_operation = manager(&store.backend, SHORT);
     let begun = std::time::Instant::now();
-    let mut started = register(&knowing);
+    let mut started = register(&with_operation);
     assert_eq!(within(started.recv()).await.unwrap().0, 2);
     println!("figure | a waiting task starts after its operation was registered | {:.1?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(10), "ten times the promised time");
-    assert_eq!(said(&ended(&knowing, &task_id).await), "attempt 2");
+    assert_eq!(said(&ended(&with_operation, &task_id).await), "attempt 2");
 }
 
 #[apply(on_every_engine)]
@@ -145,7 +145,7 @@ async fn a_task_that_a_shutdown_releases_starts_on_another_instance_at_once(#[ca
     println!(
         "figure | released by a shutdown, started by another instance | median {median:.1?}, longest {longest:.1?} of 20"
     );
-    // Ten times the promised 100 ms.
+    // This is ten times the promised 100 ms.
     assert!(longest < Duration::from_secs(1), "{times:?}");
 }
 
@@ -181,7 +181,9 @@ async fn a_task_whose_worker_is_lost_fails_unless_its_operation_is_registered_an
     let other = manager(&store.backend, SHORT);
     let mut started = register(&other);
     for task_id in tasks {
-        let TaskPayload::Failed { error } = ended(&other, &task_id).await else { panic!("the task failed") };
+        let TaskPayload::Failed { error } = ended(&other, &task_id).await else {
+            panic!("the task has not failed")
+        };
         assert_eq!(error["code"], -32603);
         assert!(error["message"].as_str().unwrap().contains("worker"), "{error:?}");
     }
@@ -218,7 +220,7 @@ async fn a_manager_ends_with_its_last_clone_although_its_runs_continue() {
 async fn a_lease_is_renewed_for_as_long_as_the_operation_runs(#[case] engine: Engine) {
     let (_store, one, other) = open(engine, SHORT).await;
     let task_id = spawn(&one, |context| async move {
-        // Many leases, and longer than an observation.
+        // The operation runs for many leases, and for longer than an observation.
         tokio::time::sleep(SHORT * 8).await;
         Ok(text(format!("attempt {}", context.attempt())))
     })
@@ -323,7 +325,7 @@ async fn a_task_that_waits_for_a_worker_is_cancelled_at_once(#[case] engine: Eng
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_receives_the_signal_to_stop_when_its_ttl_has_elapsed_or_its_record_is_gone(
+async fn an_operation_receives_the_signal_to_stop_when_its_ttl_has_elapsed_or_its_record_was_deleted(
     #[case] engine: Engine,
 ) {
     let (_store, one, other) = open(engine, LONG).await;
@@ -355,7 +357,7 @@ async fn abandoned(store: &Store) -> StoredTask {
     let worker = TaskStore::with_config(elsewhere(&store.backend), config);
     let new = NewTask::new("tools/call").operation("wait").on_worker_lost(OnWorkerLost::Resume);
     let (stored, _attempt) = worker.start(&alice(), new).await.unwrap();
-    // The store is dropped together with its attempt, so it does not act on the drop.
+    // The store is dropped together with the attempt, so its keeper cannot end the task.
     stored
 }
 

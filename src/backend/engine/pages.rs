@@ -4,7 +4,7 @@ use crate::backend::error::StorageError;
 use crate::backend::key::{OwnerId, stable_hash};
 use crate::backend::page::{Cursor, MAX_PAGE_LIMIT, PageRequest};
 
-/// The bounds of a page, checked.
+/// The bounds of a page, from a request that was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PageBounds {

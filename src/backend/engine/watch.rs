@@ -82,9 +82,9 @@ fn time_left(engine: &impl StorageBackend, expires_at: Option<DateTime<Utc>>) ->
 
 /// Watches a record by the notifications of a [`Subscription`].
 ///
-/// The first item comes at once if the subscription is live already (`is_live`), otherwise with the first notification.
-/// Pass `false` if the engine must still connect to a server before it receives changes, and send [`Change::Unknown`]
-/// once it receives them.
+/// Pass `true` for `is_live` if the subscription already receives changes. Then the first item comes at once. Pass `false` if the
+/// engine must still connect to a server first, and send [`Change::Unknown`] once the engine receives changes. Then the first
+/// item comes with the first notification.
 ///
 /// The stream reads the record for the first item, after [`Change::Unknown`], and when the record should have expired. It
 /// must be polled within a Tokio runtime.
@@ -310,7 +310,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_watch_ends_after_an_error_that_is_not_retryable() {
         let denied = || {
-            let (address, reason) = ("a server".to_owned(), "no right to read".to_owned());
+            let (address, reason) = ("a server".to_owned(), "no permission to read".to_owned());
             Err(StorageError::Denied { address, reason, source: None })
         };
         let watchers = Watchers::default();

@@ -134,7 +134,7 @@ impl Subscription {
         Some(self.changes.borrow_and_update().clone())
     }
 
-    /// Skips the changes so far. The caller reads the record afterwards, so it sees their effect.
+    /// Skips all changes so far. Read the record afterwards, to see their effect.
     pub fn skip(&mut self) {
         self.changes.mark_unchanged();
     }

@@ -54,11 +54,12 @@ impl RedisBuilder {
     /// The URL is `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS with the feature `redis-tls`. The
     /// backend uses RESP3 unless the URL says `?protocol=resp2`.
     ///
-    /// All clones of the backend share its connections, which reconnect by themselves. A call that detects a broken
+    /// All clones of the backend share its connections. The backend reconnects by itself. A call that detects a broken
     /// connection fails with a typed error and starts a reconnect. Later calls wait for it. Attempts are at most 250 ms apart.
     ///
-    /// Before it returns, the method tries everything that calls need: each command, and a message that it publishes and
-    /// receives. It succeeds while the server is in a temporary state, such as out of memory. Calls report that state.
+    /// Before it returns, the method tries each command that calls need, and publishes and receives one message. If the server
+    /// is in a temporary state, such as out of memory, the method succeeds. Calls that the state affects fail
+    /// until it ends.
     ///
     /// # Errors
     /// * [`Unavailable`](StorageError::Unavailable): no server answers within the connect timeout.
@@ -89,8 +90,8 @@ impl RedisBuilder {
     /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/>), and to the new master after a failover.
     ///
     /// `sentinels` are URLs such as `redis://host:26379`. If the sentinels require a user and a password, all URLs must
-    /// have the same ones. `master` is the URL of the master with its name in place of the host, such as
-    /// `redis://user:password@mymaster/2`. The Redis user needs `+role` as well.
+    /// have the same user and password. `master` is the URL of the master with its name in place of the host, such as
+    /// `redis://user:password@mymaster/2`. The Redis user also needs `+role`.
     ///
     /// The backend asks all sentinels at the same time, each second and for each connection. It prefers the server of the
     /// latest failover, then the server that most sentinels report.
@@ -221,7 +222,7 @@ impl RedisBuilder {
     ///
     /// * A connection that repeats commands by itself can turn a write that was applied into a version conflict. Cluster
     ///   connections of the `redis` crate do so unless you configure no retries.
-    /// * The backend cannot subscribe over it, so a [watch](crate::StorageBackend::watch) polls.
+    /// * The backend cannot subscribe over your connection, so a [watch](crate::StorageBackend::watch) polls.
     /// * Pages and parts share the connection with all other calls, which wait behind them.
     ///   [`over_two`](Self::over_two) takes a second connection for them.
     /// * The backend cannot detect that the connection reconnects, so the store reads a task before each write,

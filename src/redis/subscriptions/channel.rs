@@ -34,7 +34,7 @@ enum End {
     Dropped,
     /// Another server serves the channel now.
     Moved,
-    /// The server delivers messages with other commands than the process assumed.
+    /// The server delivers messages only with the other pair of commands.
     WrongCommands,
     /// The channel has had no subscriber for a while.
     Left,

@@ -22,7 +22,7 @@ async fn created() -> (Arc<Intercept<Double>>, Tasks, StoredTask) {
     (double, tasks, created)
 }
 
-/// Returns how many reads a change by this copy costs.
+/// Returns how many reads a change of this copy needs.
 async fn reads(double: &Double, tasks: &Tasks, copy: &StoredTask) -> usize {
     let before = double.counts().0;
     tasks.set_status_message(copy, "on it").await.unwrap();
@@ -73,7 +73,8 @@ async fn a_copy_that_the_caller_has_altered_is_never_written() {
     assert!(elsewhere.set_status_message(&written, "x").await.is_err(), "the copy of another store's engine");
 }
 
-/// Gives the server the first version of the task, and a second version that it has acknowledged to another client.
+/// Replaces the server by one that has lost every write but the create, and has since acknowledged a write of another
+/// client.
 async fn replace_history(double: &Double, created: &StoredTask, key: &mcp_task_store::TaskKey) {
     let memory = Arc::new(MemoryBackend::new());
     let data = serde_json::to_vec(&*created.task).unwrap();
@@ -162,9 +163,9 @@ mod redis {
         assert_ne!(reads(), before);
     }
 
-    /// The connection does not report that it broke. The write over it fails, and its outcome is resolved against
-    /// another history that has the same version. The store must not send the write again because of the version
-    /// alone.
+    /// The connection does not report that it broke. The write over it fails, and the store resolves its outcome by a
+    /// record of another history that has the same version. The store must not send the write again because of the
+    /// version alone.
     #[tokio::test]
     async fn a_write_over_a_connection_that_detects_the_restart_late_overwrites_no_acknowledged_write() {
         let (_server, tasks, held) = restored("?protocol=resp2").await;

@@ -106,7 +106,7 @@ async fn the_time_in_the_queue_counts_and_calls_succeed_when_the_engine_answers_
     let begun = Instant::now();
     let complete = tasks.complete(&created.key, json!("done"));
     let cancels = join_all((0..12).map(async |number: u64| {
-        // These calls start one after the other, and wait for the completion.
+        // These calls start one after the other, and wait in the queue behind `complete`.
         tokio::time::sleep(Duration::from_millis(100 * number)).await;
         let begun = Instant::now();
         let error = tasks.request_cancel(&created.key).await.unwrap_err();
@@ -138,8 +138,8 @@ async fn a_write_without_an_answer_within_the_limit_is_in_doubt() {
     assert_eq!(tasks.get(&created.key).await.unwrap().task.status, TaskStatus::Completed);
 }
 
-/// Three steps of a start or claim take three seconds each: it schedules the timer, writes the lease, and schedules the timer
-/// again, because the write was slow.
+/// A start or claim schedules the timer, writes the lease, and schedules the timer again, because the write was slow.
+/// Each of the three steps takes three seconds.
 #[tokio::test(start_paused = true)]
 async fn a_written_lease_is_in_doubt_if_its_timer_cannot_be_scheduled_again() {
     for is_claim in [false, true] {
@@ -198,7 +198,7 @@ async fn while_the_outcome_of_a_write_is_resolved_the_next_writer_continues() {
     assert!(poll!(lost.as_mut()).is_pending());
     double.set(Server::Answers);
     let error = lost.await.unwrap_err();
-    assert!(error.outcome_unknown(), "another write has its version: {error:?}");
+    assert!(error.outcome_unknown(), "the next write has used the version: {error:?}");
     let task = tasks.get(&created.key).await.unwrap().task;
     assert_eq!((&task.status_message, &task.variables["next"]), (&None, &json!(true)));
 }

@@ -1,4 +1,5 @@
-//! An engine in front of the memory engine that behaves like a server that hangs, refuses, or is replaced by another.
+//! An engine in front of the memory engine. It behaves like a server that hangs, rejects calls, or is replaced by
+//! another server.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -16,9 +17,9 @@ pub enum Server {
     Answers,
     /// The server receives no call until the test changes this. Then it handles the calls that have waited.
     Hangs,
-    /// It answers writes, and does not answer reads.
+    /// The server answers writes, and does not answer reads.
     HangsOnReads,
-    /// It applies every call, and answers none.
+    /// The server applies every call, and answers none.
     AppliesOnly,
     Refuses,
 }
@@ -29,11 +30,11 @@ pub struct Double {
     generation: AtomicU64,
     /// How many milliseconds each reply takes.
     pub takes_ms: AtomicU64,
-    /// How many milliseconds a page takes in addition.
+    /// How many milliseconds more a page takes.
     pub page_takes_ms: AtomicU64,
     pub reads: AtomicUsize,
     pub writes: AtomicUsize,
-    /// The server refuses the pages of this owner.
+    /// The server rejects reads of this owner's pages.
     refused_owner: Mutex<Option<OwnerId>>,
     /// How many of the next writes are lost before they are applied.
     pub loses_writes: AtomicUsize,
@@ -62,7 +63,7 @@ impl Double {
         Arc::clone(&self.memory.lock().unwrap())
     }
 
-    /// Replaces the server by one with other records.
+    /// Replaces the server by a server with other records.
     pub fn replace(&self, memory: Arc<MemoryBackend>) {
         *self.memory.lock().unwrap() = memory;
     }

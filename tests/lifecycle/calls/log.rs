@@ -185,7 +185,7 @@ async fn an_outage_of_a_redis_server_logs_one_warning_in_the_whole_crate() {
     let waiting = tokio::spawn({
         let (tasks, key) = (tasks.clone(), created.key.clone());
         async move {
-            // A watch and its reads fail as well.
+            // The watch and its reads fail, too.
             while tasks.wait(&key).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -20,7 +20,7 @@ async fn a_thousand_status_messages_delay_no_renewal_no_cancel_and_no_outcome() 
     let double = Double::new();
     let config = StoreConfig::new().lease(Duration::from_secs(3)).call_timeout(Duration::from_secs(120));
     let tasks = TaskStore::with_config(Arc::clone(&double), config.clone());
-    // The keeper of another instance would find the holder lost.
+    // If a renewal came too late, the keeper of this other instance would declare the worker lost.
     let observer = TaskStore::with_config(Arc::clone(&double), config);
     let (task, attempt) = tasks.start(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
     let key = &task.key;

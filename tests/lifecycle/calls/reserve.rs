@@ -16,7 +16,7 @@ type Tasks = TaskStore<Arc<dyn Agenda>>;
 
 /// The reserve that only leases, cancels and the end of a task may use.
 const RESERVE: usize = 1024;
-/// How close to the maximum a record is filled.
+/// A full record is at most this many bytes below the limit.
 const CLOSE: usize = 32;
 
 fn pad(bytes: usize) -> [(&'static str, Value); 1] {

@@ -32,7 +32,7 @@ fn part() -> PartName {
 }
 
 /// Waits until both connections work again. Without RESP3, only the first call over a connection detects that it was closed.
-async fn heals(backend: &RedisBackend) {
+async fn until_connected(backend: &RedisBackend) {
     for _ in 0..2 {
         if let Err(error) = backend.get(&key("alice", "t1")).await {
             assert!(error.is_retryable(), "{error:?}");
@@ -103,7 +103,7 @@ const CALLS: [Call; 8] = [
 #[case::resp3("")]
 #[case::resp2("/?protocol=resp2")]
 #[tokio::test]
-async fn a_truncated_reply_is_unavailable_at_every_byte(#[case] parameters: &str) {
+async fn a_reply_that_is_cut_off_at_any_byte_is_unavailable(#[case] parameters: &str) {
     let server = Server::start(&[]);
     let proxy = Proxy::start(server.port, || Fault::Pass).await;
     let backend = RedisBackend::connect(&format!("{}{parameters}", proxy.url())).await.unwrap();
@@ -128,9 +128,9 @@ async fn a_truncated_reply_is_unavailable_at_every_byte(#[case] parameters: &str
             if cut_off > 250 {
                 break;
             }
-            heals(&backend).await;
+            until_connected(&backend).await;
         }
-        heals(&backend).await;
+        until_connected(&backend).await;
         assert!(cut_off > 3, "call {number} was cut off {cut_off} times");
     }
 }
@@ -162,7 +162,7 @@ async fn a_connection_that_is_cut_off_during_its_handshake_is_unavailable(#[case
     let server = Server::start(&[]);
     let proxy = Proxy::start(server.port, || Fault::Pass).await;
     let mut cut_off = 0;
-    // The replies after the greeting are missing, however much of the greeting arrives.
+    // The later replies of the handshake are always missing, even if the whole greeting arrives.
     for after in 0..250 {
         proxy.cut(command, after);
         match RedisBackend::connect(&proxy.url()).await {
@@ -174,7 +174,7 @@ async fn a_connection_that_is_cut_off_during_its_handshake_is_unavailable(#[case
     assert!(cut_off > 10, "{cut_off}");
 }
 
-/// Stops reading from the server after the beginning of a large reply, until the test continues it.
+/// Makes the proxy stop in the middle of a large reply, until the test lets it continue.
 #[derive(Default)]
 struct Stall {
     is_wanted: AtomicBool,

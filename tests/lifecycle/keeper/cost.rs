@@ -16,7 +16,8 @@ use crate::support::spy::Spy;
 
 const WORKERS: usize = 20;
 
-/// Starts `count` tasks on `worker`, spread over the workers and over a third of the lease, and renews them until aborted.
+/// Starts [`WORKERS`] Tokio tasks. Together they start `count` tasks in the store `worker`, over a third of the
+/// lease, and renew the leases until they are aborted.
 async fn start_workers(
     worker: &Tasks,
     count: usize,
@@ -74,12 +75,12 @@ async fn reads_of_idle_stores(count: usize, lease: Duration, leases: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_idle_stores_read_a_running_task_at_most_1_6_times_a_lease() {
+async fn ten_idle_stores_read_a_running_task_at_most_1_6_times_per_lease() {
     reads_of_idle_stores(1_000, Duration::from_secs(3), 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the long form"]
-async fn long_ten_idle_stores_read_a_running_task_at_most_1_6_times_a_lease() {
+async fn long_ten_idle_stores_read_a_running_task_at_most_1_6_times_per_lease() {
     reads_of_idle_stores(10_000, Duration::from_secs(30), 4).await;
 }

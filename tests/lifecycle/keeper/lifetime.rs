@@ -75,7 +75,11 @@ async fn a_keeper_ends_with_the_last_clone_of_its_store() {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the keeper ends");
-    assert_eq!(record(&*engine, &stored.key).await.status, TaskStatus::Working, "other stores find it");
+    assert_eq!(
+        record(&*engine, &stored.key).await.status,
+        TaskStatus::Working,
+        "other stores find the lost worker"
+    );
 }
 
 #[test]
@@ -85,7 +89,7 @@ fn a_keeper_starts_again_at_the_next_call_after_its_runtime_has_ended() {
     let engine: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let tasks = first.block_on(async { open(&engine, LONG) });
     let (stored, attempt) = first.block_on(tasks.start(&owner("alice"), plain())).unwrap();
-    // The runtime ends the run silently.
+    // The keeper ends with its runtime.
     drop(first);
     drop(attempt);
     runtime().block_on(async {
@@ -126,13 +130,13 @@ fn a_keeper_whose_runtime_does_not_run_is_replaced_at_the_next_call_on_another_r
         assert_eq!(
             record(&*engine, &stored.key).await.status,
             TaskStatus::Working,
-            "its keeper may still act"
+            "the keeper still counts as alive"
         );
         tokio::time::advance(Duration::from_secs(120)).await;
         assert_refused!(tasks.get(&absent).await, TaskError::NotFound { .. });
         until(&*engine, &stored.key, has_ended).await;
     });
-    // The second runtime has ended with its keeper. The first runtime is driven again.
+    // The second runtime has ended with its keeper. The first runtime runs again.
     parked.block_on(async {
         let (stored, attempt) = tasks.start(&owner("alice"), plain()).await.unwrap();
         drop(attempt);

@@ -33,7 +33,7 @@ async fn a_store_whose_estimate_of_the_clock_leads_by_an_hour_ends_nothing(#[cas
     let changed = misled.set_status_message(&young.key, "still at work").await.unwrap();
     assert_eq!(changed.task.status, TaskStatus::Working);
     let asked = spy.clocks.swap(0, Ordering::SeqCst);
-    assert_eq!(asked, 3, "the store asks before each of the three");
+    assert_eq!(asked, 3, "the store asks for the clock before each of the three calls");
 
     // The lease seems to have lapsed, so the keeper observes it for 4 s. Then it asks for the clock.
     let read = misled.get(&at_work.key).await.unwrap();
@@ -123,7 +123,7 @@ async fn a_failed_answer_restarts_the_observation(#[case] engine: Engine) {
     let stored = lost(&store, plain(), SHORT).await;
     let spy = Spy::new(&store.backend);
     let other = open(&spy.agenda(), LONG);
-    // The observer has written the task.
+    // The observation has begun: the observer has written the task.
     until_version(&*store, &stored.key, 2).await;
     tokio::time::sleep(OBSERVED / 2).await;
     spy.failing_reads.store(1, Ordering::SeqCst);

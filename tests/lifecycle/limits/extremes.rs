@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::support::{Engine, key, on_every_agenda, owner};
 
-/// Zero, one nanosecond, more milliseconds than a signed number of 32 bits holds, and more seconds than any clock.
+/// Zero, one nanosecond, more milliseconds than a signed number of 32 bits holds, and the longest `Duration`.
 const DURATIONS: [Duration; 4] =
     [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(25 * 86_400), Duration::MAX];
 
@@ -31,7 +31,7 @@ async fn every_call(config: StoreConfig) -> Result<(), TaskError> {
 }
 
 /// Asserts that the call succeeded, or was rejected with a reason.
-fn assert_clear(setting: &str, outcome: Result<(), TaskError>) {
+fn assert_ok_or_reason(setting: &str, outcome: Result<(), TaskError>) {
     match outcome {
         Ok(()) => {}
         Err(TaskError::InvalidArgument { reason }) => {
@@ -40,7 +40,7 @@ fn assert_clear(setting: &str, outcome: Result<(), TaskError>) {
         Err(
             TaskError::LimitExceeded { .. } | TaskError::QuotaExceeded { .. } | TaskError::Contended { .. },
         ) => {}
-        // The time limit of the calls is a millisecond.
+        // The time limit of every call is one millisecond.
         Err(TaskError::Storage(StorageError::Unavailable { reason, .. })) if setting == "call_timeout" => {
             assert!(reason.contains("within 1ms"), "{reason}");
         }
@@ -60,11 +60,11 @@ async fn a_store_accepts_any_duration_or_rejects_it_with_a_reason() {
             ("lease", default().lease(given)),
             ("call_timeout", default().call_timeout(given)),
         ] {
-            assert_clear(setting, every_call(config).await);
+            assert_ok_or_reason(setting, every_call(config).await);
         }
         let tasks = TaskStore::with_config(Arc::new(MemoryBackend::new()), default().max_ttl(None));
         for new in [NewTask::new("m").ttl(given), NewTask::new("m").poll_interval(given)] {
-            assert_clear("a task", tasks.create(&owner("alice"), new).await.map(drop));
+            assert_ok_or_reason("a task", tasks.create(&owner("alice"), new).await.map(drop));
         }
     }
 }
@@ -84,13 +84,13 @@ async fn a_store_accepts_any_count_or_rejects_it_with_a_reason() {
             ("max_conflicts", default().max_conflicts(small)),
             ("max_attempts", default().max_attempts(small)),
         ] {
-            assert_clear(setting, every_call(config).await);
+            assert_ok_or_reason(setting, every_call(config).await);
         }
         let engine = MemoryBackend::new().max_value_bytes(given).max_part_bytes(given);
         let manager = ManagerConfig::new().max_concurrent(given);
         let tasks = DurableTaskManager::with_config(TaskStore::new(Arc::new(engine)), manager);
         let new = NewTask::new("m").max_attempts(small);
-        assert_clear("a task", tasks.store().create(&owner("alice"), new).await.map(drop));
+        assert_ok_or_reason("a task", tasks.store().create(&owner("alice"), new).await.map(drop));
         tasks.shutdown().await;
     }
 }
@@ -109,17 +109,19 @@ async fn an_engine_accepts_any_duration_or_rejects_it_with_a_reason(#[case] engi
     };
     for given in DURATIONS {
         let expiry = PutOptions::new(Expiry::After(given)).quota(u64::MAX);
-        assert_clear(store.put(&t1, "data".into(), expiry).await.map(drop));
-        assert_clear(store.schedule(&leases, &t1, given).await);
+        assert_ok_or_reason(store.put(&t1, "data".into(), expiry).await.map(drop));
+        assert_ok_or_reason(store.schedule(&leases, &t1, given).await);
         store.schedule(&leases, &t1, Duration::ZERO).await.unwrap();
-        assert_clear(store.take_due(std::slice::from_ref(&leases), usize::MAX, given).await.map(drop));
+        assert_ok_or_reason(store.take_due(std::slice::from_ref(&leases), usize::MAX, given).await.map(drop));
         store.schedule(&leases, &t1, Duration::ZERO).await.unwrap();
         let taken = store.take_due(std::slice::from_ref(&leases), 1, Duration::ZERO).await.unwrap();
-        assert_clear(store.resolve(&taken.due[0], Next::After(given)).await.map(drop));
+        assert_ok_or_reason(store.resolve(&taken.due[0], Next::After(given)).await.map(drop));
     }
     for given in [0, 1, usize::MAX] {
-        assert_clear(store.list(&owner("alice"), PageRequest::new(given)).await.map(drop));
-        assert_clear(store.list(&owner("alice"), PageRequest::new(9).max_bytes(given)).await.map(drop));
+        assert_ok_or_reason(store.list(&owner("alice"), PageRequest::new(given)).await.map(drop));
+        assert_ok_or_reason(
+            store.list(&owner("alice"), PageRequest::new(9).max_bytes(given)).await.map(drop),
+        );
         store.take_due(std::slice::from_ref(&leases), given, Duration::ZERO).await.unwrap();
     }
 }
@@ -134,14 +136,14 @@ mod of_redis {
     /// Asserts that a setting is rejected before anything is sent, with its name, its value and its bounds.
     async fn assert_refused(builder: RedisBuilder, words: &[&str]) {
         // No server listens there, so a connection would fail with `Unavailable`.
-        let nobody = "redis://127.0.0.1:1";
-        let error = builder.clone().connect(nobody).await.unwrap_err();
+        let no_server = "redis://127.0.0.1:1";
+        let error = builder.clone().connect(no_server).await.unwrap_err();
         assert!(matches!(error, StorageError::Backend { outcome_unknown: false, .. }), "{error:?}");
         let text = error.to_string();
         words.iter().for_each(|word| assert!(text.contains(word), "{word}: {text}"));
         for error in [
-            builder.clone().connect_cluster([nobody]).await.unwrap_err(),
-            builder.clone().connect_sentinel([nobody], "redis://mymaster").await.unwrap_err(),
+            builder.clone().connect_cluster([no_server]).await.unwrap_err(),
+            builder.clone().connect_sentinel([no_server], "redis://mymaster").await.unwrap_err(),
         ] {
             assert_eq!(error.to_string(), text);
         }

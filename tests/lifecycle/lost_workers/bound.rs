@@ -56,9 +56,9 @@ async fn an_operation_whose_process_dies_three_times_fails_with_a_reason(#[case]
         numbers.push(start_and_die(&store, Some(key.clone())).await.1);
     }
     let failed = until(&*store, &key, has_ended).await;
-    assert_eq!(numbers, [1, 2, 3], "no attempt number runs twice");
+    assert_eq!(numbers, [1, 2, 3], "no attempt number is used twice");
     assert_gave_up(&failed, GAVE_UP);
-    // The task stays readable, and nobody can claim it.
+    // The task stays readable, and no worker can claim it.
     assert_eq!(survivor.get(&key).await.unwrap().task.status, TaskStatus::Failed);
     assert!(survivor.claim(&key).await.unwrap().is_none());
 }
@@ -75,13 +75,13 @@ async fn an_operation_whose_attempt_is_dropped_three_times_fails_with_a_reason(#
     let store = engine.open().await;
     let tasks = open(&store.backend, config(LONG));
     let (key, attempt) = start(&tasks, resumable()).await;
-    assert_eq!(record(&*store, &key).await.max_attempts, None, "the default is not written");
+    assert_eq!(record(&*store, &key).await.max_attempts, None, "the record does not contain the default");
     drop(attempt);
     for number in [2, 3] {
         until(&*store, &key, waits_for_a_worker).await;
         let attempt = claim(&tasks, &key).await;
         assert_eq!(attempt.number(), number);
-        // The writes of the holder keep the count.
+        // The writes of the holder do not change the number of losses.
         let renewed = attempt.renew().await.unwrap();
         assert_eq!(losses(&renewed.task), number - 1);
     }
@@ -119,7 +119,7 @@ async fn ten_releases_in_a_row_do_not_count(#[case] engine: Engine) {
 #[rstest]
 #[case::of_the_task(Some(1), None, 1, "gave up after 1 attempt: the worker was lost")]
 #[case::of_the_store(None, Some(2), 2, "gave up after 2 attempts: the worker was lost")]
-#[case::of_both_that_of_the_task(Some(5), Some(1), 5, "gave up after 5 attempts: the worker was lost")]
+#[case::of_the_task_if_both_have_one(Some(5), Some(1), 5, "gave up after 5 attempts: the worker was lost")]
 #[case::at_least_one(Some(0), Some(0), 1, "gave up after 1 attempt: the worker was lost")]
 #[tokio::test]
 async fn the_bound_comes_from_the_task_or_else_from_the_store_that_created_it(
@@ -136,7 +136,7 @@ async fn the_bound_comes_from_the_task_or_else_from_the_store_that_created_it(
     assert_eq!(
         record(&*store, &key).await.max_attempts,
         Some(bound),
-        "the record states it for every keeper"
+        "the record states the bound for every keeper"
     );
     drop(attempt);
     // The setting of a store that claims the task later has no effect.
@@ -163,7 +163,9 @@ async fn a_task_that_cannot_resume_has_no_bound_and_fails_when_its_first_worker_
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn a_cancel_comes_before_the_bound(#[case] engine: Engine) {
+async fn a_task_whose_cancel_was_requested_is_cancelled_although_its_bound_is_reached(
+    #[case] engine: Engine,
+) {
     let store = engine.open().await;
     let tasks = open(&store.backend, config(LONG));
     let (key, attempt) = start(&tasks, resumable().max_attempts(1)).await;
@@ -275,7 +277,7 @@ async fn the_log_names_each_lost_worker_once_and_reports_that_the_task_gave_up()
             assert!(line.contains(part), "{part} in {line}");
         }
     }
-    assert!(lost[0].contains("ms"), "it was silent for some milliseconds: {}", lost[0]);
+    assert!(lost[0].contains("ms"), "the line says for how long the worker was silent: {}", lost[0]);
     assert_eq!(text.lines().filter(|line| line.contains("gave up")).count(), 1, "{text}");
 }
 

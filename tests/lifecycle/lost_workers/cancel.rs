@@ -105,7 +105,7 @@ async fn remove_the_holder(store: &Store, tasks: &Tasks, new: NewTask, loss: Los
     std::mem::forget(attempt);
     if matches!(loss, Loss::Claimed) {
         assert!(tasks.claim(&key).await.unwrap().is_none());
-        assert_eq!(task(store, &key).await.status, TaskStatus::Cancelled, "at once");
+        assert_eq!(task(store, &key).await.status, TaskStatus::Cancelled, "the claim cancels the task");
     } else {
         store.schedule(&Queue::leases(), &key, Duration::ZERO).await.unwrap();
     }

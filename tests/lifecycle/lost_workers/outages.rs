@@ -1,4 +1,4 @@
-//! A server that stops for two leases: no worker that continues after it is lost.
+//! A server stops for two leases. No worker that renews its lease afterwards is declared lost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use crate::support::elsewhere::elsewhere;
 use crate::support::redis::Server;
 use crate::support::{in_a_process_that_dies, owner};
 
-/// What runs while the server stops.
+/// The operations that run while the server stops.
 struct Load {
     operations: usize,
     argument_bytes: usize,
     lease: Duration,
 }
 
-/// A call outlasts a short pause of the server.
+/// The time limit of a call is longer than a short pause of the server.
 fn patient(lease: Duration) -> StoreConfig {
     config(lease).call_timeout(Duration::from_secs(2))
 }
@@ -78,10 +78,10 @@ async fn all(backend: &RedisBackend, count: usize, expected: impl Fn(&Task) -> b
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
-    tokio::time::timeout(PATIENCE * 5, looking).await.expect("the tasks change as expected");
+    tokio::time::timeout(PATIENCE * 5, looking).await.expect("all tasks become as expected");
 }
 
-/// Returns how long after its last renewal a worker is found whose process has died.
+/// Kills the process of a worker. Returns how long after the last renewal a keeper finds the lost worker.
 async fn found_after(backend: &RedisBackend, lease: Duration) -> Duration {
     let agenda: Arc<dyn Agenda> = Arc::new(backend.clone());
     let life = async move {
@@ -153,7 +153,7 @@ async fn survive_an_outage_of_two_leases(load: Load) {
         "figure | {operations} live leases of {lease:?} are renewed again after the server came back | {:.1?}",
         back.elapsed()
     );
-    // No later observation finds these workers lost either.
+    // No later observation declares these workers lost.
     tokio::time::sleep(lease * 4 / 3 + Duration::from_secs(2)).await;
     all(&reader, operations, |task| task.lease.as_ref().is_some_and(|lease| lease.attempt == 1)).await;
 

@@ -25,7 +25,7 @@ async fn a_worker_that_writes_status_messages_for_longer_than_its_lease_is_not_l
     let lease = Duration::from_secs(3);
     let store = Engine::Memory.open().await;
     let spy = Spy::new(&store.backend);
-    // The last of a thousand messages waits for a while.
+    // The last of a thousand messages may wait longer than the default time limit.
     let patient = config(lease).call_timeout(Duration::from_secs(60));
     let worker = open(&elsewhere(&spy.agenda()), patient);
     let observer = open(&store.backend, config(lease));
@@ -33,7 +33,7 @@ async fn a_worker_that_writes_status_messages_for_longer_than_its_lease_is_not_l
     spy.writes_take_ms.store(reply_ms, Ordering::SeqCst);
     let begun = Instant::now();
     let mut rounds = 0;
-    // The queue of the worker is never empty, and it renews its lease in no other way.
+    // The worker always has messages in the queue, and renews its lease only by writing them.
     while begun.elapsed() < (lease + lease / 3 + Duration::from_secs(1)) * 2 {
         let written = (0..messages).map(|number| attempt.set_status_message(format!("message {number}")));
         for written in join_all(written).await {
@@ -86,7 +86,7 @@ async fn a_lease_lasts_as_long_as_it_states_whatever_the_observer_is_configured_
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(super::PATIENCE, moved).await.expect("a keeper takes it");
+    tokio::time::timeout(super::PATIENCE, moved).await.expect("a keeper takes the timer");
     assert_eq!(store.get(&stored.key).await.unwrap().version, stored.version);
     attempt.renew().await.unwrap();
 }

@@ -143,7 +143,7 @@ impl Life {
     }
 
     /// Records what a successful call has set.
-    fn note(&mut self, call: &Call) {
+    fn record_values(&mut self, call: &Call) {
         match call {
             Call::SetCheckpoint(bytes) => drop(self.expected.insert("checkpoint", sized(*bytes, 'c'))),
             Call::Complete(_, bytes) | Call::CompleteAsWorker(bytes) => {
@@ -156,8 +156,9 @@ impl Life {
         }
     }
 
-    /// Returns how the call may change the parts: it sets its argument, and clears a checkpoint that it ends or replaces.
-    fn may(&self, call: &Call, part: &PartName, change: &PartChange) -> bool {
+    /// Returns whether the call may change a part in this way. A call may set the part of its argument, and may clear
+    /// the checkpoint if it ends the task or replaces the checkpoint.
+    fn may_change(&self, call: &Call, part: &PartName, change: &PartChange) -> bool {
         let is = |bytes: &usize, letter| {
             let value = sized(*bytes, letter);
             *bytes > INLINE && *change == PartChange::Set(value.to_string().into())
@@ -176,7 +177,7 @@ impl Life {
         for kind in KINDS {
             let value = self.expected.get(name(kind));
             assert_payload(&self.tasks, &self.last, kind, value).await;
-            // Some calls use a copy without any of the changes.
+            // The first copy of the task has none of the changes, and must still load the arguments.
             if kind == PayloadKind::Input {
                 assert_eq!(self.tasks.payload(&self.first, kind).await.unwrap().as_ref(), value);
             }
@@ -184,7 +185,7 @@ impl Life {
     }
 }
 
-async fn live(engine: Engine, input: usize, calls: &[Call]) {
+async fn run_calls(engine: Engine, input: usize, calls: &[Call]) {
     let (_store, recording, tasks) = open(engine).await;
     let new = call().arguments(sized(input, 'i'));
     let (first, attempt) = tasks.start(&owner("alice"), new).await.unwrap();
@@ -197,30 +198,30 @@ async fn live(engine: Engine, input: usize, calls: &[Call]) {
         let is_made = made.is_ok();
         match made {
             Ok(last) => life.last = last,
-            // A rejected call may have made an earlier step.
+            // A rejected call of several steps may have completed its first step.
             Err(_) => life.last = life.tasks.get(&life.last.key).await.unwrap(),
         }
         for sent in recording.sent() {
             for (part, change) in &sent.parts {
-                assert!(life.may(call, part, change), "{call:?} did this to {part}: {change:?}");
+                assert!(life.may_change(call, part, change), "{call:?} did this to {part}: {change:?}");
             }
         }
         if is_made {
-            life.note(call);
+            life.record_values(call);
         }
         life.check().await;
     }
 }
 
 #[apply(on_every_engine)]
-fn no_operation_writes_a_part_that_it_did_not_set_and_every_payload_stays_as_it_was_set(
+fn no_call_changes_a_part_of_another_payload_and_every_payload_is_loaded_as_it_was_set(
     #[case] engine: Engine,
 ) {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let outcome = TestRunner::new(config).run(&(bytes(), vec(calls(), CALLS)), |(input, calls)| {
-        runtime.block_on(live(engine, input, &calls));
+        runtime.block_on(run_calls(engine, input, &calls));
         Ok(())
     });
     outcome.unwrap_or_else(|failure| panic!("{failure}"));

@@ -74,9 +74,7 @@ async fn a_resumed_operation_receives_its_large_arguments(#[case] engine: Engine
 
 #[apply(on_every_engine)]
 #[tokio::test]
-async fn an_operation_whose_arguments_cannot_be_read_fails_instead_of_waiting_for_ever(
-    #[case] engine: Engine,
-) {
+async fn a_task_whose_arguments_cannot_be_read_fails_instead_of_waiting_forever(#[case] engine: Engine) {
     let store = engine.open_roomy().await;
     let one = manager(&store.backend, LONG);
     register(&one);

@@ -105,16 +105,16 @@ async fn a_call_with_an_outdated_copy_uses_the_current_task(#[case] engine: Engi
     tasks.set_variables(&old.key, [("a", json!(1))]).await.unwrap();
     let merged = tasks.set_variables(&old, [("b", json!(2))]).await.unwrap();
     assert_eq!(json!(merged.task.variables), json!({ "a": 1, "b": 2 }));
-    // The copy is working, the task is cancelled.
+    // The copy is `working`, but the task is cancelled.
     tasks.cancel(&old.key).await.unwrap();
     let late = tasks.complete(&old, json!({})).await;
     assert_refused!(late, TaskError::InvalidTransition { from: TaskStatus::Cancelled, .. });
-    // The copy has no open request, the task has one.
+    // The copy has no open request, but the task has one.
     let old = create(&tasks).await;
     tasks.request_input(&old.key, [("a", json!({}))]).await.unwrap();
     let delivered = tasks.deliver_inputs(&old, [("a", json!("yes"))]).await.unwrap();
     assert_eq!(json!(delivered.task.input_responses), json!({ "a": "yes" }));
-    // The task is gone.
+    // The task was deleted.
     tasks.delete(&old.key).await.unwrap();
     assert_refused!(tasks.set_status_message(&delivered, "x").await, TaskError::NotFound { .. });
     assert_refused!(tasks.deliver_inputs(&delivered, [("a", json!(1))]).await, TaskError::NotFound { .. });

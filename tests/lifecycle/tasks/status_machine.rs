@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{STATUSES, Tasks, in_status, open};
 use crate::support::{Engine, Store, on_every_engine};
 
-/// What a call does to an open task, and to one that has ended.
+/// What a call does to an open task, and to a task that has ended.
 struct Operation {
     name: &'static str,
     /// The status that the call leads to; `None` if the status stays.

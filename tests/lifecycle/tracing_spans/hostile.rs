@@ -14,7 +14,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::support::{Engine, Printed, Store, ask_every_subscriber, in_an_hour, keep};
 
-/// A text that breaks a line, erases the terminal, and changes the direction of writing.
+/// A text that begins a new line, erases a line of the terminal, and reverses the direction of the text.
 const HOSTILE: &str = "t\nFORGED\r\u{1b}[2K\u{202e}\u{2066}\u{2028}\u{200b}\0\u{7f}\u{85}:%{}";
 
 fn hostile() -> (OwnerId, TaskKey) {
@@ -23,7 +23,7 @@ fn hostile() -> (OwnerId, TaskKey) {
 }
 
 /// Logs an error as a server would.
-fn note<T, E: std::error::Error>(outcome: Result<T, E>) {
+fn log_error<T, E: std::error::Error>(outcome: Result<T, E>) {
     if let Err(error) = outcome {
         tracing::error!("{error}");
     }
@@ -33,40 +33,40 @@ async fn every_call_of_the_engine(store: &Store) {
     let (owner, key) = hostile();
     let (backend, part, queue) =
         (&store.backend, PartName::from_static("input"), Queue::work(HOSTILE).unwrap());
-    note(backend.get(&key).await);
-    note(backend.part(&key, &part).await);
-    note(backend.put(&key, "no JSON".into(), in_an_hour()).await);
-    note(backend.put(&key, "no JSON".into(), keep().set_part(part.clone(), "part")).await);
-    note(backend.put_if_version(&key, "no JSON".into(), keep(), 9.into()).await);
-    note(backend.put_if_version(&key, "no JSON".into(), in_an_hour(), Version::ABSENT).await);
-    note(backend.get(&key).await);
-    note(backend.part(&key, &part).await);
-    note(backend.clock(&key).await);
-    note(backend.list(&owner, PageRequest::new(9)).await);
-    note(backend.list(&owner, PageRequest::new(9).after(HOSTILE)).await);
+    log_error(backend.get(&key).await);
+    log_error(backend.part(&key, &part).await);
+    log_error(backend.put(&key, "no JSON".into(), in_an_hour()).await);
+    log_error(backend.put(&key, "no JSON".into(), keep().set_part(part.clone(), "part")).await);
+    log_error(backend.put_if_version(&key, "no JSON".into(), keep(), 9.into()).await);
+    log_error(backend.put_if_version(&key, "no JSON".into(), in_an_hour(), Version::ABSENT).await);
+    log_error(backend.get(&key).await);
+    log_error(backend.part(&key, &part).await);
+    log_error(backend.clock(&key).await);
+    log_error(backend.list(&owner, PageRequest::new(9)).await);
+    log_error(backend.list(&owner, PageRequest::new(9).after(HOSTILE)).await);
     let other = TaskKey { owner: owner.clone(), task: "other".try_into().unwrap() };
-    note(backend.put(&other, "data".into(), in_an_hour().quota(1)).await);
-    note(backend.schedule(&queue, &key, std::time::Duration::ZERO).await);
+    log_error(backend.put(&other, "data".into(), in_an_hour().quota(1)).await);
+    log_error(backend.schedule(&queue, &key, std::time::Duration::ZERO).await);
     let taken = backend.take_due(std::slice::from_ref(&queue), 9, std::time::Duration::ZERO).await.unwrap();
-    note(backend.resolve(&taken.due[0], Next::Remove).await);
-    note(backend.timers(&queue, None).await);
-    note(backend.owners(None).await);
-    note(HOSTILE.parse::<TaskKey>());
+    log_error(backend.resolve(&taken.due[0], Next::Remove).await);
+    log_error(backend.timers(&queue, None).await);
+    log_error(backend.owners(None).await);
+    log_error(HOSTILE.parse::<TaskKey>());
     let damaged = backend.put(&key, "x".repeat(1 << 20).into(), PutOptions::default()).await;
-    note(damaged);
+    log_error(damaged);
 }
 
 async fn every_call_of_the_store(store: &Store) {
     let (owner, key) = hostile();
     let tasks = TaskStore::with_config(Arc::clone(&store.backend), StoreConfig::new().max_input_requests(2));
     // The stored record is not a task.
-    note(tasks.get(&key).await);
-    note(tasks.cancel(&key).await);
-    note(tasks.wait(&key).await);
-    note(tasks.list(&owner, PageRequest::new(9)).await);
-    note(tasks.delete(&key).await);
-    note(tasks.get(&key).await);
-    note(tasks.claim(&key).await);
+    log_error(tasks.get(&key).await);
+    log_error(tasks.cancel(&key).await);
+    log_error(tasks.wait(&key).await);
+    log_error(tasks.list(&owner, PageRequest::new(9)).await);
+    log_error(tasks.delete(&key).await);
+    log_error(tasks.get(&key).await);
+    log_error(tasks.claim(&key).await);
     let new = || NewTask::new(HOSTILE).operation(HOSTILE).status_message(HOSTILE).arguments(json!(HOSTILE));
     let (task, attempt) = tasks.start(&owner, new().on_worker_lost(OnWorkerLost::Resume)).await.unwrap();
     // A client could choose this id.
@@ -74,49 +74,49 @@ async fn every_call_of_the_store(store: &Store) {
     let data = String::from_utf8(record.data.to_vec()).unwrap();
     let renamed = data.replace(task.key.task.as_str(), json!(HOSTILE).as_str().unwrap_or_default());
     let renamed = if serde_json::from_str::<serde_json::Value>(&renamed).is_ok() { renamed } else { data };
-    note(store.backend.put(&key, renamed.into(), in_an_hour()).await);
+    log_error(store.backend.put(&key, renamed.into(), in_an_hour()).await);
     for key in [&task.key, &key] {
-        note(tasks.get(key).await);
-        note(tasks.set_status_message(key, HOSTILE).await);
-        note(tasks.set_status_message(key, HOSTILE.repeat(1000)).await);
-        note(tasks.set_variables(key, [(HOSTILE, json!(HOSTILE))]).await);
-        note(tasks.remove_variables(key, [HOSTILE]).await);
-        note(tasks.request_input(key, [(HOSTILE, json!(HOSTILE))]).await);
-        note(tasks.deliver_inputs(key, [(HOSTILE, json!(HOSTILE))]).await);
-        note(tasks.request_input(key, [(HOSTILE, json!(1))]).await);
-        note(tasks.request_cancel(key).await);
-        note(tasks.request_input(key, [("another", json!(1))]).await);
-        note(tasks.fail(key, RpcError::new(1, HOSTILE)).await);
-        note(tasks.complete(key, json!(1)).await);
-        note(tasks.wait(key).await);
+        log_error(tasks.get(key).await);
+        log_error(tasks.set_status_message(key, HOSTILE).await);
+        log_error(tasks.set_status_message(key, HOSTILE.repeat(1000)).await);
+        log_error(tasks.set_variables(key, [(HOSTILE, json!(HOSTILE))]).await);
+        log_error(tasks.remove_variables(key, [HOSTILE]).await);
+        log_error(tasks.request_input(key, [(HOSTILE, json!(HOSTILE))]).await);
+        log_error(tasks.deliver_inputs(key, [(HOSTILE, json!(HOSTILE))]).await);
+        log_error(tasks.request_input(key, [(HOSTILE, json!(1))]).await);
+        log_error(tasks.request_cancel(key).await);
+        log_error(tasks.request_input(key, [("another", json!(1))]).await);
+        log_error(tasks.fail(key, RpcError::new(1, HOSTILE)).await);
+        log_error(tasks.complete(key, json!(1)).await);
+        log_error(tasks.wait(key).await);
     }
-    note(attempt.renew().await);
-    note(attempt.release().await);
-    note(tasks.create(&OwnerId::try_from("\0mcp/forged").unwrap(), new()).await);
-    note(tasks.list(&owner, PageRequest::new(9)).await);
-    note(tasks.cleanup().await);
+    log_error(attempt.renew().await);
+    log_error(attempt.release().await);
+    log_error(tasks.create(&OwnerId::try_from("\0mcp/forged").unwrap(), new()).await);
+    log_error(tasks.list(&owner, PageRequest::new(9)).await);
+    log_error(tasks.cleanup().await);
 }
 
 async fn every_call_of_a_manager(store: &Store) {
     let (owner, key) = hostile();
     let backend: Arc<dyn Agenda> = Arc::clone(&store.backend);
     let manager = DurableTaskManager::new(TaskStore::new(backend));
-    note(manager.get_task(&owner, HOSTILE).await);
-    note(manager.cancel_task(&owner, HOSTILE).await);
-    note(manager.get_task(&owner, key.task.as_str()).await);
+    log_error(manager.get_task(&owner, HOSTILE).await);
+    log_error(manager.cancel_task(&owner, HOSTILE).await);
+    log_error(manager.get_task(&owner, key.task.as_str()).await);
     manager.register(HOSTILE, |context, _| {
         Box::pin(async move {
             context.set_status_message(HOSTILE);
             Err(TaskExit::Error(rmcp::ErrorData::internal_error(HOSTILE, None)))
         })
     });
-    note(manager.spawn_registered(&owner, HOSTILE, json!(HOSTILE), RegisteredOptions::new()).await);
-    note(manager.spawn_registered(&owner, "not\nFORGED", json!(1), RegisteredOptions::new()).await);
+    log_error(manager.spawn_registered(&owner, HOSTILE, json!(HOSTILE), RegisteredOptions::new()).await);
+    log_error(manager.spawn_registered(&owner, "not\nFORGED", json!(1), RegisteredOptions::new()).await);
     let panics = |_| -> rmcp::task_manager::TaskFuture { Box::pin(async { panic!("{HOSTILE}") }) };
-    note(manager.spawn(&owner, HOSTILE, TaskOptions::new(), panics).await);
+    log_error(manager.spawn(&owner, HOSTILE, TaskOptions::new(), panics).await);
     let ends =
         |_| -> rmcp::task_manager::TaskFuture { Box::pin(async { Ok(CallToolResult::success(Vec::new())) }) };
-    note(manager.spawn(&owner, HOSTILE, TaskOptions::new(), ends).await);
+    log_error(manager.spawn(&owner, HOSTILE, TaskOptions::new(), ends).await);
     while manager.running_task_count() > 0 {
         tokio::task::yield_now().await;
     }
@@ -132,7 +132,7 @@ async fn every_call_of_pmcp(store: &Store) {
     let tasks = PmcpTaskStore::new(TaskStore::new(Arc::clone(&store.backend)));
     // The errors and their texts are pmcp's own.
     let (_, key) = hostile();
-    note(store.backend.put(&key, "no JSON".into(), in_an_hour()).await);
+    log_error(store.backend.put(&key, "no JSON".into(), in_an_hour()).await);
     drop(tasks.get(HOSTILE, HOSTILE).await);
     drop(tasks.cancel(HOSTILE, HOSTILE).await);
     drop(tasks.list(HOSTILE, None).await);
@@ -168,7 +168,7 @@ async fn assert_nothing_is_forged(engine: Engine) {
     assert!(text.contains("t\\u{a}FORGED"), "the ids are shown: {text}");
     let time = |line: &str| line.starts_with("20") && line.contains("Z ");
     for line in text.lines() {
-        assert!(time(line), "begins like no event: {line:?}");
+        assert!(time(line), "the line does not begin with the time of an event: {line:?}");
         assert!(
             !line.chars().any(|c| c.is_control() || HOSTILE[7..].contains(c) && !c.is_ascii()),
             "{line:?}"

@@ -156,7 +156,7 @@ async fn request_input(store: &dyn PmcpStore, seen: &mut Seen) {
         seen.json(format!("after {keys:?}"), store.task_input_snapshot(&id, ALICE).await);
         seen.task(format!("still {keys:?}"), store.get(&id, ALICE).await);
     }
-    // The open requests survive a time of work.
+    // The open requests survive while the task is `working`.
     for status in [TaskStatus::Working, TaskStatus::InputRequired] {
         seen.task(format!("{status}"), store.update_status(&id, ALICE, status, None).await);
         seen.json(format!("{status}, all"), store.task_input_snapshot(&id, ALICE).await);

@@ -1,4 +1,4 @@
-//! `pmcp` ends a task in two calls, and this crate in one of them.
+//! `pmcp` ends a task in two calls. In this crate the first of the two ends it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +43,7 @@ async fn a_large_result_is_served_and_compared_like_a_small_one(#[case] engine: 
     tasks.get(&id, ALICE).await.unwrap();
     tasks.list(ALICE, None).await.unwrap();
     tasks.update_status(&id, ALICE, TaskStatus::Completed, Some("done".into())).await.unwrap();
-    assert_eq!(recording.loaded().len(), 0, "only the result itself loads it");
+    assert_eq!(recording.loaded().len(), 0, "no other call loads the result");
     assert_eq!(json!(tasks.get_result(&id, ALICE).await.unwrap()), json!(large("x")));
     assert_eq!(recording.loaded(), ["output"]);
 

@@ -10,7 +10,7 @@ use rmcp::task_manager::TaskExit;
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 
-use super::{memory, on};
+use super::{agenda, memory};
 use crate::support::rmcp::*;
 use crate::support::{Engine, on_every_engine};
 
@@ -18,7 +18,7 @@ use crate::support::{Engine, on_every_engine};
 async fn an_operation_that_reports_its_progress_continues_while_the_engine_is_unavailable() {
     for outage in [Duration::from_millis(500), Duration::from_secs(8)] {
         let gate = memory();
-        let one = manager(&on(&gate), Duration::from_secs(30));
+        let one = manager(&agenda(&gate), Duration::from_secs(30));
         let away = Arc::clone(&gate);
         one.register("work", move |context, _| {
             let away = Arc::clone(&away);
@@ -56,7 +56,7 @@ async fn ten_thousand_messages_cost_a_few_writes_and_the_last_one_is_in_the_comp
 ) {
     let store = engine.open().await;
     let gate = Gate::new(&store);
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     let begun = std::time::Instant::now();
     let task_id = spawn(&one, |context| async move {
         for number in 0..10_000 {
@@ -80,7 +80,7 @@ async fn ten_thousand_messages_cost_a_few_writes_and_the_last_one_is_in_the_comp
 #[tokio::test(start_paused = true)]
 async fn an_operation_that_sets_messages_all_the_time_costs_four_writes_a_second() {
     let gate = memory();
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     let task_id = spawn(&one, |context| async move {
         for number in 0.. {
             context.set_status_message(format!("message {number}"));
@@ -122,7 +122,7 @@ async fn a_message_that_is_set_just_before_the_end_is_in_the_record(#[case] engi
 async fn a_message_over_the_limit_is_cut_and_a_message_that_fills_the_record_does_not_prevent_the_outcome() {
     let gate = Intercept::new(Gate { most_bytes: 2_000, ..Gate::of(Arc::new(MemoryBackend::new())) });
     let config = StoreConfig::new().lease(LONG).max_status_message_bytes(10);
-    let one = DurableTaskManager::new(TaskStore::with_config(on(&gate), config));
+    let one = DurableTaskManager::new(TaskStore::with_config(agenda(&gate), config));
     let task_id = spawn(&one, |context| async move {
         context.set_status_message("naïve naïveté");
         Ok(text("done"))
@@ -133,7 +133,7 @@ async fn a_message_over_the_limit_is_cut_and_a_message_that_fills_the_record_doe
     assert_eq!(done.status_message.as_deref(), Some("naïve na"));
 
     let config = StoreConfig::new().lease(LONG);
-    let one = DurableTaskManager::new(TaskStore::with_config(on(&gate), config));
+    let one = DurableTaskManager::new(TaskStore::with_config(agenda(&gate), config));
     // Chance decides whether the message is written before the outcome or with it.
     for _ in 0..20 {
         let task_id = spawn(&one, |context| async move {
@@ -149,7 +149,7 @@ async fn a_message_over_the_limit_is_cut_and_a_message_that_fills_the_record_doe
 async fn messages_that_the_engine_does_not_answer_delay_neither_the_lease_nor_the_outcome() {
     let gate = memory();
     let lease = Duration::from_secs(3);
-    let one = manager(&on(&gate), lease);
+    let one = manager(&agenda(&gate), lease);
     let hangs = Arc::clone(&gate);
     let task_id = spawn(&one, |context| async move {
         // The write of every message hangs until it times out.

@@ -10,14 +10,14 @@ use rmcp::task_manager::TaskExit;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::{memory, on};
+use super::{agenda, memory};
 use crate::support::rmcp::*;
 
 #[tokio::test(start_paused = true)]
 async fn a_request_to_the_client_is_repeated_while_the_engine_fails() {
     for error in [unreachable_error, backend_error, denied_error] {
         let gate = Intercept::new(Gate { error, ..Gate::of(Arc::new(MemoryBackend::new())) });
-        let one = manager(&on(&gate), Duration::from_secs(30));
+        let one = manager(&agenda(&gate), Duration::from_secs(30));
         let away = Arc::clone(&gate);
         let task_id = spawn(&one, |context| async move {
             away.set_closed(true);
@@ -35,7 +35,7 @@ async fn a_request_to_the_client_is_repeated_while_the_engine_fails() {
 #[tokio::test(start_paused = true)]
 async fn a_request_whose_reply_is_lost_is_made_once_even_if_the_client_answers_before_the_repeat() {
     let gate = Intercept::new(Gate { error: backend_error, ..Gate::of(Arc::new(MemoryBackend::new())) });
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     let answers = manager(&gate.backend, LONG);
     let loses = Arc::clone(&gate);
     let task_id = spawn(&one, |context| async move {
@@ -50,9 +50,9 @@ async fn a_request_whose_reply_is_lost_is_made_once_even_if_the_client_answers_b
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_of_an_attempt_that_becomes_void_ends_like_one_of_a_cancelled_task() {
+async fn a_request_of_an_attempt_that_becomes_void_ends_like_a_request_of_a_cancelled_task() {
     let gate = memory();
-    let one = manager(&on(&gate), Duration::from_secs(3));
+    let one = manager(&agenda(&gate), Duration::from_secs(3));
     let (sender, received) = oneshot::channel();
     let away = Arc::clone(&gate);
     let task_id = spawn(&one, |context| async move {
@@ -90,7 +90,7 @@ async fn arguments_are_loaded_again_while_the_engine_fails_and_unreadable_argume
         let gate = memory();
         let task_id = waiting(&gate).await;
         gate.part_error.lock().unwrap().replace(error);
-        let one = manager(&on(&gate), LONG);
+        let one = manager(&agenda(&gate), LONG);
         register_measure(&one);
         gate.refuses().await;
         tokio::time::sleep(Duration::from_secs(8)).await;
@@ -100,7 +100,7 @@ async fn arguments_are_loaded_again_while_the_engine_fails_and_unreadable_argume
     let gate = memory();
     let task_id = waiting(&gate).await;
     gate.part_error.lock().unwrap().replace(corrupt_error);
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     register_measure(&one);
-    let TaskPayload::Failed { .. } = ended(&one, &task_id).await else { panic!("the task failed") };
+    let TaskPayload::Failed { .. } = ended(&one, &task_id).await else { panic!("the task has not failed") };
 }

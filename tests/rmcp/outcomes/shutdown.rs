@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{memory, on};
+use super::{agenda, memory};
 use crate::support::Printed;
 use crate::support::rmcp::*;
 
@@ -36,7 +36,7 @@ async fn shutdown_returns_within_its_limit_on_an_engine_that_does_not_answer(
     let gate = memory();
     // No time limit of the store ends a call that hangs.
     let config = StoreConfig::new().lease(lease).call_timeout(LONG);
-    let one = DurableTaskManager::new(TaskStore::with_config(on(&gate), config));
+    let one = DurableTaskManager::new(TaskStore::with_config(agenda(&gate), config));
     one.register("ask", |context, _| {
         Box::pin(async move { Ok(text(context.request_input("a", elicitation("A?")).await?.to_string())) })
     });
@@ -79,7 +79,7 @@ async fn shutdown_waits_half_a_minute_for_outcomes_and_logs_one_line_for_each_lo
     let printed = Printed::default();
     let _subscribed = crate::support::subscribe(&printed, tracing::Level::INFO);
     let gate = memory();
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     let (finish, finished) = tokio::sync::watch::channel(false);
     let mut task_ids = Vec::new();
     for _ in 0..3 {
@@ -108,7 +108,7 @@ async fn shutdown_waits_half_a_minute_for_outcomes_and_logs_one_line_for_each_lo
 #[tokio::test(start_paused = true)]
 async fn shutdown_stores_an_outcome_that_the_engine_accepts_in_time() {
     let gate = memory();
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     let (finish, finished) = oneshot::channel::<()>();
     let task_id = spawn(&one, |_| async move {
         finished.await.unwrap();

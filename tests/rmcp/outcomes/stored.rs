@@ -9,7 +9,7 @@ use rmcp::task_manager::TaskOptions;
 use rstest_reuse::apply;
 use tokio::sync::oneshot;
 
-use super::{memory, on};
+use super::{agenda, memory};
 use crate::support::rmcp::*;
 use crate::support::{Engine, Printed, on_every_engine};
 
@@ -25,8 +25,9 @@ mod behind_a_proxy {
     use crate::support::redis::{Namespace, Server};
     use crate::support::refusing::Refusing;
 
-    /// The proxy answers every call with this error, from before the outcome until 1.5 s later. The lease lasts 3 s.
-    async fn an_outcome_survives(error: &str) {
+    /// The proxy answers every call with this error, from just before the operations end until 1.5 s later. The lease
+    /// lasts 3 s.
+    async fn assert_outcome_survives(error: &str) {
         const LEASE: Duration = Duration::from_secs(3);
         let server = Server::start(&[]);
         let port = server.url().rsplit(':').next().unwrap().parse().unwrap();
@@ -75,12 +76,15 @@ mod behind_a_proxy {
 
     #[tokio::test]
     async fn an_outcome_survives_a_proxy_without_an_upstream() {
-        tokio::join!(an_outcome_survives("-upstream failure"), an_outcome_survives("-no upstream host"));
+        tokio::join!(
+            assert_outcome_survives("-upstream failure"),
+            assert_outcome_survives("-no upstream host")
+        );
     }
 
     #[tokio::test]
     async fn an_outcome_survives_a_limit_of_requests() {
-        an_outcome_survives("-ERR max daily request limit exceeded").await;
+        assert_outcome_survives("-ERR max daily request limit exceeded").await;
     }
 }
 
@@ -90,7 +94,7 @@ async fn an_outcome_is_kept_until_it_is_stored_while_the_lease_can_be_renewed(#[
     let store = engine.open().await;
     for error in [unreachable_error, backend_error, denied_error] {
         let gate = Gate::with(&store, error);
-        let one = manager(&on(&gate), SHORT);
+        let one = manager(&agenda(&gate), SHORT);
         let other = manager(&store.backend, SHORT);
         gate.refuses_parts.store(true, Ordering::SeqCst);
         let result = "x".repeat(10_000);
@@ -110,7 +114,7 @@ async fn an_outcome_whose_reply_is_lost_is_stored_once_and_not_reported_as_void(
     let gate = Intercept::new(Gate { error: backend_error, ..Gate::of(Arc::new(MemoryBackend::new())) });
     // The run receives no notification of the end of its task.
     gate.watch_hangs.store(true, Ordering::SeqCst);
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     let loses = Arc::clone(&gate);
     let task_id = spawn(&one, |_| async move {
         loses.loses_replies.store(true, Ordering::SeqCst);
@@ -129,7 +133,7 @@ async fn an_outcome_whose_reply_is_lost_is_stored_once_and_not_reported_as_void(
 #[tokio::test]
 async fn an_outcome_that_cannot_be_stored_is_dropped_once_the_ttl_has_elapsed() {
     let gate = memory();
-    let one = manager(&on(&gate), Duration::from_secs(3));
+    let one = manager(&agenda(&gate), Duration::from_secs(3));
     gate.refuses_parts.store(true, Ordering::SeqCst);
     let options = TaskOptions::new().with_ttl_ms(1_000);
     let operation =
@@ -144,7 +148,7 @@ async fn an_outcome_that_cannot_be_stored_is_dropped_once_the_ttl_has_elapsed() 
 #[tokio::test]
 async fn a_record_that_cannot_be_read_ends_the_run() {
     let gate = memory();
-    let one = manager(&on(&gate), LONG);
+    let one = manager(&agenda(&gate), LONG);
     let (finish, finished) = oneshot::channel::<()>();
     let task_id = spawn(&one, |_| async move {
         finished.await.unwrap();
