@@ -79,8 +79,9 @@ impl Listing {
 impl RedisBackend {
     /// Reads the page of these index members, newest first: as many records as the limit of bytes allows.
     ///
-    /// The first round trip reads as many records as fit by the sizes of earlier pages, and the sizes of all others. So
-    /// a page takes two round trips including the one for the ids, and three if records are large.
+    /// One round trip reads as many records as should fit by the record sizes of earlier pages, and only the sizes of
+    /// the other records. If more records fit by these sizes, another round trip reads them. With the one for the ids,
+    /// a page takes two or three round trips.
     pub(super) async fn read_members(
         &self,
         owner: &OwnerId,

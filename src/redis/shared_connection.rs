@@ -34,7 +34,7 @@ struct State {
     is_broken: bool,
     /// The number of the latest attempt to connect.
     attempt: u64,
-    /// How many attempts failed in a row before it.
+    /// How many attempts in a row failed. The latest one counts as failed until it has succeeded.
     failures: usize,
     outcome: watch::Receiver<Outcome>,
 }
