@@ -1,11 +1,11 @@
 -- cas_put: replaces the data of a live record at the expected version. Expiry and parts stay as they are. This is the
--- most frequent write: it touches no key but the hash.
+-- most frequent write, so it touches only one key, the hash.
 --
 -- KEYS[1] task      the record's hash
 -- ARGV[1] data      the record's bytes
 -- ARGV[2] expected  the version that the record must have, 1 or more
--- ARGV[3] next      the version after that
--- ARGV[4] channel   the channel of the owner's subscribers, '' to notify nobody
+-- ARGV[3] next      the version of the record after the write
+-- ARGV[4] channel   the channel of the owner's subscribers, '' to send no notification
 -- ARGV[5] publish   the command to publish with
 --
 -- Reply: 'seconds microseconds expires_at': expires_at is '' for never

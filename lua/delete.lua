@@ -3,7 +3,7 @@
 -- KEYS[1] idx       the owner's index
 -- KEYS[2] task      the record's hash
 -- ARGV[1] id        the task id
--- ARGV[2] channel   the channel of the owner's subscribers, '' to notify nobody
+-- ARGV[2] channel   the channel of the owner's subscribers, '' to send no notification
 -- ARGV[3] publish   the command to publish with
 --
 -- Reply: 'seconds microseconds removed': removed is 1 if the script removed a live record, else 0

@@ -1,14 +1,14 @@
--- put: creates a record at version 1, or replaces a live one and counts its version up. cas_put serves the writes at an
--- expected version that keep expiry and parts. put serves all others.
+-- put: creates a record at version 1, or replaces a live record and adds 1 to its version. cas_put serves the writes at
+-- an expected version that keep expiry and parts. put serves all other writes.
 --
 -- KEYS[1] idx       the owner's index
 -- KEYS[2] task      the record's hash
 -- ARGV[1] id        the task id
 -- ARGV[2] data      the record's bytes
 -- ARGV[3] expiry    'keep', 'never', or a duration in milliseconds
--- ARGV[4] quota     the most live records that the owner may have, '' for no limit
--- ARGV[5] mode      'upsert', 'create', or the version that the record must have to be updated
--- ARGV[6] channel   the channel of the owner's subscribers, '' to notify nobody
+-- ARGV[4] quota     the maximum number of live records of the owner, '' for no limit
+-- ARGV[5] mode      'upsert', 'create', or for an update the version that the record must have
+-- ARGV[6] channel   the channel of the owner's subscribers, '' to send no notification
 -- ARGV[7] publish   the command to publish with
 -- ARGV[8..] parts   for each part that changes: its name, 'set' or 'clear', its bytes or ''
 --
@@ -78,10 +78,11 @@ end
 if is_live and expiry == 'never' and expires_at then cleared[#cleared + 1] = 'expires_at' end
 
 -- The script reads everything before its first write. It orders its writes so that a user who lacks the permission for
--- one command leaves neither a record nor an index that never expires: where a command could be refused too late, the
--- same command first runs where it has no effect. While a slot is being migrated, a write to a key that no longer
--- exists also ends the script. The first command that writes is always one that needs memory. A server without free
--- memory refuses it. Once a script has written, the server refuses none of its later commands for lack of memory.
+-- one command leaves neither a record nor an index that never expires. If the server could refuse a command after such
+-- a write, the script runs the same command earlier, in a form without effect. While a slot is being migrated, a write
+-- to a key that no longer exists also ends the script. The first command that writes is always one that needs memory. A
+-- server without free memory refuses it. Once a script has written, the server refuses none of its later commands for
+-- lack of memory.
 
 -- A record that does not exist has no subscribers.
 if is_live and channel ~= '' then
@@ -104,8 +105,8 @@ local mark, members, last, created_at, due = '\255' .. id, 0, 0, '', {}
 
 -- Reads from the index what a write to it needs.
 local function read_index(now_ms)
-  -- The creation time is the server's time. If it is not above all creation times of the owner, it is the highest of
-  -- them plus one.
+  -- The creation time is the server's time, or, if another record of the owner was created at this time or later, the
+  -- highest creation time of the owner plus one.
   created_at = digits(time[1] * 1000000 + time[2])
   if members > 0 then
     if redis.call('ZCOUNT', idx, created_at, '+inf') > 0 then
@@ -177,7 +178,7 @@ end
 if is_live and expiry == 'keep' then
   update()
 else
-  -- The 1 is needed because Redis holds a key through the millisecond of its expiry, and `digits` rounds the clock
+  -- The script adds 1 because Redis holds a key through the millisecond of its expiry, and `digits` rounds the clock
   -- down.
   ends = tonumber(expiry) and now + 1 + expiry
   expires_at = ends and digits(ends)

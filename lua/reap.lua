@@ -1,4 +1,4 @@
--- reap: removes index members whose hash is gone (expired, evicted, or deleted by hand).
+-- reap: removes index members whose hash no longer exists: it expired, was evicted, or was deleted by hand.
 --
 -- KEYS[1] idx       the owner's index
 -- KEYS[2..] tasks   the hashes to look for
@@ -21,7 +21,7 @@ for i, id in ipairs(ARGV) do
 end
 time[3] = 0
 if members[1] then
-  -- The expiry comes first: if the user may not run ZREM, the index still expires.
+  -- The script sets the expiry first. If the user lacks the permission for ZREM, the index still expires.
   local last, others = 0, longest_lived(idx, #members / 2 + 1)
   for i = #others - 1, 1, -2 do
     if not gone[others[i]] then last = tonumber(others[i + 1]) end

@@ -3,8 +3,8 @@
 -- KEYS[1] due       the timers of the queue by due time
 -- ARGV[1] member    the task's key
 -- ARGV[2] token     the score that the timer got when it was taken
--- ARGV[3] after     in milliseconds from now, '' to remove the timer
--- ARGV[4] channel   the channel of the takers, '' to notify nobody
+-- ARGV[3] after     the time until the timer fires again, in milliseconds; '' to remove the timer
+-- ARGV[4] channel   the channel of the takers, '' to send no notification
 -- ARGV[5] publish   the command to publish with
 --
 -- Reply: 'seconds microseconds effect': effect is 1 if the token was valid, else 0

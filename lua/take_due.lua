@@ -1,8 +1,9 @@
 -- take_due: takes timers that are due, from the queues in their order, and from each queue the earliest first. In the
--- same step it moves each timer, so no other taker gets it meanwhile. With a limit of 0 it writes nothing.
+-- same step it moves each timer to `hide_for` from now, so no other taker gets the timer before that time. With a limit
+-- of 0 it writes nothing.
 --
 -- KEYS[1..] due       the timers of each queue by due time, each key once
--- ARGV[1]   hide_for  in milliseconds: when a timer that is taken fires again
+-- ARGV[1]   hide_for  how long a taken timer is hidden, in milliseconds
 -- ARGV[2]   limit     how many timers at most, over all queues
 --
 -- Reply: { 'seconds microseconds', { for each queue: the first score, '' if it has no timer; how many are due },

@@ -211,7 +211,7 @@ impl Shard {
     }
 }
 
-/// No code panics while it holds the lock, so the records behind a poisoned lock are consistent.
+/// Locks a shard. No code panics while it holds the lock, so the records behind a poisoned lock are consistent.
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

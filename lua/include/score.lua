@@ -1,5 +1,5 @@
--- The score of a timer that is due at `at`, in milliseconds. `before` is its score so far, nil for a new timer, and
--- `microseconds` are those of the server's clock. The fraction of a score is a salt of ten bits, which changes with
+-- Returns the score of a timer that is due at `at`, in milliseconds. `before` is its score so far, nil for a new timer,
+-- and `microseconds` are those of the server's clock. The fraction of a score is a salt of ten bits, which changes with
 -- every write of the timer: each write has a score of its own, and the score is the token. A new timer takes its salt
 -- from the microseconds, which differ between two writes of one millisecond. Scores are exact until the year 2248.
 local function score(at, before, microseconds)

@@ -28,7 +28,7 @@ impl Queue {
         &self.0
     }
 
-    /// Returns the name for a line of the log.
+    /// Returns the name in a form that is safe in a log line.
     #[cfg(feature = "redis")]
     pub(crate) fn printable(&self) -> Printable<'_> {
         Printable(&self.0)
@@ -36,12 +36,13 @@ impl Queue {
 }
 
 impl Queue {
-    /// Returns the queue of the timers of leases, `leases`. Every instance takes from it.
+    /// Returns the queue `leases`, which has the timers of leases. Every instance takes timers from it.
     pub fn leases() -> Self {
         Self("leases".into())
     }
 
-    /// Returns the queue of tasks that wait for a worker of this operation, `work/{operation}`.
+    /// Returns the queue `work/{operation}`, which has the timers of the tasks that wait for a worker of this
+    /// operation.
     ///
     /// # Errors
     /// [`StorageError::InvalidKey`] for an overlong name.
@@ -60,7 +61,7 @@ impl TryFrom<&str> for Queue {
             return Ok(Self(name.into()));
         }
         let length = name.len();
-        let reason = format!("a queue name of {length} bytes is not 1 to {MAX_QUEUE_BYTES} bytes long");
+        let reason = format!("the queue name has {length} bytes, but must have 1 to {MAX_QUEUE_BYTES}");
         Err(StorageError::InvalidKey { reason })
     }
 }
@@ -212,15 +213,15 @@ impl OwnerPage {
 ///
 /// Timers:
 ///
-/// * Without timers, nothing is taken and none is next.
+/// * Without timers, `take_due` returns no timer and no next due time.
 /// * A timer is taken once it is due, and `next_in` states when that is.
 /// * A timer fires no later than asked by the clock of the engine.
 /// * `next_in` is the earliest of all queues, and zero if more are due.
 /// * With a limit of 0, `take_due` takes nothing and states when the next timer is due.
 /// * A due timer goes to one taker.
 /// * A taken timer is hidden and fires again.
-/// * A timer that is hidden for no time is taken once by each call.
-/// * Many timers that are hidden for no time are taken once by each call.
+/// * One call takes a timer once, even if `hide_for` is zero.
+/// * One call takes each of many timers once, even if `hide_for` is zero.
 /// * `schedule` keeps an earlier timer and moves a later one.
 /// * A task has its own timer in each queue.
 /// * Queues are taken in the order given.
@@ -230,11 +231,11 @@ impl OwnerPage {
 /// * `resolve` moves or removes the timer.
 /// * `schedule` voids the token even if an earlier timer stays.
 /// * A later take voids the token.
-/// * A token has an effect once.
+/// * A token is valid for one `resolve`.
 /// * A token of a removed timer is void for the next timer.
 /// * A token that `take_due` never returned is void.
-/// * Nothing is left when all timers are removed.
-/// * Any ids and any queue names are kept apart.
+/// * The engine holds nothing after all timers are removed.
+/// * Timers of different ids or queues never collide.
 /// * A delay over 100 years is refused, and changes nothing.
 /// * A queue name outside 1 to 512 bytes is refused.
 ///
@@ -249,7 +250,7 @@ impl OwnerPage {
 /// Listings:
 ///
 /// * `timers` lists each timer once with its due time, and takes none.
-/// * A walk over timers that come and go lists each that stays once.
+/// * A walk while timers are added and removed lists each remaining timer once.
 /// * A malformed cursor of `timers` or `owners` is refused.
 /// * `owners` lists each owner that has records.
 #[async_trait]

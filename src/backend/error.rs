@@ -21,7 +21,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// fn advice(error: &StorageError) -> &'static str {
 ///     match error {
 ///         StorageError::VersionConflict { .. } => "read the record again, and repeat the change",
-///         StorageError::NotFound { .. } => "the record is gone",
+///         StorageError::NotFound { .. } => "the record was deleted or has expired",
 ///         error if error.outcome_unknown() => "read the record back before you write again",
 ///         error if error.is_retryable() => "try again later",
 ///         _ => "report the error to an operator",
@@ -125,7 +125,7 @@ pub enum StorageError {
         address: String,
         /// What happened, and what to do.
         reason: String,
-        /// Whether a write may have been applied nevertheless.
+        /// Whether the engine may have applied a write despite the error.
         outcome_unknown: bool,
         /// The underlying error.
         source: Option<BoxError>,
@@ -156,7 +156,7 @@ pub enum StorageError {
         address: String,
         /// What happened.
         reason: String,
-        /// Whether a write may have been applied nevertheless.
+        /// Whether the engine may have applied a write despite the error.
         outcome_unknown: bool,
         /// The underlying error.
         source: Option<BoxError>,

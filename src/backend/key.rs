@@ -80,7 +80,7 @@ macro_rules! id {
                 &self.0
             }
 
-            /// Returns the id for a line of the log.
+            /// Returns the id in a form that is safe in a log line.
             pub(crate) fn printable(&self) -> Printable<'_> {
                 Printable(&self.0)
             }
@@ -107,7 +107,7 @@ macro_rules! id {
 }
 
 id! {
-    /// The owner of a task: the subject that the server's authentication layer established.
+    /// The owner of a task: the subject that the server has authenticated.
     OwnerId, "owner"
 }
 

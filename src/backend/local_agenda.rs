@@ -26,7 +26,7 @@ use super::version::Version;
 /// ```
 /// use mcp_task_store::{LocalAgenda, MemoryBackend, TaskStore};
 ///
-/// // Use any `StorageBackend` here. The memory engine stands for it, although it has an agenda of its own.
+/// // Use any `StorageBackend` here. This example uses the memory engine, although it has an agenda of its own.
 /// let store = TaskStore::new(LocalAgenda::new(MemoryBackend::new()));
 /// # let _ = store;
 /// ```

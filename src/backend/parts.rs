@@ -35,9 +35,12 @@ impl PartName {
     /// Creates a name at compile time.
     ///
     /// # Panics
-    /// If the name is not legal. For a constant, the compiler reports the panic as an error.
+    /// If the name is invalid. For a constant, the compiler reports the panic as an error.
     pub const fn from_static(name: &'static str) -> Self {
-        assert!(is_legal(name.as_bytes()), "a name of a part is 1 to 32 of a-z, 0-9 and '_'");
+        assert!(
+            is_legal(name.as_bytes()),
+            "the name of a part must be 1 to 32 characters of a-z, 0-9 and '_'"
+        );
         Self(Cow::Borrowed(name))
     }
 
@@ -62,13 +65,15 @@ impl TryFrom<String> for PartName {
     type Error = StorageError;
 
     /// # Errors
-    /// [`StorageError::InvalidKey`] for a name that is not legal.
+    /// [`StorageError::InvalidKey`] for an invalid name.
     fn try_from(name: String) -> Result<Self, StorageError> {
         if is_legal(name.as_bytes()) {
             return Ok(Self(Cow::Owned(name)));
         }
         Err(StorageError::InvalidKey {
-            reason: format!("the part name {name:?} is not 1 to {MAX_NAME_BYTES} of a-z, 0-9 and '_'"),
+            reason: format!(
+                "the part name {name:?} must be 1 to {MAX_NAME_BYTES} characters of a-z, 0-9 and '_'"
+            ),
         })
     }
 }

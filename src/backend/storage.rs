@@ -63,7 +63,7 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 ///   write. A refused write has written nothing.
 /// * An update neither sends nor reads the parts that it does not name.
 /// * Only the engine's own clock decides what has expired, never the clock of the calling process.
-/// * Owners never see each other. No call takes a pattern.
+/// * A call reaches only records of the owner that it names. No call takes a pattern.
 /// * When an owner's last record has expired or been deleted, the engine holds nothing of that owner.
 ///
 /// The suite of the feature `conformance` checks these rules, under these names:
@@ -91,15 +91,15 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// * A part is read with the version of its record, which knows its name and size.
 /// * A write changes the parts that it names and no others.
 /// * A refused write changes no part.
-/// * A new record has no part of an expired or deleted one.
+/// * A new record has no part of an expired or deleted record.
 /// * A part over the maximum or one too many is too large, and nothing is written.
 ///
 /// Clock and expiry:
 ///
-/// * `clock` decides what has expired, and `now` does not lead it.
+/// * `clock` decides what has expired, and `now` is not ahead of it.
 /// * `now` advances between calls.
 /// * An expired record is absent for every call at once.
-/// * An expiry is never cut short below the millisecond.
+/// * A record never expires a fraction of a millisecond early.
 /// * `Keep` leaves the expiry as it was, and a new record never expires.
 /// * `Never` removes the expiry, and `After` sets another.
 /// * An expiry outside 1 ms to 100 years is refused, and nothing is written.
@@ -119,14 +119,14 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// * A page ends before the record that would exceed its bytes.
 /// * A walk whose pages are cut by their bytes misses no record.
 /// * A cursor that is malformed or of another owner is refused.
-/// * A cursor stays valid when its record is gone.
+/// * A cursor stays valid after its record is deleted.
 /// * A burst of inserts is listed in one total order.
-/// * A walk returns each record that lived throughout exactly once.
+/// * A walk returns each record that is live during the whole walk exactly once.
 ///
 /// Owners:
 ///
 /// * Hostile ids never collide.
-/// * An id of 257 bytes or none makes no key.
+/// * An id of 0 or 257 bytes is refused.
 /// * An owner never reaches records of another owner.
 ///
 /// Watch:
@@ -144,9 +144,9 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// Damage, last versions, clock steps:
 ///
 /// * A write past the last version is version exhausted.
-/// * A damaged record is corrupt until it is deleted and damages no page.
+/// * A damaged record is corrupt until it is deleted, and a page lists the other records.
 /// * Creation times increase after the clock of the engine steps back.
-/// * Nothing is left behind of an owner whose last record is gone.
+/// * The engine holds nothing of an owner without live records.
 #[async_trait]
 pub trait StorageBackend: Send + Sync + 'static {
     /// Reads a record.
@@ -196,8 +196,8 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// Returns one page of the owner's live records without their parts, newest first by creation: at most
     /// [`limit`](PageRequest::new) records, and about [`max_bytes`](PageRequest::max_bytes) of data.
     ///
-    /// A walk to the end (`next` is `None`) returns every record that exists during the whole walk exactly once, even if other
-    /// records are created, deleted or expire meanwhile. A page may be short or empty before the end.
+    /// A walk to the end (`next` is `None`) returns every record that is live during the whole walk exactly once, even if
+    /// other records are created, deleted or expire during the walk. A page may be short or empty before the end.
     ///
     /// # Errors
     /// `InvalidPage` for a limit outside 1 to 256, and for a cursor that is malformed or belongs to another owner.

@@ -34,7 +34,7 @@ async fn assert_void(store: &Subject, due: &Due) {
     assert_eq!(store.timers(&due.queue, None).await.unwrap(), before);
 }
 
-pub async fn without_timers_nothing_is_taken_and_none_is_next(store: &Subject) {
+pub async fn without_timers_take_due_returns_no_timer_and_no_next_due_time(store: &Subject) {
     assert_eq!(take(&**store, &[leases(), queue("work/a")], 10).await, Taken::default());
     store.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
     assert_eq!(take(&**store, &[], 10).await, Taken::default());
@@ -136,7 +136,7 @@ pub async fn a_taken_timer_is_hidden_and_fires_again(store: &Subject) {
     assert!(take(&**store, &[leases()], 10).await.due.is_empty());
 }
 
-pub async fn a_timer_that_is_hidden_for_no_time_is_taken_once_by_each_call(store: &Subject) {
+pub async fn one_call_takes_a_timer_once_even_if_hide_for_is_zero(store: &Subject) {
     let names = ["t1", "t2"];
     for task in names {
         store.schedule(&leases(), &key("alice", task), NOW).await.unwrap();
@@ -150,7 +150,7 @@ pub async fn a_timer_that_is_hidden_for_no_time_is_taken_once_by_each_call(store
     }
 }
 
-pub async fn many_timers_that_are_hidden_for_no_time_are_taken_once_by_each_call(store: &Subject) {
+pub async fn one_call_takes_each_of_many_timers_once_even_if_hide_for_is_zero(store: &Subject) {
     for number in 0..150 {
         store
             .schedule(&leases(), &key(&format!("owner-{}", number % 5), &number.to_string()), NOW)
@@ -270,7 +270,7 @@ pub async fn a_later_take_voids_the_token(store: &Subject) {
     assert!(store.resolve(&second, Next::Remove).await.unwrap());
 }
 
-pub async fn a_token_has_an_effect_once(store: &Subject) {
+pub async fn a_token_is_valid_for_one_resolve(store: &Subject) {
     for next in [Next::After(HOUR), Next::After(NOW), Next::Remove] {
         store.schedule(&leases(), &key("alice", "t1"), NOW).await.unwrap();
         let due = take_only(&**store, &leases()).await;
@@ -304,7 +304,7 @@ pub async fn a_token_that_take_due_never_returned_is_void(store: &Subject) {
     }
 }
 
-pub async fn nothing_is_left_when_all_timers_are_removed(store: &Subject) {
+pub async fn the_engine_holds_nothing_after_all_timers_are_removed(store: &Subject) {
     let queues = ["leases", "work/a", "work/b"].map(queue);
     for number in 0..30 {
         for queue in &queues {
@@ -319,7 +319,7 @@ pub async fn nothing_is_left_when_all_timers_are_removed(store: &Subject) {
     assert_nothing_left(store, &queues).await;
 }
 
-pub async fn any_ids_and_any_queue_names_are_kept_apart(store: &Subject) {
+pub async fn timers_of_different_ids_or_queues_never_collide(store: &Subject) {
     let longest = "x".repeat(256);
     let ids =
         ["a:b", "a", "{a}", "}{", "a\0b", "🦀 crab", "50%", "%3A", "\u{85}", " ", "*", "[a-z]", &longest];

@@ -58,7 +58,7 @@ pub async fn timers_lists_each_timer_once_with_its_due_time_and_takes_none(store
     assert_eq!(store.timers(&queue("other"), None).await.unwrap().total, 0);
 }
 
-pub async fn a_walk_over_timers_that_come_and_go_lists_each_that_stays_once(store: &Subject) {
+pub async fn a_walk_while_timers_are_added_and_removed_lists_each_remaining_timer_once(store: &Subject) {
     const TIMERS: usize = 600;
     let key_of = |kind: &str, number: usize| key(&format!("{kind}-{}", number % 30), &number.to_string());
     for number in 0..TIMERS {
@@ -103,7 +103,7 @@ pub async fn owners_lists_each_owner_that_has_records(store: &Subject) {
             store.put(&key(name, task), "data".into(), in_an_hour()).await.unwrap();
         }
     }
-    // Neither an owner with only timers nor an owner whose records are gone has records.
+    // An owner that has only timers, or whose records were deleted, is not listed.
     store.schedule(&leases(), &key("only timers", "t1"), HOUR).await.unwrap();
     store.put(&key("gone", "t1"), "data".into(), never()).await.unwrap();
     store.delete(&key("gone", "t1")).await.unwrap();

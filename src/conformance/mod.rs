@@ -22,7 +22,7 @@
 //! * an engine that cannot do everything: a `Subject` with [`Capabilities`]. The suite skips the rules that the
 //!   engine cannot keep. It writes each skipped rule and the reason to standard error, even without `--nocapture`;
 //! * an engine whose state a test can reach: a `Subject` with [`Hooks`]. They are for the rules of damaged records,
-//!   last versions, clock steps, and of what the engine holds after the last record is gone.
+//!   last versions, clock steps, and of what the engine holds after the last record was removed.
 //!
 //! To test several engines, or one in several configurations, expand the macro once in a module for each.
 //!

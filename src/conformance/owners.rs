@@ -51,7 +51,7 @@ pub async fn hostile_ids_never_collide(store: &Subject) {
     }
 }
 
-pub async fn an_id_of_257_bytes_or_none_makes_no_key(store: &Subject) {
+pub async fn an_id_of_0_or_257_bytes_is_refused(store: &Subject) {
     for illegal in ["", &"x".repeat(257), &"🦀".repeat(65)] {
         assert_refused!(TaskKey::new(illegal, "t1"), StorageError::InvalidKey { .. });
         assert_refused!(TaskKey::new("alice", illegal), StorageError::InvalidKey { .. });

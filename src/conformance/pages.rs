@@ -113,7 +113,7 @@ pub async fn a_cursor_that_is_malformed_or_of_another_owner_is_refused(store: &S
     }
 }
 
-pub async fn a_cursor_stays_valid_when_its_record_is_gone(store: &Subject) {
+pub async fn a_cursor_stays_valid_after_its_record_is_deleted(store: &Subject) {
     for task in ["t1", "t2", "t3"] {
         store.put(&key("alice", task), "data".into(), keep()).await.unwrap();
     }
@@ -154,14 +154,14 @@ pub async fn a_burst_of_inserts_is_listed_in_one_total_order(store: &Subject) {
     }
 }
 
-pub async fn a_walk_returns_each_record_that_lived_throughout_exactly_once(store: &Subject) {
+pub async fn a_walk_returns_each_record_that_is_live_during_the_whole_walk_exactly_once(store: &Subject) {
     let alice = owner("alice");
     let options = |task: u32| if task % 5 == 1 { after_ms(100) } else { in_an_hour() };
     for task in 0..200 {
         store.put(&key("alice", &format!("{task}")), "data".into(), options(task)).await.unwrap();
     }
-    // During the walk, a fifth of the records expires, a fifth is deleted, a fifth is deleted and created again, a fifth is
-    // rewritten, and new records are created.
+    // During the walk, a fifth of the records expires, another fifth is deleted, a third one is deleted and created
+    // again, a fourth one is rewritten, and new records are created.
     let (mut seen, mut request, mut step) = (Vec::new(), PageRequest::new(7), 0_u32);
     loop {
         let page = store.list(&alice, request).await.unwrap();

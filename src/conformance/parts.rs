@@ -71,7 +71,7 @@ pub async fn a_refused_write_changes_no_part(store: &Subject) {
     assert_refused!(store.part(&absent, &PART).await, StorageError::NotFound { .. });
 }
 
-pub async fn a_new_record_has_no_part_of_an_expired_or_deleted_one(store: &Subject) {
+pub async fn a_new_record_has_no_part_of_an_expired_or_deleted_record(store: &Subject) {
     let [expired, deleted] = ["expired", "deleted"].map(|task| key("alice", task));
     let with_part = |options: PutOptions| options.set_part(PART, "old");
     let written = store.put(&expired, "old".into(), with_part(after_ms(1))).await.unwrap();

@@ -28,14 +28,14 @@ macro_rules! __each_conformance_rule {
                 a_part_is_read_with_the_version_of_its_record_which_knows_its_name_and_size,
                 a_write_changes_the_parts_that_it_names_and_no_others,
                 a_refused_write_changes_no_part,
-                a_new_record_has_no_part_of_an_expired_or_deleted_one,
+                a_new_record_has_no_part_of_an_expired_or_deleted_record,
                 a_part_over_the_maximum_or_one_too_many_is_too_large_and_nothing_is_written,
             }
             time {
-                clock_decides_what_has_expired_and_now_does_not_lead_it,
+                clock_decides_what_has_expired_and_now_is_not_ahead_of_it,
                 now_advances_between_calls,
                 an_expired_record_is_absent_for_every_call_at_once,
-                an_expiry_is_never_cut_short_below_the_millisecond,
+                a_record_never_expires_a_fraction_of_a_millisecond_early,
                 keep_leaves_the_expiry_as_it_was_and_a_new_record_never_expires,
                 never_removes_the_expiry_and_after_sets_another,
                 an_expiry_outside_1_ms_to_100_years_is_refused_and_nothing_is_written,
@@ -53,13 +53,13 @@ macro_rules! __each_conformance_rule {
                 a_page_ends_before_the_record_that_would_exceed_its_bytes,
                 a_walk_whose_pages_are_cut_by_their_bytes_misses_no_record,
                 a_cursor_that_is_malformed_or_of_another_owner_is_refused,
-                a_cursor_stays_valid_when_its_record_is_gone,
+                a_cursor_stays_valid_after_its_record_is_deleted,
                 a_burst_of_inserts_is_listed_in_one_total_order,
-                a_walk_returns_each_record_that_lived_throughout_exactly_once,
+                a_walk_returns_each_record_that_is_live_during_the_whole_walk_exactly_once,
             }
             owners {
                 hostile_ids_never_collide,
-                an_id_of_257_bytes_or_none_makes_no_key,
+                an_id_of_0_or_257_bytes_is_refused,
                 an_owner_never_reaches_records_of_another_owner,
             }
             watch {
@@ -74,15 +74,15 @@ macro_rules! __each_conformance_rule {
                 each_of_many_watches_has_items_until_it_is_dropped,
             }
             agenda {
-                without_timers_nothing_is_taken_and_none_is_next,
+                without_timers_take_due_returns_no_timer_and_no_next_due_time,
                 a_timer_is_taken_once_it_is_due_and_next_in_states_when_that_is,
                 a_timer_fires_no_later_than_asked_by_the_clock_of_the_engine,
                 next_in_is_the_earliest_of_all_queues_and_zero_if_more_are_due,
                 with_a_limit_of_0_take_due_takes_nothing_and_states_when_the_next_timer_is_due,
                 a_due_timer_goes_to_one_taker,
                 a_taken_timer_is_hidden_and_fires_again,
-                a_timer_that_is_hidden_for_no_time_is_taken_once_by_each_call,
-                many_timers_that_are_hidden_for_no_time_are_taken_once_by_each_call,
+                one_call_takes_a_timer_once_even_if_hide_for_is_zero,
+                one_call_takes_each_of_many_timers_once_even_if_hide_for_is_zero,
                 schedule_keeps_an_earlier_timer_and_moves_a_later_one,
                 a_task_has_its_own_timer_in_each_queue,
                 queues_are_taken_in_the_order_given,
@@ -92,11 +92,11 @@ macro_rules! __each_conformance_rule {
                 resolve_moves_or_removes_the_timer,
                 schedule_voids_the_token_even_if_an_earlier_timer_stays,
                 a_later_take_voids_the_token,
-                a_token_has_an_effect_once,
+                a_token_is_valid_for_one_resolve,
                 a_token_of_a_removed_timer_is_void_for_the_next_timer,
                 a_token_that_take_due_never_returned_is_void,
-                nothing_is_left_when_all_timers_are_removed,
-                any_ids_and_any_queue_names_are_kept_apart,
+                the_engine_holds_nothing_after_all_timers_are_removed,
+                timers_of_different_ids_or_queues_never_collide,
                 a_delay_over_100_years_is_refused_and_changes_nothing,
                 a_queue_name_outside_1_to_512_bytes_is_refused,
             }
@@ -109,15 +109,15 @@ macro_rules! __each_conformance_rule {
             }
             listings {
                 timers_lists_each_timer_once_with_its_due_time_and_takes_none,
-                a_walk_over_timers_that_come_and_go_lists_each_that_stays_once,
+                a_walk_while_timers_are_added_and_removed_lists_each_remaining_timer_once,
                 a_malformed_cursor_of_timers_or_owners_is_refused,
                 owners_lists_each_owner_that_has_records,
             }
             states {
                 a_write_past_the_last_version_is_version_exhausted,
-                a_damaged_record_is_corrupt_until_it_is_deleted_and_damages_no_page,
+                a_damaged_record_is_corrupt_until_it_is_deleted_and_a_page_lists_the_other_records,
                 creation_times_increase_after_the_clock_of_the_engine_steps_back,
-                nothing_is_left_behind_of_an_owner_whose_last_record_is_gone,
+                the_engine_holds_nothing_of_an_owner_without_live_records,
             }
         }
     };

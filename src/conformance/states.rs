@@ -27,7 +27,9 @@ pub async fn a_write_past_the_last_version_is_version_exhausted(store: &Subject)
     assert!(store.delete(&t1).await.unwrap());
 }
 
-pub async fn a_damaged_record_is_corrupt_until_it_is_deleted_and_damages_no_page(store: &Subject) {
+pub async fn a_damaged_record_is_corrupt_until_it_is_deleted_and_a_page_lists_the_other_records(
+    store: &Subject,
+) {
     let bad = key("alice", "bad");
     for task in ["older", "bad", "newer"] {
         store.put(&key("alice", task), "data".into(), in_an_hour()).await.unwrap();
@@ -67,9 +69,9 @@ pub async fn creation_times_increase_after_the_clock_of_the_engine_steps_back(st
     assert!(records.is_sorted_by(|newer, older| newer.created_at > older.created_at));
 }
 
-pub async fn nothing_is_left_behind_of_an_owner_whose_last_record_is_gone(store: &Subject) {
+pub async fn the_engine_holds_nothing_of_an_owner_without_live_records(store: &Subject) {
     if store.left_behind().await.is_none() {
-        return store.skip("the hooks do not list what the engine holds");
+        return store.skip("the hooks cannot list what the engine holds");
     }
     for options in [keep(), in_an_hour()] {
         for task in ["t1", "t2"] {

@@ -8,7 +8,7 @@ use super::fixtures::{after_ms, in_an_hour, keep, key, never, version};
 use super::{Subject, fixtures};
 use crate::backend::{Expiry, PageRequest, PutOptions, StorageError, Version};
 
-pub async fn clock_decides_what_has_expired_and_now_does_not_lead_it(store: &Subject) {
+pub async fn clock_decides_what_has_expired_and_now_is_not_ahead_of_it(store: &Subject) {
     if !store.has_engine_clock() {
         return;
     }
@@ -49,7 +49,7 @@ pub async fn an_expired_record_is_absent_for_every_call_at_once(store: &Subject)
     assert!(!store.delete(&key).await.unwrap());
 }
 
-pub async fn an_expiry_is_never_cut_short_below_the_millisecond(store: &Subject) {
+pub async fn a_record_never_expires_a_fraction_of_a_millisecond_early(store: &Subject) {
     let key = key("alice", "t1");
     for millis in [50, 60_000, 3_155_760_000_000] {
         let earliest = store.now() + TimeDelta::milliseconds(millis);

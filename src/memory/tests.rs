@@ -73,7 +73,7 @@ async fn a_record_expires_at_its_expires_at_to_the_millisecond() {
 }
 
 #[tokio::test]
-async fn nothing_is_held_of_owners_whose_records_have_expired_or_were_deleted() {
+async fn the_engine_holds_nothing_of_owners_whose_records_have_expired_or_were_deleted() {
     let (backend, clock) = backend_and_clock();
     for task in 0..100 {
         backend.put(&key("expiring", &task.to_string()), Bytes::new(), after(10)).await.unwrap();
@@ -109,7 +109,7 @@ async fn inserts_of_one_owner_drop_the_expired_records_of_all_owners() {
 }
 
 #[tokio::test]
-async fn nothing_is_held_of_a_record_after_its_last_watch_is_dropped() {
+async fn no_entry_of_a_record_remains_after_its_last_watch_is_dropped() {
     let (backend, _) = backend_and_clock();
     let (backend, key) = (backend, key("alice", "t1"));
     let watches = [0, 1].map(|_| backend.watch(&key));
@@ -156,7 +156,7 @@ proptest! {
     #[test]
     fn the_indexes_match_the_records_after_every_write(calls in vec((0..3_u8, 95..99_u8, 0..9_u64, 0..3_000_u64), 1..60)) {
         let (backend, clock) = backend_and_clock();
-        // This many records expire at once that the engine still holds some of them during the calls.
+        // So many records expire at once that the engine still holds some of them during the calls.
         for task in 0..99 {
             backend.write(&key("0", &task.to_string()), Bytes::new(), after(1), WriteMode::Upsert).unwrap();
         }

@@ -147,8 +147,9 @@ impl RedisBackend {
     }
 }
 
-/// Adds the timers of a later step. A timer that was hidden too briefly may be taken twice. It then remains once, with
-/// the valid token, and the function returns `false`, because no other timer was due earlier.
+/// Adds the timers of a later step. If the `hide_for` of a timer elapsed between two steps, both steps took the timer.
+/// The list then keeps it once, with the token of the later step, and the function returns `false`: every timer that
+/// was due earlier has been taken.
 fn merge(due: &mut Vec<DueTimer>, more: Vec<DueTimer>) -> bool {
     let before = due.len();
     due.retain(|(queue, _, one)| {
@@ -211,7 +212,7 @@ impl Agenda for RedisBackend {
         let due = self.0.schema.due(shard, queue);
         let context = self.writes(&due).of(key);
         let write = pin!(async {
-            // The removal of a timer notifies nobody.
+            // The removal of a timer sends no notification.
             let channel = after_ms.and_then(|_| self.wake_channel(shard));
             let notice = self.notice(channel, &context).await?;
             let (member, token) = (key.to_string(), token.clone());

@@ -111,7 +111,8 @@ impl RedisBuilder {
 
     /// Sets the time limit for a connection: 1 ms to 1 h. The default is 2 s.
     ///
-    /// It limits each `connect` method as a whole, for any number of servers, and each later attempt to reconnect.
+    /// The limit applies to each `connect` method as a whole, for any number of servers, and to each later attempt to
+    /// reconnect.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
@@ -119,8 +120,8 @@ impl RedisBuilder {
 
     /// Sets the time limit for one call of the backend: 1 ms to 1 h. The default is 2 s.
     ///
-    /// It includes the time to reconnect. A write that exceeds it fails with [`Unavailable`](StorageError::Unavailable) and
-    /// an [unknown outcome](StorageError::outcome_unknown).
+    /// The limit includes the time to reconnect. A write that exceeds it fails with
+    /// [`Unavailable`](StorageError::Unavailable) and an [unknown outcome](StorageError::outcome_unknown).
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
         self
@@ -136,8 +137,8 @@ impl RedisBuilder {
 
     /// Sets the maximum size of a part in bytes: 1 byte to 512 MiB. The default is 4 MiB.
     ///
-    /// A call with a larger part fails, and nothing is sent. Writing or reading a part occupies the server for about 3 ms per
-    /// MiB, and all other calls wait meanwhile.
+    /// A call with a larger part fails, and nothing is sent. Writing or reading a part occupies the server for about 3 ms
+    /// per MiB, and all other calls wait during that time.
     pub fn max_part_bytes(mut self, max: usize) -> Self {
         self.max_part_bytes = max;
         self
@@ -154,9 +155,9 @@ impl RedisBuilder {
     /// applied the write, and a failover to a replica without it would lose it. [`TaskStore`](crate::TaskStore) reports this
     /// error, because it cannot resolve the outcome by reading.
     ///
-    /// A failover can still lose a confirmed write, but rarely. The sentinels may promote a replica without the write, and a replica
-    /// confirms what it holds in memory (<https://redis.io/docs/latest/commands/wait/>). A read never waits, and may return a
-    /// write that is not confirmed.
+    /// A failover can still lose a confirmed write, but rarely. The sentinels may promote a replica that does not have the
+    /// write, and a replica confirms a write that it holds only in memory
+    /// (<https://redis.io/docs/latest/commands/wait/>). A read never waits, and may return a write that is not confirmed.
     ///
     /// `WAIT` blocks its connection, so each write takes a connection from a pool of up to 32.
     pub fn wait_for_replicas(mut self, count: u32, within: Duration) -> Self {
@@ -185,11 +186,13 @@ impl RedisBuilder {
     /// Calls `provide` for the user and the password each time that the backend opens a connection. Use it for passwords that
     /// are rotated and for tokens that expire.
     ///
-    /// The backend ignores the user and the password of the URL. Sentinels still receive those of their own URLs.
+    /// The backend ignores the user and the password of the URL. To a sentinel, it still sends those of the sentinel's
+    /// URL.
     ///
-    /// The [connect timeout](Self::connect_timeout) includes the time that `provide` takes. If `provide` fails, the call that
-    /// waits for the connection fails with [`Unavailable`](StorageError::Unavailable), and a later call invokes it again. Errors
-    /// and the log contain the messages of its error and of the error's causes, so these must contain no secret.
+    /// The [connect timeout](Self::connect_timeout) includes the time that `provide` takes. If `provide` fails, the
+    /// call that waits for the connection fails with [`Unavailable`](StorageError::Unavailable), and a later call runs
+    /// `provide` again. Errors and log lines contain the messages of its error and of that error's causes. Put no secret
+    /// into these messages.
     ///
     /// # Examples
     /// ```no_run

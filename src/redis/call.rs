@@ -32,7 +32,8 @@ impl RedisBackend {
 
     /// Runs a whole call in its span and under one time limit.
     ///
-    /// The caller pins the future. Passed by value, it would add its size to the future of each function on the way.
+    /// The caller pins the future. Passed by value, it would add its size to the future of every function that passes
+    /// it on.
     pub(super) async fn limited<T>(
         &self,
         span: Span,
@@ -110,7 +111,7 @@ impl RedisBackend {
         Ok(reply)
     }
 
-    /// Reads the clock of the server that has `key`, in microseconds.
+    /// Reads the clock of the server that stores `key`, in microseconds.
     pub(super) async fn read_clock(&self, key: &str) -> Result<u64, StorageError> {
         let context = self.reads(key);
         let sent = self.0.clock.moment();
@@ -120,9 +121,9 @@ impl RedisBackend {
         Ok(server_us)
     }
 
-    /// Whether a record that the server returned has expired. This is rare, because the server removes expired records
-    /// itself. It happens after somebody removed the expiry by hand, or after the clock stepped back. The server's
-    /// clock decides. This method reads it only if the record may have expired.
+    /// Returns whether a record that the server returned has expired. This is rare, because the server removes expired
+    /// records itself. It happens after somebody removed the expiry by hand, or after the clock stepped back. The
+    /// server's clock decides. This method reads it only if the record may have expired.
     pub(super) async fn has_expired(
         &self,
         key: &str,
@@ -134,7 +135,7 @@ impl RedisBackend {
         Ok(at <= from_micros(self.read_clock(key).await?))
     }
 
-    /// Returns the channel of this owner's subscribers; `None` if the write notifies nobody.
+    /// Returns the channel of this owner's subscribers; `None` if the write sends no notification.
     pub(super) fn channel(&self, owner: &OwnerId, notifies: bool) -> Option<String> {
         (self.0.publishes && notifies).then(|| self.0.schema.channel(owner))
     }

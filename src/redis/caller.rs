@@ -22,7 +22,8 @@ pub(super) struct CallerConnection<C> {
 }
 
 impl<C> CallerConnection<C> {
-    /// `probe`: how to probe the Pub/Sub commands; `None` if nothing is published over this connection.
+    /// Wraps a connection. `probe`: how to probe the Pub/Sub commands; `None` if nothing is published over this
+    /// connection.
     pub(super) fn new(connection: C, probe: Option<PubsubProbe>) -> Self {
         let generation = Generation::of_caller_connections();
         Self { connection, generation, probe, pubsub: OnceCell::new() }

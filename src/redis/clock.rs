@@ -7,8 +7,8 @@ use redis::Value;
 
 use crate::scripts;
 
-/// The server's clock, advanced between replies by the monotonic clock of this process. It may lag behind the server and
-/// never leads: the server's clock reached the time in a reply before the reply arrived.
+/// The server's clock, advanced between replies by the monotonic clock of this process. It may lag behind the server.
+/// It is not ahead of the server, because the server's clock reached the time in a reply before the reply arrived.
 #[derive(Debug)]
 pub(super) struct Clock {
     started: Instant,
@@ -21,7 +21,7 @@ pub(super) struct Clock {
 pub(super) struct Moment(i64);
 
 impl Clock {
-    /// Creates a clock. It stands at the epoch until it observes the first reply.
+    /// Creates a clock. It shows the Unix epoch until it observes the first reply.
     pub(super) fn new() -> Self {
         Self { started: Instant::now(), offset: AtomicI64::new(0) }
     }
@@ -32,9 +32,10 @@ impl Clock {
 
     /// Observes the server's time in the reply to a call that was sent at `sent`.
     ///
-    /// The server's clock was at `server_us` at some moment between `sent` and now, which bounds the offset on both sides. An
-    /// offset within the bounds stays. An offset below lags more than necessary. An offset above means that the server's clock
-    /// stepped back, or that another server replies. In both cases the clock follows.
+    /// The server's clock was at `server_us` at some moment between `sent` and now, which bounds the offset on both
+    /// sides. An offset within the bounds stays. With an offset below the bounds, this clock lags more than necessary.
+    /// An offset above them means that the server's clock stepped back, or that another server replies. In both cases
+    /// the offset becomes the lower bound.
     pub(super) fn observe(&self, server_us: u64, sent: Moment) {
         let server_us = i64::try_from(server_us).unwrap_or(i64::MAX);
         // The monotonic clock is read in whole microseconds, rounded down.
@@ -52,7 +53,7 @@ impl Clock {
     }
 }
 
-/// The reply to `TIME` in microseconds.
+/// Returns the time in a reply to `TIME`, in microseconds.
 pub(super) fn server_time(reply: &Value) -> Option<u64> {
     match reply {
         Value::Array(time) => scripts::clock(time),
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_never_leads_the_server() {
+    fn the_clock_is_never_ahead_of_the_server() {
         let (clock, server) = (Clock::new(), Server(Instant::now()));
         for delay_us in [0, 300, 5, 2_000, 1] {
             let sent = clock.moment();

@@ -31,7 +31,8 @@ use refresh::Refresher;
 /// caller sets the time limit.
 ///
 /// # Errors
-/// If no node replies with its view of the cluster: the error of one of them, preferably one that is not temporary.
+/// If no node replies with its view of the cluster: the error of one of them, preferably an error that is not
+/// temporary.
 pub(super) async fn connect(
     seeds: Vec<(String, u16)>,
     dialer: Dialer,

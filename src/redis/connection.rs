@@ -20,7 +20,7 @@ pub(super) trait Connection: Send + Sync {
     /// Sets `in_flight` before the command can reach a server.
     async fn send(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError>;
 
-    /// Sends a command that writes, and waits for the replicas that the caller of the builder asked for.
+    /// Sends a command that writes, and waits until the configured number of replicas has confirmed the write.
     async fn write(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
         self.send(command, key, in_flight).await
     }
@@ -50,7 +50,8 @@ pub(super) trait Connection: Send + Sync {
         std::future::pending().await
     }
 
-    /// Asks the nodes again which master stores which key. Call it after a sign of a change.
+    /// Asks the nodes again which master stores which key. Call it when a reply or a message shows that this may have
+    /// changed.
     fn refresh_topology(&self) {}
 
     /// Handles an error reply that arrived over a connection other than this one. Returns the error for the caller.
@@ -63,7 +64,7 @@ pub(super) trait Connection: Send + Sync {
         Ok(vec![MasterOfSlots::default()])
     }
 
-    /// Whether keys are spread over several masters, so that the loss of one master affects only some calls.
+    /// Returns whether keys are spread over several masters, so that the loss of one master affects only some calls.
     fn has_several_masters(&self) -> bool {
         false
     }
@@ -77,8 +78,8 @@ pub(super) trait Connection: Send + Sync {
     /// if they are not known.
     async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError>;
 
-    /// Returns a number that grows whenever a connection breaks or is re-created, and before a command travels over the new
-    /// one.
+    /// Returns a number that grows when a connection breaks, and again when it is re-created, before the first command
+    /// travels over the new connection.
     fn generation(&self) -> u64;
 }
 

@@ -98,7 +98,7 @@ impl Connector {
         self.observe_clock(&mut connection).await?;
         self.epochs.generation().grow();
         if is_another_server || self.epochs.has_broken(epoch) {
-            // This connection replaces a broken one, and the others of that epoch may lead to another server.
+            // This connection replaces a broken one. The other connections of that epoch may lead to another server.
             self.epochs.end(epoch);
             epoch += 1;
         }
@@ -115,7 +115,8 @@ impl Connector {
         Ok(())
     }
 
-    /// Asks the sentinels at once whether they have elected another master. Call it when this one lacks replicas.
+    /// Asks the sentinels at once whether they have elected another master. Call it when the current master lacks
+    /// replicas.
     pub(super) fn suspect(&self) {
         #[cfg(feature = "redis-sentinel")]
         if let Locator::Elected(election) = &self.locator {
@@ -127,12 +128,12 @@ impl Connector {
         &self.epochs
     }
 
-    /// The time limit for one connection.
+    /// Returns the time limit for one connection.
     pub(super) fn limit(&self) -> Duration {
         self.dialer.limit
     }
 
-    /// The name of the master: its address, or the name that the sentinels use.
+    /// Returns the name of the master: its address, or the name that the sentinels use.
     pub(super) fn name(&self) -> String {
         match &self.locator {
             Locator::Fixed(address) => address.to_string(),

@@ -41,7 +41,8 @@ pub(super) async fn diagnosed<T>(
 ) -> Result<T, StorageError> {
     let deadline = Instant::now() + limit;
     let diagnosis = pin!(async {
-        // A server that answers has done so by then. A server that waits for more bytes has not.
+        // By then, a server that understands the client has answered. Only a server that waits for more bytes is
+        // silent.
         sleep(limit / 2).await;
         timeout_at(deadline, is_mismatch(address)).await.unwrap_or_default()
     });
@@ -75,12 +76,12 @@ pub(super) async fn diagnosed<T>(
     }
 }
 
-/// Whether the server uses TLS and the address does not, or the reverse.
+/// Returns whether the server uses TLS and the address does not, or the reverse.
 async fn is_mismatch(address: &ConnectionAddr) -> bool {
     match address {
         ConnectionAddr::Tcp(host, port) => {
             let encrypted = pin!(first_byte(host, *port, &CLIENT_HELLO));
-            // A server without TLS waits for the rest of the first message. It replies to this one at once.
+            // A server without TLS waits for the rest of the `CLIENT_HELLO`. It replies to `PING` at once.
             let plain = pin!(first_byte(host, *port, b"PING\r\n"));
             let first = match select(encrypted, plain).await {
                 Either::Left((first, _)) => first,

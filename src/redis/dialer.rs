@@ -38,7 +38,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Creates credentials of the default user. The user of the URL is ignored.
+    /// Creates credentials of the default user. The backend ignores the user of the URL.
     pub fn password(password: impl Into<String>) -> Self {
         Self { username: None, password: password.into() }
     }
@@ -84,7 +84,7 @@ impl fmt::Debug for CredentialsCallback {
 /// Connects to the servers of one deployment, with the same settings.
 #[derive(Clone)]
 pub(super) struct Dialer {
-    /// The settings of every connection. Of its address, only the use of TLS counts.
+    /// The settings of every connection. Of the address in them, the dialer uses only whether it uses TLS.
     pub(super) settings: ConnectionInfo,
     #[cfg(feature = "redis-tls")]
     pub(super) certificates: Certificates,
@@ -109,7 +109,7 @@ impl Dialer {
         }
     }
 
-    /// Whether the servers can deliver messages over a connection that also carries replies.
+    /// Returns whether the servers can deliver messages over a connection that also carries replies.
     pub(super) fn speaks_resp3(&self) -> bool {
         self.settings.redis_settings().protocol().supports_resp3()
     }
@@ -169,7 +169,8 @@ fn callback_error(error: BoxError) -> RedisError {
     (ErrorKind::Client, CALLBACK_FAILED, Chain(&*error).to_string()).into()
 }
 
-/// Whether the credentials callback failed, so that no connection was opened. The detail of the error is the cause.
+/// Returns whether the credentials callback failed, so that no connection was opened. The detail of the error is the
+/// cause.
 pub(super) fn is_callback_error(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Client && error.to_string().starts_with(CALLBACK_FAILED)
 }

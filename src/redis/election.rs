@@ -16,7 +16,7 @@ use super::sentinel::{Candidate, OnPush, Sentinels};
 use crate::backend::engine::on_drop;
 use crate::printable::Chain;
 
-/// How often the backend compares its master with the one that the sentinels report.
+/// How often the backend compares its master with the master that the sentinels report.
 const COMPARED_EVERY: Duration = Duration::from_secs(1);
 /// The shortest pause between two comparisons.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -31,7 +31,7 @@ pub(super) struct Election {
     elected: Mutex<Option<(u64, Candidate)>>,
     /// Receives a notification when the master may be deposed.
     suspected: Arc<Notify>,
-    /// Whether the task runs that compares the master with the one that the sentinels report.
+    /// Whether the background task that follows the elections runs.
     is_watched: AtomicBool,
 }
 
@@ -47,8 +47,8 @@ impl Election {
         }
     }
 
-    /// Connects to the elected master. `epoch` is the one in which the attempt began. Returns the connection, the address of
-    /// the server, and whether other connections of the epoch lead to another server.
+    /// Connects to the elected master. `epoch` is the epoch in which the attempt began. Returns the connection, the
+    /// address of the server, and whether other connections of the epoch lead to another server.
     pub(super) async fn dial_master(
         self: &Arc<Self>,
         epoch: u64,
@@ -75,12 +75,13 @@ impl Election {
         is_another
     }
 
-    /// Nothing panics while it holds this lock.
+    /// Locks the latest election. No code panics while it holds the lock, so the data behind a poisoned lock is
+    /// consistent.
     fn elected(&self) -> MutexGuard<'_, Option<(u64, Candidate)>> {
         self.elected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compares the master with the one that the sentinels report as soon as possible.
+    /// Makes the background task compare the master, as soon as possible, with the master that the sentinels report.
     pub(super) fn suspect(&self) {
         self.suspected.notify_one();
     }
@@ -136,9 +137,9 @@ impl Election {
     }
 }
 
-/// Compares the master of the connections with the one that the sentinels report: regularly, at once when `suspected`
-/// receives a notification, and until the backend is dropped. A deposed master still answers, because it may not know that
-/// it is deposed.
+/// Compares the master of the connections with the master that the sentinels report: once a second, and at once when
+/// `suspected` receives a notification. Ends when the backend is dropped. A deposed master still answers, because it
+/// may not know that it is deposed.
 async fn watch(election: Weak<Election>, suspected: Arc<Notify>) {
     loop {
         // A timeout means that no call suspects the master.

@@ -25,8 +25,8 @@ impl Epochs {
         self.current.load(Ordering::SeqCst)
     }
 
-    /// Whether a connection of this epoch leads to the server that a new connection would reach, as far as this process
-    /// knows.
+    /// Returns whether a connection of this epoch leads to the server that a new connection would reach, as far as this
+    /// process knows.
     pub(super) fn is_current(&self, epoch: u64) -> bool {
         epoch == self.current()
     }
@@ -40,7 +40,7 @@ impl Epochs {
         }
     }
 
-    /// Whether a connection of this epoch broke, and no connection of a later epoch did.
+    /// Returns whether a connection of this epoch broke, and no connection of a later epoch did.
     pub(super) fn has_broken(&self, epoch: u64) -> bool {
         self.broken.load(Ordering::SeqCst) == epoch + 1
     }
@@ -52,7 +52,7 @@ impl Epochs {
         let _ = self.current.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
     }
 
-    /// The generation of all connections of the backend.
+    /// Returns the generation of all connections of the backend.
     pub(super) fn generation(&self) -> &Generation {
         &self.generation
     }

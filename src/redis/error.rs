@@ -16,7 +16,8 @@ use super::reply::{CommandError, InFlight, Unconfirmed, without_arguments};
 use crate::backend::{BoxError, MAX_PARTS, StorageError, TaskKey, Version};
 use crate::scripts::{Found, Refusal, UnexpectedReply};
 
-/// What a call is about. Errors name it, and it decides whether the outcome of a failed call is unknown.
+/// The server, the key and the kind of a call. Errors contain them, and they decide whether the outcome of a failed
+/// call is unknown.
 #[derive(Debug)]
 pub(super) struct Context<'a> {
     /// Host and port of the server.
@@ -154,8 +155,7 @@ impl<'a> Context<'a> {
 
     /// Returns the error for a reply of an unknown form.
     pub(super) fn unexpected(&self, error: UnexpectedReply) -> StorageError {
-        let reason =
-            "the reply has no form that this crate knows; check that a Redis or Valkey server listens there";
+        let reason = "the reply has a form that this crate does not know; check that a Redis or Valkey server listens there";
         self.backend(reason, self.writes, Some(error.into()))
     }
 
@@ -187,8 +187,14 @@ impl<'a> Context<'a> {
             }
             Refusal::CapacityExceeded { live } => {
                 let quota = self.quota.unwrap_or(live);
+                let owner = match self.task {
+                    Some(key) => format!("owner {:?}", key.owner),
+                    None => format!("the owner of {}", self.key),
+                };
                 StorageError::CapacityExceeded {
-                    reason: format!("the owner of {} has {live} live records of {quota}", self.key),
+                    reason: format!(
+                        "{owner} has {live} live records, and its quota is {quota}; delete records or raise the quota"
+                    ),
                     quota: Some(quota),
                     source: None,
                 }

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Grows whenever a connection breaks or is re-created, and before a command travels over the new connection.
+/// A number that grows when a connection breaks, and again when it is re-created, before the first command travels over
+/// the new connection.
 ///
 /// A caller that sees the same generation twice knows that no failover happened in between.
 #[derive(Debug)]

@@ -18,14 +18,14 @@ pub(super) struct Master {
 }
 
 impl Master {
-    /// `probe`: how to probe the Pub/Sub commands; `None` if notifications are off.
+    /// Creates a master. `probe`: how to probe the Pub/Sub commands; `None` if notifications are off.
     pub(super) fn new(connector: Connector, probe: Option<PubsubProbe>) -> Self {
         let connector = Arc::new(connector);
         let pubsub = probe.map(|probe| Arc::new(PubsubDetection::new(Arc::clone(&connector), probe)));
         Self { connector, pubsub }
     }
 
-    /// The name of the master: its address, or the name that the sentinels use.
+    /// Returns the name of the master: its address, or the name that the sentinels use.
     pub(super) fn name(&self) -> String {
         self.connector.name()
     }

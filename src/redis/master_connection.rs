@@ -28,7 +28,7 @@ pub(super) struct MasterConnection {
 }
 
 impl MasterConnection {
-    /// The first call connects.
+    /// Creates a connection that the first call opens.
     pub(super) fn new(master: Arc<Master>) -> Self {
         Self { shared: Arc::new(SharedConnection::new(master)), is_probed: Arc::default() }
     }
@@ -49,8 +49,8 @@ impl MasterConnection {
         }
     }
 
-    /// Probes the connection, unless a probe is under way, and reconnects if there is none or it does not answer. `report`
-    /// receives the outcome, unless the runtime shuts down before.
+    /// Probes the connection, unless a probe is under way, and reconnects if there is none or it does not answer.
+    /// `report` receives the outcome, unless the runtime shuts down first.
     pub(super) fn probe_or_connect(&self, report: impl FnOnce(RedisResult<()>) + Send + 'static) {
         let Ok(runtime) = Handle::try_current() else { return };
         if self.is_probed.swap(true, Ordering::SeqCst) {

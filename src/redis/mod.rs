@@ -68,9 +68,9 @@ use crate::scripts::{DELETE, Delete, LIST, List, Listed, UnexpectedReply};
 
 /// Keeps records in Redis (6.2 or newer) or Valkey (7.2 or newer), shared by all instances of a server.
 ///
-/// A record is a hash at `{prefix}:tasks:{owner}:{task}`. One sorted set for each owner lists the owner's records. A write is
-/// one Lua script, atomic over both keys. A `get` is one `HMGET`. A page is one script for the ids and one pipeline for
-/// their hashes. The server's clock alone decides what has expired, and the server removes expired keys.
+/// A record is a hash at `{prefix}:tasks:{owner}:{task}`. One sorted set for each owner lists the owner's records. A
+/// write is one Lua script, atomic over both keys. A `get` is one `HMGET`. A page is one script for the ids and one
+/// pipeline for their hashes. Only the server's clock decides what has expired, and the server removes expired records.
 ///
 /// A clone is cheap: all clones share two connections, one of them for pages and parts.
 ///
@@ -107,8 +107,8 @@ struct Deployment {
     limit: Duration,
     max_value_bytes: usize,
     max_part_bytes: usize,
-    /// The size that the next page expects of its records: that of the largest record of earlier pages, halved with each page.
-    /// At first it is the largest possible size.
+    /// The record size that the next page expects: the size of the largest record of the latest page, but at least half
+    /// of what that page expected. The first page expects records of the largest possible size.
     largest_listed: AtomicUsize,
     /// Whether writes notify subscribers.
     publishes: bool,

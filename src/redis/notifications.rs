@@ -43,13 +43,14 @@ impl PubsubDetection {
         Self { connector, probe, latest: AtomicU64::new(0), overdue: AtomicU64::new(0), is_done }
     }
 
-    /// The result of this epoch, if there is one: the commands, or `None` if the server delivers no messages.
+    /// Returns the result of this epoch, if there is one: the commands, or `None` if the server delivers no messages.
     pub(super) fn result(&self, epoch: u64) -> Option<Option<Pubsub>> {
         let latest = self.latest.load(Ordering::SeqCst);
         (latest >> 2 == epoch + 1).then(|| decode(latest))
     }
 
-    /// What the backend assumes while there is no result: the last result, or at first the commands of current servers.
+    /// Returns what the backend assumes while there is no result: the last result or, before the first one, the
+    /// commands of current servers.
     fn assumed(&self) -> Option<Pubsub> {
         match self.latest.load(Ordering::SeqCst) {
             0 => Some(Pubsub::Sharded),
@@ -59,9 +60,9 @@ impl PubsubDetection {
 
     /// Returns the commands for this master; `None` if it delivers no messages.
     ///
-    /// The first call of an epoch starts probes over a new connection, and other calls wait for them: a subscriber would miss
-    /// a message that was published by other commands than its own. No call waits once the probes of the epoch have exceeded
-    /// their time limit.
+    /// The first call of an epoch starts probes over a new connection, and other calls wait for them: a subscriber
+    /// would miss a message that a publisher sent with commands of another kind. No call waits once the probes of the
+    /// epoch have exceeded their time limit.
     ///
     /// # Cancellation safety
     /// Dropping the future does not end the probes. They may take longer than a call, and other calls may wait for them.
@@ -147,7 +148,7 @@ impl PubsubDetection {
     }
 }
 
-/// One more than the epoch, and the result in the lowest two bits.
+/// Encodes a result and its epoch: one more than the epoch, followed by two bits for the result.
 fn encode(epoch: u64, pubsub: Option<Pubsub>) -> u64 {
     let result = match pubsub {
         None => 1,

@@ -55,7 +55,8 @@ impl Listing {
         self.covered += 1;
     }
 
-    /// The bytes that remain after a record of this size; `None` if it does not fit. The first record always fits.
+    /// Returns the bytes that remain after a record of this size; `None` if it does not fit. The first record always
+    /// fits.
     fn room_after(&self, size: usize) -> Option<usize> {
         match self.room.checked_sub(size) {
             None if self.page.records.is_empty() => Some(0),
@@ -63,7 +64,7 @@ impl Listing {
         }
     }
 
-    /// How many of the records of these sizes fit.
+    /// Returns how many of the records with these sizes fit into the page.
     fn fitting(&self, sizes: &[usize]) -> usize {
         let mut room = self.room;
         let fits = |size: &&usize| {
@@ -78,8 +79,9 @@ impl Listing {
 impl RedisBackend {
     /// Reads the page of these index members, newest first: as many records as the limit of bytes allows.
     ///
-    /// The first round trip reads as many records as fit by the sizes of earlier pages, and the sizes of all others. So
-    /// a page takes two round trips including the one for the ids, and three if records are large.
+    /// One round trip reads as many records as should fit by the record sizes of earlier pages, and only the sizes of
+    /// the other records. If more records fit by these sizes, another round trip reads them. With the one for the ids,
+    /// a page takes two or three round trips.
     pub(super) async fn read_members(
         &self,
         owner: &OwnerId,
@@ -221,8 +223,8 @@ impl RedisBackend {
         }
     }
 
-    /// Finds the keys of these index members. A member that is not a task id was not written by this crate, and is left
-    /// out.
+    /// Finds the keys of these index members. This crate does not write members that are not task ids, so the page
+    /// leaves them out.
     pub(super) fn members(&self, owner: &OwnerId, members: Vec<(Vec<u8>, u64)>) -> Vec<Member> {
         let member = |(id, created_at)| {
             let task = TaskKey { owner: owner.clone(), task: task_id(id)? };

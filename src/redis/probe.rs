@@ -66,8 +66,8 @@ impl Lacking {
     }
 }
 
-/// Whether the error does not show what the server lacks: the server is in a temporary state, or no master serves the
-/// slot.
+/// Returns whether the error does not show what the server lacks: the server is in a temporary state, or no master
+/// serves the slot.
 fn is_inconclusive(error: &RedisError) -> bool {
     probe_error(error) == ProbeError::Temporary || error.kind() == ErrorKind::ClusterConnectionNotFound
 }
@@ -76,8 +76,9 @@ impl RedisBackend {
     /// Tries everything that calls need: scripts with each of their commands, plain commands over the connection for pages,
     /// and messages.
     ///
-    /// # Errors `Denied` for missing permissions and `Backend` for missing commands. The error names them.
-    /// `Unavailable` if a connection fails. A temporary state of the server is no error, because calls report it.
+    /// # Errors
+    /// `Denied` for missing permissions and `Backend` for missing commands. The error names them. `Unavailable` if a
+    /// connection fails. A temporary state of the server is no error, because calls report it.
     pub(super) async fn probe(&self) -> Result<(), StorageError> {
         let backend = &self.0;
         let (key, channel) = (backend.schema.probe(), backend.schema.probe_channel());
@@ -86,7 +87,7 @@ impl RedisBackend {
         self.probe_script(&context, &mut lacking).await?;
         self.probe_reads(&context, &mut lacking).await?;
         if backend.connection.unconfirmed().is_some() {
-            // It asks for no replica, so it returns at once.
+            // `WAIT` for 0 replicas returns at once.
             let mut wait = redis::cmd("WAIT");
             wait.arg(0).arg(1);
             self.probe_command("WAIT", &wait, &context, &mut lacking).await?;

@@ -11,7 +11,7 @@ use crate::scripts::{LIST, List, Listed, REAP, Reap};
 const MAX_REAPED: usize = 64;
 
 impl RedisBackend {
-    /// Removes all index members of the owner whose hash is gone. Returns whether there were any.
+    /// Removes all index members of the owner whose hash no longer exists. Returns whether it removed any.
     pub(super) async fn reap_all(
         &self,
         owner: &OwnerId,
@@ -49,7 +49,7 @@ impl RedisBackend {
         Ok(self.send(&exists, context).await? == Value::Int(tasks.len() as i64))
     }
 
-    /// Removes the index members in this list whose hash is gone. Returns how many it removed.
+    /// Removes the index members in this list whose hash no longer exists. Returns how many it removed.
     pub(super) async fn reap(
         &self,
         owner: &OwnerId,

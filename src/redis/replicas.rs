@@ -38,7 +38,7 @@ struct Pooled(Arc<Master>);
 struct ExclusiveConnection {
     opened: OpenConnection,
     is_closed: Arc<AtomicBool>,
-    /// A write is under way, or was dropped while it was. The server may still wait on this connection.
+    /// A write is under way, or its caller dropped it before it ended. The server may still wait on this connection.
     is_busy: bool,
 }
 
@@ -74,10 +74,12 @@ impl managed::Manager for Pooled {
 }
 
 impl ReplicatedConnection {
-    /// Each write waits for `wanted` replicas, for at most `within`.
+    /// Creates a connection on which each write waits for `wanted` replicas, for at most `within`.
     pub(super) fn new(master: Arc<Master>, wanted: u32, within: Duration) -> RedisResult<Self> {
         let pool = Pool::builder(Pooled(Arc::clone(&master))).max_size(MAX_CONNECTIONS).build();
-        let pool = pool.map_err(|error| (ErrorKind::InvalidClientConfig, "the pool", error.to_string()))?;
+        let pool = pool.map_err(|error| {
+            (ErrorKind::InvalidClientConfig, "the connection pool cannot be created", error.to_string())
+        })?;
         Ok(Self { reads: MasterConnection::new(master), pool, wanted, within })
     }
 
@@ -113,7 +115,7 @@ impl ReplicatedConnection {
         Unconfirmed { wanted: self.wanted, acknowledged, within: self.within }
     }
 
-    /// Handles a reply after which the connection cannot be used again: none, or that of a replica.
+    /// Handles a missing reply or the reply of a replica. The connection cannot be used again.
     fn discard(&self, connection: &ExclusiveConnection, reply: &RedisResult<Value>) {
         let epoch = connection.opened.epoch;
         if reply.is_ok() {
@@ -135,7 +137,8 @@ impl Connection for ReplicatedConnection {
         let mut connection = self.pool.get().await.map_err(|error| {
             CommandError::NotSent(match error {
                 PoolError::Backend(error) => error,
-                other => (ErrorKind::Client, "the pool has no connection", other.to_string()).into(),
+                other => (ErrorKind::Client, "the connection pool returned no connection", other.to_string())
+                    .into(),
             })
         })?;
         connection.is_busy = true;
@@ -145,7 +148,7 @@ impl Connection for ReplicatedConnection {
             self.discard(&connection, &reply);
             return check_reply(reply);
         }
-        // The pool drops a connection that has lost its user.
+        // The pool drops a connection whose user the server no longer knows.
         connection.is_busy = reply.as_ref().is_ok_and(lacks_authentication);
         if reply.as_ref().is_ok_and(lacks_replicas) {
             self.master().connector().suspect();

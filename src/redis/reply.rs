@@ -10,12 +10,12 @@ use redis::{RedisError, RedisResult, Value, make_extension_error};
 pub(super) struct InFlight(AtomicBool);
 
 impl InFlight {
-    /// The next command may reach a server from now on.
+    /// Records that the next command may reach a server from now on.
     pub(super) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// The command that was sent has its reply.
+    /// Records that the reply to the command has arrived.
     pub(super) fn clear(&self) {
         self.0.store(false, Ordering::Relaxed);
     }
@@ -54,7 +54,7 @@ pub(super) fn value_or_error(reply: Value) -> RedisResult<Value> {
     reply.extract_error().map_err(without_arguments)
 }
 
-/// Returns the reply to a command, as a connection of the redis crate returns it.
+/// Returns the value with which the server replied to a command, or why there is none.
 ///
 /// Only a value is certain to be the reply of a server. An error may come from the connection itself, so it says nothing
 /// about what happened to the command.
@@ -80,20 +80,21 @@ pub(super) fn without_arguments(error: RedisError) -> RedisError {
     }
 }
 
-/// Whether the reply shows that a master has become a replica. Redis 6.2 wraps the code of an error inside a script into the
-/// text of another error.
+/// Returns whether the reply shows that a master has become a replica. Redis 6.2 wraps the code of an error inside a
+/// script into the text of another error.
 pub(super) fn is_from_replica(reply: &Value) -> bool {
     let Value::ServerError(error) = reply else { return false };
     error.code() == "READONLY" || error.details().is_some_and(|details| details.contains("READONLY "))
 }
 
-/// Whether the master refuses writes because it has too few replicas. A master that was cut off and deposed refuses
-/// them.
+/// Returns whether the master refuses writes because it has too few replicas. A master that was cut off and deposed
+/// refuses them.
 pub(super) fn lacks_replicas(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOREPLICAS")
 }
 
-/// Whether the server no longer knows the user of the connection. A new connection presents its credentials again.
+/// Returns whether the server no longer knows the user of the connection. A new connection presents its credentials
+/// again.
 pub(super) fn lacks_authentication(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOAUTH")
 }

@@ -53,7 +53,7 @@ impl Schema {
         if prefix.is_empty() || prefix.len() > MAX_PREFIX_BYTES || !prefix.bytes().all(legal) {
             return Err(StorageError::InvalidKey {
                 reason: format!(
-                    "the prefix {prefix:?} is not 1 to {MAX_PREFIX_BYTES} of A-Z, a-z, 0-9, '.', '_' and '-'"
+                    "the prefix {prefix:?} must be 1 to {MAX_PREFIX_BYTES} characters of A-Z, a-z, 0-9, '.', '_' and '-'"
                 ),
             });
         }
@@ -378,7 +378,7 @@ mod tests {
     #[case::brace("{a}")]
     #[case::glob("a*")]
     #[case::not_ascii("é")]
-    fn another_prefix_is_refused(#[case] prefix: &str) {
+    fn an_invalid_prefix_is_refused(#[case] prefix: &str) {
         assert!(matches!(Schema::new(prefix, false), Err(StorageError::InvalidKey { .. })));
     }
 

@@ -52,12 +52,12 @@ enum Dialed {
 }
 
 impl Sentinels {
-    /// Each dialer connects to one sentinel.
+    /// Creates the sentinels of a master. Each dialer connects to one sentinel.
     pub(super) fn new(dialers: Vec<Dialer>, master_name: String) -> Self {
         Self { sentinels: dialers.into_iter().map(Sentinel::new).collect(), master_name }
     }
 
-    /// The name that the sentinels use for the master.
+    /// Returns the name that the sentinels use for the master.
     pub(super) fn master_name(&self) -> &str {
         &self.master_name
     }
@@ -160,8 +160,9 @@ impl Sentinels {
         candidate.votes * 2 > self.sentinels.len()
     }
 
-    /// Returns the servers that the sentinels report: first that of the latest failover, then the one with the most votes.
-    /// With `stops_at_majority`, it does not wait for the other sentinels once a majority agrees.
+    /// Returns the servers that the sentinels report. The server of the latest failover comes first. Among servers of
+    /// the same failover, the server with the most votes comes first. With `stops_at_majority`, it does not wait for
+    /// the other sentinels once a majority agrees.
     async fn candidates(&self, stops_at_majority: bool) -> RedisResult<Vec<Candidate>> {
         let mut asked: FuturesUnordered<_> =
             self.sentinels.iter().map(|sentinel| sentinel.ask(&self.master_name)).collect();

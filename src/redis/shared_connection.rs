@@ -34,7 +34,7 @@ struct State {
     is_broken: bool,
     /// The number of the latest attempt to connect.
     attempt: u64,
-    /// How many attempts failed in a row before it.
+    /// How many attempts in a row failed. The latest one counts as failed until it has succeeded.
     failures: usize,
     outcome: watch::Receiver<Outcome>,
 }
@@ -64,7 +64,7 @@ impl SharedConnection {
         &self.master
     }
 
-    /// Nothing panics while it holds this lock.
+    /// Locks the state. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -73,12 +73,12 @@ impl SharedConnection {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the connection, unless there is none that works.
+    /// Returns the connection if it works.
     pub(super) fn working(&self) -> Option<Arc<Established>> {
         self.state().working(&self.master)
     }
 
-    /// Returns the connection, or waits for a new one if there is none that works.
+    /// Returns the connection if it works. Otherwise waits for a new one.
     ///
     /// # Cancellation safety
     /// Dropping the future does not end the attempt to connect. Other calls may wait for it.
@@ -130,7 +130,7 @@ impl SharedConnection {
     /// Reconnects if this reply shows that the connection is broken.
     pub(super) fn observe<T>(self: &Arc<Self>, established: &Established, reply: &RedisResult<T>) {
         match reply {
-            // Written once, because calls on several cores share it.
+            // The flag is written only once, because calls on several cores share it.
             Ok(_) if established.has_served.load(Ordering::Relaxed) => {}
             Ok(_) => established.has_served.store(true, Ordering::Relaxed),
             Err(error) if error.is_io_error() || error.is_unrecoverable_error() => {
@@ -168,7 +168,7 @@ impl SharedConnection {
         if state.is_connecting() {
             return;
         }
-        // There is none if the connection closes because its runtime shuts down.
+        // There is no runtime if the connection closes because its runtime shuts down.
         let Ok(runtime) = Handle::try_current() else { return };
         if state.has_succeeded() {
             state.failures = 0;
@@ -213,7 +213,7 @@ impl SharedConnection {
 }
 
 impl State {
-    /// The connection for calls, unless it is known to be broken or void.
+    /// Returns the connection for calls, unless it is known to be broken or void.
     fn working(&self, master: &Master) -> Option<Arc<Established>> {
         let is_void = |established: &Established| !master.epochs().is_current(established.epoch);
         self.established.clone().filter(|established| !self.is_broken && !is_void(established))
@@ -228,7 +228,7 @@ impl State {
         self.outcome.borrow().is_none() && self.outcome.has_changed().is_ok()
     }
 
-    /// Whether the latest attempt established a connection that worked.
+    /// Returns whether the latest attempt established a connection that worked.
     fn has_succeeded(&self) -> bool {
         self.established.as_ref().is_some_and(|established| {
             established.attempt == self.attempt

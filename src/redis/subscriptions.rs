@@ -44,7 +44,7 @@ pub(super) struct Subscriptions {
     channels: Mutex<HashMap<String, Channel>>,
     /// The connections by the name of their master.
     connections: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Outcome>>>>,
-    /// How many connections there have been.
+    /// How many connections the backend has opened for messages.
     connected: AtomicU64,
 }
 
@@ -142,7 +142,7 @@ impl Subscriptions {
         Subscribed { subscription, state }
     }
 
-    /// Nothing panics while it holds this lock.
+    /// Locks the channels. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
     fn channels(&self) -> MutexGuard<'_, HashMap<String, Channel>> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -186,7 +186,7 @@ impl Subscriptions {
         }
     }
 
-    /// Nothing panics while it holds this lock.
+    /// Locks the connections. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
     fn connections(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<Outcome>>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }

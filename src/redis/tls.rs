@@ -97,7 +97,7 @@ fn describe(pem: &[u8]) -> &'static str {
     }
 }
 
-/// Whether one side refused the other's certificate, or its lack of one.
+/// Returns whether one side refused the other's certificate, or its lack of one.
 pub(super) fn is_refusal(error: &RedisError) -> bool {
     use rustls::{AlertDescription, Error};
     let Some(error) = tls_error(error) else { return false };
@@ -128,7 +128,7 @@ pub(super) fn refusal(error: &RedisError) -> &'static str {
             "the server's certificate is not trusted; trust its authority with root_certificates, or correct the host"
         }
         _ => {
-            "the server does not accept this client's certificate, or requires one; set client_certificate to one that it trusts"
+            "the server does not accept this client's certificate, or requires one; set client_certificate to a certificate that the server trusts"
         }
     }
 }

@@ -76,7 +76,7 @@ fn parse(url: &str) -> Result<ConnectionInfo, String> {
     let url = Url::parse(url).map_err(|error| match error {
         // The text in place of the port may be a password without a host after it.
         url::ParseError::InvalidPort => {
-            "has a port that is no number from 0 to 65535; if that is part of a password, \
+            "has a port that is not a number from 0 to 65535; if that is part of a password, \
                                          the password ends with `@` and the host follows"
                 .to_owned()
         }
@@ -143,7 +143,7 @@ fn check_database(path: &str) -> Result<(), String> {
     let is_number = database.len() <= 9 && database.bytes().all(|byte| byte.is_ascii_digit());
     match is_number {
         true => Ok(()),
-        false => Err("has a database that is no number".to_owned()),
+        false => Err("has a database that is not a number".to_owned()),
     }
 }
 
@@ -195,9 +195,9 @@ mod tests {
     #[case::a_port_that_is_none("redis://user:pass-word@host:port", "port")]
     #[case::a_port_too_large("redis://host:65536", "port")]
     #[case::no_at("redis://user:pass-word", "ends with `@`")]
-    #[case::a_database_that_is_none("redis://host/two", "database that is no number")]
-    #[case::a_database_below_zero("redis://host/-1", "database that is no number")]
-    #[case::two_databases("redis://host/1/2", "database that is no number")]
+    #[case::a_database_that_is_none("redis://host/two", "database that is not a number")]
+    #[case::a_database_below_zero("redis://host/-1", "database that is not a number")]
+    #[case::two_databases("redis://host/1/2", "database that is not a number")]
     #[case::the_database_in_the_query("redis://host?db=2", "`db` in its query")]
     #[case::a_misspelt_protocol("redis://host?protcol=resp2", "`protcol` in its query")]
     #[case::a_password_in_the_query("redis://host?password=pass-word", "`password` in its query")]
@@ -244,7 +244,7 @@ mod tests {
     )]
     #[case::encoded("redis://u:%2F%3F%23%40%25@h", "h:6379", Some("u"), Some("/?#@%"), 0, true)]
     #[case::a_name("redis://my_master.1", "my_master.1:6379", None, None, 0, true)]
-    fn a_url_means_what_it_says(
+    fn a_url_sets_the_address_user_password_database_and_protocol(
         #[case] url: &str,
         #[case] address: &str,
         #[case] user: Option<&str>,

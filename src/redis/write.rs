@@ -73,8 +73,8 @@ impl RedisBackend {
                 Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => full,
                 other => return other,
             };
-            // The quota counts index members. Those whose hash was evicted or deleted by hand must not count. The refused
-            // write wrote nothing, so it can be sent again.
+            // The quota counts index members. Members whose hash was evicted or deleted by hand must not count. The
+            // refused write wrote nothing, so it can be sent again.
             match Box::pin(self.reap_all(&key.owner, &self.reads(context.key))).await? {
                 true => self.run(&PUT, &put, &context).await,
                 false => Err(full),

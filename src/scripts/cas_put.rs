@@ -18,7 +18,7 @@ pub(crate) struct CasPut {
     pub(crate) data: Bytes,
     pub(crate) expected: Version,
     pub(crate) next: Version,
-    /// `None` notifies nobody.
+    /// `None` sends no notification.
     pub(crate) notice: Option<Notice>,
 }
 

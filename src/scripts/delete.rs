@@ -13,7 +13,7 @@ pub(crate) static DELETE: Lazy<Script<Delete, Removed>> =
 pub(crate) struct Delete {
     pub(crate) keys: RecordKeys,
     pub(crate) id: TaskId,
-    /// `None` notifies nobody.
+    /// `None` sends no notification.
     pub(crate) notice: Option<Notice>,
 }
 

@@ -194,7 +194,7 @@ fn in_parentheses<'s>(expression: Vec<&'s str>, before: &str, after: &str) -> Ve
     }
 }
 
-/// Whether these words declare the name.
+/// Returns whether these words declare the name.
 fn is_local_in(words: &[&str], name: &str) -> bool {
     let lists = words.split(|word| matches!(*word, "=" | "in" | "\n"));
     lists.into_iter().any(|list| {
@@ -207,7 +207,7 @@ fn is_operator(word: &str) -> bool {
     matches!(word, "and" | "or" | "not")
 }
 
-/// Whether the expression calls a function. A parenthesis after a value is a call.
+/// Returns whether the expression calls a function. A parenthesis after a value is a call.
 fn calls(expression: &[&str]) -> bool {
     expression.windows(2).any(|words| {
         let ends_a_value = |c: char| is_word(c) || matches!(c, ')' | ']' | '}' | '\'');
@@ -248,7 +248,7 @@ mod tests {
         "local function f() g() end\nif x then f() else h() end",
         "if x then g()else h()end"
     )]
-    #[case::one_in_another(
+    #[case::a_function_that_another_one_calls(
         "local function f(x) return x + 1 end\nlocal function g(y) return f(y) end\nreturn g(z)",
         "return z+1"
     )]

@@ -2,8 +2,8 @@
 //! costs the server as much as several commands.
 //!
 //! The minifier works on words and ignores the grammar. This is enough for the Lua 5.1 that the scripts of this crate
-//! use: no long strings, no long comments, no `goto`, no table keys and methods of their own, and no local name that
-//! hides another.
+//! use: no long strings, no long comments, no `goto`, no table keys and methods that a script defines, and no local
+//! name that shadows another one.
 
 use std::collections::HashMap;
 
@@ -95,7 +95,7 @@ fn short_names<'a>(words: &[&'a str]) -> HashMap<&'a str, String> {
     names
 }
 
-/// Names that have a meaning where they are not local. They stay as they are, local or not.
+/// Global names of Lua and Redis. They stay as they are, even where a script makes them local.
 const GLOBALS: [&str; 16] = [
     "ARGV", "KEYS", "cjson", "error", "ipairs", "math", "next", "pairs", "pcall", "redis", "select",
     "string", "table", "tonumber", "type", "unpack",

@@ -65,7 +65,7 @@ impl<A: Arguments, R: Reply> Script<A, R> {
         Self { text: minify(&whole(source)), types: PhantomData }
     }
 
-    /// The `EVAL` of this script.
+    /// Returns the `EVAL` command of this script.
     pub(crate) fn command(&self, arguments: &A) -> Cmd {
         let size = self.text.len() + arguments.payload() + TYPICAL_SIZE;
         let mut command = Cmd::with_capacity(TYPICAL_COUNT, size);
@@ -88,15 +88,15 @@ const TYPICAL_SIZE: usize = 384;
 /// The arguments of one script, in the order of its header.
 pub(crate) trait Arguments {
     fn key_count(&self) -> usize;
-    /// How many bytes of data are among them.
+    /// Returns how many bytes of data the arguments contain.
     fn payload(&self) -> usize {
         0
     }
-    /// Writes all keys, then all others, each with its name in the header.
+    /// Writes all keys, then all other arguments, each with its name in the header.
     fn encode(&self, to: &mut impl Encoder);
 }
 
-/// Receives the arguments: the command does, and in a test the list of their names.
+/// Receives the arguments of a script: the command to send or, in a test, a list of the names.
 pub(crate) trait Encoder {
     fn key(&mut self, name: &'static str, key: &str);
     fn arg(&mut self, name: &'static str, value: impl ToRedisArgs);
@@ -112,9 +112,10 @@ impl Encoder for Cmd {
     }
 }
 
-/// What one script replies.
+/// The reply of a script, decoded.
 pub(crate) trait Reply: Sized {
-    /// Decodes the words that follow the server's clock, and the lists; `None` if they are not those of the header.
+    /// Decodes the words that follow the server's clock, and the lists; `None` if they do not have the form that the
+    /// header documents.
     fn decode(words: &[&str], lists: Vec<Value>) -> Option<Self>;
 }
 
@@ -164,7 +165,7 @@ impl RecordKeys {
     }
 }
 
-/// The commands for messages of a server.
+/// The Pub/Sub commands that a server supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pubsub {
     /// Messages stay within the shard of the channel. Redis 7 and later.
@@ -202,7 +203,7 @@ pub(crate) struct Notice {
     pub(crate) pubsub: Pubsub,
 }
 
-/// `None` notifies nobody.
+/// Writes the channel and the publishing command. `None` sends no notification.
 fn encode_notice(notice: Option<&Notice>, to: &mut impl Encoder) {
     let (channel, publish) = match notice {
         Some(Notice { channel, pubsub }) => (&channel[..], pubsub.publish()),
@@ -212,7 +213,7 @@ fn encode_notice(notice: Option<&Notice>, to: &mut impl Encoder) {
     to.arg("publish", publish);
 }
 
-/// An integer, as a number or as text.
+/// Reads an integer, which may be a number or text.
 pub(crate) fn integer(value: &Value) -> Option<u64> {
     match value {
         Value::Int(number) => u64::try_from(*number).ok(),
@@ -221,7 +222,7 @@ pub(crate) fn integer(value: &Value) -> Option<u64> {
     }
 }
 
-/// A decimal integer from 1 to 2^53 - 1 without leading zeros, as the scripts write and accept it.
+/// Reads a decimal integer from 1 to 2^53 - 1 without leading zeros, as the scripts write and accept it.
 pub(crate) fn exact(text: &str) -> Option<u64> {
     if !text.starts_with(|c: char| matches!(c, '1'..='9')) {
         return None;
@@ -229,7 +230,7 @@ pub(crate) fn exact(text: &str) -> Option<u64> {
     text.parse().ok().filter(|number| *number <= Version::MAX.get())
 }
 
-/// The values of a `TIME` reply in microseconds.
+/// Reads the values of a `TIME` reply, in microseconds.
 pub(crate) fn clock(time: &[Value]) -> Option<u64> {
     let [seconds, microseconds] = time else { return None };
     micros(integer(seconds)?, integer(microseconds)?)
@@ -239,7 +240,7 @@ fn micros(seconds: u64, microseconds: u64) -> Option<u64> {
     seconds.checked_mul(1_000_000)?.checked_add(microseconds)
 }
 
-/// The word `expires_at` of a reply, '' for never.
+/// Reads the word `expires_at` of a reply, '' for never.
 fn expiry(millis: &str) -> Option<Option<DateTime<Utc>>> {
     match millis {
         "" => Some(None),

@@ -19,7 +19,7 @@ pub(crate) struct Put {
     pub(crate) expiry: ExpiryArgument,
     pub(crate) quota: Option<u64>,
     pub(crate) mode: WriteMode,
-    /// `None` notifies nobody.
+    /// `None` sends no notification.
     pub(crate) notice: Option<Notice>,
     pub(crate) parts: PartChanges,
 }

@@ -1,4 +1,4 @@
-//! `lua/reap.lua`: removes index members whose hash is gone.
+//! `lua/reap.lua`: removes index members whose hash no longer exists.
 
 use once_cell::sync::Lazy;
 use redis::Value;

@@ -15,7 +15,7 @@ pub(crate) enum Refusal {
     TooManyParts { count: usize },
 }
 
-/// The record that a write found instead of the one that it required.
+/// The record that a refused write found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// No live record.
@@ -60,7 +60,7 @@ impl Found {
     }
 }
 
-/// Whether Lua takes the value for true.
+/// Returns whether the value is true in Lua.
 fn is_there(value: &Value) -> bool {
     !matches!(value, Value::Bool(false) | Value::Null)
 }
@@ -75,7 +75,7 @@ mod tests {
     #[case::expired(r#"["3","1795000000000",1,false,true]"#, Some(Found::Nothing))]
     #[case::expired_and_damaged(r#"["?","1795000000000",0,false,true]"#, Some(Found::Nothing))]
     #[case::live(r#"["7","1795000000000",1,true,true]"#, Some(Found::Live(Version::from(7))))]
-    #[case::live_for_ever(r#"["9007199254740991",false,1,true,true]"#, Some(Found::Live(Version::MAX)))]
+    #[case::live_without_expiry(r#"["9007199254740991",false,1,true,true]"#, Some(Found::Live(Version::MAX)))]
     #[case::unreadable_version(r#"["\u0000?",false,1,true,true]"#, Some(Found::Corrupt("version")))]
     #[case::version_too_large(r#"["9007199254740992",false,1,true,true]"#, Some(Found::Corrupt("version")))]
     #[case::no_version(r#"[false,false,1,true,true]"#, Some(Found::Corrupt("version")))]

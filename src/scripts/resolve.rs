@@ -16,7 +16,7 @@ pub(crate) struct Resolve {
     pub(crate) token: String,
     /// `None` removes the timer.
     pub(crate) after_ms: Option<u64>,
-    /// `None` notifies nobody.
+    /// `None` sends no notification.
     pub(crate) notice: Option<Notice>,
 }
 

@@ -1,4 +1,4 @@
-//! `lua/schedule.lua`: makes a timer fire no later than a time from now.
+//! `lua/schedule.lua`: makes a timer fire no later than requested.
 
 use once_cell::sync::Lazy;
 
@@ -13,7 +13,7 @@ pub(crate) struct Schedule {
     pub(crate) due: String,
     pub(crate) member: String,
     pub(crate) after_ms: u64,
-    /// `None` notifies nobody.
+    /// `None` sends no notification.
     pub(crate) notice: Option<Notice>,
 }
 

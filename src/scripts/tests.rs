@@ -163,7 +163,7 @@ fn every_error_code_of_a_script_is_in_its_header_and_becomes_a_refusal(#[case] s
 }
 
 #[test]
-fn a_script_goes_out_short_as_eval_with_keys_before_arguments() {
+fn a_script_is_sent_minified_as_eval_with_keys_before_arguments() {
     let packed = PUT.command(&put()).get_packed_command();
     let sent = String::from_utf8(packed).unwrap();
     assert!(sent.starts_with("*18\r\n$4\r\nEVAL\r\n"), "{sent}");
@@ -179,7 +179,7 @@ fn text(text: &str) -> Value {
     Value::BulkString(text.into())
 }
 
-/// A reply of the server's clock and these lists.
+/// Returns a reply of the server's clock and these lists.
 fn with_lists(lists: &[Value]) -> Value {
     Value::Array([&[text("1795000000 25")], lists].concat())
 }
@@ -218,7 +218,7 @@ fn the_reply_of_take_due_is_read() {
     let [taken] = &found.value.taken[..] else { panic!("{found:?}") };
     assert_eq!((taken.queue, &taken.member[..], taken.due_at), (1, &b"alice:t1"[..], 1_795_000_000_000.0));
     assert_eq!(taken.token, "1795000009000.25");
-    // A value too few, too many, or of another form.
+    // One value is missing, one is too many, or one has another form.
     for (place, wrong) in [
         (0, Value::Array(vec![text("")])),
         (0, Value::Array(vec![text("soon"), Value::Int(0)])),

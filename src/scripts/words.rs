@@ -3,12 +3,12 @@
 use std::iter::Peekable;
 use std::str::CharIndices;
 
-/// Whether the character is part of a name or a number.
+/// Returns whether the character is part of a name or a number.
 pub(super) fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// Names, numbers, strings, operators and line ends. Comments and other white space are left out.
+/// Returns the names, numbers, strings, operators and line ends of a script. Leaves out comments and other white space.
 pub(super) fn words(source: &str) -> impl Iterator<Item = &str> {
     let mut rest = source.char_indices().peekable();
     std::iter::from_fn(move || {

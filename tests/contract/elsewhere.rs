@@ -1,5 +1,5 @@
-//! Runs the tests of the Redis engine again in other processes: on a cluster, behind sentinels, for a user with the
-//! documented ACL rule, and over TLS.
+//! The contract tests of the Redis engine on other deployments: on a cluster, behind sentinels, for a user with the
+//! documented ACL rule, and over TLS. Each run is a process of its own.
 
 use std::process::Command;
 
@@ -43,7 +43,7 @@ fn the_contract_holds_on_a_cluster_and_again_after_a_failover() {
 }
 
 #[test]
-fn the_contract_holds_on_a_master_found_by_its_sentinels() {
+fn the_contract_holds_on_a_master_behind_sentinels() {
     let watched = Watched::start(&[]);
     let sentinels = watched.sentinel_urls().join(",");
     let master = format!("redis://{MASTER}");

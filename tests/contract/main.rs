@@ -1,4 +1,4 @@
-//! The contract of an engine, on each engine, and what only one engine has.
+//! The contract suite on each engine, and tests of what single engines do in addition.
 
 #[macro_use]
 #[path = "../support/mod.rs"]

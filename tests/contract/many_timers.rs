@@ -40,7 +40,7 @@ async fn schedule_many(store: &Store, queue: &Queue, count: usize, after: Durati
     tasks.join_all().await;
 }
 
-/// The median time of a call.
+/// Returns the median time of a call.
 async fn median(rounds: usize, mut call: impl AsyncFnMut()) -> Duration {
     let mut took = Vec::with_capacity(rounds);
     for _ in 0..rounds {
@@ -52,7 +52,7 @@ async fn median(rounds: usize, mut call: impl AsyncFnMut()) -> Duration {
     took[rounds / 2]
 }
 
-async fn timers_that_are_not_due_cost_nothing(engine: Engine, many: usize) {
+async fn check_cost_of_timers_that_are_not_due(engine: Engine, many: usize) {
     let store = engine.open().await;
     let (few_queue, many_queue) = (queue("few"), queue("many"));
     schedule_many(&store, &few_queue, 1000, HOUR).await;
@@ -71,7 +71,7 @@ async fn timers_that_are_not_due_cost_nothing(engine: Engine, many: usize) {
     assert!(ratio < 10.0, "{many_took:?} {few_took:?}");
 }
 
-async fn overdue_timers_are_drained_while_reads_go_on(engine: Engine, many: usize) {
+async fn check_draining_of_overdue_timers(engine: Engine, many: usize) {
     let store = engine.open().await;
     let t1 = key("alice", "t1");
     store.put(&t1, "data".into(), never()).await.unwrap();
@@ -112,25 +112,25 @@ async fn overdue_timers_are_drained_while_reads_go_on(engine: Engine, many: usiz
 #[apply(on_every_agenda)]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cost_of_take_due_does_not_depend_on_timers_that_are_not_due(#[case] engine: Engine) {
-    timers_that_are_not_due_cost_nothing(engine, 50_000).await;
+    check_cost_of_timers_that_are_not_due(engine, 50_000).await;
 }
 
 #[apply(on_every_agenda)]
 #[tokio::test(flavor = "multi_thread")]
 async fn overdue_timers_are_drained_in_bounded_steps_while_reads_go_on(#[case] engine: Engine) {
-    overdue_timers_are_drained_while_reads_go_on(engine, 50_000).await;
+    check_draining_of_overdue_timers(engine, 50_000).await;
 }
 
 #[apply(on_every_agenda)]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes"]
 async fn long_take_due_costs_the_same_with_a_million_timers(#[case] engine: Engine) {
-    timers_that_are_not_due_cost_nothing(engine, 1_000_000).await;
+    check_cost_of_timers_that_are_not_due(engine, 1_000_000).await;
 }
 
 #[apply(on_every_agenda)]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes"]
 async fn long_a_million_overdue_timers_are_drained_while_reads_go_on(#[case] engine: Engine) {
-    overdue_timers_are_drained_while_reads_go_on(engine, 1_000_000).await;
+    check_draining_of_overdue_timers(engine, 1_000_000).await;
 }

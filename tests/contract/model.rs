@@ -150,7 +150,7 @@ impl Pair {
         [at[0] - self.stores[0].now(), at[1] - self.stores[1].now()]
     }
 
-    /// Whether no record is about to expire, and none has expired on one engine only.
+    /// Returns whether no record is about to expire, and no record has expired on only one of the engines.
     fn is_clear_of_expiries(&self) -> bool {
         self.expiries.values().all(|at| {
             let [one, two] = self.left(at);
@@ -176,8 +176,8 @@ impl Pair {
         }
     }
 
-    /// Makes a call on both engines. Returns `None` if a record expired meanwhile, because the replies cannot be
-    /// compared then.
+    /// Makes a call on both engines. Returns `None` if a record expired during the call, because the test cannot
+    /// compare the replies then.
     async fn call(&mut self, call: &Call) -> Option<[String; 2]> {
         if let Call::Expire = call {
             self.until_the_next_expiry().await;

@@ -20,8 +20,8 @@ use record::Reply::{Deleted, NotFound, Read, VersionConflict, Written};
 use record::{Call, Operation, Reply, Segment};
 use rstest::rstest;
 
-/// An acknowledged write is on disk. The server rewrites its log every few thousand writes. So it also starts from such logs, and
-/// may be killed while it rewrites one.
+/// The settings of the server. An acknowledged write is on disk. The server rewrites its log every few thousand writes,
+/// so it also starts from rewritten logs, and a kill may interrupt a rewrite.
 const DURABLE: [&str; 6] =
     ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-min-size", "256kb"];
 /// Records with different expiries, which touch the index differently. None expires while the test runs.

@@ -31,7 +31,7 @@ struct Row {
     afterwards: &'static str,
 }
 
-/// The server does not handle calls until their time limit is over.
+/// The server does not handle calls within their time limit.
 const NOT_HANDLED: Row = Row {
     server: "",
     error: "Unavailable",
@@ -59,7 +59,7 @@ impl Row {
     }
 
     /// Writes and reads while the fault lasts, and compares the errors with the row.
-    async fn holds(&self, backend: &RedisBackend) {
+    async fn check(&self, backend: &RedisBackend) {
         let page = page("docs/failures.md");
         assert!(page.contains(&self.line()), "docs/failures.md lacks this row:\n{}", self.line());
         let mut times = Vec::new();
@@ -67,7 +67,7 @@ impl Row {
             let started = Instant::now();
             let error = backend.put(&key("alice", "t1"), "new".into(), keep()).await.unwrap_err();
             times.push(started.elapsed());
-            self.is(&error);
+            self.check_error(&error);
             assert_eq!(error.outcome_unknown(), self.unknown, "{error:?}");
             let started = Instant::now();
             match backend.get(&key("alice", "t1")).await {
@@ -75,9 +75,9 @@ impl Row {
                 Err(error) => {
                     times.push(started.elapsed());
                     assert!(!self.reads, "{error:?}");
-                    self.is(&error);
+                    self.check_error(&error);
                     assert!(!error.outcome_unknown(), "{error:?}");
-                    self.holds_for_parts_and_timers(backend).await;
+                    self.check_parts_and_timers(backend).await;
                 }
             }
         }
@@ -88,12 +88,12 @@ impl Row {
         assert!(times[times.len() - 1] < 10 * (LIMIT + ALLOWANCE), "{times:?}");
     }
 
-    /// If the server serves no reads, calls for parts and timers fail as those for records do.
-    async fn holds_for_parts_and_timers(&self, backend: &RedisBackend) {
+    /// If the server serves no reads, calls for parts and timers fail like calls for records.
+    async fn check_parts_and_timers(&self, backend: &RedisBackend) {
         let (t1, part) = (key("alice", "t1"), PartName::from_static("output"));
         let leases = Queue::try_from("leases").unwrap();
         let error = backend.part(&t1, &part).await.unwrap_err();
-        self.is(&error);
+        self.check_error(&error);
         assert!(!error.outcome_unknown(), "{error:?}");
         if self.unknown {
             // The test counts the writes that arrive later.
@@ -103,12 +103,12 @@ impl Row {
         let scheduled = backend.schedule(&leases, &t1, Duration::from_secs(3600)).await;
         let taken = backend.take_due(&[leases], 1, Duration::from_secs(60)).await;
         for error in [put.map(drop).unwrap_err(), scheduled.unwrap_err(), taken.unwrap_err()] {
-            self.is(&error);
+            self.check_error(&error);
             assert!(!error.outcome_unknown(), "{error:?}");
         }
     }
 
-    fn is(&self, error: &StorageError) {
+    fn check_error(&self, error: &StorageError) {
         let variant = format!("{error:?}");
         assert!(variant.starts_with(self.error), "{error:?}");
         assert_eq!(error.is_retryable(), self.retryable, "{error:?}");
@@ -136,8 +136,8 @@ async fn prepared_within(limit: Duration, settings: &[&str]) -> (Server, RedisBa
     (server, backend, admin)
 }
 
-/// Asserts that the record is as before the fault, and that a write works.
-async fn is_as_before(backend: &RedisBackend) {
+/// Asserts that the fault did not change the record, and that a write works.
+async fn assert_as_before(backend: &RedisBackend) {
     let record = record(backend).await;
     assert_eq!((record.data, record.version), ("old".into(), Version::FIRST));
     let written = backend.put(&key("alice", "t1"), "new".into(), keep()).await.unwrap();
@@ -155,7 +155,7 @@ async fn record(backend: &RedisBackend) -> mcp_task_store::Record {
 }
 
 /// Asserts that each write of a row was applied exactly once after the fault.
-async fn has_all_writes(backend: &RedisBackend, admin: &mut Connection) {
+async fn assert_all_writes_applied(backend: &RedisBackend, admin: &mut Connection) {
     let sent = writes(admin);
     eventually(|| writes(admin) == sent);
     // One put came before the fault. The others waited until the fault ended.
@@ -184,7 +184,7 @@ async fn disconnect(backend: &RedisBackend, admin: &mut Connection) {
 }
 
 #[tokio::test]
-async fn a_server_that_is_down() {
+async fn errors_are_as_documented_for_a_server_that_is_down() {
     let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let backend = connect(&server.url()).await;
     backend.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
@@ -192,35 +192,35 @@ async fn a_server_that_is_down() {
     // The connection broke while no call was under way.
     let _ = backend.get(&key("alice", "t1")).await;
     let row = Row { server: "is down: no process listens at the port", ..UNAVAILABLE };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     server.start_again();
     record(&backend).await;
-    is_as_before(&backend).await;
+    assert_as_before(&backend).await;
 }
 
 #[tokio::test]
-async fn a_server_that_hangs() {
+async fn errors_are_as_documented_for_a_server_that_hangs() {
     let (server, backend, mut admin) = prepared(&[]).await;
     server.signal("STOP");
     let row = Row { server: "hangs (`SIGSTOP`)", ..NOT_HANDLED };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     server.signal("CONT");
-    has_all_writes(&backend, &mut admin).await;
+    assert_all_writes_applied(&backend, &mut admin).await;
 }
 
 #[tokio::test]
-async fn a_server_that_is_paused() {
+async fn errors_are_as_documented_for_a_server_that_is_paused() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     // The pause is longer than all calls of the row together.
     let millis = (LIMIT * (3 * rounds() as u32 + 2)).as_millis().to_string();
     let _: () = command(&mut admin, ["CLIENT", "PAUSE", &millis]);
     let row = Row { server: "is slow (`CLIENT PAUSE`)", ..NOT_HANDLED };
-    row.holds(&backend).await;
-    has_all_writes(&backend, &mut admin).await;
+    row.check(&backend).await;
+    assert_all_writes_applied(&backend, &mut admin).await;
 }
 
 #[tokio::test]
-async fn a_server_that_sleeps() {
+async fn errors_are_as_documented_for_a_server_that_sleeps() {
     // Redis 7.0 and later lock the command unless this setting unlocks it.
     let unlocked = ["--enable-debug-command", "yes"];
     let server = (0..5).find_map(|_| Server::start_at(free_port(), &unlocked, &[]));
@@ -235,24 +235,24 @@ async fn a_server_that_sleeps() {
     });
     while backend.get(&key("alice", "t1")).await.is_ok() {}
     let row = Row { server: "is slow (`DEBUG SLEEP`)", ..NOT_HANDLED };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     asleep.join().unwrap();
-    has_all_writes(&backend, &mut admin).await;
+    assert_all_writes_applied(&backend, &mut admin).await;
 }
 
 #[tokio::test]
-async fn a_server_without_a_connection_to_spare() {
+async fn errors_are_as_documented_for_a_server_without_a_connection_to_spare() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     set(&mut admin, "maxclients", "1");
     disconnect(&backend, &mut admin).await;
     let row = Row { server: "takes no more connections (`maxclients`)", ..UNAVAILABLE };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     set(&mut admin, "maxclients", "100");
-    is_as_before(&backend).await;
+    assert_as_before(&backend).await;
 }
 
 #[tokio::test]
-async fn a_server_that_is_out_of_memory() {
+async fn errors_are_as_documented_for_a_server_that_is_out_of_memory() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     set(&mut admin, "maxmemory", "1");
     let row = Row {
@@ -262,15 +262,15 @@ async fn a_server_that_is_out_of_memory() {
         afterwards: "as before; `delete` works",
         ..UNAVAILABLE
     };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     backend.put(&key("alice", "t2"), "new".into(), in_an_hour()).await.unwrap_err();
     assert!(!backend.delete(&key("alice", "t2")).await.unwrap());
     set(&mut admin, "maxmemory", "0");
-    is_as_before(&backend).await;
+    assert_as_before(&backend).await;
 }
 
 #[tokio::test]
-async fn a_server_that_evicts() {
+async fn errors_are_as_documented_for_a_server_that_evicts() {
     let page = page("docs/failures.md");
     let row = "| evicts (`allkeys-lru`) | none | | | yes, `NotFound` for what is evicted | \
         the records that the server kept; the next page removes the index members of the others |";
@@ -321,7 +321,7 @@ async fn a_server_that_evicts() {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_save() {
+async fn errors_are_as_documented_for_a_server_that_cannot_save() {
     let (server, backend, mut admin) = prepared(&["--save", "3600 1"]).await;
     // A folder where the server writes its snapshot.
     let obstacle = server.folder().join("dump.rdb");
@@ -329,15 +329,15 @@ async fn a_server_that_cannot_save() {
     let _: Value = command(&mut admin, ["BGSAVE"]);
     eventually(|| info(&mut admin, "persistence").contains("rdb_last_bgsave_status:err"));
     let row = Row { server: "cannot save its data (`MISCONF`)", reads: true, ..UNAVAILABLE };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     std::fs::remove_dir(&obstacle).unwrap();
     let _: Value = command(&mut admin, ["BGSAVE"]);
     eventually(|| info(&mut admin, "persistence").contains("rdb_last_bgsave_status:ok"));
-    is_as_before(&backend).await;
+    assert_as_before(&backend).await;
 }
 
 #[tokio::test]
-async fn a_server_that_loads_its_data() {
+async fn errors_are_as_documented_for_a_server_that_loads_its_data() {
     // A server that loads serves its connections only from time to time, and less often on a busy machine. A call needs that
     // several times.
     let limit = Duration::from_secs(2);
@@ -358,14 +358,14 @@ async fn a_server_that_loads_its_data() {
     {
     }
     let row = Row { server: "loads its data at start (`LOADING`)", ..UNAVAILABLE };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     server.kill();
     server.start_again();
-    is_as_before(&backend).await;
+    assert_as_before(&backend).await;
 }
 
 #[tokio::test]
-async fn a_server_that_becomes_a_replica() {
+async fn errors_are_as_documented_for_a_server_that_becomes_a_replica() {
     let master = Server::start(&[]);
     let (_server, backend, mut admin) = prepared(&[]).await;
     let _: () = command(&mut admin, ["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
@@ -374,36 +374,36 @@ async fn a_server_that_becomes_a_replica() {
     connect(&master.url()).await.put(&key("alice", "t1"), "old".into(), in_an_hour()).await.unwrap();
     eventually(|| info(&mut admin, "keyspace").contains("keys=2"));
     let row = Row { server: "is a read-only replica", reads: true, ..UNAVAILABLE };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     let _: () = command(&mut admin, ["REPLICAOF", "NO", "ONE"]);
-    is_as_before(&backend).await;
+    assert_as_before(&backend).await;
 }
 
 #[tokio::test]
-async fn a_server_whose_password_was_changed() {
+async fn errors_are_as_documented_for_a_server_whose_password_was_changed() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     set(&mut admin, "requirepass", "another");
     disconnect(&backend, &mut admin).await;
     let row = Row { server: "no longer accepts the password", ..DENIED };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     // The same backend works again once its password is right.
     set(&mut admin, "requirepass", "");
     while backend.get(&key("alice", "t1")).await.is_err() {}
-    is_as_before(&backend).await;
+    assert_as_before(&backend).await;
 }
 
 #[tokio::test]
-async fn a_user_that_has_lost_a_permission() {
+async fn errors_are_as_documented_for_a_user_that_has_lost_a_permission() {
     let (_server, backend, mut admin) = prepared(&[]).await;
     let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "-hset"]);
     let row = Row { server: "has taken a permission away", reads: true, ..DENIED };
-    row.holds(&backend).await;
+    row.check(&backend).await;
     let _: () = command(&mut admin, ["ACL", "SETUSER", "default", "+hset"]);
-    is_as_before(&backend).await;
+    assert_as_before(&backend).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_closes_idle_connections() {
+async fn errors_are_as_documented_for_a_server_that_closes_idle_connections() {
     let page = page("docs/failures.md");
     let row = "| closes idle connections (`timeout`) | none | | | yes | the write |";
     assert!(page.contains(row), "{row}");
@@ -417,34 +417,34 @@ async fn a_server_that_closes_idle_connections() {
     // The server closes the backend's connection, and the backend reconnects before a call needs it.
     eventually(|| ids(&mut admin).iter().any(|id| !before.contains(id)));
     set(&mut admin, "timeout", "0");
-    is_as_before(&backend).await;
+    assert_as_before(&backend).await;
 }
 
 /// Checks a row against a fake server that replies to scripts and reads with this answer.
-async fn holds_for_a_fake(row: Row, answer: Answer) {
+async fn check_against_fake(row: Row, answer: Answer) {
     let fake = Fake::start(move |_, words| match &*words[0].to_ascii_uppercase() {
         "EVAL" | "HMGET" => answer.clone(),
         _ => greeting(words),
     });
     let fake = fake.await;
-    row.holds(&connect(&fake.url()).await).await;
+    row.check(&connect(&fake.url()).await).await;
     assert_eq!(fake.received("EVAL").len(), rounds(), "each write was sent once");
 }
 
 #[tokio::test]
-async fn a_server_that_resets_the_connection_in_the_middle_of_a_reply() {
+async fn errors_are_as_documented_for_a_server_that_resets_the_connection_in_the_middle_of_a_reply() {
     let row = Row { server: "resets the connection in the middle of a reply", ..UNANSWERED };
-    holds_for_a_fake(row, Answer::BytesAndReset(b"$33\r\n17950".to_vec())).await;
+    check_against_fake(row, Answer::BytesAndReset(b"$33\r\n17950".to_vec())).await;
 }
 
 #[tokio::test]
-async fn a_server_that_answers_with_garbage() {
+async fn errors_are_as_documented_for_a_server_that_answers_with_garbage() {
     let row = Row { server: "answers with garbage", ..UNREADABLE };
-    holds_for_a_fake(row, Answer::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
+    check_against_fake(row, Answer::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
 }
 
 #[tokio::test]
-async fn a_server_that_answers_with_another_reply() {
+async fn errors_are_as_documented_for_a_server_that_answers_with_another_reply() {
     let row = Row { server: "answers with a reply of another form", ..UNREADABLE };
-    holds_for_a_fake(row, Answer::Bytes(b"+QUEUED\r\n".to_vec())).await;
+    check_against_fake(row, Answer::Bytes(b"+QUEUED\r\n".to_vec())).await;
 }

@@ -60,7 +60,7 @@ fn send(words: Value) {
     println!("{MESSAGE}{words}");
 }
 
-/// Requests input, and reports when the answer arrived.
+/// Requests input, and reports the time at which the answer arrived.
 fn ask(context: TaskContext) -> TaskFuture {
     Box::pin(async move {
         context.request_input("go", question()).await?;
@@ -69,7 +69,7 @@ fn ask(context: TaskContext) -> TaskFuture {
     })
 }
 
-/// Waits until it is cancelled, and reports when that was.
+/// Waits until its task is cancelled, and reports the time.
 fn idle(context: TaskContext) -> TaskFuture {
     Box::pin(async move {
         context.cancelled().await;
@@ -89,11 +89,11 @@ fn steps(context: TaskContext, arguments: Value) -> TaskFuture {
     })
 }
 
-/// Kills its process each time.
+/// Kills its process in every attempt.
 fn crash(context: TaskContext, _: Value) -> TaskFuture {
     Box::pin(async move {
         send(json!({ "crash": context.attempt() }));
-        // The operations that run for the second time next to it end first.
+        // Second attempts of the other operations in this process end first.
         tokio::time::sleep(Duration::from_millis(if context.attempt() == 1 { 0 } else { 1_000 })).await;
         std::process::abort()
     })
@@ -311,7 +311,7 @@ async fn long_answers_cancels_and_ends_reach_the_other_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_a_process_releases_is_resumed_by_another_at_once() {
+async fn another_process_resumes_a_released_task_at_once() {
     let namespace = Namespace::new();
     // No lease lapses in this test.
     let lease = Duration::from_secs(3);
@@ -345,7 +345,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
         let what = if number % 2 == 0 { "closure" } else { "resumable" };
         other.request(json!({ "do": what, "pace_ms": random.below(60) })).await;
     }
-    // One in two is killed while it still spawns.
+    // In every second round, the test kills the process while it still creates tasks.
     let latest = if round.is_multiple_of(2) { 400_000 } else { 8_000 };
     tokio::time::sleep(Duration::from_micros(random.below(latest))).await;
     let words = other.kill().await;
@@ -385,7 +385,7 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_none_working() {
+async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_no_task_working() {
     let mut all = Ends::default();
     for batch in 0..5 {
         for ends in join_all((0..4).map(|round| killed_at_a_random_moment(batch * 4 + round))).await {

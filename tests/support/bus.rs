@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::cluster::{NODE, start_node};
 use super::redis::{Server, command};
 
-/// Where a message on the bus has the id of its sender.
+/// The position of the sender's id in a message on the bus.
 const SENDER: std::ops::Range<usize> = 40..80;
 
 /// The relays, in a runtime of their own.
@@ -65,7 +65,7 @@ impl Drop for Buses {
     }
 }
 
-/// Passes the messages of two nodes on until one of them is cut off.
+/// Passes on the messages of two nodes until one of them is cut off.
 async fn pass(mut peer: TcpStream, bus: u16, id: String, mut cut: watch::Receiver<HashSet<String>>) {
     let mut first = vec![0; SENDER.end];
     if peer.read_exact(&mut first).await.is_err() {

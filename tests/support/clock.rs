@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::redis::Server;
 
-/// Sets the clock of the processes that read this folder. They never read half of the file.
+/// Sets the clock of the processes that read this folder. The rename is atomic, so no process reads half of the file.
 pub fn set_clock(folder: &Path, offset: &str) {
     std::fs::write(folder.join("next"), offset).unwrap();
     std::fs::rename(folder.join("next"), folder.join("offset")).unwrap();

@@ -13,8 +13,8 @@ const SLOTS: u16 = 16384;
 pub const NODE: [&str; 6] =
     ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000"];
 
-/// Nodes on loopback: masters that share the slots evenly, and their replicas in turn. A replica takes over from a master that
-/// is silent for a second.
+/// Nodes on loopback: masters that share the slots evenly, and replicas that are assigned to the masters in turn. A
+/// replica takes over from a master that is silent for a second.
 pub struct Cluster {
     pub nodes: Vec<Server>,
 }
@@ -139,7 +139,7 @@ impl Cluster {
     }
 }
 
-/// Returns a thread that waits for a condition and returns when it was met.
+/// Starts a thread that waits until a condition is met. The thread returns the time at which it was met.
 pub fn moment(mut condition: impl FnMut() -> bool + Send + 'static) -> JoinHandle<Instant> {
     std::thread::spawn(move || {
         eventually(&mut condition);

@@ -19,7 +19,7 @@ use super::sentinel::{MASTER, master_of, start_sentinel};
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a master is silent before sentinels fail it over.
 const DOWN_AFTER: Duration = Duration::from_secs(1);
-/// Instances connect as `app`. Faults are injected as `admin`, which no fault concerns.
+/// Instances connect as `app`. Tests inject faults as `admin`, which no fault affects.
 const APP: [&str; 7] = ["--user", "app", "on", ">first", "~*", "&*", "+@all"];
 const ADMIN: [&str; 7] = ["--user", "admin", "on", ">admin", "~*", "&*", "+@all"];
 
@@ -37,14 +37,14 @@ pub enum Topology {
     Cluster,
 }
 
-/// When a write of the instances returns.
+/// The condition under which a write of an instance returns.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Writes {
     AreApplied,
     WaitForAReplica,
 }
 
-/// Where an instance connects.
+/// The addresses that an instance connects to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Endpoints {
     pub topology: Topology,
@@ -73,14 +73,14 @@ impl Endpoints {
 
 pub struct Deployment {
     pub topology: Topology,
-    /// Behind sentinels, the master first. In a cluster, all nodes.
+    /// The servers: behind sentinels, the master first; in a cluster, all nodes.
     pub servers: Vec<Server>,
     pub sentinels: Vec<Server>,
-    /// In front of the single server.
+    /// The relay in front of the single server.
     pub relay: Option<Relay>,
-    /// Between the nodes of the cluster, if a test cuts them off from each other.
+    /// The relays between the nodes of the cluster, if a test cuts the nodes off from each other.
     pub buses: Option<Buses>,
-    /// On the port of a killed server: it accepts connections and does not answer.
+    /// A listener on the port of a killed server. It accepts connections and does not answer.
     pub silence: Option<TcpListener>,
     /// The password with which instances connect.
     pub password: Arc<Mutex<String>>,
@@ -96,7 +96,7 @@ impl Deployment {
         match topology {
             Topology::One => {
                 servers.push(Server::start(&settings));
-                // The address moves to this one.
+                // A test moves the address of the server to this replica.
                 servers.push(replica_of(&servers[0], &settings));
                 servers[0].is_replicated();
                 relay = Some(runtime.block_on(Relay::start(servers[0].port)));
@@ -132,7 +132,7 @@ impl Deployment {
         Self { topology, servers, sentinels, relay, buses, silence: None, password }
     }
 
-    /// Returns where instances connect.
+    /// Returns the addresses that instances connect to.
     pub fn endpoints(&self, writes: Writes) -> Endpoints {
         let urls = match self.topology {
             Topology::One => self.relay.iter().map(|relay| app_url(relay.port)).collect(),
@@ -156,7 +156,8 @@ impl Deployment {
         })
     }
 
-    /// Returns the owners whose instances are compared. Faults concern the first one. In a cluster, another master stores the second.
+    /// Returns the owners for which instances are compared. Faults affect the server of the first owner. In a cluster,
+    /// another master stores the records of the second owner.
     pub fn owners(&self) -> Vec<String> {
         let mut owners = vec!["alice".to_owned()];
         if self.topology == Topology::Cluster {
@@ -189,7 +190,7 @@ impl Deployment {
         place.unwrap()
     }
 
-    /// Waits until another server stores the records of this one.
+    /// Waits until another server has taken over from this one.
     pub fn another_takes_over(&self, server: usize) {
         match self.topology {
             Topology::Cluster => {
@@ -205,7 +206,7 @@ impl Deployment {
                 eventually(|| !kept(&urls));
             }
             _ => {
-                // Not the first sentinel, which may hang.
+                // The first sentinel may hang, so the test asks the last one.
                 let sentinel = self.sentinels[2].url();
                 eventually(|| {
                     let port = master_of(&sentinel);
@@ -302,8 +303,8 @@ impl Deployment {
     }
 }
 
-/// Returns the port of the node that stores the records of an owner, as one of these nodes reports it. For a moment, a slot may
-/// have no node.
+/// Returns the port of the node that stores the records of an owner, as one of these nodes reports it. For a moment, no
+/// node may serve the slot.
 fn port_of_master(nodes: &str, owner: &str) -> Option<u16> {
     let slot: u16 = command(&mut any_node(nodes), ["CLUSTER", "KEYSLOT", &format!("{{{owner}}}")]);
     let masters = masters(nodes);
@@ -316,7 +317,7 @@ pub fn app_url(port: u16) -> String {
     format!("redis://app:first@127.0.0.1:{port}")
 }
 
-/// Returns the URL of a user that no fault concerns.
+/// Returns the URL of a user that no fault affects.
 pub fn admin_url(server: &Server) -> String {
     format!("redis://admin:admin@127.0.0.1:{}", server.port)
 }

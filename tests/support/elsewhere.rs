@@ -1,4 +1,4 @@
-//! An engine as another process uses it.
+//! An engine whose stores take all other stores for stores of another process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,11 +16,11 @@ const OTHER: &str = r#""holder":"another's "#;
 /// This text never occurs in JSON.
 const MARK: &str = "\u{1}";
 
-/// Renames the holders of leases in the records, so that the stores in front of this engine and all other stores
-/// consider each other stores of another process.
+/// Renames the holders of leases in the records. So the stores that use this engine and all other stores take each
+/// other for stores of another process.
 struct Elsewhere {
     engine: Arc<dyn Agenda>,
-    /// What the records contain instead of [`HOLDER`] for leases of the stores in front.
+    /// The text that replaces [`HOLDER`] in the records for leases of the stores that use this engine.
     own: String,
 }
 
@@ -32,12 +32,12 @@ pub fn elsewhere(engine: &Arc<dyn Agenda>) -> Arc<dyn Agenda> {
 }
 
 impl Elsewhere {
-    /// Restores the own holders as the stores wrote them, and marks all others as another's.
+    /// Restores the names of the holders in this process, and marks all others as holders in another process.
     fn read(&self, data: &mut Bytes) {
         replace(data, [(&*self.own, MARK), (HOLDER, OTHER), (MARK, HOLDER)]);
     }
 
-    /// Does the opposite.
+    /// Reverses [`read`](Self::read).
     fn write(&self, data: &mut Bytes) {
         replace(data, [(OTHER, MARK), (HOLDER, &*self.own), (MARK, HOLDER)]);
     }

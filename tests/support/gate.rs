@@ -23,7 +23,7 @@ pub struct Gate {
     pub is_closed: AtomicBool,
     /// How long a call takes to fail while the gate is closed.
     pub fails_after: Duration,
-    /// Larger records are refused as too large.
+    /// The size above which the gate refuses a record as too large.
     pub most_bytes: usize,
     /// Refuses writes with a part.
     pub refuses_parts: AtomicBool,
@@ -53,7 +53,7 @@ pub fn unreachable_error() -> StorageError {
     unavailable("the gate is closed", false)
 }
 
-/// An error that is not retryable, after which the outcome is unknown.
+/// Returns an error that is not retryable, after which the outcome is unknown.
 pub fn backend_error() -> StorageError {
     StorageError::Backend {
         address: "the gate".to_owned(),
@@ -63,7 +63,7 @@ pub fn backend_error() -> StorageError {
     }
 }
 
-/// An error as it occurs while a password is changed.
+/// Returns an error that occurs while an operator changes a password.
 pub fn denied_error() -> StorageError {
     StorageError::Denied {
         address: "the gate".to_owned(),
@@ -126,7 +126,7 @@ impl Gate {
         Err(error())
     }
 
-    /// What applies to every call.
+    /// Applies the faults of every call.
     async fn pass(&self) -> Result<(), StorageError> {
         hang_if(self.is_silent.load(Ordering::SeqCst)).await;
         if self.is_closed.load(Ordering::SeqCst) {
@@ -136,7 +136,7 @@ impl Gate {
         Ok(())
     }
 
-    /// What applies to conditional writes only.
+    /// Applies the faults of conditional writes.
     async fn pass_write(&self, data: &Bytes, options: &PutOptions) -> Result<(), StorageError> {
         if data.len() > self.most_bytes {
             let what = "bytes of data".to_owned();

@@ -85,7 +85,7 @@ pub trait Hooks: Send + Sync + 'static {
     /// Returns the engine that answers.
     fn engine(&self) -> Arc<dyn Agenda>;
 
-    /// Handles every call but those below.
+    /// Handles every call except those of the methods below.
     async fn call(&self, call: Call) -> Result<Reply, StorageError> {
         call.send(&*self.engine()).await
     }
@@ -111,7 +111,7 @@ impl<H: Hooks> Intercept<H> {
         Arc::new(Self(hooks))
     }
 
-    /// Returns the same engine for a store that takes any.
+    /// Returns the same engine as a trait object.
     pub fn agenda(self: &Arc<Self>) -> Arc<dyn Agenda> {
         Arc::<Self>::clone(self)
     }
@@ -130,7 +130,7 @@ macro_rules! reply {
     ($intercept:ident, $call:expr, $reply:ident) => {
         match $intercept.0.call($call).await? {
             Reply::$reply(value) => Ok(value),
-            other => panic!("the hooks replied {other:?} where {} is due", stringify!($reply)),
+            other => panic!("the hooks replied {other:?} instead of {}", stringify!($reply)),
         }
     };
 }

@@ -199,7 +199,7 @@ pub fn page(path: &str) -> String {
 /// The largest value that the stores of the tests accept.
 pub const MAX_VALUE_BYTES: usize = 4096;
 
-/// The largest part that they accept.
+/// The largest part that the stores of the tests accept.
 pub const MAX_PART_BYTES: usize = 16 * 1024;
 
 impl Engine {
@@ -238,7 +238,7 @@ impl Store {
         }
     }
 
-    /// Waits until the estimate of the engine's clock, which lags and never leads, has reached `at`.
+    /// Waits until the estimate of the engine's clock has reached `at`. The estimate may lag behind the clock.
     pub async fn until(&self, at: DateTime<Utc>) {
         let mut asked = 0;
         while self.now() < at {

@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// What happens to a write. Every fault but `Pass` also closes the connection of the client, so everything that the client
-/// sent after the write is lost too.
+/// What happens to a write. Every fault except `Pass` also closes the connection of the client, so everything that the
+/// client sent after the write is lost too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
     Pass,
@@ -69,7 +69,7 @@ struct State {
     cut: Mutex<Option<Cut>>,
 }
 
-/// Cuts the reply to the next command of this name off.
+/// Cuts off the reply to the next command of this name.
 struct Cut {
     command: &'static str,
     after: usize,

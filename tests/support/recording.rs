@@ -27,7 +27,7 @@ impl Sent {
     }
 }
 
-/// What is lost of a write.
+/// What gets lost of a write.
 #[derive(Clone, Copy, Debug)]
 pub enum Loss {
     /// The engine applies the write, and its reply is lost.
@@ -67,7 +67,7 @@ impl Recording {
         loaded.iter().map(|name| name.as_str().to_owned()).collect()
     }
 
-    /// Loses the next write that no earlier loss concerns.
+    /// Loses the next write for which no loss is set yet.
     pub fn lose(&self, loss: Loss) {
         self.losses.lock().unwrap().push_back(loss);
     }

@@ -15,9 +15,9 @@ use super::{MAX_PART_BYTES, MAX_VALUE_BYTES, Store, page};
 /// Returns the URL of the shared server: `REDIS_URL`, or the server that `make redis-up` starts. Several URLs, separated by
 /// commas, are the nodes of a cluster.
 ///
-/// Further variables run the tests against another form of Redis. `REDIS_ADMIN_URL` inspects the server where `REDIS_URL` must
-/// not. With `REDIS_SENTINELS` the backend finds the master. `REDIS_TLS_FOLDER` has `ca.pem`, `client.pem` and
-/// `client-key.pem`.
+/// Further variables run the tests against another form of Redis. Tests inspect the server with `REDIS_ADMIN_URL` if
+/// the user of `REDIS_URL` lacks the permissions. With `REDIS_SENTINELS` the backend finds the master.
+/// `REDIS_TLS_FOLDER` has `ca.pem`, `client.pem` and `client-key.pem`.
 pub fn url() -> String {
     std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())
 }
@@ -93,7 +93,7 @@ impl Namespace {
         if is_cluster() { masters(&url).into_values().collect() } else { vec![url] }
     }
 
-    /// Connects next to the backend. In a cluster, to the node that stores the owner `alice`.
+    /// Opens a connection to the backend's server. In a cluster, to the node that stores the records of `alice`.
     pub fn connection(&self) -> Connection {
         connection(&self.url())
     }
@@ -144,7 +144,7 @@ impl Namespace {
             let found = connection.scan_match::<_, String>(format!("{}:*", self.prefix)).unwrap();
             let keys: Vec<String> = found.map(Result::unwrap).collect();
             for key in keys {
-                // The key may have expired meanwhile.
+                // The key may have expired since the test listed it.
                 let _: i64 = connection.del(key).unwrap();
             }
         }
@@ -314,7 +314,7 @@ impl Server {
         connection(&self.url())
     }
 
-    /// Waits until a replica confirms writes. A replica confirms none until some time after it has copied the data.
+    /// Waits until a replica confirms writes. A replica confirms no write until some time after it has copied the data.
     pub fn is_replicated(&self) {
         let mut connection = self.connection();
         let _: () = command(&mut connection, ["SET", "first", "write"]);

@@ -1,4 +1,4 @@
-//! A proxy in front of a server, as of a hosted Redis, that replies to every command with an error for a while.
+//! A proxy in front of a server that replies to every command with an error for a while, as a hosted Redis may do.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -13,13 +13,13 @@ use tokio::task::JoinHandle;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     Passes,
-    /// It keeps the connection open, and passes nothing.
+    /// Keeps the connection open, and passes nothing.
     Silent,
-    /// It replaces each reply by bytes that are no reply.
+    /// Replaces each reply by bytes that are not a reply.
     Garbage,
-    /// It resets the connection in the middle of a reply.
+    /// Resets the connection in the middle of a reply.
     Resets,
-    /// It delays each reply.
+    /// Delays each reply.
     Slow(Duration),
 }
 
@@ -135,7 +135,7 @@ async fn serve(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mo
                     }
                 }
                 (Ok(read @ 1..), Mode::Resets) => {
-                    // The client may have closed the connection meanwhile.
+                    // The client may have closed the connection.
                     let _ = client.write_all(&reply[..read / 2]).await;
                     let _ = client.set_zero_linger();
                     return;

@@ -35,10 +35,10 @@ pub fn manager(backend: &Arc<dyn Agenda>, lease: Duration) -> Manager {
     DurableTaskManager::new(TaskStore::with_config(Arc::clone(backend), config))
 }
 
-/// Two instances of a server on one engine.
+/// Opens a store and two instances of a server on it.
 pub async fn open(engine: Engine, lease: Duration) -> (Store, Manager, Manager) {
     let store = engine.open().await;
-    // The instances take each other for another process.
+    // The instances take each other for instances in another process.
     let (one, other) = (manager(&elsewhere(&store.backend), lease), manager(&store.backend, lease));
     (store, one, other)
 }

@@ -18,7 +18,7 @@ pub struct Spy {
     pub scheduled: AtomicUsize,
     /// How many times the clock was read.
     pub clocks: AtomicUsize,
-    /// By how many milliseconds the estimate of the clock leads.
+    /// By how many milliseconds the estimate is ahead of the clock.
     pub leads_by_ms: AtomicI64,
     /// Refuses writes, like a server that is out of memory.
     pub is_full: AtomicBool,

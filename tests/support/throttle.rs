@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// The size of a packet: the payload of an Ethernet frame.
 const PACKET: usize = 1448;
-/// How far ahead of the line packets may be. Timers are not more precise.
+/// How early a packet may be sent, because timers are not more precise.
 const BURST: Duration = Duration::from_millis(1);
 
 /// A proxy whose connections share the bandwidth of one line: one token bucket for all of them and both directions, which serves

@@ -212,7 +212,10 @@ fn check_quota(folder: &Locked, key: &TaskKey, entries: &[Entry], quota: u64) ->
     if live < quota {
         return Ok(());
     }
-    let reason = format!("owner {:?} has {live} live records of {quota}", key.owner);
+    let reason = format!(
+        "owner {:?} has {live} live records, and its quota is {quota}; delete records or raise the quota",
+        key.owner
+    );
     Err(StorageError::CapacityExceeded { reason, quota: Some(quota), source: None }.into())
 }
 

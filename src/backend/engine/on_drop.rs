@@ -10,7 +10,7 @@ pub struct OnDrop<F: FnOnce()>(Option<F>);
 /// ```
 /// use mcp_task_store::backend::engine::on_drop;
 ///
-/// let guard = on_drop(|| println!("the subscriber is gone"));
+/// let guard = on_drop(|| println!("the subscriber has left"));
 /// drop(guard);
 /// ```
 pub fn on_drop<F: FnOnce()>(f: F) -> OnDrop<F> {

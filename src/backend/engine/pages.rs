@@ -49,7 +49,8 @@ fn position(after: &Cursor, owner: &OwnerId) -> Result<u64, StorageError> {
     )
 }
 
-/// The checksum detects mistakes, not attacks. A forged cursor still lists only records of the owner that uses it.
+/// Returns the checksum of a cursor. It detects mistakes, not attacks. A forged cursor still lists only records of the
+/// owner that uses it.
 fn check_sum(owner: &OwnerId, position: u64) -> u64 {
     stable_hash(owner.as_str().bytes().chain(position.to_be_bytes()))
 }

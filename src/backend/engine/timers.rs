@@ -77,7 +77,7 @@ impl Queues {
 }
 
 impl Timers {
-    /// No code panics while it holds the lock, so the queues behind a poisoned lock are consistent.
+    /// Locks the queues. No code panics while it holds the lock, so the queues behind a poisoned lock are consistent.
     fn queues(&self) -> MutexGuard<'_, Queues> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -167,7 +167,7 @@ impl<B: StorageBackend> Notified<B> {
         if let Some(change) = change {
             return change;
         }
-        // The engine sends no more notifications, so the record is read once a second.
+        // The engine sends no more notifications, so this stream reads the record once a second.
         sleep(LONGEST_DELAY).await;
         Change::Unknown
     }
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_that_fails_with_a_retryable_error_is_an_item_and_is_repeated() {
+    async fn a_retryable_error_of_a_read_is_an_item_and_the_watch_reads_again() {
         let (watchers, mut reads) = (Watchers::default(), 0);
         let mut watch = watch(&watchers, move || {
             reads += 1;

@@ -97,7 +97,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Watchers<K> {
     }
 }
 
-/// No code panics while it holds the lock, so the entries behind a poisoned lock are consistent.
+/// Locks the senders. No code panics while it holds the lock, so the entries behind a poisoned lock are consistent.
 fn lock<K>(senders: &Mutex<Senders<K>>) -> MutexGuard<'_, Senders<K>> {
     senders.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subscriber_is_notified_after_another_has_left_and_nothing_is_held_after_the_last() {
+    fn a_subscriber_is_notified_after_another_one_leaves_and_no_entry_remains_after_the_last_one() {
         let watchers = Watchers::default();
         let (mut stays, leaves) = (watchers.subscribe("t1"), watchers.subscribe("t1"));
         drop(leaves);

@@ -17,7 +17,7 @@ const SCAN_COUNT: usize = 1000;
 /// How many `SCAN`s one page sends at most while it finds no owner.
 const MAX_SCANS: usize = 4;
 
-/// A position among timers: the score, and the member, as timers may have the same score.
+/// A position among timers: the score and the member, because several timers may have the same score.
 type Position = (f64, Vec<u8>);
 
 fn malformed() -> StorageError {
@@ -206,7 +206,7 @@ mod tests {
     #[case::no_text((0.0, vec![0, 255]))]
     #[case::negative((-7.5, b"a:b".to_vec()))]
     #[case::infinite((f64::NEG_INFINITY, b"a:b".to_vec()))]
-    fn a_cursor_of_timers_gives_back_its_position(#[case] place: Position) {
+    fn a_cursor_of_timers_contains_its_position(#[case] place: Position) {
         assert_eq!(position(&cursor_behind(&place)).unwrap(), place);
     }
 

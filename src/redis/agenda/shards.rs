@@ -1,4 +1,4 @@
-//! Taking due timers from several shards.
+//! Takes due timers from several shards.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use crate::redis::RedisBackend;
 
 /// How long the other shards may take after the first reply. A server that hangs must not delay the timers of others.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// The same limit, if every shard that is still missing failed to reply to the latest call too.
+/// The same limit, if none of the missing shards replied to the previous call either.
 const LEAST_PATIENCE: Duration = Duration::from_millis(20);
 /// The maximum delay of the next call while a shard does not reply.
 const MAX_DELAY: Duration = Duration::from_secs(1);
@@ -48,16 +48,16 @@ impl Outages {
             tracing::warn!(
                 shard,
                 error,
-                "a shard of timers does not reply; its timers are late until it does"
+                "a shard of timers does not reply; its timers fire late until it replies"
             );
         }
     }
 }
 
 impl RedisBackend {
-    /// Asks all shards which timers are due, then takes timers from the shards that have due ones. With two steps the
-    /// queues keep their order over all shards, a call for one timer finds it in any shard, and only timers that are
-    /// taken are hidden.
+    /// Asks all shards which timers are due, then takes timers from the shards that have due ones. Because of these two
+    /// steps, the queues keep their order across all shards, a call for one timer finds it in any shard, and the call
+    /// hides only the timers that it returns.
     pub(super) async fn take_from_shards(
         &self,
         queues: &[Queue],
@@ -176,7 +176,8 @@ struct Share {
     count: usize,
 }
 
-/// Divides the limit queue by queue, and within a queue among the shards in turn, from the shard with the earliest timer on.
+/// Divides the limit among the queues in their order. Within a queue the shards take turns, and the shard with the
+/// earliest timer begins.
 fn shares(replies: &[ShardReply], limit: usize) -> Vec<Share> {
     let (mut shares, mut left) = (Vec::new(), limit);
     let queues = replies.iter().map(|reply| reply.queues.len()).max().unwrap_or_default();
@@ -206,7 +207,7 @@ fn shares(replies: &[ShardReply], limit: usize) -> Vec<Share> {
     shares
 }
 
-/// Divides shares into steps. The scripts of one step take no more timers than one script may.
+/// Divides shares into steps. The scripts of one step together take at most [`MAX_TAKEN_BY_SCRIPT`] timers.
 fn steps(shares: Vec<Share>) -> Vec<Vec<Share>> {
     let (mut steps, mut room) = (vec![Vec::new()], MAX_TAKEN_BY_SCRIPT);
     for mut share in shares {
@@ -227,7 +228,7 @@ fn steps(shares: Vec<Share>) -> Vec<Vec<Share>> {
 mod tests {
     use super::*;
 
-    /// The reply of a shard. For each queue: when its first timer is due, and how many timers are due.
+    /// Returns the reply of a shard. For each queue: when its first timer is due, and how many timers are due.
     fn shard(shard: u64, queues: &[(f64, u64)]) -> ShardReply {
         let state = |&(first, due): &(f64, u64)| QueueState { first: (due > 0).then_some(first), due };
         let queues = queues.iter().map(state).collect();
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn no_step_takes_more_than_32_timers_and_all_steps_take_all() {
+    fn no_step_takes_more_than_32_timers_and_the_steps_together_take_all_timers() {
         let share = |place, queue, count| Share { place, queue, count };
         let all = [share(0, 0, 10), share(1, 0, 50), share(0, 1, 10), share(1, 1, 26)];
         let expected = [

@@ -1,4 +1,4 @@
-//! How a [`RedisBuilder`] connects.
+//! The `connect` methods of [`RedisBuilder`].
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -90,7 +90,7 @@ impl RedisBuilder {
     /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/>), and to the new master after a failover.
     ///
     /// `sentinels` are URLs such as `redis://host:26379`. If the sentinels require a user and a password, all URLs must
-    /// have the same. `master` is the URL of the master with its name in place of the host, such as
+    /// have the same user and password. `master` is the URL of the master with its name in place of the host, such as
     /// `redis://user:password@mymaster/2`. The Redis user also needs `+role`.
     ///
     /// The backend asks all sentinels at the same time, each second and for each connection. It prefers the server of the
@@ -100,8 +100,8 @@ impl RedisBuilder {
     /// [`wait_for_replicas`](Self::wait_for_replicas).
     ///
     /// # Errors
-    /// The errors of [`connect`](Self::connect), and [`Unavailable`](StorageError::Unavailable) if no sentinel answers or none
-    /// knows the master.
+    /// The errors of [`connect`](Self::connect), and [`Unavailable`](StorageError::Unavailable) if no sentinel answers
+    /// or no sentinel knows the master.
     ///
     /// # Cancellation safety
     /// Dropping the future closes the connections.
@@ -225,8 +225,8 @@ impl RedisBuilder {
     /// * The backend cannot subscribe over your connection, so a [watch](crate::StorageBackend::watch) polls.
     /// * Pages and parts share the connection with all other calls, which wait behind them.
     ///   [`over_two`](Self::over_two) takes a second connection for them.
-    /// * The backend cannot detect that the connection reconnects, so a copy of a task
-    ///   [never saves a read](crate::Snapshot).
+    /// * The backend cannot detect that the connection reconnects, so the store reads a task before each write,
+    ///   even if you pass a [copy of the task](crate::Snapshot).
     ///
     /// # Errors
     /// [`InvalidKey`](StorageError::InvalidKey) for an invalid prefix, and any error of the first call over the connection.
@@ -337,7 +337,7 @@ impl RedisBuilder {
         }
     }
 
-    /// How to probe the Pub/Sub commands; `None` if notifications are off.
+    /// Returns how to probe the Pub/Sub commands; `None` if notifications are off.
     fn pubsub_probe(&self, schema: &Schema, subscribes: bool) -> Option<PubsubProbe> {
         self.notifications.then(|| PubsubProbe { channel: schema.probe_channel(), subscribes })
     }

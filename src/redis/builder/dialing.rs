@@ -14,7 +14,8 @@ use crate::redis::reply::CommandError;
 use crate::redis::settings::invalid_setting;
 use crate::redis::url;
 
-/// The idle time after which the kernel probes a connection. The probes detect a connection that a router has forgotten.
+/// The idle time after which the kernel probes a connection. The probes detect that a router in between has dropped the
+/// connection.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 impl RedisBuilder {
@@ -32,7 +33,8 @@ impl RedisBuilder {
         Ok(servers.into_iter().map(|server| server.set_tcp_settings(self.tcp_settings())).collect())
     }
 
-    /// A connection whose peer is silently gone must not block one call after the other.
+    /// Returns settings that detect a peer that disappeared silently. Without them, one call after the other would
+    /// exceed its time limit.
     fn tcp_settings(&self) -> TcpSettings {
         let settings =
             TcpSettings::default().set_nodelay(true).set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE));

@@ -20,7 +20,7 @@ use crate::redis::master::Master;
 use crate::redis::reply::{CommandError, InFlight};
 use crate::scripts::Pubsub;
 
-/// How many nodes one command is sent to, one after the other.
+/// The maximum number of nodes that one command is sent to, one after the other.
 const MAX_REDIRECTIONS: usize = 8;
 
 /// The connections for calls, or those for pages and parts.
@@ -43,18 +43,18 @@ impl Target {
     }
 }
 
-/// What follows from the failure of a command.
+/// What the backend does after a command failed.
 enum Verdict {
     /// The caller receives the failure.
     Fail(CommandError),
-    /// No node ran the command. The caller sends it to this node.
+    /// No node ran the command. The backend sends it to this target.
     Redirect(Target),
-    /// No node ran the command, and another master may serve the slot by now.
+    /// No node ran the command, and another master may serve the slot by now. The backend refreshes the slot map.
     Refresh(CommandError),
 }
 
 impl ClusterConnection {
-    /// Decides what follows from a failure of this target.
+    /// Decides what the backend does after a command to this target failed.
     fn judge(&self, slot: u16, target: &Target, failure: CommandError) -> Verdict {
         use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved, ReadOnly};
         let error = match &failure {
@@ -93,7 +93,7 @@ impl ClusterConnection {
         Some(Target::master(node))
     }
 
-    /// Returns the master of a slot. Refreshes the slot map once if it has none.
+    /// Returns the master of a slot. Refreshes the slot map once if the map has no master for the slot.
     async fn master(&self, slot: u16) -> Result<Arc<Node>, CommandError> {
         if let Some(master) = self.nodes.master(slot) {
             return Ok(master);
@@ -108,8 +108,8 @@ impl ClusterConnection {
         self.nodes.master(slot).filter(|master| !Arc::ptr_eq(master, before))
     }
 
-    /// Sends a read to any node that answers. The nodes that answered last come first. The next node is asked when the one
-    /// before is silent.
+    /// Sends a read to any node that answers. The nodes that answered most recently come first. If a node stays
+    /// silent, this method also sends the read to the next one.
     async fn send_to_any(&self, command: &Cmd, in_flight: &InFlight) -> Result<Value, CommandError> {
         let mut nodes = self.nodes.all();
         nodes.sort_by_key(|node| (node.lost().is_some(), Reverse(node.answered())));
@@ -176,7 +176,7 @@ fn unserved(slot: u16) -> CommandError {
     CommandError::NotSent((kind, "no master serves the slot of the key", slot.to_string()).into())
 }
 
-/// Whether a node did not run a read of a pipeline, and may have redirected it.
+/// Returns whether a node did not run a read of a pipeline, and may have redirected it.
 fn is_redirected(reply: &Result<Value, CommandError>) -> bool {
     matches!(reply, Err(CommandError::ErrorReply(error)) if is_redirection(error))
 }
@@ -228,7 +228,8 @@ impl Connection for ClusterConnection {
     ) -> Result<Vec<Result<Value, CommandError>>, CommandError> {
         self.refresher.keep_running();
         let mut replies = self.read_all_at_master(reads, slot(key)).await?;
-        // While the slot is being migrated, some keys may be on another node. Each of their reads goes there by itself.
+        // While the slot is being migrated, some keys may be on another node. The backend sends each of their
+        // reads there separately.
         let again = replies.iter_mut().zip(reads.cmd_iter()).filter(|(reply, _)| is_redirected(reply));
         let again = again.map(|(reply, read)| async move {
             *reply = self.send(read, key, &InFlight::default()).await;
@@ -253,7 +254,7 @@ impl Connection for ClusterConnection {
         if !is_redirection(&error) {
             return error;
         }
-        // A redirection counts for one command only. The next refresh finds the master of the slot.
+        // A redirection applies to one command only. The next refresh finds the master of the slot.
         let kind = ErrorKind::ClusterConnectionNotFound;
         (kind, "another node serves the slot", reply_of(&error)).into()
     }

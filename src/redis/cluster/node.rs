@@ -117,12 +117,12 @@ impl Node {
         Ok(view)
     }
 
-    /// Nothing panics while it holds this lock.
+    /// Locks the state. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When the node last replied with its view of the cluster.
+    /// Returns when the node last replied with its view of the cluster.
     pub(super) fn answered(&self) -> Option<Instant> {
         self.state().answered
     }
@@ -131,12 +131,12 @@ impl Node {
         self.state().redirected = Instant::now();
     }
 
-    /// When a redirection last led to the node.
+    /// Returns when a redirection last led to the node.
     pub(super) fn redirected(&self) -> Instant {
         self.state().redirected
     }
 
-    /// Why no connection to the node could be made; `None` unless the node is lost.
+    /// Returns why no connection to the node could be made; `None` unless the node is lost.
     pub(super) fn lost(&self) -> Option<RedisError> {
         self.state().lost.as_ref().map(|lost| lost.error.clone())
     }

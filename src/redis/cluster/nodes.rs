@@ -30,7 +30,7 @@ pub(super) struct Nodes {
     generation: Arc<Generation>,
     /// How to probe the Pub/Sub commands of each node; `None` if notifications are off.
     probe: Option<PubsubProbe>,
-    /// The nodes that the caller named. They stay known, whichever nodes join and leave.
+    /// The nodes that the caller named. They stay known even if they leave the cluster.
     seeds: Vec<NodeAddress>,
     state: RwLock<State>,
     /// Receives a notification whenever the master of a slot changes.
@@ -57,7 +57,7 @@ impl Nodes {
         Self { dialer, clock, generation, probe, seeds, state: RwLock::new(state), changes }
     }
 
-    /// Nothing panics while it holds this lock.
+    /// Locks the state. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -70,13 +70,13 @@ impl Nodes {
         self.generation.get()
     }
 
-    /// The master that serves a slot; `None` if no master is known.
+    /// Returns the master that serves a slot; `None` if no master is known.
     pub(super) fn master(&self, slot: u16) -> Option<Arc<Node>> {
         let state = self.state();
         state.slots.index(slot).and_then(|index| state.masters.get(index)).cloned()
     }
 
-    /// The masters, in the order of their slots.
+    /// Returns the masters, in the order of their slots.
     pub(super) fn masters(&self) -> Vec<MasterOfSlots> {
         let state = self.state();
         let masters = state.slots.lowest_slots();
@@ -101,12 +101,12 @@ impl Nodes {
         node
     }
 
-    /// All nodes that are known.
+    /// Returns all nodes that are known.
     pub(super) fn all(&self) -> Vec<Arc<Node>> {
         self.state().known.values().cloned().collect()
     }
 
-    /// The nodes that the caller named.
+    /// Returns the nodes that the caller named.
     pub(super) fn seeds(&self) -> Vec<Arc<Node>> {
         self.seeds.iter().map(|address| self.node(address)).collect()
     }
@@ -173,7 +173,7 @@ impl Nodes {
                 || now.saturating_duration_since(node.redirected()) < REMEMBERED;
             if !stays {
                 tracing::debug!(node = node.name, "a node has left the cluster");
-                // Connections that are still in use end at their next check.
+                // This voids the connections to the node that are still in use.
                 let epochs = node.master.epochs();
                 epochs.end(epochs.current());
             }

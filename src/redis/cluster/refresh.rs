@@ -30,7 +30,7 @@ const MAX_NODES_ASKED: usize = 32;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// How long the nodes may take to answer if none of them answers within the usual limit.
 const SLOW_ANSWER_LIMIT: Duration = Duration::from_secs(1);
-/// How long the backend waits for the other nodes once most have answered.
+/// How long the backend waits for the other nodes once most nodes have answered.
 const OTHERS_LIMIT: Duration = Duration::from_millis(50);
 
 /// Asks the nodes which master serves which slot. A background task runs one refresh after the other.
@@ -102,7 +102,7 @@ impl Refresher {
     /// Asks the nodes that the caller named, all at the same time.
     ///
     /// # Errors
-    /// If no node replies: the error of one of them, preferably one that is not temporary.
+    /// If no node replies: the error of one of them, preferably an error that is not temporary.
     pub(super) async fn first_refresh(&self) -> Result<(), StorageError> {
         let seeds = self.nodes.seeds();
         let mut asking: FuturesUnordered<_> =
@@ -133,7 +133,7 @@ impl Refresher {
             Some(error) if views.is_empty() => return Err(error),
             _ => {}
         }
-        // Complete, because no other node is known.
+        // The views are complete, because no other node is known yet.
         self.update(&views, true);
         Ok(())
     }
@@ -153,7 +153,7 @@ impl Refresher {
                         until = until.min(Instant::now() + OTHERS_LIMIT);
                     }
                 }
-                // All nodes are slow, or far away.
+                // No node has answered yet: all of them may be slow or far away.
                 Err(_) if views.is_empty() && until < begun + SLOW_ANSWER_LIMIT => {
                     until = begun + SLOW_ANSWER_LIMIT;
                 }

@@ -6,10 +6,10 @@ use super::address::NodeAddress;
 use super::slot::SLOTS;
 use super::view::{View, trusted};
 
-/// Takes the place of the index if no master serves the slot.
+/// The index of a slot that no master serves.
 const UNSERVED: u16 = u16::MAX;
 
-/// Which master serves which slot. Equal maps are equal values.
+/// Which master serves which slot. Two maps with the same epoch and the same masters are equal, however they were made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SlotMap {
     /// The epoch of the views that the map is made from.
@@ -26,7 +26,7 @@ impl SlotMap {
         Self { epoch: 0, masters: Vec::new(), indices: vec![UNSERVED; usize::from(SLOTS)] }
     }
 
-    /// The index of the slot's master among the [`masters`](Self::masters).
+    /// Returns the index of the slot's master among the [`masters`](Self::masters).
     pub(super) fn index(&self, slot: u16) -> Option<usize> {
         let index = self.indices.get(usize::from(slot)).filter(|index| **index != UNSERVED);
         index.map(|index| usize::from(*index))
@@ -36,17 +36,17 @@ impl SlotMap {
         self.index(slot).and_then(|index| self.masters.get(index))
     }
 
-    /// Whether each slot has the same master in both maps.
+    /// Returns whether each slot has the same master in both maps.
     pub(super) fn has_same_masters(&self, other: &Self) -> bool {
         self.masters == other.masters && self.indices == other.indices
     }
 
-    /// Whether each slot has a master.
+    /// Returns whether each slot has a master.
     pub(super) fn is_complete(&self) -> bool {
         !self.indices.contains(&UNSERVED)
     }
 
-    /// The masters, each with the lowest slot that it serves.
+    /// Returns the masters, each with the lowest slot that it serves.
     pub(super) fn lowest_slots(&self) -> impl Iterator<Item = (u16, &NodeAddress)> {
         let lowest = |index| self.indices.iter().position(|of| usize::from(*of) == index).unwrap_or_default();
         self.masters.iter().enumerate().map(move |(index, node)| (lowest(index) as u16, node))

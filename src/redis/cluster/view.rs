@@ -40,13 +40,14 @@ impl View {
         Ok(Self { is_ok: field("cluster_state") == Some("ok"), epoch, masters, replicas })
     }
 
-    /// All nodes in the view.
+    /// Returns all nodes in the view.
     pub(super) fn nodes(&self) -> impl Iterator<Item = &NodeAddress> {
         self.masters.iter().map(|(_, node)| node).chain(&self.replicas)
     }
 }
 
-/// Returns the views that count: those of the majority, if there is one, and of these the ones with the highest epoch.
+/// Returns the views to use: the views of nodes in the majority (`is_ok`), or all views if no node is in the majority. Of
+/// these, it returns only the views with the highest epoch.
 pub(super) fn trusted(views: &[View]) -> Vec<&View> {
     let has_majority = views.iter().any(|view| view.is_ok);
     let views = || views.iter().filter(|view| view.is_ok || !has_majority);

@@ -29,17 +29,17 @@ pub(super) const WORDS: [(&str, Class); 26] = [
     ("OOM ", Class::OutOfMemory),
     ("WRONGTYPE ", Class::WrongType),
     ("READONLY ", Class::Unavailable("the server is a read-only replica; connect to the master")),
-    ("LOADING ", Class::Unavailable("the server is loading its data; try again when it is done")),
+    ("LOADING ", Class::Unavailable("the server is loading its data; try again after it has finished")),
     (
         "CLUSTERDOWN ",
         Class::Unavailable(
             "the cluster is down or does not serve the key's slot; check that its masters run",
         ),
     ),
-    ("TRYAGAIN ", Class::Unavailable("the key's slot is being migrated; try again when it is done")),
+    ("TRYAGAIN ", Class::Unavailable("the key's slot is being migrated; try again after the migration")),
     (
         "non local key in a cluster node",
-        Class::Unavailable("the key's slot is being migrated; try again when it is done"),
+        Class::Unavailable("the key's slot is being migrated; try again after the migration"),
     ),
     (
         "MASTERDOWN ",
@@ -60,22 +60,26 @@ pub(super) const WORDS: [(&str, Class); 26] = [
     ),
     (
         "max number of clients",
-        Class::Unavailable("the server accepts no more connections; close some, or raise its maxclients"),
+        Class::Unavailable(
+            "the server accepts no more connections; close some connections, or raise its maxclients",
+        ),
     ),
     (
         "NOAUTH ",
         Class::Denied(
-            "the server requires a password and received none; write user and password in front of the host, as in \
+            "the server requires a password, but received none; write user and password in front of the host, as in \
              redis://user:password@host",
         ),
     ),
     (
         "WRONGPASS ",
-        Class::Denied("the user name or the password is wrong, or the user is disabled; correct them"),
+        Class::Denied(
+            "the user name or the password is wrong, or the user is disabled; check both, and the user on the server",
+        ),
     ),
     (
         "without any password configured",
-        Class::Denied("the server has no password set and received one; leave it out"),
+        Class::Denied("the server has no password set, but received one; remove the password"),
     ),
     ("invalid password", Class::Denied("the password is wrong; correct it")),
     ("NOPERM ", NOT_PERMITTED),
@@ -181,24 +185,23 @@ pub(super) fn classify_connection(error: &RedisError) -> Class {
             "the sentinels do not know a master of this name; correct the name, or wait until they monitor it",
         ),
         ErrorKind::ClusterConnectionNotFound | ErrorKind::NoValidReplicasFoundBySentinel => {
-            Class::Unavailable(
-                "no server is known that serves this key; check the URLs, and that the servers run",
-            )
+            Class::Unavailable("no known server serves this key; check the URLs, and that the servers run")
         }
         _ => Class::Misconfigured(
-            "the connection cannot be used as it is configured; check the URL and the settings",
+            "the connection cannot be used with this configuration; check the URL and the settings",
         ),
     }
 }
 
-/// Whether the connection closed in the middle of a reply, for example because a proxy shut down or the server was
-/// killed while it sent. The parser of the redis crate then reports an unexpected end of input. For bytes that are no
-/// reply, it reports the byte that it did not expect.
+/// Returns whether the connection closed in the middle of a reply, for example because a proxy shut down or the server
+/// was killed while it sent. The parser of the redis crate then reports an unexpected end of input. For bytes that are
+/// no reply, it reports the byte that it did not expect.
 pub(super) fn is_truncated(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Parse && error.detail().is_some_and(|detail| detail.contains("end of input"))
 }
 
-/// Whether the host name was not resolved. The standard library has no kind for this error, and its text differs by system.
+/// Returns whether the host name was not resolved. The standard library has no kind for this error, and its text
+/// differs by system.
 fn is_of_lookup(error: &RedisError) -> bool {
     let text = error.to_string();
     ["failed to lookup address information", "No such host is known"].iter().any(|words| text.contains(words))

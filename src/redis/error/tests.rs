@@ -15,7 +15,7 @@ fn write() -> Context<'static> {
     }
 }
 
-/// The error into which the redis crate parses this line from a server.
+/// Returns the error into which the redis crate parses this line from a server.
 fn server_says(line: &str) -> RedisError {
     let reply = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
     let Value::ServerError(error) = reply else { panic!("{reply:?}") };

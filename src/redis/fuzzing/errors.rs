@@ -84,7 +84,8 @@ fn is_digits(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The scripts write digits only. Another number may be accepted or not, but never as another error.
+/// Returns whether this is the right error for `CAPACITYEXCEEDED`. The scripts write digits only. The decoder may
+/// accept another number or not, but never as another error.
 fn is_quota(judged: &StorageError, write: &Context<'_>, detail: &str) -> bool {
     let StorageError::CapacityExceeded { quota: Some(quota), .. } = *judged else {
         return is_unforeseen(judged) && !(is_digits(detail) && detail.parse::<u64>().is_ok());
@@ -103,7 +104,7 @@ fn is_too_many_parts(judged: &StorageError, detail: &str) -> bool {
     }
 }
 
-/// Whether an error with a code of the server, not of the scripts, becomes its variant.
+/// Returns whether an error with a code of the server, not of the scripts, becomes its variant.
 fn is_of_server(judged: &StorageError, code: &str) -> bool {
     match code {
         "OOM" => matches!(judged, StorageError::CapacityExceeded { quota: None, .. }),
@@ -144,7 +145,7 @@ struct Fields {
 }
 
 impl Fields {
-    /// Whether these fields become this error of a write.
+    /// Returns whether these fields become this error of a write.
     fn becomes(&self, judged: &StorageError, write: &Context<'_>) -> bool {
         let number = |field: &Option<String>| field.as_ref().and_then(|text| canonical(&bulk(text)));
         if !self.has_data && self.version.is_none() && self.expires_at.is_none() {
@@ -198,7 +199,7 @@ fn is_corrupt(error: &StorageError, field: &str) -> bool {
     matches!(error, StorageError::Corrupt { reason, .. } if reason.contains(field))
 }
 
-/// Whether the error may come from the middle of a script.
+/// Returns whether the error may come from the middle of a script.
 fn is_unforeseen(error: &StorageError) -> bool {
     matches!(error, StorageError::Backend { outcome_unknown: true, .. })
 }

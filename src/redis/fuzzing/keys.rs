@@ -14,7 +14,7 @@ use crate::redis::schema::Schema;
 pub fn key(input: &[u8]) {
     let [a, b, c, d, prefix] = fields(input).map(|field| String::from_utf8_lossy(field).into_owned());
     let prefix = if prefix_is_legal(&prefix) { &prefix } else { "pmcp" };
-    // In addition to the given ids, those that would reach the keys of another owner if ids were not escaped.
+    // Also ids that would reach the keys of another owner if ids were not escaped.
     let (ab, bc) = (format!("{a}:{b}"), format!("{b}:{c}"));
     let (tagged, escaped) = (format!("{{{a}}}"), escape(&a).into_owned());
     for id in [&a, &b, &c, &d, &ab, &tagged, &escaped] {
@@ -44,7 +44,7 @@ pub fn key(input: &[u8]) {
     }
 }
 
-/// The text of a key of a task decodes to its ids.
+/// Checks that the text of a task's key decodes to its ids.
 fn check_text(key: &TaskKey) {
     let text = key.to_string();
     let (owner, task) = text.split_once(':').expect("a colon between the ids");

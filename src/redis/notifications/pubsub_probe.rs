@@ -60,8 +60,8 @@ impl PubsubProbe {
         Ok(ProbeOutcome { pubsub: None, denied })
     }
 
-    /// Whether this pair of commands delivers messages. A pair that the server refuses counts as working, because an
-    /// administrator may grant the permission.
+    /// Returns whether this pair of commands delivers messages. A pair that the server refuses counts as working,
+    /// because an administrator may grant the permission.
     async fn works(
         &self,
         pubsub: Pubsub,
@@ -140,14 +140,14 @@ impl PubsubProbe {
     }
 }
 
-/// A message that no other probe sends. Subscribers ignore it.
+/// Returns a message that no other probe sends. Subscribers ignore it.
 fn new_message() -> String {
     format!("? {}", Uuid::new_v4())
 }
 
-/// Whether the server ended the subscription by itself, because the slot of the channel has moved to another node. The
-/// redis crate takes this message for the reply to the command under way, and then assigns each later reply to the
-/// wrong command.
+/// Returns whether the server ended the subscription by itself, because the slot of the channel has moved to another
+/// node. The redis crate takes this message for the reply to the command under way, and then assigns each later reply
+/// to the wrong command.
 fn is_unsubscribed(reply: &Result<Value, RedisError>) -> bool {
     matches!(reply, Ok(Value::Push { kind: PushKind::SUnsubscribe, .. }))
 }
@@ -182,7 +182,8 @@ fn support(
     }
 }
 
-/// Whether this is the reply to a subscription. The redis crate may take a message for the reply to the command under way.
+/// Returns whether this is the reply to a subscription. The redis crate may take a message for the reply to the command
+/// under way.
 pub(in crate::redis) fn confirms(reply: &Value, channel: &str) -> bool {
     matches!(reply, Value::Push { kind: PushKind::SSubscribe | PushKind::Subscribe, data }
         if data.first() == Some(&Value::BulkString(channel.as_bytes().to_vec())))

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read_with_and_without_the_permission_to_read_the_number_of_the_failover() {
+    fn the_answer_of_a_sentinel_is_read_with_and_without_the_permission_to_read_the_number_of_the_failover() {
         let text = |text: &str| Value::BulkString(text.into());
         let address = Value::Array(vec![text("10.0.0.1"), text("6379")]);
         let state = Value::Array(["name", "mymaster", "config-epoch", "7"].map(text).to_vec());

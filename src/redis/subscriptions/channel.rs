@@ -34,7 +34,7 @@ enum End {
     Dropped,
     /// Another server serves the channel now.
     Moved,
-    /// The server delivers messages only by the other pair of commands.
+    /// The server delivers messages only with the other pair of commands.
     WrongCommands,
     /// The channel has had no subscriber for a while.
     Left,
@@ -80,7 +80,7 @@ impl ChannelSubscription {
             End::Moved => {
                 let channel = self.channel.clone();
                 drop(tokio::spawn(async move {
-                    // The old server may be gone, and the new subscription must not wait for it.
+                    // The old server may be down, and the new subscription must not wait for it.
                     if let Err(error) = connection.unsubscribe(pubsub, &channel).await {
                         tracing::debug!(channel, error = %Chain(&error), "failed to unsubscribe from a channel that moved");
                     }

@@ -69,7 +69,7 @@ pub(super) async fn keep_asking(connection: Weak<PubsubConnection>, deployment: 
     }
 }
 
-/// Returns once a probe shows that the server delivers messages by other commands than `assumed`. The process assumed
+/// Returns once a probe shows that the server delivers messages with other commands than `assumed`. The process assumed
 /// these commands while no probe was possible.
 pub(super) async fn wrong_commands(connection: &PubsubConnection, assumed: Option<Pubsub>) {
     loop {

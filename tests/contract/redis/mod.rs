@@ -19,7 +19,7 @@ async fn open() -> Subject {
 
 conformance_tests!(open);
 
-/// The same with keys as in a cluster: hash-tagged owners, and timers in 16 shards.
+/// The contract with keys as in a cluster: hash-tagged owners, and timers in 16 shards.
 mod hash_tagged {
     use super::*;
 
@@ -35,13 +35,13 @@ fn subject(store: Store, owner: Owner) -> Subject {
     Subject::new(store.backend).capabilities(capabilities()).hooks(Keys { namespace, owner })
 }
 
-/// How the owner stands in a key.
+/// The form of the owner in a key.
 enum Owner {
     Plain,
     HashTagged,
 }
 
-/// Reaches the keys of a store over a connection of its own.
+/// Changes the keys of a store over a connection of its own.
 struct Keys {
     namespace: Arc<Namespace>,
     owner: Owner,

@@ -101,7 +101,7 @@ impl Case<'_> {
         if self.story.created.is_some() {
             report.acknowledged += 1;
             if self.end.is_none_or(End::is_open) {
-                self.violated(report, Rule::AcknowledgedTasksEnd, "it does not end".to_owned());
+                self.violated(report, Rule::AcknowledgedTasksEnd, "the task does not end".to_owned());
             }
         }
         let Some(end) = self.end else { return };
@@ -111,7 +111,7 @@ impl Case<'_> {
                 self.violated(
                     report,
                     Rule::EndsAreFinal,
-                    format!("a client saw {seen}, and it is {}", end.status),
+                    format!("a client saw {seen}, and the record says {}", end.status),
                 );
             }
         }
@@ -166,8 +166,8 @@ impl Case<'_> {
         }
     }
 
-    /// A result must not be replaced if no later attempt had begun when it was produced, and its worker was neither silent for too
-    /// long nor ended before it could store the result.
+    /// Checks that no result was replaced that had to stay. A result must not be replaced if no later attempt had begun
+    /// when it was produced, and its worker was neither silent for too long nor ended before it could store the result.
     fn results_are_not_replaced(&self, report: &mut Report, end: &End, produced: &Produced) {
         let begun = self.story.begun.iter().find(|begun| begun.attempt == produced.attempt);
         let begun = begun.expect("what produces a result has begun");

@@ -1,4 +1,4 @@
-//! The faults of the worker processes and the servers. The seed decides which happen when.
+//! The faults of the worker processes and the servers. The seed decides which faults happen and when.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -67,7 +67,7 @@ const WORKER_FAULTS: [WorkerFault; 8] = {
 };
 const SERVER_FAULTS: [ServerFault; 2] = [ServerFault::Kill, ServerFault::Pause];
 
-/// What faults happen to.
+/// What a fault affects.
 enum Target {
     Worker(usize, Deck<WorkerFault>),
     Server(Deck<ServerFault>),
@@ -167,7 +167,7 @@ impl Single {
             ServerFault::Pause => {
                 self.log.append(Event::ServerPaused);
                 self.server.lock().unwrap().signal("STOP");
-                // One in two lasts longer than a lease and its observation.
+                // One pause in two is longer than a lease and its observation.
                 let millis =
                     if random.below(2) == 0 { LONG_MS + random.below(2_000) } else { random.below(2_500) };
                 sleep(Duration::from_millis(millis)).await;
@@ -285,7 +285,7 @@ impl Supervisor {
 
     async fn inject(&self, fault: WorkerFault, random: &mut Random, counts: &mut Counts) {
         let worker = self.worker();
-        // One in three is so short that it must not cost the worker its leases.
+        // One fault in three is so short that the worker must not lose a lease.
         let lasts = if random.below(3) == 0 { random.below(SHORT_MS) } else { LONG_MS + random.below(2_500) };
         let lasts = Duration::from_millis(lasts);
         match fault {

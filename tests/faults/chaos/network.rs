@@ -85,7 +85,7 @@ impl Network {
         self.state.is_faultless.store(true, SeqCst);
     }
 
-    /// While this is set, no bytes pass.
+    /// Cuts the process off, or reconnects it. While it is cut off, no bytes pass.
     pub fn set_cut_off(&self, is_cut_off: bool) {
         self.state.is_cut_off.send_replace(is_cut_off);
     }
@@ -112,7 +112,7 @@ impl State {
         for stream in [&client, &server] {
             stream.set_nodelay(true).unwrap();
         }
-        // One in four is cut soon.
+        // One connection in four is cut soon.
         let bytes =
             if self.below(4) == 0 { self.below(20_000) } else { 20_000 + self.below(self.most_bytes) };
         let (to_server, to_client) = if self.below(2) == 0 { (bytes, u64::MAX) } else { (u64::MAX, bytes) };
@@ -132,7 +132,7 @@ impl State {
         match cut {
             Cut::Reset => {
                 self.resets.fetch_add(1, SeqCst);
-                // The client may have closed it meanwhile.
+                // The client may have closed the connection.
                 let _ = client.set_zero_linger();
             }
             Cut::Close => {

@@ -35,18 +35,18 @@ pub const QUESTION: &str = "go";
 pub struct Plan {
     pub number: u64,
     pub owner: String,
-    /// It resumes after its worker was lost.
+    /// Whether the task resumes after its worker was lost.
     pub resume: bool,
-    /// It is a closure, which no other instance can resume.
+    /// Whether the operation is a closure, which no other instance can resume.
     pub closure: bool,
     pub asks: bool,
-    /// Its operation ends when it is cancelled. Other operations complete.
+    /// Whether the operation ends when the task is cancelled. Otherwise it completes.
     pub heeds: bool,
-    /// Its TTL elapses before it ends.
+    /// Whether the TTL elapses before the operation ends.
     pub brief: bool,
     pub steps: u64,
     pub pause_ms: u64,
-    /// How many bytes are added to its result. A large result becomes a part of the record.
+    /// How many bytes the operation adds to its result. A large result becomes a part of the record.
     pub pad: usize,
     /// How long after its creation the client cancels it.
     pub cancel_after_ms: Option<u64>,

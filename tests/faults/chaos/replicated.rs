@@ -103,7 +103,7 @@ impl Replicated {
         }
     }
 
-    /// Waits until another server stores the records of this one.
+    /// Waits until another server has taken over from this one.
     fn another_takes_over(&self, deployment: &Deployment, server: usize) {
         deployment.another_takes_over(server);
         self.log.append(Event::ServerUp);
@@ -118,9 +118,9 @@ impl Replicated {
         self.log.append(Event::ServerUp);
     }
 
-    /// A master that resumes applies and acknowledges the writes that it received meanwhile, before it learns that it was
-    /// replaced. Those writes are lost. So the test holds writes back until the master knows. Behind sentinels, no replica
-    /// confirms such writes.
+    /// Stops a master until a replica has taken over. A master that resumes applies and acknowledges the writes that it
+    /// received while it was stopped, before it learns that another master replaced it. Those writes are lost. So the
+    /// test holds writes back until the master knows. Behind sentinels, no replica confirms such writes.
     fn silence(&self, deployment: &Deployment, server: usize, lasts: Duration) {
         let holds = self.topology == Topology::Cluster;
         if holds {

@@ -120,7 +120,7 @@ impl Run {
     }
 }
 
-/// The record of an open task with a worker, right after its cancel was acknowledged.
+/// Returns the record of an open task with a worker, right after its cancel was acknowledged.
 fn held(attempt: u32) -> Found {
     Found { status: "working".to_owned(), cancel_requested: true, attempt: Some(attempt), is_held: true }
 }
@@ -140,7 +140,7 @@ fn a_run_that_keeps_all_rules_passes() {
 }
 
 #[test]
-fn an_acknowledged_task_that_is_open_or_gone_in_the_end_is_found() {
+fn an_acknowledged_task_that_is_open_or_absent_at_the_end_is_reported() {
     let open = End { status: "working".to_owned(), ..End::default() };
     Run::fails().created().begin(1, "a").ends(open.clone()).breaks(&[Rule::AcknowledgedTasksEnd]);
     Run::fails().created().begin(1, "a").breaks(&[Rule::AcknowledgedTasksEnd]);
@@ -149,7 +149,7 @@ fn an_acknowledged_task_that_is_open_or_gone_in_the_end_is_found() {
 }
 
 #[test]
-fn a_result_that_no_operation_produced_is_found() {
+fn a_result_that_no_operation_produced_is_reported() {
     let run = |attempt| Run::resumes().created().begin(1, "a").begin(2, "b").produced(attempt, "b");
     run(2).completes(2).breaks(&[]);
     run(1).completes(2).breaks(&[Rule::ResultsWereProduced]);
@@ -158,14 +158,14 @@ fn a_result_that_no_operation_produced_is_found() {
 }
 
 #[test]
-fn a_result_under_the_name_of_another_attempt_is_found() {
+fn a_result_under_the_name_of_another_attempt_is_reported() {
     let result = Outcome { attempt: 2, nonce: "result of 1".to_owned(), answer: None };
     let end = End { status: "completed".to_owned(), result: Some(result), ..End::default() };
     Run::fails().created().begin(1, "a").produced(1, "a").ends(end).breaks(&[Rule::ResultsWereProduced]);
 }
 
 #[test]
-fn an_answer_that_the_client_did_not_give_is_found() {
+fn an_answer_that_the_client_did_not_give_is_reported() {
     let plan = Plan { asks: true, ..Plan::default() };
     let answer = |answer: String| Event::GotAnswer { task: "t".to_owned(), attempt: 1, answer };
     let result = |answer| Outcome { attempt: 1, nonce: "result of 1".to_owned(), answer };
@@ -178,7 +178,7 @@ fn an_answer_that_the_client_did_not_give_is_found() {
 }
 
 #[test]
-fn a_result_that_is_replaced_is_found() {
+fn a_result_that_is_replaced_is_reported() {
     let run = || Run::resumes().created().begin(1, "a").produced(1, "a").quiet(5);
     run().begin(2, "b").produced(2, "b").completes(2).breaks(&[Rule::ResultsAreNotReplaced]);
     // The later death of its worker is no reason.
@@ -219,7 +219,7 @@ fn a_process_that_shuts_down_must_store_its_results() {
 }
 
 #[test]
-fn an_attempt_that_begins_after_an_acknowledged_cancel_is_found() {
+fn an_attempt_that_begins_after_an_acknowledged_cancel_is_reported() {
     let run = |found| Run::resumes().created().begin(1, "a").killed("a").cancelled(found);
     run(held(1)).ends_cancelled().breaks(&[]);
     run(held(1)).begin(2, "b").ends_cancelled().breaks(&[Rule::CancelsAreNotForgotten]);
@@ -230,31 +230,31 @@ fn an_attempt_that_begins_after_an_acknowledged_cancel_is_found() {
 }
 
 #[test]
-fn an_acknowledged_cancel_that_has_no_effect_is_found() {
+fn an_acknowledged_cancel_that_has_no_effect_is_reported() {
     let run = |found| Run::resumes().created().begin(1, "a").killed("a").cancelled(found).ends_cancelled();
     run(Found { is_held: false, ..held(1) }).breaks(&[Rule::CancelsAreNotForgotten]);
     run(Found { cancel_requested: false, ..held(1) }).breaks(&[Rule::CancelsAreNotForgotten]);
 }
 
 #[test]
-fn a_cancelled_task_that_fails_with_its_worker_is_found() {
+fn a_cancelled_task_that_fails_with_its_worker_is_reported() {
     let run = Run::fails().created().begin(1, "a").cancelled(held(1)).killed("a");
     run.fails_with(LOST).breaks(&[Rule::CancelsAreNotForgotten]);
 }
 
 #[test]
-fn a_task_that_is_cancelled_without_a_request_is_found() {
+fn a_task_that_is_cancelled_without_a_request_is_reported() {
     Run::fails().created().begin(1, "a").ends_cancelled().breaks(&[Rule::CancelsAreNotForgotten]);
 }
 
 #[test]
-fn an_attempt_number_that_runs_twice_is_found() {
+fn an_attempt_number_that_runs_twice_is_reported() {
     let run = Run::resumes().created().begin(1, "a").killed("a").begin(2, "b").begin(2, "b");
     run.produced(2, "b").completes(2).breaks(&[Rule::AttemptsRunOnce]);
 }
 
 #[test]
-fn too_few_resumptions_are_found() {
+fn too_few_resumptions_are_reported() {
     let mut run =
         Run::resumes().created().begin(1, "a").killed("a").begin(2, "b").produced(2, "b").completes(2);
     run.bounds.least_resumptions = 1;
@@ -264,7 +264,7 @@ fn too_few_resumptions_are_found() {
 }
 
 #[test]
-fn a_worker_that_is_declared_lost_while_it_is_alive_is_found() {
+fn a_worker_that_is_declared_lost_while_it_is_alive_is_reported() {
     let run = || Run::fails().created().begin(1, "a");
     run().killed("a").fails_with(LOST).breaks(&[]);
     run().paused("a", 5).fails_with(LOST).breaks(&[]);
@@ -291,7 +291,7 @@ fn a_worker_that_is_declared_lost_while_it_is_alive_is_found() {
 }
 
 #[test]
-fn a_task_that_is_given_up_too_early_or_too_late_is_found() {
+fn a_task_that_fails_after_too_few_or_too_many_attempts_is_reported() {
     let run = || {
         let lost = Run::resumes().created().begin(1, "a").killed("a").begin(2, "b").killed("b");
         lost.with(Event::Started { run: "c".to_owned() }).with(Event::Started { run: "d".to_owned() })
@@ -327,7 +327,7 @@ fn violations_that_a_failover_may_have_caused_are_reported_separately() {
 }
 
 #[test]
-fn a_task_that_is_overdue_before_its_time_or_fails_for_another_reason_is_found() {
+fn a_task_that_fails_before_its_ttl_has_elapsed_or_for_another_reason_is_reported() {
     let brief = Run::new(Plan { brief: true, ..Plan::default() }).created().begin(1, "a");
     brief.fails_with("TTL elapsed").breaks(&[]);
     Run::fails().created().begin(1, "a").fails_with("TTL elapsed").breaks(&[Rule::ReasonsAreHonest]);
@@ -336,7 +336,7 @@ fn a_task_that_is_overdue_before_its_time_or_fails_for_another_reason_is_found()
 }
 
 #[test]
-fn an_end_that_changes_after_a_client_saw_it_is_found() {
+fn a_terminal_status_that_changes_after_a_client_read_it_is_reported() {
     let run = Run::fails().created().begin(1, "a").killed("a").seen("completed").fails_with(LOST);
     run.breaks(&[Rule::EndsAreFinal]);
     let ended = Found { status: "cancelled".to_owned(), attempt: None, is_held: false, ..held(1) };

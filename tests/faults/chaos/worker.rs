@@ -161,7 +161,7 @@ impl Worker {
         let call = async {
             let written = self.requests.lock().await.write_all(line.as_bytes()).await;
             written.map_err(|error| error.to_string())?;
-            replied.await.unwrap_or_else(|_| Err("the process is gone".to_owned()))
+            replied.await.unwrap_or_else(|_| Err("the process has ended".to_owned()))
         };
         timeout(PATIENCE, call).await.unwrap_or_else(|_| Err("no reply".to_owned()))
     }

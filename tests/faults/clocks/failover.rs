@@ -105,7 +105,7 @@ impl Stores {
         Before { long, done, half_an_hour, record }
     }
 
-    /// The clock of the new master decides whether a record of the old one has expired.
+    /// Checks that the clock of the new master decides whether a record of the old master has expired.
     async fn check_what_was_written_before(&self, before: &Before, is_ahead: bool) {
         for task in [&before.long, &before.done] {
             assert_eq!(&self.tasks.get(&task.key).await.unwrap(), task);
@@ -121,7 +121,8 @@ impl Stores {
         }
     }
 
-    /// New tasks get their times from the new master. The newest comes first although the clock was set back.
+    /// Checks that new tasks get their times from the new master, and that the newest task comes first even if the new
+    /// master's clock is behind.
     async fn check_new_tasks(&self, before: &Before, servers: &Servers, is_ahead: bool) {
         let Before { long, done, half_an_hour, .. } = before;
         let earliest = servers.new_time() - MOST_LAG;

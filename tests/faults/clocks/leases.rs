@@ -95,7 +95,7 @@ async fn after_the_clock_steps_forward_by_two_minutes_a_single_instance_does_not
     let tasks = open(&agenda, lease);
     let (stored, attempt) = tasks.start(&owner("alice"), task()).await.unwrap();
     assert!(stepped.step("+2m") > TimeDelta::seconds(110));
-    // The worker does not renew its lease meanwhile.
+    // The worker does not renew its lease during this time.
     let until = Instant::now() + lease + (lease / 3 + Duration::from_secs(1)) * 2;
     while Instant::now() < until {
         assert_eq!(tasks.get(&stored.key).await.unwrap().task.status, TaskStatus::Working);

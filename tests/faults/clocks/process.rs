@@ -135,7 +135,7 @@ impl Process {
                 }
                 Err(StorageError::NotFound { .. }) => {
                     // The record must have been read once before.
-                    assert!(expires_at.unwrap() <= between, "{expires_at:?} was gone before {between}");
+                    assert!(expires_at.unwrap() <= between, "{expires_at:?} was absent before {between}");
                     assert!(!is_listed);
                     return seen;
                 }

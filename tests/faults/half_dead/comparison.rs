@@ -70,10 +70,10 @@ struct Connected {
     /// The longest time without a success while fresh instances work. It counts once the next fresh instance works too.
     pending: Duration,
     longest: Duration,
-    /// The last number that it wrote.
+    /// The last number that this instance wrote.
     written: u64,
-    /// The latest fresh instance did not read what this one had written.
-    is_astray: bool,
+    /// The latest fresh instance did not read what this instance had written.
+    is_on_another_server: bool,
     error: String,
 }
 
@@ -81,11 +81,19 @@ impl Connected {
     fn new() -> Self {
         let (pending, longest) = (Duration::ZERO, Duration::ZERO);
         let (first, error) = (None, String::new());
-        Self { last_success: Instant::now(), first, pending, longest, written: 0, is_astray: false, error }
+        Self {
+            last_success: Instant::now(),
+            first,
+            pending,
+            longest,
+            written: 0,
+            is_on_another_server: false,
+            error,
+        }
     }
 
     fn succeeded(&mut self, fresh: &Fresh) {
-        if self.is_astray {
+        if self.is_on_another_server {
             "a fresh instance does not read what it writes".clone_into(&mut self.error);
             return;
         }
@@ -94,7 +102,7 @@ impl Connected {
         self.first.get_or_insert(self.last_success);
     }
 
-    /// Records how long it has not succeeded although fresh instances do.
+    /// Records how long this instance has not succeeded while fresh instances do.
     fn waits(&mut self, fresh: &Fresh) {
         if let Some(since) = fresh.works_since {
             self.pending = self.pending.max(self.last_success.max(since).elapsed());
@@ -158,7 +166,7 @@ impl Lane {
         item(watch.next().await)?;
         let of_busy = self.read(backend, "busy").await?;
         let mut standing = self.standing();
-        standing.busy.is_astray = of_busy < before;
+        standing.busy.is_on_another_server = of_busy < before;
         standing.fresh.written = Some((number, begun));
         Ok(())
     }
@@ -234,8 +242,8 @@ impl Lane {
         }
     }
 
-    /// Reads a record that does not exist, as clients do.
-    async fn reads_what_is_absent(self: Arc<Self>, backend: RedisBackend) {
+    /// Reads a record that does not exist, again and again.
+    async fn read_absent_record(self: Arc<Self>, backend: RedisBackend) {
         loop {
             let _ = backend.get(&key(&self.owner, "absent")).await;
             sleep(BUSY_PAUSE).await;
@@ -328,7 +336,7 @@ impl Comparison {
                 tasks.spawn(listen(backend.clone(), lane.owner.clone(), item_sender));
                 if is_busy {
                     tasks.spawn(Arc::clone(lane).busy(backend.clone(), last_item));
-                    tasks.spawn(Arc::clone(lane).reads_what_is_absent(backend.clone()));
+                    tasks.spawn(Arc::clone(lane).read_absent_record(backend.clone()));
                 } else {
                     tasks.spawn(Arc::clone(lane).idle(last_item));
                 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::comparison::Comparison;
 use crate::support::deployment::{Deployment, Topology, Writes};
 
-/// How long a fault lasts that ends.
+/// How long a fault lasts, if it ends.
 const LASTS: Duration = Duration::from_secs(4);
 
 /// Ends a fault.

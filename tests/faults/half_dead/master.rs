@@ -143,7 +143,7 @@ async fn the_backend_reconnects_through_a_silent_proxy_once_it_passes_new_connec
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_on_a_silent_connection_subscribes_over_another() {
+async fn a_watch_on_a_silent_connection_subscribes_over_another_connection() {
     let server = Server::start(&[]);
     let relay = Relay::start(server.port).await;
     let backend = connect(&relay.url(), 0).await;
@@ -152,7 +152,7 @@ async fn a_watch_on_a_silent_connection_subscribes_over_another() {
     relay.silence_connections();
     let direct = connect(&server.url(), 0).await;
     direct.put(&key("alice", "t1"), "new".into(), keep()).await.unwrap();
-    // The backend makes no call meanwhile.
+    // The backend makes no call during this time.
     next(&mut watch).await;
     direct.put(&key("alice", "t1"), "newer".into(), keep()).await.unwrap();
     next(&mut watch).await;
@@ -191,7 +191,7 @@ async fn a_slow_server_accepts_writes_after_a_reconnect() {
 
 /// The subscriptions over the silent connection fail at different times.
 #[tokio::test(flavor = "multi_thread")]
-async fn channels_that_leave_a_silent_connection_one_after_the_other_share_the_next_one() {
+async fn channels_that_leave_a_silent_connection_one_after_the_other_share_the_next_connection() {
     const OWNERS: usize = 60;
     let server = Server::start(&[]);
     let mut admin = server.connection();

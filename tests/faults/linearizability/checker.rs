@@ -10,12 +10,12 @@ use super::record::Call::{Delete, Get, Put, PutIfVersion};
 use super::record::Reply::{Deleted, NotFound, Read, VersionConflict, Written};
 use super::record::{Call, Live, Operation, Recorded, Reply, Segment};
 
-/// An answered call between two moments.
+/// Returns an answered call between two moments.
 fn call(during: Range<u64>, call: Call, reply: Reply) -> Recorded {
     Recorded { called: during.start, ended: during.end, operation: Operation::Answered(call, reply) }
 }
 
-/// A write that was made at this moment, with an unknown outcome.
+/// Returns a write that was made at this moment, with an unknown outcome.
 fn unknown(called: u64, call: Call) -> Recorded {
     Recorded { called, ended: called, operation: Operation::Unknown(call) }
 }
@@ -24,7 +24,7 @@ const fn live(version: u64, data: u64) -> Live {
     Live { version, data }
 }
 
-/// A segment that begins with version 1 of the record, which holds the number 10.
+/// Returns a segment that begins with version 1 of the record, which holds the number 10.
 fn segment(operations: &[Recorded], ends: Option<Live>) -> Segment {
     Segment { begins: Some(live(1, 10)), operations: operations.to_vec(), ends }
 }
@@ -70,7 +70,7 @@ fn segment(operations: &[Recorded], ends: Option<Live>) -> Segment {
     &[unknown(0, Delete), call(1..2, PutIfVersion { data: 11, expected: 0 }, Written { version: 1 })],
     Some(live(1, 11))
 )]
-fn a_history_that_the_contract_allows_is_explained(
+fn a_history_that_the_contract_allows_is_linearizable(
     #[case] operations: &[Recorded],
     #[case] ends: Option<Live>,
 ) {
@@ -143,7 +143,7 @@ fn a_history_that_the_contract_allows_is_explained(
     ],
     Some(live(3, 12))
 )]
-fn a_history_that_breaks_the_contract_is_not_explained(
+fn a_history_that_breaks_the_contract_is_not_linearizable(
     #[case] operations: &[Recorded],
     #[case] ends: Option<Live>,
 ) {
@@ -249,7 +249,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_history_as_it_happened_is_explained(history in histories()) {
+    fn a_history_as_it_happened_is_linearizable(history in histories()) {
         prop_assert!(history.is_linearizable());
     }
 

@@ -29,7 +29,8 @@ struct Shared {
     keys: Vec<TaskKey>,
     expiries: Vec<Expiry>,
     server: Mutex<Server>,
-    /// A counter that orders the calls and replies of all clients. What ends before something else begins has the smaller moment.
+    /// A counter that orders the calls and replies of all clients. A call that ends before another one begins has the
+    /// smaller number.
     moment: AtomicU64,
     /// The number that the next write stores.
     data: AtomicU64,

@@ -98,8 +98,8 @@ impl Falsification {
         replaced
     }
 
-    /// Returns how many bytes at the end may be the beginning of the text and must wait for more. No command ends with such bytes,
-    /// so none waits for ever.
+    /// Returns how many bytes at the end may be the beginning of the text and must wait for more. No command ends with
+    /// such bytes, so no bytes wait forever.
     fn held_back(self, bytes: &[u8]) -> usize {
         let is_beginning = |length: &usize| bytes.ends_with(&self.find.as_bytes()[..*length]);
         (1..self.find.len()).rev().find(is_beginning).unwrap_or(0)

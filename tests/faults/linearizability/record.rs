@@ -5,7 +5,7 @@ use std::fmt;
 
 use todc_utils::{Action, History, Specification, WGLChecker};
 
-/// How many operations a report shows before the one that nothing explains.
+/// How many operations a report shows before the unexplained one.
 const SHOWN: usize = 60;
 
 /// A live record. Every write stores a number of its own, so a read identifies the write.

@@ -10,13 +10,13 @@ use redis::Connection;
 use rstest::rstest;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{LIMIT, connect, is_as_before, prepared, rounds};
+use super::{LIMIT, assert_as_before, connect, prepared, rounds};
 use crate::support::cluster::info;
 use crate::support::fake::{Answer, Fake, greeting};
 use crate::support::redis::{Server, command, connection, free_port};
 use crate::support::{in_an_hour, keep, key, owner};
 
-/// The first row of the table promises this.
+/// The first row of the table in docs/failures.md promises this.
 #[tokio::test(flavor = "multi_thread")]
 async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
     const CAP: Duration = Duration::from_millis(250);
@@ -55,7 +55,7 @@ async fn attempts_to_reconnect_are_at_most_250_ms_apart() {
     assert!(median > Duration::from_millis(25), "there is a pause between two attempts: {apart:?}");
 }
 
-/// The name of a master may lead to another server meanwhile.
+/// The name of a master may lead to another server by then.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_backend_reconnects_after_a_server_has_turned_out_to_be_a_replica() {
     // The server is a replica until the backend opens more connections than it had at the first script.
@@ -95,7 +95,7 @@ async fn a_connection_that_is_closed_soon_after_it_was_opened_fails_no_call() {
     }
 }
 
-/// Otherwise the backend would reconnect for ever to a server that closes every connection.
+/// Otherwise the backend would reconnect without end to a server that closes every connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_next_call_replaces_a_short_lived_connection() {
     let connections = |admin: &mut Connection| -> u64 {
@@ -115,7 +115,7 @@ async fn only_the_next_call_replaces_a_short_lived_connection() {
         // Enough time for several connections, if anything but a call opened them.
         tokio::time::sleep(LIMIT).await;
         assert_eq!(connections(&mut admin), before);
-        is_as_before(&backend).await;
+        assert_as_before(&backend).await;
         break;
     }
 }
@@ -154,7 +154,7 @@ async fn name_of(target: Arc<AtomicU16>) -> u16 {
 #[case::no_replicas(0)]
 #[case::writes_that_wait_for_replicas(1)]
 #[tokio::test]
-async fn the_backend_reads_no_more_from_a_server_after_it_refused_a_write_as_a_replica(
+async fn after_a_server_refuses_a_write_as_a_replica_the_backend_reads_from_the_new_master(
     #[case] replicas: u32,
 ) {
     let (old, new) = (Server::start(&[]), Server::start(&[]));

@@ -30,7 +30,8 @@ const SHORT: Form = Form { tasks: 30, at_once: 12, instances: 6 };
 const LONG: Form = Form { tasks: 2000, at_once: 48, instances: 24 };
 const SEED: u64 = 20_251_123;
 
-/// Most writes pass. Late ones arrive at once, a little later, much later, or after the last call.
+/// Returns random faults. Most writes pass. Late writes arrive at once, a little later, much later, or after the last
+/// call.
 fn at_random(mut random: Random) -> impl FnMut() -> Fault {
     move || match random.below(100) {
         0..6 => LoseWrite,

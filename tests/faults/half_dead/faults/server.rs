@@ -42,7 +42,7 @@ pub fn run_out_of_memory(deployment: &mut Deployment) -> Option<End> {
     ends(move |_| set(&mut admin, "maxmemory", "0"))
 }
 
-/// Puts a folder where the server writes its snapshot.
+/// Creates a folder with the name of the server's snapshot.
 pub fn fail_to_save(deployment: &mut Deployment) -> Option<End> {
     let target = deployment.target();
     let mut admin = deployment.admin(target);
@@ -58,7 +58,7 @@ pub fn fail_to_save(deployment: &mut Deployment) -> Option<End> {
     })
 }
 
-/// Has the server save, and waits for this status.
+/// Makes the server save its data, and waits for this status.
 fn save(admin: &mut Connection, status: &str) {
     let _: Value = command(admin, ["BGSAVE"]);
     eventually(|| info(admin, "persistence").contains(status));
