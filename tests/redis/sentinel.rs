@@ -343,8 +343,9 @@ async fn a_write_that_too_few_replicas_confirm_is_refused_with_an_unknown_outcom
 async fn the_store_acknowledges_no_create_that_no_replica_confirmed() {
     let (master, replica) = with_replica();
     // A write that is about to be sent when its time limit ends may or may not be applied. So the limit ends while all
-    // connections wait for a replica: no write is about to be sent then.
-    let builder = builder().response_timeout(PATIENCE * 5 / 2).wait_for_replicas(1, PATIENCE);
+    // connections wait for a replica: no write is about to be sent then. The server checks ten times a second whether a WAIT
+    // has timed out, so the first wait ends after 300 to 400 ms and the second after 600 to 800 ms.
+    let builder = builder().response_timeout(PATIENCE * 5 / 3).wait_for_replicas(1, PATIENCE);
     let backend = builder.connect(&master.url()).await.unwrap();
     let store = TaskStore::with_config(backend, StoreConfig::default().max_tasks_per_owner(None));
     replica.signal("STOP");
