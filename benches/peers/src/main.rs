@@ -58,8 +58,8 @@ enum Measure {
     },
     /// Measures the rows of the memory engine, and writes them to a file.
     InProcess { results: PathBuf, divisor: usize },
-    /// Makes some calls one after the other, for callgrind to count.
-    Calls { url: String, who: Who, work: Work, calls: usize },
+    /// Prepares records and makes some calls one after the other, for callgrind to count.
+    Calls { url: String, who: Who, work: Work, prepared: usize, calls: usize },
 }
 
 fn main() -> Result<()> {
@@ -72,9 +72,10 @@ fn main() -> Result<()> {
         Measure::Scale { divisor } => runtime()?.block_on(scale::run(divisor)),
         Measure::InProcess { results, divisor } => rows::in_process::measure(&runtime()?, &results, divisor),
         // One thread, so that the count is the same each time.
-        Measure::Calls { url, who, work, calls: count } => {
-            Builder::new_current_thread().enable_all().build()?.block_on(calls(&url, who, work, count))
-        }
+        Measure::Calls { url, who, work, prepared, calls: count } => Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(calls(&url, who, work, prepared, count)),
     }
 }
 

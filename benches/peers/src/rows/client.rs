@@ -158,12 +158,12 @@ const MANY: usize = 400;
 /// Returns the instructions of one call. Two processes under callgrind make many calls and few calls; the difference is the cost
 /// of the additional calls.
 fn instructions(bench: &Bench, who: Who, work: Work) -> Result<f64> {
-    let (few, many) =
-        (count_instructions(bench, who, work, FEW)?, count_instructions(bench, who, work, MANY)?);
-    Ok((many - few) / (MANY - FEW) as f64)
+    let (few, many) = (FEW / bench.form.divisor, MANY / bench.form.divisor);
+    let count = |calls| count_instructions(bench, who, work, many, calls);
+    Ok((count(many)? - count(few)?) / (many - few) as f64)
 }
 
-fn count_instructions(bench: &Bench, who: Who, work: Work, calls: usize) -> Result<f64> {
+fn count_instructions(bench: &Bench, who: Who, work: Work, prepared: usize, calls: usize) -> Result<f64> {
     bench.server.clear()?;
     let folder = tempfile::tempdir()?;
     let out = folder.path().join("callgrind.out");
@@ -174,7 +174,7 @@ fn count_instructions(bench: &Bench, who: Who, work: Work, calls: usize) -> Resu
         .args(["--tool=callgrind", &format!("--callgrind-out-file={}", out.display())])
         .arg(std::env::current_exe()?)
         .args(["calls", &bench.server.url(), &value(&|| who.to_possible_value())?])
-        .args([&value(&|| work.to_possible_value())?, &calls.to_string()])
+        .args([&value(&|| work.to_possible_value())?, &prepared.to_string(), &calls.to_string()])
         .output()
         .context("cannot start valgrind")?;
     anyhow::ensure!(output.status.success(), "valgrind: {}", String::from_utf8_lossy(&output.stderr));
@@ -185,7 +185,7 @@ fn count_instructions(bench: &Bench, who: Who, work: Work, calls: usize) -> Resu
 }
 
 /// Runs under callgrind: prepares some calls, and makes them.
-pub async fn calls(url: &str, who: Who, work: Work, calls: usize) -> Result<()> {
+pub async fn calls(url: &str, who: Who, work: Work, prepared: usize, calls: usize) -> Result<()> {
     if work == Work::Page {
         let backend = mcp_task_store::RedisBackend::connect(url).await?;
         run(&Ours(backend.clone()), Work::Put, 100, TYPICAL, false).await?;
@@ -196,19 +196,21 @@ pub async fn calls(url: &str, who: Who, work: Work, calls: usize) -> Result<()> 
         return Ok(());
     }
     match who {
-        Who::Ours => alone(&Ours(mcp_task_store::RedisBackend::connect(url).await?), work, calls).await,
-        Who::Peer => alone(&Peer(pmcp_tasks::RedisBackend::new(url).await?), work, calls).await,
+        Who::Ours => {
+            alone(&Ours(mcp_task_store::RedisBackend::connect(url).await?), work, prepared, calls).await
+        }
+        Who::Peer => alone(&Peer(pmcp_tasks::RedisBackend::new(url).await?), work, prepared, calls).await,
         Who::Bare => {
             let client = redis::Client::open(url)?;
-            alone(&Bare(client.get_multiplexed_async_connection().await?), work, calls).await
+            alone(&Bare(client.get_multiplexed_async_connection().await?), work, prepared, calls).await
         }
     }
 }
 
-/// Makes `calls` calls of this work after a constant number of other calls.
-async fn alone<C: Contender>(contender: &C, work: Work, calls: usize) -> Result<()> {
-    // The preparation must not depend on `calls`, so that the difference of two runs contains only calls.
-    let records = records::<C>(MANY, 4, TYPICAL, HOUR);
+/// Makes `calls` calls of this work on the first of the prepared records. The preparation does not depend on `calls`, so the
+/// difference of two runs contains only calls.
+async fn alone<C: Contender>(contender: &C, work: Work, prepared: usize, calls: usize) -> Result<()> {
+    let records = records::<C>(prepared, 4, TYPICAL, HOUR);
     if work != Work::Put {
         for (key, data) in records.iter() {
             contender.put(key, data.clone(), HOUR).await?;
