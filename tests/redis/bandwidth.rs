@@ -57,6 +57,28 @@ async fn poll(tasks: &Tasks, key: &TaskKey, is_over: impl Fn() -> bool) -> Vec<D
     times
 }
 
+/// Lists all tasks of alice again and again, until `is_over`. Returns how often.
+async fn walk(tasks: Tasks, is_over: Arc<AtomicBool>) -> usize {
+    let mut walks = 0;
+    while !is_over.load(Ordering::SeqCst) {
+        let page = tasks.list(&owner("alice"), PageRequest::new(256)).await.unwrap();
+        assert_eq!((page.tasks.len(), page.next), (100, None));
+        walks += 1;
+    }
+    walks
+}
+
+/// Reads one result after the other, until `is_over`. Returns how many.
+async fn fetch(tasks: Tasks, finished: Vec<StoredTask>, is_over: Arc<AtomicBool>) -> usize {
+    let mut fetched = 0;
+    while !is_over.load(Ordering::SeqCst) {
+        let result = tasks.payload(&finished[fetched % 99], PayloadKind::Output).await.unwrap();
+        assert_eq!(result.unwrap()["pad"].as_str().unwrap().len(), 1_000_000);
+        fetched += 1;
+    }
+    fetched
+}
+
 /// There are one open task and 99 finished tasks with a result of 1 MB. One client polls the open task, another walks
 /// all pages, and a third fetches results. `quick` is the share of polls that must take less than ten times their
 /// median alone.
@@ -64,8 +86,7 @@ async fn polls_during_large_reads(lasts: Duration, quick: f64) {
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
     let straight = open(&server.url()).await;
-    let alice = owner("alice");
-    let open_task = straight.create(&alice, NewTask::new("tools/call")).await.unwrap().key;
+    let open_task = straight.create(&owner("alice"), NewTask::new("tools/call")).await.unwrap().key;
     let finished = finished(&server).await;
     let line = Throttle::start(server.port, MEGABITS, LATENCY);
     let tasks = open(&line.url()).await;
@@ -74,30 +95,8 @@ async fn polls_during_large_reads(lasts: Duration, quick: f64) {
     let alone = alone[alone.len() / 2];
 
     let is_over = Arc::new(AtomicBool::new(false));
-    let walking = tokio::spawn({
-        let (tasks, is_over) = (tasks.clone(), Arc::clone(&is_over));
-        async move {
-            let mut walks = 0;
-            while !is_over.load(Ordering::SeqCst) {
-                let page = tasks.list(&alice, PageRequest::new(256)).await.unwrap();
-                assert_eq!((page.tasks.len(), page.next), (100, None));
-                walks += 1;
-            }
-            walks
-        }
-    });
-    let fetching = tokio::spawn({
-        let (tasks, is_over) = (tasks.clone(), Arc::clone(&is_over));
-        async move {
-            let mut fetched = 0;
-            while !is_over.load(Ordering::SeqCst) {
-                let result = tasks.payload(&finished[fetched % 99], PayloadKind::Output).await.unwrap();
-                assert_eq!(result.unwrap()["pad"].as_str().unwrap().len(), 1_000_000);
-                fetched += 1;
-            }
-            fetched
-        }
-    });
+    let walking = tokio::spawn(walk(tasks.clone(), Arc::clone(&is_over)));
+    let fetching = tokio::spawn(fetch(tasks.clone(), finished, Arc::clone(&is_over)));
     let since = Instant::now();
     let beside = poll(&tasks, &open_task, || since.elapsed() > lasts).await;
     is_over.store(true, Ordering::SeqCst);
@@ -130,6 +129,8 @@ async fn long_a_poll_does_not_wait_behind_large_results_and_pages() {
 
 /// How long one result of 1 MB occupies the network.
 const A_RESULT: Duration = Duration::from_millis(80);
+/// How many reads are given up.
+const GIVEN_UP: usize = 40;
 
 /// The times of small calls of a client and of a worker: a poll, a renewal and a create.
 #[derive(Debug, Default)]
@@ -156,13 +157,39 @@ impl SmallCalls {
         times.0.iter_mut().for_each(|times| times.sort());
         times
     }
+
+    /// Compares the times with those of the same calls alone.
+    fn assert_are_not_delayed(&self, alone: &Self) {
+        for ((name, alone), beside) in Self::NAMES.iter().zip(&alone.0).zip(&self.0) {
+            let (alone, median, slowest) =
+                (alone[alone.len() / 2], beside[beside.len() / 2], beside[beside.len() - 1]);
+            println!(
+                "figure | 100 Mbit/s, {GIVEN_UP} reads of 1 MB given up: a {name}, median alone, median, slowest of {} | \
+                 {alone:.1?}, {median:.1?}, {slowest:.1?}",
+                beside.len()
+            );
+            assert!(median < alone * 10, "a {name}: {alone:?} alone, {median:?}");
+            assert!(slowest < A_RESULT * 10, "a {name} waited for more than one result: {slowest:?}");
+        }
+    }
+}
+
+/// Reads results and gives up in the middle of the reply, `GIVEN_UP` times. Then sets `is_over`.
+async fn give_up_reads(tasks: Tasks, finished: Vec<StoredTask>, is_over: Arc<AtomicBool>) {
+    let mut random = Random(18);
+    let mut given_up = 0;
+    while given_up < GIVEN_UP {
+        let read = tasks.payload(&finished[given_up], PayloadKind::Output);
+        let patience = Duration::from_millis(10 + random.below(60));
+        given_up += usize::from(tokio::time::timeout(patience, read).await.is_err());
+    }
+    is_over.store(true, Ordering::SeqCst);
 }
 
 /// There are one open task and 99 finished tasks with a result of 1 MB. Callers read results and give up in the middle
 /// of the reply.
 #[tokio::test(flavor = "multi_thread")]
 async fn abandoned_large_reads_do_not_delay_polls_renewals_and_creates() {
-    const GIVEN_UP: usize = 40;
     let _alone = ALONE.lock().await;
     let server = Server::start(&[]);
     let finished = finished(&server).await;
@@ -173,19 +200,7 @@ async fn abandoned_large_reads_do_not_delay_polls_renewals_and_creates() {
     let alone = SmallCalls::make(&tasks, &attempt, || since.elapsed() > Duration::from_secs(1)).await;
 
     let (before, is_over) = (line.to_client(), Arc::new(AtomicBool::new(false)));
-    let giving_up = tokio::spawn({
-        let (tasks, finished, is_over) = (tasks.clone(), finished.clone(), Arc::clone(&is_over));
-        async move {
-            let mut random = Random(18);
-            let mut given_up = 0;
-            while given_up < GIVEN_UP {
-                let read = tasks.payload(&finished[given_up], PayloadKind::Output);
-                let patience = Duration::from_millis(10 + random.below(60));
-                given_up += usize::from(tokio::time::timeout(patience, read).await.is_err());
-            }
-            is_over.store(true, Ordering::SeqCst);
-        }
-    });
+    let giving_up = tokio::spawn(give_up_reads(tasks.clone(), finished, Arc::clone(&is_over)));
     // Returns whether the network has carried the abandoned replies, so that only small calls remain.
     let carried = || line.to_client() - before;
     let large = Cell::new((carried(), Instant::now()));
@@ -204,17 +219,7 @@ async fn abandoned_large_reads_do_not_delay_polls_renewals_and_creates() {
         "the reads must be given up in the middle of the reply: {} bytes",
         carried()
     );
-    for ((name, alone), beside) in SmallCalls::NAMES.iter().zip(&alone.0).zip(&beside.0) {
-        let (alone, median, slowest) =
-            (alone[alone.len() / 2], beside[beside.len() / 2], beside[beside.len() - 1]);
-        println!(
-            "figure | 100 Mbit/s, {GIVEN_UP} reads of 1 MB given up: a {name}, median alone, median, slowest of {} | \
-             {alone:.1?}, {median:.1?}, {slowest:.1?}",
-            beside.len()
-        );
-        assert!(median < alone * 10, "a {name}: {alone:?} alone, {median:?}");
-        assert!(slowest < A_RESULT * 10, "a {name} waited for more than one result: {slowest:?}");
-    }
+    beside.assert_are_not_delayed(&alone);
 }
 
 /// A large read shares the connection with the read before it, which was given up. It waits for the bytes of that read

@@ -32,6 +32,22 @@ async fn fill(backend: &RedisBackend, records: usize) {
     }
 }
 
+/// Walks over all pages. Returns how many records they hold, and how long the slowest page took.
+async fn walk(backend: &RedisBackend) -> (usize, Duration) {
+    let (alice, mut walked, mut slowest) = (owner("alice"), 0, Duration::ZERO);
+    let mut request = PageRequest::new(256);
+    loop {
+        let started = Instant::now();
+        let page = backend.list(&alice, request).await.unwrap();
+        slowest = slowest.max(started.elapsed());
+        walked += page.records.len();
+        match page.next {
+            Some(next) => request = PageRequest::new(256).after(next),
+            None => return (walked, slowest),
+        }
+    }
+}
+
 /// Measures inserts with a high quota, memory for each record, a walk over all pages, and the longest command of the
 /// server.
 async fn measure(records: usize) {
@@ -59,19 +75,8 @@ async fn measure(records: usize) {
     let _: () = command(&mut admin, ["CONFIG", "SET", "slowlog-log-slower-than", "100"]);
     let _: () = command(&mut admin, ["CONFIG", "SET", "slowlog-max-len", "10000"]);
     let _: () = command(&mut admin, ["SLOWLOG", "RESET"]);
-    let (alice, mut walked, mut slowest) = (owner("alice"), 0, Duration::ZERO);
-    let mut request = PageRequest::new(256);
     let since = Instant::now();
-    loop {
-        let started = Instant::now();
-        let page = backend.list(&alice, request.clone()).await.unwrap();
-        slowest = slowest.max(started.elapsed());
-        walked += page.records.len();
-        match page.next {
-            Some(next) => request = PageRequest::new(256).after(next),
-            None => break,
-        }
-    }
+    let (walked, slowest) = walk(&backend).await;
     assert_eq!(walked, records);
     println!(
         "figure | one owner, {records} records: a walk over all, pages of 256 | {:.1?}",

@@ -264,6 +264,24 @@ enum Broken {
     Subscriptions,
 }
 
+impl Broken {
+    /// Closes such connections at the server. The last command of each connection shows which connection it is.
+    fn close(self, admin: &mut Connection) {
+        let (kind, last) = match self {
+            Self::Calls => ("normal", "cmd=time"),
+            Self::Pages => ("normal", "cmd=hmget"),
+            Self::WaitingWrites => ("normal", "cmd=wait"),
+            Self::Subscriptions => ("pubsub", ""),
+        };
+        let clients: String = command(admin, ["CLIENT", "LIST", "TYPE", kind]);
+        let ids: Vec<String> = clients.lines().filter(|line| line.contains(last)).map(id).collect();
+        assert!(!ids.is_empty(), "the backend must have such a connection");
+        for id in &ids {
+            let _: i64 = command(admin, ["CLIENT", "KILL", "ID", id]);
+        }
+    }
+}
+
 /// Returns the ids of the connections of the backend to this server.
 fn connections(admin: &mut Connection) -> BTreeSet<String> {
     let own: u64 = command(admin, ["CLIENT", "ID"]);
@@ -311,18 +329,7 @@ async fn after_an_address_has_moved_every_connection_follows_once_the_one_for(
     backend.clock(&t1).await.unwrap();
 
     relay.lead_to(new.port);
-    let (kind, last) = match broken {
-        Broken::Calls => ("normal", "cmd=time"),
-        Broken::Pages => ("normal", "cmd=hmget"),
-        Broken::WaitingWrites => ("normal", "cmd=wait"),
-        Broken::Subscriptions => ("pubsub", ""),
-    };
-    let clients: String = command(&mut admin, ["CLIENT", "LIST", "TYPE", kind]);
-    let ids: Vec<String> = clients.lines().filter(|line| line.contains(last)).map(id).collect();
-    assert!(!ids.is_empty(), "the backend must have such a connection");
-    for id in &ids {
-        let _: i64 = command(&mut admin, ["CLIENT", "KILL", "ID", id]);
-    }
+    broken.close(&mut admin);
     // The next use of the connection detects that it broke. The new connection leads to the new server.
     match broken {
         Broken::Calls => works(Call::Get, &backend).await,

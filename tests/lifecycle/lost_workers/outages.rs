@@ -12,6 +12,7 @@ use mcp_task_store::{
 use rmcp::model::{CallToolResult, ContentBlock};
 use rmcp::task_manager::TaskOptions;
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::{PATIENCE, config, has_ended, open, plain, until};
 use crate::support::elsewhere::elsewhere;
@@ -106,6 +107,56 @@ async fn connect(server: &Server) -> RedisBackend {
     }
 }
 
+/// Returns a manager whose operation `idle` ends once the returned channel holds `true`.
+async fn idle_worker(
+    server: &Server,
+    lease: Duration,
+) -> (DurableTaskManager<Arc<dyn Agenda>>, watch::Sender<bool>) {
+    // The observers must not know that the attempts are held. A busy machine may need a while to create all tasks.
+    let slow = RedisBackend::builder().response_timeout(Duration::from_secs(10));
+    let worker: Arc<dyn Agenda> = Arc::new(slow.connect(&server.url()).await.unwrap());
+    let manager = DurableTaskManager::new(open(&elsewhere(&worker), patient(lease)));
+    let (finish, finished) = watch::channel(false);
+    manager.register("idle", move |_, _| {
+        let mut finished = finished.clone();
+        Box::pin(async move {
+            let _ = finished.wait_for(|finished| *finished).await;
+            Ok(CallToolResult::success(vec![ContentBlock::text("done")]))
+        })
+    });
+    (manager, finish)
+}
+
+async fn spawn_all(manager: &DurableTaskManager<Arc<dyn Agenda>>, operations: usize, argument_bytes: usize) {
+    let (owners, argument) = (&owners(), &"x".repeat(argument_bytes));
+    let spawning = stream::iter(0..operations).for_each_concurrent(16, |number| async move {
+        let arguments = json!({ "text": argument });
+        let owner = &owners[number % OWNERS];
+        manager.spawn_registered(owner, "idle", arguments, TaskOptions::new()).await.unwrap();
+    });
+    spawning.await;
+}
+
+fn renewals(task: &Task) -> u64 {
+    task.lease.as_ref().map_or(0, |lease| lease.renewals)
+}
+
+/// Stops the server for two leases, and waits until each task is renewed again.
+async fn outlast_an_outage(server: &Server, reader: &RedisBackend, operations: usize, lease: Duration) {
+    let before = records(reader).await;
+    server.signal("STOP");
+    tokio::time::sleep(lease * 2).await;
+    server.signal("CONT");
+    let back = Instant::now();
+    let before: HashMap<TaskId, u64> =
+        before.iter().map(|task| (task.task_id.clone(), renewals(task))).collect();
+    all(reader, operations, |task| renewals(task) > before[&task.task_id]).await;
+    println!(
+        "figure | {operations} live leases of {lease:?} are renewed again after the server came back | {:.1?}",
+        back.elapsed()
+    );
+}
+
 async fn survive_an_outage_of_two_leases(load: Load) {
     let Load { operations, argument_bytes, lease } = load;
     let server = Server::start(&[]);
@@ -114,45 +165,11 @@ async fn survive_an_outage_of_two_leases(load: Load) {
         TaskStore::with_config(connect().await, patient(lease)),
         TaskStore::with_config(connect().await, patient(lease)),
     ];
-    // The observers must not know that the attempts are held. A busy machine may need a while to create all tasks.
-    let slow = RedisBackend::builder().response_timeout(Duration::from_secs(10));
-    let worker: Arc<dyn Agenda> = Arc::new(slow.connect(&server.url()).await.unwrap());
-    let manager = DurableTaskManager::new(open(&elsewhere(&worker), patient(lease)));
-    let (finish, finished) = tokio::sync::watch::channel(false);
-    manager.register("idle", move |_, _| {
-        let mut finished = finished.clone();
-        Box::pin(async move {
-            let _ = finished.wait_for(|finished| *finished).await;
-            Ok(CallToolResult::success(vec![ContentBlock::text("done")]))
-        })
-    });
-    let arguments = Arc::new("x".repeat(argument_bytes));
-    let owners = owners();
-    let spawning = stream::iter(0..operations).for_each_concurrent(16, |number| {
-        let (manager, owners, arguments) = (&manager, &owners, &arguments);
-        async move {
-            let arguments = json!({ "text": &**arguments });
-            let owner = &owners[number % OWNERS];
-            manager.spawn_registered(owner, "idle", arguments, TaskOptions::new()).await.unwrap();
-        }
-    });
-    spawning.await;
+    let (manager, finish) = idle_worker(&server, lease).await;
+    spawn_all(&manager, operations, argument_bytes).await;
     let reader = connect().await;
-    let renewals = |task: &Task| task.lease.as_ref().map_or(0, |lease| lease.renewals);
     all(&reader, operations, |task| renewals(task) > 0).await;
-    let before = records(&reader).await;
-
-    server.signal("STOP");
-    tokio::time::sleep(lease * 2).await;
-    server.signal("CONT");
-    let back = Instant::now();
-    let before: HashMap<TaskId, u64> =
-        before.iter().map(|task| (task.task_id.clone(), renewals(task))).collect();
-    all(&reader, operations, |task| renewals(task) > before[&task.task_id]).await;
-    println!(
-        "figure | {operations} live leases of {lease:?} are renewed again after the server came back | {:.1?}",
-        back.elapsed()
-    );
+    outlast_an_outage(&server, &reader, operations, lease).await;
     // No later observation declares these workers lost.
     tokio::time::sleep(lease * 4 / 3 + Duration::from_secs(2)).await;
     all(&reader, operations, |task| task.lease.as_ref().is_some_and(|lease| lease.attempt == 1)).await;
