@@ -6,8 +6,7 @@ use async_trait::async_trait;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use super::master::Master;
-use super::reply::Unconfirmed;
-use super::reply::{CommandError, InFlight};
+use super::reply::{CommandError, InFlight, Unconfirmed};
 use crate::scripts::Pubsub;
 
 /// A connection to a deployment. It finds the server for each command, and reconnects by itself.

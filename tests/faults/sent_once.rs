@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::cluster::Cluster;
-use crate::support::fake::{Answer, Fake, greeting};
+use crate::support::fake::{Answer, Fake, greeting, greeting_of_a_node};
 use crate::support::redis::Server;
 use crate::support::{in_an_hour, keep, key, owner};
 use mcp_task_store::{
@@ -45,15 +45,7 @@ async fn connect(connection: Connection, fake: &Fake) -> RedisBackend {
 async fn dropping() -> Fake {
     Fake::start(|port, words| match &*words[0].to_ascii_uppercase() {
         "EVAL" => Answer::Close,
-        "CLUSTER" if words[1] == "INFO" => {
-            let info = "cluster_state:ok\r\ncluster_current_epoch:1\r\n";
-            Answer::Bytes(format!("${}\r\n{info}\r\n", info.len()).into_bytes())
-        }
-        "CLUSTER" => {
-            let node = format!("*3\r\n$9\r\n127.0.0.1\r\n:{port}\r\n$4\r\nfake\r\n");
-            Answer::Bytes(format!("*1\r\n*3\r\n:0\r\n:16383\r\n{node}").into_bytes())
-        }
-        _ => greeting(words),
+        _ => greeting_of_a_node(port, words),
     })
     .await
 }

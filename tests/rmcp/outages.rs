@@ -68,12 +68,7 @@ async fn an_outage_shorter_than_the_lease_loses_neither_the_task_nor_its_result(
     let gate = Gate::with(&store, error);
     let backend: Arc<dyn Agenda> = gate.agenda();
     let one = manager(&backend, Duration::from_secs(30));
-    let (finish, finished) = oneshot::channel::<()>();
-    let task_id = spawn(&one, |_| async move {
-        finished.await.unwrap();
-        Ok(text("done"))
-    })
-    .await;
+    let (finish, task_id) = spawn_until_finished(&one).await;
     gate.set_closed(true);
     finish.send(()).unwrap();
     gate.refuses().await;

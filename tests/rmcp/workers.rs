@@ -202,12 +202,7 @@ async fn a_manager_ends_with_its_last_clone_although_its_runs_continue() {
             Ok(text("work"))
         })
     });
-    let (finish, finished) = oneshot::channel::<()>();
-    let task_id = spawn(&one, |_| async move {
-        finished.await.unwrap();
-        Ok(text("done"))
-    })
-    .await;
+    let (finish, task_id) = spawn_until_finished(&one).await;
     drop(one);
     // The manager drops its operations, so it claims no task.
     within(gone).await.unwrap_err();

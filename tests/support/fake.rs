@@ -138,3 +138,16 @@ pub fn greeting(words: &[String]) -> Answer {
         _ => Answer::Bytes(b"+OK\r\n".to_vec()),
     }
 }
+
+/// Returns the same reply as [`greeting`], from the only node of a cluster. The node is the master of all slots.
+pub fn greeting_of_a_node(port: u16, words: &[String]) -> Answer {
+    if !words[0].eq_ignore_ascii_case("CLUSTER") {
+        return greeting(words);
+    }
+    if words[1] == "INFO" {
+        let info = "cluster_state:ok\r\ncluster_current_epoch:1\r\n";
+        return Answer::Bytes(format!("${}\r\n{info}\r\n", info.len()).into_bytes());
+    }
+    let node = format!("*3\r\n$9\r\n127.0.0.1\r\n:{port}\r\n$4\r\nfake\r\n");
+    Answer::Bytes(format!("*1\r\n*3\r\n:0\r\n:16383\r\n{node}").into_bytes())
+}

@@ -13,7 +13,7 @@ use mcp_task_store::{
     TaskStore,
 };
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::elsewhere::elsewhere;
 // Only the program `rmcp` uses these.
@@ -65,6 +65,17 @@ where
 {
     let options = TaskOptions::new();
     manager.spawn(&alice(), "test", options, |context| Box::pin(operation(context))).await.unwrap().task_id
+}
+
+/// Spawns an operation that returns "done" once the sender sends. Returns the sender and the id of the task.
+pub async fn spawn_until_finished(manager: &Manager) -> (oneshot::Sender<()>, String) {
+    let (finish, finished) = oneshot::channel();
+    let task_id = spawn(manager, |_| async move {
+        finished.await.unwrap();
+        Ok(text("done"))
+    })
+    .await;
+    (finish, task_id)
 }
 
 pub fn key(task_id: &str) -> TaskKey {

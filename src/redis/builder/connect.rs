@@ -22,6 +22,7 @@ use crate::redis::clock::Clock;
 use crate::redis::connection::Connection;
 use crate::redis::connector::Connector;
 use crate::redis::diagnosis::diagnosed;
+use crate::redis::dialer::Dialer;
 use crate::redis::generation::Generation;
 use crate::redis::master::Master;
 use crate::redis::master_connection::MasterConnection;
@@ -79,11 +80,9 @@ impl RedisBuilder {
         let (server, limit) = (info.addr().clone(), self.connect_timeout);
         let address = server.to_string();
         let dialer = self.dialer(info, limit, &address)?;
-        let (can_subscribe, clock) = (dialer.speaks_resp3(), Arc::new(Clock::new()));
-        let generation = Arc::new(Generation::of_own_connections());
-        let connector = Connector::to_address(server.clone(), dialer, Arc::clone(&clock), generation);
-        let connecting = self.connect_master(connector, clock, address, can_subscribe);
-        diagnosed(&server, limit, connecting).await
+        let connector =
+            |dialer, clock, generation| Connector::to_address(server.clone(), dialer, clock, generation);
+        diagnosed(&server, limit, self.connect_master(address, dialer, connector)).await
     }
 
     /// Connects to the master that these sentinels elect
@@ -138,11 +137,9 @@ impl RedisBuilder {
         let dialers = sentinels.into_iter().map(|sentinel| self.sentinel_dialer(sentinel, &address));
         let sentinels = Sentinels::new(dialers.collect::<Result<_, _>>()?, name);
         let dialer = self.dialer(info, limit, &address)?;
-        let (can_subscribe, clock) = (dialer.speaks_resp3(), Arc::new(Clock::new()));
-        let generation = Arc::new(Generation::of_own_connections());
-        let connector = Connector::to_elected_master(sentinels, dialer, Arc::clone(&clock), generation);
-        let connecting = self.connect_master(connector, clock, address, can_subscribe);
-        diagnosed(&first, limit, connecting).await
+        let connector =
+            |dialer, clock, generation| Connector::to_elected_master(sentinels, dialer, clock, generation);
+        diagnosed(&first, limit, self.connect_master(address, dialer, connector)).await
     }
 
     /// Connects to the Redis Cluster that these nodes belong to. Keys are [hash-tagged](Self::hash_tags): all keys of one
@@ -266,11 +263,13 @@ impl RedisBuilder {
 
     async fn connect_master(
         self,
-        connector: Connector,
-        clock: Arc<Clock>,
         address: String,
-        can_subscribe: bool,
+        dialer: Dialer,
+        connector: impl FnOnce(Dialer, Arc<Clock>, Arc<Generation>) -> Connector,
     ) -> Result<RedisBackend, StorageError> {
+        let (can_subscribe, clock) = (dialer.speaks_resp3(), Arc::new(Clock::new()));
+        let generation = Arc::new(Generation::of_own_connections());
+        let connector = connector(dialer, Arc::clone(&clock), generation);
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let master = Arc::new(Master::new(connector, self.pubsub_probe(&schema, can_subscribe)));
         let connection = || MasterConnection::new(Arc::clone(&master));

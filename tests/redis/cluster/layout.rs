@@ -6,7 +6,7 @@ use rstest::rstest;
 
 use super::connect;
 use crate::support::cluster::Cluster;
-use crate::support::fake::{Answer, Fake, greeting};
+use crate::support::fake::{Answer, Fake, greeting_of_a_node};
 use crate::support::{in_an_hour, keep, key, owner};
 
 #[rstest]
@@ -58,15 +58,7 @@ async fn replying(with: &'static str) -> Fake {
         "EVAL" | "HMGET" => {
             Answer::Bytes(format!("-{}\r\n", with.replace("PORT", &port.to_string())).into_bytes())
         }
-        "CLUSTER" if words[1] == "INFO" => {
-            let info = "cluster_state:ok\r\ncluster_current_epoch:1\r\n";
-            Answer::Bytes(format!("${}\r\n{info}\r\n", info.len()).into_bytes())
-        }
-        "CLUSTER" => {
-            let node = format!("*3\r\n$9\r\n127.0.0.1\r\n:{port}\r\n$4\r\nfake\r\n");
-            Answer::Bytes(format!("*1\r\n*3\r\n:0\r\n:16383\r\n{node}").into_bytes())
-        }
-        _ => greeting(words),
+        _ => greeting_of_a_node(port, words),
     })
     .await
 }

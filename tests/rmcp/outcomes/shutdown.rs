@@ -109,12 +109,7 @@ async fn shutdown_waits_half_a_minute_for_outcomes_and_logs_one_line_for_each_lo
 async fn shutdown_stores_an_outcome_that_the_engine_accepts_in_time() {
     let gate = memory();
     let one = manager(&agenda(&gate), LONG);
-    let (finish, finished) = oneshot::channel::<()>();
-    let task_id = spawn(&one, |_| async move {
-        finished.await.unwrap();
-        Ok(text("done"))
-    })
-    .await;
+    let (finish, task_id) = spawn_until_finished(&one).await;
     gate.set_closed(true);
     finish.send(()).unwrap();
     gate.refuses().await;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use mcp_task_store::MemoryBackend;
 use rmcp::task_manager::TaskOptions;
 use rstest_reuse::apply;
-use tokio::sync::oneshot;
 
 use super::{agenda, memory};
 use crate::support::rmcp::*;
@@ -149,12 +148,7 @@ async fn an_outcome_that_cannot_be_stored_is_dropped_once_the_ttl_has_elapsed() 
 async fn a_record_that_cannot_be_read_ends_the_run() {
     let gate = memory();
     let one = manager(&agenda(&gate), LONG);
-    let (finish, finished) = oneshot::channel::<()>();
-    let task_id = spawn(&one, |_| async move {
-        finished.await.unwrap();
-        Ok(text("done"))
-    })
-    .await;
+    let (finish, task_id) = spawn_until_finished(&one).await;
     gate.backend.put(&key(&task_id), "{".into(), Default::default()).await.unwrap();
     finish.send(()).unwrap();
     until(|| one.running_task_count() == 0).await;
