@@ -1,12 +1,10 @@
 -- cas_put: replaces the data of a live record at the expected version. Expiry and parts stay as they are. This is the
 -- most frequent write, so it touches only one key, the hash.
 --
--- KEYS[1] task      the record's hash
--- ARGV[1] data      the record's bytes
--- ARGV[2] expected  the version that the record must have, 1 or more
--- ARGV[3] next      the version of the record after the write
--- ARGV[4] channel   the channel of the owner's subscribers, '' to send no notification
--- ARGV[5] publish   the command to publish with
+-- KEYS[1]   task     the record's hash
+-- ARGV[1]   publish  the command to publish with
+-- ARGV[2..] record   its bytes, the version that it must have, 1 or more, its version after the write, and the channel
+--                    of the owner's subscribers, '' to send no notification
 --
 -- Reply: 'seconds microseconds expires_at': expires_at is '' for never
 -- Errors: FOUND [version,expires_at,has_data,is_live,has_parts]
@@ -15,12 +13,12 @@
 -- @include found
 -- @include notify
 
-local task = KEYS[1]
+local task, publish, data, expected, next, channel = KEYS[1], unpack(ARGV)
 local time = redis.call('TIME')
 local version, expires_at, parts = unpack(redis.call('HMGET', task, 'version', 'expires_at', 'parts'))
 local ends, has_parts = expiry_of(expires_at), is_list(parts)
 local is_live = time[1] * 1000 + time[2] / 1000 < ends
-local is_wanted = version == ARGV[2] and is_live and ends < 2 ^ 53 and has_parts
+local is_wanted = version == expected and is_live and ends < 2 ^ 53 and has_parts
 
 -- HSETNX writes only to a record without data, which is damaged. A server that accepts no writes at the moment refuses
 -- HSETNX, before subscribers receive a message.
@@ -29,7 +27,7 @@ if not is_wanted or has_data == 0 then
   if is_wanted then redis.call('HDEL', task, 'data') end
   return found(version, expires_at, has_data, is_live, has_parts)
 end
-notify(ARGV[4], ARGV[5], (expires_at or '') .. ' ' .. task)
-redis.call('HSET', task, 'version', ARGV[3], 'data', ARGV[1])
+notify(channel, publish, (expires_at or '') .. ' ' .. task)
+redis.call('HSET', task, 'version', next, 'data', data)
 time[3] = expires_at or ''
 return table.concat(time, ' ')

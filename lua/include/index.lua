@@ -1,11 +1,9 @@
+-- @include digits
+
 -- The index of one owner. It holds each task id by creation time (microseconds), and '\255' .. id by expires_at
 -- (milliseconds; FOREVER for a record that never expires). '\255' never occurs in UTF-8, so no task id begins with it.
 -- The key expires with the longest-lived record, and not at all while one record never expires.
 local FOREVER = '9000000000000'
-
--- Returns milliseconds or microseconds since the epoch as the text of a whole number. Lua's own conversion rounds from
--- 10^14 on, and %d takes no more than 31 bits on some machines.
-local function digits(number) return ('%d%07d'):format(number / 1e7, number % 1e7) end
 
 -- Returns the `count` members that expire last, with their scores.
 local function longest_lived(idx, count)

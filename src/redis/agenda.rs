@@ -17,7 +17,7 @@ use tracing::debug_span;
 
 use super::RedisBackend;
 use super::error::Context;
-use super::reply::InFlight;
+use super::in_flight::CallInFlight;
 use crate::backend::engine::{MAX_TAKEN, delay_millis};
 use crate::backend::{Agenda, Cursor, Due, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage};
 use crate::printable::Chain;
@@ -136,7 +136,7 @@ impl RedisBackend {
             let mut remove = redis::cmd("ZREM");
             remove.arg(key).arg(&members);
             let count = members.len();
-            match self.0.connection.send(&remove, key, &InFlight::default()).await {
+            match self.0.connection.send(&remove, key, &CallInFlight::default()).await {
                 Ok(_) => tracing::warn!(key, count, "removed timers that belong to no task"),
                 Err(failure) => {
                     let error = self.writes(key).storage_error(failure);

@@ -11,10 +11,11 @@ use super::RedisBackend;
 use super::clock::server_time;
 use super::connection::Connection;
 use super::error::Context;
+use super::in_flight::InFlight;
 use super::reply::{CommandError, Unconfirmed};
 use crate::backend::engine::from_micros;
 use crate::backend::{OwnerId, StorageBackend, StorageError};
-use crate::scripts::{Arguments, Notice, Reply, Script, Timed, UnexpectedReply};
+use crate::scripts::{Arguments, Notice, Pubsub, Reply, Script, Timed, UnexpectedReply};
 
 impl RedisBackend {
     pub(super) fn reads<'a>(&'a self, key: &'a str) -> Context<'a> {
@@ -45,8 +46,8 @@ impl RedisBackend {
         in_time.unwrap_or_else(|_| {
             self.connection(context).timed_out(context.key);
             Err(match self.unconfirmed(context) {
-                Some(few) if context.in_flight.is_set() => {
-                    context.storage_error(CommandError::TooFewReplicas(few, None))
+                Some(replicas) if context.in_flight.give_up() => {
+                    context.storage_error(CommandError::TooFewReplicas { replicas, reply: None, cause: None })
                 }
                 _ => context.timed_out(limit),
             })
@@ -60,11 +61,16 @@ impl RedisBackend {
             self.connection(context).send(command, context.key, &context.in_flight).await
         };
         context.in_flight.clear();
-        reply.map_err(|failure| {
-            context.storage_error(match (failure, self.unconfirmed(context)) {
-                (CommandError::NoReply(error), Some(few)) => CommandError::TooFewReplicas(few, Some(error)),
-                (failure, _) => failure,
-            })
+        reply.map_err(|failure| self.failed(failure, context))
+    }
+
+    /// Returns the error of a command that did not succeed.
+    pub(super) fn failed(&self, failure: CommandError, context: &Context<'_>) -> StorageError {
+        context.storage_error(match (failure, self.unconfirmed(context)) {
+            (CommandError::NoReply(error), Some(replicas)) => {
+                CommandError::TooFewReplicas { replicas, reply: None, cause: Some(error) }
+            }
+            (failure, _) => failure,
         })
     }
 
@@ -147,8 +153,20 @@ impl RedisBackend {
         context: &Context<'_>,
     ) -> Result<Option<Notice>, StorageError> {
         let Some(channel) = channel else { return Ok(None) };
-        let pubsub = self.0.connection.pubsub(context.key).await;
-        let pubsub = pubsub.map_err(|failure| context.storage_error(failure))?;
+        let pubsub = self.pubsub(true, context).await?;
         Ok(pubsub.map(|pubsub| Notice { channel, pubsub }))
+    }
+
+    /// Returns the Pub/Sub commands of the server; `None` if the write sends no notification.
+    pub(super) async fn pubsub(
+        &self,
+        notifies: bool,
+        context: &Context<'_>,
+    ) -> Result<Option<Pubsub>, StorageError> {
+        if !notifies {
+            return Ok(None);
+        }
+        let pubsub = self.0.connection.pubsub(context.key).await;
+        pubsub.map_err(|failure| context.storage_error(failure))
     }
 }

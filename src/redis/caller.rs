@@ -7,8 +7,9 @@ use tokio::sync::OnceCell;
 
 use super::connection::Connection;
 use super::generation::Generation;
+use super::in_flight::InFlight;
 use super::notifications::PubsubProbe;
-use super::reply::{CommandError, InFlight, check_replies, check_reply};
+use super::reply::{CommandError, check_replies, check_reply};
 use crate::scripts::Pubsub;
 
 /// A connection that the caller made. It may reconnect undetected.
@@ -32,8 +33,10 @@ impl<C> CallerConnection<C> {
 
 #[async_trait]
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for CallerConnection<C> {
-    async fn send(&self, command: &Cmd, _key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
-        in_flight.set();
+    async fn send(&self, command: &Cmd, _key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
+        if !in_flight.set() {
+            return Err(CommandError::given_up());
+        }
         check_reply(self.connection.clone().req_packed_command(command).await)
     }
 

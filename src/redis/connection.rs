@@ -5,8 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
+use super::in_flight::{CallInFlight, InFlight};
 use super::master::Master;
-use super::reply::{CommandError, InFlight, Unconfirmed};
+use super::reply::{CommandError, Unconfirmed};
 use crate::scripts::Pubsub;
 
 /// A connection to a deployment. It finds the server for each command, and reconnects by itself.
@@ -17,10 +18,10 @@ pub(super) trait Connection: Send + Sync {
     /// Sends a command to the server that stores `key`, or to any server if the key is empty.
     ///
     /// Sets `in_flight` before the command can reach a server.
-    async fn send(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError>;
+    async fn send(&self, command: &Cmd, key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError>;
 
     /// Sends a command that writes, and waits until the configured number of replicas has confirmed the write.
-    async fn write(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
+    async fn write(&self, command: &Cmd, key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
         self.send(command, key, in_flight).await
     }
 
@@ -70,7 +71,7 @@ pub(super) trait Connection: Send + Sync {
 
     /// Sends a command to one of the [`masters`](Self::masters).
     async fn send_to_master(&self, _master: &MasterOfSlots, command: &Cmd) -> Result<Value, CommandError> {
-        self.send(command, "", &InFlight::default()).await
+        self.send(command, "", &CallInFlight::default()).await
     }
 
     /// Returns the Pub/Sub commands that the server of `key` supports; `None` if it delivers no messages. Probes the server

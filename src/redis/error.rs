@@ -9,10 +9,11 @@ use redis::{ErrorKind, RedisError};
 
 pub(super) use cause::{cause, plain};
 use classes::{Class, classify, classify_connection, is_truncated, unknown_command};
-pub(super) use classes::{ProbeError, probe_error};
+pub(super) use classes::{ProbeError, concerns_one_key, probe_error};
 
 use super::dialer::is_callback_error;
-use super::reply::{CommandError, InFlight, Unconfirmed, without_arguments};
+use super::in_flight::CallInFlight;
+use super::reply::{CommandError, Unconfirmed, without_arguments};
 use crate::backend::{BoxError, MAX_PARTS, StorageError, TaskKey, Version};
 use crate::scripts::{Found, Refusal, UnexpectedReply};
 
@@ -34,7 +35,7 @@ pub(super) struct Context<'a> {
     pub(super) quota: Option<u64>,
     /// Whether the call reads or writes pages or parts, which have a connection of their own.
     pub(super) is_bulk: bool,
-    pub(super) in_flight: InFlight,
+    pub(super) in_flight: CallInFlight,
 }
 
 impl<'a> Context<'a> {
@@ -48,7 +49,7 @@ impl<'a> Context<'a> {
             expected: None,
             quota: None,
             is_bulk: false,
-            in_flight: InFlight::default(),
+            in_flight: CallInFlight::default(),
         }
     }
 
@@ -79,7 +80,9 @@ impl<'a> Context<'a> {
             CommandError::Unreachable(server, error) => {
                 Context::reads(&server, self.key).connection_error(error)
             }
-            CommandError::TooFewReplicas(Unconfirmed { wanted, acknowledged, within }, error) => {
+            CommandError::Unexpected(error) => self.unexpected(error),
+            CommandError::TooFewReplicas { replicas, cause: error, .. } => {
+                let Unconfirmed { wanted, acknowledged, within } = replicas;
                 let (address, source) = (self.address.to_owned(), error.map(cause));
                 StorageError::TooFewReplicas { address, wanted, acknowledged, within, source }
             }
@@ -142,7 +145,7 @@ impl<'a> Context<'a> {
 
     /// Returns the error of a call without a reply within its time limit.
     pub(super) fn timed_out(&self, limit: std::time::Duration) -> StorageError {
-        if !self.in_flight.is_set() {
+        if !self.in_flight.give_up() {
             return self.unavailable(
                 format!("no connection within {limit:?}, so nothing was sent; check that the server can be reached"),
                 false,

@@ -9,9 +9,10 @@ use redis::{Cmd, Pipeline, RedisResult, Value};
 use tokio::runtime::Handle;
 
 use super::connection::Connection;
+use super::in_flight::InFlight;
 use super::master::Master;
 use super::reply::{
-    CommandError, InFlight, check_replies, check_reply, is_from_replica, lacks_authentication, lacks_replicas,
+    CommandError, check_replies, check_reply, is_from_replica, lacks_authentication, lacks_replicas,
 };
 use super::shared_connection::{Established, SharedConnection};
 use crate::backend::engine::on_drop;
@@ -88,10 +89,12 @@ impl MasterConnection {
     pub(super) async fn send_asking(
         &self,
         command: &Cmd,
-        in_flight: &InFlight,
+        in_flight: &dyn InFlight,
     ) -> Result<Value, CommandError> {
         let established = self.established().await?;
-        in_flight.set();
+        if !in_flight.set() {
+            return Err(CommandError::given_up());
+        }
         let mut asking = Pipeline::with_capacity(2);
         asking.cmd("ASKING").add_command(command.clone());
         let replies = established.connection.clone().send_packed_commands(&asking, 0, asking.len()).await;
@@ -107,9 +110,11 @@ impl MasterConnection {
 
 #[async_trait]
 impl Connection for MasterConnection {
-    async fn send(&self, command: &Cmd, _key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
+    async fn send(&self, command: &Cmd, _key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
         let established = self.established().await?;
-        in_flight.set();
+        if !in_flight.set() {
+            return Err(CommandError::given_up());
+        }
         let reply = established.connection.clone().send_packed_command(command).await;
         self.shared.observe(&established, &reply);
         if reply.as_ref().is_ok_and(is_from_replica) {

@@ -18,6 +18,8 @@ mod error;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod generation;
+mod group_commit;
+mod in_flight;
 mod master;
 mod master_connection;
 mod notifications;
@@ -56,6 +58,7 @@ use clock::Clock;
 use connection::Connection;
 pub use dialer::Credentials;
 use error::Context;
+use group_commit::GroupCommit;
 use schema::{FIELDS, PART_FIELDS, Schema, StoredFields, StoredPart};
 use subscriptions::Subscriptions;
 
@@ -64,7 +67,7 @@ use crate::backend::{
     OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey,
     Version, Written,
 };
-use crate::scripts::{DELETE, Delete, LIST, List, Listed, UnexpectedReply};
+use crate::scripts::{CasPut, DELETE, Delete, Insert, LIST, List, Listed, UnexpectedReply};
 
 /// Keeps records in Redis (6.2 or newer) or Valkey (7.2 or newer), shared by all instances of a server.
 ///
@@ -97,7 +100,9 @@ pub struct RedisBackend(Arc<Deployment>);
 
 /// A deployment of Redis as this process uses it. All clones of a backend share it.
 struct Deployment {
-    connection: Box<dyn Connection>,
+    connection: Arc<dyn Connection>,
+    swaps: GroupCommit<CasPut>,
+    inserts: GroupCommit<Insert>,
     /// The connection for pages and parts. No small call waits behind their megabytes.
     bulk_connection: Box<dyn Connection>,
     schema: Schema,

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use redis::{Pipeline, Value};
 
 use super::error::Context;
+use super::in_flight::InFlight;
 use super::reply::CommandError;
 use super::schema::StoredFields;
 use super::{RedisBackend, hmget};
@@ -163,7 +164,7 @@ impl RedisBackend {
         reads: &Pipeline,
         context: &Context<'_>,
     ) -> Result<Vec<Result<Value, CommandError>>, StorageError> {
-        context.in_flight.set();
+        context.in_flight.begin();
         let replies = self.connection(context).read_all(reads, context.key).await;
         context.in_flight.clear();
         let replies = replies.map_err(|failure| context.storage_error(failure))?;

@@ -4,7 +4,8 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
 
 use super::RedisBackend;
 use super::error::{Context, ProbeError, cause, probe_error};
-use super::reply::{CommandError, InFlight};
+use super::in_flight::CallInFlight;
+use super::reply::CommandError;
 use super::schema::FIELDS;
 use crate::backend::StorageError;
 use crate::printable::Chain;
@@ -118,7 +119,7 @@ impl RedisBackend {
         context: &Context<'_>,
         lacking: &mut Lacking,
     ) -> Result<Option<Value>, StorageError> {
-        match self.0.connection.send(command, context.key, &InFlight::default()).await {
+        match self.0.connection.send(command, context.key, &CallInFlight::default()).await {
             Ok(reply) => Ok(Some(reply)),
             Err(CommandError::ErrorReply(error)) => {
                 lacking.record(name, error);

@@ -11,10 +11,11 @@ use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResul
 
 use super::connection::Connection;
 use super::connector::OpenConnection;
+use super::in_flight::InFlight;
 use super::master::Master;
 use super::master_connection::MasterConnection;
 use super::reply::{
-    CommandError, InFlight, Unconfirmed, check_reply, is_from_replica, lacks_authentication, lacks_replicas,
+    CommandError, Unconfirmed, check_reply, is_from_replica, lacks_authentication, lacks_replicas,
     value_or_error,
 };
 use crate::scripts::Pubsub;
@@ -102,16 +103,20 @@ impl ReplicatedConnection {
             Ok(Value::Int(number)) => u32::try_from(number).unwrap_or(0),
             Ok(_) => 0,
             // The master applied the write, and the number of replicas that have it is unknown.
-            Err(error) => return Err(CommandError::TooFewReplicas(self.too_few(0), Some(error))),
+            Err(error) => return Err(self.too_few(0, Some(error))),
         };
         if acknowledged < self.wanted {
             self.master().connector().suspect();
-            return Err(CommandError::TooFewReplicas(self.too_few(acknowledged), None));
+            return Err(self.too_few(acknowledged, None));
         }
         Ok(())
     }
 
-    fn too_few(&self, acknowledged: u32) -> Unconfirmed {
+    fn too_few(&self, acknowledged: u32, cause: Option<RedisError>) -> CommandError {
+        CommandError::TooFewReplicas { replicas: self.replicas(acknowledged), reply: None, cause }
+    }
+
+    fn replicas(&self, acknowledged: u32) -> Unconfirmed {
         Unconfirmed { wanted: self.wanted, acknowledged, within: self.within }
     }
 
@@ -129,11 +134,11 @@ impl ReplicatedConnection {
 
 #[async_trait]
 impl Connection for ReplicatedConnection {
-    async fn send(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
+    async fn send(&self, command: &Cmd, key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
         self.reads.send(command, key, in_flight).await
     }
 
-    async fn write(&self, command: &Cmd, _key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
+    async fn write(&self, command: &Cmd, _key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
         let mut connection = self.pool.get().await.map_err(|error| {
             CommandError::NotSent(match error {
                 PoolError::Backend(error) => error,
@@ -141,8 +146,10 @@ impl Connection for ReplicatedConnection {
                     .into(),
             })
         })?;
+        if !in_flight.set() {
+            return Err(CommandError::given_up());
+        }
         connection.is_busy = true;
-        in_flight.set();
         let reply = connection.opened.connection.req_packed_command(command).await;
         if reply.as_ref().map_or(true, is_from_replica) {
             self.discard(&connection, &reply);
@@ -155,13 +162,20 @@ impl Connection for ReplicatedConnection {
         }
         let written = check_reply(reply)?;
         connection.is_busy = true;
-        let waited = self.wait(&mut connection).await;
-        connection.is_busy = matches!(waited, Err(CommandError::TooFewReplicas(_, Some(_))));
-        waited.map(|()| written)
+        match self.wait(&mut connection).await {
+            Err(CommandError::TooFewReplicas { replicas, cause, .. }) => {
+                connection.is_busy = cause.is_some();
+                Err(CommandError::TooFewReplicas { replicas, reply: Some(written), cause })
+            }
+            waited => {
+                connection.is_busy = false;
+                waited.map(|()| written)
+            }
+        }
     }
 
     fn unconfirmed(&self) -> Option<Unconfirmed> {
-        Some(self.too_few(0))
+        Some(self.replicas(0))
     }
 
     async fn read_all(

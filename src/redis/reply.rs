@@ -1,32 +1,13 @@
 //! The reply to a command, and the reason why a command got none.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use redis::{RedisError, RedisResult, Value, make_extension_error};
+use redis::{ErrorKind, RedisError, RedisResult, Value, make_extension_error};
 
-/// Whether a command of a call was sent and has no reply yet. It decides the outcome of a call that times out.
-#[derive(Debug, Default)]
-pub(super) struct InFlight(AtomicBool);
-
-impl InFlight {
-    /// Records that the next command may reach a server from now on.
-    pub(super) fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Records that the reply to the command has arrived.
-    pub(super) fn clear(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use crate::scripts::UnexpectedReply;
 
 /// Why a command did not succeed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum CommandError {
     /// The server replied with this error.
     ErrorReply(RedisError),
@@ -37,8 +18,22 @@ pub(super) enum CommandError {
     Unreachable(String, RedisError),
     /// The command may have reached a server, and no reply arrived.
     NoReply(RedisError),
-    /// The master may have applied the write, and too few replicas confirmed it. The error is the cause, if there is one.
-    TooFewReplicas(Unconfirmed, Option<RedisError>),
+    /// The reply has a form that the caller does not expect.
+    Unexpected(UnexpectedReply),
+    /// The master may have applied the write, and too few replicas confirmed it.
+    TooFewReplicas {
+        replicas: Unconfirmed,
+        /// The reply of the master, if it arrived.
+        reply: Option<Value>,
+        cause: Option<RedisError>,
+    },
+}
+
+impl CommandError {
+    /// A command that the connection did not send, because a caller has given up.
+    pub(super) fn given_up() -> Self {
+        Self::NotSent((ErrorKind::Client, "the caller has given up").into())
+    }
 }
 
 /// How many replicas a write waited for, how many confirmed it, and for how long it waited.
@@ -49,9 +44,12 @@ pub(super) struct Unconfirmed {
     pub(super) within: Duration,
 }
 
-/// Returns the value, or the error that is the reply.
+/// Returns the value, or the error that is the reply. The reply to a batch is a value, even if it has errors inside.
 pub(super) fn value_or_error(reply: Value) -> RedisResult<Value> {
-    reply.extract_error().map_err(without_arguments)
+    match reply {
+        Value::ServerError(error) => Err(without_arguments(error.into())),
+        value => Ok(value),
+    }
 }
 
 /// Returns the value with which the server replied to a command, or why there is none.

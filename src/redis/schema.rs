@@ -94,6 +94,11 @@ impl Schema {
         }
     }
 
+    /// Returns whether all keys of one owner are in one slot, and those of several owners are not.
+    pub(super) fn has_hash_tags(&self) -> bool {
+        self.hash_tags
+    }
+
     /// Returns how many shards of timers there are.
     pub(super) fn shards(&self) -> u64 {
         if self.hash_tags { SHARDS } else { 1 }

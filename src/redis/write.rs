@@ -7,9 +7,10 @@ use tracing::Span;
 
 use super::RedisBackend;
 use super::error::Context;
+use super::group_commit::Answer;
 use crate::backend::engine::{WriteMode, check_parts, check_size, expiry_millis};
-use crate::backend::{Expiry, PutOptions, StorageError, TaskKey, Written};
-use crate::scripts::{CAS_PUT, CasPut, ExpiryArgument, Kept, PUT, Put};
+use crate::backend::{Expiry, PutOptions, StorageError, TaskKey, Version, Written};
+use crate::scripts::{CAS_PUT, CasPut, CasPuts, ExpiryArgument, Insert, PUT, Put};
 
 impl RedisBackend {
     /// Writes a record with the script for this kind of write.
@@ -25,35 +26,61 @@ impl RedisBackend {
         check_parts(&options.parts, self.0.max_part_bytes)?;
         let expiry = expiry_argument(options.expiry)?;
         let channel = self.channel(&key.owner, options.notifies());
-        let keeps = options.expiry == Expiry::Keep && options.parts.is_empty();
-        if let (WriteMode::Update(expected), true) = (mode, keeps)
-            && let Some(next) = expected.next()
-        {
-            let task = self.0.schema.task(&key.owner, &key.task);
-            let cas_put = CasPut { task, data, expected, next, notice: None };
-            return self.compare_and_swap(span, cas_put, channel, key).await;
+        let PutOptions { quota, parts, .. } = options;
+        match (mode, expiry) {
+            (WriteMode::Update(expected), ExpiryArgument::Keep) if parts.is_empty() => {
+                if let Some(next) = expected.next() {
+                    let task = self.0.schema.task(&key.owner, &key.task);
+                    let write = CasPut { task, data, expected, next, channel };
+                    return self.compare_and_swap(span, write, key).await;
+                }
+            }
+            (WriteMode::Create, ExpiryArgument::AfterMillis(expiry_ms)) if parts.is_empty() => {
+                let (keys, id) = (self.0.schema.keys(key), key.task.clone());
+                let write = Insert { keys, id, data, expiry_ms, quota, timer: None };
+                return self.insert(span, write, key).await;
+            }
+            _ => {}
         }
         let (keys, id) = (self.0.schema.keys(key), key.task.clone());
-        let PutOptions { quota, parts, .. } = options;
         let put = Put { keys, id, data, expiry, quota, mode, notice: None, parts };
         self.put_record(span, put, channel, key).await
     }
 
-    async fn compare_and_swap(
-        &self,
-        span: Span,
-        mut cas_put: CasPut,
-        channel: Option<String>,
-        key: &TaskKey,
-    ) -> Result<Written, StorageError> {
-        let task = cas_put.task.clone();
-        let context = Context { expected: Some(cas_put.expected), ..self.writes(&task).of(key) };
-        let write = pin!(async {
-            cas_put.notice = self.notice(channel, &context).await?;
-            let Kept(expires_at) = self.run(&CAS_PUT, &cas_put, &context).await?;
-            Ok(Written { version: cas_put.next, expires_at })
+    async fn compare_and_swap(&self, span: Span, write: CasPut, key: &TaskKey) -> Result<Written, StorageError> {
+        let task = write.task.clone();
+        let (expected, version) = (Some(write.expected), write.next);
+        let context = Context { expected, ..self.writes(&task).of(key) };
+        let call = pin!(async {
+            let kept = match self.0.swaps.write(write, &context.in_flight).await {
+                Answer::Reply(reply) => reply.map_err(|failure| self.failed(failure, &context))?,
+                Answer::Alone(write) => {
+                    let pubsub = self.pubsub(write.channel.is_some(), &context).await?;
+                    let alone = CasPuts { records: &[write], pubsub };
+                    self.run(&CAS_PUT, &alone, &context).await?
+                }
+            };
+            Ok(Written { version, expires_at: kept.0 })
         });
-        self.limited(span, &context, write).await
+        self.limited(span, &context, call).await
+    }
+
+    /// Creates a record that expires and has no parts.
+    async fn insert(&self, span: Span, write: Insert, key: &TaskKey) -> Result<Written, StorageError> {
+        let task = write.keys.task.clone();
+        let (expected, quota) = (Some(Version::ABSENT), write.quota);
+        let context = Context { expected, quota, ..self.writes(&task).of(key) };
+        let call = pin!(async {
+            match self.0.inserts.write(write, &context.in_flight).await {
+                Answer::Reply(reply) => {
+                    let expires_at = reply.map_err(|failure| self.failed(failure, &context))?;
+                    Ok(Written { version: Version::FIRST, expires_at: Some(expires_at) })
+                }
+                // Boxed, because it is rare and would enlarge the future of every call.
+                Answer::Alone(write) => Box::pin(self.put_or_reap(&write.into(), key, &context)).await,
+            }
+        });
+        self.limited(span, &context, call).await
     }
 
     async fn put_record(
@@ -69,18 +96,23 @@ impl RedisBackend {
         let context = Context { expected, quota, is_bulk, ..self.writes(&task).of(key) };
         let write = pin!(async {
             put.notice = self.notice(channel, &context).await?;
-            let full = match self.run(&PUT, &put, &context).await {
-                Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => full,
-                other => return other,
-            };
-            // The quota counts index members. Members whose hash was evicted or deleted by hand must not count. The
-            // refused write wrote nothing, so it can be sent again.
-            match Box::pin(self.reap_all(&key.owner, &self.reads(context.key))).await? {
-                true => self.run(&PUT, &put, &context).await,
-                false => Err(full),
-            }
+            self.put_or_reap(&put, key, &context).await
         });
         self.limited(span, &context, write).await
+    }
+
+    /// Runs `put`. At the quota, removes the index members whose hash is gone, and runs it again.
+    async fn put_or_reap(&self, put: &Put, key: &TaskKey, context: &Context<'_>) -> Result<Written, StorageError> {
+        let full = match self.run(&PUT, put, context).await {
+            Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => full,
+            other => return other,
+        };
+        // The quota counts index members. Members whose hash was evicted or deleted by hand must not count. The
+        // refused write wrote nothing, so it can be sent again.
+        match Box::pin(self.reap_all(&key.owner, &self.reads(context.key))).await? {
+            true => self.run(&PUT, put, context).await,
+            false => Err(full),
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 mod cas_put;
 mod delete;
 mod inline;
+mod insert;
 mod list;
 mod minify;
 mod probe;
@@ -30,8 +31,9 @@ use redis::{Cmd, ToRedisArgs, Value};
 use crate::backend::Version;
 use crate::backend::engine::from_millis;
 
-pub(crate) use cas_put::{CAS_PUT, CasPut, Kept};
+pub(crate) use cas_put::{CAS_PUT, CAS_PUT_BATCH, CasPut, CasPuts, Kept};
 pub(crate) use delete::{DELETE, Delete};
+pub(crate) use insert::{INSERT, Insert, Inserted, Inserts};
 pub(crate) use list::{LIST, List, Listed};
 use minify::minify;
 pub(crate) use probe::{PROBE, Probe};
@@ -44,7 +46,8 @@ pub(crate) use schedule::{SCHEDULE, Schedule};
 pub(crate) use take_due::{FoundTimers, QueueState, TAKE_DUE, TakeDue, score};
 
 /// The functions that several scripts share, by the name in `-- @include NAME`.
-const INCLUDES: [(&str, &str); 7] = [
+const INCLUDES: [(&str, &str); 8] = [
+    ("digits", include_str!("../../lua/include/digits.lua")),
     ("expiry", include_str!("../../lua/include/expiry.lua")),
     ("found", include_str!("../../lua/include/found.lua")),
     ("index", include_str!("../../lua/include/index.lua")),
@@ -57,7 +60,7 @@ const INCLUDES: [(&str, &str); 7] = [
 /// A script that takes `A` and replies `R`.
 pub(crate) struct Script<A, R> {
     text: String,
-    types: PhantomData<fn(A) -> R>,
+    types: PhantomData<(A, R)>,
 }
 
 impl<A: Arguments, R: Reply> Script<A, R> {
@@ -126,7 +129,7 @@ impl Reply for () {
 }
 
 /// The reply of the server has a form that no script of this crate returns.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("the reply does not have the form that the script replies with")]
 pub(crate) struct UnexpectedReply;
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use once_cell::sync::Lazy;
 use redis::{RedisWrite, ToRedisArgs, Value};
 
+use super::insert::Insert;
 use super::{Arguments, Encoder, Notice, RecordKeys, Reply, Script, encode_notice, expiry};
 use crate::backend::engine::WriteMode;
 use crate::backend::{PartChange, PartChanges, TaskId, Written};
@@ -43,6 +44,15 @@ impl ToRedisArgs for ExpiryArgument {
 }
 
 impl redis::ToSingleRedisArg for ExpiryArgument {}
+
+impl From<Insert> for Put {
+    /// Returns the put that creates the record.
+    fn from(Insert { keys, id, data, expiry_ms, quota, timer: _ }: Insert) -> Self {
+        let (expiry, mode) = (ExpiryArgument::AfterMillis(expiry_ms), WriteMode::Create);
+        // The record is new, so it has no subscribers.
+        Self { keys, id, data, expiry, quota, mode, notice: None, parts: PartChanges::default() }
+    }
+}
 
 impl Arguments for Put {
     fn key_count(&self) -> usize {

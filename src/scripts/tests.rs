@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use rstest::rstest;
 
+use super::insert::InsertTimer;
 use super::put::ExpiryArgument;
 use super::*;
 use crate::backend::engine::WriteMode;
@@ -87,8 +88,15 @@ fn put() -> Put {
     }
 }
 
-fn cas_put() -> CasPut {
-    CasPut { task: "t".into(), data: Bytes::new(), expected: Version::FIRST, next: 2.into(), notice: None }
+fn cas_put(task: &str) -> CasPut {
+    let data = Bytes::from_static(b"data");
+    CasPut { task: task.into(), data, expected: Version::FIRST, next: 2.into(), channel: Some("c".into()) }
+}
+
+fn insert(owner: &str, task: &str, quota: Option<u64>) -> Insert {
+    let keys = RecordKeys { idx: owner.into(), task: task.into() };
+    let timer = InsertTimer { due: "q".into(), member: "m".into(), after_ms: 1, channel: Some("c".into()) };
+    Insert { keys, id: id("id"), data: Bytes::from_static(b"data"), expiry_ms: 2, quota, timer: Some(timer) }
 }
 
 fn reap() -> Reap {
@@ -110,7 +118,15 @@ fn take_due() -> TakeDue {
 
 #[rstest]
 #[case::put(include_str!("../../lua/put.lua"), put())]
-#[case::cas_put(include_str!("../../lua/cas_put.lua"), cas_put())]
+#[case::cas_put(include_str!("../../lua/cas_put.lua"), CasPuts { records: &[cas_put("t")], pubsub: None })]
+#[case::cas_put_batch(
+    include_str!("../../lua/cas_put_batch.lua"),
+    CasPuts { records: &[cas_put("t"), cas_put("u")], pubsub: None }
+)]
+#[case::insert(
+    include_str!("../../lua/insert.lua"),
+    Inserts { records: &[insert("i", "t", None), insert("i", "u", None)], notice: Some(notice()) }
+)]
 #[case::delete(include_str!("../../lua/delete.lua"), Delete { keys: keys(), id: id("id"), notice: None })]
 #[case::list(include_str!("../../lua/list.lua"), List { idx: "i".into(), below: None, limit: 1 })]
 #[case::reap(include_str!("../../lua/reap.lua"), reap())]
@@ -138,6 +154,8 @@ fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
 #[rstest]
 #[case::put(include_str!("../../lua/put.lua"))]
 #[case::cas_put(include_str!("../../lua/cas_put.lua"))]
+#[case::cas_put_batch(include_str!("../../lua/cas_put_batch.lua"))]
+#[case::insert(include_str!("../../lua/insert.lua"))]
 #[case::delete(include_str!("../../lua/delete.lua"))]
 #[case::list(include_str!("../../lua/list.lua"))]
 #[case::reap(include_str!("../../lua/reap.lua"))]
@@ -260,6 +278,8 @@ fn the_replies_of_probe_and_publish_are_read() {
 #[rstest]
 #[case::put(include_str!("../../lua/put.lua"), 3010)]
 #[case::cas_put(include_str!("../../lua/cas_put.lua"), 664)]
+#[case::cas_put_batch(include_str!("../../lua/cas_put_batch.lua"), 900)]
+#[case::insert(include_str!("../../lua/insert.lua"), 1915)]
 #[case::delete(include_str!("../../lua/delete.lua"), 785)]
 #[case::list(include_str!("../../lua/list.lua"), 165)]
 #[case::reap(include_str!("../../lua/reap.lua"), 582)]
@@ -283,6 +303,8 @@ fn the_probe_runs_each_command_that_the_other_scripts_run() {
     for source in [
         include_str!("../../lua/put.lua"),
         include_str!("../../lua/cas_put.lua"),
+        include_str!("../../lua/cas_put_batch.lua"),
+        include_str!("../../lua/insert.lua"),
         include_str!("../../lua/delete.lua"),
         include_str!("../../lua/list.lua"),
         include_str!("../../lua/reap.lua"),

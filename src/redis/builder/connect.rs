@@ -24,6 +24,7 @@ use crate::redis::connector::Connector;
 use crate::redis::diagnosis::diagnosed;
 use crate::redis::dialer::Dialer;
 use crate::redis::generation::Generation;
+use crate::redis::group_commit::{GroupCommit, Transport};
 use crate::redis::master::Master;
 use crate::redis::master_connection::MasterConnection;
 use crate::redis::notifications::PubsubProbe;
@@ -38,7 +39,7 @@ use crate::redis::{Deployment, RedisBackend};
 
 /// The connections of a backend, and the properties of their servers.
 struct Connections {
-    calls: Box<dyn Connection>,
+    calls: Arc<dyn Connection>,
     /// For pages and parts.
     bulk: Box<dyn Connection>,
     clock: Arc<Clock>,
@@ -207,7 +208,7 @@ impl RedisBuilder {
             timeout_at(deadline, connections).await.unwrap_or_else(timed_out)
         };
         let (calls, bulk) = diagnosed(&server, self.connect_timeout, connecting).await?;
-        let (calls, bulk) = (Box::new(calls), Box::new(bulk));
+        let (calls, bulk) = (Arc::new(calls), Box::new(bulk));
         let connections = Connections { calls, bulk, clock, address, can_subscribe, are_of_caller: false };
         self.finish(connections, schema, deadline).await
     }
@@ -251,7 +252,7 @@ impl RedisBuilder {
         let deadline = Instant::now() + self.connect_timeout;
         let probe = self.pubsub_probe(&schema, false);
         let connections = Connections {
-            calls: Box::new(CallerConnection::new(connection, probe)),
+            calls: Arc::new(CallerConnection::new(connection, probe)),
             bulk: Box::new(CallerConnection::new(bulk, None)),
             clock: Arc::new(Clock::new()),
             address,
@@ -273,13 +274,13 @@ impl RedisBuilder {
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
         let master = Arc::new(Master::new(connector, self.pubsub_probe(&schema, can_subscribe)));
         let connection = || MasterConnection::new(Arc::clone(&master));
-        let (calls, bulk): (Box<dyn Connection>, Box<dyn Connection>) = match self.replicas {
-            None => (Box::new(connection()), Box::new(connection())),
+        let (calls, bulk): (Arc<dyn Connection>, Box<dyn Connection>) = match self.replicas {
+            None => (Arc::new(connection()), Box::new(connection())),
             Some((count, within)) => {
                 let calls = ReplicatedConnection::new(Arc::clone(&master), count, within)
                     .map_err(|error| super::dialing::not_sent(&address, error))?;
                 let bulk = calls.with_separate_reads();
-                (Box::new(calls), Box::new(bulk))
+                (Arc::new(calls), Box::new(bulk))
             }
         };
         let deadline = Instant::now() + self.connect_timeout;
@@ -296,8 +297,16 @@ impl RedisBuilder {
     ) -> Result<RedisBackend, StorageError> {
         let Connections { calls, bulk, clock, address, can_subscribe, are_of_caller } = connections;
         let subscribes = self.notifications && can_subscribe;
+        let transport = Arc::new(Transport {
+            connection: Arc::clone(&calls),
+            clock: Arc::clone(&clock),
+            limit: self.response_timeout,
+            has_one_owner: schema.has_hash_tags(),
+        });
         let backend = RedisBackend(Arc::new(Deployment {
             connection: calls,
+            swaps: GroupCommit::new(Arc::clone(&transport)),
+            inserts: GroupCommit::new(transport),
             bulk_connection: bulk,
             schema,
             clock,

@@ -16,8 +16,9 @@ use super::nodes::Nodes;
 use super::refresh::{ANSWER_LIMIT, Refresher};
 use super::slot::slot;
 use crate::redis::connection::{Connection, MasterOfSlots};
+use crate::redis::in_flight::{CallInFlight, InFlight};
 use crate::redis::master::Master;
-use crate::redis::reply::{CommandError, InFlight};
+use crate::redis::reply::CommandError;
 use crate::scripts::Pubsub;
 
 /// The maximum number of nodes that one command is sent to, one after the other.
@@ -110,7 +111,7 @@ impl ClusterConnection {
 
     /// Sends a read to any node that answers. The nodes that answered most recently come first. If a node stays
     /// silent, this method also sends the read to the next one.
-    async fn send_to_any(&self, command: &Cmd, in_flight: &InFlight) -> Result<Value, CommandError> {
+    async fn send_to_any(&self, command: &Cmd, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
         let mut nodes = self.nodes.all();
         nodes.sort_by_key(|node| (node.lost().is_some(), Reverse(node.answered())));
         let mut nodes = nodes.into_iter();
@@ -188,7 +189,7 @@ fn is_redirection(error: &RedisError) -> bool {
 
 #[async_trait]
 impl Connection for ClusterConnection {
-    async fn send(&self, command: &Cmd, key: &str, in_flight: &InFlight) -> Result<Value, CommandError> {
+    async fn send(&self, command: &Cmd, key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
         self.refresher.keep_running();
         if key.is_empty() {
             return self.send_to_any(command, in_flight).await;
@@ -232,7 +233,7 @@ impl Connection for ClusterConnection {
         // reads there separately.
         let again = replies.iter_mut().zip(reads.cmd_iter()).filter(|(reply, _)| is_redirected(reply));
         let again = again.map(|(reply, read)| async move {
-            *reply = self.send(read, key, &InFlight::default()).await;
+            *reply = self.send(read, key, &CallInFlight::default()).await;
         });
         join_all(again).await;
         Ok(replies)
@@ -308,7 +309,7 @@ impl Connection for ClusterConnection {
         let node = self.nodes.node(&NodeAddress { host: master.host.clone(), port: master.port });
         node.set_redirected();
         node.check_reachable()?;
-        node.send(self.is_bulk, command, false, &InFlight::default()).await
+        node.send(self.is_bulk, command, false, &CallInFlight::default()).await
     }
 
     fn has_several_masters(&self) -> bool {

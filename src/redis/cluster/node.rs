@@ -11,9 +11,10 @@ use crate::backend::engine::on_drop;
 use crate::printable::Chain;
 use crate::redis::connection::Connection;
 use crate::redis::error::cause;
+use crate::redis::in_flight::InFlight;
 use crate::redis::master::Master;
 use crate::redis::master_connection::MasterConnection;
-use crate::redis::reply::{CommandError, InFlight};
+use crate::redis::reply::CommandError;
 use crate::scripts::Pubsub;
 
 /// The delay before the next attempt to reach a lost node: after the first failure, and its maximum.
@@ -66,7 +67,7 @@ impl Node {
         is_bulk: bool,
         command: &Cmd,
         is_asking: bool,
-        in_flight: &InFlight,
+        in_flight: &dyn InFlight,
     ) -> Result<Value, CommandError> {
         let connection = self.connection(is_bulk);
         let reply = if is_asking {

@@ -119,6 +119,18 @@ pub(super) fn classify(code: &str, detail: &str) -> Class {
     own.or_else(inside).map_or(Class::Other, |(_, class)| *class)
 }
 
+/// Returns whether an error that refused a whole batch may be about one of its keys. The server then wrote no record.
+pub(in crate::redis) fn concerns_one_key(error: &RedisError) -> bool {
+    let (code, detail) = (error.code().unwrap_or_default(), error.detail().unwrap_or_default());
+    match classify(code, detail) {
+        NOT_PERMITTED | Class::WrongType => true,
+        Class::Unavailable(_) | Class::NodeOfCluster => {
+            matches!(code, "TRYAGAIN" | "CROSSSLOT") || detail.contains("non local key")
+        }
+        _ => false,
+    }
+}
+
 /// Why a command of the probe failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::redis) enum ProbeError {

@@ -1,0 +1,41 @@
+-- cas_put_batch: does for several records what cas_put does for one. It writes or refuses each record by itself.
+--
+-- KEYS[1..] task     the hash of each record, each once
+-- ARGV[1]   publish  the command to publish with
+-- ARGV[2..] record   for each record the four arguments that cas_put takes
+--
+-- Reply: { 'seconds microseconds', record, ... }: for each record its expires_at, '' for never, or its error
+-- Errors: FOUND [version,expires_at,has_data,is_live,has_parts] of one record
+
+-- @include expiry
+-- @include found
+
+local publish, at, accepts_writes = ARGV[1], 2, false
+local time = redis.call('TIME')
+local now, replies = time[1] * 1000 + time[2] / 1000, { table.concat(time, ' ') }
+
+for i, task in ipairs(KEYS) do
+  -- A key of another type, and a channel that the user must not publish to, are errors of one record.
+  local reply = redis.pcall('HMGET', task, 'version', 'expires_at', 'parts')
+  if not reply.err then
+    local version, expires_at, parts = unpack(reply)
+    local ends, has_parts, has_data = expiry_of(expires_at), is_list(parts), redis.call('HEXISTS', task, 'data')
+    local is_live = now < ends
+    if version == ARGV[at + 1] and is_live and ends < 2 ^ 53 and has_parts and has_data == 1 then
+      -- HSETNX changes nothing. A server that accepts no writes at the moment refuses it, before subscribers receive a
+      -- message. No record has been written then.
+      if not accepts_writes then accepts_writes = redis.call('HSETNX', task, 'version', '') end
+      local channel = ARGV[at + 3]
+      reply = channel ~= '' and redis.pcall(publish, channel, (expires_at or '') .. ' ' .. task)
+      if type(reply) ~= 'table' then
+        redis.call('HSET', task, 'version', ARGV[at + 2], 'data', ARGV[at])
+        reply = expires_at or ''
+      end
+    else
+      reply = found(version, expires_at, has_data, is_live, has_parts)
+    end
+  end
+  replies[i + 1] = reply
+  at = at + 4
+end
+return replies

@@ -1,0 +1,79 @@
+//! The queue of writes, and the task that sends them.
+
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+
+use super::batch::Batch;
+use super::{Answer, Batched, Transport};
+use crate::backend::engine::on_drop;
+use crate::redis::in_flight::BatchedCall;
+
+pub(super) struct Queue<W: Batched> {
+    transport: Arc<Transport>,
+    waiting: Mutex<Waiting<W>>,
+}
+
+struct Waiting<W: Batched> {
+    writes: Vec<Queued<W>>,
+    /// Whether a task is about to send the writes.
+    is_sending: bool,
+}
+
+/// A write, and its caller.
+pub(super) struct Queued<W: Batched> {
+    pub(super) write: W,
+    pub(super) call: Arc<BatchedCall>,
+    pub(super) answer: oneshot::Sender<Answer<W>>,
+}
+
+impl<W: Batched> Queue<W> {
+    pub(super) fn new(transport: Arc<Transport>) -> Self {
+        Self { transport, waiting: Mutex::new(Waiting { writes: Vec::new(), is_sending: false }) }
+    }
+
+    pub(super) fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// Queues a write. The receiver fails if the runtime of the task that sends the write shuts down.
+    pub(super) fn push(self: &Arc<Self>, write: W, call: Arc<BatchedCall>) -> oneshot::Receiver<Answer<W>> {
+        let (answer, receiver) = oneshot::channel();
+        let mut waiting = self.waiting();
+        waiting.writes.push(Queued { write, call, answer });
+        if !mem::replace(&mut waiting.is_sending, true) {
+            drop(waiting);
+            tokio::spawn(Arc::clone(self).send_after_one_turn());
+        }
+        receiver
+    }
+
+    /// Locks the queue. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
+    fn waiting(&self) -> MutexGuard<'_, Waiting<W>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Vec<Queued<W>> {
+        let mut waiting = self.waiting();
+        waiting.is_sending = false;
+        mem::take(&mut waiting.writes)
+    }
+
+    async fn send_after_one_turn(self: Arc<Self>) {
+        // If the runtime shuts down, the writes fail, and the next write starts a new task.
+        let dropped = on_drop(|| drop(self.take()));
+        yield_now().await;
+        let writes = self.take();
+        mem::forget(dropped);
+        let mut batches = Batch::split(writes, self.transport.has_one_owner);
+        let last = batches.pop();
+        for batch in batches {
+            tokio::spawn(batch.commit(Arc::clone(&self.transport)));
+        }
+        if let Some(batch) = last {
+            batch.commit(Arc::clone(&self.transport)).await;
+        }
+    }
+}
