@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
 use super::error::StorageError;
 use super::key::{OwnerId, TaskKey};
 use super::page::Cursor;
+use super::record::{PutOptions, Written};
 use super::storage::StorageBackend;
+use super::version::Version;
 #[cfg(feature = "redis")]
 use crate::printable::Printable;
 
@@ -239,9 +242,19 @@ impl OwnerPage {
 /// * A delay over 100 years is refused, and changes nothing.
 /// * A queue name outside 1 to 512 bytes is refused.
 ///
+/// A create with its timer:
+///
+/// * `create_with_timer` creates the record and schedules the timer.
+/// * `create_with_timer` keeps an earlier timer and moves a later one.
+/// * A `create_with_timer` that is refused writes no record and changes no other timer.
+/// * An expiry or a delay out of range is refused by `create_with_timer`, and nothing is written.
+/// * Of many creates with a timer that race for one task, exactly one wins.
+/// * Each of many creates with a timer has its record and its timer.
+///
 /// Wakeups:
 ///
 /// * A timer that becomes the earliest wakes the subscribers.
+/// * A timer of `create_with_timer` that becomes the earliest wakes the subscribers.
 /// * A timer that `resolve` makes the earliest wakes the subscribers.
 /// * Subscribers receive items for earlier timers of their queues only.
 /// * A timer scheduled before the stream is polled is an item of the next poll.
@@ -258,6 +271,40 @@ pub trait Agenda: StorageBackend {
     /// Makes a timer fire no later than `after` from now. A timer of this task in this queue that fires earlier stays as it
     /// is. A timer that fires later is moved. In both cases the call voids the token of the previous taker.
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError>;
+
+    /// Schedules a timer, then creates the record of its task, like [`schedule`](Self::schedule) and then
+    /// [`put_if_version`](StorageBackend::put_if_version) with [`Version::ABSENT`].
+    ///
+    /// Call it for a task that another process must find if this process dies. The record never exists without its timer: the
+    /// engine writes the timer in the same atomic step, or has acknowledged it before it writes the record. If the
+    /// call fails, the timer may remain without a record. Its taker then finds no record, and removes the timer.
+    ///
+    /// The provided method makes the two calls, one after the other. An engine that needs only one round trip for both
+    /// implements the method itself. An engine that wraps another engine forwards this call to it.
+    ///
+    /// # Errors
+    /// * `InvalidExpiry` for an `after` over 100 years, and for an expiry outside 1 ms to 100 years. Neither the record nor
+    ///   the timer is written.
+    /// * `VersionConflict` if the record exists, `CapacityExceeded` at the quota, and the other errors of
+    ///   [`put_if_version`](StorageBackend::put_if_version) and [`schedule`](Self::schedule). No record is written.
+    ///
+    /// If the [outcome is unknown](StorageError::outcome_unknown), read the record. A second call does no harm: it creates the
+    /// record only if the first one has not, and a timer that fires earlier stays.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future leaves the timer and the record, the timer alone, or neither of them.
+    async fn create_with_timer(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        queue: &Queue,
+        after: Duration,
+    ) -> Result<Written, StorageError> {
+        options.expiry.check()?;
+        self.schedule(queue, key, after).await?;
+        self.put_if_version(key, data, options, Version::ABSENT).await
+    }
 
     /// Takes up to `limit` timers that are due: from the queues in the order given, and in each queue by due time. In
     /// the same atomic step it moves each timer to `hide_for` from now, so that no other taker takes the timer before
@@ -303,6 +350,17 @@ pub trait Agenda: StorageBackend {
 impl<A: Agenda + ?Sized> Agenda for Arc<A> {
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
         (**self).schedule(queue, key, after).await
+    }
+
+    async fn create_with_timer(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        queue: &Queue,
+        after: Duration,
+    ) -> Result<Written, StorageError> {
+        (**self).create_with_timer(key, data, options, queue, after).await
     }
 
     async fn take_due(

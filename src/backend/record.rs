@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use super::error::StorageError;
 use super::parts::{PartChange, PartChanges, PartName, PartSizes};
 use super::version::Version;
 
@@ -24,6 +25,16 @@ pub enum Expiry {
 impl Expiry {
     /// The longest duration, 100 years of 365.25 days.
     pub const MAX: Duration = Duration::from_secs(100 * 36_525 * 864);
+
+    /// Checks the duration of [`After`](Self::After).
+    pub(super) fn check(self) -> Result<(), StorageError> {
+        match self {
+            Self::After(given) if given < Duration::from_millis(1) || given > Self::MAX => {
+                Err(StorageError::InvalidExpiry { given })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The options of a write.

@@ -7,13 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::Subject;
-use super::fixtures::{CENTURY, HOUR, NOW, PATIENCE, key, keys, leases, pass, queue, take, take_only};
+use super::fixtures::{CENTURY, HOUR, NOW, PATIENCE, key, keys, leases, pass, queue, take, take_only, total};
 use crate::backend::{Due, Next, Queue, StorageError, Taken, TaskKey};
-
-/// Returns the number of timers of a queue.
-async fn total(store: &Subject, queue: &Queue) -> u64 {
-    store.timers(queue, None).await.unwrap().total
-}
 
 /// Asserts that these queues have no timers, and that the engine holds nothing.
 async fn assert_nothing_left(store: &Subject, queues: &[Queue]) {

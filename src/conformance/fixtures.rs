@@ -90,6 +90,11 @@ pub(super) async fn take_only(agenda: &dyn Agenda, queue: &Queue) -> Due {
     due
 }
 
+/// Returns the number of timers of a queue.
+pub(super) async fn total(store: &Subject, queue: &Queue) -> u64 {
+    store.timers(queue, None).await.unwrap().total
+}
+
 /// Waits until this time has passed on the engine's clock.
 pub(super) async fn pass(store: &Subject, millis: i64) {
     let clock = async || store.clock(&key("nobody", "t1")).await.unwrap();

@@ -42,6 +42,8 @@ mod subject;
 #[doc(hidden)]
 pub mod agenda;
 #[doc(hidden)]
+pub mod creates;
+#[doc(hidden)]
 pub mod listings;
 #[doc(hidden)]
 pub mod owners;

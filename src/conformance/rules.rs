@@ -100,8 +100,17 @@ macro_rules! __each_conformance_rule {
                 a_delay_over_100_years_is_refused_and_changes_nothing,
                 a_queue_name_outside_1_to_512_bytes_is_refused,
             }
+            creates {
+                create_with_timer_creates_the_record_and_schedules_the_timer,
+                create_with_timer_keeps_an_earlier_timer_and_moves_a_later_one,
+                a_create_with_timer_that_is_refused_writes_no_record_and_changes_no_other_timer,
+                an_expiry_or_a_delay_out_of_range_is_refused_by_create_with_timer_and_nothing_is_written,
+                of_many_creates_with_a_timer_that_race_for_one_task_exactly_one_wins,
+                each_of_many_creates_with_a_timer_has_its_record_and_its_timer,
+            }
             wakeups {
                 a_timer_that_becomes_the_earliest_wakes_the_subscribers,
+                a_timer_of_create_with_timer_that_becomes_the_earliest_wakes_the_subscribers,
                 a_timer_that_resolve_makes_the_earliest_wakes_the_subscribers,
                 subscribers_receive_items_for_earlier_timers_of_their_queues_only,
                 a_timer_scheduled_before_the_stream_is_polled_is_an_item_of_the_next_poll,

@@ -6,7 +6,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 
 use super::Subject;
-use super::fixtures::{HOUR, NOW, PATIENCE, key, leases, queue, take, take_only};
+use super::fixtures::{HOUR, NOW, PATIENCE, in_an_hour, key, leases, queue, take, take_only};
 use crate::backend::{Next, Queue};
 
 type Wakeups = BoxStream<'static, ()>;
@@ -60,6 +60,15 @@ pub async fn a_timer_that_becomes_the_earliest_wakes_the_subscribers(store: &Sub
     // The median, because the machine may stall once.
     let limit = Duration::from_millis(if store.notifies_wakeups() { 100 } else { 10_000 });
     assert!(took[10] < limit, "{took:?}");
+}
+
+pub async fn a_timer_of_create_with_timer_that_becomes_the_earliest_wakes_the_subscribers(store: &Subject) {
+    let mut stream = wakeups(store, &[leases()]).await;
+    for (number, after) in [HOUR, HOUR / 2, NOW].into_iter().enumerate() {
+        let key = key(&format!("owner-{number}"), "t1");
+        store.create_with_timer(&key, "data".into(), in_an_hour(), &leases(), after).await.unwrap();
+        item(&mut stream).await;
+    }
 }
 
 pub async fn a_timer_that_resolve_makes_the_earliest_wakes_the_subscribers(store: &Subject) {

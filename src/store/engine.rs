@@ -29,6 +29,13 @@ pub(super) struct EngineClient<B> {
     number: u64,
 }
 
+/// A timer that the engine schedules before it creates a record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewTimer<'a> {
+    pub(super) queue: &'a Queue,
+    pub(super) after: Duration,
+}
+
 /// One page of an owner's tasks as the engine returned it.
 pub(super) struct StoredPage {
     pub(super) tasks: Vec<StoredTask>,
@@ -98,6 +105,18 @@ impl<B: Agenda> EngineClient<B> {
     ) -> Result<Written, StorageError> {
         let put = self.backend.put_if_version(key, data, options, expected);
         self.answers.count_write(Some(&key.owner), put).await
+    }
+
+    /// Schedules a timer, then creates a record.
+    pub(super) async fn create_with_timer(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        timer: NewTimer<'_>,
+    ) -> Result<Written, StorageError> {
+        let create = self.backend.create_with_timer(key, data, options, timer.queue, timer.after);
+        self.answers.count_write(Some(&key.owner), create).await
     }
 
     pub(super) async fn delete(&self, key: &TaskKey) -> Result<bool, TaskError> {

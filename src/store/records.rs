@@ -146,10 +146,8 @@ impl<B: Agenda> Records<B> {
         let (mut task, expiry) = new.into_task(key.task.clone(), self.engine.now(), lease, &self.config)?;
         let mut options = PutOptions::new(expiry);
         options.quota = self.config.max_tasks_per_owner;
-        let write = Write::create(key, &mut task, options, self.engine.backend.max_value_bytes())?;
-        if task.lease.is_some() {
-            self.scheduler.schedule_new_lease(key).await?;
-        }
+        let timer = task.lease.is_some().then(|| self.scheduler.new_lease_timer());
+        let write = Write::create(key, &mut task, options, timer, self.engine.backend.max_value_bytes())?;
         let mut writer = Writer::new(ChangeKind::Input, deadline, None);
         match write.apply(&self.engine, &mut writer, task).await? {
             Some(created) => Ok(created),

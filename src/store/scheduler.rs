@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::config::StoreConfig;
 use super::deadline::Deadline;
-use super::engine::EngineClient;
+use super::engine::{EngineClient, NewTimer};
 use super::error::TaskError;
 use super::local_attempts::AttemptState;
 use super::machine::{delay_left, open_lease, waiting_lease};
@@ -85,10 +85,16 @@ impl<B: Agenda> Scheduler<B> {
         }
     }
 
-    /// Schedules the timer of a lease that is about to be written. The timer fires one call's time limit after the
-    /// lease lapses, so a taker that finds no record at that time can remove the timer.
+    /// Returns the timer of a lease that is about to be written. The timer fires one call's time limit after the lease
+    /// lapses, so a taker that finds no record at that time can remove the timer.
+    pub(super) fn new_lease_timer(&self) -> NewTimer<'_> {
+        NewTimer { queue: &self.leases, after: self.lease + self.write_limit() }
+    }
+
+    /// Schedules the timer of a lease that is about to be written.
     pub(super) async fn schedule_new_lease(&self, key: &TaskKey) -> Result<(), TaskError> {
-        self.engine.schedule(&self.leases, key, self.lease + self.write_limit()).await
+        let NewTimer { queue, after } = self.new_lease_timer();
+        self.engine.schedule(queue, key, after).await
     }
 
     /// Returns how long the write of a lease may take before its timer must be scheduled again. The limit is short enough that

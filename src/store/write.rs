@@ -7,7 +7,7 @@ use once_cell::sync::Lazy;
 
 use super::deadline::Deadline;
 use super::durations::jittered;
-use super::engine::EngineClient;
+use super::engine::{EngineClient, NewTimer};
 use super::error::TaskError;
 use super::limits::check;
 use super::machine::Change;
@@ -112,6 +112,8 @@ pub(super) struct Write<'a> {
     options: PutOptions,
     expected: Version,
     write_id: String,
+    /// The timer that the engine schedules before it creates the record.
+    timer: Option<NewTimer<'a>>,
     /// The last write id of the record when the task was read.
     previous: Option<String>,
     /// The event that the write causes, if any.
@@ -124,10 +126,14 @@ impl<'a> Write<'a> {
         key: &'a TaskKey,
         task: &mut Task,
         options: PutOptions,
+        timer: Option<NewTimer<'a>>,
         max_bytes: usize,
     ) -> Result<Self, TaskError> {
-        Self::prepare(key, task, options, Version::ABSENT, ChangeKind::Input, max_bytes)
-            .map(|write| Self { event: Some(Event::Created), ..write })
+        Self::prepare(key, task, options, Version::ABSENT, ChangeKind::Input, max_bytes).map(|write| Self {
+            event: Some(Event::Created),
+            timer,
+            ..write
+        })
     }
 
     /// Prepares the write of a changed task over the version `expected`, at which the task was read.
@@ -166,7 +172,7 @@ impl<'a> Write<'a> {
             let max = max_bytes.saturating_sub(RESERVE);
             check("bytes of data in the record of the task", data.len(), max)?;
         }
-        Ok(Self { key, data, options, expected, write_id, previous, event: None })
+        Ok(Self { key, data, options, expected, write_id, timer: None, previous, event: None })
     }
 
     /// Sends the write. Returns `None` if it conflicts with another write.
@@ -206,7 +212,12 @@ impl<'a> Write<'a> {
     }
 
     async fn send<B: Agenda>(&self, engine: &EngineClient<B>) -> Result<Written, StorageError> {
-        engine.put(self.key, self.data.clone(), self.options.clone(), self.expected).await
+        let (data, options) = (self.data.clone(), self.options.clone());
+        match self.timer {
+            // A second copy leaves an earlier timer as it is, so the store can send it too.
+            Some(timer) => engine.create_with_timer(self.key, data, options, timer).await,
+            None => engine.put(self.key, data, options, self.expected).await,
+        }
     }
 
     /// Resolves the outcome of a write without an answer.

@@ -10,6 +10,7 @@ mod access;
 mod agenda;
 mod bandwidth;
 mod cluster;
+mod group_commit;
 mod one_owner;
 mod sentinel;
 mod tls;

@@ -14,6 +14,8 @@ pub enum Answer {
     Bytes(Vec<u8>),
     /// Sends these bytes, and resets the connection.
     BytesAndReset(Vec<u8>),
+    /// Sends nothing, and keeps the connection open.
+    Nothing,
     /// Closes the connection without a reply.
     Close,
 }
@@ -86,6 +88,7 @@ async fn serve(
                     let _ = client.set_zero_linger();
                     return;
                 }
+                Answer::Nothing => {}
                 Answer::Close => return,
             }
         }

@@ -45,6 +45,8 @@ pub mod rmcp;
 pub mod sentinel;
 pub mod spy;
 #[cfg(feature = "redis-tests")]
+pub mod tap;
+#[cfg(feature = "redis-tests")]
 pub mod throttle;
 #[cfg(feature = "redis-tests")]
 pub mod tls;

@@ -27,12 +27,10 @@ pub fn from_micros(micros: u64) -> DateTime<Utc> {
 /// # Errors
 /// [`StorageError::InvalidExpiry`] for a duration outside 1 ms to 100 years.
 pub fn expiry_millis(expiry: Expiry) -> Result<Option<u64>, StorageError> {
+    expiry.check()?;
     let Expiry::After(given) = expiry else {
         return Ok(None);
     };
-    if given < Duration::from_millis(1) || given > Expiry::MAX {
-        return Err(StorageError::InvalidExpiry { given });
-    }
     Ok(Some(given.as_nanos().div_ceil(1_000_000) as u64))
 }
 

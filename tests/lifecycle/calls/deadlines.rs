@@ -57,7 +57,7 @@ async fn every_call_ends_within_its_limit_while_the_engine_hangs_and_states_what
     let its = attempt.key().task.as_str();
     let calls: Vec<Asked<'_>> = vec![
         ("create", "task ", true, tasks.create(&alice, call()).map(|done| done.map(drop)).boxed()),
-        ("start", "task ", false, tasks.start(&alice, call()).map(|done| done.map(drop)).boxed()),
+        ("start", "task ", true, tasks.start(&alice, call()).map(|done| done.map(drop)).boxed()),
         ("claim", its, false, tasks.claim(attempt.key()).map(|done| done.map(drop)).boxed()),
         ("get", id, false, tasks.get(key).map(|done| done.map(drop)).boxed()),
         ("get", id, false, tasks.wait(key).map(|done| done.map(drop)).boxed()),

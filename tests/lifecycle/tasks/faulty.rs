@@ -37,6 +37,8 @@ pub struct Faulty {
     pub writes: AtomicUsize,
     /// How many of the next reads fail.
     pub reads_without_answer: AtomicUsize,
+    /// How many of the next timers are lost before the engine receives them.
+    pub timers_without_answer: AtomicUsize,
 }
 
 impl Faulty {
@@ -47,6 +49,7 @@ impl Faulty {
             late: Mutex::default(),
             writes: AtomicUsize::new(0),
             reads_without_answer: AtomicUsize::new(0),
+            timers_without_answer: AtomicUsize::new(0),
         })
     }
 
@@ -69,10 +72,7 @@ impl Faulty {
     }
 
     async fn read(&self, call: Call) -> Result<Reply, StorageError> {
-        let one_less = |left: usize| left.checked_sub(1);
-        if self.reads_without_answer.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
-            return Err(no_answer());
-        }
+        lose_one(&self.reads_without_answer)?;
         let record = call.send(&*self.memory).await;
         // As on a network, calls of other processes arrive between a read and the write that follows it.
         tokio::task::yield_now().await;
@@ -109,6 +109,15 @@ impl Faulty {
     }
 }
 
+/// Fails while there are calls left to lose.
+fn lose_one(left: &AtomicUsize) -> Result<(), StorageError> {
+    let one_less = |left: usize| left.checked_sub(1);
+    match left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less) {
+        Ok(_) => Err(no_answer()),
+        Err(_) => Ok(()),
+    }
+}
+
 fn no_answer() -> StorageError {
     unavailable("no answer", true)
 }
@@ -124,6 +133,10 @@ impl Hooks for Faulty {
             Call::Get { .. } => self.read(call).await,
             Call::PutIfVersion { key, .. } => self.write(key.clone(), call).await,
             Call::Put { .. } => unreachable!("a task store writes only under conditions"),
+            Call::Schedule { .. } => {
+                lose_one(&self.timers_without_answer)?;
+                call.send(&*self.memory).await
+            }
             _ => call.send(&*self.memory).await,
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mcp_task_store::{
-    LocalAgenda, PageRequest, StorageBackend, StoreConfig, TaskError, TaskStatus, TaskStore, Version,
+    LocalAgenda, PageRequest, Queue, StorageBackend, StoreConfig, TaskError, TaskStatus, TaskStore, Version,
 };
 use rstest::rstest;
 use serde_json::json;
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::call;
 use super::faulty::{Fault, Faulty};
-use crate::support::owner;
+use crate::support::{owner, timers};
 
 #[rstest]
 #[case::the_answer_was_lost(&[Fault::AnswerLost])]
@@ -36,6 +36,32 @@ async fn a_write_without_an_answer_is_resolved_and_applied_exactly_once(#[case] 
     let created = tasks.create(&owner("bob"), call()).await.unwrap();
     assert_eq!(created.version, Version::FIRST);
     assert_eq!(tasks.list(&owner("bob"), PageRequest::new(9)).await.unwrap().tasks, [created]);
+}
+
+#[rstest]
+#[case::the_answer_was_lost(0, &[Fault::AnswerLost])]
+#[case::the_write_was_lost_twice(0, &[Fault::WriteLost, Fault::WriteLost])]
+#[case::the_write_arrived_late(0, &[Fault::Late])]
+#[case::the_timer_was_lost_twice(2, &[])]
+#[case::the_timer_was_lost_then_the_write(1, &[Fault::WriteLost])]
+#[tokio::test]
+async fn a_start_without_an_answer_is_resolved_and_has_one_record_and_one_timer(
+    #[case] lost_timers: usize,
+    #[case] faults: &[Fault],
+) {
+    let backend = Faulty::new();
+    let tasks = TaskStore::new(Arc::clone(&backend));
+    faults.iter().for_each(|fault| backend.inject(*fault));
+    backend.timers_without_answer.store(lost_timers, Ordering::Relaxed);
+    let (started, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
+    assert_eq!(started.version, Version::FIRST);
+    assert_eq!(tasks.list(&owner("alice"), PageRequest::new(9)).await.unwrap().tasks, [started.clone()]);
+    let [timer] = timers(&*backend, &Queue::leases()).await.try_into().unwrap();
+    assert_eq!(timer.key, started.key);
+    assert!(timer.due_at > started.task.lease.as_ref().unwrap().deadline);
+    attempt.complete(json!("done")).await.unwrap();
+    assert!(backend.is_done());
+    assert_eq!(backend.timers_without_answer.load(Ordering::Relaxed), 0);
 }
 
 #[rstest]

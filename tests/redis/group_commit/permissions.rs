@@ -1,0 +1,118 @@
+//! A user who lacks one permission of the documented ACL rule.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use mcp_task_store::{Agenda, Queue, RedisBackend, StorageError};
+use redis::{Commands, Connection, Value};
+
+use super::{Outcome, Write, prepared, send_all};
+use crate::support::in_an_hour;
+use crate::support::redis::{Server, acl_rule, command};
+
+/// Asserts that a denied write left nothing, and that an acknowledged write is there. Returns whether it was denied.
+async fn check(without: &str, write: &Write, outcome: &Outcome, reader: &RedisBackend) -> bool {
+    match outcome {
+        Ok(written) => {
+            assert_eq!(written.version, write.version(), "{write:?} without {without}");
+            write.assert_applied(reader).await;
+            false
+        }
+        Err(error @ StorageError::Denied { .. }) => {
+            assert!(!error.outcome_unknown(), "{write:?} without {without}: {error:?}");
+            write.assert_not_applied(reader).await;
+            true
+        }
+        Err(error) => panic!("{write:?} without {without}: {error:?}"),
+    }
+}
+
+/// Asserts that each record and each index expires. Timers do not.
+fn assert_all_expire(without: &str, admin: &mut Connection) {
+    for key in admin.keys::<_, Vec<String>>("pmcp:*").unwrap() {
+        let expires = command::<i64>(admin, ["PTTL", &key]) >= 0;
+        assert!(expires || key.starts_with("pmcp:due:"), "without {without}: {key} never expires");
+    }
+}
+
+#[tokio::test]
+async fn without_any_one_permission_each_of_many_writes_is_denied_or_applied_and_nothing_stays_for_ever() {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
+    let rule = acl_rule();
+    let rule: Vec<&str> = rule.split(' ').collect();
+    let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
+    let _: Value = command(&mut admin, rule.iter().copied());
+    // Connecting needs all permissions, so the user connects before it loses one.
+    let url = format!("redis://{}:{password}@127.0.0.1:{}", rule[2], server.port);
+    let backend = RedisBackend::connect(&url).await.unwrap();
+    let (mut denied, mut applied) = (0, 0);
+    for word in rule.iter().filter(|word| word.starts_with('+')) {
+        // A single owner's writes and several owners' writes run different commands.
+        for owners in [&["alice"][..], &["alice", "bob", "carol", "dave"]] {
+            let _: () = command(&mut admin, ["FLUSHALL"]);
+            let writes = prepared(&unrestricted, owners, 16).await;
+            let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
+            let outcomes = send_all(&backend, &writes).await;
+            for (write, outcome) in writes.iter().zip(&outcomes) {
+                match check(word, write, outcome, &unrestricted).await {
+                    true => denied += 1,
+                    false => applied += 1,
+                }
+            }
+            assert_all_expire(word, &mut admin);
+            let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], word]);
+            // With all permissions again, the same calls succeed, or conflict with themselves.
+            for (write, outcome) in writes.iter().zip(&outcomes) {
+                if outcome.is_err() {
+                    write.send(&backend).await.unwrap();
+                }
+                write.assert_applied(&unrestricted).await;
+            }
+        }
+    }
+    assert!(denied > 200 && applied > 200, "{denied} {applied}");
+}
+
+#[tokio::test]
+async fn without_any_one_permission_each_of_many_creates_with_a_timer_is_denied_or_has_its_timer() {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
+    let rule = acl_rule();
+    let rule: Vec<&str> = rule.split(' ').collect();
+    let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
+    let _: Value = command(&mut admin, rule.iter().copied());
+    let url = format!("redis://{}:{password}@127.0.0.1:{}", rule[2], server.port);
+    let backend = RedisBackend::connect(&url).await.unwrap();
+    let (leases, hour) = (Queue::leases(), Duration::from_secs(3600));
+    let (mut denied, mut applied) = (0, 0);
+    for word in rule.iter().filter(|word| word.starts_with('+')) {
+        let _: () = command(&mut admin, ["FLUSHALL"]);
+        let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
+        let writes: Vec<Write> = (0..32)
+            .map(|number| {
+                Write::Create(crate::support::key(["alice", "bob"][number % 2], &number.to_string()))
+            })
+            .collect();
+        let create = async |write: &Write| {
+            let data = format!("new {}", write.key()).into();
+            backend.create_with_timer(write.key(), data, in_an_hour(), &leases, hour).await
+        };
+        let outcomes = join_all(writes.iter().map(create)).await;
+        let timers = crate::support::timers(&unrestricted, &leases).await;
+        for (write, outcome) in writes.iter().zip(&outcomes) {
+            match check(word, write, outcome, &unrestricted).await {
+                true => denied += 1,
+                false => {
+                    assert!(timers.iter().any(|timer| timer.key == *write.key()), "{write:?} without {word}");
+                    applied += 1;
+                }
+            }
+        }
+        assert_all_expire(word, &mut admin);
+        let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], word]);
+    }
+    assert!(denied > 100 && applied > 100, "{denied} {applied}");
+}
