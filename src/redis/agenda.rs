@@ -12,17 +12,23 @@ use std::pin::pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_core::stream::BoxStream;
 use tracing::debug_span;
 
 use super::RedisBackend;
 use super::error::Context;
 use super::in_flight::CallInFlight;
-use crate::backend::engine::{MAX_TAKEN, delay_millis};
-use crate::backend::{Agenda, Cursor, Due, Next, OwnerPage, Queue, StorageError, Taken, TaskKey, TimerPage};
+use super::write::expiry_argument;
+use crate::backend::engine::{MAX_TAKEN, check_size, delay_millis};
+use crate::backend::{
+    Agenda, Cursor, Due, Next, OwnerPage, PutOptions, Queue, StorageBackend, StorageError, Taken, TaskKey,
+    TimerPage, Version, Written,
+};
 use crate::printable::Chain;
 use crate::scripts::{
-    FoundTimers, QueueState, RESOLVE, Resolve, Resolved, SCHEDULE, Schedule, TAKE_DUE, TakeDue, Timed,
+    ExpiryArgument, FoundTimers, Insert, InsertTimer, QueueState, RESOLVE, Resolve, Resolved, SCHEDULE,
+    Schedule, TAKE_DUE, TakeDue, Timed,
 };
 pub(super) use shards::Outages;
 
@@ -182,6 +188,34 @@ impl Agenda for RedisBackend {
             self.run(&SCHEDULE, &schedule, &context).await
         });
         self.limited(span, &context, write).await
+    }
+
+    async fn create_with_timer(
+        &self,
+        key: &TaskKey,
+        data: Bytes,
+        options: PutOptions,
+        queue: &Queue,
+        after: Duration,
+    ) -> Result<Written, StorageError> {
+        let (expiry, after_ms) = (expiry_argument(options.expiry)?, delay_millis(after)?);
+        check_size(&data, self.0.max_value_bytes)?;
+        match expiry {
+            // With hash tags the timers may be on another server than the record.
+            ExpiryArgument::AfterMillis(expiry_ms)
+                if options.parts.is_empty() && !self.0.schema.has_hash_tags() =>
+            {
+                let span = debug_span!("create_with_timer", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
+                let (due, member) = (self.0.schema.due(0, queue), key.to_string());
+                let timer = Some(InsertTimer { due, member, after_ms, channel: self.wake_channel(0) });
+                let (keys, id, quota) = (self.0.schema.keys(key), key.task.clone(), options.quota);
+                self.insert(span, Insert { keys, id, data, expiry_ms, quota, timer }, key).await
+            }
+            _ => {
+                self.schedule(queue, key, after).await?;
+                self.put_if_version(key, data, options, Version::ABSENT).await
+            }
+        }
     }
 
     async fn take_due(

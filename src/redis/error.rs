@@ -119,9 +119,10 @@ impl<'a> Context<'a> {
                 quota: None,
                 source: Some(cause(error)),
             },
-            Class::WrongType => {
-                self.corrupt("this key, or the owner's index, holds another type", Some(cause(error)))
-            }
+            Class::WrongType => self.corrupt(
+                "this key, the owner's index, or the timers' key holds another type",
+                Some(cause(error)),
+            ),
             Class::Unavailable(reason) => self.unavailable(reason, false, Some(cause(error))),
             Class::Denied(reason) => self.denied(reason, error),
             Class::NodeOfCluster => {

@@ -10,7 +10,9 @@ use super::error::Context;
 use super::group_commit::Answer;
 use crate::backend::engine::{WriteMode, check_parts, check_size, expiry_millis};
 use crate::backend::{Expiry, PutOptions, StorageError, TaskKey, Version, Written};
-use crate::scripts::{CAS_PUT, CasPut, CasPuts, ExpiryArgument, Insert, PUT, Put};
+use crate::scripts::{
+    CAS_PUT, CasPut, CasPuts, ExpiryArgument, Insert, InsertTimer, PUT, Put, SCHEDULE, Schedule,
+};
 
 impl RedisBackend {
     /// Writes a record with the script for this kind of write.
@@ -47,7 +49,12 @@ impl RedisBackend {
         self.put_record(span, put, channel, key).await
     }
 
-    async fn compare_and_swap(&self, span: Span, write: CasPut, key: &TaskKey) -> Result<Written, StorageError> {
+    async fn compare_and_swap(
+        &self,
+        span: Span,
+        write: CasPut,
+        key: &TaskKey,
+    ) -> Result<Written, StorageError> {
         let task = write.task.clone();
         let (expected, version) = (Some(write.expected), write.next);
         let context = Context { expected, ..self.writes(&task).of(key) };
@@ -65,8 +72,13 @@ impl RedisBackend {
         self.limited(span, &context, call).await
     }
 
-    /// Creates a record that expires and has no parts.
-    async fn insert(&self, span: Span, write: Insert, key: &TaskKey) -> Result<Written, StorageError> {
+    /// Creates a record that expires and has no parts, with its timer.
+    pub(super) async fn insert(
+        &self,
+        span: Span,
+        write: Insert,
+        key: &TaskKey,
+    ) -> Result<Written, StorageError> {
         let task = write.keys.task.clone();
         let (expected, quota) = (Some(Version::ABSENT), write.quota);
         let context = Context { expected, quota, ..self.writes(&task).of(key) };
@@ -77,10 +89,26 @@ impl RedisBackend {
                     Ok(Written { version: Version::FIRST, expires_at: Some(expires_at) })
                 }
                 // Boxed, because it is rare and would enlarge the future of every call.
-                Answer::Alone(write) => Box::pin(self.put_or_reap(&write.into(), key, &context)).await,
+                Answer::Alone(write) => Box::pin(self.insert_alone(write, key, &context)).await,
             }
         });
         self.limited(span, &context, call).await
+    }
+
+    /// Creates a record that no batch could create. The batch may have scheduled its timer.
+    async fn insert_alone(
+        &self,
+        mut write: Insert,
+        key: &TaskKey,
+        context: &Context<'_>,
+    ) -> Result<Written, StorageError> {
+        if let Some(InsertTimer { due, member, after_ms, channel }) = write.timer.take() {
+            let context = self.writes(&due).of(key);
+            let notice = self.notice(channel, &context).await?;
+            let schedule = Schedule { due: due.clone(), member, after_ms, notice };
+            self.run(&SCHEDULE, &schedule, &context).await?;
+        }
+        self.put_or_reap(&write.into(), key, context).await
     }
 
     async fn put_record(
@@ -102,7 +130,12 @@ impl RedisBackend {
     }
 
     /// Runs `put`. At the quota, removes the index members whose hash is gone, and runs it again.
-    async fn put_or_reap(&self, put: &Put, key: &TaskKey, context: &Context<'_>) -> Result<Written, StorageError> {
+    async fn put_or_reap(
+        &self,
+        put: &Put,
+        key: &TaskKey,
+        context: &Context<'_>,
+    ) -> Result<Written, StorageError> {
         let full = match self.run(&PUT, put, context).await {
             Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => full,
             other => return other,
@@ -116,7 +149,7 @@ impl RedisBackend {
     }
 }
 
-fn expiry_argument(expiry: Expiry) -> Result<ExpiryArgument, StorageError> {
+pub(super) fn expiry_argument(expiry: Expiry) -> Result<ExpiryArgument, StorageError> {
     Ok(match (expiry, expiry_millis(expiry)?) {
         (_, Some(millis)) => ExpiryArgument::AfterMillis(millis),
         (Expiry::Never, None) => ExpiryArgument::Never,

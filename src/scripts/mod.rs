@@ -33,7 +33,7 @@ use crate::backend::engine::from_millis;
 
 pub(crate) use cas_put::{CAS_PUT, CAS_PUT_BATCH, CasPut, CasPuts, Kept};
 pub(crate) use delete::{DELETE, Delete};
-pub(crate) use insert::{INSERT, Insert, Inserted, Inserts};
+pub(crate) use insert::{INSERT, Insert, InsertTimer, Inserted, Inserts};
 pub(crate) use list::{LIST, List, Listed};
 use minify::minify;
 pub(crate) use probe::{PROBE, Probe};

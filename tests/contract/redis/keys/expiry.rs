@@ -85,7 +85,7 @@ async fn no_key_is_left_when_the_last_record_is_deleted_or_has_expired() {
 #[tokio::test]
 async fn no_key_is_left_when_the_other_records_have_expired_after_a_delete_of_the_longest_lived_one() {
     let store = open().await;
-    for (task, options) in [("short", after_ms(40)), ("long", after_ms(60)), ("longest", in_an_hour())] {
+    for (task, options) in [("short", after_ms(400)), ("long", after_ms(600)), ("longest", in_an_hour())] {
         store.put(&key("alice", task), "data".into(), options).await.unwrap();
     }
     let last = store.get(&key("alice", "long")).await.unwrap().expires_at.unwrap();
