@@ -138,7 +138,12 @@ impl Connection for ReplicatedConnection {
         self.reads.send(command, key, in_flight).await
     }
 
-    async fn write(&self, command: &Cmd, _key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
+    async fn write(
+        &self,
+        command: &Cmd,
+        _key: &str,
+        in_flight: &dyn InFlight,
+    ) -> Result<Value, CommandError> {
         let mut connection = self.pool.get().await.map_err(|error| {
             CommandError::NotSent(match error {
                 PoolError::Backend(error) => error,

@@ -47,7 +47,12 @@ impl RedisBackend {
         self.put_record(span, put, channel, key).await
     }
 
-    async fn compare_and_swap(&self, span: Span, write: CasPut, key: &TaskKey) -> Result<Written, StorageError> {
+    async fn compare_and_swap(
+        &self,
+        span: Span,
+        write: CasPut,
+        key: &TaskKey,
+    ) -> Result<Written, StorageError> {
         let task = write.task.clone();
         let (expected, version) = (Some(write.expected), write.next);
         let context = Context { expected, ..self.writes(&task).of(key) };
@@ -102,7 +107,12 @@ impl RedisBackend {
     }
 
     /// Runs `put`. At the quota, removes the index members whose hash is gone, and runs it again.
-    async fn put_or_reap(&self, put: &Put, key: &TaskKey, context: &Context<'_>) -> Result<Written, StorageError> {
+    async fn put_or_reap(
+        &self,
+        put: &Put,
+        key: &TaskKey,
+        context: &Context<'_>,
+    ) -> Result<Written, StorageError> {
         let full = match self.run(&PUT, put, context).await {
             Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => full,
             other => return other,

@@ -76,9 +76,7 @@ impl Reply for Vec<Result<Kept, RedisError>> {
     fn decode(words: &[&str], records: Vec<Value>) -> Option<Self> {
         let kept = |record| match record {
             Value::ServerError(error) => Some(Err(error.into())),
-            Value::BulkString(expires_at) => {
-                Some(Ok(Kept(expiry(std::str::from_utf8(&expires_at).ok()?)?)))
-            }
+            Value::BulkString(expires_at) => Some(Ok(Kept(expiry(std::str::from_utf8(&expires_at).ok()?)?))),
             _ => None,
         };
         if words.is_empty() { records.into_iter().map(kept).collect() } else { None }

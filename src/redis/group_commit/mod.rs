@@ -21,7 +21,7 @@ use redis::{ErrorKind, RedisError};
 
 use super::clock::Clock;
 use super::connection::Connection;
-use super::in_flight::{BatchedCall, InFlight, CallInFlight};
+use super::in_flight::{BatchedCall, CallInFlight, InFlight};
 use super::reply::CommandError;
 use crate::backend::engine::on_drop;
 use crate::scripts::{Arguments, Reply, Script};
@@ -82,13 +82,14 @@ impl Transport {
         in_flight: &dyn InFlight,
     ) -> Result<(T, Option<CommandError>), CommandError> {
         let sent = self.clock.moment();
-        let (reply, unconfirmed) = match self.connection.write(&script.command(arguments), key, in_flight).await {
-            Ok(reply) => (reply, None),
-            Err(CommandError::TooFewReplicas { replicas, reply: Some(reply), cause }) => {
-                (reply, Some(CommandError::TooFewReplicas { replicas, reply: None, cause }))
-            }
-            Err(failure) => return Err(failure),
-        };
+        let (reply, unconfirmed) =
+            match self.connection.write(&script.command(arguments), key, in_flight).await {
+                Ok(reply) => (reply, None),
+                Err(CommandError::TooFewReplicas { replicas, reply: Some(reply), cause }) => {
+                    (reply, Some(CommandError::TooFewReplicas { replicas, reply: None, cause }))
+                }
+                Err(failure) => return Err(failure),
+            };
         let reply = script.decode(reply).map_err(CommandError::Unexpected)?;
         self.clock.observe(reply.server_us, sent);
         Ok((reply.value, unconfirmed))
