@@ -36,7 +36,7 @@ test-faults: redis-up redis-server faketime ## run the long fault tests, fuzz ea
 	@scripts/test-faults.sh
 
 .PHONY: test-matrix
-test-matrix: redis-server ## run the contract and wire tests on Redis 6.2, 7.0 and 8.2 and on Valkey 9 | 6 min | .redis/matrix
+test-matrix: redis-server ## run the contract and wire tests on Redis 6.2, 7.0 and 8.2 and on Valkey 9 | 4 min | .redis/matrix
 	@scripts/need.sh "python3 -c 'import ensurepip'" python3-venv "python3 with venv"
 	@scripts/matrix.sh
 
@@ -63,7 +63,7 @@ bench-scale: redis-server ## measure a million records: over 10,000 owners, and 
 	@$(PEERS) --release -- scale
 
 .PHONY: check
-check: lua-check deny ## check the format, the lints of clippy, the documentation, the Lua scripts and the dependencies | 8 min | nothing
+check: lua-check deny ## check the format, the lints of clippy, the documentation, the Lua scripts and the dependencies | 7 min | nothing
 	@scripts/check.sh
 
 .PHONY: lua-check

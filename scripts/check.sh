@@ -12,7 +12,7 @@ step cargo fmt --manifest-path $peers --check
 for set in "" redis redis-cluster redis-sentinel redis-tls rmcp pmcp; do
 	step cargo clippy --features "$set" -- -D warnings
 done
-for set in "" redis "$features"; do
+for set in "" "$features"; do
 	step cargo clippy --all-targets --features "$set" -- -D warnings
 done
 step cargo clippy --manifest-path $peers -- -D warnings

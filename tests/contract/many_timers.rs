@@ -118,7 +118,7 @@ async fn the_cost_of_take_due_does_not_depend_on_timers_that_are_not_due(#[case]
 #[apply(on_every_agenda)]
 #[tokio::test(flavor = "multi_thread")]
 async fn overdue_timers_are_drained_in_bounded_steps_while_reads_go_on(#[case] engine: Engine) {
-    check_draining_of_overdue_timers(engine, 50_000).await;
+    check_draining_of_overdue_timers(engine, 20_000).await;
 }
 
 #[apply(on_every_agenda)]

@@ -8,11 +8,13 @@ use futures_util::{FutureExt, StreamExt};
 use mcp_task_store::{PutOptions, RedisBackend, StorageBackend, Version};
 use tokio::time::timeout;
 
+use super::{assert_all_succeed, assert_each_sent_once, prepared};
 use crate::support::redis::{Namespace, Server};
-use crate::support::tap::Tap;
+use crate::support::tap::{Sent, Tap};
 use crate::support::{in_an_hour, keep, key};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+const MAX_RECORDS: usize = 32;
 const MAX_BYTES: usize = 256 * 1024;
 
 /// Starts a server behind a tap, and connects.
@@ -22,6 +24,23 @@ async fn tapped() -> (Server, Tap, RedisBackend) {
     let patient = RedisBackend::builder().response_timeout(PATIENCE);
     let backend = patient.connect(&tap.url()).await.unwrap();
     (server, tap, backend)
+}
+
+fn largest(scripts: &[Sent]) -> usize {
+    scripts.iter().map(|script| script.records().count()).max().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn writes_of_one_moment_share_few_scripts_of_at_most_32_records() {
+    let (_server, tap, backend) = tapped().await;
+    let writes = prepared(&backend, &["alice", "bob", "carol"], 64).await;
+    tap.take();
+    assert_all_succeed(&backend, &writes).await;
+    let scripts = tap.take();
+    assert_each_sent_once(&writes, &scripts);
+    // The first write of each kind may be alone.
+    assert!(scripts.len() <= writes.len() / 8, "{} scripts for {} writes", scripts.len(), writes.len());
+    assert!((9..=MAX_RECORDS).contains(&largest(&scripts)), "{} records in one script", largest(&scripts));
 }
 
 #[tokio::test]
