@@ -19,6 +19,40 @@ impl Form {
     pub fn count(&self, whole: usize) -> usize {
         (whole / self.divisor).max(64)
     }
+
+    /// Returns the number of rounds of rows without a target.
+    pub fn few_rounds(&self) -> usize {
+        self.rounds.div_ceil(3)
+    }
+
+    /// Returns how many steps the run has. A check has fewer.
+    fn steps(&self) -> u64 {
+        if self.is_check() { 48 } else { 56 }
+    }
+
+    /// Whether the run only checks that everything runs.
+    pub fn is_check(&self) -> bool {
+        self.divisor > 1
+    }
+}
+
+pub struct Contenders {
+    pub ours: Ours,
+    pub peer: Peer,
+    pub bare: Bare,
+}
+
+impl Contenders {
+    /// Connects each over connections that belong to the current runtime.
+    pub async fn connect(url: &str) -> Result<Self> {
+        let client = redis::Client::open(url)?;
+        Ok(Self {
+            ours: Ours(mcp_task_store::RedisBackend::connect(url).await?),
+            // By default the peer uses the same prefix and the same keys as this crate.
+            peer: Peer(pmcp_tasks::RedisBackend::new(url).await?.with_prefix("peer")),
+            bare: Bare(client.get_multiplexed_async_connection().await?),
+        })
+    }
 }
 
 pub struct Bench {
@@ -31,20 +65,12 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub async fn start(form: Form, steps: usize) -> Result<Self> {
+    pub async fn start(form: Form) -> Result<Self> {
         let server = Server::start()?;
-        let url = server.url();
-        let client = redis::Client::open(url.as_str())?;
+        let Contenders { ours, peer, bare } = Contenders::connect(&server.url()).await?;
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?;
-        Ok(Self {
-            ours: Ours(mcp_task_store::RedisBackend::connect(&url).await?),
-            // By default the peer uses the same prefix and the same keys as this crate.
-            peer: Peer(pmcp_tasks::RedisBackend::new(&url).await?.with_prefix("peer")),
-            bare: Bare(client.get_multiplexed_async_connection().await?),
-            server,
-            form,
-            progress: ProgressBar::new(steps as u64).with_style(style),
-        })
+        let progress = ProgressBar::new(form.steps()).with_style(style);
+        Ok(Self { server, ours, peer, bare, form, progress })
     }
 
     /// Reports the progress: a bar on a terminal, a line elsewhere.
@@ -57,7 +83,11 @@ impl Bench {
         }
     }
 
-    pub fn done(&self) {
+    /// Ends the progress.
+    pub fn done(&self) -> Result<()> {
+        let (made, expected) = (self.progress.position(), self.progress.length());
         self.progress.finish_and_clear();
+        anyhow::ensure!(Some(made) == expected, "the run had {made} steps; correct Form::steps");
+        Ok(())
     }
 }

@@ -18,8 +18,17 @@ pub trait Contender: Clone + Send + Sync + 'static {
     type Key: Send + Sync + 'static;
 
     fn key(owner: &str, task: &str) -> Self::Key;
-    /// Creates the record, which expires after this time. Its JSON states the same expiry.
+    /// Writes the record, which expires after this time. Its JSON states the same expiry.
     fn put(&self, key: &Self::Key, data: Bytes, after: Duration) -> impl Future<Output = Result<()>> + Send;
+    /// Does the same for a record that must not exist. Only this crate has such a call.
+    fn create(
+        &self,
+        key: &Self::Key,
+        data: Bytes,
+        after: Duration,
+    ) -> impl Future<Output = Result<()>> + Send {
+        self.put(key, data, after)
+    }
     /// Replaces the record at version `expected`.
     fn swap(&self, key: &Self::Key, data: Bytes, expected: u64) -> impl Future<Output = Result<()>> + Send;
     /// Reads the record, and returns its length.
@@ -39,6 +48,11 @@ impl Contender for Ours {
 
     async fn put(&self, key: &TaskKey, data: Bytes, after: Duration) -> Result<()> {
         self.0.put(key, data, PutOptions::new(Expiry::After(after))).await?;
+        Ok(())
+    }
+
+    async fn create(&self, key: &TaskKey, data: Bytes, after: Duration) -> Result<()> {
+        self.0.put_if_version(key, data, PutOptions::new(Expiry::After(after)), Version::ABSENT).await?;
         Ok(())
     }
 
@@ -83,7 +97,7 @@ impl Contender for Peer {
 pub struct Bare(pub MultiplexedConnection);
 
 pub struct BareKey {
-    hash: String,
+    pub hash: String,
     idx: String,
     task: String,
 }

@@ -13,17 +13,21 @@ pub struct Samples(pub Vec<f64>);
 
 impl Samples {
     pub fn median(&self) -> f64 {
-        let mut sorted = self.0.clone();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+        self.quantile(0.5)
     }
 
-    /// Returns the least and the greatest figure.
-    pub fn spread(&self) -> (f64, f64) {
-        let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        (least, most)
+    /// Returns the lower and the upper quartile.
+    pub fn quartiles(&self) -> [f64; 2] {
+        [self.quantile(0.25), self.quantile(0.75)]
+    }
+
+    /// Returns the figure that this share of the figures does not exceed. Between two figures it interpolates.
+    fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = share * (sorted.len() - 1) as f64;
+        let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+        below + (above - below) * at.fract()
     }
 
     /// Returns the ratios of two contenders round by round, so that a slow round counts for both.
@@ -80,10 +84,18 @@ pub async fn time<F>(calls: usize, in_flight: usize, worker: impl Fn(Numbers) ->
 where
     F: Future<Output = Result<()>> + Send + 'static,
 {
+    time_each(calls, in_flight, |_, numbers| worker(numbers)).await
+}
+
+/// Does the same. `worker` also receives its own number.
+pub async fn time_each<F>(calls: usize, in_flight: usize, worker: impl Fn(usize, Numbers) -> F) -> Result<f64>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
     let next = Arc::new(AtomicUsize::new(0));
     let numbers = || Numbers { next: Arc::clone(&next), end: calls };
     let begun = Instant::now();
-    let workers: Vec<_> = (0..in_flight).map(|_| tokio::spawn(worker(numbers()))).collect();
+    let workers: Vec<_> = (0..in_flight).map(|slot| tokio::spawn(worker(slot, numbers()))).collect();
     for worker in workers {
         worker.await??;
     }

@@ -73,6 +73,11 @@ impl Server {
         value.parse().with_context(|| format!("{field} of INFO {section} is not a number: {value}"))
     }
 
+    /// Returns the processor time that the server has used, in microseconds.
+    pub fn processor_micros(&self) -> Result<f64> {
+        Ok((self.info("cpu", "used_cpu_user")? + self.info("cpu", "used_cpu_sys")?) * 1e6)
+    }
+
     /// Returns how often a command ran, and its total microseconds.
     pub fn command_stats(&self, command: &str) -> Result<(f64, f64)> {
         let info: String = self.run(&["INFO", "commandstats"])?;

@@ -74,7 +74,7 @@ async fn a_write_that_too_few_replicas_confirm_is_refused_with_an_unknown_outcom
     backend.put(&t1, "confirmed".into(), keep()).await.unwrap();
 }
 
-/// There are more creates at the same time than connections. Some exceed the time limit of a call while they wait for
+/// With hash tags, creates of several owners share no script. There are more creates at the same time than connections. Some exceed the time limit of a call while they wait for
 /// replicas, the others while they wait for a connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_store_acknowledges_no_create_that_no_replica_confirmed() {
@@ -82,14 +82,15 @@ async fn the_store_acknowledges_no_create_that_no_replica_confirmed() {
     // A write that is about to be sent when its time limit ends may or may not be applied. So the limit ends while all
     // connections wait for a replica: no write is about to be sent then. The server checks ten times a second whether a WAIT
     // has timed out, so the first wait ends after 300 to 400 ms and the second after 600 to 800 ms.
-    let builder = builder().response_timeout(PATIENCE * 5 / 3).wait_for_replicas(1, PATIENCE);
+    let builder = builder().response_timeout(PATIENCE * 5 / 3).wait_for_replicas(1, PATIENCE).hash_tags(true);
     let backend = builder.connect(&master.url()).await.unwrap();
     let store = TaskStore::with_config(backend, StoreConfig::default().max_tasks_per_owner(None));
     replica.signal("STOP");
+    let new = || NewTask::new("tools/call");
     let mut creates = tokio::task::JoinSet::new();
-    for _ in 0..150 {
+    for number in 0..150 {
         let store = store.clone();
-        creates.spawn(async move { store.create(&owner("alice"), NewTask::new("tools/call")).await });
+        creates.spawn(async move { store.create(&owner(&format!("alice-{number}")), new()).await });
     }
     let (mut few, mut unsent) = (0, 0);
     while let Some(created) = creates.join_next().await {
@@ -102,9 +103,14 @@ async fn the_store_acknowledges_no_create_that_no_replica_confirmed() {
     }
     assert!(few > 0 && unsent > 0, "{few} were sent, {unsent} were not");
     replica.signal("CONT");
-    store.create(&owner("bob"), NewTask::new("tools/call")).await.unwrap();
-    let records = store.backend().list(&owner("alice"), PageRequest::new(256)).await.unwrap().records;
-    assert_eq!(records.len(), few, "the master holds the tasks of the creates that were sent, and no others");
+    store.create(&owner("bob"), new()).await.unwrap();
+    let mut records = 0;
+    for number in 0..150 {
+        let page =
+            store.backend().list(&owner(&format!("alice-{number}")), PageRequest::new(1)).await.unwrap();
+        records += page.records.len();
+    }
+    assert_eq!(records, few, "the master holds the tasks of the creates that were sent, and no others");
 }
 
 #[tokio::test(flavor = "multi_thread")]

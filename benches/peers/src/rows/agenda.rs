@@ -9,8 +9,10 @@ use mcp_task_store::{
 use serde_json::json;
 
 use crate::bench::Bench;
-use crate::report::{Report, Row, Target, micros, thousands};
+use crate::format::{micros, thousands};
+use crate::report::Report;
 use crate::rounds::{Numbers, Samples, alternate, time};
+use crate::row::{Row, Target};
 
 const IN_FLIGHT: usize = 64;
 /// How many timers one call takes.
@@ -54,7 +56,7 @@ async fn calls(bench: &Bench, report: &mut Report) -> Result<()> {
     let (engine, queues) = (&bench.ours.0, [Queue::try_from("leases")?]);
     let count = bench.form.count(6_400);
     let [mut schedules, mut takes, mut resolves] = [const { Samples(Vec::new()) }; 3];
-    for _ in 0..bench.form.rounds {
+    for _ in 0..bench.form.few_rounds() {
         bench.server.clear()?;
         let scheduling = async { schedule(engine, count, Duration::ZERO).await.map(drop) };
         schedules.0.push(server_time(bench, count, scheduling).await?);
@@ -84,7 +86,7 @@ async fn calls(bench: &Bench, report: &mut Report) -> Result<()> {
 
 /// Measures `take_due` with few timers and with many, none of which is due.
 async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
-    let (few, many) = (1_000, bench.form.count(1_000_000));
+    let (few, many) = (1_000, bench.form.count(200_000));
     bench.step(&format!("{} timers", thousands(many)));
     let engine = &bench.ours.0;
     let mut times = Vec::new();
@@ -93,8 +95,8 @@ async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
         schedule(engine, count, HOUR).await?;
         let queues = [Queue::try_from("leases")?];
         let mut samples = Samples::default();
-        for _ in 0..bench.form.rounds {
-            let calls = bench.form.count(2_000);
+        for _ in 0..bench.form.few_rounds() {
+            let calls = bench.form.count(1_000);
             let since = Instant::now();
             for _ in 0..calls {
                 engine.take_due(&queues, TAKEN, HOUR).await?;
@@ -110,7 +112,7 @@ async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
         by_count.map(|(count, time)| format!("{}: {}", thousands(*count), micros(time))).collect();
     let row = Row::new("`take_due` with nothing due, by the number of timers");
     let row = row.ours(figures.join(", "));
-    report.add(row.ratio("from few to many", &times[1].over(&times[0]), Some(Target::AtMost(1.5))));
+    report.add(row.ratio("from few to many", &times[1].over(&times[0]), Target::AtMost(1.5)));
     Ok(())
 }
 
@@ -118,8 +120,8 @@ async fn many(bench: &Bench, report: &mut Report) -> Result<()> {
 /// server, and with timers in the process.
 async fn lives(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("the whole life of a task");
-    let tasks = bench.form.count(1_000);
-    let [with, without] = alternate::<2>(bench.form.rounds, async |turn| {
+    let tasks = bench.form.count(300);
+    let [with, without] = alternate::<2>(bench.form.few_rounds(), async |turn| {
         bench.server.clear()?;
         bench.server.run::<String>(&["CONFIG", "RESETSTAT"])?;
         let engine = bench.ours.0.clone();

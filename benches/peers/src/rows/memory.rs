@@ -6,86 +6,107 @@ use anyhow::Result;
 
 use crate::bench::Bench;
 use crate::contender::Contender;
+use crate::format::thousands;
 use crate::record::{TYPICAL, record};
-use crate::report::{Report, Row, Target, thousands};
+use crate::report::Report;
 use crate::rounds::{Numbers, time};
+use crate::row::{Row, Target};
 
-/// Long enough to write all records and read the memory before the first record expires.
-const TTL: Duration = Duration::from_secs(8);
 /// How long the server may take to remove expired records.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The cost of the records of one contender.
-struct Cost {
-    bytes: f64,
-    keys_left: f64,
-    bytes_left: f64,
-}
+/// Records per owner, how many bytes a record may take more than the peer's, and whether a row says what is left after all
+/// have expired.
+const SIZES: [(usize, f64, bool); 4] =
+    [(10, 60.0, false), (60, 60.0, false), (100, 260.0, true), (10_000, 180.0, true)];
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
-    for (an_owner, most) in [(100, 80.0), (10_000, 180.0)] {
-        bench.step(&format!("memory at {an_owner} records per owner, and after all have expired"));
-        let an_owner = bench.form.count(an_owner);
-        let count = bench.form.count(20_000).max(an_owner);
-        let ours = cost(bench, &bench.ours, count, an_owner).await?;
-        let peer = cost(bench, &bench.peer, count, an_owner).await?;
-        let row = Row::new(format!("Redis memory per record, {} records per owner", thousands(an_owner)));
-        let row = row.ours(format!("{:.0} B", ours.bytes)).peer(format!("{:.0} B", peer.bytes));
-        let more = ours.bytes - peer.bytes;
-        report.add(row.figure(&format!("{more:+.0} B"), more, Some(Target::AtMost(most))));
-        let left = |cost: &Cost| {
-            format!("{} keys, {} B", cost.keys_left, thousands(cost.bytes_left.max(0.0) as usize))
-        };
-        let row = Row::new(format!(
-            "left after all records have expired, {} records per owner",
-            thousands(an_owner)
-        ));
-        let row = row.ours(left(&ours)).peer(left(&peer));
-        report.add(row.figure(
-            &format!("{} keys", ours.keys_left),
-            ours.keys_left,
-            Some(Target::AtMost(0.0)),
-        ));
+    for (an_owner, most, has_left) in SIZES {
+        bench.step(&format!("memory at {an_owner} records per owner"));
+        let count = bench.form.count(20_000);
+        let an_owner = an_owner.min(count);
+        let place = format!("{} records per owner", thousands(an_owner));
+        // A check waits once.
+        let has_left = has_left && (!bench.form.is_check() || an_owner == 100);
+        let (ours, ours_left) = cost(bench, &bench.ours, count, an_owner, has_left).await?;
+        let (peer, peer_left) = cost(bench, &bench.peer, count, an_owner, has_left).await?;
+        let row = Row::new(format!("Redis memory per record, {place}"));
+        let row = row.ours(format!("{ours:.0} B")).peer(format!("{peer:.0} B"));
+        report.add(row.figure(&format!("{:+.0} B", ours - peer), ours - peer, Target::AtMost(most)));
+        if let Some((ours, peer)) = ours_left.zip(peer_left) {
+            let row = Row::new(format!("left after all records have expired, {place}"));
+            let row = row.ours(&ours).peer(&peer);
+            report.add(row.figure(&format!("{} keys", ours.keys), ours.keys, Target::AtMost(0.0)));
+        }
     }
     Ok(())
 }
 
-async fn cost<C: Contender>(bench: &Bench, contender: &C, count: usize, an_owner: usize) -> Result<Cost> {
+/// What remains after all records have expired.
+struct Left {
+    keys: f64,
+    bytes: f64,
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} keys, {} B", self.keys, thousands(self.bytes.max(0.0) as usize))
+    }
+}
+
+/// Returns the bytes per record, and what is left after all have expired.
+async fn cost<C: Contender>(
+    bench: &Bench,
+    contender: &C,
+    count: usize,
+    an_owner: usize,
+    has_left: bool,
+) -> Result<(f64, Option<Left>)> {
+    // Long enough to write all records and read the memory before the first record expires.
+    let ttl = Duration::from_secs(if bench.form.is_check() { 2 } else { 6 });
     bench.server.clear()?;
     // The server stores the script at the first write, which is not a cost of the records.
-    write(contender, 1, 1).await?;
+    write(contender, 1, 1, ttl).await?;
     bench.server.clear()?;
     let (keys, before) = (bench.server.run::<f64>(&["DBSIZE"])?, used(bench)?);
     let written = Instant::now();
-    write(contender, count, count / an_owner).await?;
+    write(contender, count, count / an_owner, ttl).await?;
     anyhow::ensure!(
-        written.elapsed() < TTL / 2,
+        written.elapsed() < ttl / 2,
         "writing took so long that records may have expired meanwhile"
     );
     let bytes = (used(bench)? - before) / count as f64;
+    if !has_left {
+        return Ok((bytes, None));
+    }
+    wait_for_expiry(bench).await?;
+    let keys = bench.server.run::<f64>(&["DBSIZE"])? - keys;
+    Ok((bytes, Some(Left { keys, bytes: if keys > 0.0 { used(bench)? - before } else { 0.0 } })))
+}
+
+/// The server removes expired records over time. The index of the peer stays.
+async fn wait_for_expiry(bench: &Bench) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    // The server removes expired records over time. The index of the peer stays.
     let is_expiring = |keyspace: &str| keyspace.contains("db0:") && !keyspace.contains("expires=0,");
     while is_expiring(&bench.server.run::<String>(&["INFO", "keyspace"])?) {
         anyhow::ensure!(Instant::now() < deadline, "the server still holds expired records after 60 s");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let keys_left = bench.server.run::<f64>(&["DBSIZE"])? - keys;
-    Ok(Cost { bytes, keys_left, bytes_left: if keys_left > 0.0 { used(bench)? - before } else { 0.0 } })
+    Ok(())
 }
 
 fn used(bench: &Bench) -> Result<f64> {
     bench.server.info("memory", "used_memory")
 }
 
-async fn write<C: Contender>(contender: &C, count: usize, owners: usize) -> Result<()> {
+async fn write<C: Contender>(contender: &C, count: usize, owners: usize, ttl: Duration) -> Result<()> {
     let worker = |numbers: Numbers| {
         let contender = contender.clone();
         async move {
             for number in numbers {
                 let owner = format!("owner-{}", number % owners);
-                let (task, data) = record(&owner, TYPICAL, TTL);
-                contender.put(&C::key(&owner, &task), data, TTL).await?;
+                let (task, data) = record(&owner, TYPICAL, ttl);
+                contender.create(&C::key(&owner, &task), data, ttl).await?;
             }
             Ok(())
         }

@@ -11,8 +11,10 @@ use mcp_task_store::{
 use serde_json::{Value, json};
 
 use crate::bench::Bench;
-use crate::report::{Report, Row, Target, micros, short};
+use crate::format::{micros, short};
+use crate::report::Report;
 use crate::rounds::{Samples, alternate_all};
+use crate::row::{Row, Target};
 
 /// The sizes of payloads: name, bytes, and number of tasks with such a payload in a round.
 const SIZES: [(&str, usize, usize); 3] =
@@ -25,7 +27,7 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     for (name, size, tasks) in SIZES {
         bench.step(&format!("payloads of {name}"));
         let tasks = (tasks / bench.form.divisor).max(2);
-        let [create, update, complete] = alternate_all::<2, 3>(bench.form.rounds, async |turn| {
+        let [create, update, complete] = alternate_all::<2, 3>(bench.form.few_rounds(), async |turn| {
             bench.server.clear()?;
             if turn == 0 { with_parts(bench, size, tasks).await } else { in_data(bench, size, tasks).await }
         })
@@ -59,7 +61,7 @@ fn flat(updates: &[(&str, Samples)], report: &mut Report) {
     let (least, most) = (medians.clone().fold(f64::INFINITY, f64::min), medians.fold(0.0, f64::max));
     let row = Row::new("a status update by key, by the size of the arguments").ours(by_size.join(", "));
     let flat = format!("{} x from the fastest to the slowest", short(most / least));
-    report.add(row.figure(&flat, most / least, Some(Target::AtMost(1.2))));
+    report.add(row.figure(&flat, most / least, Target::AtMost(1.2)));
 }
 
 fn payload(size: usize) -> Value {

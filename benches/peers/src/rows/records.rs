@@ -3,116 +3,114 @@
 use anyhow::Result;
 
 use crate::bench::Bench;
-use crate::contender::{Contender, HOUR};
-use crate::record::{Records, TYPICAL, records};
-use crate::report::{Report, Row, Target, micros};
-use crate::rounds::{Numbers, Samples, alternate_all, time};
+use crate::calls::{Round, Sets, all_three, create, get, put, swap};
+use crate::contender::Contender;
+use crate::format::{micros, thousands};
+use crate::record::Records;
+use crate::report::Report;
+use crate::rounds::Samples;
+use crate::row::{Row, Target};
 
-const OWNERS: usize = 64;
+const FASTER: &str = "the peer's throughput";
+const PIPELINE: &str = "the time of one MULTI/EXEC pipeline";
 const IN_FLIGHT: usize = 64;
-/// How often a round replaces each record.
-const SWAPS: u64 = 3;
+const OWNERS: usize = 64;
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
-    bench.step("calls on one record");
-    let [puts, swaps, gets, alone] = alternate_all::<3, 4>(bench.form.rounds, async |turn| match turn {
-        0 => round(bench, &bench.ours).await,
-        1 => round(bench, &bench.peer).await,
-        _ => round(bench, &bench.bare).await,
-    })
-    .await?;
+    creates(bench, report).await?;
+    one_at_a_time(bench, report).await?;
+    in_flight(bench, report).await
+}
 
-    let row = |work: &str, [ours, peer, bare]: &[Samples; 3]| {
-        let row = Row::new(work).ours(micros(ours)).peer(micros(peer)).bare(micros(bare));
-        (row, peer.over(ours), ours.over(bare))
-    };
-    let faster = "the peer's throughput";
-    let (line, than_peer, than_bare) = row("`put` of new records, 64 in flight", &puts);
-    let line = line.headline(&than_peer).ratio(faster, &than_peer, Some(Target::AtLeast(1.0)));
-    report.add(line.ratio("the time of one MULTI/EXEC pipeline", &than_bare, Some(Target::AtMost(1.8))));
-    let (line, than_peer, than_bare) = row("`put_if_version` with `Keep`, 64 in flight", &swaps);
-    let line = line.headline(&than_peer).ratio(faster, &than_peer, Some(Target::AtLeast(1.6)));
-    report.add(line.ratio("the time of a bare HSET", &than_bare, None));
-    let (line, than_peer, than_bare) = row("`get`, 64 in flight", &gets);
-    let line = line.ratio(faster, &than_peer, Some(Target::AtLeast(1.05)));
-    report.add(line.ratio("the time of a bare HMGET", &than_bare, Some(Target::AtMost(1.1))));
-    let (line, than_peer, than_bare) = row("`get`, one at a time", &alone);
-    let line = line.ratio("the time of a bare HMGET", &than_bare, Some(Target::AtMost(1.15)));
-    report.add(line.ratio(faster, &than_peer, None));
+/// Returns a row of the three contenders, and the ratio of the peer's time to this crate's.
+fn row(work: String, [ours, peer, bare]: &[Samples; 3]) -> (Row, Samples) {
+    (Row::new(work).ours(micros(ours)).peer(micros(peer)).bare(micros(bare)), peer.over(ours))
+}
+
+struct Creates;
+
+impl Round<1> for Creates {
+    async fn run<C: Contender>(&self, contender: &C, records: &Records<C>) -> Result<[f64; 1]> {
+        Ok([create(contender, records, IN_FLIGHT).await?])
+    }
+}
+
+/// Creates records of few and of many owners. A batch names the index of each owner, so it matters how many there are.
+async fn creates(bench: &Bench, report: &mut Report) -> Result<()> {
+    let count = bench.form.count(12_800);
+    for (an_owner, least) in [(count, 1.2), (10, 1.0), (100, 0.9)] {
+        let owners = count.div_ceil(an_owner);
+        let name = match owners {
+            1 => "one owner".to_owned(),
+            _ => format!("{} owners of {an_owner}", thousands(owners)),
+        };
+        bench.step(&format!("creates of {name}"));
+        let [creates] = all_three(bench, &Sets::new(count, owners), Creates).await?;
+        let (line, ratio) = row(format!("create (`put_if_version` 0), 64 in flight, {name}"), &creates);
+        let line = line.ratio(FASTER, &ratio, Target::AtLeast(least));
+        let line = line.ratio(PIPELINE, &creates[0].over(&creates[2]), None);
+        report.note_noise(&format!("create of {name}"), &creates[2]);
+        report.add(if an_owner == 10 { line.headline(&ratio) } else { line });
+    }
     Ok(())
 }
 
-/// Times puts, swaps and gets with many in flight, and gets one at a time. The store is empty at first.
-async fn round<C: Contender>(bench: &Bench, contender: &C) -> Result<[f64; 4]> {
-    bench.server.clear()?;
-    let records = records::<C>(bench.form.count(20_000), OWNERS, TYPICAL, HOUR);
-    let put = put(contender, &records, IN_FLIGHT).await?;
-    let mut swaps = 0.0;
-    for version in 1..=SWAPS {
-        swaps += swap(contender, &records, IN_FLIGHT, version).await?;
+struct OneAtATime;
+
+impl Round<3> for OneAtATime {
+    async fn run<C: Contender>(&self, contender: &C, records: &Records<C>) -> Result<[f64; 3]> {
+        Ok([
+            create(contender, records, 1).await?,
+            swap(contender, records, 1, 1).await?,
+            get(contender, records, 1, records.len()).await?,
+        ])
     }
-    Ok([
-        put,
-        swaps / SWAPS as f64,
-        get(contender, &records, IN_FLIGHT, 3 * records.len()).await?,
-        get(contender, &records, 1, bench.form.count(4_000)).await?,
-    ])
 }
 
-/// Returns the microseconds per put.
-pub async fn put<C: Contender>(contender: &C, records: &Records<C>, in_flight: usize) -> Result<f64> {
-    write(contender, records, in_flight, None).await
+async fn one_at_a_time(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.step("calls one at a time");
+    let sets = Sets::new(bench.form.count(1_000), OWNERS);
+    let [creates, swaps, gets] = all_three(bench, &sets, OneAtATime).await?;
+    let (line, ratio) = row("create (`put_if_version` 0), one at a time".into(), &creates);
+    report.add(line.ratio(FASTER, &ratio, Target::AtLeast(0.9)));
+    let (line, ratio) = row("`put_if_version` with `Keep`, one at a time".into(), &swaps);
+    report.add(line.ratio(FASTER, &ratio, Target::AtLeast(1.0)));
+    let (line, ratio) = row("`get`, one at a time".into(), &gets);
+    let line = line.ratio("the time of a bare HMGET", &gets[0].over(&gets[2]), Target::AtMost(1.15));
+    report.add(line.ratio(FASTER, &ratio, None));
+    report.note_noise("`get` one at a time", &gets[2]);
+    Ok(())
 }
 
-/// Returns the microseconds per compare-and-swap. All records have this version.
-pub async fn swap<C: Contender>(
-    contender: &C,
-    records: &Records<C>,
-    in_flight: usize,
-    version: u64,
-) -> Result<f64> {
-    write(contender, records, in_flight, Some(version)).await
+struct InFlight;
+
+impl Round<3> for InFlight {
+    async fn run<C: Contender>(&self, contender: &C, records: &Records<C>) -> Result<[f64; 3]> {
+        let puts = put(contender, records, IN_FLIGHT).await?;
+        let swaps =
+            swap(contender, records, IN_FLIGHT, 1).await? + swap(contender, records, IN_FLIGHT, 2).await?;
+        Ok([puts, swaps / 2.0, get(contender, records, IN_FLIGHT, 2 * records.len()).await?])
+    }
 }
 
-async fn write<C: Contender>(
-    contender: &C,
-    records: &Records<C>,
-    in_flight: usize,
-    over: Option<u64>,
-) -> Result<f64> {
-    let worker = |numbers: Numbers| {
-        let (contender, records) = (contender.clone(), records.clone());
-        async move {
-            for number in numbers {
-                let (key, data) = &records[number];
-                match over {
-                    None => contender.put(key, data.clone(), HOUR).await?,
-                    Some(version) => contender.swap(key, data.clone(), version).await?,
-                }
-            }
-            Ok(())
-        }
-    };
-    time(records.len(), in_flight, worker).await
-}
-
-/// Returns the microseconds per get.
-pub async fn get<C: Contender>(
-    contender: &C,
-    records: &Records<C>,
-    in_flight: usize,
-    calls: usize,
-) -> Result<f64> {
-    let worker = |numbers: Numbers| {
-        let (contender, records) = (contender.clone(), records.clone());
-        async move {
-            for number in numbers {
-                let (key, data) = &records[number % records.len()];
-                let length = contender.get(key).await?;
-                anyhow::ensure!(length == data.len(), "another record was read");
-            }
-            Ok(())
-        }
-    };
-    time(calls, in_flight, worker).await
+async fn in_flight(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.step("calls 64 in flight");
+    let sets = Sets::new(bench.form.count(5_120), OWNERS);
+    let [puts, swaps, gets] = all_three(bench, &sets, InFlight).await?;
+    let (line, ratio) = row("`put` of new records, 64 in flight".into(), &puts);
+    let line =
+        line.ratio(FASTER, &ratio, Target::AtLeast(0.7)).ratio(PIPELINE, &puts[0].over(&puts[2]), None);
+    report.add(line.reason(
+        "a `put` sends its own script, because it may have to replace a record of any version and to keep its creation time",
+    ));
+    let (line, ratio) = row("`put_if_version` with `Keep`, 64 in flight, distinct tasks".into(), &swaps);
+    let line = line.headline(&ratio).ratio(FASTER, &ratio, Target::AtLeast(1.7));
+    report.add(line.ratio("the time of a bare HSET", &swaps[0].over(&swaps[2]), None));
+    let (line, ratio) = row("`get`, 64 in flight".into(), &gets);
+    let line = line.ratio(FASTER, &ratio, Target::AtLeast(1.1));
+    report.add(line.ratio("the time of a bare HMGET", &gets[0].over(&gets[2]), Target::AtMost(1.1)));
+    report.note_noise("`put`", &puts[2]);
+    report.note_noise("`put_if_version`", &swaps[2]);
+    report.note_noise("`get`", &gets[2]);
+    Ok(())
 }
