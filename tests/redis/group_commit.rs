@@ -2,9 +2,11 @@
 //! cancellation.
 
 mod batches;
+mod cluster;
 mod order;
 mod permissions;
 mod refused_alone;
+mod replicas;
 mod server_states;
 mod unanswered;
 

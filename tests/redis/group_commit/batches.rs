@@ -1,17 +1,18 @@
 //! How many scripts carry the writes of one moment, and what they carry.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
-use mcp_task_store::{PutOptions, RedisBackend, StorageBackend, Version};
+use mcp_task_store::{Agenda, NewTask, PutOptions, Queue, RedisBackend, StorageBackend, TaskStore, Version};
 use tokio::time::timeout;
 
-use super::{assert_all_succeed, assert_each_sent_once, prepared};
+use super::{assert_all_succeed, assert_each_sent_once, prepared, record_key};
 use crate::support::redis::{Namespace, Server};
 use crate::support::tap::{Sent, Tap};
-use crate::support::{in_an_hour, keep, key};
+use crate::support::{in_an_hour, keep, key, owner, timers};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const MAX_RECORDS: usize = 32;
@@ -41,6 +42,44 @@ async fn writes_of_one_moment_share_few_scripts_of_at_most_32_records() {
     // The first write of each kind may be alone.
     assert!(scripts.len() <= writes.len() / 8, "{} scripts for {} writes", scripts.len(), writes.len());
     assert!((9..=MAX_RECORDS).contains(&largest(&scripts)), "{} records in one script", largest(&scripts));
+}
+
+#[tokio::test]
+async fn creates_of_one_moment_share_scripts_with_their_timers() {
+    let (_server, tap, backend) = tapped().await;
+    tap.take();
+    let created = join_all((0..64).map(async |number| {
+        let key = key(["alice", "bob"][number % 2], &number.to_string());
+        let hour = Duration::from_secs(3600);
+        backend.create_with_timer(&key, "data".into(), in_an_hour(), &Queue::leases(), hour).await.unwrap()
+    }));
+    assert!(created.await.iter().all(|written| written.version == Version::FIRST));
+    let scripts = tap.take();
+    assert!(scripts.len() <= 8, "{} scripts", scripts.len());
+    assert!(largest(&scripts) <= MAX_RECORDS);
+    assert!(scripts.iter().all(|script| script.records().count() > 0), "no timer has a script of its own");
+    assert_eq!(timers(&backend, &Queue::leases()).await.len(), 64);
+}
+
+/// Callers may share a backend through pointers.
+#[tokio::test]
+async fn a_task_with_a_lease_is_created_by_one_script_with_its_timer() {
+    let (_server, tap, backend) = tapped().await;
+    let shared: Arc<dyn Agenda> = Arc::new(Arc::new(backend));
+    let (t1, leases, hour) = (key("alice", "t1"), Queue::leases(), Duration::from_secs(3600));
+    let due = "pmcp:due:0:leases".to_owned();
+    tap.take();
+    shared.create_with_timer(&t1, "data".into(), in_an_hour(), &leases, hour).await.unwrap();
+    let [script] = tap.take().try_into().unwrap();
+    assert_eq!(script.keys, ["pmcp:idx:alice".to_owned(), record_key(&t1), due.clone()]);
+    let tasks = TaskStore::new(Arc::clone(&shared));
+    let (started, _attempt) = tasks.start(&owner("alice"), NewTask::new("tools/call")).await.unwrap();
+    // The store also takes timers.
+    let mut scripts = tap.take();
+    scripts.retain(|script| script.records().count() > 0);
+    let [script] = scripts.try_into().unwrap();
+    assert_eq!(script.keys, ["pmcp:idx:alice".to_owned(), record_key(&started.key), due]);
+    assert_eq!(timers(&shared, &leases).await.len(), 2);
 }
 
 #[tokio::test]

@@ -74,6 +74,7 @@ async fn each_write_whose_reply_is_lost_is_applied_once() {
     for (write, outcome) in writes.iter().zip(send_all(&backend, &writes).await) {
         let error = outcome.expect_err("the reply is lost");
         assert!(is_unanswered(&error) && error.outcome_unknown(), "{write:?}: {error:?}");
+        assert!(error.to_string().contains("no reply within 300ms"), "{write:?}: {error}");
     }
     tap.lose_replies(false);
     // The server has applied a write once a later command of the same connection has its reply.
