@@ -13,7 +13,7 @@
 -- @include found
 -- @include notify
 
-local task, publish, data, expected, next, channel = KEYS[1], unpack(ARGV)
+local task, publish, data, expected, new, channel = KEYS[1], unpack(ARGV)
 local time = redis.call('TIME')
 local version, expires_at, parts = unpack(redis.call('HMGET', task, 'version', 'expires_at', 'parts'))
 local ends, has_parts = expiry_of(expires_at), is_list(parts)
@@ -28,6 +28,6 @@ if not is_wanted or has_data == 0 then
   return found(version, expires_at, has_data, is_live, has_parts)
 end
 notify(channel, publish, (expires_at or '') .. ' ' .. task)
-redis.call('HSET', task, 'version', next, 'data', data)
+redis.call('HSET', task, 'version', new, 'data', data)
 time[3] = expires_at or ''
 return table.concat(time, ' ')

@@ -75,6 +75,10 @@ use crate::scripts::{CasPut, DELETE, Delete, Insert, LIST, List, Listed, Unexpec
 /// write is one Lua script, atomic over both keys. A `get` is one `HMGET`. A page is one script for the ids and one
 /// pipeline for their hashes. Only the server's clock decides what has expired, and the server removes expired records.
 ///
+/// Writes that tasks of this process make at the same moment share a script: up to 32 records and 256 KiB, without parts. Each
+/// caller keeps its own result, error, time limit and cancellation. A write that is alone is sent at once, and no write
+/// waits for the reply to another one.
+///
 /// A clone is cheap: all clones share two connections, one of them for pages and parts.
 ///
 /// # Errors
@@ -82,7 +86,8 @@ use crate::scripts::{CasPut, DELETE, Delete, Insert, LIST, List, Listed, Unexpec
 /// [`outcome_unknown`](StorageError::outcome_unknown): read the record before you write again.
 ///
 /// # Cancellation safety
-/// If the future of a call is dropped, the command may have been sent, and the server may still apply it.
+/// If the future of a call is dropped, the command may have been sent, and the server may still apply it. A write that is
+/// still queued is not sent.
 ///
 /// # Examples
 /// ```no_run
@@ -101,7 +106,9 @@ pub struct RedisBackend(Arc<Deployment>);
 /// A deployment of Redis as this process uses it. All clones of a backend share it.
 struct Deployment {
     connection: Arc<dyn Connection>,
+    /// The compare-and-swaps that keep expiry and parts.
     swaps: GroupCommit<CasPut>,
+    /// The creates of records that expire and have no parts.
     inserts: GroupCommit<Insert>,
     /// The connection for pages and parts. No small call waits behind their megabytes.
     bulk_connection: Box<dyn Connection>,

@@ -8,6 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::eval::{EvalCommand, RecordWrite};
+
 /// What happens to a write. Every fault except `Pass` also closes the connection of the client, so everything that the
 /// client sent after the write is lost too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -136,7 +138,7 @@ impl Proxy {
         let late = std::mem::take(&mut *self.state.late.lock().unwrap());
         let mut delivered = Vec::new();
         for Late { command, .. } in late {
-            delivered.push(self.state.deliver_late(command).await);
+            delivered.extend(self.state.deliver_late(command).await);
         }
         delivered
     }
@@ -209,19 +211,25 @@ impl State {
         })
     }
 
-    async fn deliver_late(&self, command: Command) -> Delivery {
+    async fn deliver_late(&self, command: Command) -> Vec<Delivery> {
         let server = TcpStream::connect(("127.0.0.1", self.server_port)).await.unwrap();
         let reply = Side::new(server).ask(&command.bytes).await.unwrap();
         self.delivered(&command, &reply, true)
     }
 
-    fn delivered(&self, command: &Command, reply: &[u8], is_late: bool) -> Delivery {
-        let reply = redis::parse_redis_value(reply).unwrap();
-        let (key, data) = (command.key(), command.data());
-        let version = command.version(&reply);
-        let delivery = Delivery { key, data, reply, version, is_late };
-        self.deliveries.lock().unwrap().push(delivery.clone());
-        delivery
+    fn delivered(&self, command: &Command, reply: &[u8], is_late: bool) -> Vec<Delivery> {
+        let script = EvalCommand { words: &command.words };
+        let writes = script.writes(redis::parse_redis_value(reply).unwrap());
+        let delivered = writes.into_iter().map(|RecordWrite { key, data, reply, version }| Delivery {
+            key,
+            data,
+            reply,
+            version,
+            is_late,
+        });
+        let delivered: Vec<Delivery> = delivered.collect();
+        self.deliveries.lock().unwrap().extend(delivered.iter().cloned());
+        delivered
     }
 }
 
@@ -266,27 +274,9 @@ impl Command {
         String::from_utf8_lossy(&self.words[2]).parse().unwrap()
     }
 
-    /// Returns the key of the record, which is the last key of a write.
+    /// Returns the last key of the script.
     fn key(&self) -> String {
         String::from_utf8_lossy(&self.words[2 + self.keys()]).into_owned()
-    }
-
-    /// Returns the version of the record after the write. `cas_put` has it as an argument, before the channel. `put` has it in the
-    /// reply, after the time.
-    fn version(&self, reply: &Value) -> Option<u64> {
-        let Value::BulkString(reply) = reply else { return None };
-        let reply = String::from_utf8_lossy(reply);
-        let argument = String::from_utf8_lossy(self.words.iter().nth_back(2)?);
-        let version = if self.keys() == 1 { &argument } else { reply.split(' ').nth(2)? };
-        Some(version.parse().unwrap())
-    }
-
-    fn data(&self) -> Vec<u8> {
-        let arguments = &self.words[3 + self.keys()..];
-        // `cas_put` begins with the data, and `put` with the task id. `delete` has only the task id, the channel and the command
-        // that publishes.
-        let at = if self.keys() == 1 { 0 } else { 1 };
-        if arguments.len() > 3 { arguments[at].clone() } else { Vec::new() }
     }
 }
 

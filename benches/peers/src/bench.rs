@@ -1,7 +1,10 @@
 //! What every row needs: the server, the contenders, and the size of the run.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
+use redis::AsyncConnectionConfig;
 
 use crate::contender::{Bare, Ours, Peer};
 use crate::server::Server;
@@ -45,12 +48,16 @@ pub struct Contenders {
 impl Contenders {
     /// Connects each over connections that belong to the current runtime.
     pub async fn connect(url: &str) -> Result<Self> {
+        // On a busy machine, a call can take longer than the 500 ms that the redis crate allows by default.
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
         let client = redis::Client::open(url)?;
+        let connect = || client.get_multiplexed_async_connection_with_config(&config);
+        let ours = mcp_task_store::RedisBackend::builder().response_timeout(Duration::from_secs(10));
         Ok(Self {
-            ours: Ours(mcp_task_store::RedisBackend::connect(url).await?),
+            ours: Ours(ours.connect(url).await?),
             // By default the peer uses the same prefix and the same keys as this crate.
-            peer: Peer(pmcp_tasks::RedisBackend::new(url).await?.with_prefix("peer")),
-            bare: Bare(client.get_multiplexed_async_connection().await?),
+            peer: Peer(pmcp_tasks::RedisBackend::with_connection(connect().await?).with_prefix("peer")),
+            bare: Bare(connect().await?),
         })
     }
 }

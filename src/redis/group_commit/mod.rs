@@ -131,7 +131,9 @@ impl<W: Batched> GroupCommit<W> {
             batched.give_up();
         });
         let answer = self.queue.push(write, Arc::clone(&batched)).await;
-        answer.unwrap_or_else(|_| Answer::Reply(Err(runtime_shut_down(batched.clear()))))
+        // The caller may send the write alone now, and then waits for a connection before the write is on its way again.
+        let was_sent = batched.clear();
+        answer.unwrap_or_else(|_| Answer::Reply(Err(runtime_shut_down(was_sent))))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
@@ -18,9 +19,12 @@ pub(super) struct Queue<W: Batched> {
 
 struct Waiting<W: Batched> {
     writes: Vec<Queued<W>>,
-    /// Whether a task is about to send the writes.
-    is_sending: bool,
+    /// When the task that is about to send the writes was started.
+    sender_since: Option<Instant>,
 }
+
+/// A task that has not run for this long may belong to a runtime that nobody drives.
+const STALLED: Duration = Duration::from_millis(100);
 
 /// A write, and its caller.
 pub(super) struct Queued<W: Batched> {
@@ -31,7 +35,7 @@ pub(super) struct Queued<W: Batched> {
 
 impl<W: Batched> Queue<W> {
     pub(super) fn new(transport: Arc<Transport>) -> Self {
-        Self { transport, waiting: Mutex::new(Waiting { writes: Vec::new(), is_sending: false }) }
+        Self { transport, waiting: Mutex::new(Waiting { writes: Vec::new(), sender_since: None }) }
     }
 
     pub(super) fn transport(&self) -> &Transport {
@@ -43,7 +47,8 @@ impl<W: Batched> Queue<W> {
         let (answer, receiver) = oneshot::channel();
         let mut waiting = self.waiting();
         waiting.writes.push(Queued { write, call, answer });
-        if !mem::replace(&mut waiting.is_sending, true) {
+        if waiting.sender_since.is_none_or(|since| since.elapsed() > STALLED) {
+            waiting.sender_since = Some(Instant::now());
             drop(waiting);
             tokio::spawn(Arc::clone(self).send_after_one_turn());
         }
@@ -57,16 +62,16 @@ impl<W: Batched> Queue<W> {
 
     fn take(&self) -> Vec<Queued<W>> {
         let mut waiting = self.waiting();
-        waiting.is_sending = false;
+        waiting.sender_since = None;
         mem::take(&mut waiting.writes)
     }
 
     async fn send_after_one_turn(self: Arc<Self>) {
-        // If the runtime shuts down, the writes fail, and the next write starts a new task.
-        let dropped = on_drop(|| drop(self.take()));
+        // If the runtime shuts down before this task runs, the writes fail.
+        let unsent = on_drop(|| drop(self.take()));
         yield_now().await;
+        mem::forget(unsent);
         let writes = self.take();
-        mem::forget(dropped);
         let mut batches = Batch::split(writes, self.transport.has_one_owner);
         let last = batches.pop();
         for batch in batches {

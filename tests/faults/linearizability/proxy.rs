@@ -19,15 +19,16 @@ pub struct Falsification {
 /// The proxy. It ends when it is dropped.
 pub struct Proxy {
     port: u16,
-    falsified: Arc<AtomicU64>,
+    /// How many times each text was replaced.
+    falsified: Arc<Vec<AtomicU64>>,
     task: JoinHandle<()>,
 }
 
 impl Proxy {
-    pub async fn start(server_port: u16, falsification: Option<Falsification>) -> Self {
+    pub async fn start(server_port: u16, falsifications: &'static [Falsification]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let falsified = Arc::new(AtomicU64::new(0));
+        let falsified = Arc::new(falsifications.iter().map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
         let count = Arc::clone(&falsified);
         let task = tokio::spawn(async move {
             let mut pumps = JoinSet::new();
@@ -37,8 +38,8 @@ impl Proxy {
                 server.set_nodelay(true).unwrap();
                 let (from_backend, to_backend) = backend.into_split();
                 let (from_server, to_server) = server.into_split();
-                pumps.spawn(pump(from_backend, to_server, falsification, Arc::clone(&count)));
-                pumps.spawn(pump(from_server, to_backend, None, Arc::clone(&count)));
+                pumps.spawn(pump(from_backend, to_server, falsifications, Arc::clone(&count)));
+                pumps.spawn(pump(from_server, to_backend, &[], Arc::clone(&count)));
             }
         });
         Self { port, falsified, task }
@@ -48,9 +49,9 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Returns how many times the text was replaced.
-    pub fn falsified(&self) -> u64 {
-        self.falsified.load(SeqCst)
+    /// Returns how many times each text was replaced.
+    pub fn falsified(&self) -> Vec<u64> {
+        self.falsified.iter().map(|count| count.load(SeqCst)).collect()
     }
 }
 
@@ -64,15 +65,15 @@ impl Drop for Proxy {
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    falsification: Option<Falsification>,
-    falsified: Arc<AtomicU64>,
+    falsifications: &[Falsification],
+    falsified: Arc<Vec<AtomicU64>>,
 ) {
     let mut bytes = Vec::new();
     while from.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {
         let mut held_back = 0;
-        if let Some(falsification) = falsification {
-            falsified.fetch_add(falsification.apply(&mut bytes), SeqCst);
-            held_back = falsification.held_back(&bytes);
+        for (falsification, count) in falsifications.iter().zip(&*falsified) {
+            count.fetch_add(falsification.apply(&mut bytes), SeqCst);
+            held_back = held_back.max(falsification.held_back(&bytes));
         }
         let passed_on = bytes.len() - held_back;
         if to.write_all(&bytes[..passed_on]).await.is_err() {

@@ -68,7 +68,7 @@ async fn by_size(bench: &Bench, folder: &Path) -> Result<()> {
     for (size, name) in SIZES {
         bench.step(&format!("chart: records of {name}"));
         let count = bench.form.count(40_000_000 / (size + 10_000));
-        let count = if size > 100_000 { count.min(64) } else { count };
+        let count = if size > 10_000 { (40_000_000 / size / bench.form.divisor).max(8) } else { count };
         at.push((size as f64, times(bench, bench.form.few_rounds(), count, size, 64).await?));
     }
     let marks = SIZES.map(|(size, name)| (size as f64, name.to_owned()));

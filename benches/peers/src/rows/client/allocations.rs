@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Calls for each one in flight.
-const CALLS_IN_A_ROW: usize = 50;
+const CALLS_IN_A_ROW: usize = 20;
 const LARGE: usize = 1 << 20;
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
