@@ -27,7 +27,7 @@ fn names(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("owner-{number}")).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn the_writes_of_each_owner_share_scripts() {
     let cluster = Cluster::start(3, 0);
     let backend = connect(&cluster, Duration::from_secs(60)).await;
