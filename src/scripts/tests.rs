@@ -279,7 +279,7 @@ fn the_replies_of_probe_and_publish_are_read() {
 #[case::put(include_str!("../../lua/put.lua"), 3010)]
 #[case::cas_put(include_str!("../../lua/cas_put.lua"), 664)]
 #[case::cas_put_batch(include_str!("../../lua/cas_put_batch.lua"), 900)]
-#[case::insert(include_str!("../../lua/insert.lua"), 2087)]
+#[case::insert(include_str!("../../lua/insert.lua"), 2150)]
 #[case::delete(include_str!("../../lua/delete.lua"), 785)]
 #[case::list(include_str!("../../lua/list.lua"), 165)]
 #[case::reap(include_str!("../../lua/reap.lua"), 582)]

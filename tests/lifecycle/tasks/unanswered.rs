@@ -55,7 +55,10 @@ async fn a_start_without_an_answer_is_resolved_and_has_one_record_and_one_timer(
     backend.timers_without_answer.store(lost_timers, Ordering::Relaxed);
     let (started, attempt) = tasks.start(&owner("alice"), call()).await.unwrap();
     assert_eq!(started.version, Version::FIRST);
-    assert_eq!(tasks.list(&owner("alice"), PageRequest::new(9)).await.unwrap().tasks, [started.clone()]);
+    assert_eq!(
+        tasks.list(&owner("alice"), PageRequest::new(9)).await.unwrap().tasks,
+        std::slice::from_ref(&started)
+    );
     let [timer] = timers(&*backend, &Queue::leases()).await.try_into().unwrap();
     assert_eq!(timer.key, started.key);
     assert!(timer.due_at > started.task.lease.as_ref().unwrap().deadline);
