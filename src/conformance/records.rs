@@ -101,8 +101,9 @@ pub async fn put_if_version_of_an_absent_or_expired_record_is_not_found_and_writ
 }
 
 pub async fn put_if_version_with_0_creates_an_absent_or_expired_record(store: &Subject) {
+    store.put(&key("alice", "live"), "data".into(), in_an_hour()).await.unwrap();
     store.put_expired(&key("alice", "expired")).await;
-    for task in ["absent", "expired"] {
+    for task in ["expired", "absent"] {
         let key = key("alice", task);
         let written = store.put_if_version(&key, "data".into(), in_an_hour(), Version::ABSENT).await.unwrap();
         assert_eq!(written.version, Version::FIRST);

@@ -6,10 +6,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use mcp_task_store::{ListedRecord, PageRequest, RedisBackend, StorageBackend, StorageError, Version};
 
-use super::{Outcome, Write, send_all};
+use super::{Outcome, Write, assert_all_succeed, send_all};
 use crate::support::clock::{set_clock, start_server};
 use crate::support::redis::{Namespace, Server, command};
-use crate::support::{in_an_hour, keep, key, owner};
+use crate::support::{after_ms, in_an_hour, keep, key, owner};
 
 /// Returns all records of an owner, newest first.
 async fn walk(backend: &RedisBackend, owner_id: &str, limit: usize) -> Vec<ListedRecord> {
@@ -175,6 +175,33 @@ async fn of_many_compare_and_swaps_of_one_version_in_one_moment_exactly_one_wins
             }
         }
     }
+}
+
+/// The index of the owner still has the members of records that have expired.
+#[tokio::test]
+async fn creates_over_expired_records_start_again_and_others_remove_their_members() {
+    let namespace = Namespace::new();
+    let backend = namespace.backend().await;
+    backend.put(&key("alice", "live"), "data".into(), in_an_hour()).await.unwrap();
+    for (count, others) in [(1, 0), (2, 2), (30, 0), (40, 40)] {
+        let mut last = None;
+        let task = |number| key("alice", &format!("{count}-{number}"));
+        let tasks: Vec<_> = (0..count + others).map(task).collect();
+        for task in &tasks {
+            last = last.max(backend.put(task, "expired".into(), after_ms(20)).await.unwrap().expires_at);
+        }
+        while backend.clock(&tasks[0]).await.unwrap() < last.unwrap() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Some are created again. The members of the others are removed sooner or later.
+        let again: Vec<Write> = tasks[..count].iter().cloned().map(Write::Create).collect();
+        assert_all_succeed(&backend, &again).await;
+    }
+    for task in 0..40 {
+        assert_created(&backend, &creates("alice", task..task + 1)).await;
+    }
+    assert_eq!(walk(&backend, "alice", 256).await.len(), 1 + 1 + 2 + 30 + 40 + 40);
+    assert_eq!(namespace.run::<usize>(&["ZCARD", "{}:idx:alice"]), 2 * (1 + 1 + 2 + 30 + 40 + 40));
 }
 
 /// Creates, updates and deletes of the same tasks in one moment. No write is lost, and none is applied twice.

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use mcp_task_store::{Agenda, Queue, RedisBackend, StorageError};
+use mcp_task_store::{Agenda, Queue, RedisBackend, StorageBackend, StorageError};
 use redis::{Commands, Connection, Value};
 
 use super::{Outcome, Write, prepared, send_all};
-use crate::support::in_an_hour;
-use crate::support::redis::{Server, acl_rule, command};
+use crate::support::redis::{Server, command, rule_for};
+use crate::support::{after_ms, in_an_hour, key};
 
 /// Asserts that a denied write left nothing, and that an acknowledged write is there. Returns whether it was denied.
 async fn check(without: &str, write: &Write, outcome: &Outcome, reader: &RedisBackend) -> bool {
@@ -40,7 +40,7 @@ async fn without_any_one_permission_each_of_many_writes_is_denied_or_applied_and
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
-    let rule = acl_rule();
+    let rule = rule_for(&mut admin);
     let rule: Vec<&str> = rule.split(' ').collect();
     let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
     let _: Value = command(&mut admin, rule.iter().copied());
@@ -52,7 +52,11 @@ async fn without_any_one_permission_each_of_many_writes_is_denied_or_applied_and
         // A single owner's writes and several owners' writes run different commands.
         for owners in [&["alice"][..], &["alice", "bob", "carol", "dave"]] {
             let _: () = command(&mut admin, ["FLUSHALL"]);
-            let writes = prepared(&unrestricted, owners, 16).await;
+            // The first owner has a record that lives longer, and the last one has no index yet.
+            let longer = after_ms(7_200_000);
+            unrestricted.put(&key("alice", "longer"), "data".into(), longer).await.unwrap();
+            let mut writes = prepared(&unrestricted, owners, 16).await;
+            writes.extend((0..8).map(|task| Write::Create(key("erin", &task.to_string()))));
             let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
             let outcomes = send_all(&backend, &writes).await;
             for (write, outcome) in writes.iter().zip(&outcomes) {
@@ -80,7 +84,7 @@ async fn without_any_one_permission_each_of_many_creates_with_a_timer_is_denied_
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
-    let rule = acl_rule();
+    let rule = rule_for(&mut admin);
     let rule: Vec<&str> = rule.split(' ').collect();
     let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
     let _: Value = command(&mut admin, rule.iter().copied());
@@ -92,9 +96,7 @@ async fn without_any_one_permission_each_of_many_creates_with_a_timer_is_denied_
         let _: () = command(&mut admin, ["FLUSHALL"]);
         let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
         let writes: Vec<Write> = (0..32)
-            .map(|number| {
-                Write::Create(crate::support::key(["alice", "bob"][number % 2], &number.to_string()))
-            })
+            .map(|number| Write::Create(key(["alice", "bob"][number % 2], &number.to_string())))
             .collect();
         let create = async |write: &Write| {
             let data = format!("new {}", write.key()).into();

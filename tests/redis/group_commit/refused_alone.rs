@@ -6,7 +6,7 @@ use rstest::rstest;
 
 use super::{Write, prepared, send_all};
 use crate::support::key;
-use crate::support::redis::{Server, acl_rule, command};
+use crate::support::redis::{Server, command, rule_for};
 
 const OWNERS: [&str; 3] = ["alice", "mallory", "bob"];
 
@@ -41,7 +41,7 @@ async fn an_owner_whose_keys_are_not_permitted_is_denied_alone() {
     let server = Server::start(&[]);
     let mut admin = server.connection();
     let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
-    let rule = acl_rule();
+    let rule = rule_for(&mut admin);
     let _: Value = command(&mut admin, rule.split(' '));
     let password = rule.split(' ').find_map(|word| word.strip_prefix('>')).unwrap();
     let url = format!("redis://tasks:{password}@127.0.0.1:{}", server.port);

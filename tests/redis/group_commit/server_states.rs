@@ -83,7 +83,9 @@ async fn an_error_of_the_server_reaches_every_caller_and_nothing_is_sent_again(
     let patient = RedisBackend::builder().response_timeout(Duration::from_secs(60));
     let backend = patient.connect(&tap.url()).await.unwrap();
     let reader = RedisBackend::connect(&server.url()).await.unwrap();
-    let writes = prepared(&backend, &["alice", "bob", "carol"], 32).await;
+    let mut writes = prepared(&backend, &["alice", "bob", "carol"], 32).await;
+    // These owners have no index yet.
+    writes.extend((0..40).map(|task| Write::Create(key(["aaron", "zoe"][task % 2], &task.to_string()))));
     let size: u64 = command(&mut admin, ["DBSIZE"]);
     tap.take();
     state.begin(&server, &mut admin);
@@ -93,6 +95,12 @@ async fn an_error_of_the_server_reaches_every_caller_and_nothing_is_sent_again(
         assert!(error.is_retryable() && !error.outcome_unknown(), "{write:?}: {error:?}");
     }
     assert_each_sent_once(&writes, &tap.take());
+    // A write that is alone gets the same error.
+    for write in &writes[62..66] {
+        let error = write.send(&backend).await.expect_err("the server accepts no writes");
+        assert!(state.is_error(&error), "{write:?}: {error:?}");
+    }
+    tap.take();
     for write in &writes {
         write.assert_not_applied(&reader).await;
     }
