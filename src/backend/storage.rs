@@ -84,6 +84,7 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// * Of many writers that race for one version, exactly one wins.
 /// * Of many `put`s that race, each has a version of its own.
 /// * A reader never sees half of a write.
+/// * A read that races a delete finds the record or nothing.
 /// * `delete` returns whether there was a live record.
 /// * Data over the maximum is too large, and nothing is written.
 /// * An `Arc` of an engine is an engine.

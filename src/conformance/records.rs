@@ -206,6 +206,33 @@ pub async fn a_reader_never_sees_half_of_a_write(store: &Subject) {
     writer.await.unwrap();
 }
 
+pub async fn a_read_that_races_a_delete_finds_the_record_or_nothing(store: &Subject) {
+    let key = key("alice", "t1");
+    let writer = tokio::spawn({
+        let (backend, key) = (store.engine(), key.clone());
+        async move {
+            for _ in 0..100 {
+                backend.put(&key, "data".into(), keep().set_part(PART, "part")).await.unwrap();
+                tokio::task::yield_now().await;
+                assert!(backend.delete(&key).await.unwrap());
+            }
+        }
+    });
+    while !writer.is_finished() {
+        match store.get(&key).await {
+            Ok(record) => assert_eq!((record.data, record.version), ("data".into(), Version::FIRST)),
+            refused => assert_refused!(refused, StorageError::NotFound { .. }),
+        }
+        match store.part(&key, &PART).await {
+            Ok(part) => assert_eq!(part.map(|part| part.data), Some("part".into())),
+            refused => assert_refused!(refused, StorageError::NotFound { .. }),
+        }
+        let page = store.list(&key.owner, PageRequest::new(1)).await.unwrap();
+        assert!(page.corrupt.is_empty() && page.records.iter().all(|record| record.data == "data"));
+    }
+    writer.await.unwrap();
+}
+
 pub async fn delete_returns_whether_there_was_a_live_record(store: &Subject) {
     let key = key("alice", "t1");
     assert!(!store.delete(&key).await.unwrap());

@@ -22,6 +22,7 @@ macro_rules! __each_conformance_rule {
                 of_many_writers_that_race_for_one_version_exactly_one_wins,
                 of_many_puts_that_race_each_has_a_version_of_its_own,
                 a_reader_never_sees_half_of_a_write,
+                a_read_that_races_a_delete_finds_the_record_or_nothing,
                 delete_returns_whether_there_was_a_live_record,
                 data_over_the_maximum_is_too_large_and_nothing_is_written,
                 an_arc_of_an_engine_is_an_engine,
