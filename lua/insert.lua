@@ -14,7 +14,10 @@
 -- Reply: 'seconds microseconds expires_at ...': for each record expires_at, 0 if it was left out
 -- Errors: none of its own
 
+-- @include begin_index
 -- @include digits
+-- @include extend
+-- @include purge
 -- @include score
 -- @include wake
 
@@ -84,30 +87,10 @@ end
 for i, index in ipairs(indexes) do
   local idx, size, due, members, longest = unpack(index)
   local last = digits(now + longest)
-  -- The index expires with the longest-lived record. A server older than Redis 7 does not know GT.
-  local is_longest = size == 0 or not redis.REDIS_VERSION
-    and redis.call('ZCOUNT', idx, '(' .. digits(now + longest + 1), '9000000000000') == 0
-  if size == 0 and i == 1 then
-    -- Neither command changes anything. A server without free memory refuses the first one. Once a script has written,
-    -- the server refuses none of its later commands for lack of memory.
-    redis.call('ZADD', idx, 'XX', expires_at, '')
-    redis.call('PEXPIREAT', idx, last)
-  end
+  if size == 0 and i == 1 then begin_index(idx, last) end
   redis.call('ZADD', idx, unpack(members))
-  if is_longest then
-    redis.call('PEXPIREAT', idx, last)
-  elseif redis.REDIS_VERSION then
-    redis.call('PEXPIREAT', idx, last, 'GT')
-  else
-    -- Changes nothing, because no hash exists yet. A user who lacks the permission gets no hash that never expires.
-    redis.call('PEXPIREAT', hashes[1], last)
-  end
-  if due > 0 then
-    local gone = redis.call('ZRANGE', idx, '-inf', now_ms, 'BYSCORE', 'LIMIT', '0', '64')
-    for j = 1, #gone do gone[#gone + 1] = gone[j]:sub(2) end
-    -- The only due members may have been those of records that exist again.
-    if gone[1] then redis.call('ZREM', idx, unpack(gone)) end
-  end
+  extend(idx, size, last, digits(now + longest + 1), hashes[1])
+  if due > 0 then purge(idx, now_ms) end
 end
 
 for i = 1, #hashes, 4 do

@@ -227,6 +227,7 @@ impl OwnerPage {
 /// * One call takes each of many timers once, even if `hide_for` is zero.
 /// * `schedule` keeps an earlier timer and moves a later one.
 /// * A task has its own timer in each queue.
+/// * A timer stays when its record is written, deleted or expires.
 /// * Queues are taken in the order given.
 /// * Timers of a queue are taken by due time.
 /// * With a limit of 1, `take_due` takes the timer that was due first.

@@ -82,6 +82,9 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// * `put_if_version` with 0 creates an absent or expired record.
 /// * `put_if_version` with 0 on a live record is a conflict and writes nothing.
 /// * Of many writers that race for one version, exactly one wins.
+/// * Of many `put`s that race, each has a version of its own.
+/// * A reader never sees half of a write.
+/// * A read that races a delete finds the record or nothing.
 /// * `delete` returns whether there was a live record.
 /// * Data over the maximum is too large, and nothing is written.
 /// * An `Arc` of an engine is an engine.
@@ -103,6 +106,7 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// * `Keep` leaves the expiry as it was, and a new record never expires.
 /// * `Never` removes the expiry, and `After` sets another.
 /// * An expiry outside 1 ms to 100 years is refused, and nothing is written.
+/// * `cleanup_expired` removes no live record, and returns how many it removed.
 ///
 /// Quota:
 ///
@@ -120,6 +124,7 @@ pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// * A walk whose pages are cut by their bytes misses no record.
 /// * A cursor that is malformed or of another owner is refused.
 /// * A cursor stays valid after its record is deleted.
+/// * A record that is created again is listed as the newest.
 /// * A burst of inserts is listed in one total order.
 /// * A walk returns each record that is live during the whole walk exactly once.
 ///

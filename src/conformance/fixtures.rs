@@ -96,10 +96,16 @@ pub(super) async fn total(store: &Subject, queue: &Queue) -> u64 {
 }
 
 /// Waits until this time has passed on the engine's clock.
-pub(super) async fn pass(store: &Subject, millis: i64) {
+pub(super) async fn pass(store: &Subject, time: Duration) {
     let clock = async || store.clock(&key("nobody", "t1")).await.unwrap();
-    let until = clock().await + chrono::TimeDelta::milliseconds(millis);
-    while clock().await < until {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+    let until = clock().await + time;
+    while let Ok(left) = (until - clock().await).to_std()
+        && !left.is_zero()
+    {
+        // A sleep may take some milliseconds longer, so it does not last until the end.
+        match left.checked_sub(Duration::from_millis(5)) {
+            Some(most) => tokio::time::sleep(most).await,
+            None => tokio::task::yield_now().await,
+        }
     }
 }

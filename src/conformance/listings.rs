@@ -1,7 +1,7 @@
 //! Rules of `timers` and `owners`.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Subject;
 use super::fixtures::{HOUR, NOW, in_an_hour, key, leases, never, queue, take};
@@ -13,6 +13,7 @@ async fn walk(store: &Subject, queue: &Queue, mut between: impl AsyncFnMut(usize
     loop {
         let page = store.timers(queue, after.as_ref()).await.unwrap();
         assert!(page.timers.len() <= 256);
+        assert!(page.next.is_none() || page.next != after, "the walk does not advance: {after:?}");
         timers.extend(page.timers);
         // Clients send the text of a cursor back, so the walk does the same.
         after = page.next.map(|next| Cursor::from(next.as_str()));
@@ -29,6 +30,7 @@ async fn every_owner(store: &Subject) -> Vec<String> {
     loop {
         let page = store.owners(after.as_ref()).await.unwrap();
         owners.extend(page.owners.iter().map(ToString::to_string));
+        assert!(page.next.is_none() || page.next != after, "the walk does not advance: {after:?}");
         after = page.next.map(|next| Cursor::from(next.as_str()));
         if after.is_none() {
             owners.sort();
@@ -40,9 +42,12 @@ async fn every_owner(store: &Subject) -> Vec<String> {
 pub async fn timers_lists_each_timer_once_with_its_due_time_and_takes_none(store: &Subject) {
     const TIMERS: usize = 600;
     let key_of = |number: usize| key(&format!("owner-{}", number % 30), &format!("t:{number}"));
+    let delay_of = |number: usize| Duration::from_secs((number % 5) as u64);
+    let begun = Instant::now();
     for number in 0..TIMERS {
-        store.schedule(&leases(), &key_of(number), Duration::from_secs((number % 5) as u64)).await.unwrap();
+        store.schedule(&leases(), &key_of(number), delay_of(number)).await.unwrap();
     }
+    let took = begun.elapsed();
     let page = store.timers(&leases(), None).await.unwrap();
     assert_eq!((page.timers.len(), page.total), (256, TIMERS as u64));
     let now = store.clock(&key("nobody", "t1")).await.unwrap();
@@ -55,6 +60,13 @@ pub async fn timers_lists_each_timer_once_with_its_due_time_and_takes_none(store
         last > now - chrono::TimeDelta::minutes(5) && last < now + chrono::TimeDelta::seconds(5),
         "{last}"
     );
+    // When each timer was scheduled, by its due time. The engine may count whole milliseconds.
+    let scheduled_at = listed.iter().map(|timer| {
+        let number = timer.key.task.as_str().trim_start_matches("t:").parse().unwrap();
+        timer.due_at - delay_of(number)
+    });
+    let (first, last) = (scheduled_at.clone().min().unwrap(), scheduled_at.max().unwrap());
+    assert!(last <= first + took + Duration::from_millis(2), "{first} {last} {took:?}");
     assert_eq!(store.timers(&queue("other"), None).await.unwrap().total, 0);
 }
 
@@ -103,10 +115,11 @@ pub async fn owners_lists_each_owner_that_has_records(store: &Subject) {
             store.put(&key(name, task), "data".into(), in_an_hour()).await.unwrap();
         }
     }
-    // An owner that has only timers, or whose records were deleted, is not listed.
+    // An owner that has only timers, or whose records were deleted or have expired, is not listed.
     store.schedule(&leases(), &key("only timers", "t1"), HOUR).await.unwrap();
     store.put(&key("gone", "t1"), "data".into(), never()).await.unwrap();
     store.delete(&key("gone", "t1")).await.unwrap();
+    store.put_expired(&key("expired", "t1")).await;
     wanted.sort();
     assert_eq!(every_owner(store).await, wanted);
 }

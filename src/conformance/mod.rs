@@ -33,6 +33,8 @@
 // The name of a rule is its documentation.
 #![allow(missing_docs)]
 
+use std::time::Duration;
+
 #[macro_use]
 mod fixtures;
 #[macro_use]
@@ -96,6 +98,9 @@ macro_rules! __conformance_tests {
     };
 }
 
+/// Much longer than any rule takes. It turns a call, a stream or a clock that never advances into a failure.
+const LIMIT: Duration = Duration::from_secs(300);
+
 /// Checks one rule.
 #[doc(hidden)]
 pub fn check<S: Into<Subject>>(
@@ -110,7 +115,11 @@ pub fn check<S: Into<Subject>>(
         .expect("a runtime for the test");
     runtime.block_on(async {
         let subject: Subject = open().await.into();
-        holds(&subject.named(rule)).await;
+        let held = tokio::time::timeout(LIMIT, holds(&subject.named(rule))).await;
+        assert!(
+            held.is_ok(),
+            "the rule has not ended within {LIMIT:?}: a call, a stream or the clock does not advance"
+        );
     });
 }
 

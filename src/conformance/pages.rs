@@ -124,6 +124,19 @@ pub async fn a_cursor_stays_valid_after_its_record_is_deleted(store: &Subject) {
     assert_eq!(rest, ["t1"]);
 }
 
+pub async fn a_record_that_is_created_again_is_listed_as_the_newest(store: &Subject) {
+    let [deleted, expired, stays] = ["deleted", "expired", "stays"].map(|task| key("alice", task));
+    for key in [&deleted, &expired, &stays] {
+        store.put(key, "old".into(), never()).await.unwrap();
+    }
+    store.put_expired(&expired).await;
+    store.put(&expired, "new".into(), keep()).await.unwrap();
+    assert_eq!(store.ids("alice").await, ["expired", "stays", "deleted"]);
+    store.delete(&deleted).await.unwrap();
+    store.put(&deleted, "new".into(), keep()).await.unwrap();
+    assert_eq!(store.ids("alice").await, ["deleted", "expired", "stays"]);
+}
+
 /// How many writers insert at the same time.
 const WRITERS: u32 = 50;
 

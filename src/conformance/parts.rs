@@ -4,17 +4,17 @@ use bytes::Bytes;
 
 use super::fixtures::{OTHER, PART, after_ms, in_an_hour, keep, key, never, part, sizes, version};
 use super::{Subject, fixtures};
-use crate::backend::{MAX_PARTS, PageRequest, PartName, PutOptions, StorageError, Version};
+use crate::backend::{MAX_PARTS, PageRequest, PartName, StorageError, Version};
 
 pub async fn a_part_is_read_with_the_version_of_its_record_which_knows_its_name_and_size(store: &Subject) {
     let key = key("alice", "t1");
-    let bytes = Bytes::from_static(b"\r\n$5\r\n\0\xff");
+    let bytes = Bytes::from_static(b" \r\n$5\r\n\xff \n\0");
     let options = in_an_hour().set_part(PART, bytes.clone()).set_part(OTHER, "");
     store.put(&key, "data".into(), options).await.unwrap();
     assert_eq!(part(store, &key, &PART).await, Some((bytes.clone(), Version::FIRST)));
     assert_eq!(part(store, &key, &OTHER).await, Some((Bytes::new(), Version::FIRST)));
     assert_eq!(part(store, &key, &PartName::from_static("x")).await, None);
-    let parts = sizes([(PART, 8), (OTHER, 0)]);
+    let parts = sizes([(PART, bytes.len()), (OTHER, 0)]);
     let record = store.get(&key).await.unwrap();
     assert_eq!((record.data, &record.parts), ("data".into(), &parts));
     let page = store.list(&key.owner, PageRequest::new(9)).await.unwrap();
@@ -26,7 +26,7 @@ pub async fn a_part_is_read_with_the_version_of_its_record_which_knows_its_name_
         let written = store.put_if_version(&key, "next".into(), options, version(expected)).await.unwrap();
         assert_eq!(part(store, &key, &PART).await, Some((bytes.clone(), written.version)));
     }
-    assert_eq!(store.get(&key).await.unwrap().parts, sizes([(PART, 8), (OTHER, 2)]));
+    assert_eq!(store.get(&key).await.unwrap().parts, sizes([(PART, bytes.len()), (OTHER, 2)]));
 }
 
 pub async fn a_write_changes_the_parts_that_it_names_and_no_others(store: &Subject) {
@@ -72,17 +72,22 @@ pub async fn a_refused_write_changes_no_part(store: &Subject) {
 }
 
 pub async fn a_new_record_has_no_part_of_an_expired_or_deleted_record(store: &Subject) {
-    let [expired, deleted] = ["expired", "deleted"].map(|task| key("alice", task));
-    let with_part = |options: PutOptions| options.set_part(PART, "old");
-    let written = store.put(&expired, "old".into(), with_part(after_ms(1))).await.unwrap();
-    store.until(written.expires_at.unwrap()).await;
-    store.put(&deleted, "old".into(), with_part(in_an_hour())).await.unwrap();
-    store.delete(&deleted).await.unwrap();
-    for key in [expired, deleted] {
-        assert_refused!(store.part(&key, &PART).await, StorageError::NotFound { .. });
-        store.put(&key, "new".into(), in_an_hour().set_part(OTHER, "new").clear_part(PART)).await.unwrap();
-        assert_eq!(store.get(&key).await.unwrap().parts, sizes([(OTHER, 3)]));
-        assert_eq!(part(store, &key, &PART).await, None);
+    let with_other = in_an_hour().set_part(OTHER, "new");
+    // A write may also clear a part that the new record does not have.
+    for (task, options) in [("t1", with_other.clone()), ("t2", with_other.clear_part(PART))] {
+        let key = key("alice", task);
+        for expires in [true, false] {
+            let old = if expires { after_ms(1) } else { in_an_hour() };
+            let written = store.put(&key, "old".into(), old.set_part(PART, "old")).await.unwrap();
+            match written.expires_at {
+                Some(at) if expires => store.until(at).await,
+                _ => drop(store.delete(&key).await.unwrap()),
+            }
+            assert_refused!(store.part(&key, &PART).await, StorageError::NotFound { .. });
+            store.put(&key, "new".into(), options.clone()).await.unwrap();
+            assert_eq!(store.get(&key).await.unwrap().parts, sizes([(OTHER, 3)]));
+            assert_eq!(part(store, &key, &PART).await, None);
+        }
     }
 }
 

@@ -10,15 +10,21 @@ pub async fn at_the_quota_a_new_record_is_refused_and_nothing_is_written(store: 
     for task in ["t1", "t2", "t3"] {
         store.put(&key("alice", task), "data".into(), in_an_hour().quota(3)).await.unwrap();
     }
-    let fourth = key("alice", "t4");
+    let (fourth, expired) = (key("alice", "t4"), key("alice", "expired"));
+    // A write over an expired record creates a record too.
+    store.put_expired(&expired).await;
     for refused in [
+        store.put(&expired, "data".into(), in_an_hour().quota(3)).await,
+        store.put_if_version(&expired, "data".into(), keep().quota(3), Version::ABSENT).await,
         store.put(&fourth, "data".into(), in_an_hour().quota(3)).await,
         store.put_if_version(&fourth, "data".into(), keep().quota(3), Version::ABSENT).await,
         store.put(&fourth, "data".into(), keep().quota(0)).await,
     ] {
         assert_refused!(refused, StorageError::CapacityExceeded { quota: Some(3 | 0), .. });
     }
-    assert_refused!(store.get(&fourth).await, StorageError::NotFound { .. });
+    for absent in [&fourth, &expired] {
+        assert_refused!(store.get(absent).await, StorageError::NotFound { .. });
+    }
     assert_eq!(store.ids("alice").await, ["t3", "t2", "t1"]);
     store.put(&key("bob", "t1"), "data".into(), keep().quota(1)).await.unwrap();
     store.put(&fourth, "data".into(), keep().quota(4)).await.unwrap();

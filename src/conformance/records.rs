@@ -5,9 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::fixtures::{after_ms, in_an_hour, keep, key, never, version};
+use super::fixtures::{PART, after_ms, in_an_hour, keep, key, never, part, sizes, version};
 use super::{Subject, fixtures};
-use crate::backend::{Agenda, PageRequest, StorageBackend, StorageError, Version};
+use crate::backend::{Agenda, PageRequest, PartSizes, PutOptions, StorageBackend, StorageError, Version};
 
 pub async fn get_returns_data_version_and_expiry_of_a_live_record(store: &Subject) {
     let key = key("alice", "t1");
@@ -24,9 +24,12 @@ pub async fn get_of_an_absent_record_is_not_found(store: &Subject) {
 
 pub async fn any_bytes_are_read_as_they_were_written(store: &Subject) {
     let key = key("alice", "t1");
-    for data in [Bytes::new(), (0..=255).collect(), Bytes::from_static(b"\r\n$5\r\n\0\xff")] {
+    let texts: [&[u8]; 6] = [b"", b"\r\n$5\r\n\0\xff", b" spaces ", b"lines\r\n", b"\0\0", b"007"];
+    for data in texts.map(Bytes::from_static).into_iter().chain([(0..=255).collect()]) {
         store.put(&key, data.clone(), keep()).await.unwrap();
         assert_eq!(store.get(&key).await.unwrap().data, data);
+        let page = store.list(&key.owner, PageRequest::new(1)).await.unwrap();
+        assert_eq!(page.records[0].data, data);
     }
 }
 
@@ -142,6 +145,92 @@ pub async fn of_many_writers_that_race_for_one_version_exactly_one_wins(store: &
         }
         assert_eq!(won, [store.get(&key).await.unwrap().data]);
     }
+}
+
+pub async fn of_many_puts_that_race_each_has_a_version_of_its_own(store: &Subject) {
+    let key = key("alice", "t1");
+    // The first race creates the record, the second one replaces it.
+    for versions in [1..=32, 33..=64] {
+        let mut racing = JoinSet::new();
+        for racer in versions.clone() {
+            let (backend, key) = (store.engine(), key.clone());
+            racing.spawn(async move {
+                let data = Bytes::from(racer.to_string());
+                (backend.put(&key, data.clone(), keep()).await.unwrap().version, data)
+            });
+        }
+        let mut written = racing.join_all().await;
+        written.sort();
+        assert!(written.iter().map(|(version, _)| version.get()).eq(versions), "{written:?}");
+        let record = store.get(&key).await.unwrap();
+        assert_eq!(written.last(), Some(&(record.version, record.data)));
+    }
+}
+
+/// The options of the write with this number. They set a part of so many bytes, and an expiry if the number is odd.
+fn numbered(number: u64) -> PutOptions {
+    let options = if number % 2 == 1 { in_an_hour() } else { never() };
+    options.set_part(PART, vec![b'x'; number as usize])
+}
+
+pub async fn a_reader_never_sees_half_of_a_write(store: &Subject) {
+    let key = key("alice", "t1");
+    store.put(&key, "1".into(), numbered(1)).await.unwrap();
+    let writer = tokio::spawn({
+        let (backend, key) = (store.engine(), key.clone());
+        async move {
+            for number in 2..=200 {
+                let (data, options) = (number.to_string().into(), numbered(number));
+                match number % 3 {
+                    0 => backend.put_if_version(&key, data, options, version(number - 1)).await.unwrap(),
+                    _ => backend.put(&key, data, options).await.unwrap(),
+                };
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let assert_whole = |data: Bytes, version: Version, expires: bool, parts: PartSizes| {
+        let number = version.get();
+        assert_eq!((data, expires), (number.to_string().into(), number % 2 == 1), "{version}");
+        assert_eq!(parts, sizes([(PART, number as usize)]), "{version}");
+    };
+    while !writer.is_finished() {
+        let record = store.get(&key).await.unwrap();
+        assert_whole(record.data, record.version, record.expires_at.is_some(), record.parts);
+        let page = store.list(&key.owner, PageRequest::new(1)).await.unwrap();
+        let listed = page.records.into_iter().next().expect("the record is live");
+        assert_whole(listed.data, listed.version, listed.expires_at.is_some(), listed.parts);
+        let (part, version) = part(store, &key, &PART).await.expect("the record has the part");
+        assert_eq!(part.len() as u64, version.get());
+    }
+    writer.await.unwrap();
+}
+
+pub async fn a_read_that_races_a_delete_finds_the_record_or_nothing(store: &Subject) {
+    let key = key("alice", "t1");
+    let writer = tokio::spawn({
+        let (backend, key) = (store.engine(), key.clone());
+        async move {
+            for _ in 0..100 {
+                backend.put(&key, "data".into(), keep().set_part(PART, "part")).await.unwrap();
+                tokio::task::yield_now().await;
+                assert!(backend.delete(&key).await.unwrap());
+            }
+        }
+    });
+    while !writer.is_finished() {
+        match store.get(&key).await {
+            Ok(record) => assert_eq!((record.data, record.version), ("data".into(), Version::FIRST)),
+            refused => assert_refused!(refused, StorageError::NotFound { .. }),
+        }
+        match store.part(&key, &PART).await {
+            Ok(part) => assert_eq!(part.map(|part| part.data), Some("part".into())),
+            refused => assert_refused!(refused, StorageError::NotFound { .. }),
+        }
+        let page = store.list(&key.owner, PageRequest::new(1)).await.unwrap();
+        assert!(page.corrupt.is_empty() && page.records.iter().all(|record| record.data == "data"));
+    }
+    writer.await.unwrap();
 }
 
 pub async fn delete_returns_whether_there_was_a_live_record(store: &Subject) {

@@ -20,6 +20,9 @@ macro_rules! __each_conformance_rule {
                 put_if_version_with_0_creates_an_absent_or_expired_record,
                 put_if_version_with_0_on_a_live_record_is_a_conflict_and_writes_nothing,
                 of_many_writers_that_race_for_one_version_exactly_one_wins,
+                of_many_puts_that_race_each_has_a_version_of_its_own,
+                a_reader_never_sees_half_of_a_write,
+                a_read_that_races_a_delete_finds_the_record_or_nothing,
                 delete_returns_whether_there_was_a_live_record,
                 data_over_the_maximum_is_too_large_and_nothing_is_written,
                 an_arc_of_an_engine_is_an_engine,
@@ -39,6 +42,7 @@ macro_rules! __each_conformance_rule {
                 keep_leaves_the_expiry_as_it_was_and_a_new_record_never_expires,
                 never_removes_the_expiry_and_after_sets_another,
                 an_expiry_outside_1_ms_to_100_years_is_refused_and_nothing_is_written,
+                cleanup_expired_removes_no_live_record_and_returns_how_many_it_removed,
             }
             quota {
                 at_the_quota_a_new_record_is_refused_and_nothing_is_written,
@@ -54,6 +58,7 @@ macro_rules! __each_conformance_rule {
                 a_walk_whose_pages_are_cut_by_their_bytes_misses_no_record,
                 a_cursor_that_is_malformed_or_of_another_owner_is_refused,
                 a_cursor_stays_valid_after_its_record_is_deleted,
+                a_record_that_is_created_again_is_listed_as_the_newest,
                 a_burst_of_inserts_is_listed_in_one_total_order,
                 a_walk_returns_each_record_that_is_live_during_the_whole_walk_exactly_once,
             }
@@ -85,6 +90,7 @@ macro_rules! __each_conformance_rule {
                 one_call_takes_each_of_many_timers_once_even_if_hide_for_is_zero,
                 schedule_keeps_an_earlier_timer_and_moves_a_later_one,
                 a_task_has_its_own_timer_in_each_queue,
+                a_timer_stays_when_its_record_is_written_deleted_or_expires,
                 queues_are_taken_in_the_order_given,
                 timers_of_a_queue_are_taken_by_due_time,
                 with_a_limit_of_1_take_due_takes_the_timer_that_was_due_first,

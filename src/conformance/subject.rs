@@ -5,12 +5,12 @@ use std::fmt::{self, Debug, Display};
 use std::io::Write;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::fixtures::{after_ms, owner};
+use super::fixtures::{PATIENCE, after_ms, owner};
 use crate::backend::{
     Agenda, Cursor, DEFAULT_MAX_PART_BYTES, ListedRecord, LocalAgenda, OwnerId, PageRequest, StorageBackend,
     TaskKey, Version,
@@ -230,6 +230,10 @@ impl Subject {
         self.capabilities.burst
     }
 
+    pub(super) fn notifies_watch(&self) -> bool {
+        self.capabilities.notified_watch.is_ok()
+    }
+
     pub(super) fn notifies_wakeups(&self) -> bool {
         self.capabilities.notified_wakeups.is_ok()
     }
@@ -294,8 +298,9 @@ impl Subject {
 impl Subject {
     /// Waits until the engine's estimated clock, which may lag, has reached `at`.
     pub(super) async fn until(&self, at: DateTime<Utc>) {
-        let mut waited = 0;
+        let (begun, mut waited) = (Instant::now(), 0);
         while self.now() < at {
+            assert!(begun.elapsed() < PATIENCE, "`now` is {}, and does not reach {at}", self.now());
             tokio::time::sleep(Duration::from_millis(1)).await;
             waited += 1;
             // A reply of the engine corrects a clock that lags.
@@ -315,9 +320,10 @@ impl Subject {
     pub(super) async fn walk(&self, owner: &OwnerId, limit: usize) -> Vec<ListedRecord> {
         let (mut records, mut after) = (Vec::new(), None::<Cursor>);
         loop {
-            let request = after.into_iter().fold(PageRequest::new(limit), PageRequest::after);
+            let request = after.clone().into_iter().fold(PageRequest::new(limit), PageRequest::after);
             let page = self.list(owner, request).await.unwrap();
             assert!(page.records.len() <= limit);
+            assert!(page.next.is_none() || page.next != after, "the walk does not advance: {after:?}");
             records.extend(page.records);
             after = page.next;
             if after.is_none() {

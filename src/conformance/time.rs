@@ -1,10 +1,10 @@
 //! Rules of the engine's clock and of expiry.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 
-use super::fixtures::{after_ms, in_an_hour, keep, key, never, version};
+use super::fixtures::{PART, PATIENCE, after_ms, in_an_hour, keep, key, never, version};
 use super::{Subject, fixtures};
 use crate::backend::{Expiry, PageRequest, PutOptions, StorageError, Version};
 
@@ -32,17 +32,19 @@ pub async fn clock_decides_what_has_expired_and_now_is_not_ahead_of_it(store: &S
 }
 
 pub async fn now_advances_between_calls(store: &Subject) {
-    let before = store.now();
+    let (before, begun) = (store.now(), Instant::now());
     while store.now() < before + TimeDelta::milliseconds(5) {
+        assert!(begun.elapsed() < PATIENCE, "`now` stays at {}", store.now());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
 pub async fn an_expired_record_is_absent_for_every_call_at_once(store: &Subject) {
     let key = key("alice", "t1");
-    let written = store.put(&key, "data".into(), after_ms(30)).await.unwrap();
+    let written = store.put(&key, "data".into(), after_ms(30).set_part(PART, "part")).await.unwrap();
     store.until(written.expires_at.unwrap()).await;
     assert_refused!(store.get(&key).await, StorageError::NotFound { .. });
+    assert_refused!(store.part(&key, &PART).await, StorageError::NotFound { .. });
     assert!(store.list(&key.owner, PageRequest::new(10)).await.unwrap().records.is_empty());
     let put = store.put_if_version(&key, "data".into(), keep(), Version::FIRST).await;
     assert_refused!(put, StorageError::NotFound { .. });
@@ -51,12 +53,15 @@ pub async fn an_expired_record_is_absent_for_every_call_at_once(store: &Subject)
 
 pub async fn a_record_never_expires_a_fraction_of_a_millisecond_early(store: &Subject) {
     let key = key("alice", "t1");
-    for millis in [50, 60_000, 3_155_760_000_000] {
-        let earliest = store.now() + TimeDelta::milliseconds(millis);
-        let written = store.put(&key, "data".into(), after_ms(millis as u64)).await.unwrap();
+    let micros = [50_000, 60_000_000].into_iter().map(Duration::from_micros);
+    // A fraction of a millisecond shows whether the engine rounds down.
+    let fractions = [1_001, 50_001, 1_999].into_iter().map(Duration::from_micros);
+    for after in micros.chain(fractions).chain([Expiry::MAX]) {
+        let earliest = store.now() + after;
+        let written = store.put(&key, "data".into(), Expiry::After(after).into()).await.unwrap();
         // The engine applied the write before it replied. So `now` lags behind the time of the write by less than a
         // minute.
-        let latest = store.now() + TimeDelta::milliseconds(millis + 1) + TimeDelta::minutes(1);
+        let latest = store.now() + after + TimeDelta::milliseconds(2) + TimeDelta::minutes(1);
         let at = written.expires_at.unwrap();
         assert!(earliest < at && at <= latest, "{earliest} {at} {latest}");
     }
@@ -76,7 +81,8 @@ pub async fn keep_leaves_the_expiry_as_it_was_and_a_new_record_never_expires(sto
 
 pub async fn never_removes_the_expiry_and_after_sets_another(store: &Subject) {
     let key = key("alice", "t1");
-    let soon = store.put(&key, "data".into(), after_ms(40)).await.unwrap().expires_at.unwrap();
+    // Long enough for the next write to come in time, also on a slow disk.
+    let soon = store.put(&key, "data".into(), after_ms(500)).await.unwrap().expires_at.unwrap();
     assert_eq!(store.put(&key, "data".into(), never()).await.unwrap().expires_at, None);
     store.until(soon).await;
     assert_eq!(store.get(&key).await.unwrap().expires_at, None);
@@ -108,4 +114,36 @@ pub async fn an_expiry_outside_1_ms_to_100_years_is_refused_and_nothing_is_writt
     }
     assert_eq!(store.get(&key).await.unwrap(), before);
     assert_eq!(store.ids("alice").await, ["t1"]);
+}
+
+pub async fn cleanup_expired_removes_no_live_record_and_returns_how_many_it_removed(store: &Subject) {
+    let put =
+        async |task: &str, options| store.put(&key("alice", task), "data".into(), options).await.unwrap();
+    for (task, options) in [
+        ("in an hour", in_an_hour()),
+        ("never", never()),
+        ("extended", after_ms(20)),
+        ("made permanent", after_ms(20)),
+        ("expires", after_ms(20)),
+        ("shortened", in_an_hour()),
+    ] {
+        put(task, options).await;
+    }
+    for (task, options) in [("in an hour", keep()), ("extended", in_an_hour()), ("made permanent", never())] {
+        put(task, options).await;
+    }
+    let last = put("shortened", after_ms(20)).await.expires_at.unwrap();
+    store.until(last).await;
+    // An engine may also remove expired records when it inserts one.
+    put("new", in_an_hour()).await;
+    // Two records may have expired before their expiry was changed.
+    let removed = store.cleanup_expired().await.unwrap();
+    assert!(removed <= 4, "{removed}");
+    assert_eq!(store.cleanup_expired().await.unwrap(), 0);
+    let mut live = store.ids("alice").await;
+    live.sort();
+    assert_eq!(live, ["extended", "in an hour", "made permanent", "never", "new"]);
+    for task in live {
+        assert_eq!(store.get(&key("alice", &task)).await.unwrap().data, "data");
+    }
 }

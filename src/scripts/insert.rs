@@ -1,4 +1,4 @@
-//! `lua/insert.lua`: creates records that expire and have no parts, with their timers.
+//! `lua/insert.lua` and `lua/create.lua`: create records that expire and have no parts.
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -10,6 +10,13 @@ use crate::backend::TaskId;
 
 pub(crate) static INSERT: Lazy<Script<Inserts<'_>, Inserted>> =
     Lazy::new(|| Script::new(include_str!("../../lua/insert.lua")));
+
+/// Takes one record, which has no timer.
+pub(crate) static CREATE: Lazy<Script<Create<'_>, Inserted>> =
+    Lazy::new(|| Script::new(include_str!("../../lua/create.lua")));
+
+#[derive(Debug)]
+pub(crate) struct Create<'a>(pub(crate) &'a Insert);
 
 /// Records to create. Those of one owner stand one after the other, and each task occurs once.
 #[derive(Debug)]
@@ -44,6 +51,24 @@ pub(crate) struct InsertTimer {
 /// The expiry of each record; `None` for a record that the script left out.
 #[derive(Debug)]
 pub(crate) struct Inserted(pub(crate) Vec<Option<DateTime<Utc>>>);
+
+impl Arguments for Create<'_> {
+    fn key_count(&self) -> usize {
+        2
+    }
+
+    fn payload(&self) -> usize {
+        self.0.data.len()
+    }
+
+    fn encode(&self, to: &mut impl Encoder) {
+        self.0.keys.encode(to);
+        to.arg("id", self.0.id.as_str());
+        to.arg("data", &self.0.data[..]);
+        to.arg("expiry", self.0.expiry_ms);
+        to.arg("quota", self.0.quota.map(|quota| quota.to_string()).unwrap_or_default());
+    }
+}
 
 impl Inserts<'_> {
     /// Returns the records of each owner.

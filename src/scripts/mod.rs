@@ -33,7 +33,7 @@ use crate::backend::engine::from_millis;
 
 pub(crate) use cas_put::{CAS_PUT, CAS_PUT_BATCH, CasPut, CasPuts, Kept};
 pub(crate) use delete::{DELETE, Delete};
-pub(crate) use insert::{INSERT, Insert, InsertTimer, Inserted, Inserts};
+pub(crate) use insert::{CREATE, Create, INSERT, Insert, InsertTimer, Inserted, Inserts};
 pub(crate) use list::{LIST, List, Listed};
 use minify::minify;
 pub(crate) use probe::{PROBE, Probe};
@@ -46,13 +46,16 @@ pub(crate) use schedule::{SCHEDULE, Schedule};
 pub(crate) use take_due::{FoundTimers, QueueState, TAKE_DUE, TakeDue, score};
 
 /// The functions that several scripts share, by the name in `-- @include NAME`.
-const INCLUDES: [(&str, &str); 8] = [
+const INCLUDES: [(&str, &str); 11] = [
+    ("begin_index", include_str!("../../lua/include/begin_index.lua")),
     ("digits", include_str!("../../lua/include/digits.lua")),
     ("expiry", include_str!("../../lua/include/expiry.lua")),
+    ("extend", include_str!("../../lua/include/extend.lua")),
     ("found", include_str!("../../lua/include/found.lua")),
     ("index", include_str!("../../lua/include/index.lua")),
     ("notify", include_str!("../../lua/include/notify.lua")),
     ("other", include_str!("../../lua/include/other.lua")),
+    ("purge", include_str!("../../lua/include/purge.lua")),
     ("score", include_str!("../../lua/include/score.lua")),
     ("wake", include_str!("../../lua/include/wake.lua")),
 ];

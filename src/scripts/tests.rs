@@ -123,6 +123,7 @@ fn take_due() -> TakeDue {
     include_str!("../../lua/cas_put_batch.lua"),
     CasPuts { records: &[cas_put("t"), cas_put("u")], pubsub: None }
 )]
+#[case::create(include_str!("../../lua/create.lua"), Create(&insert("i", "t", None)))]
 #[case::insert(
     include_str!("../../lua/insert.lua"),
     Inserts { records: &[insert("i", "t", None), insert("i", "u", None)], notice: Some(notice()) }
@@ -155,6 +156,7 @@ fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
 #[case::put(include_str!("../../lua/put.lua"))]
 #[case::cas_put(include_str!("../../lua/cas_put.lua"))]
 #[case::cas_put_batch(include_str!("../../lua/cas_put_batch.lua"))]
+#[case::create(include_str!("../../lua/create.lua"))]
 #[case::insert(include_str!("../../lua/insert.lua"))]
 #[case::delete(include_str!("../../lua/delete.lua"))]
 #[case::list(include_str!("../../lua/list.lua"))]
@@ -279,7 +281,8 @@ fn the_replies_of_probe_and_publish_are_read() {
 #[case::put(include_str!("../../lua/put.lua"), 3010)]
 #[case::cas_put(include_str!("../../lua/cas_put.lua"), 664)]
 #[case::cas_put_batch(include_str!("../../lua/cas_put_batch.lua"), 900)]
-#[case::insert(include_str!("../../lua/insert.lua"), 2150)]
+#[case::create(include_str!("../../lua/create.lua"), 1130)]
+#[case::insert(include_str!("../../lua/insert.lua"), 2163)]
 #[case::delete(include_str!("../../lua/delete.lua"), 785)]
 #[case::list(include_str!("../../lua/list.lua"), 165)]
 #[case::reap(include_str!("../../lua/reap.lua"), 582)]
@@ -304,6 +307,7 @@ fn the_probe_runs_each_command_that_the_other_scripts_run() {
         include_str!("../../lua/put.lua"),
         include_str!("../../lua/cas_put.lua"),
         include_str!("../../lua/cas_put_batch.lua"),
+        include_str!("../../lua/create.lua"),
         include_str!("../../lua/insert.lua"),
         include_str!("../../lua/delete.lua"),
         include_str!("../../lua/list.lua"),

@@ -20,12 +20,13 @@ mod tried;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use tokio::runtime::{Builder, Runtime};
 
 use bench::{Bench, Form};
 use page::show_in;
 use report::Report;
+use rows::Subject;
 use rows::client::allocations::Counting;
 use rows::client::callgrind::Calls;
 
@@ -52,11 +53,14 @@ enum Measure {
         /// The README to write the headline rows to, between its two marks
         #[arg(long)]
         readme: PathBuf,
-        #[arg(long, default_value_t = 15)]
-        rounds: usize,
-        /// Divides the number of calls and records, for a quick check that everything runs
-        #[arg(long, default_value_t = 1)]
-        divisor: usize,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Measures the rows of some subjects, and prints them.
+    Rows {
+        subjects: Vec<Subject>,
+        #[command(flatten)]
+        form: Form,
     },
     /// Measures a million records over 10,000 owners, and one owner with a million.
     Scale {
@@ -81,10 +85,14 @@ enum Measure {
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
-        Measure::Table { charts, page, readme, rounds, divisor } => {
-            let report = measure(&charts, Form { rounds, divisor })?;
+        Measure::Table { charts, page, readme, form } => {
+            let report = measure(Subject::value_variants(), &charts, form)?;
             show_in(&page, "make bench", &report.markdown())?;
             show_in(&readme, "make bench", &report.headline())
+        }
+        Measure::Rows { subjects, form } => {
+            measure(&subjects, tempfile::tempdir()?.path(), form)?;
+            Ok(())
         }
         Measure::Scale { divisor, page } => runtime()?.block_on(scale::run(divisor, page.as_deref())),
         Measure::Tried { page } => tried::run(&page),
@@ -101,14 +109,16 @@ fn runtime() -> Result<Runtime> {
     Ok(Builder::new_multi_thread().enable_all().build()?)
 }
 
-/// Measures all rows, draws the charts, and prints the table.
-fn measure(charts: &Path, form: Form) -> Result<Report> {
+/// Measures the rows, draws the charts, and prints the table.
+fn measure(subjects: &[Subject], charts: &Path, form: Form) -> Result<Report> {
     std::fs::create_dir_all(charts)?;
     let mut report = Report::default();
     let server = runtime()?.block_on(async {
         let bench = Bench::start(form).await?;
-        rows::measure(&bench, charts, &mut report).await?;
-        bench.done()?;
+        for subject in subjects {
+            subject.measure(&bench, charts, &mut report).await?;
+        }
+        bench.done(subjects.len() == Subject::value_variants().len())?;
         bench.server.info_text("server", "redis_version")
     })?;
     report.describe(&server, form.rounds);

@@ -37,7 +37,7 @@ impl Report {
     /// Notes how far a bare command varied between the rounds: what does not depend on the contenders is the machine.
     pub fn note_noise(&mut self, work: &str, bare: &Samples) {
         let [lower, upper] = bare.quartiles();
-        self.noise.push(format!("{work} {:.0} %", (upper - lower) / bare.median() * 100.0));
+        self.noise.push(format!("{work}: {:.0} %", (upper - lower) / bare.median() * 100.0));
     }
 
     /// Says how many rows reach their targets, and how noisy the machine was.
@@ -45,11 +45,11 @@ impl Report {
         let count = |wanted: fn(&&Row) -> bool| self.rows.iter().filter(wanted).count();
         format!(
             "{} of {} rows with a target miss it. Of {} the noise is larger than the margin. Between their quartiles, the times of \
-             the bare commands varied by: {}.",
+             the bare commands varied by this much: {}.",
             count(|row| row.reached == Some(false)),
             count(|row| row.reached.is_some()),
             count(|row| row.is_noisy),
-            self.noise.join(", ")
+            self.noise.join("; ")
         )
     }
 

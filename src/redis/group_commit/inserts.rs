@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use super::{Batched, Replies, Transport};
 use crate::redis::in_flight::InFlight;
 use crate::redis::reply::CommandError;
-use crate::scripts::{INSERT, Insert, Inserted, Inserts, Notice, UnexpectedReply};
+use crate::scripts::{CREATE, Create, INSERT, Insert, Inserted, Inserts, Notice, UnexpectedReply};
 
 impl Batched for Insert {
     /// When the record expires.
@@ -41,8 +41,12 @@ impl Batched for Insert {
             }
             None => None,
         };
-        let arguments = Inserts { records: writes, notice };
-        let (Inserted(each), unconfirmed) = transport.run(&INSERT, &arguments, key, in_flight).await?;
+        let (Inserted(each), unconfirmed) = match writes {
+            [write] if write.timer.is_none() => {
+                transport.run(&CREATE, &Create(write), key, in_flight).await?
+            }
+            _ => transport.run(&INSERT, &Inserts { records: writes, notice }, key, in_flight).await?,
+        };
         if each.len() != writes.len() {
             return Err(CommandError::Unexpected(UnexpectedReply));
         }

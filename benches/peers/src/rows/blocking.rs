@@ -20,29 +20,17 @@ const IN_FLIGHT: usize = 64;
 const PERCENTILES: &str = "50 99.9 100";
 const FIELDS: [&str; 3] = ["p50=", "p99.9=", "p100="];
 
-/// When the records expire, and until when the load lasts, counted from the first record.
-struct Schedule {
-    expiry: Instant,
-    end: Instant,
-}
-
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("the longest script");
     bench.server.clear()?;
-    let (soon, after) = if bench.form.is_check() { (2, 1) } else { (10, 3) };
-    let expiry = Instant::now() + Duration::from_secs(soon);
-    let schedule = Schedule { expiry, end: expiry + Duration::from_secs(after) };
     let count = bench.form.count(RECORDS);
-    fill(&bench.ours, count, &schedule).await?;
-    anyhow::ensure!(
-        Instant::now() < schedule.expiry,
-        "writing took so long that records have expired meanwhile"
-    );
+    let expiry = fill(&bench.ours, count).await?;
+    let until = expiry + Duration::from_secs(if bench.form.is_check() { 1 } else { 3 });
 
     bench.server.run::<String>(&["CONFIG", "SET", "latency-tracking-info-percentiles", PERCENTILES])?;
     bench.server.run::<String>(&["CONFIG", "SET", "latency-monitor-threshold", "1"])?;
     bench.server.run::<String>(&["CONFIG", "RESETSTAT"])?;
-    let load = load(&bench.ours, &schedule).await?;
+    let load = load(&bench.ours, until).await?;
     let events = slow_events(bench)?;
     let [median, high, longest] = percentiles(bench, "eval")?;
     let (calls, micros) = bench.server.command_stats("eval")?;
@@ -65,17 +53,26 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Writes the records. All odd records expire at the same moment: the TTL of each is the time until that moment.
-async fn fill(ours: &Ours, count: usize, schedule: &Schedule) -> Result<()> {
-    let expiry = schedule.expiry;
+/// Writes the records, and returns when half of them expire. The first half shows how long the second one takes.
+async fn fill(ours: &Ours, count: usize) -> Result<Instant> {
+    let begun = Instant::now();
+    let in_an_hour = begun + HOUR;
+    fill_half(ours, count / 2, in_an_hour).await?;
+    let expiry = Instant::now() + 2 * begun.elapsed() + Duration::from_secs(2);
+    fill_half(ours, count / 2, expiry).await?;
+    anyhow::ensure!(Instant::now() < expiry, "writing took so long that records have expired meanwhile");
+    Ok(expiry)
+}
+
+/// Writes records that expire at the same moment: the TTL of each is the time until that moment.
+async fn fill_half(ours: &Ours, count: usize, expiry: Instant) -> Result<()> {
     let worker = |numbers: Numbers| {
         let ours = ours.clone();
         async move {
-            for number in numbers {
+            for _ in numbers {
                 let (task, data) = record("owner-0", TYPICAL, HOUR);
                 let left = expiry.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-                let after = if number % 2 == 0 { HOUR } else { left };
-                ours.create(&Ours::key("owner-0", &task), data, after).await?;
+                ours.create(&Ours::key("owner-0", &task), data, left).await?;
             }
             Ok(())
         }
@@ -101,9 +98,9 @@ impl std::fmt::Display for Load {
 }
 
 /// One client reads pages. Others create and update records, so that the writes meet.
-async fn load(ours: &Ours, schedule: &Schedule) -> Result<Load> {
-    let pages = tokio::spawn(read_pages(ours.0.clone(), schedule.end));
-    let writers: Vec<_> = (0..IN_FLIGHT).map(|_| tokio::spawn(write(ours.clone(), schedule.end))).collect();
+async fn load(ours: &Ours, until: Instant) -> Result<Load> {
+    let pages = tokio::spawn(read_pages(ours.0.clone(), until));
+    let writers: Vec<_> = (0..IN_FLIGHT).map(|_| tokio::spawn(write(ours.clone(), until))).collect();
     let mut writes = 0;
     for writer in writers {
         writes += writer.await??;

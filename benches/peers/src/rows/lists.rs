@@ -52,6 +52,7 @@ async fn all_records(bench: &Bench, report: &mut Report, count: usize) -> Result
     let row = Row::new(format!("all {} records of one owner", thousands(count)));
     let row = row.ours(micros(&ours)).peer(micros(&peer)).bare(micros(&bare));
     let row = row.ratio(SPEED, &peer.over(&ours), at_least(bench, 16.0));
+    let row = row.reason("before a process reads its first pages, it requests the sizes of the records, because they may be large");
     report.note_noise("a list", &bare);
     report.add(row.ratio(BARE, &ours.over(&bare), None));
     Ok(())

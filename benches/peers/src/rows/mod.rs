@@ -20,27 +20,52 @@ mod wire;
 use std::path::Path;
 
 use anyhow::Result;
+use clap::ValueEnum;
 
 use crate::bench::Bench;
 use crate::report::Report;
 
-/// Measures all rows, and draws the charts.
-pub async fn measure(bench: &Bench, charts: &Path, report: &mut Report) -> Result<()> {
-    records::rows(bench, report).await?;
-    sweeps::rows(bench, charts, report).await?;
-    network::rows(bench, report).await?;
-    processor::rows(bench, report).await?;
-    tasks::rows(bench, report).await?;
-    races::rows(bench, report).await?;
-    lifetimes::rows(bench, report).await?;
-    lists::rows(bench, report).await?;
-    memory::rows(bench, report).await?;
-    blocking::rows(bench, report).await?;
-    client::rows(bench, report).await?;
-    parts::rows(bench, report).await?;
-    agenda::rows(bench, report).await?;
-    watch::rows(bench, report).await?;
-    wire::rows(bench, report).await?;
-    bench.step("the memory engine");
-    in_process::rows(bench.form, report)
+/// The subjects, in the order of the table.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Subject {
+    Records,
+    Charts,
+    Network,
+    Processor,
+    Tasks,
+    Races,
+    Lifetimes,
+    Lists,
+    Memory,
+    Blocking,
+    Client,
+    Parts,
+    Agenda,
+    Watch,
+    Wire,
+    InProcess,
+}
+
+impl Subject {
+    /// Measures the rows. `charts` is the folder for the charts.
+    pub async fn measure(self, bench: &Bench, charts: &Path, report: &mut Report) -> Result<()> {
+        match self {
+            Self::Records => records::rows(bench, report).await,
+            Self::Charts => sweeps::rows(bench, charts, report).await,
+            Self::Network => network::rows(bench, report).await,
+            Self::Processor => processor::rows(bench, report).await,
+            Self::Tasks => tasks::rows(bench, report).await,
+            Self::Races => races::rows(bench, report).await,
+            Self::Lifetimes => lifetimes::rows(bench, report).await,
+            Self::Lists => lists::rows(bench, report).await,
+            Self::Memory => memory::rows(bench, report).await,
+            Self::Blocking => blocking::rows(bench, report).await,
+            Self::Client => client::rows(bench, report).await,
+            Self::Parts => parts::rows(bench, report).await,
+            Self::Agenda => agenda::rows(bench, report).await,
+            Self::Watch => watch::rows(bench, report).await,
+            Self::Wire => wire::rows(bench, report).await,
+            Self::InProcess => in_process::rows(bench, report),
+        }
+    }
 }

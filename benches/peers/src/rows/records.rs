@@ -49,7 +49,7 @@ async fn creates(bench: &Bench, report: &mut Report) -> Result<()> {
         let (line, ratio) = row(format!("create (`put_if_version` 0), 64 in flight, {name}"), &creates);
         let line = line.ratio(FASTER, &ratio, Target::AtLeast(least));
         let line = line.ratio(PIPELINE, &creates[0].over(&creates[2]), None);
-        report.note_noise(&format!("create of {name}"), &creates[2]);
+        report.note_noise(&format!("create, {name}"), &creates[2]);
         report.add(if an_owner == 10 { line.headline(&ratio) } else { line });
     }
     Ok(())
@@ -78,7 +78,7 @@ async fn one_at_a_time(bench: &Bench, report: &mut Report) -> Result<()> {
     let (line, ratio) = row("`get`, one at a time".into(), &gets);
     let line = line.ratio("the time of a bare HMGET", &gets[0].over(&gets[2]), Target::AtMost(1.15));
     report.add(line.ratio(FASTER, &ratio, None));
-    report.note_noise("`get` one at a time", &gets[2]);
+    report.note_noise("`get`, one at a time", &gets[2]);
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::row::{Row, Target};
 
 const OWNERS: usize = 64;
 const WORK: [&str; 3] = ["create", "put_if_version", "get"];
-const IN_FLIGHT: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+const IN_FLIGHT: [usize; 10] = [1, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 const SIZES: [(usize, &str); 5] =
     [(100, "100 B"), (1_000, "1 kB"), (10_000, "10 kB"), (100_000, "100 kB"), (1 << 20, "1 MiB")];
 
@@ -35,7 +35,12 @@ async fn by_calls_in_flight(bench: &Bench, folder: &Path, report: &mut Report) -
     for in_flight in points {
         bench.step(&format!("chart: {in_flight} in flight"));
         // Few calls in flight take long. Many need many calls, so that most of the time all are in flight.
-        let count = bench.form.count(if in_flight < 8 { 1_024 } else { 4_096 }).max(in_flight);
+        let calls = match in_flight {
+            ..8 => 1_024,
+            8..512 => 2_560,
+            _ => 4_096,
+        };
+        let count = bench.form.count(calls).max(in_flight);
         at.push((in_flight, times(bench, bench.form.rounds, count, TYPICAL, in_flight).await?));
     }
     for (work, name, from) in [(1, "`put_if_version` with `Keep`", 4), (0, "create", 32)] {

@@ -43,7 +43,7 @@ async fn wire(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-const CALLS: usize = 2_000;
+const CALLS: usize = 500;
 
 async fn bytes<C: Contender>(bench: &Bench, contender: &C) -> Result<[String; 3]> {
     bench.server.clear()?;

@@ -43,6 +43,7 @@ struct Counted {
     name: &'static str,
     in_flight: usize,
     /// What a call of this crate cost before group commit, counted by this program. Such a row has the target not to cost more.
+    /// The counts vary a little, so more is what differs by a tenth of an allocation, or by 1 % of the instructions.
     before_group_commit: Option<Before>,
 }
 
@@ -56,25 +57,25 @@ const COUNTED: [Counted; 5] = [
         work: Work::Create,
         name: "create, one at a time",
         in_flight: 1,
-        before_group_commit: Some(Before { allocations: 15.0, instructions: 23_396.0 }),
+        before_group_commit: Some(Before { allocations: 15.2, instructions: 22_690.0 }),
     },
     Counted {
         work: Work::Create,
         name: "create, 64 in flight",
         in_flight: 64,
-        before_group_commit: Some(Before { allocations: 15.0, instructions: 23_396.0 }),
+        before_group_commit: Some(Before { allocations: 14.2, instructions: 18_597.0 }),
     },
     Counted {
         work: Work::Swap,
         name: "`put_if_version` with `Keep`, one at a time",
         in_flight: 1,
-        before_group_commit: Some(Before { allocations: 14.0, instructions: 21_380.0 }),
+        before_group_commit: Some(Before { allocations: 14.2, instructions: 20_005.0 }),
     },
     Counted {
         work: Work::Swap,
         name: "`put_if_version` with `Keep`, 64 in flight",
         in_flight: 64,
-        before_group_commit: Some(Before { allocations: 14.0, instructions: 21_380.0 }),
+        before_group_commit: Some(Before { allocations: 13.1, instructions: 15_866.0 }),
     },
     Counted { work: Work::Get, name: "`get`, one at a time", in_flight: 1, before_group_commit: None },
 ];

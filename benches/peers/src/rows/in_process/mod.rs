@@ -11,7 +11,7 @@ use anyhow::Result;
 use criterion::Criterion;
 use tokio::runtime::Runtime;
 
-use crate::bench::Form;
+use crate::bench::Bench;
 use crate::format::{short, thousands};
 use crate::report::Report;
 use crate::row::{Row, Target};
@@ -23,12 +23,13 @@ const RECORDS: usize = 10_000;
 const OWNERS: usize = 64;
 
 /// Measures the rows in another process, because criterion writes to the terminal.
-pub fn rows(form: Form, report: &mut Report) -> Result<()> {
+pub fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.step("the memory engine");
     let results = tempfile::NamedTempFile::new()?;
     let output = Command::new(std::env::current_exe()?)
         .arg("in-process")
         .arg(results.path())
-        .arg(form.divisor.to_string())
+        .arg(bench.form.divisor.to_string())
         .stdin(Stdio::null())
         .output()?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
