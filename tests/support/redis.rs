@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mcp_task_store::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, RedisBackend, RedisBuilder};
-use redis::{Commands, Connection, FromRedisValue, Value};
+use redis::{Commands, Connection, FromRedisValue, ScanOptions, Value};
 use tempfile::TempDir;
 
 use super::{MAX_PART_BYTES, MAX_VALUE_BYTES, Store, page};
@@ -126,9 +126,7 @@ impl Namespace {
     pub fn keys(&self) -> Vec<String> {
         let mut keys = Vec::new();
         for url in self.admin_urls() {
-            let mut connection = connection(&url);
-            let found = connection.scan_match::<_, String>(format!("{}:*", self.prefix)).unwrap();
-            for key in found.map(Result::unwrap) {
+            for key in keys_below(&mut connection(&url), &self.prefix) {
                 let key = key.strip_prefix(&format!("{}:", self.prefix)).unwrap();
                 keys.push(if is_cluster() { key.replace(['{', '}'], "") } else { key.to_owned() });
             }
@@ -141,9 +139,7 @@ impl Namespace {
     fn delete_all(&self) {
         for url in self.admin_urls() {
             let mut connection = connection(&url);
-            let found = connection.scan_match::<_, String>(format!("{}:*", self.prefix)).unwrap();
-            let keys: Vec<String> = found.map(Result::unwrap).collect();
-            for key in keys {
+            for key in keys_below(&mut connection, &self.prefix) {
                 // The key may have expired since the test listed it.
                 let _: i64 = connection.del(key).unwrap();
             }
@@ -159,6 +155,12 @@ impl Drop for Namespace {
             assert!(self.keys().is_empty(), "a test leaves no key behind");
         }
     }
+}
+
+/// Returns all keys below a prefix. The server may have many keys of other tests, so each step looks at many of them.
+fn keys_below(connection: &mut Connection, prefix: &str) -> Vec<String> {
+    let options = ScanOptions::default().with_pattern(format!("{prefix}:*")).with_count(5000);
+    connection.scan_options::<String>(options).unwrap().map(Result::unwrap).collect()
 }
 
 pub fn connection(url: &str) -> Connection {
