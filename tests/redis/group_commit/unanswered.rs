@@ -45,7 +45,7 @@ async fn the_outcome_of_each_write_without_a_reply_is_unknown_and_each_was_sent_
     }
     let backend = builder.connect(&fake.url()).await.unwrap();
     let write = |number: usize| match key(OWNERS[number % 2], &format!("t{number:02}")) {
-        key if number % 3 == 0 => Write::Swap(key),
+        key if number.is_multiple_of(3) => Write::Swap(key),
         key => Write::Create(key),
     };
     let writes: Vec<Write> = (0..64).map(write).collect();
@@ -103,7 +103,7 @@ async fn a_write_whose_connection_breaks_is_sent_at_most_once_and_its_outcome_is
     let mut sent = 0;
     for round in 0..8 {
         let write = |number: usize| match key(OWNERS[number % 2], &format!("{round}-{number:02}")) {
-            key if number % 2 == 0 => Write::Swap(key),
+            key if number.is_multiple_of(2) => Write::Swap(key),
             key => Write::Create(key),
         };
         let writes: Vec<Write> = (0..64).map(write).collect();
@@ -197,7 +197,7 @@ async fn callers_that_leave_before_their_writes_are_sent_write_nothing_and_distu
     behind.disconnect(&backend).await;
     behind.tap.take();
     // The first write, the last one, and every third leave. The rest stay.
-    let leaves = |number: usize| number % 3 == 0;
+    let leaves = |number: usize| number.is_multiple_of(3);
     let mut calls: Vec<_> = writes.iter().map(|write| write.send(&backend).boxed()).collect();
     for call in &mut calls {
         assert!(call.now_or_never().is_none(), "there is no connection");
@@ -236,7 +236,7 @@ async fn callers_that_leave_the_queue_write_nothing_and_disturb_no_other() {
         assert!(call.now_or_never().is_none(), "no reply can have arrived");
     }
     // The first write is sent at once, and the others wait for the next turn of the scheduler.
-    let leaves = |number: usize| number > 0 && number % 2 == 0;
+    let leaves = |number: usize| number > 0 && number.is_multiple_of(2);
     let mut staying = Vec::new();
     for (number, call) in calls.into_iter().enumerate() {
         if leaves(number) { drop(call) } else { staying.push(call) }
