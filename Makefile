@@ -55,6 +55,7 @@ bench-tried: redis-server ## measure the bare scripts of what was tried to make 
 
 .PHONY: bench-check
 bench-check: redis-server valgrind ## run a small make bench with little optimization, on copies of its files | 3 min | nothing
+	@cargo test --manifest-path benches/peers/Cargo.toml
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; \
 	cp README.md docs/benchmarks.md "$$results"; \
 	$(PEERS) -- table --charts "$$results" --page "$$results/benchmarks.md" --readme "$$results/README.md" --rounds 2 --divisor 20; \

@@ -51,11 +51,14 @@ pub struct Contenders {
 impl Contenders {
     /// Connects each over connections that belong to the current runtime.
     pub async fn connect(url: &str) -> Result<Self> {
-        // On a busy machine, a call can take longer than the 500 ms that the redis crate allows by default.
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
+        // On a busy machine, and under callgrind, a call can take longer than the clients allow by default.
+        const LIMIT: Duration = Duration::from_secs(30);
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(LIMIT))
+            .set_response_timeout(Some(LIMIT));
         let client = redis::Client::open(url)?;
         let connect = || client.get_multiplexed_async_connection_with_config(&config);
-        let ours = mcp_task_store::RedisBackend::builder().response_timeout(Duration::from_secs(10));
+        let ours = mcp_task_store::RedisBackend::builder().connect_timeout(LIMIT).response_timeout(LIMIT);
         Ok(Self {
             ours: Ours(ours.connect(url).await?),
             // By default the peer uses the same prefix and the same keys as this crate.

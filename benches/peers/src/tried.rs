@@ -42,69 +42,81 @@ fn repeated(line: &str) -> String {
     format!("local call, now = redis.call, tonumber(ARGV[2]) for _ = 1, {REPEATS} do {line} end return 1")
 }
 
-const INDEX: &str = "local ends = '9000000000000' redis.call('ZADD', KEYS[2], ARGV[2], 'id')";
+const DATA: [u8; 700] = [b'x'; 700];
 
-fn attempts() -> Vec<Attempt> {
-    const DATA: [u8; 700] = [b'x'; 700];
-    let mut all: Vec<Attempt> = Vec::new();
-    let mut add = |what: &str, command: Cmd, compared: Option<(usize, f64)>| {
-        all.push(Attempt { what: what.to_owned(), command, calls: 6_400, compared });
-        all.len() - 1
-    };
-    let mut echo = redis::cmd("ECHO");
-    echo.arg(&DATA);
-    let echo = add("`ECHO` of 700 bytes", echo, None);
-    let nothing =
-        add("`EVAL` with 700 bytes of data that does nothing", eval(&padded(16), &DATA), Some((echo, 1.0)));
-    add("each kilobyte of its text", eval(&padded(4_016), &DATA), Some((nothing, 4.0)));
+#[derive(Default)]
+struct Attempts(Vec<Attempt>);
 
-    let none = add("a script that repeats nothing", eval(&repeated(""), &DATA), None);
-    for (command, line) in [
-        ("TIME", "call('TIME')"),
-        ("HMGET of two fields", "call('HMGET', KEYS[1], 'version', 'expires_at')"),
-        ("HEXISTS", "call('HEXISTS', KEYS[1], 'data')"),
-        ("HSET of two fields, 700 bytes", "call('HSET', KEYS[1], 'version', '1', 'data', ARGV[1])"),
-        ("ZCARD", "call('ZCARD', KEYS[2])"),
-        ("ZCOUNT", "call('ZCOUNT', KEYS[2], ARGV[2], '+inf')"),
-        ("PEXPIREAT", "call('PEXPIREAT', KEYS[1], '9000000000000')"),
-        ("SPUBLISH without subscribers", "call('SPUBLISH', KEYS[1], 'x')"),
-    ] {
-        add(&format!("`{command}` in a script"), eval(&repeated(line), &DATA), Some((none, REPEATS as f64)));
+impl Attempts {
+    fn all() -> Self {
+        let mut all = Self::default();
+        all.envelope();
+        all.commands();
+        all.reply();
+        all.index();
+        let first = all.0.len();
+        all.0.extend(reads_of_data(first));
+        all
     }
-    let text = add(
-        "`ZADD` with a score that is text",
-        eval(&repeated("call('ZADD', KEYS[2], ARGV[2], 'id')"), &DATA),
-        Some((none, REPEATS as f64)),
-    );
-    add(
-        "more for a score that is a Lua number",
-        eval(&repeated("call('ZADD', KEYS[2], now, 'id')"), &DATA),
-        Some((text, REPEATS as f64)),
-    );
 
-    let string = add(
-        "a reply of three values as one string",
-        eval("local time = redis.call('TIME') time[3] = '1' return table.concat(time, ' ')", &DATA),
-        None,
-    );
-    add(
-        "more for a reply as an array",
-        eval("local time = redis.call('TIME') time[3] = '1' return time", &DATA),
-        Some((string, 1.0)),
-    );
+    /// Adds an attempt, and returns its number. `compared` is the attempt without what is measured, and how often this one does it.
+    fn add(&mut self, what: impl Into<String>, command: Cmd, compared: Option<(usize, f64)>) -> usize {
+        self.0.push(Attempt { what: what.into(), command, calls: 6_400, compared });
+        self.0.len() - 1
+    }
 
-    let one = format!(
-        "{INDEX} redis.call('ZADD', KEYS[2], ends, '\\255id') redis.call('PEXPIREAT', KEYS[2], ends)"
-    );
-    let both = "local ends = '9000000000000' redis.call('ZADD', KEYS[2], ARGV[2], 'id', ends, '\\255id') redis.call('PEXPIREAT', KEYS[2], ends)";
-    let two = format!(
-        "{INDEX} redis.call('ZADD', KEYS[1] .. 'exp', ends, 'id') redis.call('PEXPIREAT', KEYS[2], ends) redis.call('PEXPIREAT', KEYS[1] .. 'exp', ends)"
-    );
-    let both = add("one index, one `ZADD` of both members", eval(both, &DATA), None);
-    add("more for two calls of `ZADD`", eval(&one, &DATA), Some((both, 1.0)));
-    add("more for two index keys", eval(&two, &DATA), Some((both, 1.0)));
-    all.extend(reads_of_data(all.len()));
-    all
+    fn script(&mut self, what: impl Into<String>, text: &str, compared: Option<(usize, f64)>) -> usize {
+        self.add(what, eval(text, &DATA), compared)
+    }
+
+    /// What an `EVAL` costs that does nothing.
+    fn envelope(&mut self) {
+        let mut echo = redis::cmd("ECHO");
+        echo.arg(&DATA);
+        let echo = self.add("`ECHO` of 700 bytes", echo, None);
+        let what = "`EVAL` with 700 bytes of data that does nothing";
+        let nothing = self.script(what, &padded(16), Some((echo, 1.0)));
+        self.script("each kilobyte of its text", &padded(4_016), Some((nothing, 4.0)));
+    }
+
+    fn commands(&mut self) {
+        const TIMES: f64 = REPEATS as f64;
+        let none = self.script("a script that repeats nothing", &repeated(""), None);
+        for (command, line) in [
+            ("`TIME`", "call('TIME')"),
+            ("`HMGET` of two fields", "call('HMGET', KEYS[1], 'version', 'expires_at')"),
+            ("`HEXISTS`", "call('HEXISTS', KEYS[1], 'data')"),
+            ("`HSET` of two fields with 700 bytes", "call('HSET', KEYS[1], 'version', '1', 'data', ARGV[1])"),
+            ("`ZCARD`", "call('ZCARD', KEYS[2])"),
+            ("`ZCOUNT`", "call('ZCOUNT', KEYS[2], ARGV[2], '+inf')"),
+            ("`PEXPIREAT`", "call('PEXPIREAT', KEYS[1], '9000000000000')"),
+            ("`SPUBLISH` without subscribers", "call('SPUBLISH', KEYS[1], 'x')"),
+        ] {
+            self.script(format!("{command}, ten times"), &repeated(line), Some((none, TIMES)));
+        }
+        let text = repeated("call('ZADD', KEYS[2], ARGV[2], 'id')");
+        let text = self.script("`ZADD` with a score that is text, ten times", &text, Some((none, TIMES)));
+        let number = repeated("call('ZADD', KEYS[2], now, 'id')");
+        self.script("more for a score that is a Lua number, ten times", &number, Some((text, TIMES)));
+    }
+
+    fn reply(&mut self) {
+        const TIME: &str = "local time = redis.call('TIME') time[3] = '1'";
+        let string = format!("{TIME} return table.concat(time, ' ')");
+        let string = self.script("a reply of three values as one string", &string, None);
+        self.script("more for a reply as an array", &format!("{TIME} return time"), Some((string, 1.0)));
+    }
+
+    fn index(&mut self) {
+        const ENDS: &str = "local call, ends = redis.call, '9000000000000'";
+        let one = "call('ZADD', KEYS[2], ARGV[2], 'id', ends, '\\255id') call('PEXPIREAT', KEYS[2], ends)";
+        let one = self.script("one index, one `ZADD` of both members", &format!("{ENDS} {one}"), None);
+        let calls = "call('ZADD', KEYS[2], ARGV[2], 'id') call('ZADD', KEYS[2], ends, '\\255id') call('PEXPIREAT', KEYS[2], ends)";
+        self.script("more for two calls of `ZADD`", &format!("{ENDS} {calls}"), Some((one, 1.0)));
+        let keys = "local exp = KEYS[2] .. '2' call('ZADD', KEYS[2], ARGV[2], 'id') call('ZADD', exp, ends, 'id') \
+                    call('PEXPIREAT', KEYS[2], ends) call('PEXPIREAT', exp, ends)";
+        self.script("more for two index keys", &format!("{ENDS} {keys}"), Some((one, 1.0)));
+    }
 }
 
 /// `HEXISTS` compared with a read of the data, which large records make expensive. `first` is the number of the first attempt.
@@ -137,7 +149,7 @@ pub fn run(page: &Path) -> Result<()> {
     for (field, size) in [("small", 700), ("large", 1 << 20)] {
         redis::cmd("HSET").arg("tried:task").arg(field).arg(vec![b'x'; size]).exec(&mut connection)?;
     }
-    let attempts = attempts();
+    let attempts = Attempts::all().0;
     let mut samples = vec![Samples::default(); attempts.len()];
     for round in 0..ROUNDS {
         eprintln!("[{}/{ROUNDS}] measuring {} scripts", round + 1, attempts.len());

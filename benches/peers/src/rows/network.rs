@@ -64,7 +64,7 @@ impl Writers {
 
     /// A backend for each call in flight.
     async fn single(proxy: &Proxy, in_flight: usize) -> Result<Self> {
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
         let client = redis::Client::open(proxy.url())?;
         let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         let backends = (0..in_flight).map(|_| RedisBackend::builder().over(connection.clone()));
