@@ -40,6 +40,7 @@ impl EvalCommand<'_> {
             [publish, ..] if is_publish(publish) => self.swaps(tasks, reply),
             // insert: the number of owners, the channel, the command to publish with.
             [_, _, publish, _, ..] if is_publish(publish) => self.inserts(tasks, reply),
+            [_, _, _, _] => self.created(tasks, &reply, vec![self.arguments()[1].clone()]),
             _ => vec![self.put_or_delete(tasks, reply)],
         }
     }
@@ -60,8 +61,7 @@ impl EvalCommand<'_> {
             .collect()
     }
 
-    /// `insert`: for each owner its quota, and the number of records; for each record its id, data, expiry, and timer. A record
-    /// that the script left out was not written.
+    /// `insert`: for each owner its quota, and the number of records; for each record its id, data, expiry, and timer.
     fn inserts(&self, tasks: Vec<String>, reply: Value) -> Vec<RecordWrite> {
         let mut arguments = &self.arguments()[3..];
         let mut data = Vec::new();
@@ -70,7 +70,12 @@ impl EvalCommand<'_> {
             data.extend(records.chunks(5).take(count).map(|record| record[1].clone()));
             arguments = &records[5 * count..];
         }
-        let left_out = |at: usize| match &reply {
+        self.created(tasks, &reply, data)
+    }
+
+    /// `create`, with the arguments id, data, expiry and quota, and `insert`. A record that the script left out was not written.
+    fn created(&self, tasks: Vec<String>, reply: &Value, data: Vec<Vec<u8>>) -> Vec<RecordWrite> {
+        let left_out = |at: usize| match reply {
             Value::BulkString(line) => {
                 String::from_utf8_lossy(line).split(' ').nth(2 + at).is_some_and(|word| word == "0")
             }

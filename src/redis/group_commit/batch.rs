@@ -98,11 +98,7 @@ impl<W: Batched> Batch<W> {
 
     fn answer(self, Replies { each, unconfirmed }: Replies<W>) {
         let mut each = each.into_iter();
-        self.answer_each(|write| match (each.next().flatten(), &unconfirmed) {
-            (None, _) => Answer::Alone(write),
-            (Some(Ok(_)), Some(unconfirmed)) => Answer::Reply(Err(unconfirmed.clone())),
-            (Some(reply), _) => Answer::Reply(reply),
-        });
+        self.answer_each(|write| answer(write, each.next().flatten(), unconfirmed.as_ref()));
     }
 
     fn answer_each(self, mut answer: impl FnMut(W) -> Answer<W>) {
@@ -118,15 +114,96 @@ pub(super) async fn send_one<W: Batched>(transport: &Transport, write: W, call: 
     let sent = W::send(std::slice::from_ref(&write), transport, call).await;
     call.clear();
     match sent {
-        Err(failure) | Ok(Replies { unconfirmed: Some(failure), .. }) => Answer::Reply(Err(failure)),
-        Ok(Replies { each, unconfirmed: None }) => match each.into_iter().next().flatten() {
-            Some(reply) => Answer::Reply(reply),
-            None => Answer::Alone(write),
-        },
+        Ok(Replies { each, unconfirmed }) => {
+            answer(write, each.into_iter().next().flatten(), unconfirmed.as_ref())
+        }
+        Err(failure) => Answer::Reply(Err(failure)),
+    }
+}
+
+/// Returns what the caller of a write receives. A write that the server refused needs no confirmation.
+fn answer<W: Batched>(
+    write: W,
+    reply: Option<Result<W::Reply, CommandError>>,
+    unconfirmed: Option<&CommandError>,
+) -> Answer<W> {
+    match (reply, unconfirmed) {
+        (None, _) => Answer::Alone(write),
+        (Some(Ok(_)), Some(unconfirmed)) => Answer::Reply(Err(unconfirmed.clone())),
+        (Some(reply), _) => Answer::Reply(reply),
     }
 }
 
 /// Returns the part of a record's key that names its owner. No encoded id contains a colon.
 fn owner(task: &str) -> &str {
     task.rsplit_once(':').map_or(task, |(owner, _)| owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::reply::Unconfirmed;
+    use crate::scripts::{CasPut, Kept};
+    use redis::ErrorKind;
+    use rstest::rstest;
+    use std::time::Duration;
+
+    fn write(owner: &str, task: usize, bytes: usize) -> CasPut {
+        let (task, data) = (format!("pmcp:tasks:{owner}:{task:03}"), vec![b'x'; bytes].into());
+        CasPut { task, data, expected: 1.into(), next: 2.into(), channel: None }
+    }
+
+    fn queued(write: CasPut) -> Queued<CasPut> {
+        Queued { write, call: Arc::default(), answer: oneshot::channel().0 }
+    }
+
+    /// Returns the number of records of each batch.
+    fn sizes(writes: impl IntoIterator<Item = CasPut>, has_one_owner: bool) -> Vec<usize> {
+        let batches = Batch::split(writes.into_iter().map(queued).collect(), has_one_owner);
+        batches.iter().map(|batch| batch.writes.len()).collect()
+    }
+
+    #[test]
+    fn a_batch_has_at_most_32_records_and_256_kib() {
+        assert_eq!(sizes((0..70).map(|task| write("alice", task, 10)), false), [32, 32, 6]);
+        assert_eq!(sizes((0..5).map(|task| write("alice", task, 100 * 1024)), false), [2, 2, 1]);
+        assert_eq!(sizes((0..2).map(|task| write("alice", task, 300 * 1024)), false), [1, 1]);
+    }
+
+    #[test]
+    fn a_batch_has_each_task_once() {
+        let tasks = [1, 0, 1, 2, 1].map(|task| write("alice", task, 10));
+        let batches = Batch::split(tasks.map(queued).into(), false);
+        for batch in &batches {
+            assert!(batch.writes.windows(2).all(|two| two[0].task < two[1].task));
+        }
+        assert_eq!(batches.iter().map(|batch| batch.writes.len()).sum::<usize>(), 5);
+    }
+
+    #[test]
+    fn a_batch_has_one_owner_if_the_owners_may_be_on_different_servers() {
+        let writes =
+            || ["a", "a-b", "b", "a"].into_iter().enumerate().map(|(task, owner)| write(owner, task, 10));
+        assert_eq!(sizes(writes(), false), [4]);
+        let mut each = sizes(writes(), true);
+        each.sort_unstable();
+        assert_eq!(each, [1, 1, 2]);
+    }
+
+    #[rstest]
+    #[case::written(Some(Ok(Kept(None))), "TooFewReplicas")]
+    #[case::refused(Some(Err(CommandError::NotSent((ErrorKind::Client, "refused").into()))), "NotSent")]
+    #[case::left_out(None, "alone")]
+    fn only_a_write_that_was_applied_needs_the_confirmation_of_replicas(
+        #[case] reply: Option<Result<Kept, CommandError>>,
+        #[case] expected: &str,
+    ) {
+        let replicas = Unconfirmed { wanted: 1, acknowledged: 0, within: Duration::from_secs(1) };
+        let unconfirmed = CommandError::TooFewReplicas { replicas, reply: None, cause: None };
+        let received = match answer(write("alice", 1, 1), reply, Some(&unconfirmed)) {
+            Answer::Alone(_) => "alone".to_owned(),
+            Answer::Reply(reply) => format!("{:?}", reply.map(|_| ()).unwrap_err()),
+        };
+        assert!(received.starts_with(expected), "{received}");
+    }
 }
