@@ -220,6 +220,8 @@ impl RedisBuilder {
     ///
     /// * A connection that repeats commands by itself can turn a write that was applied into a version conflict. Cluster
     ///   connections of the `redis` crate do so unless you configure no retries.
+    /// * The `redis` crate leaves Nagle's algorithm on. The end of a burst of writes then waits for a round trip. Turn it off with
+    ///   `TcpSettings::set_nodelay(true)`, as the backend does for its own connections.
     /// * The backend cannot subscribe over your connection, so a [watch](crate::StorageBackend::watch) polls.
     /// * Pages and parts share the connection with all other calls, which wait behind them.
     ///   [`over_two`](Self::over_two) takes a second connection for them.

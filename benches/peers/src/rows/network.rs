@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use futures_util::future::try_join_all;
 use mcp_task_store::RedisBackend;
-use redis::AsyncConnectionConfig;
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncConnectionConfig, IntoConnectionInfo};
 
 use crate::bench::Bench;
 use crate::contender::{Contender, HOUR, Ours};
@@ -65,7 +66,10 @@ impl Writers {
     /// A backend for each call in flight.
     async fn single(proxy: &Proxy, in_flight: usize) -> Result<Self> {
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
-        let client = redis::Client::open(proxy.url())?;
+        // Like the connections that a backend makes itself. With Nagle's algorithm, the end of a burst of writes waits for
+        // the replies to its beginning.
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let client = redis::Client::open(proxy.url().into_connection_info()?.set_tcp_settings(tcp))?;
         let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         let backends = (0..in_flight).map(|_| RedisBackend::builder().over(connection.clone()));
         Ok(Self(Arc::new(try_join_all(backends).await?.into_iter().map(Ours).collect())))
