@@ -89,7 +89,7 @@ for i, index in ipairs(indexes) do
   local last = digits(now + longest)
   if size == 0 and i == 1 then begin_index(idx, last) end
   redis.call('ZADD', idx, unpack(members))
-  extend(idx, size, last, digits(now + longest + 1), hashes[1])
+  extend(idx, size, last, now + longest + 1, hashes[1])
   if due > 0 then purge(idx, now_ms) end
 end
 

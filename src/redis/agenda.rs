@@ -63,6 +63,16 @@ impl ShardReply {
 }
 
 impl RedisBackend {
+    pub(super) async fn run_schedule(
+        &self,
+        timer: InsertTimer,
+        context: &Context<'_>,
+    ) -> Result<(), StorageError> {
+        let InsertTimer { due, member, after_ms, channel } = timer;
+        let notice = self.notice(channel, context).await?;
+        self.run(&SCHEDULE, &Schedule { due, member, after_ms, notice }, context).await
+    }
+
     fn wake_channel(&self, shard: u64) -> Option<String> {
         self.0.publishes.then(|| self.0.schema.wake(shard))
     }
@@ -183,9 +193,8 @@ impl Agenda for RedisBackend {
         let due = self.0.schema.due(shard, queue);
         let context = self.writes(&due).of(key);
         let write = pin!(async {
-            let notice = self.notice(self.wake_channel(shard), &context).await?;
-            let schedule = Schedule { due: due.clone(), member: key.to_string(), after_ms, notice };
-            self.run(&SCHEDULE, &schedule, &context).await
+            let (member, channel) = (key.to_string(), self.wake_channel(shard));
+            self.run_schedule(InsertTimer { due: due.clone(), member, after_ms, channel }, &context).await
         });
         self.limited(span, &context, write).await
     }

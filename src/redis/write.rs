@@ -10,9 +10,7 @@ use super::error::Context;
 use super::group_commit::Answer;
 use crate::backend::engine::{WriteMode, check_parts, check_size, expiry_millis};
 use crate::backend::{Expiry, PutOptions, StorageError, TaskKey, Version, Written};
-use crate::scripts::{
-    CAS_PUT, CasPut, CasPuts, ExpiryArgument, Insert, InsertTimer, PUT, Put, SCHEDULE, Schedule,
-};
+use crate::scripts::{CAS_PUT, CasPut, CasPuts, ExpiryArgument, Insert, PUT, Put};
 
 impl RedisBackend {
     /// Writes a record with the script for this kind of write.
@@ -102,11 +100,9 @@ impl RedisBackend {
         key: &TaskKey,
         context: &Context<'_>,
     ) -> Result<Written, StorageError> {
-        if let Some(InsertTimer { due, member, after_ms, channel }) = write.timer.take() {
-            let context = self.writes(&due).of(key);
-            let notice = self.notice(channel, &context).await?;
-            let schedule = Schedule { due: due.clone(), member, after_ms, notice };
-            self.run(&SCHEDULE, &schedule, &context).await?;
+        if let Some(timer) = write.timer.take() {
+            let due = timer.due.clone();
+            self.run_schedule(timer, &self.writes(&due).of(key)).await?;
         }
         self.put_or_reap(&write.into(), key, context).await
     }

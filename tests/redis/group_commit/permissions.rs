@@ -35,6 +35,15 @@ fn assert_all_expire(without: &str, admin: &mut Connection) {
     }
 }
 
+/// Creates the user of the rule, and connects as this user. Connecting needs all permissions, so the user connects before it
+/// loses one.
+async fn connect_restricted(server: &Server, admin: &mut Connection, rule: &[&str]) -> RedisBackend {
+    let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
+    let _: Value = command(admin, rule.iter().copied());
+    let url = format!("redis://{}:{password}@127.0.0.1:{}", rule[2], server.port);
+    RedisBackend::connect(&url).await.unwrap()
+}
+
 #[tokio::test]
 async fn without_any_one_permission_each_of_many_writes_is_denied_or_applied_and_nothing_stays_for_ever() {
     let server = Server::start(&[]);
@@ -42,11 +51,7 @@ async fn without_any_one_permission_each_of_many_writes_is_denied_or_applied_and
     let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
     let rule = rule_for(&mut admin);
     let rule: Vec<&str> = rule.split(' ').collect();
-    let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
-    let _: Value = command(&mut admin, rule.iter().copied());
-    // Connecting needs all permissions, so the user connects before it loses one.
-    let url = format!("redis://{}:{password}@127.0.0.1:{}", rule[2], server.port);
-    let backend = RedisBackend::connect(&url).await.unwrap();
+    let backend = connect_restricted(&server, &mut admin, &rule).await;
     let (mut denied, mut applied) = (0, 0);
     for word in rule.iter().filter(|word| word.starts_with('+')) {
         // A single owner's writes and several owners' writes run different commands.
@@ -86,10 +91,7 @@ async fn without_any_one_permission_each_of_many_creates_with_a_timer_is_denied_
     let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
     let rule = rule_for(&mut admin);
     let rule: Vec<&str> = rule.split(' ').collect();
-    let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
-    let _: Value = command(&mut admin, rule.iter().copied());
-    let url = format!("redis://{}:{password}@127.0.0.1:{}", rule[2], server.port);
-    let backend = RedisBackend::connect(&url).await.unwrap();
+    let backend = connect_restricted(&server, &mut admin, &rule).await;
     let (leases, hour) = (Queue::leases(), Duration::from_secs(3600));
     let (mut denied, mut applied) = (0, 0);
     for word in rule.iter().filter(|word| word.starts_with('+')) {
