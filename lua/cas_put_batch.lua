@@ -10,30 +10,38 @@
 -- @include expiry
 -- @include found
 
-local publish, at, accepts_writes = ARGV[1], 2, false
+local pcall, publish, at, accepts_writes = redis.pcall, ARGV[1], 2, false
 local time = redis.call('TIME')
 local now, replies = time[1] * 1000 + time[2] / 1000, { table.concat(time, ' ') }
 
-for i, task in ipairs(KEYS) do
+for i = 1, #KEYS do
   -- A key of another type, and a channel that the user must not publish to, are errors of one record.
-  local reply = redis.pcall('HMGET', task, 'version', 'expires_at', 'parts')
+  local task = KEYS[i]
+  local reply = pcall('HMGET', task, 'version', 'expires_at', 'parts')
   if not reply.err then
-    local version, expires_at, parts = unpack(reply)
-    local ends, has_parts, has_data = expiry_of(expires_at), is_list(parts), redis.call('HEXISTS', task, 'data')
+    local version, expires_at, parts = reply[1], reply[2], reply[3]
+    local ends, has_parts, has_data = expiry_of(expires_at), is_list(parts), 1
     local is_live = now < ends
-    if version == ARGV[at + 1] and is_live and ends < 2 ^ 53 and has_parts and has_data == 1 then
+    local is_wanted = version == ARGV[at + 1] and is_live and ends < 2 ^ 53 and has_parts
+    if is_wanted then
       -- HSETNX changes nothing. A server that accepts no writes at the moment refuses it, before subscribers receive a
       -- message. No record has been written then.
       if not accepts_writes then accepts_writes = redis.call('HSETNX', task, 'version', '') end
       local channel = ARGV[at + 3]
-      reply = channel ~= '' and redis.pcall(publish, channel, (expires_at or '') .. ' ' .. task)
+      reply = channel ~= '' and pcall(publish, channel, (expires_at or '') .. ' ' .. task)
       if type(reply) ~= 'table' then
-        redis.call('HSET', task, 'version', ARGV[at + 2], 'data', ARGV[at])
         reply = expires_at or ''
+        -- A field is new only if the record had no data. Such a record is damaged, so the script restores it.
+        has_data = 1 - redis.call('HSET', task, 'version', ARGV[at + 2], 'data', ARGV[at])
+        if has_data == 0 then
+          redis.call('HSET', task, 'version', version)
+          pcall('HDEL', task, 'data')
+        end
       end
     else
-      reply = found(version, expires_at, has_data, is_live, has_parts)
+      has_data = redis.call('HEXISTS', task, 'data')
     end
+    if not is_wanted or has_data == 0 then reply = found(version, expires_at, has_data, is_live, has_parts) end
   end
   replies[i + 1] = reply
   at = at + 4

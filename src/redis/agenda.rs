@@ -20,7 +20,7 @@ use super::RedisBackend;
 use super::error::Context;
 use super::in_flight::CallInFlight;
 use super::write::expiry_argument;
-use crate::backend::engine::{MAX_TAKEN, check_size, delay_millis};
+use crate::backend::engine::{MAX_TAKEN, WriteMode, check_size, delay_millis};
 use crate::backend::{
     Agenda, Cursor, Due, Next, OwnerPage, PutOptions, Queue, StorageBackend, StorageError, Taken, TaskKey,
     TimerPage, Version, Written,
@@ -218,7 +218,8 @@ impl Agenda for RedisBackend {
                 let (due, member) = (self.0.schema.due(0, queue), key.to_string());
                 let timer = Some(InsertTimer { due, member, after_ms, channel: self.wake_channel(0) });
                 let (keys, id, quota) = (self.0.schema.keys(key), key.task.clone(), options.quota);
-                self.insert(span, Insert { keys, id, data, expiry_ms, quota, timer }, key).await
+                let write = Insert { keys, id, data, expiry_ms, quota, timer };
+                self.insert(span, write, WriteMode::Create, key).await
             }
             _ => {
                 self.schedule(queue, key, after).await?;

@@ -122,6 +122,8 @@ struct Deployment {
     /// The record size that the next page expects: the size of the largest record of the latest page, but at least half
     /// of what that page expected. The first page expects records of the largest possible size.
     largest_listed: AtomicUsize,
+    /// How many of the latest puts created their records, without one in between that replaced a record.
+    puts_in_a_row_that_created: AtomicUsize,
     /// Whether writes notify subscribers.
     publishes: bool,
     /// Whether the caller made the connections. The backend cannot subscribe over them.

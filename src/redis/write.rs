@@ -1,6 +1,7 @@
 //! Writes of a record.
 
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tracing::Span;
@@ -35,10 +36,12 @@ impl RedisBackend {
                     return self.compare_and_swap(span, write, key).await;
                 }
             }
-            (WriteMode::Create, ExpiryArgument::AfterMillis(expiry_ms)) if parts.is_empty() => {
+            (_, ExpiryArgument::AfterMillis(expiry_ms))
+                if parts.is_empty() && self.probably_creates(mode) =>
+            {
                 let (keys, id) = (self.0.schema.keys(key), key.task.clone());
                 let write = Insert { keys, id, data, expiry_ms, quota, timer: None };
-                return self.insert(span, write, key).await;
+                return self.insert(span, write, mode, key).await;
             }
             _ => {}
         }
@@ -70,15 +73,25 @@ impl RedisBackend {
         self.limited(span, &context, call).await
     }
 
-    /// Creates a record that expires and has no parts, with its timer.
+    /// Returns whether a write of this mode creates its record, as far as this process knows.
+    fn probably_creates(&self, mode: WriteMode) -> bool {
+        match mode {
+            WriteMode::Create => true,
+            WriteMode::Upsert => self.0.puts_in_a_row_that_created.load(Ordering::Relaxed) >= PUTS_TO_BATCH,
+            WriteMode::Update(_) => false,
+        }
+    }
+
+    /// Creates a record that expires and has no parts, with its timer. If there is such a record, `mode` decides.
     pub(super) async fn insert(
         &self,
         span: Span,
         write: Insert,
+        mode: WriteMode,
         key: &TaskKey,
     ) -> Result<Written, StorageError> {
         let task = write.keys.task.clone();
-        let (expected, quota) = (Some(Version::ABSENT), write.quota);
+        let (expected, quota) = (mode.expected(), write.quota);
         let context = Context { expected, quota, ..self.writes(&task).of(key) };
         let call = pin!(async {
             match self.0.inserts.write(write, &context.in_flight).await {
@@ -87,16 +100,17 @@ impl RedisBackend {
                     Ok(Written { version: Version::FIRST, expires_at: Some(expires_at) })
                 }
                 // Boxed, because it is rare and would enlarge the future of every call.
-                Answer::Alone(write) => Box::pin(self.insert_alone(write, key, &context)).await,
+                Answer::Alone(write) => Box::pin(self.insert_alone(write, mode, key, &context)).await,
             }
         });
         self.limited(span, &context, call).await
     }
 
-    /// Creates a record that no batch could create. The batch may have scheduled its timer.
+    /// Writes a record that no batch could create. The batch may have scheduled its timer.
     async fn insert_alone(
         &self,
         mut write: Insert,
+        mode: WriteMode,
         key: &TaskKey,
         context: &Context<'_>,
     ) -> Result<Written, StorageError> {
@@ -104,7 +118,9 @@ impl RedisBackend {
             let due = timer.due.clone();
             self.run_schedule(timer, &self.writes(&due).of(key)).await?;
         }
-        self.put_or_reap(&write.into(), key, context).await
+        let channel = self.channel(&key.owner, mode == WriteMode::Upsert);
+        let notice = self.notice(channel, context).await?;
+        self.put_or_reap(&Put { mode, notice, ..write.into() }, key, context).await
     }
 
     async fn put_record(
@@ -125,6 +141,17 @@ impl RedisBackend {
         self.limited(span, &context, write).await
     }
 
+    /// Records whether a `put` created its record. While puts create records, they share scripts with creates. A put that
+    /// finds a record then costs a second round trip, and the following puts go out in scripts of their own.
+    fn observe_put(&self, mode: WriteMode, written: &Written) {
+        let puts = &self.0.puts_in_a_row_that_created;
+        match (mode, written.version) {
+            (WriteMode::Upsert, Version::FIRST) => _ = puts.fetch_add(1, Ordering::Relaxed),
+            (WriteMode::Upsert, _) => puts.store(0, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
     /// Runs `put`. At the quota, removes the index members whose hash is gone, and runs it again.
     async fn put_or_reap(
         &self,
@@ -134,7 +161,11 @@ impl RedisBackend {
     ) -> Result<Written, StorageError> {
         let full = match self.run(&PUT, put, context).await {
             Err(full @ StorageError::CapacityExceeded { quota: Some(_), .. }) => full,
-            other => return other,
+            Ok(written) => {
+                self.observe_put(put.mode, &written);
+                return Ok(written);
+            }
+            failed => return failed,
         };
         // The quota counts index members. Members whose hash was evicted or deleted by hand must not count. The
         // refused write wrote nothing, so it can be sent again.
@@ -144,6 +175,9 @@ impl RedisBackend {
         }
     }
 }
+
+/// The number of puts in a row that must have created their records before the next one shares a script with creates.
+const PUTS_TO_BATCH: usize = 8;
 
 pub(super) fn expiry_argument(expiry: Expiry) -> Result<ExpiryArgument, StorageError> {
     Ok(match (expiry, expiry_millis(expiry)?) {

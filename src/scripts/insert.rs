@@ -18,7 +18,8 @@ pub(crate) static CREATE: Lazy<Script<Create<'_>, Inserted>> =
 #[derive(Debug)]
 pub(crate) struct Create<'a>(pub(crate) &'a Insert);
 
-/// Records to create. Those of one owner stand one after the other, and each task occurs once.
+/// Records to create. Those of one owner stand one after the other, and each task occurs once. All have timers of one queue, or
+/// none has a timer.
 #[derive(Debug)]
 pub(crate) struct Inserts<'a> {
     pub(crate) records: &'a [Insert],
@@ -76,8 +77,12 @@ impl Inserts<'_> {
         self.records.chunk_by(|one, next| one.keys.idx == next.keys.idx)
     }
 
+    fn timers(&self) -> impl Iterator<Item = &InsertTimer> {
+        self.records.iter().filter_map(|record| record.timer.as_ref())
+    }
+
     fn due(&self) -> Option<&str> {
-        self.records.iter().find_map(|record| Some(&record.timer.as_ref()?.due[..]))
+        self.timers().map(|timer| &timer.due[..]).next()
     }
 }
 
@@ -101,6 +106,7 @@ impl Arguments for Inserts<'_> {
             to.key("key", due);
         }
         to.arg("owners", self.by_owner().count());
+        to.arg("records", self.records.len());
         encode_notice(self.notice.as_ref(), to);
         for records in self.by_owner() {
             // put decides on a record that only the quota of another record forbids.
@@ -111,17 +117,11 @@ impl Arguments for Inserts<'_> {
                 to.arg("record", record.id.as_str());
                 to.arg("record", &record.data[..]);
                 to.arg("record", record.expiry_ms);
-                match &record.timer {
-                    Some(timer) => {
-                        to.arg("record", timer.after_ms);
-                        to.arg("record", &timer.member);
-                    }
-                    None => {
-                        to.arg("record", "");
-                        to.arg("record", "");
-                    }
-                }
             }
+        }
+        for timer in self.timers() {
+            to.arg("record", timer.after_ms);
+            to.arg("record", &timer.member);
         }
     }
 }

@@ -282,7 +282,7 @@ fn the_replies_of_probe_and_publish_are_read() {
 #[case::cas_put(include_str!("../../lua/cas_put.lua"), 664)]
 #[case::cas_put_batch(include_str!("../../lua/cas_put_batch.lua"), 900)]
 #[case::create(include_str!("../../lua/create.lua"), 1130)]
-#[case::insert(include_str!("../../lua/insert.lua"), 2163)]
+#[case::insert(include_str!("../../lua/insert.lua"), 2260)]
 #[case::delete(include_str!("../../lua/delete.lua"), 785)]
 #[case::list(include_str!("../../lua/list.lua"), 165)]
 #[case::reap(include_str!("../../lua/reap.lua"), 582)]

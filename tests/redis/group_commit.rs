@@ -5,6 +5,7 @@ mod batches;
 mod cluster;
 mod order;
 mod permissions;
+mod puts;
 mod refused_alone;
 mod replicas;
 mod server_states;

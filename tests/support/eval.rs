@@ -38,8 +38,10 @@ impl EvalCommand<'_> {
         let arguments = self.texts(self.arguments());
         match &arguments[..] {
             [publish, ..] if is_publish(publish) => self.swaps(tasks, reply),
-            // insert: the number of owners, the channel, the command to publish with.
-            [_, _, publish, _, ..] if is_publish(publish) => self.inserts(tasks, reply),
+            // insert: the numbers of owners and records, the channel, the command to publish with.
+            [_, records, _, publish, _, ..] if is_publish(publish) && *records == tasks.len().to_string() => {
+                self.inserts(tasks, reply)
+            }
             [_, _, _, _] => self.created(tasks, &reply, vec![self.arguments()[1].clone()]),
             _ => vec![self.put_or_delete(tasks, reply)],
         }
@@ -61,14 +63,16 @@ impl EvalCommand<'_> {
             .collect()
     }
 
-    /// `insert`: for each owner its quota, and the number of records; for each record its id, data, expiry, and timer.
+    /// `insert`: for each owner its quota, and the number of records; for each record its id, data and expiry; then the timers.
     fn inserts(&self, tasks: Vec<String>, reply: Value) -> Vec<RecordWrite> {
-        let mut arguments = &self.arguments()[3..];
+        let mut arguments = &self.arguments()[4..];
         let mut data = Vec::new();
-        while let [_quota, count, records @ ..] = arguments {
+        while let [_quota, count, records @ ..] = arguments
+            && data.len() < tasks.len()
+        {
             let count: usize = String::from_utf8_lossy(count).parse().unwrap();
-            data.extend(records.chunks(5).take(count).map(|record| record[1].clone()));
-            arguments = &records[5 * count..];
+            data.extend(records.chunks(3).take(count).map(|record| record[1].clone()));
+            arguments = &records[3 * count..];
         }
         self.created(tasks, &reply, data)
     }

@@ -317,6 +317,7 @@ impl RedisBuilder {
             max_value_bytes: self.max_value_bytes,
             max_part_bytes: self.max_part_bytes,
             largest_listed: AtomicUsize::new(self.max_value_bytes),
+            puts_in_a_row_that_created: AtomicUsize::new(0),
             publishes: self.notifications,
             is_given: are_of_caller,
             subscriptions: subscribes.then(|| Arc::new(Subscriptions::new(self.connect_timeout))),
