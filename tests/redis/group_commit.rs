@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use mcp_task_store::{RedisBackend, StorageBackend, StorageError, TaskKey, Version, Written};
 
 use crate::support::tap::Sent;
-use crate::support::{in_an_hour, keep, key};
+use crate::support::{after_ms, in_an_hour, keep, key};
 
 type Outcome = Result<Written, StorageError>;
 
@@ -81,6 +81,20 @@ async fn prepared(backend: &RedisBackend, owners: &[&str], count: usize) -> Vec<
         writes.extend([Write::Swap(swapped), Write::Create(created)]);
     }
     writes
+}
+
+/// Creates 200 records of each owner that expire at once, and one that lives. Returns when the server has removed the
+/// expired records. Their members are still in the index.
+async fn with_expired_members(backend: &RedisBackend, owners: &[&str]) {
+    for owner in owners {
+        backend.put(&key(owner, "lives"), "data".into(), in_an_hour()).await.unwrap();
+        let keys: Vec<_> = (0..200).map(|number| key(owner, &format!("expires-{number}"))).collect();
+        let put = async |key| backend.put(key, "data".into(), after_ms(50)).await;
+        assert!(join_all(keys.iter().map(put)).await.iter().all(Result::is_ok));
+        for key in &keys {
+            while backend.get(key).await.is_ok() {}
+        }
+    }
 }
 
 /// Sends all writes at the same moment, from one thread.

@@ -1,8 +1,9 @@
 //! Group commit: the writes that one process queues at the same moment go out as one script.
 //!
-//! A write that is alone is sent by its caller. Any other write is queued. A task of the queue lets all other tasks that are
-//! ready run once, and sends what is queued then, however many batches await replies. So a batch grows with the load,
-//! and no write waits for a timer or for the reply to another write.
+//! A write is sent by its caller if no other write is in progress, and if the writes before it shared no script. Any other
+//! write is queued. A task of the queue lets all other tasks that are ready run once, and sends what is queued then,
+//! however many batches await replies. So a batch grows with the load, and no write waits for a timer or for the reply
+//! to another write.
 //!
 //! Each caller keeps its own reply, error, time limit and cancellation.
 
@@ -117,7 +118,7 @@ impl<W: Batched> GroupCommit<W> {
         let _ended = on_drop(|| {
             self.in_progress.fetch_sub(1, Ordering::Relaxed);
         });
-        if is_alone {
+        if is_alone && !self.queue.expects_company() {
             batch::send_one(self.queue.transport(), write, call).await
         } else {
             self.write_in_batch(write, call).await

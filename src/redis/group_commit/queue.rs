@@ -1,6 +1,7 @@
 //! The queue of writes, and the task that sends them.
 
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use crate::redis::in_flight::BatchedCall;
 pub(super) struct Queue<W: Batched> {
     transport: Arc<Transport>,
     waiting: Mutex<Waiting<W>>,
+    /// Whether more than one write was queued when the queue was last sent.
+    had_company: AtomicBool,
 }
 
 struct Waiting<W: Batched> {
@@ -35,11 +38,17 @@ pub(super) struct Queued<W: Batched> {
 
 impl<W: Batched> Queue<W> {
     pub(super) fn new(transport: Arc<Transport>) -> Self {
-        Self { transport, waiting: Mutex::new(Waiting { writes: Vec::new(), sender_since: None }) }
+        let waiting = Mutex::new(Waiting { writes: Vec::new(), sender_since: None });
+        Self { transport, waiting, had_company: AtomicBool::new(false) }
     }
 
     pub(super) fn transport(&self) -> &Transport {
         &self.transport
+    }
+
+    /// Returns whether the next write probably shares a script with others.
+    pub(super) fn expects_company(&self) -> bool {
+        self.had_company.load(Ordering::Relaxed)
     }
 
     /// Queues a write. The receiver fails if the runtime of the task that sends the write shuts down.
@@ -72,6 +81,7 @@ impl<W: Batched> Queue<W> {
         yield_now().await;
         mem::forget(unsent);
         let writes = self.take();
+        self.had_company.store(writes.len() > 1, Ordering::Relaxed);
         let mut batches = Batch::split(writes, self.transport.has_one_owner);
         let last = batches.pop();
         for batch in batches {

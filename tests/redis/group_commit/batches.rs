@@ -45,6 +45,25 @@ async fn writes_of_one_moment_share_few_scripts_of_at_most_32_records() {
 }
 
 #[tokio::test]
+async fn after_a_script_with_many_writes_the_first_write_of_the_next_moment_is_not_alone() {
+    let (_server, tap, backend) = tapped().await;
+    let keys: Vec<_> = (0..8).map(|number| key("alice", &number.to_string())).collect();
+    let create = |key| backend.put_if_version(key, "data".into(), in_an_hour(), Version::ABSENT);
+    assert!(join_all(keys.iter().map(create)).await.iter().all(Result::is_ok));
+    for version in 1..=3 {
+        tap.take();
+        let swap = |key| backend.put_if_version(key, "data".into(), keep(), Version::from(version));
+        assert!(join_all(keys.iter().map(swap)).await.iter().all(Result::is_ok));
+        assert_eq!(tap.take().len(), if version == 1 { 2 } else { 1 });
+    }
+    backend.put_if_version(&keys[0], "data".into(), keep(), Version::from(4)).await.unwrap();
+    tap.take();
+    backend.put_if_version(&keys[0], "data".into(), keep(), Version::from(5)).await.unwrap();
+    let [script] = tap.take().try_into().unwrap();
+    assert!(script.bytes < 900, "the shortest script serves a write that is alone: {} bytes", script.bytes);
+}
+
+#[tokio::test]
 async fn creates_of_one_moment_share_scripts_with_their_timers() {
     let (_server, tap, backend) = tapped().await;
     tap.take();

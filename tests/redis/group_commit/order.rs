@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use mcp_task_store::{ListedRecord, PageRequest, RedisBackend, StorageBackend, StorageError, Version};
 
-use super::{Outcome, Write, assert_all_succeed, send_all};
+use super::{Outcome, Write, assert_all_succeed, send_all, with_expired_members};
 use crate::support::clock::{set_clock, start_server};
 use crate::support::redis::{Namespace, Server, command};
 use crate::support::{after_ms, in_an_hour, keep, key, owner};
@@ -68,6 +68,43 @@ async fn creates_of_one_moment_fill_a_quota_exactly() {
     }
     for (owner, count) in [("alice", 50), ("bob", 100), ("full", 1)] {
         assert_eq!(walk(&backend, owner, 256).await.len(), count);
+    }
+}
+
+#[tokio::test]
+async fn creates_of_one_moment_remove_the_members_of_expired_records_of_each_owner() {
+    const BURSTS: usize = 100;
+    let namespace = Namespace::new();
+    let backend = namespace.backend().await;
+    let owners = ["alice", "bob"];
+    with_expired_members(&backend, &owners).await;
+    let members = |owner: &str| -> usize { namespace.run(&["ZCARD", &format!("{{}}:idx:{owner}")]) };
+    for burst in 0..BURSTS {
+        let tasks = 8 * burst..8 * (burst + 1);
+        let of_both: Vec<_> = owners.iter().flat_map(|owner| creates(owner, tasks.clone())).collect();
+        assert_created(&backend, &of_both).await;
+        let live = 1 + 8 * (burst + 1);
+        if owners.iter().all(|owner| members(owner) == 2 * live) {
+            return;
+        }
+    }
+    panic!("members of expired records are left after {BURSTS} bursts");
+}
+
+#[tokio::test]
+async fn members_of_expired_records_do_not_count_toward_the_quota_of_creates_of_one_moment() {
+    let namespace = Namespace::new();
+    let backend = namespace.backend().await;
+    with_expired_members(&backend, &["alice", "bob"]).await;
+    for (owner, tasks) in [("alice", 0..16), ("bob", 0..16)] {
+        let create = async |number: usize| {
+            let options = in_an_hour().quota(10);
+            backend
+                .put_if_version(&key(owner, &number.to_string()), "data".into(), options, Version::ABSENT)
+                .await
+        };
+        let outcomes = join_all(tasks.map(create)).await;
+        assert_eq!(winners(&outcomes), 9, "one record lives: {outcomes:?}");
     }
 }
 

@@ -7,7 +7,7 @@ use mcp_task_store::{RedisBackend, StorageBackend, StorageError};
 use redis::{Connection, Value};
 use rstest::rstest;
 
-use super::{Write, assert_all_succeed, assert_each_sent_once, prepared, send_all};
+use super::{Write, assert_all_succeed, assert_each_sent_once, prepared, send_all, with_expired_members};
 use crate::support::cluster::{eventually, info};
 use crate::support::fake::{Answer, Fake, greeting};
 use crate::support::key;
@@ -84,6 +84,7 @@ async fn an_error_of_the_server_reaches_every_caller_and_nothing_is_sent_again(
     let backend = patient.connect(&tap.url()).await.unwrap();
     let reader = RedisBackend::connect(&server.url()).await.unwrap();
     let mut writes = prepared(&backend, &["alice", "bob", "carol"], 32).await;
+    with_expired_members(&backend, &["alice", "bob", "carol"]).await;
     // These owners have no index yet.
     writes.extend((0..40).map(|task| Write::Create(key(["aaron", "zoe"][task % 2], &task.to_string()))));
     let size: u64 = command(&mut admin, ["DBSIZE"]);
