@@ -92,6 +92,25 @@ async fn creates_of_one_moment_remove_the_members_of_expired_records_of_each_own
 }
 
 #[tokio::test]
+async fn the_index_of_creates_of_one_moment_expires_with_the_longest_lived_record() {
+    let namespace = Namespace::new();
+    let backend = namespace.backend().await;
+    let create = async |number: u64| {
+        // The longest-lived record of a script is neither the first nor the last one.
+        let minutes = [1, 60, 2][number as usize % 3];
+        let options = after_ms(minutes * 60_000);
+        backend
+            .put_if_version(&key("alice", &format!("{number:02}")), "data".into(), options, Version::ABSENT)
+            .await
+    };
+    for first in [0, 30] {
+        assert!(join_all((first..first + 30).map(create)).await.iter().all(Result::is_ok));
+        let remaining: u64 = namespace.run(&["PTTL", "{}:idx:alice"]);
+        assert!((59 * 60_000..=60 * 60_000).contains(&remaining), "{remaining} ms");
+    }
+}
+
+#[tokio::test]
 async fn members_of_expired_records_do_not_count_toward_the_quota_of_creates_of_one_moment() {
     let namespace = Namespace::new();
     let backend = namespace.backend().await;

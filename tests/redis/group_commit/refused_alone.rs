@@ -59,9 +59,10 @@ async fn an_owner_whose_keys_are_not_permitted_is_denied_alone() {
 
 /// Damages what the writes of some callers find.
 #[rstest]
-#[case::the_record_is_of_another_type(&["DEL", "SET"], "tasks")]
-#[case::the_index_is_of_another_type(&["DEL", "SET"], "idx")]
-#[case::the_version_cannot_be_read(&["HSET"], "tasks")]
+#[case::the_record_is_of_another_type(&["DEL", "SET text"], "tasks")]
+#[case::the_index_is_of_another_type(&["DEL", "SET text"], "idx")]
+#[case::the_version_cannot_be_read(&["HSET version one"], "tasks")]
+#[case::the_record_has_no_data(&["HSET version 1", "HDEL data"], "tasks")]
 #[tokio::test]
 async fn a_write_that_finds_something_unreadable_fails_alone(#[case] damage: &[&str], #[case] kind: &str) {
     let server = Server::start(&[]);
@@ -74,21 +75,23 @@ async fn a_write_that_finds_something_unreadable_fails_alone(#[case] damage: &[&
         ("idx", Write::Swap(_)) => false,
         (_, write) => write.key().task.as_str().ends_with('7'),
     };
-    for write in writes.iter().filter(|write| is_damaged(write)) {
-        let key = match kind {
-            "idx" => format!("pmcp:idx:{}", write.key().owner),
-            _ => format!("pmcp:tasks:{}", write.key()),
-        };
-        for name in damage {
-            let words: &[&str] = match *name {
-                "DEL" => &["DEL", &key],
-                "SET" => &["SET", &key, "text"],
-                _ => &["HSET", &key, "version", "one"],
-            };
-            let _: Value = command(&mut admin, words.iter().copied());
+    let damaged_key = |write: &Write| match kind {
+        "idx" => format!("pmcp:idx:{}", write.key().owner),
+        _ => format!("pmcp:tasks:{}", write.key()),
+    };
+    let damaged: Vec<String> = writes.iter().filter(|write| is_damaged(write)).map(damaged_key).collect();
+    for key in &damaged {
+        for command_and_words in damage {
+            let mut words: Vec<&str> = command_and_words.split(' ').collect();
+            words.insert(1, key);
+            let _: Value = command(&mut admin, words);
         }
     }
+    let mut stored =
+        || -> Vec<Value> { damaged.iter().map(|key| command(&mut admin, ["DUMP", key])).collect() };
+    let before = stored();
     assert_fail_alone(&backend, &backend, &writes, is_damaged).await;
+    assert_eq!(stored(), before, "a refused write writes nothing");
 }
 
 #[tokio::test]
