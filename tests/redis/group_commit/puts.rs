@@ -1,13 +1,18 @@
 //! Puts share scripts with creates while the latest puts created their records.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use mcp_task_store::{RedisBackend, StorageBackend, StorageError, TaskKey, Version};
+use tokio::time::timeout;
 
 use super::record_key;
 use crate::support::redis::{Namespace, Server};
 use crate::support::tap::{Sent, Tap};
 use crate::support::{in_an_hour, key};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// So many puts must have created their records.
 const PUTS_TO_BATCH: usize = 8;
@@ -64,10 +69,12 @@ async fn a_put_that_a_script_leaves_out_notifies_the_subscribers_of_its_record()
     let t1 = key("alice", "t1");
     backend.put(&t1, "old".into(), in_an_hour()).await.unwrap();
     let mut watch = backend.watch(&t1);
-    watch.next().await.unwrap().unwrap();
+    let mut notified =
+        async || timeout(PATIENCE, watch.next()).await.expect("a notification").unwrap().unwrap();
+    notified().await;
     put_new_records(&backend).await;
     assert_eq!(backend.put(&t1, "new".into(), in_an_hour()).await.unwrap().version, Version::from(2));
-    watch.next().await.unwrap().unwrap();
+    notified().await;
     assert_eq!(backend.get(&t1).await.unwrap().data, "new");
 }
 
