@@ -259,7 +259,9 @@ pub struct Task {
 impl Task {
     /// Reads the data of a record.
     pub(crate) fn from_json(json: &[u8]) -> serde_json::Result<Self> {
-        let task: Self = serde_json::from_slice(json)?;
+        // One check of all bytes is faster than a check of each string.
+        let text = std::str::from_utf8(json).map_err(serde::de::Error::custom)?;
+        let task: Self = serde_json::from_str(text)?;
         Ok(Self { exact: ExactIntegers::of(json), ..task })
     }
 

@@ -48,7 +48,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for CallerCon
         check_replies(self.connection.clone().req_packed_commands(reads, 0, reads.len()).await)
     }
 
-    async fn pubsub(&self, _key: &str) -> Result<Option<Pubsub>, CommandError> {
+    async fn detect_pubsub(&self, _key: &str) -> Result<Option<Pubsub>, CommandError> {
         let Some(probe) = &self.probe else { return Ok(None) };
         let publish = async || {
             let send = |command: Cmd| {
@@ -63,6 +63,10 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for CallerCon
             }
         };
         self.pubsub.get_or_try_init(publish).await.copied()
+    }
+
+    fn known_pubsub(&self, _key: &str) -> Option<Option<Pubsub>> {
+        self.pubsub.get().copied()
     }
 
     fn generation(&self) -> u64 {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_core::future::BoxFuture;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 
 use super::in_flight::{CallInFlight, InFlight};
@@ -21,8 +22,14 @@ pub(super) trait Connection: Send + Sync {
     async fn send(&self, command: &Cmd, key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError>;
 
     /// Sends a command that writes, and waits until the configured number of replicas has confirmed the write.
-    async fn write(&self, command: &Cmd, key: &str, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
-        self.send(command, key, in_flight).await
+    fn write<'a>(
+        &'a self,
+        command: &'a Cmd,
+        key: &'a str,
+        in_flight: &'a dyn InFlight,
+    ) -> BoxFuture<'a, Result<Value, CommandError>> {
+        // An `async fn` would put the future of `send` into a second box.
+        self.send(command, key, in_flight)
     }
 
     /// Sends several reads in one pipeline to the server that stores `key`. Each read has its own reply or error.
@@ -76,11 +83,27 @@ pub(super) trait Connection: Send + Sync {
 
     /// Returns the Pub/Sub commands that the server of `key` supports; `None` if it delivers no messages. Probes the server
     /// if they are not known.
-    async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError>;
+    async fn detect_pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError>;
+
+    /// Returns what [`detect_pubsub`](Self::detect_pubsub) returns, if it would return at once.
+    fn known_pubsub(&self, _key: &str) -> Option<Option<Pubsub>> {
+        None
+    }
 
     /// Returns a number that grows when a connection breaks, and again when it is re-created, before the first command
     /// travels over the new connection.
     fn generation(&self) -> u64;
+}
+
+impl dyn Connection {
+    /// Returns the Pub/Sub commands that the server of `key` supports; `None` if it delivers no messages.
+    pub(super) async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError> {
+        // Almost every write knows them, and needs no boxed future.
+        match self.known_pubsub(key) {
+            Some(known) => Ok(known),
+            None => self.detect_pubsub(key).await,
+        }
+    }
 }
 
 /// A master of a cluster. Outside of a cluster, the default value stands for the one master.

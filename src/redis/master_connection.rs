@@ -143,10 +143,14 @@ impl Connection for MasterConnection {
         Ok(Arc::clone(self.master()))
     }
 
-    async fn pubsub(&self, _key: &str) -> Result<Option<Pubsub>, CommandError> {
+    async fn detect_pubsub(&self, _key: &str) -> Result<Option<Pubsub>, CommandError> {
         // The next command travels over this connection, so the commands must be those of its server.
         self.established().await?;
         Ok(self.master().pubsub().await)
+    }
+
+    fn known_pubsub(&self, _key: &str) -> Option<Option<Pubsub>> {
+        self.master().known_pubsub(self.shared.working_epoch()?)
     }
 
     fn generation(&self) -> u64 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool::managed::{self, Metrics, Pool, PoolError, RecycleError, RecycleResult};
+use futures_core::future::BoxFuture;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value};
 
@@ -94,6 +95,43 @@ impl ReplicatedConnection {
         self.reads.master()
     }
 
+    /// Sends a command over an exclusive connection, and then waits for the replicas.
+    async fn write_and_wait(&self, command: &Cmd, in_flight: &dyn InFlight) -> Result<Value, CommandError> {
+        let mut connection = self.pool.get().await.map_err(|error| {
+            CommandError::NotSent(match error {
+                PoolError::Backend(error) => error,
+                other => (ErrorKind::Client, "the connection pool returned no connection", other.to_string())
+                    .into(),
+            })
+        })?;
+        if !in_flight.set() {
+            return Err(CommandError::given_up());
+        }
+        connection.is_busy = true;
+        let reply = connection.opened.connection.req_packed_command(command).await;
+        if reply.as_ref().map_or(true, is_from_replica) {
+            self.discard(&connection, &reply);
+            return check_reply(reply);
+        }
+        // The pool drops a connection whose user the server no longer knows.
+        connection.is_busy = reply.as_ref().is_ok_and(lacks_authentication);
+        if reply.as_ref().is_ok_and(lacks_replicas) {
+            self.master().connector().suspect();
+        }
+        let written = check_reply(reply)?;
+        connection.is_busy = true;
+        match self.wait(&mut connection).await {
+            Err(CommandError::TooFewReplicas { replicas, cause, .. }) => {
+                connection.is_busy = cause.is_some();
+                Err(CommandError::TooFewReplicas { replicas, reply: Some(written), cause })
+            }
+            waited => {
+                connection.is_busy = false;
+                waited.map(|()| written)
+            }
+        }
+    }
+
     /// Waits until the replicas have confirmed what was written over this connection.
     async fn wait(&self, connection: &mut ExclusiveConnection) -> Result<(), CommandError> {
         let mut wait = redis::cmd("WAIT");
@@ -138,45 +176,13 @@ impl Connection for ReplicatedConnection {
         self.reads.send(command, key, in_flight).await
     }
 
-    async fn write(
-        &self,
-        command: &Cmd,
-        _key: &str,
-        in_flight: &dyn InFlight,
-    ) -> Result<Value, CommandError> {
-        let mut connection = self.pool.get().await.map_err(|error| {
-            CommandError::NotSent(match error {
-                PoolError::Backend(error) => error,
-                other => (ErrorKind::Client, "the connection pool returned no connection", other.to_string())
-                    .into(),
-            })
-        })?;
-        if !in_flight.set() {
-            return Err(CommandError::given_up());
-        }
-        connection.is_busy = true;
-        let reply = connection.opened.connection.req_packed_command(command).await;
-        if reply.as_ref().map_or(true, is_from_replica) {
-            self.discard(&connection, &reply);
-            return check_reply(reply);
-        }
-        // The pool drops a connection whose user the server no longer knows.
-        connection.is_busy = reply.as_ref().is_ok_and(lacks_authentication);
-        if reply.as_ref().is_ok_and(lacks_replicas) {
-            self.master().connector().suspect();
-        }
-        let written = check_reply(reply)?;
-        connection.is_busy = true;
-        match self.wait(&mut connection).await {
-            Err(CommandError::TooFewReplicas { replicas, cause, .. }) => {
-                connection.is_busy = cause.is_some();
-                Err(CommandError::TooFewReplicas { replicas, reply: Some(written), cause })
-            }
-            waited => {
-                connection.is_busy = false;
-                waited.map(|()| written)
-            }
-        }
+    fn write<'a>(
+        &'a self,
+        command: &'a Cmd,
+        _key: &'a str,
+        in_flight: &'a dyn InFlight,
+    ) -> BoxFuture<'a, Result<Value, CommandError>> {
+        Box::pin(self.write_and_wait(command, in_flight))
     }
 
     fn unconfirmed(&self) -> Option<Unconfirmed> {
@@ -199,8 +205,12 @@ impl Connection for ReplicatedConnection {
         self.reads.master_of(key).await
     }
 
-    async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError> {
-        self.reads.pubsub(key).await
+    async fn detect_pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError> {
+        self.reads.detect_pubsub(key).await
+    }
+
+    fn known_pubsub(&self, key: &str) -> Option<Option<Pubsub>> {
+        self.reads.known_pubsub(key)
     }
 
     fn generation(&self) -> u64 {

@@ -75,7 +75,12 @@ impl SharedConnection {
 
     /// Returns the connection if it works.
     pub(super) fn working(&self) -> Option<Arc<Established>> {
-        self.state().working(&self.master)
+        self.state().working(&self.master).cloned()
+    }
+
+    /// Returns the epoch of the connection if it works.
+    pub(super) fn working_epoch(&self) -> Option<u64> {
+        self.state().working(&self.master).map(|working| working.epoch)
     }
 
     /// Returns the connection if it works. Otherwise waits for a new one.
@@ -94,7 +99,7 @@ impl SharedConnection {
         let outcome = {
             let mut state = self.state_mut();
             if let Some(working) = state.working(&self.master) {
-                return Ok(working);
+                return Ok(Arc::clone(working));
             }
             self.start_attempt(&mut state);
             state.outcome.clone()
@@ -214,9 +219,9 @@ impl SharedConnection {
 
 impl State {
     /// Returns the connection for calls, unless it is known to be broken or void.
-    fn working(&self, master: &Master) -> Option<Arc<Established>> {
+    fn working(&self, master: &Master) -> Option<&Arc<Established>> {
         let is_void = |established: &Established| !master.epochs().is_current(established.epoch);
-        self.established.clone().filter(|established| !self.is_broken && !is_void(established))
+        self.established.as_ref().filter(|established| !self.is_broken && !is_void(established))
     }
 
     fn is_at(&self, attempt: u64) -> bool {

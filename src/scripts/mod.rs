@@ -27,6 +27,7 @@ use std::marker::PhantomData;
 
 use chrono::{DateTime, Utc};
 use redis::{Cmd, ToRedisArgs, Value};
+use smallvec::SmallVec;
 
 use crate::backend::Version;
 use crate::backend::engine::from_millis;
@@ -150,7 +151,8 @@ impl<R: Reply> Timed<R> {
             line => (line, Vec::new()),
         };
         let Value::BulkString(line) = line else { return None };
-        let words: Vec<&str> = std::str::from_utf8(&line).ok()?.split(' ').collect();
+        // The reply for one record has only a few words.
+        let words: SmallVec<[&str; 8]> = std::str::from_utf8(&line).ok()?.split(' ').collect();
         let [seconds, microseconds, words @ ..] = &words[..] else { return None };
         let server_us = micros(seconds.parse().ok()?, microseconds.parse().ok()?)?;
         Some(Self { value: R::decode(words, lists)?, server_us })

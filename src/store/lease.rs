@@ -74,13 +74,11 @@ async fn try_claim<B: Agenda>(
 ) -> Result<Claim<B>, TaskError> {
     let records = kept.records();
     let read = records.read(key).await?;
-    let Some(stored) = records.expire_if_overdue(read).await? else { return Ok(Claim::Conflict) };
-    let StoredTask { task, version, .. } = stored;
-    let mut task = task.into_task();
-    let Some(waiting) = waiting_lease(&task) else { return Ok(Claim::Nothing) };
-    if task.cancel_requested || !may_run(&task, waiting) {
-        machine::take_lease(&mut task, WorkerExit::Released, records.engine.now())?;
-        let ended = records.write(writer, key, version, task, Change::Visible).await?;
+    let Some(mut stored) = records.expire_if_overdue(read).await? else { return Ok(Claim::Conflict) };
+    let Some(waiting) = waiting_lease(&stored.task) else { return Ok(Claim::Nothing) };
+    if stored.task.cancel_requested || !may_run(&stored.task, waiting) {
+        machine::take_lease(stored.task_mut(), WorkerExit::Released, records.engine.now())?;
+        let ended = records.write(writer, stored, Change::Visible).await?;
         return Ok(if ended.is_some() { Claim::Nothing } else { Claim::Conflict });
     }
     // Schedule the timer between the read and the write. This voids the token of an earlier taker, so a taker that
@@ -89,8 +87,8 @@ async fn try_claim<B: Agenda>(
     records.scheduler.schedule_new_lease(key).await?;
     let lease = records.new_lease(waiting.attempt.saturating_add(1), waiting.losses);
     let attempt = Attempt::new(kept, key, lease.attempt);
-    task.lease = Some(lease);
-    match records.write(writer, key, version, task, Change::Visible).await {
+    stored.task_mut().lease = Some(lease);
+    match records.write(writer, stored, Change::Visible).await {
         Ok(Some(claimed)) => {
             records.scheduler.reschedule_slow_lease(deadline, key, started).await?;
             attempt.set_begun();

@@ -227,8 +227,7 @@ async fn check_lease<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Res
 /// with every claim that began earlier. So the caller never moves the timer of a task that was claimed meanwhile.
 async fn touch<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Result<bool, TaskError> {
     let mut writer = Writer::store();
-    let task = stored.task.into_task();
-    let written = records.write(&mut writer, &stored.key, stored.version, task, Change::Internal).await?;
+    let written = records.write(&mut writer, stored, Change::Internal).await?;
     Ok(written.is_some())
 }
 
@@ -256,18 +255,16 @@ async fn offer<B: Agenda>(
 /// Takes the lease of a task from a worker that has left the task.
 async fn take_lease<B: Agenda>(
     records: &Records<B>,
-    stored: StoredTask,
+    mut stored: StoredTask,
     exit: WorkerExit,
     now: DateTime<Utc>,
 ) -> Result<Verdict, TaskError> {
-    let StoredTask { key, task, version, .. } = stored;
-    let mut task = task.into_task();
-    let Some(lease) = task.lease.clone() else { return Ok(Verdict::Changed) };
-    let after = machine::take_lease(&mut task, exit, now)?;
+    let Some(lease) = stored.task.lease.clone() else { return Ok(Verdict::Changed) };
+    let after = machine::take_lease(stored.task_mut(), exit, now)?;
     let mut writer = Writer::store();
-    let written = records.write(&mut writer, &key, version, task, Change::Visible).await?;
+    let written = records.write(&mut writer, stored, Change::Visible).await?;
     let Some(written) = written else { return Ok(Verdict::Changed) };
-    let (TaskKey { owner, task: id }, operation) = (&key, &written.task.operation);
+    let (TaskKey { owner, task: id }, operation) = (&written.key, &written.task.operation);
     if let (WorkerExit::Lost, Some(holder)) = (exit, &lease.holder) {
         let silent = silent_for(&lease, now);
         tracing::info!(owner = %owner.printable(), task = %id.printable(), operation, attempt = lease.attempt, holder, ?silent, "worker lost");

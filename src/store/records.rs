@@ -149,6 +149,7 @@ impl<B: Agenda> Records<B> {
         let timer = task.lease.is_some().then(|| self.scheduler.new_lease_timer());
         let write = Write::create(key, &mut task, options, timer, self.engine.backend.max_value_bytes())?;
         let mut writer = Writer::new(ChangeKind::Input, deadline, None);
+        let task = StoredTask::new(key, task, Version::ABSENT, None, self.engine.origin());
         match write.apply(&self.engine, &mut writer, task).await? {
             Some(created) => Ok(created),
             // Another task has the same random id of 122 bits, or the engine breaks its contract.
@@ -200,8 +201,7 @@ impl<B: Agenda> Records<B> {
             if made == Change::None {
                 return Ok(stored);
             }
-            let task = stored.task.into_task();
-            if let Some(written) = self.write(&mut writer, key, stored.version, task, made).await? {
+            if let Some(written) = self.write(&mut writer, stored, made).await? {
                 return Ok(written);
             }
         }
@@ -221,30 +221,32 @@ impl<B: Agenda> Records<B> {
             return Ok(None);
         }
         writer.had_ended = held.task.status.is_terminal();
-        let mut task = Task::clone(&held.task);
-        let Ok(made @ (Change::Visible | Change::Internal)) = change(&mut task) else { return Ok(None) };
-        match self.write(writer, &held.key, held.version, task, made).await {
+        let mut stored = held.clone();
+        let Ok(made @ (Change::Visible | Change::Internal)) = change(stored.task_mut()) else {
+            return Ok(None);
+        };
+        match self.write(writer, stored, made).await {
             Err(TaskError::LimitExceeded { .. }) => Ok(None),
             written => written,
         }
     }
 
-    /// Writes a changed task if its record still has the version `expected`. Returns `None` if another writer has
-    /// written the record since the read.
+    /// Writes a changed task if its record still has the version of the read. Returns the task as written; `None` if another
+    /// writer has written the record since the read.
     pub(super) async fn write(
         &self,
         writer: &mut Writer<'_>,
-        key: &TaskKey,
-        expected: Version,
-        mut task: Task,
+        mut stored: StoredTask,
         change: Change,
     ) -> Result<Option<StoredTask>, TaskError> {
+        let (key, expected) = (stored.key.clone(), stored.version);
+        let task = stored.task_mut();
         if change != Change::Internal {
             task.last_updated_at = self.engine.now().max(task.last_updated_at);
         }
         let max_bytes = self.engine.backend.max_value_bytes();
-        let write = Write::update(writer, key, &mut task, expected, change, max_bytes)?;
-        write.apply(&self.engine, writer, task).await
+        let write = Write::update(writer, &key, task, expected, change, max_bytes)?;
+        write.apply(&self.engine, writer, stored).await
     }
 
     fn is_overdue(&self, task: &Task) -> bool {
@@ -263,14 +265,13 @@ impl<B: Agenda> Records<B> {
         if !self.is_overdue(&stored.task) || !self.has_ttl_elapsed(&stored).await {
             return Ok(Some(stored));
         }
-        let mut task = Task::clone(&stored.task);
-        machine::expire(&mut task)?;
+        let mut ended = stored.clone();
+        machine::expire(ended.task_mut())?;
         let mut writer = Writer::store();
-        let write = self.write(&mut writer, &stored.key, stored.version, task.clone(), Change::Visible);
-        match Box::pin(write).await {
+        match Box::pin(self.write(&mut writer, ended.clone(), Change::Visible)).await {
             Err(error) if !matches!(error, TaskError::NotFound { .. }) => {
                 log_unwritten_end(&error);
-                Ok(Some(stored.showing(task)))
+                Ok(Some(ended.unwritten()))
             }
             written => written,
         }

@@ -14,7 +14,6 @@ use super::machine::Change;
 use super::writers::{Priority, WritePermit};
 use crate::backend::{Agenda, Expiry, PutOptions, StorageError, TaskKey, Version, Written};
 use crate::task::payload::MAX_INLINE_BYTES;
-use crate::task::snapshot::Origin;
 use crate::task::{StoredTask, Task, TaskStatus};
 
 /// How many write ids a record has at most.
@@ -111,11 +110,8 @@ pub(super) struct Write<'a> {
     data: Bytes,
     options: PutOptions,
     expected: Version,
-    write_id: String,
     /// The timer that the engine schedules before it creates the record.
     timer: Option<NewTimer<'a>>,
-    /// The last write id of the record when the task was read.
-    previous: Option<String>,
     /// The event that the write causes, if any.
     event: Option<Event>,
 }
@@ -165,22 +161,21 @@ impl<'a> Write<'a> {
         kind: ChangeKind,
         max_bytes: usize,
     ) -> Result<Self, TaskError> {
-        let previous = task.write_ids.last().cloned();
-        let write_id = add_write_id(task);
+        add_write_id(task);
         let data = encode(task, &mut options, max_bytes)?;
         if kind != ChangeKind::Lifecycle && !task.status.is_terminal() {
             let max = max_bytes.saturating_sub(RESERVE);
             check("bytes of data in the record of the task", data.len(), max)?;
         }
-        Ok(Self { key, data, options, expected, write_id, timer: None, previous, event: None })
+        Ok(Self { key, data, options, expected, timer: None, event: None })
     }
 
-    /// Sends the write. Returns `None` if it conflicts with another write.
+    /// Sends the write of this task. Returns the task as written; `None` if the write conflicts with another one.
     pub(super) async fn apply<B: Agenda>(
         &self,
         engine: &EngineClient<B>,
         writer: &mut Writer<'_>,
-        task: Task,
+        task: StoredTask,
     ) -> Result<Option<StoredTask>, TaskError> {
         let written = self.send_and_resolve(engine, writer, task).await?;
         if let (Some(event), Some(written)) = (self.event, &written) {
@@ -193,14 +188,14 @@ impl<'a> Write<'a> {
         &self,
         engine: &EngineClient<B>,
         writer: &mut Writer<'_>,
-        task: Task,
+        task: StoredTask,
     ) -> Result<Option<StoredTask>, TaskError> {
         let origin = engine.origin();
         writer.set_in_doubt(true);
         let sent = self.send(engine).await;
         writer.set_in_doubt(sent.as_ref().is_err_and(StorageError::outcome_unknown));
         match sent {
-            Ok(written) => Ok(Some(self.stored(task, written, origin))),
+            Ok(written) => Ok(Some(task.written(written, origin))),
             Err(StorageError::VersionConflict { .. }) => Ok(None),
             Err(error) if can_be_resolved(&error) => {
                 writer.permit = None;
@@ -232,21 +227,21 @@ impl<'a> Write<'a> {
     async fn resolve_outcome<B: Agenda>(
         &self,
         engine: &EngineClient<B>,
-        task: Task,
+        task: StoredTask,
         unanswered: StorageError,
     ) -> Result<StoredTask, TaskError> {
         for delay in RESOLVE_DELAYS_MS {
             tokio::time::sleep(jittered(delay)).await;
             match engine.get(self.key).await {
-                Ok(found) if found.task.write_ids.contains(&self.write_id) => return Ok(found),
-                Ok(found) if self.is_derived_from(&found) => {}
+                Ok(found) if has_write_of(&task.task, &found.task) => return Ok(found),
+                Ok(found) if found.version == self.expected && derives_from(&task.task, &found.task) => {}
                 Err(TaskError::NotFound { .. }) if self.expected == Version::ABSENT => {}
                 Err(error) if error.is_retryable() => continue,
                 _ => return Err(TaskError::Storage(unanswered)),
             }
             let origin = engine.origin();
             match self.send(engine).await {
-                Ok(written) => return Ok(self.stored(task, written, origin)),
+                Ok(written) => return Ok(task.written(written, origin)),
                 // The first copy of the write may have arrived late. The next read shows whether it has.
                 Err(StorageError::VersionConflict { .. }) => {}
                 Err(error @ StorageError::TooFewReplicas { .. }) => return Err(TaskError::Storage(error)),
@@ -255,17 +250,9 @@ impl<'a> Write<'a> {
             }
         }
         match engine.get(self.key).await {
-            Ok(found) if found.task.write_ids.contains(&self.write_id) => Ok(found),
+            Ok(found) if has_write_of(&task.task, &found.task) => Ok(found),
             _ => Err(TaskError::Storage(unanswered)),
         }
-    }
-
-    fn is_derived_from(&self, found: &StoredTask) -> bool {
-        found.version == self.expected && found.task.write_ids.last() == self.previous.as_ref()
-    }
-
-    fn stored(&self, task: Task, written: Written, origin: Origin) -> StoredTask {
-        StoredTask::new(self.key, task, written.version, written.expires_at, origin)
     }
 }
 
@@ -279,16 +266,24 @@ fn can_be_resolved(error: &StorageError) -> bool {
 /// ids into a record. The ids need not be secret.
 static WRITE_ID: Lazy<AtomicU32> = Lazy::new(|| AtomicU32::new(uuid::Uuid::new_v4().as_fields().0));
 
-/// Adds a new write id to the task, and returns it.
-fn add_write_id(task: &mut Task) -> String {
+/// Returns whether the record has the write id of this task, which is about to be written.
+fn has_write_of(task: &Task, found: &Task) -> bool {
+    task.write_ids.last().is_some_and(|id| found.write_ids.contains(id))
+}
+
+/// Returns whether the last write of the record is the one that precedes the write of this task.
+fn derives_from(task: &Task, found: &Task) -> bool {
+    found.write_ids.last() == task.write_ids.iter().nth_back(1)
+}
+
+/// Adds a new write id to the task.
+fn add_write_id(task: &mut Task) {
     // The step is odd, so the ids repeat only after all numbers were used. It is large, so consecutive ids differ in
     // most digits.
     const STEP: u32 = 0x9e37_79b9;
-    let write_id = format!("{:08x}", WRITE_ID.fetch_add(STEP, Ordering::Relaxed));
     let surplus = (task.write_ids.len() + 1).saturating_sub(MAX_WRITE_IDS);
     task.write_ids.drain(..surplus);
-    task.write_ids.push(write_id.clone());
-    write_id
+    task.write_ids.push(format!("{:08x}", WRITE_ID.fetch_add(STEP, Ordering::Relaxed)));
 }
 
 /// Encodes a task that is about to be written. Large payloads become parts of the write, and are

@@ -2,6 +2,7 @@
 //! every conflict costs round trips.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as Lock, MutexGuard as LockGuard};
@@ -75,10 +76,11 @@ impl QueuedWriter<'_> {
 impl Drop for QueuedWriter<'_> {
     fn drop(&mut self) {
         let mut entries = self.queues.entries();
-        if let Some((writers, _)) = entries.get_mut(&self.key) {
+        if let Entry::Occupied(mut entry) = entries.entry(self.key.clone()) {
+            let (writers, _) = entry.get_mut();
             *writers -= 1;
             if *writers == 0 {
-                entries.remove(&self.key);
+                entry.remove();
             }
         }
     }

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::Task;
-use crate::backend::{TaskKey, Version};
+use crate::backend::{TaskKey, Version, Written};
 
 /// How old a copy may be to save the read. See [`Snapshot`].
 const FRESH: Duration = Duration::from_secs(1);
@@ -151,15 +151,22 @@ impl StoredTask {
         Self { key: key.clone(), task: Snapshot(Arc::new(read)), version, expires_at }
     }
 
-    /// Returns the task for a change and a write. Only for a copy that no caller has received.
+    /// Returns the task for a change and a write. Copies that a caller holds stay as they are.
     pub(crate) fn task_mut(&mut self) -> &mut Task {
         &mut Arc::make_mut(&mut self.task.0).task
     }
 
-    /// Returns this copy with another task. No call writes over the returned copy without a read.
-    pub(crate) fn showing(&self, task: Task) -> Self {
-        let origin = Origin { client: u64::MAX, ..self.task.0.origin };
-        Self::new(&self.key, task, self.version, self.expires_at, origin)
+    /// Returns this task as a write stored it.
+    pub(crate) fn written(mut self, written: Written, origin: Origin) -> Self {
+        let stored = Arc::make_mut(&mut self.task.0);
+        (stored.version, stored.origin) = (written.version, origin);
+        Self { version: written.version, expires_at: written.expires_at, ..self }
+    }
+
+    /// Returns this copy for a caller, although no write has stored its change. No call writes over it without a read.
+    pub(crate) fn unwritten(mut self) -> Self {
+        Arc::make_mut(&mut self.task.0).origin.client = u64::MAX;
+        self
     }
 
     /// Returns whether a call may write over this copy without a read. `now` is the origin of a copy that would be

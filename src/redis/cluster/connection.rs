@@ -272,7 +272,7 @@ impl Connection for ClusterConnection {
         }
     }
 
-    async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError> {
+    async fn detect_pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError> {
         self.refresher.keep_running();
         let slot = slot(key);
         let node = self.master(slot).await?;

@@ -89,7 +89,7 @@ impl Node {
 
     /// Returns the Pub/Sub commands that the node supports.
     pub(super) async fn pubsub(&self, is_bulk: bool) -> Result<Option<Pubsub>, CommandError> {
-        let pubsub = self.connection(is_bulk).pubsub("").await;
+        let pubsub = self.connection(is_bulk).detect_pubsub("").await;
         pubsub.map_err(|failure| self.record_failure(failure))
     }
 

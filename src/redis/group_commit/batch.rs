@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -76,7 +77,7 @@ impl<W: Batched> Batch<W> {
         loop {
             self.remove_given_up();
             let sent = match self.writes.is_empty() {
-                true => return Ok(Replies { each: Vec::new(), unconfirmed: None }),
+                true => return Ok(Replies { each: SmallVec::new(), unconfirmed: None }),
                 false => W::send(&self.writes, transport, &self.calls).await,
             };
             let is_incomplete = self.calls.iter().any(|call| call.is_given_up());

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use queue::Queue;
 use redis::{ErrorKind, RedisError};
+use smallvec::SmallVec;
 
 use super::clock::Clock;
 use super::connection::Connection;
@@ -48,10 +49,13 @@ pub(super) trait Batched: Send + Sync + Sized + 'static {
     ) -> impl Future<Output = Result<Replies<Self>, CommandError>> + Send;
 }
 
+/// The reply to a write, the write's own error, or `None` if it must be sent alone.
+type OneReply<R> = Option<Result<R, CommandError>>;
+
 /// The replies to a batch.
 pub(super) struct Replies<W: Batched> {
-    /// One for each write: its reply, its own error, or `None` if the write must be sent alone.
-    pub(super) each: Vec<Option<Result<W::Reply, CommandError>>>,
+    /// One for each write. A write that is alone needs no vector.
+    pub(super) each: SmallVec<[OneReply<W::Reply>; 1]>,
     /// Why the writes that the server applied do not count as written, if so.
     pub(super) unconfirmed: Option<CommandError>,
 }

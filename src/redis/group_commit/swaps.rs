@@ -1,6 +1,7 @@
 //! Compare-and-swaps that keep expiry and parts.
 
 use redis::RedisError;
+use smallvec::smallvec;
 
 use super::{Batched, Replies, Transport};
 use crate::redis::in_flight::InFlight;
@@ -35,7 +36,7 @@ impl Batched for CasPut {
         let arguments = CasPuts { records: writes, pubsub };
         if writes.len() == 1 {
             let (kept, unconfirmed) = transport.run(&CAS_PUT, &arguments, key, in_flight).await?;
-            return Ok(Replies { each: vec![Some(Ok(kept))], unconfirmed });
+            return Ok(Replies { each: smallvec![Some(Ok(kept))], unconfirmed });
         }
         let (each, unconfirmed) = transport.run(&CAS_PUT_BATCH, &arguments, key, in_flight).await?;
         if each.len() != writes.len() {

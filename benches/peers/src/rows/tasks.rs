@@ -73,7 +73,7 @@ async fn our_tasks(store: &Ours) -> Result<Vec<StoredTask>> {
     Ok(tasks)
 }
 
-fn status(number: usize) -> String {
+pub fn status(number: usize) -> String {
     format!("frame {number} of 240")
 }
 

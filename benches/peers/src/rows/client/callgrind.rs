@@ -1,10 +1,12 @@
 //! How many instructions a call takes, counted by callgrind.
 
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use mcp_task_store::{OwnerId, PageRequest, RedisBackend, StorageBackend};
+use mcp_task_store::{OwnerId, PageRequest, RedisBackend, StorageBackend, TaskStore};
+use pmcp_tasks::GenericTaskStore;
 
 use super::{ALL, COUNTED, Counted, Who, Work, cell, prepare, run};
 use crate::bench::{Bench, Contenders};
@@ -13,22 +15,30 @@ use crate::contender::{Contender, Ours};
 use crate::record::TYPICAL;
 use crate::report::Report;
 use crate::row::{Row, Target};
+use crate::rows::tasks::{new_task, status, their_task};
 
 const FEW: usize = 64;
 const MANY: usize = 256;
 
-const PAGE: Counted =
-    Counted { work: Work::Page, name: "a page of 20", in_flight: 1, before_group_commit: None };
+/// The calls that only callgrind counts.
+const OTHERS: [Counted; 3] = [
+    one_at_a_time(Work::Page, "a page of 20"),
+    one_at_a_time(Work::StatusByKey, "a status update by key"),
+    one_at_a_time(Work::StatusOfCopy, "a status update of the copy just returned"),
+];
+
+const fn one_at_a_time(work: Work, name: &'static str) -> Counted {
+    Counted { work, name, in_flight: 1, before_group_commit: None }
+}
 
 pub fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.step("instructions");
     // Callgrind takes a second for each count, so a check makes one.
-    let counted = COUNTED.iter().chain([&PAGE]).take(if bench.form.is_check() { 1 } else { usize::MAX });
+    let counted = COUNTED.iter().chain(&OTHERS).take(if bench.form.is_check() { 1 } else { usize::MAX });
     for counted in counted {
         let mut row =
             Row::new(format!("instructions per call in the client, by callgrind: {}", counted.name));
-        let is_ours = bench.form.is_check() || counted.work == Work::Page || counted.in_flight > 1;
-        for who in ALL.into_iter().take(if is_ours { 1 } else { 3 }) {
+        for who in ALL.into_iter().take(if bench.form.is_check() { 1 } else { contenders(counted) }) {
             let count = instructions(bench, who, counted)?;
             row = cell(row, who, format!("{count:.0}"));
             if let (Who::Ours, Some(before)) = (who, &counted.before_group_commit) {
@@ -39,6 +49,16 @@ pub fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
         report.add(row);
     }
     Ok(())
+}
+
+/// Returns how many of the contenders are counted.
+fn contenders(counted: &Counted) -> usize {
+    match counted.work {
+        Work::Page | Work::StatusOfCopy => 1,
+        _ if counted.in_flight > 1 => 1,
+        Work::StatusByKey => 2,
+        Work::Create | Work::Swap | Work::Get => 3,
+    }
 }
 
 /// Returns the instructions of one call. Two processes under callgrind make many calls and few calls; the difference is the cost
@@ -84,13 +104,13 @@ pub struct Calls {
 impl Calls {
     pub async fn make(&self) -> Result<()> {
         let contenders = Contenders::connect(&self.url).await?;
-        if self.work == Work::Page {
-            return self.pages(&contenders.ours.0).await;
-        }
-        match self.who {
-            Who::Ours => self.make_by(&contenders.ours).await,
-            Who::Peer => self.make_by(&contenders.peer).await,
-            Who::Bare => self.make_by(&contenders.bare).await,
+        match (self.work, self.who) {
+            (Work::Page, _) => self.pages(&contenders.ours.0).await,
+            (Work::StatusByKey, Who::Peer) => self.peer_status_updates(contenders.peer.0).await,
+            (Work::StatusByKey | Work::StatusOfCopy, _) => self.status_updates(contenders.ours.0).await,
+            (_, Who::Ours) => self.make_by(&contenders.ours).await,
+            (_, Who::Peer) => self.make_by(&contenders.peer).await,
+            (_, Who::Bare) => self.make_by(&contenders.bare).await,
         }
     }
 
@@ -99,6 +119,27 @@ impl Calls {
         let owner = OwnerId::try_from("owner-0")?;
         for _ in 0..self.calls {
             anyhow::ensure!(backend.list(&owner, PageRequest::new(20)).await?.records.len() == 20);
+        }
+        Ok(())
+    }
+
+    async fn status_updates(&self, backend: RedisBackend) -> Result<()> {
+        let store = TaskStore::new(backend);
+        let mut task = store.create(&OwnerId::try_from("owner-0")?, new_task()).await?;
+        for number in 0..self.calls {
+            task = match self.work {
+                Work::StatusOfCopy => store.set_status_message(&task, status(number)).await?,
+                _ => store.set_status_message(&task.key, status(number)).await?,
+            };
+        }
+        Ok(())
+    }
+
+    async fn peer_status_updates(&self, backend: pmcp_tasks::RedisBackend) -> Result<()> {
+        let store = Arc::new(GenericTaskStore::new(backend));
+        let task = their_task(&store, "owner-0").await?;
+        for number in 0..self.calls {
+            store.set_status_message(&task, "owner-0", Some(status(number))).await?;
         }
         Ok(())
     }

@@ -21,6 +21,10 @@ pub enum Work {
     Get,
     /// A page of 20. Only this crate has it.
     Page,
+    /// A status update through the store, by key. The bare commands have no store.
+    StatusByKey,
+    /// A status update of the copy that the previous update returned. Only this crate has it.
+    StatusOfCopy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -103,7 +107,7 @@ async fn run<C: Contender>(contender: &C, records: &Records<C>, work: Work, in_f
     match work {
         Work::Create => create(contender, records, in_flight).await?,
         Work::Swap => swap(contender, records, in_flight, 1).await?,
-        Work::Get | Work::Page => get(contender, records, in_flight, records.len()).await?,
+        _ => get(contender, records, in_flight, records.len()).await?,
     };
     Ok(())
 }
