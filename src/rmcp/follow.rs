@@ -1,5 +1,6 @@
 //! Follows the task of a run: passes changes of the task to the operation, and detects when the run must end.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,17 +50,20 @@ pub(super) async fn follow<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSigna
 /// Follows the task until its run ends. Returns `None` if the attempt becomes void first.
 async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSignal) -> Option<RunEnd> {
     let mut changes = Some(run.watch());
-    let mut ttl_ends_at = run.ttl_left().map(|left| Instant::now() + left);
-    while !run.is_void() {
+    // Both futures stay for all events.
+    let mut ttl_elapsed = pin!(at(run.ttl_left().map(|left| Instant::now() + left)));
+    let mut shutdown = pin!(shutdown.begun());
+    while !run.state.is_void() {
         let event = tokio::select! {
+            biased;
             ended = &mut run.operation => return Some(ended.map_or(RunEnd::Aborted, RunEnd::Ended)),
-            _ = shutdown.begun() => return Some(RunEnd::Shutdown),
+            _ = &mut shutdown => return Some(RunEnd::Shutdown),
             reported = run.renewals.reports.changed() => match reported {
                 Ok(()) => Event::Renewal,
                 Err(_) => Event::RenewalsPanicked,
             },
             change = next(&mut changes) => Event::Change(change),
-            () = at(ttl_ends_at) => Event::TtlElapsed,
+            () = &mut ttl_elapsed => Event::TtlElapsed,
         };
         match event {
             Event::Renewal => {
@@ -76,10 +80,15 @@ async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSi
                 if change.is_none() {
                     changes = None;
                 }
-                read_task(run, shutdown).await;
+                let mut read = pin!(read_task(run));
+                tokio::select! {
+                    biased;
+                    () = &mut read => {}
+                    _ = &mut shutdown => return Some(RunEnd::Shutdown),
+                }
             }
             Event::TtlElapsed => {
-                ttl_ends_at = None;
+                ttl_elapsed.set(at(None));
                 // A renewal reads the task, and every reader ends an overdue task.
                 run.renewals.request_renewal();
             }
@@ -106,20 +115,17 @@ fn apply_report<B: Agenda>(run: &mut Run<B>) {
     let report = run.renewals.reports.borrow_and_update().clone();
     match report {
         RenewalReport::Pending => {}
-        RenewalReport::Renewed { stored, since } => run.set_state(stored, since),
-        RenewalReport::Void(reason) => run.set_void(&reason),
+        RenewalReport::Renewed { stored, since } => run.state.set(stored, since),
+        RenewalReport::Void(reason) => run.state.set_void(&reason),
     }
 }
 
-/// Reads the task after a change. Returns early if a shutdown begins.
-async fn read_task<B: Agenda>(run: &Run<B>, shutdown: &ShutdownSignal) {
+/// Reads the task after a change.
+async fn read_task<B: Agenda>(run: &Run<B>) {
     let since = std::time::Instant::now();
-    let read = tokio::select! {
-        read = timeout(run.call_timeout(), run.attempt.read()) => read,
-        _ = shutdown.begun() => return,
-    };
-    match read {
-        Ok(Ok(stored)) => run.set_state(Arc::new(stored), since),
+    let read = pin!(run.attempt.read_again(|| run.state.stored()));
+    match timeout(run.call_timeout(), read).await {
+        Ok(Ok(stored)) => run.state.set(Arc::new(stored), since),
         Ok(Err(error)) => apply_read_error(run, &error),
         // A renewal reads the task too.
         Err(_) => run.renewals.request_renewal(),
@@ -131,7 +137,7 @@ async fn read_task<B: Agenda>(run: &Run<B>, shutdown: &ShutdownSignal) {
 
 fn apply_read_error<B: Agenda>(run: &Run<B>, error: &TaskError) {
     if ErrorClass::of(error) == ErrorClass::Void {
-        return run.set_void(error);
+        return run.state.set_void(error);
     }
     tracing::debug!(error = %Chain(error), "a worker could not read its task");
     // A renewal reads the task, too, and the renewals try again until one succeeds.

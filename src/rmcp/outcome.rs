@@ -1,6 +1,7 @@
 //! Stores the outcome of an operation. The run tries until the store accepts the outcome, or answers that the attempt is void.
 
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use rmcp::ErrorData;
 use rmcp::task_manager::TaskExit;
@@ -24,9 +25,10 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 /// Stores the outcome of an operation and its last status message, unless the attempt is void. The renewals of the
 /// lease continue meanwhile.
 pub(super) async fn store<B: Agenda>(run: Run<B>, outcome: Outcome, shutdown: &ShutdownSignal) {
+    let mut stored = pin!(store_until_accepted(&run, outcome));
     tokio::select! {
         biased;
-        () = store_until_accepted(&run, outcome) => {}
+        () = &mut stored => {}
         () = shutdown.limit_elapsed(SHUTDOWN_LIMIT) => tracing::error!(
             "the outcome of an operation is lost: the engine did not accept it within {SHUTDOWN_LIMIT:?} after the shutdown began"
         ),
@@ -75,7 +77,12 @@ impl Unstored {
     async fn try_to_store<B: Agenda>(&mut self, run: &Run<B>) -> Progress {
         let limit = run.call_timeout();
         let message = run.status_message.unwritten().filter(|_| self.has_message);
-        match timeout(limit, run.attempt.end(&self.ending, message.as_deref())).await {
+        let copy = run.state.begin_write(Instant::now());
+        let ended = {
+            let end = pin!(run.attempt.end(copy.as_deref(), &self.ending, message.as_deref()));
+            timeout(limit, end).await
+        };
+        match ended {
             Ok(Ok(_)) => Progress::Finished,
             Ok(Err(error)) => self.apply_error(run, error, message.is_some()),
             Err(_) => {
@@ -105,7 +112,7 @@ impl Unstored {
         if self.may_be_stored && has_ended_as(error, &self.ending) {
             // An earlier write was applied, and its reply did not arrive.
             run.attempt.report(&self.ending, run.operation_name().as_deref());
-        } else if run.is_void() {
+        } else if run.state.is_void() {
             // The run logged a warning when the attempt became void.
             tracing::debug!(error = %Chain(error), "the outcome of an operation was not stored");
         } else {

@@ -152,10 +152,11 @@ impl<B: Agenda> LeaseRenewal<B> {
         let since = std::time::Instant::now();
         let limit = call_timeout(self.store.lease_duration(), lease_left(&self.store, self.deadline));
         let attempt = self.attempt();
+        let renew = pin!(attempt.renew());
         let renewed = tokio::select! {
             // Drop the write, so that it does not conflict with the next write of the run.
             () = self.report.closed() => return None,
-            renewed = timeout(limit, admitted(permit, attempt.renew())) => renewed,
+            renewed = timeout(limit, admitted(permit, renew)) => renewed,
         };
         self.publish(renewed, since, limit)
     }

@@ -88,7 +88,8 @@ impl<B: Agenda> Renewer<B> {
         let admission = Arc::clone(&self.admission);
         let (renewal, handle) = LeaseRenewal::new(store.clone(), attempt.clone(), stored, delay, admission);
         if let Some(renewal) = self.send_to_thread(renewal) {
-            tokio::spawn(renewal.run().in_current_span());
+            // Boxed, because Tokio copies a future several times until it runs, and this one has kilobytes.
+            tokio::spawn(Box::pin(renewal.run()).in_current_span());
         }
         handle
     }

@@ -1,12 +1,10 @@
 //! One run of an operation in this process: the operation, its lease, and the newest known state of the task.
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use rmcp::task_manager::TaskFuture;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{Instrument, Span, info_span};
 
@@ -16,7 +14,7 @@ use super::renewals::RenewalHandle;
 use super::renewer::Renewer;
 use super::slots::{Slot, SlotGuard};
 use super::status_message::StatusMessage;
-use super::task_state::TaskState;
+use super::task_state::RunState;
 use super::timeouts::{call_timeout, lease_left};
 use crate::backend::{Agenda, StorageError};
 use crate::store::{Attempt, DropGuard, TaskStore};
@@ -41,7 +39,7 @@ pub(super) fn span<B: Agenda>(
 pub(super) struct Run<B> {
     pub(super) store: TaskStore<B>,
     pub(super) attempt: Attempt<B>,
-    state: watch::Sender<TaskState>,
+    pub(super) state: RunState,
     pub(super) status_message: Arc<StatusMessage>,
     pub(super) renewals: RenewalHandle,
     renewer: Arc<Renewer<B>>,
@@ -65,9 +63,7 @@ impl<B: Agenda> Run<B> {
         operation: impl FnOnce(TaskContext) -> TaskFuture,
     ) -> (Self, bool) {
         let stored = Arc::new(stored);
-        let state =
-            TaskState { stored: Arc::clone(&stored), since: std::time::Instant::now(), is_void: false };
-        let state = watch::Sender::new(state);
+        let state = RunState::new(Arc::clone(&stored));
         let status_message = Arc::new(StatusMessage::new(store.max_status_message_bytes()));
         let slot = slot.map(Arc::new);
         let context = TaskContext::new(
@@ -106,19 +102,19 @@ impl<B: Agenda> Run<B> {
 
     /// Starts the renewals again after their task has panicked.
     pub(super) fn restart_renewals(&mut self) {
-        let stored = Arc::clone(&self.state.borrow().stored);
+        let stored = self.state.stored();
         self.renewals = self.renewer.start(&self.store, &self.attempt, &stored, &self.polls);
     }
 
     /// Returns the time until the TTL elapses; `None` for a task without a TTL.
     pub(super) fn ttl_left(&self) -> Option<Duration> {
-        let deadline = self.state.borrow().stored.task.deadline()?;
+        let deadline = self.state.stored().task.deadline()?;
         Some((deadline - self.store.backend().now()).to_std().unwrap_or_default() + Duration::from_millis(5))
     }
 
     /// Returns how long the lease still lasts, as far as this run knows.
     pub(super) fn lease_left(&self) -> Option<Duration> {
-        let read = self.state.borrow().stored.task.lease.as_ref().map(|lease| lease.deadline);
+        let read = self.state.stored().task.lease.as_ref().map(|lease| lease.deadline);
         lease_left(&self.store, read.max(self.renewals.deadline()))
     }
 
@@ -128,29 +124,6 @@ impl<B: Agenda> Run<B> {
     }
 
     pub(super) fn operation_name(&self) -> Option<String> {
-        self.state.borrow().stored.task.operation.clone()
-    }
-
-    /// Returns whether the attempt is void. The operation has then received the signal to stop.
-    pub(super) fn is_void(&self) -> bool {
-        self.state.borrow().is_void
-    }
-
-    /// Passes a newer state of the task to the operation. A state is newer if its read or write began later, even if
-    /// its answer arrived earlier.
-    pub(super) fn set_state(&self, stored: Arc<StoredTask>, since: std::time::Instant) {
-        self.state.send_if_modified(|state| {
-            if since < state.since {
-                return false;
-            }
-            let is_void = stored.task.status.is_terminal();
-            *state = TaskState { stored, since, is_void };
-            true
-        });
-    }
-
-    pub(super) fn set_void(&self, reason: &dyn Display) {
-        tracing::warn!(%reason, "the attempt of an operation is void; the operation must stop");
-        self.state.send_modify(|state| state.is_void = true);
+        self.state.stored().task.operation.clone()
     }
 }

@@ -126,10 +126,11 @@ impl<B: Agenda> Runtime<B> {
         let (store, renewer) = (self.store.clone(), Arc::clone(&self.renewer));
         let (run, has_begun) = Run::begin(store, renewer, attempt, stored, slot, operation);
         let shutdown = self.shutdown.signal();
-        let supervised = async move {
+        // Boxed, because Tokio copies a future several times until it runs, and this one has kilobytes.
+        let supervised = Box::pin(async move {
             supervise(run, shutdown).await;
             drop(guard);
-        };
+        });
         tokio::spawn(supervised.in_current_span());
         has_begun
     }

@@ -2,7 +2,8 @@
 //! together with the outcome.
 
 use std::convert::Infallible;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -11,6 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::error_class::ErrorClass;
 use super::renewals::RenewalSignals;
+use super::task_state::RunState;
 use super::timeouts::short_call_timeout;
 use crate::backend::Agenda;
 use crate::printable::Chain;
@@ -35,6 +37,9 @@ struct Newest {
     /// How many messages the operation has set.
     number: u64,
 }
+
+/// The attempt is void.
+struct Void;
 
 impl StatusMessage {
     pub(super) fn new(max_bytes: usize) -> Self {
@@ -69,46 +74,68 @@ impl StatusMessage {
     pub(super) async fn write<B: Agenda>(
         &self,
         attempt: &Attempt<B>,
+        state: &RunState,
         lease: Duration,
         signals: &RenewalSignals,
     ) -> Infallible {
+        let mut earliest = Instant::now();
         loop {
-            let Newest { unwritten, number } = self.newest().clone();
-            let Some(message) = unwritten else {
-                self.changed.notified().await;
-                continue;
-            };
-            let begun = Instant::now();
-            let write = timeout(short_call_timeout(lease), attempt.set_status_message(message));
+            self.message_is_unwritten().await;
+            if Instant::now() < earliest {
+                // Even a time in the past can take a turn of the timer.
+                sleep_until(earliest).await;
+            }
+            let Newest { unwritten: Some(message), number } = self.newest().clone() else { continue };
+            let (begun, since) = (Instant::now(), std::time::Instant::now());
+            let copy = state.begin_write(since);
+            let mut write = pin!(attempt.write_status_message(copy.as_deref(), &message));
             tokio::select! {
-                written = write => if self.finish_write(written, number) {
-                    // The renewal receives the same answer and stops the operation.
-                    signals.request_renewal();
-                    return std::future::pending().await;
+                biased;
+                written = timeout(short_call_timeout(lease), write.as_mut()) => match self.finish_write(written, number) {
+                    Ok(stored) => stored.into_iter().for_each(|stored| state.set(Arc::new(stored), since)),
+                    Err(Void) => {
+                        // The renewal receives the same answer and stops the operation.
+                        signals.request_renewal();
+                        return std::future::pending().await;
+                    }
                 },
                 () = signals.renewal_begins() => {
                     tracing::debug!("the write of a status message was dropped in favor of the renewal of the lease");
                 }
             }
-            sleep_until(begun + WRITE_INTERVAL).await;
+            earliest = begun + WRITE_INTERVAL;
         }
     }
 
-    /// Handles the result of a write. Returns whether the attempt is void.
-    fn finish_write(&self, written: Result<Result<StoredTask, TaskError>, Elapsed>, number: u64) -> bool {
+    /// Waits until there is a message that is not written yet.
+    async fn message_is_unwritten(&self) {
+        while self.newest().unwritten.is_none() {
+            self.changed.notified().await;
+        }
+    }
+
+    /// Handles the result of a write. Returns the written task, if the write succeeded.
+    fn finish_write(
+        &self,
+        written: Result<Result<StoredTask, TaskError>, Elapsed>,
+        number: u64,
+    ) -> Result<Option<StoredTask>, Void> {
         match written {
-            Ok(Ok(_)) => self.set_written(number),
+            Ok(Ok(stored)) => {
+                self.set_written(number);
+                return Ok(Some(stored));
+            }
             Ok(Err(error)) => {
                 tracing::debug!(error = %Chain(&error), "a status message could not be written");
                 match ErrorClass::of(&error) {
-                    ErrorClass::Void => return true,
+                    ErrorClass::Void => return Err(Void),
                     ErrorClass::Permanent => self.set_written(number),
                     ErrorClass::Transient => {}
                 }
             }
             Err(_) => tracing::debug!("a status message could not be written in time"),
         }
-        false
+        Ok(None)
     }
 
     fn set_written(&self, number: u64) {

@@ -1,5 +1,6 @@
 //! Supervises one run from its begin to its end.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +21,16 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSignal) {
     let end = {
         let (message, attempt) = (Arc::clone(&run.status_message), run.attempt.clone());
-        let (lease, signals) = (run.store.lease_duration(), run.renewals.signals());
+        let (state, lease, signals) = (run.state.clone(), run.store.lease_duration(), run.renewals.signals());
         // When the run ends, the `select` drops the write of a message. The message is then written together with the
         // outcome.
+        // Pinned here: a future that is passed by value is copied, and adds its size to the future of this run.
+        let mut follow = pin!(follow(&mut run, &shutdown));
+        let mut write = pin!(message.write(&attempt, &state, lease, &signals));
         tokio::select! {
-            end = follow(&mut run, &shutdown) => end,
-            never = message.write(&attempt, lease, &signals) => match never {},
+            biased;
+            end = &mut follow => end,
+            never = &mut write => match never {},
         }
     };
     match end {

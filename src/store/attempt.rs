@@ -12,6 +12,7 @@ use super::keeper::KeptRecords;
 use super::local_attempts::AttemptGuard;
 use super::machine::{self, Change, WorkerExit};
 use super::records::ChangeCall;
+use super::task_ref::TaskRef;
 use super::write::ChangeKind;
 use crate::backend::{Agenda, TaskKey};
 use crate::printable::Chain;
@@ -143,7 +144,32 @@ impl<B: Agenda> Attempt<B> {
 
     /// Reads the task. Succeeds while this attempt holds the lease, and after the task has ended.
     pub async fn read(&self) -> Result<StoredTask, TaskError> {
-        self.change(ChangeKind::Lifecycle, "read", |_| Ok(Change::None)).await
+        self.read_task(|| None).await
+    }
+
+    /// Reads the task of this attempt. The call decodes the record only if the task has changed since `copy`.
+    pub(super) async fn read_task(
+        &self,
+        copy: impl Fn() -> Option<Arc<StoredTask>> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        let records = self.store.records();
+        let read = records.read_after_writers(&records.deadline(), &self.key, copy).await;
+        let read = read.and_then(|stored| {
+            self.check_lease(&stored.task)?;
+            Ok(stored)
+        });
+        if is_over(&read) {
+            self.set_over();
+        }
+        read
+    }
+
+    /// Returns an error if this attempt does not hold the lease. A task that has ended has no lease.
+    fn check_lease(&self, task: &Task) -> Result<(), TaskError> {
+        match task.status.is_terminal() || self.holds(task) {
+            true => Ok(()),
+            false => Err(TaskError::LeaseLost { task: self.key.task.clone(), attempt: self.number }),
+        }
     }
 
     /// Releases the lease, so that the next worker need not wait until the lease lapses. Call it when the process
@@ -158,7 +184,8 @@ impl<B: Agenda> Attempt<B> {
         let release = |task: &mut Task| {
             machine::take_lease(task, WorkerExit::Released, records.engine.now()).map(|_| Change::Visible)
         };
-        let released = self.change_before(&deadline, ChangeKind::Lifecycle, "release", release).await?;
+        let call = ChangeCall::by_holder(ChangeKind::Lifecycle, "release", TaskRef::Key(&self.key));
+        let released = self.change_before(&deadline, call, release).await?;
         self.set_over();
         let schedule = async {
             if let Err(error) = records.scheduler.schedule_work(&released).await {
@@ -269,28 +296,36 @@ impl<B: Agenda> Attempt<B> {
         operation: &'static str,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
     ) -> Result<StoredTask, TaskError> {
-        self.change_before(&self.store.records_only().deadline(), kind, operation, change).await
+        self.change_task(TaskRef::Key(&self.key), kind, operation, change).await
+    }
+
+    /// Changes the task of this attempt. A copy of it can save the read.
+    pub(super) async fn change_task(
+        &self,
+        task: TaskRef<'_>,
+        kind: ChangeKind,
+        operation: &'static str,
+        change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        let call = ChangeCall::by_holder(kind, operation, task);
+        self.change_before(&self.store.records_only().deadline(), call, change).await
     }
 
     async fn change_before(
         &self,
         deadline: &Deadline,
-        kind: ChangeKind,
-        operation: &'static str,
+        call: ChangeCall<'_>,
         change: impl Fn(&mut Task) -> Result<Change, TaskError> + Send + Sync,
     ) -> Result<StoredTask, TaskError> {
         let fenced = |task: &mut Task| {
-            // A task that has ended has no lease. The change itself then returns the error.
-            if !task.status.is_terminal() && !self.holds(task) {
-                return Err(TaskError::LeaseLost { task: self.key.task.clone(), attempt: self.number });
-            }
+            // If the task has ended, the change itself returns the error.
+            self.check_lease(task)?;
             let made = change(task)?;
             if made != Change::None {
                 self.renew_lease(task);
             }
             Ok(made)
         };
-        let call = ChangeCall::by_holder(kind, operation, &self.key);
         let changed = self.store.records().change(deadline, call, fenced).await;
         if is_over(&changed) {
             self.set_over();

@@ -1,5 +1,5 @@
-//! Ends a task for a runtime: one write stores the outcome and the last status message. Also ends the attempt of a
-//! run.
+//! The calls of a run for a runtime. They do less if the run has a fresh copy of its task. The last write stores the
+//! outcome and the last status message. Also ends the attempt of a run.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use super::attempt::Attempt;
 use super::error::TaskError;
 use super::local_attempts::AttemptGuard;
 use super::machine;
+use super::task_ref::TaskRef;
 use super::write::{ChangeKind, Event};
 use crate::backend::Agenda;
 use crate::task::{RpcError, StoredTask, Task, TaskStatus};
@@ -22,9 +23,33 @@ pub(crate) enum Ending {
 }
 
 impl<B: Agenda> Attempt<B> {
-    /// Ends the task, and sets its status message if there is one.
+    /// Sets the status message. `copy`: the task of this attempt as the run knows it.
+    pub(crate) async fn write_status_message(
+        &self,
+        copy: Option<&StoredTask>,
+        message: &str,
+    ) -> Result<StoredTask, TaskError> {
+        let config = &self.store.records_only().config;
+        let set = |task: &mut Task| machine::set_status_message(task, message, config);
+        self.change_task(self.task(copy), ChangeKind::Progress, "set_status_message", set).await
+    }
+
+    /// Reads the task. `copy` returns the task of this attempt as the run knows it.
+    pub(crate) async fn read_again(
+        &self,
+        copy: impl Fn() -> Arc<StoredTask> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        self.read_task(|| Some(copy())).await
+    }
+
+    fn task<'a>(&'a self, copy: Option<&'a StoredTask>) -> TaskRef<'a> {
+        copy.map_or(TaskRef::Key(self.key()), TaskRef::Stored)
+    }
+
+    /// Ends the task, and sets its status message if there is one. `copy`: the task of this attempt as the run knows it.
     pub(crate) async fn end(
         &self,
+        copy: Option<&StoredTask>,
         ending: &Ending,
         status_message: Option<&str>,
     ) -> Result<StoredTask, TaskError> {
@@ -39,7 +64,7 @@ impl<B: Agenda> Attempt<B> {
                 Ending::Cancelled => machine::cancel(task),
             }
         };
-        self.change(ChangeKind::Lifecycle, ending.name(), end).await
+        self.change_task(self.task(copy), ChangeKind::Lifecycle, ending.name(), end).await
     }
 
     /// Logs the end of the task. Call it if the call that ended the task was dropped before its reply arrived.

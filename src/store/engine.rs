@@ -65,10 +65,24 @@ impl<B: Agenda> EngineClient<B> {
     }
 
     pub(super) async fn get(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
-        check_key(key)?;
         let origin = self.origin();
+        decode(key, self.record(key).await?, origin)
+    }
+
+    /// Reads the task of a copy. Returns the copy if the task has not changed, and decodes the record otherwise.
+    pub(super) async fn get_again(&self, copy: &StoredTask) -> Result<StoredTask, TaskError> {
+        let origin = self.origin();
+        let record = self.record(&copy.key).await?;
+        if record.version == copy.version && copy.is_fresh(self.origin()) {
+            return Ok(copy.clone());
+        }
+        decode(&copy.key, record, origin)
+    }
+
+    async fn record(&self, key: &TaskKey) -> Result<Record, TaskError> {
+        check_key(key)?;
         let record = self.answers.count(Some(&key.owner), self.backend.get(key)).await;
-        decode(key, record.map_err(|error| TaskError::from_storage(error, &key.task))?, origin)
+        record.map_err(|error| TaskError::from_storage(error, &key.task))
     }
 
     pub(super) async fn page(&self, owner: &OwnerId, request: PageRequest) -> Result<StoredPage, TaskError> {

@@ -21,7 +21,7 @@ use super::new_task::NewTask;
 use super::scheduler::Scheduler;
 use super::task_ref::TaskRef;
 use super::write::{ChangeKind, Write, Writer};
-use super::writers::WriterQueues;
+use super::writers::{Priority, WriterQueues};
 use crate::backend::{Agenda, OwnerId, PageRequest, PutOptions, StorageError, TaskKey, Version};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask, Task};
@@ -50,8 +50,8 @@ impl<'a> ChangeCall<'a> {
         Self { kind, operation, task, is_by_holder: false }
     }
 
-    pub(super) fn by_holder(kind: ChangeKind, operation: &'static str, task: &'a TaskKey) -> Self {
-        Self { kind, operation, task: TaskRef::Key(task), is_by_holder: true }
+    pub(super) fn by_holder(kind: ChangeKind, operation: &'static str, task: TaskRef<'a>) -> Self {
+        Self { kind, operation, task, is_by_holder: true }
     }
 }
 
@@ -87,23 +87,48 @@ impl<B: Agenda> Records<B> {
     }
 
     /// Reads a task exactly as its record states it, even if its TTL has elapsed.
-    pub(super) async fn read(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
-        let read = self.engine.get(key).await;
+    pub(super) async fn read(&self, task: impl Into<TaskRef<'_>>) -> Result<StoredTask, TaskError> {
+        let task = task.into();
+        let read = match task {
+            TaskRef::Key(key) => self.engine.get(key).await,
+            TaskRef::Stored(copy) => self.engine.get_again(copy).await,
+        };
         if matches!(read, Err(TaskError::NotFound { .. })) {
-            self.scheduler.forget(key);
+            self.scheduler.forget(task.key());
         }
         read
     }
 
     /// Reads a task, and ends it if its TTL has elapsed.
-    pub(super) async fn read_current(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+    pub(super) async fn read_current(&self, task: impl Into<TaskRef<'_>>) -> Result<StoredTask, TaskError> {
+        let task = task.into();
         for conflicts in 0..self.config.max_conflicts {
             pause_after_conflicts(conflicts).await;
-            if let Some(stored) = self.expire_if_overdue(self.read(key).await?).await? {
+            if let Some(stored) = self.expire_if_overdue(self.read(task).await?).await? {
                 return Ok(stored);
             }
         }
-        Err(self.contended(key))
+        Err(self.contended(task.key()))
+    }
+
+    /// Reads a task after the writes of this process that are under way, and ends it if its TTL has elapsed. `copy` returns
+    /// the newest copy that the caller has by then.
+    pub(super) async fn read_after_writers(
+        &self,
+        deadline: &Deadline,
+        key: &TaskKey,
+        copy: impl Fn() -> Option<Arc<StoredTask>> + Send + Sync,
+    ) -> Result<StoredTask, TaskError> {
+        let span = debug_span!("read", owner = %key.owner.printable(), task = %key.task.printable());
+        let read = pin!(async {
+            let queued = self.writers.join(key, Priority::High);
+            let _permit = queued.permit().await;
+            match copy() {
+                Some(copy) => self.read_current(&*copy).await,
+                None => self.read_current(key).await,
+            }
+        });
+        deadline.limit("read", CallTarget::Task(key), read).instrument(span).await
     }
 
     /// Reads one page, and ends each of its tasks whose TTL has elapsed.

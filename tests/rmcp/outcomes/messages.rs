@@ -172,3 +172,51 @@ async fn messages_that_the_engine_does_not_answer_delay_neither_the_lease_nor_th
     let done = one.get_task(&alice(), &task_id).await.unwrap().task;
     assert_eq!(done.status_message.as_deref(), Some("message 99"));
 }
+
+/// Returns an engine whose watches yield nothing, so that a run reads its task only before a write.
+fn without_notifications() -> Arc<Intercept<Gate>> {
+    let gate = memory();
+    gate.watch_hangs.store(true, Ordering::SeqCst);
+    gate
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_reads_its_task_before_a_write_only_if_its_copy_is_over_a_second_old() {
+    for (pause, reads) in [(Duration::from_millis(260), 0), (Duration::from_millis(1_100), 4)] {
+        let gate = without_notifications();
+        let one = manager(&agenda(&gate), LONG);
+        let task_id = spawn(&one, |context| async move {
+            for number in 0..3 {
+                tokio::time::sleep(pause).await;
+                context.set_status_message(format!("message {number}"));
+            }
+            tokio::time::sleep(pause).await;
+            Ok(text("done"))
+        })
+        .await;
+        until(|| one.running_task_count() == 0).await;
+        assert_eq!(gate.reads.load(Ordering::SeqCst), reads, "{pause:?}");
+        let done = one.get_task(&alice(), &task_id).await.unwrap().task;
+        assert_eq!(done.status, TaskStatus::Completed);
+        assert_eq!(done.status_message.as_deref(), Some("message 2"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_conflicts_with_a_cancel_is_written_and_passes_the_cancel_to_the_operation() {
+    let gate = without_notifications();
+    let (one, other) = (manager(&agenda(&gate), LONG), manager(&gate.backend, LONG));
+    let task_id = spawn(&one, |context| async move {
+        while !context.is_cancel_requested() {
+            tokio::time::sleep(Duration::from_millis(260)).await;
+            context.set_status_message("at work");
+        }
+        Err(TaskExit::Cancelled)
+    })
+    .await;
+    polled(&other, &task_id, |task| task.task.status_message.is_some()).await;
+    other.cancel_task(&alice(), &task_id).await.unwrap();
+    let cancelled = polled(&other, &task_id, |task| task.status().is_terminal()).await;
+    assert_eq!(cancelled.status(), TaskStatus::Cancelled);
+    assert_eq!(cancelled.task.status_message.as_deref(), Some("at work"));
+}

@@ -10,7 +10,7 @@ use rmcp::model::{CallToolResult, ContentBlock};
 use rmcp::task_manager::TaskOptions;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::tasks::Theirs;
@@ -23,7 +23,7 @@ use crate::row::{Row, Target};
 /// All at once, each of another owner.
 const TASKS: usize = 256;
 const MESSAGES: usize = 10;
-/// The manager writes at most four messages a second.
+/// The manager writes at most four messages a second, so it writes each message of such a task.
 const EACH_IS_WRITTEN: Duration = Duration::from_millis(260);
 
 pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -42,7 +42,7 @@ async fn measure(bench: &Bench, report: &mut Report, how: &str, gap: Duration, r
         bench.server.clear()?;
         match turn {
             0 => ours(bench, tasks, gap).await,
-            _ => theirs(bench, tasks).await,
+            _ => theirs(bench, tasks, gap).await,
         }
     })
     .await?;
@@ -89,13 +89,14 @@ async fn ours(bench: &Bench, tasks: usize, gap: Duration) -> Result<[f64; 3]> {
 /// Starts and polls all tasks, lets their operations run, and polls all tasks again when they have ended.
 async fn live(manager: Manager, tasks: usize, gap: Duration) -> Result<()> {
     let (run, runs) = watch::channel(false);
+    let (running, mut ended) = mpsc::channel(1);
     let ids = Arc::new(std::sync::Mutex::new(Vec::with_capacity(tasks)));
     let worker = |numbers: Numbers| {
-        let (manager, runs, ids) = (manager.clone(), runs.clone(), Arc::clone(&ids));
+        let (manager, signals, ids) = (manager.clone(), (runs.clone(), running.clone()), Arc::clone(&ids));
         async move {
             for number in numbers {
                 let owner = OwnerId::try_from(format!("owner-{number}"))?;
-                let task = start(&manager, &owner, runs.clone(), gap).await?;
+                let task = start(&manager, &owner, signals.clone(), gap).await?;
                 manager.get_task(&owner, &task).await?;
                 ids.lock().expect("no holder panics").push((owner, task));
             }
@@ -104,6 +105,9 @@ async fn live(manager: Manager, tasks: usize, gap: Duration) -> Result<()> {
     };
     time(tasks, tasks, worker).await?;
     run.send(true)?;
+    // The operations end first, so that no time of the process is spent on looking for their end meanwhile.
+    drop(running);
+    anyhow::ensure!(ended.recv().await.is_none(), "no operation sends a message");
     while manager.running_task_count() > 0 {
         sleep(Duration::from_millis(5)).await;
     }
@@ -125,11 +129,14 @@ async fn live(manager: Manager, tasks: usize, gap: Duration) -> Result<()> {
     time(tasks, tasks, worker).await.map(drop)
 }
 
-/// Starts a task, and returns its id. Its operation waits until `runs` says so.
+/// What an operation waits for, and what it drops at its end.
+type Signals = (watch::Receiver<bool>, mpsc::Sender<()>);
+
+/// Starts a task, and returns its id. Its operation waits until it may run.
 async fn start(
     manager: &Manager,
     owner: &OwnerId,
-    mut runs: watch::Receiver<bool>,
+    (mut runs, running): Signals,
     gap: Duration,
 ) -> Result<String> {
     let options = TaskOptions::new().with_ttl_ms(3_600_000);
@@ -144,19 +151,20 @@ async fn start(
                     gap => sleep(gap).await,
                 }
             }
+            drop(running);
             Ok(CallToolResult::success(vec![ContentBlock::text(result())]))
         })
     });
     Ok(task.await?.task_id.to_string())
 }
 
-async fn theirs(bench: &Bench, tasks: usize) -> Result<[f64; 3]> {
+async fn theirs(bench: &Bench, tasks: usize, gap: Duration) -> Result<[f64; 3]> {
     let store: Theirs = Arc::new(GenericTaskStore::new(bench.peer.0.clone()));
     let worker = |numbers: Numbers| {
         let store = Arc::clone(&store);
         async move {
             for number in numbers {
-                live_there(&store, &format!("owner-{number}")).await?;
+                live_there(&store, &format!("owner-{number}"), gap).await?;
             }
             Ok(())
         }
@@ -164,11 +172,15 @@ async fn theirs(bench: &Bench, tasks: usize) -> Result<[f64; 3]> {
     cost(bench, tasks, async { time(tasks, tasks, worker).await.map(drop) }).await
 }
 
-async fn live_there(store: &Theirs, owner: &str) -> Result<()> {
+async fn live_there(store: &Theirs, owner: &str, gap: Duration) -> Result<()> {
     let task = store.create(owner, "tools/call", Some(3_600_000)).await?.task.task_id;
     store.get(&task, owner).await?;
     for message in 0..MESSAGES {
         store.set_status_message(&task, owner, Some(format!("frame {message} of {MESSAGES}"))).await?;
+        // The peer awaits each write, so it needs no yield.
+        if !gap.is_zero() {
+            sleep(gap).await;
+        }
     }
     let result = json!({ "content": [{ "type": "text", "text": result() }], "isError": false });
     store.complete_with_result(&task, owner, TaskStatus::Completed, None, result).await?;
