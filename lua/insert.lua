@@ -64,7 +64,9 @@ purge(KEYS[time[2] % owners + 1], now_ms)
 for owner = 1, owners do
   local idx, quota, count = KEYS[owner], ARGV[at], ARGV[at + 1]
   local size, room, last, created_at, members, hashes = redis.pcall('ZCARD', idx), math.huge, 0, first
-  if type(size) == 'table' or size > 0 and redis.call('ZCOUNT', idx, first, '+inf') > 0 then
+  -- Until a record is written, the script runs this command for new indexes too. A user who lacks the permission must
+  -- receive the error before that.
+  if type(size) == 'table' or (size > 0 or not has_written) and redis.call('ZCOUNT', idx, first, '+inf') > 0 then
     room = 0
   elseif quota ~= '' then
     room = quota - size / 2
