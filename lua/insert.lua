@@ -100,8 +100,8 @@ for owner = 1, owners do
     local till = last == ends and stop or digits(last)
     if size == 0 and not has_written then begin_index(idx, till) end
     has_written = true
-    redis.call('ZADD', idx, unpack(members))
-    extend(idx, size > 0, till, last + 1, hashes[1])
+    local added = redis.call('ZADD', idx, unpack(members))
+    extend(idx, size > 0, added < #members / 2, till, hashes[1])
     for i = 1, #hashes, 4 do
       local task = hashes[i]
       redis.call('HSET', task, 'version', '1', 'data', hashes[i + 1], 'expires_at', hashes[i + 2])
