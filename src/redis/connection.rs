@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
+use tokio::runtime::Handle;
 
 use super::in_flight::{CallInFlight, InFlight};
 use super::master::Master;
@@ -77,6 +78,11 @@ pub(super) trait Connection: Send + Sync {
     /// Returns the Pub/Sub commands that the server of `key` supports; `None` if it delivers no messages. Probes the server
     /// if they are not known.
     async fn pubsub(&self, key: &str) -> Result<Option<Pubsub>, CommandError>;
+
+    /// Returns the runtime that receives the replies; `None` if it is unknown.
+    fn runtime(&self) -> Option<Handle> {
+        None
+    }
 
     /// Returns a number that grows when a connection breaks, and again when it is re-created, before the first command
     /// travels over the new connection.

@@ -8,6 +8,7 @@ mod permissions;
 mod puts;
 mod refused_alone;
 mod replicas;
+mod runtimes;
 mod server_states;
 mod unanswered;
 
