@@ -39,9 +39,13 @@ for i = 1, #KEYS do
         end
       end
     else
-      has_data = redis.call('HEXISTS', task, 'data')
+      -- An error must not end the script, because it may have written other records.
+      has_data = pcall('HEXISTS', task, 'data')
+      if type(has_data) == 'table' then reply = has_data end
     end
-    if not is_wanted or has_data == 0 then reply = found(version, expires_at, has_data, is_live, has_parts) end
+    if has_data == 0 or not is_wanted and has_data == 1 then
+      reply = found(version, expires_at, has_data, is_live, has_parts)
+    end
   end
   replies[i + 1] = reply
   at = at + 4

@@ -36,8 +36,8 @@ end
 time[3] = is_new and expires_at or '0'
 if is_new then
   if size == 0 then begin_index(idx, stop) end
-  redis.call('ZADD', idx, created_at, id, expires_at, '\255' .. id)
-  extend(idx, size > 0, stop, now + expiry + 1, task)
+  local added = redis.call('ZADD', idx, created_at, id, expires_at, '\255' .. id)
+  extend(idx, size > 0, added < 2, stop, task)
   if due > 0 then purge(idx, now_ms) end
   redis.call('HSET', task, 'version', '1', 'data', data, 'expires_at', expires_at)
   redis.call('PEXPIREAT', task, stop)

@@ -64,7 +64,9 @@ purge(KEYS[time[2] % owners + 1], now_ms)
 for owner = 1, owners do
   local idx, quota, count = KEYS[owner], ARGV[at], ARGV[at + 1]
   local size, room, last, created_at, members, hashes = redis.pcall('ZCARD', idx), math.huge, 0, first
-  if type(size) == 'table' or size > 0 and redis.call('ZCOUNT', idx, first, '+inf') > 0 then
+  -- Until a record is written, the script runs this command for new indexes too. A user who lacks the permission must
+  -- receive the error before that.
+  if type(size) == 'table' or (size > 0 or not has_written) and redis.call('ZCOUNT', idx, first, '+inf') > 0 then
     room = 0
   elseif quota ~= '' then
     room = quota - size / 2
@@ -98,8 +100,8 @@ for owner = 1, owners do
     local till = last == ends and stop or digits(last)
     if size == 0 and not has_written then begin_index(idx, till) end
     has_written = true
-    redis.call('ZADD', idx, unpack(members))
-    extend(idx, size > 0, till, last + 1, hashes[1])
+    local added = redis.call('ZADD', idx, unpack(members))
+    extend(idx, size > 0, added < #members / 2, till, hashes[1])
     for i = 1, #hashes, 4 do
       local task = hashes[i]
       redis.call('HSET', task, 'version', '1', 'data', hashes[i + 1], 'expires_at', hashes[i + 2])

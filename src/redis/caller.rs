@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Pipeline, Value};
+use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
 use super::connection::Connection;
@@ -15,6 +16,8 @@ use crate::scripts::Pubsub;
 /// A connection that the caller made. It may reconnect undetected.
 pub(super) struct CallerConnection<C> {
     connection: C,
+    /// The runtime on which the caller gave the connection.
+    runtime: Option<Handle>,
     generation: Generation,
     /// How to probe the Pub/Sub commands; `None` if nothing is published over this connection.
     probe: Option<PubsubProbe>,
@@ -27,7 +30,8 @@ impl<C> CallerConnection<C> {
     /// connection.
     pub(super) fn new(connection: C, probe: Option<PubsubProbe>) -> Self {
         let generation = Generation::of_caller_connections();
-        Self { connection, generation, probe, pubsub: OnceCell::new() }
+        let runtime = Handle::try_current().ok();
+        Self { connection, runtime, generation, probe, pubsub: OnceCell::new() }
     }
 }
 
@@ -67,6 +71,10 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for CallerCon
 
     fn known_pubsub(&self, _key: &str) -> Option<Option<Pubsub>> {
         self.pubsub.get().copied()
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        self.runtime.clone()
     }
 
     fn generation(&self) -> u64 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_core::future::BoxFuture;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
+use tokio::runtime::Handle;
 
 use super::in_flight::{CallInFlight, InFlight};
 use super::master::Master;
@@ -87,6 +88,11 @@ pub(super) trait Connection: Send + Sync {
 
     /// Returns what [`detect_pubsub`](Self::detect_pubsub) returns, if it would return at once.
     fn known_pubsub(&self, _key: &str) -> Option<Option<Pubsub>> {
+        None
+    }
+
+    /// Returns the runtime that receives the replies; `None` if it is unknown.
+    fn runtime(&self) -> Option<Handle> {
         None
     }
 

@@ -157,6 +157,10 @@ impl Connection for MasterConnection {
         self.master().epochs().generation().get()
     }
 
+    fn runtime(&self) -> Option<Handle> {
+        self.shared.working().map(|established| established.runtime.clone())
+    }
+
     fn timed_out(&self, _key: &str) {
         self.probe();
     }

@@ -9,6 +9,7 @@ use deadpool::managed::{self, Metrics, Pool, PoolError, RecycleError, RecycleRes
 use futures_core::future::BoxFuture;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value};
+use tokio::runtime::Handle;
 
 use super::connection::Connection;
 use super::connector::OpenConnection;
@@ -195,6 +196,10 @@ impl Connection for ReplicatedConnection {
         key: &str,
     ) -> Result<Vec<Result<Value, CommandError>>, CommandError> {
         self.reads.read_all(reads, key).await
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        self.reads.runtime()
     }
 
     fn timed_out(&self, key: &str) {

@@ -48,6 +48,8 @@ pub(super) struct Established {
     pub(super) epoch: u64,
     pub(super) connection: MultiplexedConnection,
     pub(super) address: String,
+    /// The runtime of the task that receives the replies.
+    pub(super) runtime: Handle,
     /// Whether a call had a reply over it.
     has_served: AtomicBool,
 }
@@ -206,7 +208,9 @@ impl SharedConnection {
         let OpenConnection { connection, address, epoch } = opened.await?;
         let mut state = self.state_mut();
         let (since, has_served) = (Instant::now(), AtomicBool::new(false));
-        let established = Arc::new(Established { attempt, since, epoch, connection, address, has_served });
+        let runtime = Handle::current();
+        let established =
+            Arc::new(Established { attempt, since, epoch, connection, address, runtime, has_served });
         state.established = Some(Arc::clone(&established));
         // It may have been closed before it was stored.
         state.is_broken = closed.load(Ordering::SeqCst);

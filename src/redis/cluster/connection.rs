@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::address::NodeAddress;
@@ -237,6 +238,10 @@ impl Connection for ClusterConnection {
         });
         join_all(again).await;
         Ok(replies)
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        self.nodes.all().iter().find_map(|node| node.runtime(self.is_bulk))
     }
 
     fn timed_out(&self, key: &str) {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
+use tokio::runtime::Handle;
 
 use super::address::NodeAddress;
 use super::view::View;
@@ -91,6 +92,11 @@ impl Node {
     pub(super) async fn pubsub(&self, is_bulk: bool) -> Result<Option<Pubsub>, CommandError> {
         let pubsub = self.connection(is_bulk).detect_pubsub("").await;
         pubsub.map_err(|failure| self.record_failure(failure))
+    }
+
+    /// Returns the runtime that receives the replies of the node; `None` without a connection.
+    pub(super) fn runtime(&self, is_bulk: bool) -> Option<Handle> {
+        self.connection(is_bulk).runtime()
     }
 
     /// Marks the node as lost if no connection could be made.

@@ -1,6 +1,7 @@
 //! One batch: which writes it holds, and how their callers receive its reply.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
@@ -15,6 +16,8 @@ use crate::redis::reply::CommandError;
 /// A script with more records would occupy the server for too long.
 const MAX_RECORDS: usize = 32;
 const MAX_BYTES: usize = 256 * 1024;
+/// How much later than its own time limit a caller on a busy machine may observe it.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The writes of one script, sorted by task. Each task occurs once.
 pub(super) struct Batch<W: Batched> {
@@ -61,8 +64,9 @@ impl<W: Batched> Batch<W> {
 
     /// Sends the batch, and answers its callers.
     pub(super) async fn commit(mut self, transport: Arc<Transport>) {
-        // All callers give up within this limit, because their calls began earlier.
-        let Ok(sent) = timeout(transport.limit, self.send(&transport)).await else { return };
+        // All callers give up before, because their calls began earlier. Each of them must observe its own time limit, not the
+        // end of this task.
+        let Ok(sent) = timeout(transport.limit + GRACE, self.send(&transport)).await else { return };
         match sent {
             Ok(replies) => self.answer(replies),
             // The server refused the whole batch because of one key, and wrote nothing.
@@ -147,7 +151,6 @@ mod tests {
     use crate::scripts::{CasPut, Kept};
     use redis::ErrorKind;
     use rstest::rstest;
-    use std::time::Duration;
 
     fn write(owner: &str, task: usize, bytes: usize) -> CasPut {
         let (task, data) = (format!("pmcp:tasks:{owner}:{task:03}"), vec![b'x'; bytes].into());

@@ -17,9 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use queue::Queue;
+use queue::{Queue, STALLED};
 use redis::{ErrorKind, RedisError};
 use smallvec::SmallVec;
+use tokio::time::timeout;
 
 use super::clock::Clock;
 use super::connection::Connection;
@@ -135,7 +136,14 @@ impl<W: Batched> GroupCommit<W> {
         let _ended = on_drop(|| {
             batched.give_up();
         });
-        let answer = self.queue.push(write, Arc::clone(&batched)).await;
+        let mut answer = self.queue.push(write, Arc::clone(&batched));
+        let answer = match timeout(STALLED, &mut answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.queue.replace_stalled_sender();
+                answer.await
+            }
+        };
         // The caller may send the write alone now, and then waits for a connection before the write is on its way again.
         let was_sent = batched.clear();
         answer.unwrap_or_else(|_| Answer::Reply(Err(runtime_shut_down(was_sent))))

@@ -22,12 +22,51 @@ pub(super) struct Queue<W: Batched> {
 
 struct Waiting<W: Batched> {
     writes: Vec<Queued<W>>,
-    /// When the task that is about to send the writes was started.
-    sender_since: Option<Instant>,
+    /// The task that is about to send the writes.
+    sender: Option<Sender>,
+    /// The number of tasks so far.
+    senders: u64,
 }
 
-/// A task that has not run for this long may belong to a runtime that nobody drives.
-const STALLED: Duration = Duration::from_millis(100);
+#[derive(Clone, Copy)]
+struct Sender {
+    number: u64,
+    since: Instant,
+}
+
+impl<W: Batched> Waiting<W> {
+    /// Adds a write. Removes those that were given up before the list grows, so that the callers bound its size.
+    fn push(&mut self, write: Queued<W>) {
+        if self.writes.len() == self.writes.capacity() {
+            self.writes.retain(|queued| !queued.call.is_given_up());
+            self.writes.reserve(self.writes.len() + 1);
+        }
+        self.writes.push(write);
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.sender.is_some_and(|sender| sender.since.elapsed() >= STALLED)
+    }
+
+    fn is_sender(&self, number: u64) -> bool {
+        self.sender.is_some_and(|sender| sender.number == number)
+    }
+
+    /// Makes a new task responsible for the writes. Returns its number.
+    fn next_sender(&mut self) -> u64 {
+        self.senders += 1;
+        self.sender = Some(Sender { number: self.senders, since: Instant::now() });
+        self.senders
+    }
+
+    fn take(&mut self) -> Vec<Queued<W>> {
+        self.sender = None;
+        mem::take(&mut self.writes)
+    }
+}
+
+/// A task that has not run for this long may belong to a runtime that nobody drives, or to a thread that is blocked.
+pub(super) const STALLED: Duration = Duration::from_millis(100);
 
 /// A write, and its caller.
 pub(super) struct Queued<W: Batched> {
@@ -38,7 +77,7 @@ pub(super) struct Queued<W: Batched> {
 
 impl<W: Batched> Queue<W> {
     pub(super) fn new(transport: Arc<Transport>) -> Self {
-        let waiting = Mutex::new(Waiting { writes: Vec::new(), sender_since: None });
+        let waiting = Mutex::new(Waiting { writes: Vec::new(), sender: None, senders: 0 });
         Self { transport, waiting, had_company: AtomicBool::new(false) }
     }
 
@@ -55,13 +94,43 @@ impl<W: Batched> Queue<W> {
     pub(super) fn push(self: &Arc<Self>, write: W, call: Arc<BatchedCall>) -> oneshot::Receiver<Answer<W>> {
         let (answer, receiver) = oneshot::channel();
         let mut waiting = self.waiting();
-        waiting.writes.push(Queued { write, call, answer });
-        if waiting.sender_since.is_none_or(|since| since.elapsed() > STALLED) {
-            waiting.sender_since = Some(Instant::now());
-            drop(waiting);
-            tokio::spawn(Arc::clone(self).send_after_one_turn());
+        waiting.push(Queued { write, call, answer });
+        if waiting.is_stalled() {
+            self.replace_sender(waiting);
+        } else if waiting.sender.is_none() {
+            self.start_sender(waiting);
         }
         receiver
+    }
+
+    /// Starts another task if the one that is about to send the writes has not run for a while.
+    pub(super) fn replace_stalled_sender(self: &Arc<Self>) {
+        let waiting = self.waiting();
+        if waiting.is_stalled() {
+            self.replace_sender(waiting);
+        }
+    }
+
+    /// Starts the task that sends the writes, on the runtime of the connection. No reply arrives without that runtime. The
+    /// runtime of the caller may stop while writes of other runtimes are in the same batch.
+    fn start_sender(self: &Arc<Self>, mut waiting: MutexGuard<'_, Waiting<W>>) {
+        let number = waiting.next_sender();
+        drop(waiting);
+        if let Some(runtime) = self.transport.connection.runtime() {
+            let task = runtime.spawn(Arc::clone(self).send_after_one_turn(number));
+            // A runtime that has shut down drops the task before it runs.
+            if !(task.is_finished() && self.waiting().is_sender(number)) {
+                return;
+            }
+        }
+        tokio::spawn(Arc::clone(self).send_after_one_turn(number));
+    }
+
+    /// Starts the task that sends the writes on the runtime of the caller.
+    fn replace_sender(self: &Arc<Self>, mut waiting: MutexGuard<'_, Waiting<W>>) {
+        let number = waiting.next_sender();
+        drop(waiting);
+        tokio::spawn(Arc::clone(self).send_after_one_turn(number));
     }
 
     /// Locks the queue. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
@@ -69,18 +138,20 @@ impl<W: Batched> Queue<W> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Vec<Queued<W>> {
-        let mut waiting = self.waiting();
-        waiting.sender_since = None;
-        mem::take(&mut waiting.writes)
-    }
-
-    async fn send_after_one_turn(self: Arc<Self>) {
-        // If the runtime shuts down before this task runs, the writes fail.
-        let unsent = on_drop(|| drop(self.take()));
+    async fn send_after_one_turn(self: Arc<Self>, number: u64) {
+        // If the runtime shuts down before this task runs, the writes fail, unless another task sends them.
+        let unsent = on_drop(|| {
+            let mut waiting = self.waiting();
+            let writes = if waiting.is_sender(number) { waiting.take() } else { Vec::new() };
+            drop(waiting);
+            drop(writes);
+        });
         yield_now().await;
         mem::forget(unsent);
-        let writes = self.take();
+        let writes = self.waiting().take();
+        if writes.is_empty() {
+            return;
+        }
         self.had_company.store(writes.len() > 1, Ordering::Relaxed);
         let mut batches = Batch::split(writes, self.transport.has_one_owner);
         let last = batches.pop();

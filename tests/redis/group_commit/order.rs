@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use mcp_task_store::{ListedRecord, PageRequest, RedisBackend, StorageBackend, StorageError, Version};
+use mcp_task_store::{
+    ListedRecord, PageRequest, PutOptions, RedisBackend, StorageBackend, StorageError, Version,
+};
+use rstest::rstest;
 
 use super::{Outcome, Write, assert_all_succeed, send_all, with_expired_members};
 use crate::support::clock::{set_clock, start_server};
 use crate::support::redis::{Namespace, Server, command};
-use crate::support::{after_ms, in_an_hour, keep, key, owner};
+use crate::support::{after_ms, in_an_hour, keep, key, never, owner};
 
 /// Returns all records of an owner, newest first.
 async fn walk(backend: &RedisBackend, owner_id: &str, limit: usize) -> Vec<ListedRecord> {
@@ -107,6 +110,37 @@ async fn the_index_of_creates_of_one_moment_expires_with_the_longest_lived_recor
         assert!(join_all((first..first + 30).map(create)).await.iter().all(Result::is_ok));
         let remaining: u64 = namespace.run(&["PTTL", "{}:idx:alice"]);
         assert!((59 * 60_000..=60 * 60_000).contains(&remaining), "{remaining} ms");
+    }
+}
+
+/// The hashes were evicted, or deleted by hand. The longest-lived of the other records lives for an hour.
+#[rstest]
+#[case::alone(1)]
+#[case::of_one_moment(8)]
+#[tokio::test]
+async fn the_index_of_records_that_are_created_again_after_their_hashes_were_lost_expires_with_the_longest_lived_record(
+    #[case] count: usize,
+    #[values(never(), after_ms(100 * 3_600_000))] before: PutOptions,
+) {
+    let namespace = Namespace::new();
+    let backend = namespace.backend().await;
+    for owner in ["alice", "bob"] {
+        let keys: Vec<_> = (0..count).map(|task| key(owner, &task.to_string())).collect();
+        for key in &keys {
+            backend.put(key, "lost".into(), before.clone()).await.unwrap();
+        }
+        let tasks: Vec<String> = keys.iter().map(|key| format!("{{}}:tasks:{key}")).collect();
+        let lost: Vec<&str> = ["DEL"].into_iter().chain(tasks.iter().map(String::as_str)).collect();
+        assert_eq!(namespace.run::<usize>(&lost), count);
+        if owner == "bob" {
+            backend.put(&key(owner, "hour"), "data".into(), in_an_hour()).await.unwrap();
+        }
+        let create = |key| backend.put_if_version(key, "data".into(), after_ms(60_000), Version::ABSENT);
+        let created = join_all(keys.iter().map(create)).await;
+        assert!(created.iter().all(Result::is_ok), "{created:?}");
+        let remaining: i64 = namespace.run(&["PTTL", &format!("{{}}:idx:{owner}")]);
+        let longest = if owner == "bob" { 3_600_000 } else { 60_000 };
+        assert!((longest - 30_000..=longest).contains(&remaining), "{owner}: {remaining} ms");
     }
 }
 

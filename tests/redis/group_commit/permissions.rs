@@ -120,3 +120,40 @@ async fn without_any_one_permission_each_of_many_creates_with_a_timer_is_denied_
     }
     assert!(denied > 100 && applied > 100, "{denied} {applied}");
 }
+
+/// The script runs the missing command only for a record that it refuses, and that is not the first record.
+#[tokio::test]
+async fn without_a_permission_that_only_a_refused_record_needs_the_other_writes_are_answered_truthfully() {
+    let server = Server::start(&[]);
+    let mut admin = server.connection();
+    let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
+    let rule = rule_for(&mut admin);
+    let rule: Vec<&str> = rule.split(' ').collect();
+    let backend = connect_restricted(&server, &mut admin, &rule).await;
+    for word in rule.iter().filter(|word| word.starts_with('+')) {
+        let _: () = command(&mut admin, ["FLUSHALL"]);
+        let mut writes = prepared(&unrestricted, &["alice", "bob"], 16).await;
+        // Owners without an index come before, between and after owners with one.
+        for owner in ["aaron", "barry", "zoe"] {
+            writes.extend((0..4).map(|task| Write::Create(key(owner, &task.to_string()))));
+        }
+        let mut refused = Vec::new();
+        for number in [1, 9] {
+            refused.push(Write::Swap(key("alice", &format!("swapped-{number}-missing"))));
+            let exists = key("bob", &format!("created-{number}-exists"));
+            unrestricted.put(&exists, "old".into(), in_an_hour()).await.unwrap();
+            refused.push(Write::Create(exists));
+        }
+        let all: Vec<Write> = writes.iter().chain(&refused).cloned().collect();
+        let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
+        let outcomes = send_all(&backend, &all).await;
+        for (write, outcome) in writes.iter().zip(&outcomes) {
+            check(word, write, outcome, &unrestricted).await;
+        }
+        for (write, outcome) in refused.iter().zip(&outcomes[writes.len()..]) {
+            assert!(outcome.is_err(), "{write:?} without {word}");
+        }
+        assert_all_expire(word, &mut admin);
+        let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], word]);
+    }
+}

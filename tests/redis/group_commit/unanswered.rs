@@ -1,18 +1,20 @@
 //! Writes without a reply, writes that were given up before they were sent, and callers that leave.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::{FutureExt, join_all};
-use mcp_task_store::{RedisBackend, RedisBuilder, StorageBackend, StorageError};
+use mcp_task_store::{RedisBackend, RedisBuilder, StorageBackend, StorageError, Version};
 use redis::Value;
 use rstest::rstest;
 
 use super::{Write, assert_all_succeed, assert_each_sent_once, prepared, record_key, send_all, times_sent};
 use crate::support::fake::{Answer, Fake, greeting};
-use crate::support::key;
-use crate::support::redis::{Server, command};
+use crate::support::redis::{Namespace, Server, command};
 use crate::support::relay::Relay;
 use crate::support::tap::Tap;
+use crate::support::{in_an_hour, key};
 
 const PATIENT: Duration = Duration::from_secs(60);
 const BRIEF: Duration = Duration::from_millis(300);
@@ -254,4 +256,61 @@ async fn callers_that_leave_the_queue_write_nothing_and_disturb_no_other() {
             false => write.assert_applied(&backend).await,
         }
     }
+}
+
+fn creates(name: &str, count: usize) -> Vec<Write> {
+    (0..count).map(|task| Write::Create(key("alice", &format!("{name}-{task}")))).collect()
+}
+
+/// The connection is not broken, and no runtime has shut down. An error that says so would also prevent the probe of a silent
+/// connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_write_without_a_reply_names_the_time_limit() {
+    let fake = Fake::start(|_, words| match &*words[0].to_ascii_uppercase() {
+        "EVAL" => Answer::Nothing,
+        _ => greeting(words),
+    });
+    let fake = fake.await;
+    let limit = Duration::from_millis(50);
+    for round in 0..10 {
+        // The first round of a connection ends before the backend probes it.
+        let backend = limited(limit).connect(&fake.url()).await.unwrap();
+        let calls = creates(&round.to_string(), 64).into_iter().map(|write| {
+            let backend = backend.clone();
+            tokio::spawn(async move { write.send(&backend).await })
+        });
+        for outcome in join_all(calls).await {
+            let text = outcome.unwrap().unwrap_err().to_string();
+            assert!(text.contains(" within 50ms"), "round {round}: {text}");
+        }
+    }
+}
+
+/// The bytes of a record, which say how many writes hold them.
+struct Data {
+    _held: Arc<()>,
+}
+
+impl AsRef<[u8]> for Data {
+    fn as_ref(&self) -> &[u8] {
+        b"data"
+    }
+}
+
+/// Callers that leave at once, on a thread that never gives the queue a turn.
+#[tokio::test]
+async fn writes_that_were_given_up_leave_the_queue() {
+    let namespace = Namespace::new();
+    let backend = namespace.backend().await;
+    // From now on, a write is queued even if it is alone.
+    assert_all_succeed(&backend, &creates("first", 8)).await;
+    let (given_up, held) = (creates("given-up", 1), Arc::new(()));
+    for _ in 0..10_000 {
+        let data = Bytes::from_owner(Data { _held: Arc::clone(&held) });
+        let create = backend.put_if_version(given_up[0].key(), data, in_an_hour(), Version::ABSENT);
+        assert!(create.now_or_never().is_none());
+    }
+    assert!(Arc::strong_count(&held) < 100, "the queue holds {} writes", Arc::strong_count(&held) - 1);
+    assert_all_succeed(&backend, &creates("later", 8)).await;
+    given_up[0].assert_not_applied(&backend).await;
 }
