@@ -84,12 +84,30 @@ impl Unstored {
         };
         match ended {
             Ok(Ok(_)) => Progress::Finished,
+            Ok(Err(error)) if self.may_be_stored && has_ended_as(&error, &self.ending) => {
+                self.confirm(run, limit).await
+            }
             Ok(Err(error)) => self.apply_error(run, error, message.is_some()),
             Err(_) => {
                 self.may_be_stored = true;
                 tracing::debug!("the outcome of an operation could not be stored within {limit:?} yet");
                 Progress::RetryLater
             }
+        }
+    }
+
+    /// Confirms an earlier write of the outcome that had no reply, or no confirmation of replicas. The record alone does not
+    /// confirm it: it may be on a server that another one has replaced as master.
+    async fn confirm<B: Agenda>(&mut self, run: &Run<B>, limit: Duration) -> Progress {
+        let confirm = pin!(run.attempt.confirm_end(&self.ending));
+        match timeout(limit, confirm).await {
+            Ok(Ok(true)) => {
+                run.attempt.report(&self.ending, run.operation_name().as_deref());
+                Progress::Finished
+            }
+            Ok(Ok(false)) => Progress::RetryNow,
+            Ok(Err(error)) => self.apply_error(run, error, false),
+            Err(_) => Progress::RetryLater,
         }
     }
 
@@ -109,10 +127,7 @@ impl Unstored {
     }
 
     fn report_void<B: Agenda>(&self, run: &Run<B>, error: &TaskError) {
-        if self.may_be_stored && has_ended_as(error, &self.ending) {
-            // An earlier write was applied, and its reply did not arrive.
-            run.attempt.report(&self.ending, run.operation_name().as_deref());
-        } else if run.state.is_void() {
+        if run.state.is_void() {
             // The run logged a warning when the attempt became void.
             tracing::debug!(error = %Chain(error), "the outcome of an operation was not stored");
         } else {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::attempt::Attempt;
 use super::error::TaskError;
 use super::local_attempts::AttemptGuard;
-use super::machine;
+use super::machine::{self, Change};
 use super::task_ref::TaskRef;
 use super::write::{ChangeKind, Event};
 use crate::backend::Agenda;
@@ -65,6 +65,16 @@ impl<B: Agenda> Attempt<B> {
             }
         };
         self.change_task(self.task(copy), ChangeKind::Lifecycle, ending.name(), end).await
+    }
+
+    /// Writes the ended task once more, without a change, so that an engine that waits for replicas confirms its end. Returns
+    /// whether the task has ended with this status. It may be open again after another server has become the master.
+    pub(crate) async fn confirm_end(&self, ending: &Ending) -> Result<bool, TaskError> {
+        let has_ended = |task: &Task| task.status == ending.status();
+        let confirm = |task: &mut Task| Ok(if has_ended(task) { Change::Internal } else { Change::None });
+        let key = TaskRef::Key(self.key());
+        let found = self.change_task(key, ChangeKind::Lifecycle, "confirm the end of", confirm).await?;
+        Ok(has_ended(&found.task))
     }
 
     /// Logs the end of the task. Call it if the call that ended the task was dropped before its reply arrived.

@@ -2,6 +2,7 @@
 //! for them for a limited time.
 
 mod messages;
+mod replicas;
 mod requests;
 mod shutdown;
 mod stored;

@@ -17,6 +17,9 @@ use crate::support::sentinel::master_of;
 /// How long a server holds writes back unless it is replication to continue: longer than any fault lasts.
 const HELD_MS: &str = "120000";
 
+/// Makes a master without a replica refuse writes. A restarted server has to receive this again.
+const NEEDS_A_REPLICA: [&str; 4] = ["CONFIG", "SET", "min-replicas-to-write", "1"];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ReplicatedFault {
     /// A replica takes over, in an orderly failover.
@@ -52,8 +55,8 @@ pub type ReplicatedCounts = BTreeMap<ReplicatedFault, u32>;
 impl Replicated {
     pub fn start(topology: Topology, log: Arc<Log>) -> Self {
         let deployment = Deployment::start(topology, &["--min-replicas-max-lag", "2"], true);
-        if matches!(topology, Topology::Sentinels { .. }) {
-            deployment.everywhere(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+        if topology != Topology::Cluster {
+            deployment.everywhere(&NEEDS_A_REPLICA);
         }
         Self { deployment: Mutex::new(deployment), topology, log }
     }
@@ -168,6 +171,9 @@ impl Replicated {
         self.another_takes_over(deployment, server);
         sleep(lasts);
         deployment.servers[server].start_again();
+        if self.topology != Topology::Cluster {
+            let _: () = command(&mut deployment.admin(server), NEEDS_A_REPLICA);
+        }
     }
 }
 
