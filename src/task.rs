@@ -4,6 +4,7 @@ pub(crate) mod adapter;
 pub(crate) mod exact;
 pub(crate) mod payload;
 pub(crate) mod snapshot;
+pub(crate) mod traceparent;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -239,6 +240,12 @@ pub struct Task {
     /// Values that the server stores with the task for its own use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, Value>,
+    /// What the task keeps of the request that created it, for example the tenant or the locale. It never changes.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub extensions: Map<String, Value>,
+    /// The `traceparent` of the request that created the task (W3C Trace Context).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// What an adapter for another SDK keeps with the task.
     #[serde(default, skip_serializing_if = "AdapterState::is_empty")]
     pub(crate) adapter: AdapterState,
@@ -340,8 +347,9 @@ mod tests {
             "maxAttempts": 5,
             "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "zone": "b"},
             "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
-            "cancelRequested": true, "variables": {"n": 1}, "writeIds": ["0badcafe"],
-            "progress": {"done": [1, 2, 3]}, "zone": null,
+            "cancelRequested": true, "variables": {"n": 1}, "extensions": {"tenant": "acme"},
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01", "writeIds": ["0badcafe"],
+            "stages": {"done": [1, 2, 3]}, "zone": null,
         });
         let task: Task = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(task.extra.len(), 2);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rmcp::model::InputRequest;
+use rmcp::model::{InputRequest, JsonObject};
 use rmcp::task_manager::TaskExit;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -17,7 +17,7 @@ use super::status_message::StatusMessage;
 use super::task_state::TaskState;
 use super::timeouts::short_call_timeout;
 use super::wire::exit;
-use crate::backend::Agenda;
+use crate::backend::{Agenda, OwnerId};
 use crate::printable::Chain;
 use crate::store::{Attempt, BackOff, TaskError};
 use crate::task::{OnWorkerLost, StoredTask};
@@ -25,17 +25,12 @@ use crate::task::{OnWorkerLost, StoredTask};
 /// An attempt on any engine.
 #[async_trait]
 trait AnyAttempt: Send + Sync {
-    fn task_id(&self) -> &str;
     fn number(&self) -> u32;
     async fn request_input(&self, key: String, request: Value) -> Result<StoredTask, TaskError>;
 }
 
 #[async_trait]
 impl<B: Agenda> AnyAttempt for Attempt<B> {
-    fn task_id(&self) -> &str {
-        self.key().task.as_str()
-    }
-
     fn number(&self) -> u32 {
         Self::number(self)
     }
@@ -45,7 +40,7 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
     }
 }
 
-/// The task of a running operation: its id and attempt, its status message, requests to the client, and the signal to stop.
+/// The task of a running operation: its id, owner and attempt, its status message, requests to the client, and the signal to stop.
 /// Clones are cheap and share one task.
 ///
 /// The operation must stop when the client asks to cancel the task. It must also stop once its attempt is void: the lease
@@ -86,6 +81,8 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
 #[derive(Clone)]
 pub struct TaskContext {
     attempt: Arc<dyn AnyAttempt>,
+    /// The task as the attempt began with it.
+    begun_with: Arc<StoredTask>,
     state: watch::Receiver<TaskState>,
     status_message: Arc<StatusMessage>,
     /// `None` for an operation that a call of this process has started.
@@ -106,23 +103,42 @@ impl fmt::Debug for TaskContext {
 impl TaskContext {
     pub(super) fn new<B: Agenda>(
         attempt: Attempt<B>,
+        begun_with: Arc<StoredTask>,
         lease: Duration,
         state: watch::Receiver<TaskState>,
         status_message: Arc<StatusMessage>,
         slot: Option<Arc<Slot>>,
     ) -> Self {
         let call_timeout = short_call_timeout(lease);
-        Self { attempt: Arc::new(attempt), state, status_message, slot, call_timeout }
+        Self { attempt: Arc::new(attempt), begun_with, state, status_message, slot, call_timeout }
     }
 
     /// Returns the id of the task.
     pub fn task_id(&self) -> &str {
-        self.attempt.task_id()
+        self.begun_with.key.task.as_str()
+    }
+
+    /// Returns the owner of the task.
+    pub fn owner(&self) -> &OwnerId {
+        &self.begun_with.key.owner
     }
 
     /// Returns the number of this attempt: 1 for the first. It grows each time that a worker is lost or releases the task.
     pub fn attempt(&self) -> u32 {
         self.attempt.number()
+    }
+
+    /// Returns what the task keeps of the request that started it. [`ManagerConfig::extensions`](super::ManagerConfig::extensions)
+    /// chooses the values. The map is empty for a task that [`spawn`](super::DurableTaskManager::spawn) or
+    /// [`spawn_registered`](super::DurableTaskManager::spawn_registered) started, because they do not receive the request.
+    pub fn extensions(&self) -> &JsonObject {
+        &self.begun_with.task.extensions
+    }
+
+    /// Returns the `traceparent` of the request that started the task (SEP-414, W3C Trace Context), if the request had a
+    /// valid one. The span of every attempt has it as the field `traceparent`.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.begun_with.task.traceparent.as_deref()
     }
 
     /// Makes a request to the client under `key` and waits for its answer. Any instance may receive the answer. While the

@@ -12,7 +12,8 @@ use super::claimer;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::options::RegisteredOptions;
-use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
+use super::request::FindExtensions;
+use super::runtime::{RegisteredOperation, Runtime, SHUTDOWN_CALL_LIMIT};
 use super::{run, wire};
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::store::{NewTask, TaskError, TaskStore};
@@ -157,7 +158,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     where
         F: FnOnce(TaskContext) -> TaskFuture,
     {
-        self.start(owner, wire::new_task(options).operation(name), operation).await
+        self.start(owner, closure_task(name, options), operation).await
     }
 
     /// Starts a task that runs a registered operation with these arguments, and returns it once it is stored. The record keeps
@@ -173,7 +174,18 @@ impl<B: Agenda> DurableTaskManager<B> {
         arguments: Value,
         options: impl Into<RegisteredOptions>,
     ) -> Result<Task, TaskError> {
-        let RegisteredOptions { task, on_worker_lost, max_attempts } = options.into();
+        let (new, operation) = self.registered_task(name, &arguments, options.into())?;
+        self.start(owner, new, |context| operation(context, arguments)).await
+    }
+
+    /// Returns the task of a call of a registered operation, and the operation.
+    pub(super) fn registered_task(
+        &self,
+        name: &str,
+        arguments: &Value,
+        options: RegisteredOptions,
+    ) -> Result<(NewTask, RegisteredOperation), TaskError> {
+        let RegisteredOptions { task, on_worker_lost, max_attempts } = options;
         let Some(operation) = self.0.operation(name) else {
             let reason = format!(
                 "no operation {name:?} is registered; register it on every instance before the server starts"
@@ -186,7 +198,12 @@ impl<B: Agenda> DurableTaskManager<B> {
             Some(max) => new.max_attempts(max),
             None => new,
         };
-        self.start(owner, new, |context| operation(context, arguments)).await
+        Ok((new, operation))
+    }
+
+    /// Returns how to find the values of a request that its task keeps.
+    pub(super) fn extensions(&self) -> Option<&FindExtensions> {
+        self.0.extensions.as_ref()
     }
 
     /// Answers `tasks/get`: returns the task with its open requests, its result or its error.
@@ -253,7 +270,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         Ok(TaskKey { owner: owner.clone(), task })
     }
 
-    async fn start(
+    /// Stores a task under a lease of this process, and starts its operation.
+    pub(super) async fn start(
         &self,
         owner: &OwnerId,
         new: NewTask,
@@ -279,4 +297,9 @@ impl<B: Agenda> DurableTaskManager<B> {
         });
         if has_begun { Ok(task) } else { Err(TaskError::OperationPanicked { task: id }) }
     }
+}
+
+/// Returns the task of a call that runs a closure.
+pub(super) fn closure_task(name: &str, options: TaskOptions) -> NewTask {
+    wire::new_task(options).operation(name)
 }

@@ -19,6 +19,7 @@ mod owner;
 mod renewal_delay;
 mod renewals;
 mod renewer;
+mod request;
 mod run;
 mod runtime;
 mod shutdown;

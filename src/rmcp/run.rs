@@ -35,6 +35,7 @@ pub(super) fn span<B: Agenda>(
         owner = %stored.key.owner.printable(),
         operation = stored.task.operation.as_deref(),
         attempt = attempt.number(),
+        traceparent = stored.task.traceparent.as_deref(),
     )
 }
 
@@ -72,6 +73,7 @@ impl<B: Agenda> Run<B> {
         let slot = slot.map(Arc::new);
         let context = TaskContext::new(
             attempt.clone(),
+            Arc::clone(&stored),
             store.lease_duration(),
             state.subscribe(),
             Arc::clone(&status_message),

@@ -13,6 +13,7 @@ use tracing::Instrument;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::renewer::Renewer;
+use super::request::FindExtensions;
 use super::run::Run;
 use super::shutdown::Shutdown;
 use super::slots::{Slot, Slots};
@@ -35,6 +36,7 @@ pub(super) struct Runtime<B> {
     pub(super) shutdown: Shutdown,
     pub(super) claiming: Claiming,
     pub(super) slots: Slots,
+    pub(super) extensions: Option<FindExtensions>,
     renewer: Arc<Renewer<B>>,
 }
 
@@ -110,6 +112,7 @@ impl<B: Agenda> Runtime<B> {
             shutdown: Shutdown::new(),
             claiming: Claiming::default(),
             slots: Slots::new(config.max_concurrent),
+            extensions: config.extensions,
             renewer,
         }
     }

@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
 use super::durations::millis;
 use super::error::TaskError;
-use super::limits::{check, check_depth, check_poll_interval};
+use super::limits::{check, check_depth, check_extensions, check_poll_interval};
 use crate::backend::{Expiry, Queue, TaskId};
-use crate::task::{Lease, OnWorkerLost, Task, TaskStatus};
+use crate::task::{Lease, OnWorkerLost, Task, TaskStatus, traceparent};
 
 /// How long a task may run, counted from its creation.
 ///
@@ -62,6 +62,8 @@ pub struct NewTask {
     operation: Option<String>,
     on_worker_lost: OnWorkerLost,
     max_attempts: Option<u32>,
+    extensions: Map<String, Value>,
+    traceparent: Option<String>,
 }
 
 impl NewTask {
@@ -76,6 +78,8 @@ impl NewTask {
             operation: None,
             on_worker_lost: OnWorkerLost::Fail,
             max_attempts: None,
+            extensions: Map::new(),
+            traceparent: None,
         }
     }
 
@@ -129,6 +133,22 @@ impl NewTask {
         self
     }
 
+    /// Sets what the task keeps of the request, for example the tenant or the locale; nothing by default. The values are
+    /// in the record, so every attempt on every instance can read them. They never change, and have at most 4 KiB as JSON.
+    ///
+    /// Whoever can read the engine can read the values. So do not keep the token of a request.
+    pub fn extensions(mut self, extensions: Map<String, Value>) -> Self {
+        self.extensions = extensions;
+        self
+    }
+
+    /// Sets the `traceparent` of the request (W3C Trace Context, version 00); none by default. Every attempt belongs to
+    /// this trace.
+    pub fn traceparent(mut self, traceparent: impl Into<String>) -> Self {
+        self.traceparent = Some(traceparent.into());
+        self
+    }
+
     /// Checks the task against the configuration. Returns the task to store, and when its record expires.
     pub(super) fn into_task(
         self,
@@ -171,6 +191,8 @@ impl NewTask {
             on_worker_lost: self.on_worker_lost,
             max_attempts,
             variables: BTreeMap::new(),
+            extensions: self.extensions,
+            traceparent: self.traceparent,
             adapter: Default::default(),
             write_ids: Vec::new(),
             held_parts: Default::default(),
@@ -192,6 +214,12 @@ impl NewTask {
         }
         let work_queue = self.operation.as_deref().map(Queue::work).transpose();
         work_queue.map_err(|error| TaskError::InvalidArgument { reason: error.to_string() })?;
+        if let Some(invalid) = self.traceparent.as_deref().filter(|text| !traceparent::is_valid(text)) {
+            let reason =
+                format!("{invalid:?} is not a traceparent of version 00; create the task without one");
+            return Err(TaskError::InvalidArgument { reason });
+        }
+        check_extensions(&self.extensions)?;
         check_depth("depth of the arguments", &self.arguments, MAX_JSON_DEPTH)?;
         let message_bytes = self.status_message.as_ref().map_or(0, String::len);
         check("bytes of a status message", message_bytes, config.max_status_message_bytes)

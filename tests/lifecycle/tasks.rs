@@ -139,14 +139,11 @@ async fn fields_of_later_versions_survive_an_update(#[case] engine: Engine) {
     let (store, tasks) = open(engine).await;
     let created = create(&tasks).await;
     let mut json: Value = serde_json::from_slice(&store.get(&created.key).await.unwrap().data).unwrap();
-    json["progress"] = json!({ "of": [1, 2, null] });
+    json["stages"] = json!({ "of": [1, 2, null] });
     store.put(&created.key, serde_json::to_vec(&json).unwrap().into(), keep()).await.unwrap();
     tasks.set_status_message(&created.key, "on it").await.unwrap();
     let json: Value = serde_json::from_slice(&store.get(&created.key).await.unwrap().data).unwrap();
-    assert_eq!(
-        (&json["progress"], &json["statusMessage"]),
-        (&json!({ "of": [1, 2, null] }), &json!("on it"))
-    );
+    assert_eq!((&json["stages"], &json["statusMessage"]), (&json!({ "of": [1, 2, null] }), &json!("on it")));
 }
 
 #[apply(on_every_engine)]

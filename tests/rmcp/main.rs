@@ -13,5 +13,6 @@ mod outages;
 mod outcomes;
 mod owner;
 mod renewals;
+mod request;
 mod tasks;
 mod workers;
