@@ -3,6 +3,7 @@
 pub(crate) mod adapter;
 pub(crate) mod exact;
 pub(crate) mod payload;
+pub(crate) mod progress;
 pub(crate) mod snapshot;
 pub(crate) mod traceparent;
 
@@ -19,6 +20,7 @@ use adapter::AdapterState;
 use exact::ExactIntegers;
 use payload::HeldParts;
 pub use payload::{Payload, PayloadKind};
+pub use progress::Progress;
 pub use snapshot::{Snapshot, StoredTask};
 
 /// The status of a task (MCP Tasks extension, SEP-2663, "Task Status").
@@ -158,8 +160,8 @@ impl RpcError {
 /// A record holds the task as JSON, with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order of
 /// this struct. Three rules keep records readable across versions and languages:
 ///
-/// * This version keeps unknown fields in [`extra`](Self::extra), in the `extra` of the [`Lease`] and in the `extra`
-///   of the [`RpcError`], and writes them back.
+/// * This version keeps unknown fields in [`extra`](Self::extra), and in the `extra` of the [`Lease`], the [`Progress`]
+///   and the [`RpcError`], and writes them back.
 /// * An integer that a [`Value`] cannot hold is a floating point number in the task. A store writes the original
 ///   digits back, unless a caller replaces the value.
 /// * The JSON leaves out a payload that is [stored](Payload::Stored) as the part `input`, `output` or `checkpoint` of the record.
@@ -187,6 +189,9 @@ pub struct Task {
     /// A sentence for people about the state of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_message: Option<String>,
+    /// How much of the work is done, as its operation last reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// When the task was created, by the engine's clock.
     #[serde(with = "rfc3339_millis")]
     pub created_at: DateTime<Utc>,
@@ -339,6 +344,7 @@ mod tests {
     fn fields_of_later_versions_survive_a_rewrite() {
         let json = json!({
             "taskId": "t1", "status": "input_required", "statusMessage": "asking",
+            "progress": {"done": 3, "total": 240, "unit": "frames"},
             "createdAt": "2026-01-31T12:00:00.000Z", "lastUpdatedAt": "2026-01-31T12:00:00.000Z",
             "ttlMs": 60_000, "pollIntervalMs": 500, "method": "tools/call", "arguments": {"name": "x"},
             "checkpoint": null,

@@ -12,15 +12,15 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::error_class::ErrorClass;
+use super::progress_reports::ProgressReports;
 use super::slots::Slot;
-use super::status_message::StatusMessage;
 use super::task_state::TaskState;
 use super::timeouts::short_call_timeout;
 use super::wire::exit;
 use crate::backend::{Agenda, OwnerId};
 use crate::printable::Chain;
 use crate::store::{Attempt, BackOff, TaskError};
-use crate::task::{OnWorkerLost, StoredTask};
+use crate::task::{OnWorkerLost, Progress, StoredTask};
 
 /// An attempt on any engine.
 #[async_trait]
@@ -40,7 +40,7 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
     }
 }
 
-/// The task of a running operation: its id, owner and attempt, its status message, requests to the client, and the signal to stop.
+/// The task of a running operation: its id, owner and attempt, its progress, requests to the client, and the signal to stop.
 /// Clones are cheap and share one task.
 ///
 /// The operation must stop when the client asks to cancel the task. It must also stop once its attempt is void: the lease
@@ -84,7 +84,7 @@ pub struct TaskContext {
     /// The task as the attempt began with it.
     begun_with: Arc<StoredTask>,
     state: watch::Receiver<TaskState>,
-    status_message: Arc<StatusMessage>,
+    progress_reports: Arc<ProgressReports>,
     /// `None` for an operation that a call of this process has started.
     slot: Option<Arc<Slot>>,
     /// The time limit of one write.
@@ -106,11 +106,11 @@ impl TaskContext {
         begun_with: Arc<StoredTask>,
         lease: Duration,
         state: watch::Receiver<TaskState>,
-        status_message: Arc<StatusMessage>,
+        progress_reports: Arc<ProgressReports>,
         slot: Option<Arc<Slot>>,
     ) -> Self {
         let call_timeout = short_call_timeout(lease);
-        Self { attempt: Arc::new(attempt), begun_with, state, status_message, slot, call_timeout }
+        Self { attempt: Arc::new(attempt), begun_with, state, progress_reports, slot, call_timeout }
     }
 
     /// Returns the id of the task.
@@ -234,8 +234,29 @@ impl TaskContext {
     /// most four times a second, and the last one together with the outcome. While the engine fails, the runtime
     /// tries again. A message over [`max_status_message_bytes`](crate::StoreConfig::max_status_message_bytes) is cut.
     /// A message of a void attempt has no effect.
+    ///
+    /// [`progress`](Self::progress) also says how much of the work is done.
     pub fn set_status_message(&self, message: impl Into<String>) {
-        self.status_message.set(message.into());
+        self.progress_reports.set(message.into(), None);
+    }
+
+    /// Reports how much of the work is done, in a unit that the operation chooses, with a status message. `total` is how
+    /// much there is to do; `None` if the operation does not know it.
+    ///
+    /// The call returns at once, like [`set_status_message`](Self::set_status_message): the runtime writes the newest
+    /// report, and one write stores both the message and the numbers. A client receives the message. The numbers are in
+    /// [`Task::progress`](crate::Task::progress), on every instance.
+    ///
+    /// # Examples
+    /// ```
+    /// use mcp_task_store::TaskContext;
+    ///
+    /// fn report(task: &TaskContext, frame: u64) {
+    ///     task.progress(frame, 240, format!("rendering frame {frame} of 240"));
+    /// }
+    /// ```
+    pub fn progress(&self, done: u64, total: impl Into<Option<u64>>, message: impl Into<String>) {
+        self.progress_reports.set(message.into(), Some(Progress::new(done, total)));
     }
 
     /// Returns whether the operation must stop.

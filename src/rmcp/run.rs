@@ -12,10 +12,10 @@ use tracing::{Instrument, Span, info_span};
 
 use super::context::TaskContext;
 use super::operation::{Operation, Outcome, PollTimer};
+use super::progress_reports::ProgressReports;
 use super::renewals::RenewalHandle;
 use super::renewer::Renewer;
 use super::slots::{Slot, SlotGuard};
-use super::status_message::StatusMessage;
 use super::task_state::TaskState;
 use super::timeouts::{call_timeout, lease_left};
 use crate::backend::{Agenda, StorageError};
@@ -43,7 +43,7 @@ pub(super) struct Run<B> {
     pub(super) store: TaskStore<B>,
     pub(super) attempt: Attempt<B>,
     state: watch::Sender<TaskState>,
-    pub(super) status_message: Arc<StatusMessage>,
+    pub(super) progress_reports: Arc<ProgressReports>,
     pub(super) renewals: RenewalHandle,
     renewer: Arc<Renewer<B>>,
     polls: Arc<PollTimer>,
@@ -69,14 +69,14 @@ impl<B: Agenda> Run<B> {
         let state =
             TaskState { stored: Arc::clone(&stored), since: std::time::Instant::now(), is_void: false };
         let state = watch::Sender::new(state);
-        let status_message = Arc::new(StatusMessage::new(store.max_status_message_bytes()));
+        let progress_reports = Arc::new(ProgressReports::new(store.max_status_message_bytes()));
         let slot = slot.map(Arc::new);
         let context = TaskContext::new(
             attempt.clone(),
             Arc::clone(&stored),
             store.lease_duration(),
             state.subscribe(),
-            Arc::clone(&status_message),
+            Arc::clone(&progress_reports),
             slot.clone(),
         );
         let polls = Arc::new(PollTimer::new());
@@ -90,7 +90,7 @@ impl<B: Agenda> Run<B> {
             store,
             attempt,
             state,
-            status_message,
+            progress_reports,
             renewals,
             renewer,
             polls,

@@ -19,13 +19,13 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Supervises a run until its operation has ended and the outcome is stored, or until the run is stopped.
 pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSignal) {
     let end = {
-        let (message, attempt) = (Arc::clone(&run.status_message), run.attempt.clone());
+        let (reports, attempt) = (Arc::clone(&run.progress_reports), run.attempt.clone());
         let (lease, signals) = (run.store.lease_duration(), run.renewals.signals());
-        // When the run ends, the `select` drops the write of a message. The message is then written together with the
+        // When the run ends, the `select` drops the write of a report. The report is then written together with the
         // outcome.
         tokio::select! {
             end = follow(&mut run, &shutdown) => end,
-            never = message.write(&attempt, lease, &signals) => match never {},
+            never = reports.write(&attempt, lease, &signals) => match never {},
         }
     };
     match end {

@@ -1,4 +1,4 @@
-//! Ends a task for a runtime: one write stores the outcome and the last status message. Also ends the attempt of a
+//! Ends a task for a runtime: one write stores the outcome and the last report. Also ends the attempt of a
 //! run.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use super::attempt::Attempt;
 use super::error::TaskError;
 use super::local_attempts::AttemptGuard;
 use super::machine;
+use super::progress_report::ProgressReport;
 use super::write::{ChangeKind, Event};
 use crate::backend::Agenda;
 use crate::task::{RpcError, StoredTask, Task, TaskStatus};
@@ -22,16 +23,16 @@ pub(crate) enum Ending {
 }
 
 impl<B: Agenda> Attempt<B> {
-    /// Ends the task, and sets its status message if there is one.
+    /// Ends the task, and stores the last report if there is one.
     pub(crate) async fn end(
         &self,
         ending: &Ending,
-        status_message: Option<&str>,
+        report: Option<&ProgressReport>,
     ) -> Result<StoredTask, TaskError> {
         let config = &self.store.records_only().config;
         let end = |task: &mut Task| {
-            if let Some(message) = status_message {
-                machine::set_status_message(task, message, config)?;
+            if let Some(report) = report {
+                report.apply(task, config)?;
             }
             match ending {
                 Ending::Completed(result) => machine::complete(task, result),
@@ -43,7 +44,7 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Logs the end of the task. Call it if the call that ended the task was dropped before its reply arrived.
-    pub(crate) fn report(&self, ending: &Ending, operation: Option<&str>) {
+    pub(crate) fn log_end(&self, ending: &Ending, operation: Option<&str>) {
         Event::Ended(ending.status()).log(self.key(), operation);
     }
 

@@ -17,6 +17,8 @@ use serde_json::{Map, Value};
 use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
 use super::error::TaskError;
 use super::limits::{check, check_depth, check_variables};
+#[cfg(feature = "rmcp")]
+use crate::task::Progress;
 use crate::task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
 
 /// How an operation changed a task.
@@ -57,6 +59,13 @@ pub(super) fn set_status_message(
     require_open(task, "set its status message")?;
     check_status_message(message, config)?;
     task.status_message = Some(message.to_owned());
+    Ok(Change::Visible)
+}
+
+#[cfg(feature = "rmcp")]
+pub(super) fn set_progress(task: &mut Task, progress: &Progress) -> Result<Change, TaskError> {
+    require_open(task, "set its progress")?;
+    task.progress = Some(progress.clone());
     Ok(Change::Visible)
 }
 

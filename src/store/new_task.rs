@@ -173,6 +173,7 @@ impl NewTask {
             task_id: id,
             status: TaskStatus::Working,
             status_message: self.status_message,
+            progress: None,
             created_at: now,
             last_updated_at: now,
             ttl_ms: ttl.map(millis),
