@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use rmcp::model::{InputRequest, JsonObject};
 use rmcp::task_manager::TaskExit;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::any_attempt::AnyAttempt;
 use super::error_class::ErrorClass;
 use super::progress_reports::ProgressReports;
 use super::slots::Slot;
@@ -22,25 +22,7 @@ use crate::printable::Chain;
 use crate::store::{Attempt, BackOff, TaskError};
 use crate::task::{OnWorkerLost, Progress, StoredTask};
 
-/// An attempt on any engine.
-#[async_trait]
-trait AnyAttempt: Send + Sync {
-    fn number(&self) -> u32;
-    async fn request_input(&self, key: String, request: Value) -> Result<StoredTask, TaskError>;
-}
-
-#[async_trait]
-impl<B: Agenda> AnyAttempt for Attempt<B> {
-    fn number(&self) -> u32 {
-        Self::number(self)
-    }
-
-    async fn request_input(&self, key: String, request: Value) -> Result<StoredTask, TaskError> {
-        Self::request_input(self, key, request).await
-    }
-}
-
-/// The task of a running operation: its id, owner and attempt, its progress, requests to the client, and the signal to stop.
+/// The task of a running operation: its id, owner and attempt, its progress and checkpoints, requests to the client, and the signal to stop.
 /// Clones are cheap and share one task.
 ///
 /// The operation must stop when the client asks to cancel the task. It must also stop once its attempt is void: the lease
@@ -80,7 +62,7 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
 /// ```
 #[derive(Clone)]
 pub struct TaskContext {
-    attempt: Arc<dyn AnyAttempt>,
+    pub(super) attempt: Arc<dyn AnyAttempt>,
     /// The task as the attempt began with it.
     begun_with: Arc<StoredTask>,
     state: watch::Receiver<TaskState>,
@@ -183,31 +165,42 @@ impl TaskContext {
         Ok(answer)
     }
 
-    /// Stores a request, and tries again while the engine fails. Returns the written task; `None` if an earlier write
-    /// of this call was applied although it failed.
+    /// Stores a request. Returns the written task; `None` if an earlier write of this call was applied although it failed.
     async fn store_request(&self, key: &str, request: Value) -> Result<Option<StoredTask>, TaskExit> {
-        let mut may_be_stored = false;
-        let mut back_off = BackOff::new();
-        loop {
-            let write = self.attempt.request_input(key.to_owned(), request.clone());
-            match timeout(self.call_timeout, write).await {
-                Ok(Ok(stored)) => return Ok(Some(stored)),
+        let request = &request;
+        let store = |may_be_stored| async move {
+            match self.attempt.request_input(key.to_owned(), request.clone()).await {
                 // For a task that can resume, the store compares the requests. Any other task has only this attempt,
                 // so an earlier write of this call has used the key.
-                Ok(Err(TaskError::InputKeyUsed { .. })) if may_be_stored && !self.can_resume() => {
-                    return Ok(None);
-                }
+                Err(TaskError::InputKeyUsed { .. }) if may_be_stored && !self.can_resume() => Ok(None),
+                stored => stored.map(Some),
+            }
+        };
+        self.retry("store a request to the client", store).await
+    }
+
+    /// Calls the store until the call succeeds, or fails with an error that no later call can avoid. `call` receives whether an
+    /// earlier call may have been applied although it failed.
+    ///
+    /// # Errors
+    /// `Cancelled` when the operation must stop.
+    pub(super) async fn retry<T, F>(&self, what: &str, call: impl Fn(bool) -> F) -> Result<T, TaskExit>
+    where
+        F: Future<Output = Result<T, TaskError>>,
+    {
+        let mut may_be_applied = false;
+        let mut back_off = BackOff::new();
+        loop {
+            match timeout(self.call_timeout, call(may_be_applied)).await {
+                Ok(Ok(returned)) => return Ok(returned),
                 Ok(Err(error)) if ErrorClass::of(&error) != ErrorClass::Transient => return Err(exit(error)),
                 Ok(Err(error)) => {
-                    may_be_stored |= error.outcome_unknown();
-                    tracing::debug!(error = %Chain(&error), "a request to the client could not be stored yet");
+                    may_be_applied |= error.outcome_unknown();
+                    tracing::debug!(error = %Chain(&error), "an operation could not {what} yet");
                 }
                 Err(_) => {
-                    may_be_stored = true;
-                    tracing::debug!(
-                        "a request to the client could not be stored within {:?}",
-                        self.call_timeout
-                    );
+                    may_be_applied = true;
+                    tracing::debug!("an operation could not {what} within {:?} yet", self.call_timeout);
                 }
             }
             tokio::select! {

@@ -26,7 +26,8 @@ use crate::store::{NewTask, TaskError, TaskStore};
 /// * [`spawn_registered`](Self::spawn_registered) takes the name of an operation that every instance
 ///   [registers](Self::register). Another instance can resume its task. Only one attempt at a time can write to the task. What
 ///   the operation does *outside* of the store may overlap with an earlier attempt that has not yet detected the loss of its
-///   lease, and every attempt starts from the beginning. Make such an operation idempotent.
+///   lease. Every attempt starts from the beginning, or from the [checkpoint](TaskContext::checkpoint) of an earlier attempt.
+///   Make such an operation idempotent.
 ///
 /// Each manager has one background task, which claims the tasks that wait for a worker of a registered operation. The
 /// background task starts with the manager. If the manager was created outside of a Tokio runtime, or if that runtime

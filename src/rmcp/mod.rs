@@ -5,7 +5,9 @@
 //!
 //! [rmcp]: https://crates.io/crates/rmcp
 
+mod any_attempt;
 mod calls;
+mod checkpoints;
 mod claimer;
 mod config;
 mod context;

@@ -7,6 +7,7 @@
 mod support;
 
 mod calls;
+mod checkpoints;
 mod concurrency;
 mod guide;
 mod outages;
