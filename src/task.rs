@@ -198,9 +198,10 @@ pub struct Task {
     /// When the task was last changed, by the engine's clock.
     #[serde(with = "rfc3339_millis")]
     pub last_updated_at: DateTime<Utc>,
-    /// How many milliseconds the task may run, counted from its creation; `None` (`null` in the JSON) is unlimited.
+    /// How many milliseconds the task may run, counted from its creation; `None` (`null` in the JSON) is unlimited. It may
+    /// [change](crate::TaskStore::set_ttl).
     pub ttl_ms: Option<u64>,
-    /// How many milliseconds a client should wait between two polls.
+    /// How many milliseconds a client should wait between two polls. It may [change](crate::TaskStore::set_poll_interval).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_interval_ms: Option<u64>,
     /// The method of the call, for example `tools/call`.

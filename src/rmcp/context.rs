@@ -19,7 +19,7 @@ use super::timeouts::short_call_timeout;
 use super::wire::exit;
 use crate::backend::{Agenda, OwnerId};
 use crate::printable::Chain;
-use crate::store::{Attempt, BackOff, TaskError};
+use crate::store::{Attempt, BackOff, TaskError, Ttl};
 use crate::task::{OnWorkerLost, Progress, StoredTask};
 
 /// The task of a running operation: its id, owner and attempt, its progress and checkpoints, requests to the client, and the signal to stop.
@@ -250,6 +250,33 @@ impl TaskContext {
     /// ```
     pub fn progress(&self, done: u64, total: impl Into<Option<u64>>, message: impl Into<String>) {
         self.progress_reports.set(message.into(), Some(Progress::new(done, total)));
+    }
+
+    /// Changes how long the task may run, counted from its creation, for example once the operation knows how much work
+    /// there is. While the engine fails, the call tries again until the attempt is void.
+    ///
+    /// # Errors
+    /// [`TaskExit::Cancelled`] when the operation must stop; [`TaskExit::Error`] if the TTL is over a limit of the store, or
+    /// has already elapsed.
+    ///
+    /// # Cancellation safety
+    /// If the future is dropped, the TTL may have changed nevertheless.
+    pub async fn set_ttl(&self, ttl: impl Into<Ttl>) -> Result<(), TaskExit> {
+        let ttl = ttl.into();
+        self.retry("set the TTL of its task", |_| self.attempt.set_ttl(ttl)).await.map(drop)
+    }
+
+    /// Changes how long a client should wait between two polls, for example for a phase of the work that takes longer. While
+    /// the engine fails, the call tries again until the attempt is void.
+    ///
+    /// # Errors
+    /// [`TaskExit::Cancelled`] when the operation must stop; [`TaskExit::Error`] for an interval outside 1 ms to 24 hours.
+    ///
+    /// # Cancellation safety
+    /// If the future is dropped, the interval may have changed nevertheless.
+    pub async fn set_poll_interval(&self, interval: Duration) -> Result<(), TaskExit> {
+        let set = |_| self.attempt.set_poll_interval(interval);
+        self.retry("set the poll interval of its task", set).await.map(drop)
     }
 
     /// Returns whether the operation must stop.

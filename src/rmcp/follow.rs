@@ -38,6 +38,26 @@ enum Event {
     TtlElapsed,
 }
 
+/// When the TTL of a task elapses.
+struct TtlTimer {
+    ttl_ms: Option<u64>,
+    /// `None` for a task without a TTL, and once the TTL has elapsed.
+    ends_at: Option<Instant>,
+}
+
+impl TtlTimer {
+    fn of<B: Agenda>(run: &Run<B>) -> Self {
+        Self { ttl_ms: run.ttl_ms(), ends_at: run.ttl_left().map(|left| Instant::now() + left) }
+    }
+
+    /// Sets the timer again if the TTL has changed.
+    fn update<B: Agenda>(&mut self, run: &Run<B>) {
+        if run.ttl_ms() != self.ttl_ms {
+            *self = Self::of(run);
+        }
+    }
+}
+
 /// Follows the task until its run ends.
 pub(super) async fn follow<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSignal) -> RunEnd {
     match follow_valid_attempt(run, shutdown).await {
@@ -49,8 +69,9 @@ pub(super) async fn follow<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSigna
 /// Follows the task until its run ends. Returns `None` if the attempt becomes void first.
 async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSignal) -> Option<RunEnd> {
     let mut changes = Some(run.watch());
-    let mut ttl_ends_at = run.ttl_left().map(|left| Instant::now() + left);
+    let mut ttl = TtlTimer::of(run);
     while !run.is_void() {
+        ttl.update(run);
         let event = tokio::select! {
             ended = &mut run.operation => return Some(ended.map_or(RunEnd::Aborted, RunEnd::Ended)),
             _ = shutdown.begun() => return Some(RunEnd::Shutdown),
@@ -59,7 +80,7 @@ async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSi
                 Err(_) => Event::RenewalsPanicked,
             },
             change = next(&mut changes) => Event::Change(change),
-            () = at(ttl_ends_at) => Event::TtlElapsed,
+            () = at(ttl.ends_at) => Event::TtlElapsed,
         };
         match event {
             Event::Renewal => {
@@ -79,7 +100,7 @@ async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSi
                 read_task(run, shutdown).await;
             }
             Event::TtlElapsed => {
-                ttl_ends_at = None;
+                ttl.ends_at = None;
                 // A renewal reads the task, and every reader ends an overdue task.
                 run.renewals.request_renewal();
             }

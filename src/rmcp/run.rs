@@ -112,6 +112,11 @@ impl<B: Agenda> Run<B> {
         self.renewals = self.renewer.start(&self.store, &self.attempt, &stored, &self.polls);
     }
 
+    /// Returns the TTL of the task, which may change.
+    pub(super) fn ttl_ms(&self) -> Option<u64> {
+        self.state.borrow().stored.task.ttl_ms
+    }
+
     /// Returns the time until the TTL elapses; `None` for a task without a TTL.
     pub(super) fn ttl_left(&self) -> Option<Duration> {
         let deadline = self.state.borrow().stored.task.deadline()?;

@@ -286,7 +286,7 @@ impl<B: Agenda> Attempt<B> {
         self.change_before(&self.store.records_only().deadline(), kind, operation, change).await
     }
 
-    async fn change_before(
+    pub(super) async fn change_before(
         &self,
         deadline: &Deadline,
         kind: ChangeKind,

@@ -2,6 +2,7 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
+//! * `timing` changes TTLs and poll intervals;
 //! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
@@ -33,6 +34,8 @@ mod scheduler;
 #[cfg(feature = "pmcp")]
 mod split_calls;
 mod task_ref;
+mod timing;
+mod ttl;
 mod wait;
 mod write;
 mod writers;
@@ -60,13 +63,14 @@ use keeper::KeptRecords;
 use limits::{check_key, check_owner};
 use local_attempts::LocalAttempts;
 use machine::Change;
-pub use new_task::{NewTask, Ttl};
+pub use new_task::NewTask;
 #[cfg(feature = "rmcp")]
 pub(crate) use progress_report::ProgressReport;
 use records::{ChangeCall, Records};
 #[cfg(feature = "pmcp")]
 pub(crate) use split_calls::{SetResult, SplitCalls};
 pub use task_ref::{TaskPage, TaskRef};
+pub use ttl::Ttl;
 use write::ChangeKind;
 
 use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};

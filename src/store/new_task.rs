@@ -3,41 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
 
 use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
 use super::durations::millis;
 use super::error::TaskError;
 use super::limits::{check, check_depth, check_extensions, check_poll_interval};
+use super::ttl::{Ttl, expiry, resolve_ttl};
 use crate::backend::{Expiry, Queue, TaskId};
 use crate::task::{Lease, OnWorkerLost, Task, TaskStatus, traceparent};
-
-/// How long a task may run, counted from its creation.
-///
-/// ```
-/// use std::time::Duration;
-/// use mcp_task_store::{NewTask, Ttl};
-///
-/// let ten_minutes = NewTask::new("tools/call").ttl(Duration::from_secs(600));
-/// let unlimited = NewTask::new("tools/call").ttl(Ttl::Unlimited);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ttl {
-    /// The [default](StoreConfig::default_ttl) of the store.
-    #[default]
-    Default,
-    /// This duration, rounded up to whole milliseconds.
-    After(Duration),
-    /// Unlimited. The store rejects it unless the store's [maximum](StoreConfig::max_ttl) is `None`.
-    Unlimited,
-}
-
-impl From<Duration> for Ttl {
-    fn from(ttl: Duration) -> Self {
-        Self::After(ttl)
-    }
-}
 
 /// A task that [`TaskStore::create`](crate::TaskStore::create) or [`TaskStore::start`](crate::TaskStore::start) stores.
 ///
@@ -161,10 +136,7 @@ impl NewTask {
         let poll_interval = self.poll_interval.or(config.default_poll_interval);
         poll_interval.map_or(Ok(()), check_poll_interval)?;
         let ttl = resolve_ttl(self.ttl, config)?;
-        let expiry = match ttl {
-            Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
-            None => Expiry::Never,
-        };
+        let expiry = expiry(ttl, TimeDelta::zero(), config)?;
         // Only a number other than the default is in the record.
         let max_attempts = (self.on_worker_lost == OnWorkerLost::Resume)
             .then(|| self.max_attempts.unwrap_or(config.max_attempts))
@@ -224,31 +196,5 @@ impl NewTask {
         check_depth("depth of the arguments", &self.arguments, MAX_JSON_DEPTH)?;
         let message_bytes = self.status_message.as_ref().map_or(0, String::len);
         check("bytes of a status message", message_bytes, config.max_status_message_bytes)
-    }
-}
-
-/// Returns the TTL of a task; `None` is unlimited.
-fn resolve_ttl(requested: Ttl, config: &StoreConfig) -> Result<Option<Duration>, TaskError> {
-    let over = |actual: String, max: Duration| TaskError::LimitExceeded {
-        what: "TTL in milliseconds".to_owned(),
-        actual,
-        limit: millis(max).to_string(),
-    };
-    let ttl = match (requested, config.max_ttl) {
-        (Ttl::Default, None) => config.default_ttl,
-        (Ttl::Default, Some(max)) => Some(config.default_ttl.map_or(max, |ttl| ttl.min(max))),
-        (Ttl::After(ttl), Some(max)) if ttl > max => return Err(over(millis(ttl).to_string(), max)),
-        (Ttl::After(ttl), _) => Some(ttl),
-        (Ttl::Unlimited, Some(max)) => return Err(over("unlimited".to_owned(), max)),
-        (Ttl::Unlimited, None) => None,
-    };
-    match ttl {
-        Some(ttl) if ttl < Duration::from_millis(1) => {
-            let reason = format!(
-                "a TTL of {ttl:?} is under 1 ms; raise the TTL of the task, or StoreConfig::default_ttl and max_ttl if the task states none"
-            );
-            Err(TaskError::InvalidArgument { reason })
-        }
-        ttl => Ok(ttl),
     }
 }

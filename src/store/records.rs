@@ -222,7 +222,10 @@ impl<B: Agenda> Records<B> {
         }
         writer.had_ended = held.task.status.is_terminal();
         let mut task = Task::clone(&held.task);
-        let Ok(made @ (Change::Visible | Change::Internal)) = change(&mut task) else { return Ok(None) };
+        let made = match change(&mut task) {
+            Ok(Change::None) | Err(_) => return Ok(None),
+            Ok(made) => made,
+        };
         match self.write(writer, &held.key, held.version, task, made).await {
             Err(TaskError::LimitExceeded { .. }) => Ok(None),
             written => written,

@@ -4,6 +4,7 @@ mod faulty;
 mod inputs;
 mod racing;
 mod status_machine;
+mod timing;
 mod unanswered;
 
 use std::sync::Arc;
@@ -165,6 +166,8 @@ async fn a_foreign_task_gives_the_same_errors_as_a_task_that_does_not_exist(#[ca
             tasks.cancel(&foreign).await,
             tasks.request_cancel(&foreign).await,
             tasks.set_variables(&foreign, [("a", json!(1))]).await,
+            tasks.set_ttl(&foreign, seconds(60)).await,
+            tasks.set_poll_interval(&foreign, seconds(1)).await,
         ];
         let mut errors: Vec<TaskError> = outcomes.into_iter().map(Result::unwrap_err).collect();
         errors.push(tasks.delete(&foreign).await.unwrap_err());

@@ -16,4 +16,5 @@ mod owner;
 mod renewals;
 mod request;
 mod tasks;
+mod timing;
 mod workers;
