@@ -209,12 +209,18 @@ impl<B: Agenda> DurableTaskManager<B> {
 
     /// Answers `tasks/get`: returns the task with its open requests, its result or its error.
     ///
+    /// Calls for one task that are under way in this process at the same time share reads. A call sees every change that was
+    /// acknowledged, on any instance, before the call began.
+    ///
     /// # Errors
     /// [`NotFound`](TaskError::NotFound) if the owner has no such task.
     pub async fn get_task(&self, owner: &OwnerId, task_id: &str) -> Result<DetailedTask, TaskError> {
         let key = self.key(owner, task_id)?;
-        let stored = self.0.store.get(&key).await?;
-        wire::detailed(&self.0.store, &stored).await
+        let read = async {
+            let stored = self.0.store.get(&key).await?;
+            wire::detailed(&self.0.store, &stored).await
+        };
+        self.0.polls.poll(&key, read).await
     }
 
     /// Answers `tasks/update`: delivers the client's answers to the operation, on any instance. The store ignores

@@ -18,6 +18,7 @@ mod operation;
 mod options;
 mod outcome;
 mod owner;
+mod polls;
 mod progress_reports;
 mod renewal_delay;
 mod renewals;

@@ -13,6 +13,7 @@ mod guide;
 mod outages;
 mod outcomes;
 mod owner;
+mod polls;
 mod renewals;
 mod request;
 mod tasks;
