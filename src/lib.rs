@@ -112,7 +112,9 @@ pub use redis::{Credentials, RedisBackend, RedisBuilder};
 #[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
 pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
-pub use task::{Lease, OnWorkerLost, Payload, PayloadKind, RpcError, Snapshot, StoredTask, Task, TaskStatus};
+pub use task::{
+    Lease, OnWorkerLost, Payload, PayloadKind, Progress, RpcError, Snapshot, StoredTask, Task, TaskStatus,
+};
 
 /// Compiles the examples of the README.
 #[cfg(all(doctest, feature = "redis", feature = "rmcp"))]

@@ -3,7 +3,9 @@
 pub(crate) mod adapter;
 pub(crate) mod exact;
 pub(crate) mod payload;
+pub(crate) mod progress;
 pub(crate) mod snapshot;
+pub(crate) mod traceparent;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +20,7 @@ use adapter::AdapterState;
 use exact::ExactIntegers;
 use payload::HeldParts;
 pub use payload::{Payload, PayloadKind};
+pub use progress::Progress;
 pub use snapshot::{Snapshot, StoredTask};
 
 /// The status of a task (MCP Tasks extension, SEP-2663, "Task Status").
@@ -157,8 +160,8 @@ impl RpcError {
 /// A record holds the task as JSON, with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order of
 /// this struct. Three rules keep records readable across versions and languages:
 ///
-/// * This version keeps unknown fields in [`extra`](Self::extra), in the `extra` of the [`Lease`] and in the `extra`
-///   of the [`RpcError`], and writes them back.
+/// * This version keeps unknown fields in [`extra`](Self::extra), and in the `extra` of the [`Lease`], the [`Progress`]
+///   and the [`RpcError`], and writes them back.
 /// * An integer that a [`Value`] cannot hold is a floating point number in the task. A store writes the original
 ///   digits back, unless a caller replaces the value.
 /// * The JSON leaves out a payload that is [stored](Payload::Stored) as the part `input`, `output` or `checkpoint` of the record.
@@ -186,15 +189,19 @@ pub struct Task {
     /// A sentence for people about the state of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_message: Option<String>,
+    /// How much of the work is done, as its operation last reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// When the task was created, by the engine's clock.
     #[serde(with = "rfc3339_millis")]
     pub created_at: DateTime<Utc>,
     /// When the task was last changed, by the engine's clock.
     #[serde(with = "rfc3339_millis")]
     pub last_updated_at: DateTime<Utc>,
-    /// How many milliseconds the task may run, counted from its creation; `None` (`null` in the JSON) is unlimited.
+    /// How many milliseconds the task may run, counted from its creation; `None` (`null` in the JSON) is unlimited. It may
+    /// [change](crate::TaskStore::set_ttl).
     pub ttl_ms: Option<u64>,
-    /// How many milliseconds a client should wait between two polls.
+    /// How many milliseconds a client should wait between two polls. It may [change](crate::TaskStore::set_poll_interval).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_interval_ms: Option<u64>,
     /// The method of the call, for example `tools/call`.
@@ -239,6 +246,12 @@ pub struct Task {
     /// Values that the server stores with the task for its own use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, Value>,
+    /// What the task keeps of the request that created it, for example the tenant or the locale. It never changes.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub extensions: Map<String, Value>,
+    /// The `traceparent` of the request that created the task (W3C Trace Context).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// What an adapter for another SDK keeps with the task.
     #[serde(default, skip_serializing_if = "AdapterState::is_empty")]
     pub(crate) adapter: AdapterState,
@@ -334,6 +347,7 @@ mod tests {
     fn fields_of_later_versions_survive_a_rewrite() {
         let json = json!({
             "taskId": "t1", "status": "input_required", "statusMessage": "asking",
+            "progress": {"done": 3, "total": 240, "unit": "frames"},
             "createdAt": "2026-01-31T12:00:00.000Z", "lastUpdatedAt": "2026-01-31T12:00:00.000Z",
             "ttlMs": 60_000, "pollIntervalMs": 500, "method": "tools/call", "arguments": {"name": "x"},
             "checkpoint": null,
@@ -342,8 +356,9 @@ mod tests {
             "maxAttempts": 5,
             "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "zone": "b"},
             "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
-            "cancelRequested": true, "variables": {"n": 1}, "writeIds": ["0badcafe"],
-            "progress": {"done": [1, 2, 3]}, "zone": null,
+            "cancelRequested": true, "variables": {"n": 1}, "extensions": {"tenant": "acme"},
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01", "writeIds": ["0badcafe"],
+            "stages": {"done": [1, 2, 3]}, "zone": null,
         });
         let task: Task = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(task.extra.len(), 2);

@@ -6,8 +6,9 @@ use rmcp::task_manager::{TaskFuture, TaskOptions};
 use serde_json::Value;
 
 use super::context::TaskContext;
-use super::manager::DurableTaskManager;
+use super::manager::{DurableTaskManager, closure_task};
 use super::options::RegisteredOptions;
+use super::request;
 use crate::backend::{Agenda, OwnerId};
 
 impl<B: Agenda> DurableTaskManager<B> {
@@ -17,6 +18,9 @@ impl<B: Agenda> DurableTaskManager<B> {
     ///
     /// Without this check the SDK rejects the response only after the handler has returned it. The operation would
     /// then run, and no client could read its outcome.
+    ///
+    /// The task also keeps the `traceparent` of the request, and its
+    /// [extensions](super::ManagerConfig::extensions).
     ///
     /// # Errors
     /// `-32021` (missing required client capability) if the client has not declared the extension
@@ -33,13 +37,14 @@ impl<B: Agenda> DurableTaskManager<B> {
         F: FnOnce(TaskContext) -> TaskFuture,
     {
         require_tasks(context)?;
-        let task = self.spawn(owner, name, options, operation).await?;
+        let new = request::keep(closure_task(name, options), context, self.extensions());
+        let task = self.start(owner, new, operation).await?;
         Ok(CreateTaskResult::new(task).into())
     }
 
     /// Starts a task for this `tools/call` as [`spawn_registered`](Self::spawn_registered) does, and returns the
     /// response to the call once the task is stored. If the client does not support tasks, this method fails before
-    /// it stores or starts anything.
+    /// it stores or starts anything. The task keeps the same values of the request as for [`spawn_for`](Self::spawn_for).
     ///
     /// # Errors
     /// `-32021` as for [`spawn_for`](Self::spawn_for); otherwise the errors of
@@ -53,7 +58,9 @@ impl<B: Agenda> DurableTaskManager<B> {
         options: impl Into<RegisteredOptions>,
     ) -> Result<CallToolResponse, ErrorData> {
         require_tasks(context)?;
-        let task = self.spawn_registered(owner, name, arguments, options).await?;
+        let (new, operation) = self.registered_task(name, &arguments, options.into())?;
+        let new = request::keep(new, context, self.extensions());
+        let task = self.start(owner, new, |context| operation(context, arguments)).await?;
         Ok(CreateTaskResult::new(task).into())
     }
 }

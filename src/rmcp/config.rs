@@ -2,9 +2,14 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
+use rmcp::model::JsonObject;
+use rmcp::service::{RequestContext, RoleServer};
+
 use super::renewer::{self, Connect};
+use super::request::FindExtensions;
 use crate::backend::{Agenda, StorageError};
 
 /// How many claimed tasks an instance runs at once by default, for each core.
@@ -28,6 +33,8 @@ pub struct ManagerConfig<B> {
     pub(super) max_concurrent: usize,
     /// Creates the connection of the dedicated renewals.
     pub(super) connect: Option<Connect<B>>,
+    /// Finds the values of a request that its task keeps.
+    pub(super) extensions: Option<FindExtensions>,
 }
 
 impl<B> fmt::Debug for ManagerConfig<B> {
@@ -35,6 +42,7 @@ impl<B> fmt::Debug for ManagerConfig<B> {
         f.debug_struct("ManagerConfig")
             .field("max_concurrent", &self.max_concurrent)
             .field("dedicated_renewals", &self.connect.is_some())
+            .field("extensions", &self.extensions.is_some())
             .finish()
     }
 }
@@ -42,7 +50,7 @@ impl<B> fmt::Debug for ManagerConfig<B> {
 impl<B> Default for ManagerConfig<B> {
     fn default() -> Self {
         let cores = available_parallelism().map_or(1, NonZeroUsize::get);
-        Self { max_concurrent: cores * RUNS_PER_CORE, connect: None }
+        Self { max_concurrent: cores * RUNS_PER_CORE, connect: None, extensions: None }
     }
 }
 
@@ -60,6 +68,38 @@ impl<B: Agenda> ManagerConfig<B> {
     /// never counts.
     pub fn max_concurrent(mut self, max: usize) -> Self {
         self.max_concurrent = max.max(1);
+        self
+    }
+
+    /// Sets which values of a `tools/call` its task keeps, for example the tenant or the locale. By default a task keeps
+    /// none. The operation reads them with [`TaskContext::extensions`](super::TaskContext::extensions), in every attempt and
+    /// on every instance. `find` is called before the task is stored, and must not block. The values have at most 4 KiB as
+    /// JSON.
+    ///
+    /// The record of the task holds the values in plain text. So do not return the token of the request. An operation that
+    /// calls another service should use a credential of the server.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use http::request::Parts;
+    /// use mcp_task_store::{DurableTaskManager, ManagerConfig, MemoryBackend, TaskStore};
+    /// use rmcp::model::JsonObject;
+    ///
+    /// let config = ManagerConfig::new().extensions(|request| {
+    ///     let http = request.extensions.get::<Parts>();
+    ///     let locale = http.and_then(|http| http.headers.get("Accept-Language")?.to_str().ok());
+    ///     JsonObject::from_iter(locale.map(|locale| ("locale".to_owned(), locale.into())))
+    /// });
+    /// let tasks = DurableTaskManager::with_config(TaskStore::new(MemoryBackend::new()), config);
+    /// # }
+    /// ```
+    pub fn extensions(
+        mut self,
+        find: impl Fn(&RequestContext<RoleServer>) -> JsonObject + Send + Sync + 'static,
+    ) -> Self {
+        self.extensions = Some(Arc::new(find));
         self
     }
 

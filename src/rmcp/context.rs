@@ -4,48 +4,25 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use rmcp::model::InputRequest;
+use rmcp::model::{InputRequest, JsonObject};
 use rmcp::task_manager::TaskExit;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::any_attempt::AnyAttempt;
 use super::error_class::ErrorClass;
+use super::progress_reports::ProgressReports;
 use super::slots::Slot;
-use super::status_message::StatusMessage;
 use super::task_state::TaskState;
 use super::timeouts::short_call_timeout;
 use super::wire::exit;
-use crate::backend::Agenda;
+use crate::backend::{Agenda, OwnerId};
 use crate::printable::Chain;
-use crate::store::{Attempt, BackOff, TaskError};
-use crate::task::{OnWorkerLost, StoredTask};
+use crate::store::{Attempt, BackOff, TaskError, Ttl};
+use crate::task::{OnWorkerLost, Progress, StoredTask};
 
-/// An attempt on any engine.
-#[async_trait]
-trait AnyAttempt: Send + Sync {
-    fn task_id(&self) -> &str;
-    fn number(&self) -> u32;
-    async fn request_input(&self, key: String, request: Value) -> Result<StoredTask, TaskError>;
-}
-
-#[async_trait]
-impl<B: Agenda> AnyAttempt for Attempt<B> {
-    fn task_id(&self) -> &str {
-        self.key().task.as_str()
-    }
-
-    fn number(&self) -> u32 {
-        Self::number(self)
-    }
-
-    async fn request_input(&self, key: String, request: Value) -> Result<StoredTask, TaskError> {
-        Self::request_input(self, key, request).await
-    }
-}
-
-/// The task of a running operation: its id and attempt, its status message, requests to the client, and the signal to stop.
+/// The task of a running operation: its id, owner and attempt, its progress and checkpoints, requests to the client, and the signal to stop.
 /// Clones are cheap and share one task.
 ///
 /// The operation must stop when the client asks to cancel the task. It must also stop once its attempt is void: the lease
@@ -85,9 +62,11 @@ impl<B: Agenda> AnyAttempt for Attempt<B> {
 /// ```
 #[derive(Clone)]
 pub struct TaskContext {
-    attempt: Arc<dyn AnyAttempt>,
+    pub(super) attempt: Arc<dyn AnyAttempt>,
+    /// The task as the attempt began with it.
+    begun_with: Arc<StoredTask>,
     state: watch::Receiver<TaskState>,
-    status_message: Arc<StatusMessage>,
+    progress_reports: Arc<ProgressReports>,
     /// `None` for an operation that a call of this process has started.
     slot: Option<Arc<Slot>>,
     /// The time limit of one write.
@@ -106,23 +85,42 @@ impl fmt::Debug for TaskContext {
 impl TaskContext {
     pub(super) fn new<B: Agenda>(
         attempt: Attempt<B>,
+        begun_with: Arc<StoredTask>,
         lease: Duration,
         state: watch::Receiver<TaskState>,
-        status_message: Arc<StatusMessage>,
+        progress_reports: Arc<ProgressReports>,
         slot: Option<Arc<Slot>>,
     ) -> Self {
         let call_timeout = short_call_timeout(lease);
-        Self { attempt: Arc::new(attempt), state, status_message, slot, call_timeout }
+        Self { attempt: Arc::new(attempt), begun_with, state, progress_reports, slot, call_timeout }
     }
 
     /// Returns the id of the task.
     pub fn task_id(&self) -> &str {
-        self.attempt.task_id()
+        self.begun_with.key.task.as_str()
+    }
+
+    /// Returns the owner of the task.
+    pub fn owner(&self) -> &OwnerId {
+        &self.begun_with.key.owner
     }
 
     /// Returns the number of this attempt: 1 for the first. It grows each time that a worker is lost or releases the task.
     pub fn attempt(&self) -> u32 {
         self.attempt.number()
+    }
+
+    /// Returns what the task keeps of the request that started it. [`ManagerConfig::extensions`](super::ManagerConfig::extensions)
+    /// chooses the values. The map is empty for a task that [`spawn`](super::DurableTaskManager::spawn) or
+    /// [`spawn_registered`](super::DurableTaskManager::spawn_registered) started, because they do not receive the request.
+    pub fn extensions(&self) -> &JsonObject {
+        &self.begun_with.task.extensions
+    }
+
+    /// Returns the `traceparent` of the request that started the task (SEP-414, W3C Trace Context), if the request had a
+    /// valid one. The span of every attempt has it as the field `traceparent`.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.begun_with.task.traceparent.as_deref()
     }
 
     /// Makes a request to the client under `key` and waits for its answer. Any instance may receive the answer. While the
@@ -167,31 +165,42 @@ impl TaskContext {
         Ok(answer)
     }
 
-    /// Stores a request, and tries again while the engine fails. Returns the written task; `None` if an earlier write
-    /// of this call was applied although it failed.
+    /// Stores a request. Returns the written task; `None` if an earlier write of this call was applied although it failed.
     async fn store_request(&self, key: &str, request: Value) -> Result<Option<StoredTask>, TaskExit> {
-        let mut may_be_stored = false;
-        let mut back_off = BackOff::new();
-        loop {
-            let write = self.attempt.request_input(key.to_owned(), request.clone());
-            match timeout(self.call_timeout, write).await {
-                Ok(Ok(stored)) => return Ok(Some(stored)),
+        let request = &request;
+        let store = |may_be_stored| async move {
+            match self.attempt.request_input(key.to_owned(), request.clone()).await {
                 // For a task that can resume, the store compares the requests. Any other task has only this attempt,
                 // so an earlier write of this call has used the key.
-                Ok(Err(TaskError::InputKeyUsed { .. })) if may_be_stored && !self.can_resume() => {
-                    return Ok(None);
-                }
+                Err(TaskError::InputKeyUsed { .. }) if may_be_stored && !self.can_resume() => Ok(None),
+                stored => stored.map(Some),
+            }
+        };
+        self.retry("store a request to the client", store).await
+    }
+
+    /// Calls the store until the call succeeds, or fails with an error that no later call can avoid. `call` receives whether an
+    /// earlier call may have been applied although it failed.
+    ///
+    /// # Errors
+    /// `Cancelled` when the operation must stop.
+    pub(super) async fn retry<T, F>(&self, what: &str, call: impl Fn(bool) -> F) -> Result<T, TaskExit>
+    where
+        F: Future<Output = Result<T, TaskError>>,
+    {
+        let mut may_be_applied = false;
+        let mut back_off = BackOff::new();
+        loop {
+            match timeout(self.call_timeout, call(may_be_applied)).await {
+                Ok(Ok(returned)) => return Ok(returned),
                 Ok(Err(error)) if ErrorClass::of(&error) != ErrorClass::Transient => return Err(exit(error)),
                 Ok(Err(error)) => {
-                    may_be_stored |= error.outcome_unknown();
-                    tracing::debug!(error = %Chain(&error), "a request to the client could not be stored yet");
+                    may_be_applied |= error.outcome_unknown();
+                    tracing::debug!(error = %Chain(&error), "an operation could not {what} yet");
                 }
                 Err(_) => {
-                    may_be_stored = true;
-                    tracing::debug!(
-                        "a request to the client could not be stored within {:?}",
-                        self.call_timeout
-                    );
+                    may_be_applied = true;
+                    tracing::debug!("an operation could not {what} within {:?} yet", self.call_timeout);
                 }
             }
             tokio::select! {
@@ -218,8 +227,56 @@ impl TaskContext {
     /// most four times a second, and the last one together with the outcome. While the engine fails, the runtime
     /// tries again. A message over [`max_status_message_bytes`](crate::StoreConfig::max_status_message_bytes) is cut.
     /// A message of a void attempt has no effect.
+    ///
+    /// [`progress`](Self::progress) also says how much of the work is done.
     pub fn set_status_message(&self, message: impl Into<String>) {
-        self.status_message.set(message.into());
+        self.progress_reports.set(message.into(), None);
+    }
+
+    /// Reports how much of the work is done, in a unit that the operation chooses, with a status message. `total` is how
+    /// much there is to do; `None` if the operation does not know it.
+    ///
+    /// The call returns at once, like [`set_status_message`](Self::set_status_message): the runtime writes the newest
+    /// report, and one write stores both the message and the numbers. A client receives the message. The numbers are in
+    /// [`Task::progress`](crate::Task::progress), on every instance.
+    ///
+    /// # Examples
+    /// ```
+    /// use mcp_task_store::TaskContext;
+    ///
+    /// fn report(task: &TaskContext, frame: u64) {
+    ///     task.progress(frame, 240, format!("rendering frame {frame} of 240"));
+    /// }
+    /// ```
+    pub fn progress(&self, done: u64, total: impl Into<Option<u64>>, message: impl Into<String>) {
+        self.progress_reports.set(message.into(), Some(Progress::new(done, total)));
+    }
+
+    /// Changes how long the task may run, counted from its creation, for example once the operation knows how much work
+    /// there is. While the engine fails, the call tries again until the attempt is void.
+    ///
+    /// # Errors
+    /// [`TaskExit::Cancelled`] when the operation must stop; [`TaskExit::Error`] if the TTL is over a limit of the store, or
+    /// has already elapsed.
+    ///
+    /// # Cancellation safety
+    /// If the future is dropped, the TTL may have changed nevertheless.
+    pub async fn set_ttl(&self, ttl: impl Into<Ttl>) -> Result<(), TaskExit> {
+        let ttl = ttl.into();
+        self.retry("set the TTL of its task", |_| self.attempt.set_ttl(ttl)).await.map(drop)
+    }
+
+    /// Changes how long a client should wait between two polls, for example for a phase of the work that takes longer. While
+    /// the engine fails, the call tries again until the attempt is void.
+    ///
+    /// # Errors
+    /// [`TaskExit::Cancelled`] when the operation must stop; [`TaskExit::Error`] for an interval outside 1 ms to 24 hours.
+    ///
+    /// # Cancellation safety
+    /// If the future is dropped, the interval may have changed nevertheless.
+    pub async fn set_poll_interval(&self, interval: Duration) -> Result<(), TaskExit> {
+        let set = |_| self.attempt.set_poll_interval(interval);
+        self.retry("set the poll interval of its task", set).await.map(drop)
     }
 
     /// Returns whether the operation must stop.

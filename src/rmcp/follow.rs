@@ -39,6 +39,11 @@ enum Event {
     TtlElapsed,
 }
 
+/// Returns when the TTL of the task elapses; `None` for a task without a TTL.
+fn ttl_ends_at<B: Agenda>(run: &Run<B>) -> Option<Instant> {
+    run.ttl_left().map(|left| Instant::now() + left)
+}
+
 /// Follows the task until its run ends.
 pub(super) async fn follow<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSignal) -> RunEnd {
     match follow_valid_attempt(run, shutdown).await {
@@ -50,10 +55,15 @@ pub(super) async fn follow<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSigna
 /// Follows the task until its run ends. Returns `None` if the attempt becomes void first.
 async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSignal) -> Option<RunEnd> {
     let mut changes = Some(run.watch());
-    // Both futures stay for all events.
-    let mut ttl_elapsed = pin!(at(run.ttl_left().map(|left| Instant::now() + left)));
+    // These futures stay for all events.
+    let mut ttl_ms = run.ttl_ms();
+    let mut ttl_elapsed = pin!(at(ttl_ends_at(run)));
     let mut shutdown = pin!(shutdown.begun());
     while !run.state.is_void() {
+        if run.ttl_ms() != ttl_ms {
+            ttl_ms = run.ttl_ms();
+            ttl_elapsed.set(at(ttl_ends_at(run)));
+        }
         let event = tokio::select! {
             biased;
             ended = &mut run.operation => return Some(ended.map_or(RunEnd::Aborted, RunEnd::Ended)),

@@ -12,7 +12,8 @@ use super::claimer;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::options::RegisteredOptions;
-use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
+use super::request::FindExtensions;
+use super::runtime::{RegisteredOperation, Runtime, SHUTDOWN_CALL_LIMIT};
 use super::{run, wire};
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::store::{NewTask, TaskError, TaskStore};
@@ -25,7 +26,8 @@ use crate::store::{NewTask, TaskError, TaskStore};
 /// * [`spawn_registered`](Self::spawn_registered) takes the name of an operation that every instance
 ///   [registers](Self::register). Another instance can resume its task. Only one attempt at a time can write to the task. What
 ///   the operation does *outside* of the store may overlap with an earlier attempt that has not yet detected the loss of its
-///   lease, and every attempt starts from the beginning. Make such an operation idempotent.
+///   lease. Every attempt starts from the beginning, or from the [checkpoint](TaskContext::checkpoint) of an earlier attempt.
+///   Make such an operation idempotent.
 ///
 /// Each manager has one background task, which claims the tasks that wait for a worker of a registered operation. The
 /// background task starts with the manager. If the manager was created outside of a Tokio runtime, or if that runtime
@@ -157,7 +159,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     where
         F: FnOnce(TaskContext) -> TaskFuture,
     {
-        self.start(owner, wire::new_task(options).operation(name), operation).await
+        self.start(owner, closure_task(name, options), operation).await
     }
 
     /// Starts a task that runs a registered operation with these arguments, and returns it once it is stored. The record keeps
@@ -173,7 +175,18 @@ impl<B: Agenda> DurableTaskManager<B> {
         arguments: Value,
         options: impl Into<RegisteredOptions>,
     ) -> Result<Task, TaskError> {
-        let RegisteredOptions { task, on_worker_lost, max_attempts } = options.into();
+        let (new, operation) = self.registered_task(name, &arguments, options.into())?;
+        self.start(owner, new, |context| operation(context, arguments)).await
+    }
+
+    /// Returns the task of a call of a registered operation, and the operation.
+    pub(super) fn registered_task(
+        &self,
+        name: &str,
+        arguments: &Value,
+        options: RegisteredOptions,
+    ) -> Result<(NewTask, RegisteredOperation), TaskError> {
+        let RegisteredOptions { task, on_worker_lost, max_attempts } = options;
         let Some(operation) = self.0.operation(name) else {
             let reason = format!(
                 "no operation {name:?} is registered; register it on every instance before the server starts"
@@ -186,17 +199,28 @@ impl<B: Agenda> DurableTaskManager<B> {
             Some(max) => new.max_attempts(max),
             None => new,
         };
-        self.start(owner, new, |context| operation(context, arguments)).await
+        Ok((new, operation))
+    }
+
+    /// Returns how to find the values of a request that its task keeps.
+    pub(super) fn extensions(&self) -> Option<&FindExtensions> {
+        self.0.extensions.as_ref()
     }
 
     /// Answers `tasks/get`: returns the task with its open requests, its result or its error.
+    ///
+    /// Calls for one task that are under way in this process at the same time share reads. A call sees every change that was
+    /// acknowledged, on any instance, before the call began.
     ///
     /// # Errors
     /// [`NotFound`](TaskError::NotFound) if the owner has no such task.
     pub async fn get_task(&self, owner: &OwnerId, task_id: &str) -> Result<DetailedTask, TaskError> {
         let key = self.key(owner, task_id)?;
-        let stored = self.0.store.get(&key).await?;
-        wire::detailed(&self.0.store, &stored).await
+        let read = async {
+            let stored = self.0.store.get(&key).await?;
+            wire::detailed(&self.0.store, &stored).await
+        };
+        self.0.polls.poll(&key, read).await
     }
 
     /// Answers `tasks/update`: delivers the client's answers to the operation, on any instance. The store ignores
@@ -253,7 +277,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         Ok(TaskKey { owner: owner.clone(), task })
     }
 
-    async fn start(
+    /// Stores a task under a lease of this process, and starts its operation.
+    pub(super) async fn start(
         &self,
         owner: &OwnerId,
         new: NewTask,
@@ -279,4 +304,9 @@ impl<B: Agenda> DurableTaskManager<B> {
         });
         if has_begun { Ok(task) } else { Err(TaskError::OperationPanicked { task: id }) }
     }
+}
+
+/// Returns the task of a call that runs a closure.
+pub(super) fn closure_task(name: &str, options: TaskOptions) -> NewTask {
+    wire::new_task(options).operation(name)
 }

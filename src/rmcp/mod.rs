@@ -5,7 +5,9 @@
 //!
 //! [rmcp]: https://crates.io/crates/rmcp
 
+mod any_attempt;
 mod calls;
+mod checkpoints;
 mod claimer;
 mod config;
 mod context;
@@ -16,14 +18,16 @@ mod operation;
 mod options;
 mod outcome;
 mod owner;
+mod polls;
+mod progress_reports;
 mod renewal_delay;
 mod renewals;
 mod renewer;
+mod request;
 mod run;
 mod runtime;
 mod shutdown;
 mod slots;
-mod status_message;
 mod supervise;
 mod task_state;
 mod timeouts;

@@ -22,7 +22,7 @@ use crate::task::RpcError;
 /// they kill the process.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 
-/// Stores the outcome of an operation and its last status message, unless the attempt is void. The renewals of the
+/// Stores the outcome of an operation and its last report, unless the attempt is void. The renewals of the
 /// lease continue meanwhile.
 pub(super) async fn store<B: Agenda>(run: Run<B>, outcome: Outcome, shutdown: &ShutdownSignal) {
     let mut stored = pin!(store_until_accepted(&run, outcome));
@@ -40,9 +40,9 @@ async fn store_until_accepted<B: Agenda>(run: &Run<B>, outcome: Outcome) {
     let mut delay = Duration::from_millis(50);
     loop {
         match unstored.try_to_store(run).await {
-            Progress::Finished => return,
-            Progress::RetryNow => {}
-            Progress::RetryLater => {
+            AfterWrite::Finished => return,
+            AfterWrite::RetryNow => {}
+            AfterWrite::RetryLater => {
                 sleep(delay).await;
                 delay = (delay * 2).min(MAX_RETRY_DELAY);
             }
@@ -53,8 +53,8 @@ async fn store_until_accepted<B: Agenda>(run: &Run<B>, outcome: Outcome) {
 /// An outcome that is not stored yet.
 struct Unstored {
     ending: Ending,
-    /// The write also stores the last status message.
-    has_message: bool,
+    /// The write also stores the last report.
+    has_report: bool,
     /// The store rejected the outcome, so `ending` is now a failure that says so.
     is_replaced: bool,
     /// An earlier write may have been applied although no reply arrived.
@@ -62,7 +62,7 @@ struct Unstored {
 }
 
 /// What the run does after a write of the outcome.
-enum Progress {
+enum AfterWrite {
     /// The outcome is stored, or can never be stored.
     Finished,
     RetryNow,
@@ -71,57 +71,60 @@ enum Progress {
 
 impl Unstored {
     fn new(outcome: Outcome) -> Self {
-        Self { ending: ending(outcome), has_message: true, is_replaced: false, may_be_stored: false }
+        Self { ending: ending(outcome), has_report: true, is_replaced: false, may_be_stored: false }
     }
 
-    async fn try_to_store<B: Agenda>(&mut self, run: &Run<B>) -> Progress {
+    async fn try_to_store<B: Agenda>(&mut self, run: &Run<B>) -> AfterWrite {
         let limit = run.call_timeout();
-        let message = run.status_message.unwritten().filter(|_| self.has_message);
+        let report = run.progress_reports.unwritten().filter(|_| self.has_report);
         let copy = run.state.begin_write(Instant::now());
         let ended = {
-            let end = pin!(run.attempt.end(copy.as_deref(), &self.ending, message.as_deref()));
+            let end = pin!(run.attempt.end(copy.as_deref(), &self.ending, report.as_ref()));
             timeout(limit, end).await
         };
         match ended {
-            Ok(Ok(_)) => Progress::Finished,
+            Ok(Ok(_)) => AfterWrite::Finished,
             Ok(Err(error)) if self.may_be_stored && has_ended_as(&error, &self.ending) => {
                 self.confirm(run, limit).await
             }
-            Ok(Err(error)) => self.apply_error(run, error, message.is_some()),
+            Ok(Err(error)) => self.apply_error(run, error, report.is_some()),
             Err(_) => {
                 self.may_be_stored = true;
                 tracing::debug!("the outcome of an operation could not be stored within {limit:?} yet");
-                Progress::RetryLater
+                AfterWrite::RetryLater
             }
         }
     }
 
     /// Confirms an earlier write of the outcome that had no reply, or no confirmation of replicas. The record alone does not
     /// confirm it: it may be on a server that another one has replaced as master.
-    async fn confirm<B: Agenda>(&mut self, run: &Run<B>, limit: Duration) -> Progress {
-        let confirm = pin!(run.attempt.confirm_end(&self.ending));
-        match timeout(limit, confirm).await {
+    async fn confirm<B: Agenda>(&mut self, run: &Run<B>, limit: Duration) -> AfterWrite {
+        let confirmed = {
+            let confirm = pin!(run.attempt.confirm_end(&self.ending));
+            timeout(limit, confirm).await
+        };
+        match confirmed {
             Ok(Ok(true)) => {
-                run.attempt.report(&self.ending, run.operation_name().as_deref());
-                Progress::Finished
+                run.attempt.log_end(&self.ending, run.operation_name().as_deref());
+                AfterWrite::Finished
             }
-            Ok(Ok(false)) => Progress::RetryNow,
+            Ok(Ok(false)) => AfterWrite::RetryNow,
             Ok(Err(error)) => self.apply_error(run, error, false),
-            Err(_) => Progress::RetryLater,
+            Err(_) => AfterWrite::RetryLater,
         }
     }
 
-    fn apply_error<B: Agenda>(&mut self, run: &Run<B>, error: TaskError, with_message: bool) -> Progress {
+    fn apply_error<B: Agenda>(&mut self, run: &Run<B>, error: TaskError, with_report: bool) -> AfterWrite {
         match ErrorClass::of(&error) {
             ErrorClass::Void => {
                 self.report_void(run, &error);
-                Progress::Finished
+                AfterWrite::Finished
             }
-            ErrorClass::Permanent => self.reduce(error, with_message),
+            ErrorClass::Permanent => self.reduce(error, with_report),
             ErrorClass::Transient => {
                 self.may_be_stored |= error.outcome_unknown();
                 tracing::debug!(error = %Chain(&error), "the outcome of an operation could not be stored yet");
-                Progress::RetryLater
+                AfterWrite::RetryLater
             }
         }
     }
@@ -135,20 +138,20 @@ impl Unstored {
         }
     }
 
-    /// Removes the status message from the write, or replaces the outcome by a failure: the store can never accept
+    /// Removes the report from the write, or replaces the outcome by a failure: the store can never accept
     /// the write as it is.
-    fn reduce(&mut self, error: TaskError, with_message: bool) -> Progress {
-        if is_unreadable(&error) || (self.is_replaced && !with_message) {
+    fn reduce(&mut self, error: TaskError, with_report: bool) -> AfterWrite {
+        if is_unreadable(&error) || (self.is_replaced && !with_report) {
             tracing::warn!(
                 error = %Chain(&error),
                 "the outcome of an operation cannot be stored; its worker counts as lost"
             );
-            return Progress::Finished;
+            return AfterWrite::Finished;
         }
-        if with_message {
-            // The record may have no room for the message.
-            self.has_message = false;
-            return Progress::RetryNow;
+        if with_report {
+            // The record may have no room for the report.
+            self.has_report = false;
+            return AfterWrite::RetryNow;
         }
         // A value over a limit must not leave the task open.
         let reason = ErrorData::from(error).message;
@@ -156,7 +159,7 @@ impl Unstored {
         let message = format!("the outcome of the operation cannot be stored: {reason}");
         self.ending = Ending::Failed(RpcError::new(-32603, message));
         self.is_replaced = true;
-        Progress::RetryNow
+        AfterWrite::RetryNow
     }
 }
 

@@ -10,10 +10,10 @@ use tracing::{Instrument, Span, info_span};
 
 use super::context::TaskContext;
 use super::operation::{Operation, Outcome, PollTimer};
+use super::progress_reports::ProgressReports;
 use super::renewals::RenewalHandle;
 use super::renewer::Renewer;
 use super::slots::{Slot, SlotGuard};
-use super::status_message::StatusMessage;
 use super::task_state::RunState;
 use super::timeouts::{call_timeout, lease_left};
 use crate::backend::{Agenda, StorageError};
@@ -33,6 +33,7 @@ pub(super) fn span<B: Agenda>(
         owner = %stored.key.owner.printable(),
         operation = stored.task.operation.as_deref(),
         attempt = attempt.number(),
+        traceparent = stored.task.traceparent.as_deref(),
     )
 }
 
@@ -40,7 +41,7 @@ pub(super) struct Run<B> {
     pub(super) store: TaskStore<B>,
     pub(super) attempt: Attempt<B>,
     pub(super) state: RunState,
-    pub(super) status_message: Arc<StatusMessage>,
+    pub(super) progress_reports: Arc<ProgressReports>,
     pub(super) renewals: RenewalHandle,
     renewer: Arc<Renewer<B>>,
     polls: Arc<PollTimer>,
@@ -64,13 +65,14 @@ impl<B: Agenda> Run<B> {
     ) -> (Self, bool) {
         let stored = Arc::new(stored);
         let state = RunState::new(Arc::clone(&stored));
-        let status_message = Arc::new(StatusMessage::new(store.max_status_message_bytes()));
+        let progress_reports = Arc::new(ProgressReports::new(store.max_status_message_bytes()));
         let slot = slot.map(Arc::new);
         let context = TaskContext::new(
             attempt.clone(),
+            Arc::clone(&stored),
             store.lease_duration(),
             state.subscribe(),
-            Arc::clone(&status_message),
+            Arc::clone(&progress_reports),
             slot.clone(),
         );
         let polls = Arc::new(PollTimer::new());
@@ -84,7 +86,7 @@ impl<B: Agenda> Run<B> {
             store,
             attempt,
             state,
-            status_message,
+            progress_reports,
             renewals,
             renewer,
             polls,
@@ -104,6 +106,11 @@ impl<B: Agenda> Run<B> {
     pub(super) fn restart_renewals(&mut self) {
         let stored = self.state.stored();
         self.renewals = self.renewer.start(&self.store, &self.attempt, &stored, &self.polls);
+    }
+
+    /// Returns the TTL of the task, which may change.
+    pub(super) fn ttl_ms(&self) -> Option<u64> {
+        self.state.stored().task.ttl_ms
     }
 
     /// Returns the time until the TTL elapses; `None` for a task without a TTL.

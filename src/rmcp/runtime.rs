@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rmcp::model::DetailedTask;
 use rmcp::task_manager::TaskFuture;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
@@ -12,7 +13,9 @@ use tracing::Instrument;
 
 use super::config::ManagerConfig;
 use super::context::TaskContext;
+use super::polls::Polls;
 use super::renewer::Renewer;
+use super::request::FindExtensions;
 use super::run::Run;
 use super::shutdown::Shutdown;
 use super::slots::{Slot, Slots};
@@ -35,6 +38,8 @@ pub(super) struct Runtime<B> {
     pub(super) shutdown: Shutdown,
     pub(super) claiming: Claiming,
     pub(super) slots: Slots,
+    pub(super) polls: Polls<DetailedTask>,
+    pub(super) extensions: Option<FindExtensions>,
     renewer: Arc<Renewer<B>>,
 }
 
@@ -110,6 +115,8 @@ impl<B: Agenda> Runtime<B> {
             shutdown: Shutdown::new(),
             claiming: Claiming::default(),
             slots: Slots::new(config.max_concurrent),
+            polls: Polls::default(),
+            extensions: config.extensions,
             renewer,
         }
     }

@@ -20,13 +20,13 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Supervises a run until its operation has ended and the outcome is stored, or until the run is stopped.
 pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSignal) {
     let end = {
-        let (message, attempt) = (Arc::clone(&run.status_message), run.attempt.clone());
+        let (reports, attempt) = (Arc::clone(&run.progress_reports), run.attempt.clone());
         let (state, lease, signals) = (run.state.clone(), run.store.lease_duration(), run.renewals.signals());
-        // When the run ends, the `select` drops the write of a message. The message is then written together with the
+        // When the run ends, the `select` drops the write of a report. The report is then written together with the
         // outcome.
         // Pinned here: a future that is passed by value is copied, and adds its size to the future of this run.
         let mut follow = pin!(follow(&mut run, &shutdown));
-        let mut write = pin!(message.write(&attempt, &state, lease, &signals));
+        let mut write = pin!(reports.write(&attempt, &state, lease, &signals));
         tokio::select! {
             biased;
             end = &mut follow => end,

@@ -2,21 +2,23 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use super::deadline::Deadline;
+use super::deadline::{CallTarget, Deadline};
 use super::error::TaskError;
 use super::keeper::KeptRecords;
 use super::local_attempts::AttemptGuard;
 use super::machine::{self, Change, WorkerExit};
+use super::payloads;
 use super::records::ChangeCall;
 use super::task_ref::TaskRef;
 use super::write::ChangeKind;
 use crate::backend::{Agenda, TaskKey};
 use crate::printable::Chain;
-use crate::task::{RpcError, StoredTask, Task};
+use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 
 /// The right to work on a task, until its lease is lost or the task ends.
 ///
@@ -264,7 +266,7 @@ impl<B: Agenda> Attempt<B> {
     /// Stores a checkpoint for the next attempt. It replaces the previous checkpoint. A checkpoint states, for
     /// example, which steps of the work are done.
     ///
-    /// The next attempt loads it with [`TaskStore::payload`](crate::TaskStore::payload). The end of the task removes it. A
+    /// The next attempt loads it with [`last_checkpoint`](Self::last_checkpoint). The end of the task removes it. A
     /// checkpoint changes nothing that a client sees, and subscribers receive no notification.
     ///
     /// # Errors
@@ -273,6 +275,18 @@ impl<B: Agenda> Attempt<B> {
     pub async fn set_checkpoint(&self, checkpoint: Value) -> Result<StoredTask, TaskError> {
         self.change(ChangeKind::Progress, "set_checkpoint", |task| machine::set_checkpoint(task, &checkpoint))
             .await
+    }
+
+    /// Loads the last checkpoint of the task, of this attempt or an earlier one; `None` if there is none. Succeeds while
+    /// this attempt holds the lease, and after the task has ended.
+    ///
+    /// # Errors
+    /// [`Unreadable`](TaskError::Unreadable) if the stored checkpoint is not JSON.
+    pub async fn last_checkpoint(&self) -> Result<Option<Value>, TaskError> {
+        let stored = self.read().await?;
+        let records = self.store.records();
+        let load = pin!(payloads::load(records, &stored, PayloadKind::Checkpoint));
+        records.deadline().limit("last_checkpoint", CallTarget::Task(&self.key), load).await
     }
 
     /// Ends the task as `completed`. See [`TaskStore::complete`](crate::TaskStore::complete).
@@ -311,7 +325,7 @@ impl<B: Agenda> Attempt<B> {
         self.change_before(&self.store.records_only().deadline(), call, change).await
     }
 
-    async fn change_before(
+    pub(super) async fn change_before(
         &self,
         deadline: &Deadline,
         call: ChangeCall<'_>,

@@ -1,5 +1,5 @@
 //! The calls of a run for a runtime. They do less if the run has a fresh copy of its task. The last write stores the
-//! outcome and the last status message. Also ends the attempt of a run.
+//! outcome and the last report. Also ends the attempt of a run.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use super::attempt::Attempt;
 use super::error::TaskError;
 use super::local_attempts::AttemptGuard;
 use super::machine::{self, Change};
+use super::progress_report::ProgressReport;
 use super::task_ref::TaskRef;
 use super::write::{ChangeKind, Event};
 use crate::backend::Agenda;
@@ -23,17 +24,6 @@ pub(crate) enum Ending {
 }
 
 impl<B: Agenda> Attempt<B> {
-    /// Sets the status message. `copy`: the task of this attempt as the run knows it.
-    pub(crate) async fn write_status_message(
-        &self,
-        copy: Option<&StoredTask>,
-        message: &str,
-    ) -> Result<StoredTask, TaskError> {
-        let config = &self.store.records_only().config;
-        let set = |task: &mut Task| machine::set_status_message(task, message, config);
-        self.change_task(self.task(copy), ChangeKind::Progress, "set_status_message", set).await
-    }
-
     /// Reads the task. `copy` returns the task of this attempt as the run knows it.
     pub(crate) async fn read_again(
         &self,
@@ -42,21 +32,21 @@ impl<B: Agenda> Attempt<B> {
         self.read_task(|| Some(copy())).await
     }
 
-    fn task<'a>(&'a self, copy: Option<&'a StoredTask>) -> TaskRef<'a> {
+    pub(super) fn task<'a>(&'a self, copy: Option<&'a StoredTask>) -> TaskRef<'a> {
         copy.map_or(TaskRef::Key(self.key()), TaskRef::Stored)
     }
 
-    /// Ends the task, and sets its status message if there is one. `copy`: the task of this attempt as the run knows it.
+    /// Ends the task, and stores the last report if there is one. `copy`: the task of this attempt as the run knows it.
     pub(crate) async fn end(
         &self,
         copy: Option<&StoredTask>,
         ending: &Ending,
-        status_message: Option<&str>,
+        report: Option<&ProgressReport>,
     ) -> Result<StoredTask, TaskError> {
         let config = &self.store.records_only().config;
         let end = |task: &mut Task| {
-            if let Some(message) = status_message {
-                machine::set_status_message(task, message, config)?;
+            if let Some(report) = report {
+                report.apply(task, config)?;
             }
             match ending {
                 Ending::Completed(result) => machine::complete(task, result),
@@ -78,7 +68,7 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Logs the end of the task. Call it if the call that ended the task was dropped before its reply arrived.
-    pub(crate) fn report(&self, ending: &Ending, operation: Option<&str>) {
+    pub(crate) fn log_end(&self, ending: &Ending, operation: Option<&str>) {
         Event::Ended(ending.status()).log(self.key(), operation);
     }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::config::StoreConfig;
+use super::config::{MAX_JSON_DEPTH, StoreConfig};
 use super::error::TaskError;
 use crate::backend::{OwnerId, TaskKey};
 
@@ -53,10 +54,25 @@ pub(super) fn check_variables(
         let longest = longest_string(value).max(name.len());
         check("bytes of a string in the variables", longest, config.max_variables_string_bytes)?;
     }
+    check("bytes of the variables as JSON", json_bytes(variables), config.max_variables_bytes)
+}
+
+/// The maximum size of the extensions of a task as JSON. Every update of the task rewrites them.
+const MAX_EXTENSIONS_BYTES: usize = 4096;
+
+pub(super) fn check_extensions(extensions: &Map<String, Value>) -> Result<(), TaskError> {
+    for value in extensions.values() {
+        check_depth("depth of an extension", value, MAX_JSON_DEPTH)?;
+    }
+    check("bytes of the extensions as JSON", json_bytes(extensions), MAX_EXTENSIONS_BYTES)
+}
+
+/// Returns the size of a map as JSON.
+fn json_bytes(map: &impl Serialize) -> usize {
     let mut bytes = ByteCounter(0);
     // This never fails: the counter accepts every byte, and a map with string keys can always be written as JSON.
-    let _ = serde_json::to_writer(&mut bytes, variables);
-    check("bytes of the variables as JSON", bytes.0, config.max_variables_bytes)
+    let _ = serde_json::to_writer(&mut bytes, map);
+    bytes.0
 }
 
 fn is_deeper_than(value: &Value, limit: usize) -> bool {

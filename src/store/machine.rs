@@ -15,8 +15,13 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
 use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
+use super::durations::millis;
 use super::error::TaskError;
-use super::limits::{check, check_depth, check_variables};
+use super::limits::{check, check_depth, check_poll_interval, check_variables};
+use super::ttl;
+use crate::backend::Expiry;
+#[cfg(feature = "rmcp")]
+use crate::task::Progress;
 use crate::task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
 
 /// How an operation changed a task.
@@ -24,6 +29,8 @@ use crate::task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
 pub(super) enum Change {
     /// The task must be written. Subscribers receive a notification.
     Visible,
+    /// The task must be written, and its record has another expiry. Subscribers receive a notification.
+    Lifetime(Expiry),
     /// The task must be written. The change concerns only the worker: subscribers receive no notification, and the time of
     /// the last update stays as it is.
     Internal,
@@ -60,8 +67,39 @@ pub(super) fn set_status_message(
     Ok(Change::Visible)
 }
 
+#[cfg(feature = "rmcp")]
+pub(super) fn set_progress(task: &mut Task, progress: &Progress) -> Result<Change, TaskError> {
+    require_open(task, "set its progress")?;
+    task.progress = Some(progress.clone());
+    Ok(Change::Visible)
+}
+
 pub(super) fn check_status_message(message: &str, config: &StoreConfig) -> Result<(), TaskError> {
     check("bytes of a status message", message.len(), config.max_status_message_bytes)
+}
+
+/// Changes how long the task may run, counted from its creation. `now` is the engine's clock.
+pub(super) fn set_ttl(
+    task: &mut Task,
+    ttl: Option<Duration>,
+    now: DateTime<Utc>,
+    config: &StoreConfig,
+) -> Result<Change, TaskError> {
+    require_open(task, "set its TTL")?;
+    let expiry = ttl::expiry(ttl, now - task.created_at, config)?;
+    let ttl_ms = ttl.map(millis);
+    if task.ttl_ms == ttl_ms {
+        return Ok(Change::None);
+    }
+    task.ttl_ms = ttl_ms;
+    Ok(Change::Lifetime(expiry))
+}
+
+pub(super) fn set_poll_interval(task: &mut Task, interval: Duration) -> Result<Change, TaskError> {
+    require_open(task, "set its poll interval")?;
+    check_poll_interval(interval)?;
+    task.poll_interval_ms = Some(millis(interval));
+    Ok(Change::Visible)
 }
 
 pub(super) fn request_input(

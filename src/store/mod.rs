@@ -2,7 +2,8 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
-//! * `lease` begins attempts, `attempt` is the right to work, `ending` and `split_calls` serve the adapters;
+//! * `timing` changes TTLs and poll intervals;
+//! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
@@ -26,11 +27,15 @@ mod new_task;
 mod observation;
 mod outage;
 mod payloads;
+#[cfg(feature = "rmcp")]
+mod progress_report;
 mod records;
 mod scheduler;
 #[cfg(feature = "pmcp")]
 mod split_calls;
 mod task_ref;
+mod timing;
+mod ttl;
 mod wait;
 mod write;
 mod writers;
@@ -58,11 +63,14 @@ use keeper::KeptRecords;
 use limits::{check_key, check_owner};
 use local_attempts::LocalAttempts;
 use machine::Change;
-pub use new_task::{NewTask, Ttl};
+pub use new_task::NewTask;
+#[cfg(feature = "rmcp")]
+pub(crate) use progress_report::ProgressReport;
 use records::{ChangeCall, Records};
 #[cfg(feature = "pmcp")]
 pub(crate) use split_calls::{SetResult, SplitCalls};
 pub use task_ref::{TaskPage, TaskRef};
+pub use ttl::Ttl;
 use write::ChangeKind;
 
 use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};

@@ -3,41 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
 
 use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
 use super::durations::millis;
 use super::error::TaskError;
-use super::limits::{check, check_depth, check_poll_interval};
+use super::limits::{check, check_depth, check_extensions, check_poll_interval};
+use super::ttl::{Ttl, expiry, resolve_ttl};
 use crate::backend::{Expiry, Queue, TaskId};
-use crate::task::{Lease, OnWorkerLost, Task, TaskStatus};
-
-/// How long a task may run, counted from its creation.
-///
-/// ```
-/// use std::time::Duration;
-/// use mcp_task_store::{NewTask, Ttl};
-///
-/// let ten_minutes = NewTask::new("tools/call").ttl(Duration::from_secs(600));
-/// let unlimited = NewTask::new("tools/call").ttl(Ttl::Unlimited);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ttl {
-    /// The [default](StoreConfig::default_ttl) of the store.
-    #[default]
-    Default,
-    /// This duration, rounded up to whole milliseconds.
-    After(Duration),
-    /// Unlimited. The store rejects it unless the store's [maximum](StoreConfig::max_ttl) is `None`.
-    Unlimited,
-}
-
-impl From<Duration> for Ttl {
-    fn from(ttl: Duration) -> Self {
-        Self::After(ttl)
-    }
-}
+use crate::task::{Lease, OnWorkerLost, Task, TaskStatus, traceparent};
 
 /// A task that [`TaskStore::create`](crate::TaskStore::create) or [`TaskStore::start`](crate::TaskStore::start) stores.
 ///
@@ -62,6 +37,8 @@ pub struct NewTask {
     operation: Option<String>,
     on_worker_lost: OnWorkerLost,
     max_attempts: Option<u32>,
+    extensions: Map<String, Value>,
+    traceparent: Option<String>,
 }
 
 impl NewTask {
@@ -76,6 +53,8 @@ impl NewTask {
             operation: None,
             on_worker_lost: OnWorkerLost::Fail,
             max_attempts: None,
+            extensions: Map::new(),
+            traceparent: None,
         }
     }
 
@@ -129,6 +108,22 @@ impl NewTask {
         self
     }
 
+    /// Sets what the task keeps of the request, for example the tenant or the locale; nothing by default. The values are
+    /// in the record, so every attempt on every instance can read them. They never change, and have at most 4 KiB as JSON.
+    ///
+    /// Whoever can read the engine can read the values. So do not keep the token of a request.
+    pub fn extensions(mut self, extensions: Map<String, Value>) -> Self {
+        self.extensions = extensions;
+        self
+    }
+
+    /// Sets the `traceparent` of the request (W3C Trace Context, version 00); none by default. Every attempt belongs to
+    /// this trace.
+    pub fn traceparent(mut self, traceparent: impl Into<String>) -> Self {
+        self.traceparent = Some(traceparent.into());
+        self
+    }
+
     /// Checks the task against the configuration. Returns the task to store, and when its record expires.
     pub(super) fn into_task(
         self,
@@ -141,10 +136,7 @@ impl NewTask {
         let poll_interval = self.poll_interval.or(config.default_poll_interval);
         poll_interval.map_or(Ok(()), check_poll_interval)?;
         let ttl = resolve_ttl(self.ttl, config)?;
-        let expiry = match ttl {
-            Some(ttl) => Expiry::After(ttl.saturating_add(config.retention.unwrap_or(ttl))),
-            None => Expiry::Never,
-        };
+        let expiry = expiry(ttl, TimeDelta::zero(), config)?;
         // Only a number other than the default is in the record.
         let max_attempts = (self.on_worker_lost == OnWorkerLost::Resume)
             .then(|| self.max_attempts.unwrap_or(config.max_attempts))
@@ -153,6 +145,7 @@ impl NewTask {
             task_id: id,
             status: TaskStatus::Working,
             status_message: self.status_message,
+            progress: None,
             created_at: now,
             last_updated_at: now,
             ttl_ms: ttl.map(millis),
@@ -171,6 +164,8 @@ impl NewTask {
             on_worker_lost: self.on_worker_lost,
             max_attempts,
             variables: BTreeMap::new(),
+            extensions: self.extensions,
+            traceparent: self.traceparent,
             adapter: Default::default(),
             write_ids: Vec::new(),
             held_parts: Default::default(),
@@ -192,34 +187,14 @@ impl NewTask {
         }
         let work_queue = self.operation.as_deref().map(Queue::work).transpose();
         work_queue.map_err(|error| TaskError::InvalidArgument { reason: error.to_string() })?;
+        if let Some(invalid) = self.traceparent.as_deref().filter(|text| !traceparent::is_valid(text)) {
+            let reason =
+                format!("{invalid:?} is not a traceparent of version 00; create the task without one");
+            return Err(TaskError::InvalidArgument { reason });
+        }
+        check_extensions(&self.extensions)?;
         check_depth("depth of the arguments", &self.arguments, MAX_JSON_DEPTH)?;
         let message_bytes = self.status_message.as_ref().map_or(0, String::len);
         check("bytes of a status message", message_bytes, config.max_status_message_bytes)
-    }
-}
-
-/// Returns the TTL of a task; `None` is unlimited.
-fn resolve_ttl(requested: Ttl, config: &StoreConfig) -> Result<Option<Duration>, TaskError> {
-    let over = |actual: String, max: Duration| TaskError::LimitExceeded {
-        what: "TTL in milliseconds".to_owned(),
-        actual,
-        limit: millis(max).to_string(),
-    };
-    let ttl = match (requested, config.max_ttl) {
-        (Ttl::Default, None) => config.default_ttl,
-        (Ttl::Default, Some(max)) => Some(config.default_ttl.map_or(max, |ttl| ttl.min(max))),
-        (Ttl::After(ttl), Some(max)) if ttl > max => return Err(over(millis(ttl).to_string(), max)),
-        (Ttl::After(ttl), _) => Some(ttl),
-        (Ttl::Unlimited, Some(max)) => return Err(over("unlimited".to_owned(), max)),
-        (Ttl::Unlimited, None) => None,
-    };
-    match ttl {
-        Some(ttl) if ttl < Duration::from_millis(1) => {
-            let reason = format!(
-                "a TTL of {ttl:?} is under 1 ms; raise the TTL of the task, or StoreConfig::default_ttl and max_ttl if the task states none"
-            );
-            Err(TaskError::InvalidArgument { reason })
-        }
-        ttl => Ok(ttl),
     }
 }

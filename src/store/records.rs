@@ -247,8 +247,9 @@ impl<B: Agenda> Records<B> {
         }
         writer.had_ended = held.task.status.is_terminal();
         let mut stored = held.clone();
-        let Ok(made @ (Change::Visible | Change::Internal)) = change(stored.task_mut()) else {
-            return Ok(None);
+        let made = match change(stored.task_mut()) {
+            Ok(Change::None) | Err(_) => return Ok(None),
+            Ok(made) => made,
         };
         match self.write(writer, stored, made).await {
             Err(TaskError::LimitExceeded { .. }) => Ok(None),

@@ -141,10 +141,11 @@ impl<'a> Write<'a> {
         change: Change,
         max_bytes: usize,
     ) -> Result<Self, TaskError> {
-        let mut options = PutOptions::new(Expiry::Keep);
-        if change == Change::Internal {
-            options = options.quiet();
-        }
+        let options = match change {
+            Change::Internal => PutOptions::new(Expiry::Keep).quiet(),
+            Change::Lifetime(expiry) => PutOptions::new(expiry),
+            Change::Visible | Change::None => PutOptions::new(Expiry::Keep),
+        };
         let ends = task.status.is_terminal() && !writer.had_ended;
         let event = ends.then_some(Event::Ended(task.status));
         Self::prepare(key, task, options, expected, writer.kind, max_bytes)

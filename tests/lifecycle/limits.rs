@@ -10,7 +10,7 @@ use mcp_task_store::{
     TaskError, TaskStatus, TaskStore, Ttl,
 };
 use rstest::rstest;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::support::{Engine, owner};
 
@@ -112,6 +112,23 @@ async fn a_poll_interval_is_1_ms_to_24_hours() {
         let tasks = with(StoreConfig::new().default_poll_interval(interval));
         assert_eq!(create(&tasks).await.task.poll_interval_ms, Some(millis));
     }
+}
+
+#[tokio::test]
+async fn extensions_have_at_most_4_kib_and_a_traceparent_is_valid() {
+    let tasks = with(StoreConfig::new());
+    let bytes = |bytes: usize| Map::from_iter([("a".to_owned(), json!("x".repeat(bytes - 8)))]);
+    let over = assert_not_created(&tasks, call().extensions(bytes(4097))).await;
+    let expected = "bytes of the extensions as JSON: 4097 is over the limit of 4096; reduce it";
+    assert_eq!(over.to_string(), expected);
+    let deep = Map::from_iter([("a".to_owned(), nested(101))]);
+    let over = assert_not_created(&tasks, call().extensions(deep)).await;
+    assert!(matches!(over, TaskError::LimitExceeded { .. }), "{over:?}");
+    let malformed = assert_not_created(&tasks, call().traceparent("00-1-2-01")).await;
+    assert!(matches!(malformed, TaskError::InvalidArgument { .. }), "{malformed:?}");
+
+    let kept = tasks.create(&owner("alice"), call().extensions(bytes(4096))).await.unwrap();
+    assert_eq!(tasks.get(&kept.key).await.unwrap().task.extensions, bytes(4096));
 }
 
 #[tokio::test]

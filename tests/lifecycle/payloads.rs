@@ -324,13 +324,13 @@ async fn fields_and_parts_of_later_versions_survive_an_update(#[case] engine: En
     let (store, _, tasks) = open(engine).await;
     let created = tasks.create(&owner("alice"), call().arguments(sized(LARGE, 'i'))).await.unwrap();
     let mut json: Value = serde_json::from_slice(&store.get(&created.key).await.unwrap().data).unwrap();
-    json["progress"] = json!({ "of": [1, 2, null] });
+    json["stages"] = json!({ "of": [1, 2, null] });
     let later = PartName::try_from("later".to_owned()).unwrap();
     let options = PutOptions::default().set_part(later.clone(), "as it was");
     let data = serde_json::to_vec(&json).unwrap().into();
     store.put_if_version(&created.key, data, options, created.version).await.unwrap();
     let done = tasks.complete(&created.key, sized(LARGE, 'o')).await.unwrap();
-    assert_eq!(done.task.extra["progress"], json["progress"]);
+    assert_eq!(done.task.extra["stages"], json["stages"]);
     assert_eq!(store.part(&created.key, &later).await.unwrap().unwrap().data, "as it was");
     assert_payload(&tasks, &done, PayloadKind::Input, Some(&sized(LARGE, 'i'))).await;
     assert_payload(&tasks, &done, PayloadKind::Output, Some(&sized(LARGE, 'o'))).await;

@@ -4,6 +4,7 @@ mod faulty;
 mod inputs;
 mod racing;
 mod status_machine;
+mod timing;
 mod unanswered;
 
 use std::sync::Arc;
@@ -139,14 +140,11 @@ async fn fields_of_later_versions_survive_an_update(#[case] engine: Engine) {
     let (store, tasks) = open(engine).await;
     let created = create(&tasks).await;
     let mut json: Value = serde_json::from_slice(&store.get(&created.key).await.unwrap().data).unwrap();
-    json["progress"] = json!({ "of": [1, 2, null] });
+    json["stages"] = json!({ "of": [1, 2, null] });
     store.put(&created.key, serde_json::to_vec(&json).unwrap().into(), keep()).await.unwrap();
     tasks.set_status_message(&created.key, "on it").await.unwrap();
     let json: Value = serde_json::from_slice(&store.get(&created.key).await.unwrap().data).unwrap();
-    assert_eq!(
-        (&json["progress"], &json["statusMessage"]),
-        (&json!({ "of": [1, 2, null] }), &json!("on it"))
-    );
+    assert_eq!((&json["stages"], &json["statusMessage"]), (&json!({ "of": [1, 2, null] }), &json!("on it")));
 }
 
 #[apply(on_every_engine)]
@@ -168,6 +166,8 @@ async fn a_foreign_task_gives_the_same_errors_as_a_task_that_does_not_exist(#[ca
             tasks.cancel(&foreign).await,
             tasks.request_cancel(&foreign).await,
             tasks.set_variables(&foreign, [("a", json!(1))]).await,
+            tasks.set_ttl(&foreign, seconds(60)).await,
+            tasks.set_poll_interval(&foreign, seconds(1)).await,
         ];
         let mut errors: Vec<TaskError> = outcomes.into_iter().map(Result::unwrap_err).collect();
         errors.push(tasks.delete(&foreign).await.unwrap_err());

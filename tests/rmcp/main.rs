@@ -7,11 +7,15 @@
 mod support;
 
 mod calls;
+mod checkpoints;
 mod concurrency;
 mod guide;
 mod outages;
 mod outcomes;
 mod owner;
+mod polls;
 mod renewals;
+mod request;
 mod tasks;
+mod timing;
 mod workers;

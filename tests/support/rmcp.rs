@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::rmcp::model::{
-    CallToolResult, ContentBlock, DetailedTask, ElicitRequest, ElicitRequestParams, ElicitationSchema,
-    InputRequest, TaskPayload, TaskStatus,
+    CallToolResult, ClientCapabilities, ClientConfig, ContentBlock, DetailedTask, ElicitRequest,
+    ElicitRequestParams, ElicitationSchema, Implementation, InputRequest, ProtocolVersion, TaskPayload,
+    TaskStatus,
 };
+use ::rmcp::service::RunningService;
 use ::rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
+use ::rmcp::{ClientLifecycleMode, ClientServiceExt, RoleClient, ServerHandler, ServiceExt};
 use mcp_task_store::{
     Agenda, DurableTaskManager, OnWorkerLost, OwnerId, RegisteredOptions, StoreConfig, TaskContext, TaskKey,
     TaskStore,
@@ -41,6 +44,26 @@ pub async fn open(engine: Engine, lease: Duration) -> (Store, Manager, Manager) 
     // The instances take each other for instances in another process.
     let (one, other) = (manager(&elsewhere(&store.backend), lease), manager(&store.backend, lease));
     (store, one, other)
+}
+
+/// The lifecycle of clients from 2026-07-28 on.
+pub fn newest() -> ClientLifecycleMode {
+    ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] }
+}
+
+/// Connects a client of the SDK to a server.
+pub async fn connect(
+    server: impl ServerHandler,
+    capabilities: ClientCapabilities,
+    lifecycle: ClientLifecycleMode,
+) -> RunningService<RoleClient, ClientConfig> {
+    let (to_server, to_client) = tokio::io::duplex(64 * 1024);
+    tokio::spawn(async move {
+        let running = server.serve(to_client).await.unwrap();
+        running.waiting().await.unwrap();
+    });
+    let client = ClientConfig::new(capabilities, Implementation::new("test", "1"));
+    client.serve_with_lifecycle(to_server, lifecycle).await.unwrap()
 }
 
 pub fn alice() -> OwnerId {

@@ -1,14 +1,15 @@
-//! Status messages. Setting one never fails, and the runtime writes the newest one when it can.
+//! Status messages and progress. A report never fails, and the runtime writes the newest one when it can.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mcp_task_store::{DurableTaskManager, MemoryBackend, StoreConfig, TaskStore};
+use mcp_task_store::{DurableTaskManager, MemoryBackend, Progress, StoreConfig, TaskStore};
 use rmcp::model::TaskStatus;
 use rmcp::task_manager::TaskExit;
 use rstest_reuse::apply;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::{agenda, memory};
 use crate::support::rmcp::*;
@@ -116,6 +117,38 @@ async fn a_message_that_is_set_just_before_the_end_is_in_the_record(#[case] engi
         let task = polled(&other, &task_id, |task| task.status().is_terminal()).await;
         assert_eq!((task.status(), task.task.status_message.as_deref()), (status, Some("the last")));
     }
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_report_of_progress_is_one_write_that_every_instance_reads_and_the_end_stores_the_last_one(
+    #[case] engine: Engine,
+) {
+    let (store, one, other) = open(engine, LONG).await;
+    let (next, mut steps) = mpsc::channel::<()>(1);
+    let task_id = spawn(&one, |context| async move {
+        context.progress(1, 240, "frame 1");
+        steps.recv().await.unwrap();
+        context.set_status_message("a longer frame");
+        steps.recv().await.unwrap();
+        context.progress(2, None, "frame 2");
+        Ok(text("done"))
+    })
+    .await;
+    let state = async |message: &str| {
+        polled(&other, &task_id, |task| task.task.status_message.as_deref() == Some(message)).await;
+        let stored = other.store().get(&key(&task_id)).await.unwrap();
+        (stored.task.progress.clone(), stored.version.get())
+    };
+    assert_eq!(state("frame 1").await, (Some(Progress::new(1, 240)), 2));
+    next.send(()).await.unwrap();
+    let unchanged = Some(Progress::new(1, 240));
+    assert_eq!(state("a longer frame").await, (unchanged, 3), "a message leaves the progress as it is");
+    next.send(()).await.unwrap();
+    assert_eq!(said(&ended(&other, &task_id).await), "done");
+    assert_eq!(state("frame 2").await.0, Some(Progress::new(2, None)));
+    let record: Value = serde_json::from_slice(&store.get(&key(&task_id)).await.unwrap().data).unwrap();
+    assert_eq!(record["progress"], json!({ "done": 2 }));
 }
 
 #[tokio::test]

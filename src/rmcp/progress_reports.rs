@@ -1,5 +1,5 @@
-//! The status message of a running operation. The newest message is written at most four times a second, and the last one
-//! together with the outcome.
+//! What a running operation reports about its work: its status message and its progress. The newest report is written at
+//! most four times a second, and the last one together with the outcome.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -16,34 +16,34 @@ use super::task_state::RunState;
 use super::timeouts::short_call_timeout;
 use crate::backend::Agenda;
 use crate::printable::Chain;
-use crate::store::{Attempt, TaskError};
-use crate::task::StoredTask;
+use crate::store::{Attempt, ProgressReport, TaskError};
+use crate::task::{Progress, StoredTask};
 
 /// The time between two writes for one task.
 const WRITE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The newest status message of an operation.
+/// The newest report of an operation.
 #[derive(Debug)]
-pub(super) struct StatusMessage {
+pub(super) struct ProgressReports {
     newest: Mutex<Newest>,
     changed: Notify,
-    max_bytes: usize,
+    max_message_bytes: usize,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Newest {
-    /// `None` if the newest message is written.
-    unwritten: Option<String>,
-    /// How many messages the operation has set.
+    /// `None` if the newest report is written.
+    unwritten: Option<ProgressReport>,
+    /// How many reports the operation has made.
     number: u64,
 }
 
 /// The attempt is void.
 struct Void;
 
-impl StatusMessage {
-    pub(super) fn new(max_bytes: usize) -> Self {
-        Self { newest: Mutex::default(), changed: Notify::new(), max_bytes }
+impl ProgressReports {
+    pub(super) fn new(max_message_bytes: usize) -> Self {
+        Self { newest: Mutex::default(), changed: Notify::new(), max_message_bytes }
     }
 
     fn newest(&self) -> MutexGuard<'_, Newest> {
@@ -51,26 +51,28 @@ impl StatusMessage {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces the message. A message over the limit is cut.
-    pub(super) fn set(&self, mut message: String) {
-        if message.len() > self.max_bytes {
-            let boundary = (0..=self.max_bytes).rev().find(|at| message.is_char_boundary(*at));
+    /// Replaces the report. A message over the limit is cut. A report without progress leaves the progress as it is.
+    pub(super) fn set(&self, mut message: String, progress: Option<Progress>) {
+        if message.len() > self.max_message_bytes {
+            let boundary = (0..=self.max_message_bytes).rev().find(|at| message.is_char_boundary(*at));
             message.truncate(boundary.unwrap_or_default());
         }
         {
             let mut newest = self.newest();
-            newest.unwritten = Some(message);
+            let earlier = newest.unwritten.take().and_then(|unwritten| unwritten.progress);
+            let progress = progress.or(earlier);
+            newest.unwritten = Some(ProgressReport { status_message: message, progress });
             newest.number += 1;
         }
         self.changed.notify_one();
     }
 
-    /// Returns the message that is not written yet.
-    pub(super) fn unwritten(&self) -> Option<String> {
+    /// Returns the report that is not written yet.
+    pub(super) fn unwritten(&self) -> Option<ProgressReport> {
         self.newest().unwritten.clone()
     }
 
-    /// Writes messages while it is polled. A message whose write fails or is dropped stays unwritten.
+    /// Writes reports while it is polled. A report whose write fails or is dropped stays unwritten.
     pub(super) async fn write<B: Agenda>(
         &self,
         attempt: &Attempt<B>,
@@ -80,15 +82,15 @@ impl StatusMessage {
     ) -> Infallible {
         let mut earliest = Instant::now();
         loop {
-            self.message_is_unwritten().await;
+            self.report_is_unwritten().await;
             if Instant::now() < earliest {
                 // Even a time in the past can take a turn of the timer.
                 sleep_until(earliest).await;
             }
-            let Newest { unwritten: Some(message), number } = self.newest().clone() else { continue };
+            let Newest { unwritten: Some(report), number } = self.newest().clone() else { continue };
             let (begun, since) = (Instant::now(), std::time::Instant::now());
             let copy = state.begin_write(since);
-            let mut write = pin!(attempt.write_status_message(copy.as_deref(), &message));
+            let mut write = pin!(attempt.report_progress(copy.as_deref(), &report));
             tokio::select! {
                 biased;
                 written = timeout(short_call_timeout(lease), write.as_mut()) => match self.finish_write(written, number) {
@@ -100,15 +102,15 @@ impl StatusMessage {
                     }
                 },
                 () = signals.renewal_begins() => {
-                    tracing::debug!("the write of a status message was dropped in favor of the renewal of the lease");
+                    tracing::debug!("the write of a report of progress was dropped in favor of the renewal of the lease");
                 }
             }
             earliest = begun + WRITE_INTERVAL;
         }
     }
 
-    /// Waits until there is a message that is not written yet.
-    async fn message_is_unwritten(&self) {
+    /// Waits until there is a report that is not written yet.
+    async fn report_is_unwritten(&self) {
         while self.newest().unwritten.is_none() {
             self.changed.notified().await;
         }
@@ -126,14 +128,14 @@ impl StatusMessage {
                 return Ok(Some(stored));
             }
             Ok(Err(error)) => {
-                tracing::debug!(error = %Chain(&error), "a status message could not be written");
+                tracing::debug!(error = %Chain(&error), "a report of progress could not be written");
                 match ErrorClass::of(&error) {
                     ErrorClass::Void => return Err(Void),
                     ErrorClass::Permanent => self.set_written(number),
                     ErrorClass::Transient => {}
                 }
             }
-            Err(_) => tracing::debug!("a status message could not be written in time"),
+            Err(_) => tracing::debug!("a report of progress could not be written in time"),
         }
         Ok(None)
     }
@@ -150,29 +152,44 @@ impl StatusMessage {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_message_over_the_limit_is_cut_between_two_characters() {
-        let message = StatusMessage::new(6);
-        for (set, cut) in
-            [("short", "short"), ("longer", "longer"), ("too long", "too lo"), ("naïveté", "naïve")]
-        {
-            message.set(set.to_owned());
-            assert_eq!(message.unwritten().as_deref(), Some(cut));
-        }
-        let none = StatusMessage::new(0);
-        none.set("é".to_owned());
-        assert_eq!(none.unwritten().as_deref(), Some(""));
+    fn message(reports: &ProgressReports) -> Option<String> {
+        reports.unwritten().map(|report| report.status_message)
     }
 
     #[test]
-    fn a_message_that_was_replaced_during_its_write_stays_unwritten() {
-        let message = StatusMessage::new(100);
-        message.set("first".to_owned());
-        let number = message.newest().number;
-        message.set("second".to_owned());
-        message.set_written(number);
-        assert_eq!(message.unwritten().as_deref(), Some("second"));
-        message.set_written(number + 1);
-        assert_eq!(message.unwritten(), None);
+    fn a_message_over_the_limit_is_cut_between_two_characters() {
+        let reports = ProgressReports::new(6);
+        for (set, cut) in
+            [("short", "short"), ("longer", "longer"), ("too long", "too lo"), ("naïveté", "naïve")]
+        {
+            reports.set(set.to_owned(), None);
+            assert_eq!(message(&reports).as_deref(), Some(cut));
+        }
+        let none = ProgressReports::new(0);
+        none.set("é".to_owned(), None);
+        assert_eq!(message(&none).as_deref(), Some(""));
+    }
+
+    #[test]
+    fn a_report_that_was_replaced_during_its_write_stays_unwritten() {
+        let reports = ProgressReports::new(100);
+        reports.set("first".to_owned(), None);
+        let number = reports.newest().number;
+        reports.set("second".to_owned(), None);
+        reports.set_written(number);
+        assert_eq!(message(&reports).as_deref(), Some("second"));
+        reports.set_written(number + 1);
+        assert_eq!(reports.unwritten(), None);
+    }
+
+    #[test]
+    fn a_message_without_progress_keeps_the_progress_that_is_not_written_yet() {
+        let reports = ProgressReports::new(100);
+        reports.set("one".to_owned(), Some(Progress::new(1, 3)));
+        reports.set("a word".to_owned(), None);
+        let unwritten = reports.unwritten().unwrap();
+        assert_eq!((&*unwritten.status_message, unwritten.progress), ("a word", Some(Progress::new(1, 3))));
+        reports.set("two".to_owned(), Some(Progress::new(2, None)));
+        assert_eq!(reports.unwritten().unwrap().progress, Some(Progress::new(2, None)));
     }
 }

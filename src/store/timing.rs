@@ -1,0 +1,115 @@
+//! Changes of how long a task may run, and of how often a client polls it. SEP-2663 allows both during the life of a task.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use chrono::{DateTime, SubsecRound, Utc};
+use tokio::time::Instant;
+
+use super::TaskStore;
+use super::attempt::Attempt;
+use super::deadline::{CallTarget, Deadline};
+use super::error::TaskError;
+use super::limits::check_key;
+use super::machine;
+use super::records::{ChangeCall, Records};
+use super::task_ref::TaskRef;
+use super::ttl::{Ttl, resolve_ttl};
+use super::write::ChangeKind;
+use crate::backend::{Agenda, TaskKey};
+use crate::task::{StoredTask, Task};
+
+impl<B: Agenda> TaskStore<B> {
+    /// Changes how long the task may run. The TTL counts from the creation of the task, like the TTL of a
+    /// [new task](crate::NewTask::ttl), and has the same limits. The record lives for the new TTL and the
+    /// [retention](crate::StoreConfig::retention) of this store.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
+    /// [`LimitExceeded`](TaskError::LimitExceeded) if the TTL is over [`max_ttl`](crate::StoreConfig::max_ttl);
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for a TTL under 1 ms, or one that has already elapsed.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), mcp_task_store::TaskError> {
+    /// # use std::time::Duration;
+    /// # use mcp_task_store::{MemoryBackend, NewTask, OwnerId, TaskStore};
+    /// # let store = TaskStore::new(MemoryBackend::new());
+    /// # let alice = OwnerId::try_from("alice").expect("not empty");
+    /// let task = store.create(&alice, NewTask::new("tools/call").ttl(Duration::from_secs(60))).await?;
+    /// let task = store.set_ttl(&task, Duration::from_secs(3600)).await?;
+    /// assert_eq!(task.task.ttl_ms, Some(3_600_000));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn set_ttl<'a>(
+        &self,
+        task: impl Into<TaskRef<'a>>,
+        ttl: impl Into<Ttl>,
+    ) -> Result<StoredTask, TaskError> {
+        let (task, records) = (task.into(), self.0.records());
+        let ttl = resolve_ttl(ttl.into(), &records.config)?;
+        let deadline = records.deadline();
+        let clock = ClockReading::of(records, &deadline, task.key()).await?;
+        let set = |task: &mut Task| machine::set_ttl(task, ttl, clock.now(), &records.config);
+        records.change(&deadline, ChangeCall::new(ChangeKind::Input, "set_ttl", task), set).await
+    }
+
+    /// Changes how long a client should wait between two polls of the task.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended;
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for an interval outside 1 ms to 24 hours.
+    pub async fn set_poll_interval<'a>(
+        &self,
+        task: impl Into<TaskRef<'a>>,
+        interval: Duration,
+    ) -> Result<StoredTask, TaskError> {
+        let set = |task: &mut Task| machine::set_poll_interval(task, interval);
+        self.change(ChangeKind::Input, "set_poll_interval", task.into(), set).await
+    }
+}
+
+impl<B: Agenda> Attempt<B> {
+    /// Changes how long the task may run. See [`TaskStore::set_ttl`].
+    pub async fn set_ttl(&self, ttl: impl Into<Ttl>) -> Result<StoredTask, TaskError> {
+        let records = self.store.records();
+        let ttl = resolve_ttl(ttl.into(), &records.config)?;
+        let deadline = records.deadline();
+        let clock = ClockReading::of(records, &deadline, self.key()).await?;
+        let set = |task: &mut Task| machine::set_ttl(task, ttl, clock.now(), &records.config);
+        let call = ChangeCall::by_holder(ChangeKind::Input, "set_ttl", TaskRef::Key(self.key()));
+        self.change_before(&deadline, call, set).await
+    }
+
+    /// Changes how long a client should wait between two polls. See [`TaskStore::set_poll_interval`].
+    pub async fn set_poll_interval(&self, interval: Duration) -> Result<StoredTask, TaskError> {
+        let set = |task: &mut Task| machine::set_poll_interval(task, interval);
+        self.change(ChangeKind::Input, "set_poll_interval", set).await
+    }
+}
+
+/// The clock of the server that holds a record, as read at one moment. The estimate of the clock may be ahead. The record
+/// would then expire too early.
+struct ClockReading {
+    clock: DateTime<Utc>,
+    read_at: Instant,
+}
+
+impl ClockReading {
+    async fn of<B: Agenda>(
+        records: &Records<B>,
+        deadline: &Deadline,
+        key: &TaskKey,
+    ) -> Result<Self, TaskError> {
+        check_key(key)?;
+        let read = pin!(records.engine.clock(key));
+        let clock = deadline.limit("set_ttl", CallTarget::Task(key), read).await?;
+        Ok(Self { clock, read_at: Instant::now() })
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        (self.clock + self.read_at.elapsed()).trunc_subsecs(3)
+    }
+}
