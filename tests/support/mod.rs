@@ -242,6 +242,15 @@ impl Store {
         }
     }
 
+    /// Returns the engine as another process uses it: over connections of its own.
+    pub async fn of_another_process(&self) -> Arc<dyn Agenda> {
+        #[cfg(feature = "redis-tests")]
+        if let Some(redis) = &self.redis {
+            return Arc::new(redis.backend().await);
+        }
+        Arc::clone(&self.backend)
+    }
+
     /// Waits until the estimate of the engine's clock has reached `at`. The estimate may lag behind the clock.
     pub async fn until(&self, at: DateTime<Utc>) {
         let mut asked = 0;

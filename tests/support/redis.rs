@@ -31,6 +31,7 @@ pub struct Namespace {
     pub prefix: String,
     max_value_bytes: usize,
     max_part_bytes: usize,
+    has_hash_tags: bool,
 }
 
 impl Namespace {
@@ -44,7 +45,8 @@ impl Namespace {
     }
 
     fn with_limits(max_value_bytes: usize, max_part_bytes: usize) -> Self {
-        Self { prefix: format!("test-{}", uuid::Uuid::new_v4()), max_value_bytes, max_part_bytes }
+        let prefix = format!("test-{}", uuid::Uuid::new_v4());
+        Self { prefix, max_value_bytes, max_part_bytes, has_hash_tags: false }
     }
 
     pub fn builder(&self) -> RedisBuilder {
@@ -54,6 +56,7 @@ impl Namespace {
             .max_part_bytes(self.max_part_bytes)
             .response_timeout(Duration::from_secs(20))
             .connect_timeout(Duration::from_secs(20));
+        let builder = if self.has_hash_tags { builder.hash_tags(true) } else { builder };
         let Some(folder) = std::env::var_os("REDIS_TLS_FOLDER") else { return builder };
         let pem = |name| std::fs::read(std::path::Path::new(&folder).join(name)).unwrap();
         builder.root_certificates(pem("ca.pem")).client_certificate(pem("client.pem"), pem("client-key.pem"))
@@ -75,16 +78,10 @@ impl Namespace {
     }
 
     /// Opens a store with hash-tagged keys, as in a cluster.
-    pub async fn sharded_store(self) -> Store {
-        if is_cluster() {
-            return self.store().await;
-        }
-        let connected = if let Ok(sentinels) = std::env::var("REDIS_SENTINELS") {
-            self.builder().hash_tags(true).connect_sentinel(sentinels.split(','), &url()).await
-        } else {
-            self.builder().hash_tags(true).connect(&url()).await
-        };
-        Store { backend: Arc::new(connected.unwrap_or_else(|error| no_server(&error))), redis: Some(self) }
+    pub async fn sharded_store(mut self) -> Store {
+        // The keys of a cluster have hash tags anyway.
+        self.has_hash_tags = !is_cluster();
+        self.store().await
     }
 
     /// Returns the URLs for inspecting the server. In a cluster, those of its masters.

@@ -169,8 +169,11 @@ impl Mortal {
     pub fn start(store: &Store, lease: Duration) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        // Its connections end with its runtime.
+        let connect = || runtime.block_on(store.of_another_process());
+        let engine = std::thread::scope(|scope| scope.spawn(connect).join().unwrap());
         let guard = runtime.enter();
-        let manager = manager(&elsewhere(&store.backend), lease);
+        let manager = manager(&elsewhere(&engine), lease);
         drop(guard);
         Self { runtime, manager }
     }
