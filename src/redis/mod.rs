@@ -77,7 +77,8 @@ use crate::scripts::{CasPut, DELETE, Delete, Insert, LIST, List, Listed, Unexpec
 ///
 /// Writes that tasks of this process make at the same moment share a script: up to 32 records and 256 KiB, without parts. Each
 /// caller keeps its own result, error, time limit and cancellation. A write that is alone is sent at once, and no write
-/// waits for the reply to another one.
+/// waits for the reply to another one. The runtime in which the backend connected sends these scripts and receives all
+/// replies, so keep it running.
 ///
 /// A clone is cheap: all clones share two connections, one of them for pages and parts.
 ///

@@ -53,6 +53,7 @@ async fn measure(bench: &Bench, report: &mut Report, how: &str, gap: Duration, r
         );
         let row = Row::new(work).ours(micros(ours)).peer(micros(peer));
         let row = row.ratio("the peer's time", &ours.over(peer), Target::AtMost(1.0));
+        let row = row.reason("a run reads its task after each notification, also of its own writes, because a message carries no version");
         let scripts = writes.each_ref().map(|writes| writes.median());
         report.add(row.remark(format!("{:.1} scripts per task, the peer {:.1}", scripts[0], scripts[1])));
     }

@@ -74,6 +74,7 @@ impl Meter<'_> {
             })
             .await?;
         let row = self.row("create", &ours, &evals).bare(micros(&bare));
+        let row = row.reason("an `EVAL` copies each argument and each reply between Redis and Lua");
         Ok(row.ratio("that of one MULTI/EXEC pipeline", &ours.over(&bare), Target::AtMost(most)))
     }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::records::CREATE;
 use crate::bench::Bench;
 use crate::calls::{create, get, swap};
 use crate::chart::{Line, draw};
@@ -62,7 +63,7 @@ fn ahead<'a>(name: &str, from: usize, points: impl Iterator<Item = (usize, &'a [
     match counted.min_by(|(_, one), (_, other)| one.median().total_cmp(&other.median())) {
         Some((at, least)) => {
             let what = format!("the peer's throughput at {at} in flight, the least from {from} on");
-            row.ratio(&what, least, Target::AtLeast(1.0))
+            row.ratio(&what, least, Target::AtLeast(1.0)).reason(CREATE)
         }
         None => row,
     }

@@ -53,7 +53,9 @@ pub async fn rows(bench: &Bench, report: &mut Report) -> Result<()> {
             let target = (in_flight > 1).then_some(Target::AtLeast(least));
             let row =
                 Row::new(format!("a status update {way}, {name}")).ours(micros(&ours)).peer(micros(&peer));
-            report.add(row.ratio("the peer's throughput", &peer.over(&ours), target));
+            report.add(row.ratio("the peer's throughput", &peer.over(&ours), target).reason(
+                "the client encodes the task as JSON, and decodes it unless the copy is younger than a second: about a third of its instructions; the rest is a `get` and a compare-and-swap",
+            ));
         }
     }
     Ok(())
