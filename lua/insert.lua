@@ -59,8 +59,8 @@ end
 redis.call('ZADD', KEYS[1], 'XX', '0', '')
 purge(KEYS[time[2] % owners + 1], now_ms)
 
--- The script writes the hashes of an owner last. A user who lacks the permission for one command leaves neither a record
--- nor an index that never expires, and no error leaves a part of the records.
+-- The script writes the hashes of an owner last. A user who lacks the permission for one command leaves neither a
+-- record nor an index that never expires, and no error leaves a part of the records.
 for owner = 1, owners do
   local idx, quota, count = KEYS[owner], ARGV[at], ARGV[at + 1]
   local size, room, last, created_at, members, hashes = redis.pcall('ZCARD', idx), math.huge, 0, first

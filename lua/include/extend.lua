@@ -9,7 +9,7 @@ local function extend(idx, exists, is_again, stop, task)
     redis.call('PEXPIREAT', idx, stop)
   -- A server older than Redis 7 does not know GT.
   else
-    local last = redis.call('ZRANGE', idx, '9000000000000', '-inf', 'BYSCORE', 'REV', 'LIMIT', '0', '1', 'WITHSCORES')[2]
+    local last = redis.call('ZRANGE', idx, '9e12', '-inf', 'BYSCORE', 'REV', 'LIMIT', '0', '1', 'WITHSCORES')[2]
     if last ~= '9000000000000' then
       redis.call('PEXPIREAT', idx, digits(last - 1))
     else
