@@ -2,6 +2,7 @@
 //! for them for a limited time.
 
 mod messages;
+#[cfg(feature = "redis-tests")]
 mod replicas;
 mod requests;
 mod shutdown;
