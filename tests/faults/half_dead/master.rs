@@ -12,7 +12,7 @@ use super::Watch;
 use crate::support::cluster::eventually;
 use crate::support::redis::{Server, command};
 use crate::support::relay::Relay;
-use crate::support::{in_an_hour, keep, key, owner};
+use crate::support::{in_an_hour, keep, key, never, owner};
 
 /// The response timeout.
 const LIMIT: Duration = Duration::from_millis(300);
@@ -414,7 +414,7 @@ async fn a_write_that_was_given_up_before_it_was_sent_has_a_known_outcome(#[case
     }
 }
 
-/// The pool has at most 32 connections for writes that wait for replicas.
+/// The pool has at most 32 connections for writes that wait for replicas. Puts without an expiry share no script.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_outcome_of_a_write_that_got_no_connection_from_the_pool_is_known() {
     const WRITES: usize = 40;
@@ -424,7 +424,7 @@ async fn the_outcome_of_a_write_that_got_no_connection_from_the_pool_is_known() 
     let backend = builder.wait_for_replicas(1, LIMIT / 3).connect(&server.url()).await.unwrap();
     let put = |number: usize| {
         let backend = backend.clone();
-        async move { backend.put(&key("alice", &number.to_string()), "data".into(), in_an_hour()).await }
+        async move { backend.put(&key("alice", &number.to_string()), "data".into(), never()).await }
     };
     // Opens the connections.
     for written in futures_util::future::join_all((0..CONNECTIONS).map(put)).await {
