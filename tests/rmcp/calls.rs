@@ -6,16 +6,13 @@ use std::task::{Context, Poll};
 
 use crate::support::rmcp::*;
 use crate::support::{Engine, Printed, on_every_engine, subscribe};
-use mcp_task_store::{
-    Agenda, DurableTaskManager, MemoryBackend, PageRequest, Queue, RegisteredOptions, TaskError,
-};
+use mcp_task_store::{Agenda, DurableTaskManager, MemoryBackend, PageRequest, Queue, TaskError};
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ErrorCode,
-    ServerCapabilities, ServerConfig, TaskPayload,
+    CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ErrorCode, TaskPayload,
 };
-use rmcp::service::{RequestContext, ServiceError};
+use rmcp::service::ServiceError;
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
-use rmcp::{ClientLifecycleMode, ErrorData, RoleServer, ServerHandler};
+use rmcp::{ClientLifecycleMode, ErrorData};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -23,42 +20,13 @@ use tracing::{Instrument, Level};
 
 // Clients
 
-/// Responds to each call with a task.
-#[derive(Clone)]
-struct Server {
-    tasks: Manager,
-}
-
-impl ServerHandler for Server {
-    fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_tasks().build())
-    }
-
-    async fn call_tool(
-        &self,
-        call: CallToolRequestParams,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        let options = TaskOptions::new();
-        match &*call.name {
-            "closure" => {
-                let operation = |_| -> TaskFuture { Box::pin(std::future::pending()) };
-                self.tasks.spawn_for(&context, &alice(), "closure", options, operation).await
-            }
-            name => {
-                let options = RegisteredOptions::from(options);
-                self.tasks.spawn_registered_for(&context, &alice(), name, Value::Null, options).await
-            }
-        }
-    }
-}
-
 #[tokio::test]
 async fn a_call_of_a_client_that_does_not_support_tasks_is_rejected_before_it_stores_or_starts_anything() {
     let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
     let tasks = manager(&backend, LONG);
     tasks.register("registered", |_, _| Box::pin(std::future::pending()));
-    let server = Server { tasks: tasks.clone() };
+    let closure = |_| -> TaskFuture { Box::pin(std::future::pending()) };
+    let server = Responder { tasks: tasks.clone(), closure, registered: TaskOptions::new().into() };
     for lifecycle in [newest(), ClientLifecycleMode::Initialize] {
         let without = connect(server.clone(), ClientCapabilities::default(), lifecycle).await;
         for tool in ["closure", "registered"] {

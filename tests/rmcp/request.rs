@@ -8,11 +8,10 @@ use crate::support::{Engine, Printed, on_every_engine, subscribe};
 use mcp_task_store::{Agenda, DurableTaskManager, ManagerConfig, StoreConfig, TaskContext, TaskStore};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, ClientCapabilities, ClientConfig, JsonObject, RequestMetaObject,
-    ServerCapabilities, ServerConfig,
 };
 use rmcp::service::{RequestContext, RunningService};
 use rmcp::task_manager::{TaskExit, TaskFuture};
-use rmcp::{ErrorData, RoleClient, RoleServer, ServerHandler};
+use rmcp::{RoleClient, RoleServer};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -20,35 +19,14 @@ use tracing::Level;
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01";
 
-#[derive(Clone)]
-struct Server {
-    tasks: Manager,
-}
-
-impl ServerHandler for Server {
-    fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_tasks().build())
-    }
-
-    async fn call_tool(
-        &self,
-        call: CallToolRequestParams,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        match &*call.name {
-            "closure" => {
-                let operation =
-                    |task| -> TaskFuture { Box::pin(async move { Ok(text(kept(&task).to_string())) }) };
-                self.tasks.spawn_for(&context, &alice(), "closure", Default::default(), operation).await
-            }
-            name => self.tasks.spawn_registered_for(&context, &alice(), name, Value::Null, resume()).await,
-        }
-    }
-}
-
 /// What an operation knows of the request that started its task.
 fn kept(task: &TaskContext) -> Value {
     json!([task.owner(), task.extensions(), task.traceparent()])
+}
+
+fn responder(manager: &Manager) -> Responder {
+    let closure = |task| -> TaskFuture { Box::pin(async move { Ok(text(kept(&task).to_string())) }) };
+    Responder { tasks: manager.clone(), closure, registered: resume() }
 }
 
 /// Registers an operation that reports what it knows of its request. The first attempt waits.
@@ -106,7 +84,7 @@ async fn every_attempt_on_every_instance_knows_the_extensions_and_the_trace_of_t
     let other = manager(&store.backend, LONG);
     let mut first = register_kept(&one);
     let tasks = ClientCapabilities::builder().enable_tasks().build();
-    let client = connect(Server { tasks: one.clone() }, tasks, newest()).await;
+    let client = connect(responder(&one), tasks, newest()).await;
     let task_id = call(&client, "kept", Some(TRACEPARENT)).await;
     let expected = json!(["alice", { "client": "test" }, TRACEPARENT]);
     assert_eq!(within(first.recv()).await.unwrap(), expected);
@@ -130,7 +108,7 @@ async fn a_task_keeps_nothing_of_a_request_by_default_and_no_malformed_tracepare
     let store = Engine::Memory.open().await;
     let one = manager(&store.backend, LONG);
     let tasks = ClientCapabilities::builder().enable_tasks().build();
-    let client = connect(Server { tasks: one.clone() }, tasks, newest()).await;
+    let client = connect(responder(&one), tasks, newest()).await;
     for traceparent in [None, Some("00-1-2-01"), Some("x\" owner=\"mallory")] {
         let task_id = call(&client, "closure", traceparent).await;
         assert_eq!(said(&ended(&one, &task_id).await), json!(["alice", {}, null]).to_string());

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::rmcp::model::{
-    CallToolResult, ClientCapabilities, ClientConfig, ContentBlock, DetailedTask, ElicitRequest,
-    ElicitRequestParams, ElicitationSchema, Implementation, InputRequest, ProtocolVersion, TaskPayload,
-    TaskStatus,
+    CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ClientConfig, ContentBlock,
+    DetailedTask, ElicitRequest, ElicitRequestParams, ElicitationSchema, Implementation, InputRequest,
+    ProtocolVersion, ServerCapabilities, ServerConfig, TaskPayload, TaskStatus,
 };
-use ::rmcp::service::RunningService;
+use ::rmcp::service::{RequestContext, RunningService};
 use ::rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
-use ::rmcp::{ClientLifecycleMode, ClientServiceExt, RoleClient, ServerHandler, ServiceExt};
+use ::rmcp::{
+    ClientLifecycleMode, ClientServiceExt, ErrorData, RoleClient, RoleServer, ServerHandler, ServiceExt,
+};
 use mcp_task_store::{
     Agenda, DurableTaskManager, OnWorkerLost, OwnerId, RegisteredOptions, StoreConfig, TaskContext, TaskKey,
     TaskStore,
@@ -31,6 +33,37 @@ pub type Manager = DurableTaskManager<Arc<dyn Agenda>>;
 /// A lease that does not lapse during a test, and one that does.
 pub const LONG: Duration = Duration::from_secs(3600);
 pub const SHORT: Duration = Duration::from_millis(300);
+
+/// A server that responds to each call with a task. The tool `closure` runs the closure; any other name is that of a registered
+/// operation.
+#[derive(Clone)]
+pub struct Responder {
+    pub tasks: Manager,
+    pub closure: fn(TaskContext) -> TaskFuture,
+    pub registered: RegisteredOptions,
+}
+
+impl ServerHandler for Responder {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_tasks().build())
+    }
+
+    async fn call_tool(
+        &self,
+        call: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        match &*call.name {
+            "closure" => {
+                self.tasks.spawn_for(&context, &alice(), "closure", TaskOptions::new(), self.closure).await
+            }
+            name => {
+                let options = self.registered.clone();
+                self.tasks.spawn_registered_for(&context, &alice(), name, Value::Null, options).await
+            }
+        }
+    }
+}
 
 pub fn manager(backend: &Arc<dyn Agenda>, lease: Duration) -> Manager {
     // The record of a task whose TTL has elapsed lives longer than a test.

@@ -27,42 +27,71 @@ async fn check(without: &str, write: &Write, outcome: &Outcome, reader: &RedisBa
     }
 }
 
-/// Asserts that each record and each index expires. Timers do not.
-fn assert_all_expire(without: &str, admin: &mut Connection) {
-    for key in admin.keys::<_, Vec<String>>("pmcp:*").unwrap() {
-        let expires = command::<i64>(admin, ["PTTL", &key]) >= 0;
-        assert!(expires || key.starts_with("pmcp:due:"), "without {without}: {key} never expires");
-    }
+/// A server with a user who has the permissions of the documented ACL rule.
+struct Restricted {
+    _server: Server,
+    admin: Connection,
+    unrestricted: RedisBackend,
+    user: String,
+    /// `+` and a command, for each permission of the user.
+    permissions: Vec<String>,
+    /// Is connected as the user. Connecting needs all permissions.
+    backend: RedisBackend,
 }
 
-/// Creates the user of the rule, and connects as this user. Connecting needs all permissions, so the user connects before it
-/// loses one.
-async fn connect_restricted(server: &Server, admin: &mut Connection, rule: &[&str]) -> RedisBackend {
-    let password = rule.iter().find_map(|word| word.strip_prefix('>')).unwrap();
-    let _: Value = command(admin, rule.iter().copied());
-    let url = format!("redis://{}:{password}@127.0.0.1:{}", rule[2], server.port);
-    RedisBackend::connect(&url).await.unwrap()
+impl Restricted {
+    async fn start() -> Self {
+        let server = Server::start(&[]);
+        let mut admin = server.connection();
+        let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
+        let rule = rule_for(&mut admin);
+        let words: Vec<&str> = rule.split(' ').collect();
+        let (user, password) = (words[2], words.iter().find_map(|word| word.strip_prefix('>')).unwrap());
+        let _: Value = command(&mut admin, words.iter().copied());
+        let url = format!("redis://{user}:{password}@127.0.0.1:{}", server.port);
+        let backend = RedisBackend::connect(&url).await.unwrap();
+        let permissions = words.iter().filter(|word| word.starts_with('+'));
+        let permissions = permissions.map(|word| (*word).to_owned()).collect();
+        Self { _server: server, admin, unrestricted, user: user.to_owned(), permissions, backend }
+    }
+
+    fn delete_all(&mut self) {
+        let _: () = command(&mut self.admin, ["FLUSHALL"]);
+    }
+
+    fn revoke(&mut self, permission: &str) {
+        let _: Value =
+            command(&mut self.admin, ["ACL", "SETUSER", &self.user, &permission.replace('+', "-")]);
+    }
+
+    fn grant(&mut self, permission: &str) {
+        let _: Value = command(&mut self.admin, ["ACL", "SETUSER", &self.user, permission]);
+    }
+
+    /// Asserts that each record and each index expires. Timers do not.
+    fn assert_all_expire(&mut self, without: &str) {
+        for key in self.admin.keys::<_, Vec<String>>("pmcp:*").unwrap() {
+            let expires = command::<i64>(&mut self.admin, ["PTTL", &key]) >= 0;
+            assert!(expires || key.starts_with("pmcp:due:"), "without {without}: {key} never expires");
+        }
+    }
 }
 
 #[tokio::test]
 async fn without_any_one_permission_each_of_many_writes_is_denied_or_applied_and_nothing_stays_for_ever() {
-    let server = Server::start(&[]);
-    let mut admin = server.connection();
-    let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
-    let rule = rule_for(&mut admin);
-    let rule: Vec<&str> = rule.split(' ').collect();
-    let backend = connect_restricted(&server, &mut admin, &rule).await;
+    let mut restricted = Restricted::start().await;
+    let (unrestricted, backend) = (restricted.unrestricted.clone(), restricted.backend.clone());
     let (mut denied, mut applied) = (0, 0);
-    for word in rule.iter().filter(|word| word.starts_with('+')) {
+    for word in &restricted.permissions.clone() {
         // A single owner's writes and several owners' writes run different commands.
         for owners in [&["alice"][..], &["alice", "bob", "carol", "dave"]] {
-            let _: () = command(&mut admin, ["FLUSHALL"]);
+            restricted.delete_all();
             // The first owner has a record that lives longer, and the last one has no index yet.
             let longer = after_ms(7_200_000);
             unrestricted.put(&key("alice", "longer"), "data".into(), longer).await.unwrap();
             let mut writes = prepared(&unrestricted, owners, 16).await;
             writes.extend((0..8).map(|task| Write::Create(key("erin", &task.to_string()))));
-            let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
+            restricted.revoke(word);
             let outcomes = send_all(&backend, &writes).await;
             for (write, outcome) in writes.iter().zip(&outcomes) {
                 match check(word, write, outcome, &unrestricted).await {
@@ -70,8 +99,8 @@ async fn without_any_one_permission_each_of_many_writes_is_denied_or_applied_and
                     false => applied += 1,
                 }
             }
-            assert_all_expire(word, &mut admin);
-            let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], word]);
+            restricted.assert_all_expire(word);
+            restricted.grant(word);
             // With all permissions again, the same calls succeed, or conflict with themselves.
             for (write, outcome) in writes.iter().zip(&outcomes) {
                 if outcome.is_err() {
@@ -86,17 +115,13 @@ async fn without_any_one_permission_each_of_many_writes_is_denied_or_applied_and
 
 #[tokio::test]
 async fn without_any_one_permission_each_of_many_creates_with_a_timer_is_denied_or_has_its_timer() {
-    let server = Server::start(&[]);
-    let mut admin = server.connection();
-    let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
-    let rule = rule_for(&mut admin);
-    let rule: Vec<&str> = rule.split(' ').collect();
-    let backend = connect_restricted(&server, &mut admin, &rule).await;
+    let mut restricted = Restricted::start().await;
+    let (unrestricted, backend) = (restricted.unrestricted.clone(), restricted.backend.clone());
     let (leases, hour) = (Queue::leases(), Duration::from_secs(3600));
     let (mut denied, mut applied) = (0, 0);
-    for word in rule.iter().filter(|word| word.starts_with('+')) {
-        let _: () = command(&mut admin, ["FLUSHALL"]);
-        let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
+    for word in &restricted.permissions.clone() {
+        restricted.delete_all();
+        restricted.revoke(word);
         let writes: Vec<Write> = (0..32)
             .map(|number| Write::Create(key(["alice", "bob"][number % 2], &number.to_string())))
             .collect();
@@ -115,8 +140,8 @@ async fn without_any_one_permission_each_of_many_creates_with_a_timer_is_denied_
                 }
             }
         }
-        assert_all_expire(word, &mut admin);
-        let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], word]);
+        restricted.assert_all_expire(word);
+        restricted.grant(word);
     }
     assert!(denied > 100 && applied > 100, "{denied} {applied}");
 }
@@ -124,14 +149,10 @@ async fn without_any_one_permission_each_of_many_creates_with_a_timer_is_denied_
 /// The script runs the missing command only for a record that it refuses, and that is not the first record.
 #[tokio::test]
 async fn without_a_permission_that_only_a_refused_record_needs_the_other_writes_are_answered_truthfully() {
-    let server = Server::start(&[]);
-    let mut admin = server.connection();
-    let unrestricted = RedisBackend::connect(&server.url()).await.unwrap();
-    let rule = rule_for(&mut admin);
-    let rule: Vec<&str> = rule.split(' ').collect();
-    let backend = connect_restricted(&server, &mut admin, &rule).await;
-    for word in rule.iter().filter(|word| word.starts_with('+')) {
-        let _: () = command(&mut admin, ["FLUSHALL"]);
+    let mut restricted = Restricted::start().await;
+    let (unrestricted, backend) = (restricted.unrestricted.clone(), restricted.backend.clone());
+    for word in &restricted.permissions.clone() {
+        restricted.delete_all();
         let mut writes = prepared(&unrestricted, &["alice", "bob"], 16).await;
         // Owners without an index come before, between and after owners with one.
         for owner in ["aaron", "barry", "zoe"] {
@@ -145,7 +166,7 @@ async fn without_a_permission_that_only_a_refused_record_needs_the_other_writes_
             refused.push(Write::Create(exists));
         }
         let all: Vec<Write> = writes.iter().chain(&refused).cloned().collect();
-        let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], &word.replace('+', "-")]);
+        restricted.revoke(word);
         let outcomes = send_all(&backend, &all).await;
         for (write, outcome) in writes.iter().zip(&outcomes) {
             check(word, write, outcome, &unrestricted).await;
@@ -153,7 +174,7 @@ async fn without_a_permission_that_only_a_refused_record_needs_the_other_writes_
         for (write, outcome) in refused.iter().zip(&outcomes[writes.len()..]) {
             assert!(outcome.is_err(), "{write:?} without {word}");
         }
-        assert_all_expire(word, &mut admin);
-        let _: Value = command(&mut admin, ["ACL", "SETUSER", rule[2], word]);
+        restricted.assert_all_expire(word);
+        restricted.grant(word);
     }
 }
