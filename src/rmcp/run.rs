@@ -28,6 +28,8 @@ pub(super) struct Run<B> {
     pub(super) renewals: RenewalHandle,
     renewer: Arc<Renewer<B>>,
     pub(super) operation: RunningOperation,
+    /// How long the ended task is of use; `None` if as long as its record lives.
+    pub(super) keep_for: Option<Duration>,
     /// Held until the run ends, except while the operation waits for input.
     _slot: Option<SlotGuard>,
     /// Ends the attempt with this run: a clone that the operation still holds does not keep it alive.
@@ -57,9 +59,18 @@ impl<B: Agenda> Run<B> {
         let (operation, has_begun) = RunningOperation::start(polls, || operation(context));
         let _drop_guard = attempt.drop_guard();
         let _slot = slot.map(SlotGuard);
-        let progress_reports = reports;
-        let run =
-            Self { store, attempt, state, progress_reports, renewals, renewer, operation, _slot, _drop_guard };
+        let run = Self {
+            store,
+            attempt,
+            state,
+            progress_reports: reports,
+            renewals,
+            renewer,
+            operation,
+            keep_for: None,
+            _slot,
+            _drop_guard,
+        };
         (run, has_begun)
     }
 
@@ -75,8 +86,19 @@ impl<B: Agenda> Run<B> {
     ) -> Self {
         let state = RunState::new(Arc::new(stored));
         let renewals = renewer.start(&store, &attempt, &state.stored(), &operation.polls);
-        let (_slot, _drop_guard) = (None, attempt.drop_guard());
-        Self { store, attempt, state, progress_reports, renewals, renewer, operation, _slot, _drop_guard }
+        let _drop_guard = attempt.drop_guard();
+        Self {
+            store,
+            attempt,
+            state,
+            progress_reports,
+            renewals,
+            renewer,
+            operation,
+            keep_for: None,
+            _slot: None,
+            _drop_guard,
+        }
     }
 
     /// Returns what the operation works with.

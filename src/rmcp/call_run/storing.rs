@@ -19,6 +19,9 @@ use crate::rmcp::supervise::supervise;
 use crate::store::{BackOff, NewTask, Starting, TaskError};
 use crate::task::StoredTask;
 
+/// How long the record of a task lives whose outcome is already with the client.
+const KEEP_ANSWERED: Duration = Duration::from_secs(300);
+
 /// How the time has ended in which a task was being stored.
 enum StoringEnd {
     /// The task is stored, and its operation runs.
@@ -126,7 +129,8 @@ impl<B: Agenda> CallRun<B> {
         let Some(stored) = stored else { return log_panic(&outcome) };
         let Self { store, renewer, operation, reports, shutdown, .. } = self;
         let attempt = starting.attempt().clone();
-        let run = Run::continue_with(store, renewer, attempt, stored, operation, reports);
+        let mut run = Run::continue_with(store, renewer, attempt, stored, operation, reports);
+        run.keep_for = Some(KEEP_ANSWERED);
         outcome::store(run, outcome, &shutdown).await;
     }
 
