@@ -25,16 +25,16 @@ const KEEP_ANSWERED: Duration = Duration::from_secs(300);
 /// How the time has ended in which a task was being stored.
 enum StoringEnd {
     /// The task is stored, and its operation runs.
-    Stored(StoredTask),
+    Stored(Box<StoredTask>),
     /// The operation has ended or was stopped, and the call is answered. The task may be stored nevertheless.
-    Answered(Outcome, Option<StoredTask>),
+    Answered(Outcome, Option<Box<StoredTask>>),
 }
 
 enum Event {
     /// The operation has ended.
     Ended(Result<Outcome, JoinError>),
     /// The create has returned.
-    Tried(Result<StoredTask, TaskError>),
+    Tried(Result<Box<StoredTask>, TaskError>),
     /// The call is held no longer.
     LimitElapsed(TaskError),
 }
@@ -49,8 +49,10 @@ impl<B: Agenda> CallRun<B> {
         let starting = self.store.start_as(&self.key, new);
         match self.try_until_stored(&starting).await {
             StoringEnd::Stored(stored) => {
-                report.into_iter().for_each(|number| self.reports.set_written(number));
-                self.hand_over(starting, stored).await;
+                if let Some(number) = report {
+                    self.reports.set_written(number);
+                }
+                self.hand_over(starting, *stored).await;
             }
             StoringEnd::Answered(outcome, stored) => self.store_outcome(starting, outcome, stored).await,
         }
@@ -65,7 +67,7 @@ impl<B: Agenda> CallRun<B> {
             let event = tokio::select! {
                 biased;
                 ended = &mut self.operation.handle => Event::Ended(ended),
-                tried = create.as_mut() => Event::Tried(tried),
+                tried = create.as_mut() => Event::Tried(tried.map(Box::new)),
                 error = limit.as_mut() => Event::LimitElapsed(error),
             };
             match event {
@@ -98,9 +100,9 @@ impl<B: Agenda> CallRun<B> {
     async fn last_try(
         &self,
         create: Pin<&mut impl Future<Output = Result<StoredTask, TaskError>>>,
-    ) -> Option<StoredTask> {
+    ) -> Option<Box<StoredTask>> {
         tokio::select! {
-            tried = create => tried.ok(),
+            tried = create => tried.ok().map(Box::new),
             () = self.shutdown.limit_elapsed(self.limits.drain + SHUTDOWN_CALL_LIMIT) => None,
         }
     }
@@ -121,7 +123,7 @@ impl<B: Agenda> CallRun<B> {
     }
 
     /// Stores the outcome of an operation that has ended before its task was stored, if the task is stored nevertheless.
-    async fn store_outcome(self, starting: Starting<B>, outcome: Outcome, stored: Option<StoredTask>) {
+    async fn store_outcome(self, starting: Starting<B>, outcome: Outcome, stored: Option<Box<StoredTask>>) {
         let stored = match stored {
             Some(stored) => Some(stored),
             None => self.find_stored(&starting).await,
@@ -129,13 +131,13 @@ impl<B: Agenda> CallRun<B> {
         let Some(stored) = stored else { return log_panic(&outcome) };
         let Self { store, renewer, operation, reports, shutdown, .. } = self;
         let attempt = starting.attempt().clone();
-        let mut run = Run::continue_with(store, renewer, attempt, stored, operation, reports);
+        let mut run = Run::continue_with(store, renewer, attempt, *stored, operation, reports);
         run.keep_for = Some(KEEP_ANSWERED);
         outcome::store(run, outcome, &shutdown).await;
     }
 
     /// Finds the task if a create without an answer has stored it. After one lease, other instances find it by its timer.
-    async fn find_stored(&self, starting: &Starting<B>) -> Option<StoredTask> {
+    async fn find_stored(&self, starting: &Starting<B>) -> Option<Box<StoredTask>> {
         let mut limit = pin!(async {
             tokio::select! {
                 () = sleep(self.store.lease_duration()) => {}
@@ -149,7 +151,7 @@ impl<B: Agenda> CallRun<B> {
                 () = limit.as_mut() => return None,
             };
             match found {
-                Ok(stored) => return Some(stored),
+                Ok(stored) => return Some(Box::new(stored)),
                 Err(error) if ErrorClass::of(&error) != ErrorClass::Transient => return None,
                 Err(error) => tracing::debug!(
                     error = %Chain(&error),

@@ -2,21 +2,20 @@
 
 mod spy;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use rmcp::model::{CallToolResult, ContentBlock, InputRequest, ListRootsRequest};
+use rmcp::model::{
+    CallToolResult, ContentBlock, ElicitRequest, ElicitRequestParams, ElicitationSchema, InputRequest,
+};
 use rmcp::task_manager::TaskExit;
 use serde_json::json;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::*;
+use spy::Spy;
 use crate::backend::{PageRequest, StorageBackend};
 use crate::store::StoreConfig;
 use crate::task::{Payload, Progress, TaskStatus};
-use spy::Spy;
 
 type Manager = DurableTaskManager<Arc<Spy>>;
 
@@ -126,6 +125,14 @@ fn endless() -> (impl FnOnce(TaskContext) -> TaskFuture, Arc<AtomicBool>) {
     (operation, is_dropped)
 }
 
+fn question() -> InputRequest {
+    InputRequest::Elicitation(ElicitRequest::new(ElicitRequestParams::FormElicitationParams {
+        meta: None,
+        message: "Which name?".to_owned(),
+        requested_schema: ElicitationSchema::new([].into()),
+    }))
+}
+
 fn output(task: &StoredTask) -> serde_json::Value {
     match &task.task.result {
         Some(Payload::Inline(result)) => result["content"][0]["text"].clone(),
@@ -209,13 +216,11 @@ async fn a_create_that_fails_for_five_seconds_holds_the_call_and_leaves_one_reco
         spy.is_down.store(!loses_reply, Ordering::SeqCst);
         spy.loses_reply.store(loses_reply, Ordering::SeqCst);
         let (finish, finished) = oneshot::channel::<()>();
-        let (mut answer, begun) = (
-            pin!(call(&one, |_| async move {
-                finished.await.unwrap();
-                said("done")
-            })),
-            Instant::now(),
-        );
+        let begun = Instant::now();
+        let mut answer = pin!(call(&one, |_| async move {
+            finished.await.unwrap();
+            said("done")
+        }));
         assert!(timeout(Duration::from_secs(5), &mut answer).await.is_err(), "the call is held");
         spy.is_down.store(false, Ordering::SeqCst);
         let task = stored(answer.await).task;
@@ -301,16 +306,15 @@ async fn an_operation_that_needs_its_task_has_it_stored_at_once() {
     let begun = Instant::now();
     let asks = call_within(&one, limits, |task| async move {
         task.set_status_message("a question");
-        let answer = task.request_input("a", InputRequest::ListRoots(ListRootsRequest::default())).await?;
-        said(answer["roots"][0].as_str().unwrap())
+        let answer = task.request_input("a", question()).await?;
+        said(answer["content"]["name"].as_str().unwrap())
     });
     let task = stored(asks.await).task;
     assert!(begun.elapsed() < Duration::from_secs(1));
     let asked = one.store().wait(&task.key).await.unwrap();
     assert_eq!(asked.task.status, TaskStatus::InputRequired);
-    one.update_task(&alice(), task.key.task.as_str(), [("a".to_owned(), json!({ "roots": ["x"] }))])
-        .await
-        .unwrap();
+    let answer = json!({ "action": "accept", "content": { "name": "x" } });
+    one.update_task(&alice(), task.key.task.as_str(), [("a".to_owned(), answer)]).await.unwrap();
     let done = one.store().wait(&task.key).await.unwrap();
     assert_eq!(output(&done), "x");
     runs_end(&one).await;
