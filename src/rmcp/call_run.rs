@@ -71,8 +71,10 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// durable.
     ///
     /// # Errors
-    /// The errors of [`TaskStore::start`] if the task is needed and cannot be stored within `hold_for`;
-    /// [`ShuttingDown`](TaskError::ShuttingDown) if a shutdown ends the call first. The operation is then stopped.
+    /// [`InvalidArgument`](TaskError::InvalidArgument) and [`LimitExceeded`](TaskError::LimitExceeded) for options that the store
+    /// does not accept, before the operation starts. The errors of [`TaskStore::start`] if the task is needed and cannot be
+    /// stored within `hold_for`; [`ShuttingDown`](TaskError::ShuttingDown) if a shutdown ends the call first. The operation is
+    /// then stopped.
     ///
     /// # Cancellation safety
     /// If the future is dropped, the operation runs on, and its task is stored when it is needed.
@@ -100,6 +102,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         if runtime.shutdown.has_begun() {
             return Err(TaskError::ShuttingDown);
         }
+        runtime.store.check_new(owner, &new)?;
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
         let identity = Identity::of_new(key.clone(), &new);
         let _in_span = identity.span(Span::current().id()).entered();

@@ -187,6 +187,14 @@ impl NewTask {
         Ok((task, expiry))
     }
 
+    /// Checks whatever can be checked without the engine.
+    #[cfg(feature = "rmcp")]
+    pub(super) fn check_all(&self, config: &StoreConfig) -> Result<(), TaskError> {
+        self.check(config)?;
+        self.poll_interval.map_or(Ok(()), check_poll_interval)?;
+        resolve_ttl(self.ttl, config).map(drop)
+    }
+
     fn check(&self, config: &StoreConfig) -> Result<(), TaskError> {
         if self.method.is_empty() {
             return Err(TaskError::InvalidArgument {

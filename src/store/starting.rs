@@ -11,11 +11,21 @@ use super::attempt::Attempt;
 use super::deadline::{CallTarget, Deadline};
 use super::error::TaskError;
 use super::lease;
+use super::limits::check_owner;
 use super::new_task::NewTask;
-use crate::backend::{Agenda, StorageError, TaskKey};
+use crate::backend::{Agenda, OwnerId, StorageError, TaskKey};
 use crate::task::StoredTask;
 
 impl<B: Agenda> TaskStore<B> {
+    /// Checks a task that may be stored later, without a call of the engine.
+    ///
+    /// # Errors
+    /// The errors of [`create`](Self::create) that do not depend on the engine, except for the size of the record.
+    pub(crate) fn check_new(&self, owner: &OwnerId, new: &NewTask) -> Result<(), TaskError> {
+        check_owner(owner)?;
+        new.check_all(&self.0.records_only().config)
+    }
+
     /// Prepares the first attempt at a new task under this key, as [`start`](Self::start) does. Stores nothing yet. No other
     /// task may ever use the key.
     pub(crate) fn start_as(&self, key: &TaskKey, new: NewTask) -> Starting<B> {

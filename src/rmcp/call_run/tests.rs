@@ -161,6 +161,23 @@ async fn a_quick_call_makes_no_call_of_the_engine() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn options_that_the_store_does_not_accept_are_refused_before_the_operation_starts() {
+    let (spy, one) = manager();
+    for new in [
+        NewTask::new("tools/call").ttl(HOUR * 25),
+        NewTask::new("tools/call").poll_interval(Duration::ZERO),
+        NewTask::new("tools/call").status_message("x".repeat(100_000)),
+    ] {
+        let operation = |_| -> TaskFuture { panic!("the operation has started") };
+        refused(one.call(&alice(), new, CallLimits::default(), operation).await);
+    }
+    let reserved = OwnerId::try_from("\0mcp/alice").unwrap();
+    let operation = |_| -> TaskFuture { panic!("the operation has started") };
+    refused(one.call(&reserved, NewTask::new("tools/call"), CallLimits::default(), operation).await);
+    assert_eq!((spy.calls(), one.running_task_count()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_goes_out_only_after_its_create_was_acknowledged() {
     let (spy, one) = manager();
     spy.holds_creates.send_replace(true);
