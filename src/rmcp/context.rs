@@ -181,7 +181,11 @@ impl TaskContext {
     ///
     /// # Errors
     /// `Cancelled` when the operation must stop.
-    pub(super) async fn retry<T, F>(&self, what: &str, call: impl Fn(Arc<dyn AnyAttempt>, bool) -> F) -> Result<T, TaskExit>
+    pub(super) async fn retry<T, F>(
+        &self,
+        what: &str,
+        call: impl Fn(Arc<dyn AnyAttempt>, bool) -> F,
+    ) -> Result<T, TaskExit>
     where
         F: Future<Output = Result<T, TaskError>>,
     {

@@ -2,6 +2,7 @@
 
 mod spy;
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rmcp::model::{
@@ -12,10 +13,10 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use spy::Spy;
 use crate::backend::{PageRequest, StorageBackend};
 use crate::store::StoreConfig;
 use crate::task::{Payload, Progress, TaskStatus};
+use spy::Spy;
 
 type Manager = DurableTaskManager<Arc<Spy>>;
 
@@ -40,10 +41,7 @@ fn said(text: &str) -> Result<CallToolResult, TaskExit> {
 }
 
 /// Calls an operation with the default limits.
-async fn call<F>(
-    manager: &Manager,
-    operation: impl FnOnce(TaskContext) -> F,
-) -> Result<CallAnswer, TaskError>
+async fn call<F>(manager: &Manager, operation: impl FnOnce(TaskContext) -> F) -> Result<CallAnswer, TaskError>
 where
     F: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
 {
@@ -344,7 +342,7 @@ async fn an_operation_that_needs_its_task_has_it_stored_at_once() {
         task.cancelled().await;
         Err(TaskExit::Cancelled)
     });
-    let task = stored(sets.await).task;
+    let StoredCall { task, mut state } = stored(sets.await);
     let set = async {
         loop {
             let found = one.store().get(&task.key).await.unwrap();
@@ -356,9 +354,14 @@ async fn an_operation_that_needs_its_task_has_it_stored_at_once() {
     };
     let set = timeout(HOUR, set).await.unwrap();
     assert_eq!((set.task.ttl_ms, set.task.poll_interval_ms), (Some(60_000), Some(2_000)));
+    assert!(!state.borrow().must_stop());
     one.cancel_task(&alice(), task.key.task.as_str()).await.unwrap();
+    let stops = timeout(HOUR, state.wait_for(TaskState::must_stop)).await.unwrap();
+    assert!(stops.is_ok(), "the caller sees the state of the task");
+    drop(stops);
     assert_eq!(one.store().wait(&task.key).await.unwrap().task.status, TaskStatus::Cancelled);
     runs_end(&one).await;
+    assert!(state.has_changed().is_err(), "the run has ended");
     assert_eq!(*spy.creates.borrow(), 2);
 }
 
