@@ -202,7 +202,7 @@ async fn a_task_goes_out_only_after_its_create_was_acknowledged() {
     assert_eq!(found.task.progress, Some(Progress::new(1, 2)));
     sleep(Duration::from_secs(1)).await;
     let unchanged = one.store().get(&task.key).await.unwrap();
-    assert_eq!(unchanged.version, found.version, "the create was the only write");
+    assert_eq!(unchanged.version, task.version, "the create was the only write");
     finish.send(()).unwrap();
     let done = one.store().wait(&task.key).await.unwrap();
     assert_eq!(output(&done), "done");
