@@ -11,7 +11,6 @@ use crate::task::StoredTask;
 
 #[async_trait]
 pub(super) trait AnyAttempt: Send + Sync {
-    fn number(&self) -> u32;
     async fn request_input(&self, key: String, request: Value) -> Result<StoredTask, TaskError>;
     async fn set_checkpoint(&self, checkpoint: Value) -> Result<StoredTask, TaskError>;
     async fn last_checkpoint(&self) -> Result<Option<Value>, TaskError>;
@@ -21,10 +20,6 @@ pub(super) trait AnyAttempt: Send + Sync {
 
 #[async_trait]
 impl<B: Agenda> AnyAttempt for Attempt<B> {
-    fn number(&self) -> u32 {
-        Self::number(self)
-    }
-
     async fn request_input(&self, key: String, request: Value) -> Result<StoredTask, TaskError> {
         Self::request_input(self, key, request).await
     }

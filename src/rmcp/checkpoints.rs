@@ -1,12 +1,14 @@
 //! The checkpoints of an operation: what its next attempt starts from.
 
 use std::any::type_name;
+use std::sync::Arc;
 
 use rmcp::ErrorData;
 use rmcp::task_manager::TaskExit;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::any_attempt::AnyAttempt;
 use super::context::TaskContext;
 
 impl TaskContext {
@@ -61,7 +63,9 @@ impl TaskContext {
         let value = serde_json::to_value(value).map_err(|error| {
             ErrorData::internal_error(format!("the checkpoint cannot be written as JSON: {error}"), None)
         })?;
-        let store = |_| self.attempt.set_checkpoint(value.clone());
+        let value = &value;
+        let store =
+            |attempt: Arc<dyn AnyAttempt>, _| async move { attempt.set_checkpoint(value.clone()).await };
         self.retry("store a checkpoint", store).await.map(drop)
     }
 
@@ -77,7 +81,11 @@ impl TaskContext {
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn last_checkpoint<T: DeserializeOwned>(&self) -> Result<Option<T>, TaskExit> {
-        let load = |_| self.attempt.last_checkpoint();
+        if self.stage.is_in_memory() {
+            // Only the first attempt can run before its task is stored, and it has stored no checkpoint.
+            return Ok(None);
+        }
+        let load = |attempt: Arc<dyn AnyAttempt>, _| async move { attempt.last_checkpoint().await };
         let Some(value) = self.retry("load the last checkpoint", load).await? else { return Ok(None) };
         serde_json::from_value(value).map(Some).map_err(|error| {
             let message = format!("the checkpoint of the task is not a {}: {error}", type_name::<T>());

@@ -12,10 +12,11 @@ use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug_span};
 
 use super::error_class::ErrorClass;
+use super::identity::Identity;
 use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
 use super::shutdown::ShutdownSignal;
 use super::slots::{Slot, Slots};
-use super::{run, wire};
+use super::wire;
 use crate::backend::{Agenda, Due, Next, Queue};
 use crate::printable::Chain;
 use crate::store::{Attempt, BackOff, TaskError, TaskStore};
@@ -207,7 +208,7 @@ async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result
         return Ok(Next::Remove);
     };
     // A resumed task has no call whose span could be its parent.
-    let span = run::span(None, &stored, &attempt);
+    let span = Identity::of(&stored, attempt.number()).span(None);
     let _in_span = span.enter();
     tracing::info!("resumed");
     let (store, task, limit) = (runtime.store.clone(), stored.clone(), call_limit(runtime));

@@ -7,20 +7,20 @@ use std::time::Duration;
 use rmcp::model::{InputRequest, JsonObject};
 use rmcp::task_manager::TaskExit;
 use serde_json::Value;
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::any_attempt::AnyAttempt;
 use super::error_class::ErrorClass;
+use super::identity::Identity;
 use super::progress_reports::ProgressReports;
 use super::slots::Slot;
-use super::task_state::TaskState;
+use super::stage::StageView;
 use super::timeouts::short_call_timeout;
 use super::wire::exit;
-use crate::backend::{Agenda, OwnerId};
+use crate::backend::OwnerId;
 use crate::printable::Chain;
-use crate::store::{Attempt, BackOff, TaskError, Ttl};
-use crate::task::{OnWorkerLost, Progress, StoredTask};
+use crate::store::{BackOff, TaskError, Ttl};
+use crate::task::{Progress, StoredTask};
 
 /// The task of a running operation: its id, owner and attempt, its progress and checkpoints, requests to the client, and the signal to stop.
 /// Clones are cheap and share one task.
@@ -62,10 +62,8 @@ use crate::task::{OnWorkerLost, Progress, StoredTask};
 /// ```
 #[derive(Clone)]
 pub struct TaskContext {
-    pub(super) attempt: Arc<dyn AnyAttempt>,
-    /// The task as the attempt began with it.
-    begun_with: Arc<StoredTask>,
-    state: watch::Receiver<TaskState>,
+    identity: Arc<Identity>,
+    pub(super) stage: StageView,
     progress_reports: Arc<ProgressReports>,
     /// `None` for an operation that a call of this process has started.
     slot: Option<Arc<Slot>>,
@@ -83,44 +81,43 @@ impl fmt::Debug for TaskContext {
 }
 
 impl TaskContext {
-    pub(super) fn new<B: Agenda>(
-        attempt: Attempt<B>,
-        begun_with: Arc<StoredTask>,
+    pub(super) fn new(
+        identity: Identity,
+        stage: StageView,
         lease: Duration,
-        state: watch::Receiver<TaskState>,
         progress_reports: Arc<ProgressReports>,
         slot: Option<Arc<Slot>>,
     ) -> Self {
         let call_timeout = short_call_timeout(lease);
-        Self { attempt: Arc::new(attempt), begun_with, state, progress_reports, slot, call_timeout }
+        Self { identity: Arc::new(identity), stage, progress_reports, slot, call_timeout }
     }
 
     /// Returns the id of the task.
     pub fn task_id(&self) -> &str {
-        self.begun_with.key.task.as_str()
+        self.identity.key.task.as_str()
     }
 
     /// Returns the owner of the task.
     pub fn owner(&self) -> &OwnerId {
-        &self.begun_with.key.owner
+        &self.identity.key.owner
     }
 
     /// Returns the number of this attempt: 1 for the first. It grows each time that a worker is lost or releases the task.
     pub fn attempt(&self) -> u32 {
-        self.attempt.number()
+        self.identity.attempt
     }
 
     /// Returns what the task keeps of the request that started it. [`ManagerConfig::extensions`](super::ManagerConfig::extensions)
     /// chooses the values. The map is empty for a task that [`spawn`](super::DurableTaskManager::spawn) or
     /// [`spawn_registered`](super::DurableTaskManager::spawn_registered) started, because they do not receive the request.
     pub fn extensions(&self) -> &JsonObject {
-        &self.begun_with.task.extensions
+        &self.identity.extensions
     }
 
     /// Returns the `traceparent` of the request that started the task (SEP-414, W3C Trace Context), if the request had a
     /// valid one. The span of every attempt has it as the field `traceparent`.
     pub fn traceparent(&self) -> Option<&str> {
-        self.begun_with.task.traceparent.as_deref()
+        self.identity.traceparent.as_deref()
     }
 
     /// Makes a request to the client under `key` and waits for its answer. Any instance may receive the answer. While the
@@ -168,30 +165,35 @@ impl TaskContext {
     /// Stores a request. Returns the written task; `None` if an earlier write of this call was applied although it failed.
     async fn store_request(&self, key: &str, request: Value) -> Result<Option<StoredTask>, TaskExit> {
         let request = &request;
-        let store = |may_be_stored| async move {
-            match self.attempt.request_input(key.to_owned(), request.clone()).await {
+        let store = |attempt: Arc<dyn AnyAttempt>, may_be_stored| async move {
+            match attempt.request_input(key.to_owned(), request.clone()).await {
                 // For a task that can resume, the store compares the requests. Any other task has only this attempt,
                 // so an earlier write of this call has used the key.
-                Err(TaskError::InputKeyUsed { .. }) if may_be_stored && !self.can_resume() => Ok(None),
+                Err(TaskError::InputKeyUsed { .. }) if may_be_stored && !self.identity.can_resume => Ok(None),
                 stored => stored.map(Some),
             }
         };
         self.retry("store a request to the client", store).await
     }
 
-    /// Calls the store until the call succeeds, or fails with an error that no later call can avoid. `call` receives whether an
-    /// earlier call may have been applied although it failed.
+    /// Calls the store until the call succeeds, or fails with an error that no later call can avoid. `call` receives the attempt,
+    /// and whether an earlier call may have been applied although it failed. A task that is not stored yet is stored first.
     ///
     /// # Errors
     /// `Cancelled` when the operation must stop.
-    pub(super) async fn retry<T, F>(&self, what: &str, call: impl Fn(bool) -> F) -> Result<T, TaskExit>
+    pub(super) async fn retry<T, F>(
+        &self,
+        what: &str,
+        call: impl Fn(Arc<dyn AnyAttempt>, bool) -> F,
+    ) -> Result<T, TaskExit>
     where
         F: Future<Output = Result<T, TaskError>>,
     {
+        let attempt = self.stage.stored().await.ok_or(TaskExit::Cancelled)?.attempt;
         let mut may_be_applied = false;
         let mut back_off = BackOff::new();
         loop {
-            match timeout(self.call_timeout, call(may_be_applied)).await {
+            match timeout(self.call_timeout, call(Arc::clone(&attempt), may_be_applied)).await {
                 Ok(Ok(returned)) => return Ok(returned),
                 Ok(Err(error)) if ErrorClass::of(&error) != ErrorClass::Transient => return Err(exit(error)),
                 Ok(Err(error)) => {
@@ -212,13 +214,9 @@ impl TaskContext {
 
     /// Waits for the answer to a request. Returns `None` if the operation must stop first.
     async fn answer(&self, key: &str) -> Option<Value> {
-        let mut state = self.state.clone();
+        let mut state = self.stage.stored().await?.state;
         let state = state.wait_for(|state| state.must_stop() || state.answer(key).is_some()).await.ok()?;
         state.answer(key).cloned()
-    }
-
-    fn can_resume(&self) -> bool {
-        self.state.borrow().stored.task.on_worker_lost == OnWorkerLost::Resume
     }
 
     /// Sets the status message of the task: a sentence for people about the progress of the work.
@@ -263,7 +261,8 @@ impl TaskContext {
     /// If the future is dropped, the TTL may have changed nevertheless.
     pub async fn set_ttl(&self, ttl: impl Into<Ttl>) -> Result<(), TaskExit> {
         let ttl = ttl.into();
-        self.retry("set the TTL of its task", |_| self.attempt.set_ttl(ttl)).await.map(drop)
+        let set = |attempt: Arc<dyn AnyAttempt>, _| async move { attempt.set_ttl(ttl).await };
+        self.retry("set the TTL of its task", set).await.map(drop)
     }
 
     /// Changes how long a client should wait between two polls, for example for a phase of the work that takes longer. While
@@ -275,13 +274,13 @@ impl TaskContext {
     /// # Cancellation safety
     /// If the future is dropped, the interval may have changed nevertheless.
     pub async fn set_poll_interval(&self, interval: Duration) -> Result<(), TaskExit> {
-        let set = |_| self.attempt.set_poll_interval(interval);
+        let set = |attempt: Arc<dyn AnyAttempt>, _| async move { attempt.set_poll_interval(interval).await };
         self.retry("set the poll interval of its task", set).await.map(drop)
     }
 
     /// Returns whether the operation must stop.
     pub fn is_cancel_requested(&self) -> bool {
-        self.state.borrow().must_stop()
+        self.stage.must_stop()
     }
 
     /// Waits until the operation must stop.
@@ -292,7 +291,6 @@ impl TaskContext {
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn cancelled(&self) {
-        // An error means that the run has ended. Then the operation must stop, too.
-        let _ = self.state.clone().wait_for(TaskState::must_stop).await;
+        self.stage.stop_required().await;
     }
 }

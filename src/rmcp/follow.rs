@@ -66,7 +66,7 @@ async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSi
         }
         let event = tokio::select! {
             biased;
-            ended = &mut run.operation => return Some(ended.map_or(RunEnd::Aborted, RunEnd::Ended)),
+            ended = &mut run.operation.handle => return Some(ended.map_or(RunEnd::Aborted, RunEnd::Ended)),
             _ = &mut shutdown => return Some(RunEnd::Shutdown),
             reported = run.renewals.reports.changed() => match reported {
                 Ok(()) => Event::Renewal,
@@ -110,11 +110,11 @@ async fn follow_valid_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSi
 /// Waits until the operation of a void attempt has stopped. Aborts the operation after [`ABORT_AFTER`].
 async fn wait_for_void_attempt<B: Agenda>(run: &mut Run<B>, shutdown: &ShutdownSignal) -> RunEnd {
     tokio::select! {
-        ended = &mut run.operation => ended.map_or(RunEnd::Aborted, RunEnd::Ended),
+        ended = &mut run.operation.handle => ended.map_or(RunEnd::Aborted, RunEnd::Ended),
         _ = shutdown.begun() => RunEnd::Shutdown,
         () = tokio::time::sleep(ABORT_AFTER) => {
             tracing::warn!("an operation did not stop within {ABORT_AFTER:?} after its attempt became void; it is aborted");
-            run.operation.abort();
+            run.operation.handle.abort();
             RunEnd::Aborted
         }
     }

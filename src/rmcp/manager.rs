@@ -11,10 +11,11 @@ use tracing::Span;
 use super::claimer;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
+use super::identity::Identity;
 use super::options::RegisteredOptions;
 use super::request::FindExtensions;
 use super::runtime::{RegisteredOperation, Runtime, SHUTDOWN_CALL_LIMIT};
-use super::{run, wire};
+use super::wire;
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::store::{NewTask, TaskError, TaskStore};
 
@@ -267,6 +268,12 @@ impl<B: Agenda> DurableTaskManager<B> {
         self.0.runs_ended().await;
     }
 
+    /// Returns what all clones of this manager share.
+    pub(super) fn runtime(&self) -> &Runtime<B> {
+        self.ensure_claiming();
+        &self.0
+    }
+
     /// Returns the key of a task that a client names.
     fn key(&self, owner: &OwnerId, task_id: &str) -> Result<TaskKey, TaskError> {
         self.ensure_claiming();
@@ -297,7 +304,7 @@ impl<B: Agenda> DurableTaskManager<B> {
             () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return Err(TaskError::ShuttingDown),
         };
         let (task, id) = (wire::task(&stored), stored.key.task.clone());
-        let span = run::span(caller.id(), &stored, &attempt);
+        let span = Identity::of(&stored, attempt.number()).span(caller.id());
         let has_begun = span.in_scope(|| {
             tracing::info!("started");
             self.0.run(guard, attempt, stored, None, operation)

@@ -6,6 +6,8 @@
 //! [rmcp]: https://crates.io/crates/rmcp
 
 mod any_attempt;
+#[cfg_attr(not(test), expect(dead_code, reason = "the server that answers calls with it is not written yet"))]
+mod call_run;
 mod calls;
 mod checkpoints;
 mod claimer;
@@ -13,6 +15,7 @@ mod config;
 mod context;
 mod error_class;
 mod follow;
+mod identity;
 mod manager;
 mod operation;
 mod options;
@@ -28,6 +31,7 @@ mod run;
 mod runtime;
 mod shutdown;
 mod slots;
+mod stage;
 mod supervise;
 mod task_state;
 mod timeouts;

@@ -11,12 +11,31 @@ use std::time::{Duration, Instant};
 
 use rmcp::model::CallToolResult;
 use rmcp::task_manager::{TaskExit, TaskFuture};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tracing::Instrument;
+
+/// The time limit of each step when a run is stopped.
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How an operation has ended.
 pub(super) enum Outcome {
     Returned(Result<CallToolResult, TaskExit>),
     /// The message of its panic.
     Panicked(String),
+}
+
+impl Clone for Outcome {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Returned(Ok(result)) => Self::Returned(Ok(result.clone())),
+            Self::Returned(Err(TaskExit::Cancelled)) => Self::Returned(Err(TaskExit::Cancelled)),
+            Self::Returned(Err(TaskExit::Error(error))) => {
+                Self::Returned(Err(TaskExit::Error(error.clone())))
+            }
+            Self::Panicked(message) => Self::Panicked(message.clone()),
+        }
+    }
 }
 
 /// Measures how long an operation blocks its thread: the time of its longest poll.
@@ -56,8 +75,37 @@ impl PollTimer {
     }
 }
 
-/// A running operation. The runtime does not poll it again once it is ready.
-pub(super) struct Operation {
+/// An operation in a Tokio task of its own.
+pub(super) struct RunningOperation {
+    pub(super) handle: JoinHandle<Outcome>,
+    pub(super) polls: Arc<PollTimer>,
+}
+
+impl RunningOperation {
+    /// Calls the closure that returns the operation's future, and runs the future in the current span. Also returns whether
+    /// there is a future. If there is none, the closure has panicked.
+    pub(super) fn start(polls: Arc<PollTimer>, operation: impl FnOnce() -> TaskFuture) -> (Self, bool) {
+        let operation = Operation::call(Arc::clone(&polls), operation);
+        let has_begun = !operation.has_panicked();
+        let handle = tokio::spawn(operation.in_current_span());
+        (Self { handle, polls }, has_begun)
+    }
+
+    /// Stops the operation. Returns its outcome if it has ended just before.
+    pub(super) async fn abort(&mut self) -> Option<Outcome> {
+        self.handle.abort();
+        match timeout(STOP_TIMEOUT, &mut self.handle).await {
+            Ok(ended) => ended.ok(),
+            Err(_) => {
+                tracing::warn!("an operation that must stop did not yield within {STOP_TIMEOUT:?}");
+                None
+            }
+        }
+    }
+}
+
+/// The future of an operation. The runtime does not poll it again once it is ready.
+struct Operation {
     /// `None` once the operation has ended.
     future: Option<TaskFuture>,
     polls: Arc<PollTimer>,
@@ -67,7 +115,7 @@ pub(super) struct Operation {
 
 impl Operation {
     /// Calls the closure that returns the operation's future.
-    pub(super) fn call(polls: Arc<PollTimer>, operation: impl FnOnce() -> TaskFuture) -> Self {
+    fn call(polls: Arc<PollTimer>, operation: impl FnOnce() -> TaskFuture) -> Self {
         match polls.measure(|| catch_unwind(AssertUnwindSafe(operation))) {
             Ok(future) => Self { future: Some(future), polls, panic: None },
             Err(payload) => Self { future: None, polls, panic: Some(message(payload)) },
@@ -75,7 +123,7 @@ impl Operation {
     }
 
     /// Returns whether the closure panicked, so that there is no future.
-    pub(super) fn has_panicked(&self) -> bool {
+    fn has_panicked(&self) -> bool {
         self.panic.is_some()
     }
 }

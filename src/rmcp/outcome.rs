@@ -79,7 +79,7 @@ impl Unstored {
         let report = run.progress_reports.unwritten().filter(|_| self.has_report);
         let copy = run.state.begin_write(Instant::now());
         let ended = {
-            let end = pin!(run.attempt.end(copy.as_deref(), &self.ending, report.as_ref()));
+            let end = pin!(run.attempt.end(copy.as_deref(), &self.ending, report.as_ref(), run.keep_for));
             timeout(limit, end).await
         };
         match ended {

@@ -72,6 +72,12 @@ impl ProgressReports {
         self.newest().unwritten.clone()
     }
 
+    /// Returns the report that is not written yet, and its number for [`set_written`](Self::set_written).
+    pub(super) fn unwritten_with_number(&self) -> Option<(ProgressReport, u64)> {
+        let Newest { unwritten, number } = self.newest().clone();
+        unwritten.map(|report| (report, number))
+    }
+
     /// Writes reports while it is polled. A report whose write fails or is dropped stays unwritten.
     pub(super) async fn write<B: Agenda>(
         &self,
@@ -140,7 +146,8 @@ impl ProgressReports {
         Ok(None)
     }
 
-    fn set_written(&self, number: u64) {
+    /// Says that the report of this number is written. A newer one stays unwritten.
+    pub(super) fn set_written(&self, number: u64) {
         let mut newest = self.newest();
         if newest.number == number {
             newest.unwritten = None;

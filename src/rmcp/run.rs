@@ -5,37 +5,20 @@ use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use rmcp::task_manager::TaskFuture;
-use tokio::task::JoinHandle;
-use tracing::{Instrument, Span, info_span};
 
 use super::context::TaskContext;
-use super::operation::{Operation, Outcome, PollTimer};
+use super::identity::Identity;
+use super::operation::{PollTimer, RunningOperation};
 use super::progress_reports::ProgressReports;
 use super::renewals::RenewalHandle;
 use super::renewer::Renewer;
 use super::slots::{Slot, SlotGuard};
+use super::stage::{self, StoredStage};
 use super::task_state::RunState;
 use super::timeouts::{call_timeout, lease_left};
 use crate::backend::{Agenda, StorageError};
 use crate::store::{Attempt, DropGuard, TaskStore};
 use crate::task::StoredTask;
-
-/// Creates the span of everything that a run does, as a child of `parent` if there is one.
-pub(super) fn span<B: Agenda>(
-    parent: Option<tracing::Id>,
-    stored: &StoredTask,
-    attempt: &Attempt<B>,
-) -> Span {
-    info_span!(
-        parent: parent,
-        "task",
-        task = %stored.key.task.printable(),
-        owner = %stored.key.owner.printable(),
-        operation = stored.task.operation.as_deref(),
-        attempt = attempt.number(),
-        traceparent = stored.task.traceparent.as_deref(),
-    )
-}
 
 pub(super) struct Run<B> {
     pub(super) store: TaskStore<B>,
@@ -44,8 +27,9 @@ pub(super) struct Run<B> {
     pub(super) progress_reports: Arc<ProgressReports>,
     pub(super) renewals: RenewalHandle,
     renewer: Arc<Renewer<B>>,
-    polls: Arc<PollTimer>,
-    pub(super) operation: JoinHandle<Outcome>,
+    pub(super) operation: RunningOperation,
+    /// How long the ended task is of use; `None` if as long as its record lives.
+    pub(super) keep_for: Option<Duration>,
     /// Held until the run ends, except while the operation waits for input.
     _slot: Option<SlotGuard>,
     /// Ends the attempt with this run: a clone that the operation still holds does not keep it alive.
@@ -63,38 +47,63 @@ impl<B: Agenda> Run<B> {
         slot: Option<Slot>,
         operation: impl FnOnce(TaskContext) -> TaskFuture,
     ) -> (Self, bool) {
-        let stored = Arc::new(stored);
-        let state = RunState::new(Arc::clone(&stored));
-        let progress_reports = Arc::new(ProgressReports::new(store.max_status_message_bytes()));
-        let slot = slot.map(Arc::new);
-        let context = TaskContext::new(
-            attempt.clone(),
-            Arc::clone(&stored),
-            store.lease_duration(),
-            state.subscribe(),
-            Arc::clone(&progress_reports),
-            slot.clone(),
-        );
-        let polls = Arc::new(PollTimer::new());
+        let identity = Identity::of(&stored, attempt.number());
+        let state = RunState::new(Arc::new(stored));
+        let reports = Arc::new(ProgressReports::new(store.max_status_message_bytes()));
+        let (slot, polls) = (slot.map(Arc::new), Arc::new(PollTimer::new()));
         // The renewals start before the operation is called, because the call may block.
-        let renewals = renewer.start(&store, &attempt, &stored, &polls);
-        let operation = Operation::call(Arc::clone(&polls), || operation(context));
-        let has_begun = !operation.has_panicked();
-        let operation = tokio::spawn(operation.in_current_span());
-        let (_slot, _drop_guard) = (slot.map(SlotGuard), attempt.drop_guard());
+        let renewals = renewer.start(&store, &attempt, &state.stored(), &polls);
+        let view = stage::stored(stage_of(&attempt, &state));
+        let context =
+            TaskContext::new(identity, view, store.lease_duration(), Arc::clone(&reports), slot.clone());
+        let (operation, has_begun) = RunningOperation::start(polls, || operation(context));
+        let _drop_guard = attempt.drop_guard();
+        let _slot = slot.map(SlotGuard);
         let run = Self {
+            store,
+            attempt,
+            state,
+            progress_reports: reports,
+            renewals,
+            renewer,
+            operation,
+            keep_for: None,
+            _slot,
+            _drop_guard,
+        };
+        (run, has_begun)
+    }
+
+    /// Continues the run of an operation that has begun before its task was stored. `stored` is the task as `attempt`
+    /// began with it.
+    pub(super) fn continue_with(
+        store: TaskStore<B>,
+        renewer: Arc<Renewer<B>>,
+        attempt: Attempt<B>,
+        stored: StoredTask,
+        operation: RunningOperation,
+        progress_reports: Arc<ProgressReports>,
+    ) -> Self {
+        let state = RunState::new(Arc::new(stored));
+        let renewals = renewer.start(&store, &attempt, &state.stored(), &operation.polls);
+        let _drop_guard = attempt.drop_guard();
+        Self {
             store,
             attempt,
             state,
             progress_reports,
             renewals,
             renewer,
-            polls,
             operation,
-            _slot,
+            keep_for: None,
+            _slot: None,
             _drop_guard,
-        };
-        (run, has_begun)
+        }
+    }
+
+    /// Returns what the operation works with.
+    pub(super) fn stage(&self) -> StoredStage {
+        stage_of(&self.attempt, &self.state)
     }
 
     /// Subscribes to the changes of the task.
@@ -105,7 +114,7 @@ impl<B: Agenda> Run<B> {
     /// Starts the renewals again after their task has panicked.
     pub(super) fn restart_renewals(&mut self) {
         let stored = self.state.stored();
-        self.renewals = self.renewer.start(&self.store, &self.attempt, &stored, &self.polls);
+        self.renewals = self.renewer.start(&self.store, &self.attempt, &stored, &self.operation.polls);
     }
 
     /// Returns the TTL of the task, which may change.
@@ -133,4 +142,8 @@ impl<B: Agenda> Run<B> {
     pub(super) fn operation_name(&self) -> Option<String> {
         self.state.stored().task.operation.clone()
     }
+}
+
+fn stage_of<B: Agenda>(attempt: &Attempt<B>, state: &RunState) -> StoredStage {
+    StoredStage { attempt: Arc::new(attempt.clone()), state: state.subscribe() }
 }

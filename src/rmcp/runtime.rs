@@ -40,7 +40,7 @@ pub(super) struct Runtime<B> {
     pub(super) slots: Slots,
     pub(super) polls: Polls<DetailedTask>,
     pub(super) extensions: Option<FindExtensions>,
-    renewer: Arc<Renewer<B>>,
+    pub(super) renewer: Arc<Renewer<B>>,
 }
 
 /// The signals between a manager and the background task that claims tasks.

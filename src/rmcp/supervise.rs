@@ -2,20 +2,16 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::follow::{RunEnd, follow};
+use super::operation::STOP_TIMEOUT;
 use super::outcome;
 use super::run::Run;
 use super::shutdown::ShutdownSignal;
 use crate::backend::Agenda;
 use crate::printable::Chain;
-
-/// The time limit of each step when a shutdown stops a run. The process is about to end, and a lease that was not
-/// released lapses by itself.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Supervises a run until its operation has ended and the outcome is stored, or until the run is stopped.
 pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSignal) {
@@ -44,15 +40,12 @@ pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSign
 async fn stop<B: Agenda>(mut run: Run<B>, shutdown: &ShutdownSignal) {
     // An operation that is about to end can end by itself meanwhile.
     tokio::task::yield_now().await;
-    run.operation.abort();
-    match timeout(STOP_TIMEOUT, &mut run.operation).await {
-        // The operation ended just before the abort.
-        Ok(Ok(outcome)) => return outcome::store(run, outcome, shutdown).await,
-        Ok(Err(_)) => {}
-        Err(_) => tracing::warn!("an operation that must stop did not yield within {STOP_TIMEOUT:?}"),
+    if let Some(outcome) = run.operation.abort().await {
+        return outcome::store(run, outcome, shutdown).await;
     }
     // A renewal that has begun would conflict with the release.
     drop(run.renewals);
+    // The process is about to end, and a lease that was not released lapses by itself.
     match timeout(STOP_TIMEOUT, run.attempt.release()).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::debug!(error = %Chain(&error), "a lease could not be released"),

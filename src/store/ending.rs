@@ -2,6 +2,7 @@
 //! outcome and the last report. Also ends the attempt of a run.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -11,6 +12,7 @@ use super::local_attempts::AttemptGuard;
 use super::machine::{self, Change};
 use super::progress_report::ProgressReport;
 use super::task_ref::TaskRef;
+use super::ttl::expiry_after_end;
 use super::write::{ChangeKind, Event};
 use crate::backend::Agenda;
 use crate::task::{RpcError, StoredTask, Task, TaskStatus};
@@ -37,22 +39,28 @@ impl<B: Agenda> Attempt<B> {
     }
 
     /// Ends the task, and stores the last report if there is one. `copy`: the task of this attempt as the run knows it.
+    /// `keep_for`: how long the ended task is of use; `None` if as long as its record lives.
     pub(crate) async fn end(
         &self,
         copy: Option<&StoredTask>,
         ending: &Ending,
         report: Option<&ProgressReport>,
+        keep_for: Option<Duration>,
     ) -> Result<StoredTask, TaskError> {
-        let config = &self.store.records_only().config;
+        let records = self.store.records_only();
+        let config = &records.config;
         let end = |task: &mut Task| {
             if let Some(report) = report {
                 report.apply(task, config)?;
             }
-            match ending {
+            let change = match ending {
                 Ending::Completed(result) => machine::complete(task, result),
                 Ending::Failed(error) => machine::fail(task, error),
                 Ending::Cancelled => machine::cancel(task),
-            }
+            }?;
+            let Some(keep_for) = keep_for else { return Ok(change) };
+            let (ttl, age) = (task.ttl_ms.map(Duration::from_millis), records.engine.now() - task.created_at);
+            Ok(Change::Lifetime(expiry_after_end(ttl, age, config, keep_for)))
         };
         self.change_task(self.task(copy), ChangeKind::Lifecycle, ending.name(), end).await
     }

@@ -32,9 +32,20 @@ pub(super) async fn start<B: Agenda>(
             return Err(error);
         }
     };
-    records.scheduler.reschedule_slow_lease(deadline, key, started).await?;
-    attempt.set_begun();
+    begin(kept, deadline, &attempt, started).await?;
     Ok((stored, attempt))
+}
+
+/// Begins an attempt whose lease is written. `started`: when the call began that wrote the lease.
+pub(super) async fn begin<B: Agenda>(
+    kept: &KeptRecords<B>,
+    deadline: &Deadline,
+    attempt: &Attempt<B>,
+    started: Instant,
+) -> Result<(), TaskError> {
+    kept.records().scheduler.reschedule_slow_lease(deadline, attempt.key(), started).await?;
+    attempt.set_begun();
+    Ok(())
 }
 
 /// Claims a task that waits for a worker. Returns `None` if there is nothing to claim.
@@ -90,8 +101,7 @@ async fn try_claim<B: Agenda>(
     stored.task_mut().lease = Some(lease);
     match records.write(writer, stored, Change::Visible).await {
         Ok(Some(claimed)) => {
-            records.scheduler.reschedule_slow_lease(deadline, key, started).await?;
-            attempt.set_begun();
+            begin(kept, deadline, &attempt, started).await?;
             Ok(Claim::Claimed(Box::new(claimed), attempt))
         }
         Ok(None) => {

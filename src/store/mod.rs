@@ -3,6 +3,7 @@
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
 //! * `timing` changes TTLs and poll intervals;
+//! * `starting` begins the attempt of a task whose operation already runs;
 //! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
@@ -33,6 +34,8 @@ mod records;
 mod scheduler;
 #[cfg(feature = "pmcp")]
 mod split_calls;
+#[cfg(feature = "rmcp")]
+mod starting;
 mod task_ref;
 mod timing;
 mod ttl;
@@ -69,6 +72,8 @@ pub(crate) use progress_report::ProgressReport;
 use records::{ChangeCall, Records};
 #[cfg(feature = "pmcp")]
 pub(crate) use split_calls::{SetResult, SplitCalls};
+#[cfg(feature = "rmcp")]
+pub(crate) use starting::Starting;
 pub use task_ref::{TaskPage, TaskRef};
 pub use ttl::Ttl;
 use write::ChangeKind;

@@ -10,9 +10,11 @@ use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
 use super::durations::millis;
 use super::error::TaskError;
 use super::limits::{check, check_depth, check_extensions, check_poll_interval};
+#[cfg(feature = "rmcp")]
+use super::progress_report::ProgressReport;
 use super::ttl::{Ttl, expiry, resolve_ttl};
 use crate::backend::{Expiry, Queue, TaskId};
-use crate::task::{Lease, OnWorkerLost, Task, TaskStatus, traceparent};
+use crate::task::{Lease, OnWorkerLost, Progress, Task, TaskStatus, traceparent};
 
 /// A task that [`TaskStore::create`](crate::TaskStore::create) or [`TaskStore::start`](crate::TaskStore::start) stores.
 ///
@@ -34,11 +36,12 @@ pub struct NewTask {
     ttl: Ttl,
     poll_interval: Option<Duration>,
     status_message: Option<String>,
-    operation: Option<String>,
-    on_worker_lost: OnWorkerLost,
+    progress: Option<Progress>,
+    pub(crate) operation: Option<String>,
+    pub(crate) on_worker_lost: OnWorkerLost,
     max_attempts: Option<u32>,
-    extensions: Map<String, Value>,
-    traceparent: Option<String>,
+    pub(crate) extensions: Map<String, Value>,
+    pub(crate) traceparent: Option<String>,
 }
 
 impl NewTask {
@@ -50,6 +53,7 @@ impl NewTask {
             ttl: Ttl::Default,
             poll_interval: None,
             status_message: None,
+            progress: None,
             operation: None,
             on_worker_lost: OnWorkerLost::Fail,
             max_attempts: None,
@@ -124,6 +128,14 @@ impl NewTask {
         self
     }
 
+    /// Sets what the operation of this task has reported before the task is stored.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn report(mut self, report: ProgressReport) -> Self {
+        self.status_message = Some(report.status_message);
+        self.progress = report.progress;
+        self
+    }
+
     /// Checks the task against the configuration. Returns the task to store, and when its record expires.
     pub(super) fn into_task(
         self,
@@ -145,7 +157,7 @@ impl NewTask {
             task_id: id,
             status: TaskStatus::Working,
             status_message: self.status_message,
-            progress: None,
+            progress: self.progress,
             created_at: now,
             last_updated_at: now,
             ttl_ms: ttl.map(millis),
@@ -173,6 +185,14 @@ impl NewTask {
             extra: Map::new(),
         };
         Ok((task, expiry))
+    }
+
+    /// Checks whatever can be checked without the engine.
+    #[cfg(feature = "rmcp")]
+    pub(super) fn check_all(&self, config: &StoreConfig) -> Result<(), TaskError> {
+        self.check(config)?;
+        self.poll_interval.map_or(Ok(()), check_poll_interval)?;
+        resolve_ttl(self.ttl, config).map(drop)
     }
 
     fn check(&self, config: &StoreConfig) -> Result<(), TaskError> {

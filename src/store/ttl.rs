@@ -87,9 +87,39 @@ pub(super) fn expiry(
     Ok(Expiry::After(left))
 }
 
+/// Returns when the record of a task expires that ends now, and is of use for `keep_for`: then, or after the TTL and the
+/// retention if that is sooner.
+#[cfg(feature = "rmcp")]
+pub(super) fn expiry_after_end(
+    ttl: Option<Duration>,
+    age: TimeDelta,
+    config: &StoreConfig,
+    keep_for: Duration,
+) -> Expiry {
+    match expiry(ttl, age, config) {
+        Ok(Expiry::After(left)) => Expiry::After(left.min(keep_for)),
+        Ok(_) => Expiry::After(keep_for),
+        // The TTL has elapsed. The next reader ends the task.
+        Err(_) => Expiry::Keep,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "rmcp")]
+    #[test]
+    fn the_record_of_an_ended_task_lives_no_longer_than_it_is_of_use_or_than_it_would_anyway() {
+        let (seconds, config) = (Duration::from_secs, StoreConfig::new().retention(Duration::from_secs(5)));
+        let after = |ttl: Option<u64>, age| {
+            expiry_after_end(ttl.map(seconds), TimeDelta::seconds(age), &config, seconds(30))
+        };
+        assert_eq!(after(Some(60), 10), Expiry::After(seconds(30)));
+        assert_eq!(after(Some(60), 50), Expiry::After(seconds(15)));
+        assert_eq!(after(None, 50), Expiry::After(seconds(30)));
+        assert_eq!(after(Some(60), 61), Expiry::Keep);
+    }
 
     #[test]
     fn a_record_lives_for_the_ttl_and_the_retention_from_the_creation_on() {
