@@ -3,6 +3,9 @@
 //! [`DurableTaskManager`] takes the place of `rmcp::task_manager::TaskManager` and uses the SDK's own types. It keeps tasks
 //! in a [`TaskStore`](crate::TaskStore), so they outlive the process, and every instance of a server answers for all of them.
 //!
+//! [`TaskServer`] wraps a handler of the SDK, and serves [`TaskTools`]: tools that are written once, as an async function, and
+//! whose calls become tasks of a manager.
+//!
 //! [rmcp]: https://crates.io/crates/rmcp
 
 mod any_attempt;
@@ -26,11 +29,13 @@ mod renewer;
 mod request;
 mod run;
 mod runtime;
+mod server;
 mod shutdown;
 mod slots;
 mod supervise;
 mod task_state;
 mod timeouts;
+mod tools;
 mod wire;
 
 pub use config::ManagerConfig;
@@ -38,3 +43,5 @@ pub use context::TaskContext;
 pub use manager::DurableTaskManager;
 pub use options::RegisteredOptions;
 pub use owner::OwnerSource;
+pub use server::TaskServer;
+pub use tools::TaskTools;
