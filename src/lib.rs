@@ -17,7 +17,7 @@
 //!
 //! | your server | start from |
 //! |---|---|
-//! | uses the official SDK, rmcp | `DurableTaskManager`, and [the guide to rmcp servers](guide::rmcp) |
+//! | uses the official SDK, rmcp | `TaskServer` or `DurableTaskManager`, and [the guide to rmcp servers](guide::rmcp) |
 //! | uses pmcp or pmcp-tasks | `PmcpTaskStore` or `PmcpTasksBackend`, and [the guide to pmcp servers](guide::pmcp) |
 //! | has its own protocol code | [`TaskStore`], and [`Attempt`] for [workers with leases](guide::workers) |
 //! | stores tasks in another database | [`StorageBackend`], [`backend::engine`], and [the guide to writing an engine](guide::engine) |
@@ -55,7 +55,7 @@
 //! |---|---|
 //! | `redis` | `RedisBackend` |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | Redis Cluster, a master behind Redis Sentinel, `rediss://` |
-//! | `rmcp` | `DurableTaskManager`, for the official SDK, rmcp 3 |
+//! | `rmcp` | `DurableTaskManager`, `TaskServer` and `TaskTools`, for the official SDK, rmcp 3 |
 //! | `pmcp` | `PmcpTaskStore` and `PmcpTasksBackend`, for pmcp 2 and pmcp-tasks 0.2 |
 //! | `conformance` | the contract as a test suite, for [authors of engines](guide::engine) |
 
@@ -110,7 +110,9 @@ pub use pmcp::{PMCP_ANONYMOUS, PmcpTaskStore, PmcpTasksBackend};
 pub use redis::{Credentials, RedisBackend, RedisBuilder};
 #[cfg(feature = "rmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
-pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext};
+pub use rmcp::{
+    DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext, TaskServer, TaskTools,
+};
 pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
 pub use task::{
     Lease, OnWorkerLost, Payload, PayloadKind, Progress, RpcError, Snapshot, StoredTask, Task, TaskStatus,

@@ -1,6 +1,6 @@
 //! Answers a `tools/call` with a task, if the client supports tasks.
 
-use rmcp::model::{CallToolResponse, ClientCapabilities, CreateTaskResult, ErrorData};
+use rmcp::model::{CallToolResponse, ClientCapabilities, CreateTaskResult, ErrorData, Task};
 use rmcp::service::{RequestContext, RoleServer};
 use rmcp::task_manager::{TaskFuture, TaskOptions};
 use serde_json::Value;
@@ -10,6 +10,7 @@ use super::manager::{DurableTaskManager, closure_task};
 use super::options::RegisteredOptions;
 use super::request;
 use crate::backend::{Agenda, OwnerId};
+use crate::store::NewTask;
 
 impl<B: Agenda> DurableTaskManager<B> {
     /// Starts a task for this `tools/call` as [`spawn`](Self::spawn) does, and returns the response to the call once
@@ -36,9 +37,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     where
         F: FnOnce(TaskContext) -> TaskFuture,
     {
-        require_tasks(context)?;
-        let new = request::keep(closure_task(name, options), context, self.extensions());
-        let task = self.start(owner, new, operation).await?;
+        let task = self.start_for(context, owner, closure_task(name, options), operation).await?;
         Ok(CreateTaskResult::new(task).into())
     }
 
@@ -59,14 +58,27 @@ impl<B: Agenda> DurableTaskManager<B> {
     ) -> Result<CallToolResponse, ErrorData> {
         require_tasks(context)?;
         let (new, operation) = self.registered_task(name, &arguments, options.into())?;
-        let new = request::keep(new, context, self.extensions());
-        let task = self.start(owner, new, |context| operation(context, arguments)).await?;
+        let operation = |context| operation(context, arguments);
+        let task = self.start_for(context, owner, new, operation).await?;
         Ok(CreateTaskResult::new(task).into())
+    }
+
+    /// Starts the task of this `tools/call`, if the client supports tasks. The task keeps the values of the request.
+    pub(super) async fn start_for(
+        &self,
+        context: &RequestContext<RoleServer>,
+        owner: &OwnerId,
+        new: NewTask,
+        operation: impl FnOnce(TaskContext) -> TaskFuture,
+    ) -> Result<Task, ErrorData> {
+        require_tasks(context)?;
+        let new = request::keep(new, context, self.extensions());
+        Ok(self.start(owner, new, operation).await?)
     }
 }
 
 /// Refuses a client that does not support tasks, with the SDK's own error.
-fn require_tasks(context: &RequestContext<RoleServer>) -> Result<(), ErrorData> {
+pub(super) fn require_tasks(context: &RequestContext<RoleServer>) -> Result<(), ErrorData> {
     if context.client_capabilities().is_some_and(|client| client.supports_tasks()) {
         return Ok(());
     }

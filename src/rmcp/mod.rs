@@ -3,6 +3,9 @@
 //! [`DurableTaskManager`] takes the place of `rmcp::task_manager::TaskManager` and uses the SDK's own types. It keeps tasks
 //! in a [`TaskStore`](crate::TaskStore), so they outlive the process, and every instance of a server answers for all of them.
 //!
+//! [`TaskServer`] wraps a handler of the SDK, and serves [`TaskTools`]: tools that are written once, as an async function, and
+//! whose calls become tasks of a manager.
+//!
 //! [rmcp]: https://crates.io/crates/rmcp
 
 mod any_attempt;
@@ -29,12 +32,14 @@ mod renewer;
 mod request;
 mod run;
 mod runtime;
+mod server;
 mod shutdown;
 mod slots;
 mod stage;
 mod supervise;
 mod task_state;
 mod timeouts;
+mod tools;
 mod wire;
 
 pub use config::ManagerConfig;
@@ -42,3 +47,5 @@ pub use context::TaskContext;
 pub use manager::DurableTaskManager;
 pub use options::RegisteredOptions;
 pub use owner::OwnerSource;
+pub use server::TaskServer;
+pub use tools::TaskTools;

@@ -12,7 +12,7 @@ use crate::store::{NewTask, TaskError, TaskStore, Ttl};
 use crate::task::{PayloadKind, RpcError, StoredTask, TaskStatus};
 
 /// The method whose calls become tasks.
-const METHOD: &str = "tools/call";
+pub(super) const METHOD: &str = "tools/call";
 
 pub(super) fn new_task(options: TaskOptions) -> NewTask {
     let ttl = options.ttl_ms.map_or(Ttl::Unlimited, |millis| std::time::Duration::from_millis(millis).into());

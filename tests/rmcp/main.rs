@@ -16,6 +16,7 @@ mod owner;
 mod polls;
 mod renewals;
 mod request;
+mod task_server;
 mod tasks;
 mod timing;
 mod workers;

@@ -1,0 +1,36 @@
+//! The list of all tools: the task tools, then those of the handler.
+
+use rmcp::ServerHandler;
+use rmcp::model::{ErrorCode, ErrorData, ListToolsResult, PaginatedRequestParams};
+use rmcp::service::{RequestContext, RoleServer};
+
+use crate::rmcp::tools::TaskTool;
+
+/// Returns a page of all tools. The first page has the task tools and the first page of the handler. The cursors are those of
+/// the handler.
+///
+/// # Errors
+/// `-32603` (internal error) if a tool of the handler has the name of a task tool; the errors of the handler.
+pub(super) async fn page<H: ServerHandler>(
+    tools: &[TaskTool],
+    handler: &H,
+    request: Option<PaginatedRequestParams>,
+    context: RequestContext<RoleServer>,
+) -> Result<ListToolsResult, ErrorData> {
+    let is_first = request.as_ref().is_none_or(|request| request.cursor.is_none());
+    let mut page = match handler.list_tools(request, context).await {
+        // The handler has no tools.
+        Err(error) if is_first && error.code == ErrorCode::METHOD_NOT_FOUND => ListToolsResult::default(),
+        page => page?,
+    };
+    if let Some(tool) = page.tools.iter().find(|listed| tools.iter().any(|tool| tool.name() == listed.name)) {
+        let name = &tool.name;
+        let message =
+            format!("the tool {name:?} exists twice; the author of the server must rename one of the two");
+        return Err(ErrorData::internal_error(message, None));
+    }
+    if is_first {
+        page.tools.splice(..0, tools.iter().map(|tool| tool.tool().clone()));
+    }
+    Ok(page)
+}

@@ -1,0 +1,136 @@
+//! The server: a handler of the SDK, and the tools whose calls become tasks.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rmcp::ServerHandler;
+
+use crate::backend::Agenda;
+use crate::rmcp::manager::DurableTaskManager;
+use crate::rmcp::owner::OwnerSource;
+use crate::rmcp::tools::{TaskTool, TaskTools};
+use crate::store::TaskError;
+
+/// Adds [`TaskTools`] to a server of the SDK. It wraps the server's [`ServerHandler`], and is one itself.
+///
+/// * `tools/list` has the task tools and the tools of the handler. A call of a task tool becomes a task, and its client
+///   receives the task once it is stored. All other calls go to the handler.
+/// * `tasks/get`, `tasks/update` and `tasks/cancel` go to the manager. If the manager has no such task and the handler
+///   declares the tasks extension, they go to the handler.
+/// * The capabilities are those of the handler, the tools and the tasks extension.
+/// * Everything else goes to the handler: prompts, resources, completions, subscriptions, notifications.
+///
+/// A call of a task tool by a client that does not declare the tasks extension fails with `-32021` (missing required
+/// client capability), before anything runs or is stored.
+///
+/// A clone shares the tools and the manager, and has a clone of the handler. So the factory of a transport can return a clone
+/// for each session.
+///
+/// # Examples
+/// ```
+/// use mcp_task_store::{
+///     DurableTaskManager, MemoryBackend, OwnerId, OwnerSource, TaskContext, TaskServer, TaskStore, TaskTools,
+/// };
+/// use rmcp::model::{CallToolResult, ContentBlock};
+/// use rmcp::task_manager::TaskExit;
+/// use rmcp::{schemars, tool, tool_handler, tool_router};
+///
+/// #[derive(serde::Deserialize, schemars::JsonSchema)]
+/// struct Render {
+///     scene: String,
+/// }
+///
+/// async fn render(task: TaskContext, render: Render) -> Result<CallToolResult, TaskExit> {
+///     task.set_status_message(format!("rendering {}", render.scene));
+///     Ok(CallToolResult::success(vec![ContentBlock::text("rendered")]))
+/// }
+///
+/// #[derive(Clone)]
+/// struct Studio;
+///
+/// #[tool_router]
+/// impl Studio {
+///     #[tool(description = "Names the studio")]
+///     async fn name(&self) -> String {
+///         "the studio".to_owned()
+///     }
+/// }
+///
+/// #[tool_handler]
+/// impl rmcp::ServerHandler for Studio {}
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let tasks = DurableTaskManager::new(TaskStore::new(MemoryBackend::new()));
+/// let owners = OwnerSource::fixed(OwnerId::try_from("me")?);
+/// let tools = TaskTools::new().tool("render", "Renders a scene", render).resumable();
+/// let server = TaskServer::new(Studio, tasks.clone(), owners, tools)?;
+/// # drop(server);
+/// tasks.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+pub struct TaskServer<H, B> {
+    pub(super) handler: H,
+    pub(super) tasks: DurableTaskManager<B>,
+    pub(super) owners: OwnerSource,
+    pub(super) tools: Arc<[TaskTool]>,
+}
+
+impl<H: Clone, B> Clone for TaskServer<H, B> {
+    fn clone(&self) -> Self {
+        Self {
+            handler: self.handler.clone(),
+            tasks: self.tasks.clone(),
+            owners: self.owners.clone(),
+            tools: Arc::clone(&self.tools),
+        }
+    }
+}
+
+impl<H, B> fmt::Debug for TaskServer<H, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskServer")
+            .field("tasks", &self.tasks)
+            .field("owners", &self.owners)
+            .field("tools", &self.tools)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
+    /// Creates a server of these tools around a handler, and registers the resumable tools with the manager.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](TaskError::InvalidArgument) for a mistake in the tools: a name that exists twice, also among
+    /// the tools that the handler's [`get_tool`](ServerHandler::get_tool) returns; arguments that are no JSON object; a
+    /// setting without a tool, or without effect.
+    ///
+    /// A handler that does not implement `get_tool` hides its tools until a client lists them. If one of them has the name
+    /// of a task tool, `tools/list` fails.
+    pub fn new(
+        handler: H,
+        tasks: DurableTaskManager<B>,
+        owners: OwnerSource,
+        tools: TaskTools,
+    ) -> Result<Self, TaskError> {
+        let tools: Arc<[TaskTool]> = tools.checked()?.into();
+        if let Some(tool) = tools.iter().find(|tool| handler.get_tool(tool.name()).is_some()) {
+            let reason = format!(
+                "the tool {:?} exists twice: the handler has it, too; rename one of the two",
+                tool.name()
+            );
+            return Err(TaskError::InvalidArgument { reason });
+        }
+        for tool in tools.iter().filter(|tool| tool.is_resumable()) {
+            let resumed = tool.clone();
+            tasks.register(tool.name(), move |context, arguments| resumed.run(context, &arguments));
+        }
+        Ok(Self { handler, tasks, owners, tools })
+    }
+
+    /// Returns the task tool of this name.
+    pub(super) fn tool(&self, name: &str) -> Option<&TaskTool> {
+        self.tools.iter().find(|tool| tool.name() == name)
+    }
+}

@@ -1,0 +1,31 @@
+//! Passes the arguments of a call to a function that takes a type of its own.
+
+use std::sync::Arc;
+
+use rmcp::model::CallToolResult;
+use rmcp::task_manager::{TaskExit, TaskFuture};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::rmcp::context::TaskContext;
+
+/// An operation and the arguments of its call.
+pub(in crate::rmcp) type BoundOperation = Box<dyn FnOnce(TaskContext) -> TaskFuture + Send>;
+
+/// Decodes the arguments of a call for an operation.
+pub(super) type Bind = Arc<dyn Fn(&Value) -> Result<BoundOperation, serde_json::Error> + Send + Sync>;
+
+/// Returns how to decode the arguments of a call for this function.
+pub(super) fn bind<A, F, R>(function: F) -> Bind
+where
+    A: DeserializeOwned + Send + 'static,
+    F: Fn(TaskContext, A) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
+{
+    let function = Arc::new(function);
+    Arc::new(move |arguments: &Value| {
+        let arguments = A::deserialize(arguments)?;
+        let function = Arc::clone(&function);
+        Ok(Box::new(move |context| Box::pin(function(context, arguments))))
+    })
+}

@@ -1,0 +1,9 @@
+//! Tools that are written once, as an async function, and whose calls become tasks.
+
+mod arguments;
+mod settings;
+mod task_tool;
+mod task_tools;
+
+pub(super) use task_tool::TaskTool;
+pub use task_tools::TaskTools;

@@ -1,0 +1,202 @@
+//! The builder of the tools whose calls become tasks.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::time::Duration;
+
+use rmcp::handler::server::tool::schema_for_input;
+use rmcp::model::{CallToolResult, Tool, ToolAnnotations};
+use rmcp::schemars::JsonSchema;
+use rmcp::task_manager::TaskExit;
+use serde::de::DeserializeOwned;
+
+use super::arguments::bind;
+use super::settings::Settings;
+use super::task_tool::TaskTool;
+use crate::backend::Queue;
+use crate::rmcp::context::TaskContext;
+use crate::store::{TaskError, Ttl};
+
+/// Tools that are written once, as an async function, and whose calls become tasks.
+///
+/// [`tool`](Self::tool) adds a tool. Each other method is a setting of the tool that was added last. A
+/// [`TaskServer`](crate::TaskServer) serves the tools, and reports mistakes in them.
+///
+/// # Examples
+/// ```
+/// use std::time::Duration;
+///
+/// use mcp_task_store::{TaskContext, TaskTools};
+/// use rmcp::model::{CallToolResult, ContentBlock, EmptyObject};
+/// use rmcp::schemars;
+/// use rmcp::task_manager::TaskExit;
+///
+/// #[derive(serde::Deserialize, schemars::JsonSchema)]
+/// struct Render {
+///     /// The number of frames
+///     frames: u64,
+/// }
+///
+/// async fn render(task: TaskContext, render: Render) -> Result<CallToolResult, TaskExit> {
+///     for frame in 1..=render.frames {
+///         task.progress(frame, render.frames, format!("rendering frame {frame}"));
+///     }
+///     Ok(CallToolResult::success(vec![ContentBlock::text("rendered")]))
+/// }
+///
+/// async fn publish(_task: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
+///     Ok(CallToolResult::success(vec![ContentBlock::text("published")]))
+/// }
+///
+/// let tools = TaskTools::new()
+///     .tool("render", "Renders a scene", render)
+///     .resumable()
+///     .ttl(Duration::from_secs(24 * 3600))
+///     .tool("publish", "Publishes the scene", publish);
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct TaskTools {
+    tools: Vec<TaskTool>,
+    /// The first mistake of the author.
+    mistake: Option<String>,
+}
+
+impl TaskTools {
+    /// Returns no tools.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a tool that runs an async function. The description tells a model what the tool does.
+    ///
+    /// The input schema of the tool is that of the type `A`, which must be an object. A call whose arguments do not have
+    /// this type fails with `-32602` before anything is stored. A tool without arguments takes
+    /// [`EmptyObject`](rmcp::model::EmptyObject).
+    ///
+    /// When its worker is lost, the task of a call fails, unless the tool is [`resumable`](Self::resumable).
+    pub fn tool<A, F, R>(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        description: impl Into<Cow<'static, str>>,
+        function: F,
+    ) -> Self
+    where
+        A: DeserializeOwned + JsonSchema + Send + 'static,
+        F: Fn(TaskContext, A) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
+    {
+        let name = name.into();
+        let schema = schema_for_input::<A>().unwrap_or_else(|reason| {
+            self.note(|| {
+                format!("the arguments of the tool {name:?} are no JSON object: {reason} Use a struct.")
+            });
+            Default::default()
+        });
+        self.tools.push(TaskTool::new(Tool::new(name, description, schema), bind(function)));
+        self
+    }
+
+    /// Lets another instance run a call of the tool again when its worker is lost or shuts down. The record of the task
+    /// keeps the name of the tool and the arguments. Every instance must serve the tool.
+    ///
+    /// Every attempt starts from the beginning, or from the [checkpoint](TaskContext::checkpoint) of an earlier attempt. What
+    /// the function does outside of the store may overlap with an earlier attempt that has not yet detected the loss of
+    /// its lease. Make the function idempotent.
+    pub fn resumable(self) -> Self {
+        self.set("resumable", |settings| settings.is_resumable = true)
+    }
+
+    /// Sets the number of lost workers at which a call of the tool fails, at least 1; by default as
+    /// [configured](crate::StoreConfig::max_attempts). Only a tool that is [`resumable`](Self::resumable) has more than
+    /// one attempt.
+    pub fn attempts(self, max: u32) -> Self {
+        self.set("attempts", |settings| settings.attempts = Some(max))
+    }
+
+    /// Sets how long a call of the tool may run; by default as [configured](crate::StoreConfig::default_ttl).
+    pub fn ttl(self, ttl: impl Into<Ttl>) -> Self {
+        self.set("ttl", |settings| settings.ttl = ttl.into())
+    }
+
+    /// Sets how long a client should wait between two polls; by default as
+    /// [configured](crate::StoreConfig::default_poll_interval).
+    pub fn poll_interval(self, interval: Duration) -> Self {
+        self.set("poll_interval", |settings| settings.poll_interval = Some(interval))
+    }
+
+    /// Refuses calls of clients that do not declare the tasks extension with `-32021` (missing required client
+    /// capability), before anything runs or is stored.
+    pub fn required(self) -> Self {
+        self.set("required", |settings| settings.is_required = true)
+    }
+
+    /// Asks the task of a call to cancel when the client cancels the call (`notifications/cancelled`) before it has the
+    /// answer. By default the task runs on.
+    pub fn cancel_with_request(self) -> Self {
+        self.set("cancel_with_request", |settings| settings.cancels_with_request = true)
+    }
+
+    /// Sets the annotations of the tool: hints for clients, for instance a title, or that the tool only reads.
+    pub fn annotations(self, annotations: ToolAnnotations) -> Self {
+        self.change("annotations", |tool| tool.tool.annotations = Some(annotations))
+    }
+
+    /// Sets the output schema of the tool: the type of the structured content in its results.
+    pub fn output_schema<T: JsonSchema + 'static>(self) -> Self {
+        self.change("output_schema", |tool| tool.tool = tool.tool.clone().with_output_schema::<T>())
+    }
+
+    fn set(self, setting: &str, set: impl FnOnce(&mut Settings)) -> Self {
+        self.change(setting, |tool| set(&mut tool.settings))
+    }
+
+    /// Changes the tool that was added last.
+    fn change(mut self, setting: &str, change: impl FnOnce(&mut TaskTool)) -> Self {
+        match self.tools.last_mut() {
+            Some(tool) => change(tool),
+            None => self.note(|| format!("the setting {setting:?} belongs to no tool: call it after `tool`")),
+        }
+        self
+    }
+
+    /// Keeps a mistake, unless there was one before.
+    fn note(&mut self, mistake: impl FnOnce() -> String) {
+        self.mistake.get_or_insert_with(mistake);
+    }
+
+    /// Returns the tools, in the order in which they were added.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a mistake of the author: a name that exists twice or is no name of a tool, arguments that are
+    /// no object, or a setting without effect.
+    pub(in crate::rmcp) fn checked(self) -> Result<Vec<TaskTool>, TaskError> {
+        let mut names = HashSet::new();
+        let mistakes = self.tools.iter().map(|tool| mistake(tool, names.insert(tool.name())));
+        match self.mistake.or_else(|| mistakes.flatten().next()) {
+            Some(reason) => Err(TaskError::InvalidArgument { reason }),
+            None => Ok(self.tools),
+        }
+    }
+}
+
+/// Returns the mistake in a tool.
+fn mistake(tool: &TaskTool, is_first_of_its_name: bool) -> Option<String> {
+    let name = tool.name();
+    if !is_first_of_its_name {
+        return Some(format!("the tool {name:?} exists twice: rename one of the two"));
+    }
+    if name.is_empty() {
+        return Some("a tool has an empty name: name it".to_owned());
+    }
+    if let Err(error) = Queue::work(name) {
+        return Some(format!("the tool {name:?} cannot have this name: {error}"));
+    }
+    let Settings { is_resumable, attempts, .. } = tool.settings;
+    let is_without_effect = attempts.is_some() && !is_resumable;
+    is_without_effect.then(|| {
+        format!(
+            "the setting \"attempts\" of the tool {name:?} has no effect: make the tool resumable, or remove the setting"
+        )
+    })
+}

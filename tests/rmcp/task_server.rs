@@ -1,0 +1,62 @@
+//! A server with task tools: what it forwards to its handler, what it lists, and how it answers calls.
+
+mod calls;
+mod forwarding;
+mod listing;
+mod mistakes;
+
+use std::sync::Arc;
+
+use mcp_task_store::{Agenda, MemoryBackend, OwnerSource, TaskContext, TaskServer, TaskTools};
+use rmcp::model::{CallToolResult, ClientCapabilities, ContentBlock, EmptyObject};
+use rmcp::task_manager::TaskExit;
+use rmcp::{ServerHandler, schemars, tool, tool_handler, tool_router};
+
+use crate::support::rmcp::{LONG, Manager, alice, manager, text};
+
+type Server<H> = TaskServer<H, Arc<dyn Agenda>>;
+
+/// Returns a manager of tasks in memory.
+fn in_memory() -> Manager {
+    let backend: Arc<dyn Agenda> = Arc::new(MemoryBackend::new());
+    manager(&backend, LONG)
+}
+
+/// Wraps a handler in a server of alice.
+fn serve<H: ServerHandler>(handler: H, tasks: &Manager, tools: TaskTools) -> Server<H> {
+    TaskServer::new(handler, tasks.clone(), OwnerSource::fixed(alice()), tools).unwrap()
+}
+
+fn with_tasks() -> ClientCapabilities {
+    ClientCapabilities::builder().enable_tasks().build()
+}
+
+/// The arguments of a tool.
+#[derive(Debug, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+struct Render {
+    /// The number of frames
+    frames: u64,
+}
+
+async fn render(task: TaskContext, render: Render) -> Result<CallToolResult, TaskExit> {
+    Ok(text(format!("{} frames in attempt {}", render.frames, task.attempt())))
+}
+
+async fn nothing(_: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
+    Ok(text("nothing"))
+}
+
+/// A server as authors write it with the macros of the SDK.
+#[derive(Clone)]
+struct Router;
+
+#[tool_router]
+impl Router {
+    #[tool(description = "Echoes")]
+    async fn echo(&self) -> Result<CallToolResult, rmcp::ErrorData> {
+        Ok(CallToolResult::success(vec![ContentBlock::text("echo of the handler")]))
+    }
+}
+
+#[tool_handler]
+impl ServerHandler for Router {}

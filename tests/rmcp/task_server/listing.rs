@@ -1,0 +1,129 @@
+//! The list of all tools.
+
+use std::time::Duration;
+
+use mcp_task_store::TaskTools;
+use rmcp::model::*;
+use rmcp::service::{RequestContext, ServiceError};
+use rmcp::{ClientLifecycleMode, ErrorData, RoleServer, ServerHandler};
+use serde_json::{Value, json};
+
+use super::{Render, Router, in_memory, nothing, render, serve, with_tasks};
+use crate::support::rmcp::{connect, key, newest};
+
+/// Lists one tool a page, and does not implement `get_tool`.
+struct Paged(&'static [&'static str]);
+
+impl ServerHandler for Paged {
+    async fn list_tools(
+        &self,
+        request: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        let cursor = request.and_then(|request| request.cursor);
+        let page: usize = cursor.map_or(0, |cursor| cursor.parse().unwrap());
+        let tool = Tool::new(self.0[page], "of the handler", JsonObject::new());
+        let mut listed = ListToolsResult::with_all_items(vec![tool]);
+        listed.next_cursor = (page + 1 < self.0.len()).then(|| (page + 1).to_string());
+        Ok(listed)
+    }
+}
+
+fn names(tools: &[Tool]) -> Vec<&str> {
+    tools.iter().map(|tool| &*tool.name).collect()
+}
+
+#[tokio::test]
+async fn the_first_page_has_the_task_tools_and_the_cursors_are_those_of_the_handler() {
+    let tools = TaskTools::new().tool("render", "Renders", render).tool("nothing", "Does nothing", nothing);
+    for lifecycle in [newest(), ClientLifecycleMode::Initialize] {
+        let server = serve(Paged(&["a", "b", "c"]), &in_memory(), tools.clone());
+        let client = connect(server, with_tasks(), lifecycle).await;
+        let first = client.list_tools(None).await.unwrap();
+        assert_eq!(
+            (names(&first.tools), first.next_cursor.as_deref()),
+            (vec!["render", "nothing", "a"], Some("1"))
+        );
+        let second = PaginatedRequestParams::default().with_cursor(Some("1".to_owned()));
+        let second = client.list_tools(Some(second)).await.unwrap();
+        assert_eq!((names(&second.tools), second.next_cursor.as_deref()), (vec!["b"], Some("2")));
+        let all = client.list_all_tools().await.unwrap();
+        assert_eq!(names(&all), ["render", "nothing", "a", "b", "c"]);
+        client.cancel().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_handler_without_tools_adds_none() {
+    struct NoTools;
+    impl ServerHandler for NoTools {}
+    let server = serve(NoTools, &in_memory(), TaskTools::new().tool("nothing", "Does nothing", nothing));
+    let client = connect(server, with_tasks(), newest()).await;
+    let listed = client.list_tools(None).await.unwrap();
+    assert_eq!((names(&listed.tools), listed.next_cursor), (vec!["nothing"], None));
+    client.cancel().await.unwrap();
+}
+
+#[tokio::test]
+async fn no_task_tool_hides_a_tool_that_the_handler_reveals_only_in_its_list() {
+    let tools = TaskTools::new().tool("b", "Does nothing", nothing);
+    let client = connect(serve(Paged(&["a", "b"]), &in_memory(), tools), with_tasks(), newest()).await;
+    assert_eq!(names(&client.list_tools(None).await.unwrap().tools), ["b", "a"]);
+    let Err(ServiceError::McpError(error)) = client.list_all_tools().await else {
+        panic!("the list is refused")
+    };
+    assert_eq!(error.code, ErrorCode::INTERNAL_ERROR);
+    assert!(error.message.contains("\"b\" exists twice"), "{error:?}");
+    client.cancel().await.unwrap();
+}
+
+#[derive(serde::Serialize, rmcp::schemars::JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+struct Film {
+    minutes: u64,
+}
+
+#[tokio::test]
+async fn a_setting_changes_the_tool_before_it_and_no_other() {
+    let tools = TaskTools::new()
+        .tool("render", "Renders", render)
+        .annotations(ToolAnnotations::with_title("Render").idempotent(true))
+        .output_schema::<Film>()
+        .resumable()
+        .attempts(5)
+        .ttl(Duration::from_secs(60))
+        .poll_interval(Duration::from_millis(250))
+        .tool("nothing", "Does nothing", nothing);
+    let tasks = in_memory();
+    let client = connect(serve(Router, &tasks, tools), with_tasks(), newest()).await;
+    let listed = client.list_all_tools().await.unwrap();
+    let [first, second, echo] = &listed[..] else { panic!("{listed:?}") };
+    let input = Value::Object((*first.input_schema).clone());
+    assert_eq!((&input["type"], &input["required"]), (&json!("object"), &json!(["frames"])));
+    assert_eq!(input["properties"]["frames"]["description"], "The number of frames");
+    assert_eq!(first.output_schema.as_ref().unwrap()["required"], json!(["minutes"]));
+    let annotations = serde_json::to_value(&first.annotations).unwrap();
+    assert_eq!(annotations, json!({ "title": "Render", "idempotentHint": true }));
+    assert_eq!((&second.annotations, &second.output_schema), (&None, &None));
+    assert_eq!((&*echo.name, echo.description.as_deref()), ("echo", Some("Echoes")));
+
+    let call = |name: &'static str, arguments| {
+        client.call_tool_once(CallToolRequestParams::new(name).with_arguments(arguments))
+    };
+    let arguments = serde_json::to_value(Render { frames: 3 }).unwrap();
+    let Value::Object(arguments) = arguments else { unreachable!() };
+    let CallToolResponse::Task(of_render) = call("render", arguments).await.unwrap() else { panic!() };
+    let CallToolResponse::Task(of_nothing) = call("nothing", JsonObject::new()).await.unwrap() else {
+        panic!()
+    };
+    assert_eq!((of_render.task.ttl_ms, of_render.task.poll_interval_ms), (Some(60_000), Some(250)));
+    assert_eq!((of_nothing.task.ttl_ms, of_nothing.task.poll_interval_ms), (Some(3_600_000), Some(1_000)));
+    let stored = async |id: &str| tasks.store().get(&key(id)).await.unwrap().task;
+    let (of_render, of_nothing) =
+        (stored(&of_render.task.task_id).await, stored(&of_nothing.task.task_id).await);
+    assert_eq!((of_render.operation.as_deref(), of_render.max_attempts), (Some("render"), Some(5)));
+    assert_eq!(of_render.arguments, json!({ "frames": 3 }).into());
+    assert_eq!((of_nothing.operation.as_deref(), of_nothing.max_attempts), (Some("nothing"), None));
+    assert_eq!(of_nothing.arguments, Value::Null.into());
+    client.cancel().await.unwrap();
+}
