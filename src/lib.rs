@@ -111,7 +111,9 @@ pub use redis::{Credentials, RedisBackend, RedisBuilder};
 #[cfg(feature = "rmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
 pub use rmcp::{DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext};
-pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
+pub use store::{
+    Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueKey, UniqueStart,
+};
 pub use task::{
     Lease, OnWorkerLost, Payload, PayloadKind, Progress, RpcError, Snapshot, StoredTask, Task, TaskStatus,
 };

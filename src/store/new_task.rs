@@ -39,6 +39,7 @@ pub struct NewTask {
     max_attempts: Option<u32>,
     extensions: Map<String, Value>,
     traceparent: Option<String>,
+    unique: Option<String>,
 }
 
 impl NewTask {
@@ -55,6 +56,7 @@ impl NewTask {
             max_attempts: None,
             extensions: Map::new(),
             traceparent: None,
+            unique: None,
         }
     }
 
@@ -124,6 +126,18 @@ impl NewTask {
         self
     }
 
+    /// Sets the id of the pointer that names this task.
+    pub(super) fn unique(mut self, pointer: String) -> Self {
+        self.unique = Some(pointer);
+        self
+    }
+
+    /// Checks the task against the configuration. Returns when its record will expire.
+    pub(super) fn record_expiry(&self, config: &StoreConfig) -> Result<Expiry, TaskError> {
+        self.check(config)?;
+        expiry(resolve_ttl(self.ttl, config)?, TimeDelta::zero(), config)
+    }
+
     /// Checks the task against the configuration. Returns the task to store, and when its record expires.
     pub(super) fn into_task(
         self,
@@ -166,6 +180,7 @@ impl NewTask {
             variables: BTreeMap::new(),
             extensions: self.extensions,
             traceparent: self.traceparent,
+            unique: self.unique,
             adapter: Default::default(),
             write_ids: Vec::new(),
             held_parts: Default::default(),
