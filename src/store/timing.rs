@@ -96,8 +96,8 @@ impl<B: Agenda> Attempt<B> {
     }
 }
 
-/// Makes the pointer of a unique task outlive the record with its new TTL, before the record has that TTL. Returns the task as it was
-/// read, so that the change need not read it again.
+/// Reads the task unless the caller has passed a copy, so that the change need not read it again. Makes the pointer of a unique task
+/// outlive the record with its new TTL, before the record has that TTL.
 async fn extend_pointer<B: Agenda>(
     records: &Records<B>,
     deadline: &Deadline,
@@ -105,28 +105,35 @@ async fn extend_pointer<B: Agenda>(
     ttl: Option<Duration>,
     now: DateTime<Utc>,
 ) -> Result<StoredTask, TaskError> {
-    let extend = pin!(async {
-        let stored = match task {
-            TaskRef::Stored(copy) => copy.clone(),
-            TaskRef::Key(key) => records.read_current(key).await?,
-        };
-        if stored.task.unique.is_none() || stored.task.status.is_terminal() {
-            return Ok(stored);
-        }
-        let (record, until) = match expiry(ttl, now - stored.task.created_at, &records.config)? {
-            // The engine refuses such an expiry of the record itself.
-            Expiry::After(life) if life > Expiry::MAX => return Ok(stored),
-            Expiry::After(life) => (Expiry::After(life), Some(now + life)),
-            unlimited => (unlimited, None),
-        };
-        let span = Span::new(record, until, records.config.call_timeout);
-        match hold_task(records, &stored, span).await? {
-            // The key of a task that has lost its pointer belongs to another task. Its record may still live longer.
-            Hold::Held | Hold::Lost => Ok(stored),
-            Hold::Shared => Err(records.contended(&stored.key)),
-        }
-    });
+    let extend = pin!(read_and_extend(records, task, ttl, now));
     deadline.limit("set_ttl", CallTarget::Task(task.key()), extend).await
+}
+
+async fn read_and_extend<B: Agenda>(
+    records: &Records<B>,
+    task: TaskRef<'_>,
+    ttl: Option<Duration>,
+    now: DateTime<Utc>,
+) -> Result<StoredTask, TaskError> {
+    let stored = match task {
+        TaskRef::Stored(copy) => copy.clone(),
+        TaskRef::Key(key) => records.read_current(key).await?,
+    };
+    if stored.task.unique.is_none() || stored.task.status.is_terminal() {
+        return Ok(stored);
+    }
+    let (record, until) = match expiry(ttl, now - stored.task.created_at, &records.config)? {
+        // The engine refuses such an expiry of the record itself.
+        Expiry::After(life) if life > Expiry::MAX => return Ok(stored),
+        Expiry::After(life) => (Expiry::After(life), Some(now + life)),
+        unlimited => (unlimited, None),
+    };
+    let span = Span::new(record, until, records.config.call_timeout);
+    match hold_task(records, &stored, span).await? {
+        // The key of a task that has lost its pointer belongs to another task. Its record may still live longer.
+        Hold::Held | Hold::Lost => Ok(stored),
+        Hold::Shared => Err(records.contended(&stored.key)),
+    }
 }
 
 /// The clock of the server that holds a record, as read at one moment. The estimate of the clock may be ahead. The record

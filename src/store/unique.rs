@@ -40,7 +40,7 @@ const LONGEST_CLAIM: Duration = Duration::from_secs(3600);
 /// let key = UniqueKey::new("render", "scene 7");
 /// assert_ne!(key, UniqueKey::new("preview", "scene 7"));
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UniqueKey(String);
 
 impl UniqueKey {
@@ -50,14 +50,7 @@ impl UniqueKey {
     }
 }
 
-impl fmt::Debug for UniqueKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("UniqueKey").field(&self.0).finish()
-    }
-}
-
 /// What [`TaskStore::start_unique`] returns.
-#[derive(Debug)]
 pub enum UniqueStart<B> {
     /// The call has started the task.
     Started {
@@ -68,6 +61,17 @@ pub enum UniqueStart<B> {
     },
     /// The owner has an open task of this key already. Its attempt may run in any process.
     Joined(StoredTask),
+}
+
+impl<B> fmt::Debug for UniqueStart<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started { task, attempt } => {
+                f.debug_struct("Started").field("task", task).field("attempt", attempt).finish()
+            }
+            Self::Joined(task) => f.debug_tuple("Joined").field(task).finish(),
+        }
+    }
 }
 
 impl<B: Agenda> TaskStore<B> {
