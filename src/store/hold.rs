@@ -57,7 +57,9 @@ impl Span {
     /// Returns by how much too early the pointer expires.
     fn missing(&self, pointer: &Pointer) -> Option<TimeDelta> {
         let (at, until) = (pointer.expires_at?, self.until);
-        until.map_or(Some(TimeDelta::zero()), |until| Some(until - at).filter(|left| *left > TimeDelta::zero()))
+        until.map_or(Some(TimeDelta::zero()), |until| {
+            Some(until - at).filter(|left| *left > TimeDelta::zero())
+        })
     }
 
     /// Returns the expiry of the next write. It is longer than the life if the last write was not enough: the servers of the

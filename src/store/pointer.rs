@@ -232,9 +232,14 @@ mod tests {
             data: PointerData { lives_ms, limit_ms: 10_000 },
         };
         let written = pointer(Some(60_000));
-        for (now, is_old) in [(0, false), (1, false), (10_001, false), (10_002, true), (-9_000, false), (-11_000, true)] {
+        for (now, is_old) in
+            [(0, false), (1, false), (10_001, false), (10_002, true), (-9_000, false), (-11_000, true)]
+        {
             assert_eq!(written.is_older_than_a_call(at(now)), is_old, "{now}");
         }
-        assert!(pointer(None).is_older_than_a_call(at(0)), "no call leaves a pending entry in such a pointer");
+        assert!(
+            pointer(None).is_older_than_a_call(at(0)),
+            "no call leaves a pending entry in such a pointer"
+        );
     }
 }

@@ -52,8 +52,8 @@ struct Faulty {
 impl Faulty {
     /// Returns whether the call is the one with the fault.
     fn is_next(&self, call: &Call) -> bool {
-        let is_step = call.is_write()
-            || matches!(call, Call::Get { .. } | Call::Clock { .. } | Call::Schedule { .. });
+        let is_step =
+            call.is_write() || matches!(call, Call::Get { .. } | Call::Clock { .. } | Call::Schedule { .. });
         let one_less = |left: usize| left.checked_sub(1);
         is_step && self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) == Ok(1)
     }
@@ -124,7 +124,13 @@ async fn start_after(tasks: &Tasks) -> UniqueStart<Arc<dyn Agenda>> {
 }
 
 /// Runs one start with a fault, then one of another instance. Returns whether the first start reached the fault.
-async fn survives(engine: Engine, fault: Fault, step: usize, is_resumable: bool, has_predecessor: bool) -> bool {
+async fn survives(
+    engine: Engine,
+    fault: Fault,
+    step: usize,
+    is_resumable: bool,
+    has_predecessor: bool,
+) -> bool {
     let what = format!("{fault:?} at step {step}, {is_resumable}, {has_predecessor}");
     let store = engine.open().await;
     let other = instance(&store, config().call_timeout(LIMIT)).await;

@@ -32,7 +32,8 @@ impl Hooks for Late {
     }
 
     async fn call(&self, call: Call) -> Result<Reply, StorageError> {
-        let is_pointer = matches!(&call, Call::PutIfVersion { key, .. } if key.owner.as_str().starts_with('\0'));
+        let is_pointer =
+            matches!(&call, Call::PutIfVersion { key, .. } if key.owner.as_str().starts_with('\0'));
         let one_less = |left: usize| left.checked_sub(1);
         if is_pointer && self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) == Ok(1) {
             self.arrived.notify_one();
@@ -62,7 +63,8 @@ async fn start_with_a_late_write(engine: Engine, late: usize, extensions: u32) {
     let (_, attempt) = started(&other, plain()).await;
     attempt.complete(json!(1)).await.unwrap();
     let engine = elsewhere(&store.of_another_process().await);
-    let hooks = Late { engine, left: AtomicUsize::new(late), arrived: Notify::new(), released: Notify::new() };
+    let hooks =
+        Late { engine, left: AtomicUsize::new(late), arrived: Notify::new(), released: Notify::new() };
     let intercept = Intercept::new(hooks);
     let tasks = TaskStore::with_config(intercept.agenda(), config());
     let start = tokio::spawn(async move { try_start(&tasks, plain()).await });
