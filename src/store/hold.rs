@@ -28,12 +28,12 @@ pub(super) enum Hold {
 pub(super) struct Span {
     /// The expiry that a write sets.
     life: Expiry,
-    /// When the record of the task expires; `None` for never.
+    /// When the pointer may expire at the earliest; `None` for never.
     until: Option<DateTime<Utc>>,
 }
 
 impl Span {
-    /// Returns the span for a record that expires after `record`, at `until`. The pointer outlives the record by the time limit of a
+    /// Returns the span for a record that expires after `record`, and a pointer that must not expire before `until`. The pointer outlives the record by the time limit of a
     /// call, because the record may be created that much later.
     pub(super) fn new(record: Expiry, until: Option<DateTime<Utc>>, call_timeout: Duration) -> Self {
         let life = match record {
@@ -62,10 +62,10 @@ impl Span {
         })
     }
 
-    /// Returns the expiry of the next write. It is longer than the life if the last write was not enough: the servers of the
-    /// pointer and of the task have different clocks, or a clock was set between two writes.
-    fn expiry_after(&self, pointer: Option<&Pointer>) -> Expiry {
-        let missing = pointer.and_then(|pointer| self.missing(pointer)).unwrap_or_default();
+    /// Returns the expiry of a write after one that was not enough: the servers of the pointer and of the task have different
+    /// clocks, or a clock was set between two writes.
+    fn longer_life(&self, pointer: &Pointer) -> Expiry {
+        let missing = self.missing(pointer).unwrap_or_default();
         match self.life {
             Expiry::After(life) => Expiry::After(longer(life, missing.to_std().unwrap_or_default())),
             other => other,
@@ -97,6 +97,7 @@ pub(super) async fn hold<B: Agenda>(
     span: Span,
     max_conflicts: u32,
 ) -> Result<Hold, TaskError> {
+    let mut has_written = false;
     for conflicts in 0..max_conflicts {
         pause_after_conflicts(conflicts).await;
         let pointer = pointers.read().await?;
@@ -105,7 +106,11 @@ pub(super) async fn hold<B: Agenda>(
         }
         let mut changes = PartChanges::new();
         set(&mut changes, task, EntryState::Confirmed)?;
-        pointers.write(pointer.as_ref(), changes, span.expiry_after(pointer.as_ref())).await?;
+        let life = match &pointer {
+            Some(pointer) if has_written => span.longer_life(pointer),
+            _ => span.life,
+        };
+        has_written |= pointers.write(pointer.as_ref(), changes, life).await?;
     }
     Err(TaskError::Contended { task: task.clone(), conflicts: max_conflicts })
 }
@@ -113,7 +118,10 @@ pub(super) async fn hold<B: Agenda>(
 /// Returns what the pointer says; `None` if a write of the entry can change it.
 fn judge(pointer: Option<&Pointer>, task: &TaskId, span: Span) -> Option<Hold> {
     let pointer = pointer?;
-    let Some(state) = pointer.state_of(task) else { return Some(Hold::Lost) };
+    let state = match pointer.state_of(task) {
+        None | Some(EntryState::Void) => return Some(Hold::Lost),
+        Some(state) => state,
+    };
     if pointer.others(task, EntryState::Confirmed).next().is_some() {
         return Some(Hold::Shared);
     }

@@ -42,6 +42,8 @@ pub(super) enum EntryState {
     Pending = 1,
     /// The task may be open.
     Confirmed = 2,
+    /// The start of the task took too long, and can no longer confirm it. The record of the task must be removed before the entry.
+    Void = 3,
 }
 
 /// A task that a pointer names.
@@ -57,6 +59,7 @@ impl Entry {
         let state = match size {
             1 => EntryState::Pending,
             2 => EntryState::Confirmed,
+            3 => EntryState::Void,
             _ => return None,
         };
         Some(Self { task, state })
@@ -70,7 +73,7 @@ fn part_name(task: &TaskId) -> Result<PartName, TaskError> {
 
 /// Adds the write of an entry to the changes of a pointer.
 pub(super) fn set(changes: &mut PartChanges, task: &TaskId, state: EntryState) -> Result<(), TaskError> {
-    let bytes = Bytes::from_static(&[b'.'; 2]).slice(..state as usize);
+    let bytes = Bytes::from_static(&[b'.'; 3]).slice(..state as usize);
     changes.insert(part_name(task)?, PartChange::Set(bytes));
     Ok(())
 }
@@ -213,7 +216,7 @@ mod tests {
     #[test]
     fn an_entry_is_read_as_it_was_written() {
         let task = TaskId::random();
-        for state in [EntryState::Pending, EntryState::Confirmed] {
+        for state in [EntryState::Pending, EntryState::Confirmed, EntryState::Void] {
             let mut changes = PartChanges::new();
             set(&mut changes, &task, state).unwrap();
             let (name, change) = changes.pop_first().unwrap();

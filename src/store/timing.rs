@@ -125,7 +125,8 @@ async fn read_and_extend<B: Agenda>(
     let (record, until) = match expiry(ttl, now - stored.task.created_at, &records.config)? {
         // The engine refuses such an expiry of the record itself.
         Expiry::After(life) if life > Expiry::MAX => return Ok(stored),
-        Expiry::After(life) => (Expiry::After(life), Some(now + life)),
+        // The record is written later than now, within the time limit of the call.
+        Expiry::After(life) => (Expiry::After(life), Some(now + life + records.config.call_timeout)),
         unlimited => (unlimited, None),
     };
     let span = Span::new(record, until, records.config.call_timeout);

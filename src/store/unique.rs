@@ -153,11 +153,11 @@ enum Verdict {
     Free(Outdated),
 }
 
-/// Entries of a pointer that the next claim removes.
+/// Entries of a pointer that the next claim removes or makes void.
 #[derive(Default)]
 struct Outdated {
     ended: Vec<TaskId>,
-    /// The starts of these tasks took too long, so they can no longer confirm them.
+    /// The starts of these tasks took too long.
     abandoned: Vec<TaskId>,
 }
 
@@ -224,6 +224,10 @@ impl<B: Agenda> Starter<'_, B> {
                 None => outdated.ended.push(task.clone()),
             }
         }
+        for task in pointer.others(mine, EntryState::Void) {
+            self.records.engine.delete(&self.key(task.clone())).await?;
+            outdated.ended.push(task.clone());
+        }
         match (open.pop(), open.is_empty()) {
             (Some(open), true) => return Ok(Verdict::Open(Box::new(open))),
             // The store of one of the tasks is about to remove it.
@@ -273,29 +277,19 @@ impl<B: Agenda> Starter<'_, B> {
         outdated: &Outdated,
     ) -> Result<bool, TaskError> {
         let mut changes = PartChanges::new();
-        for task in outdated.ended.iter().chain(&outdated.abandoned) {
+        for task in &outdated.ended {
             clear(&mut changes, task)?;
+        }
+        for task in &outdated.abandoned {
+            set(&mut changes, task, EntryState::Void)?;
         }
         set(&mut changes, mine, EntryState::Pending)?;
         let life = self.span(None).life();
         let life = if life == Expiry::Never { Expiry::After(LONGEST_CLAIM) } else { life };
         match self.pointers.write(pointer, changes, life).await {
-            Ok(true) => {}
-            Ok(false) => return Ok(false),
             // The next read shows whether the engine has applied the write.
-            Err(error) if error.outcome_unknown() => return Ok(false),
-            Err(error) => return Err(error),
-        }
-        for task in &outdated.abandoned {
-            self.delete_abandoned(&self.key(task.clone())).await;
-        }
-        Ok(true)
-    }
-
-    /// Deletes the task of a start that can no longer confirm it. Its instance may have died after the create.
-    async fn delete_abandoned(&self, key: &TaskKey) {
-        if let Err(error) = self.records.engine.delete(key).await {
-            tracing::debug!(error = %Chain(&error), task = %key.task.printable(), "the task of an abandoned start could not be deleted; no worker claims it, and it ends with its lease");
+            Err(error) if error.outcome_unknown() => Ok(false),
+            written => written,
         }
     }
 
