@@ -65,7 +65,7 @@ async fn open_tasks(tasks: &Tasks) -> Vec<StoredTask> {
 
 async fn assert_only_open(tasks: &Tasks, expected: &StoredTask) {
     let open: Vec<_> = open_tasks(tasks).await.into_iter().map(|stored| stored.key).collect();
-    assert_eq!(open, [expected.key.clone()]);
+    assert_eq!(open, std::slice::from_ref(&expected.key));
 }
 
 /// Returns the owners that have records.
