@@ -113,7 +113,9 @@ pub use redis::{Credentials, RedisBackend, RedisBuilder};
 pub use rmcp::{
     DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext, TaskServer, TaskTools,
 };
-pub use store::{Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl};
+pub use store::{
+    Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueKey, UniqueStart,
+};
 pub use task::{
     Lease, OnWorkerLost, Payload, PayloadKind, Progress, RpcError, Snapshot, StoredTask, Task, TaskStatus,
 };

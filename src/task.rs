@@ -252,6 +252,9 @@ pub struct Task {
     /// The `traceparent` of the request that created the task (W3C Trace Context).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// The id of the pointer of a unique task: the hash of its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unique: Option<String>,
     /// What an adapter for another SDK keeps with the task.
     #[serde(default, skip_serializing_if = "AdapterState::is_empty")]
     pub(crate) adapter: AdapterState,
@@ -357,7 +360,8 @@ mod tests {
             "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "zone": "b"},
             "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
             "cancelRequested": true, "variables": {"n": 1}, "extensions": {"tenant": "acme"},
-            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01", "writeIds": ["0badcafe"],
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
+            "unique": "5a1e", "writeIds": ["0badcafe"],
             "stages": {"done": [1, 2, 3]}, "zone": null,
         });
         let task: Task = serde_json::from_value(json.clone()).unwrap();

@@ -85,6 +85,11 @@ impl<B: Agenda> EngineClient<B> {
         record.map_err(|error| TaskError::from_storage(error, &key.task))
     }
 
+    /// Reads a record of the runtime, which has a reserved owner.
+    pub(super) async fn runtime_record(&self, key: &TaskKey) -> Result<Record, StorageError> {
+        self.answers.count(Some(&key.owner), self.backend.get(key)).await
+    }
+
     pub(super) async fn page(&self, owner: &OwnerId, request: PageRequest) -> Result<StoredPage, TaskError> {
         let origin = self.origin();
         let page = self.answers.count_large(Some(owner), self.backend.list(owner, request)).await;

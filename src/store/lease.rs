@@ -6,15 +6,29 @@ use super::attempt::Attempt;
 use super::deadline::Deadline;
 use super::durations::pause_after_conflicts;
 use super::error::TaskError;
+use super::hold::{Hold, Span, hold_task};
 use super::keeper::KeptRecords;
 use super::machine::{self, Change, WorkerExit, may_run, waiting_lease};
 use super::new_task::NewTask;
+use super::records::Records;
 use super::write::{ChangeKind, Writer};
 use crate::backend::{Agenda, TaskKey};
 use crate::task::StoredTask;
 
-/// Creates a task under a lease of this store.
+/// Creates a task, and begins its first attempt.
 pub(super) async fn start<B: Agenda>(
+    kept: &KeptRecords<B>,
+    deadline: &Deadline,
+    key: &TaskKey,
+    new: NewTask,
+) -> Result<(StoredTask, Attempt<B>), TaskError> {
+    let (stored, attempt) = create(kept, deadline, key, new).await?;
+    attempt.set_begun();
+    Ok((stored, attempt))
+}
+
+/// Creates a task under a lease of this store. The caller begins the attempt.
+pub(super) async fn create<B: Agenda>(
     kept: &KeptRecords<B>,
     deadline: &Deadline,
     key: &TaskKey,
@@ -32,7 +46,7 @@ pub(super) async fn start<B: Agenda>(
             return Err(error);
         }
     };
-    begin(kept, deadline, &attempt, started).await?;
+    records.scheduler.reschedule_slow_lease(deadline, key, started).await?;
     Ok((stored, attempt))
 }
 
@@ -92,6 +106,11 @@ async fn try_claim<B: Agenda>(
         let ended = records.write(writer, stored, Change::Visible).await?;
         return Ok(if ended.is_some() { Claim::Nothing } else { Claim::Conflict });
     }
+    if !is_held(records, &stored).await? {
+        machine::replace(stored.task_mut())?;
+        let ended = records.write(writer, stored, Change::Visible).await?;
+        return Ok(if ended.is_some() { Claim::Nothing } else { Claim::Conflict });
+    }
     // Schedule the timer between the read and the write. This voids the token of an earlier taker, so a taker that
     // does not know of this claim cannot move the timer.
     let started = Instant::now();
@@ -112,5 +131,16 @@ async fn try_claim<B: Agenda>(
             attempt.set_over_unless_outcome_unknown(&error);
             Err(error)
         }
+    }
+}
+
+/// Returns whether a task is not unique, or is the open task of its key. Only such a task may run again: its start may have ended
+/// between the create and the confirmation, and another task may have the key by now.
+async fn is_held<B: Agenda>(records: &Records<B>, stored: &StoredTask) -> Result<bool, TaskError> {
+    let span = Span::of(stored, records.engine.now(), records.config.call_timeout);
+    match hold_task(records, stored, span).await? {
+        Hold::Held => Ok(true),
+        Hold::Lost => Ok(false),
+        Hold::Shared => Err(records.contended(&stored.key)),
     }
 }

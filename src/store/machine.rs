@@ -337,6 +337,11 @@ fn fail_with(task: &mut Task, message: String) -> Result<Change, TaskError> {
     fail(task, &error)
 }
 
+/// Fails a unique task without a worker whose key belongs to another task.
+pub(super) fn replace(task: &mut Task) -> Result<Change, TaskError> {
+    fail_with(task, "another task with the same unique key has replaced this task".to_owned())
+}
+
 /// Ends a task whose TTL has elapsed before it ended.
 pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {
     if task.cancel_requested {

@@ -2,9 +2,10 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
-//! * `timing` changes TTLs and poll intervals;
+//! * `timing` changes TTLs and poll intervals, `unique` starts unique tasks;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
+//! * `hold` makes the `pointer` of a unique key name a task;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
@@ -19,6 +20,7 @@ mod durations;
 mod ending;
 mod engine;
 mod error;
+mod hold;
 mod keeper;
 mod lease;
 mod limits;
@@ -28,6 +30,7 @@ mod new_task;
 mod observation;
 mod outage;
 mod payloads;
+mod pointer;
 #[cfg(feature = "rmcp")]
 mod progress_report;
 mod records;
@@ -39,6 +42,7 @@ mod starting;
 mod task_ref;
 mod timing;
 mod ttl;
+mod unique;
 mod wait;
 mod write;
 mod writers;
@@ -76,6 +80,7 @@ pub(crate) use split_calls::{SetResult, SplitCalls};
 pub(crate) use starting::Starting;
 pub use task_ref::{TaskPage, TaskRef};
 pub use ttl::Ttl;
+pub use unique::{UniqueKey, UniqueStart};
 use write::ChangeKind;
 
 use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};

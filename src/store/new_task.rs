@@ -42,6 +42,7 @@ pub struct NewTask {
     max_attempts: Option<u32>,
     pub(crate) extensions: Map<String, Value>,
     pub(crate) traceparent: Option<String>,
+    unique: Option<String>,
 }
 
 impl NewTask {
@@ -59,6 +60,7 @@ impl NewTask {
             max_attempts: None,
             extensions: Map::new(),
             traceparent: None,
+            unique: None,
         }
     }
 
@@ -136,6 +138,18 @@ impl NewTask {
         self
     }
 
+    /// Sets the id of the pointer that names this task.
+    pub(super) fn unique(mut self, pointer: String) -> Self {
+        self.unique = Some(pointer);
+        self
+    }
+
+    /// Checks the task against the configuration. Returns when its record will expire.
+    pub(super) fn record_expiry(&self, config: &StoreConfig) -> Result<Expiry, TaskError> {
+        self.check(config)?;
+        expiry(resolve_ttl(self.ttl, config)?, TimeDelta::zero(), config)
+    }
+
     /// Checks the task against the configuration. Returns the task to store, and when its record expires.
     pub(super) fn into_task(
         self,
@@ -178,6 +192,7 @@ impl NewTask {
             variables: BTreeMap::new(),
             extensions: self.extensions,
             traceparent: self.traceparent,
+            unique: self.unique,
             adapter: Default::default(),
             write_ids: Vec::new(),
             held_parts: Default::default(),

@@ -10,13 +10,14 @@ use super::TaskStore;
 use super::attempt::Attempt;
 use super::deadline::{CallTarget, Deadline};
 use super::error::TaskError;
+use super::hold::{Hold, Span, hold_task};
 use super::limits::check_key;
 use super::machine;
 use super::records::{ChangeCall, Records};
 use super::task_ref::TaskRef;
-use super::ttl::{Ttl, resolve_ttl};
+use super::ttl::{Ttl, expiry, resolve_ttl};
 use super::write::ChangeKind;
-use crate::backend::{Agenda, TaskKey};
+use crate::backend::{Agenda, Expiry, TaskKey};
 use crate::task::{StoredTask, Task};
 
 impl<B: Agenda> TaskStore<B> {
@@ -52,8 +53,12 @@ impl<B: Agenda> TaskStore<B> {
         let ttl = resolve_ttl(ttl.into(), &records.config)?;
         let deadline = records.deadline();
         let clock = ClockReading::of(records, &deadline, task.key()).await?;
+        let read = extend_pointer(records, &deadline, task, ttl, clock.now()).await?;
         let set = |task: &mut Task| machine::set_ttl(task, ttl, clock.now(), &records.config);
-        records.change(&deadline, ChangeCall::new(ChangeKind::Input, "set_ttl", task), set).await
+        let call = ChangeCall::new(ChangeKind::Input, "set_ttl", TaskRef::Stored(&read));
+        let changed = records.change(&deadline, call, set).await?;
+        deadline.limit_optional(records.scheduler.schedule_if_lapsed(&changed)).await;
+        Ok(changed)
     }
 
     /// Changes how long a client should wait between two polls of the task.
@@ -78,8 +83,9 @@ impl<B: Agenda> Attempt<B> {
         let ttl = resolve_ttl(ttl.into(), &records.config)?;
         let deadline = records.deadline();
         let clock = ClockReading::of(records, &deadline, self.key()).await?;
+        let read = extend_pointer(records, &deadline, TaskRef::Key(self.key()), ttl, clock.now()).await?;
         let set = |task: &mut Task| machine::set_ttl(task, ttl, clock.now(), &records.config);
-        let call = ChangeCall::by_holder(ChangeKind::Input, "set_ttl", TaskRef::Key(self.key()));
+        let call = ChangeCall::by_holder(ChangeKind::Input, "set_ttl", TaskRef::Stored(&read));
         self.change_before(&deadline, call, set).await
     }
 
@@ -87,6 +93,47 @@ impl<B: Agenda> Attempt<B> {
     pub async fn set_poll_interval(&self, interval: Duration) -> Result<StoredTask, TaskError> {
         let set = |task: &mut Task| machine::set_poll_interval(task, interval);
         self.change(ChangeKind::Input, "set_poll_interval", set).await
+    }
+}
+
+/// Reads the task unless the caller has passed a copy, so that the change need not read it again. Makes the pointer of a unique task
+/// outlive the record with its new TTL, before the record has that TTL.
+async fn extend_pointer<B: Agenda>(
+    records: &Records<B>,
+    deadline: &Deadline,
+    task: TaskRef<'_>,
+    ttl: Option<Duration>,
+    now: DateTime<Utc>,
+) -> Result<StoredTask, TaskError> {
+    let extend = pin!(read_and_extend(records, task, ttl, now));
+    deadline.limit("set_ttl", CallTarget::Task(task.key()), extend).await
+}
+
+async fn read_and_extend<B: Agenda>(
+    records: &Records<B>,
+    task: TaskRef<'_>,
+    ttl: Option<Duration>,
+    now: DateTime<Utc>,
+) -> Result<StoredTask, TaskError> {
+    let stored = match task {
+        TaskRef::Stored(copy) => copy.clone(),
+        TaskRef::Key(key) => records.read_current(key).await?,
+    };
+    if stored.task.unique.is_none() || stored.task.status.is_terminal() {
+        return Ok(stored);
+    }
+    let (record, until) = match expiry(ttl, now - stored.task.created_at, &records.config)? {
+        // The engine refuses such an expiry of the record itself.
+        Expiry::After(life) if life > Expiry::MAX => return Ok(stored),
+        // The record is written later than now, within the time limit of the call.
+        Expiry::After(life) => (Expiry::After(life), Some(now + life + records.config.call_timeout)),
+        unlimited => (unlimited, None),
+    };
+    let span = Span::new(record, until, records.config.call_timeout);
+    match hold_task(records, &stored, span).await? {
+        // The key of a task that has lost its pointer belongs to another task. Its record may still live longer.
+        Hold::Held | Hold::Lost => Ok(stored),
+        Hold::Shared => Err(records.contended(&stored.key)),
     }
 }
 

@@ -10,6 +10,7 @@ mod other;
 mod process;
 mod set_back;
 mod stepped;
+mod unique;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use process::moment;

@@ -13,4 +13,5 @@ mod lost_workers;
 mod payloads;
 mod tasks;
 mod tracing_spans;
+mod unique;
 mod wait;
