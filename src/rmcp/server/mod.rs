@@ -2,6 +2,7 @@
 
 mod call;
 mod capabilities;
+mod client;
 mod handler;
 mod listing;
 mod task_server;
