@@ -1,0 +1,111 @@
+"""The client of FastMCP with fastmcp-tasks, which supports tasks: python python_fastmcp.py (stdio PROGRAM ARGUMENT... | http URL)"""
+
+import asyncio
+import re
+import sys
+from contextlib import asynccontextmanager
+
+import fastmcp_tasks
+from fastmcp import Client
+from fastmcp.client.transports import StdioTransport
+from fastmcp_tasks import ToolTask, call_tool_task
+from scenarios import OWN_LIMIT, POLL, expect, increasing, kill, recover, run, worked
+
+TRANSPORT, TARGET, *ARGUMENTS = sys.argv[1:]
+
+
+class Connected:
+    def __init__(self):
+        self.questions = 0
+
+    async def answer(self, message, _type, _params, _context):
+        self.questions += 1
+        expect(message == "Which name?", message)
+        return {"name": "Ada"}
+
+    async def call(self, name, arguments, **options):
+        return await self.client.call_tool(name, arguments, **options)
+
+    async def start(self, name, arguments):
+        return await call_tool_task(self.client, name, arguments)
+
+    def task(self, task):
+        """Returns the same task, for use over this connection."""
+        return ToolTask(self.client, task._tool_name, task.create_result)
+
+
+@asynccontextmanager
+async def connect():
+    connected = Connected()
+    server = StdioTransport(TARGET, ARGUMENTS, keep_alive=False) if TRANSPORT == "stdio" else TARGET
+    async with Client(server, elicitation_handler=connected.answer) as connected.client:
+        yield connected
+
+
+async def reached(task, wanted):
+    """Waits until the state of a task is wanted."""
+    while not wanted(state := await task.status()):
+        await asyncio.sleep(POLL)
+    return state
+
+
+async def quick(client, _connect):
+    # The client claims the result, if it is a task.
+    result = await client.client.session.call_tool("work", {"seconds": 0}, allow_claimed=True)
+    return worked(result, 0)
+
+
+async def slow(client, _connect):
+    notified = []
+
+    async def note(progress, _total, _message):
+        notified.append(progress)
+
+    # This call polls the task.
+    result = await client.call("work", {"seconds": 1}, progress_handler=note)
+    return "task, " + worked(result, 1) + (", progress" if increasing(notified) else "")
+
+
+async def question(client, _connect):
+    task = await client.start("greet", {})
+    result = await task.result()
+    expect(client.questions == 1 and result.content[0].text == "Hello, Ada!", result)
+    return "task, asked, result"
+
+
+async def longer(client, _connect):
+    task = await client.start("work", {"seconds": 7})
+    return "task, " + worked(await task.result(), 7)
+
+
+async def cancel(client, _connect):
+    task = await client.start("wait", {})
+    await task.cancel()
+    state = await task.wait()
+    expect(state.status == "cancelled", state)
+    return "task, tasks/cancel, cancelled"
+
+
+async def limit(client, _connect):
+    try:
+        result = await client.call("work", {"seconds": 2.5}, timeout=OWN_LIMIT)
+    except TimeoutError as error:
+        task_id = re.search(r"Task (\S+) did not finish", str(error))[1]
+    else:
+        expect(False, result)
+    again = await client.start("work", {"seconds": 0.5})
+    again.create_result.task_id = task_id
+    return "task, gives up, tasks/get, " + worked(await again.result(), 2.5)
+
+
+async def killed(client, connect):
+    task = await client.start("survive", {})
+    running = await reached(task, lambda state: "in process" in (state.status_message or ""))
+    process = kill(running.status_message)
+    client, is_new = await recover(client, connect)
+    result = await client.task(task).result()
+    expect(result.content[0].text == f"survived process {process} in attempt 2", result)
+    return ", ".join(["task", *(["reconnects"] if is_new else []), "tasks/get", "result"])
+
+
+asyncio.run(run([quick, slow, question, longer, cancel, limit, killed], connect))
