@@ -14,8 +14,8 @@ use std::time::Duration;
 use axum::Router;
 use clap::Parser;
 use mcp_task_store::{
-    DurableTaskManager, OwnerId, OwnerSource, RedisBackend, StoreConfig, TaskContext, TaskServer, TaskStore,
-    TaskTools,
+    DurableTaskManager, OwnerId, OwnerSource, RedisBackend, StoreConfig, TaskContext, TaskServer,
+    TaskServerConfig, TaskStore, TaskTools,
 };
 use redis::{ScanOptions, TypedCommands};
 use rmcp::model::{
@@ -80,7 +80,11 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let config = StoreConfig::new().lease(Duration::from_secs(3)).default_ttl(Duration::from_secs(600));
     let tasks = DurableTaskManager::new(TaskStore::with_config(backend, config));
     let owners = OwnerSource::fixed(OwnerId::try_from("client")?);
-    let server = TaskServer::new(Handler, tasks.clone(), owners, tools())?;
+    // Less than the seven seconds that the longest call of the clients takes.
+    let config = TaskServerConfig::new()
+        .hold_for(Duration::from_secs(3))
+        .hold_for_with_progress(Duration::from_secs(5));
+    let server = TaskServer::with_config(Handler, tasks.clone(), owners, tools(), config)?;
     let served = match (options.http, options.sessions) {
         (false, _) => serve_stdio(server).await,
         (true, false) => serve_http(server, NeverSessionManager::default(), false).await,
@@ -189,12 +193,13 @@ async fn work(task: TaskContext, work: Work) -> Result<CallToolResult, TaskExit>
 
 async fn greet(task: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
     let name = PrimitiveSchemaDefinition::String(StringSchema::new());
-    let question = InputRequest::Elicitation(ElicitRequest::new(ElicitRequestParams::FormElicitationParams {
-        meta: None,
-        message: "Which name?".to_owned(),
-        requested_schema: ElicitationSchema::new([("name".to_owned(), name)].into())
-            .with_required(vec!["name".to_owned()]),
-    }));
+    let question =
+        InputRequest::Elicitation(ElicitRequest::new(ElicitRequestParams::FormElicitationParams {
+            meta: None,
+            message: "Which name?".to_owned(),
+            requested_schema: ElicitationSchema::new([("name".to_owned(), name)].into())
+                .with_required(vec!["name".to_owned()]),
+        }));
     let answer = task.request_input("name", question).await?;
     match answer["content"]["name"].as_str() {
         Some(name) => Ok(text(format!("Hello, {name}!"))),
