@@ -1,4 +1,7 @@
-"""The client of FastMCP with fastmcp-tasks, which supports tasks: python python_fastmcp.py (stdio PROGRAM ARGUMENT... | http URL)"""
+"""The client of FastMCP with fastmcp-tasks, which supports tasks: python python_fastmcp.py MODE (stdio PROGRAM ARGUMENT... | http URL)
+
+MODE is "as-is", or "with-name": over HTTP, the requests about tasks then have the header Mcp-Name, which the protocol demands.
+"""
 
 import asyncio
 import sys
@@ -7,9 +10,15 @@ from contextlib import asynccontextmanager
 from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 from fastmcp_tasks import ToolTask, call_tool_task
+from fastmcp_tasks.client_models import CancelTaskRequest, GetTaskRequest, UpdateTaskRequest
+from mcp.shared.exceptions import MCPError
+from mcp_types import HEADER_MISMATCH
 from scenarios import OWN_LIMIT, POLL, expect, increasing, kill, recover, run, worked
 
-TRANSPORT, TARGET, *ARGUMENTS = sys.argv[1:]
+MODE, TRANSPORT, TARGET, *ARGUMENTS = sys.argv[1:]
+if MODE == "with-name":
+    for request in (GetTaskRequest, UpdateTaskRequest, CancelTaskRequest):
+        request.name_param = "taskId"
 
 
 class Connected:
@@ -105,4 +114,20 @@ async def killed(client, connect):
     return ", ".join(["task", *(["reconnects"] if is_new else []), "tasks/get", "result"])
 
 
-asyncio.run(run([quick, slow, question, longer, cancel, limit, killed], connect))
+def refusable(scenario):
+    """Plays a scenario in which the server may refuse requests about tasks for want of their header."""
+
+    async def play(client, connect):
+        try:
+            return await scenario(client, connect)
+        except MCPError as error:
+            if error.code != HEADER_MISMATCH:
+                raise
+            return f"task, refused ({error.code})"
+
+    play.__name__ = scenario.__name__
+    return play
+
+
+SCENARIOS = [quick, slow, question, longer, cancel, limit, killed]
+asyncio.run(run([refusable(scenario) for scenario in SCENARIOS], connect))

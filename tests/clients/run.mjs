@@ -21,7 +21,7 @@ if (!page || (write && write !== "--write")) {
 
 const CLIENT_LIMIT_MS = 240_000;
 // Most of the time, a client waits.
-const AT_ONCE = Number(process.env.CLIENTS_AT_ONCE ?? 4);
+const AT_ONCE = Number(process.env.CLIENTS_AT_ONCE ?? 6);
 
 // How many instances serve a client over HTTP. Sessions live in one instance.
 const HTTP = { "HTTP, two instances": { instances: 2, options: [] }, "HTTP with a session": { instances: 1, options: ["--sessions"] } };
@@ -42,7 +42,8 @@ const CLIENTS = [
 	{ name: `rmcp ${versions.rmcp}, default`, protocol: "2025-11-25", command: [rmcpClient, "legacy"], over: [STDIO, SESSION, STATELESS] },
 	{ name: `rmcp ${versions.rmcp}`, protocol: "2026-07-28", command: [rmcpClient, "plain"], over: [STDIO, STATELESS] },
 	{ name: `rmcp ${versions.rmcp}, with tasks`, protocol: "2026-07-28", command: [rmcpClient, "tasks"], over: [STDIO, STATELESS] },
-	{ name: `FastMCP ${versions.fastmcp} with fastmcp-tasks`, protocol: "2026-07-28", command: [python, here("python_fastmcp.py")], over: [STDIO, STATELESS] },
+	{ name: `FastMCP ${versions.fastmcp} with fastmcp-tasks`, protocol: "2026-07-28", command: [python, here("python_fastmcp.py"), "as-is"], over: [STDIO, STATELESS] },
+	{ name: `FastMCP ${versions.fastmcp}, with \`Mcp-Name\``, protocol: "2026-07-28", command: [python, here("python_fastmcp.py"), "with-name"], over: [STATELESS] },
 ];
 
 // Keeps instances of the server running behind one URL: an instance that was killed is replaced.

@@ -82,10 +82,17 @@ async def play(scenario, connect):
 
             got = await scenario(await connected(), connected)
     except Exception as error:
-        # The connection to a killed server may fail to close.
         print(f"{scenario.__name__}: {error!r}", file=sys.stderr)
-        got = got or f"FAILED: {error!r}"
+        # The connection to a killed server may fail to close.
+        got = got or f"FAILED: {cause(error)!r}"
     return got
+
+
+def cause(error):
+    """Returns the error in groups of one error each."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 async def run(scenarios, connect):
