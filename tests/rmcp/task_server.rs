@@ -3,6 +3,7 @@
 mod calls;
 mod forwarding;
 mod held;
+mod http;
 mod listing;
 mod mistakes;
 mod notifications;
