@@ -1,6 +1,7 @@
 //! A server with task tools: what it forwards to its handler, what it lists, and how it answers calls.
 
 mod calls;
+mod flaky;
 mod forwarding;
 mod held;
 mod http;
