@@ -8,7 +8,7 @@ use rmcp::service::{RequestContext, ServiceError};
 use rmcp::{ClientLifecycleMode, ErrorData, RoleServer, ServerHandler};
 use serde_json::{Value, json};
 
-use super::{Render, Router, in_memory, nothing, render, serve, with_tasks};
+use super::{Render, Router, in_memory, nothing, render, serve, until_cancelled, with_tasks};
 use crate::support::rmcp::{connect, key, newest};
 
 /// Lists one tool a page, and does not implement `get_tool`.
@@ -86,14 +86,14 @@ struct Film {
 #[tokio::test]
 async fn a_setting_changes_the_tool_before_it_and_no_other() {
     let tools = TaskTools::new()
-        .tool("render", "Renders", render)
+        .tool("render", "Renders", until_cancelled::<Render>)
         .annotations(ToolAnnotations::with_title("Render").idempotent(true))
         .output_schema::<Film>()
         .resumable()
         .attempts(5)
         .ttl(Duration::from_secs(60))
         .poll_interval(Duration::from_millis(250))
-        .tool("nothing", "Does nothing", nothing);
+        .tool("nothing", "Does nothing", until_cancelled::<EmptyObject>);
     let tasks = in_memory();
     let client = connect(serve(Router, &tasks, tools), with_tasks(), newest()).await;
     let listed = client.list_all_tools().await.unwrap();
