@@ -69,8 +69,8 @@ async def slow(client, _connect):
         notified.append(progress)
 
     # This call polls the task.
-    result = await client.call("work", {"seconds": 1}, progress_handler=note)
-    return "task, " + worked(result, 1) + (", progress" if increasing(notified) else "")
+    result = await client.call("work", {"seconds": 4}, progress_handler=note)
+    return "task, " + worked(result, 4) + (", progress" if increasing(notified) else "")
 
 
 async def question(client, _connect):

@@ -74,8 +74,8 @@ async def slow(client, _connect):
     async def note(progress, _total, _message):
         notified.append(progress)
 
-    result = await client.call("work", {"seconds": 1}, progress_callback=note)
-    return worked(result, 1) + (", progress" if increasing(notified) else "")
+    result = await client.call("work", {"seconds": 4}, progress_callback=note)
+    return worked(result, 4) + (", progress" if increasing(notified) else "")
 
 
 async def question(client, _connect):

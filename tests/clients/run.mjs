@@ -21,7 +21,7 @@ if (!page || (write && write !== "--write")) {
 
 const CLIENT_LIMIT_MS = 240_000;
 // Most of the time, a client waits.
-const AT_ONCE = Number(process.env.CLIENTS_AT_ONCE ?? 6);
+const AT_ONCE = Number(process.env.CLIENTS_AT_ONCE ?? 8);
 
 // How many instances serve a client over HTTP. Sessions live in one instance.
 const HTTP = { "HTTP, two instances": { instances: 2, options: [] }, "HTTP with a session": { instances: 1, options: ["--sessions"] } };

@@ -83,7 +83,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     // Less than the seven seconds that the longest call of the clients takes.
     let config = TaskServerConfig::new()
         .hold_for(Duration::from_secs(3))
-        .hold_for_with_progress(Duration::from_secs(5));
+        .hold_for_with_progress(Duration::from_secs(6));
     let server = TaskServer::with_config(Handler, tasks.clone(), owners, tools(), config)?;
     let served = match (options.http, options.sessions) {
         (false, _) => serve_stdio(server).await,

@@ -3,13 +3,14 @@
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ClientConfig,
-    ElicitRequestParams, ElicitResult, ElicitationAction, ErrorData, Implementation,
-    ProgressNotificationParam, ProtocolVersion,
+    CallToolRequest, CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities,
+    ClientConfig, ClientRequest, ElicitRequestParams, ElicitResult, ElicitationAction, ErrorData,
+    Implementation, ProgressNotificationParam, ProtocolVersion, ServerResult,
 };
-use rmcp::service::{NotificationContext, RequestContext, RunningService, ServiceError};
+use rmcp::service::{NotificationContext, PeerRequestOptions, RequestContext, RunningService, ServiceError};
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use rmcp::{ClientHandler, ClientLifecycleMode, ClientServiceExt, RoleClient};
@@ -114,6 +115,21 @@ impl Connection {
     /// Calls a tool. Answers the questions of the server meanwhile.
     pub async fn call(&self, tool: &'static str, arguments: Value) -> Result<CallToolResult, ServiceError> {
         self.client.call_tool(request(tool, arguments)).await
+    }
+
+    /// Calls a tool with a limit that each notification of its progress extends.
+    pub async fn call_with_extended_limit(
+        &self,
+        tool: &'static str,
+        arguments: Value,
+        limit: Duration,
+    ) -> Result<CallToolResult, Failure> {
+        let call = ClientRequest::CallToolRequest(CallToolRequest::new(request(tool, arguments)));
+        let options = PeerRequestOptions::with_timeout(limit).reset_timeout_on_progress();
+        match self.client.send_cancellable_request(call, options).await?.await_response().await? {
+            ServerResult::CallToolResult(result) => Ok(result),
+            other => Err(format!("unexpected: {other:?}").into()),
+        }
     }
 
     /// Calls a tool, and returns the first answer of the server.

@@ -38,10 +38,10 @@ async fn quick(connection: &Connection) -> Result<String, Failure> {
 }
 
 async fn slow(connection: &Connection) -> Result<String, Failure> {
-    let task_id = start(connection, "work", json!({ "seconds": 1.0 })).await?;
+    let task_id = start(connection, "work", json!({ "seconds": 4.0 })).await?;
     let result = finish(connection, &task_id).await?;
     let progress = if connection.was_notified() { ", progress" } else { "" };
-    Ok(format!("task, {}{progress}", worked(&result, 1.0)?))
+    Ok(format!("task, {}{progress}", worked(&result, 4.0)?))
 }
 
 async fn question(connection: &Connection) -> Result<String, Failure> {

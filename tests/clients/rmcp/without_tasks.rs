@@ -1,6 +1,7 @@
 //! The scenarios of a client that does not declare the tasks extension.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use rmcp::model::CallToolResult;
 use serde_json::{Value, json};
@@ -34,10 +35,12 @@ pub async fn play(
     got
 }
 
+/// The call takes longer than the client's limit, which each notification of progress extends.
 async fn slow(connection: &Connection) -> Result<String, Failure> {
-    let result = connection.call("work", json!({ "seconds": 1.0 })).await?;
-    let progress = if connection.was_notified() { ", progress" } else { "" };
-    Ok(format!("{}{progress}", worked(&result, 1.0)?))
+    let limit = Duration::from_secs(2);
+    let result = connection.call_with_extended_limit("work", json!({ "seconds": 4.0 }), limit).await?;
+    expect(connection.was_notified(), &result)?;
+    Ok(format!("{}, progress, limit extended", worked(&result, 4.0)?))
 }
 
 async fn question(connection: &Connection) -> Result<String, Failure> {
