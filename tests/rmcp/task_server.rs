@@ -1,12 +1,14 @@
 //! A server with task tools: what it forwards to its handler, what it lists, and how it answers calls.
 
 mod calls;
+mod companions;
 mod forwarding;
 mod held;
 mod http;
 mod listing;
 mod mistakes;
 mod notifications;
+mod questions;
 mod raw;
 
 use std::sync::Arc;
