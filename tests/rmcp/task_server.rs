@@ -2,6 +2,7 @@
 
 mod calls;
 mod companions;
+mod flaky;
 mod forwarding;
 mod held;
 mod http;

@@ -45,12 +45,6 @@ fn of_error(error: JsonObject) -> ErrorData {
         .unwrap_or_else(|_| ErrorData::internal_error("the operation failed", None))
 }
 
-/// Returns the answer of a call of this tool whose task goes on, for a client without tasks: where the work stands, and how to
-/// receive its result.
-pub(super) fn of_open(tool: &str, stored: &StoredTask) -> CallToolResult {
-    of_running(tool, stored, Some("task_result"))
-}
-
 /// Returns the answer of a call about a task of this tool that goes on. `result_tool` waits for its result; `None` if the server
 /// has no such tool.
 pub(super) fn of_running(tool: &str, stored: &StoredTask, result_tool: Option<&str>) -> CallToolResult {

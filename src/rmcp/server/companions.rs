@@ -12,7 +12,8 @@ use rmcp::model::{CallToolRequestParams, CallToolResponse, CallToolResult, Conte
 use rmcp::service::{RequestContext, RoleServer};
 
 use super::answers;
-use super::call::CallSettings;
+use super::call_error::CallError;
+use super::call_settings::CallSettings;
 use super::companion_names::Companion;
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::store::TaskError;
@@ -33,35 +34,8 @@ pub(super) async fn answer<B: Agenda>(
         Companion::Cancel => cancel(settings, &owner, request).await.map(Into::into),
     };
     match answered {
-        Err(CompanionError::Task(TaskError::NotFound { .. })) => Ok(no_such_task().into()),
+        Err(CallError::Task(TaskError::NotFound { .. })) => Ok(no_such_task().into()),
         answered => Ok(answered?),
-    }
-}
-
-/// Why a companion has no result.
-enum CompanionError {
-    Task(TaskError),
-    Other(ErrorData),
-}
-
-impl From<TaskError> for CompanionError {
-    fn from(error: TaskError) -> Self {
-        Self::Task(error)
-    }
-}
-
-impl From<ErrorData> for CompanionError {
-    fn from(error: ErrorData) -> Self {
-        Self::Other(error)
-    }
-}
-
-impl From<CompanionError> for ErrorData {
-    fn from(error: CompanionError) -> Self {
-        match error {
-            CompanionError::Task(error) => error.into(),
-            CompanionError::Other(error) => error,
-        }
     }
 }
 
@@ -73,7 +47,7 @@ fn no_such_task() -> CallToolResult {
 }
 
 /// Returns the key of the task that a caller names.
-fn key(owner: &OwnerId, id: &str) -> Result<TaskKey, CompanionError> {
+fn key(owner: &OwnerId, id: &str) -> Result<TaskKey, CallError> {
     match TaskId::try_from(id) {
         Ok(task) => Ok(TaskKey { owner: owner.clone(), task }),
         // No task has such an id.
@@ -86,7 +60,7 @@ async fn cancel<B: Agenda>(
     settings: CallSettings<'_, B>,
     owner: &OwnerId,
     request: CallToolRequestParams,
-) -> Result<CallToolResult, CompanionError> {
+) -> Result<CallToolResult, CallError> {
     let arguments: TaskArguments = arguments::decode(&request.name, request.arguments)?;
     let key = key(owner, &arguments.task_id)?;
     let stored = settings.tasks.store().request_cancel(&key).await?;

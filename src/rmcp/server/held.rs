@@ -45,6 +45,11 @@ impl<'a> HeldCall<'a> {
         self.seen.borrow().clone()
     }
 
+    /// Takes a state of the task as the newest one that was read.
+    pub(super) fn see(&self, stored: Arc<StoredTask>) {
+        self.seen.send_replace(Some(stored));
+    }
+
     /// Waits for a future. Notifies the client of the progress meanwhile.
     pub(super) async fn wait<T>(&mut self, answer: impl Future<Output = T>) -> T {
         let Self { notifications, seen, .. } = self;

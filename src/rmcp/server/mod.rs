@@ -2,11 +2,14 @@
 
 mod answers;
 mod call;
+mod call_error;
+mod call_settings;
 mod capabilities;
 mod client;
 mod companion_names;
 mod companions;
 mod config;
+mod delivery;
 mod handler;
 mod held;
 mod listing;

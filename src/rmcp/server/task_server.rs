@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rmcp::ServerHandler;
 
-use super::call::CallSettings;
+use super::call_settings::CallSettings;
 use super::config::TaskServerConfig;
 use crate::backend::Agenda;
 use crate::rmcp::manager::DurableTaskManager;

@@ -1,24 +1,23 @@
 //! How each client receives the end of a call: at once, as a task, or while the call is held.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use mcp_task_store::{
-    Agenda, MemoryBackend, OwnerSource, PageRequest, StorageError, StoredTask, TaskContext, TaskServer,
-    TaskServerConfig, TaskStatus, TaskTools,
+    Agenda, ManagerConfig, MemoryBackend, OwnerSource, PageRequest, StoredTask, TaskContext, TaskServer,
+    TaskServerConfig, TaskStatus, TaskStore, TaskTools,
 };
 use rmcp::ErrorData;
-use rmcp::model::{CallToolResult, EmptyObject};
+use rmcp::model::{CallToolResult, EmptyObject, JsonObject};
 use rmcp::task_manager::TaskExit;
 use rstest::rstest;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use super::flaky::Flaky;
 use super::raw::{Kind, RawClient};
 use super::{Render, Router, Server, in_memory, nothing, until_cancelled};
-use crate::support::intercept::{Call, Hooks, Intercept, Reply};
 use crate::support::rmcp::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -51,37 +50,6 @@ async fn all_tasks(tasks: &Manager) -> Vec<StoredTask> {
 fn said_by(response: &Value) -> &str {
     assert_eq!(response["result"]["isError"], false, "{response}");
     response["result"]["content"][0]["text"].as_str().unwrap()
-}
-
-/// Counts the calls of the engine, and refuses them while it is down.
-struct Flaky {
-    engine: MemoryBackend,
-    calls: AtomicUsize,
-    is_down: AtomicBool,
-}
-
-impl Flaky {
-    fn new() -> Arc<Intercept<Self>> {
-        let (calls, is_down) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Intercept::new(Self { engine: MemoryBackend::new(), calls, is_down })
-    }
-}
-
-#[async_trait]
-impl Hooks for Flaky {
-    fn engine(&self) -> Arc<dyn Agenda> {
-        Arc::new(self.engine.clone())
-    }
-
-    async fn call(&self, call: Call) -> Result<Reply, StorageError> {
-        if !matches!(call, Call::TakeDue { .. }) {
-            self.calls.fetch_add(1, Relaxed);
-        }
-        if self.is_down.load(Relaxed) {
-            return Err(unreachable_error());
-        }
-        call.send(&*self.engine()).await
-    }
 }
 
 #[rstest]
@@ -248,4 +216,29 @@ async fn a_held_call_that_its_client_cancels_lets_its_task_run_on_unless_the_too
     let expected = if cancels { TaskStatus::Cancelled } else { TaskStatus::Working };
     assert_eq!(stored.task.status, expected);
     tasks.cancel_task(&alice(), stored.key.task.as_str()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_operation_and_the_task_of_a_call_have_what_its_request_says() {
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    async fn repeats(task: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
+        sleep(SECOND).await;
+        let locale = task.extensions()["locale"].as_str().unwrap().to_owned();
+        Ok(text(format!("{} {locale} {:?}", task.owner(), task.traceparent())))
+    }
+    let store = TaskStore::new(Arc::new(MemoryBackend::new()) as Arc<dyn Agenda>);
+    let config = ManagerConfig::new().extensions(|request| {
+        let locale = request.meta.get("locale").cloned();
+        JsonObject::from_iter(locale.map(|locale| ("locale".to_owned(), locale)))
+    });
+    let tasks = Manager::with_config(store, config);
+    let tools = TaskTools::new().tool("repeats", "Repeats", repeats);
+    let mut client = RawClient::connect(serve(&tasks, tools), Kind::Plain).await;
+    let meta = json!({ "traceparent": PARENT, "locale": "fr" });
+    let params = json!({ "name": "repeats", "arguments": {}, "_meta": meta });
+    let response = client.request("tools/call", params).await;
+    assert_eq!(said_by(&response), format!("alice fr Some({PARENT:?})"));
+    let [stored] = &all_tasks(&tasks).await[..] else { panic!("the call has one task") };
+    assert_eq!(stored.task.traceparent.as_deref(), Some(PARENT));
+    assert_eq!(stored.task.extensions["locale"], "fr");
 }

@@ -1,5 +1,6 @@
 //! The notifications about the progress of a held call.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use mcp_task_store::{OwnerSource, TaskContext, TaskServer, TaskTools};
@@ -9,6 +10,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use super::flaky::Flaky;
 use super::raw::{Kind, RawClient};
 use super::{Router, in_memory};
 use crate::support::rmcp::*;
@@ -79,4 +81,17 @@ async fn a_held_call_is_notified_of_its_progress_until_its_answer(
     // The next call has the only messages that arrive.
     let (of_next, _) = call_with_progress(&mut client).await;
     assert_eq!(of_next[0].1["progress"], 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_task_cannot_be_stored_yet_is_notified_too() {
+    let engine = Flaky::new();
+    engine.is_down.store(true, Relaxed);
+    let tasks = manager(&engine.agenda(), LONG);
+    let tools = TaskTools::new().tool("uneven", "Works", uneven);
+    let server = TaskServer::new(Router, tasks, OwnerSource::fixed(alice()), tools).unwrap();
+    let mut client = RawClient::connect(server, Kind::Plain).await;
+    let (notifications, response) = call_with_progress(&mut client).await;
+    assert_eq!(response["error"]["code"], -32603, "{response}");
+    assert!(notifications.len() >= 10, "one at least every 5 s for 50 s: {notifications:?}");
 }

@@ -5,10 +5,11 @@ use serde_json::Value;
 
 use super::answer_forms::answer_to;
 use super::arguments::{AnswerArguments, decode, invalid};
-use super::{CompanionError, key};
+use super::key;
 use crate::backend::{Agenda, OwnerId};
 use crate::rmcp::server::answers::of_state;
-use crate::rmcp::server::call::CallSettings;
+use crate::rmcp::server::call_error::CallError;
+use crate::rmcp::server::call_settings::CallSettings;
 use crate::rmcp::server::companion_names::{Companion, Companions};
 use crate::rmcp::server::questions::in_text;
 use crate::rmcp::wire;
@@ -19,7 +20,7 @@ pub(super) async fn answer<B: Agenda>(
     settings: CallSettings<'_, B>,
     owner: &OwnerId,
     request: CallToolRequestParams,
-) -> Result<CallToolResult, CompanionError> {
+) -> Result<CallToolResult, CallError> {
     let tool = &request.name;
     let arguments: AnswerArguments = decode(tool, request.arguments)?;
     let store = settings.tasks.store();
@@ -52,7 +53,7 @@ fn the_only(open: &InputRequests) -> Option<&String> {
 }
 
 /// Returns an answer of a model in the form of the protocol.
-fn response(tool: &str, key: &str, request: &InputRequest, answer: Value) -> Result<Value, CompanionError> {
+fn response(tool: &str, key: &str, request: &InputRequest, answer: Value) -> Result<Value, CallError> {
     answer_to(request, answer)
         .map_err(|mistake| invalid(tool, format!("the answer to {key:?} {mistake}")).into())
 }
@@ -72,7 +73,7 @@ fn refused(mistake: &str, open: &InputRequests, stored: &StoredTask) -> CallTool
 }
 
 /// Returns the result of a call whose answers were delivered: what follows.
-fn delivered(stored: &StoredTask, companions: &Companions) -> Result<CallToolResult, CompanionError> {
+fn delivered(stored: &StoredTask, companions: &Companions) -> Result<CallToolResult, CallError> {
     let open = wire::input_requests(stored)?;
     if !open.is_empty() {
         return Ok(in_text(stored, &open, companions));

@@ -7,10 +7,10 @@ use rmcp::model::{CallToolRequestParams, CallToolResult, ContentBlock};
 use serde::Serialize;
 use serde_json::json;
 
-use super::CompanionError;
 use super::arguments::{ListArguments, decode};
 use crate::backend::{Agenda, OwnerId, PageRequest};
-use crate::rmcp::server::call::CallSettings;
+use crate::rmcp::server::call_error::CallError;
+use crate::rmcp::server::call_settings::CallSettings;
 use crate::rmcp::server::state_content::TaskStateContent;
 use crate::task::StoredTask;
 
@@ -51,7 +51,7 @@ pub(super) async fn answer<B: Agenda>(
     settings: CallSettings<'_, B>,
     owner: &OwnerId,
     request: CallToolRequestParams,
-) -> Result<CallToolResult, CompanionError> {
+) -> Result<CallToolResult, CallError> {
     let arguments: ListArguments = decode(&request.name, request.arguments)?;
     let page = PageRequest::new(PAGE);
     let page = match arguments.cursor {
