@@ -9,6 +9,7 @@
 //! [rmcp]: https://crates.io/crates/rmcp
 
 mod any_attempt;
+mod asked;
 mod call_run;
 mod calls;
 mod checkpoints;
@@ -47,5 +48,5 @@ pub use context::TaskContext;
 pub use manager::DurableTaskManager;
 pub use options::RegisteredOptions;
 pub use owner::OwnerSource;
-pub use server::{TaskServer, TaskServerConfig};
+pub use server::{Companions, TaskServer, TaskServerConfig};
 pub use tools::TaskTools;

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
+use super::asked::AskedQuestions;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::polls::Polls;
@@ -39,6 +40,7 @@ pub(super) struct Runtime<B> {
     pub(super) claiming: Claiming,
     pub(super) slots: Slots,
     pub(super) polls: Polls<DetailedTask>,
+    pub(super) asked: AskedQuestions,
     pub(super) extensions: Option<FindExtensions>,
     pub(super) renewer: Arc<Renewer<B>>,
 }
@@ -116,6 +118,7 @@ impl<B: Agenda> Runtime<B> {
             claiming: Claiming::default(),
             slots: Slots::new(config.max_concurrent),
             polls: Polls::default(),
+            asked: AskedQuestions::default(),
             extensions: config.extensions,
             renewer,
         }

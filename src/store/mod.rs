@@ -2,7 +2,7 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
-//! * `timing` changes TTLs and poll intervals, `unique` starts unique tasks;
+//! * `timing` changes TTLs and poll intervals, `unique` starts unique tasks, `secrets` gives tasks a secret;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `hold` makes the `pointer` of a unique key name a task;
@@ -35,6 +35,8 @@ mod pointer;
 mod progress_report;
 mod records;
 mod scheduler;
+#[cfg(feature = "rmcp")]
+mod secrets;
 #[cfg(feature = "pmcp")]
 mod split_calls;
 #[cfg(feature = "rmcp")]

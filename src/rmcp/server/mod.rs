@@ -4,14 +4,18 @@ mod answers;
 mod call;
 mod capabilities;
 mod client;
+mod companion_names;
+mod companions;
 mod config;
 mod handler;
 mod held;
 mod listing;
 mod notifications;
 mod output_schema;
+mod questions;
 mod state_content;
 mod task_server;
 
+pub use companion_names::Companions;
 pub use config::TaskServerConfig;
 pub use task_server::TaskServer;

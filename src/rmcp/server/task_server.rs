@@ -144,6 +144,9 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
             );
             return Err(TaskError::InvalidArgument { reason });
         }
+        config
+            .companions
+            .check(|name| tools.iter().any(|tool| tool.name() == name) || handler.get_tool(name).is_some())?;
         for tool in tools.iter().filter(|tool| tool.is_resumable()) {
             let resumed = tool.clone();
             tasks.register(tool.name(), move |context, arguments| resumed.run(context, &arguments));
