@@ -1,6 +1,7 @@
 //! A server with task tools: what it forwards to its handler, what it lists, and how it answers calls.
 
 mod calls;
+mod companions;
 mod flaky;
 mod forwarding;
 mod held;
@@ -8,6 +9,7 @@ mod http;
 mod listing;
 mod mistakes;
 mod notifications;
+mod questions;
 mod raw;
 
 use std::sync::Arc;
