@@ -13,7 +13,7 @@ from fastmcp_tasks import ToolTask, call_tool_task
 from fastmcp_tasks.client_models import CancelTaskRequest, GetTaskRequest, UpdateTaskRequest
 from mcp.shared.exceptions import MCPError
 from mcp_types import HEADER_MISMATCH
-from scenarios import OWN_LIMIT, POLL, expect, increasing, kill, recover, run, worked
+from scenarios import COMPANIONS, OWN_LIMIT, POLL, expect, increasing, kill, recover, run, worked
 
 MODE, TRANSPORT, TARGET, *ARGUMENTS = sys.argv[1:]
 if MODE == "with-name":
@@ -57,6 +57,8 @@ async def reached(task, wanted):
 
 
 async def quick(client, _connect):
+    tools = {tool.name for tool in await client.client.list_tools()}
+    expect(tools and tools.isdisjoint(COMPANIONS), tools)
     # The client claims the result, if it is a task.
     result = await client.client.session.call_tool("work", {"seconds": 0}, allow_claimed=True)
     return worked(result, 0)

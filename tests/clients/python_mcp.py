@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp_types import ElicitResult
-from scenarios import OWN_LIMIT, POLL, SEEN_WITHIN, expect, fails, increasing, kill, recover, run, worked
+from scenarios import COMPANIONS, OWN_LIMIT, POLL, SEEN_WITHIN, expect, fails, increasing, kill, recover, run, worked
 
 MODE, TRANSPORT, TARGET, *ARGUMENTS = sys.argv[1:]
 
@@ -35,7 +35,7 @@ async def connect():
     server = StdioServerParameters(command=TARGET, args=ARGUMENTS) if TRANSPORT == "stdio" else TARGET
     async with Client(server, mode=MODE, elicitation_callback=connected.answer) as connected.client:
         # From now on the client checks structured content against the output schema.
-        await connected.client.list_tools()
+        connected.tools = {tool.name for tool in (await connected.client.list_tools()).tools}
         yield connected
 
 
@@ -65,6 +65,7 @@ def is_working(task):
 
 
 async def quick(client, _connect):
+    expect(client.tools > COMPANIONS, client.tools)
     return worked(await client.call("work", {"seconds": 0}), 0)
 
 

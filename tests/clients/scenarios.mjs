@@ -5,11 +5,15 @@
 const OWN_LIMIT_MS = 1_000;
 const SCENARIO_LIMIT_MS = 60_000;
 const POLL_MS = 100;
+const COMPANIONS = ["task_result", "task_list", "task_answer", "task_cancel"];
 // After this time, a call whose server was killed, or a call that was cancelled, is taken to go on.
 const SEEN_WITHIN_MS = 4_000;
+// After this time, a connection to a server that was killed is taken to be lost.
+const RECOVERS_WITHIN_MS = 2_000;
 
 const SCENARIOS = {
 	async quick({ client }) {
+		expect(COMPANIONS.every((tool) => client.tools.includes(tool)), client.tools);
 		return worked(await client.call("work", { seconds: 0 }), 0);
 	},
 
@@ -78,7 +82,8 @@ const SCENARIOS = {
 	},
 };
 
-// Runs all scenarios. `connect` returns a client: `call(tool, arguments, options)`, `questions`, `close()`.
+// Runs all scenarios. `connect` returns a client: `call(tool, arguments, options)`, the names of the `tools`, how many `questions` it
+// was asked, `close()`.
 export async function run(connect) {
 	for (const [scenario, play] of Object.entries(SCENARIOS)) {
 		const clients = [];
@@ -146,12 +151,15 @@ async function listed(client, wanted) {
 
 // Returns a client that reaches a server again: the same, or a new one.
 async function recover(client, connect) {
-	if (await within(SEEN_WITHIN_MS, outcome(client.call("process", {})).then(({ result }) => result))) {
-		return { connected: client, isNew: false };
-	}
+	if (await within(RECOVERS_WITHIN_MS, succeeds(() => client.call("process", {})))) return { connected: client, isNew: false };
+	return { connected: await succeeds(connect), isNew: true };
+}
+
+// Tries until it succeeds: the first tries may still reach the process that was killed.
+async function succeeds(attempt) {
 	for (;;) {
-		const { result } = await outcome(connect());
-		if (result) return { connected: result, isNew: true };
+		const { result } = await outcome(attempt());
+		if (result) return result;
 		await new Promise((resolve) => setTimeout(resolve, POLL_MS));
 	}
 }

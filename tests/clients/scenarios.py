@@ -13,8 +13,11 @@ from contextlib import AsyncExitStack
 OWN_LIMIT = 1.0
 SCENARIO_LIMIT = 60.0
 POLL = 0.1
+COMPANIONS = {"task_result", "task_list", "task_answer", "task_cancel"}
 # After this time, a call whose server was killed, or a call that was cancelled, is taken to go on.
 SEEN_WITHIN = 4.0
+# After this time, a connection to a server that was killed is taken to be lost.
+RECOVERS_WITHIN = 2.0
 
 
 class Unexpected(Exception):
@@ -58,16 +61,20 @@ async def fails(call):
 async def recover(client, connect):
     """Returns a client that reaches a server again: the same, or a new one; and whether it is new."""
     try:
-        async with asyncio.timeout(SEEN_WITHIN):
-            await client.call("process", {})
-        return client, False
-    except Exception as error:
-        print(f"the connection is lost: {error!r}", file=sys.stderr)
+        async with asyncio.timeout(RECOVERS_WITHIN):
+            await succeeds(lambda: client.call("process", {}))
+            return client, False
+    except TimeoutError:
+        return await succeeds(connect), True
+
+
+async def succeeds(attempt):
+    """Tries until it succeeds: the first tries may still reach the process that was killed."""
     while True:
         try:
-            return await connect(), True
+            return await attempt()
         except Exception as error:
-            print(f"no connection yet: {error!r}", file=sys.stderr)
+            print(f"not yet: {error!r}", file=sys.stderr)
             await asyncio.sleep(POLL)
 
 

@@ -14,8 +14,8 @@ use std::time::Duration;
 use axum::Router;
 use clap::Parser;
 use mcp_task_store::{
-    DurableTaskManager, OwnerId, OwnerSource, RedisBackend, StoreConfig, TaskContext, TaskServer,
-    TaskServerConfig, TaskStore, TaskTools,
+    DurableTaskManager, MAX_PAGE_LIMIT, OwnerId, OwnerSource, PageRequest, RedisBackend, StoreConfig,
+    TaskContext, TaskServer, TaskServerConfig, TaskStore, TaskTools,
 };
 use redis::{ScanOptions, TypedCommands};
 use rmcp::model::{
@@ -53,7 +53,7 @@ struct Options {
     /// The prefix of all keys in the Redis
     #[arg(long, default_value = "clients")]
     prefix: String,
-    /// Delete all keys with the prefix, and end
+    /// Print how many tasks have not ended, delete all keys with the prefix, and end
     #[arg(long)]
     erase: bool,
 }
@@ -72,14 +72,18 @@ async fn main() -> ExitCode {
 }
 
 async fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    if options.erase {
-        return erase(&options);
-    }
     let backend = RedisBackend::builder().prefix(&options.prefix).connect(&options.redis).await?;
     // A short lease: the clients wait until another instance resumes the task of a killed one.
     let config = StoreConfig::new().lease(Duration::from_secs(3)).default_ttl(Duration::from_secs(600));
-    let tasks = DurableTaskManager::new(TaskStore::with_config(backend, config));
-    let owners = OwnerSource::fixed(OwnerId::try_from("client")?);
+    let store = TaskStore::with_config(backend, config);
+    let owner = OwnerId::try_from("client")?;
+    if options.erase {
+        println!("{}", open_tasks(&store, &owner).await?);
+        drop(store);
+        return erase(&options);
+    }
+    let tasks = DurableTaskManager::new(store);
+    let owners = OwnerSource::fixed(owner);
     // Less than the seven seconds that the longest call of the clients takes.
     let config = TaskServerConfig::new()
         .hold_for(Duration::from_secs(3))
@@ -120,6 +124,17 @@ async fn serve_http(
     };
     let app = Router::new().route_service("/mcp", mcp);
     Ok(axum::serve(listener, app).with_graceful_shutdown(stop).await?)
+}
+
+/// Counts the tasks that have not ended.
+async fn open_tasks(store: &TaskStore<RedisBackend>, owner: &OwnerId) -> Result<usize, Box<dyn Error>> {
+    let mut page = store.list(owner, PageRequest::new(MAX_PAGE_LIMIT)).await?;
+    let mut open = 0;
+    loop {
+        open += page.tasks.iter().filter(|stored| !stored.task.status.is_terminal()).count();
+        let Some(next) = page.next else { return Ok(open) };
+        page = store.list(owner, PageRequest::new(MAX_PAGE_LIMIT).after(next)).await?;
+    }
 }
 
 /// Deletes what the servers of a run have left in the Redis: ended tasks, and timers.

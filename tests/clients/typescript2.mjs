@@ -24,6 +24,6 @@ await run(async () => {
 		transport === "stdio" ? new StdioClientTransport({ command: target, args }) : new StreamableHTTPClientTransport(new URL(target)),
 	);
 	// From now on the client checks structured content against the output schema.
-	await client.listTools();
+	connected.tools = (await client.listTools()).tools.map(({ name }) => name);
 	return connected;
 });

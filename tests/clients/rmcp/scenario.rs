@@ -1,6 +1,7 @@
 //! What the scenarios share.
 
 use std::error::Error;
+use std::fmt::Display;
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ const SCENARIO_LIMIT: Duration = Duration::from_secs(60);
 pub const POLL: Duration = Duration::from_millis(100);
 /// After this time, a call whose server was killed, or a call that was cancelled, is taken to go on.
 pub const SEEN_WITHIN: Duration = Duration::from_secs(4);
+/// After this time, a connection to a server that was killed is taken to be lost.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Plays a scenario. Returns what the client got.
 pub async fn play(scenario: &str, mode: Mode, server: &Server) -> Result<String, Failure> {
@@ -32,6 +35,15 @@ pub async fn play(scenario: &str, mode: Mode, server: &Server) -> Result<String,
         }
     };
     timeout(SCENARIO_LIMIT, played).await.map_err(|_| "it takes longer than a minute")?
+}
+
+/// Checks whether the server lists its companion tools.
+pub async fn expect_companions(connection: &Connection, are_listed: bool) -> Result<(), Failure> {
+    let tools = connection.client.list_all_tools().await?;
+    for companion in ["task_result", "task_list", "task_answer", "task_cancel"] {
+        expect(tools.iter().any(|tool| tool.name == companion) == are_listed, &tools)?;
+    }
+    expect(!tools.is_empty(), &tools)
 }
 
 /// Checks the result of `work`.
@@ -68,14 +80,20 @@ pub async fn recover(
     server: &Server,
     mode: Mode,
 ) -> Result<(Connection, bool), Failure> {
-    if let Ok(Ok(_)) = timeout(SEEN_WITHIN, connection.call("process", json!({}))).await {
+    let reached = succeeds(|| connection.call("process", json!({})));
+    if timeout(RECOVERS_WITHIN, reached).await.is_ok() {
         return Ok((connection, false));
     }
     connection.close().await?;
+    Ok((succeeds(|| Connection::open(server, mode)).await, true))
+}
+
+/// Tries until it succeeds: the first tries may still reach the process that was killed.
+async fn succeeds<T, E: Display, F: Future<Output = Result<T, E>>>(attempt: impl Fn() -> F) -> T {
     loop {
-        match Connection::open(server, mode).await {
-            Ok(connection) => return Ok((connection, true)),
-            Err(error) => eprintln!("no connection yet: {error}"),
+        match attempt().await {
+            Ok(result) => return result,
+            Err(error) => eprintln!("not yet: {error}"),
         }
         sleep(POLL).await;
     }

@@ -11,7 +11,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::Mode;
 use crate::connection::{Connection, Server};
-use crate::scenario::{Failure, OWN_LIMIT, POLL, expect, kill, recover, survived, text_of, worked};
+use crate::scenario::{
+    Failure, OWN_LIMIT, POLL, expect, expect_companions, kill, recover, survived, text_of, worked,
+};
 
 pub async fn play(scenario: &str, connection: Connection, server: &Server) -> Result<String, Failure> {
     if scenario == "killed" {
@@ -31,6 +33,7 @@ pub async fn play(scenario: &str, connection: Connection, server: &Server) -> Re
 }
 
 async fn quick(connection: &Connection) -> Result<String, Failure> {
+    expect_companions(connection, false).await?;
     match connection.call_once("work", json!({ "seconds": 0.0 })).await? {
         CallToolResponse::Complete(result) => Ok(worked(&result, 0.0)?.to_owned()),
         other => Err(format!("unexpected: {other:?}").into()),

@@ -10,7 +10,8 @@ use tokio::time::{sleep, timeout};
 use crate::Mode;
 use crate::connection::{Connection, Server};
 use crate::scenario::{
-    Failure, OWN_LIMIT, POLL, SEEN_WITHIN, expect, kill, recover, survived, text_of, worked,
+    Failure, OWN_LIMIT, POLL, SEEN_WITHIN, expect, expect_companions, kill, recover, survived, text_of,
+    worked,
 };
 
 pub async fn play(
@@ -23,7 +24,7 @@ pub async fn play(
         return killed(connection, server, mode).await;
     }
     let got = match scenario {
-        "quick" => Ok(worked(&connection.call("work", json!({ "seconds": 0.0 })).await?, 0.0)?.to_owned()),
+        "quick" => quick(&connection).await,
         "slow" => slow(&connection).await,
         "question" => question(&connection).await,
         "longer" => longer(&connection).await,
@@ -33,6 +34,11 @@ pub async fn play(
     };
     connection.close().await?;
     got
+}
+
+async fn quick(connection: &Connection) -> Result<String, Failure> {
+    expect_companions(connection, true).await?;
+    Ok(worked(&connection.call("work", json!({ "seconds": 0.0 })).await?, 0.0)?.to_owned())
 }
 
 /// The call takes longer than the client's limit, which each notification of progress extends.
