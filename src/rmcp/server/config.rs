@@ -70,8 +70,9 @@ impl TaskServerConfig {
         self
     }
 
-    /// Sets how long [`shutdown`](crate::DurableTaskManager::shutdown) waits for calls whose tasks are not stored. Then their
-    /// operations are stopped, and the calls fail. The default is 10 s.
+    /// Sets how long a call may still take once a [shutdown](crate::DurableTaskManager::shutdown) has begun. Then a held call is
+    /// answered with the state of its task. A call whose task is not stored fails, and its operation is stopped. The default is
+    /// 10 s.
     pub fn drain(mut self, limit: Duration) -> Self {
         self.drain = limit;
         self
@@ -95,6 +96,6 @@ impl TaskServerConfig {
 
     pub(super) fn call_limits(&self) -> CallLimits {
         let Self { answer_within, hold_for, drain, .. } = *self;
-        CallLimits { answer_within, hold_for, drain }
+        CallLimits { answer_within: answer_within.min(hold_for), hold_for, drain }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rmcp::model::{CallToolResponse, CreateTaskResult, ErrorData, TaskPayload};
 use rmcp::service::{RequestContext, RoleServer};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::answers;
 use super::call_error::CallError;
@@ -62,7 +62,8 @@ impl<'a, B: Agenda> Delivery<'a, B> {
     /// Holds the call until the task has ended, asks the client its questions, and answers the call.
     pub(super) async fn deliver(mut self, key: &TaskKey) -> Result<CallToolResponse, CallError> {
         loop {
-            let (stored, task) = match self.held.hold(self.tasks.store(), key, self.until).await? {
+            let limit = limit_elapsed(self.tasks, self.config, self.until);
+            let (stored, task) = match self.held.hold(self.tasks.store(), key, limit).await? {
                 HoldEnd::Over { stored, task } => (stored, task),
                 HoldEnd::TimeElapsed => return Ok(self.answer_open(&*self.newest(key).await?)),
                 HoldEnd::Cancelled => return self.leave(key).await,
@@ -116,5 +117,14 @@ impl<'a, B: Agenda> Delivery<'a, B> {
             self.tasks.cancel_task(&key.owner, key.task.as_str()).await?;
         }
         Err(ErrorData::internal_error("the client has cancelled the call", None).into())
+    }
+}
+
+/// Waits until a call must be answered: at `until`, or soon after a shutdown has begun.
+async fn limit_elapsed<B: Agenda>(tasks: &DurableTaskManager<B>, config: &TaskServerConfig, until: Instant) {
+    let shutdown = tasks.runtime().shutdown.signal();
+    tokio::select! {
+        () = sleep_until(until) => {}
+        () = shutdown.limit_elapsed(config.drain) => {}
     }
 }

@@ -242,3 +242,27 @@ async fn the_operation_and_the_task_of_a_call_have_what_its_request_says() {
     assert_eq!(stored.task.traceparent.as_deref(), Some(PARENT));
     assert_eq!(stored.task.extensions["locale"], "fr");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_held_call_is_answered_soon_after_a_shutdown_has_begun() {
+    let tasks = in_memory();
+    let tools = slow_tools().resumable().tool("once", "Takes a second for each frame", slow);
+    let server = serve(&tasks, tools);
+    let (mut resumable, mut once) = (
+        RawClient::connect(server.clone(), Kind::Plain).await,
+        RawClient::connect(server, Kind::Plain).await,
+    );
+    let calls = async {
+        let arguments = json!({ "frames": 240 });
+        tokio::join!(resumable.call("slow", arguments.clone()), once.call("once", arguments))
+    };
+    let shutdown = async {
+        sleep(2 * SECOND).await;
+        tasks.shutdown().await;
+    };
+    let begun = Instant::now();
+    let ((resumable, once), ()) = tokio::join!(calls, shutdown);
+    assert!(begun.elapsed() < 13 * SECOND, "{:?}", begun.elapsed());
+    assert!(said_by(&resumable).contains("still running"), "another instance continues: {resumable}");
+    assert_eq!(once["error"]["code"], -32603, "{once}");
+}
