@@ -52,8 +52,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // A session lives in one instance, and the next request may reach another. So no instance keeps sessions.
     let config = StreamableHttpServerConfig::default().with_legacy_session_mode(false);
-    let (streams, sessions) = (config.cancellation_token.clone(), NeverSessionManager::default());
-    let mcp = StreamableHttpService::new(move || Ok(server.clone()), Arc::new(sessions), config);
+    let (stopping, streams) = (tasks.clone(), config.cancellation_token.clone());
+    let sessions = Arc::new(NeverSessionManager::default());
+    let mcp = StreamableHttpService::new(move || Ok(server.clone()), sessions, config);
     let app = Router::new().route_service("/mcp", mcp).layer(middleware::from_fn(authenticate));
 
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8000".to_owned());
@@ -61,10 +62,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = async move {
         terminate.recv().await;
-        streams.cancel();
+        // Releases the leases, so another instance resumes the tasks at once. Answers the held calls.
+        tokio::spawn(async move {
+            stopping.shutdown().await;
+            streams.cancel();
+        });
     };
     axum::serve(listener, app).with_graceful_shutdown(stop).await?;
-    // Releases the leases. Another instance resumes the tasks at once.
     tasks.shutdown().await;
     Ok(())
 }

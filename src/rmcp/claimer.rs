@@ -191,7 +191,7 @@ async fn claim_and_resolve<B: Agenda>(runtime: Weak<Runtime<B>>, due: Due, slot:
 
 /// Claims a task and starts its operation. Returns what to do with the timer.
 async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result<Next, TaskError> {
-    let guard = runtime.count_run();
+    let guard = runtime.runs.add();
     let shutdown = runtime.shutdown.signal();
     if shutdown.has_begun() {
         return return_to_queue(runtime, due).await;

@@ -16,6 +16,7 @@ mod checkpoints;
 mod claimer;
 mod config;
 mod context;
+mod count;
 mod delivered;
 mod error_class;
 mod follow;

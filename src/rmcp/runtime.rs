@@ -8,12 +8,13 @@ use std::time::Duration;
 use rmcp::model::DetailedTask;
 use rmcp::task_manager::TaskFuture;
 use serde_json::Value;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tracing::Instrument;
 
 use super::asked::AskedQuestions;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
+use super::count::{Count, CountGuard};
 use super::polls::Polls;
 use super::renewer::Renewer;
 use super::request::FindExtensions;
@@ -34,8 +35,10 @@ pub(super) type RegisteredOperation = Arc<dyn Fn(TaskContext, Value) -> TaskFutu
 pub(super) struct Runtime<B> {
     pub(super) store: TaskStore<B>,
     operations: Mutex<HashMap<String, RegisteredOperation>>,
-    /// The number of runs in this process.
-    runs: watch::Sender<usize>,
+    /// The operations of this process. A count does not keep the manager alive: the manager ends with its last clone.
+    pub(super) runs: Count,
+    /// The held calls of this process, and the writes that follow them.
+    pub(super) calls: Count,
     pub(super) shutdown: Shutdown,
     pub(super) claiming: Claiming,
     pub(super) slots: Slots,
@@ -60,26 +63,7 @@ impl Drop for Claiming {
     }
 }
 
-/// Counts as a run until it is dropped. It does not keep the manager alive: the manager ends with its last clone.
-pub(super) struct RunGuard(watch::Sender<usize>);
-
-impl Drop for RunGuard {
-    fn drop(&mut self) {
-        self.0.send_modify(|runs| *runs -= 1);
-    }
-}
-
 impl<B> Runtime<B> {
-    /// Returns how many operations run in this process.
-    pub(super) fn run_count(&self) -> usize {
-        *self.runs.borrow()
-    }
-
-    /// Waits until no operation runs in this process.
-    pub(super) async fn runs_ended(&self) {
-        let _ = self.runs.subscribe().wait_for(|runs| *runs == 0).await;
-    }
-
     fn operations(&self) -> MutexGuard<'_, HashMap<String, RegisteredOperation>> {
         // No code panics while it holds this lock.
         self.operations.lock().unwrap_or_else(PoisonError::into_inner)
@@ -98,13 +82,6 @@ impl<B> Runtime<B> {
     pub(super) fn operation(&self, name: &str) -> Option<RegisteredOperation> {
         self.operations().get(name).cloned()
     }
-
-    /// Counts a run. Count the run before you check whether a shutdown has begun. Then a shutdown either prevents the
-    /// run or waits for its end.
-    pub(super) fn count_run(&self) -> RunGuard {
-        self.runs.send_modify(|runs| *runs += 1);
-        RunGuard(self.runs.clone())
-    }
 }
 
 impl<B: Agenda> Runtime<B> {
@@ -113,7 +90,8 @@ impl<B: Agenda> Runtime<B> {
         Self {
             store,
             operations: Mutex::default(),
-            runs: watch::Sender::new(0),
+            runs: Count::default(),
+            calls: Count::default(),
             shutdown: Shutdown::new(),
             claiming: Claiming::default(),
             slots: Slots::new(config.max_concurrent),
@@ -127,7 +105,7 @@ impl<B: Agenda> Runtime<B> {
     /// Runs an operation in the current span. Returns whether its closure returned a future. If it did not, it has panicked.
     pub(super) fn run(
         &self,
-        guard: RunGuard,
+        guard: CountGuard,
         attempt: Attempt<B>,
         stored: StoredTask,
         slot: Option<Slot>,

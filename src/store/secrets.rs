@@ -22,3 +22,29 @@ impl<B: Agenda> TaskStore<B> {
         self.change(ChangeKind::Input, "with_secret", stored.into(), add).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::OwnerId;
+    use crate::memory::MemoryBackend;
+    use crate::store::NewTask;
+
+    #[tokio::test]
+    async fn instances_that_give_a_task_a_secret_at_the_same_time_return_the_same_one() {
+        let engine = MemoryBackend::new();
+        let (one, other) = (TaskStore::new(engine.clone()), TaskStore::new(engine));
+        let task =
+            one.create(&OwnerId::try_from("alice").unwrap(), NewTask::new("tools/call")).await.unwrap();
+        let of_other = other.get(&task.key).await.unwrap();
+        let first = one.with_secret(&task).await.unwrap();
+        // This copy is from before the secret.
+        let second = other.with_secret(&of_other).await.unwrap();
+        assert!(first.task.adapter.secret.is_some());
+        assert_eq!(first.task, second.task);
+        let ended = one.complete(&first, serde_json::Value::Null).await.unwrap();
+        assert_eq!(ended.task.adapter.secret, None);
+        let refused = one.with_secret(&ended).await;
+        assert!(matches!(refused, Err(TaskError::InvalidTransition { .. })), "{refused:?}");
+    }
+}

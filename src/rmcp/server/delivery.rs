@@ -15,6 +15,7 @@ use super::config::TaskServerConfig;
 use super::held::{HeldCall, HoldEnd};
 use super::questions::{Asked, Questions};
 use crate::backend::{Agenda, TaskKey};
+use crate::rmcp::count::CountGuard;
 use crate::rmcp::manager::DurableTaskManager;
 use crate::rmcp::wire;
 use crate::task::StoredTask;
@@ -32,6 +33,8 @@ pub(super) struct Delivery<'a, B> {
     until: Instant,
     /// The task is asked to cancel when the client cancels the call.
     cancels_with_request: bool,
+    /// A shutdown waits for the call.
+    _counted: CountGuard,
 }
 
 impl<'a, B: Agenda> Delivery<'a, B> {
@@ -45,7 +48,17 @@ impl<'a, B: Agenda> Delivery<'a, B> {
         let client = Client::of(context);
         let held = HeldCall::new(&client, context);
         let until = Instant::now() + config.hold_limit(&client);
-        Self { tasks, config, client, context, tool, held, until, cancels_with_request: false }
+        Self {
+            tasks,
+            config,
+            client,
+            context,
+            tool,
+            held,
+            until,
+            cancels_with_request: false,
+            _counted: tasks.runtime().calls.add(),
+        }
     }
 
     pub(super) fn cancels_with_request(mut self, cancels: bool) -> Self {

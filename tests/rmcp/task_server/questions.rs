@@ -1,5 +1,6 @@
 //! How the questions of an operation reach clients without tasks.
 
+mod calls;
 mod peer_requests;
 mod request_state;
 mod text;
