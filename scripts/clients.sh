@@ -4,31 +4,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$PWD/tests/clients
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-
-install() { # installs clients with a command (from $3 on), from a registry ($1) of a tool ($2)
-	echo "installing clients from $1"
-	if "${@:3}" >"$log" 2>&1; then return; fi
-	tail -n 10 "$log" >&2
-	if grep -Eq 'ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|FETCH_ERROR|NewConnectionError|ConnectTimeout|ReadTimeout' "$log"; then
-		echo "error: $2 cannot reach its registry, so no client was run; check the network and the registry that $2 is configured to use" >&2
-	else
-		echo "error: $2 cannot install the clients, so no client was run; see the log above" >&2
-	fi
-	exit 1
-}
-
 if ! cmp -s "$folder/package-lock.json" "$folder/node_modules/installed-lock.json"; then
-	install npm npm npm ci --prefix "$folder" --ignore-scripts --no-audit --no-fund --fetch-timeout 60000 --fetch-retries 1
+	scripts/install.sh "the TypeScript clients" npm \
+		npm ci --prefix "$folder" --ignore-scripts --no-audit --no-fund --fetch-timeout 60000 --fetch-retries 1
 	cp "$folder/package-lock.json" "$folder/node_modules/installed-lock.json"
 fi
 if ! cmp -s "$folder/requirements.txt" "$folder/venv/installed.txt"; then
 	rm -rf "$folder/venv"
 	python3 -m venv "$folder/venv"
 	# The file pins every package, also indirect dependencies.
-	install PyPI pip "$folder/venv/bin/pip" install --no-deps --no-input --disable-pip-version-check --timeout 60 --retries 1 \
-		--requirement "$folder/requirements.txt"
+	scripts/install.sh "the Python clients" pip "$folder/venv/bin/pip" install --no-deps --no-input --disable-pip-version-check \
+		--timeout 60 --retries 1 --requirement "$folder/requirements.txt"
 	"$folder/venv/bin/pip" check
 	cp "$folder/requirements.txt" "$folder/venv/installed.txt"
 fi

@@ -4,18 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../tests/conformance"
 if ! cmp -s package-lock.json node_modules/installed-lock.json; then
-	log=$(mktemp)
-	trap 'rm -f "$log"' EXIT
-	echo "installing the MCP conformance suite from the npm registry"
-	if ! npm ci --ignore-scripts --no-audit --no-fund --fetch-timeout 60000 --fetch-retries 1 >"$log" 2>&1; then
-		tail -n 10 "$log" >&2
-		if grep -Eq 'ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|FETCH_ERROR' "$log"; then
-			echo "error: npm cannot reach its registry, so nothing was checked; check the network and the registry that npm is configured to use" >&2
-		else
-			echo "error: npm cannot install the conformance suite, so nothing was checked; see the log above" >&2
-		fi
-		exit 1
-	fi
+	../../scripts/install.sh "the MCP conformance suite" npm \
+		npm ci --ignore-scripts --no-audit --no-fund --fetch-timeout 60000 --fetch-retries 1
 	cp package-lock.json node_modules/installed-lock.json
 fi
 server=$(

@@ -23,76 +23,85 @@ const CLIENT_LIMIT_MS = 240_000;
 // Most of the time, a client waits.
 const AT_ONCE = Number(process.env.CLIENTS_AT_ONCE ?? 8);
 
-// How many instances serve a client over HTTP. Sessions live in one instance.
-const HTTP = { "HTTP, two instances": { instances: 2, options: [] }, "HTTP with a session": { instances: 1, options: ["--sessions"] } };
-const STATELESS = "HTTP, two instances";
-const SESSION = "HTTP with a session";
-const STDIO = "stdio";
+const STDIO = { name: "stdio" };
+const STATELESS = { name: "HTTP, two instances", instances: 2, options: [] };
+// A session lives in one instance.
+const SESSION = { name: "HTTP with a session", instances: 1, options: ["--sessions"] };
 
 const here = (file) => fileURLToPath(new URL(file, import.meta.url));
 const node = (file, ...args) => [process.execPath, here(file), ...args];
 const versions = await pinned();
 
 const CLIENTS = [
-	{ name: `TypeScript, sdk ${versions.typescript1}`, protocol: "2025-11-25", command: node("typescript1.mjs"), over: [STDIO, SESSION, STATELESS] },
-	{ name: `TypeScript, client ${versions.typescript2}, default`, protocol: "2025-11-25", command: node("typescript2.mjs", "legacy"), over: [STDIO, SESSION, STATELESS] },
-	{ name: `TypeScript, client ${versions.typescript2}, \`auto\``, protocol: "2026-07-28", command: node("typescript2.mjs", "auto"), over: [STDIO, STATELESS] },
-	{ name: `Python, mcp ${versions.python}, \`legacy\``, protocol: "2025-11-25", command: [python, here("python_mcp.py"), "legacy"], over: [STDIO, SESSION, STATELESS] },
-	{ name: `Python, mcp ${versions.python}, default`, protocol: "2026-07-28", command: [python, here("python_mcp.py"), "auto"], over: [STDIO, STATELESS] },
-	{ name: `rmcp ${versions.rmcp}, default`, protocol: "2025-11-25", command: [rmcpClient, "legacy"], over: [STDIO, SESSION, STATELESS] },
-	{ name: `rmcp ${versions.rmcp}`, protocol: "2026-07-28", command: [rmcpClient, "plain"], over: [STDIO, STATELESS] },
-	{ name: `rmcp ${versions.rmcp}, with tasks`, protocol: "2026-07-28", command: [rmcpClient, "tasks"], over: [STDIO, STATELESS] },
-	{ name: `FastMCP ${versions.fastmcp} with fastmcp-tasks`, protocol: "2026-07-28", command: [python, here("python_fastmcp.py"), "as-is"], over: [STDIO] },
+	{ name: `TypeScript, sdk ${versions.typescript1}`, command: node("typescript1.mjs"), over: [STDIO, SESSION, STATELESS] },
+	{ name: `TypeScript, client ${versions.typescript2}, default`, command: node("typescript2.mjs", "legacy"), over: [STDIO, SESSION, STATELESS] },
+	{ name: `TypeScript, client ${versions.typescript2}, \`auto\``, command: node("typescript2.mjs", "auto"), over: [STDIO, STATELESS] },
+	{ name: `Python, mcp ${versions.python}, \`legacy\``, command: [python, here("python_mcp.py"), "legacy"], over: [STDIO, SESSION, STATELESS] },
+	{ name: `Python, mcp ${versions.python}, default`, command: [python, here("python_mcp.py"), "auto"], over: [STDIO, STATELESS] },
+	{ name: `rmcp ${versions.rmcp}, default`, command: [rmcpClient, "legacy"], over: [STDIO, SESSION, STATELESS] },
+	{ name: `rmcp ${versions.rmcp}`, command: [rmcpClient, "plain"], over: [STDIO, STATELESS] },
+	{ name: `rmcp ${versions.rmcp}, with tasks`, command: [rmcpClient, "tasks"], over: [STDIO, STATELESS] },
+	{ name: `FastMCP ${versions.fastmcp} with fastmcp-tasks`, command: [python, here("python_fastmcp.py"), "as-is"], over: [STDIO] },
 	// The server refuses all requests about tasks, so the client cannot end them.
-	{ name: `FastMCP ${versions.fastmcp} with fastmcp-tasks`, protocol: "2026-07-28", command: [python, here("python_fastmcp.py"), "as-is"], over: [STATELESS], mayLeave: true },
-	{ name: `FastMCP ${versions.fastmcp}, with \`Mcp-Name\``, protocol: "2026-07-28", command: [python, here("python_fastmcp.py"), "with-name"], over: [STATELESS] },
+	{ name: `FastMCP ${versions.fastmcp} with fastmcp-tasks`, command: [python, here("python_fastmcp.py"), "as-is"], over: [STATELESS], mayLeave: true },
+	{ name: `FastMCP ${versions.fastmcp}, with \`Mcp-Name\``, command: [python, here("python_fastmcp.py"), "with-name"], over: [STATELESS] },
 ];
 
 // Keeps instances of the server running behind one URL: an instance that was killed is replaced.
 async function startInstances({ instances, options }, prefix) {
 	const targets = [];
 	const running = [];
+	const started = [];
 	const faults = [];
 	let isClosing = false;
 	const keep = async (slot) => {
 		const instance = startServer(server, ["--http", ...options, "--redis", redisUrl, "--prefix", prefix]);
 		running[slot] = instance;
+		started.push(instance);
 		instance.ended.then((how) => {
 			if (isClosing) return;
-			if (how !== "SIGKILL") faults.push(`an instance ended with ${how}: ${instance.log}`);
-			keep(slot).catch((error) => faults.push(error.message));
+			if (how === "SIGKILL") keep(slot).catch((error) => faults.push(error.message));
+			else faults.push(`an instance ended with ${how}: ${instance.log}`);
 		});
 		targets[slot] = await instance.listening;
 	};
-	await Promise.all(Array.from({ length: instances }, (_, slot) => keep(slot)));
+	const stopAll = () => {
+		isClosing = true;
+		return Promise.all(running.map(stop));
+	};
+	try {
+		await Promise.all(Array.from({ length: instances }, (_, slot) => keep(slot)));
+	} catch (error) {
+		await stopAll();
+		throw new Error([error.message, ...faults].join("; "));
+	}
 	const proxy = await roundRobin(targets);
 	const close = async () => {
-		isClosing = true;
 		proxy.close();
-		const ends = await Promise.all(running.map(stop));
+		const ends = await stopAll();
 		if (ends.some((how) => how !== 0)) faults.push(`the instances ended with ${ends.join(" and ")} instead of exit code 0`);
 		if (proxy.counts.includes(0)) faults.push(`the instances received ${proxy.counts.join(" and ")} requests; each must receive some`);
 		return faults;
 	};
-	return { url: proxy.url, close, log: () => running.map(({ log }) => log).join("\n") };
+	return { url: proxy.url, close, log: () => started.map(({ log }) => log).join("\n") };
 }
 
 // Deletes all that a run has left in the Redis. Every task must have ended.
 async function erase(prefix, mayLeave = false) {
 	const erasing = start(server, ["--erase", "--redis", redisUrl, "--prefix", prefix]);
 	if ((await erasing.ended) !== 0) return [`the keys of the run could not be deleted: ${erasing.log}`];
-	const open = Number(erasing.log.split("\n").find((line) => /^\d+$/.test(line)));
+	const open = Number(erasing.output);
 	return open === 0 || mayLeave ? [] : [`${open} tasks have not ended`];
 }
 
 // Runs all scenarios of a client over one transport.
-async function runClient({ name, protocol, command: [program, ...args], mayLeave }, transport) {
+async function runClient({ name, command: [program, ...args], mayLeave }, transport) {
 	const prefix = `clients-${randomUUID()}`;
-	const run = { client: name, protocol, transport, got: {}, faults: [] };
+	const run = { client: name, transport: transport.name, got: {}, faults: [] };
 	let instances;
 	let client;
 	try {
-		if (HTTP[transport]) instances = await startInstances(HTTP[transport], prefix);
+		if (transport.instances) instances = await startInstances(transport, prefix);
 		const target = instances ? ["http", instances.url] : ["stdio", server, "--redis", redisUrl, "--prefix", prefix];
 		client = start(program, [...args, ...target]);
 		const how = await within(CLIENT_LIMIT_MS, client.ended, `the client did not end within ${CLIENT_LIMIT_MS / 1000} s`);
@@ -104,9 +113,10 @@ async function runClient({ name, protocol, command: [program, ...args], mayLeave
 		run.faults.push(...((await instances?.close()) ?? []));
 		run.faults.push(...(await erase(prefix, mayLeave)));
 	}
-	for (const line of client?.log.split("\n").filter((line) => line.startsWith('{"')) ?? []) {
-		const { scenario, got } = JSON.parse(line);
+	for (const line of client?.output.trim().split("\n").filter(Boolean) ?? []) {
+		const { scenario, protocol, got } = JSON.parse(line);
 		if (run.got[scenario]) run.faults.push(`${scenario}: played twice`);
+		if ((run.protocol ??= protocol) !== protocol) run.faults.push(`${scenario}: the protocol was ${protocol}, not ${run.protocol}`);
 		run.got[scenario] = got;
 		if (got.startsWith("FAILED")) run.faults.push(`${scenario}: ${got}`);
 	}

@@ -1,5 +1,5 @@
 // What the TypeScript clients do: one scenario after the other, each over a connection of its own. Prints one JSON line a scenario:
-// its name, and what the client got. scenarios.py and rmcp.rs do the same with other clients.
+// its name, the version of the protocol, and what the client got. scenarios.py and rmcp/ do the same with other clients.
 
 // How long the client waits for a call in the scenario "limit". The call takes longer.
 const OWN_LIMIT_MS = 1_000;
@@ -83,7 +83,7 @@ const SCENARIOS = {
 };
 
 // Runs all scenarios. `connect` returns a client: `call(tool, arguments, options)`, the names of the `tools`, how many `questions` it
-// was asked, `close()`.
+// was asked, the version of the `protocol`, `close()`.
 export async function run(connect) {
 	for (const [scenario, play] of Object.entries(SCENARIOS)) {
 		const clients = [];
@@ -93,7 +93,7 @@ export async function run(connect) {
 		};
 		const played = (async () => play({ client: await connected(), connect: connected }))();
 		const { result, error } = (await within(SCENARIO_LIMIT_MS, outcome(played))) ?? { error: new Error("it takes longer than a minute") };
-		console.log(JSON.stringify({ scenario, got: result ?? `FAILED: ${error.message}` }));
+		console.log(JSON.stringify({ scenario, protocol: clients[0]?.protocol, got: result ?? `FAILED: ${error.message}` }));
 		await Promise.allSettled(clients.map((client) => client.close()));
 	}
 	// A call that hangs must not keep the program alive.

@@ -79,20 +79,22 @@ async def succeeds(attempt):
 
 
 async def play(scenario, connect):
-    """Runs one scenario. Returns what the client got."""
-    got = None
+    """Runs one scenario. Returns the version of the protocol, and what the client got."""
+    protocol = got = None
     try:
         async with asyncio.timeout(SCENARIO_LIMIT), AsyncExitStack() as connections:
 
             async def connected():
                 return await connections.enter_async_context(connect())
 
-            got = await scenario(await connected(), connected)
+            client = await connected()
+            protocol = client.client.protocol_version
+            got = await scenario(client, connected)
     except Exception as error:
         print(f"{scenario.__name__}: {error!r}", file=sys.stderr)
         # The connection to a killed server may fail to close.
         got = got or f"FAILED: {cause(error)!r}"
-    return got
+    return protocol, got
 
 
 def cause(error):
@@ -105,8 +107,8 @@ def cause(error):
 async def run(scenarios, connect):
     """Runs all scenarios. `connect` returns the context of a client."""
     for scenario in scenarios:
-        got = await play(scenario, connect)
-        print(json.dumps({"scenario": scenario.__name__, "got": got}), flush=True)
+        protocol, got = await play(scenario, connect)
+        print(json.dumps({"scenario": scenario.__name__, "protocol": protocol, "got": got}), flush=True)
     # A call that hangs must not keep the program alive.
     sys.stdout.flush()
     os._exit(0)

@@ -19,9 +19,13 @@ await run(async () => {
 		connected.questions += 1;
 		return answerOf(params.message);
 	});
-	await client.connect(
-		transport === "stdio" ? new StdioClientTransport({ command: target, args }) : new StreamableHTTPClientTransport(new URL(target)),
-	);
+	const wire = transport === "stdio" ? new StdioClientTransport({ command: target, args }) : new StreamableHTTPClientTransport(new URL(target));
+	const setProtocolVersion = wire.setProtocolVersion?.bind(wire);
+	wire.setProtocolVersion = (version) => {
+		connected.protocol = version;
+		setProtocolVersion?.(version);
+	};
+	await client.connect(wire);
 	// From now on the client checks structured content against the output schema.
 	connected.tools = (await client.listTools()).tools.map(({ name }) => name);
 	return connected;

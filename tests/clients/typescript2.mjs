@@ -23,6 +23,7 @@ await run(async () => {
 	await client.connect(
 		transport === "stdio" ? new StdioClientTransport({ command: target, args }) : new StreamableHTTPClientTransport(new URL(target)),
 	);
+	connected.protocol = client.getNegotiatedProtocolVersion();
 	// From now on the client checks structured content against the output schema.
 	connected.tools = (await client.listTools()).tools.map(({ name }) => name);
 	return connected;

@@ -10,11 +10,12 @@ const children = new Set();
 process.on("exit", () => children.forEach((child) => child.kill("SIGKILL")));
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
 
-// Starts a program and collects its output. `ended` resolves with the exit code, the signal that ended it, or the error of its start.
+// Starts a program. `output` collects its standard output, and `log` that and its standard error. `ended` resolves with the exit code, the signal that ended it, or the error of its start.
 export function start(program, args) {
 	const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
 	children.add(child);
-	const running = { child, log: "" };
+	const running = { child, output: "", log: "" };
+	child.stdout.setEncoding("utf8").on("data", (text) => (running.output += text));
 	for (const output of [child.stdout, child.stderr]) {
 		output.setEncoding("utf8").on("data", (text) => (running.log += text));
 	}

@@ -53,8 +53,9 @@ async fn main() -> ExitCode {
         ServerOptions::Http { url } => Server::Url(url),
     };
     for scenario in SCENARIOS {
-        let got = play(scenario, mode, &server).await.unwrap_or_else(|error| format!("FAILED: {error}"));
-        println!("{}", json!({ "scenario": scenario, "got": got }));
+        let (protocol, got) = play(scenario, mode, &server).await;
+        let got = got.unwrap_or_else(|error| format!("FAILED: {error}"));
+        println!("{}", json!({ "scenario": scenario, "protocol": protocol, "got": got }));
     }
     ExitCode::SUCCESS
 }

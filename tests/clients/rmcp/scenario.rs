@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::process::Command;
 use std::time::Duration;
 
-use rmcp::model::CallToolResult;
+use rmcp::model::{CallToolResult, ProtocolVersion};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
@@ -25,16 +25,25 @@ pub const SEEN_WITHIN: Duration = Duration::from_secs(4);
 /// After this time, a connection to a server that was killed is taken to be lost.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(2);
 
-/// Plays a scenario. Returns what the client got.
-pub async fn play(scenario: &str, mode: Mode, server: &Server) -> Result<String, Failure> {
-    let connection = Connection::open(server, mode).await?;
+/// Plays a scenario. Returns the version of the protocol, and what the client got.
+pub async fn play(
+    scenario: &str,
+    mode: Mode,
+    server: &Server,
+) -> (Option<ProtocolVersion>, Result<String, Failure>) {
+    let connection = match Connection::open(server, mode).await {
+        Ok(connection) => connection,
+        Err(error) => return (None, Err(error)),
+    };
+    let protocol = connection.client.peer_info().map(|server| server.protocol_version.clone());
     let played = async {
         match mode {
             Mode::Tasks => with_tasks::play(scenario, connection, server).await,
             Mode::Legacy | Mode::Plain => without_tasks::play(scenario, connection, server, mode).await,
         }
     };
-    timeout(SCENARIO_LIMIT, played).await.map_err(|_| "it takes longer than a minute")?
+    let got = timeout(SCENARIO_LIMIT, played).await;
+    (protocol, got.unwrap_or_else(|_| Err("it takes longer than a minute".into())))
 }
 
 /// Checks whether the server lists its companion tools.
