@@ -1,9 +1,12 @@
 //! Clients of older protocols answer requests of the server.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use mcp_task_store::TaskStatus;
 use rmcp::ClientLifecycleMode;
 use serde_json::Value;
 
+use super::super::flaky::Flaky;
 use super::super::raw::{Kind, RawClient};
 use super::*;
 
@@ -148,4 +151,22 @@ async fn a_task_whose_client_has_left_still_waits_and_another_client_answers() {
     within(forms.recv()).await.unwrap().answer(ElicitationAction::Accept);
     assert_eq!(said_in(&within(waits).await.unwrap()), "{\"action\":\"accept\"}");
     other.cancel().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_arrives_while_the_engine_is_down_is_delivered_later() {
+    let engine = Flaky::new();
+    let tasks = manager(&engine.agenda(), LONG);
+    let (client, mut forms) = connect(serve(&tasks)).await;
+    let task_id = one_question(&tasks, elicitation("Publish?")).await;
+    let waits = begin(&client, &task_id);
+    let form = within(forms.recv()).await.unwrap();
+    engine.is_down.store(true, Relaxed);
+    let before = engine.calls.load(Relaxed);
+    form.answer(ElicitationAction::Accept);
+    until(|| engine.calls.load(Relaxed) > before + 3).await;
+    assert!(!waits.is_finished());
+    engine.is_down.store(false, Relaxed);
+    assert_eq!(said_in(&within(waits).await.unwrap()), "{\"action\":\"accept\"}");
+    client.cancel().await.unwrap();
 }
