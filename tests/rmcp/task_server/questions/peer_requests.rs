@@ -170,3 +170,21 @@ async fn an_answer_that_arrives_while_the_engine_is_down_is_delivered_later() {
     assert_eq!(said_in(&within(waits).await.unwrap()), "{\"action\":\"accept\"}");
     client.cancel().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_question_whose_client_leaves_goes_to_the_next_client_that_waits() {
+    let tasks = super::super::in_memory();
+    let ((one, mut forms_of_one), (other, mut forms_of_other)) =
+        (connect(serve(&tasks)).await, connect(serve(&tasks)).await);
+    let task_id = one_question(&tasks, elicitation("Publish?")).await;
+    let _waits = begin(&one, &task_id);
+    let form = within(forms_of_one.recv()).await.unwrap();
+    let waits = begin(&other, &task_id);
+    other.list_all_tools().await.unwrap();
+    assert!(forms_of_other.try_recv().is_err(), "both users see the form");
+    one.cancel().await.unwrap();
+    drop(form);
+    within(forms_of_other.recv()).await.unwrap().answer(ElicitationAction::Accept);
+    assert_eq!(said_in(&within(waits).await.unwrap()), "{\"action\":\"accept\"}");
+    other.cancel().await.unwrap();
+}
