@@ -46,7 +46,7 @@ conformance: redis-up ## run the official MCP conformance suite on one instance,
 	@scripts/conformance.sh
 
 .PHONY: clients
-clients: redis-up ## run the TypeScript and Python clients, FastMCP and rmcp against one server; CLIENTS_WRITE=1 writes the results into the guide | 2 min, and 1 min to install | tests/clients/node_modules, tests/clients/venv, with CLIENTS_WRITE=1 docs/guide/clients.md
+clients: redis-up ## run the TypeScript and Python clients, FastMCP and rmcp against one server; CLIENTS_WRITE=1 writes the results into the guide | 1 min, and 3 min to install and build | tests/clients/node_modules, tests/clients/venv, with CLIENTS_WRITE=1 docs/guide/clients.md
 	@scripts/need.sh "command -v npm" npm npm
 	@scripts/need.sh "python3 -c 'import ensurepip'" python3-venv "python3 with venv"
 	@scripts/clients.sh

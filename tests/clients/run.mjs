@@ -21,7 +21,7 @@ if (!page || (write && write !== "--write")) {
 
 const CLIENT_LIMIT_MS = 240_000;
 // Most of the time, a client waits.
-const AT_ONCE = Number(process.env.CLIENTS_AT_ONCE ?? 8);
+const AT_ONCE = Number(process.env.CLIENTS_AT_ONCE ?? 12);
 
 const STDIO = { name: "stdio" };
 const STATELESS = { name: "HTTP, two instances", instances: 2, options: [] };
