@@ -60,8 +60,8 @@ async def listed(client, wanted):
         await asyncio.sleep(POLL)
 
 
-def is_working(task):
-    return task["status"] == "working"
+def is_call_of(tool):
+    return lambda task: task["tool"] == tool and task["status"] == "working"
 
 
 async def quick(client, _connect):
@@ -102,7 +102,7 @@ async def longer(client, _connect):
 
 async def cancel(client, _connect):
     call = asyncio.create_task(client.call("wait", {}))
-    task_id = (await listed(client, is_working))["taskId"]
+    task_id = (await listed(client, is_call_of("wait")))["taskId"]
     call.cancel()
     await asyncio.wait([call])
     steps = ["gives up"]
@@ -127,7 +127,7 @@ async def limit(client, _connect):
         print(f"limit: {error!r}", file=sys.stderr)
     else:
         expect(False, result)
-    task_id = (await listed(client, is_working))["taskId"]
+    task_id = (await listed(client, is_call_of("work")))["taskId"]
     return "gives up, task_result, " + worked(await finish(client, task_id), 2.5)
 
 

@@ -44,7 +44,7 @@ const SCENARIOS = {
 	async cancel({ client }) {
 		const abort = new AbortController();
 		const call = outcome(client.call("wait", {}, { signal: abort.signal }));
-		const { taskId } = await listed(client, (task) => task.status === "working");
+		const { taskId } = await listed(client, ({ tool, status }) => tool === "wait" && status === "working");
 		abort.abort();
 		const steps = ["gives up"];
 		expect((await call).error, "the client does not give up a cancelled call");
@@ -60,7 +60,7 @@ const SCENARIOS = {
 	async limit({ client }) {
 		const { error } = await outcome(client.call("work", { seconds: 2.5 }, { timeout: OWN_LIMIT_MS }));
 		expect(error, "the client does not give up at its limit");
-		const running = await listed(client, (task) => task.status === "working");
+		const running = await listed(client, ({ tool, status }) => tool === "work" && status === "working");
 		const steps = ["gives up"];
 		steps.push(worked(await finish(client, state(running), steps), 2.5));
 		return steps.join(", ");

@@ -2,8 +2,8 @@
 
 export const SCENARIOS = ["quick", "slow", "question", "longer", "cancel", "limit", "killed"];
 const COLUMNS = ["client", "protocol", "transport", ...SCENARIOS];
-const BEGIN = "<!-- begin of the table of `make clients` -->\n";
-const END = "<!-- end of the table of `make clients` -->\n";
+const BEGIN = "<!-- results of make clients: begin -->\n";
+const END = "<!-- results of make clients: end -->\n";
 
 export function table(runs) {
 	const rows = runs.map(({ client, protocol, transport, got }) => [client, protocol, transport, ...SCENARIOS.map((scenario) => cell(got[scenario]))]);

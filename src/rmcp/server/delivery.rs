@@ -87,12 +87,13 @@ impl<'a, B: Agenda> Delivery<'a, B> {
             if self.client.has_tasks() {
                 return Ok(self.answer_open(&stored));
             }
-            let Self { tasks, config, client, context, tool, held, until, .. } = &mut self;
+            let limit = limit_elapsed(self.tasks, self.config, self.until);
+            let Self { tasks, config, client, context, tool, held, .. } = &mut self;
             let companions = &config.companions;
             let questions = Questions { tasks, client, context, companions, tool };
-            match questions.ask(held, &stored, input_requests, *until).await? {
+            match questions.ask(held, &stored, input_requests, limit).await? {
                 Asked::Answer(answer) => return Ok(*answer),
-                Asked::Changed => {}
+                Asked::HoldOn => {}
             }
         }
     }

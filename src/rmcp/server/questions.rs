@@ -12,7 +12,6 @@ mod text;
 
 use rmcp::model::{CallToolResponse, CallToolResult, ErrorData, InputRequests, InputRequiredResult};
 use rmcp::service::{RequestContext, RoleServer};
-use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
 use super::companion_names::{Companion, Companions};
@@ -35,8 +34,8 @@ pub(super) struct Questions<'a, B> {
 
 /// What follows after the client was asked.
 pub(super) enum Asked {
-    /// A question is closed, or the task has changed. The call is held further.
-    Changed,
+    /// A question is closed, the task has changed, or the client has cancelled the call. The call is held further.
+    HoldOn,
     /// The answer of the call. It has the open questions.
     Answer(Box<CallToolResponse>),
 }
@@ -48,10 +47,10 @@ impl Asked {
 }
 
 impl<B: Agenda> Questions<'_, B> {
-    /// Asks the client these open requests of a task, in the way that the client understands, at most until this time. Call it
-    /// from the future of the handler: a request that is sent from another future belongs to no call.
+    /// Asks the client these open requests of a task, in the way that the client understands, at most until `limit` is ready.
+    /// Call it from the future of the handler: a request that is sent from another future belongs to no call.
     ///
-    /// A request to the client stays open after this time, and if the future is dropped. Its answer is delivered when it
+    /// A request to the client stays open after the limit, and if the future is dropped. Its answer is delivered when it
     /// arrives.
     ///
     /// # Errors
@@ -61,7 +60,7 @@ impl<B: Agenda> Questions<'_, B> {
         held: &mut HeldCall<'_>,
         stored: &StoredTask,
         requests: InputRequests,
-        until: Instant,
+        limit: impl Future<Output = ()>,
     ) -> Result<Asked, ErrorData> {
         let can_answer = |request| declared::can_answer(&self.client.capabilities, request);
         if requests.is_empty() || !requests.values().all(can_answer) {
@@ -74,18 +73,18 @@ impl<B: Agenda> Questions<'_, B> {
         let asked = async {
             tokio::select! {
                 biased;
-                is_closed = asked => Some(is_closed),
-                () = sleep_until(until) => None,
-                () = self.context.ct.cancelled() => None,
+                () = self.context.ct.cancelled() => Asked::HoldOn,
+                is_closed = asked => match is_closed {
+                    true => Asked::HoldOn,
+                    false => self.ask_in_text(stored, &requests),
+                },
+                () = limit => Asked::answer(text::being_asked(stored, self.companions.name(Companion::Result))),
             }
         };
-        Ok(match held.wait(asked).await {
-            Some(true) => Asked::Changed,
-            Some(false) => self.ask_in_text(stored, &requests),
-            None => Asked::answer(text::being_asked(stored, self.companions.name(Companion::Result))),
-        })
+        Ok(held.wait(asked).await)
     }
 
+    /// Returns the questions as text, for a model.
     fn ask_in_text(&self, stored: &StoredTask, requests: &InputRequests) -> Asked {
         Asked::answer(in_text(stored, requests, self.companions))
     }
@@ -94,7 +93,7 @@ impl<B: Agenda> Questions<'_, B> {
     async fn ask_in_result(&self, stored: &StoredTask, requests: InputRequests) -> Result<Asked, ErrorData> {
         let stored = match self.tasks.store().with_secret(stored).await {
             Ok(stored) => stored,
-            Err(error) if ErrorClass::of(&error) == ErrorClass::Void => return Ok(Asked::Changed),
+            Err(error) if ErrorClass::of(&error) == ErrorClass::Void => return Ok(Asked::HoldOn),
             Err(error) => return Err(error.into()),
         };
         let state = request_state::seal(&stored, self.tool)?;

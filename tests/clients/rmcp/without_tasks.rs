@@ -85,7 +85,7 @@ async fn cancel(connection: &Connection) -> Result<String, Failure> {
         let mut call = pin!(connection.call("wait", json!({})));
         let task = tokio::select! {
             result = &mut call => return Err(format!("unexpected: {result:?}").into()),
-            task = listed(connection, |task| task["status"] == "working") => task?,
+            task = listed(connection, |task| is_call_of("wait", task)) => task?,
         };
         id_of(&task)?
     };
@@ -104,7 +104,7 @@ async fn limit(connection: &Connection) -> Result<String, Failure> {
     if let Ok(result) = timeout(OWN_LIMIT, call).await {
         return Err(format!("unexpected: {result:?}").into());
     }
-    let running = listed(connection, |task| task["status"] == "working").await?;
+    let running = listed(connection, |task| is_call_of("work", task)).await?;
     let result = finish(connection, &id_of(&running)?).await?;
     Ok(format!("gives up, task_result, {}", worked(&result, 2.5)?))
 }
@@ -132,6 +132,10 @@ async fn killed(connection: Connection, server: &Server, mode: Mode) -> Result<S
     connection.close().await?;
     let reconnects = if is_new { ", reconnects" } else { "" };
     Ok(format!("{failed}{reconnects}, task_result, result"))
+}
+
+fn is_call_of(tool: &str, task: &Value) -> bool {
+    task["tool"] == tool && task["status"] == "working"
 }
 
 /// Returns the id of the task of a call that runs on.

@@ -122,3 +122,32 @@ async fn a_client_whose_capabilities_do_not_reach_the_server_receives_the_questi
     assert_eq!(result["structuredContent"]["status"], "input_required", "{messages:?}");
     assert!(result["content"][0]["text"].as_str().unwrap().contains("task_answer"));
 }
+
+#[rstest]
+#[tokio::test]
+async fn a_call_that_is_cancelled_while_it_asks_cancels_its_task_if_the_tool_says_so(
+    #[values(false, true)] cancels: bool,
+) {
+    let tasks = super::super::in_memory();
+    let tools = if cancels { tools().cancel_with_request() } else { tools() };
+    let server = TaskServer::new(Router, tasks.clone(), OwnerSource::fixed(alice()), tools).unwrap();
+    let (person, mut forms) = Person::with_elicitation();
+    let client = connect_client(server, person, ClientLifecycleMode::Initialize).await;
+    let peer = client.peer().clone();
+    let call = tokio::spawn(async move { peer.call_tool_once(CallToolRequestParams::new("delete")).await });
+    let form = within(forms.recv()).await.unwrap();
+    // The client of the SDK cancels a call whose future is dropped.
+    call.abort();
+    let page = tasks.store().list(&alice(), PageRequest::new(10)).await.unwrap();
+    let task_id = page.tasks[0].key.task.as_str();
+    if cancels {
+        within(form.withdrawn).await.unwrap();
+        assert!(matches!(ended(&tasks, task_id).await, TaskPayload::Cancelled));
+    } else {
+        // The server has received the cancel before it answers a later request.
+        client.list_all_tools().await.unwrap();
+        form.answer(ElicitationAction::Accept);
+        assert_eq!(said(&ended(&tasks, task_id).await), "the answer is accept");
+    }
+    client.cancel().await.unwrap();
+}

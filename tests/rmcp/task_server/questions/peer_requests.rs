@@ -1,9 +1,12 @@
 //! Clients of older protocols answer requests of the server.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use mcp_task_store::TaskStatus;
 use rmcp::ClientLifecycleMode;
 use serde_json::Value;
 
+use super::super::flaky::Flaky;
 use super::super::raw::{Kind, RawClient};
 use super::*;
 
@@ -146,6 +149,42 @@ async fn a_task_whose_client_has_left_still_waits_and_another_client_answers() {
     let (other, mut forms) = connect(serve(&tasks)).await;
     let waits = begin(&other, &task_id);
     within(forms.recv()).await.unwrap().answer(ElicitationAction::Accept);
+    assert_eq!(said_in(&within(waits).await.unwrap()), "{\"action\":\"accept\"}");
+    other.cancel().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_arrives_while_the_engine_is_down_is_delivered_later() {
+    let engine = Flaky::new();
+    let tasks = manager(&engine.agenda(), LONG);
+    let (client, mut forms) = connect(serve(&tasks)).await;
+    let task_id = one_question(&tasks, elicitation("Publish?")).await;
+    let waits = begin(&client, &task_id);
+    let form = within(forms.recv()).await.unwrap();
+    engine.is_down.store(true, Relaxed);
+    let before = engine.calls.load(Relaxed);
+    form.answer(ElicitationAction::Accept);
+    until(|| engine.calls.load(Relaxed) > before + 3).await;
+    assert!(!waits.is_finished());
+    engine.is_down.store(false, Relaxed);
+    assert_eq!(said_in(&within(waits).await.unwrap()), "{\"action\":\"accept\"}");
+    client.cancel().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_question_whose_client_leaves_goes_to_the_next_client_that_waits() {
+    let tasks = super::super::in_memory();
+    let ((one, mut forms_of_one), (other, mut forms_of_other)) =
+        (connect(serve(&tasks)).await, connect(serve(&tasks)).await);
+    let task_id = one_question(&tasks, elicitation("Publish?")).await;
+    let _waits = begin(&one, &task_id);
+    let form = within(forms_of_one.recv()).await.unwrap();
+    let waits = begin(&other, &task_id);
+    other.list_all_tools().await.unwrap();
+    assert!(forms_of_other.try_recv().is_err(), "both users see the form");
+    one.cancel().await.unwrap();
+    drop(form);
+    within(forms_of_other.recv()).await.unwrap().answer(ElicitationAction::Accept);
     assert_eq!(said_in(&within(waits).await.unwrap()), "{\"action\":\"accept\"}");
     other.cancel().await.unwrap();
 }

@@ -185,3 +185,29 @@ async fn a_client_of_an_older_protocol_receives_no_request_state() {
     assert_eq!(said_in(&within(waits).await.unwrap()), "{\"action\":\"accept\"}");
     client.cancel().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_call_that_is_repeated_after_its_answers_were_delivered_goes_on_waiting_and_changes_no_answer() {
+    let tasks = super::super::in_memory();
+    let hold_for = Duration::from_millis(100);
+    let (client, _) = connect(serve_for(alice(), &tasks, hold_for, Companions::new())).await;
+    let (finish, finished) = oneshot::channel();
+    let task_id = spawn(&tasks, |task| async move {
+        let answer = task.request_input("confirm", elicitation("Publish?")).await?;
+        finished.await.unwrap();
+        Ok(text(answer["action"].to_string()))
+    })
+    .await;
+    asks(&tasks, &task_id).await;
+    let (_, state) = questions(&client, result_of(&task_id)).await;
+    for action in ["accept", "decline"] {
+        let repeated = result_of(&task_id)
+            .with_request_state(&state)
+            .with_input_responses(answers([("confirm", action)]));
+        let waits = complete(within(client.call_tool_once(repeated)).await.unwrap());
+        assert_eq!(waits.structured_content.unwrap()["status"], "working");
+    }
+    finish.send(()).unwrap();
+    assert_eq!(said(&ended(&tasks, &task_id).await), "\"accept\"");
+    client.cancel().await.unwrap();
+}

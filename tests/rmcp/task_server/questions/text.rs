@@ -1,5 +1,6 @@
 //! The model of a client that cannot ask its user receives the question as text.
 
+use mcp_task_store::TaskContext;
 use rmcp::ClientLifecycleMode;
 use rstest::rstest;
 
@@ -59,6 +60,28 @@ async fn questions_of_which_a_client_can_answer_only_some_are_text() {
     assert!(said_in(&result).contains("- \"roots\": Which folders"), "{result:?}");
     assert!(forms.try_recv().is_err(), "the user was asked too");
     client.cancel().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_text_names_no_tool_that_the_server_does_not_have() {
+    let tasks = super::super::in_memory();
+    let tools =
+        TaskTools::new().tool("publish", "Publishes", |task: TaskContext, _: EmptyObject| async move {
+            task.request_input("confirm", elicitation("Publish?")).await?;
+            Ok(text("published"))
+        });
+    let renamed = Companions::new().prefix("film_");
+    for (companions, expected) in [(renamed, "call film_answer"), (Companions::off(), "cannot answer")] {
+        let (owners, config) = (OwnerSource::fixed(alice()), TaskServerConfig::new().companions(companions));
+        let server = TaskServer::with_config(Router, tasks.clone(), owners, tools.clone(), config).unwrap();
+        let client = connect(server, ClientCapabilities::default(), newest()).await;
+        let asked = within(client.call_tool_once(CallToolRequestParams::new("publish"))).await.unwrap();
+        let asked = complete(asked);
+        assert!(said_in(&asked).contains("- \"confirm\": Publish?"), "{asked:?}");
+        assert!(said_in(&asked).contains(expected), "{asked:?}");
+        assert!(!said_in(&asked).contains("task_answer"), "{asked:?}");
+        client.cancel().await.unwrap();
+    }
 }
 
 fn page() -> InputRequest {
