@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use mcp_task_store::{OwnerId, PageRequest, RedisBackend, TaskStore};
+use mcp_task_store::{MAX_PAGE_LIMIT, OwnerId, PageRequest, RedisBackend, TaskStore};
 use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -24,18 +24,19 @@ use instance::Instance;
 
 const INSTANCES: usize = 16;
 /// How long a call may take in all.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// By which part the memory of all instances may grow in the last third of the time.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// By which part the memory of all instances may grow in the time after the warm-up.
 const MAX_GROWTH: f64 = 0.1;
 
 /// The size of a run.
 struct Form {
     clients: usize,
-    /// How long the clients begin calls.
+    /// How long the clients make calls until the memory of the instances is measured, and from there on.
+    warm_up: Duration,
     duration: Duration,
     /// How long an instance holds a call of a client without tasks.
     hold_for: Duration,
-    /// How much the memory of all instances may grow after the warm-up. `None` for a run that is too short to tell.
+    /// By which part the memory of all instances may grow after the warm-up. `None` for a run that is too short to tell.
     max_growth: Option<f64>,
 }
 
@@ -51,7 +52,7 @@ impl Form {
 
     /// Returns when a client begins. The clients of a real fleet do not all begin at once.
     fn begin_of(&self, client: usize) -> Duration {
-        self.duration.mul_f64(client as f64 / self.clients as f64 / 6.0)
+        self.warm_up.mul_f64(client as f64 / self.clients as f64 / 6.0)
     }
 }
 
@@ -60,6 +61,8 @@ impl Form {
 struct Received {
     calls: BTreeMap<(Kind, Way), u64>,
     notifications: BTreeMap<Kind, u64>,
+    /// How much longer than its operation each call has taken.
+    delays: BTreeMap<Way, Vec<Duration>>,
     /// The names of all calls.
     names: Vec<String>,
 }
@@ -71,6 +74,7 @@ impl Received {
             .notifications
             .into_iter()
             .for_each(|(kind, sent)| *self.notifications.entry(kind).or_default() += sent);
+        other.delays.into_iter().for_each(|(way, delays)| self.delays.entry(way).or_default().extend(delays));
         self.names.extend(other.names);
     }
 
@@ -90,7 +94,7 @@ async fn make_calls(
     http: reqwest::Client,
     fleet: Arc<RoundRobin>,
 ) -> Received {
-    let until = Instant::now() + form.duration;
+    let until = Instant::now() + form.warm_up + form.duration;
     sleep(form.begin_of(number)).await;
     let kind = KINDS[number % KINDS.len()];
     let mut client = Client::new(http, fleet, owner_of(number).to_string(), kind);
@@ -98,9 +102,16 @@ async fn make_calls(
     while Instant::now() < until {
         let call = received.names.len();
         let name = format!("{number}-{call}");
-        let worked = timeout(PATIENCE, client.work(&name, form.duration_of(number, call))).await;
-        let way = worked.unwrap_or_else(|_| panic!("the call {name} of {kind:?} has no answer")).unwrap();
+        let (begun, duration) = (Instant::now(), form.duration_of(number, call));
+        let worked = timeout(PATIENCE, client.work(&name, duration)).await;
+        let way = match worked {
+            Ok(way) => way.unwrap(),
+            Err(_) => {
+                panic!("the call {name} of {kind:?} has no answer; last, it sent {}", client.last_request)
+            }
+        };
         *received.calls.entry((kind, way)).or_default() += 1;
+        received.delays.entry(way).or_default().push(begun.elapsed().saturating_sub(duration));
         received.names.push(name);
     }
     received.notifications.insert(kind, client.notifications);
@@ -148,7 +159,7 @@ async fn ended_tasks(url: &str, clients: usize) -> usize {
     let store = TaskStore::new(RedisBackend::connect(url).await.unwrap());
     let mut ended = 0;
     for client in 0..clients {
-        let mut page = PageRequest::new(256);
+        let mut page = PageRequest::new(MAX_PAGE_LIMIT);
         loop {
             let listed = store.list(&owner_of(client), page).await.unwrap();
             for stored in &listed.tasks {
@@ -156,7 +167,7 @@ async fn ended_tasks(url: &str, clients: usize) -> usize {
             }
             ended += listed.tasks.len();
             let Some(next) = listed.next else { break };
-            page = PageRequest::new(256).after(next);
+            page = PageRequest::new(MAX_PAGE_LIMIT).after(next);
         }
     }
     ended
@@ -172,15 +183,16 @@ fn assert_ran_once(log: &Path, received: &Received) {
     assert!(ran == called, "{} calls, and {} runs", called.len(), ran.len());
 }
 
-/// Returns the median memory of the instances after the warm-up, and at the end.
-fn settled_memory(samples: &[u64]) -> (u64, u64) {
+/// Returns the median memory of the instances for some seconds after the warm-up, and for the last seconds.
+fn settled_memory(form: &Form, samples: &[u64]) -> (u64, u64) {
     let median = |samples: &[u64]| {
         let mut sorted = samples.to_vec();
         sorted.sort_unstable();
         sorted[sorted.len() / 2]
     };
-    let third = samples.len() / 3;
-    (median(&samples[third..2 * third]), median(&samples[2 * third..]))
+    let (begin, end) = (form.warm_up.as_secs() as usize, (form.warm_up + form.duration).as_secs() as usize);
+    let seconds = (end - begin) / 6;
+    (median(&samples[begin..=begin + seconds]), median(&samples[end - seconds..]))
 }
 
 async fn serves_every_call_once(form: Form) {
@@ -196,7 +208,7 @@ async fn serves_every_call_once(form: Form) {
     let ended = ended_tasks(&url, form.clients).await;
     join_all(instances.into_iter().map(Instance::stop)).await;
 
-    let (warm, last) = settled_memory(&memory);
+    let (warm, last) = settled_memory(&form, &memory);
     print_figures(&form, &received, ended, (warm, last));
     assert_ran_once(log.path(), &received);
     for (kind, way) in [
@@ -220,13 +232,25 @@ async fn serves_every_call_once(form: Form) {
 }
 
 fn print_figures(form: &Form, received: &Received, ended: usize, (warm, last): (u64, u64)) {
-    let fleet = format!("figure | {INSTANCES} instances, {} clients, {:?}", form.clients, form.duration);
+    let fleet = format!(
+        "figure | {INSTANCES} instances, {} clients, {:?}",
+        form.clients,
+        form.duration + form.warm_up
+    );
     let (calls, mebibytes) = (received.names.len(), |bytes: u64| bytes as f64 / 1024.0 / 1024.0);
     println!("{fleet}: calls, each answered once | {calls}, {ended} of them stored as tasks");
     for kind in KINDS {
         let [held, polled, fetched] =
             [Way::Held, Way::Polled, Way::Fetched].map(|way| received.calls(kind, way));
         println!("{fleet}: answers of {kind:?}: held, polled, fetched | {held}, {polled}, {fetched}");
+    }
+    for (way, delays) in &received.delays {
+        let mut sorted = delays.clone();
+        sorted.sort_unstable();
+        let (median, p99) = (sorted[sorted.len() / 2], sorted[sorted.len() * 99 / 100]);
+        println!(
+            "{fleet}: longer than the operation, {way:?}: median, 99th percentile | {median:.0?}, {p99:.0?}"
+        );
     }
     println!("{fleet}: notifications about progress | {}", received.notifications[&Kind::Progress]);
     println!(
@@ -238,13 +262,16 @@ fn print_figures(form: &Form, received: &Received, ended: usize, (warm, last): (
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_to_a_fleet_is_answered_once_and_nothing_is_left_running() {
-    let (duration, hold_for) = (Duration::from_secs(8), Duration::from_secs(2));
-    serves_every_call_once(Form { clients: 100, duration, hold_for, max_growth: None }).await;
+    let (warm_up, duration, hold_for) =
+        (Duration::from_secs(2), Duration::from_secs(6), Duration::from_secs(2));
+    serves_every_call_once(Form { clients: 100, warm_up, duration, hold_for, max_growth: None }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes some minutes"]
 async fn long_form_of_calls_to_a_fleet() {
-    let (duration, hold_for) = (Duration::from_secs(60), Duration::from_secs(8));
-    serves_every_call_once(Form { clients: 500, duration, hold_for, max_growth: Some(MAX_GROWTH) }).await;
+    let (warm_up, duration, hold_for) =
+        (Duration::from_secs(60), Duration::from_secs(60), Duration::from_secs(12));
+    let max_growth = Some(MAX_GROWTH);
+    serves_every_call_once(Form { clients: 500, warm_up, duration, hold_for, max_growth }).await;
 }

@@ -65,11 +65,13 @@ pub struct Client {
     last_id: u64,
     /// How many notifications about progress the client has received.
     pub notifications: u64,
+    /// The request that was sent last.
+    pub last_request: String,
 }
 
 impl Client {
     pub fn new(http: reqwest::Client, fleet: Arc<RoundRobin>, owner: String, kind: Kind) -> Self {
-        Self { http, fleet, owner, kind, last_id: 0, notifications: 0 }
+        Self { http, fleet, owner, kind, last_id: 0, notifications: 0, last_request: String::new() }
     }
 
     /// Calls `work`, and waits for its result. Fails unless the result is that of this call.
@@ -127,9 +129,11 @@ impl Client {
     async fn request(&mut self, method: &str, name: &str, mut params: Value) -> Result<Response, String> {
         self.last_id += 1;
         let (id, version) = (self.last_id, if self.kind == Kind::Old { "2025-11-25" } else { "2026-07-28" });
+        let address = self.fleet.next().to_owned();
+        self.last_request = format!("{method} of {name} to {address}");
         let mut request = self
             .http
-            .post(format!("http://{}/mcp", self.fleet.next()))
+            .post(format!("http://{address}/mcp"))
             .header(OWNER, &self.owner)
             .header("Content-Type", "application/json")
             .header("Accept", "application/json, text/event-stream")

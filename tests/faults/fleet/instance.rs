@@ -34,7 +34,7 @@ const ADDRESS: &str = "fleet> ";
 /// The header that names the owner of a request.
 pub const OWNER: &str = "x-owner";
 /// The time between two reports of an operation.
-const STEP: Duration = Duration::from_millis(100);
+const STEP: Duration = Duration::from_secs(1);
 /// How long an instance may take to start or to stop.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -145,10 +145,10 @@ impl Instance {
         Self { address, process, input }
     }
 
-    /// Returns the memory of the process that is in RAM, in bytes.
+    /// Returns the memory of the process that is in RAM, without that of its program file, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id().unwrap())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 
