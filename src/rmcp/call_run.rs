@@ -27,6 +27,7 @@ use super::task_state::TaskState;
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::store::{NewTask, TaskError, TaskStore};
 use crate::task::StoredTask;
+pub(super) use storing::{is_refusal, limit_elapsed};
 
 /// The time limits of a call.
 #[derive(Clone, Copy, Debug)]

@@ -53,6 +53,7 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
         runtime: Arc::downgrade(runtime),
         call_limit: call_limit(runtime),
         registered: Arc::clone(&runtime.claiming.registered),
+        place_freed: Arc::clone(&runtime.claiming.place_freed),
         shutdown: runtime.shutdown.signal(),
         slots: runtime.slots.clone(),
     };
@@ -73,6 +74,7 @@ struct Claimer<B> {
     runtime: Weak<Runtime<B>>,
     call_limit: Duration,
     registered: Arc<Notify>,
+    place_freed: Arc<Notify>,
     shutdown: ShutdownSignal,
     slots: Slots,
 }
@@ -96,9 +98,7 @@ impl<B: Agenda> Claimer<B> {
 
     /// Returns the queues of the registered operations; `None` once the manager was dropped.
     fn queues(&self) -> Option<Vec<Queue>> {
-        let names = self.runtime.upgrade()?.registered();
-        // A name that is too long for a queue is also too long for a task.
-        Some(names.iter().filter_map(|name| Queue::work(name).ok()).collect())
+        Some(queues_of(&self.runtime.upgrade()?.registered()))
     }
 
     /// Claims tasks from these queues. Returns `true` when there may be more queues, and `false` when a shutdown begins.
@@ -118,7 +118,7 @@ impl<B: Agenda> Claimer<B> {
             };
             // This call must never be dropped halfway: the timers that it has taken would stay hidden from other
             // instances.
-            let pause = match self.claim_due(queues, slots).await {
+            let pause = match self.claim_due(slots).await {
                 Ok(pause) => {
                     back_off = BackOff::new();
                     pause
@@ -134,23 +134,27 @@ impl<B: Agenda> Claimer<B> {
                 () = sleep(pause) => {}
                 // Once the stream has ended, only the sleep wakes the claimer.
                 Some(()) = wakeups.next() => {}
+                () = self.place_freed.notified() => {}
                 () = self.registered.notified() => return true,
             }
         }
     }
 
-    /// Takes one due timer for each slot and claims its task. Returns when the next timer is due.
-    async fn claim_due(&self, queues: &[Queue], mut slots: Vec<Slot>) -> Result<Duration, String> {
+    /// Takes one due timer for each slot and claims its task. Returns when the next timer is due. Tasks whose operation has no
+    /// free place stay in their queue, where other instances find them.
+    async fn claim_due(&self, mut slots: Vec<Slot>) -> Result<Duration, String> {
         let Some(runtime) = self.runtime.upgrade() else { return Ok(MAX_SLEEP) };
+        let queues = queues_of(&runtime.claimable());
+        if queues.is_empty() {
+            return Ok(MAX_SLEEP);
+        }
         let max = slots.len();
-        let taken =
-            match timeout(self.call_limit, runtime.store.backend().take_due(queues, max, self.call_limit))
-                .await
-            {
-                Ok(Ok(taken)) => taken,
-                Ok(Err(error)) => return Err(Chain(&error).to_string()),
-                Err(_) => return Err(format!("no answer within {:?}", self.call_limit)),
-            };
+        let take = runtime.store.backend().take_due(&queues, max, self.call_limit);
+        let taken = match timeout(self.call_limit, take).await {
+            Ok(Ok(taken)) => taken,
+            Ok(Err(error)) => return Err(Chain(&error).to_string()),
+            Err(_) => return Err(format!("no answer within {:?}", self.call_limit)),
+        };
         let next_in = if taken.due.len() == max { Some(Duration::ZERO) } else { taken.next_in };
         for due in taken.due {
             // The engine returns at most as many timers as there are slots.
@@ -160,6 +164,11 @@ impl<B: Agenda> Claimer<B> {
         }
         Ok(next_in.map_or(MAX_SLEEP, |next_in| next_in.min(MAX_SLEEP)))
     }
+}
+
+fn queues_of(names: &[String]) -> Vec<Queue> {
+    // A name that is too long for a queue is also too long for a task.
+    names.iter().filter_map(|name| Queue::work(name).ok()).collect()
 }
 
 /// Claims one task, then moves or removes its timer.

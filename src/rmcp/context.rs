@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rmcp::model::{InputRequest, JsonObject};
 use rmcp::task_manager::TaskExit;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
@@ -65,6 +66,8 @@ pub struct TaskContext {
     identity: Arc<Identity>,
     pub(super) stage: StageView,
     progress_reports: Arc<ProgressReports>,
+    /// `None` for a closure, which has none.
+    arguments: Option<Arc<Value>>,
     /// `None` for an operation that a call of this process has started.
     slot: Option<Arc<Slot>>,
     /// The time limit of one write.
@@ -89,7 +92,12 @@ impl TaskContext {
         slot: Option<Arc<Slot>>,
     ) -> Self {
         let call_timeout = short_call_timeout(lease);
-        Self { identity: Arc::new(identity), stage, progress_reports, slot, call_timeout }
+        let identity = Arc::new(identity);
+        Self { identity, stage, progress_reports, arguments: None, slot, call_timeout }
+    }
+
+    pub(super) fn with_arguments(self, arguments: Arc<Value>) -> Self {
+        Self { arguments: Some(arguments), ..self }
     }
 
     /// Returns the id of the task.
@@ -112,6 +120,42 @@ impl TaskContext {
     /// [`spawn_registered`](super::DurableTaskManager::spawn_registered) started, because they do not receive the request.
     pub fn extensions(&self) -> &JsonObject {
         &self.identity.extensions
+    }
+
+    /// Decodes the arguments of the call that started the task. They are the same in every attempt, on every instance.
+    ///
+    /// The function of a [tool](super::TaskTools) receives its arguments. This method serves code that receives only the context.
+    ///
+    /// # Errors
+    /// [`TaskExit::Error`] if the arguments do not have the type `A`, or if the task has none because
+    /// [`spawn`](super::DurableTaskManager::spawn) or [`spawn_for`](super::DurableTaskManager::spawn_for) started it with a
+    /// closure.
+    ///
+    /// # Examples
+    /// ```
+    /// use mcp_task_store::TaskContext;
+    /// use rmcp::task_manager::TaskExit;
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Render {
+    ///     scene: String,
+    /// }
+    ///
+    /// fn announce(task: &TaskContext) -> Result<(), TaskExit> {
+    ///     let render: Render = task.args()?;
+    ///     task.set_status_message(format!("rendering {}", render.scene));
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn args<A: DeserializeOwned>(&self) -> Result<A, TaskExit> {
+        let error = |reason: String| TaskExit::Error(rmcp::ErrorData::internal_error(reason, None));
+        let Some(arguments) = &self.arguments else {
+            return Err(error("the task runs a closure, so its record has no arguments".to_owned()));
+        };
+        let wanted = std::any::type_name::<A>();
+        A::deserialize(&**arguments).map_err(|reason| {
+            error(format!("the arguments of the task do not have the type {wanted}: {reason}"))
+        })
     }
 
     /// Returns the `traceparent` of the request that started the task (SEP-414, W3C Trace Context), if the request had a
@@ -150,8 +194,16 @@ impl TaskContext {
         if let Some(answer) = requested.as_ref().and_then(|stored| stored.task.input_responses.get(&key)) {
             return Ok(answer.clone());
         }
+        self.without_slot(self.answer(&key)).await
+    }
+
+    /// Waits for something without a slot, so that another claimed task can run meanwhile.
+    ///
+    /// # Errors
+    /// `Cancelled` if the wait returns `None`, or if the operation must stop.
+    pub(super) async fn without_slot<T>(&self, wait: impl Future<Output = Option<T>>) -> Result<T, TaskExit> {
         let yielded = self.slot.as_ref().map(|slot| slot.yield_slot());
-        let answer = self.answer(&key).await.ok_or(TaskExit::Cancelled)?;
+        let awaited = wait.await.ok_or(TaskExit::Cancelled)?;
         if let Some(yielded) = yielded {
             // An operation that must stop does not wait for a slot.
             tokio::select! {
@@ -159,7 +211,7 @@ impl TaskContext {
                 () = self.cancelled() => return Err(TaskExit::Cancelled),
             }
         }
-        Ok(answer)
+        Ok(awaited)
     }
 
     /// Stores a request. Returns the written task; `None` if an earlier write of this call was applied although it failed.

@@ -9,10 +9,12 @@ use rmcp::model::DetailedTask;
 use rmcp::task_manager::TaskFuture;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::config::ManagerConfig;
 use super::context::TaskContext;
+use super::identity::Identity;
+use super::places::Places;
 use super::polls::Polls;
 use super::renewer::Renewer;
 use super::request::FindExtensions;
@@ -20,8 +22,9 @@ use super::run::Run;
 use super::shutdown::Shutdown;
 use super::slots::{Slot, Slots};
 use super::supervise::supervise;
+use super::task_state::TaskState;
 use crate::backend::Agenda;
-use crate::store::{Attempt, TaskStore};
+use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::StoredTask;
 
 /// How long a shutdown waits for a create, a claim or a release that has begun.
@@ -29,10 +32,16 @@ pub(super) const SHUTDOWN_CALL_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) type RegisteredOperation = Arc<dyn Fn(TaskContext, Value) -> TaskFuture + Send + Sync>;
 
+struct Registered {
+    operation: RegisteredOperation,
+    /// How many runs of the operation may run at once, if the number is limited.
+    places: Option<Places>,
+}
+
 /// What all clones of a manager share.
 pub(super) struct Runtime<B> {
     pub(super) store: TaskStore<B>,
-    operations: Mutex<HashMap<String, RegisteredOperation>>,
+    operations: Mutex<HashMap<String, Registered>>,
     /// The number of runs in this process.
     runs: watch::Sender<usize>,
     pub(super) shutdown: Shutdown,
@@ -49,6 +58,8 @@ pub(super) struct Claiming {
     pub(super) is_running: Arc<AtomicBool>,
     /// An operation was registered. The background task then claims from its queue too.
     pub(super) registered: Arc<Notify>,
+    /// A call of a tool with a limited number of places has ended.
+    pub(super) place_freed: Arc<Notify>,
 }
 
 impl Drop for Claiming {
@@ -78,13 +89,16 @@ impl<B> Runtime<B> {
         let _ = self.runs.subscribe().wait_for(|runs| *runs == 0).await;
     }
 
-    fn operations(&self) -> MutexGuard<'_, HashMap<String, RegisteredOperation>> {
+    fn operations(&self) -> MutexGuard<'_, HashMap<String, Registered>> {
         // No code panics while it holds this lock.
         self.operations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn register(&self, name: String, operation: RegisteredOperation) {
-        self.operations().insert(name, operation);
+    pub(super) fn register(&self, name: String, operation: RegisteredOperation, places: Option<Places>) {
+        if let Some(places) = &places {
+            places.notify(&self.claiming.place_freed);
+        }
+        self.operations().insert(name, Registered { operation, places });
         self.claiming.registered.notify_one();
     }
 
@@ -94,7 +108,15 @@ impl<B> Runtime<B> {
     }
 
     pub(super) fn operation(&self, name: &str) -> Option<RegisteredOperation> {
-        self.operations().get(name).cloned()
+        self.operations().get(name).map(|registered| Arc::clone(&registered.operation))
+    }
+
+    /// Returns the names of the registered operations that a claimed task would not wait for.
+    pub(super) fn claimable(&self) -> Vec<String> {
+        let has_place = |registered: &Registered| registered.places.as_ref().is_none_or(Places::has_free);
+        let operations = self.operations();
+        let claimable = operations.iter().filter(|(_, registered)| has_place(registered));
+        claimable.map(|(name, _)| name.clone()).collect()
     }
 
     /// Counts a run. Count the run before you check whether a shutdown has begun. Then a shutdown either prevents the
@@ -121,7 +143,30 @@ impl<B: Agenda> Runtime<B> {
         }
     }
 
-    /// Runs an operation in the current span. Returns whether its closure returned a future. If it did not, it has panicked.
+    /// Runs the operation of a task that a call in the span `caller` has started. Returns the newest known state of the task, which
+    /// closes when the run has ended.
+    ///
+    /// # Errors
+    /// `OperationPanicked` if the closure panics before it returns its future.
+    pub(super) fn run_started(
+        &self,
+        guard: RunGuard,
+        attempt: Attempt<B>,
+        stored: StoredTask,
+        caller: &Span,
+        operation: impl FnOnce(TaskContext) -> TaskFuture,
+    ) -> Result<watch::Receiver<TaskState>, TaskError> {
+        let task = stored.key.task.clone();
+        let span = Identity::of(&stored, attempt.number()).span(caller.id());
+        let (has_begun, state) = span.in_scope(|| {
+            tracing::info!("started");
+            self.run(guard, attempt, stored, None, operation)
+        });
+        if has_begun { Ok(state) } else { Err(TaskError::OperationPanicked { task }) }
+    }
+
+    /// Runs an operation in the current span. Returns whether its closure returned a future: if it did not, it has panicked. Also
+    /// returns the newest known state of the task, which closes when the run has ended.
     pub(super) fn run(
         &self,
         guard: RunGuard,
@@ -129,16 +174,16 @@ impl<B: Agenda> Runtime<B> {
         stored: StoredTask,
         slot: Option<Slot>,
         operation: impl FnOnce(TaskContext) -> TaskFuture,
-    ) -> bool {
+    ) -> (bool, watch::Receiver<TaskState>) {
         let (store, renewer) = (self.store.clone(), Arc::clone(&self.renewer));
         let (run, has_begun) = Run::begin(store, renewer, attempt, stored, slot, operation);
-        let shutdown = self.shutdown.signal();
+        let (shutdown, state) = (self.shutdown.signal(), run.state.subscribe());
         // Boxed, because Tokio copies a future several times until it runs, and this one has kilobytes.
         let supervised = Box::pin(async move {
             supervise(run, shutdown).await;
             drop(guard);
         });
         tokio::spawn(supervised.in_current_span());
-        has_begun
+        (has_begun, state)
     }
 }

@@ -24,8 +24,8 @@ where
 {
     let function = Arc::new(function);
     Arc::new(move |arguments: &Value| {
+        let (function, given) = (Arc::clone(&function), Arc::new(arguments.clone()));
         let arguments = A::deserialize(arguments)?;
-        let function = Arc::clone(&function);
-        Ok(Box::new(move |context| Box::pin(function(context, arguments))))
+        Ok(Box::new(move |context: TaskContext| Box::pin(function(context.with_arguments(given), arguments))))
     })
 }

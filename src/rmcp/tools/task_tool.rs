@@ -1,5 +1,6 @@
 //! One tool whose calls become tasks.
 
+use std::any::{TypeId, type_name};
 use std::fmt;
 use std::future::ready;
 
@@ -9,8 +10,10 @@ use serde_json::Value;
 
 use super::arguments::{Bind, BoundOperation};
 use super::settings::Settings;
+use super::unique_by::UniqueBy;
 use crate::rmcp::context::TaskContext;
-use crate::store::NewTask;
+use crate::rmcp::places::Places;
+use crate::store::{NewTask, UniqueKey};
 
 /// One tool whose calls become tasks.
 #[derive(Clone)]
@@ -18,6 +21,10 @@ pub(in crate::rmcp) struct TaskTool {
     /// The tool as clients see it.
     pub(super) tool: Tool,
     pub(super) settings: Settings,
+    /// How to derive the key of a call, if the tool has at most one open task for each key.
+    pub(super) unique_by: Option<UniqueBy>,
+    /// The type of the arguments, and its name.
+    pub(super) arguments: (TypeId, &'static str),
     bind: Bind,
 }
 
@@ -26,13 +33,16 @@ impl fmt::Debug for TaskTool {
         f.debug_struct("TaskTool")
             .field("name", &self.name())
             .field("settings", &self.settings)
+            .field("is_unique", &self.unique_by.is_some())
             .finish_non_exhaustive()
     }
 }
 
 impl TaskTool {
-    pub(super) fn new(tool: Tool, bind: Bind) -> Self {
-        Self { tool, settings: Settings::default(), bind }
+    /// Creates a tool whose function takes arguments of the type `A`.
+    pub(super) fn new<A: 'static>(tool: Tool, bind: Bind) -> Self {
+        let arguments = (TypeId::of::<A>(), type_name::<A>());
+        Self { tool, settings: Settings::default(), unique_by: None, arguments, bind }
     }
 
     pub(in crate::rmcp) fn name(&self) -> &str {
@@ -63,18 +73,42 @@ impl TaskTool {
         self.settings.new_task(self.name(), arguments)
     }
 
-    /// Decodes the arguments of a call.
+    /// Decodes the arguments of a call. The operation waits for a place first, if the tool limits how many calls run at once.
     ///
     /// # Errors
     /// `-32602` (invalid params) if the arguments do not have the type that the tool's function takes.
     pub(in crate::rmcp) fn bind(&self, arguments: &Value) -> Result<BoundOperation, ErrorData> {
-        (self.bind)(arguments).map_err(|error| {
-            let message = format!(
-                "the arguments of the tool {:?} are invalid: {error}; see the input schema of the tool",
-                self.name()
-            );
-            ErrorData::invalid_params(message, None)
-        })
+        let operation = (self.bind)(arguments).map_err(|error| self.invalid(&error))?;
+        let Some(places) = self.settings.places.clone() else { return Ok(operation) };
+        Ok(Box::new(move |context| {
+            Box::pin(async move {
+                let _place = places.take(&context).await?;
+                operation(context).await
+            })
+        }))
+    }
+
+    /// Returns the key of a call with these arguments, if the tool has at most one open task for each key.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub(in crate::rmcp) fn unique_key(&self, arguments: &Value) -> Result<Option<UniqueKey>, ErrorData> {
+        let Some(unique_by) = &self.unique_by else { return Ok(None) };
+        let text = unique_by(arguments).map_err(|error| self.invalid(&error))?;
+        Ok(Some(UniqueKey::new(self.name(), &text)))
+    }
+
+    fn invalid(&self, error: &serde_json::Error) -> ErrorData {
+        let message = format!(
+            "the arguments of the tool {:?} are invalid: {error}; see the input schema of the tool",
+            self.name()
+        );
+        ErrorData::invalid_params(message, None)
+    }
+
+    /// Returns how many calls of the tool may run in this process at once, if the number is limited.
+    pub(in crate::rmcp) fn places(&self) -> Option<&Places> {
+        self.settings.places.as_ref()
     }
 
     /// Runs a call whose arguments are in the record of its task. The operation fails if the arguments do not have the type
