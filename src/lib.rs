@@ -111,7 +111,8 @@ pub use redis::{Credentials, RedisBackend, RedisBuilder};
 #[cfg(feature = "rmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
 pub use rmcp::{
-    DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext, TaskServer, TaskTools,
+    DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext, TaskServer,
+    TaskServerConfig, TaskTools,
 };
 pub use store::{
     Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueKey, UniqueStart,

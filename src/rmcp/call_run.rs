@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::task_manager::TaskFuture;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, Span};
 
+pub(super) use self::storing::KEEP_ANSWERED;
 use super::context::TaskContext;
 use super::identity::Identity;
 use super::manager::DurableTaskManager;
@@ -23,7 +24,6 @@ use super::progress_reports::ProgressReports;
 use super::renewer::Renewer;
 use super::shutdown::ShutdownSignal;
 use super::stage::{self, StageControl};
-use super::task_state::TaskState;
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::store::{NewTask, TaskError, TaskStore};
 use crate::task::StoredTask;
@@ -40,30 +40,12 @@ pub(super) struct CallLimits {
     pub(super) drain: Duration,
 }
 
-impl Default for CallLimits {
-    fn default() -> Self {
-        Self {
-            answer_within: Duration::from_millis(200),
-            hold_for: Duration::from_secs(50),
-            drain: Duration::from_secs(10),
-        }
-    }
-}
-
 /// What a call is answered with.
 pub(super) enum CallAnswer {
     /// The operation has ended before its task was stored.
     Ended(Outcome),
     /// The task is stored, and its operation runs.
-    Stored(StoredCall),
-}
-
-/// The stored task of a call whose operation runs in this process.
-pub(super) struct StoredCall {
-    /// The task as it was stored.
-    pub(super) task: Arc<StoredTask>,
-    /// The newest known state of the task. It closes when the run has ended.
-    pub(super) state: watch::Receiver<TaskState>,
+    Stored(Arc<StoredTask>),
 }
 
 impl<B: Agenda> DurableTaskManager<B> {

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::any_attempt::AnyAttempt;
 use super::error_class::ErrorClass;
 use super::identity::Identity;
+use super::places::{Place, Places};
 use super::progress_reports::ProgressReports;
 use super::slots::Slot;
 use super::stage::StageView;
@@ -70,6 +71,8 @@ pub struct TaskContext {
     arguments: Option<Arc<Value>>,
     /// `None` for an operation that a call of this process has started.
     slot: Option<Arc<Slot>>,
+    /// The run holds a place of its tool already.
+    has_place: bool,
     /// The time limit of one write.
     call_timeout: Duration,
 }
@@ -93,11 +96,30 @@ impl TaskContext {
     ) -> Self {
         let call_timeout = short_call_timeout(lease);
         let identity = Arc::new(identity);
-        Self { identity, stage, progress_reports, arguments: None, slot, call_timeout }
+        Self { identity, stage, progress_reports, arguments: None, slot, has_place: false, call_timeout }
     }
 
     pub(super) fn with_arguments(self, arguments: Arc<Value>) -> Self {
         Self { arguments: Some(arguments), ..self }
+    }
+
+    /// Says that the run holds a place of its tool.
+    pub(super) fn with_place(self) -> Self {
+        Self { has_place: true, ..self }
+    }
+
+    /// Waits for a place of its tool, unless the run holds one already.
+    ///
+    /// # Errors
+    /// `Cancelled` if the operation must stop first.
+    pub(super) async fn place(&self, places: &Places) -> Result<Option<Place>, TaskExit> {
+        if self.has_place {
+            return Ok(None);
+        }
+        tokio::select! {
+            place = places.take() => place.map(Some).ok_or(TaskExit::Cancelled),
+            () = self.cancelled() => Err(TaskExit::Cancelled),
+        }
     }
 
     /// Returns the id of the task.
@@ -194,16 +216,8 @@ impl TaskContext {
         if let Some(answer) = requested.as_ref().and_then(|stored| stored.task.input_responses.get(&key)) {
             return Ok(answer.clone());
         }
-        self.without_slot(self.answer(&key)).await
-    }
-
-    /// Waits for something without a slot, so that another claimed task can run meanwhile.
-    ///
-    /// # Errors
-    /// `Cancelled` if the wait returns `None`, or if the operation must stop.
-    pub(super) async fn without_slot<T>(&self, wait: impl Future<Output = Option<T>>) -> Result<T, TaskExit> {
         let yielded = self.slot.as_ref().map(|slot| slot.yield_slot());
-        let awaited = wait.await.ok_or(TaskExit::Cancelled)?;
+        let answer = self.answer(&key).await.ok_or(TaskExit::Cancelled)?;
         if let Some(yielded) = yielded {
             // An operation that must stop does not wait for a slot.
             tokio::select! {
@@ -211,7 +225,7 @@ impl TaskContext {
                 () = self.cancelled() => return Err(TaskExit::Cancelled),
             }
         }
-        Ok(awaited)
+        Ok(answer)
     }
 
     /// Stores a request. Returns the written task; `None` if an earlier write of this call was applied although it failed.

@@ -9,13 +9,13 @@
 //! [rmcp]: https://crates.io/crates/rmcp
 
 mod any_attempt;
-#[cfg_attr(not(test), expect(dead_code, reason = "the server that answers calls with it is not written yet"))]
 mod call_run;
 mod calls;
 mod checkpoints;
 mod claimer;
 mod config;
 mod context;
+mod delivered;
 mod error_class;
 mod follow;
 mod identity;
@@ -50,5 +50,5 @@ pub use context::TaskContext;
 pub use manager::DurableTaskManager;
 pub use options::RegisteredOptions;
 pub use owner::OwnerSource;
-pub use server::TaskServer;
+pub use server::{TaskServer, TaskServerConfig};
 pub use tools::TaskTools;

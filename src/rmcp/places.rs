@@ -3,21 +3,29 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rmcp::task_manager::TaskExit;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-
-use super::context::TaskContext;
 
 /// The places of one tool. Calls that wait for a place take it in the order of their arrival. Clones share the places.
 #[derive(Clone)]
 pub(super) struct Places {
     free: Arc<Semaphore>,
-    claimers: Arc<Mutex<Vec<Arc<Notify>>>>,
+    claimers: Arc<Claimers>,
+}
+
+/// The claimers that claim tasks only while a place is free.
+#[derive(Default)]
+struct Claimers(Mutex<Vec<Arc<Notify>>>);
+
+impl Claimers {
+    /// Calls a function for the claimers. No code panics while it holds the lock.
+    fn with(&self, use_them: impl FnOnce(&mut Vec<Arc<Notify>>)) {
+        use_them(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 impl fmt::Debug for Places {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Places").field("free", &self.free.available_permits()).finish_non_exhaustive()
+        f.debug_struct("Places").field("free", &self.free()).finish_non_exhaustive()
     }
 }
 
@@ -30,49 +38,77 @@ impl Places {
         is_possible.then(|| Self { free: Arc::new(Semaphore::new(number)), claimers: Arc::default() })
     }
 
-    /// Returns whether a call would run at once.
-    pub(super) fn has_free(&self) -> bool {
-        self.free.available_permits() > 0
+    /// Returns how many places are free, and nobody waits for them.
+    pub(super) fn free(&self) -> usize {
+        self.free.available_permits()
     }
 
-    /// Notifies a claimer each time that a place becomes free.
+    /// Notifies a claimer from now on each time that a place becomes free.
     pub(super) fn notify(&self, claimer: &Arc<Notify>) {
-        self.claimers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(claimer));
+        self.claimers.with(|claimers| claimers.push(Arc::clone(claimer)));
     }
 
-    /// Waits for a place. A claimed task yields its slot meanwhile.
-    ///
-    /// # Errors
-    /// `Cancelled` if the operation must stop first.
-    pub(super) async fn take(&self, context: &TaskContext) -> Result<Place, TaskExit> {
-        let free = Arc::clone(&self.free);
-        let permit = match Arc::clone(&free).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let permit = async {
-                    tokio::select! {
-                        permit = free.acquire_owned() => permit.ok(),
-                        () = context.cancelled() => None,
-                    }
-                };
-                context.without_slot(permit).await?
-            }
-        };
-        Ok(Place { permit: Some(permit), claimers: Arc::clone(&self.claimers) })
+    /// Takes a place if one is free.
+    pub(super) fn try_take(&self) -> Option<Place> {
+        Arc::clone(&self.free).try_acquire_owned().ok().map(|permit| self.place(permit))
+    }
+
+    /// Waits for a place.
+    pub(super) async fn take(&self) -> Option<Place> {
+        // No code closes the semaphore.
+        Arc::clone(&self.free).acquire_owned().await.ok().map(|permit| self.place(permit))
+    }
+
+    fn place(&self, permit: OwnedSemaphorePermit) -> Place {
+        Place { permit: Some(permit), claimers: Arc::clone(&self.claimers) }
     }
 }
 
 /// The place of one call, which is free again when this value is dropped.
 pub(super) struct Place {
     permit: Option<OwnedSemaphorePermit>,
-    claimers: Arc<Mutex<Vec<Arc<Notify>>>>,
+    claimers: Arc<Claimers>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         drop(self.permit.take());
-        for claimer in self.claimers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            claimer.notify_one();
-        }
+        self.claimers.with(|claimers| claimers.iter().for_each(|claimer| claimer.notify_one()));
+    }
+}
+
+/// No place is free.
+pub(super) struct Full;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn calls_take_places_in_the_order_of_their_arrival_and_a_freed_place_notifies_the_claimer() {
+        let places = Places::new(1).unwrap();
+        let claimer = Arc::new(Notify::new());
+        places.notify(&claimer);
+        let first = places.try_take().unwrap();
+        let (mut second, mut third) = (Box::pin(places.take()), Box::pin(places.take()));
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        assert!(futures_util::poll!(third.as_mut()).is_pending());
+        assert!(futures_util::poll!(Box::pin(claimer.notified())).is_pending());
+        drop(first);
+        assert!(futures_util::poll!(Box::pin(claimer.notified())).is_ready());
+        assert_eq!(
+            (places.free(), places.try_take().is_none()),
+            (0, true),
+            "the place is for the second call"
+        );
+        drop(second.await);
+        drop(third.await);
+        assert_eq!(places.free(), 1);
+    }
+
+    #[test]
+    fn a_tool_has_at_least_one_place_and_at_most_as_many_as_a_semaphore() {
+        assert!(Places::new(0).is_none() && Places::new(Places::MAX + 1).is_none());
+        assert_eq!(Places::new(Places::MAX).unwrap().free(), Places::MAX);
     }
 }

@@ -14,7 +14,7 @@ use tracing::{Instrument, Span};
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::identity::Identity;
-use super::places::Places;
+use super::places::{Full, Place, Places};
 use super::polls::Polls;
 use super::renewer::Renewer;
 use super::request::FindExtensions;
@@ -22,7 +22,6 @@ use super::run::Run;
 use super::shutdown::Shutdown;
 use super::slots::{Slot, Slots};
 use super::supervise::supervise;
-use super::task_state::TaskState;
 use crate::backend::Agenda;
 use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::StoredTask;
@@ -111,12 +110,22 @@ impl<B> Runtime<B> {
         self.operations().get(name).map(|registered| Arc::clone(&registered.operation))
     }
 
-    /// Returns the names of the registered operations that a claimed task would not wait for.
-    pub(super) fn claimable(&self) -> Vec<String> {
-        let has_place = |registered: &Registered| registered.places.as_ref().is_none_or(Places::has_free);
+    /// Returns the names of the registered operations that have a free place, and how many places each of them has at least.
+    pub(super) fn claimable(&self) -> (Vec<String>, usize) {
+        let free = |registered: &Registered| registered.places.as_ref().map_or(usize::MAX, Places::free);
         let operations = self.operations();
-        let claimable = operations.iter().filter(|(_, registered)| has_place(registered));
-        claimable.map(|(name, _)| name.clone()).collect()
+        let claimable = operations.iter().map(|(name, registered)| (name, free(registered)));
+        let claimable: Vec<_> = claimable.filter(|(_, free)| *free > 0).collect();
+        let fewest = claimable.iter().map(|(_, free)| *free).min().unwrap_or_default();
+        (claimable.into_iter().map(|(name, _)| name.clone()).collect(), fewest)
+    }
+
+    /// Reserves a place for a task of this operation; `None` if any number of runs of the operation may run at once.
+    pub(super) fn reserve(&self, operation: Option<&str>) -> Result<Option<Place>, Full> {
+        let operations = self.operations();
+        let registered = operation.and_then(|name| operations.get(name));
+        let places = registered.and_then(|registered| registered.places.as_ref());
+        places.map(|places| places.try_take().ok_or(Full)).transpose()
     }
 
     /// Counts a run. Count the run before you check whether a shutdown has begun. Then a shutdown either prevents the
@@ -143,8 +152,7 @@ impl<B: Agenda> Runtime<B> {
         }
     }
 
-    /// Runs the operation of a task that a call in the span `caller` has started. Returns the newest known state of the task, which
-    /// closes when the run has ended.
+    /// Runs the operation of a task that a call in the span `caller` has started.
     ///
     /// # Errors
     /// `OperationPanicked` if the closure panics before it returns its future.
@@ -155,18 +163,17 @@ impl<B: Agenda> Runtime<B> {
         stored: StoredTask,
         caller: &Span,
         operation: impl FnOnce(TaskContext) -> TaskFuture,
-    ) -> Result<watch::Receiver<TaskState>, TaskError> {
+    ) -> Result<(), TaskError> {
         let task = stored.key.task.clone();
         let span = Identity::of(&stored, attempt.number()).span(caller.id());
-        let (has_begun, state) = span.in_scope(|| {
+        let has_begun = span.in_scope(|| {
             tracing::info!("started");
             self.run(guard, attempt, stored, None, operation)
         });
-        if has_begun { Ok(state) } else { Err(TaskError::OperationPanicked { task }) }
+        if has_begun { Ok(()) } else { Err(TaskError::OperationPanicked { task }) }
     }
 
-    /// Runs an operation in the current span. Returns whether its closure returned a future: if it did not, it has panicked. Also
-    /// returns the newest known state of the task, which closes when the run has ended.
+    /// Runs an operation in the current span. Returns whether its closure returned a future. If it did not, it has panicked.
     pub(super) fn run(
         &self,
         guard: RunGuard,
@@ -174,16 +181,16 @@ impl<B: Agenda> Runtime<B> {
         stored: StoredTask,
         slot: Option<Slot>,
         operation: impl FnOnce(TaskContext) -> TaskFuture,
-    ) -> (bool, watch::Receiver<TaskState>) {
+    ) -> bool {
         let (store, renewer) = (self.store.clone(), Arc::clone(&self.renewer));
         let (run, has_begun) = Run::begin(store, renewer, attempt, stored, slot, operation);
-        let (shutdown, state) = (self.shutdown.signal(), run.state.subscribe());
+        let shutdown = self.shutdown.signal();
         // Boxed, because Tokio copies a future several times until it runs, and this one has kilobytes.
         let supervised = Box::pin(async move {
             supervise(run, shutdown).await;
             drop(guard);
         });
         tokio::spawn(supervised.in_current_span());
-        (has_begun, state)
+        has_begun
     }
 }

@@ -9,25 +9,32 @@ use rmcp::task_manager::TaskFuture;
 use tokio::time::{Instant, sleep};
 use tracing::Span;
 
-use super::call_run::{CallLimits, StoredCall, is_refusal, limit_elapsed};
+use super::call_run::{CallAnswer, CallLimits, is_refusal, limit_elapsed};
 use super::context::TaskContext;
 use super::manager::DurableTaskManager;
 use crate::backend::{Agenda, OwnerId};
 use crate::printable::Chain;
 use crate::store::{BackOff, NewTask, TaskError, TaskStore, UniqueKey, UniqueStart};
-use crate::task::StoredTask;
-
-/// How a unique call has begun. Either way, the task is stored.
-pub(super) enum UniqueCall {
-    /// The call has started the task. Its operation runs in this process.
-    Started(StoredCall),
-    /// The owner has an open task of this key already. Its operation may run in any process, or wait for a worker.
-    Joined(Box<StoredTask>),
-}
 
 impl<B: Agenda> DurableTaskManager<B> {
-    /// Starts a task, unless the owner has an open task of the same key. Then the call joins that task, and `operation` is
-    /// dropped. Either way, the task is durable when the method returns. While the engine fails, the method tries again.
+    /// Begins a call of a tool: with [`call_unique`](Self::call_unique) if it has a key, and with [`call`](Self::call) otherwise.
+    pub(super) async fn call_by_key(
+        &self,
+        key: Option<&UniqueKey>,
+        owner: &OwnerId,
+        new: NewTask,
+        limits: CallLimits,
+        operation: impl FnOnce(TaskContext) -> TaskFuture,
+    ) -> Result<CallAnswer, TaskError> {
+        match key {
+            Some(key) => self.call_unique(owner, new, key, limits, operation).await,
+            None => self.call(owner, new, limits, operation).await,
+        }
+    }
+
+    /// Starts a task, unless the owner has an open task of the same key. Then the call joins that task, which may run in any
+    /// process, and drops `operation`. Either way, the task is durable when the method returns it. While the engine fails, the
+    /// method tries again.
     ///
     /// # Errors
     /// [`InvalidArgument`](TaskError::InvalidArgument) and [`LimitExceeded`](TaskError::LimitExceeded) for options that the
@@ -37,14 +44,14 @@ impl<B: Agenda> DurableTaskManager<B> {
     ///
     /// # Cancellation safety
     /// As for [`TaskStore::start_unique`].
-    pub(super) async fn call_unique(
+    async fn call_unique(
         &self,
         owner: &OwnerId,
         new: NewTask,
         key: &UniqueKey,
         limits: CallLimits,
         operation: impl FnOnce(TaskContext) -> TaskFuture,
-    ) -> Result<UniqueCall, TaskError> {
+    ) -> Result<CallAnswer, TaskError> {
         let (begun, caller, runtime) = (Instant::now(), Span::current(), self.runtime());
         let guard = runtime.count_run();
         if runtime.shutdown.has_begun() {
@@ -55,13 +62,14 @@ impl<B: Agenda> DurableTaskManager<B> {
             started = start_or_join(&runtime.store, owner, new, key) => started?,
             error = limit_elapsed(begun, limits, runtime.shutdown.signal()) => return Err(error),
         };
-        match started {
-            UniqueStart::Joined(task) => Ok(UniqueCall::Joined(Box::new(task))),
+        let task = match started {
+            UniqueStart::Joined(task) => task,
             UniqueStart::Started { task, attempt } => {
-                let state = runtime.run_started(guard, attempt, task.clone(), &caller, operation)?;
-                Ok(UniqueCall::Started(StoredCall { task: Arc::new(task), state }))
+                runtime.run_started(guard, attempt, task.clone(), &caller, operation)?;
+                task
             }
-        }
+        };
+        Ok(CallAnswer::Stored(Arc::new(task)))
     }
 }
 

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::TaskStore;
 use super::attempt::Attempt;
 use super::error::TaskError;
 use super::local_attempts::AttemptGuard;
 use super::machine::{self, Change};
 use super::progress_report::ProgressReport;
+use super::records::ChangeCall;
 use super::task_ref::TaskRef;
 use super::write::{ChangeKind, Event};
-use crate::backend::Agenda;
+use crate::backend::{Agenda, Expiry};
 use crate::task::{RpcError, StoredTask, Task, TaskStatus};
 
 /// The outcome of the work on a task.
@@ -22,6 +24,27 @@ pub(crate) enum Ending {
     Completed(Value),
     Failed(RpcError),
     Cancelled,
+}
+
+impl<B: Agenda> TaskStore<B> {
+    /// Makes the record of an ended task expire after `keep_for`, unless it expires sooner. The task itself stays as it is.
+    pub(crate) async fn shorten_retention(
+        &self,
+        ended: &StoredTask,
+        keep_for: Duration,
+    ) -> Result<(), TaskError> {
+        let records = self.0.records();
+        let latest = records.engine.now() + keep_for;
+        if ended.expires_at.is_some_and(|expires_at| expires_at <= latest) {
+            return Ok(());
+        }
+        let shorten = |task: &mut Task| match task.status.is_terminal() {
+            true => Ok(Change::Retention(Expiry::After(keep_for))),
+            false => Ok(Change::None),
+        };
+        let call = ChangeCall::new(ChangeKind::Lifecycle, "shorten_retention", TaskRef::Stored(ended));
+        records.change(&records.deadline(), call, shorten).await.map(drop)
+    }
 }
 
 impl<B: Agenda> Attempt<B> {

@@ -31,11 +31,22 @@ pub(super) enum Change {
     Visible,
     /// The task must be written, and its record has another expiry. Subscribers receive a notification.
     Lifetime(Expiry),
+    /// Only the expiry of the record changes. Subscribers receive no notification, and the time of the last update stays as
+    /// it is.
+    #[cfg(feature = "rmcp")]
+    Retention(Expiry),
     /// The task must be written. The change concerns only the worker: subscribers receive no notification, and the time of
     /// the last update stays as it is.
     Internal,
     /// The task is unchanged, so there is nothing to write.
     None,
+}
+
+impl Change {
+    /// Returns whether subscribers can tell the changed task from the task before.
+    pub(super) fn is_visible(self) -> bool {
+        matches!(self, Self::Visible | Self::Lifetime(_))
+    }
 }
 
 fn refused(task: &Task, action: &'static str) -> TaskError {

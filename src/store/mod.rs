@@ -280,11 +280,21 @@ impl<B: Agenda> TaskStore<B> {
     /// Dropping the future ends the wait and changes nothing.
     #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
     pub async fn wait(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
+        self.wait_until(key, wait::is_over).await
+    }
+
+    /// Waits until `is_over` returns true for the task, and returns it. Calls `is_over` with every state of the task that it
+    /// reads. See [`wait`](Self::wait).
+    pub(crate) async fn wait_until(
+        &self,
+        key: &TaskKey,
+        mut is_over: impl FnMut(&StoredTask) -> bool + Send,
+    ) -> Result<StoredTask, TaskError> {
         let engine = &self.0.records_only().engine;
         let mut watch = None;
         loop {
             let stored = self.get(key).await?;
-            if wait::is_over(&stored) {
+            if is_over(&stored) {
                 return Ok(stored);
             }
             // The watch begins only after the first read, because most calls need not wait. The first item of the

@@ -269,7 +269,7 @@ impl<B: Agenda> Records<B> {
     ) -> Result<Option<StoredTask>, TaskError> {
         let (key, expected) = (stored.key.clone(), stored.version);
         let task = stored.task_mut();
-        if change != Change::Internal {
+        if change.is_visible() {
             task.last_updated_at = self.engine.now().max(task.last_updated_at);
         }
         let ends = task.status.is_terminal() && !writer.had_ended;

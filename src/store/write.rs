@@ -142,6 +142,8 @@ impl<'a> Write<'a> {
         max_bytes: usize,
     ) -> Result<Self, TaskError> {
         let options = match change {
+            #[cfg(feature = "rmcp")]
+            Change::Retention(expiry) => PutOptions::new(expiry).quiet(),
             Change::Internal => PutOptions::new(Expiry::Keep).quiet(),
             Change::Lifetime(expiry) => PutOptions::new(expiry),
             Change::Visible | Change::None => PutOptions::new(Expiry::Keep),

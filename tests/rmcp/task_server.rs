@@ -1,9 +1,14 @@
 //! A server with task tools: what it forwards to its handler, what it lists, and how it answers calls.
 
 mod calls;
+mod flaky;
 mod forwarding;
+mod held;
+mod http;
 mod listing;
 mod mistakes;
+mod notifications;
+mod raw;
 
 use std::sync::Arc;
 
@@ -44,6 +49,12 @@ async fn render(task: TaskContext, render: Render) -> Result<CallToolResult, Tas
 
 async fn nothing(_: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
     Ok(text("nothing"))
+}
+
+/// Runs until it must stop.
+async fn until_cancelled<A>(task: TaskContext, _: A) -> Result<CallToolResult, TaskExit> {
+    task.cancelled().await;
+    Err(TaskExit::Cancelled)
 }
 
 /// A server as authors write it with the macros of the SDK.

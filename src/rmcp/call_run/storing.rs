@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{CallAnswer, CallLimits, CallRun, StoredCall, log_panic};
+use super::{CallAnswer, CallLimits, CallRun, log_panic};
 use crate::backend::{Agenda, StorageError};
 use crate::printable::Chain;
 use crate::rmcp::error_class::ErrorClass;
@@ -20,7 +20,7 @@ use crate::store::{BackOff, NewTask, Starting, TaskError};
 use crate::task::StoredTask;
 
 /// How long the record of a task lives whose outcome is already with the client.
-const KEEP_ANSWERED: Duration = Duration::from_secs(300);
+pub(in crate::rmcp) const KEEP_ANSWERED: Duration = Duration::from_secs(300);
 
 /// How the time has ended in which a task was being stored.
 enum StoringEnd {
@@ -114,8 +114,8 @@ impl<B: Agenda> CallRun<B> {
         let attempt = starting.attempt().clone();
         let run = Run::continue_with(store, renewer, attempt, stored, operation, reports);
         stage.set_stored(run.stage());
-        let call = StoredCall { task: run.state.stored(), state: run.state.subscribe() };
-        if answer.is_some_and(|answer| answer.send(Ok(CallAnswer::Stored(call))).is_err()) {
+        let stored = CallAnswer::Stored(run.state.stored());
+        if answer.is_some_and(|answer| answer.send(Ok(stored)).is_err()) {
             tracing::debug!("the task of a call is stored, and its client has left");
         }
         drop((starting, stage));

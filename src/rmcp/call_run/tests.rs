@@ -40,12 +40,20 @@ fn said(text: &str) -> Result<CallToolResult, TaskExit> {
     Ok(CallToolResult::success(vec![ContentBlock::text(text)]))
 }
 
+fn limits() -> CallLimits {
+    CallLimits {
+        answer_within: Duration::from_millis(200),
+        hold_for: Duration::from_secs(50),
+        drain: Duration::from_secs(10),
+    }
+}
+
 /// Calls an operation with the default limits.
 async fn call<F>(manager: &Manager, operation: impl FnOnce(TaskContext) -> F) -> Result<CallAnswer, TaskError>
 where
     F: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
 {
-    call_within(manager, CallLimits::default(), operation).await
+    call_within(manager, limits(), operation).await
 }
 
 async fn call_within<F>(
@@ -75,7 +83,7 @@ fn ended(answer: Result<CallAnswer, TaskError>) -> serde_json::Value {
 }
 
 #[track_caller]
-fn stored(answer: Result<CallAnswer, TaskError>) -> StoredCall {
+fn stored(answer: Result<CallAnswer, TaskError>) -> Arc<StoredTask> {
     match answer {
         Ok(CallAnswer::Stored(call)) => call,
         Ok(CallAnswer::Ended(_)) => panic!("the operation ended first"),
@@ -167,11 +175,11 @@ async fn options_that_the_store_does_not_accept_are_refused_before_the_operation
         NewTask::new("tools/call").status_message("x".repeat(100_000)),
     ] {
         let operation = |_| -> TaskFuture { panic!("the operation has started") };
-        refused(one.call(&alice(), new, CallLimits::default(), operation).await);
+        refused(one.call(&alice(), new, limits(), operation).await);
     }
     let reserved = OwnerId::try_from("\0mcp/alice").unwrap();
     let operation = |_| -> TaskFuture { panic!("the operation has started") };
-    refused(one.call(&reserved, NewTask::new("tools/call"), CallLimits::default(), operation).await);
+    refused(one.call(&reserved, NewTask::new("tools/call"), limits(), operation).await);
     assert_eq!((spy.calls(), one.running_task_count()), (0, 0));
 }
 
@@ -195,7 +203,7 @@ async fn a_task_goes_out_only_after_its_create_was_acknowledged() {
     assert!(timeout(Duration::from_secs(3), &mut answer).await.is_err());
     assert!(all_tasks(&one).await.is_empty());
     spy.holds_creates.send_replace(false);
-    let task = stored(answer.await).task;
+    let task = stored(answer.await);
     let found = one.store().get(&task.key).await.unwrap();
     assert_eq!(found.task.status, TaskStatus::Working);
     assert_eq!(found.task.status_message.as_deref(), Some("half"));
@@ -238,7 +246,7 @@ async fn a_create_that_fails_for_five_seconds_holds_the_call_and_leaves_one_reco
         }));
         assert!(timeout(Duration::from_secs(5), &mut answer).await.is_err(), "the call is held");
         spy.is_down.store(false, Ordering::SeqCst);
-        let task = stored(answer.await).task;
+        let task = stored(answer.await);
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         assert_eq!(all_tasks(&one).await.len(), 1);
         finish.send(()).unwrap();
@@ -317,14 +325,14 @@ async fn a_task_that_cannot_be_stored_within_the_hold_is_stopped_and_leaves_no_o
 #[tokio::test(start_paused = true)]
 async fn an_operation_that_needs_its_task_has_it_stored_at_once() {
     let (spy, one) = manager();
-    let limits = CallLimits { answer_within: HOUR, ..CallLimits::default() };
+    let limits = CallLimits { answer_within: HOUR, ..limits() };
     let begun = Instant::now();
     let asks = call_within(&one, limits, |task| async move {
         task.set_status_message("a question");
         let answer = task.request_input("a", question()).await?;
         said(answer["content"]["name"].as_str().unwrap())
     });
-    let task = stored(asks.await).task;
+    let task = stored(asks.await);
     assert!(begun.elapsed() < Duration::from_secs(1));
     let asked = one.store().wait(&task.key).await.unwrap();
     assert_eq!(asked.task.status, TaskStatus::InputRequired);
@@ -342,7 +350,7 @@ async fn an_operation_that_needs_its_task_has_it_stored_at_once() {
         task.cancelled().await;
         Err(TaskExit::Cancelled)
     });
-    let StoredCall { task, mut state } = stored(sets.await);
+    let task = stored(sets.await);
     let set = async {
         loop {
             let found = one.store().get(&task.key).await.unwrap();
@@ -354,21 +362,16 @@ async fn an_operation_that_needs_its_task_has_it_stored_at_once() {
     };
     let set = timeout(HOUR, set).await.unwrap();
     assert_eq!((set.task.ttl_ms, set.task.poll_interval_ms), (Some(60_000), Some(2_000)));
-    assert!(!state.borrow().must_stop());
     one.cancel_task(&alice(), task.key.task.as_str()).await.unwrap();
-    let stops = timeout(HOUR, state.wait_for(TaskState::must_stop)).await.unwrap();
-    assert!(stops.is_ok(), "the caller sees the state of the task");
-    drop(stops);
     assert_eq!(one.store().wait(&task.key).await.unwrap().task.status, TaskStatus::Cancelled);
     runs_end(&one).await;
-    assert!(state.has_changed().is_err(), "the run has ended");
     assert_eq!(*spy.creates.borrow(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_waits_for_calls_that_are_not_stored_and_then_answers_an_error() {
     let (spy, one) = manager();
-    let limits = CallLimits { answer_within: Duration::from_secs(5), ..CallLimits::default() };
+    let limits = CallLimits { answer_within: Duration::from_secs(5), ..limits() };
     let ends_in_time = call_within(&one, limits, |_| async {
         sleep(Duration::from_secs(8)).await;
         said("in time")

@@ -100,7 +100,7 @@ impl<H: ServerHandler, B: Agenda> ServerHandler for TaskServer<H, B> {
         context: Context,
     ) -> Result<CallToolResponse, ErrorData> {
         match self.tool(&request.name) {
-            Some(tool) => call::answer(tool, &self.tasks, &self.owners, request, &context).await,
+            Some(tool) => call::answer(self.call_settings(), tool, request, &context).await,
             None => self.handler.call_tool(request, context).await,
         }
     }

@@ -1,9 +1,11 @@
 //! The list of all tools: the task tools, then those of the handler.
 
 use rmcp::ServerHandler;
-use rmcp::model::{ErrorCode, ErrorData, ListToolsResult, PaginatedRequestParams};
+use rmcp::model::{ErrorCode, ErrorData, ListToolsResult, PaginatedRequestParams, Tool};
 use rmcp::service::{RequestContext, RoleServer};
 
+use super::client::Client;
+use super::output_schema::accept_state;
 use crate::rmcp::tools::TaskTool;
 
 /// Returns a page of all tools. The first page has the task tools and the first page of the handler. The cursors are those of
@@ -17,6 +19,7 @@ pub(super) async fn page<H: ServerHandler>(
     request: Option<PaginatedRequestParams>,
     context: RequestContext<RoleServer>,
 ) -> Result<ListToolsResult, ErrorData> {
+    let client = Client::of(&context);
     let is_first = request.as_ref().is_none_or(|request| request.cursor.is_none());
     let mut page = match handler.list_tools(request, context).await {
         // The handler has no tools.
@@ -30,7 +33,16 @@ pub(super) async fn page<H: ServerHandler>(
         return Err(ErrorData::internal_error(message, None));
     }
     if is_first {
-        page.tools.splice(..0, tools.iter().map(|tool| tool.tool().clone()));
+        page.tools.splice(..0, tools.iter().map(|tool| listed(tool, &client)));
     }
     Ok(page)
+}
+
+/// Returns a tool as this client sees it.
+fn listed(tool: &TaskTool, client: &Client) -> Tool {
+    let mut listed = tool.tool().clone();
+    if !client.has_tasks() && !tool.is_required() {
+        accept_state(&mut listed);
+    }
+    listed
 }

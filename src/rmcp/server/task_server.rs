@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use rmcp::ServerHandler;
 
+use super::call::CallSettings;
+use super::config::TaskServerConfig;
 use crate::backend::Agenda;
 use crate::rmcp::manager::DurableTaskManager;
 use crate::rmcp::owner::OwnerSource;
@@ -13,15 +15,18 @@ use crate::store::TaskError;
 
 /// Adds [`TaskTools`] to a server of the SDK. It wraps the server's [`ServerHandler`], and is one itself.
 ///
-/// * `tools/list` has the task tools and the tools of the handler. A call of a task tool becomes a task, and its client
-///   receives the task once it is stored. All other calls go to the handler.
+/// * `tools/list` has the task tools and the tools of the handler. A call of a task tool runs its function. All other calls go to
+///   the handler.
 /// * `tasks/get`, `tasks/update` and `tasks/cancel` go to the manager. If the manager has no such task and the handler
 ///   declares the tasks extension, they go to the handler.
 /// * The capabilities are those of the handler, the tools and the tasks extension.
 /// * Everything else goes to the handler: prompts, resources, completions, subscriptions, notifications.
 ///
-/// A call of a task tool by a client that does not declare the tasks extension fails with `-32021` (missing required
-/// client capability), before anything runs or is stored.
+/// A call that ends [soon](TaskServerConfig::answer_within) is answered with its result, and nothing is stored. A call that takes
+/// longer becomes a task:
+/// * A client that declares the tasks extension receives the task once it is stored.
+/// * The call of any other client is [held](TaskServerConfig::hold_for) until the task ends, and receives the result. If that takes
+///   too long, the call receives the state and the id of the task, and the task goes on.
 ///
 /// A clone shares the tools and the manager, and has a clone of the handler. So the factory of a transport can return a clone
 /// for each session.
@@ -75,6 +80,7 @@ pub struct TaskServer<H, B> {
     pub(super) tasks: DurableTaskManager<B>,
     pub(super) owners: OwnerSource,
     pub(super) tools: Arc<[TaskTool]>,
+    pub(super) config: TaskServerConfig,
 }
 
 impl<H: Clone, B> Clone for TaskServer<H, B> {
@@ -84,6 +90,7 @@ impl<H: Clone, B> Clone for TaskServer<H, B> {
             tasks: self.tasks.clone(),
             owners: self.owners.clone(),
             tools: Arc::clone(&self.tools),
+            config: self.config.clone(),
         }
     }
 }
@@ -94,6 +101,7 @@ impl<H, B> fmt::Debug for TaskServer<H, B> {
             .field("tasks", &self.tasks)
             .field("owners", &self.owners)
             .field("tools", &self.tools)
+            .field("config", &self.config)
             .finish_non_exhaustive()
     }
 }
@@ -114,6 +122,20 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
         owners: OwnerSource,
         tools: TaskTools,
     ) -> Result<Self, TaskError> {
+        Self::with_config(handler, tasks, owners, tools, TaskServerConfig::default())
+    }
+
+    /// Creates a server as [`new`](Self::new) does, with this configuration.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with_config(
+        handler: H,
+        tasks: DurableTaskManager<B>,
+        owners: OwnerSource,
+        tools: TaskTools,
+        config: TaskServerConfig,
+    ) -> Result<Self, TaskError> {
         let tools: Arc<[TaskTool]> = tools.checked(tasks.store())?.into();
         if let Some(tool) = tools.iter().find(|tool| handler.get_tool(tool.name()).is_some()) {
             let reason = format!(
@@ -127,7 +149,12 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
             let operation = move |context, arguments| resumed.run(context, &arguments);
             tasks.register_tool(tool.name(), Arc::new(operation), tool.places().cloned());
         }
-        Ok(Self { handler, tasks, owners, tools })
+        Ok(Self { handler, tasks, owners, tools, config })
+    }
+
+    /// Returns what all calls share.
+    pub(super) fn call_settings(&self) -> CallSettings<'_, B> {
+        CallSettings { tasks: &self.tasks, owners: &self.owners, config: &self.config }
     }
 
     /// Returns the task tool of this name.

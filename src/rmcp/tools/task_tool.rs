@@ -82,7 +82,7 @@ impl TaskTool {
         let Some(places) = self.settings.places.clone() else { return Ok(operation) };
         Ok(Box::new(move |context| {
             Box::pin(async move {
-                let _place = places.take(&context).await?;
+                let _place = context.place(&places).await?;
                 operation(context).await
             })
         }))

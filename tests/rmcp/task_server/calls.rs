@@ -15,7 +15,7 @@ use rstest_reuse::apply;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use super::{Router, in_memory, render, serve, with_tasks};
+use super::{Router, in_memory, render, serve, until_cancelled, with_tasks};
 use crate::support::intercept::{Call, Hooks, Intercept, Reply};
 use crate::support::rmcp::*;
 use crate::support::{Engine, on_every_engine, owner};
@@ -59,12 +59,6 @@ async fn publish(task: TaskContext, _: EmptyObject) -> Result<CallToolResult, Ta
     Ok(text(format!("the client has said {}", answer["action"].as_str().unwrap())))
 }
 
-/// Runs until it must stop.
-async fn wait(task: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
-    task.cancelled().await;
-    Err(TaskExit::Cancelled)
-}
-
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn a_client_with_tasks_receives_the_task_of_a_call_and_polls_answers_and_cancels_it(
@@ -72,15 +66,12 @@ async fn a_client_with_tasks_receives_the_task_of_a_call_and_polls_answers_and_c
     #[values(newest(), ClientLifecycleMode::Initialize)] lifecycle: ClientLifecycleMode,
 ) {
     let (_store, one, _) = open(engine, LONG).await;
-    let tools = TaskTools::new()
-        .tool("render", "Renders", render)
-        .resumable()
-        .tool("publish", "Publishes", publish)
-        .tool("wait", "Waits", wait);
+    let tools = TaskTools::new().tool("publish", "Publishes", publish).tool(
+        "wait",
+        "Waits",
+        until_cancelled::<EmptyObject>,
+    );
     let client = connect(serve(Router, &one, tools), with_tasks(), lifecycle).await;
-
-    let rendered = call(&client, "render", frames(3)).await;
-    assert_eq!(said(&end(&client, &rendered).await), "3 frames in attempt 1");
 
     let published = call(&client, "publish", JsonObject::new()).await;
     let asked = poll(&client, &published, |task| task.status() == TaskStatus::InputRequired).await;
@@ -131,17 +122,15 @@ async fn arguments_that_do_not_have_the_type_are_refused_before_anything_is_stor
 
 #[rstest]
 #[tokio::test]
-async fn a_client_without_tasks_is_refused_before_anything_is_stored_or_runs(
+async fn a_client_without_tasks_is_refused_before_anything_is_stored_or_runs_if_the_tool_says_so(
     #[values(newest(), ClientLifecycleMode::Initialize)] lifecycle: ClientLifecycleMode,
 ) {
     let tasks = in_memory();
-    let tools = TaskTools::new().tool("wait", "Waits", wait).tool("required", "Waits", wait).required();
+    let tools = TaskTools::new().tool("wait", "Waits", until_cancelled::<EmptyObject>).required();
     let client = connect(serve(Router, &tasks, tools), ClientCapabilities::default(), lifecycle).await;
-    for tool in ["wait", "required"] {
-        let refused = client.call_tool_once(CallToolRequestParams::new(tool)).await;
-        let Err(ServiceError::McpError(error)) = refused else { panic!("{refused:?}") };
-        assert_eq!(error, rmcp::ErrorData::missing_required_client_capability(with_tasks()));
-    }
+    let refused = client.call_tool_once(CallToolRequestParams::new("wait")).await;
+    let Err(ServiceError::McpError(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error, rmcp::ErrorData::missing_required_client_capability(with_tasks()));
     assert_eq!(tasks.running_task_count(), 0);
     assert!(tasks.store().list(&alice(), PageRequest::new(10)).await.unwrap().tasks.is_empty());
     client.cancel().await.unwrap();
@@ -150,7 +139,7 @@ async fn a_client_without_tasks_is_refused_before_anything_is_stored_or_runs(
 #[tokio::test]
 async fn a_foreign_task_and_an_unknown_task_are_the_same_error_in_each_request() {
     let tasks = in_memory();
-    let tools = TaskTools::new().tool("wait", "Waits", wait);
+    let tools = TaskTools::new().tool("wait", "Waits", until_cancelled::<EmptyObject>);
     let of_alice = connect(serve(Router, &tasks, tools.clone()), with_tasks(), newest()).await;
     let of_bob = TaskServer::new(Router, tasks.clone(), OwnerSource::fixed(owner("bob")), tools).unwrap();
     let of_bob = connect(of_bob, with_tasks(), newest()).await;
@@ -272,8 +261,10 @@ async fn a_call_that_is_cancelled_before_its_answer_cancels_its_task_if_the_tool
         writes: watch::Sender::new(0),
     });
     let tasks = manager(&held.agenda(), LONG);
-    let tools =
-        TaskTools::new().tool("cancels", "Waits", wait).cancel_with_request().tool("runs_on", "Waits", wait);
+    let tools = TaskTools::new()
+        .tool("cancels", "Waits", until_cancelled::<EmptyObject>)
+        .cancel_with_request()
+        .tool("runs_on", "Waits", until_cancelled::<EmptyObject>);
     let (send, mut cancelled) = mpsc::unbounded_channel();
     let client = connect(serve(Cancellations(send), &tasks, tools), with_tasks(), newest()).await;
 

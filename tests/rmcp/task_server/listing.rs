@@ -6,9 +6,10 @@ use mcp_task_store::TaskTools;
 use rmcp::model::*;
 use rmcp::service::{RequestContext, ServiceError};
 use rmcp::{ClientLifecycleMode, ErrorData, RoleServer, ServerHandler};
+use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::{Render, Router, in_memory, nothing, render, serve, with_tasks};
+use super::{Render, Router, in_memory, nothing, render, serve, until_cancelled, with_tasks};
 use crate::support::rmcp::{connect, key, newest};
 
 /// Lists one tool a page, and does not implement `get_tool`.
@@ -86,14 +87,14 @@ struct Film {
 #[tokio::test]
 async fn a_setting_changes_the_tool_before_it_and_no_other() {
     let tools = TaskTools::new()
-        .tool("render", "Renders", render)
+        .tool("render", "Renders", until_cancelled::<Render>)
         .annotations(ToolAnnotations::with_title("Render").idempotent(true))
         .output_schema::<Film>()
         .resumable()
         .attempts(5)
         .ttl(Duration::from_secs(60))
         .poll_interval(Duration::from_millis(250))
-        .tool("nothing", "Does nothing", nothing);
+        .tool("nothing", "Does nothing", until_cancelled::<EmptyObject>);
     let tasks = in_memory();
     let client = connect(serve(Router, &tasks, tools), with_tasks(), newest()).await;
     let listed = client.list_all_tools().await.unwrap();
@@ -126,4 +127,36 @@ async fn a_setting_changes_the_tool_before_it_and_no_other() {
     assert_eq!((of_nothing.operation.as_deref(), of_nothing.max_attempts), (Some("nothing"), None));
     assert_eq!(of_nothing.arguments, Value::Null.into());
     client.cancel().await.unwrap();
+}
+
+#[rstest]
+#[tokio::test]
+async fn only_a_client_that_may_receive_the_state_of_a_task_sees_it_in_the_output_schema(
+    #[values(newest(), ClientLifecycleMode::Initialize)] lifecycle: ClientLifecycleMode,
+) {
+    let tools = TaskTools::new()
+        .tool("film", "Renders", render)
+        .output_schema::<Film>()
+        .tool("required", "Renders", render)
+        .output_schema::<Film>()
+        .required()
+        .tool("nothing", "Does nothing", nothing);
+    let tasks = in_memory();
+    for (capabilities, sees_state) in [(with_tasks(), false), (ClientCapabilities::default(), true)] {
+        let client = connect(serve(Router, &tasks, tools.clone()), capabilities, lifecycle.clone()).await;
+        let listed = client.list_all_tools().await.unwrap();
+        let schemas: Vec<_> = listed.iter().map(|tool| tool.output_schema.as_deref()).collect();
+        let own = |schema: &JsonObject| schema["required"] == json!(["minutes"]);
+        assert!(own(schemas[1].unwrap()));
+        assert_eq!(schemas[2], None);
+        let film = schemas[0].unwrap();
+        if sees_state {
+            assert_eq!(film["type"], "object");
+            assert_eq!(film["anyOf"][0]["required"], json!(["minutes"]));
+            assert_eq!(film["anyOf"][1]["required"], json!(["taskId", "status"]));
+        } else {
+            assert!(own(film));
+        }
+        client.cancel().await.unwrap();
+    }
 }

@@ -1,0 +1,90 @@
+//! The settings of a server with task tools.
+
+use std::time::Duration;
+
+use super::client::Client;
+use crate::rmcp::call_run::CallLimits;
+
+/// The settings of a [`TaskServer`](crate::TaskServer). Every setting has a default; each method replaces one.
+///
+/// # Examples
+/// ```
+/// use std::time::Duration;
+///
+/// use mcp_task_store::TaskServerConfig;
+///
+/// // A gateway in front of this server ends requests after 30 seconds.
+/// let config = TaskServerConfig::new().hold_for(Duration::from_secs(25));
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct TaskServerConfig {
+    pub(super) answer_within: Duration,
+    pub(super) hold_for: Duration,
+    pub(super) hold_for_with_progress: Duration,
+    pub(super) drain: Duration,
+}
+
+impl Default for TaskServerConfig {
+    fn default() -> Self {
+        Self {
+            answer_within: Duration::from_millis(200),
+            hold_for: Duration::from_secs(50),
+            hold_for_with_progress: Duration::from_secs(600),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+impl TaskServerConfig {
+    /// Returns the default settings.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how long a call may run before its task is stored. A call that ends sooner is answered directly and is never
+    /// stored. A client with tasks receives a task after this time. The default is 200 ms.
+    pub fn answer_within(mut self, limit: Duration) -> Self {
+        self.answer_within = limit;
+        self
+    }
+
+    /// Sets how long a call of a client without tasks is held. A call that takes longer is answered with the state and the id
+    /// of its task, and the task goes on. The default is 50 s, because a common limit of clients and HTTP gateways is 60 s.
+    ///
+    /// It also limits how long a call is held whose task cannot be stored, for every client. The operation of such a
+    /// call is then stopped, and the call fails.
+    pub fn hold_for(mut self, limit: Duration) -> Self {
+        self.hold_for = limit;
+        self
+    }
+
+    /// Sets how long a call of a client without tasks is held if the client asks for notifications about its progress
+    /// (`progressToken`). The client receives one at least every 5 s, and several clients then wait longer. The default is 10
+    /// minutes.
+    pub fn hold_for_with_progress(mut self, limit: Duration) -> Self {
+        self.hold_for_with_progress = limit;
+        self
+    }
+
+    /// Sets how long [`shutdown`](crate::DurableTaskManager::shutdown) waits for calls whose tasks are not stored. Then their
+    /// operations are stopped, and the calls fail. The default is 10 s.
+    pub fn drain(mut self, limit: Duration) -> Self {
+        self.drain = limit;
+        self
+    }
+
+    /// Returns how long a call of this client is held.
+    pub(super) fn hold_limit(&self, client: &Client) -> Duration {
+        match client.progress_token {
+            _ if client.has_tasks() => self.answer_within,
+            Some(_) => self.hold_for_with_progress,
+            None => self.hold_for,
+        }
+    }
+
+    pub(super) fn call_limits(&self) -> CallLimits {
+        let Self { answer_within, hold_for, drain, .. } = *self;
+        CallLimits { answer_within, hold_for, drain }
+    }
+}
