@@ -41,8 +41,6 @@ mod supervise;
 mod task_state;
 mod timeouts;
 mod tools;
-#[cfg_attr(not(test), expect(dead_code, reason = "the server that answers calls with it is not written yet"))]
-mod unique_call;
 mod wire;
 
 pub use config::ManagerConfig;

@@ -1,5 +1,6 @@
 //! A server with task tools: what it forwards to its handler, what it lists, and how it answers calls.
 
+mod booth;
 mod calls;
 mod flaky;
 mod forwarding;
@@ -9,6 +10,8 @@ mod listing;
 mod mistakes;
 mod notifications;
 mod raw;
+mod settings;
+mod unique;
 
 use std::sync::Arc;
 

@@ -168,11 +168,7 @@ impl<B: Agenda> CallRun<B> {
 }
 
 /// Waits until a call is held no longer. Returns the error that answers it.
-pub(in crate::rmcp) async fn limit_elapsed(
-    begun: Instant,
-    limits: CallLimits,
-    shutdown: ShutdownSignal,
-) -> TaskError {
+pub(super) async fn limit_elapsed(begun: Instant, limits: CallLimits, shutdown: ShutdownSignal) -> TaskError {
     tokio::select! {
         () = sleep_until(begun + limits.hold_for) => not_stored_within(limits.hold_for),
         () = shutdown.limit_elapsed(limits.drain) => TaskError::ShuttingDown,
@@ -191,6 +187,6 @@ fn not_stored_within(hold_for: Duration) -> TaskError {
 }
 
 /// Returns whether the store refuses the task, so that another try within the time of a call does not help.
-pub(in crate::rmcp) fn is_refusal(error: &TaskError) -> bool {
+pub(super) fn is_refusal(error: &TaskError) -> bool {
     matches!(error, TaskError::QuotaExceeded { .. }) || ErrorClass::of(error) != ErrorClass::Transient
 }

@@ -8,9 +8,10 @@ use rmcp::model::{ErrorData, Tool};
 use rmcp::task_manager::{TaskExit, TaskFuture};
 use serde_json::Value;
 
-use super::arguments::{Bind, BoundOperation};
+use super::arguments::{Bind, BoundOperation, Start};
 use super::settings::Settings;
 use super::unique_by::UniqueBy;
+use crate::rmcp::call_run::CallOperation;
 use crate::rmcp::context::TaskContext;
 use crate::rmcp::places::Places;
 use crate::store::{NewTask, UniqueKey};
@@ -78,24 +79,19 @@ impl TaskTool {
     /// # Errors
     /// `-32602` (invalid params) if the arguments do not have the type that the tool's function takes.
     pub(in crate::rmcp) fn bind(&self, arguments: &Value) -> Result<BoundOperation, ErrorData> {
-        let operation = (self.bind)(arguments).map_err(|error| self.invalid(&error))?;
-        let Some(places) = self.settings.places.clone() else { return Ok(operation) };
-        Ok(Box::new(move |context| {
-            Box::pin(async move {
-                let _place = context.place(&places).await?;
-                operation(context).await
-            })
-        }))
+        let start = (self.bind)(arguments).map_err(|error| self.invalid(&error))?;
+        let key = self.unique_key(arguments).map_err(|error| self.invalid(&error))?;
+        let start = match self.settings.places.clone() {
+            Some(places) => after_place(places, start),
+            None => start,
+        };
+        Ok(BoundOperation { start, key })
     }
 
     /// Returns the key of a call with these arguments, if the tool has at most one open task for each key.
-    ///
-    /// # Errors
-    /// As [`bind`](Self::bind).
-    pub(in crate::rmcp) fn unique_key(&self, arguments: &Value) -> Result<Option<UniqueKey>, ErrorData> {
-        let Some(unique_by) = &self.unique_by else { return Ok(None) };
-        let text = unique_by(arguments).map_err(|error| self.invalid(&error))?;
-        Ok(Some(UniqueKey::new(self.name(), &text)))
+    fn unique_key(&self, arguments: &Value) -> Result<Option<UniqueKey>, serde_json::Error> {
+        let text = self.unique_by.as_ref().map(|unique_by| unique_by(arguments)).transpose()?;
+        Ok(text.map(|text| UniqueKey::new(self.name(), &text)))
     }
 
     fn invalid(&self, error: &serde_json::Error) -> ErrorData {
@@ -115,8 +111,18 @@ impl TaskTool {
     /// that the function takes, for instance because another version of the server has stored them.
     pub(in crate::rmcp) fn run(&self, context: TaskContext, arguments: &Value) -> TaskFuture {
         match self.bind(arguments) {
-            Ok(operation) => operation(context),
+            Ok(operation) => operation.start(context),
             Err(error) => Box::pin(ready(Err(TaskExit::Error(error)))),
         }
     }
+}
+
+/// Lets an operation start once it has a place.
+fn after_place(places: Places, start: Start) -> Start {
+    Box::new(move |context| {
+        Box::pin(async move {
+            let _place = context.place(&places).await?;
+            start(context).await
+        })
+    })
 }

@@ -5,33 +5,17 @@ mod tests;
 
 use std::sync::Arc;
 
-use rmcp::task_manager::TaskFuture;
 use tokio::time::{Instant, sleep};
 use tracing::Span;
 
-use super::call_run::{CallAnswer, CallLimits, is_refusal, limit_elapsed};
-use super::context::TaskContext;
-use super::manager::DurableTaskManager;
+use super::storing::{is_refusal, limit_elapsed};
+use super::{CallAnswer, CallLimits, CallOperation};
 use crate::backend::{Agenda, OwnerId};
 use crate::printable::Chain;
+use crate::rmcp::manager::DurableTaskManager;
 use crate::store::{BackOff, NewTask, TaskError, TaskStore, UniqueKey, UniqueStart};
 
 impl<B: Agenda> DurableTaskManager<B> {
-    /// Begins a call of a tool: with [`call_unique`](Self::call_unique) if it has a key, and with [`call`](Self::call) otherwise.
-    pub(super) async fn call_by_key(
-        &self,
-        key: Option<&UniqueKey>,
-        owner: &OwnerId,
-        new: NewTask,
-        limits: CallLimits,
-        operation: impl FnOnce(TaskContext) -> TaskFuture,
-    ) -> Result<CallAnswer, TaskError> {
-        match key {
-            Some(key) => self.call_unique(owner, new, key, limits, operation).await,
-            None => self.call(owner, new, limits, operation).await,
-        }
-    }
-
     /// Starts a task, unless the owner has an open task of the same key. Then the call joins that task, which may run in any
     /// process, and drops `operation`. Either way, the task is durable when the method returns it. While the engine fails, the
     /// method tries again.
@@ -44,13 +28,13 @@ impl<B: Agenda> DurableTaskManager<B> {
     ///
     /// # Cancellation safety
     /// As for [`TaskStore::start_unique`].
-    async fn call_unique(
+    pub(super) async fn call_unique(
         &self,
         owner: &OwnerId,
         new: NewTask,
         key: &UniqueKey,
         limits: CallLimits,
-        operation: impl FnOnce(TaskContext) -> TaskFuture,
+        operation: impl CallOperation,
     ) -> Result<CallAnswer, TaskError> {
         let (begun, caller, runtime) = (Instant::now(), Span::current(), self.runtime());
         let guard = runtime.count_run();
@@ -65,7 +49,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         let task = match started {
             UniqueStart::Joined(task) => task,
             UniqueStart::Started { task, attempt } => {
-                runtime.run_started(guard, attempt, task.clone(), &caller, operation)?;
+                runtime
+                    .run_started(guard, attempt, task.clone(), &caller, |context| operation.start(context))?;
                 task
             }
         };
