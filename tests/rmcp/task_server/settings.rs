@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures_util::future::join_all;
-use mcp_task_store::{TaskContext, TaskServer, TaskServerConfig, TaskStatus, TaskTools};
-use rmcp::RoleClient;
+use mcp_task_store::{TaskContext, TaskStatus, TaskTools};
 use rmcp::model::*;
-use rmcp::service::{RunningService, ServiceError};
+use rmcp::service::ServiceError;
 use rmcp::task_manager::TaskExit;
 use rstest_reuse::apply;
 
 use super::booth::{Booth, call, client_of, frames, serve};
-use super::{OwnerSource, Render, Router, Server, in_memory, until_cancelled, with_tasks};
+use super::{Render, in_memory, until_cancelled};
 use crate::support::rmcp::*;
 use crate::support::{Engine, on_every_engine};
 

@@ -72,7 +72,8 @@ async fn a_client_without_tasks_that_has_left_finds_its_call_again_at_another_in
     }
     first.cancel().await.unwrap();
 
-    let config = TaskServerConfig::new().hold_for(Duration::from_millis(50));
+    // The client of the SDK asks for notifications of the progress.
+    let config = TaskServerConfig::new().hold_for_with_progress(Duration::from_millis(50));
     let owners = OwnerSource::fixed(alice());
     let server = TaskServer::with_config(Router, other.clone(), owners, tools(&booth), config).unwrap();
     let again = connect(server, ClientCapabilities::default(), newest()).await;
