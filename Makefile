@@ -45,6 +45,12 @@ conformance: redis-up ## run the official MCP conformance suite on one instance,
 	@scripts/need.sh "command -v npm" npm npm
 	@scripts/conformance.sh
 
+.PHONY: clients
+clients: redis-up ## run the TypeScript and Python clients, FastMCP and rmcp against one server; CLIENTS_WRITE=1 writes the results into the guide | 2 min, and 1 min to install | tests/clients/node_modules, tests/clients/venv, with CLIENTS_WRITE=1 docs/guide/clients.md
+	@scripts/need.sh "command -v npm" npm npm
+	@scripts/need.sh "python3 -c 'import ensurepip'" python3-venv "python3 with venv"
+	@scripts/clients.sh
+
 .PHONY: bench
 bench: redis-server valgrind ## compare the speed with pmcp-tasks and with the bare Redis commands | 10 min, and 5 min to build | README.md, docs/benchmarks.md, docs/bench
 	@$(PEERS) --release -- table --charts docs/bench --page docs/benchmarks.md --readme README.md

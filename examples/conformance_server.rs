@@ -14,23 +14,24 @@ use std::time::Duration;
 
 use axum::Router;
 use clap::Parser;
-use mcp_task_store::{DurableTaskManager, OwnerId, RedisBackend, StoreConfig, TaskContext, TaskStore};
-use rmcp::handler::server::common::{schema_for_empty_input, schema_for_type};
+use mcp_task_store::{
+    DurableTaskManager, OwnerId, OwnerSource, RedisBackend, StoreConfig, TaskContext, TaskServer, TaskStore,
+    TaskTools,
+};
+use rmcp::handler::server::tool::InputResponses;
+use rmcp::handler::server::wrapper::Parameters;
 use rmcp::model::{
-    BooleanSchema, CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams,
-    ClientCapabilities, ContentBlock, ElicitRequest, ElicitRequestParams, ElicitationSchema, GetTaskParams,
-    GetTaskResult, Implementation, InputRequest, InputRequiredResult, InputResponses, JsonObject,
-    ListToolsResult, PaginatedRequestParams, PrimitiveSchemaDefinition, ServerCapabilities, ServerConfig,
-    StringSchema, Tool, UpdateTaskParams,
+    BooleanSchema, CallToolResponse, CallToolResult, ContentBlock, ElicitRequest, ElicitRequestParams,
+    ElicitationSchema, EmptyObject, InputRequest, InputRequiredResult, PrimitiveSchemaDefinition,
+    StringSchema,
 };
 use rmcp::schemars::{self, JsonSchema};
 use rmcp::service::RequestContext;
 use rmcp::task_manager::{TaskExit, TaskOptions};
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
-use rmcp::{ErrorData, RoleServer, ServerHandler};
+use rmcp::{ErrorData, RoleServer, ServerHandler, tool, tool_handler, tool_router};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,10 +65,12 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let store = TaskStore::with_config(
         RedisBackend::connect(&options.redis).await?,
         // All runs use one owner, and the tasks of earlier runs may still exist.
-        StoreConfig::new().max_tasks_per_owner(None),
+        StoreConfig::new().max_tasks_per_owner(None).default_poll_interval(Duration::from_millis(200)),
     );
     let tasks = DurableTaskManager::new(store);
-    let server = ConformanceServer { tasks: tasks.clone(), owner: OwnerId::try_from("conformance")? };
+    let owner = OwnerId::try_from("conformance")?;
+    let handler = Handler { tasks: tasks.clone(), owner: owner.clone() };
+    let server = TaskServer::new(handler, tasks.clone(), OwnerSource::fixed(owner), task_tools())?;
 
     // A session lives in one instance, and the next request may reach another. So no instance keeps sessions.
     let config = StreamableHttpServerConfig::default().with_legacy_session_mode(false);
@@ -92,131 +95,15 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-#[derive(Clone)]
-struct ConformanceServer {
-    tasks: DurableTaskManager<RedisBackend>,
-    owner: OwnerId,
-}
-
-/// The tools that always respond with a task. A client without the tasks extension cannot call them.
-const TASK_REQUIRED: [&str; 4] = ["failing_job", "confirm_delete", "multi_input", "test_tool_with_task"];
-
-fn tools() -> Vec<Tool> {
-    let nothing = schema_for_empty_input;
-    vec![
-        Tool::new("greet", "Greets at once", schema_for_type::<Greeting>()),
-        Tool::new("slow_compute", "Computes for some seconds", schema_for_type::<Computation>()),
-        Tool::new("failing_job", "Runs for a second and returns an error of the tool", nothing()),
-        Tool::new("protocol_error_job", "Fails with a JSON-RPC error", nothing()),
-        Tool::new("confirm_delete", "Deletes a file after a confirmation", schema_for_type::<Deletion>()),
-        Tool::new("multi_input", "Requests two values at once", nothing()),
-        Tool::new("test_tool_with_task", "Requests a name, then greets in a task", nothing()),
-    ]
-}
-
-impl ServerHandler for ConformanceServer {
-    fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_tasks().build())
-            .with_server_info(Implementation::new("conformance_server", env!("CARGO_PKG_VERSION")))
-    }
-
-    async fn list_tools(
-        &self,
-        _: Option<PaginatedRequestParams>,
-        _: RequestContext<RoleServer>,
-    ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(tools()))
-    }
-
-    async fn call_tool(
-        &self,
-        call: CallToolRequestParams,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        let supports_tasks = context.client_capabilities().is_some_and(|client| client.supports_tasks());
-        if !supports_tasks && TASK_REQUIRED.contains(&&*call.name) {
-            let required = ClientCapabilities::builder().enable_tasks().build();
-            return Err(ErrorData::missing_required_client_capability(required));
-        }
-        let tool = &*call.name;
-        match tool {
-            "greet" => Ok(greet(arguments(call.arguments)?).into()),
-            "slow_compute" => {
-                let computation = arguments(call.arguments)?;
-                match supports_tasks {
-                    true => self.start(&context, tool, |task| slow_compute_task(computation, task)).await,
-                    false => Ok(slow_compute(computation).await?.into()),
-                }
-            }
-            "failing_job" => self.start(&context, tool, |_| failing_job()).await,
-            "protocol_error_job" if supports_tasks => {
-                self.start(&context, tool, |_| async { Err(protocol_error().into()) }).await
-            }
-            "protocol_error_job" => Err(protocol_error()),
-            "confirm_delete" => {
-                let deletion = arguments(call.arguments)?;
-                self.start(&context, tool, |task| confirm_delete(deletion, task)).await
-            }
-            "multi_input" => self.start(&context, tool, multi_input).await,
-            "test_tool_with_task" => match answered_name(call.input_responses.as_ref()) {
-                Some(name) => {
-                    self.start(&context, tool, |_| async move { Ok(text(format!("Hello, {name}! (async)"))) })
-                        .await
-                }
-                None => Ok(request_name().into()),
-            },
-            unknown => Err(ErrorData::invalid_params(format!("there is no tool {unknown}"), None)),
-        }
-    }
-
-    async fn get_task(
-        &self,
-        request: GetTaskParams,
-        _: RequestContext<RoleServer>,
-    ) -> Result<GetTaskResult, ErrorData> {
-        Ok(GetTaskResult::new(self.tasks.get_task(&self.owner, &request.task_id).await?))
-    }
-
-    async fn update_task(
-        &self,
-        request: UpdateTaskParams,
-        _: RequestContext<RoleServer>,
-    ) -> Result<(), ErrorData> {
-        Ok(self.tasks.update_task(&self.owner, &request.task_id, request.input_responses).await?)
-    }
-
-    async fn cancel_task(
-        &self,
-        request: CancelTaskParams,
-        _: RequestContext<RoleServer>,
-    ) -> Result<(), ErrorData> {
-        Ok(self.tasks.cancel_task(&self.owner, &request.task_id).await?)
-    }
-}
-
-impl ConformanceServer {
-    /// Starts an operation as a task. Returns the response once the task is stored.
-    async fn start<F>(
-        &self,
-        context: &RequestContext<RoleServer>,
-        name: &str,
-        operation: impl FnOnce(TaskContext) -> F + Send,
-    ) -> Result<CallToolResponse, ErrorData>
-    where
-        F: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
-    {
-        let options = TaskOptions::new().with_poll_interval_ms(200);
-        self.tasks.spawn_for(context, &self.owner, name, options, |task| Box::pin(operation(task))).await
-    }
-}
-
-#[derive(Deserialize, JsonSchema)]
-struct Greeting {
-    name: String,
-}
-
-fn greet(greeting: Greeting) -> CallToolResult {
-    text(format!("Hello, {}!", greeting.name))
+/// The tools whose calls become tasks.
+fn task_tools() -> TaskTools {
+    TaskTools::new()
+        .tool("slow_compute", "Computes for some seconds", slow_compute)
+        .tool("failing_job", "Runs for a second and returns an error of the tool", failing_job)
+        .required()
+        .tool("protocol_error_job", "Runs for a second and fails with a JSON-RPC error", protocol_error_job)
+        .tool("confirm_delete", "Deletes a file after a confirmation", confirm_delete)
+        .tool("multi_input", "Requests two values at once", multi_input)
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -225,29 +112,25 @@ struct Computation {
     label: String,
 }
 
-async fn slow_compute(computation: Computation) -> Result<CallToolResult, ErrorData> {
+async fn slow_compute(task: TaskContext, computation: Computation) -> Result<CallToolResult, TaskExit> {
     let Computation { seconds, label } = computation;
     let duration = Duration::try_from_secs_f64(seconds)
         .map_err(|error| ErrorData::invalid_params(format!("seconds: {error}"), None))?;
-    tokio::time::sleep(duration).await;
-    Ok(text(format!("{label}: computed for {seconds} s")))
-}
-
-async fn slow_compute_task(computation: Computation, task: TaskContext) -> Result<CallToolResult, TaskExit> {
     tokio::select! {
-        computed = slow_compute(computation) => Ok(computed?),
+        () = tokio::time::sleep(duration) => Ok(text(format!("{label}: computed for {seconds} s"))),
         () = task.cancelled() => Err(TaskExit::Cancelled),
     }
 }
 
 /// An error of the tool is a result, so the task is completed, not failed.
-async fn failing_job() -> Result<CallToolResult, TaskExit> {
+async fn failing_job(_: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
     tokio::time::sleep(Duration::from_secs(1)).await;
     Ok(CallToolResult::error(vec![ContentBlock::text("the job failed, as it always does")]))
 }
 
-fn protocol_error() -> ErrorData {
-    ErrorData::internal_error("the job broke the protocol, as it always does", None)
+async fn protocol_error_job(_: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Err(ErrorData::internal_error("the job broke the protocol, as it always does", None).into())
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -255,7 +138,7 @@ struct Deletion {
     filename: String,
 }
 
-async fn confirm_delete(deletion: Deletion, task: TaskContext) -> Result<CallToolResult, TaskExit> {
+async fn confirm_delete(task: TaskContext, deletion: Deletion) -> Result<CallToolResult, TaskExit> {
     let Deletion { filename } = deletion;
     let field = PrimitiveSchemaDefinition::Boolean(BooleanSchema::new());
     let question = elicitation(format!("Delete {filename}?"), "confirm", field);
@@ -264,7 +147,7 @@ async fn confirm_delete(deletion: Deletion, task: TaskContext) -> Result<CallToo
     Ok(text(if confirmed { format!("deleted {filename}") } else { format!("kept {filename}") }))
 }
 
-async fn multi_input(task: TaskContext) -> Result<CallToolResult, TaskExit> {
+async fn multi_input(task: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
     let question =
         |message| elicitation(message, "value", PrimitiveSchemaDefinition::String(StringSchema::new()));
     let (a, b) = tokio::try_join!(
@@ -276,21 +159,48 @@ async fn multi_input(task: TaskContext) -> Result<CallToolResult, TaskExit> {
     Ok(text(format!("got {} and {}", value(&a), value(&b))))
 }
 
-fn request_name() -> InputRequiredResult {
-    let field = PrimitiveSchemaDefinition::String(StringSchema::new());
-    let question = elicitation("Which name shall I greet?", "name", field);
-    InputRequiredResult::from_input_requests([("user_name".to_owned(), question)].into())
+/// The other tools. Their calls go past the task tools.
+#[derive(Clone)]
+struct Handler {
+    tasks: DurableTaskManager<RedisBackend>,
+    owner: OwnerId,
 }
 
-fn answered_name(responses: Option<&InputResponses>) -> Option<String> {
-    let name = accepted(responses?.get("user_name")?, "name")?;
-    name.as_str().map(str::to_owned)
+#[derive(Deserialize, JsonSchema)]
+struct Greeting {
+    name: String,
 }
 
-fn arguments<T: DeserializeOwned>(arguments: Option<JsonObject>) -> Result<T, ErrorData> {
-    serde_json::from_value(Value::Object(arguments.unwrap_or_default()))
-        .map_err(|error| ErrorData::invalid_params(error.to_string(), None))
+#[tool_router]
+impl Handler {
+    #[tool(description = "Greets at once")]
+    async fn greet(&self, Parameters(greeting): Parameters<Greeting>) -> String {
+        format!("Hello, {}!", greeting.name)
+    }
+
+    /// Requests a name before its task exists, so the client repeats the call with the name.
+    #[tool(description = "Requests a name, then greets in a task")]
+    async fn test_tool_with_task(
+        &self,
+        InputResponses(responses): InputResponses,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let answer = responses.and_then(|mut responses| responses.remove("user_name")).unwrap_or_default();
+        let Some(name) = accepted(&answer, "name").and_then(Value::as_str) else {
+            let field = PrimitiveSchemaDefinition::String(StringSchema::new());
+            let question = elicitation("Which name shall I greet?", "name", field);
+            let requests = [("user_name".to_owned(), question)].into();
+            return Ok(InputRequiredResult::from_input_requests(requests).into());
+        };
+        let greeting = text(format!("Hello, {name}! (async)"));
+        let operation = |_| Box::pin(async { Ok(greeting) }) as _;
+        let (owner, options) = (&self.owner, TaskOptions::new());
+        self.tasks.spawn_for(&context, owner, "test_tool_with_task", options, operation).await
+    }
 }
+
+#[tool_handler(name = "conformance_server")]
+impl ServerHandler for Handler {}
 
 fn text(text: impl Into<String>) -> CallToolResult {
     CallToolResult::success(vec![ContentBlock::text(text)])

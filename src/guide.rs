@@ -1,6 +1,7 @@
 //! The guide: how to use the library in a server, how to operate such a server, and how to write an engine.
 //!
 //! * [`rmcp`]: servers on the official SDK
+//! * [`clients`]: what the TypeScript and Python clients, FastMCP and rmcp get from such a server
 //! * [`pmcp`]: servers on the SDK `pmcp`, or on `pmcp-tasks`
 //! * [`workers`]: leases, lost workers, retries
 //! * [`engine`]: how to write an engine
@@ -11,11 +12,16 @@
 // A page links to other pages by file name. The first definition of a link wins, so the definitions here lead to modules.
 // rustdoc shows a page with any set of features. A doctest run includes a page only with the features that its examples need.
 
+/// [clients.md]: crate::guide::clients
 /// [workers.md]: crate::guide::workers
 /// [operations.md]: crate::guide::operations
 /// [failures.md]: crate::guide::failures
 #[cfg_attr(any(not(doctest), all(feature = "redis", feature = "rmcp")), doc = include_str!("../docs/guide/rmcp.md"))]
 pub mod rmcp {}
+
+/// [rmcp.md]: crate::guide::rmcp
+#[doc = include_str!("../docs/guide/clients.md")]
+pub mod clients {}
 
 /// [operations.md]: crate::guide::operations
 #[cfg_attr(any(not(doctest), all(feature = "redis", feature = "pmcp")), doc = include_str!("../docs/guide/pmcp.md"))]

@@ -4,6 +4,7 @@ pub(crate) mod adapter;
 pub(crate) mod exact;
 pub(crate) mod payload;
 pub(crate) mod progress;
+pub(crate) mod secret;
 pub(crate) mod snapshot;
 pub(crate) mod traceparent;
 

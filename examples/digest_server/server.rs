@@ -30,7 +30,8 @@ fn operation(owner: &OwnerId) -> String {
     format!("{DIGEST_FOLDER} {owner}")
 }
 
-/// One instance of the server.
+/// One instance of the server. It answers its clients itself instead of being a `TaskServer`, because the name of its operation is
+/// not that of its tool.
 #[derive(Clone)]
 pub struct DigestServer {
     tasks: DurableTaskManager<Arc<dyn Agenda>>,

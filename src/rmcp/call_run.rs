@@ -106,7 +106,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         operation: impl CallOperation,
     ) -> Result<oneshot::Receiver<Result<CallAnswer, TaskError>>, TaskError> {
         let (begun, runtime) = (Instant::now(), self.runtime());
-        let guard = runtime.count_run();
+        // Counted before the check. Then a shutdown either prevents the run or waits for its end.
+        let guard = runtime.runs.add();
         if runtime.shutdown.has_begun() {
             return Err(TaskError::ShuttingDown);
         }

@@ -213,7 +213,7 @@ async fn claim<B: Agenda>(
     slot: Slot,
     place: Result<Option<Place>, Full>,
 ) -> Result<Next, TaskError> {
-    let guard = runtime.count_run();
+    let guard = runtime.runs.add();
     let shutdown = runtime.shutdown.signal();
     let place = match place {
         Ok(place) if !shutdown.has_begun() => place,

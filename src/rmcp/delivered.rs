@@ -15,7 +15,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// lives as long as it would anyway.
     pub(super) fn shorten_retention(&self, ended: Arc<StoredTask>) {
         let runtime = self.runtime();
-        let (guard, store) = (runtime.count_run(), runtime.store.clone());
+        let (guard, store) = (runtime.calls.add(), runtime.store.clone());
         let shorten = async move {
             if let Err(error) = store.shorten_retention(&ended, KEEP_ANSWERED).await {
                 tracing::debug!(error = %Chain(&error), "the retention of a delivered task could not be shortened");

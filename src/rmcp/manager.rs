@@ -81,7 +81,7 @@ impl<B> Clone for DurableTaskManager<B> {
 
 impl<B> fmt::Debug for DurableTaskManager<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DurableTaskManager").field("running", &self.0.run_count()).finish_non_exhaustive()
+        f.debug_struct("DurableTaskManager").field("running", &self.0.runs.get()).finish_non_exhaustive()
     }
 }
 
@@ -262,20 +262,22 @@ impl<B: Agenda> DurableTaskManager<B> {
 
     /// Returns how many operations run in this process.
     pub fn running_task_count(&self) -> usize {
-        self.0.run_count()
+        self.0.runs.get()
     }
 
-    /// Stops the operations of this process and releases their leases. Call it when the server has stopped serving.
+    /// Stops the operations of this process and releases their leases. Call it when the server has stopped accepting requests.
     ///
     /// Tasks that can resume continue on other instances at once. The other tasks fail. From the call on, the manager
-    /// starts no more work. The call returns when all leases are released. If the engine does not accept the outcome
+    /// starts no more work. The call returns when all leases are released, and the held calls of a
+    /// [`TaskServer`](crate::TaskServer) are [answered](crate::TaskServerConfig::drain). If the engine does not accept the outcome
     /// of an operation that has ended, the call returns after 30 s, and the log has one line for each lost outcome.
     ///
     /// # Cancellation safety
     /// Dropping the future does not revoke the shutdown.
     pub async fn shutdown(&self) {
         self.0.shutdown.begin();
-        self.0.runs_ended().await;
+        self.0.runs.is_zero().await;
+        self.0.calls.is_zero().await;
     }
 
     /// Returns what all clones of this manager share.
@@ -303,7 +305,8 @@ impl<B: Agenda> DurableTaskManager<B> {
     ) -> Result<Task, TaskError> {
         let caller = Span::current();
         self.ensure_claiming();
-        let guard = self.0.count_run();
+        // Counted before the check. Then a shutdown either prevents the run or waits for its end.
+        let guard = self.0.runs.add();
         if self.0.shutdown.has_begun() {
             return Err(TaskError::ShuttingDown);
         }

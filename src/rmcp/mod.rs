@@ -9,12 +9,14 @@
 //! [rmcp]: https://crates.io/crates/rmcp
 
 mod any_attempt;
+mod asked;
 mod call_run;
 mod calls;
 mod checkpoints;
 mod claimer;
 mod config;
 mod context;
+mod count;
 mod delivered;
 mod error_class;
 mod follow;
@@ -48,5 +50,5 @@ pub use context::TaskContext;
 pub use manager::DurableTaskManager;
 pub use options::RegisteredOptions;
 pub use owner::OwnerSource;
-pub use server::{TaskServer, TaskServerConfig};
+pub use server::{Companions, TaskServer, TaskServerConfig};
 pub use tools::TaskTools;

@@ -1,7 +1,7 @@
 //! The limit on how many calls of one tool run in this process at once.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -14,12 +14,23 @@ pub(super) struct Places {
 
 /// The claimers that claim tasks only while a place is free.
 #[derive(Default)]
-struct Claimers(Mutex<Vec<Arc<Notify>>>);
+struct Claimers(Mutex<Vec<Weak<Notify>>>);
 
 impl Claimers {
-    /// Calls a function for the claimers. No code panics while it holds the lock.
-    fn with(&self, use_them: impl FnOnce(&mut Vec<Arc<Notify>>)) {
-        use_them(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Adds a claimer, unless it is here already, and removes claimers that no longer exist.
+    fn add(&self, claimer: &Arc<Notify>) {
+        let mut claimers = self.lock();
+        claimers.retain(|known| known.upgrade().is_some_and(|known| !Arc::ptr_eq(&known, claimer)));
+        claimers.push(Arc::downgrade(claimer));
+    }
+
+    fn notify(&self) {
+        self.lock().iter().filter_map(Weak::upgrade).for_each(|claimer| claimer.notify_one());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Notify>>> {
+        // No code panics while it holds this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -45,7 +56,7 @@ impl Places {
 
     /// Notifies a claimer from now on each time that a place becomes free.
     pub(super) fn notify(&self, claimer: &Arc<Notify>) {
-        self.claimers.with(|claimers| claimers.push(Arc::clone(claimer)));
+        self.claimers.add(claimer);
     }
 
     /// Takes a place if one is free.
@@ -73,7 +84,7 @@ pub(super) struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         drop(self.permit.take());
-        self.claimers.with(|claimers| claimers.iter().for_each(|claimer| claimer.notify_one()));
+        self.claimers.notify();
     }
 }
 

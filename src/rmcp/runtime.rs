@@ -8,11 +8,13 @@ use std::time::Duration;
 use rmcp::model::DetailedTask;
 use rmcp::task_manager::TaskFuture;
 use serde_json::Value;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tracing::{Instrument, Span};
 
+use super::asked::AskedQuestions;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
+use super::count::{Count, CountGuard};
 use super::identity::Identity;
 use super::places::{Full, Place, Places};
 use super::polls::Polls;
@@ -41,12 +43,15 @@ struct Registered {
 pub(super) struct Runtime<B> {
     pub(super) store: TaskStore<B>,
     operations: Mutex<HashMap<String, Registered>>,
-    /// The number of runs in this process.
-    runs: watch::Sender<usize>,
+    /// The operations of this process. A count does not keep the manager alive: the manager ends with its last clone.
+    pub(super) runs: Count,
+    /// The held calls of this process, and the writes that follow them.
+    pub(super) calls: Count,
     pub(super) shutdown: Shutdown,
     pub(super) claiming: Claiming,
     pub(super) slots: Slots,
     pub(super) polls: Polls<DetailedTask>,
+    pub(super) asked: AskedQuestions,
     pub(super) extensions: Option<FindExtensions>,
     pub(super) renewer: Arc<Renewer<B>>,
 }
@@ -68,26 +73,7 @@ impl Drop for Claiming {
     }
 }
 
-/// Counts as a run until it is dropped. It does not keep the manager alive: the manager ends with its last clone.
-pub(super) struct RunGuard(watch::Sender<usize>);
-
-impl Drop for RunGuard {
-    fn drop(&mut self) {
-        self.0.send_modify(|runs| *runs -= 1);
-    }
-}
-
 impl<B> Runtime<B> {
-    /// Returns how many operations run in this process.
-    pub(super) fn run_count(&self) -> usize {
-        *self.runs.borrow()
-    }
-
-    /// Waits until no operation runs in this process.
-    pub(super) async fn runs_ended(&self) {
-        let _ = self.runs.subscribe().wait_for(|runs| *runs == 0).await;
-    }
-
     fn operations(&self) -> MutexGuard<'_, HashMap<String, Registered>> {
         // No code panics while it holds this lock.
         self.operations.lock().unwrap_or_else(PoisonError::into_inner)
@@ -127,13 +113,6 @@ impl<B> Runtime<B> {
         let places = registered.and_then(|registered| registered.places.as_ref());
         places.map(|places| places.try_take().ok_or(Full)).transpose()
     }
-
-    /// Counts a run. Count the run before you check whether a shutdown has begun. Then a shutdown either prevents the
-    /// run or waits for its end.
-    pub(super) fn count_run(&self) -> RunGuard {
-        self.runs.send_modify(|runs| *runs += 1);
-        RunGuard(self.runs.clone())
-    }
 }
 
 impl<B: Agenda> Runtime<B> {
@@ -142,11 +121,13 @@ impl<B: Agenda> Runtime<B> {
         Self {
             store,
             operations: Mutex::default(),
-            runs: watch::Sender::new(0),
+            runs: Count::default(),
+            calls: Count::default(),
             shutdown: Shutdown::new(),
             claiming: Claiming::default(),
             slots: Slots::new(config.max_concurrent),
             polls: Polls::default(),
+            asked: AskedQuestions::default(),
             extensions: config.extensions,
             renewer,
         }
@@ -158,7 +139,7 @@ impl<B: Agenda> Runtime<B> {
     /// `OperationPanicked` if the closure panics before it returns its future.
     pub(super) fn run_started(
         &self,
-        guard: RunGuard,
+        guard: CountGuard,
         attempt: Attempt<B>,
         stored: StoredTask,
         caller: &Span,
@@ -176,7 +157,7 @@ impl<B: Agenda> Runtime<B> {
     /// Runs an operation in the current span. Returns whether its closure returned a future. If it did not, it has panicked.
     pub(super) fn run(
         &self,
-        guard: RunGuard,
+        guard: CountGuard,
         attempt: Attempt<B>,
         stored: StoredTask,
         slot: Option<Slot>,

@@ -1,7 +1,7 @@
 //! Converts between the records of the store and the types of the SDK.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use rmcp::model::{self, DetailedTask, ErrorCode, ErrorData, JsonObject, TaskPayload};
+use rmcp::model::{self, DetailedTask, ErrorCode, ErrorData, InputRequests, JsonObject, TaskPayload};
 use rmcp::task_manager::{TaskExit, TaskOptions};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -56,12 +56,7 @@ pub(super) async fn detailed<B: Agenda>(
     let record = &stored.task;
     let payload = match record.status {
         TaskStatus::Working => TaskPayload::Working,
-        TaskStatus::InputRequired => {
-            let requests = record.input_requests.iter();
-            let requests: Result<_, TaskError> =
-                requests.map(|(key, request)| Ok((key.clone(), read(stored, request.clone())?))).collect();
-            TaskPayload::InputRequired { input_requests: requests? }
-        }
+        TaskStatus::InputRequired => TaskPayload::InputRequired { input_requests: input_requests(stored)? },
         TaskStatus::Completed => {
             let result = store.payload(stored, PayloadKind::Output).await?;
             TaskPayload::Completed { result: read(stored, result.unwrap_or_default())? }
@@ -72,6 +67,15 @@ pub(super) async fn detailed<B: Agenda>(
         TaskStatus::Cancelled => TaskPayload::Cancelled,
     };
     Ok(DetailedTask::new(task(stored), payload))
+}
+
+/// Converts the open requests of a task.
+///
+/// # Errors
+/// `Unreadable` as for [`detailed`].
+pub(super) fn input_requests(stored: &StoredTask) -> Result<InputRequests, TaskError> {
+    let requests = stored.task.input_requests.iter();
+    requests.map(|(key, request)| Ok((key.clone(), read(stored, request.clone())?))).collect()
 }
 
 fn read<T: DeserializeOwned>(stored: &StoredTask, value: Value) -> Result<T, TaskError> {

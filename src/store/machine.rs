@@ -20,9 +20,9 @@ use super::error::TaskError;
 use super::limits::{check, check_depth, check_poll_interval, check_variables};
 use super::ttl;
 use crate::backend::Expiry;
-#[cfg(feature = "rmcp")]
-use crate::task::Progress;
 use crate::task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
+#[cfg(feature = "rmcp")]
+use crate::task::{Progress, secret::Secret};
 
 /// How an operation changed a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,12 +57,14 @@ fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
     if task.status.is_terminal() { Err(refused(task, action)) } else { Ok(()) }
 }
 
-/// Makes the task terminal. Removes its open requests and its checkpoint, which no client and no later attempt needs.
+/// Makes the task terminal. Removes its open requests, its checkpoint and its secret, which no client and no later attempt
+/// needs.
 fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
     require_open(task, action)?;
     task.status = status;
     task.input_requests.clear();
     task.checkpoint = None;
+    task.adapter.secret = None;
     task.lease = None;
     Ok(())
 }
@@ -250,6 +252,17 @@ pub(super) fn set_checkpoint(task: &mut Task, checkpoint: &Value) -> Result<Chan
     require_open(task, "set its checkpoint")?;
     check_depth("depth of a checkpoint", checkpoint, MAX_JSON_DEPTH)?;
     task.checkpoint = Some(checkpoint.clone().into());
+    Ok(Change::Internal)
+}
+
+/// Gives an open task a secret, unless it has one. Only servers read it, so subscribers receive no notification.
+#[cfg(feature = "rmcp")]
+pub(super) fn add_secret(task: &mut Task, secret: &Secret) -> Result<Change, TaskError> {
+    require_open(task, "add a secret")?;
+    if task.adapter.secret.is_some() {
+        return Ok(Change::None);
+    }
+    task.adapter.secret = Some(secret.clone());
     Ok(Change::Internal)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
-//! * `timing` changes TTLs and poll intervals, `unique` starts unique tasks, `owners` lists owners;
+//! * `timing` changes TTLs and poll intervals, `unique` starts unique tasks, `secrets` gives tasks a secret, `owners` lists owners;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
@@ -36,6 +36,8 @@ mod pointer;
 mod progress_report;
 mod records;
 mod scheduler;
+#[cfg(feature = "rmcp")]
+mod secrets;
 #[cfg(feature = "pmcp")]
 mod split_calls;
 #[cfg(feature = "rmcp")]

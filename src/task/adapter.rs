@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 #[cfg(feature = "pmcp")]
 use super::Task;
 use super::present;
+use super::secret::Secret;
 
 /// State of an SDK that the lifecycle of this crate does not use. The status machine changes it, like every other
 /// field of a task.
@@ -21,6 +22,9 @@ pub(crate) struct AdapterState {
     /// The error as the SDK set it, if it is not exactly the [`RpcError`](super::RpcError) of the task.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub(crate) error: Option<Value>,
+    /// With it a server seals the states that clients return with their answers. An ended task has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) secret: Option<Secret>,
     /// Fields of later versions of this crate.
     #[serde(flatten)]
     pub(crate) extra: Map<String, Value>,

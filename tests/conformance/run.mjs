@@ -3,13 +3,12 @@
 //
 //     node run.mjs SERVER REDIS_URL
 
-import { spawn } from "node:child_process";
 import { rmSync } from "node:fs";
 import { mkdtemp, readdir, readFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { start, startServer, stop } from "./programs.mjs";
 import { roundRobin } from "./proxy.mjs";
 
 const SUITE = fileURLToPath(import.meta.resolve("@modelcontextprotocol/conformance/dist/index.js"));
@@ -27,8 +26,6 @@ const SCENARIOS = [
 ];
 // How many checks of the pinned suite must pass. If fewer pass, the suite has silently left out some.
 const LEAST_PASSED = 44;
-const START_LIMIT_MS = 30_000;
-const STOP_LIMIT_MS = 10_000;
 
 const [serverProgram, redisUrl] = process.argv.slice(2);
 if (!serverProgram || !redisUrl) {
@@ -37,56 +34,10 @@ if (!serverProgram || !redisUrl) {
 }
 
 const results = await mkdtemp(join(tmpdir(), "conformance-"));
-const children = new Set();
-process.on("exit", () => {
-	children.forEach((child) => child.kill("SIGKILL"));
-	rmSync(results, { recursive: true, force: true });
-});
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
+process.on("exit", () => rmSync(results, { recursive: true, force: true }));
 
-// Starts a program and collects its output. `ended` resolves with the exit code, the signal that ended it, or the error of its start.
-function start(program, args) {
-	const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
-	children.add(child);
-	const running = { child, log: "" };
-	for (const output of [child.stdout, child.stderr]) {
-		output.setEncoding("utf8").on("data", (text) => (running.log += text));
-	}
-	running.ended = new Promise((resolve) => {
-		child.once("error", (error) => resolve(error.message));
-		child.once("close", (code, signal) => resolve(code ?? signal));
-	});
-	running.ended.then(() => children.delete(child));
-	return running;
-}
-
-function startServer() {
-	const server = start(serverProgram, ["--port", "0", "--redis", redisUrl]);
-	const firstLine = new Promise((resolve) => createInterface({ input: server.child.stdout }).once("line", resolve));
-	// The server prints this line once it accepts connections.
-	server.listening = within(
-		START_LIMIT_MS,
-		Promise.race([firstLine, server.ended.then((how) => Promise.reject(new Error(`a server ended before it listened: ${how}`)))]),
-		`a server did not listen within ${START_LIMIT_MS / 1000} s`,
-	).then((url) => (server.url = url));
-	return server;
-}
-
-// Stops a server with SIGTERM, or after the limit with SIGKILL. Returns how it ended.
-async function stop(server) {
-	server.child.kill("SIGTERM");
-	try {
-		return await within(STOP_LIMIT_MS, server.ended, "");
-	} catch {
-		server.child.kill("SIGKILL");
-		return server.ended;
-	}
-}
-
-async function within(milliseconds, promise, message) {
-	let timer;
-	const limit = new Promise((_, reject) => (timer = setTimeout(() => reject(new Error(message)), milliseconds)));
-	return Promise.race([promise, limit]).finally(() => clearTimeout(timer));
+function startConformanceServer() {
+	return startServer(serverProgram, ["--port", "0", "--redis", redisUrl]);
 }
 
 async function checksOf(scenario, url) {
@@ -107,7 +58,7 @@ async function runForm(form, instances) {
 	const checks = new Map();
 	let proxy;
 	try {
-		while (servers.length < instances) servers.push(startServer());
+		while (servers.length < instances) servers.push(startConformanceServer());
 		await Promise.all(servers.map((server) => server.listening));
 		if (instances > 1) proxy = await roundRobin(servers.map((server) => server.url));
 		const { url } = proxy ?? servers[0];

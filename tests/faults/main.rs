@@ -8,6 +8,8 @@ mod support;
 
 mod chaos;
 mod clocks;
+#[cfg(target_os = "linux")]
+mod fleet;
 mod half_dead;
 mod linearizability;
 mod sent_once;

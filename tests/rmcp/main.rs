@@ -14,6 +14,8 @@ mod outages;
 mod outcomes;
 mod owner;
 mod polls;
+#[cfg(all(feature = "redis-tests", unix))]
+mod port;
 mod renewals;
 mod request;
 mod task_server;

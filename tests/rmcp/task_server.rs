@@ -2,6 +2,7 @@
 
 mod booth;
 mod calls;
+mod companions;
 mod flaky;
 mod forwarding;
 mod held;
@@ -9,6 +10,7 @@ mod http;
 mod listing;
 mod mistakes;
 mod notifications;
+mod questions;
 mod raw;
 mod settings;
 mod unique;

@@ -11,7 +11,8 @@ use ::rmcp::model::{
 use ::rmcp::service::{RequestContext, RunningService};
 use ::rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
 use ::rmcp::{
-    ClientLifecycleMode, ClientServiceExt, ErrorData, RoleClient, RoleServer, ServerHandler, ServiceExt,
+    ClientHandler, ClientLifecycleMode, ClientServiceExt, ErrorData, RoleClient, RoleServer, ServerHandler,
+    ServiceExt,
 };
 use mcp_task_store::{
     Agenda, DurableTaskManager, OnWorkerLost, OwnerId, RegisteredOptions, StoreConfig, TaskContext, TaskKey,
@@ -90,12 +91,21 @@ pub async fn connect(
     capabilities: ClientCapabilities,
     lifecycle: ClientLifecycleMode,
 ) -> RunningService<RoleClient, ClientConfig> {
+    let client = ClientConfig::new(capabilities, Implementation::new("test", "1"));
+    connect_client(server, client, lifecycle).await
+}
+
+/// Connects a client of the SDK with a handler of its own to a server.
+pub async fn connect_client<H: ClientHandler>(
+    server: impl ServerHandler,
+    client: H,
+    lifecycle: ClientLifecycleMode,
+) -> RunningService<RoleClient, H> {
     let (to_server, to_client) = tokio::io::duplex(64 * 1024);
     tokio::spawn(async move {
         let running = server.serve(to_client).await.unwrap();
         running.waiting().await.unwrap();
     });
-    let client = ClientConfig::new(capabilities, Implementation::new("test", "1"));
     client.serve_with_lifecycle(to_server, lifecycle).await.unwrap()
 }
 

@@ -37,7 +37,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         operation: impl CallOperation,
     ) -> Result<CallAnswer, TaskError> {
         let (begun, caller, runtime) = (Instant::now(), Span::current(), self.runtime());
-        let guard = runtime.count_run();
+        let guard = runtime.runs.add();
         if runtime.shutdown.has_begun() {
             return Err(TaskError::ShuttingDown);
         }

@@ -45,17 +45,29 @@ fn of_error(error: JsonObject) -> ErrorData {
         .unwrap_or_else(|_| ErrorData::internal_error("the operation failed", None))
 }
 
-/// Returns the answer of a call of this tool whose task goes on, for a client without tasks: where the work stands, and how to
-/// receive its result.
-pub(super) fn of_open(tool: &str, stored: &StoredTask) -> CallToolResult {
-    let state = TaskStateContent::of(stored);
-    let mut result = CallToolResult::success(vec![ContentBlock::text(sentence(tool, &state))]);
-    result.structured_content = Some(json!(state));
+/// Returns the answer of a call about a task of this tool that goes on. `result_tool` waits for its result; `None` if the server
+/// has no such tool.
+pub(super) fn of_running(tool: &str, stored: &StoredTask, result_tool: Option<&str>) -> CallToolResult {
+    let mut text = format!("The call of {tool:?} is still running{}", details(stored));
+    text += &match result_tool {
+        Some(result) => {
+            format!("; call {result} with the task id {:?} to receive its result.", stored.key.task.as_str())
+        }
+        None => ".".to_owned(),
+    };
+    of_state(text, stored)
+}
+
+/// Returns the state of a task as a result, with this text for a model.
+pub(super) fn of_state(text: String, stored: &StoredTask) -> CallToolResult {
+    let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
+    result.structured_content = Some(json!(TaskStateContent::of(stored)));
     result
 }
 
-/// Says what is running, how far it is, and how to receive its result.
-fn sentence(tool: &str, state: &TaskStateContent) -> String {
+/// Says how far the work is.
+fn details(stored: &StoredTask) -> String {
+    let state = TaskStateContent::of(stored);
     let mut details = Vec::from_iter(state.status_message.clone());
     if let Some(ProgressContent { done, total }) = state.progress {
         details.push(match total {
@@ -63,11 +75,7 @@ fn sentence(tool: &str, state: &TaskStateContent) -> String {
             None => format!("{done} done"),
         });
     }
-    let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join("; ")) };
-    format!(
-        "The call of {tool:?} is still running{details}; call task_result with the task id {:?} to receive its result.",
-        state.task_id
-    )
+    if details.is_empty() { String::new() } else { format!(" ({})", details.join("; ")) }
 }
 
 /// The result of a call whose task was cancelled.

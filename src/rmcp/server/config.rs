@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::client::Client;
+use super::companion_names::Companions;
 use crate::rmcp::call_run::CallLimits;
 
 /// The settings of a [`TaskServer`](crate::TaskServer). Every setting has a default; each method replaces one.
@@ -23,6 +24,7 @@ pub struct TaskServerConfig {
     pub(super) hold_for: Duration,
     pub(super) hold_for_with_progress: Duration,
     pub(super) drain: Duration,
+    pub(super) companions: Companions,
 }
 
 impl Default for TaskServerConfig {
@@ -32,6 +34,7 @@ impl Default for TaskServerConfig {
             hold_for: Duration::from_secs(50),
             hold_for_with_progress: Duration::from_secs(600),
             drain: Duration::from_secs(10),
+            companions: Companions::default(),
         }
     }
 }
@@ -67,10 +70,18 @@ impl TaskServerConfig {
         self
     }
 
-    /// Sets how long [`shutdown`](crate::DurableTaskManager::shutdown) waits for calls whose tasks are not stored. Then their
-    /// operations are stopped, and the calls fail. The default is 10 s.
+    /// Sets how long a call may still take once a [shutdown](crate::DurableTaskManager::shutdown) has begun. Then a held call is
+    /// answered with the state of its task. A call whose task is not stored fails, and its operation is stopped. The default is
+    /// 10 s.
     pub fn drain(mut self, limit: Duration) -> Self {
         self.drain = limit;
+        self
+    }
+
+    /// Sets the names of the tools that the server adds for clients without tasks, or switches these tools off. By default they are
+    /// `task_result`, `task_list`, `task_answer` and `task_cancel`.
+    pub fn companions(mut self, companions: Companions) -> Self {
+        self.companions = companions;
         self
     }
 
@@ -85,6 +96,6 @@ impl TaskServerConfig {
 
     pub(super) fn call_limits(&self) -> CallLimits {
         let Self { answer_within, hold_for, drain, .. } = *self;
-        CallLimits { answer_within, hold_for, drain }
+        CallLimits { answer_within: answer_within.min(hold_for), hold_for, drain }
     }
 }

@@ -9,7 +9,7 @@ use rmcp::service::{NotificationContext, RequestContext, RoleServer, Subscriptio
 use rmcp::{ErrorData, ServerHandler};
 
 use super::task_server::TaskServer;
-use super::{call, capabilities, listing};
+use super::{call, capabilities, companions, listing};
 use crate::backend::Agenda;
 use crate::store::TaskError;
 
@@ -84,12 +84,16 @@ impl<H: ServerHandler, B: Agenda> ServerHandler for TaskServer<H, B> {
     }
 
     async fn list_tools(&self, request: Page, context: Context) -> Result<ListToolsResult, ErrorData> {
-        listing::page(&self.tools, &self.handler, request, context).await
+        listing::page(&self.tools, &self.config.companions, &self.handler, request, context).await
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
-        match self.tool(name) {
-            Some(tool) => Some(tool.tool().clone()),
+        if let Some(tool) = self.tool(name) {
+            return Some(tool.tool().clone());
+        }
+        let companions = &self.config.companions;
+        match companions.find(name) {
+            Some(companion) => companions.tool(companion),
             None => self.handler.get_tool(name),
         }
     }
@@ -99,8 +103,11 @@ impl<H: ServerHandler, B: Agenda> ServerHandler for TaskServer<H, B> {
         request: CallToolRequestParams,
         context: Context,
     ) -> Result<CallToolResponse, ErrorData> {
-        match self.tool(&request.name) {
-            Some(tool) => call::answer(self.call_settings(), tool, request, &context).await,
+        if let Some(tool) = self.tool(&request.name) {
+            return call::answer(self.call_settings(), tool, request, &context).await;
+        }
+        match self.config.companions.find(&request.name) {
+            Some(companion) => companions::answer(self.call_settings(), companion, request, &context).await,
             None => self.handler.call_tool(request, context).await,
         }
     }

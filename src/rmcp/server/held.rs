@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rmcp::model::DetailedTask;
 use rmcp::service::{RequestContext, RoleServer};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
 use super::client::Client;
 use super::notifications::ProgressNotifications;
@@ -45,6 +45,11 @@ impl<'a> HeldCall<'a> {
         self.seen.borrow().clone()
     }
 
+    /// Takes a state of the task as the newest one that was read.
+    pub(super) fn see(&self, stored: Arc<StoredTask>) {
+        self.seen.send_replace(Some(stored));
+    }
+
     /// Waits for a future. Notifies the client of the progress meanwhile.
     pub(super) async fn wait<T>(&mut self, answer: impl Future<Output = T>) -> T {
         let Self { notifications, seen, .. } = self;
@@ -55,8 +60,8 @@ impl<'a> HeldCall<'a> {
         }
     }
 
-    /// Holds the call until its task has ended or requires input, at most until this time. While the engine fails, the call
-    /// is held.
+    /// Holds the call until its task has ended or requires input, at most until `limit` is ready. While the engine fails, the
+    /// call is held.
     ///
     /// # Errors
     /// `NotFound` if the owner has no such task any more; errors that a later read cannot avoid.
@@ -64,21 +69,15 @@ impl<'a> HeldCall<'a> {
         &mut self,
         store: &TaskStore<B>,
         key: &TaskKey,
-        until: Instant,
+        limit: impl Future<Output = ()>,
     ) -> Result<HoldEnd, TaskError> {
-        if self.context.ct.is_cancelled() {
-            return Ok(HoldEnd::Cancelled);
-        }
-        if until <= Instant::now() {
-            return Ok(HoldEnd::TimeElapsed);
-        }
         let (seen, cancelled) = (self.seen.clone(), self.context.ct.clone());
         let held = async {
             tokio::select! {
                 biased;
-                over = read_until_over(store, key, &seen) => over,
-                () = sleep_until(until) => Ok(HoldEnd::TimeElapsed),
                 () = cancelled.cancelled() => Ok(HoldEnd::Cancelled),
+                () = limit => Ok(HoldEnd::TimeElapsed),
+                over = read_until_over(store, key, &seen) => over,
             }
         };
         self.wait(held).await

@@ -1,20 +1,22 @@
-//! The list of all tools: the task tools, then those of the handler.
+//! The list of all tools: the task tools, the companions, then those of the handler.
 
 use rmcp::ServerHandler;
 use rmcp::model::{ErrorCode, ErrorData, ListToolsResult, PaginatedRequestParams, Tool};
 use rmcp::service::{RequestContext, RoleServer};
 
 use super::client::Client;
+use super::companion_names::Companions;
 use super::output_schema::accept_state;
 use crate::rmcp::tools::TaskTool;
 
-/// Returns a page of all tools. The first page has the task tools and the first page of the handler. The cursors are those of
-/// the handler.
+/// Returns a page of all tools. The first page has the task tools, the companions if the client does not support tasks, and the
+/// first page of the handler. The cursors are those of the handler.
 ///
 /// # Errors
-/// `-32603` (internal error) if a tool of the handler has the name of a task tool; the errors of the handler.
+/// `-32603` (internal error) if a tool of the handler has the name of a task tool or a companion; the errors of the handler.
 pub(super) async fn page<H: ServerHandler>(
     tools: &[TaskTool],
+    companions: &Companions,
     handler: &H,
     request: Option<PaginatedRequestParams>,
     context: RequestContext<RoleServer>,
@@ -26,14 +28,16 @@ pub(super) async fn page<H: ServerHandler>(
         Err(error) if is_first && error.code == ErrorCode::METHOD_NOT_FOUND => ListToolsResult::default(),
         page => page?,
     };
-    if let Some(tool) = page.tools.iter().find(|listed| tools.iter().any(|tool| tool.name() == listed.name)) {
+    let is_own = |name: &str| tools.iter().any(|tool| tool.name() == name) || companions.find(name).is_some();
+    if let Some(tool) = page.tools.iter().find(|listed| is_own(&listed.name)) {
         let name = &tool.name;
         let message =
             format!("the tool {name:?} exists twice; the author of the server must rename one of the two");
         return Err(ErrorData::internal_error(message, None));
     }
     if is_first {
-        page.tools.splice(..0, tools.iter().map(|tool| listed(tool, &client)));
+        let companions = if client.has_tasks() { Vec::new() } else { companions.tools() };
+        page.tools.splice(..0, tools.iter().map(|tool| listed(tool, &client)).chain(companions));
     }
     Ok(page)
 }

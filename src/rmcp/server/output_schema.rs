@@ -81,6 +81,9 @@ mod tests {
         assert!(schema["anyOf"][1]["$schema"].is_null());
         let text = schema["anyOf"][1].to_string();
         assert!(!text.contains("$ref"), "a reference of the state has no target: {text}");
+        assert!(!text.contains("format"), "some clients print a warning for a format: {text}");
+        let progress = &schema["anyOf"][1]["properties"]["progress"]["required"];
+        assert_eq!(progress, &json!(["done"]), "{text}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rmcp::schemars;
+use rmcp::schemars::{self, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -31,9 +31,17 @@ pub(super) struct TaskStateContent {
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 #[schemars(inline)]
 pub(super) struct ProgressContent {
+    #[schemars(schema_with = "units")]
     pub(super) done: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "units")]
     pub(super) total: Option<u64>,
+}
+
+/// Returns the schema of a number of units. It names no format: the official TypeScript client prints a warning for each format
+/// that it does not know, for instance `uint64`.
+fn units(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 0 })
 }
 
 impl TaskStateContent {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rmcp::ServerHandler;
 
-use super::call::CallSettings;
+use super::call_settings::CallSettings;
 use super::config::TaskServerConfig;
 use crate::backend::Agenda;
 use crate::rmcp::manager::DurableTaskManager;
@@ -17,6 +17,8 @@ use crate::store::TaskError;
 ///
 /// * `tools/list` has the task tools and the tools of the handler. A call of a task tool runs its function. All other calls go to
 ///   the handler.
+/// * For clients that do not declare the tasks extension, there are also the [companions](crate::Companions), with which a model
+///   reaches its tasks.
 /// * `tasks/get`, `tasks/update` and `tasks/cancel` go to the manager. If the manager has no such task and the handler
 ///   declares the tasks extension, they go to the handler.
 /// * The capabilities are those of the handler, the tools and the tasks extension.
@@ -27,6 +29,9 @@ use crate::store::TaskError;
 /// * A client that declares the tasks extension receives the task once it is stored.
 /// * The call of any other client is [held](TaskServerConfig::hold_for) until the task ends, and receives the result. If that takes
 ///   too long, the call receives the state and the id of the task, and the task goes on.
+/// * If the operation [asks](crate::TaskContext::request_input) for input meanwhile, that client is asked as it declares: with an
+///   input-required result (2026-07-28), or with requests of the server (older protocols). A client that declares neither receives
+///   the question as text.
 ///
 /// A clone shares the tools and the manager, and has a clone of the handler. So the factory of a transport can return a clone
 /// for each session.
@@ -111,11 +116,12 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
     ///
     /// # Errors
     /// [`InvalidArgument`](TaskError::InvalidArgument) for a mistake in the tools: a name that exists twice, also among
-    /// the tools that the handler's [`get_tool`](ServerHandler::get_tool) returns; arguments that are no JSON object; a
-    /// setting without a tool, without effect, or over a limit of the store.
+    /// the [companions](crate::Companions) and the tools that the handler's [`get_tool`](ServerHandler::get_tool) returns;
+    /// arguments that are no JSON object; a setting without a tool, without effect, or over a limit of the
+    /// store.
     ///
     /// A handler that does not implement `get_tool` hides its tools until a client lists them. If one of them has the name
-    /// of a task tool, `tools/list` fails.
+    /// of a task tool or of a companion, `tools/list` fails.
     pub fn new(
         handler: H,
         tasks: DurableTaskManager<B>,
@@ -144,6 +150,9 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
             );
             return Err(TaskError::InvalidArgument { reason });
         }
+        config
+            .companions
+            .check(|name| tools.iter().any(|tool| tool.name() == name) || handler.get_tool(name).is_some())?;
         for tool in tools.iter().filter(|tool| tool.is_resumable()) {
             let resumed = tool.clone();
             let operation = move |context, arguments| resumed.run(context, &arguments);

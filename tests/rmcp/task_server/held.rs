@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::flaky::Flaky;
 use super::raw::{Kind, RawClient};
 use super::{Render, Router, Server, in_memory, nothing, until_cancelled};
+use crate::support::intercept::Hooks;
 use crate::support::rmcp::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -163,11 +164,17 @@ async fn a_call_is_held_while_the_engine_fails() {
     let engine = Flaky::new();
     let tasks = manager(&engine.agenda(), LONG);
     let mut client = RawClient::connect(serve(&tasks, slow_tools()), Kind::Plain).await;
-    for down_at in [Duration::ZERO, 2 * SECOND] {
+    for down_at in [2 * SECOND, Duration::ZERO] {
         let id = client.begin("tools/call", json!({ "name": "slow", "arguments": { "frames": 12 } })).await;
         let outage = async {
             sleep(down_at).await;
             engine.is_down.store(true, Relaxed);
+            // Another process can still write, so the held call is notified of a change that it cannot read.
+            let elsewhere = TaskStore::new(engine.engine());
+            let newest = elsewhere.list(&alice(), PageRequest::new(1)).await.unwrap().tasks;
+            for stored in newest.iter().filter(|stored| !stored.task.status.is_terminal()) {
+                elsewhere.set_poll_interval(&stored.key, 7 * SECOND).await.unwrap();
+            }
             sleep(5 * SECOND).await;
             engine.is_down.store(false, Relaxed);
         };
@@ -241,4 +248,29 @@ async fn the_operation_and_the_task_of_a_call_have_what_its_request_says() {
     let [stored] = &all_tasks(&tasks).await[..] else { panic!("the call has one task") };
     assert_eq!(stored.task.traceparent.as_deref(), Some(PARENT));
     assert_eq!(stored.task.extensions["locale"], "fr");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_call_is_answered_soon_after_a_shutdown_has_begun() {
+    let tasks = in_memory();
+    let tools = slow_tools().resumable().tool("once", "Takes a second for each frame", slow);
+    let server = serve(&tasks, tools);
+    let (mut resumable, mut once) = (
+        RawClient::connect(server.clone(), Kind::Plain).await,
+        RawClient::connect(server, Kind::Plain).await,
+    );
+    let arguments = json!({ "frames": 240 });
+    let resumable = async { (resumable.call("slow", arguments.clone()).await, Instant::now()) };
+    let shutdown = async {
+        sleep(2 * SECOND).await;
+        tasks.shutdown().await;
+        Instant::now()
+    };
+    let begun = Instant::now();
+    let ((resumable, answered), once, shut_down) =
+        tokio::join!(resumable, once.call("once", arguments.clone()), shutdown);
+    assert!((10..13).contains(&(answered - begun).as_secs()), "{:?}", answered - begun);
+    assert!(shut_down >= answered - Duration::from_millis(1), "the shutdown waits for the call");
+    assert!(said_by(&resumable).contains("still running"), "another instance continues: {resumable}");
+    assert_eq!(once["error"]["code"], -32603, "{once}");
 }

@@ -24,7 +24,7 @@ type Response = http::Response<BoxBody<Bytes, Infallible>>;
 
 /// The protocols of clients over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+pub enum Protocol {
     /// 2026-07-28 with the tasks extension. It has no sessions.
     Tasks,
     /// 2026-07-28 without the extension.
@@ -35,25 +35,34 @@ enum Protocol {
     Sessionless,
 }
 
-struct Http {
+pub struct Http {
     service: StreamableHttpService<Server<Router>, LocalSessionManager>,
     protocol: Protocol,
+    capabilities: Value,
     session: Option<String>,
 }
 
 impl Http {
     async fn connect(server: Server<Router>, protocol: Protocol) -> Self {
+        Self::connect_with(server, protocol, json!({})).await
+    }
+
+    /// Connects a client that declares these capabilities.
+    pub async fn connect_with(server: Server<Router>, protocol: Protocol, mut capabilities: Value) -> Self {
+        if protocol == Protocol::Tasks {
+            capabilities["extensions"] = json!({ "io.modelcontextprotocol/tasks": {} });
+        }
         let config = StreamableHttpServerConfig::default()
             .with_legacy_session_mode(protocol == Protocol::Session)
             // Its timer runs without end in paused time.
             .with_sse_keep_alive(None);
         let service = StreamableHttpService::new(move || Ok(server.clone()), Arc::default(), config);
-        let mut http = Self { service, protocol, session: None };
+        let mut http = Self { service, protocol, capabilities, session: None };
         if http.is_old() {
             let initialize = json!({
                 "jsonrpc": "2.0", "id": 0, "method": "initialize",
                 "params": {
-                    "protocolVersion": "2025-11-25", "capabilities": {},
+                    "protocolVersion": "2025-11-25", "capabilities": http.capabilities,
                     "clientInfo": { "name": "test", "version": "1" },
                 },
             });
@@ -70,7 +79,7 @@ impl Http {
         matches!(self.protocol, Protocol::Session | Protocol::Sessionless)
     }
 
-    async fn post(&self, message: Value, name: Option<&str>) -> Response {
+    pub async fn post(&self, message: Value, name: Option<&str>) -> Response {
         let version = if self.is_old() { "2025-11-25" } else { "2026-07-28" };
         let mut request = Request::post("http://127.0.0.1/mcp")
             .header("Host", "127.0.0.1")
@@ -90,27 +99,41 @@ impl Http {
     }
 
     /// Begins a call of a tool, and returns the response whose body may still arrive.
-    async fn begin(&self, tool: &str, arguments: Value) -> Response {
+    pub async fn begin(&self, tool: &str, arguments: Value) -> Response {
         let mut params = json!({ "name": tool, "arguments": arguments, "_meta": { "progressToken": "p1" } });
         if !self.is_old() {
             let meta = &mut params["_meta"];
             meta["io.modelcontextprotocol/protocolVersion"] = "2026-07-28".into();
             meta["io.modelcontextprotocol/clientInfo"] = json!({ "name": "test", "version": "1" });
-            meta["io.modelcontextprotocol/clientCapabilities"] = match self.protocol {
-                Protocol::Tasks => json!({ "extensions": { "io.modelcontextprotocol/tasks": {} } }),
-                _ => json!({}),
-            };
+            meta["io.modelcontextprotocol/clientCapabilities"] = self.capabilities.clone();
         }
         let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
         self.post(call, Some(tool)).await
     }
 
     /// Calls a tool. Returns all messages of the response.
-    async fn call(&self, tool: &str, arguments: Value) -> Vec<Value> {
+    pub async fn call(&self, tool: &str, arguments: Value) -> Vec<Value> {
         let body = self.begin(tool, arguments).await.into_body().collect().await.unwrap().to_bytes();
-        let text = String::from_utf8(body.to_vec()).unwrap();
-        let lines = text.lines().map(|line| line.strip_prefix("data: ").unwrap_or(line));
-        lines.filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
+        messages(&body)
+    }
+}
+
+/// Returns the messages in this part of a body.
+fn messages(body: &[u8]) -> Vec<Value> {
+    let text = std::str::from_utf8(body).unwrap();
+    let lines = text.lines().map(|line| line.strip_prefix("data: ").unwrap_or(line));
+    lines.filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
+}
+
+/// Reads a response until a message meets a condition, and returns the message.
+pub async fn read_until(response: &mut Response, wanted: impl Fn(&Value) -> bool) -> Value {
+    loop {
+        let frame = response.frame().await.expect("the stream has ended").unwrap();
+        // The server writes each event in a frame of its own.
+        let message = frame.data_ref().and_then(|event| messages(event).into_iter().find(&wanted));
+        if let Some(message) = message {
+            return message;
+        }
     }
 }
 

@@ -98,7 +98,7 @@ async fn of_many_calls_at_two_instances_one_runs_and_all_receive_its_task() {
         assert_eq!(ended.task.status, TaskStatus::Completed);
         assert_eq!(operation.begun.load(Ordering::SeqCst), 1, "round {round}");
         for manager in [&one, &other] {
-            manager.runtime().runs_ended().await;
+            manager.runtime().runs.is_zero().await;
         }
     }
 }
@@ -125,7 +125,7 @@ async fn a_closure_that_panics_fails_its_task_and_frees_the_key() {
     let panicking = |_| -> TaskFuture { panic!("no future") };
     let panicked = tasks.call(&alice(), new.clone(), LIMITS, Unique(panicking)).await;
     let Err(TaskError::OperationPanicked { task }) = panicked else { panic!("the closure has panicked") };
-    tasks.runtime().runs_ended().await;
+    tasks.runtime().runs.is_zero().await;
     let again = stored(Operation::new().call(&tasks).await);
     assert_ne!(again.key.task, task);
     let reserved = OwnerId::try_from("\0mcp/alice").unwrap();
