@@ -202,6 +202,10 @@ pub struct Task {
     /// How many milliseconds the task may run, counted from its creation; `None` (`null` in the JSON) is unlimited. It may
     /// [change](crate::TaskStore::set_ttl).
     pub ttl_ms: Option<u64>,
+    /// How many milliseconds the record lives after the end of the task; `None` if the record lives for the TTL and the
+    /// [retention](crate::StoreConfig::retention) of the store, whenever the task ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_ms: Option<u64>,
     /// How many milliseconds a client should wait between two polls. It may [change](crate::TaskStore::set_poll_interval).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_interval_ms: Option<u64>,
@@ -291,6 +295,11 @@ impl Task {
         Ok(self.exact.restore(json))
     }
 
+    /// Returns how long the record lives after the end of the task, if the task states it.
+    pub(crate) fn retention(&self) -> Option<Duration> {
+        self.retention_ms.map(Duration::from_millis)
+    }
+
     /// Returns when the TTL elapses; `None` for never.
     pub fn deadline(&self) -> Option<DateTime<Utc>> {
         let ttl = i64::try_from(self.ttl_ms?).ok().and_then(chrono::TimeDelta::try_milliseconds)?;
@@ -353,7 +362,7 @@ mod tests {
             "taskId": "t1", "status": "input_required", "statusMessage": "asking",
             "progress": {"done": 3, "total": 240, "unit": "frames"},
             "createdAt": "2026-01-31T12:00:00.000Z", "lastUpdatedAt": "2026-01-31T12:00:00.000Z",
-            "ttlMs": 60_000, "pollIntervalMs": 500, "method": "tools/call", "arguments": {"name": "x"},
+            "ttlMs": 60_000, "retentionMs": 9_000, "pollIntervalMs": 500, "method": "tools/call", "arguments": {"name": "x"},
             "checkpoint": null,
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",

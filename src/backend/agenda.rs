@@ -20,6 +20,8 @@ use crate::printable::Printable;
 
 /// The longest name of a queue, in bytes of UTF-8.
 const MAX_QUEUE_BYTES: usize = 512;
+/// The prefix of the queues of operations.
+const WORK: &str = "work/";
 
 /// The name of a queue of timers: any non-empty UTF-8 of up to 512 bytes. A queue is cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,7 +52,13 @@ impl Queue {
     /// # Errors
     /// [`StorageError::InvalidKey`] for an overlong name.
     pub fn work(operation: &str) -> Result<Self, StorageError> {
-        Self::try_from(format!("work/{operation}").as_str())
+        Self::try_from(format!("{WORK}{operation}").as_str())
+    }
+
+    /// Returns the operation whose tasks wait in this queue.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn operation(&self) -> Option<&str> {
+        self.0.strip_prefix(WORK)
     }
 }
 

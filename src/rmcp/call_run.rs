@@ -5,6 +5,7 @@
 mod storing;
 #[cfg(test)]
 mod tests;
+mod unique;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +26,26 @@ use super::renewer::Renewer;
 use super::shutdown::ShutdownSignal;
 use super::stage::{self, StageControl};
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
-use crate::store::{NewTask, TaskError, TaskStore};
+use crate::store::{NewTask, TaskError, TaskStore, UniqueKey};
 use crate::task::StoredTask;
+
+/// The operation of a call.
+pub(super) trait CallOperation {
+    /// Returns the key of the call, if its owner has at most one open task for each key.
+    fn key(&self) -> Option<&UniqueKey>;
+
+    fn start(self, context: TaskContext) -> TaskFuture;
+}
+
+impl<F: FnOnce(TaskContext) -> TaskFuture> CallOperation for F {
+    fn key(&self) -> Option<&UniqueKey> {
+        None
+    }
+
+    fn start(self, context: TaskContext) -> TaskFuture {
+        self(context)
+    }
+}
 
 /// The time limits of a call.
 #[derive(Clone, Copy, Debug)]
@@ -43,13 +62,16 @@ pub(super) struct CallLimits {
 pub(super) enum CallAnswer {
     /// The operation has ended before its task was stored.
     Ended(Outcome),
-    /// The task is stored, and its operation runs.
+    /// The task is stored, and its operation runs. The task of a call with a key may run in any process.
     Stored(Arc<StoredTask>),
 }
 
 impl<B: Agenda> DurableTaskManager<B> {
     /// Runs an operation, and returns its outcome if it ends soon. Otherwise stores its task, and returns the task once it is
     /// durable.
+    ///
+    /// The task of a call with a key is stored before its operation starts. If the owner has an open task of that key, the call
+    /// joins that task, and drops the operation.
     ///
     /// # Errors
     /// [`InvalidArgument`](TaskError::InvalidArgument) and [`LimitExceeded`](TaskError::LimitExceeded) for options that the store
@@ -58,14 +80,19 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// then stopped.
     ///
     /// # Cancellation safety
-    /// If the future is dropped, the operation runs on, and its task is stored when it is needed.
+    /// If the future is dropped, the operation runs on, and its task is stored when it is needed. For a call with a key as
+    /// [`TaskStore::start_unique`].
     pub(super) async fn call(
         &self,
         owner: &OwnerId,
         new: NewTask,
         limits: CallLimits,
-        operation: impl FnOnce(TaskContext) -> TaskFuture,
+        operation: impl CallOperation,
     ) -> Result<CallAnswer, TaskError> {
+        if let Some(key) = operation.key().cloned() {
+            // Boxed, because most calls have no key, and this future has kilobytes.
+            return Box::pin(self.call_unique(owner, new, &key, limits, operation)).await;
+        }
         let answered = self.begin_call(owner, new, limits, operation)?;
         // A run always answers, unless its Tokio runtime ends.
         answered.await.unwrap_or(Err(TaskError::ShuttingDown))
@@ -76,7 +103,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         owner: &OwnerId,
         new: NewTask,
         limits: CallLimits,
-        operation: impl FnOnce(TaskContext) -> TaskFuture,
+        operation: impl CallOperation,
     ) -> Result<oneshot::Receiver<Result<CallAnswer, TaskError>>, TaskError> {
         let (begun, runtime) = (Instant::now(), self.runtime());
         // Counted before the check. Then a shutdown either prevents the run or waits for its end.
@@ -92,7 +119,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         let reports = Arc::new(ProgressReports::new(store.max_status_message_bytes()));
         let (stage, view) = stage::in_memory();
         let context = TaskContext::new(identity, view, store.lease_duration(), Arc::clone(&reports), None);
-        let (operation, _) = RunningOperation::start(Arc::new(PollTimer::new()), || operation(context));
+        let (operation, _) = RunningOperation::start(Arc::new(PollTimer::new()), || operation.start(context));
         let (answer, answered) = oneshot::channel();
         let (renewer, shutdown) = (Arc::clone(&runtime.renewer), runtime.shutdown.signal());
         let answer = Some(answer);

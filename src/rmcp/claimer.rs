@@ -13,6 +13,7 @@ use tracing::{Instrument, debug_span};
 
 use super::error_class::ErrorClass;
 use super::identity::Identity;
+use super::places::{Full, Place};
 use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
 use super::shutdown::ShutdownSignal;
 use super::slots::{Slot, Slots};
@@ -53,6 +54,7 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
         runtime: Arc::downgrade(runtime),
         call_limit: call_limit(runtime),
         registered: Arc::clone(&runtime.claiming.registered),
+        place_freed: Arc::clone(&runtime.claiming.place_freed),
         shutdown: runtime.shutdown.signal(),
         slots: runtime.slots.clone(),
     };
@@ -73,6 +75,7 @@ struct Claimer<B> {
     runtime: Weak<Runtime<B>>,
     call_limit: Duration,
     registered: Arc<Notify>,
+    place_freed: Arc<Notify>,
     shutdown: ShutdownSignal,
     slots: Slots,
 }
@@ -96,9 +99,7 @@ impl<B: Agenda> Claimer<B> {
 
     /// Returns the queues of the registered operations; `None` once the manager was dropped.
     fn queues(&self) -> Option<Vec<Queue>> {
-        let names = self.runtime.upgrade()?.registered();
-        // A name that is too long for a queue is also too long for a task.
-        Some(names.iter().filter_map(|name| Queue::work(name).ok()).collect())
+        Some(queues_of(&self.runtime.upgrade()?.registered()))
     }
 
     /// Claims tasks from these queues. Returns `true` when there may be more queues, and `false` when a shutdown begins.
@@ -118,7 +119,7 @@ impl<B: Agenda> Claimer<B> {
             };
             // This call must never be dropped halfway: the timers that it has taken would stay hidden from other
             // instances.
-            let pause = match self.claim_due(queues, slots).await {
+            let pause = match self.claim_due(slots).await {
                 Ok(pause) => {
                     back_off = BackOff::new();
                     pause
@@ -134,38 +135,54 @@ impl<B: Agenda> Claimer<B> {
                 () = sleep(pause) => {}
                 // Once the stream has ended, only the sleep wakes the claimer.
                 Some(()) = wakeups.next() => {}
+                () = self.place_freed.notified() => {}
                 () = self.registered.notified() => return true,
             }
         }
     }
 
-    /// Takes one due timer for each slot and claims its task. Returns when the next timer is due.
-    async fn claim_due(&self, queues: &[Queue], mut slots: Vec<Slot>) -> Result<Duration, String> {
+    /// Takes one due timer for each slot and claims its task. Returns when the next timer is due. The tasks of an operation
+    /// without a free place stay in their queue, where other instances find them.
+    async fn claim_due(&self, mut slots: Vec<Slot>) -> Result<Duration, String> {
         let Some(runtime) = self.runtime.upgrade() else { return Ok(MAX_SLEEP) };
-        let max = slots.len();
-        let taken =
-            match timeout(self.call_limit, runtime.store.backend().take_due(queues, max, self.call_limit))
-                .await
-            {
-                Ok(Ok(taken)) => taken,
-                Ok(Err(error)) => return Err(Chain(&error).to_string()),
-                Err(_) => return Err(format!("no answer within {:?}", self.call_limit)),
-            };
+        let (claimable, places) = runtime.claimable();
+        let (queues, max) = (queues_of(&claimable), slots.len().min(places));
+        if queues.is_empty() {
+            return Ok(MAX_SLEEP);
+        }
+        let take = runtime.store.backend().take_due(&queues, max, self.call_limit);
+        let taken = match timeout(self.call_limit, take).await {
+            Ok(Ok(taken)) => taken,
+            Ok(Err(error)) => return Err(Chain(&error).to_string()),
+            Err(_) => return Err(format!("no answer within {:?}", self.call_limit)),
+        };
         let next_in = if taken.due.len() == max { Some(Duration::ZERO) } else { taken.next_in };
         for due in taken.due {
             // The engine returns at most as many timers as there are slots.
             let Some(slot) = slots.pop() else { break };
-            let claim = claim_and_resolve(Weak::clone(&self.runtime), due, slot, self.call_limit);
+            let place = runtime.reserve(due.queue.operation());
+            let claim = claim_and_resolve(Weak::clone(&self.runtime), due, slot, place, self.call_limit);
             tokio::spawn(claim.in_current_span());
         }
         Ok(next_in.map_or(MAX_SLEEP, |next_in| next_in.min(MAX_SLEEP)))
     }
 }
 
+fn queues_of(names: &[String]) -> Vec<Queue> {
+    // A name that is too long for a queue is also too long for a task.
+    names.iter().filter_map(|name| Queue::work(name).ok()).collect()
+}
+
 /// Claims one task, then moves or removes its timer.
-async fn claim_and_resolve<B: Agenda>(runtime: Weak<Runtime<B>>, due: Due, slot: Slot, limit: Duration) {
+async fn claim_and_resolve<B: Agenda>(
+    runtime: Weak<Runtime<B>>,
+    due: Due,
+    slot: Slot,
+    place: Result<Option<Place>, Full>,
+    limit: Duration,
+) {
     let Some(runtime) = runtime.upgrade() else { return };
-    let next = match claim(&runtime, &due, slot).await {
+    let next = match claim(&runtime, &due, slot, place).await {
         Ok(next) => next,
         // An instance with a newer version of this crate may be able to read the record. It finds the task by the
         // timer of the lease.
@@ -190,12 +207,18 @@ async fn claim_and_resolve<B: Agenda>(runtime: Weak<Runtime<B>>, due: Due, slot:
 }
 
 /// Claims a task and starts its operation. Returns what to do with the timer.
-async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result<Next, TaskError> {
+async fn claim<B: Agenda>(
+    runtime: &Runtime<B>,
+    due: &Due,
+    slot: Slot,
+    place: Result<Option<Place>, Full>,
+) -> Result<Next, TaskError> {
     let guard = runtime.runs.add();
     let shutdown = runtime.shutdown.signal();
-    if shutdown.has_begun() {
-        return return_to_queue(runtime, due).await;
-    }
+    let place = match place {
+        Ok(place) if !shutdown.has_begun() => place,
+        _ => return return_to_queue(runtime, due).await,
+    };
     // If the claim is dropped halfway, the store releases the task, as after a dropped attempt.
     let claimed = tokio::select! {
         claimed = runtime.store.claim(&due.key) => claimed?,
@@ -214,14 +237,15 @@ async fn claim<B: Agenda>(runtime: &Runtime<B>, due: &Due, slot: Slot) -> Result
     let (store, task, limit) = (runtime.store.clone(), stored.clone(), call_limit(runtime));
     runtime.run(guard, attempt, stored, Some(slot), |context| {
         Box::pin(async move {
+            let _place = place;
             let arguments = load_arguments(&store, &task, limit).await.map_err(wire::exit)?;
-            operation(context, arguments).await
+            operation(context.with_place(), arguments).await
         })
     });
     Ok(Next::Remove)
 }
 
-/// Returns a timer to its queue that this claimer took just before a shutdown began.
+/// Returns a timer to its queue that this claimer took just before a shutdown began, or just before a call took the last place.
 async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<Next, TaskError> {
     // A `schedule` wakes other instances. A `resolve` does not.
     let schedule = runtime.store.backend().schedule(&due.queue, &due.key, Duration::ZERO);

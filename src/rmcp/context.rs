@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use rmcp::model::{InputRequest, JsonObject};
 use rmcp::task_manager::TaskExit;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::any_attempt::AnyAttempt;
 use super::error_class::ErrorClass;
 use super::identity::Identity;
+use super::places::{Place, Places};
 use super::progress_reports::ProgressReports;
 use super::slots::Slot;
 use super::stage::StageView;
@@ -65,8 +67,12 @@ pub struct TaskContext {
     identity: Arc<Identity>,
     pub(super) stage: StageView,
     progress_reports: Arc<ProgressReports>,
+    /// `None` for a closure, which has none.
+    arguments: Option<Arc<Value>>,
     /// `None` for an operation that a call of this process has started.
     slot: Option<Arc<Slot>>,
+    /// The run holds a place of its tool already.
+    has_place: bool,
     /// The time limit of one write.
     call_timeout: Duration,
 }
@@ -89,7 +95,31 @@ impl TaskContext {
         slot: Option<Arc<Slot>>,
     ) -> Self {
         let call_timeout = short_call_timeout(lease);
-        Self { identity: Arc::new(identity), stage, progress_reports, slot, call_timeout }
+        let identity = Arc::new(identity);
+        Self { identity, stage, progress_reports, arguments: None, slot, has_place: false, call_timeout }
+    }
+
+    pub(super) fn with_arguments(self, arguments: Arc<Value>) -> Self {
+        Self { arguments: Some(arguments), ..self }
+    }
+
+    /// Says that the run holds a place of its tool.
+    pub(super) fn with_place(self) -> Self {
+        Self { has_place: true, ..self }
+    }
+
+    /// Waits for a place of its tool, unless the run holds one already.
+    ///
+    /// # Errors
+    /// `Cancelled` if the operation must stop first.
+    pub(super) async fn place(&self, places: &Places) -> Result<Option<Place>, TaskExit> {
+        if self.has_place {
+            return Ok(None);
+        }
+        tokio::select! {
+            place = places.take() => place.map(Some).ok_or(TaskExit::Cancelled),
+            () = self.cancelled() => Err(TaskExit::Cancelled),
+        }
     }
 
     /// Returns the id of the task.
@@ -112,6 +142,42 @@ impl TaskContext {
     /// [`spawn_registered`](super::DurableTaskManager::spawn_registered) started, because they do not receive the request.
     pub fn extensions(&self) -> &JsonObject {
         &self.identity.extensions
+    }
+
+    /// Decodes the arguments of the call that started the task. They are the same in every attempt, on every instance.
+    ///
+    /// The function of a [tool](super::TaskTools) receives its arguments. This method serves code that receives only the context.
+    ///
+    /// # Errors
+    /// [`TaskExit::Error`] if the arguments do not have the type `A`, or if the task has none because
+    /// [`spawn`](super::DurableTaskManager::spawn) or [`spawn_for`](super::DurableTaskManager::spawn_for) started it with a
+    /// closure.
+    ///
+    /// # Examples
+    /// ```
+    /// use mcp_task_store::TaskContext;
+    /// use rmcp::task_manager::TaskExit;
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Render {
+    ///     scene: String,
+    /// }
+    ///
+    /// fn announce(task: &TaskContext) -> Result<(), TaskExit> {
+    ///     let render: Render = task.args()?;
+    ///     task.set_status_message(format!("rendering {}", render.scene));
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn args<A: DeserializeOwned>(&self) -> Result<A, TaskExit> {
+        let error = |reason: String| TaskExit::Error(rmcp::ErrorData::internal_error(reason, None));
+        let Some(arguments) = &self.arguments else {
+            return Err(error("the task runs a closure, so its record has no arguments".to_owned()));
+        };
+        let wanted = std::any::type_name::<A>();
+        A::deserialize(&**arguments).map_err(|reason| {
+            error(format!("the arguments of the task do not have the type {wanted}: {reason}"))
+        })
     }
 
     /// Returns the `traceparent` of the request that started the task (SEP-414, W3C Trace Context), if the request had a

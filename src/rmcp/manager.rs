@@ -11,8 +11,8 @@ use tracing::Span;
 use super::claimer;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
-use super::identity::Identity;
 use super::options::RegisteredOptions;
+use super::places::Places;
 use super::request::FindExtensions;
 use super::runtime::{RegisteredOperation, Runtime, SHUTDOWN_CALL_LIMIT};
 use super::wire;
@@ -114,7 +114,17 @@ impl<B: Agenda> DurableTaskManager<B> {
     where
         F: Fn(TaskContext, Value) -> TaskFuture + Send + Sync + 'static,
     {
-        self.0.register(name.into(), Arc::new(operation));
+        let with_arguments = move |context: TaskContext, arguments: Value| {
+            operation(context.with_arguments(Arc::new(arguments.clone())), arguments)
+        };
+        self.0.register(name.into(), Arc::new(with_arguments), None);
+        self.ensure_claiming();
+    }
+
+    /// Registers the operation of a tool, as [`register`](Self::register) does. If the tool has places, this instance claims
+    /// its tasks only while one of them is free. The operation passes the arguments to its context itself.
+    pub(super) fn register_tool(&self, name: &str, operation: RegisteredOperation, places: Option<Places>) {
+        self.0.register(name.to_owned(), operation, places);
         self.ensure_claiming();
     }
 
@@ -306,13 +316,9 @@ impl<B: Agenda> DurableTaskManager<B> {
             started = self.0.store.start(owner, new) => started?,
             () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return Err(TaskError::ShuttingDown),
         };
-        let (task, id) = (wire::task(&stored), stored.key.task.clone());
-        let span = Identity::of(&stored, attempt.number()).span(caller.id());
-        let has_begun = span.in_scope(|| {
-            tracing::info!("started");
-            self.0.run(guard, attempt, stored, None, operation)
-        });
-        if has_begun { Ok(task) } else { Err(TaskError::OperationPanicked { task: id }) }
+        let task = wire::task(&stored);
+        self.0.run_started(guard, attempt, stored, &caller, operation)?;
+        Ok(task)
     }
 }
 

@@ -26,6 +26,7 @@ mod operation;
 mod options;
 mod outcome;
 mod owner;
+mod places;
 mod polls;
 mod progress_reports;
 mod renewal_delay;

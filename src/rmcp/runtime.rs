@@ -9,12 +9,14 @@ use rmcp::model::DetailedTask;
 use rmcp::task_manager::TaskFuture;
 use serde_json::Value;
 use tokio::sync::Notify;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::asked::AskedQuestions;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::count::{Count, CountGuard};
+use super::identity::Identity;
+use super::places::{Full, Place, Places};
 use super::polls::Polls;
 use super::renewer::Renewer;
 use super::request::FindExtensions;
@@ -23,7 +25,7 @@ use super::shutdown::Shutdown;
 use super::slots::{Slot, Slots};
 use super::supervise::supervise;
 use crate::backend::Agenda;
-use crate::store::{Attempt, TaskStore};
+use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::StoredTask;
 
 /// How long a shutdown waits for a create, a claim or a release that has begun.
@@ -31,10 +33,16 @@ pub(super) const SHUTDOWN_CALL_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) type RegisteredOperation = Arc<dyn Fn(TaskContext, Value) -> TaskFuture + Send + Sync>;
 
+struct Registered {
+    operation: RegisteredOperation,
+    /// How many runs of the operation may run at once, if the number is limited.
+    places: Option<Places>,
+}
+
 /// What all clones of a manager share.
 pub(super) struct Runtime<B> {
     pub(super) store: TaskStore<B>,
-    operations: Mutex<HashMap<String, RegisteredOperation>>,
+    operations: Mutex<HashMap<String, Registered>>,
     /// The operations of this process. A count does not keep the manager alive: the manager ends with its last clone.
     pub(super) runs: Count,
     /// The held calls of this process, and the writes that follow them.
@@ -54,6 +62,8 @@ pub(super) struct Claiming {
     pub(super) is_running: Arc<AtomicBool>,
     /// An operation was registered. The background task then claims from its queue too.
     pub(super) registered: Arc<Notify>,
+    /// A call of a tool with a limited number of places has ended.
+    pub(super) place_freed: Arc<Notify>,
 }
 
 impl Drop for Claiming {
@@ -64,13 +74,16 @@ impl Drop for Claiming {
 }
 
 impl<B> Runtime<B> {
-    fn operations(&self) -> MutexGuard<'_, HashMap<String, RegisteredOperation>> {
+    fn operations(&self) -> MutexGuard<'_, HashMap<String, Registered>> {
         // No code panics while it holds this lock.
         self.operations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn register(&self, name: String, operation: RegisteredOperation) {
-        self.operations().insert(name, operation);
+    pub(super) fn register(&self, name: String, operation: RegisteredOperation, places: Option<Places>) {
+        if let Some(places) = &places {
+            places.notify(&self.claiming.place_freed);
+        }
+        self.operations().insert(name, Registered { operation, places });
         self.claiming.registered.notify_one();
     }
 
@@ -80,7 +93,25 @@ impl<B> Runtime<B> {
     }
 
     pub(super) fn operation(&self, name: &str) -> Option<RegisteredOperation> {
-        self.operations().get(name).cloned()
+        self.operations().get(name).map(|registered| Arc::clone(&registered.operation))
+    }
+
+    /// Returns the names of the registered operations that have a free place, and how many places each of them has at least.
+    pub(super) fn claimable(&self) -> (Vec<String>, usize) {
+        let free = |registered: &Registered| registered.places.as_ref().map_or(usize::MAX, Places::free);
+        let operations = self.operations();
+        let claimable = operations.iter().map(|(name, registered)| (name, free(registered)));
+        let claimable: Vec<_> = claimable.filter(|(_, free)| *free > 0).collect();
+        let fewest = claimable.iter().map(|(_, free)| *free).min().unwrap_or_default();
+        (claimable.into_iter().map(|(name, _)| name.clone()).collect(), fewest)
+    }
+
+    /// Reserves a place for a task of this operation; `None` if any number of runs of the operation may run at once.
+    pub(super) fn reserve(&self, operation: Option<&str>) -> Result<Option<Place>, Full> {
+        let operations = self.operations();
+        let registered = operation.and_then(|name| operations.get(name));
+        let places = registered.and_then(|registered| registered.places.as_ref());
+        places.map(|places| places.try_take().ok_or(Full)).transpose()
     }
 }
 
@@ -100,6 +131,27 @@ impl<B: Agenda> Runtime<B> {
             extensions: config.extensions,
             renewer,
         }
+    }
+
+    /// Runs the operation of a task that a call in the span `caller` has started.
+    ///
+    /// # Errors
+    /// `OperationPanicked` if the closure panics before it returns its future.
+    pub(super) fn run_started(
+        &self,
+        guard: CountGuard,
+        attempt: Attempt<B>,
+        stored: StoredTask,
+        caller: &Span,
+        operation: impl FnOnce(TaskContext) -> TaskFuture,
+    ) -> Result<(), TaskError> {
+        let task = stored.key.task.clone();
+        let span = Identity::of(&stored, attempt.number()).span(caller.id());
+        let has_begun = span.in_scope(|| {
+            tracing::info!("started");
+            self.run(guard, attempt, stored, None, operation)
+        });
+        if has_begun { Ok(()) } else { Err(TaskError::OperationPanicked { task }) }
     }
 
     /// Runs an operation in the current span. Returns whether its closure returned a future. If it did not, it has panicked.

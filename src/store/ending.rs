@@ -14,7 +14,6 @@ use super::machine::{self, Change};
 use super::progress_report::ProgressReport;
 use super::records::ChangeCall;
 use super::task_ref::TaskRef;
-use super::ttl::expiry_after_end;
 use super::write::{ChangeKind, Event};
 use crate::backend::{Agenda, Expiry};
 use crate::task::{RpcError, StoredTask, Task, TaskStatus};
@@ -81,9 +80,10 @@ impl<B: Agenda> Attempt<B> {
                 Ending::Failed(error) => machine::fail(task, error),
                 Ending::Cancelled => machine::cancel(task),
             }?;
-            let Some(keep_for) = keep_for else { return Ok(change) };
-            let (ttl, age) = (task.ttl_ms.map(Duration::from_millis), records.engine.now() - task.created_at);
-            Ok(Change::Lifetime(expiry_after_end(ttl, age, config, keep_for)))
+            match keep_for {
+                Some(keep_for) => Ok(records.kept_for(task, keep_for)),
+                None => Ok(change),
+            }
         };
         self.change_task(self.task(copy), ChangeKind::Lifecycle, ending.name(), end).await
     }

@@ -12,8 +12,8 @@ use super::answers::Answers;
 use super::error::TaskError;
 use super::limits::check_key;
 use crate::backend::{
-    Agenda, Cursor, Due, Next, OwnerId, PageRequest, Part, PartName, PutOptions, Queue, Record, StorageError,
-    TaskId, TaskKey, Version, Written,
+    Agenda, Cursor, Due, Next, OwnerId, OwnerPage, PageRequest, Part, PartName, PutOptions, Queue, Record,
+    StorageError, TaskId, TaskKey, Version, Written,
 };
 use crate::task::snapshot::Origin;
 use crate::task::{StoredTask, Task};
@@ -93,10 +93,7 @@ impl<B: Agenda> EngineClient<B> {
     pub(super) async fn page(&self, owner: &OwnerId, request: PageRequest) -> Result<StoredPage, TaskError> {
         let origin = self.origin();
         let page = self.answers.count_large(Some(owner), self.backend.list(owner, request)).await;
-        let page = page.map_err(|error| match error {
-            StorageError::InvalidPage { reason } => TaskError::InvalidPage { reason },
-            other => TaskError::Storage(other),
-        })?;
+        let page = page.map_err(page_error)?;
         let mut unreadable: Vec<TaskId> = page.corrupt.into_iter().map(|corrupt| corrupt.task).collect();
         let mut tasks = Vec::with_capacity(page.records.len());
         for listed in page.records {
@@ -108,6 +105,11 @@ impl<B: Agenda> EngineClient<B> {
             }
         }
         Ok(StoredPage { tasks, unreadable, next: page.next })
+    }
+
+    /// Lists owners. The answer does not count: an engine that cannot list owners has not failed.
+    pub(super) async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, TaskError> {
+        self.backend.owners(after).await.map_err(page_error)
     }
 
     pub(super) async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, TaskError> {
@@ -161,6 +163,13 @@ impl<B: Agenda> EngineClient<B> {
     pub(super) async fn resolve(&self, due: &Due, next: Next) -> Result<bool, TaskError> {
         let resolved = self.backend.resolve(due, next);
         self.answers.count(Some(&due.key.owner), resolved).await.map_err(TaskError::Storage)
+    }
+}
+
+fn page_error(error: StorageError) -> TaskError {
+    match error {
+        StorageError::InvalidPage { reason } => TaskError::InvalidPage { reason },
+        other => TaskError::Storage(other),
     }
 }
 

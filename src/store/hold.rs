@@ -9,7 +9,7 @@ use super::error::TaskError;
 use super::pointer::{EntryState, Pointer, PointerClient, set};
 use super::records::Records;
 use crate::backend::{Agenda, Expiry, OwnerId, PartChanges, TaskId};
-use crate::task::StoredTask;
+use crate::task::{Lease, StoredTask};
 
 /// What a pointer says about a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,58 +23,66 @@ pub(super) enum Hold {
     Shared,
 }
 
+/// How long a pointer lives from each extension, if the record of its task never expires.
+const UNLIMITED: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The same in leases of the task, if that is longer. The keeper reads an open task every ten leases at the latest.
+const UNLIMITED_LEASES: u32 = 40;
+
 /// How long a pointer must live.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
-    /// The expiry that a write sets.
-    life: Expiry,
-    /// When the pointer may expire at the earliest; `None` for never.
+    /// How long it lives from a write on.
+    life: Duration,
+    /// When it may expire at the earliest; `None` if every write is enough.
     until: Option<DateTime<Utc>>,
 }
 
 impl Span {
-    /// Returns the span for a record that expires after `record`, and a pointer that must not expire before `until`. The pointer outlives the record by the time limit of a
-    /// call, because the record may be created that much later.
-    pub(super) fn new(record: Expiry, until: Option<DateTime<Utc>>, call_timeout: Duration) -> Self {
-        let life = match record {
-            Expiry::After(life) => Expiry::After(longer(life, call_timeout)),
-            Expiry::Never | Expiry::Keep => Expiry::Never,
-        };
-        Self { life, until }
+    /// Returns the span for a record that lives for `record`, and a pointer that must not expire before `until`. The pointer
+    /// outlives the record by the time limit of a call, because the record may be created that much later.
+    pub(super) fn limited(record: Duration, until: Option<DateTime<Utc>>, call_timeout: Duration) -> Self {
+        Self { life: longer(record, call_timeout), until }
+    }
+
+    /// Returns the span for a record that never expires, at `now`. The keepers extend the pointer while the task is open.
+    pub(super) fn unlimited(now: DateTime<Utc>, lease: Duration) -> Self {
+        let life = longer(UNLIMITED.max(lease.saturating_mul(UNLIMITED_LEASES)), Duration::ZERO);
+        Self { life, until: Some(now + life / 2) }
     }
 
     /// Returns the span for the record of a task that was read at `now`.
     pub(super) fn of(stored: &StoredTask, now: DateTime<Utc>, call_timeout: Duration) -> Self {
-        let left = |at: DateTime<Utc>| (at - now).to_std().unwrap_or_default();
-        let record = stored.expires_at.map_or(Expiry::Never, |at| Expiry::After(left(at)));
-        Self::new(record, stored.expires_at, call_timeout)
+        match stored.expires_at {
+            Some(at) => Self::limited((at - now).to_std().unwrap_or_default(), Some(at), call_timeout),
+            None => Self::unlimited(now, lease_of(stored)),
+        }
     }
 
-    pub(super) fn life(&self) -> Expiry {
+    pub(super) fn life(&self) -> Duration {
         self.life
     }
 
     /// Returns by how much too early the pointer expires.
     fn missing(&self, pointer: &Pointer) -> Option<TimeDelta> {
-        let (at, until) = (pointer.expires_at?, self.until);
-        until.map_or(Some(TimeDelta::zero()), |until| {
-            Some(until - at).filter(|left| *left > TimeDelta::zero())
-        })
+        let (at, until) = (pointer.expires_at?, self.until?);
+        Some(until - at).filter(|left| *left > TimeDelta::zero())
     }
 
-    /// Returns the expiry of a write after one that was not enough: the servers of the pointer and of the task have different
+    /// Returns the life from a write on after one that was not enough: the servers of the pointer and of the task have different
     /// clocks, or a clock was set between two writes.
-    fn longer_life(&self, pointer: &Pointer) -> Expiry {
+    fn longer_life(&self, pointer: &Pointer) -> Duration {
         let missing = self.missing(pointer).unwrap_or_default();
-        match self.life {
-            Expiry::After(life) => Expiry::After(longer(life, missing.to_std().unwrap_or_default())),
-            other => other,
-        }
+        longer(self.life, missing.to_std().unwrap_or_default())
     }
 }
 
 fn longer(life: Duration, by: Duration) -> Duration {
     life.saturating_add(by).min(Expiry::MAX)
+}
+
+/// Returns the duration of the lease of a task.
+pub(super) fn lease_of(stored: &StoredTask) -> Duration {
+    stored.task.lease.as_ref().map(Lease::duration).unwrap_or_default()
 }
 
 /// Returns the client of a task's pointer.
@@ -137,4 +145,19 @@ pub(super) async fn hold_task<B: Agenda>(
     let Some(id) = stored.task.unique.as_deref() else { return Ok(Hold::Held) };
     let pointers = pointer_of(records, &stored.key.owner, id)?;
     hold(&pointers, &stored.key.task, span, records.config.max_conflicts).await
+}
+
+/// Extends the pointer of an open unique task whose record never expires, once half of the pointer's life has passed. The pointer
+/// expires some time after the task has ended or was removed.
+pub(super) async fn extend_unlimited<B: Agenda>(
+    records: &Records<B>,
+    stored: &StoredTask,
+) -> Result<(), TaskError> {
+    if stored.expires_at.is_some() {
+        // The pointer outlives the record already.
+        return Ok(());
+    }
+    let span = Span::unlimited(records.engine.now(), lease_of(stored));
+    // The key of a task that has lost its pointer belongs to another task.
+    hold_task(records, stored, span).await.map(drop)
 }

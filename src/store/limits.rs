@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::config::{MAX_JSON_DEPTH, StoreConfig};
 use super::error::TaskError;
-use crate::backend::{OwnerId, TaskKey};
+use crate::backend::{Expiry, OwnerId, TaskKey};
 
 pub(super) fn check(what: &'static str, actual: usize, limit: usize) -> Result<(), TaskError> {
     if actual > limit {
@@ -41,6 +41,24 @@ pub(super) fn check_poll_interval(interval: Duration) -> Result<(), TaskError> {
         return Ok(());
     }
     let reason = format!("a poll interval of {interval:?} is not between 1 ms and 24 hours; choose another");
+    Err(TaskError::InvalidArgument { reason })
+}
+
+pub(super) fn check_retention(retention: Duration) -> Result<(), TaskError> {
+    if (Duration::from_millis(1)..=Expiry::MAX).contains(&retention) {
+        return Ok(());
+    }
+    let reason = format!("a retention of {retention:?} is not between 1 ms and 100 years; choose another");
+    Err(TaskError::InvalidArgument { reason })
+}
+
+/// Checks how long the record of a task lives.
+#[cfg(feature = "rmcp")]
+pub(super) fn check_life(life: Duration) -> Result<(), TaskError> {
+    if life <= Expiry::MAX {
+        return Ok(());
+    }
+    let reason = "the TTL and the retention are over 100 years together; choose shorter ones".to_owned();
     Err(TaskError::InvalidArgument { reason })
 }
 

@@ -99,7 +99,7 @@ pub(super) fn set_ttl(
     config: &StoreConfig,
 ) -> Result<Change, TaskError> {
     require_open(task, "set its TTL")?;
-    let expiry = ttl::expiry(ttl, now - task.created_at, config)?;
+    let expiry = ttl::expiry(ttl, now - task.created_at, task.retention(), config)?;
     let ttl_ms = ttl.map(millis);
     if task.ttl_ms == ttl_ms {
         return Ok(Change::None);

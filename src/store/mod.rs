@@ -2,11 +2,11 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
-//! * `timing` changes TTLs and poll intervals, `unique` starts unique tasks, `secrets` gives tasks a secret;
+//! * `timing` changes TTLs and poll intervals, `unique` starts unique tasks, `secrets` gives tasks a secret, `owners` lists owners;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
-//! * `hold` makes the `pointer` of a unique key name a task;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
+//! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
 //! * `machine` is the status machine.
@@ -29,6 +29,7 @@ mod machine;
 mod new_task;
 mod observation;
 mod outage;
+mod owners;
 mod payloads;
 mod pointer;
 #[cfg(feature = "rmcp")]

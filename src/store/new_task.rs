@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
 use super::durations::millis;
 use super::error::TaskError;
-use super::limits::{check, check_depth, check_extensions, check_poll_interval};
+#[cfg(feature = "rmcp")]
+use super::limits::check_life;
+use super::limits::{check, check_depth, check_extensions, check_poll_interval, check_retention};
 #[cfg(feature = "rmcp")]
 use super::progress_report::ProgressReport;
 use super::ttl::{Ttl, expiry, resolve_ttl};
@@ -34,6 +36,7 @@ pub struct NewTask {
     method: String,
     arguments: Value,
     ttl: Ttl,
+    retention: Option<Duration>,
     poll_interval: Option<Duration>,
     status_message: Option<String>,
     progress: Option<Progress>,
@@ -52,6 +55,7 @@ impl NewTask {
             method: method.into(),
             arguments: Value::Null,
             ttl: Ttl::Default,
+            retention: None,
             poll_interval: None,
             status_message: None,
             progress: None,
@@ -73,6 +77,13 @@ impl NewTask {
     /// Sets how long the task may run; by default as [configured](crate::StoreConfig::default_ttl).
     pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         self.ttl = ttl.into();
+        self
+    }
+
+    /// Sets how long the record of the task lives after the task has ended, from 1 ms to 100 years. By default it lives for the TTL and
+    /// the [configured](crate::StoreConfig::retention) retention, whenever the task ends.
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = Some(retention);
         self
     }
 
@@ -147,7 +158,7 @@ impl NewTask {
     /// Checks the task against the configuration. Returns when its record will expire.
     pub(super) fn record_expiry(&self, config: &StoreConfig) -> Result<Expiry, TaskError> {
         self.check(config)?;
-        expiry(resolve_ttl(self.ttl, config)?, TimeDelta::zero(), config)
+        expiry(resolve_ttl(self.ttl, config)?, TimeDelta::zero(), self.retention, config)
     }
 
     /// Checks the task against the configuration. Returns the task to store, and when its record expires.
@@ -162,7 +173,7 @@ impl NewTask {
         let poll_interval = self.poll_interval.or(config.default_poll_interval);
         poll_interval.map_or(Ok(()), check_poll_interval)?;
         let ttl = resolve_ttl(self.ttl, config)?;
-        let expiry = expiry(ttl, TimeDelta::zero(), config)?;
+        let expiry = expiry(ttl, TimeDelta::zero(), self.retention, config)?;
         // Only a number other than the default is in the record.
         let max_attempts = (self.on_worker_lost == OnWorkerLost::Resume)
             .then(|| self.max_attempts.unwrap_or(config.max_attempts))
@@ -175,6 +186,7 @@ impl NewTask {
             created_at: now,
             last_updated_at: now,
             ttl_ms: ttl.map(millis),
+            retention_ms: self.retention.map(millis),
             poll_interval_ms: poll_interval.map(millis),
             method: self.method,
             arguments: self.arguments.into(),
@@ -206,8 +218,11 @@ impl NewTask {
     #[cfg(feature = "rmcp")]
     pub(super) fn check_all(&self, config: &StoreConfig) -> Result<(), TaskError> {
         self.check(config)?;
-        self.poll_interval.map_or(Ok(()), check_poll_interval)?;
-        resolve_ttl(self.ttl, config).map(drop)
+        self.poll_interval.or(config.default_poll_interval).map_or(Ok(()), check_poll_interval)?;
+        match self.record_expiry(config)? {
+            Expiry::After(life) => check_life(life),
+            _ => Ok(()),
+        }
     }
 
     fn check(&self, config: &StoreConfig) -> Result<(), TaskError> {
@@ -227,6 +242,7 @@ impl NewTask {
                 format!("{invalid:?} is not a traceparent of version 00; create the task without one");
             return Err(TaskError::InvalidArgument { reason });
         }
+        self.retention.map_or(Ok(()), check_retention)?;
         check_extensions(&self.extensions)?;
         check_depth("depth of the arguments", &self.arguments, MAX_JSON_DEPTH)?;
         let message_bytes = self.status_message.as_ref().map_or(0, String::len);

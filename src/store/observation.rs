@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::answers::Answers;
 use super::durations::BackOff;
 use super::error::TaskError;
+use super::hold::extend_unlimited;
 use super::local_attempts::{AttemptState, DroppedAttempt};
 use super::machine::{self, AfterExit, Change, WorkerExit, may_run, open_lease, waiting_lease};
 use super::records::Records;
@@ -207,6 +208,10 @@ async fn check_lease<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Res
         records.scheduler.forget(&stored.key);
         return Ok(Verdict::Resolve(Next::Remove));
     };
+    if let Err(error) = extend_unlimited(records, &stored).await {
+        // The timer of an open task fires many times before the pointer expires.
+        tracing::debug!(error = %Chain(&error), "the pointer of a unique task could not be extended yet");
+    }
     if waiting_lease(&stored.task).is_some() {
         return offer(records, stored, &lease).await;
     }

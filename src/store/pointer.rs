@@ -88,8 +88,8 @@ pub(super) fn clear(changes: &mut PartChanges, task: &TaskId) -> Result<(), Task
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PointerData {
-    /// The duration of the record's expiry at its last write. With the expiry it states when that write was, by the engine's clock.
-    lives_ms: Option<u64>,
+    /// How long the record lives from its last write on. With the expiry it states when that write was, by the engine's clock.
+    lives_ms: u64,
     /// The time limit of a call of the store that wrote the record.
     limit_ms: u64,
 }
@@ -131,8 +131,7 @@ impl Pointer {
     /// Returns whether the last write of the pointer is older than a call of the store that wrote it may take. `now` is the clock of
     /// the server that holds the pointer. If that clock was set back since the write, the write counts as old.
     pub(super) fn is_older_than_a_call(&self, now: DateTime<Utc>) -> bool {
-        let lives = self.data.lives_ms.and_then(|millis| i64::try_from(millis).ok());
-        let lives = lives.and_then(chrono::TimeDelta::try_milliseconds);
+        let lives = i64::try_from(self.data.lives_ms).ok().and_then(chrono::TimeDelta::try_milliseconds);
         let written_at = self.expires_at.zip(lives).and_then(|(at, lives)| at.checked_sub_signed(lives));
         let Some(written_at) = written_at else { return true };
         (now - written_at).abs().to_std().unwrap_or(Duration::MAX) > Duration::from_millis(self.data.limit_ms)
@@ -174,17 +173,12 @@ impl<'a, B: Agenda> PointerClient<'a, B> {
         &self,
         read: Option<&Pointer>,
         changes: PartChanges,
-        life: Expiry,
+        life: Duration,
     ) -> Result<bool, TaskError> {
-        let lives_ms = match (life, read) {
-            (Expiry::After(life), _) => Some(millis(life)),
-            (Expiry::Keep, Some(read)) => read.data.lives_ms,
-            _ => None,
-        };
-        let data = PointerData { lives_ms, limit_ms: millis(self.limit) };
+        let data = PointerData { lives_ms: millis(life), limit_ms: millis(self.limit) };
         let data = serde_json::to_vec(&data)
             .map_err(|source| TaskError::Unencodable { task: self.key.task.clone(), source })?;
-        let mut options = PutOptions::new(life);
+        let mut options = PutOptions::new(Expiry::After(life));
         options.parts = changes;
         let expected = read.map_or(Version::ABSENT, |read| read.version);
         match self.engine.put(&self.key, data.into(), options, expected).await {
@@ -234,15 +228,11 @@ mod tests {
             entries: Vec::new(),
             data: PointerData { lives_ms, limit_ms: 10_000 },
         };
-        let written = pointer(Some(60_000));
+        let written = pointer(60_000);
         for (now, is_old) in
             [(0, false), (1, false), (10_001, false), (10_002, true), (-9_000, false), (-11_000, true)]
         {
             assert_eq!(written.is_older_than_a_call(at(now)), is_old, "{now}");
         }
-        assert!(
-            pointer(None).is_older_than_a_call(at(0)),
-            "no call leaves a pending entry in such a pointer"
-        );
     }
 }

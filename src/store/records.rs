@@ -5,6 +5,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{Instrument, debug_span};
 
@@ -20,6 +21,7 @@ use super::machine::{self, Change};
 use super::new_task::NewTask;
 use super::scheduler::Scheduler;
 use super::task_ref::TaskRef;
+use super::ttl::expiry_after_end;
 use super::write::{ChangeKind, Write, Writer};
 use super::writers::{Priority, WriterQueues};
 use crate::backend::{Agenda, OwnerId, PageRequest, PutOptions, StorageError, TaskKey, Version};
@@ -270,9 +272,22 @@ impl<B: Agenda> Records<B> {
         if change.is_visible() {
             task.last_updated_at = self.engine.now().max(task.last_updated_at);
         }
+        let ends = task.status.is_terminal() && !writer.had_ended;
+        let change = match task.retention() {
+            Some(retention) if ends && change == Change::Visible => self.kept_for(task, retention),
+            _ => change,
+        };
         let max_bytes = self.engine.backend.max_value_bytes();
         let write = Write::update(writer, &key, task, expected, change, max_bytes)?;
         write.apply(&self.engine, writer, stored).await
+    }
+
+    /// Returns the change of a task that ends now, and is of use for `keep_for` from then on, or for its retention if that is shorter.
+    pub(super) fn kept_for(&self, task: &Task, keep_for: Duration) -> Change {
+        let (ttl, age) = (task.ttl_ms.map(Duration::from_millis), self.engine.now() - task.created_at);
+        let retention = task.retention();
+        let keep_for = retention.map_or(keep_for, |retention| keep_for.min(retention));
+        Change::Lifetime(expiry_after_end(ttl, age, retention, &self.config, keep_for))
     }
 
     fn is_overdue(&self, task: &Task) -> bool {

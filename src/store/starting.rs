@@ -23,6 +23,14 @@ impl<B: Agenda> TaskStore<B> {
     /// The errors of [`create`](Self::create) that do not depend on the engine, except for the size of the record.
     pub(crate) fn check_new(&self, owner: &OwnerId, new: &NewTask) -> Result<(), TaskError> {
         check_owner(owner)?;
+        self.check_options(new)
+    }
+
+    /// Checks the options of a task that may be stored later, without a call of the engine.
+    ///
+    /// # Errors
+    /// As [`check_new`](Self::check_new).
+    pub(crate) fn check_options(&self, new: &NewTask) -> Result<(), TaskError> {
         new.check_all(&self.0.records_only().config)
     }
 

@@ -8,11 +8,12 @@ use tokio::time::Instant;
 
 use super::TaskStore;
 use super::attempt::Attempt;
+use super::config::StoreConfig;
 use super::deadline::{CallTarget, Deadline};
 use super::error::TaskError;
-use super::hold::{Hold, Span, hold_task};
+use super::hold::{Hold, Span, hold_task, lease_of};
 use super::limits::check_key;
-use super::machine;
+use super::machine::{self, Change};
 use super::records::{ChangeCall, Records};
 use super::task_ref::TaskRef;
 use super::ttl::{Ttl, expiry, resolve_ttl};
@@ -50,13 +51,10 @@ impl<B: Agenda> TaskStore<B> {
         ttl: impl Into<Ttl>,
     ) -> Result<StoredTask, TaskError> {
         let (task, records) = (task.into(), self.0.records());
-        let ttl = resolve_ttl(ttl.into(), &records.config)?;
         let deadline = records.deadline();
-        let clock = ClockReading::of(records, &deadline, task.key()).await?;
-        let read = extend_pointer(records, &deadline, task, ttl, clock.now()).await?;
-        let set = |task: &mut Task| machine::set_ttl(task, ttl, clock.now(), &records.config);
-        let call = ChangeCall::new(ChangeKind::Input, "set_ttl", TaskRef::Stored(&read));
-        let changed = records.change(&deadline, call, set).await?;
+        let new = NewTtl::prepare(records, &deadline, task, ttl.into()).await?;
+        let call = ChangeCall::new(ChangeKind::Input, "set_ttl", TaskRef::Stored(&new.read));
+        let changed = records.change(&deadline, call, |task| new.set(task, &records.config)).await?;
         deadline.limit_optional(records.scheduler.schedule_if_lapsed(&changed)).await;
         Ok(changed)
     }
@@ -80,13 +78,10 @@ impl<B: Agenda> Attempt<B> {
     /// Changes how long the task may run. See [`TaskStore::set_ttl`].
     pub async fn set_ttl(&self, ttl: impl Into<Ttl>) -> Result<StoredTask, TaskError> {
         let records = self.store.records();
-        let ttl = resolve_ttl(ttl.into(), &records.config)?;
         let deadline = records.deadline();
-        let clock = ClockReading::of(records, &deadline, self.key()).await?;
-        let read = extend_pointer(records, &deadline, TaskRef::Key(self.key()), ttl, clock.now()).await?;
-        let set = |task: &mut Task| machine::set_ttl(task, ttl, clock.now(), &records.config);
-        let call = ChangeCall::by_holder(ChangeKind::Input, "set_ttl", TaskRef::Stored(&read));
-        self.change_before(&deadline, call, set).await
+        let new = NewTtl::prepare(records, &deadline, TaskRef::Key(self.key()), ttl.into()).await?;
+        let call = ChangeCall::by_holder(ChangeKind::Input, "set_ttl", TaskRef::Stored(&new.read));
+        self.change_before(&deadline, call, |task| new.set(task, &records.config)).await
     }
 
     /// Changes how long a client should wait between two polls. See [`TaskStore::set_poll_interval`].
@@ -96,17 +91,32 @@ impl<B: Agenda> Attempt<B> {
     }
 }
 
-/// Reads the task unless the caller has passed a copy, so that the change need not read it again. Makes the pointer of a unique task
-/// outlive the record with its new TTL, before the record has that TTL.
-async fn extend_pointer<B: Agenda>(
-    records: &Records<B>,
-    deadline: &Deadline,
-    task: TaskRef<'_>,
+/// A TTL that a task is about to have.
+struct NewTtl {
     ttl: Option<Duration>,
-    now: DateTime<Utc>,
-) -> Result<StoredTask, TaskError> {
-    let extend = pin!(read_and_extend(records, task, ttl, now));
-    deadline.limit("set_ttl", CallTarget::Task(task.key()), extend).await
+    clock: ClockReading,
+    /// The task, so that the change need not read it again.
+    read: StoredTask,
+}
+
+impl NewTtl {
+    /// Makes the pointer of a unique task outlive the record with its new TTL, before the record has that TTL.
+    async fn prepare<B: Agenda>(
+        records: &Records<B>,
+        deadline: &Deadline,
+        task: TaskRef<'_>,
+        ttl: Ttl,
+    ) -> Result<Self, TaskError> {
+        let ttl = resolve_ttl(ttl, &records.config)?;
+        let clock = ClockReading::of(records, deadline, task.key()).await?;
+        let extend = pin!(read_and_extend(records, task, ttl, clock.now()));
+        let read = deadline.limit("set_ttl", CallTarget::Task(task.key()), extend).await?;
+        Ok(Self { ttl, clock, read })
+    }
+
+    fn set(&self, task: &mut Task, config: &StoreConfig) -> Result<Change, TaskError> {
+        machine::set_ttl(task, self.ttl, self.clock.now(), config)
+    }
 }
 
 async fn read_and_extend<B: Agenda>(
@@ -122,14 +132,14 @@ async fn read_and_extend<B: Agenda>(
     if stored.task.unique.is_none() || stored.task.status.is_terminal() {
         return Ok(stored);
     }
-    let (record, until) = match expiry(ttl, now - stored.task.created_at, &records.config)? {
+    let (age, limit) = (now - stored.task.created_at, records.config.call_timeout);
+    let span = match expiry(ttl, age, stored.task.retention(), &records.config)? {
         // The engine refuses such an expiry of the record itself.
         Expiry::After(life) if life > Expiry::MAX => return Ok(stored),
         // The record is written later than now, within the time limit of the call.
-        Expiry::After(life) => (Expiry::After(life), Some(now + life + records.config.call_timeout)),
-        unlimited => (unlimited, None),
+        Expiry::After(life) => Span::limited(life, Some(now + life + limit), limit),
+        Expiry::Never | Expiry::Keep => Span::unlimited(now, lease_of(&stored)),
     };
-    let span = Span::new(record, until, records.config.call_timeout);
     match hold_task(records, &stored, span).await? {
         // The key of a task that has lost its pointer belongs to another task. Its record may still live longer.
         Hold::Held | Hold::Lost => Ok(stored),

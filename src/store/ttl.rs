@@ -61,14 +61,15 @@ pub(super) fn resolve_ttl(requested: Ttl, config: &StoreConfig) -> Result<Option
     }
 }
 
-/// Returns when the record of a task expires: after the TTL and the retention, which count from the creation. The age of
-/// the task is negative if the engine's clock was set back since the creation.
+/// Returns when the record of a task expires: after the TTL and the retention, which count from the creation. Without a retention
+/// of the task, that of the store counts. The age of the task is negative if the engine's clock was set back since the creation.
 ///
 /// # Errors
 /// `InvalidArgument` if the TTL has already elapsed.
 pub(super) fn expiry(
     ttl: Option<Duration>,
     age: TimeDelta,
+    retention: Option<Duration>,
     config: &StoreConfig,
 ) -> Result<Expiry, TaskError> {
     let Some(ttl) = ttl else { return Ok(Expiry::Never) };
@@ -79,7 +80,7 @@ pub(super) fn expiry(
         );
         return Err(TaskError::InvalidArgument { reason });
     }
-    let lives = ttl.saturating_add(config.retention.unwrap_or(ttl));
+    let lives = ttl.saturating_add(retention.or(config.retention).unwrap_or(ttl));
     let left = match age.to_std() {
         Ok(age) => lives.saturating_sub(age),
         Err(_) => lives.saturating_add((-age).to_std().unwrap_or_default()),
@@ -89,14 +90,14 @@ pub(super) fn expiry(
 
 /// Returns when the record of a task expires that ends now, and is of use for `keep_for`: then, or after the TTL and the
 /// retention if that is sooner.
-#[cfg(feature = "rmcp")]
 pub(super) fn expiry_after_end(
     ttl: Option<Duration>,
     age: TimeDelta,
+    retention: Option<Duration>,
     config: &StoreConfig,
     keep_for: Duration,
 ) -> Expiry {
-    match expiry(ttl, age, config) {
+    match expiry(ttl, age, retention, config) {
         Ok(Expiry::After(left)) => Expiry::After(left.min(keep_for)),
         Ok(_) => Expiry::After(keep_for),
         // The TTL has elapsed. The next reader ends the task.
@@ -108,12 +109,11 @@ pub(super) fn expiry_after_end(
 mod tests {
     use super::*;
 
-    #[cfg(feature = "rmcp")]
     #[test]
     fn the_record_of_an_ended_task_lives_no_longer_than_it_is_of_use_or_than_it_would_anyway() {
         let (seconds, config) = (Duration::from_secs, StoreConfig::new().retention(Duration::from_secs(5)));
         let after = |ttl: Option<u64>, age| {
-            expiry_after_end(ttl.map(seconds), TimeDelta::seconds(age), &config, seconds(30))
+            expiry_after_end(ttl.map(seconds), TimeDelta::seconds(age), None, &config, seconds(30))
         };
         assert_eq!(after(Some(60), 10), Expiry::After(seconds(30)));
         assert_eq!(after(Some(60), 50), Expiry::After(seconds(15)));
@@ -126,16 +126,19 @@ mod tests {
         let seconds = Duration::from_secs;
         let config = StoreConfig::new().retention(seconds(5));
         let after = |age: i64, config: &StoreConfig| {
-            expiry(Some(seconds(60)), TimeDelta::seconds(age), config).unwrap()
+            expiry(Some(seconds(60)), TimeDelta::seconds(age), None, config).unwrap()
         };
         assert_eq!(after(0, &config), Expiry::After(seconds(65)));
         assert_eq!(after(59, &config), Expiry::After(seconds(6)));
         assert_eq!(after(59, &StoreConfig::new()), Expiry::After(seconds(61)));
+        // The task has a retention of its own.
+        let of_task = expiry(Some(seconds(60)), TimeDelta::seconds(9), Some(seconds(7)), &config).unwrap();
+        assert_eq!(of_task, Expiry::After(seconds(58)));
         // The clock was set back by ten seconds after the creation.
         assert_eq!(after(-10, &config), Expiry::After(seconds(75)));
-        assert_eq!(expiry(None, TimeDelta::seconds(9), &config).unwrap(), Expiry::Never);
+        assert_eq!(expiry(None, TimeDelta::seconds(9), None, &config).unwrap(), Expiry::Never);
         for age in [60, 3600] {
-            let elapsed = expiry(Some(seconds(60)), TimeDelta::seconds(age), &config);
+            let elapsed = expiry(Some(seconds(60)), TimeDelta::seconds(age), None, &config);
             assert!(matches!(elapsed, Err(TaskError::InvalidArgument { .. })), "{elapsed:?}");
         }
     }

@@ -27,7 +27,7 @@ use crate::task::StoredTask;
 
 /// How many milliseconds a start waits at most before it reads a pointer again that another start has claimed.
 const WAIT_MS: u64 = 40;
-/// How long the claim of a key for a task that never expires lives. The confirmation replaces the expiry.
+/// How long the claim of a key for a task without a TTL lives. The confirmation replaces the expiry.
 const LONGEST_CLAIM: Duration = Duration::from_secs(3600);
 
 /// The key of a unique task: a tool, and a text that the tool derives from the arguments of a call.
@@ -79,8 +79,10 @@ impl<B: Agenda> TaskStore<B> {
     /// returns that task. This holds across all instances on the same engine.
     ///
     /// A task is open until it has ended or its TTL has elapsed. The store keeps a pointer to it: a small record under a reserved
-    /// owner, which expires one [time limit](crate::StoreConfig::call_timeout) after the record of the task. If an instance dies
-    /// between the claim of the key and the start, the key is free again after the time limit of a call, by the engine's clock.
+    /// owner, which expires one [time limit](crate::StoreConfig::call_timeout) after the record of the task. The pointer of a task
+    /// without a TTL lives for 30 days, or 40 leases if that is longer, and the instances extend it while the task is open. If an instance
+    /// dies between the claim of the key and the start, the key is free again after the time limit of a call, by the engine's
+    /// clock.
     ///
     /// # Errors
     /// The errors of [`start`](Self::start). A call that waits for the start of another instance fails with
@@ -284,8 +286,10 @@ impl<B: Agenda> Starter<'_, B> {
             set(&mut changes, task, EntryState::Void)?;
         }
         set(&mut changes, mine, EntryState::Pending)?;
-        let life = self.span(None).life();
-        let life = if life == Expiry::Never { Expiry::After(LONGEST_CLAIM) } else { life };
+        let life = match self.record {
+            Expiry::After(_) => self.span(None).life(),
+            Expiry::Never | Expiry::Keep => LONGEST_CLAIM.max(self.records.config.call_timeout * 2),
+        };
         match self.pointers.write(pointer, changes, life).await {
             // The next read shows whether the engine has applied the write.
             Err(error) if error.outcome_unknown() => Ok(false),
@@ -310,7 +314,11 @@ impl<B: Agenda> Starter<'_, B> {
 
     fn span(&self, created: Option<&StoredTask>) -> Span {
         let until = created.and_then(|created| created.expires_at);
-        Span::new(self.record, until, self.records.config.call_timeout)
+        let config = &self.records.config;
+        match self.record {
+            Expiry::After(life) => Span::limited(life, until, config.call_timeout),
+            Expiry::Never | Expiry::Keep => Span::unlimited(self.records.engine.now(), config.lease),
+        }
     }
 
     /// Releases the key after the create has failed. Returns the error of the create.
@@ -348,9 +356,9 @@ impl<B: Agenda> Starter<'_, B> {
 
     /// Returns how long a pointer must live without the entry of a task: longer than the record of every other task. A late write
     /// of this call may have made the expiry earlier than that.
-    async fn life_without(&self, pointer: &Pointer, mine: &TaskId) -> Result<Expiry, TaskError> {
+    async fn life_without(&self, pointer: &Pointer, mine: &TaskId) -> Result<Duration, TaskError> {
         if pointer.entries.iter().all(|entry| entry.task == *mine) {
-            return Ok(Expiry::After(Duration::from_millis(1)));
+            return Ok(Duration::from_millis(1));
         }
         let mut longest = self.span(None).life();
         for task in pointer.others(mine, EntryState::Confirmed) {
@@ -361,11 +369,7 @@ impl<B: Agenda> Starter<'_, B> {
                 Err(error) => return Err(error),
             };
             let now = self.records.engine.clock(&key).await?;
-            let life = Span::of(&stored, now, self.records.config.call_timeout).life();
-            longest = match (longest, life) {
-                (Expiry::After(one), Expiry::After(other)) => Expiry::After(one.max(other)),
-                _ => Expiry::Never,
-            };
+            longest = longest.max(Span::of(&stored, now, self.records.config.call_timeout).life());
         }
         Ok(longest)
     }

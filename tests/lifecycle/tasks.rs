@@ -3,6 +3,7 @@
 mod faulty;
 mod inputs;
 mod racing;
+mod retention;
 mod status_machine;
 mod timing;
 mod unanswered;

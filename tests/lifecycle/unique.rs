@@ -7,19 +7,21 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use futures_util::future::join_all;
 use mcp_task_store::{
-    Agenda, NewTask, PageRequest, RpcError, StoreConfig, StoredTask, TaskError, TaskStatus, TaskStore, Ttl,
-    UniqueKey, UniqueStart,
+    Agenda, Cursor, Expiry, NewTask, PageRequest, PutOptions, RpcError, StoreConfig, StoredTask, TaskError,
+    TaskStatus, TaskStore, Ttl, UniqueKey, UniqueStart,
 };
 use rstest_reuse::apply;
 use serde_json::json;
 
 use crate::common::{LONG, PATIENCE, TaskAttempt, Tasks, plain, resumable, until};
 use crate::support::elsewhere::elsewhere;
-use crate::support::{Engine, Store, on_every_engine, owner};
+use crate::support::{Engine, Store, on_every_agenda, on_every_engine, owner};
 
 const ALICE: &str = "alice";
+const DAY: TimeDelta = TimeDelta::days(1);
 /// The TTL of a task whose record and pointer expire in a test.
 const BRIEF: Duration = Duration::from_millis(200);
 /// The time limit of the calls in a test that waits until a pointer is old.
@@ -81,7 +83,7 @@ async fn owners(agenda: &dyn Agenda) -> Vec<String> {
     }
 }
 
-#[apply(on_every_engine)]
+#[apply(on_every_agenda)]
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_instances_that_start_at_once_one_starts_and_the_others_join(#[case] engine: Engine) {
     let store = engine.open().await;
@@ -105,7 +107,31 @@ async fn of_many_instances_that_start_at_once_one_starts_and_the_others_join(#[c
     }
 }
 
-#[apply(on_every_engine)]
+#[apply(on_every_agenda)]
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_starts_at_two_instances_one_starts_and_the_others_join(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let (one, other) = (instance(&store, config()).await, instance(&store, config()).await);
+    for round in 0..5 {
+        let starts = (0..16).map(|number| try_start(if number % 2 == 0 { &one } else { &other }, plain()));
+        let starts: Vec<_> = join_all(starts).await.into_iter().map(Result::unwrap).collect();
+        let open = open_tasks(&one).await;
+        assert_eq!(open.len(), 1, "round {round}");
+        let mut attempts = Vec::new();
+        for start in starts {
+            let (task, attempt) = match start {
+                UniqueStart::Started { task, attempt } => (task, Some(attempt)),
+                UniqueStart::Joined(task) => (task, None),
+            };
+            assert_eq!(task.key, open[0].key, "round {round}");
+            attempts.extend(attempt);
+        }
+        assert_eq!(attempts.len(), 1, "round {round}");
+        attempts[0].complete(json!({ "round": round })).await.unwrap();
+    }
+}
+
+#[apply(on_every_agenda)]
 #[tokio::test]
 async fn an_ended_task_lets_a_new_one_start(#[case] engine: Engine) {
     let store = engine.open().await;
@@ -123,7 +149,7 @@ async fn an_ended_task_lets_a_new_one_start(#[case] engine: Engine) {
     assert_only_open(&one, &task).await;
 }
 
-#[apply(on_every_engine)]
+#[apply(on_every_agenda)]
 #[tokio::test]
 async fn a_deleted_task_lets_a_new_one_start(#[case] engine: Engine) {
     let store = engine.open().await;
@@ -135,7 +161,7 @@ async fn a_deleted_task_lets_a_new_one_start(#[case] engine: Engine) {
     assert_only_open(&tasks, &again).await;
 }
 
-#[apply(on_every_engine)]
+#[apply(on_every_agenda)]
 #[tokio::test]
 async fn a_task_whose_ttl_has_elapsed_lets_a_new_one_start(#[case] engine: Engine) {
     let store = engine.open().await;
@@ -147,7 +173,7 @@ async fn a_task_whose_ttl_has_elapsed_lets_a_new_one_start(#[case] engine: Engin
     assert_only_open(&tasks, &again).await;
 }
 
-#[apply(on_every_engine)]
+#[apply(on_every_agenda)]
 #[tokio::test]
 async fn tasks_of_other_keys_tools_and_owners_are_independent(#[case] engine: Engine) {
     let store = engine.open().await;
@@ -226,12 +252,64 @@ async fn a_longer_ttl_keeps_the_pointer_for_as_long(#[case] engine: Engine) {
     assert!(expiry().await.unwrap() > longer.expires_at.unwrap());
     let longest = attempt.set_ttl(LONG * 3).await.unwrap();
     assert!(expiry().await.unwrap() > longest.expires_at.unwrap());
-    attempt.set_ttl(Ttl::Unlimited).await.unwrap();
-    assert_eq!(expiry().await, None);
+    let unlimited = attempt.set_ttl(Ttl::Unlimited).await.unwrap();
+    assert_eq!(unlimited.expires_at, None);
+    assert!(expiry().await.unwrap() > store.now() + DAY * 29);
     assert_eq!(joined(&tasks).await.key, task.key);
 }
 
 #[apply(on_every_engine)]
+#[tokio::test]
+async fn the_pointer_of_a_task_without_a_ttl_expires_unless_the_open_task_extends_it(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let tasks = instance(&store, config().lease(BRIEF * 5)).await;
+    let (task, attempt) = started(&tasks, plain().ttl(Ttl::Unlimited)).await;
+    let pointer_owner = owners(&*store.backend).await.into_iter().find(|id| id.starts_with('\0')).unwrap();
+    let pointer = crate::support::key(&pointer_owner, &store.ids(&pointer_owner).await[0]);
+    let expiry = async || store.get(&pointer).await.unwrap().expires_at.unwrap();
+    let within_a_month = |at| at > store.now() + DAY * 29 && at < store.now() + DAY * 31;
+    assert!(within_a_month(expiry().await));
+
+    // Most of the life of the pointer passes.
+    let record = store.get(&pointer).await.unwrap();
+    let soon = PutOptions::new(Expiry::After(LONG));
+    store.put_if_version(&pointer, record.data, soon, record.version).await.unwrap();
+    let extended = async {
+        while !within_a_month(expiry().await) {
+            attempt.renew().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, extended).await.expect("the keeper extends the pointer");
+    assert_eq!(joined(&tasks).await.key, task.key);
+
+    tasks.delete(&task.key).await.unwrap();
+    let (again, _attempt) = started(&tasks, plain()).await;
+    assert_only_open(&tasks, &again).await;
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn the_owners_of_pointers_are_no_owners_of_tasks(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let tasks = instance(&store, config()).await;
+    let (_, _attempt) = started(&tasks, plain()).await;
+    tasks.create(&owner("bob"), plain()).await.unwrap();
+    assert_eq!(owners(&*store.backend).await.len(), 3);
+    let (mut found, mut after) = (BTreeSet::new(), None);
+    loop {
+        let page = tasks.owners(after.as_ref()).await.unwrap();
+        found.extend(page.owners.into_iter().map(String::from));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, [ALICE.to_owned(), "bob".to_owned()].into());
+    assert_refused!(tasks.owners(Some(&Cursor::from("forged"))).await, TaskError::InvalidPage { .. });
+}
+
+#[apply(on_every_agenda)]
 #[tokio::test]
 async fn a_worker_claims_the_open_task_of_a_key_and_fails_every_other_one(#[case] engine: Engine) {
     let store = engine.open().await;
@@ -253,7 +331,7 @@ async fn a_worker_claims_the_open_task_of_a_key_and_fails_every_other_one(#[case
     attempt.complete(json!(1)).await.unwrap();
 }
 
-#[apply(on_every_engine)]
+#[apply(on_every_agenda)]
 #[tokio::test]
 async fn a_refused_create_leaves_the_key_free(#[case] engine: Engine) {
     let store = engine.open().await;

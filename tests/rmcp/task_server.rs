@@ -1,5 +1,6 @@
 //! A server with task tools: what it forwards to its handler, what it lists, and how it answers calls.
 
+mod booth;
 mod calls;
 mod companions;
 mod flaky;
@@ -11,6 +12,8 @@ mod mistakes;
 mod notifications;
 mod questions;
 mod raw;
+mod settings;
+mod unique;
 
 use std::sync::Arc;
 

@@ -168,7 +168,7 @@ impl<B: Agenda> CallRun<B> {
 }
 
 /// Waits until a call is held no longer. Returns the error that answers it.
-async fn limit_elapsed(begun: Instant, limits: CallLimits, shutdown: ShutdownSignal) -> TaskError {
+pub(super) async fn limit_elapsed(begun: Instant, limits: CallLimits, shutdown: ShutdownSignal) -> TaskError {
     tokio::select! {
         () = sleep_until(begun + limits.hold_for) => not_stored_within(limits.hold_for),
         () = shutdown.limit_elapsed(limits.drain) => TaskError::ShuttingDown,
@@ -187,6 +187,6 @@ fn not_stored_within(hold_for: Duration) -> TaskError {
 }
 
 /// Returns whether the store refuses the task, so that another try within the time of a call does not help.
-fn is_refusal(error: &TaskError) -> bool {
+pub(super) fn is_refusal(error: &TaskError) -> bool {
     matches!(error, TaskError::QuotaExceeded { .. }) || ErrorClass::of(error) != ErrorClass::Transient
 }

@@ -117,7 +117,8 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
     /// # Errors
     /// [`InvalidArgument`](TaskError::InvalidArgument) for a mistake in the tools: a name that exists twice, also among
     /// the [companions](crate::Companions) and the tools that the handler's [`get_tool`](ServerHandler::get_tool) returns;
-    /// arguments that are no JSON object; a setting without a tool, or without effect.
+    /// arguments that are no JSON object; a setting without a tool, without effect, or over a limit of the
+    /// store.
     ///
     /// A handler that does not implement `get_tool` hides its tools until a client lists them. If one of them has the name
     /// of a task tool or of a companion, `tools/list` fails.
@@ -141,7 +142,7 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
         tools: TaskTools,
         config: TaskServerConfig,
     ) -> Result<Self, TaskError> {
-        let tools: Arc<[TaskTool]> = tools.checked()?.into();
+        let tools: Arc<[TaskTool]> = tools.checked(tasks.store())?.into();
         if let Some(tool) = tools.iter().find(|tool| handler.get_tool(tool.name()).is_some()) {
             let reason = format!(
                 "the tool {:?} exists twice: the handler has it, too; rename one of the two",
@@ -154,7 +155,8 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
             .check(|name| tools.iter().any(|tool| tool.name() == name) || handler.get_tool(name).is_some())?;
         for tool in tools.iter().filter(|tool| tool.is_resumable()) {
             let resumed = tool.clone();
-            tasks.register(tool.name(), move |context, arguments| resumed.run(context, &arguments));
+            let operation = move |context, arguments| resumed.run(context, &arguments);
+            tasks.register_tool(tool.name(), Arc::new(operation), tool.places().cloned());
         }
         Ok(Self { handler, tasks, owners, tools, config })
     }

@@ -7,13 +7,31 @@ use rmcp::task_manager::{TaskExit, TaskFuture};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::rmcp::call_run::CallOperation;
 use crate::rmcp::context::TaskContext;
+use crate::store::UniqueKey;
 
-/// An operation and the arguments of its call.
-pub(in crate::rmcp) type BoundOperation = Box<dyn FnOnce(TaskContext) -> TaskFuture + Send>;
+/// Starts an operation with the arguments of its call.
+pub(super) type Start = Box<dyn FnOnce(TaskContext) -> TaskFuture + Send>;
 
 /// Decodes the arguments of a call for an operation.
-pub(super) type Bind = Arc<dyn Fn(&Value) -> Result<BoundOperation, serde_json::Error> + Send + Sync>;
+pub(super) type Bind = Arc<dyn Fn(&Value) -> Result<Start, serde_json::Error> + Send + Sync>;
+
+/// An operation and the arguments of its call.
+pub(in crate::rmcp) struct BoundOperation {
+    pub(super) start: Start,
+    pub(super) key: Option<UniqueKey>,
+}
+
+impl CallOperation for BoundOperation {
+    fn key(&self) -> Option<&UniqueKey> {
+        self.key.as_ref()
+    }
+
+    fn start(self, context: TaskContext) -> TaskFuture {
+        (self.start)(context)
+    }
+}
 
 /// Returns how to decode the arguments of a call for this function.
 pub(super) fn bind<A, F, R>(function: F) -> Bind
@@ -24,8 +42,8 @@ where
 {
     let function = Arc::new(function);
     Arc::new(move |arguments: &Value| {
+        let (function, given) = (Arc::clone(&function), Arc::new(arguments.clone()));
         let arguments = A::deserialize(arguments)?;
-        let function = Arc::clone(&function);
-        Ok(Box::new(move |context| Box::pin(function(context, arguments))))
+        Ok(Box::new(move |context: TaskContext| Box::pin(function(context.with_arguments(given), arguments))))
     })
 }

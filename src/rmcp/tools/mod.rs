@@ -4,6 +4,7 @@ mod arguments;
 mod settings;
 mod task_tool;
 mod task_tools;
+mod unique_by;
 
 pub(super) use task_tool::TaskTool;
 pub use task_tools::TaskTools;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::rmcp::places::Places;
 use crate::rmcp::wire::METHOD;
 use crate::store::{NewTask, Ttl};
 use crate::task::OnWorkerLost;
@@ -14,9 +15,13 @@ pub(super) struct Settings {
     pub(super) is_resumable: bool,
     pub(super) ttl: Ttl,
     /// `None` is the default of the store.
+    pub(super) retention: Option<Duration>,
+    /// `None` is the default of the store.
     pub(super) poll_interval: Option<Duration>,
     /// `None` is the default of the store.
     pub(super) attempts: Option<u32>,
+    /// `None` if any number of calls may run at once.
+    pub(super) places: Option<Places>,
     pub(super) is_required: bool,
     pub(super) cancels_with_request: bool,
 }
@@ -27,6 +32,9 @@ impl Settings {
         let mut new = NewTask::new(METHOD).operation(name).ttl(self.ttl);
         if let Some(interval) = self.poll_interval {
             new = new.poll_interval(interval);
+        }
+        if let Some(retention) = self.retention {
+            new = new.retention(retention);
         }
         if let Some(attempts) = self.attempts {
             new = new.max_attempts(attempts);

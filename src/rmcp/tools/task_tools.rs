@@ -1,7 +1,9 @@
 //! The builder of the tools whose calls become tasks.
 
+use std::any::{TypeId, type_name};
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::time::Duration;
 
 use rmcp::handler::server::tool::schema_for_input;
@@ -9,13 +11,16 @@ use rmcp::model::{CallToolResult, Tool, ToolAnnotations};
 use rmcp::schemars::JsonSchema;
 use rmcp::task_manager::TaskExit;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::arguments::bind;
 use super::settings::Settings;
 use super::task_tool::TaskTool;
-use crate::backend::Queue;
+use super::unique_by::unique_by;
+use crate::backend::{Agenda, Queue};
 use crate::rmcp::context::TaskContext;
-use crate::store::{TaskError, Ttl};
+use crate::rmcp::places::Places;
+use crate::store::{TaskError, TaskStore, Ttl};
 
 /// Tools that are written once, as an async function, and whose calls become tasks.
 ///
@@ -93,7 +98,7 @@ impl TaskTools {
             });
             Default::default()
         });
-        self.tools.push(TaskTool::new(Tool::new(name, description, schema), bind(function)));
+        self.tools.push(TaskTool::new::<A>(Tool::new(name, description, schema), bind(function)));
         self
     }
 
@@ -117,6 +122,75 @@ impl TaskTools {
     /// Sets how long a call of the tool may run; by default as [configured](crate::StoreConfig::default_ttl).
     pub fn ttl(self, ttl: impl Into<Ttl>) -> Self {
         self.set("ttl", |settings| settings.ttl = ttl.into())
+    }
+
+    /// Sets how long the record of a call stays readable after the call has ended, from 1 ms to 100 years. By default it stays
+    /// readable for the TTL and the [configured](crate::StoreConfig::retention) retention, whenever the call ends.
+    pub fn retention(self, retention: Duration) -> Self {
+        self.set("retention", |settings| settings.retention = Some(retention))
+    }
+
+    /// Sets how many calls of the tool run in this process at once, at least 1; by default any number. Further calls wait for
+    /// a place before the function runs, in the order of their arrival. A call that waits is answered like any other call
+    /// that takes long, and stops waiting when it is cancelled.
+    ///
+    /// A call keeps its place until its function returns, also while it waits for the client's input. A task that waits for a
+    /// worker stays in its queue while this process has no place for it, so another instance can claim it. Clones of the tools
+    /// share the places.
+    pub fn concurrency(mut self, max: usize) -> Self {
+        let places = Places::new(max);
+        if let (None, Some(tool)) = (&places, self.tools.last()) {
+            let limit = Places::MAX;
+            let mistake =
+                format!("the tool {:?} cannot run {max} calls at once: choose 1 to {limit}", tool.name());
+            self.note(|| mistake);
+        }
+        self.set("concurrency", |settings| settings.places = places)
+    }
+
+    /// Lets an owner have at most one open task of the tool for each key. `key` derives the key from the arguments of a call. A
+    /// call whose key has an open task joins that task instead of starting another one, on any instance. For example, a client
+    /// that has lost its connection finds its task again when it repeats the call.
+    ///
+    /// The argument of `key` must have the type that the tool's function takes. The key may be any value that can be printed.
+    /// The store keeps only its hash. The task of a call is stored before the function runs.
+    ///
+    /// # Examples
+    /// ```
+    /// # use mcp_task_store::{TaskContext, TaskTools};
+    /// # use rmcp::model::CallToolResult;
+    /// # use rmcp::schemars;
+    /// # use rmcp::task_manager::TaskExit;
+    /// #[derive(serde::Deserialize, schemars::JsonSchema)]
+    /// struct Render {
+    ///     scene: String,
+    /// }
+    ///
+    /// async fn render(_task: TaskContext, _: Render) -> Result<CallToolResult, TaskExit> {
+    ///     Ok(CallToolResult::success(vec![]))
+    /// }
+    ///
+    /// let tools = TaskTools::new()
+    ///     .tool("render", "Renders a scene", render)
+    ///     .unique_by(|render: &Render| render.scene.clone());
+    /// ```
+    pub fn unique_by<A, K>(mut self, key: impl Fn(&A) -> K + Send + Sync + 'static) -> Self
+    where
+        A: DeserializeOwned + 'static,
+        K: Display,
+    {
+        let (given, given_name) = (TypeId::of::<A>(), type_name::<A>());
+        let other = self.tools.last().filter(|tool| tool.arguments.0 != given);
+        if let Some(mistake) = other.map(|tool| {
+            format!(
+                "the key of the tool {:?} is derived from {given_name}, but its function takes {}: use that type",
+                tool.name(),
+                tool.arguments.1
+            )
+        }) {
+            self.note(|| mistake);
+        }
+        self.change("unique_by", |tool| tool.unique_by = Some(unique_by(key)))
     }
 
     /// Sets how long a client should wait between two polls; by default as
@@ -169,10 +243,13 @@ impl TaskTools {
     ///
     /// # Errors
     /// `InvalidArgument` for a mistake of the author: a name that exists twice or is no name of a tool, arguments that are
-    /// no object, or a setting without effect.
-    pub(in crate::rmcp) fn checked(self) -> Result<Vec<TaskTool>, TaskError> {
+    /// no object, a setting without effect, or one that the store does not accept.
+    pub(in crate::rmcp) fn checked<B: Agenda>(
+        self,
+        store: &TaskStore<B>,
+    ) -> Result<Vec<TaskTool>, TaskError> {
         let mut names = HashSet::new();
-        let mistakes = self.tools.iter().map(|tool| mistake(tool, names.insert(tool.name())));
+        let mistakes = self.tools.iter().map(|tool| mistake(tool, names.insert(tool.name()), store));
         match self.mistake.or_else(|| mistakes.flatten().next()) {
             Some(reason) => Err(TaskError::InvalidArgument { reason }),
             None => Ok(self.tools),
@@ -181,7 +258,7 @@ impl TaskTools {
 }
 
 /// Returns the mistake in a tool.
-fn mistake(tool: &TaskTool, is_first_of_its_name: bool) -> Option<String> {
+fn mistake<B: Agenda>(tool: &TaskTool, is_first_of_its_name: bool, store: &TaskStore<B>) -> Option<String> {
     let name = tool.name();
     if !is_first_of_its_name {
         return Some(format!("the tool {name:?} exists twice: rename one of the two"));
@@ -193,10 +270,14 @@ fn mistake(tool: &TaskTool, is_first_of_its_name: bool) -> Option<String> {
         return Some(format!("the tool {name:?} cannot have this name: {error}"));
     }
     let Settings { is_resumable, attempts, .. } = tool.settings;
-    let is_without_effect = attempts.is_some() && !is_resumable;
-    is_without_effect.then(|| {
-        format!(
+    if attempts.is_some() && !is_resumable {
+        return Some(format!(
             "the setting \"attempts\" of the tool {name:?} has no effect: make the tool resumable, or remove the setting"
-        )
-    })
+        ));
+    }
+    if attempts == Some(0) {
+        return Some(format!("the tool {name:?} has no attempts: choose 1 or more"));
+    }
+    let refused = store.check_options(&tool.new_task(Value::Null)).err()?;
+    Some(format!("the store refuses a setting of the tool {name:?}: {refused}"))
 }
