@@ -65,7 +65,8 @@ where
     F: Future<Output = Result<CallToolResult, TaskExit>> + Send + 'static,
 {
     let new = NewTask::new("tools/call").operation("test");
-    manager.call(&alice(), new, limits, |context| Box::pin(operation(context))).await
+    let operation = |context| -> TaskFuture { Box::pin(operation(context)) };
+    manager.call(&alice(), new, limits, operation).await
 }
 
 fn text(result: &CallToolResult) -> serde_json::Value {
