@@ -2,7 +2,7 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
-//! * `timing` changes TTLs and poll intervals, `unique` starts unique tasks, `secrets` gives tasks a secret, `owners` lists owners;
+//! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets` and `owners` are calls of their own;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
@@ -46,6 +46,7 @@ mod task_ref;
 mod timing;
 mod ttl;
 mod unique;
+mod variables;
 mod wait;
 mod write;
 mod writers;
@@ -54,9 +55,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use serde_json::Value;
-use tokio::time::timeout;
 use tracing::instrument;
 
 use answers::Answers;
@@ -267,52 +266,6 @@ impl<B: Agenda> TaskStore<B> {
         records.deadline().limit("payload", CallTarget::Task(&task.key), load).await
     }
 
-    /// Waits until a task has ended or requires input, and returns it.
-    ///
-    /// The call [watches](crate::StorageBackend::watch) the record, so it detects a change from any process. It also
-    /// ends when the TTL elapses, and when the keeper of any store ends the task of a lost worker. The call also
-    /// reads the task once per lease duration, in case the timer of the lease was lost. Use a timeout to limit the
-    /// wait.
-    ///
-    /// # Errors
-    /// [`NotFound`](TaskError::NotFound) also if the record is removed during the wait;
-    /// [`Storage`](TaskError::Storage) if the engine fails. The caller can then repeat the call.
-    ///
-    /// # Cancellation safety
-    /// Dropping the future ends the wait and changes nothing.
-    #[instrument(level = "debug", skip_all, fields(owner = %key.owner.printable(), task = %key.task.printable()))]
-    pub async fn wait(&self, key: &TaskKey) -> Result<StoredTask, TaskError> {
-        self.wait_until(key, wait::is_over).await
-    }
-
-    /// Waits until `is_over` returns true for the task, and returns it. Calls `is_over` with every state of the task that it
-    /// reads. See [`wait`](Self::wait).
-    pub(crate) async fn wait_until(
-        &self,
-        key: &TaskKey,
-        mut is_over: impl FnMut(&StoredTask) -> bool + Send,
-    ) -> Result<StoredTask, TaskError> {
-        let engine = &self.0.records_only().engine;
-        let mut watch = None;
-        loop {
-            let stored = self.get(key).await?;
-            if is_over(&stored) {
-                return Ok(stored);
-            }
-            // The watch begins only after the first read, because most calls need not wait. The first item of the
-            // watch causes another read.
-            let changes = watch.get_or_insert_with(|| engine.backend.watch(key));
-            match timeout(wait::next_read_in(&stored, engine.now()), changes.next()).await {
-                Ok(Some(Err(error))) if !error.is_retryable() => {
-                    return Err(TaskError::from_storage(error, &key.task));
-                }
-                // The record was removed. Another record may already have its key.
-                Ok(None) => watch = None,
-                Ok(Some(_)) | Err(_) => {}
-            }
-        }
-    }
-
     /// Sets the status message, a sentence for people about the state of the task.
     ///
     /// # Errors
@@ -410,39 +363,6 @@ impl<B: Agenda> TaskStore<B> {
         let requested = records.change(&deadline, call, machine::request_cancel).await?;
         deadline.limit_optional(records.scheduler.schedule_cancel(&requested)).await;
         Ok(requested)
-    }
-
-    /// Merges variables into those of the task: a value replaces the value of the same name.
-    /// [`remove_variables`](Self::remove_variables) removes variables.
-    ///
-    /// # Errors
-    /// [`InvalidArgument`](TaskError::InvalidArgument) for a variable that is `null`. `serde_json` turns NaN and
-    /// infinity into `null`, so a `null` is usually a mistake. [`InvalidTransition`](TaskError::InvalidTransition) if
-    /// the task has ended; [`LimitExceeded`](TaskError::LimitExceeded) if the merged variables are too large or
-    /// nested too deeply, or contain a string that is too long.
-    pub async fn set_variables<'a, K: Into<String>>(
-        &self,
-        task: impl Into<TaskRef<'a>>,
-        variables: impl IntoIterator<Item = (K, Value)>,
-    ) -> Result<StoredTask, TaskError> {
-        let variables = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        let config = &self.0.records_only().config;
-        let set = |task: &mut Task| machine::set_variables(task, &variables, config);
-        self.change(ChangeKind::Progress, "set_variables", task.into(), set).await
-    }
-
-    /// Removes the variables with these names. Ignores names that the task does not have.
-    ///
-    /// # Errors
-    /// [`InvalidTransition`](TaskError::InvalidTransition) if the task has ended.
-    pub async fn remove_variables<'a, K: Into<String>>(
-        &self,
-        task: impl Into<TaskRef<'a>>,
-        names: impl IntoIterator<Item = K>,
-    ) -> Result<StoredTask, TaskError> {
-        let names: Vec<String> = names.into_iter().map(Into::into).collect();
-        let remove = |task: &mut Task| machine::remove_variables(task, &names);
-        self.change(ChangeKind::Progress, "remove_variables", task.into(), remove).await
     }
 
     async fn change(
