@@ -125,7 +125,8 @@ impl TaskTools {
     }
 
     /// Sets how long the record of a call stays readable after the call has ended, from 1 ms to 100 years. By default it stays
-    /// readable for the TTL and the [configured](crate::StoreConfig::retention) retention, whenever the call ends.
+    /// readable for the TTL and the [configured](crate::StoreConfig::retention) retention, whenever the call ends. If a held
+    /// call itself delivers the result, the record stays readable for at most 5 more minutes.
     pub fn retention(self, retention: Duration) -> Self {
         self.set("retention", |settings| settings.retention = Some(retention))
     }

@@ -15,7 +15,7 @@ use super::{Tasks, config, instance, open_tasks, started, try_start};
 use crate::common::{PATIENCE, TaskAttempt, plain, resumable};
 use crate::support::elsewhere::elsewhere;
 use crate::support::intercept::{Call, Hooks, Intercept, Reply, unavailable};
-use crate::support::{Engine, Store, on_every_agenda};
+use crate::support::{Engine, Store, on_every_engine};
 
 /// The time limit of the calls.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -156,7 +156,7 @@ async fn survives(engine: Engine, fault: Fault, step: usize, has_predecessor: bo
     first.is_fault_reached
 }
 
-#[apply(on_every_agenda)]
+#[apply(on_every_engine)]
 #[tokio::test(flavor = "multi_thread")]
 async fn one_task_is_open_after_a_fault_at_any_step(
     #[case] engine: Engine,
