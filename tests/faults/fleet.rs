@@ -263,8 +263,8 @@ fn print_figures(form: &Form, received: &Received, ended: usize, (warm, last): (
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_to_a_fleet_is_answered_once_and_nothing_is_left_running() {
     let (warm_up, duration, hold_for) =
-        (Duration::from_secs(2), Duration::from_secs(6), Duration::from_secs(2));
-    serves_every_call_once(Form { clients: 100, warm_up, duration, hold_for, max_growth: None }).await;
+        (Duration::from_secs(2), Duration::from_secs(6), Duration::from_secs(4));
+    serves_every_call_once(Form { clients: 48, warm_up, duration, hold_for, max_growth: None }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
