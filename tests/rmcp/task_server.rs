@@ -1,12 +1,14 @@
 //! A server with task tools: what it forwards to its handler, what it lists, and how it answers calls.
 
 mod booth;
+mod brief_outages;
 mod calls;
 mod companions;
 mod flaky;
 mod forwarding;
 mod held;
 mod http;
+mod limits;
 mod listing;
 mod mistakes;
 mod notifications;

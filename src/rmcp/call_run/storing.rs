@@ -22,6 +22,9 @@ use crate::task::StoredTask;
 /// How long the record of a task lives whose outcome is already with the client.
 pub(in crate::rmcp) const KEEP_ANSWERED: Duration = Duration::from_secs(300);
 
+/// How long storing a task may take at least. Without it, a limit that has elapsed before the task is needed would stop the operation.
+const SHORTEST_TRY: Duration = Duration::from_secs(1);
+
 /// How the time has ended in which a task was being stored.
 enum StoringEnd {
     /// The task is stored, and its operation runs.
@@ -167,19 +170,20 @@ impl<B: Agenda> CallRun<B> {
     }
 }
 
-/// Waits until a call is held no longer. Returns the error that answers it.
+/// Waits until a call is held no longer whose task is stored from now on. Returns the error that answers it.
 pub(super) async fn limit_elapsed(begun: Instant, limits: CallLimits, shutdown: ShutdownSignal) -> TaskError {
+    let until = (begun + limits.hold_for).max(Instant::now() + SHORTEST_TRY);
     tokio::select! {
-        () = sleep_until(begun + limits.hold_for) => not_stored_within(limits.hold_for),
+        () = sleep_until(until) => not_stored_within(until - begun),
         () = shutdown.limit_elapsed(limits.drain) => TaskError::ShuttingDown,
     }
 }
 
-fn not_stored_within(hold_for: Duration) -> TaskError {
+fn not_stored_within(limit: Duration) -> TaskError {
     TaskError::Storage(StorageError::Unavailable {
         address: "the storage engine".to_owned(),
         reason: format!(
-            "the task of a call could not be stored within {hold_for:?}; check that the server answers, and try again"
+            "the task of a call could not be stored within {limit:?}; check that the server answers, and try again"
         ),
         outcome_unknown: false,
         source: None,

@@ -45,10 +45,11 @@ fn of_error(error: JsonObject) -> ErrorData {
         .unwrap_or_else(|_| ErrorData::internal_error("the operation failed", None))
 }
 
-/// Returns the answer of a call about a task of this tool that goes on. `result_tool` waits for its result; `None` if the server
-/// has no such tool.
+/// Returns the answer of a call about a task of this tool whose result the call does not have. `result_tool` waits for its result;
+/// `None` if the server has no such tool.
 pub(super) fn of_running(tool: &str, stored: &StoredTask, result_tool: Option<&str>) -> CallToolResult {
-    let mut text = format!("The call of {tool:?} is still running{}", details(stored));
+    let state = if stored.task.status.is_terminal() { "has ended" } else { "is still running" };
+    let mut text = format!("The call of {tool:?} {state}{}", details(stored));
     text += &match result_tool {
         Some(result) => {
             format!("; call {result} with the task id {:?} to receive its result.", stored.key.task.as_str())

@@ -7,7 +7,6 @@ use serde_json::Value;
 use super::answers;
 use super::call_settings::CallSettings;
 use super::delivery::Delivery;
-use super::questions::resume;
 use crate::backend::Agenda;
 use crate::rmcp::call_run::CallAnswer;
 use crate::rmcp::calls::require_tasks;
@@ -30,8 +29,7 @@ pub(super) async fn answer<B: Agenda>(
     let CallToolRequestParams { arguments, input_responses, request_state, .. } = request;
     if let Some(state) = request_state {
         let owner = owners.owner(context)?;
-        let task = resume(tasks.store(), &owner, tool.name(), &state, input_responses).await?;
-        return Ok(delivery.deliver(&task.key).await?);
+        return Ok(delivery.resume(&owner, &state, input_responses).await?);
     }
     let arguments = Value::Object(arguments.unwrap_or_default());
     let operation = tool.bind(&arguments)?;

@@ -6,7 +6,11 @@ use super::client::Client;
 use super::companion_names::Companions;
 use crate::rmcp::call_run::CallLimits;
 
-/// The settings of a [`TaskServer`](crate::TaskServer). Every setting has a default; each method replaces one.
+/// The longest limit. The clock of a process cannot add every duration.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The settings of a [`TaskServer`](crate::TaskServer). Every setting has a default; each method replaces one. A limit of more than
+/// 365 days counts as 365 days.
 ///
 /// # Examples
 /// ```
@@ -48,7 +52,7 @@ impl TaskServerConfig {
     /// Sets how long a call may run before its task is stored. A call that ends sooner is answered directly and is never
     /// stored. A client with tasks receives a task after this time. The default is 200 ms.
     pub fn answer_within(mut self, limit: Duration) -> Self {
-        self.answer_within = limit;
+        self.answer_within = limit.min(LONGEST);
         self
     }
 
@@ -56,9 +60,9 @@ impl TaskServerConfig {
     /// of its task, and the task goes on. The default is 50 s, because a common limit of clients and HTTP gateways is 60 s.
     ///
     /// It also limits how long a call is held whose task cannot be stored, for every client. The operation of such a
-    /// call is then stopped, and the call fails.
+    /// call is then stopped, and the call fails. Storing a task may take at least a second, also after this limit.
     pub fn hold_for(mut self, limit: Duration) -> Self {
-        self.hold_for = limit;
+        self.hold_for = limit.min(LONGEST);
         self
     }
 
@@ -66,7 +70,7 @@ impl TaskServerConfig {
     /// (`progressToken`). The client receives one at least every 5 s, and several clients then wait longer. The default is 10
     /// minutes.
     pub fn hold_for_with_progress(mut self, limit: Duration) -> Self {
-        self.hold_for_with_progress = limit;
+        self.hold_for_with_progress = limit.min(LONGEST);
         self
     }
 
@@ -74,7 +78,7 @@ impl TaskServerConfig {
     /// answered with the state of its task. A call whose task is not stored fails, and its operation is stopped. The default is
     /// 10 s.
     pub fn drain(mut self, limit: Duration) -> Self {
-        self.drain = limit;
+        self.drain = limit.min(LONGEST);
         self
     }
 

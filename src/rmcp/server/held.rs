@@ -50,6 +50,21 @@ impl<'a> HeldCall<'a> {
         self.seen.send_replace(Some(stored));
     }
 
+    /// Reads the task once.
+    ///
+    /// # Errors
+    /// The errors of the store.
+    pub(super) async fn read<B: Agenda>(
+        &self,
+        store: &TaskStore<B>,
+        key: &TaskKey,
+    ) -> Result<(Arc<StoredTask>, Box<DetailedTask>), TaskError> {
+        let stored = Arc::new(store.get(key).await?);
+        self.see(Arc::clone(&stored));
+        let task = Box::new(wire::detailed(store, &stored).await?);
+        Ok((stored, task))
+    }
+
     /// Waits for a future. Notifies the client of the progress meanwhile.
     pub(super) async fn wait<T>(&mut self, answer: impl Future<Output = T>) -> T {
         let Self { notifications, seen, .. } = self;

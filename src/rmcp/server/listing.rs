@@ -1,7 +1,7 @@
 //! The list of all tools: the task tools, the companions, then those of the handler.
 
 use rmcp::ServerHandler;
-use rmcp::model::{ErrorCode, ErrorData, ListToolsResult, PaginatedRequestParams, Tool};
+use rmcp::model::{CacheScope, ErrorCode, ErrorData, ListToolsResult, PaginatedRequestParams, Tool};
 use rmcp::service::{RequestContext, RoleServer};
 
 use super::client::Client;
@@ -37,6 +37,10 @@ pub(super) async fn page<H: ServerHandler>(
     }
     if is_first {
         let companions = if client.has_tasks() { Vec::new() } else { companions.tools() };
+        if page.ttl_ms.is_some() || page.cache_scope.is_some() {
+            // Clients with tasks have another list than clients without.
+            page.cache_scope = Some(CacheScope::Private);
+        }
         page.tools.splice(..0, tools.iter().map(|tool| listed(tool, &client)).chain(companions));
     }
     Ok(page)

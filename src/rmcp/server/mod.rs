@@ -16,6 +16,7 @@ mod listing;
 mod notifications;
 mod output_schema;
 mod questions;
+mod retry;
 mod state_content;
 mod task_server;
 

@@ -10,12 +10,15 @@ mod peer_requests;
 mod request_state;
 mod text;
 
+use std::pin::pin;
+
 use rmcp::model::{CallToolResponse, CallToolResult, ErrorData, InputRequests, InputRequiredResult};
 use rmcp::service::{RequestContext, RoleServer};
 
 use super::client::Client;
 use super::companion_names::{Companion, Companions};
 use super::held::HeldCall;
+use super::retry::while_engine_fails;
 use crate::backend::Agenda;
 use crate::rmcp::error_class::ErrorClass;
 use crate::rmcp::manager::DurableTaskManager;
@@ -67,7 +70,7 @@ impl<B: Agenda> Questions<'_, B> {
             return Ok(self.ask_in_text(stored, &requests));
         }
         if self.client.repeats_calls {
-            return self.ask_in_result(stored, requests).await;
+            return held.wait(self.ask_in_result(stored, requests, limit)).await;
         }
         let asked = peer_requests::ask(self.tasks, &self.context.peer, &stored.key, &requests);
         let asked = async {
@@ -90,11 +93,26 @@ impl<B: Agenda> Questions<'_, B> {
     }
 
     /// Returns the questions as a result that makes the client repeat its call.
-    async fn ask_in_result(&self, stored: &StoredTask, requests: InputRequests) -> Result<Asked, ErrorData> {
-        let stored = match self.tasks.store().with_secret(stored).await {
+    async fn ask_in_result(
+        &self,
+        stored: &StoredTask,
+        requests: InputRequests,
+        limit: impl Future<Output = ()>,
+    ) -> Result<Asked, ErrorData> {
+        let limit = pin!(async {
+            tokio::select! {
+                () = limit => {}
+                () = self.context.ct.cancelled() => {}
+            }
+        });
+        let with_secret = || self.tasks.store().with_secret(stored);
+        let stored = match while_engine_fails(with_secret, limit).await {
             Ok(stored) => stored,
-            Err(error) if ErrorClass::of(&error) == ErrorClass::Void => return Ok(Asked::HoldOn),
-            Err(error) => return Err(error.into()),
+            // The record has no room for a secret.
+            Err(error) if ErrorClass::of(&error) == ErrorClass::Permanent => {
+                return Ok(self.ask_in_text(stored, &requests));
+            }
+            Err(_) => return Ok(Asked::HoldOn),
         };
         let state = request_state::seal(&stored, self.tool)?;
         Ok(Asked::answer(InputRequiredResult::new(Some(requests), Some(state))))

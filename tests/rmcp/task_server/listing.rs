@@ -160,3 +160,27 @@ async fn only_a_client_that_may_receive_the_state_of_a_task_sees_it_in_the_outpu
         client.cancel().await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_list_that_differs_by_client_is_not_for_shared_caches() {
+    struct Cached(Option<CacheScope>);
+    impl ServerHandler for Cached {
+        async fn list_tools(
+            &self,
+            _: Option<PaginatedRequestParams>,
+            _: RequestContext<RoleServer>,
+        ) -> Result<ListToolsResult, ErrorData> {
+            let mut listed = ListToolsResult::with_all_items(Vec::new()).with_ttl_ms(60_000);
+            listed.cache_scope = self.0;
+            Ok(listed)
+        }
+    }
+    for scope in [Some(CacheScope::Public), None] {
+        let tools = TaskTools::new().tool("render", "Renders", render);
+        let server = serve(Cached(scope), &in_memory(), tools);
+        let client = connect(server, ClientCapabilities::default(), newest()).await;
+        let listed = client.list_tools(None).await.unwrap();
+        assert_eq!((listed.ttl_ms, listed.cache_scope), (Some(60_000), Some(CacheScope::Private)));
+        client.cancel().await.unwrap();
+    }
+}

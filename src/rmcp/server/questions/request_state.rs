@@ -3,10 +3,13 @@
 //! The secret of the seal is in the record of the task, so every instance can check it. The seal covers the owner, the tool and
 //! the id. So nobody can forge a state, and no other owner, tool or task accepts it. The secret ends with the task.
 
+use std::pin::Pin;
+
 use rmcp::model::{ErrorData, InputResponses, RequestStateCodec, RequestStateError, SealOptions};
 
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::printable::Chain;
+use crate::rmcp::server::retry::while_engine_fails;
 use crate::store::{TaskError, TaskStore};
 use crate::task::StoredTask;
 
@@ -29,7 +32,8 @@ pub(super) fn seal(stored: &StoredTask, tool: &str) -> Result<String, ErrorData>
 }
 
 /// Continues a call that the client repeats with this state: delivers the answers, and returns the task. The client may
-/// answer some of the questions, or none.
+/// answer some of the questions, or none. While the engine fails, the call tries again until `limit` is ready, because a person may
+/// have written the answers.
 ///
 /// # Errors
 /// `-32602` (invalid params), always the same, if the server has not given this state to this owner for this tool, and after
@@ -40,10 +44,14 @@ pub(in crate::rmcp::server) async fn resume<B: Agenda>(
     tool: &str,
     state: &str,
     answers: Option<InputResponses>,
+    mut limit: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<StoredTask, ErrorData> {
-    let stored = open(store, owner, tool, state).await?;
+    let stored = open(store, owner, tool, state, limit.as_mut()).await?;
     match answers {
-        Some(answers) if !answers.is_empty() => Ok(store.deliver_inputs(&stored, answers).await?),
+        Some(answers) if !answers.is_empty() => {
+            let deliver = || store.deliver_inputs(&stored, answers.clone());
+            Ok(while_engine_fails(deliver, limit).await?)
+        }
         _ => Ok(stored),
     }
 }
@@ -54,10 +62,12 @@ async fn open<B: Agenda>(
     owner: &OwnerId,
     tool: &str,
     state: &str,
+    limit: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<StoredTask, ErrorData> {
     let Some((id, seal)) = state.split_once(SEPARATOR) else { return Err(invalid()) };
     let task = TaskId::try_from(id).map_err(|_| invalid())?;
-    let stored = match store.get(&TaskKey { owner: owner.clone(), task }).await {
+    let key = TaskKey { owner: owner.clone(), task };
+    let stored = match while_engine_fails(|| store.get(&key), limit).await {
         Ok(stored) => stored,
         Err(TaskError::NotFound { .. }) => return Err(invalid()),
         Err(error) => return Err(error.into()),
