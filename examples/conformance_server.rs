@@ -74,7 +74,7 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
 
     // A session lives in one instance, and the next request may reach another. So no instance keeps sessions.
     let config = StreamableHttpServerConfig::default().with_legacy_session_mode(false);
-    let streams = config.cancellation_token.clone();
+    let (stopping, streams) = (tasks.clone(), config.cancellation_token.clone());
     let sessions = Arc::new(NeverSessionManager::default());
     let mcp = StreamableHttpService::new(move || Ok(server.clone()), sessions, config);
 
@@ -87,7 +87,10 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        streams.cancel();
+        tokio::spawn(async move {
+            stopping.shutdown().await;
+            streams.cancel();
+        });
     };
     let app = Router::new().route_service("/mcp", mcp);
     axum::serve(listener, app).with_graceful_shutdown(stop).await?;
