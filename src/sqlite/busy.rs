@@ -64,7 +64,7 @@ mod tests {
 
         patience.set(Instant::now() + Duration::from_secs(60));
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| waits.execute_batch("BEGIN IMMEDIATE; COMMIT"));
+            let waiting = scope.spawn(move || waits.execute_batch("BEGIN IMMEDIATE; COMMIT"));
             holder.execute_batch("COMMIT").unwrap();
             waiting.join().unwrap().unwrap();
         });

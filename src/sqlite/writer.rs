@@ -31,6 +31,8 @@ const DROPPED_AT_LEAST: usize = 8;
 /// How often the thread removes expired records without writes, and how many in one transaction.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 const SWEPT_AT_ONCE: usize = 256;
+/// The pause between two such transactions while there are more expired records.
+const BETWEEN_STEPS: Duration = Duration::from_millis(100);
 
 /// A message to the thread that writes.
 pub(super) enum Message {
@@ -45,7 +47,7 @@ pub(super) struct Writer {
     subscribers: Arc<Subscribers>,
     changes: Changes,
     errors: Errors,
-    swept: Instant,
+    next_sweep: Instant,
 }
 
 type Batch = Vec<Box<dyn Write>>;
@@ -58,7 +60,8 @@ impl Writer {
         errors: Errors,
     ) -> Self {
         let changes = Changes::new(&session.connection);
-        Self { session, queue, subscribers, changes, errors, swept: Instant::now() }
+        let next_sweep = Instant::now() + SWEEP_EVERY;
+        Self { session, queue, subscribers, changes, errors, next_sweep }
     }
 
     /// Serves calls until the last clone of the backend is dropped.
@@ -73,7 +76,7 @@ impl Writer {
                 self.session.wait_for(Duration::ZERO);
                 self.changes.poll(&self.session.connection, &self.subscribers);
             }
-            if self.swept.elapsed() >= SWEEP_EVERY {
+            if Instant::now() >= self.next_sweep {
                 self.sweep();
             }
         }
@@ -81,7 +84,7 @@ impl Writer {
 
     /// Returns how long the thread may wait for a call.
     fn pause(&self) -> Duration {
-        let sweep = SWEEP_EVERY.saturating_sub(self.swept.elapsed());
+        let sweep = self.next_sweep.saturating_duration_since(Instant::now());
         if self.subscribers.is_empty() { sweep } else { sweep.min(self.changes.next_poll_in()) }
     }
 
@@ -163,7 +166,11 @@ impl Writer {
         Ok(())
     }
 
-    fn fail(&self, batch: Batch, error: rusqlite::Error, step: Step) {
+    fn fail(&mut self, batch: Batch, error: rusqlite::Error, step: Step) {
+        if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
+            // A write that fails removes no expired records. This frees their space for the next one.
+            self.next_sweep = self.next_sweep.min(Instant::now() + BETWEEN_STEPS);
+        }
         // Each caller receives an error of its own, and the first one the error of SQLite itself.
         let code = error.sqlite_error().copied();
         let mut error = Some(error);
@@ -179,11 +186,12 @@ impl Writer {
 
     /// Removes expired records in a transaction of its own.
     fn sweep(&mut self) {
-        self.swept = Instant::now();
         self.session.wait_for(Duration::ZERO);
-        match drop_expired(&self.session.connection, now_ms(), SWEPT_AT_ONCE) {
-            // There may be more. The next step follows soon, after the calls that wait.
-            Ok(SWEPT_AT_ONCE..) => self.swept -= SWEEP_EVERY - Duration::from_millis(100),
+        let swept = drop_expired(&self.session.connection, now_ms(), SWEPT_AT_ONCE);
+        // If there may be more, the next step follows soon. Calls that wait come first.
+        let pause = if matches!(swept, Ok(SWEPT_AT_ONCE..)) { BETWEEN_STEPS } else { SWEEP_EVERY };
+        self.next_sweep = Instant::now() + pause;
+        match swept {
             Ok(_) => {}
             Err(error) => tracing::debug!(error = %Chain(&error), "expired records were not removed"),
         }
