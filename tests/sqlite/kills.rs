@@ -7,10 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use mcp_task_store::{PartName, PutOptions, SqliteBackend, StorageBackend, StorageError, TaskKey, Version};
+use mcp_task_store::{SqliteBackend, TaskKey, Version};
 
+use crate::load::{self, write};
 use crate::support::sqlite::Folder;
-use crate::support::{Random, heavy, keep, key};
+use crate::support::{Random, heavy, key};
 
 /// The environment variable of a process that writes: the number of the process. `WRITER_FILE` names its file.
 const WRITER: &str = "SQLITE_WRITER";
@@ -21,46 +22,10 @@ const ACKNOWLEDGED: &str = "acknowledged> ";
 const PROCESSES: usize = 4;
 /// How many writes of one process are in flight.
 const IN_FLIGHT: u64 = 8;
-/// All processes write these records.
-const SHARED: [&str; 3] = ["s1", "s2", "s3"];
-const OUTPUT: PartName = PartName::from_static("output");
-
-/// The options of a write that stores the same text as data and as a part. A half of it would show.
-fn twice(text: &str) -> PutOptions {
-    keep().set_part(OUTPUT, text.to_owned())
-}
-
 fn acknowledged(key: &TaskKey, version: Version) {
     let mut out = std::io::stdout().lock();
     // A parent that has ended reads no more.
     let _ = writeln!(out, "{ACKNOWLEDGED}{} {} {version}", key.owner, key.task).and_then(|()| out.flush());
-}
-
-/// Creates records of its own, and increments the shared ones by compare-and-swap, without end.
-async fn write(store: SqliteBackend, process: String, writer: u64) {
-    let life = std::process::id();
-    for number in 0_u64.. {
-        let (own, text) =
-            (key(&format!("owner-{process}"), &format!("{life}-{writer}-{number}")), number.to_string());
-        let written = store.put_if_version(&own, text.clone().into(), twice(&text), Version::ABSENT).await;
-        acknowledged(&own, written.unwrap().version);
-        if number % 4 == 3 {
-            assert!(store.delete(&own).await.unwrap());
-            acknowledged(&own, Version::ABSENT);
-        }
-        let shared = key("shared", SHARED[(number % 3) as usize]);
-        let found = match store.get(&shared).await {
-            Ok(record) => record.version,
-            Err(StorageError::NotFound { .. }) => Version::ABSENT,
-            Err(error) => panic!("{error:?}"),
-        };
-        let text = (found.get() + 1).to_string();
-        match store.put_if_version(&shared, text.clone().into(), twice(&text), found).await {
-            Ok(written) => acknowledged(&shared, written.version),
-            Err(StorageError::VersionConflict { .. }) => {}
-            Err(error) => panic!("{error:?}"),
-        }
-    }
 }
 
 /// The process that writes.
@@ -68,7 +33,8 @@ async fn write(store: SqliteBackend, process: String, writer: u64) {
 async fn a_process_that_writes() {
     let (Ok(process), Ok(file)) = (std::env::var(WRITER), std::env::var(WRITER_FILE)) else { return };
     let store = SqliteBackend::open(file).await.unwrap();
-    let writers = (0..IN_FLIGHT).map(|writer| tokio::spawn(write(store.clone(), process.clone(), writer)));
+    let writers = (0..IN_FLIGHT)
+        .map(|writer| tokio::spawn(write(store.clone(), process.clone(), writer, acknowledged)));
     futures_util::future::join_all(writers).await.into_iter().for_each(|ended| ended.unwrap());
 }
 
@@ -141,42 +107,6 @@ impl Acknowledged {
     }
 }
 
-fn text(folder: &Folder, sql: &str) -> String {
-    folder.connection().query_row(sql, [], |row| row.get(0)).unwrap()
-}
-
-/// Checks the file against what was acknowledged.
-async fn check(folder: &Folder, acknowledged: &Acknowledged) {
-    assert_eq!(text(folder, "PRAGMA integrity_check"), "ok");
-    let counts = "SELECT count(*) || '' FROM owners WHERE records <> (SELECT count(*) FROM records WHERE owner = owners.id)";
-    assert_eq!(text(folder, counts), "0", "the counts of the owners");
-    let orphans = "SELECT count(*) || '' FROM parts WHERE record NOT IN (SELECT id FROM records)";
-    assert_eq!(text(folder, orphans), "0", "parts without a record");
-    let store = folder.backend().await;
-    for (key, &version) in &acknowledged.versions {
-        let record = match store.get(key).await {
-            Ok(record) => record,
-            Err(StorageError::NotFound { .. }) => {
-                // The delete of such a record may have been applied without an acknowledgement.
-                let number: u64 = key.task.as_str().rsplit('-').next().unwrap().parse().unwrap_or(0);
-                assert!(version == 0 || number % 4 == 3, "the record at {key} is lost");
-                continue;
-            }
-            Err(error) => panic!("{key}: {error:?}"),
-        };
-        assert!(version > 0, "the delete of {key} is lost");
-        assert!(record.version.get() >= version, "{key}: version {version} is lost: {record:?}");
-        let part = store.part(key, &OUTPUT).await.unwrap().unwrap();
-        assert!(
-            part.version == record.version && part.data == record.data,
-            "half of a write at {key}: {record:?} {part:?}"
-        );
-        if key.owner.as_str() == "shared" {
-            assert_eq!(record.data, record.version.to_string(), "each swap adds 1");
-        }
-    }
-}
-
 async fn survive(kills: usize) {
     let _alone = heavy().await;
     let folder = Folder::roomy();
@@ -192,13 +122,14 @@ async fn survive(kills: usize) {
         std::mem::replace(&mut processes[killed], start(killed)).kill();
         if number % 20 == 19 {
             // Between kills, while the other processes write.
-            assert_eq!(text(&folder, "PRAGMA quick_check"), "ok");
+            assert_eq!(load::text(&folder, "PRAGMA quick_check"), "ok");
         }
     }
     acknowledged.receive(&acknowledgements, Instant::now() + Duration::from_millis(300));
     processes.into_iter().for_each(Process::kill);
     acknowledged.receive(&acknowledgements, Instant::now());
-    check(&folder, &acknowledged).await;
+    let lost = load::lost(&folder, &acknowledged.versions).await;
+    assert!(lost.is_empty(), "{lost:?}");
     let [total, least] =
         [acknowledged.by_process.iter().sum::<u64>(), *acknowledged.by_process.iter().min().unwrap()];
     println!(

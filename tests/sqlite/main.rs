@@ -13,4 +13,7 @@ mod files;
 mod full;
 mod group_commit;
 mod kills;
+mod load;
 mod locked;
+#[cfg(unix)]
+mod power;
