@@ -28,7 +28,7 @@ run: redis-up ## run three instances of an MCP server on one Redis; kill one, st
 	@DIGEST_SERVER_REDIS_URL="$$REDIS_URL" cargo run --example digest_server --features $(RUN_FEATURES)
 
 .PHONY: test
-test: redis-up redis-server faketime ## run every test, on the memory engine and on Redis, and print a summary | 15 min, including the build | .redis
+test: redis-up redis-server faketime ## run every test, on the memory engine, on SQLite and on Redis, and print a summary | 15 min, including the build | .redis
 	@scripts/test.sh
 
 .PHONY: test-faults

@@ -9,7 +9,7 @@ step() { echo "== $*"; "$@"; }
 step cargo fmt --all --check
 step cargo fmt --manifest-path $peers --check
 # Tests and examples enable the feature rmcp. So clippy also checks each set of features without tests and examples.
-for set in "" redis redis-cluster redis-sentinel redis-tls rmcp pmcp; do
+for set in "" sqlite redis redis-cluster redis-sentinel redis-tls rmcp pmcp; do
 	step cargo clippy --features "$set" -- -D warnings
 done
 for set in "" "$features"; do
@@ -20,7 +20,7 @@ export RUSTDOCFLAGS="-D warnings"
 step cargo doc --no-deps
 step cargo doc --no-deps --all-features
 tree=$(cargo tree --edges normal --prefix none)
-if grep -E '^(redis|rmcp|pmcp) ' <<<"$tree"; then
+if grep -E '^(redis|rmcp|pmcp|rusqlite) ' <<<"$tree"; then
 	echo "error: a build without features depends on the crates above; make each optional" >&2
 	exit 1
 fi

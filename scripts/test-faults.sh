@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 figures=$(mktemp)
 trap 'rm -f "$figures"' EXIT
 export FAULT_ROUNDS=20
-for suite in faults "redis cluster:: sentinel:: one_owner::" "lifecycle lost_workers::"; do
+for suite in faults "redis cluster:: sentinel:: one_owner::" "lifecycle lost_workers::" "sqlite kills:: churn::"; do
 	read -ra words <<<"$suite"
 	test=(cargo test --features "${FEATURES:-redis-tests,pmcp}" --test "${words[0]}" -- --nocapture)
 	echo "== ${suite}"

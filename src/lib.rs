@@ -11,7 +11,7 @@
 //! * `DurableTaskManager` (feature `rmcp`), `PmcpTaskStore` and `PmcpTasksBackend` (feature `pmcp`) adapt the library to an SDK.
 //! * [`TaskStore`] is the lifecycle of tasks: status machine, TTL, quota, inputs, variables, leases.
 //! * [`StorageBackend`] is the contract of an engine, which stores versioned records of one owner. [`Agenda`] adds timers across owners.
-//! * [`MemoryBackend`] and `RedisBackend` (feature `redis`) are engines.
+//! * [`MemoryBackend`], `SqliteBackend` (feature `sqlite`) and `RedisBackend` (feature `redis`) are engines.
 //!
 //! # Which type to start from
 //!
@@ -53,6 +53,7 @@
 //!
 //! | feature | adds |
 //! |---|---|
+//! | `sqlite` | `SqliteBackend`, with SQLite built in |
 //! | `redis` | `RedisBackend` |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | Redis Cluster, a master behind Redis Sentinel, `rediss://` |
 //! | `rmcp` | `DurableTaskManager`, `TaskServer` and `TaskTools`, for the official SDK, rmcp 3 |
@@ -92,6 +93,8 @@ mod redis;
 mod rmcp;
 #[cfg(feature = "redis")]
 mod scripts;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod store;
 mod task;
 
@@ -114,6 +117,9 @@ pub use rmcp::{
     Companions, DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext, TaskServer,
     TaskServerConfig, TaskTools,
 };
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub use sqlite::{SqliteBackend, SqliteBuilder, Synchronous};
 pub use store::{
     Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueKey, UniqueStart,
 };

@@ -15,7 +15,7 @@ use super::page::Cursor;
 use super::record::{PutOptions, Written};
 use super::storage::StorageBackend;
 use super::version::Version;
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "redis", feature = "sqlite"))]
 use crate::printable::Printable;
 
 /// The longest name of a queue, in bytes of UTF-8.
@@ -34,7 +34,7 @@ impl Queue {
     }
 
     /// Returns the name in a form that is safe in a log line.
-    #[cfg(feature = "redis")]
+    #[cfg(any(feature = "redis", feature = "sqlite"))]
     pub(crate) fn printable(&self) -> Printable<'_> {
         Printable(&self.0)
     }

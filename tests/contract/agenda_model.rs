@@ -227,6 +227,7 @@ fn histories(engine: Engine, count: u64, at_once: usize) {
 
 #[rstest]
 #[case::memory(Engine::Memory, 600, 150)]
+#[cfg_attr(feature = "sqlite", case::sqlite(Engine::Sqlite, 60, 30))]
 #[cfg_attr(feature = "redis-tests", case::redis(Engine::Redis, 60, 30))]
 fn after_any_crashes_each_open_task_has_a_timer_and_no_timer_is_late(
     #[case] engine: Engine,
@@ -238,6 +239,7 @@ fn after_any_crashes_each_open_task_has_a_timer_and_no_timer_is_late(
 
 #[rstest]
 #[case::memory(Engine::Memory, 6_000, 150)]
+#[cfg_attr(feature = "sqlite", case::sqlite(Engine::Sqlite, 6_000, 60))]
 #[cfg_attr(feature = "redis-tests", case::redis(Engine::Redis, 6_000, 60))]
 #[ignore = "long: 6,000 histories"]
 fn long_after_any_crashes_each_open_task_has_a_timer_and_no_timer_is_late(

@@ -12,6 +12,8 @@ mod many_timers;
 mod model;
 #[cfg(feature = "redis-tests")]
 mod redis;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod traits;
 
 use mcp_task_store::conformance::{Capabilities, Subject};

@@ -8,12 +8,14 @@ mod proxy;
 mod record;
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crate::support::redis::Server;
+use crate::support::sqlite::Folder;
 use load::{Load, Recovery};
-use mcp_task_store::{Expiry, RedisBackend};
+use mcp_task_store::{Expiry, RedisBackend, StorageBackend};
 use proxy::{Falsification, Proxy};
 use record::Call::{Delete, Get, Put, PutIfVersion};
 use record::Reply::{Deleted, NotFound, Read, VersionConflict, Written};
@@ -161,6 +163,10 @@ fn check_load(form: &Form, load: &Load) {
     let operations = count(&load.history, |_| true) as u64;
     assert!(operations >= form.kills * (form.quiet_segments + 1) * form.calls_in_a_segment);
     assert!(unknown(&load.history) > 0 && load.refused > 0);
+    check_kinds(load);
+}
+
+fn check_kinds(load: &Load) {
     for (what, is_it) in EXPECTED {
         let is_answered = |operation: &Operation| matches!(operation, Operation::Answered(call, reply) if is_it(call, reply));
         assert!(count(&load.history, is_answered) > 0, "{what}");
@@ -176,6 +182,39 @@ async fn a_server_killed_and_restarted_under_load_loses_no_acknowledged_write() 
 #[ignore = "takes a minute"]
 async fn long_form_of_a_server_killed_and_restarted_under_load() {
     survives(LONG).await;
+}
+
+/// Runs the clients on four backends of one file, each with connections of its own as in four processes.
+async fn explains_a_file(segments: u64, calls_in_a_segment: u64) {
+    let folder = Folder::new();
+    let mut backends: Vec<Arc<dyn StorageBackend>> = Vec::new();
+    for _ in 0..4 {
+        backends.push(Arc::new(folder.backend().await));
+    }
+    let mut load = Load::without_server(CLIENTS, backends, &EXPIRIES);
+    for _ in 0..segments {
+        load.run(calls_in_a_segment).await;
+    }
+    load.delete_all().await;
+    let unexplained = unexplained(&load.history);
+    figure("SQLite: operations of clients of four backends on one file", count(&load.history, |_| true));
+    assert!(unexplained.is_empty(), "{}", unexplained[0]);
+    assert!(unknown(&load.history) == 0 && load.refused == 0, "no fault was injected");
+    check_kinds(&load);
+    let rows = "SELECT (SELECT count(*) FROM owners) + (SELECT count(*) FROM records) + (SELECT count(*) FROM parts)";
+    let left: i64 = folder.connection().query_row(rows, [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 0, "left behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_history_of_four_backends_on_one_file_is_linearizable() {
+    explains_a_file(4, 600).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "takes a minute"]
+async fn long_form_of_the_history_of_four_backends_on_one_file() {
+    explains_a_file(60, 1000).await;
 }
 
 /// Replaces the version checks in the minified texts of `cas_put.lua` and `cas_put_batch.lua` by checks that every record

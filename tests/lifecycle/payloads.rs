@@ -294,14 +294,7 @@ async fn a_removed_payload_is_not_found_and_a_payload_that_is_not_json_is_unread
 #[tokio::test]
 async fn an_instance_loads_the_payloads_that_another_one_stored(#[case] engine: Engine) {
     let (store, _, one) = open(engine).await;
-    #[cfg(feature = "redis-tests")]
-    let backend: Arc<dyn Agenda> = match &store.redis {
-        Some(namespace) => Arc::new(namespace.backend().await),
-        None => Arc::clone(&store.backend),
-    };
-    #[cfg(not(feature = "redis-tests"))]
-    let backend = Arc::clone(&store.backend);
-    let other = TaskStore::new(backend);
+    let other = TaskStore::new(store.of_another_process().await);
     let (created, attempt) = one.start(&owner("alice"), call().arguments(sized(LARGE, 'i'))).await.unwrap();
     let read = other.get(&created.key).await.unwrap();
     assert_payload(&other, &read, PayloadKind::Input, Some(&sized(LARGE, 'i'))).await;

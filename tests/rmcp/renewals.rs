@@ -73,6 +73,14 @@ async fn connect(engine: Engine) -> (crate::support::Store, Connect) {
         });
         return (store, connect);
     }
+    #[cfg(feature = "sqlite")]
+    if let Some(folder) = store.sqlite.clone() {
+        let connect: Connect = Arc::new(move || {
+            let folder = folder.clone();
+            Box::pin(async move { Arc::new(folder.backend().await) as Arc<dyn Agenda> })
+        });
+        return (store, connect);
+    }
     let backend = Arc::clone(&store.backend);
     let connect: Connect = Arc::new(move || Box::pin(std::future::ready(Arc::clone(&backend))));
     (store, connect)

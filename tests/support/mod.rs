@@ -46,6 +46,8 @@ pub mod rmcp;
 #[cfg(feature = "redis-tests")]
 pub mod sentinel;
 pub mod spy;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 #[cfg(feature = "redis-tests")]
 pub mod tap;
 #[cfg(feature = "redis-tests")]
@@ -70,6 +72,7 @@ use polled::polled;
 #[rstest_reuse::template]
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
+#[case::sqlite(Engine::Sqlite)]
 #[case::redis(Engine::Redis)]
 fn on_every_engine(#[case] engine: Engine) {}
 
@@ -86,6 +89,7 @@ fn on_every_engine(#[case] engine: Engine) {}
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::polled(Engine::Polled)]
+#[case::sqlite(Engine::Sqlite)]
 #[case::redis(Engine::Redis)]
 fn on_every_watch(#[case] engine: Engine) {}
 
@@ -103,6 +107,7 @@ fn on_every_watch(#[case] engine: Engine) {}
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 #[case::local(Engine::Polled)]
+#[case::sqlite(Engine::Sqlite)]
 #[case::redis(Engine::Redis)]
 #[case::sharded(Engine::Sharded)]
 fn on_every_agenda(#[case] engine: Engine) {}
@@ -119,6 +124,8 @@ fn on_every_agenda(#[case] engine: Engine) {}
 pub enum Engine {
     Memory,
     Polled,
+    #[cfg(feature = "sqlite")]
+    Sqlite,
     #[cfg(feature = "redis-tests")]
     Redis,
     /// Redis with hash-tagged keys.
@@ -126,9 +133,11 @@ pub enum Engine {
     Sharded,
 }
 
-/// A store that no other test uses, on one engine. Dropping it removes its keys from Redis.
+/// A store that no other test uses, on one engine. Dropping it removes its keys from Redis, or its file.
 pub struct Store {
     pub backend: Arc<dyn Agenda>,
+    #[cfg(feature = "sqlite")]
+    pub sqlite: Option<sqlite::Folder>,
     #[cfg(feature = "redis-tests")]
     pub redis: Option<redis::Namespace>,
 }
@@ -212,6 +221,8 @@ impl Engine {
         match self {
             Self::Memory => Store::new(memory()),
             Self::Polled => Store::new(LocalAgenda::new(polled(memory()))),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite => sqlite::Folder::new().store().await,
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::new().store().await,
             #[cfg(feature = "redis-tests")]
@@ -224,6 +235,8 @@ impl Engine {
         match self {
             Self::Memory => Store::new(MemoryBackend::new()),
             Self::Polled => Store::new(LocalAgenda::new(polled(MemoryBackend::new()))),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite => sqlite::Folder::roomy().store().await,
             #[cfg(feature = "redis-tests")]
             Self::Redis => redis::Namespace::roomy().store().await,
             #[cfg(feature = "redis-tests")]
@@ -237,6 +250,8 @@ impl Store {
     fn new(engine: impl Agenda) -> Self {
         Self {
             backend: Arc::new(engine),
+            #[cfg(feature = "sqlite")]
+            sqlite: None,
             #[cfg(feature = "redis-tests")]
             redis: None,
         }
@@ -247,6 +262,10 @@ impl Store {
         #[cfg(feature = "redis-tests")]
         if let Some(redis) = &self.redis {
             return Arc::new(redis.backend().await);
+        }
+        #[cfg(feature = "sqlite")]
+        if let Some(folder) = &self.sqlite {
+            return Arc::new(folder.backend().await);
         }
         Arc::clone(&self.backend)
     }

@@ -74,7 +74,7 @@ impl Namespace {
     }
 
     pub async fn store(self) -> Store {
-        Store { backend: Arc::new(self.backend().await), redis: Some(self) }
+        Store { backend: Arc::new(self.backend().await), sqlite: None, redis: Some(self) }
     }
 
     /// Opens a store with hash-tagged keys, as in a cluster.

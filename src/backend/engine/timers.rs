@@ -194,7 +194,7 @@ impl Timers {
     /// # Errors
     /// [`StorageError::InvalidPage`] for a cursor that is malformed.
     pub fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
-        let after = after.map(position).transpose()?;
+        let after = after.map(timer_position).transpose()?;
         let queues = self.queues();
         let Some(timetable) = queues.by_name.get(queue) else {
             return Ok(TimerPage::default());
@@ -206,8 +206,7 @@ impl Timers {
             .take(MAX_TAKEN)
             .map(|(at, key)| Timer::new(key.clone(), from_millis(*at)))
             .collect();
-        let last = timers.last().filter(|_| listed.next().is_some());
-        let next = last.map(|last| Cursor::from(format!("{}.{}", last.due_at.timestamp_millis(), last.key)));
+        let next = timers.last().filter(|_| listed.next().is_some()).map(timer_cursor);
         Ok(TimerPage::new(timers, timetable.by_task.len() as u64, next))
     }
 }
@@ -217,8 +216,13 @@ fn millis(at: DateTime<Utc>) -> u64 {
     u64::try_from(at.timestamp_millis()).unwrap_or(0)
 }
 
+/// Returns the cursor of the page of `timers` that follows this timer.
+pub(crate) fn timer_cursor(last: &Timer) -> Cursor {
+    Cursor::from(format!("{}.{}", last.due_at.timestamp_millis(), last.key))
+}
+
 /// Returns the time and the key in a cursor of `timers`.
-fn position(cursor: &Cursor) -> Result<(u64, TaskKey), StorageError> {
+pub(crate) fn timer_position(cursor: &Cursor) -> Result<(u64, TaskKey), StorageError> {
     let malformed = || StorageError::InvalidPage { reason: "the cursor is malformed".to_owned() };
     let (at, key) = cursor.as_str().split_once('.').ok_or_else(malformed)?;
     Ok((at.parse().map_err(|_| malformed())?, key.parse().map_err(|_| malformed())?))

@@ -1,4 +1,4 @@
-//! Concurrent clients of one backend, which write down every call and its reply.
+//! Concurrent clients of one store, which write down every call and its reply.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mcp_task_store::{
-    Expiry, PageRequest, PartName, PutOptions, RedisBackend, StorageBackend, StorageError, TaskKey, Version,
+    Expiry, PageRequest, PartName, PutOptions, StorageBackend, StorageError, TaskKey, Version,
 };
 use tokio::task::{JoinSet, block_in_place};
 
@@ -25,10 +25,12 @@ pub fn keys() -> Vec<TaskKey> {
 
 /// What the clients share.
 struct Shared {
-    backend: RedisBackend,
+    /// The backends of the store. Each client uses one of them.
+    backends: Vec<Arc<dyn StorageBackend>>,
     keys: Vec<TaskKey>,
     expiries: Vec<Expiry>,
-    server: Mutex<Server>,
+    /// The server of the store, if it has one.
+    server: Option<Mutex<Server>>,
     /// A counter that orders the calls and replies of all clients. A call that ends before another one begins has the
     /// smaller number.
     moment: AtomicU64,
@@ -53,8 +55,21 @@ enum End {
     Kill { refusals: u32 },
 }
 
+impl Shared {
+    /// Runs a function on the server.
+    fn with_server<T>(&self, run: impl FnOnce(&mut Server) -> T) -> T {
+        block_in_place(|| run(&mut self.server.as_ref().expect("a store on a server").lock().unwrap()))
+    }
+
+    /// Returns the backend of all calls between two segments.
+    fn backend(&self) -> &dyn StorageBackend {
+        &*self.backends[0]
+    }
+}
+
 struct Client {
     shared: Arc<Shared>,
+    backend: Arc<dyn StorageBackend>,
     random: Random,
     /// The version of each key that this client read or wrote last.
     seen: [u64; KEYS],
@@ -69,7 +84,7 @@ impl Client {
         loop {
             let answered = self.call().await;
             if answered && turn.answered.fetch_add(1, SeqCst) + 1 == turn.calls && turn.ends != End::Pause {
-                block_in_place(|| self.shared.server.lock().unwrap().kill());
+                self.shared.with_server(Server::kill);
                 turn.killed.store(true, SeqCst);
             }
             refused += u32::from(!answered && turn.killed.load(SeqCst));
@@ -102,8 +117,7 @@ impl Client {
         let expiry = self.shared.expiries[self.random.below(self.shared.expiries.len() as u64) as usize];
         let called = self.shared.moment.fetch_add(1, SeqCst);
         let result =
-            perform(&self.shared.backend, &self.shared.keys[on], call, expiry, called.is_multiple_of(2))
-                .await;
+            perform(&*self.backend, &self.shared.keys[on], call, expiry, called.is_multiple_of(2)).await;
         let ended = self.shared.moment.fetch_add(1, SeqCst);
         let operation = match result {
             Ok(reply) => {
@@ -137,7 +151,7 @@ const PART: PartName = PartName::from_static("output");
 
 /// Makes a call. An error that neither the contract nor a dead server explains fails the test.
 async fn perform(
-    backend: &RedisBackend,
+    backend: &dyn StorageBackend,
     key: &TaskKey,
     call: Call,
     expiry: Expiry,
@@ -201,17 +215,32 @@ pub struct Recovery {
 
 impl Load {
     /// Creates the clients of a backend on an empty server. Each write chooses one of `expiries`.
-    pub fn new(clients: u64, backend: RedisBackend, server: Server, expiries: &[Expiry]) -> Self {
+    pub fn new(clients: u64, backend: impl StorageBackend, server: Server, expiries: &[Expiry]) -> Self {
+        Self::of(clients, vec![Arc::new(backend)], Some(server), expiries)
+    }
+
+    /// Creates the clients of several backends of one empty store without a server.
+    pub fn without_server(clients: u64, backends: Vec<Arc<dyn StorageBackend>>, expiries: &[Expiry]) -> Self {
+        Self::of(clients, backends, None, expiries)
+    }
+
+    fn of(
+        clients: u64,
+        backends: Vec<Arc<dyn StorageBackend>>,
+        server: Option<Server>,
+        expiries: &[Expiry],
+    ) -> Self {
         let shared = Arc::new(Shared {
-            backend,
+            backends,
             keys: keys(),
             expiries: expiries.to_vec(),
-            server: Mutex::new(server),
+            server: server.map(Mutex::new),
             moment: AtomicU64::new(0),
             data: AtomicU64::new(0),
         });
         let client = |number: u64| Client {
             shared: Arc::clone(&shared),
+            backend: Arc::clone(&shared.backends[number as usize % shared.backends.len()]),
             random: Random(number << 32),
             seen: [0; KEYS],
             recorded: Vec::new(),
@@ -248,13 +277,13 @@ impl Load {
             readers.spawn(async move {
                 let key = &shared.keys[number % KEYS];
                 let mut refused = 0;
-                while perform(&shared.backend, key, Call::Get, Expiry::Keep, false).await.is_err() {
+                while perform(shared.backend(), key, Call::Get, Expiry::Keep, false).await.is_err() {
                     refused += 1;
                 }
                 (Instant::now(), refused)
             });
         }
-        block_in_place(|| self.shared.server.lock().unwrap().start_again());
+        self.shared.with_server(Server::start_again);
         let back = Instant::now();
         let succeeded = readers.join_all().await;
         self.refused += succeeded.iter().map(|(_, refused)| refused).sum::<u64>();
@@ -278,7 +307,7 @@ impl Load {
     async fn end_segment(&mut self) {
         let mut records = Vec::new();
         for key in &self.shared.keys {
-            records.push(match perform(&self.shared.backend, key, Call::Get, Expiry::Keep, true).await {
+            records.push(match perform(self.shared.backend(), key, Call::Get, Expiry::Keep, true).await {
                 Ok(Reply::Read(live)) => Some(live),
                 Ok(_) => None,
                 Err(_) => panic!("a server that is back does not answer"),
@@ -298,7 +327,7 @@ impl Load {
     /// Asserts that the pages hold exactly what the reads returned, because a write is atomic over the record and the index.
     async fn check_index(&self, records: &[Option<Live>]) {
         for (owner_id, records) in OWNERS.iter().zip(records.chunks(TASKS.len())) {
-            let page = self.shared.backend.list(&owner(owner_id), PageRequest::new(256)).await.unwrap();
+            let page = self.shared.backend().list(&owner(owner_id), PageRequest::new(256)).await.unwrap();
             assert!(page.corrupt.is_empty() && page.next.is_none());
             let mut listed: Vec<_> = page
                 .records
@@ -315,12 +344,17 @@ impl Load {
         }
     }
 
-    /// Deletes every record. Asserts that no key of any owner is left.
-    pub async fn clear(&self) {
+    /// Deletes every record.
+    pub async fn delete_all(&self) {
         for key in &self.shared.keys {
-            self.shared.backend.delete(key).await.unwrap();
+            self.shared.backend().delete(key).await.unwrap();
         }
-        let mut connection = self.shared.server.lock().unwrap().connection();
+    }
+
+    /// Deletes every record. Asserts that no key of any owner is left on the server.
+    pub async fn clear(&self) {
+        self.delete_all().await;
+        let mut connection = self.shared.with_server(|server| server.connection());
         let left: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
         assert!(left.is_empty(), "left behind: {left:?}");
     }

@@ -1,9 +1,5 @@
 //! Racing updates: each is applied, or fails with an error of the lifecycle.
 
-use std::sync::Arc;
-
-#[cfg(feature = "redis-tests")]
-use mcp_task_store::Agenda;
 use mcp_task_store::{TaskError, TaskStatus, TaskStore};
 use rstest_reuse::apply;
 use serde_json::json;
@@ -15,13 +11,7 @@ use crate::support::{Engine, Store, on_every_engine};
 async fn instances(store: &Store, count: usize) -> Vec<Tasks> {
     let mut instances = Vec::new();
     for _ in 0..count {
-        #[cfg(feature = "redis-tests")]
-        if let Some(namespace) = &store.redis {
-            let backend: Arc<dyn Agenda> = Arc::new(namespace.backend().await);
-            instances.push(TaskStore::new(backend));
-            continue;
-        }
-        instances.push(TaskStore::new(Arc::clone(&store.backend)));
+        instances.push(TaskStore::new(store.of_another_process().await));
     }
     instances
 }
