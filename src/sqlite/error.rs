@@ -127,6 +127,17 @@ impl Errors {
         })
     }
 
+    /// Returns the error of a write to a file that its path no longer leads to.
+    pub(super) fn replaced_file(&self) -> StorageError {
+        StorageError::Backend {
+            address: self.address.clone(),
+            reason: "the file was deleted or replaced while it was open, so nothing was written; restart this process"
+                .to_owned(),
+            outcome_unknown: false,
+            source: None,
+        }
+    }
+
     /// Returns the error of a call whose thread has ended.
     pub(super) fn stopped(&self) -> StorageError {
         StorageError::Backend {

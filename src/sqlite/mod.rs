@@ -8,6 +8,7 @@ mod clock;
 mod error;
 mod expired;
 mod fields;
+mod identity;
 mod job;
 mod open;
 mod pages;
@@ -72,7 +73,7 @@ const CLEANED_AT_ONCE: usize = 256;
 ///   read the record before you write again.
 /// * `CapacityExceeded` if no space is left.
 /// * `Denied` if the file or its folder has become read-only.
-/// * `Backend` if the file is damaged.
+/// * `Backend` if the file is damaged, or was deleted or replaced while it was open.
 ///
 /// # Cancellation safety
 /// If the future of a write is dropped before its transaction begins, nothing is written. Later, the write may be applied.
@@ -127,7 +128,7 @@ impl SqliteBackend {
             let open = || Ok((file.open_writer()?, readers::start(&file)?));
             match open() {
                 Ok((session, reads)) => {
-                    let writer = Writer::new(session, queue, of_the_writer, file.errors);
+                    let writer = Writer::new(session, queue, of_the_writer, &file);
                     // If the caller has dropped the call, the queue has no sender, and the thread ends at once.
                     let _ = opened.send(Ok(reads));
                     writer.run();

@@ -16,8 +16,9 @@ use super::changes::Changes;
 use super::clock::now_ms;
 use super::error::{Errors, Step};
 use super::expired::drop_expired;
+use super::identity::Identity;
 use super::job::Write;
-use super::open::Session;
+use super::open::{File, Session};
 use super::transaction::{Subscribers, Transaction};
 use crate::backend::StorageError;
 use crate::printable::Chain;
@@ -46,6 +47,7 @@ pub(super) struct Writer {
     queue: Receiver<Message>,
     subscribers: Arc<Subscribers>,
     changes: Changes,
+    identity: Identity,
     errors: Errors,
     next_sweep: Instant,
 }
@@ -57,11 +59,12 @@ impl Writer {
         session: Session,
         queue: Receiver<Message>,
         subscribers: Arc<Subscribers>,
-        errors: Errors,
+        file: &File,
     ) -> Self {
         let changes = Changes::new(&session.connection);
         let next_sweep = Instant::now() + SWEEP_EVERY;
-        Self { session, queue, subscribers, changes, errors, next_sweep }
+        let (identity, errors) = (Identity::of(&file.path), file.errors.clone());
+        Self { session, queue, subscribers, changes, identity, errors, next_sweep }
     }
 
     /// Serves calls until the last clone of the backend is dropped.
@@ -129,6 +132,10 @@ impl Writer {
     /// Begins a transaction with the lock for writes. While another process holds the lock, fails the writes that have
     /// waited too long. Returns whether the transaction has begun.
     fn begin(&mut self, batch: &mut Batch) -> bool {
+        if !self.identity.is_same() {
+            batch.drain(..).for_each(|write| write.failed(self.errors.replaced_file()));
+            return false;
+        }
         while let Some(oldest) = batch.iter().map(|write| write.since()).min() {
             self.session.patience.set(oldest + self.errors.busy_timeout);
             let Err(error) = self.session.connection.execute_batch("BEGIN IMMEDIATE") else { return true };

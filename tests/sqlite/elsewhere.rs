@@ -113,18 +113,22 @@ async fn a_timer_that_another_process_makes_the_earliest_wakes_the_subscribers()
     assert!(here.resolve(&due, Next::Remove).await.unwrap());
 }
 
-/// Returns how often the threads that write have waited, by the kernel's count.
+/// Returns how often the threads that write have waited, plus their time on a processor in ticks of 10 ms, by the kernel's count.
 #[cfg(target_os = "linux")]
-fn waits() -> u64 {
+fn activity() -> u64 {
     let threads = std::fs::read_dir("/proc/self/task").unwrap();
-    let waits = threads.filter_map(|thread| {
+    let counts = threads.filter_map(|thread| {
         let thread = thread.ok()?.path();
         let name = std::fs::read_to_string(thread.join("comm")).ok()?;
         let status = std::fs::read_to_string(thread.join("status")).ok()?;
-        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
-        name.starts_with("sqlite-writer").then(|| count.trim().parse::<u64>().unwrap())
+        let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        let stat = std::fs::read_to_string(thread.join("stat")).ok()?;
+        // The time in user mode and in the kernel follow the name and eleven other fields.
+        let ticks = stat.rsplit(')').next()?.split_whitespace().skip(11).take(2);
+        let counts = ticks.chain([waits.trim()]).map(|count| count.parse::<u64>().unwrap());
+        name.starts_with("sqlite-writer").then(|| counts.sum::<u64>())
     });
-    waits.sum()
+    counts.sum()
 }
 
 /// Set for the process of the next test, in which no other test runs.
@@ -146,16 +150,16 @@ async fn without_subscribers_the_engine_does_not_poll() {
     let t1 = key("alice", "t1");
     store.put(&t1, "data".into(), keep()).await.unwrap();
     let polls = async || {
-        let before = waits();
+        let before = activity();
         tokio::time::sleep(Duration::from_millis(500)).await;
-        waits() - before
+        activity() - before
     };
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(polls().await, 0);
+    assert!(polls().await <= 1);
     let mut watch = store.watch(&t1);
     item(&mut watch).await.unwrap();
     assert!(polls().await > 5);
     drop(watch);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(polls().await, 0);
+    assert!(polls().await <= 1);
 }

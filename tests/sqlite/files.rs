@@ -103,6 +103,27 @@ async fn a_damaged_file_fails_calls_with_a_clear_error() {
     }
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn no_write_to_a_deleted_or_replaced_file_is_acknowledged() {
+    let folder = Folder::new();
+    let store = folder.backend().await;
+    let t1 = key("alice", "t1");
+    store.put(&t1, "data".into(), keep()).await.unwrap();
+    let aside = folder.path().with_file_name("aside.db");
+    fs::rename(folder.path(), &aside).unwrap();
+    for is_replaced in [false, true] {
+        if is_replaced {
+            fs::write(folder.path(), "").unwrap();
+        }
+        let error = store.put(&t1, "lost".into(), keep()).await.unwrap_err();
+        assert!(matches!(error, StorageError::Backend { .. }), "{error:?}");
+        assert!(!error.outcome_unknown() && error.to_string().contains("deleted or replaced"), "{error}");
+    }
+    fs::rename(&aside, folder.path()).unwrap();
+    assert_eq!(store.put(&t1, "more".into(), keep()).await.unwrap().version.get(), 2);
+}
+
 /// What the other process opens.
 #[cfg(unix)]
 const OTHER_USER: &str = "SQLITE_OTHER_USER";

@@ -162,7 +162,7 @@ async fn a_power_loss_loses_no_acknowledged_write() {
 #[ignore = "takes a minute"]
 async fn long_form_of_a_power_loss() {
     if is_alone("power::long_form_of_a_power_loss") {
-        survives_power_loss(20_000, 600).await;
+        survives_power_loss(5_000, 200).await;
     }
 }
 

@@ -230,6 +230,15 @@ impl Engine {
         }
     }
 
+    /// Returns whether the engine holds expired records until it removes them itself.
+    pub fn holds_expired_records(self) -> bool {
+        match self {
+            #[cfg(feature = "redis-tests")]
+            Self::Redis | Self::Sharded => false,
+            _ => true,
+        }
+    }
+
     /// Opens a store with the default limits of the engine.
     pub async fn open_roomy(self) -> Store {
         match self {
