@@ -61,7 +61,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = tokio::net::TcpListener::bind(address).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = async move {
-        terminate.recv().await;
+        tokio::select! { _ = terminate.recv() => {} _ = tokio::signal::ctrl_c() => {} }
         // Releases the leases, so another instance resumes the tasks at once. Answers the held calls.
         tokio::spawn(async move {
             stopping.shutdown().await;

@@ -265,7 +265,8 @@ impl<B: Agenda> DurableTaskManager<B> {
         self.0.runs.get()
     }
 
-    /// Stops the operations of this process and releases their leases. Call it when the server has stopped accepting requests.
+    /// Stops the operations of this process and releases their leases. Call it when the server stops accepting requests. Do not
+    /// wait for the held calls first: they may take minutes.
     ///
     /// Tasks that can resume continue on other instances at once. The other tasks fail. From the call on, the manager
     /// starts no more work. The call returns when all leases are released, and the held calls of a

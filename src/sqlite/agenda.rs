@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_core::stream::BoxStream;
 use tracing::debug_span;
 
+use super::clock::now_ms;
 use super::{SqliteBackend, pages, timers};
 use crate::backend::engine::{WriteMode, delay_millis};
 use crate::backend::{
@@ -18,7 +19,8 @@ impl Agenda for SqliteBackend {
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
         let span = debug_span!("schedule", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let (queue, key, after_ms) = (queue.clone(), key.clone(), delay_millis(after)?);
-        self.write(span, move |transaction| timers::schedule(transaction, &queue, &key, after_ms)).await
+        self.write(span, move |transaction| timers::schedule(transaction, &queue, &key, now_ms() + after_ms))
+            .await
     }
 
     async fn create_with_timer(
@@ -33,9 +35,11 @@ impl Agenda for SqliteBackend {
         let put = self.checked(key, data, options, WriteMode::Create)?;
         let (queue, after_ms) = (queue.clone(), delay_millis(after)?);
         self.write(span, move |transaction| {
+            // Not later than asked, although the create takes time.
+            let due_at_ms = now_ms() + after_ms;
             // A create that is refused writes no timer.
             let written = put.run(transaction)?;
-            timers::schedule(transaction, &queue, &put.key, after_ms)?;
+            timers::schedule(transaction, &queue, &put.key, due_at_ms)?;
             Ok(written)
         })
         .await

@@ -53,13 +53,14 @@ fn moved(transaction: &mut Transaction<'_>, queue: &Queue) -> rusqlite::Result<(
     Ok(())
 }
 
+/// Lets a timer fire at `due_at_ms`, in milliseconds since the epoch, unless it fires earlier.
 pub(super) fn schedule(
     transaction: &mut Transaction<'_>,
     queue: &Queue,
     key: &TaskKey,
-    after_ms: u64,
+    due_at_ms: u64,
 ) -> Result<(), Failure> {
-    let due_at = column(now_ms() + after_ms);
+    let due_at = column(due_at_ms);
     let mut schedule = transaction.connection.prepare_cached(SCHEDULE)?;
     schedule.execute(params![queue.as_str(), key.owner.as_str(), key.task.as_str(), due_at])?;
     drop(schedule);

@@ -108,7 +108,7 @@ impl<H: ServerHandler, B: Agenda> ServerHandler for TaskServer<H, B> {
         }
         match self.config.companions.find(&request.name) {
             Some(companion) => companions::answer(self.call_settings(), companion, request, &context).await,
-            None => self.handler.call_tool(request, context).await,
+            None => self.call_tool_of_handler(request, context).await,
         }
     }
 
@@ -139,6 +139,23 @@ impl<H: ServerHandler, B: Agenda> ServerHandler for TaskServer<H, B> {
 }
 
 impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
+    /// Calls a tool of the handler.
+    async fn call_tool_of_handler(
+        &self,
+        request: CallToolRequestParams,
+        context: Context,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let name = request.name.clone();
+        match self.handler.call_tool(request, context).await {
+            // The handler has no tools. This server does, so the name is wrong, not the method.
+            Err(error) if error == ErrorData::method_not_found::<CallToolRequestMethod>() => {
+                let message = format!("tool not found: {name:?}; call tools/list for the names of the tools");
+                Err(ErrorData::invalid_params(message, None))
+            }
+            called => called,
+        }
+    }
+
     /// Returns whether the handler may have the task that the manager does not have.
     fn may_be_of_handler(&self, error: &TaskError) -> bool {
         matches!(error, TaskError::NotFound { .. }) && self.handler.get_info().capabilities.supports_tasks()

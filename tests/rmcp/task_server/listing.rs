@@ -55,13 +55,18 @@ async fn the_first_page_has_the_task_tools_and_the_cursors_are_those_of_the_hand
 }
 
 #[tokio::test]
-async fn a_handler_without_tools_adds_none() {
+async fn a_handler_without_tools_adds_none_and_a_call_of_an_unknown_tool_says_so() {
     struct NoTools;
     impl ServerHandler for NoTools {}
     let server = serve(NoTools, &in_memory(), TaskTools::new().tool("nothing", "Does nothing", nothing));
     let client = connect(server, with_tasks(), newest()).await;
     let listed = client.list_tools(None).await.unwrap();
     assert_eq!((names(&listed.tools), listed.next_cursor), (vec!["nothing"], None));
+
+    let called = client.call_tool_once(CallToolRequestParams::new("no\nthing")).await;
+    let Err(ServiceError::McpError(error)) = called else { panic!("{called:?}") };
+    let message = "tool not found: \"no\\nthing\"; call tools/list for the names of the tools";
+    assert_eq!(error, ErrorData::invalid_params(message, None));
     client.cancel().await.unwrap();
 }
 
