@@ -24,7 +24,7 @@ use super::operation::{Outcome, PollTimer, RunningOperation};
 use super::progress_reports::ProgressReports;
 use super::renewer::Renewer;
 use super::shutdown::ShutdownSignal;
-use super::stage::{self, StageControl};
+use super::stage::{self, StageControl, StopSignal};
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::store::{NewTask, TaskError, TaskStore, UniqueKey};
 use crate::task::StoredTask;
@@ -68,7 +68,7 @@ pub(super) enum CallAnswer {
 
 impl<B: Agenda> DurableTaskManager<B> {
     /// Runs an operation, and returns its outcome if it ends soon. Otherwise stores its task, and returns the task once it is
-    /// durable.
+    /// durable. `stop` asks the operation to stop, also while its task is not stored.
     ///
     /// The task of a call with a key is stored before its operation starts. If the owner has an open task of that key, the call
     /// joins that task, and drops the operation.
@@ -87,13 +87,14 @@ impl<B: Agenda> DurableTaskManager<B> {
         owner: &OwnerId,
         new: NewTask,
         limits: CallLimits,
+        stop: StopSignal,
         operation: impl CallOperation,
     ) -> Result<CallAnswer, TaskError> {
         if let Some(key) = operation.key().cloned() {
             // Boxed, because most calls have no key, and this future has kilobytes.
             return Box::pin(self.call_unique(owner, new, &key, limits, operation)).await;
         }
-        let answered = self.begin_call(owner, new, limits, operation)?;
+        let answered = self.begin_call(owner, new, limits, stop, operation)?;
         // A run always answers, unless its Tokio runtime ends.
         answered.await.unwrap_or(Err(TaskError::ShuttingDown))
     }
@@ -103,6 +104,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         owner: &OwnerId,
         new: NewTask,
         limits: CallLimits,
+        stop: StopSignal,
         operation: impl CallOperation,
     ) -> Result<oneshot::Receiver<Result<CallAnswer, TaskError>>, TaskError> {
         let (begun, runtime) = (Instant::now(), self.runtime());
@@ -117,7 +119,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         let _in_span = identity.span(Span::current().id()).entered();
         let store = runtime.store.clone();
         let reports = Arc::new(ProgressReports::new(store.max_status_message_bytes()));
-        let (stage, view) = stage::in_memory();
+        let (stage, view) = stage::in_memory(stop);
         let context = TaskContext::new(identity, view, store.lease_duration(), Arc::clone(&reports), None);
         let (operation, _) = RunningOperation::start(Arc::new(PollTimer::new()), || operation.start(context));
         let (answer, answered) = oneshot::channel();

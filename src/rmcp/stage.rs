@@ -33,20 +33,53 @@ pub(super) struct StageView {
     stage: watch::Receiver<Stage>,
     /// The operation needs its task to be stored.
     requested: Arc<Notify>,
+    stop: StopSignal,
+}
+
+/// Asks an operation to stop whose task may not be stored yet. It has no effect after it was dropped.
+pub(super) struct StopRequest(watch::Sender<bool>);
+
+/// Receives a [`StopRequest`].
+#[derive(Clone)]
+pub(super) struct StopSignal(watch::Receiver<bool>);
+
+impl StopRequest {
+    pub(super) fn new() -> (Self, StopSignal) {
+        let (sender, receiver) = watch::channel(false);
+        (Self(sender), StopSignal(receiver))
+    }
+
+    pub(super) fn send(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl StopSignal {
+    fn is_sent(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    async fn sent(&self) {
+        if self.0.clone().wait_for(|is_sent| *is_sent).await.is_err() {
+            // The request was dropped, and nobody sends it any more.
+            std::future::pending().await
+        }
+    }
 }
 
 /// Returns both sides of the stage of a task that is not stored yet.
-pub(super) fn in_memory() -> (StageControl, StageView) {
+pub(super) fn in_memory(stop: StopSignal) -> (StageControl, StageView) {
     let (sender, receiver) = watch::channel(Stage::InMemory);
     let requested = Arc::<Notify>::default();
-    let view = StageView { stage: receiver, requested: Arc::clone(&requested) };
+    let view = StageView { stage: receiver, requested: Arc::clone(&requested), stop };
     (StageControl { stage: sender, requested }, view)
 }
 
 /// Returns the operation's side of the stage of a stored task.
 pub(super) fn stored(stage: StoredStage) -> StageView {
     let (_, receiver) = watch::channel(Stage::Stored(stage));
-    StageView { stage: receiver, requested: Arc::default() }
+    let (_, stop) = StopRequest::new();
+    StageView { stage: receiver, requested: Arc::default(), stop }
 }
 
 impl StageControl {
@@ -92,14 +125,22 @@ impl StageView {
 
     /// Returns whether the operation must stop.
     pub(super) fn must_stop(&self) -> bool {
-        match self.now() {
+        let of_stage = match self.now() {
             Some(stored) => stored.state.borrow().must_stop(),
             None => self.stage.has_changed().is_err(),
-        }
+        };
+        of_stage || self.stop.is_sent()
     }
 
     /// Waits until the operation must stop.
     pub(super) async fn stop_required(&self) {
+        tokio::select! {
+            () = self.stage_requires_stop() => {}
+            () = self.stop.sent() => {}
+        }
+    }
+
+    async fn stage_requires_stop(&self) {
         if let Some(mut stored) = self.becomes_stored().await {
             // An error means that the run has ended. Then the operation must stop, too.
             let _ = stored.state.wait_for(TaskState::must_stop).await;

@@ -8,6 +8,7 @@ mod flaky;
 mod forwarding;
 mod held;
 mod http;
+mod left_behind;
 mod limits;
 mod listing;
 mod mistakes;

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::backend::{PageRequest, StorageBackend};
+use crate::rmcp::stage::StopRequest;
 use crate::store::StoreConfig;
 use crate::task::{Payload, Progress, TaskStatus};
 use spy::Spy;
@@ -66,7 +67,7 @@ where
 {
     let new = NewTask::new("tools/call").operation("test");
     let operation = |context| -> TaskFuture { Box::pin(operation(context)) };
-    manager.call(&alice(), new, limits, operation).await
+    manager.call(&alice(), new, limits, StopRequest::new().1, operation).await
 }
 
 fn text(result: &CallToolResult) -> serde_json::Value {
@@ -176,11 +177,11 @@ async fn options_that_the_store_does_not_accept_are_refused_before_the_operation
         NewTask::new("tools/call").status_message("x".repeat(100_000)),
     ] {
         let operation = |_| -> TaskFuture { panic!("the operation has started") };
-        refused(one.call(&alice(), new, limits(), operation).await);
+        refused(one.call(&alice(), new, limits(), StopRequest::new().1, operation).await);
     }
     let reserved = OwnerId::try_from("\0mcp/alice").unwrap();
     let operation = |_| -> TaskFuture { panic!("the operation has started") };
-    refused(one.call(&reserved, NewTask::new("tools/call"), limits(), operation).await);
+    refused(one.call(&reserved, NewTask::new("tools/call"), limits(), StopRequest::new().1, operation).await);
     assert_eq!((spy.calls(), one.running_task_count()), (0, 0));
 }
 
@@ -436,6 +437,54 @@ async fn a_call_whose_client_has_left_runs_on_and_is_stored_when_it_takes_long()
     let tasks = all_tasks(&one).await;
     let [task] = &*tasks else { panic!("{tasks:?}") };
     finish.send(()).unwrap();
+    assert_eq!(output(&one.store().wait(&task.key).await.unwrap()), "done");
+    runs_end(&one).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_is_asked_to_stop_before_its_task_is_stored_leaves_nothing() {
+    for is_down in [false, true] {
+        let (spy, one) = manager();
+        spy.is_down.store(is_down, Ordering::SeqCst);
+        // While the engine is down, the operation is asked to stop during the tries to store its task.
+        let after = Duration::from_secs(5);
+        let limits = CallLimits { answer_within: if is_down { after / 5 } else { HOUR }, ..limits() };
+        let (owner, (stop, signal)) = (alice(), StopRequest::new());
+        let new = NewTask::new("tools/call").operation("test");
+        let stops = one.call(&owner, new, limits, signal, |task: TaskContext| -> TaskFuture {
+            Box::pin(async move {
+                task.cancelled().await;
+                assert!(task.is_cancel_requested());
+                Err(TaskExit::Cancelled)
+            })
+        });
+        let begun = Instant::now();
+        let asks = async {
+            sleep(after).await;
+            stop.send();
+        };
+        let (answer, ()) = tokio::join!(stops, asks);
+        assert!(matches!(answer, Ok(CallAnswer::Ended(Outcome::Returned(Err(TaskExit::Cancelled))))));
+        assert_eq!(begun.elapsed(), after);
+        spy.is_down.store(false, Ordering::SeqCst);
+        runs_end(&one).await;
+        assert!(all_tasks(&one).await.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_whose_call_has_its_answer_is_not_asked_to_stop() {
+    let (_spy, one) = manager();
+    let (owner, (stop, signal)) = (alice(), StopRequest::new());
+    let new = NewTask::new("tools/call").operation("test");
+    let waits = one.call(&owner, new, limits(), signal, |task: TaskContext| -> TaskFuture {
+        Box::pin(async move {
+            let stopped = timeout(Duration::from_secs(5), task.cancelled()).await.is_ok();
+            said(if stopped || task.is_cancel_requested() { "stopped" } else { "done" })
+        })
+    });
+    let task = stored(waits.await);
+    drop(stop);
     assert_eq!(output(&one.store().wait(&task.key).await.unwrap()), "done");
     runs_end(&one).await;
 }

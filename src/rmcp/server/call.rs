@@ -1,5 +1,8 @@
 //! One call of a task tool: starts its operation, and answers the call.
 
+use std::convert::Infallible;
+use std::future::pending;
+
 use rmcp::model::{CallToolRequestParams, CallToolResponse, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::Value;
@@ -11,6 +14,7 @@ use crate::backend::Agenda;
 use crate::rmcp::call_run::CallAnswer;
 use crate::rmcp::calls::require_tasks;
 use crate::rmcp::request;
+use crate::rmcp::stage::StopRequest;
 use crate::rmcp::tools::TaskTool;
 
 /// Answers a call as its client can take it. A call that repeats an earlier one continues it. Any other call starts an operation.
@@ -35,8 +39,30 @@ pub(super) async fn answer<B: Agenda>(
     let operation = tool.bind(&arguments)?;
     let owner = owners.owner(context)?;
     let new = request::keep(tool.new_task(arguments), context, tasks.extensions());
-    match delivery.held.wait(tasks.call(&owner, new, config.call_limits(), operation)).await? {
+    let (stop, signal) = StopRequest::new();
+    let answered = async {
+        tokio::select! {
+            biased;
+            answer = tasks.call(&owner, new, config.call_limits(), signal, operation) => answer,
+            never = stop_if_cancelled(&stop, tool, context) => match never {},
+        }
+    };
+    match delivery.held.wait(answered).await? {
         CallAnswer::Ended(outcome) => answers::of_outcome(outcome),
         CallAnswer::Stored(stored) => Ok(delivery.deliver_stored(stored).await?),
     }
+}
+
+/// Asks the operation to stop when the client cancels the call, if the tool says so. Once the task is stored, the record has the
+/// request to cancel instead.
+async fn stop_if_cancelled(
+    stop: &StopRequest,
+    tool: &TaskTool,
+    context: &RequestContext<RoleServer>,
+) -> Infallible {
+    if tool.cancels_with_request() {
+        context.ct.cancelled().await;
+        stop.send();
+    }
+    pending().await
 }

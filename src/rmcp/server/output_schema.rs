@@ -17,14 +17,17 @@ pub(super) fn accept_state(tool: &mut Tool) {
     }
 }
 
-/// Returns the schema that accepts what either schema accepts. Its root is an object, because older protocols demand this.
+/// Returns the schema that accepts what either schema accepts. Its root is an object if that of `own` is, because older protocols
+/// demand this. For them the SDK removes any other schema, and writes content that is no object as text.
 fn any_of(mut own: JsonObject, mut state: JsonObject) -> JsonObject {
     let mut root = JsonObject::new();
     state.remove("$schema");
     if let Some(dialect) = own.remove("$schema") {
         root.insert("$schema".to_owned(), dialect);
     }
-    root.insert("type".to_owned(), "object".into());
+    if own.get("type").is_some_and(|of_root| of_root == "object") {
+        root.insert("type".to_owned(), "object".into());
+    }
     // References are relative to the root of the document.
     for definitions in ["$defs", "definitions"] {
         if let Some(definitions_of_own) = own.remove(definitions) {
@@ -84,6 +87,18 @@ mod tests {
         assert!(!text.contains("format"), "some clients print a warning for a format: {text}");
         let progress = &schema["anyOf"][1]["properties"]["progress"]["required"];
         assert_eq!(progress, &json!(["done"]), "{text}");
+    }
+
+    #[test]
+    fn the_root_of_the_schema_of_content_that_is_no_object_is_no_object_either() {
+        let schema = accepting(
+            json!({ "type": "array", "items": { "$ref": "#/$defs/Size" }, "$defs": { "Size": {} } }),
+        );
+        assert!(schema["type"].is_null(), "{schema}");
+        assert_eq!(schema["anyOf"][0], json!({ "type": "array", "items": { "$ref": "#/$defs/Size" } }));
+        assert_eq!(schema["anyOf"][1]["type"], "object");
+        let either = accepting(json!({ "oneOf": [{ "type": "object" }, { "type": "null" }] }));
+        assert!(either["type"].is_null(), "{either}");
     }
 
     #[test]

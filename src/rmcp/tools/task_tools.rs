@@ -207,7 +207,7 @@ impl TaskTools {
     }
 
     /// Asks the task of a call to cancel when the client cancels the call (`notifications/cancelled`) before it has the
-    /// answer. By default the task runs on.
+    /// answer. An operation whose task is not stored yet is asked to stop. By default the task runs on.
     pub fn cancel_with_request(self) -> Self {
         self.set("cancel_with_request", |settings| settings.cancels_with_request = true)
     }

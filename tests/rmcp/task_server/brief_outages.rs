@@ -149,6 +149,28 @@ async fn the_cancel_of_a_held_call_reaches_its_task_although_the_engine_fails(
     assert_eq!(tasks[0].task.status, TaskStatus::Cancelled);
 }
 
+#[rstest]
+#[tokio::test(start_paused = true)]
+async fn the_cancel_of_a_call_stops_its_operation_although_its_task_cannot_be_stored(
+    #[values(false, true)] cancels: bool,
+) {
+    let engine = Flaky::new();
+    engine.is_down.store(true, Relaxed);
+    let tasks = manager(&engine.agenda(), LONG);
+    let tools = TaskTools::new().tool("waits", "Waits", until_cancelled::<EmptyObject>);
+    let tools = if cancels { tools.cancel_with_request() } else { tools };
+    let mut client = RawClient::connect(serve(&tasks, tools), Kind::Plain).await;
+    let id = client.begin("tools/call", json!({ "name": "waits", "arguments": {} })).await;
+    sleep(3 * SECOND).await;
+    let cancel =
+        json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": id } });
+    client.send(cancel).await;
+    sleep(3 * SECOND).await;
+    assert_eq!(tasks.running_task_count(), usize::from(!cancels));
+    sleep(60 * SECOND).await;
+    assert_eq!(tasks.running_task_count(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_question_that_cannot_be_sealed_in_time_is_answered_with_the_state_of_its_task() {
     let engine = Picky::new("\"secret\"", usize::MAX, Duration::from_millis(10));

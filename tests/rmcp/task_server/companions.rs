@@ -256,3 +256,47 @@ async fn the_companions_of_a_client_without_an_owner_fail() {
     }
     client.cancel().await.unwrap();
 }
+
+#[tokio::test]
+async fn arguments_of_any_kind_are_refused_with_the_code_of_invalid_params_or_with_a_sentence() {
+    let tasks = in_memory();
+    let client = plain(serve(&tasks, LONG)).await;
+    let values = [
+        json!(null),
+        json!(true),
+        json!(7),
+        json!(-1.5e300),
+        json!(""),
+        json!(" "),
+        json!("\u{0}"),
+        json!("..\u{1F4A9}:{}%"),
+        json!("x".repeat(256)),
+        json!("x".repeat(1024 * 1024)),
+        json!([]),
+        json!({}),
+        json!([["nested"]]),
+    ];
+    for value in values {
+        for arguments in [
+            json!({ "taskId": value }),
+            json!({ "taskId": "no-such-task", "answers": value }),
+            json!({ "taskId": "no-such-task", "answer": value }),
+            json!({ "taskId": value, "answers": { "confirm": value } }),
+            json!({ "cursor": value }),
+            json!({ "taskId": "no-such-task", "surplus": value }),
+            value.clone(),
+        ] {
+            if !arguments.is_object() {
+                continue;
+            }
+            for tool in ["task_result", "task_list", "task_answer", "task_cancel"] {
+                match respond(&client, tool, arguments.clone()).await {
+                    Err(error) => assert_eq!(error.code, ErrorCode::INVALID_PARAMS, "{tool}: {error:?}"),
+                    Ok(result) if tool == "task_list" => assert_eq!(said_in(&result), "There are no tasks."),
+                    Ok(result) => assert!(said_in(&result).starts_with("There is no task"), "{result:?}"),
+                }
+            }
+        }
+    }
+    client.cancel().await.unwrap();
+}

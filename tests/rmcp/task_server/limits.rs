@@ -11,6 +11,7 @@ use mcp_task_store::{
 use rmcp::model::CallToolResult;
 use rmcp::task_manager::TaskExit;
 use rstest::rstest;
+use rstest_reuse::apply;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -18,6 +19,7 @@ use super::raw::{Kind, RawClient};
 use super::{Render, Router, Server, in_memory};
 use crate::support::intercept::{Call, Hooks, Intercept, Reply};
 use crate::support::rmcp::*;
+use crate::support::{Engine, on_every_engine};
 
 /// An engine that takes its time for each call, and longer for parts.
 struct Distant {
@@ -167,4 +169,100 @@ async fn a_call_whose_time_ends_while_the_result_arrives_does_not_say_that_the_t
     engine.part_ms.store(0, Relaxed);
     let response = client.call("task_result", json!({ "taskId": task_id })).await;
     assert_eq!(said_by(&response).len(), 3 * 1024 * 1024);
+}
+
+/// Calls the tool, and waits for the result of its task as well. `before_the_end` is called meanwhile. Returns both responses.
+async fn held_calls(
+    tasks: &Manager,
+    kind: Kind,
+    ttl: Duration,
+    before_the_end: impl AsyncFnOnce(&mcp_task_store::StoredTask),
+) -> (Value, Value) {
+    let tools = TaskTools::new().tool("slow", "Takes a second for each frame", slow).ttl(ttl);
+    let server = TaskServer::new(Router, tasks.clone(), OwnerSource::fixed(alice()), tools).unwrap();
+    let mut client = RawClient::connect(server, kind).await;
+    let call = client.begin("tools/call", json!({ "name": "slow", "arguments": { "frames": 30 } })).await;
+    let stored = loop {
+        let mut page = tasks.store().list(&alice(), mcp_task_store::PageRequest::new(1)).await.unwrap().tasks;
+        if let Some(stored) = page.pop() {
+            break stored;
+        }
+        sleep(Duration::from_millis(10)).await;
+    };
+    let arguments = json!({ "taskId": stored.key.task.as_str() });
+    let waits = client.begin("tools/call", json!({ "name": "task_result", "arguments": arguments })).await;
+    before_the_end(&stored).await;
+    let begun = tokio::time::Instant::now();
+    let (one, other) = (client.read().await, client.read().await);
+    assert!(begun.elapsed() <= Duration::from_secs(6), "{:?}", begun.elapsed());
+    let (of_call, of_result) = if one["id"] == call { (one, other) } else { (other, one) };
+    assert_eq!((&of_call["id"], &of_result["id"]), (&json!(call), &json!(waits)));
+    (of_call, of_result)
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_held_call_is_answered_when_the_ttl_of_its_task_elapses(
+    #[case] engine: Engine,
+    #[values(Kind::Plain, Kind::Old)] kind: Kind,
+) {
+    let (_store, tasks, _) = open(engine, LONG).await;
+    let (of_call, of_result) = held_calls(&tasks, kind, Duration::from_secs(1), async |_| {}).await;
+    assert_eq!(of_call["error"], of_result["error"], "{of_call}");
+    assert!(of_call["error"]["message"].as_str().unwrap().contains("TTL"), "{of_call}");
+    until(|| tasks.running_task_count() == 0).await;
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_held_call_is_answered_when_the_record_of_its_task_is_deleted(
+    #[case] engine: Engine,
+    #[values(Kind::Plain, Kind::Old)] kind: Kind,
+) {
+    let (_store, tasks, other) = open(engine, LONG).await;
+    let delete = async |stored: &mcp_task_store::StoredTask| {
+        sleep(Duration::from_millis(200)).await;
+        other.store().delete(&stored.key).await.unwrap();
+    };
+    let (of_call, of_result) = held_calls(&tasks, kind, Duration::from_secs(60), delete).await;
+    assert_eq!(of_call["error"]["code"], -32602, "{of_call}");
+    assert!(said_by(&of_result).starts_with("There is no task"), "{of_result}");
+    tasks.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_declares_tasks_when_it_initializes_polls_its_tasks() {
+    let tasks = in_memory();
+    let capabilities = json!({ "extensions": { "io.modelcontextprotocol/tasks": {} } });
+    let server = serve(&tasks, TaskServerConfig::new());
+    let mut client = RawClient::connect_with(server, Kind::Old, capabilities).await;
+    let response = client.call("slow", json!({ "frames": 3 })).await;
+    let task_id = response["result"]["taskId"].as_str().unwrap_or_else(|| panic!("{response}"));
+    sleep(Duration::from_secs(5)).await;
+    let polled = client.request("tasks/get", json!({ "taskId": task_id })).await;
+    assert_eq!(polled["result"]["status"], "completed", "{polled}");
+}
+
+/// Blocks its thread, and ignores the signal to stop.
+async fn blocks(_: TaskContext, render: Render) -> Result<CallToolResult, TaskExit> {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    std::thread::sleep(Duration::from_millis(render.frames));
+    Ok(text("blocked"))
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_call_whose_operation_blocks_its_thread_is_answered_once(
+    #[values(Kind::Tasks, Kind::Plain, Kind::Old)] kind: Kind,
+) {
+    let tasks = in_memory();
+    let tools = TaskTools::new().tool("blocks", "Blocks", blocks);
+    let config = TaskServerConfig::new().hold_for(Duration::from_millis(300));
+    let owners = OwnerSource::fixed(alice());
+    let server = TaskServer::with_config(Router, tasks.clone(), owners, tools, config).unwrap();
+    let mut client = RawClient::connect(server, kind).await;
+    let response = client.call("blocks", json!({ "frames": 600 })).await;
+    assert_eq!(said_by(&response), "blocked", "the outcome is there before anything else can run");
+    until(|| tasks.running_task_count() == 0).await;
+    assert!(client.messages.is_empty(), "{:?}", client.messages);
 }

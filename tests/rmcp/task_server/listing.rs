@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use mcp_task_store::TaskTools;
+use mcp_task_store::{TaskContext, TaskTools};
 use rmcp::model::*;
 use rmcp::service::{RequestContext, ServiceError};
+use rmcp::task_manager::TaskExit;
 use rmcp::{ClientLifecycleMode, ErrorData, RoleServer, ServerHandler};
 use rstest::rstest;
 use serde_json::{Value, json};
 
+use super::raw::{Kind, RawClient};
 use super::{Render, Router, in_memory, nothing, render, serve, until_cancelled, with_tasks};
 use crate::support::rmcp::{connect, key, newest};
 
@@ -187,5 +189,32 @@ async fn a_list_that_differs_by_client_is_not_for_shared_caches() {
         let listed = client.list_tools(None).await.unwrap();
         assert_eq!((listed.ttl_ms, listed.cache_scope), (Some(60_000), Some(CacheScope::Private)));
         client.cancel().await.unwrap();
+    }
+}
+
+async fn scenes(_: TaskContext, _: Render) -> Result<CallToolResult, TaskExit> {
+    Ok(CallToolResult::structured(json!(["first", "second"])))
+}
+
+#[tokio::test]
+async fn structured_content_that_is_no_object_matches_the_schema_that_its_client_sees() {
+    let tools = TaskTools::new().tool("scenes", "Lists scenes", scenes).output_schema::<Vec<String>>();
+    for kind in [Kind::Tasks, Kind::Plain, Kind::Old] {
+        let mut client = RawClient::connect(serve(Router, &in_memory(), tools.clone()), kind).await;
+        let listed = client.request("tools/list", json!({})).await;
+        let schema = &listed["result"]["tools"][0]["outputSchema"];
+        let response = client.call("scenes", json!({ "frames": 1 })).await;
+        let content = &response["result"]["structuredContent"];
+        if kind == Kind::Old {
+            // Structured content of older protocols is an object. The SDK removes both.
+            assert_eq!((schema, content), (&Value::Null, &Value::Null));
+            continue;
+        }
+        assert_eq!(content, &json!(["first", "second"]));
+        let accepts_arrays = |schema: &Value| schema["type"] == "array";
+        match kind {
+            Kind::Tasks => assert!(accepts_arrays(schema), "{schema}"),
+            _ => assert!(schema["type"].is_null() && accepts_arrays(&schema["anyOf"][0]), "{schema}"),
+        }
     }
 }
