@@ -177,7 +177,8 @@ async fn a_task_that_a_call_of_this_instance_started_needs_no_slot(#[case] engin
     }
     all_complete(&one, &task_ids).await;
     assert_eq!(working.total(), 5);
-    assert_eq!(one.running_task_count(), 1);
+    // A poll can see an outcome before the engine has acknowledged its write.
+    until(|| one.running_task_count() == 1).await;
 }
 
 #[apply(on_every_engine)]
