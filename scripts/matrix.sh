@@ -7,8 +7,8 @@ folder=$PWD/.redis/matrix
 mkdir -p "$folder"
 # The same features as in `make test`, so that cargo builds everything once.
 features=${FEATURES:-redis-tests,pmcp}
-# The cost of many timers, and the engines in memory, do not depend on the server: `make test` covers them.
-suites=("contract --skip many_timers --skip memory:: --skip polled:: --skip case_1_memory" "redis wire:: group_commit:: --skip server_states")
+# The cost of many timers, the engines in memory, and SQLite do not depend on the server: `make test` covers them.
+suites=("contract --skip many_timers --skip memory:: --skip polled:: --skip case_1_memory --skip sqlite" "redis wire:: group_commit:: --skip server_states")
 
 if [ ! -x "$folder/venv/bin/pip" ]; then
 	python3 -m venv "$folder/venv"
