@@ -70,7 +70,7 @@ impl Process {
         Self { child, reader }
     }
 
-    /// Kills the process, and waits until all that it acknowledged has been read.
+    /// Kills the process, and waits until every acknowledgment of it has been read.
     fn kill(mut self) {
         self.child.kill().unwrap();
         let ended = self.child.wait().unwrap();

@@ -1,19 +1,19 @@
 //! Holds a call until its task has ended or requires input, or until the call must be answered.
 
+use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 
 use rmcp::model::DetailedTask;
 use rmcp::service::{RequestContext, RoleServer};
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use super::client::Client;
 use super::notifications::ProgressNotifications;
+use super::retry::while_engine_fails;
 use crate::backend::{Agenda, TaskKey};
-use crate::printable::Chain;
-use crate::rmcp::error_class::ErrorClass;
 use crate::rmcp::wire;
-use crate::store::{BackOff, TaskError, TaskStore};
+use crate::store::{TaskError, TaskStore};
 use crate::task::{StoredTask, TaskStatus};
 
 /// A call whose client waits for the answer.
@@ -88,35 +88,20 @@ impl<'a> HeldCall<'a> {
     ) -> Result<HoldEnd, TaskError> {
         let (seen, cancelled) = (self.seen.clone(), self.context.ct.clone());
         let held = async {
+            let read = || read_over(store, key, &seen);
+            let no_limit = pin!(pending());
             tokio::select! {
                 biased;
                 () = cancelled.cancelled() => Ok(HoldEnd::Cancelled),
                 () = limit => Ok(HoldEnd::TimeElapsed),
-                over = read_until_over(store, key, &seen) => over,
+                over = while_engine_fails(read, no_limit) => over,
             }
         };
         self.wait(held).await
     }
 }
 
-/// Reads the task until it has ended or requires input. Tries again while the engine fails.
-async fn read_until_over<B: Agenda>(
-    store: &TaskStore<B>,
-    key: &TaskKey,
-    seen: &watch::Sender<Option<Arc<StoredTask>>>,
-) -> Result<HoldEnd, TaskError> {
-    let mut back_off = BackOff::new();
-    loop {
-        match read_over(store, key, seen).await {
-            Err(error) if ErrorClass::of(&error) == ErrorClass::Transient => {
-                tracing::debug!(error = %Chain(&error), "the task of a held call could not be read yet");
-                sleep(back_off.next_pause()).await;
-            }
-            over => return over,
-        }
-    }
-}
-
+/// Reads the task until it has ended or requires input.
 async fn read_over<B: Agenda>(
     store: &TaskStore<B>,
     key: &TaskKey,
