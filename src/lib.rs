@@ -101,7 +101,7 @@ mod task;
 pub use backend::{
     Agenda, BoxError, CorruptRecord, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry,
     ListedRecord, LocalAgenda, MAX_ID_BYTES, MAX_PAGE_LIMIT, MAX_PARTS, Next, OwnerId, OwnerPage, Page,
-    PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, PutOptions, Queue, Record,
+    PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, Priority, PutOptions, Queue, Record,
     StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, Version, Written,
 };
 pub use memory::MemoryBackend;
@@ -115,13 +115,14 @@ pub use redis::{Credentials, RedisBackend, RedisBuilder};
 #[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
 pub use rmcp::{
     Companions, DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext, TaskServer,
-    TaskServerConfig, TaskTools,
+    TaskServerConfig, TaskTools, Worker,
 };
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlite::{SqliteBackend, SqliteBuilder, Synchronous};
 pub use store::{
-    Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueKey, UniqueStart,
+    Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueEnqueue, UniqueKey,
+    UniqueStart,
 };
 pub use task::{
     Lease, OnWorkerLost, Payload, PayloadKind, Progress, RpcError, Snapshot, StoredTask, Task, TaskStatus,

@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::backend::{Expiry, TaskId};
+use crate::backend::{Expiry, Priority, TaskId};
 use adapter::AdapterState;
 use exact::ExactIntegers;
 use payload::HeldParts;
@@ -86,6 +86,11 @@ pub struct Lease {
     /// next attempt.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
+    /// Without a holder: how many milliseconds lay between the last worker's exit, or the creation of the task, and the
+    /// earliest start. The wait for the next attempt never lasts longer, even if the engine's clock is set back. `None` with a
+    /// holder, and in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
     /// Fields of later versions of this crate. Writes keep them while the same attempt holds the lease. The next
     /// lease of the task starts without them.
     #[serde(flatten)]
@@ -242,6 +247,9 @@ pub struct Task {
     /// The name under which the instances have registered the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
+    /// Which of the tasks that wait for a worker of the operation are claimed first.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub priority: Priority,
     /// What happens to the task when its worker is lost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_worker_lost: OnWorkerLost,
@@ -324,8 +332,8 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-fn is_default(on_worker_lost: &OnWorkerLost) -> bool {
-    *on_worker_lost == OnWorkerLost::default()
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.000Z`.
@@ -367,7 +375,7 @@ mod tests {
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
             "maxAttempts": 5,
-            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "zone": "b"},
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "delayMs": 250, "zone": "b"},
             "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
             "cancelRequested": true, "variables": {"n": 1}, "extensions": {"tenant": "acme"},
             "traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
@@ -390,6 +398,7 @@ mod tests {
             renewals: 0,
             duration_ms: 30_000,
             deadline: at(30),
+            delay_ms: None,
             extra: Map::new(),
         };
         let held = lease(Some("somebody".to_owned()));

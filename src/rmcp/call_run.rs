@@ -16,7 +16,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, Span};
 
-pub(super) use self::storing::KEEP_ANSWERED;
+pub(super) use self::storing::{KEEP_ANSWERED, limit_elapsed, until_accepted};
 use super::context::TaskContext;
 use super::identity::Identity;
 use super::manager::DurableTaskManager;

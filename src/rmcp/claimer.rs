@@ -18,7 +18,7 @@ use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
 use super::shutdown::ShutdownSignal;
 use super::slots::{Slot, Slots};
 use super::wire;
-use crate::backend::{Agenda, Due, Next, Queue};
+use crate::backend::{Agenda, Due, Next, Priority, Queue};
 use crate::printable::Chain;
 use crate::store::{Attempt, BackOff, TaskError, TaskStore};
 use crate::task::{PayloadKind, StoredTask};
@@ -42,7 +42,7 @@ impl Drop for RunningMark {
 /// Starts the claimer unless it runs, there is no Tokio runtime yet, or a shutdown has begun.
 pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
     let is_running = &runtime.claiming.is_running;
-    if is_running.load(Ordering::Acquire) || runtime.shutdown.has_begun() {
+    if is_running.load(Ordering::Acquire) || runtime.claiming.closed.has_begun() {
         return;
     }
     let Ok(tokio) = Handle::try_current() else { return };
@@ -55,8 +55,9 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
         call_limit: call_limit(runtime),
         registered: Arc::clone(&runtime.claiming.registered),
         place_freed: Arc::clone(&runtime.claiming.place_freed),
-        shutdown: runtime.shutdown.signal(),
+        closed: runtime.claiming.closed.signal(),
         slots: runtime.slots.clone(),
+        turns: Turns::default(),
     };
     let run = async move {
         let _mark = mark;
@@ -76,17 +77,36 @@ struct Claimer<B> {
     call_limit: Duration,
     registered: Arc<Notify>,
     place_freed: Arc<Notify>,
-    shutdown: ShutdownSignal,
+    closed: ShutdownSignal,
     slots: Slots,
+    turns: Turns,
+}
+
+/// Which operation comes first when the claimer takes timers. It changes with each take, so no operation has to wait while another
+/// one always has due timers.
+#[derive(Debug, Default)]
+struct Turns(usize);
+
+impl Turns {
+    /// Returns the queues of these operations: those of a higher priority first.
+    fn next(&mut self, mut names: Vec<String>) -> Vec<Queue> {
+        names.sort_unstable();
+        self.0 = self.0.wrapping_add(1);
+        if !names.is_empty() {
+            let first = self.0 % names.len();
+            names.rotate_left(first);
+        }
+        queues_of(&names)
+    }
 }
 
 impl<B: Agenda> Claimer<B> {
-    async fn run(self) {
+    async fn run(mut self) {
         while let Some(queues) = self.queues() {
             let goes_on = if queues.is_empty() {
                 tokio::select! {
                     () = self.registered.notified() => true,
-                    _ = self.shutdown.begun() => false,
+                    _ = self.closed.begun() => false,
                 }
             } else {
                 self.claim_from(&queues).await
@@ -102,18 +122,18 @@ impl<B: Agenda> Claimer<B> {
         Some(queues_of(&self.runtime.upgrade()?.registered()))
     }
 
-    /// Claims tasks from these queues. Returns `true` when there may be more queues, and `false` when a shutdown begins.
-    async fn claim_from(&self, queues: &[Queue]) -> bool {
+    /// Claims tasks from these queues. Returns `true` when there may be more queues, and `false` when this process claims no more
+    /// tasks.
+    async fn claim_from(&mut self, queues: &[Queue]) -> bool {
         let Some(runtime) = self.runtime.upgrade() else { return true };
         let mut wakeups = runtime.store.backend().wakeups(queues).fuse();
         drop(runtime);
         let mut back_off = BackOff::new();
         loop {
             let slots = tokio::select! {
-                // Check the shutdown first: this instance must not claim the tasks that it releases to other
-                // instances.
+                // Checked first: this instance must not claim the tasks that it releases to other instances.
                 biased;
-                _ = self.shutdown.begun() => return false,
+                _ = self.closed.begun() => return false,
                 () = self.registered.notified() => return true,
                 slots = self.slots.acquire(MAX_BATCH) => slots,
             };
@@ -131,7 +151,7 @@ impl<B: Agenda> Claimer<B> {
             };
             tokio::select! {
                 biased;
-                _ = self.shutdown.begun() => return false,
+                _ = self.closed.begun() => return false,
                 () = sleep(pause) => {}
                 // Once the stream has ended, only the sleep wakes the claimer.
                 Some(()) = wakeups.next() => {}
@@ -143,10 +163,12 @@ impl<B: Agenda> Claimer<B> {
 
     /// Takes one due timer for each slot and claims its task. Returns when the next timer is due. The tasks of an operation
     /// without a free place stay in their queue, where other instances find them.
-    async fn claim_due(&self, mut slots: Vec<Slot>) -> Result<Duration, String> {
+    async fn claim_due(&mut self, mut slots: Vec<Slot>) -> Result<Duration, String> {
         let Some(runtime) = self.runtime.upgrade() else { return Ok(MAX_SLEEP) };
+        // A shutdown waits for the claims: the timers that it has taken would stay hidden from other instances.
+        let claims = runtime.claiming.claims.add();
         let (claimable, places) = runtime.claimable();
-        let (queues, max) = (queues_of(&claimable), slots.len().min(places));
+        let (queues, max) = (self.turns.next(claimable), slots.len().min(places));
         if queues.is_empty() {
             return Ok(MAX_SLEEP);
         }
@@ -162,6 +184,11 @@ impl<B: Agenda> Claimer<B> {
             let Some(slot) = slots.pop() else { break };
             let place = runtime.reserve(due.queue.operation());
             let claim = claim_and_resolve(Weak::clone(&self.runtime), due, slot, place, self.call_limit);
+            let claims = claims.clone();
+            let claim = async move {
+                claim.await;
+                drop(claims);
+            };
             tokio::spawn(claim.in_current_span());
         }
         Ok(next_in.map_or(MAX_SLEEP, |next_in| next_in.min(MAX_SLEEP)))
@@ -169,8 +196,9 @@ impl<B: Agenda> Claimer<B> {
 }
 
 fn queues_of(names: &[String]) -> Vec<Queue> {
+    let of_priority = |priority| names.iter().filter_map(move |name| Queue::work(name, priority).ok());
     // A name that is too long for a queue is also too long for a task.
-    names.iter().filter_map(|name| Queue::work(name).ok()).collect()
+    Priority::ALL.into_iter().flat_map(of_priority).collect()
 }
 
 /// Claims one task, then moves or removes its timer.
@@ -216,7 +244,7 @@ async fn claim<B: Agenda>(
     let guard = runtime.runs.add();
     let shutdown = runtime.shutdown.signal();
     let place = match place {
-        Ok(place) if !shutdown.has_begun() => place,
+        Ok(place) if !runtime.claiming.closed.has_begun() => place,
         _ => return return_to_queue(runtime, due).await,
     };
     // If the claim is dropped halfway, the store releases the task, as after a dropped attempt.
@@ -230,10 +258,13 @@ async fn claim<B: Agenda>(
         release_unregistered(&attempt).await?;
         return Ok(Next::Remove);
     };
-    // A resumed task has no call whose span could be its parent.
+    // A claimed task has no call whose span could be its parent.
     let span = Identity::of(&stored, attempt.number()).span(None);
     let _in_span = span.enter();
-    tracing::info!("resumed");
+    match attempt.number() {
+        1 => tracing::info!("started"),
+        _ => tracing::info!("resumed"),
+    }
     let (store, task, limit) = (runtime.store.clone(), stored.clone(), call_limit(runtime));
     runtime.run(guard, attempt, stored, Some(slot), |context| {
         Box::pin(async move {
@@ -245,7 +276,7 @@ async fn claim<B: Agenda>(
     Ok(Next::Remove)
 }
 
-/// Returns a timer to its queue that this claimer took just before a shutdown began, or just before a call took the last place.
+/// Returns a timer to its queue that this claimer took just before its process closed, or just before a call took the last place.
 async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<Next, TaskError> {
     // A `schedule` wakes other instances. A `resolve` does not.
     let schedule = runtime.store.backend().schedule(&due.queue, &due.key, Duration::ZERO);

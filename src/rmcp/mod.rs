@@ -4,7 +4,7 @@
 //! in a [`TaskStore`](crate::TaskStore), so they outlive the process, and every instance of a server answers for all of them.
 //!
 //! [`TaskServer`] wraps a handler of the SDK, and serves [`TaskTools`]: tools that are written once, as an async function, and
-//! whose calls become tasks of a manager.
+//! whose calls become tasks of a manager. A [`Worker`] runs the calls that servers only enqueue.
 //!
 //! [rmcp]: https://crates.io/crates/rmcp
 
@@ -18,6 +18,7 @@ mod config;
 mod context;
 mod count;
 mod delivered;
+mod enqueue;
 mod error_class;
 mod follow;
 mod identity;
@@ -44,6 +45,7 @@ mod task_state;
 mod timeouts;
 mod tools;
 mod wire;
+mod worker;
 
 pub use config::ManagerConfig;
 pub use context::TaskContext;
@@ -52,3 +54,4 @@ pub use options::RegisteredOptions;
 pub use owner::OwnerSource;
 pub use server::{Companions, TaskServer, TaskServerConfig};
 pub use tools::TaskTools;
+pub use worker::Worker;

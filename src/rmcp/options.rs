@@ -1,7 +1,14 @@
 //! The options of a task that runs a registered operation.
 
-use rmcp::task_manager::TaskOptions;
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use rmcp::task_manager::TaskOptions;
+use serde_json::Value;
+
+use super::wire;
+use crate::backend::Priority;
+use crate::store::NewTask;
 use crate::task::OnWorkerLost;
 
 /// The options of a task that runs a registered operation: those of the SDK, and what happens when a worker is lost.
@@ -17,9 +24,17 @@ use crate::task::OnWorkerLost;
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct RegisteredOptions {
-    pub(super) task: TaskOptions,
-    pub(super) on_worker_lost: OnWorkerLost,
-    pub(super) max_attempts: Option<u32>,
+    task: TaskOptions,
+    on_worker_lost: OnWorkerLost,
+    max_attempts: Option<u32>,
+    priority: Priority,
+    earliest_start: Option<EarliestStart>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum EarliestStart {
+    After(Duration),
+    At(DateTime<Utc>),
 }
 
 impl RegisteredOptions {
@@ -40,6 +55,38 @@ impl RegisteredOptions {
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = Some(max);
         self
+    }
+
+    /// Sets the priority of the task while it waits for a worker: see [`NewTask::priority`].
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Lets an [enqueued](crate::DurableTaskManager::enqueue) task begin only after this time: see [`NewTask::delay`].
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.earliest_start = Some(EarliestStart::After(delay));
+        self
+    }
+
+    /// Lets an [enqueued](crate::DurableTaskManager::enqueue) task begin only at this time: see [`NewTask::not_before`].
+    pub fn not_before(mut self, time: DateTime<Utc>) -> Self {
+        self.earliest_start = Some(EarliestStart::At(time));
+        self
+    }
+
+    /// Returns the task of an operation with these arguments.
+    pub(super) fn new_task(self, operation: &str, arguments: Value) -> NewTask {
+        let new = wire::new_task(self.task).arguments(arguments).operation(operation);
+        let mut new = new.on_worker_lost(self.on_worker_lost).priority(self.priority);
+        if let Some(max) = self.max_attempts {
+            new = new.max_attempts(max);
+        }
+        match self.earliest_start {
+            Some(EarliestStart::After(delay)) => new.delay(delay),
+            Some(EarliestStart::At(time)) => new.not_before(time),
+            None => new,
+        }
     }
 }
 

@@ -64,6 +64,10 @@ pub(super) struct Claiming {
     pub(super) registered: Arc<Notify>,
     /// A call of a tool with a limited number of places has ended.
     pub(super) place_freed: Arc<Notify>,
+    /// Once it has begun, this process claims no more tasks. It begins with the shutdown at the latest.
+    pub(super) closed: Shutdown,
+    /// The takes and claims that are under way.
+    pub(super) claims: Count,
 }
 
 impl Drop for Claiming {
@@ -123,7 +127,7 @@ impl<B: Agenda> Runtime<B> {
             operations: Mutex::default(),
             runs: Count::default(),
             calls: Count::default(),
-            shutdown: Shutdown::new(),
+            shutdown: Shutdown::default(),
             claiming: Claiming::default(),
             slots: Slots::new(config.max_concurrent),
             polls: Polls::default(),

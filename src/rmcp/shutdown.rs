@@ -9,11 +9,13 @@ use tokio::time::{Instant, sleep_until};
 #[derive(Debug)]
 pub(super) struct Shutdown(watch::Sender<Option<Instant>>);
 
-impl Shutdown {
-    pub(super) fn new() -> Self {
+impl Default for Shutdown {
+    fn default() -> Self {
         Self(watch::Sender::new(None))
     }
+}
 
+impl Shutdown {
     pub(super) fn begin(&self) {
         self.0.send_if_modified(|since| {
             let is_first = since.is_none();
@@ -36,10 +38,6 @@ impl Shutdown {
 pub(super) struct ShutdownSignal(watch::Receiver<Option<Instant>>);
 
 impl ShutdownSignal {
-    pub(super) fn has_begun(&self) -> bool {
-        self.0.borrow().is_some()
-    }
-
     /// Returns once a shutdown has begun, with the time at which it began.
     pub(super) async fn begun(&self) -> Instant {
         let mut signal = self.0.clone();

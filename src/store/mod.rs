@@ -4,6 +4,7 @@
 //!
 //! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets` and `owners` are calls of their own;
 //! * `starting` begins the attempt of a task whose operation already runs;
+//! * `enqueue` creates tasks that wait for a worker;
 //! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
 //! * `hold` makes the `pointer` of a unique key name a task;
@@ -19,6 +20,7 @@ mod durations;
 #[cfg(feature = "rmcp")]
 mod ending;
 mod engine;
+mod enqueue;
 mod error;
 mod hold;
 mod keeper;
@@ -82,7 +84,7 @@ pub(crate) use split_calls::{SetResult, SplitCalls};
 pub(crate) use starting::Starting;
 pub use task_ref::{TaskPage, TaskRef};
 pub use ttl::Ttl;
-pub use unique::{UniqueKey, UniqueStart};
+pub use unique::{UniqueEnqueue, UniqueKey, UniqueStart};
 use write::ChangeKind;
 
 use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};
@@ -427,10 +429,11 @@ impl<B: Agenda> TaskStore<B> {
     /// A task waits for a worker while its lease has no holder: its worker was lost or has
     /// [released](Attempt::release) it, and its operation may run again. If a cancel of the task was requested, the
     /// call cancels it and returns `None`. The call also returns `None` if another worker has claimed the task, if
-    /// the task has ended, or if it no longer exists.
+    /// the task has ended, or if it no longer exists. If the earliest start of the next attempt has not come by the
+    /// engine's clock, the call schedules the task for that time and returns `None`.
     ///
     /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. The taker of a timer must remove the timer after
-    /// the claim, even if there was nothing to claim.
+    /// the claim, even if there was nothing to claim. A timer that the call has scheduled again stays.
     ///
     /// # Cancellation safety
     /// The same as for [`start`](Self::start).

@@ -15,7 +15,7 @@ use super::limits::{check, check_depth, check_extensions, check_poll_interval, c
 #[cfg(feature = "rmcp")]
 use super::progress_report::ProgressReport;
 use super::ttl::{Ttl, expiry, resolve_ttl};
-use crate::backend::{Expiry, Queue, TaskId};
+use crate::backend::{Expiry, Priority, Queue, TaskId};
 use crate::task::{Lease, OnWorkerLost, Progress, Task, TaskStatus, traceparent};
 
 /// A task that [`TaskStore::create`](crate::TaskStore::create) or [`TaskStore::start`](crate::TaskStore::start) stores.
@@ -46,6 +46,17 @@ pub struct NewTask {
     pub(crate) extensions: Map<String, Value>,
     pub(crate) traceparent: Option<String>,
     unique: Option<String>,
+    priority: Priority,
+    earliest_start: EarliestStart,
+}
+
+/// When the first attempt at an enqueued task may begin.
+#[derive(Clone, Copy, Debug, Default)]
+enum EarliestStart {
+    #[default]
+    Now,
+    After(Duration),
+    At(DateTime<Utc>),
 }
 
 impl NewTask {
@@ -65,6 +76,8 @@ impl NewTask {
             extensions: Map::new(),
             traceparent: None,
             unique: None,
+            priority: Priority::default(),
+            earliest_start: EarliestStart::default(),
         }
     }
 
@@ -141,6 +154,27 @@ impl NewTask {
         self
     }
 
+    /// Sets which of the tasks that wait for a worker of this operation are claimed first; [`Priority::Normal`] by default. It
+    /// applies whenever the task waits, also between two attempts.
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Lets the first attempt at an [enqueued](crate::TaskStore::enqueue) task begin only after this time; at once by default. The
+    /// delay must be shorter than the TTL, which counts from the creation.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.earliest_start = EarliestStart::After(delay);
+        self
+    }
+
+    /// Lets the first attempt at an [enqueued](crate::TaskStore::enqueue) task begin only at this time of the engine's clock; a time
+    /// in the past means at once. Replaces a [`delay`](Self::delay).
+    pub fn not_before(mut self, time: DateTime<Utc>) -> Self {
+        self.earliest_start = EarliestStart::At(time);
+        self
+    }
+
     /// Sets what the operation of this task has reported before the task is stored.
     #[cfg(feature = "rmcp")]
     pub(crate) fn report(mut self, report: ProgressReport) -> Self {
@@ -153,6 +187,33 @@ impl NewTask {
     pub(super) fn unique(mut self, pointer: String) -> Self {
         self.unique = Some(pointer);
         self
+    }
+
+    /// Returns how long an enqueued task waits from `now` on until its first attempt may begin.
+    pub(super) fn delay_at(&self, now: DateTime<Utc>, config: &StoreConfig) -> Result<Duration, TaskError> {
+        let delay = match self.earliest_start {
+            EarliestStart::Now => return Ok(Duration::ZERO),
+            EarliestStart::After(delay) => delay,
+            EarliestStart::At(time) => (time - now).to_std().unwrap_or_default(),
+        };
+        let longest = resolve_ttl(self.ttl, config)?.unwrap_or(Expiry::MAX);
+        if delay < longest {
+            return Ok(delay);
+        }
+        let reason = format!(
+            "the task would begin {delay:?} after its creation, and its TTL of {longest:?} elapses before that; set a longer TTL or a shorter delay"
+        );
+        Err(TaskError::InvalidArgument { reason })
+    }
+
+    /// Checks that the task can wait for a worker.
+    pub(super) fn check_can_wait(&self) -> Result<(), TaskError> {
+        if self.operation.is_some() {
+            return Ok(());
+        }
+        let reason =
+            "a task without an operation cannot wait for a worker; set NewTask::operation".to_owned();
+        Err(TaskError::InvalidArgument { reason })
     }
 
     /// Checks the task against the configuration. Returns when its record will expire.
@@ -170,6 +231,11 @@ impl NewTask {
         config: &StoreConfig,
     ) -> Result<(Task, Expiry), TaskError> {
         self.check(config)?;
+        let is_enqueued = lease.as_ref().is_some_and(|lease| lease.holder.is_none());
+        if !is_enqueued && !matches!(self.earliest_start, EarliestStart::Now) {
+            let reason = "only an enqueued task can begin later; use TaskStore::enqueue".to_owned();
+            return Err(TaskError::InvalidArgument { reason });
+        }
         let poll_interval = self.poll_interval.or(config.default_poll_interval);
         poll_interval.map_or(Ok(()), check_poll_interval)?;
         let ttl = resolve_ttl(self.ttl, config)?;
@@ -199,6 +265,7 @@ impl NewTask {
             error: None,
             lease,
             operation: self.operation,
+            priority: self.priority,
             on_worker_lost: self.on_worker_lost,
             max_attempts,
             variables: BTreeMap::new(),
@@ -235,7 +302,8 @@ impl NewTask {
             let reason = "a task without an operation cannot resume; set NewTask::operation".to_owned();
             return Err(TaskError::InvalidArgument { reason });
         }
-        let work_queue = self.operation.as_deref().map(Queue::work).transpose();
+        let work = |operation| Queue::work(operation, self.priority);
+        let work_queue = self.operation.as_deref().map(work).transpose();
         work_queue.map_err(|error| TaskError::InvalidArgument { reason: error.to_string() })?;
         if let Some(invalid) = self.traceparent.as_deref().filter(|text| !traceparent::is_valid(text)) {
             let reason =

@@ -23,7 +23,7 @@ use super::scheduler::Scheduler;
 use super::task_ref::TaskRef;
 use super::ttl::expiry_after_end;
 use super::write::{ChangeKind, Write, Writer};
-use super::writers::{Priority, WriterQueues};
+use super::writers::{WriterPriority, WriterQueues};
 use crate::backend::{Agenda, OwnerId, PageRequest, PutOptions, StorageError, TaskKey, Version};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask, Task};
@@ -123,7 +123,7 @@ impl<B: Agenda> Records<B> {
     ) -> Result<StoredTask, TaskError> {
         let span = debug_span!("read", owner = %key.owner.printable(), task = %key.task.printable());
         let read = pin!(async {
-            let queued = self.writers.join(key, Priority::High);
+            let queued = self.writers.join(key, WriterPriority::High);
             let _permit = queued.permit().await;
             match copy() {
                 Some(copy) => self.read_current(&*copy).await,

@@ -132,8 +132,14 @@ impl<B: Agenda> Scheduler<B> {
     pub(super) async fn schedule_work(&self, stored: &StoredTask) -> Result<(), TaskError> {
         let operation = stored.task.operation.as_deref();
         let (Some(operation), Some(lease)) = (operation, waiting_lease(&stored.task)) else { return Ok(()) };
-        let queue = Queue::work(operation).map_err(TaskError::Storage)?;
+        let queue = Queue::work(operation, stored.task.priority).map_err(TaskError::Storage)?;
         self.engine.schedule(&queue, &stored.key, delay_left(lease, self.engine.now())).await
+    }
+
+    /// Notes that a new task waits for a worker and that its timers are scheduled. So a reader of this process need not schedule
+    /// the task until one lease duration has passed.
+    pub(super) fn note_enqueued(&self, stored: &StoredTask) {
+        self.recent.insert(&stored.key, self.lease);
     }
 
     /// Schedules a task for now if its lease may have lapsed or has no holder, at most once per lease duration. Every

@@ -6,6 +6,7 @@ mod support;
 
 mod calls;
 mod common;
+mod enqueue;
 mod keeper;
 mod leases;
 mod limits;

@@ -171,7 +171,11 @@ impl<B: Agenda> CallRun<B> {
 }
 
 /// Waits until a call is held no longer whose task is stored from now on. Returns the error that answers it.
-pub(super) async fn limit_elapsed(begun: Instant, limits: CallLimits, shutdown: ShutdownSignal) -> TaskError {
+pub(in crate::rmcp) async fn limit_elapsed(
+    begun: Instant,
+    limits: CallLimits,
+    shutdown: ShutdownSignal,
+) -> TaskError {
     let until = (begun + limits.hold_for).max(Instant::now() + SHORTEST_TRY);
     tokio::select! {
         () = sleep_until(until) => not_stored_within(until - begun),
@@ -190,7 +194,24 @@ fn not_stored_within(limit: Duration) -> TaskError {
     })
 }
 
+/// Repeats a call that stores a task until it succeeds or the store refuses the task.
+pub(in crate::rmcp) async fn until_accepted<T, F>(store: impl Fn() -> F) -> Result<T, TaskError>
+where
+    F: Future<Output = Result<T, TaskError>>,
+{
+    let mut back_off = BackOff::new();
+    loop {
+        match store().await {
+            Err(error) if !is_refusal(&error) => {
+                tracing::debug!(error = %Chain(&error), "the task of a call could not be stored yet");
+            }
+            stored => return stored,
+        }
+        sleep(back_off.next_pause()).await;
+    }
+}
+
 /// Returns whether the store refuses the task, so that another try within the time of a call does not help.
-pub(super) fn is_refusal(error: &TaskError) -> bool {
+fn is_refusal(error: &TaskError) -> bool {
     matches!(error, TaskError::QuotaExceeded { .. }) || ErrorClass::of(error) != ErrorClass::Transient
 }

@@ -74,6 +74,11 @@ impl TaskTool {
         self.settings.new_task(self.name(), arguments)
     }
 
+    /// Returns the task of a call with these arguments, which waits for a worker.
+    pub(in crate::rmcp) fn enqueued_task(&self, arguments: Value) -> NewTask {
+        self.settings.enqueued_task(self.name(), arguments)
+    }
+
     /// Decodes the arguments of a call. The operation waits for a place first, if the tool limits how many calls run at once.
     ///
     /// # Errors

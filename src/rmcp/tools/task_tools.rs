@@ -17,7 +17,7 @@ use super::arguments::bind;
 use super::settings::Settings;
 use super::task_tool::TaskTool;
 use super::unique_by::unique_by;
-use crate::backend::{Agenda, Queue};
+use crate::backend::{Agenda, Priority, Queue};
 use crate::rmcp::context::TaskContext;
 use crate::rmcp::places::Places;
 use crate::store::{TaskError, TaskStore, Ttl};
@@ -149,6 +149,12 @@ impl TaskTools {
         self.set("concurrency", |settings| settings.places = places)
     }
 
+    /// Sets which of the calls that wait for a worker are claimed first; [`Priority::Normal`] by default. It applies to calls of a
+    /// server that only [enqueues](crate::TaskServerConfig::enqueue_only) them, and between two attempts.
+    pub fn priority(self, priority: Priority) -> Self {
+        self.set("priority", |settings| settings.priority = priority)
+    }
+
     /// Lets an owner have at most one open task of the tool for each key. `key` derives the key from the arguments of a call. A
     /// call whose key has an open task joins that task instead of starting another one, on any instance. For example, a client
     /// that has lost its connection finds its task again when it repeats the call.
@@ -267,7 +273,7 @@ fn mistake<B: Agenda>(tool: &TaskTool, is_first_of_its_name: bool, store: &TaskS
     if name.is_empty() {
         return Some("a tool has an empty name: name it".to_owned());
     }
-    if let Err(error) = Queue::work(name) {
+    if let Err(error) = Queue::work(name, tool.settings.priority) {
         return Some(format!("the tool {name:?} cannot have this name: {error}"));
     }
     let Settings { is_resumable, attempts, .. } = tool.settings;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures_util::future::join_all;
-use mcp_task_store::{Next, Queue, Task, TaskKey, TaskStatus};
+use mcp_task_store::{Next, Priority, Queue, Task, TaskKey, TaskStatus};
 use rstest::rstest;
 use rstest_reuse::apply;
 
@@ -202,7 +202,7 @@ async fn the_next_attempt_begins_at_once_after_the_first_loss_and_10_s_after_the
 ) {
     let store = engine.open().await;
     let tasks = open(&store.backend, config(LONG));
-    let work = Queue::work("render").unwrap();
+    let work = Queue::work("render", Priority::Normal).unwrap();
     let (key, attempt) = start(&tasks, resumable()).await;
     drop(attempt);
     until(&*store, &key, waits_for_a_worker).await;
