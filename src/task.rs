@@ -86,6 +86,11 @@ pub struct Lease {
     /// next attempt.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
+    /// Without a holder: how many milliseconds lay between the last worker's exit, or the creation of the task, and the
+    /// earliest start. The wait for the next attempt never lasts longer, even if the engine's clock is set back. `None` with a
+    /// holder, and in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
     /// Fields of later versions of this crate. Writes keep them while the same attempt holds the lease. The next
     /// lease of the task starts without them.
     #[serde(flatten)]
@@ -367,7 +372,7 @@ mod tests {
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
             "maxAttempts": 5,
-            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "zone": "b"},
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "delayMs": 250, "zone": "b"},
             "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
             "cancelRequested": true, "variables": {"n": 1}, "extensions": {"tenant": "acme"},
             "traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
@@ -390,6 +395,7 @@ mod tests {
             renewals: 0,
             duration_ms: 30_000,
             deadline: at(30),
+            delay_ms: None,
             extra: Map::new(),
         };
         let held = lease(Some("somebody".to_owned()));

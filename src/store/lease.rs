@@ -8,12 +8,12 @@ use super::durations::pause_after_conflicts;
 use super::error::TaskError;
 use super::hold::{Hold, Span, hold_task};
 use super::keeper::KeptRecords;
-use super::machine::{self, Change, WorkerExit, may_run, waiting_lease};
+use super::machine::{self, Change, WorkerExit, delay_left, may_run, waiting_lease};
 use super::new_task::NewTask;
 use super::records::Records;
 use super::write::{ChangeKind, Writer};
 use crate::backend::{Agenda, TaskKey};
-use crate::task::StoredTask;
+use crate::task::{Lease, StoredTask};
 
 /// Creates a task, and begins its first attempt.
 pub(super) async fn start<B: Agenda>(
@@ -106,6 +106,11 @@ async fn try_claim<B: Agenda>(
         let ended = records.write(writer, stored, Change::Visible).await?;
         return Ok(if ended.is_some() { Claim::Nothing } else { Claim::Conflict });
     }
+    if !has_come(records, &stored.key, waiting).await? {
+        // This voids the token of the caller that has taken the timer, so the caller cannot remove the timer.
+        records.scheduler.schedule_work(&stored).await?;
+        return Ok(Claim::Nothing);
+    }
     if !is_held(records, &stored).await? {
         machine::replace(stored.task_mut())?;
         let ended = records.write(writer, stored, Change::Visible).await?;
@@ -132,6 +137,19 @@ async fn try_claim<B: Agenda>(
             Err(error)
         }
     }
+}
+
+/// Returns whether the earliest start of a waiting task has come. The estimate of the engine's clock may lag, so only the
+/// engine's clock itself can refuse a claim.
+async fn has_come<B: Agenda>(
+    records: &Records<B>,
+    key: &TaskKey,
+    waiting: &Lease,
+) -> Result<bool, TaskError> {
+    if delay_left(waiting, records.engine.now()).is_zero() {
+        return Ok(true);
+    }
+    Ok(delay_left(waiting, records.engine.clock(key).await?).is_zero())
 }
 
 /// Returns whether a task is not unique, or is the open task of its key. Only such a task may run again: its start may have ended

@@ -121,6 +121,7 @@ impl LocalAttempts {
             renewals: 0,
             duration_ms: millis(duration),
             deadline: now + duration,
+            delay_ms: None,
             extra: Map::new(),
         }
     }

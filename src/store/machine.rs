@@ -342,8 +342,14 @@ pub(super) fn take_lease(
         return fail_with(task, message).map(|_| AfterExit::GaveUp { losses });
     }
     let delay = if exit == WorkerExit::Lost { delay_after(losses) } else { Duration::ZERO };
-    task.lease =
-        Some(Lease { holder: None, losses, deadline: now + delay, extra: Map::new(), ..lease.clone() });
+    task.lease = Some(Lease {
+        holder: None,
+        losses,
+        deadline: now + delay,
+        delay_ms: Some(millis(delay)),
+        extra: Map::new(),
+        ..lease.clone()
+    });
     Ok(AfterExit::Waits)
 }
 
@@ -353,9 +359,11 @@ fn delay_after(losses: u32) -> Duration {
 }
 
 /// Returns how long to wait until the next attempt at a task that waits for a worker may begin. If the engine's clock was set
-/// back since, the wait is at most the delay after this number of losses.
+/// back since, the wait is at most the delay that the lease states. A lease of an earlier version states none: the delay
+/// then follows from the number of losses.
 pub(super) fn delay_left(waiting: &Lease, now: DateTime<Utc>) -> Duration {
-    (waiting.deadline - now).to_std().unwrap_or_default().min(delay_after(waiting.losses))
+    let longest = waiting.delay_ms.map_or_else(|| delay_after(waiting.losses), Duration::from_millis);
+    (waiting.deadline - now).to_std().unwrap_or_default().min(longest)
 }
 
 fn fail_with(task: &mut Task, message: String) -> Result<Change, TaskError> {
@@ -400,5 +408,14 @@ mod tests {
         assert_eq!(left(2, "2026-01-31T11:59:10Z"), 10);
         assert_eq!(left(1, "2026-01-31T11:59:10Z"), 0);
         assert_eq!(left(0, "2026-01-30T12:00:10Z"), 0);
+        // A lease that states its delay has no other bound.
+        let left = |delay_ms, now: &str| {
+            let waiting = Lease { delay_ms: Some(delay_ms), ..waiting(2) };
+            delay_left(&waiting, now.parse().unwrap()).as_millis()
+        };
+        assert_eq!(left(60_000, "2026-01-31T11:59:40Z"), 30_000);
+        assert_eq!(left(60_000, "2026-01-31T10:00:00Z"), 60_000);
+        assert_eq!(left(7, "2026-01-31T11:59:10Z"), 7);
+        assert_eq!(left(0, "2026-01-31T11:59:10Z"), 0);
     }
 }

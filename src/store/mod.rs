@@ -427,10 +427,11 @@ impl<B: Agenda> TaskStore<B> {
     /// A task waits for a worker while its lease has no holder: its worker was lost or has
     /// [released](Attempt::release) it, and its operation may run again. If a cancel of the task was requested, the
     /// call cancels it and returns `None`. The call also returns `None` if another worker has claimed the task, if
-    /// the task has ended, or if it no longer exists.
+    /// the task has ended, or if it no longer exists. If the earliest start of the next attempt has not come by the
+    /// engine's clock, the call schedules the task for that time and returns `None`.
     ///
     /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. The taker of a timer must remove the timer after
-    /// the claim, even if there was nothing to claim.
+    /// the claim, even if there was nothing to claim. A timer that the call has scheduled again stays.
     ///
     /// # Cancellation safety
     /// The same as for [`start`](Self::start).
