@@ -1,7 +1,7 @@
 //! The earliest start of the next attempt at a task that waits for a worker.
 
 use chrono::TimeDelta;
-use mcp_task_store::{Due, Next, Queue, TaskStatus};
+use mcp_task_store::{Due, Next, Priority, Queue, TaskStatus};
 use rstest_reuse::apply;
 
 use super::{open, resumable};
@@ -29,7 +29,7 @@ async fn a_claim_before_the_earliest_start_is_refused_and_keeps_the_timer_of_the
     #[case] engine: Engine,
 ) {
     let (store, tasks, other) = open(engine, LONG).await;
-    let work = [Queue::work("render").unwrap()];
+    let work = [Queue::work("render", Priority::Normal).unwrap()];
     let (key, attempt) = start(&tasks, resumable()).await;
     attempt.release().await.unwrap();
     let due = take(&store, &work).await;
@@ -80,7 +80,7 @@ async fn a_task_that_is_refused_before_its_earliest_start_can_still_be_cancelled
 #[tokio::test]
 async fn a_timer_of_a_refused_claim_fires_at_the_earliest_start(#[case] engine: Engine) {
     let (store, tasks, other) = open(engine, LONG).await;
-    let work = [Queue::work("render").unwrap()];
+    let work = [Queue::work("render", Priority::Normal).unwrap()];
     let (key, attempt) = start(&tasks, resumable()).await;
     attempt.release().await.unwrap();
     let mut due = take(&store, &work).await;
