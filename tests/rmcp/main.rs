@@ -21,4 +21,5 @@ mod request;
 mod task_server;
 mod tasks;
 mod timing;
+mod worker;
 mod workers;
