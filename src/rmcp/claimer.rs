@@ -11,14 +11,17 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug_span};
 
+use super::count::CountGuard;
 use super::error_class::ErrorClass;
+use super::fleet_limits::FleetFull;
 use super::identity::Identity;
+use super::owner_turns::OwnerTurns;
 use super::places::{Full, Place};
 use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
 use super::shutdown::ShutdownSignal;
 use super::slots::{Slot, Slots};
 use super::wire;
-use crate::backend::{Agenda, Due, Next, Priority, Queue};
+use crate::backend::{Agenda, Due, Next, Priority, Queue, TaskKey};
 use crate::printable::Chain;
 use crate::store::{Attempt, BackOff, TaskError, TaskStore};
 use crate::task::{PayloadKind, StoredTask};
@@ -27,6 +30,12 @@ use crate::task::{PayloadKind, StoredTask};
 const MAX_BATCH: usize = 16;
 /// The pause before the claimer repeats a failed claim.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How often the claimer looks for a free slot of a fleet-wide limit.
+const FLEET_POLL: Duration = Duration::from_millis(250);
+/// How much later a task is claimed whose owner has as many attempts as one owner may have.
+const OWNER_FULL_DELAY: Duration = Duration::from_secs(1);
+/// The pause after a take that met such a task, so that the claimer does not move a long queue at full speed.
+const OWNER_FULL_PAUSE: Duration = Duration::from_millis(100);
 /// The longest sleep between two takes, in case a wakeup is lost.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
@@ -58,6 +67,7 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
         closed: runtime.claiming.closed.signal(),
         slots: runtime.slots.clone(),
         turns: Turns::default(),
+        owners: OwnerTurns::default(),
     };
     let run = async move {
         let _mark = mark;
@@ -80,6 +90,7 @@ struct Claimer<B> {
     closed: ShutdownSignal,
     slots: Slots,
     turns: Turns,
+    owners: OwnerTurns,
 }
 
 /// Which operation comes first when the claimer takes timers. It changes with each take, so no operation has to wait while another
@@ -161,16 +172,27 @@ impl<B: Agenda> Claimer<B> {
         }
     }
 
-    /// Takes one due timer for each slot and claims its task. Returns when the next timer is due. The tasks of an operation
-    /// without a free place stay in their queue, where other instances find them.
+    /// Claims one waiting task for each slot. Returns when the next timer is due. The tasks of an operation without a free place
+    /// stay in their queue, where other instances find them.
     async fn claim_due(&mut self, mut slots: Vec<Slot>) -> Result<Duration, String> {
         let Some(runtime) = self.runtime.upgrade() else { return Ok(MAX_SLEEP) };
+        let claiming = &runtime.claiming;
         // A shutdown waits for the claims: the timers that it has taken would stay hidden from other instances.
-        let claims = runtime.claiming.claims.add();
-        let (claimable, places) = runtime.claimable();
-        let (queues, max) = (self.turns.next(claimable), slots.len().min(places));
-        if queues.is_empty() {
-            return Ok(MAX_SLEEP);
+        let claims = claiming.claims.add();
+        let (mut claimable, places) = runtime.claimable();
+        let registered = claimable.len();
+        let fleet = runtime.limits.retain_free(&runtime, &mut claimable).await;
+        let fleet = fleet.map_err(|error| Chain(&error).to_string())?;
+        let poll = (claimable.len() < registered).then_some(FLEET_POLL);
+        let fleet = fleet.map_or(usize::MAX, |free| usize::try_from(free).unwrap_or(usize::MAX));
+        slots.truncate(places.min(fleet));
+        while let Some((queue, key)) = self.next_turn(&claimable, slots.len()) {
+            let Some(slot) = slots.pop() else { break };
+            self.spawn_claim(&runtime, &claims, Waiting { queue, key, due: None }, slot);
+        }
+        let (queues, max) = (self.turns.next(claimable.clone()), slots.len());
+        if queues.is_empty() || max == 0 {
+            return Ok(poll.unwrap_or(if claimable.is_empty() { MAX_SLEEP } else { Duration::ZERO }));
         }
         let take = runtime.store.backend().take_due(&queues, max, self.call_limit);
         let taken = match timeout(self.call_limit, take).await {
@@ -178,21 +200,70 @@ impl<B: Agenda> Claimer<B> {
             Ok(Err(error)) => return Err(Chain(&error).to_string()),
             Err(_) => return Err(format!("no answer within {:?}", self.call_limit)),
         };
-        let next_in = if taken.due.len() == max { Some(Duration::ZERO) } else { taken.next_in };
+        let has_more = taken.due.len() == max;
+        let next_in = if has_more { Some(Duration::ZERO) } else { taken.next_in };
         for due in taken.due {
             // The engine returns at most as many timers as there are slots.
             let Some(slot) = slots.pop() else { break };
-            let place = runtime.reserve(due.queue.operation());
-            let claim = claim_and_resolve(Weak::clone(&self.runtime), due, slot, place, self.call_limit);
-            let claims = claims.clone();
-            let claim = async move {
-                claim.await;
-                drop(claims);
-            };
-            tokio::spawn(claim.in_current_span());
+            let (queue, key) = (due.queue.clone(), due.key.clone());
+            self.spawn_claim(&runtime, &claims, Waiting { queue, key, due: Some(due) }, slot);
         }
-        Ok(next_in.map_or(MAX_SLEEP, |next_in| next_in.min(MAX_SLEEP)))
+        self.search_owners(&runtime, &claimable, has_more).await;
+        let next_in = next_in.map_or(MAX_SLEEP, |next_in| next_in.min(MAX_SLEEP));
+        let next_in = if claiming.owner_is_full.swap(false, Ordering::AcqRel) {
+            next_in.max(OWNER_FULL_PAUSE)
+        } else {
+            next_in
+        };
+        Ok(poll.map_or(next_in, |poll| poll.min(next_in)))
     }
+
+    /// Returns the next task of the owner whose turn it is, if one of these operations can run it.
+    fn next_turn(&mut self, claimable: &[String], slots: usize) -> Option<(Queue, TaskKey)> {
+        if slots == 0 {
+            return None;
+        }
+        let is_claimable = |queue: &Queue| claimable.iter().any(|name| queue.operation() == Some(name));
+        std::iter::from_fn(|| self.owners.next()).find(|(queue, _)| is_claimable(queue))
+    }
+
+    /// Searches for owners whose tasks wait behind those of another owner, while more tasks wait than this instance can run.
+    async fn search_owners(&mut self, runtime: &Runtime<B>, claimable: &[String], has_more: bool) {
+        if !has_more {
+            self.owners.clear();
+        } else if self.owners.is_due() {
+            let search = self.owners.search(runtime.store.backend(), claimable);
+            match timeout(self.call_limit, search).await {
+                Ok(Ok(())) => {}
+                // The tasks are claimed in the order of their queue until a later search succeeds.
+                Ok(Err(error)) => {
+                    tracing::debug!(error = %Chain(&error), "the waiting tasks could not be listed")
+                }
+                Err(_) => {
+                    tracing::debug!("the waiting tasks could not be listed within {:?}", self.call_limit)
+                }
+            }
+        }
+    }
+
+    fn spawn_claim(&self, runtime: &Runtime<B>, claims: &CountGuard, waiting: Waiting, slot: Slot) {
+        let place = runtime.reserve(waiting.queue.operation());
+        let claim = claim_and_resolve(Weak::clone(&self.runtime), waiting, slot, place, self.call_limit);
+        let claims = claims.clone();
+        let claim = async move {
+            claim.await;
+            drop(claims);
+        };
+        tokio::spawn(claim.in_current_span());
+    }
+}
+
+/// A task that waits for a worker.
+struct Waiting {
+    queue: Queue,
+    key: TaskKey,
+    /// The timer, if the claimer has taken it.
+    due: Option<Due>,
 }
 
 fn queues_of(names: &[String]) -> Vec<Queue> {
@@ -204,13 +275,13 @@ fn queues_of(names: &[String]) -> Vec<Queue> {
 /// Claims one task, then moves or removes its timer.
 async fn claim_and_resolve<B: Agenda>(
     runtime: Weak<Runtime<B>>,
-    due: Due,
+    waiting: Waiting,
     slot: Slot,
     place: Result<Option<Place>, Full>,
     limit: Duration,
 ) {
     let Some(runtime) = runtime.upgrade() else { return };
-    let next = match claim(&runtime, &due, slot, place).await {
+    let next = match claim(&runtime, &waiting, slot, place).await {
         Ok(next) => next,
         // An instance with a newer version of this crate may be able to read the record. It finds the task by the
         // timer of the lease.
@@ -218,13 +289,14 @@ async fn claim_and_resolve<B: Agenda>(
         Err(error) => {
             tracing::debug!(
                 error = %Chain(&error),
-                task = %due.key.task.printable(),
+                task = %waiting.key.task.printable(),
                 "a task that waits for a worker could not be claimed yet"
             );
             Next::After(RETRY_DELAY)
         }
     };
-    match timeout(limit, runtime.store.backend().resolve(&due, next)).await {
+    let Some(due) = &waiting.due else { return };
+    match timeout(limit, runtime.store.backend().resolve(due, next)).await {
         Ok(Ok(_)) => {}
         // The timer fires again when it is no longer hidden. Its taker then finds nothing to claim.
         Ok(Err(error)) => {
@@ -237,7 +309,7 @@ async fn claim_and_resolve<B: Agenda>(
 /// Claims a task and starts its operation. Returns what to do with the timer.
 async fn claim<B: Agenda>(
     runtime: &Runtime<B>,
-    due: &Due,
+    waiting: &Waiting,
     slot: Slot,
     place: Result<Option<Place>, Full>,
 ) -> Result<Next, TaskError> {
@@ -245,11 +317,19 @@ async fn claim<B: Agenda>(
     let shutdown = runtime.shutdown.signal();
     let place = match place {
         Ok(place) if !runtime.claiming.closed.has_begun() => place,
-        _ => return return_to_queue(runtime, due).await,
+        _ => return return_to_queue(runtime, waiting).await,
+    };
+    let fleet = match runtime.limits.take(runtime, waiting.queue.operation(), &waiting.key.owner).await? {
+        Ok(slots) => slots,
+        Err(FleetFull::Operation) => return Ok(Next::After(FLEET_POLL)),
+        Err(FleetFull::Owner) => {
+            runtime.claiming.owner_is_full.store(true, Ordering::Release);
+            return Ok(Next::After(OWNER_FULL_DELAY));
+        }
     };
     // If the claim is dropped halfway, the store releases the task, as after a dropped attempt.
     let claimed = tokio::select! {
-        claimed = runtime.store.claim(&due.key) => claimed?,
+        claimed = runtime.store.claim(&waiting.key) => claimed?,
         () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return Ok(Next::After(Duration::ZERO)),
     };
     let Some((stored, attempt)) = claimed else { return Ok(Next::Remove) };
@@ -268,7 +348,7 @@ async fn claim<B: Agenda>(
     let (store, task, limit) = (runtime.store.clone(), stored.clone(), call_limit(runtime));
     runtime.run(guard, attempt, stored, Some(slot), |context| {
         Box::pin(async move {
-            let _place = place;
+            let (_place, _fleet) = (place, fleet);
             let arguments = load_arguments(&store, &task, limit).await.map_err(wire::exit)?;
             operation(context.with_place(), arguments).await
         })
@@ -277,7 +357,8 @@ async fn claim<B: Agenda>(
 }
 
 /// Returns a timer to its queue that this claimer took just before its process closed, or just before a call took the last place.
-async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<Next, TaskError> {
+async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, waiting: &Waiting) -> Result<Next, TaskError> {
+    let Some(due) = &waiting.due else { return Ok(Next::After(Duration::ZERO)) };
     // A `schedule` wakes other instances. A `resolve` does not.
     let schedule = runtime.store.backend().schedule(&due.queue, &due.key, Duration::ZERO);
     if let Ok(scheduled) = timeout(SHUTDOWN_CALL_LIMIT, schedule).await {

@@ -7,6 +7,7 @@
 //! * `enqueue` creates tasks that wait for a worker;
 //! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
+//! * `slots` counts the holders of a limit across all instances;
 //! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
@@ -40,6 +41,8 @@ mod records;
 mod scheduler;
 #[cfg(feature = "rmcp")]
 mod secrets;
+#[cfg(feature = "rmcp")]
+mod slots;
 #[cfg(feature = "pmcp")]
 mod split_calls;
 #[cfg(feature = "rmcp")]
@@ -78,6 +81,8 @@ pub use new_task::NewTask;
 #[cfg(feature = "rmcp")]
 pub(crate) use progress_report::ProgressReport;
 use records::{ChangeCall, Records};
+#[cfg(feature = "rmcp")]
+pub(crate) use slots::{HeldSlot, SlotLimit};
 #[cfg(feature = "pmcp")]
 pub(crate) use split_calls::{SetResult, SplitCalls};
 #[cfg(feature = "rmcp")]
