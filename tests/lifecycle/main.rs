@@ -12,6 +12,7 @@ mod leases;
 mod limits;
 mod lost_workers;
 mod payloads;
+mod retries;
 mod tasks;
 mod tracing_spans;
 mod unique;
