@@ -172,7 +172,7 @@ pub(super) fn deliver_inputs(
         if let Some(request) = task.input_requests.remove(key) {
             check_depth("depth of an input response", response, MAX_JSON_DEPTH)?;
             task.input_responses.insert(key.clone(), response.clone());
-            if task.on_worker_lost == OnWorkerLost::Resume {
+            if task.may_resume() {
                 task.answered_requests.insert(key.clone(), request);
             }
             change = Change::Visible;
@@ -329,6 +329,9 @@ pub(super) fn take_lease(
 ) -> Result<AfterExit, TaskError> {
     const LOST: &str = "the worker of the task was lost";
     require_open(task, "take its lease")?;
+    if let Some(found) = task.forbids_leases() {
+        return Err(TaskError::LaterVersion { task: task.task_id.clone(), found });
+    }
     if task.cancel_requested {
         return end(task, TaskStatus::Cancelled, "cancel it").map(|()| AfterExit::Cancelled);
     }
