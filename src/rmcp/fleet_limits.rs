@@ -44,8 +44,8 @@ impl FleetLimits {
         &self,
         runtime: &Runtime<B>,
         operations: &mut Vec<String>,
-    ) -> Result<Option<u32>, TaskError> {
-        let mut fewest: Option<u32> = None;
+    ) -> Result<Option<usize>, TaskError> {
+        let mut fewest: Option<usize> = None;
         for (operation, max) in &self.operations {
             if !operations.contains(operation) {
                 continue;

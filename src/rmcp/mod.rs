@@ -13,6 +13,7 @@ mod asked;
 mod call_run;
 mod calls;
 mod checkpoints;
+mod claim;
 mod claimer;
 mod config;
 mod context;

@@ -68,9 +68,9 @@ struct LastWrite {
 
 impl<B: Agenda> TaskStore<B> {
     /// Returns how many slots of a limit are free.
-    pub(crate) async fn free_slots(&self, limit: &SlotLimit) -> Result<u32, TaskError> {
+    pub(crate) async fn free_slots(&self, limit: &SlotLimit) -> Result<usize, TaskError> {
         let held = self.held_slots(limit).await?;
-        Ok((0..limit.max).filter(|number| !held.contains(number)).count().try_into().unwrap_or(u32::MAX))
+        Ok((0..limit.max).filter(|number| !held.contains(number)).count())
     }
 
     /// Takes a slot of a limit; `None` if no slot is free. The slot is free again once its holder has not renewed it for

@@ -22,29 +22,37 @@ fn instance(engine: &Arc<dyn Agenda>, lease: Duration, config: ManagerConfig<Arc
     DurableTaskManager::with_config(TaskStore::with_config(Arc::clone(engine), store), config)
 }
 
-/// How many tasks of each name run at once, and the most that did; and the names of the tasks in the order of their starts.
+/// What the operations log.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<(BTreeMap<String, (usize, usize)>, Vec<String>)>>);
+struct Log(Arc<Mutex<Starts>>);
+
+#[derive(Default)]
+struct Starts {
+    /// How many tasks of each name run at once, and the most that did.
+    counts: BTreeMap<String, (usize, usize)>,
+    /// The names of the tasks in the order of their starts.
+    names: Vec<String>,
+}
 
 impl Log {
     fn begin(&self, name: &str) {
-        let (counts, starts) = &mut *self.0.lock().unwrap();
-        let (now, most) = counts.entry(name.to_owned()).or_default();
+        let starts = &mut *self.0.lock().unwrap();
+        let (now, most) = starts.counts.entry(name.to_owned()).or_default();
         *now += 1;
         *most = (*now).max(*most);
-        starts.push(name.to_owned());
+        starts.names.push(name.to_owned());
     }
 
     fn end(&self, name: &str) {
-        self.0.lock().unwrap().0.get_mut(name).unwrap().0 -= 1;
+        self.0.lock().unwrap().counts.get_mut(name).unwrap().0 -= 1;
     }
 
     fn most(&self, name: &str) -> usize {
-        self.0.lock().unwrap().0[name].1
+        self.0.lock().unwrap().counts[name].1
     }
 
     fn starts(&self) -> Vec<String> {
-        self.0.lock().unwrap().1.clone()
+        self.0.lock().unwrap().names.clone()
     }
 }
 
