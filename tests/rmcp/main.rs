@@ -22,5 +22,6 @@ mod request;
 mod task_server;
 mod tasks;
 mod timing;
+mod unknown_operations;
 mod worker;
 mod workers;
