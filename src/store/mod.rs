@@ -443,6 +443,10 @@ impl<B: Agenda> TaskStore<B> {
     /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. The taker of a timer must remove the timer after
     /// the claim, even if there was nothing to claim. A timer that the call has scheduled again stays.
     ///
+    /// # Errors
+    /// [`LaterVersion`](TaskError::LaterVersion) for a task that only a later version of this crate may run. Leave its timer to the
+    /// workers of that version: move the timer by one lease.
+    ///
     /// # Cancellation safety
     /// The same as for [`start`](Self::start).
     pub async fn claim(&self, key: &TaskKey) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
