@@ -121,11 +121,12 @@ pub use rmcp::{
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlite::{SqliteBackend, SqliteBuilder, Synchronous};
 pub use store::{
-    Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueEnqueue, UniqueKey,
-    UniqueStart,
+    Attempt, NewTask, Retry, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueEnqueue,
+    UniqueKey, UniqueStart,
 };
 pub use task::{
-    Lease, OnWorkerLost, Payload, PayloadKind, Progress, RpcError, Snapshot, StoredTask, Task, TaskStatus,
+    Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot, StoredTask, Task,
+    TaskStatus,
 };
 
 /// Compiles the examples of the README.

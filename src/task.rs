@@ -5,6 +5,7 @@ pub(crate) mod exact;
 pub(crate) mod later;
 pub(crate) mod payload;
 pub(crate) mod progress;
+pub(crate) mod retry;
 pub(crate) mod secret;
 pub(crate) mod snapshot;
 pub(crate) mod traceparent;
@@ -23,6 +24,7 @@ use exact::ExactIntegers;
 use payload::HeldParts;
 pub use payload::{Payload, PayloadKind};
 pub use progress::Progress;
+pub use retry::RetryDelay;
 pub use snapshot::{Snapshot, StoredTask};
 
 /// The status of a task (MCP Tasks extension, SEP-2663, "Task Status").
@@ -75,7 +77,8 @@ pub struct Lease {
     pub holder: Option<String>,
     /// The number of the attempt: 1, 2, 3, …; 0 before the first attempt.
     pub attempt: u32,
-    /// How many attempts ended because the worker was lost. A [release](crate::Attempt::release) does not count.
+    /// How many attempts ended because the worker was lost, or with an error that is [retried](crate::Attempt::retry). A
+    /// [release](crate::Attempt::release) does not count.
     #[serde(default, skip_serializing_if = "is_none_lost")]
     pub losses: u32,
     /// How many times the holder has renewed the lease. A number that grows shows that the holder is alive.
@@ -121,8 +124,8 @@ pub enum OnWorkerLost {
     /// The task fails, so that no client polls forever.
     #[default]
     Fail,
-    /// An instance that has registered the operation runs it again, unless the task has lost
-    /// [`max_attempts`](Task::max_attempts) workers.
+    /// An instance that has registered the operation runs it again, unless the task has used all its
+    /// [attempts](Task::max_attempts).
     Resume,
 }
 
@@ -257,9 +260,18 @@ pub struct Task {
     /// What happens to the task when its worker is lost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_worker_lost: OnWorkerLost,
-    /// The number of lost workers at which a task that can resume fails; `None` means 3.
+    /// The number of attempts at which a task that can resume fails; `None` means 3. Attempts that were released do not count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
+    /// How long the task waits before its next attempt; `None` if its second attempt begins at once, and the third after 10 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryDelay>,
+    /// The number of attempts after which the task failed because none was left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gave_up_after: Option<u32>,
+    /// The ended task that was requeued as this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requeued_from: Option<TaskId>,
     /// Values that the server stores with the task for its own use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, Value>,
@@ -384,7 +396,7 @@ mod tests {
             "checkpoint": null,
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
-            "maxAttempts": 5,
+            "maxAttempts": 5, "retry": {"firstMs": 1_000, "maxMs": 60_000, "jittered": true, "by": "b"}, "gaveUpAfter": 5, "requeuedFrom": "t0",
             "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "delayMs": 250, "zone": "b"},
             "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
             "cancelRequested": true, "variables": {"n": 1}, "extensions": {"tenant": "acme"},

@@ -57,6 +57,12 @@ impl Queue {
         Self("leases".into())
     }
 
+    /// Returns the queue `dead`, which has a timer for each task that failed because its attempts are used up. Every instance
+    /// takes timers from it.
+    pub fn dead() -> Self {
+        Self("dead".into())
+    }
+
     /// Returns the queue `work/{operation}`, which has the timers of the tasks that wait for a worker of this
     /// operation. The tasks of a priority other than [`Normal`](Priority::Normal) wait in a queue of their own, whose name ends with
     /// NUL and the priority.
@@ -126,5 +132,6 @@ mod tests {
             assert_eq!(Queue::work("\0", priority).unwrap().operation(), Some("\0"));
         }
         assert_eq!(Queue::leases().operation(), None);
+        assert_eq!(Queue::dead().operation(), None);
     }
 }

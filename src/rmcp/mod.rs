@@ -37,6 +37,7 @@ mod renewal_delay;
 mod renewals;
 mod renewer;
 mod request;
+mod retry_mark;
 mod run;
 mod runtime;
 mod server;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::wire;
 use crate::backend::Priority;
-use crate::store::NewTask;
+use crate::store::{NewTask, Retry};
 use crate::task::OnWorkerLost;
 
 /// The options of a task that runs a registered operation: those of the SDK, and what happens when a worker is lost.
@@ -27,6 +27,7 @@ pub struct RegisteredOptions {
     task: TaskOptions,
     on_worker_lost: OnWorkerLost,
     max_attempts: Option<u32>,
+    retry: Option<Retry>,
     priority: Priority,
     earliest_start: Option<EarliestStart>,
 }
@@ -49,11 +50,19 @@ impl RegisteredOptions {
         self
     }
 
-    /// Sets the number of lost workers at which the task fails, at least 1. The default is
+    /// Sets the number of attempts at which the task fails, at least 1. The default is
     /// [`StoreConfig::max_attempts`](crate::StoreConfig::max_attempts). Only a task that can resume has more than one
     /// attempt. A release by a shutdown does not count.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = Some(max);
+        self
+    }
+
+    /// Sets how many attempts the task has, and how long it waits before each further one: see [`NewTask::retry`]. Only a task that
+    /// can resume may have a retry. It applies to lost workers, and to errors that the operation
+    /// [marks](crate::TaskContext::retry).
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = Some(retry);
         self
     }
 
@@ -81,6 +90,9 @@ impl RegisteredOptions {
         let mut new = new.on_worker_lost(self.on_worker_lost).priority(self.priority);
         if let Some(max) = self.max_attempts {
             new = new.max_attempts(max);
+        }
+        if let Some(retry) = self.retry {
+            new = new.retry(retry);
         }
         match self.earliest_start {
             Some(EarliestStart::After(delay)) => new.delay(delay),

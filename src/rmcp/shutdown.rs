@@ -38,6 +38,10 @@ impl Shutdown {
 pub(super) struct ShutdownSignal(watch::Receiver<Option<Instant>>);
 
 impl ShutdownSignal {
+    pub(super) fn has_begun(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     /// Returns once a shutdown has begun, with the time at which it began.
     pub(super) async fn begun(&self) -> Instant {
         let mut signal = self.0.clone();

@@ -8,7 +8,8 @@ use super::durations::pause_after_conflicts;
 use super::error::TaskError;
 use super::hold::{Hold, Span, hold_task};
 use super::keeper::KeptRecords;
-use super::machine::{self, Change, WorkerExit, delay_left, may_run, waiting_lease};
+use super::machine::exit::{WorkerExit, announce_attempt, delay_left, may_run, take_lease};
+use super::machine::{self, Change, waiting_lease};
 use super::new_task::NewTask;
 use super::records::Records;
 use super::write::{ChangeKind, Writer};
@@ -106,7 +107,8 @@ async fn try_claim<B: Agenda>(
         return Err(TaskError::LaterVersion { task: key.task.clone(), found });
     }
     if stored.task.cancel_requested || !may_run(&stored.task, waiting) {
-        machine::take_lease(stored.task_mut(), WorkerExit::Released, records.engine.now())?;
+        let terms = records.exit_terms(records.engine.now());
+        take_lease(stored.task_mut(), WorkerExit::Released, &terms)?;
         let ended = records.write(writer, stored, Change::Visible).await?;
         return Ok(if ended.is_some() { Claim::Nothing } else { Claim::Conflict });
     }
@@ -126,6 +128,7 @@ async fn try_claim<B: Agenda>(
     records.scheduler.schedule_new_lease(key).await?;
     let lease = records.new_lease(waiting.attempt.saturating_add(1), waiting.losses);
     let attempt = Attempt::new(kept, key, lease.attempt);
+    announce_attempt(stored.task_mut());
     stored.task_mut().lease = Some(lease);
     match records.write(writer, stored, Change::Visible).await {
         Ok(Some(claimed)) => {

@@ -12,7 +12,7 @@ use serde_json::Map;
 use tokio::sync::mpsc;
 
 use super::durations::millis;
-use super::machine::WorkerExit;
+use super::machine::exit::WorkerExit;
 use crate::backend::TaskKey;
 use crate::task::Lease;
 

@@ -5,18 +5,21 @@
 //! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets` and `owners` are calls of their own;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `enqueue` creates tasks that wait for a worker;
-//! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
+//! * `lease` begins attempts, `attempt` is the right to work, `retry` gives a task back after an error,
+//!   `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
 //! * `slots` counts the holders of a limit across all instances;
 //! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
 //! * `notices` logs which tasks this process leaves alone;
+//! * `dead` decides about the timers of dead tasks;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
 //! * `machine` is the status machine.
 
 mod answers;
 mod attempt;
 mod config;
+mod dead;
 mod deadline;
 mod durations;
 #[cfg(feature = "rmcp")]
@@ -40,6 +43,7 @@ mod pointer;
 #[cfg(feature = "rmcp")]
 mod progress_report;
 mod records;
+mod retry;
 mod scheduler;
 #[cfg(feature = "rmcp")]
 mod secrets;
@@ -83,6 +87,7 @@ pub use new_task::NewTask;
 #[cfg(feature = "rmcp")]
 pub(crate) use progress_report::ProgressReport;
 use records::{ChangeCall, Records};
+pub use retry::Retry;
 #[cfg(feature = "rmcp")]
 pub(crate) use slots::{HeldSlot, SlotLimit};
 #[cfg(feature = "pmcp")]

@@ -14,6 +14,7 @@ use super::limits::check_life;
 use super::limits::{check, check_depth, check_extensions, check_poll_interval, check_retention};
 #[cfg(feature = "rmcp")]
 use super::progress_report::ProgressReport;
+use super::retry::Retry;
 use super::ttl::{Ttl, expiry, resolve_ttl};
 use crate::backend::{Expiry, Priority, Queue, TaskId};
 use crate::task::{Lease, OnWorkerLost, Progress, Task, TaskStatus, traceparent};
@@ -43,6 +44,7 @@ pub struct NewTask {
     pub(crate) operation: Option<String>,
     pub(crate) on_worker_lost: OnWorkerLost,
     max_attempts: Option<u32>,
+    retry: Option<Retry>,
     pub(crate) extensions: Map<String, Value>,
     pub(crate) traceparent: Option<String>,
     unique: Option<String>,
@@ -73,6 +75,7 @@ impl NewTask {
             operation: None,
             on_worker_lost: OnWorkerLost::Fail,
             max_attempts: None,
+            retry: None,
             extensions: Map::new(),
             traceparent: None,
             unique: None,
@@ -128,13 +131,23 @@ impl NewTask {
         self
     }
 
-    /// Sets the number of lost workers at which this task fails, at least 1; by default as
+    /// Sets the number of attempts at which this task fails, at least 1; by default as
     /// [configured](crate::StoreConfig::max_attempts). It has an effect only on a task that can resume.
     ///
     /// Raise it for an operation that runs for days on machines that are often replaced. Set it to 1 for an operation
     /// that must not run twice after a crash.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = Some(max.max(1));
+        self
+    }
+
+    /// Sets how many attempts this task has, and how long it waits before each further one. Only a task that can resume may have
+    /// a retry. It states the number of attempts, so [`max_attempts`](Self::max_attempts) must not be set.
+    ///
+    /// By default a task whose worker is lost waits as described in the guide about [workers](crate::guide::workers). An error of
+    /// the operation is retried only if the worker calls [`Attempt::retry`](crate::Attempt::retry).
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = Some(retry);
         self
     }
 
@@ -242,7 +255,9 @@ impl NewTask {
         let expiry = expiry(ttl, TimeDelta::zero(), self.retention, config)?;
         // Only a number other than the default is in the record.
         let max_attempts = (self.on_worker_lost == OnWorkerLost::Resume)
-            .then(|| self.max_attempts.unwrap_or(config.max_attempts))
+            .then(|| {
+                self.retry.map(|retry| retry.attempts()).or(self.max_attempts).unwrap_or(config.max_attempts)
+            })
             .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);
         let task = Task {
             task_id: id,
@@ -268,6 +283,9 @@ impl NewTask {
             priority: self.priority,
             on_worker_lost: self.on_worker_lost,
             max_attempts,
+            retry: self.retry.map(|retry| retry.delay()),
+            gave_up_after: None,
+            requeued_from: None,
             variables: BTreeMap::new(),
             extensions: self.extensions,
             traceparent: self.traceparent,
@@ -304,6 +322,7 @@ impl NewTask {
             return Err(TaskError::InvalidArgument { reason });
         }
         let work = |operation| Queue::work(operation, self.priority);
+        self.check_retry()?;
         let work_queue = self.operation.as_deref().map(work).transpose();
         work_queue.map_err(|error| TaskError::InvalidArgument { reason: error.to_string() })?;
         if let Some(invalid) = self.traceparent.as_deref().filter(|text| !traceparent::is_valid(text)) {
@@ -316,5 +335,22 @@ impl NewTask {
         check_depth("depth of the arguments", &self.arguments, MAX_JSON_DEPTH)?;
         let message_bytes = self.status_message.as_ref().map_or(0, String::len);
         check("bytes of a status message", message_bytes, config.max_status_message_bytes)
+    }
+
+    fn check_retry(&self) -> Result<(), TaskError> {
+        let Some(retry) = &self.retry else { return Ok(()) };
+        retry.check()?;
+        let invalid = |reason: &str| Err(TaskError::InvalidArgument { reason: reason.to_owned() });
+        if self.on_worker_lost != OnWorkerLost::Resume {
+            return invalid(
+                "a task that cannot resume cannot retry; set NewTask::on_worker_lost to OnWorkerLost::Resume",
+            );
+        }
+        if self.max_attempts.is_some() {
+            return invalid(
+                "the retry of the task states the number of attempts; remove NewTask::max_attempts",
+            );
+        }
+        Ok(())
     }
 }

@@ -7,16 +7,18 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tracing::{Instrument, debug_span};
 
 use super::answers::Answers;
 use super::config::StoreConfig;
 use super::deadline::{CallTarget, Deadline};
-use super::durations::pause_after_conflicts;
+use super::durations::{pause_after_conflicts, random};
 use super::engine::{EngineClient, StoredPage};
 use super::error::TaskError;
 use super::limits::{check_key, check_owner};
 use super::local_attempts::LocalAttempts;
+use super::machine::exit::ExitTerms;
 use super::machine::{self, Change};
 use super::new_task::NewTask;
 use super::notices::Notices;
@@ -80,6 +82,12 @@ impl<B: Agenda> Records<B> {
     /// Returns a lease of this store that begins now.
     pub(super) fn new_lease(&self, attempt: u32, losses: u32) -> Lease {
         self.attempts.new_lease(attempt, losses, self.config.lease, self.engine.now())
+    }
+
+    /// Returns what the exit of a worker depends on, at this time of the engine's clock.
+    pub(super) fn exit_terms(&self, now: DateTime<Utc>) -> ExitTerms {
+        let max_status_message_bytes = self.config.max_status_message_bytes;
+        ExitTerms { now, random: random(), max_status_message_bytes }
     }
 
     pub(super) fn contended(&self, key: &TaskKey) -> TaskError {

@@ -14,6 +14,7 @@ mod limits;
 mod lost_workers;
 mod payloads;
 mod recorded;
+mod retries;
 mod tasks;
 mod tracing_spans;
 mod unique;

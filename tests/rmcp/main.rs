@@ -19,6 +19,7 @@ mod polls;
 mod port;
 mod renewals;
 mod request;
+mod retries;
 mod task_server;
 mod tasks;
 mod timing;

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::retry_if::RetryIf;
 use crate::backend::Priority;
 use crate::rmcp::places::Places;
 use crate::rmcp::wire::METHOD;
-use crate::store::{NewTask, Ttl};
+use crate::store::{NewTask, Retry, Ttl};
 use crate::task::OnWorkerLost;
 
 /// The settings of one tool.
@@ -21,6 +22,10 @@ pub(super) struct Settings {
     pub(super) poll_interval: Option<Duration>,
     /// `None` is the default of the store.
     pub(super) attempts: Option<u32>,
+    /// `None` is the default delay between attempts.
+    pub(super) retry: Option<Retry>,
+    /// Which errors are retried, next to those that the function marks.
+    pub(super) retry_if: Option<RetryIf>,
     /// `None` if any number of calls may run at once.
     pub(super) places: Option<Places>,
     pub(super) is_required: bool,
@@ -50,6 +55,9 @@ impl Settings {
         }
         if let Some(attempts) = self.attempts {
             new = new.max_attempts(attempts);
+        }
+        if let Some(retry) = self.retry {
+            new = new.retry(retry);
         }
         if self.is_resumable { new.on_worker_lost(OnWorkerLost::Resume) } else { new }
     }

@@ -86,6 +86,10 @@ impl TaskTool {
     pub(in crate::rmcp) fn bind(&self, arguments: &Value) -> Result<BoundOperation, ErrorData> {
         let start = (self.bind)(arguments).map_err(|error| self.invalid(&error))?;
         let key = self.unique_key(arguments).map_err(|error| self.invalid(&error))?;
+        let start = match self.settings.retry_if.clone() {
+            Some(retry_if) => retry_if.apply(start),
+            None => start,
+        };
         let start = match self.settings.places.clone() {
             Some(places) => after_place(places, start),
             None => start,
