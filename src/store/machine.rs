@@ -26,9 +26,9 @@ use super::error::TaskError;
 use super::limits::{check, check_depth, check_poll_interval, check_variables};
 use super::ttl;
 use crate::backend::Expiry;
-use crate::task::{RpcError, Task, TaskStatus};
 #[cfg(feature = "rmcp")]
 use crate::task::{Progress, secret::Secret};
+use crate::task::{RpcError, Task, TaskStatus};
 
 /// How an operation changed a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
