@@ -8,7 +8,6 @@ SHELL := /bin/bash
 export REDIS_URL ?= redis://127.0.0.1:6379
 # All tests use one set of features, so that cargo builds everything once.
 export FEATURES ?= redis-tests,pmcp
-RUN_FEATURES ?= redis
 # More threads than cores, because most tests spend their time waiting.
 export RUST_TEST_THREADS ?= 8
 export FUZZ_SECONDS ?= 300
@@ -25,7 +24,14 @@ help: ## list all targets | |
 		if (c[2]) printf "%19stakes %s; changes %s\n", "", c[2], c[3] }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: redis-up ## run three instances of an MCP server on one Redis; kill one, stop one, and show that tasks survive | 20 s, and 2 min to build | .redis, and the tasks in the Redis
+run: RUN_FEATURES ?= sqlite
+run: ## run three instances of an MCP server on one SQLite file; kill one, stop one, and show that tasks survive | 20 s, and 2 min to build | nothing
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	cargo run --example digest_server --features $(RUN_FEATURES) -- --sqlite "$$folder/tasks.db"
+
+.PHONY: run-redis
+run-redis: RUN_FEATURES ?= redis
+run-redis: redis-up ## the same on one Redis | 20 s, and 2 min to build | .redis, and the tasks in the Redis
 	@DIGEST_SERVER_REDIS_URL="$$REDIS_URL" cargo run --example digest_server --features $(RUN_FEATURES)
 
 .PHONY: test
@@ -80,6 +86,10 @@ bench-check: redis-server valgrind ## run a small make bench with little optimiz
 .PHONY: bench-scale
 bench-scale: redis-server ## measure a million records: over 10,000 owners, and of one owner | 4 min, and 5 min to build | docs/scale.md
 	@$(PEERS) --release -- scale --page docs/scale.md
+
+.PHONY: record-dumps
+record-dumps: redis-up ## record the tasks of this version in every state, for the tests of later versions; run it before a release | 2 min | tests/lifecycle/recorded/dumps
+	@cargo test --features "$$FEATURES" --test lifecycle -- --ignored --exact recorded::record_dumps
 
 .PHONY: check
 check: lua-check deny ## check the format, the lints of clippy, the documentation, the Lua scripts and the dependencies | 7 min | nothing

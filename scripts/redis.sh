@@ -14,8 +14,22 @@ port=${address##*:}
 [ "$host" != "$address" ] || port=6379
 [ -n "$host" ] || host=127.0.0.1
 
-answers() { # succeeds if a Redis server replies at the address
-	(exec 3<>"/dev/tcp/$host/$port" && printf 'PING\r\n' >&3 && IFS= read -r -t 2 reply <&3 && [[ $reply == [+-]* ]]) 2>/dev/null
+replies() { # prints the reply of the server at the address to PING, and fails if no Redis server replies
+	(
+		exec 3<>"/dev/tcp/$host/$port" && printf 'PING\r\n' >&3 && IFS= read -r -t 2 reply <&3 && [[ $reply == [+-]* ]] && echo "$reply"
+	) 2>/dev/null
+}
+
+answers() { # succeeds if a Redis server answers at the address; waits while it loads its data
+	local reply
+	for _ in $(seq 600); do
+		reply=$(replies) || return 1
+		# Without a password, any error but this one says that the server is ready.
+		if [[ $reply != -LOADING* ]]; then return; fi
+		sleep 0.1
+	done
+	echo "error: the Redis at $host:$port still loads its data after 60 s; wait until it answers PING, or remove its data" >&2
+	exit 1
 }
 
 started() { # sets pid to the process that `up` started, and succeeds if it still runs

@@ -1,8 +1,8 @@
 //! Durable tasks for servers of the Model Context Protocol (MCP).
 //!
 //! A server answers a slow `tools/call` with a *task handle*. The client polls the task, answers its questions, and may
-//! cancel it (MCP Tasks extension, SEP-2663). This crate stores the task in Redis or Valkey before the client receives the
-//! handle. So every instance of the server can answer every poll, also after a restart.
+//! cancel it (MCP Tasks extension, SEP-2663). This crate stores the task before the client receives the handle: in a SQLite file,
+//! or in Redis or Valkey. So every instance of the server can answer every poll, also after a restart.
 //!
 //! # Layers
 //!
@@ -17,7 +17,7 @@
 //!
 //! | your server | start from |
 //! |---|---|
-//! | uses the official SDK, rmcp | `TaskServer` or `DurableTaskManager`, and [the guide to rmcp servers](guide::rmcp) |
+//! | uses the official SDK, rmcp | `TaskServer` or `DurableTaskManager`, and [the guide to rmcp servers](guide::rmcp), which begins with a complete server |
 //! | uses pmcp or pmcp-tasks | `PmcpTaskStore` or `PmcpTasksBackend`, and [the guide to pmcp servers](guide::pmcp) |
 //! | has its own protocol code | [`TaskStore`], and [`Attempt`] for [workers with leases](guide::workers) |
 //! | stores tasks in another database | [`StorageBackend`], [`backend::engine`], and [the guide to writing an engine](guide::engine) |
@@ -101,7 +101,7 @@ mod task;
 pub use backend::{
     Agenda, BoxError, CorruptRecord, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry,
     ListedRecord, LocalAgenda, MAX_ID_BYTES, MAX_PAGE_LIMIT, MAX_PARTS, Next, OwnerId, OwnerPage, Page,
-    PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, PutOptions, Queue, Record,
+    PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, Priority, PutOptions, Queue, Record,
     StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, Version, Written,
 };
 pub use memory::MemoryBackend;
@@ -115,19 +115,21 @@ pub use redis::{Credentials, RedisBackend, RedisBuilder};
 #[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
 pub use rmcp::{
     Companions, DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext, TaskServer,
-    TaskServerConfig, TaskTools,
+    TaskServerConfig, TaskTools, Worker,
 };
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlite::{SqliteBackend, SqliteBuilder, Synchronous};
 pub use store::{
-    Attempt, NewTask, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueKey, UniqueStart,
+    Attempt, NewTask, Retry, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueEnqueue,
+    UniqueKey, UniqueStart,
 };
 pub use task::{
-    Lease, OnWorkerLost, Payload, PayloadKind, Progress, RpcError, Snapshot, StoredTask, Task, TaskStatus,
+    Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot, StoredTask, Task,
+    TaskStatus,
 };
 
 /// Compiles the examples of the README.
-#[cfg(all(doctest, feature = "redis", feature = "rmcp"))]
+#[cfg(all(doctest, feature = "sqlite", feature = "rmcp"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -2,8 +2,10 @@
 
 pub(crate) mod adapter;
 pub(crate) mod exact;
+pub(crate) mod later;
 pub(crate) mod payload;
 pub(crate) mod progress;
+pub(crate) mod retry;
 pub(crate) mod secret;
 pub(crate) mod snapshot;
 pub(crate) mod traceparent;
@@ -16,12 +18,13 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::backend::{Expiry, TaskId};
+use crate::backend::{Expiry, Priority, TaskId};
 use adapter::AdapterState;
 use exact::ExactIntegers;
 use payload::HeldParts;
 pub use payload::{Payload, PayloadKind};
 pub use progress::Progress;
+pub use retry::RetryDelay;
 pub use snapshot::{Snapshot, StoredTask};
 
 /// The status of a task (MCP Tasks extension, SEP-2663, "Task Status").
@@ -74,7 +77,8 @@ pub struct Lease {
     pub holder: Option<String>,
     /// The number of the attempt: 1, 2, 3, …; 0 before the first attempt.
     pub attempt: u32,
-    /// How many attempts ended because the worker was lost. A [release](crate::Attempt::release) does not count.
+    /// How many attempts ended because the worker was lost, or with an error that is [retried](crate::Attempt::retry). A
+    /// [release](crate::Attempt::release) does not count.
     #[serde(default, skip_serializing_if = "is_none_lost")]
     pub losses: u32,
     /// How many times the holder has renewed the lease. A number that grows shows that the holder is alive.
@@ -86,6 +90,11 @@ pub struct Lease {
     /// next attempt.
     #[serde(with = "rfc3339_millis")]
     pub deadline: DateTime<Utc>,
+    /// Without a holder: how many milliseconds lay between the last worker's exit, or the creation of the task, and the
+    /// earliest start. The wait for the next attempt never lasts longer, even if the engine's clock is set back. `None` with a
+    /// holder, and in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
     /// Fields of later versions of this crate. Writes keep them while the same attempt holds the lease. The next
     /// lease of the task starts without them.
     #[serde(flatten)]
@@ -115,8 +124,8 @@ pub enum OnWorkerLost {
     /// The task fails, so that no client polls forever.
     #[default]
     Fail,
-    /// An instance that has registered the operation runs it again, unless the task has lost
-    /// [`max_attempts`](Task::max_attempts) workers.
+    /// An instance that has registered the operation runs it again, unless the task has used all its
+    /// [attempts](Task::max_attempts).
     Resume,
 }
 
@@ -159,7 +168,7 @@ impl RpcError {
 /// A task, as any instance of the server reads it.
 ///
 /// A record holds the task as JSON, with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order of
-/// this struct. Three rules keep records readable across versions and languages:
+/// this struct. Four rules keep records readable across versions and languages:
 ///
 /// * This version keeps unknown fields in [`extra`](Self::extra), and in the `extra` of the [`Lease`], the [`Progress`]
 ///   and the [`RpcError`], and writes them back.
@@ -167,6 +176,9 @@ impl RpcError {
 ///   digits back, unless a caller replaces the value.
 /// * The JSON leaves out a payload that is [stored](Payload::Stored) as the part `input`, `output` or `checkpoint` of the record.
 ///   The part itself shows that the task has the payload.
+/// * A record whose field `format` is over 1, or whose status this version does not know, is read and never written. A store reads
+///   an unknown status as [`Working`](TaskStatus::Working). An unknown `priority` or `onWorkerLost` survives every write, and
+///   this version does not run the task. See [`TaskError::LaterVersion`](crate::TaskError::LaterVersion).
 ///
 /// ```
 /// use mcp_task_store::{Task, TaskStatus};
@@ -242,12 +254,24 @@ pub struct Task {
     /// The name under which the instances have registered the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
+    /// Which of the tasks that wait for a worker of the operation are claimed first.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub priority: Priority,
     /// What happens to the task when its worker is lost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_worker_lost: OnWorkerLost,
-    /// The number of lost workers at which a task that can resume fails; `None` means 3.
+    /// The number of attempts at which a task that can resume fails; `None` means 3. Attempts that were released do not count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
+    /// How long the task waits before its next attempt; `None` if its second attempt begins at once, and the third after 10 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryDelay>,
+    /// The number of attempts after which the task failed because none was left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gave_up_after: Option<u32>,
+    /// The ended task that was requeued as this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requeued_from: Option<TaskId>,
     /// Values that the server stores with the task for its own use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, Value>,
@@ -272,6 +296,9 @@ pub struct Task {
     /// The integers of the record that a [`Value`] cannot hold.
     #[serde(skip)]
     pub(crate) exact: ExactIntegers,
+    /// The status as a later version of this crate has written it, if this version does not know it.
+    #[serde(skip)]
+    pub(crate) unknown_status: Option<String>,
     /// Fields of later versions of this crate.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -282,7 +309,10 @@ impl Task {
     pub(crate) fn from_json(json: &[u8]) -> serde_json::Result<Self> {
         // One check of all bytes is faster than a check of each string.
         let text = std::str::from_utf8(json).map_err(serde::de::Error::custom)?;
-        let task: Self = serde_json::from_str(text)?;
+        let task = match serde_json::from_str(text) {
+            Ok(task) => task,
+            Err(error) => later::read(text).ok_or(error)?,
+        };
         Ok(Self { exact: ExactIntegers::of(json), ..task })
     }
 
@@ -324,8 +354,8 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-fn is_default(on_worker_lost: &OnWorkerLost) -> bool {
-    *on_worker_lost == OnWorkerLost::default()
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.000Z`.
@@ -366,8 +396,8 @@ mod tests {
             "checkpoint": null,
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
-            "maxAttempts": 5,
-            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "zone": "b"},
+            "maxAttempts": 5, "retry": {"firstMs": 1_000, "maxMs": 60_000, "jittered": true, "by": "b"}, "gaveUpAfter": 5, "requeuedFrom": "t0",
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "delayMs": 250, "zone": "b"},
             "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
             "cancelRequested": true, "variables": {"n": 1}, "extensions": {"tenant": "acme"},
             "traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
@@ -390,6 +420,7 @@ mod tests {
             renewals: 0,
             duration_ms: 30_000,
             deadline: at(30),
+            delay_ms: None,
             extra: Map::new(),
         };
         let held = lease(Some("somebody".to_owned()));

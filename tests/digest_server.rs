@@ -1,9 +1,18 @@
-//! `examples/digest_server`, run as a user would.
+//! `examples/digest_server` and `examples/quickstart.rs`, run as a user would.
 #![cfg(feature = "rmcp")]
 
 #[cfg(feature = "redis-tests")]
 #[path = "digest_server/mistakes.rs"]
 mod mistakes;
+#[cfg(feature = "redis-tests")]
+#[path = "digest_server/on_redis.rs"]
+mod on_redis;
+#[cfg(feature = "sqlite")]
+#[path = "digest_server/on_sqlite.rs"]
+mod on_sqlite;
+#[cfg(all(feature = "sqlite", unix))]
+#[path = "digest_server/quickstart.rs"]
+mod quickstart;
 #[cfg(feature = "redis-tests")]
 mod support;
 
@@ -18,7 +27,7 @@ use tempfile::TempDir;
 const REDIS_VARIABLE: &str = "DIGEST_SERVER_REDIS_URL";
 
 /// The features of this build. A build of the example with the same features reuses everything that `cargo test` has compiled.
-const FEATURES: [(&str, bool); 7] = [
+const FEATURES: [(&str, bool); 8] = [
     ("pmcp", cfg!(feature = "pmcp")),
     ("redis", cfg!(feature = "redis")),
     ("redis-cluster", cfg!(feature = "redis-cluster")),
@@ -26,26 +35,34 @@ const FEATURES: [(&str, bool); 7] = [
     ("redis-tests", cfg!(feature = "redis-tests")),
     ("redis-tls", cfg!(feature = "redis-tls")),
     ("rmcp", cfg!(feature = "rmcp")),
+    ("sqlite", cfg!(feature = "sqlite")),
 ];
 
-/// Builds the example, because `cargo test --test digest_server` does not. Returns its executable.
-fn build() -> PathBuf {
+/// Builds an example, because `cargo test --test digest_server` does not. Returns its executable.
+fn build(example: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().unwrap().parent().unwrap();
     let features: Vec<&str> = FEATURES.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--example", "digest_server", "--features", &features.join(",")]);
+    build.args(["build", "--quiet", "--example", example, "--features", &features.join(",")]);
     build.arg("--target-dir").arg(profile.parent().unwrap());
     if profile.ends_with("release") {
         build.arg("--release");
     }
+    // Cargo sets these variables for this test. The build script of `ring` depends on some, and would run again, with all that follows.
+    let of_this_test = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(of_this_test) {
+            build.env_remove(name);
+        }
+    }
     assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-    profile.join("examples").join(format!("digest_server{}", std::env::consts::EXE_SUFFIX))
+    profile.join("examples").join(format!("{example}{}", std::env::consts::EXE_SUFFIX))
 }
 
 fn digest_server() -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let mut command = Command::new(PROGRAM.get_or_init(build));
+    let mut command = Command::new(PROGRAM.get_or_init(|| build("digest_server")));
     command.env_remove(REDIS_VARIABLE);
     command
 }
@@ -128,9 +145,11 @@ fn assert_all_steps(output: &Output, files: usize, killed: &str, stopped: &str) 
 }
 
 const IN_MEMORY: (&str, &str) = ("was dropped with its runtime", "received the signal to stop and ended");
+#[cfg(feature = "sqlite")]
+const AS_PROCESSES: (&str, &str) = ("was killed with SIGKILL", "received SIGTERM and exited with 0");
 
 #[test]
-fn without_redis_a_task_is_answered_cancelled_and_resumed_across_servers() {
+fn in_memory_a_task_is_answered_cancelled_and_resumed_across_servers() {
     let folder = folder(20);
     #[cfg(unix)]
     {
@@ -210,7 +229,16 @@ fn an_invalid_time_is_refused() {
 #[test]
 fn help_explains_the_run() {
     let text = stdout(&digest_server().arg("--help").output().unwrap());
-    for word in ["[FOLDER]", "--redis", "--owner", "--serve", "killed halfway", "sha256sum"] {
+    for word in [
+        "[FOLDER]",
+        "--sqlite",
+        "--redis",
+        REDIS_VARIABLE,
+        "--owner",
+        "--serve",
+        "killed halfway",
+        "sha256sum",
+    ] {
         assert!(text.contains(word), "{word}: {text}");
     }
 }
@@ -220,80 +248,4 @@ fn help_explains_the_run() {
 fn a_build_without_redis_says_so() {
     let output = digest_server().args(["--redis", "redis://127.0.0.1"]).output().unwrap();
     assert_eq!(only_line_of_stderr(&output), "digest_server: --redis needs a build with --features redis\n");
-}
-
-#[cfg(feature = "redis-tests")]
-mod on_redis {
-    use std::io::Read;
-
-    use redis::Commands;
-
-    use super::*;
-
-    fn url() -> String {
-        std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())
-    }
-
-    /// Returns a URL of the same server with a password. A server without a password accepts any.
-    fn url_with_password() -> String {
-        let url = url();
-        if url.contains('@') { url } else { url.replacen("://", "://default:pass-word@", 1) }
-    }
-
-    #[test]
-    fn server_processes_are_killed_and_stopped_and_nothing_is_left_behind() {
-        let folder = folder(30);
-        let owner = format!("digest-server-{}", uuid::Uuid::new_v4());
-        let output =
-            demonstration(folder.path()).args(["--redis", &url(), "--owner", &owner]).output().unwrap();
-        assert_all_steps(
-            &output,
-            30 + AWKWARD,
-            "was killed with SIGKILL",
-            "received SIGTERM and exited with 0",
-        );
-        let mut connection = redis::Client::open(url()).unwrap().get_connection().unwrap();
-        let left = connection.scan_match::<_, String>(format!("pmcp:*{owner}*")).unwrap();
-        assert_eq!(left.count(), 0);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn the_password_of_a_url_is_in_no_command_line() {
-        let (folder, url) = (folder(3), url_with_password());
-        let (secret, _) = url.split_once("://").unwrap().1.split_once('@').unwrap();
-        let secret = secret.rsplit(':').next().unwrap();
-        let mut command = demonstration(folder.path());
-        command.env(REDIS_VARIABLE, &url).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = command.spawn().unwrap();
-        let mut processes = vec![process.id().to_string()];
-        for line in BufReader::new(process.stdout.take().unwrap()).lines() {
-            let line = line.unwrap();
-            assert!(!line.contains(secret), "{line}");
-            if let Some((_, server)) = line.split_once("(process ") {
-                processes.push(server.trim_end_matches(')').to_owned());
-            }
-            for id in &processes {
-                // Some processes have ended by now.
-                let Ok(command_line) = std::fs::read(format!("/proc/{id}/cmdline")) else { continue };
-                assert!(!String::from_utf8_lossy(&command_line).contains(secret));
-            }
-        }
-        let mut stderr = String::new();
-        process.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-        assert!(process.wait().unwrap().success() && stderr.is_empty(), "{stderr}");
-        assert_eq!(processes.len(), 4);
-    }
-
-    #[test]
-    fn a_stopped_redis_is_reported_in_one_line_without_the_password() {
-        let folder = folder(0);
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let url = format!("redis://user:pass-word@127.0.0.1:{port}");
-        let output = demonstration(folder.path()).args(["--redis", &url]).output().unwrap();
-        let line = only_line_of_stderr(&output);
-        assert!(line.starts_with(&format!("digest_server: 127.0.0.1:{port} is unavailable: ")), "{line}");
-        assert!(line.ends_with(": Connection refused (os error 111)\n"), "{line}");
-        assert!(!line.contains("pass-word"), "{line}");
-    }
 }

@@ -11,22 +11,24 @@ use rmcp::model::Task;
 use tokio::time::Instant;
 
 use crate::client::short;
+use crate::engine::Engine;
 use crate::instance::{Host, Instance};
 use crate::operation::{Arguments, Digested, Progress};
 use crate::server::stop_signal;
-use crate::{Failure, LEASE, Options, Store, digest, open, with_config};
+use crate::{Failure, LEASE, Options, Store, digest, with_config};
 
 /// Runs the demonstration. Then deletes its tasks, also after an error.
 pub async fn run(options: &Options) -> Result<(), Failure> {
     let started = Instant::now();
     let (folder, files, expected) = digest_by_sha256sum(&options.folder).await?;
     let interrupted = stop_signal()?;
-    let backend = open(options.redis.as_deref()).await?;
+    let engine = Engine::of(options)?;
+    let backend = engine.open().await?;
     let new_owner = || OwnerId::try_from(format!("digest-server-{}", TaskId::random()).as_str());
     let owner = options.owner.clone().map_or_else(new_owner, Ok)?;
-    let host = match &options.redis {
-        Some(url) => Host::Processes { redis: url.clone() },
-        None => Host::Runtimes { backend: Arc::clone(&backend) },
+    let host = match engine.is_shared() {
+        true => Host::Processes { engine },
+        false => Host::Runtimes { backend: Arc::clone(&backend) },
     };
     let pace = options.seconds.as_secs_f64() * 1000.0 / files as f64;
     let arguments = Arguments { pace, confirm: false, folder };

@@ -13,13 +13,14 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::client::Client;
+use crate::engine::Engine;
 use crate::server::{self, DigestServer};
-use crate::{Failure, REDIS_VARIABLE, with_config};
+use crate::{Failure, with_config};
 
 /// How the instances run.
 pub enum Host {
-    /// As processes that share this Redis.
-    Processes { redis: String },
+    /// As processes that share this engine.
+    Processes { engine: Engine },
     /// As runtimes in this process that share this engine.
     Runtimes { backend: Arc<dyn Agenda> },
 }
@@ -51,7 +52,7 @@ impl Instance {
     /// Starts an instance, and connects a client to it.
     pub async fn start(name: &'static str, owner: &OwnerId, host: &Host) -> Result<Self, Failure> {
         let (url, life) = match host {
-            Host::Processes { redis } => start_process(name, owner, redis).await?,
+            Host::Processes { engine } => start_process(name, owner, engine).await?,
             Host::Runtimes { backend } => start_runtime(name, owner, Arc::clone(backend)).await?,
         };
         let client = Client::connect(&url).await?;
@@ -91,7 +92,9 @@ impl Instance {
         match self.life {
             Life::Process { mut child, stderr } => {
                 let id = child.id().ok_or_else(|| format!("server {} has already ended", self.name))?;
-                let sent = Command::new("kill").args(["-s", "TERM", &id.to_string()]).status().await?;
+                // A shell has `kill` built in. The program is not on every machine.
+                let kill = format!("kill -s TERM {id}");
+                let sent = Command::new("sh").args(["-c", &kill]).status().await?;
                 let ended = child.wait().await?;
                 if !sent.success() || !ended.success() {
                     return Err(format!("server {} ended with {ended}: {}", self.name, stderr.await?).into());
@@ -108,10 +111,11 @@ impl Instance {
 }
 
 /// Starts this program as a server. The server prints its address in the first line of its output.
-async fn start_process(name: &str, owner: &OwnerId, redis: &str) -> Result<(String, Life), Failure> {
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["--serve", name, "--owner", owner.as_str()])
-        .env(REDIS_VARIABLE, redis)
+async fn start_process(name: &str, owner: &OwnerId, engine: &Engine) -> Result<(String, Life), Failure> {
+    let mut server = Command::new(std::env::current_exe()?);
+    server.args(["--serve", name, "--owner", owner.as_str()]);
+    engine.pass_to(&mut server);
+    let mut child = server
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

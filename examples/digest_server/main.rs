@@ -5,16 +5,18 @@
 //! * `server.rs`: the server. The tool `digest_folder` is an operation registered with a `DurableTaskManager`.
 //! * `operation.rs`: the operation behind the tool.
 //! * `digest.rs`: the digest of a folder, without MCP.
+//! * `engine.rs`: the engine that keeps the tasks: memory, SQLite or Redis.
 //! * `client.rs`: the client, on the SDK.
 //! * `instance.rs`: one instance of the server, as a process or as a runtime in this process.
 //! * `demo.rs`: the demonstration, step by step, with the expected results.
 //!
-//! With `--redis` the instances are processes that share a Redis. Without it they share a memory engine in this process. The
-//! client reaches them over HTTP in both cases.
+//! With `--sqlite` the instances are processes that share a file, and with `--redis` they are processes that share a Redis. With
+//! neither they share a memory engine in this process. The client reaches them over HTTP in each case.
 
 mod client;
 mod demo;
 mod digest;
+mod engine;
 mod instance;
 mod operation;
 mod server;
@@ -29,17 +31,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use mcp_task_store::{Agenda, MemoryBackend, OwnerId, StoreConfig, TaskStore};
+use mcp_task_store::{Agenda, OwnerId, StoreConfig, TaskStore};
 use tokio::net::TcpListener;
 use tracing_subscriber::filter::LevelFilter;
 
+use engine::Engine;
 use server::DigestServer;
 
 type Store = TaskStore<Arc<dyn Agenda>>;
 type Failure = Box<dyn Error + Send + Sync>;
-
-/// The environment variable with the URL of Redis. The URL may contain a password, which must not appear in a command line.
-const REDIS_VARIABLE: &str = "DIGEST_SERVER_REDIS_URL";
 
 /// Short, so that another instance soon resumes the task of a killed instance.
 const LEASE: Duration = Duration::from_secs(3);
@@ -50,15 +50,19 @@ const LEASE: Duration = Duration::from_secs(3);
 /// the second resumes its task. The second is shut down halfway, and the third resumes its task. Each digest is compared with
 /// the one that `sha256sum` computes.
 ///
-/// Without --redis the servers run on the memory engine in one process.
+/// Without --sqlite and --redis, the servers run on the memory engine in one process.
 #[derive(Clone, Parser)]
 #[command(name = "digest_server")]
 struct Options {
     /// The folder, by default this repository; without the files that git ignores
     #[arg(default_value_os_t = repository())]
     folder: PathBuf,
-    /// Store the tasks in this Redis, and run each server as its own process
-    #[arg(long, value_name = "URL", env = REDIS_VARIABLE, hide_env_values = true)]
+    /// Store the tasks in this SQLite file, and run each server as its own process
+    #[arg(long, value_name = "FILE")]
+    sqlite: Option<PathBuf>,
+    /// Store the tasks in this Redis, and run each server as its own process; without --sqlite and --redis, the environment
+    /// variable DIGEST_SERVER_REDIS_URL has the same effect
+    #[arg(long, value_name = "URL", conflicts_with = "sqlite")]
     redis: Option<String>,
     /// The owner of the tasks; by default a new owner for each run
     #[arg(long)]
@@ -115,27 +119,11 @@ async fn serve(options: &Options, name: &str) -> Result<(), Failure> {
     // At the level INFO, the SDK logs every request.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
     let stop = server::stop_signal()?;
-    let store = with_config(open(options.redis.as_deref()).await?);
+    let store = with_config(Engine::of(options)?.open().await?);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
     println!("{}", server::url(&listener)?);
     let owner = options.owner.clone().map_or_else(|| OwnerId::try_from("digest-server"), Ok)?;
     server::serve(listener, DigestServer::new(store, owner, name), stop).await
-}
-
-#[cfg(feature = "redis")]
-async fn open(redis: Option<&str>) -> Result<Arc<dyn Agenda>, Failure> {
-    Ok(match redis {
-        Some(url) => Arc::new(mcp_task_store::RedisBackend::connect(url).await?),
-        None => Arc::new(MemoryBackend::new()),
-    })
-}
-
-#[cfg(not(feature = "redis"))]
-async fn open(redis: Option<&str>) -> Result<Arc<dyn Agenda>, Failure> {
-    match redis {
-        Some(_) => Err("--redis needs a build with --features redis".into()),
-        None => Ok(Arc::new(MemoryBackend::new())),
-    }
 }
 
 fn with_config(backend: Arc<dyn Agenda>) -> Store {

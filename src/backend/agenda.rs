@@ -1,6 +1,5 @@
 //! Timers of the tasks of all owners. The instances of a server find work by these timers.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,76 +11,10 @@ use futures_core::stream::BoxStream;
 use super::error::StorageError;
 use super::key::{OwnerId, TaskKey};
 use super::page::Cursor;
+use super::queue::Queue;
 use super::record::{PutOptions, Written};
 use super::storage::StorageBackend;
 use super::version::Version;
-#[cfg(any(feature = "redis", feature = "sqlite"))]
-use crate::printable::Printable;
-
-/// The longest name of a queue, in bytes of UTF-8.
-const MAX_QUEUE_BYTES: usize = 512;
-/// The prefix of the queues of operations.
-const WORK: &str = "work/";
-
-/// The name of a queue of timers: any non-empty UTF-8 of up to 512 bytes. A queue is cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Queue(Arc<str>);
-
-impl Queue {
-    /// Returns the name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Returns the name in a form that is safe in a log line.
-    #[cfg(any(feature = "redis", feature = "sqlite"))]
-    pub(crate) fn printable(&self) -> Printable<'_> {
-        Printable(&self.0)
-    }
-}
-
-impl Queue {
-    /// Returns the queue `leases`, which has the timers of leases. Every instance takes timers from it.
-    pub fn leases() -> Self {
-        Self("leases".into())
-    }
-
-    /// Returns the queue `work/{operation}`, which has the timers of the tasks that wait for a worker of this
-    /// operation.
-    ///
-    /// # Errors
-    /// [`StorageError::InvalidKey`] for an overlong name.
-    pub fn work(operation: &str) -> Result<Self, StorageError> {
-        Self::try_from(format!("{WORK}{operation}").as_str())
-    }
-
-    /// Returns the operation whose tasks wait in this queue.
-    #[cfg(feature = "rmcp")]
-    pub(crate) fn operation(&self) -> Option<&str> {
-        self.0.strip_prefix(WORK)
-    }
-}
-
-impl TryFrom<&str> for Queue {
-    type Error = StorageError;
-
-    /// # Errors
-    /// [`StorageError::InvalidKey`] for an empty or overlong name.
-    fn try_from(name: &str) -> Result<Self, StorageError> {
-        if (1..=MAX_QUEUE_BYTES).contains(&name.len()) {
-            return Ok(Self(name.into()));
-        }
-        let length = name.len();
-        let reason = format!("the queue name has {length} bytes, but must have 1 to {MAX_QUEUE_BYTES}");
-        Err(StorageError::InvalidKey { reason })
-    }
-}
-
-impl fmt::Display for Queue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// A due timer that [`take_due`](Agenda::take_due) took.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,9 +138,9 @@ impl OwnerPage {
 /// # async fn main() -> Result<(), mcp_task_store::StorageError> {
 /// use std::time::Duration;
 ///
-/// use mcp_task_store::{Agenda, MemoryBackend, Next, Queue, TaskKey};
+/// use mcp_task_store::{Agenda, MemoryBackend, Next, Priority, Queue, TaskKey};
 ///
-/// let (agenda, queue) = (MemoryBackend::new(), Queue::work("render")?);
+/// let (agenda, queue) = (MemoryBackend::new(), Queue::work("render", Priority::Normal)?);
 /// agenda.schedule(&queue, &TaskKey::new("alice", "t1")?, Duration::ZERO).await?;
 ///
 /// let hide_for = Duration::from_secs(60);

@@ -8,12 +8,13 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 
-use super::agenda::{Agenda, Due, Next, OwnerPage, Queue, Taken, TimerPage};
+use super::agenda::{Agenda, Due, Next, OwnerPage, Taken, TimerPage};
 use super::engine::Timers;
 use super::error::StorageError;
 use super::key::{OwnerId, TaskKey};
 use super::page::{Cursor, Page, PageRequest};
 use super::parts::{Part, PartName};
+use super::queue::Queue;
 use super::record::{PutOptions, Record, Written};
 use super::storage::StorageBackend;
 use super::version::Version;

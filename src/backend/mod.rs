@@ -5,7 +5,7 @@
 //! * [`engine`] has the building blocks for an engine of your own.
 //!
 //! Each module depends only on those above it in this list: `version`, `key`, `error`, `parts`, `record`, `page`, `storage`,
-//! `agenda`, `engine`, `local_agenda`.
+//! `queue`, `agenda`, `engine`, `local_agenda`.
 
 mod agenda;
 pub mod engine;
@@ -14,16 +14,18 @@ pub(crate) mod key;
 mod local_agenda;
 mod page;
 mod parts;
+mod queue;
 mod record;
 mod storage;
 mod version;
 
-pub use agenda::{Agenda, Due, Next, OwnerPage, Queue, Taken, Timer, TimerPage};
+pub use agenda::{Agenda, Due, Next, OwnerPage, Taken, Timer, TimerPage};
 pub use error::{BoxError, StorageError};
 pub use key::{MAX_ID_BYTES, OwnerId, TaskId, TaskKey};
 pub use local_agenda::LocalAgenda;
 pub use page::{CorruptRecord, Cursor, ListedRecord, MAX_PAGE_LIMIT, Page, PageRequest};
 pub use parts::{DEFAULT_MAX_PART_BYTES, MAX_PARTS, Part, PartChange, PartChanges, PartName, PartSizes};
+pub use queue::{Priority, Queue};
 pub use record::{Expiry, PutOptions, Record, Written};
 pub use storage::{DEFAULT_MAX_VALUE_BYTES, StorageBackend};
 pub use version::Version;

@@ -2,6 +2,7 @@
 //! needed: when the call takes long, or when the operation asks for input, sets a checkpoint, or changes its TTL or its
 //! poll interval. A call whose operation ends before that makes no call of the engine.
 
+mod retrying;
 mod storing;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, Span};
 
-pub(super) use self::storing::KEEP_ANSWERED;
+pub(super) use self::storing::{KEEP_ANSWERED, limit_elapsed, until_accepted};
 use super::context::TaskContext;
 use super::identity::Identity;
 use super::manager::DurableTaskManager;
@@ -27,7 +28,7 @@ use super::shutdown::ShutdownSignal;
 use super::stage::{self, StageControl, StopSignal};
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::store::{NewTask, TaskError, TaskStore, UniqueKey};
-use crate::task::StoredTask;
+use crate::task::{OnWorkerLost, StoredTask};
 
 /// The operation of a call.
 pub(super) trait CallOperation {
@@ -121,11 +122,24 @@ impl<B: Agenda> DurableTaskManager<B> {
         let reports = Arc::new(ProgressReports::new(store.max_status_message_bytes()));
         let (stage, view) = stage::in_memory(stop);
         let context = TaskContext::new(identity, view, store.lease_duration(), Arc::clone(&reports), None);
-        let (operation, _) = RunningOperation::start(Arc::new(PollTimer::new()), || operation.start(context));
+        let (polls, mark) = (Arc::new(PollTimer::new()), context.retry_mark());
+        let (operation, _) = RunningOperation::start(polls, mark, || operation.start(context));
         let (answer, answered) = oneshot::channel();
         let (renewer, shutdown) = (Arc::clone(&runtime.renewer), runtime.shutdown.signal());
-        let answer = Some(answer);
-        let run = CallRun { store, renewer, key, operation, reports, stage, answer, begun, limits, shutdown };
+        let (answer, can_resume) = (Some(answer), new.on_worker_lost == OnWorkerLost::Resume);
+        let run = CallRun {
+            store,
+            renewer,
+            key,
+            operation,
+            reports,
+            stage,
+            answer,
+            begun,
+            limits,
+            can_resume,
+            shutdown,
+        };
         // Boxed, because Tokio copies a future several times until it runs, and this one has kilobytes.
         let supervised = Box::pin(async move {
             run.supervise(new).await;
@@ -148,6 +162,8 @@ struct CallRun<B> {
     answer: Option<oneshot::Sender<Result<CallAnswer, TaskError>>>,
     begun: Instant,
     limits: CallLimits,
+    /// An error that the operation has marked is retried, once the task is stored.
+    can_resume: bool,
     shutdown: ShutdownSignal,
 }
 
@@ -163,7 +179,10 @@ impl<B: Agenda> CallRun<B> {
     /// Supervises the run until its operation has ended, and its outcome is stored if its task is.
     async fn supervise(mut self, new: NewTask) {
         match self.run_in_memory().await {
-            MemoryEnd::Ended(ended) => log_panic(&self.answer_end(ended)),
+            MemoryEnd::Ended(ended) => match self.error_to_retry(ended) {
+                Ok(error) => self.store_and_retry(new, error).await,
+                Err(ended) => log_panic(&self.answer_end(ended)),
+            },
             MemoryEnd::TaskNeeded => self.store_task(new).await,
             MemoryEnd::Shutdown => log_panic(&self.stop(TaskError::ShuttingDown).await),
         }
@@ -194,9 +213,9 @@ impl<B: Agenda> CallRun<B> {
         }
     }
 
-    /// Answers the call with the end of its operation. Returns the outcome.
+    /// Answers the call with the end of its operation, which is not retried. Returns the outcome.
     fn answer_end(&mut self, ended: Result<Outcome, JoinError>) -> Outcome {
-        match ended {
+        match ended.map(Outcome::without_retry) {
             Ok(outcome) => {
                 self.answer(Ok(CallAnswer::Ended(outcome.clone())));
                 outcome

@@ -66,7 +66,7 @@ impl TaskContext {
         let value = &value;
         let store =
             |attempt: Arc<dyn AnyAttempt>, _| async move { attempt.set_checkpoint(value.clone()).await };
-        self.retry("store a checkpoint", store).await.map(drop)
+        self.repeat("store a checkpoint", store).await.map(drop)
     }
 
     /// Loads the last checkpoint of the task, of this attempt or an earlier one; `None` if there is none. While the engine
@@ -86,7 +86,7 @@ impl TaskContext {
             return Ok(None);
         }
         let load = |attempt: Arc<dyn AnyAttempt>, _| async move { attempt.last_checkpoint().await };
-        let Some(value) = self.retry("load the last checkpoint", load).await? else { return Ok(None) };
+        let Some(value) = self.repeat("load the last checkpoint", load).await? else { return Ok(None) };
         serde_json::from_value(value).map(Some).map_err(|error| {
             let message = format!("the checkpoint of the task is not a {}: {error}", type_name::<T>());
             ErrorData::internal_error(message, None).into()

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rmcp::ErrorData;
 use rmcp::model::{InputRequest, JsonObject};
 use rmcp::task_manager::TaskExit;
 use serde::de::DeserializeOwned;
@@ -15,6 +16,7 @@ use super::error_class::ErrorClass;
 use super::identity::Identity;
 use super::places::{Place, Places};
 use super::progress_reports::ProgressReports;
+use super::retry_mark::RetryMark;
 use super::slots::Slot;
 use super::stage::StageView;
 use super::timeouts::short_call_timeout;
@@ -73,6 +75,7 @@ pub struct TaskContext {
     slot: Option<Arc<Slot>>,
     /// The run holds a place of its tool already.
     has_place: bool,
+    retry_mark: RetryMark,
     /// The time limit of one write.
     call_timeout: Duration,
 }
@@ -96,11 +99,26 @@ impl TaskContext {
     ) -> Self {
         let call_timeout = short_call_timeout(lease);
         let identity = Arc::new(identity);
-        Self { identity, stage, progress_reports, arguments: None, slot, has_place: false, call_timeout }
+        let retry_mark = RetryMark::default();
+        Self {
+            identity,
+            stage,
+            progress_reports,
+            arguments: None,
+            slot,
+            has_place: false,
+            retry_mark,
+            call_timeout,
+        }
     }
 
     pub(super) fn with_arguments(self, arguments: Arc<Value>) -> Self {
         Self { arguments: Some(arguments), ..self }
+    }
+
+    /// Returns the mark of the errors to retry.
+    pub(super) fn retry_mark(&self) -> RetryMark {
+        self.retry_mark.clone()
     }
 
     /// Says that the run holds a place of its tool.
@@ -239,7 +257,7 @@ impl TaskContext {
                 stored => stored.map(Some),
             }
         };
-        self.retry("store a request to the client", store).await
+        self.repeat("store a request to the client", store).await
     }
 
     /// Calls the store until the call succeeds, or fails with an error that no later call can avoid. `call` receives the attempt,
@@ -247,7 +265,7 @@ impl TaskContext {
     ///
     /// # Errors
     /// `Cancelled` when the operation must stop.
-    pub(super) async fn retry<T, F>(
+    pub(super) async fn repeat<T, F>(
         &self,
         what: &str,
         call: impl Fn(Arc<dyn AnyAttempt>, bool) -> F,
@@ -328,7 +346,7 @@ impl TaskContext {
     pub async fn set_ttl(&self, ttl: impl Into<Ttl>) -> Result<(), TaskExit> {
         let ttl = ttl.into();
         let set = |attempt: Arc<dyn AnyAttempt>, _| async move { attempt.set_ttl(ttl).await };
-        self.retry("set the TTL of its task", set).await.map(drop)
+        self.repeat("set the TTL of its task", set).await.map(drop)
     }
 
     /// Changes how long a client should wait between two polls, for example for a phase of the work that takes longer. While
@@ -341,7 +359,37 @@ impl TaskContext {
     /// If the future is dropped, the interval may have changed nevertheless.
     pub async fn set_poll_interval(&self, interval: Duration) -> Result<(), TaskExit> {
         let set = |attempt: Arc<dyn AnyAttempt>, _| async move { attempt.set_poll_interval(interval).await };
-        self.retry("set the poll interval of its task", set).await.map(drop)
+        self.repeat("set the poll interval of its task", set).await.map(drop)
+    }
+
+    /// Marks an error that a further attempt may avoid, for example because a service is down. An operation that returns the
+    /// error is retried: the task waits for its next attempt, on any instance. The attempt counts like a lost worker. The last
+    /// attempt fails with the error.
+    ///
+    /// The mark has an effect only if the operation returns this error. The last marked error counts. The task of an operation
+    /// that cannot resume fails with the error at once.
+    ///
+    /// The delay is that of [`TaskTools::retry`](super::TaskTools::retry) or
+    /// [`RegisteredOptions::retry`](super::RegisteredOptions::retry). Without one, the second attempt begins at once, and the
+    /// third after 10 s.
+    ///
+    /// # Examples
+    /// ```
+    /// use mcp_task_store::TaskContext;
+    /// use rmcp::ErrorData;
+    /// use rmcp::model::CallToolResult;
+    /// use rmcp::task_manager::TaskExit;
+    ///
+    /// # async fn print() -> std::io::Result<()> { Ok(()) }
+    /// async fn report(task: TaskContext) -> Result<CallToolResult, TaskExit> {
+    ///     let printed = print().await;
+    ///     printed.map_err(|error| task.retry(ErrorData::internal_error(error.to_string(), None)))?;
+    ///     Ok(CallToolResult::success(vec![]))
+    /// }
+    /// ```
+    pub fn retry(&self, error: ErrorData) -> TaskExit {
+        self.retry_mark.set(error.clone());
+        TaskExit::Error(error)
     }
 
     /// Returns whether the operation must stop.

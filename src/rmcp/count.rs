@@ -27,6 +27,14 @@ impl Count {
     }
 }
 
+impl Clone for CountGuard {
+    /// Counts one more.
+    fn clone(&self) -> Self {
+        self.0.send_modify(|count| *count += 1);
+        Self(self.0.clone())
+    }
+}
+
 impl Drop for CountGuard {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);

@@ -2,19 +2,21 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rmcp::model::{DetailedTask, Task};
 use rmcp::task_manager::{TaskFuture, TaskOptions};
 use serde_json::Value;
+use tokio::time::timeout;
 use tracing::Span;
 
 use super::claimer;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::options::RegisteredOptions;
-use super::places::Places;
 use super::request::FindExtensions;
 use super::runtime::{RegisteredOperation, Runtime, SHUTDOWN_CALL_LIMIT};
+use super::tools::TaskTool;
 use super::wire;
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::store::{NewTask, TaskError, TaskStore};
@@ -122,9 +124,12 @@ impl<B: Agenda> DurableTaskManager<B> {
     }
 
     /// Registers the operation of a tool, as [`register`](Self::register) does. If the tool has places, this instance claims
-    /// its tasks only while one of them is free. The operation passes the arguments to its context itself.
-    pub(super) fn register_tool(&self, name: &str, operation: RegisteredOperation, places: Option<Places>) {
-        self.0.register(name.to_owned(), operation, places);
+    /// its tasks only while one of them is free.
+    pub(super) fn register_tool(&self, tool: &TaskTool) {
+        let claimed = tool.clone();
+        // The tool passes the arguments to the context itself.
+        let operation = move |context, arguments: Value| claimed.run(context, &arguments);
+        self.0.register(tool.name().to_owned(), Arc::new(operation), tool.places().cloned());
         self.ensure_claiming();
     }
 
@@ -197,20 +202,13 @@ impl<B: Agenda> DurableTaskManager<B> {
         arguments: &Value,
         options: RegisteredOptions,
     ) -> Result<(NewTask, RegisteredOperation), TaskError> {
-        let RegisteredOptions { task, on_worker_lost, max_attempts } = options;
         let Some(operation) = self.0.operation(name) else {
             let reason = format!(
                 "no operation {name:?} is registered; register it on every instance before the server starts"
             );
             return Err(TaskError::InvalidArgument { reason });
         };
-        let new = wire::new_task(task).arguments(arguments.clone()).operation(name);
-        let new = new.on_worker_lost(on_worker_lost);
-        let new = match max_attempts {
-            Some(max) => new.max_attempts(max),
-            None => new,
-        };
-        Ok((new, operation))
+        Ok((options.new_task(name, arguments.clone()), operation))
     }
 
     /// Returns how to find the values of a request that its task keeps.
@@ -276,9 +274,28 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// # Cancellation safety
     /// Dropping the future does not revoke the shutdown.
     pub async fn shutdown(&self) {
+        self.0.claiming.closed.begin();
         self.0.shutdown.begin();
+        // A call of the engine that hangs must not delay the shutdown for longer: what it takes is hidden for a while only.
+        let _ = timeout(SHUTDOWN_CALL_LIMIT, self.0.claiming.claims.is_zero()).await;
         self.0.runs.is_zero().await;
         self.0.calls.is_zero().await;
+    }
+
+    /// Claims no more tasks, and waits until the operations of this process have ended, at most for `limit`. The caller shuts the
+    /// manager down afterwards.
+    pub(super) async fn drain(&self, limit: Duration) {
+        self.0.claiming.closed.begin();
+        let ended = async {
+            self.0.claiming.claims.is_zero().await;
+            self.0.runs.is_zero().await;
+        };
+        if timeout(limit, ended).await.is_err() {
+            tracing::info!(
+                running = self.0.runs.get(),
+                "the drain limit has elapsed; running tasks are released"
+            );
+        }
     }
 
     /// Returns what all clones of this manager share.

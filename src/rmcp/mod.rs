@@ -4,7 +4,7 @@
 //! in a [`TaskStore`](crate::TaskStore), so they outlive the process, and every instance of a server answers for all of them.
 //!
 //! [`TaskServer`] wraps a handler of the SDK, and serves [`TaskTools`]: tools that are written once, as an async function, and
-//! whose calls become tasks of a manager.
+//! whose calls become tasks of a manager. A [`Worker`] runs the calls that servers only enqueue.
 //!
 //! [rmcp]: https://crates.io/crates/rmcp
 
@@ -13,12 +13,15 @@ mod asked;
 mod call_run;
 mod calls;
 mod checkpoints;
+mod claim;
 mod claimer;
 mod config;
 mod context;
 mod count;
 mod delivered;
+mod enqueue;
 mod error_class;
+mod fleet_limits;
 mod follow;
 mod identity;
 mod manager;
@@ -26,6 +29,7 @@ mod operation;
 mod options;
 mod outcome;
 mod owner;
+mod owner_turns;
 mod places;
 mod polls;
 mod progress_reports;
@@ -33,6 +37,7 @@ mod renewal_delay;
 mod renewals;
 mod renewer;
 mod request;
+mod retry_mark;
 mod run;
 mod runtime;
 mod server;
@@ -44,6 +49,7 @@ mod task_state;
 mod timeouts;
 mod tools;
 mod wire;
+mod worker;
 
 pub use config::ManagerConfig;
 pub use context::TaskContext;
@@ -52,3 +58,4 @@ pub use options::RegisteredOptions;
 pub use owner::OwnerSource;
 pub use server::{Companions, TaskServer, TaskServerConfig};
 pub use tools::TaskTools;
+pub use worker::Worker;

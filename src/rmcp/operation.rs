@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use rmcp::ErrorData;
 use rmcp::model::CallToolResult;
 use rmcp::task_manager::{TaskExit, TaskFuture};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::Instrument;
+
+use super::retry_mark::RetryMark;
 
 /// The time limit of each step when a run is stopped.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,6 +24,8 @@ pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How an operation has ended.
 pub(super) enum Outcome {
     Returned(Result<CallToolResult, TaskExit>),
+    /// The operation has returned an error that is to be retried.
+    Retry(ErrorData),
     /// The message of its panic.
     Panicked(String),
 }
@@ -33,7 +38,28 @@ impl Clone for Outcome {
             Self::Returned(Err(TaskExit::Error(error))) => {
                 Self::Returned(Err(TaskExit::Error(error.clone())))
             }
+            Self::Retry(error) => Self::Retry(error.clone()),
             Self::Panicked(message) => Self::Panicked(message.clone()),
+        }
+    }
+}
+
+impl Outcome {
+    fn returned(returned: Result<CallToolResult, TaskExit>, mark: &RetryMark) -> Self {
+        match returned {
+            Err(exit) if mark.is_on(&exit) => match exit {
+                TaskExit::Error(error) => Self::Retry(error),
+                TaskExit::Cancelled => Self::Returned(Err(exit)),
+            },
+            returned => Self::Returned(returned),
+        }
+    }
+
+    /// Returns the outcome of an operation that is not retried.
+    pub(super) fn without_retry(self) -> Self {
+        match self {
+            Self::Retry(error) => Self::Returned(Err(TaskExit::Error(error))),
+            outcome => outcome,
         }
     }
 }
@@ -84,8 +110,12 @@ pub(super) struct RunningOperation {
 impl RunningOperation {
     /// Calls the closure that returns the operation's future, and runs the future in the current span. Also returns whether
     /// there is a future. If there is none, the closure has panicked.
-    pub(super) fn start(polls: Arc<PollTimer>, operation: impl FnOnce() -> TaskFuture) -> (Self, bool) {
-        let operation = Operation::call(Arc::clone(&polls), operation);
+    pub(super) fn start(
+        polls: Arc<PollTimer>,
+        retry_mark: RetryMark,
+        operation: impl FnOnce() -> TaskFuture,
+    ) -> (Self, bool) {
+        let operation = Operation::call(Arc::clone(&polls), retry_mark, operation);
         let has_begun = !operation.has_panicked();
         let handle = tokio::spawn(operation.in_current_span());
         (Self { handle, polls }, has_begun)
@@ -109,16 +139,17 @@ struct Operation {
     /// `None` once the operation has ended.
     future: Option<TaskFuture>,
     polls: Arc<PollTimer>,
+    retry_mark: RetryMark,
     /// The message of the panic, if the closure panicked and returned no future.
     panic: Option<String>,
 }
 
 impl Operation {
     /// Calls the closure that returns the operation's future.
-    fn call(polls: Arc<PollTimer>, operation: impl FnOnce() -> TaskFuture) -> Self {
+    fn call(polls: Arc<PollTimer>, retry_mark: RetryMark, operation: impl FnOnce() -> TaskFuture) -> Self {
         match polls.measure(|| catch_unwind(AssertUnwindSafe(operation))) {
-            Ok(future) => Self { future: Some(future), polls, panic: None },
-            Err(payload) => Self { future: None, polls, panic: Some(message(payload)) },
+            Ok(future) => Self { future: Some(future), polls, retry_mark, panic: None },
+            Err(payload) => Self { future: None, polls, retry_mark, panic: Some(message(payload)) },
         }
     }
 
@@ -132,14 +163,14 @@ impl Future for Operation {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let Self { future, polls, panic } = &mut *self;
+        let Self { future, polls, retry_mark, panic } = &mut *self;
         let Some(future) = future else {
             return Poll::Ready(Outcome::Panicked(panic.take().unwrap_or_default()));
         };
         let polled = polls.measure(|| catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))));
         let outcome = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(returned)) => Outcome::Returned(returned),
+            Ok(Poll::Ready(returned)) => Outcome::returned(returned, retry_mark),
             Err(payload) => Outcome::Panicked(message(payload)),
         };
         discard(self.future.take());

@@ -71,7 +71,10 @@ enum AfterWrite {
 
 impl Unstored {
     fn new(outcome: Outcome) -> Self {
-        Self { ending: ending(outcome), has_report: true, is_replaced: false, may_be_stored: false }
+        let ending = ending(outcome);
+        // The status message of a task that is retried says so.
+        let has_report = !matches!(ending, Ending::Retry(_));
+        Self { ending, has_report, is_replaced: false, may_be_stored: false }
     }
 
     async fn try_to_store<B: Agenda>(&mut self, run: &Run<B>) -> AfterWrite {
@@ -79,7 +82,12 @@ impl Unstored {
         let report = run.progress_reports.unwritten().filter(|_| self.has_report);
         let copy = run.state.begin_write(Instant::now());
         let ended = {
-            let end = pin!(run.attempt.end(copy.as_deref(), &self.ending, report.as_ref(), run.keep_for));
+            let end = pin!(async {
+                match &self.ending {
+                    Ending::Retry(error) => run.attempt.retry_after(error, self.may_be_stored).await,
+                    ending => run.attempt.end(copy.as_deref(), ending, report.as_ref(), run.keep_for).await,
+                }
+            });
             timeout(limit, end).await
         };
         match ended {
@@ -172,6 +180,7 @@ fn ending(outcome: Outcome) -> Ending {
         },
         Outcome::Returned(Err(TaskExit::Cancelled)) => Ending::Cancelled,
         Outcome::Returned(Err(TaskExit::Error(error))) => Ending::Failed(rpc_error(error)),
+        Outcome::Retry(error) => Ending::Retry(rpc_error(error)),
         Outcome::Panicked(panic) => {
             tracing::error!(panic, "an operation panicked");
             internal("the operation panicked".to_owned())

@@ -56,7 +56,8 @@ impl<B: Agenda> Run<B> {
         let view = stage::stored(stage_of(&attempt, &state));
         let context =
             TaskContext::new(identity, view, store.lease_duration(), Arc::clone(&reports), slot.clone());
-        let (operation, has_begun) = RunningOperation::start(polls, || operation(context));
+        let (operation, has_begun) =
+            RunningOperation::start(polls, context.retry_mark(), || operation(context));
         let _drop_guard = attempt.drop_guard();
         let _slot = slot.map(SlotGuard);
         let run = Self {

@@ -15,6 +15,7 @@ use super::asked::AskedQuestions;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::count::{Count, CountGuard};
+use super::fleet_limits::FleetLimits;
 use super::identity::Identity;
 use super::places::{Full, Place, Places};
 use super::polls::Polls;
@@ -50,6 +51,7 @@ pub(super) struct Runtime<B> {
     pub(super) shutdown: Shutdown,
     pub(super) claiming: Claiming,
     pub(super) slots: Slots,
+    pub(super) limits: FleetLimits,
     pub(super) polls: Polls<DetailedTask>,
     pub(super) asked: AskedQuestions,
     pub(super) extensions: Option<FindExtensions>,
@@ -64,6 +66,12 @@ pub(super) struct Claiming {
     pub(super) registered: Arc<Notify>,
     /// A call of a tool with a limited number of places has ended.
     pub(super) place_freed: Arc<Notify>,
+    /// Once it has begun, this process claims no more tasks. It begins with the shutdown at the latest.
+    pub(super) closed: Shutdown,
+    /// The takes and claims that are under way.
+    pub(super) claims: Count,
+    /// A task was not claimed, because its owner has as many attempts as one owner may have.
+    pub(super) owner_is_full: AtomicBool,
 }
 
 impl Drop for Claiming {
@@ -77,14 +85,6 @@ impl<B> Runtime<B> {
     fn operations(&self) -> MutexGuard<'_, HashMap<String, Registered>> {
         // No code panics while it holds this lock.
         self.operations.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn register(&self, name: String, operation: RegisteredOperation, places: Option<Places>) {
-        if let Some(places) = &places {
-            places.notify(&self.claiming.place_freed);
-        }
-        self.operations().insert(name, Registered { operation, places });
-        self.claiming.registered.notify_one();
     }
 
     /// Returns the names of the registered operations.
@@ -116,6 +116,15 @@ impl<B> Runtime<B> {
 }
 
 impl<B: Agenda> Runtime<B> {
+    pub(super) fn register(&self, name: String, operation: RegisteredOperation, places: Option<Places>) {
+        if let Some(places) = &places {
+            places.notify(&self.claiming.place_freed);
+        }
+        self.store.note_operation(&name);
+        self.operations().insert(name, Registered { operation, places });
+        self.claiming.registered.notify_one();
+    }
+
     pub(super) fn new(store: TaskStore<B>, config: ManagerConfig<B>) -> Self {
         let renewer = Arc::new(Renewer::new(&store, config.connect));
         Self {
@@ -123,9 +132,10 @@ impl<B: Agenda> Runtime<B> {
             operations: Mutex::default(),
             runs: Count::default(),
             calls: Count::default(),
-            shutdown: Shutdown::new(),
+            shutdown: Shutdown::default(),
             claiming: Claiming::default(),
             slots: Slots::new(config.max_concurrent),
+            limits: config.limits,
             polls: Polls::default(),
             asked: AskedQuestions::default(),
             extensions: config.extensions,

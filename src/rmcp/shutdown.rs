@@ -9,11 +9,13 @@ use tokio::time::{Instant, sleep_until};
 #[derive(Debug)]
 pub(super) struct Shutdown(watch::Sender<Option<Instant>>);
 
-impl Shutdown {
-    pub(super) fn new() -> Self {
+impl Default for Shutdown {
+    fn default() -> Self {
         Self(watch::Sender::new(None))
     }
+}
 
+impl Shutdown {
     pub(super) fn begin(&self) {
         self.0.send_if_modified(|since| {
             let is_first = since.is_none();

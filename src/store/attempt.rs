@@ -11,7 +11,8 @@ use super::deadline::{CallTarget, Deadline};
 use super::error::TaskError;
 use super::keeper::KeptRecords;
 use super::local_attempts::AttemptGuard;
-use super::machine::{self, Change, WorkerExit};
+use super::machine::exit::{self, WorkerExit};
+use super::machine::{self, Change};
 use super::payloads;
 use super::records::ChangeCall;
 use super::task_ref::TaskRef;
@@ -184,18 +185,24 @@ impl<B: Agenda> Attempt<B> {
         let records = self.store.records();
         let deadline = records.deadline();
         let release = |task: &mut Task| {
-            machine::take_lease(task, WorkerExit::Released, records.engine.now()).map(|_| Change::Visible)
+            let terms = records.exit_terms(records.engine.now());
+            exit::take_lease(task, WorkerExit::Released, &terms).map(|_| Change::Visible)
         };
         let call = ChangeCall::by_holder(ChangeKind::Lifecycle, "release", TaskRef::Key(&self.key));
         let released = self.change_before(&deadline, call, release).await?;
         self.set_over();
+        self.offer(&deadline, &released).await;
+        Ok(released)
+    }
+
+    /// Schedules a task that this attempt has left, if it waits for the next worker.
+    pub(super) async fn offer(&self, deadline: &Deadline, left: &StoredTask) {
         let schedule = async {
-            if let Err(error) = records.scheduler.schedule_work(&released).await {
-                tracing::debug!(error = %Chain(&error), task = %self.key.task.printable(), "a released task could not be scheduled; it waits until the timer of its lease fires");
+            if let Err(error) = self.store.records().scheduler.schedule_work(left).await {
+                tracing::debug!(error = %Chain(&error), task = %self.key.task.printable(), "a task that waits for a worker could not be scheduled; it waits until the timer of its lease fires");
             }
         };
         deadline.limit_optional(schedule).await;
-        Ok(released)
     }
 
     /// Sets the status message. See [`TaskStore::set_status_message`](crate::TaskStore::set_status_message).

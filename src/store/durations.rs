@@ -12,6 +12,13 @@ pub(super) fn jittered(millis: u64) -> Duration {
     Duration::from_micros(uuid::Uuid::new_v4().as_u64_pair().1 % (millis * 1000))
 }
 
+/// Returns a random number.
+pub(super) fn random() -> u64 {
+    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+    // Each half has a few bits that are the same in every id.
+    high.rotate_left(32) ^ low
+}
+
 /// Waits before the next try, after `conflicts` compare-and-swaps have failed. The random delay grows with each
 /// conflict.
 pub(super) async fn pause_after_conflicts(conflicts: u32) {

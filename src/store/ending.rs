@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::TaskStore;
 use super::attempt::Attempt;
+use super::dead::is_dead;
 use super::error::TaskError;
 use super::local_attempts::AttemptGuard;
 use super::machine::{self, Change};
@@ -23,6 +24,8 @@ use crate::task::{RpcError, StoredTask, Task, TaskStatus};
 pub(crate) enum Ending {
     Completed(Value),
     Failed(RpcError),
+    /// The operation has failed with an error that is to be retried. The task fails only after its last attempt.
+    Retry(RpcError),
     Cancelled,
 }
 
@@ -38,7 +41,8 @@ impl<B: Agenda> TaskStore<B> {
         if ended.expires_at.is_some_and(|expires_at| expires_at <= latest) {
             return Ok(());
         }
-        let shorten = |task: &mut Task| match task.status.is_terminal() {
+        // A dead task stays for its retention, so that an operator can requeue it.
+        let shorten = |task: &mut Task| match task.status.is_terminal() && !is_dead(task) {
             true => Ok(Change::Retention(Expiry::After(keep_for))),
             false => Ok(Change::None),
         };
@@ -77,7 +81,7 @@ impl<B: Agenda> Attempt<B> {
             }
             let change = match ending {
                 Ending::Completed(result) => machine::complete(task, result),
-                Ending::Failed(error) => machine::fail(task, error),
+                Ending::Failed(error) | Ending::Retry(error) => machine::fail(task, error),
                 Ending::Cancelled => machine::cancel(task),
             }?;
             match keep_for {
@@ -125,7 +129,7 @@ impl Ending {
     pub(crate) fn status(&self) -> TaskStatus {
         match self {
             Self::Completed(_) => TaskStatus::Completed,
-            Self::Failed(_) => TaskStatus::Failed,
+            Self::Failed(_) | Self::Retry(_) => TaskStatus::Failed,
             Self::Cancelled => TaskStatus::Cancelled,
         }
     }
@@ -133,7 +137,7 @@ impl Ending {
     fn name(&self) -> &'static str {
         match self {
             Self::Completed(_) => "complete",
-            Self::Failed(_) => "fail",
+            Self::Failed(_) | Self::Retry(_) => "fail",
             Self::Cancelled => "cancel",
         }
     }

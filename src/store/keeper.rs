@@ -1,4 +1,5 @@
-//! The keeper of a store: one background task, which takes the timers of leases and finds lost workers.
+//! The keeper of a store: one background task, which takes the timers of leases and finds lost workers. It also
+//! takes the timers of dead tasks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -109,7 +110,7 @@ impl<B: Agenda> KeptRecords<B> {
         let keeper = Keeper {
             records: Arc::downgrade(&self.records),
             engine: Arc::clone(&self.records.engine),
-            queue: [Queue::leases()],
+            queues: [Queue::leases(), Queue::dead()],
             limit: config.call_timeout.max(MAX_LATENESS),
             hide_for: observation_time(config.lease.min(LONG_LEASE)) + config.call_timeout.max(MIN_HIDDEN),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
@@ -195,7 +196,7 @@ struct Keeper<B> {
     /// The keeper never holds a strong reference across a sleep: it must end with the last clone of the store.
     records: Weak<Records<B>>,
     engine: Arc<EngineClient<B>>,
-    queue: [Queue; 1],
+    queues: [Queue; 2],
     limit: Duration,
     hide_for: Duration,
     calls: Arc<Semaphore>,
@@ -215,7 +216,7 @@ enum Event {
 
 impl<B: Agenda> Keeper<B> {
     async fn run(mut self, term: Term, dropped: Arc<Mutex<mpsc::UnboundedReceiver<DroppedAttempt>>>) {
-        let mut wakeups = self.engine.backend.wakeups(&self.queue).fuse();
+        let mut wakeups = self.engine.backend.wakeups(&self.queues).fuse();
         let mut back_off = BackOff::new();
         while term.beat(self.limit) {
             let pause = self.take_or_back_off(&mut back_off).await;
@@ -265,7 +266,7 @@ impl<B: Agenda> Keeper<B> {
             return Ok(LONGEST_SLEEP);
         }
         let hidden_until = Instant::now() + self.hide_for;
-        let taking = self.engine.backend.take_due(&self.queue, limit, self.hide_for);
+        let taking = self.engine.backend.take_due(&self.queues, limit, self.hide_for);
         let taken = match timeout(self.limit, self.engine.answers.count(None, taking)).await {
             Ok(Ok(taken)) => taken,
             Ok(Err(error)) => return Err(Chain(&error).to_string()),

@@ -8,12 +8,13 @@ use super::durations::pause_after_conflicts;
 use super::error::TaskError;
 use super::hold::{Hold, Span, hold_task};
 use super::keeper::KeptRecords;
-use super::machine::{self, Change, WorkerExit, may_run, waiting_lease};
+use super::machine::exit::{WorkerExit, announce_attempt, delay_left, may_run, take_lease};
+use super::machine::{self, Change, waiting_lease};
 use super::new_task::NewTask;
 use super::records::Records;
 use super::write::{ChangeKind, Writer};
 use crate::backend::{Agenda, TaskKey};
-use crate::task::StoredTask;
+use crate::task::{Lease, StoredTask};
 
 /// Creates a task, and begins its first attempt.
 pub(super) async fn start<B: Agenda>(
@@ -101,10 +102,20 @@ async fn try_claim<B: Agenda>(
     let read = records.read(key).await?;
     let Some(mut stored) = records.expire_if_overdue(read).await? else { return Ok(Claim::Conflict) };
     let Some(waiting) = waiting_lease(&stored.task) else { return Ok(Claim::Nothing) };
+    if let Some(found) = stored.task.forbids_leases() {
+        records.notices.report_later(&stored, &found);
+        return Err(TaskError::LaterVersion { task: key.task.clone(), found });
+    }
     if stored.task.cancel_requested || !may_run(&stored.task, waiting) {
-        machine::take_lease(stored.task_mut(), WorkerExit::Released, records.engine.now())?;
+        let terms = records.exit_terms(records.engine.now());
+        take_lease(stored.task_mut(), WorkerExit::Released, &terms)?;
         let ended = records.write(writer, stored, Change::Visible).await?;
         return Ok(if ended.is_some() { Claim::Nothing } else { Claim::Conflict });
+    }
+    if !has_come(records, &stored.key, waiting).await? {
+        // This voids the token of the caller that has taken the timer, so the caller cannot remove the timer.
+        records.scheduler.schedule_work(&stored).await?;
+        return Ok(Claim::Nothing);
     }
     if !is_held(records, &stored).await? {
         machine::replace(stored.task_mut())?;
@@ -117,10 +128,14 @@ async fn try_claim<B: Agenda>(
     records.scheduler.schedule_new_lease(key).await?;
     let lease = records.new_lease(waiting.attempt.saturating_add(1), waiting.losses);
     let attempt = Attempt::new(kept, key, lease.attempt);
+    announce_attempt(stored.task_mut());
     stored.task_mut().lease = Some(lease);
     match records.write(writer, stored, Change::Visible).await {
         Ok(Some(claimed)) => {
             begin(kept, deadline, &attempt, started).await?;
+            if let Some(operation) = &claimed.task.operation {
+                records.notices.note_known(operation);
+            }
             Ok(Claim::Claimed(Box::new(claimed), attempt))
         }
         Ok(None) => {
@@ -132,6 +147,19 @@ async fn try_claim<B: Agenda>(
             Err(error)
         }
     }
+}
+
+/// Returns whether the earliest start of a waiting task has come. The estimate of the engine's clock may lag, so only the
+/// engine's clock itself can refuse a claim.
+async fn has_come<B: Agenda>(
+    records: &Records<B>,
+    key: &TaskKey,
+    waiting: &Lease,
+) -> Result<bool, TaskError> {
+    if delay_left(waiting, records.engine.now()).is_zero() {
+        return Ok(true);
+    }
+    Ok(delay_left(waiting, records.engine.clock(key).await?).is_zero())
 }
 
 /// Returns whether a task is not unique, or is the open task of its key. Only such a task may run again: its start may have ended

@@ -12,7 +12,7 @@ use serde_json::Map;
 use tokio::sync::mpsc;
 
 use super::durations::millis;
-use super::machine::WorkerExit;
+use super::machine::exit::WorkerExit;
 use crate::backend::TaskKey;
 use crate::task::Lease;
 
@@ -121,6 +121,7 @@ impl LocalAttempts {
             renewals: 0,
             duration_ms: millis(duration),
             deadline: now + duration,
+            delay_ms: None,
             extra: Map::new(),
         }
     }

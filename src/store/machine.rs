@@ -8,6 +8,7 @@
 //! `completed`, `failed` and `cancelled` are terminal and never change. There is one exception, for SDKs that end a task in
 //! two calls: an ended task may once receive the part of its outcome that is missing.
 
+pub(super) mod exit;
 #[cfg(feature = "pmcp")]
 pub(super) mod split;
 
@@ -15,15 +16,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
+use self::exit::drop_next_start;
+pub(super) use self::exit::{open_lease, waiting_lease};
+use super::config::{MAX_JSON_DEPTH, StoreConfig};
 use super::durations::millis;
 use super::error::TaskError;
 use super::limits::{check, check_depth, check_poll_interval, check_variables};
 use super::ttl;
 use crate::backend::Expiry;
-use crate::task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
+use crate::task::{RpcError, Task, TaskStatus};
 #[cfg(feature = "rmcp")]
 use crate::task::{Progress, secret::Secret};
 
@@ -64,6 +67,7 @@ fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
 /// needs.
 fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
     require_open(task, action)?;
+    drop_next_start(task);
     task.status = status;
     task.input_requests.clear();
     task.checkpoint = None;
@@ -172,7 +176,7 @@ pub(super) fn deliver_inputs(
         if let Some(request) = task.input_requests.remove(key) {
             check_depth("depth of an input response", response, MAX_JSON_DEPTH)?;
             task.input_responses.insert(key.clone(), response.clone());
-            if task.on_worker_lost == OnWorkerLost::Resume {
+            if task.may_resume() {
                 task.answered_requests.insert(key.clone(), request);
             }
             change = Change::Visible;
@@ -275,89 +279,6 @@ pub(super) fn renew(task: &Task) -> Result<Change, TaskError> {
     Ok(Change::Internal)
 }
 
-/// Returns the lease of an open task that waits for a worker: the lease has no holder.
-pub(super) fn waiting_lease(task: &Task) -> Option<&Lease> {
-    open_lease(task).filter(|lease| lease.holder.is_none())
-}
-
-/// Returns the lease of a task that has not ended.
-pub(super) fn open_lease(task: &Task) -> Option<&Lease> {
-    task.lease.as_ref().filter(|_| !task.status.is_terminal())
-}
-
-/// Returns whether the operation of a task without a worker may run, again or for the first time.
-pub(super) fn may_run(task: &Task, lease: &Lease) -> bool {
-    task.on_worker_lost == OnWorkerLost::Resume || lease.attempt == 0
-}
-
-/// The delay before the attempt that follows the second lost worker. Each further loss doubles it. The attempt that follows
-/// the first loss begins at once: the lease that lapsed was the delay.
-const FIRST_DELAY: Duration = Duration::from_secs(10);
-const LONGEST_DELAY: Duration = Duration::from_secs(600);
-
-/// How a worker left its task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WorkerExit {
-    /// The worker did not renew its lease, or dropped its attempt. The exit counts against the bound of attempts.
-    Lost,
-    /// The worker released the task, as at a shutdown or deploy, or never began. The exit does not count.
-    Released,
-}
-
-/// What happens to a task after its worker has left it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AfterExit {
-    /// The task waits for the next worker.
-    Waits,
-    /// The task is cancelled, because a cancel had been requested.
-    Cancelled,
-    /// The task failed, because its operation cannot run again.
-    Failed,
-    /// The task failed, because it has lost as many workers as its bound allows.
-    GaveUp {
-        /// How many workers the task has lost.
-        losses: u32,
-    },
-}
-
-/// Takes the lease of a task from its worker. A requested cancel is never forgotten: the task becomes `cancelled`. Otherwise a
-/// task whose operation may run again waits for the next worker, and any other task fails.
-pub(super) fn take_lease(
-    task: &mut Task,
-    exit: WorkerExit,
-    now: DateTime<Utc>,
-) -> Result<AfterExit, TaskError> {
-    const LOST: &str = "the worker of the task was lost";
-    require_open(task, "take its lease")?;
-    if task.cancel_requested {
-        return end(task, TaskStatus::Cancelled, "cancel it").map(|()| AfterExit::Cancelled);
-    }
-    let Some(lease) = task.lease.as_ref().filter(|lease| may_run(task, lease)) else {
-        return fail_with(task, LOST.to_owned()).map(|_| AfterExit::Failed);
-    };
-    let losses = lease.losses.saturating_add(u32::from(exit == WorkerExit::Lost));
-    if exit == WorkerExit::Lost && losses >= task.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS) {
-        let attempts = if losses == 1 { "attempt" } else { "attempts" };
-        let message = format!("gave up after {losses} {attempts}: the worker was lost");
-        return fail_with(task, message).map(|_| AfterExit::GaveUp { losses });
-    }
-    let delay = if exit == WorkerExit::Lost { delay_after(losses) } else { Duration::ZERO };
-    task.lease =
-        Some(Lease { holder: None, losses, deadline: now + delay, extra: Map::new(), ..lease.clone() });
-    Ok(AfterExit::Waits)
-}
-
-fn delay_after(losses: u32) -> Duration {
-    let Some(doublings) = losses.checked_sub(2) else { return Duration::ZERO };
-    FIRST_DELAY.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_DELAY)
-}
-
-/// Returns how long to wait until the next attempt at a task that waits for a worker may begin. If the engine's clock was set
-/// back since, the wait is at most the delay after this number of losses.
-pub(super) fn delay_left(waiting: &Lease, now: DateTime<Utc>) -> Duration {
-    (waiting.deadline - now).to_std().unwrap_or_default().min(delay_after(waiting.losses))
-}
-
 fn fail_with(task: &mut Task, message: String) -> Result<Change, TaskError> {
     let error = RpcError::new(-32603, message.clone());
     task.status_message = Some(message);
@@ -375,30 +296,4 @@ pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {
         return cancel(task);
     }
     fail_with(task, "TTL elapsed".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn the_delay_doubles_with_each_loss_from_the_second_on_up_to_ten_minutes() {
-        let seconds = [0, 1, 2, 3, 4, 7, 8, 9, 40, u32::MAX].map(|losses| delay_after(losses).as_secs());
-        assert_eq!(seconds, [0, 0, 10, 20, 40, 320, 600, 600, 600, 600]);
-    }
-
-    #[test]
-    fn a_clock_that_is_set_back_makes_no_delay_longer() {
-        let lease = json!({ "attempt": 2, "durationMs": 1, "deadline": "2026-01-31T12:00:10.000Z" });
-        let waiting = |losses| Lease { losses, ..serde_json::from_value(lease.clone()).unwrap() };
-        let left = |losses, now: &str| delay_left(&waiting(losses), now.parse().unwrap()).as_secs();
-        assert_eq!(left(2, "2026-01-31T12:00:04Z"), 6);
-        assert_eq!(left(2, "2026-01-31T12:00:20Z"), 0);
-        // The clock is set back by a minute, and by a day.
-        assert_eq!(left(2, "2026-01-31T11:59:10Z"), 10);
-        assert_eq!(left(1, "2026-01-31T11:59:10Z"), 0);
-        assert_eq!(left(0, "2026-01-30T12:00:10Z"), 0);
-    }
 }

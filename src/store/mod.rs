@@ -4,21 +4,28 @@
 //!
 //! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets` and `owners` are calls of their own;
 //! * `starting` begins the attempt of a task whose operation already runs;
-//! * `lease` begins attempts, `attempt` is the right to work, `ending`, `progress_report` and `split_calls` serve the adapters;
+//! * `enqueue` creates tasks that wait for a worker;
+//! * `lease` begins attempts, `attempt` is the right to work, `retry` gives a task back after an error,
+//!   `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
+//! * `slots` counts the holders of a limit across all instances;
 //! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
+//! * `dead` decides about the timers of dead tasks;
+//! * `notices` logs which tasks this process leaves alone;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
 //! * `machine` is the status machine.
 
 mod answers;
 mod attempt;
 mod config;
+mod dead;
 mod deadline;
 mod durations;
 #[cfg(feature = "rmcp")]
 mod ending;
 mod engine;
+mod enqueue;
 mod error;
 mod hold;
 mod keeper;
@@ -27,6 +34,7 @@ mod limits;
 mod local_attempts;
 mod machine;
 mod new_task;
+mod notices;
 mod observation;
 mod outage;
 mod owners;
@@ -35,9 +43,12 @@ mod pointer;
 #[cfg(feature = "rmcp")]
 mod progress_report;
 mod records;
+mod retry;
 mod scheduler;
 #[cfg(feature = "rmcp")]
 mod secrets;
+#[cfg(feature = "rmcp")]
+mod slots;
 #[cfg(feature = "pmcp")]
 mod split_calls;
 #[cfg(feature = "rmcp")]
@@ -76,13 +87,16 @@ pub use new_task::NewTask;
 #[cfg(feature = "rmcp")]
 pub(crate) use progress_report::ProgressReport;
 use records::{ChangeCall, Records};
+pub use retry::Retry;
+#[cfg(feature = "rmcp")]
+pub(crate) use slots::{HeldSlot, SlotLimit};
 #[cfg(feature = "pmcp")]
 pub(crate) use split_calls::{SetResult, SplitCalls};
 #[cfg(feature = "rmcp")]
 pub(crate) use starting::Starting;
 pub use task_ref::{TaskPage, TaskRef};
 pub use ttl::Ttl;
-pub use unique::{UniqueKey, UniqueStart};
+pub use unique::{UniqueEnqueue, UniqueKey, UniqueStart};
 use write::ChangeKind;
 
 use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};
@@ -146,6 +160,7 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 ///
 /// * [`NotFound`](TaskError::NotFound) for a task that does not exist or belongs to another owner;
 /// * [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable) and [`Storage`](TaskError::Storage);
+/// * [`LaterVersion`](TaskError::LaterVersion) for a change of a task that only a later version of this crate may change;
 /// * [`LimitExceeded`](TaskError::LimitExceeded) if a payload is larger than the engine accepts, or if the record
 ///   would be larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. The store
 ///   reserves this 1 KiB for leases, cancels and the end of a task.
@@ -427,10 +442,11 @@ impl<B: Agenda> TaskStore<B> {
     /// A task waits for a worker while its lease has no holder: its worker was lost or has
     /// [released](Attempt::release) it, and its operation may run again. If a cancel of the task was requested, the
     /// call cancels it and returns `None`. The call also returns `None` if another worker has claimed the task, if
-    /// the task has ended, or if it no longer exists.
+    /// the task has ended, or if it no longer exists. If the earliest start of the next attempt has not come by the
+    /// engine's clock, the call schedules the task for that time and returns `None`.
     ///
     /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. The taker of a timer must remove the timer after
-    /// the claim, even if there was nothing to claim.
+    /// the claim, even if there was nothing to claim. A timer that the call has scheduled again stays.
     ///
     /// # Cancellation safety
     /// The same as for [`start`](Self::start).
@@ -438,6 +454,13 @@ impl<B: Agenda> TaskStore<B> {
         let deadline = self.0.records().deadline();
         let claim = pin!(lease::claim(&self.0, &deadline, key));
         deadline.limit("claim", CallTarget::Task(key), claim).await
+    }
+
+    /// Notes that this process runs an operation. Otherwise the log has a line once a task of the operation has waited for a worker
+    /// for longer than one lease.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn note_operation(&self, name: &str) {
+        self.0.records_only().notices.note_known(name);
     }
 
     /// Returns how long a lease of this store lasts. The holder must renew the lease each time a third of this

@@ -14,8 +14,9 @@ use super::limits::check_life;
 use super::limits::{check, check_depth, check_extensions, check_poll_interval, check_retention};
 #[cfg(feature = "rmcp")]
 use super::progress_report::ProgressReport;
+use super::retry::Retry;
 use super::ttl::{Ttl, expiry, resolve_ttl};
-use crate::backend::{Expiry, Queue, TaskId};
+use crate::backend::{Expiry, Priority, Queue, TaskId};
 use crate::task::{Lease, OnWorkerLost, Progress, Task, TaskStatus, traceparent};
 
 /// A task that [`TaskStore::create`](crate::TaskStore::create) or [`TaskStore::start`](crate::TaskStore::start) stores.
@@ -43,9 +44,21 @@ pub struct NewTask {
     pub(crate) operation: Option<String>,
     pub(crate) on_worker_lost: OnWorkerLost,
     max_attempts: Option<u32>,
+    retry: Option<Retry>,
     pub(crate) extensions: Map<String, Value>,
     pub(crate) traceparent: Option<String>,
     unique: Option<String>,
+    priority: Priority,
+    earliest_start: EarliestStart,
+}
+
+/// When the first attempt at an enqueued task may begin.
+#[derive(Clone, Copy, Debug, Default)]
+enum EarliestStart {
+    #[default]
+    Now,
+    After(Duration),
+    At(DateTime<Utc>),
 }
 
 impl NewTask {
@@ -62,9 +75,12 @@ impl NewTask {
             operation: None,
             on_worker_lost: OnWorkerLost::Fail,
             max_attempts: None,
+            retry: None,
             extensions: Map::new(),
             traceparent: None,
             unique: None,
+            priority: Priority::default(),
+            earliest_start: EarliestStart::default(),
         }
     }
 
@@ -115,13 +131,23 @@ impl NewTask {
         self
     }
 
-    /// Sets the number of lost workers at which this task fails, at least 1; by default as
+    /// Sets the number of attempts at which this task fails, at least 1; by default as
     /// [configured](crate::StoreConfig::max_attempts). It has an effect only on a task that can resume.
     ///
     /// Raise it for an operation that runs for days on machines that are often replaced. Set it to 1 for an operation
     /// that must not run twice after a crash.
     pub fn max_attempts(mut self, max: u32) -> Self {
         self.max_attempts = Some(max.max(1));
+        self
+    }
+
+    /// Sets how many attempts this task has, and how long it waits before each further one. Only a task that can resume may have
+    /// a retry. It states the number of attempts, so [`max_attempts`](Self::max_attempts) must not be set.
+    ///
+    /// By default a task whose worker is lost waits as described in the guide about [workers](crate::guide::workers). An error of
+    /// the operation is retried only if the worker calls [`Attempt::retry`](crate::Attempt::retry).
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = Some(retry);
         self
     }
 
@@ -141,6 +167,27 @@ impl NewTask {
         self
     }
 
+    /// Sets which of the tasks that wait for a worker of this operation are claimed first; [`Priority::Normal`] by default. It
+    /// applies whenever the task waits, also between two attempts.
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Lets the first attempt at an [enqueued](crate::TaskStore::enqueue) task begin only after this time; at once by default. The
+    /// delay must be shorter than the TTL, which counts from the creation.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.earliest_start = EarliestStart::After(delay);
+        self
+    }
+
+    /// Lets the first attempt at an [enqueued](crate::TaskStore::enqueue) task begin only at this time of the engine's clock; a time
+    /// in the past means at once. Replaces a [`delay`](Self::delay).
+    pub fn not_before(mut self, time: DateTime<Utc>) -> Self {
+        self.earliest_start = EarliestStart::At(time);
+        self
+    }
+
     /// Sets what the operation of this task has reported before the task is stored.
     #[cfg(feature = "rmcp")]
     pub(crate) fn report(mut self, report: ProgressReport) -> Self {
@@ -153,6 +200,33 @@ impl NewTask {
     pub(super) fn unique(mut self, pointer: String) -> Self {
         self.unique = Some(pointer);
         self
+    }
+
+    /// Returns how long an enqueued task waits from `now` on until its first attempt may begin.
+    pub(super) fn delay_at(&self, now: DateTime<Utc>, config: &StoreConfig) -> Result<Duration, TaskError> {
+        let delay = match self.earliest_start {
+            EarliestStart::Now => return Ok(Duration::ZERO),
+            EarliestStart::After(delay) => delay,
+            EarliestStart::At(time) => (time - now).to_std().unwrap_or_default(),
+        };
+        let longest = resolve_ttl(self.ttl, config)?.unwrap_or(Expiry::MAX);
+        if delay < longest {
+            return Ok(delay);
+        }
+        let reason = format!(
+            "the task would begin {delay:?} after its creation, and its TTL of {longest:?} elapses before that; set a longer TTL or a shorter delay"
+        );
+        Err(TaskError::InvalidArgument { reason })
+    }
+
+    /// Checks that the task can wait for a worker.
+    pub(super) fn check_can_wait(&self) -> Result<(), TaskError> {
+        if self.operation.is_some() {
+            return Ok(());
+        }
+        let reason =
+            "a task without an operation cannot wait for a worker; set NewTask::operation".to_owned();
+        Err(TaskError::InvalidArgument { reason })
     }
 
     /// Checks the task against the configuration. Returns when its record will expire.
@@ -170,13 +244,20 @@ impl NewTask {
         config: &StoreConfig,
     ) -> Result<(Task, Expiry), TaskError> {
         self.check(config)?;
+        let is_enqueued = lease.as_ref().is_some_and(|lease| lease.holder.is_none());
+        if !is_enqueued && !matches!(self.earliest_start, EarliestStart::Now) {
+            let reason = "only an enqueued task can begin later; use TaskStore::enqueue".to_owned();
+            return Err(TaskError::InvalidArgument { reason });
+        }
         let poll_interval = self.poll_interval.or(config.default_poll_interval);
         poll_interval.map_or(Ok(()), check_poll_interval)?;
         let ttl = resolve_ttl(self.ttl, config)?;
         let expiry = expiry(ttl, TimeDelta::zero(), self.retention, config)?;
         // Only a number other than the default is in the record.
         let max_attempts = (self.on_worker_lost == OnWorkerLost::Resume)
-            .then(|| self.max_attempts.unwrap_or(config.max_attempts))
+            .then(|| {
+                self.retry.map(|retry| retry.attempts()).or(self.max_attempts).unwrap_or(config.max_attempts)
+            })
             .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);
         let task = Task {
             task_id: id,
@@ -199,8 +280,12 @@ impl NewTask {
             error: None,
             lease,
             operation: self.operation,
+            priority: self.priority,
             on_worker_lost: self.on_worker_lost,
             max_attempts,
+            retry: self.retry.map(|retry| retry.delay()),
+            gave_up_after: None,
+            requeued_from: None,
             variables: BTreeMap::new(),
             extensions: self.extensions,
             traceparent: self.traceparent,
@@ -209,6 +294,7 @@ impl NewTask {
             write_ids: Vec::new(),
             held_parts: Default::default(),
             exact: Default::default(),
+            unknown_status: None,
             extra: Map::new(),
         };
         Ok((task, expiry))
@@ -235,7 +321,9 @@ impl NewTask {
             let reason = "a task without an operation cannot resume; set NewTask::operation".to_owned();
             return Err(TaskError::InvalidArgument { reason });
         }
-        let work_queue = self.operation.as_deref().map(Queue::work).transpose();
+        let work = |operation| Queue::work(operation, self.priority);
+        self.check_retry()?;
+        let work_queue = self.operation.as_deref().map(work).transpose();
         work_queue.map_err(|error| TaskError::InvalidArgument { reason: error.to_string() })?;
         if let Some(invalid) = self.traceparent.as_deref().filter(|text| !traceparent::is_valid(text)) {
             let reason =
@@ -247,5 +335,22 @@ impl NewTask {
         check_depth("depth of the arguments", &self.arguments, MAX_JSON_DEPTH)?;
         let message_bytes = self.status_message.as_ref().map_or(0, String::len);
         check("bytes of a status message", message_bytes, config.max_status_message_bytes)
+    }
+
+    fn check_retry(&self) -> Result<(), TaskError> {
+        let Some(retry) = &self.retry else { return Ok(()) };
+        retry.check()?;
+        let invalid = |reason: &str| Err(TaskError::InvalidArgument { reason: reason.to_owned() });
+        if self.on_worker_lost != OnWorkerLost::Resume {
+            return invalid(
+                "a task that cannot resume cannot retry; set NewTask::on_worker_lost to OnWorkerLost::Resume",
+            );
+        }
+        if self.max_attempts.is_some() {
+            return invalid(
+                "the retry of the task states the number of attempts; remove NewTask::max_attempts",
+            );
+        }
+        Ok(())
     }
 }

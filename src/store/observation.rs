@@ -8,15 +8,17 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::Answers;
+use super::dead::{self, log_gave_up};
 use super::durations::BackOff;
 use super::error::TaskError;
 use super::hold::extend_unlimited;
 use super::local_attempts::{AttemptState, DroppedAttempt};
-use super::machine::{self, AfterExit, Change, WorkerExit, may_run, open_lease, waiting_lease};
+use super::machine::exit::{self, AfterExit, WorkerExit, may_run};
+use super::machine::{Change, open_lease, waiting_lease};
 use super::records::Records;
 use super::scheduler::may_have_lapsed;
 use super::write::Writer;
-use crate::backend::{Agenda, Due, Next, StorageError, TaskKey, Version};
+use crate::backend::{Agenda, Due, Next, Queue, StorageError, TaskKey, Version};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask};
 
@@ -67,7 +69,8 @@ impl<B: Agenda> Observation<B> {
     pub(super) async fn run(mut self) {
         let mut back_off = BackOff::new();
         loop {
-            match self.judge().await {
+            let verdict = if self.is_of_lease() { self.judge().await } else { self.look_at_the_dead().await };
+            match verdict {
                 Ok(Verdict::Resolve(next)) => return self.resolve(next).await,
                 Ok(Verdict::NotOurs) => return,
                 // The next read shows what happened to the record.
@@ -80,6 +83,17 @@ impl<B: Agenda> Observation<B> {
             }
             sleep(back_off.next_pause()).await;
         }
+    }
+
+    /// Returns whether the timer is that of a lease. The other timers are those of dead tasks.
+    fn is_of_lease(&self) -> bool {
+        self.due.queue == Queue::leases()
+    }
+
+    async fn look_at_the_dead(&self) -> Result<Verdict, TaskError> {
+        let Some(records) = self.records.upgrade() else { return Ok(Verdict::NotOurs) };
+        let _permit = self.calls.acquire().await;
+        dead::next(&records, &self.due.key).await.map(Verdict::Resolve)
     }
 
     async fn resolve(&self, next: Next) {
@@ -204,14 +218,18 @@ async fn check<B: Agenda>(records: &Records<B>, key: &TaskKey) -> Result<Verdict
 }
 
 async fn check_lease<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Result<Verdict, TaskError> {
+    let is_open = !stored.task.status.is_terminal();
+    if let Some(found) = stored.task.forbids_leases().filter(|_| is_open) {
+        records.notices.report_later(&stored, &found);
+        extend_pointer(records, &stored).await;
+        // One of the next takers may be a keeper of that version.
+        return Ok(Verdict::Resolve(Next::After(records.config.lease)));
+    }
     let Some(lease) = open_lease(&stored.task).cloned() else {
         records.scheduler.forget(&stored.key);
         return Ok(Verdict::Resolve(Next::Remove));
     };
-    if let Err(error) = extend_unlimited(records, &stored).await {
-        // The timer of an open task fires many times before the pointer expires.
-        tracing::debug!(error = %Chain(&error), "the pointer of a unique task could not be extended yet");
-    }
+    extend_pointer(records, &stored).await;
     if waiting_lease(&stored.task).is_some() {
         return offer(records, stored, &lease).await;
     }
@@ -224,6 +242,14 @@ async fn check_lease<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Res
         AttemptState::Dropped => take_lease(records, stored, WorkerExit::Lost, now).await,
         AttemptState::Foreign if may_have_lapsed(&lease, now) => Ok(Verdict::Lapsed(Box::new(stored))),
         AttemptState::Foreign => Ok(Verdict::Resolve(Next::After(left(&lease, now)))),
+    }
+}
+
+/// Extends the pointer of a unique task whose TTL is unlimited.
+async fn extend_pointer<B: Agenda>(records: &Records<B>, stored: &StoredTask) {
+    if let Err(error) = extend_unlimited(records, stored).await {
+        // The timer of an open task fires many times before the pointer expires.
+        tracing::debug!(error = %Chain(&error), "the pointer of a unique task could not be extended yet");
     }
 }
 
@@ -254,6 +280,7 @@ async fn offer<B: Agenda>(
         Err(error) => return Err(error),
     };
     records.scheduler.schedule_work(&stored).await?;
+    records.notices.report_waiting(&stored, lease, records.engine.now());
     Ok(Verdict::Resolve(Next::After(again)))
 }
 
@@ -261,22 +288,23 @@ async fn offer<B: Agenda>(
 async fn take_lease<B: Agenda>(
     records: &Records<B>,
     mut stored: StoredTask,
-    exit: WorkerExit,
+    cause: WorkerExit,
     now: DateTime<Utc>,
 ) -> Result<Verdict, TaskError> {
     let Some(lease) = stored.task.lease.clone() else { return Ok(Verdict::Changed) };
-    let after = machine::take_lease(stored.task_mut(), exit, now)?;
+    let after = exit::take_lease(stored.task_mut(), cause, &records.exit_terms(now))?;
+    if after == AfterExit::GaveUp {
+        records.scheduler.schedule_dead(&stored).await?;
+    }
     let mut writer = Writer::store();
     let written = records.write(&mut writer, stored, Change::Visible).await?;
     let Some(written) = written else { return Ok(Verdict::Changed) };
     let (TaskKey { owner, task: id }, operation) = (&written.key, &written.task.operation);
-    if let (WorkerExit::Lost, Some(holder)) = (exit, &lease.holder) {
+    if let (WorkerExit::Lost, Some(holder)) = (cause, &lease.holder) {
         let silent = silent_for(&lease, now);
         tracing::info!(owner = %owner.printable(), task = %id.printable(), operation, attempt = lease.attempt, holder, ?silent, "worker lost");
     }
-    if let AfterExit::GaveUp { losses } = after {
-        tracing::info!(owner = %owner.printable(), task = %id.printable(), operation, losses, "gave up");
-    }
+    log_gave_up(&written);
     if waiting_lease(&written.task).is_none() {
         return Ok(Verdict::Resolve(Next::Remove));
     }

@@ -7,23 +7,26 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tracing::{Instrument, debug_span};
 
 use super::answers::Answers;
 use super::config::StoreConfig;
 use super::deadline::{CallTarget, Deadline};
-use super::durations::pause_after_conflicts;
+use super::durations::{pause_after_conflicts, random};
 use super::engine::{EngineClient, StoredPage};
 use super::error::TaskError;
 use super::limits::{check_key, check_owner};
 use super::local_attempts::LocalAttempts;
+use super::machine::exit::ExitTerms;
 use super::machine::{self, Change};
 use super::new_task::NewTask;
+use super::notices::Notices;
 use super::scheduler::Scheduler;
 use super::task_ref::TaskRef;
 use super::ttl::expiry_after_end;
 use super::write::{ChangeKind, Write, Writer};
-use super::writers::{Priority, WriterQueues};
+use super::writers::{WriterPriority, WriterQueues};
 use crate::backend::{Agenda, OwnerId, PageRequest, PutOptions, StorageError, TaskKey, Version};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask, Task};
@@ -34,6 +37,7 @@ pub(super) struct Records<B> {
     pub(super) scheduler: Scheduler<B>,
     pub(super) attempts: Arc<LocalAttempts>,
     pub(super) config: StoreConfig,
+    pub(super) notices: Notices,
     writers: WriterQueues,
 }
 
@@ -66,7 +70,8 @@ impl<B: Agenda> Records<B> {
     ) -> Self {
         let engine = Arc::new(EngineClient::new(backend, answers));
         let scheduler = Scheduler::new(Arc::clone(&engine), &config);
-        Self { engine, scheduler, attempts, config, writers: WriterQueues::default() }
+        let (notices, writers) = (Notices::default(), WriterQueues::default());
+        Self { engine, scheduler, attempts, config, notices, writers }
     }
 
     /// Starts the time limit of a call.
@@ -77,6 +82,12 @@ impl<B: Agenda> Records<B> {
     /// Returns a lease of this store that begins now.
     pub(super) fn new_lease(&self, attempt: u32, losses: u32) -> Lease {
         self.attempts.new_lease(attempt, losses, self.config.lease, self.engine.now())
+    }
+
+    /// Returns what the exit of a worker depends on, at this time of the engine's clock.
+    pub(super) fn exit_terms(&self, now: DateTime<Utc>) -> ExitTerms {
+        let max_status_message_bytes = self.config.max_status_message_bytes;
+        ExitTerms { now, random: random(), max_status_message_bytes }
     }
 
     pub(super) fn contended(&self, key: &TaskKey) -> TaskError {
@@ -123,7 +134,7 @@ impl<B: Agenda> Records<B> {
     ) -> Result<StoredTask, TaskError> {
         let span = debug_span!("read", owner = %key.owner.printable(), task = %key.task.printable());
         let read = pin!(async {
-            let queued = self.writers.join(key, Priority::High);
+            let queued = self.writers.join(key, WriterPriority::High);
             let _permit = queued.permit().await;
             match copy() {
                 Some(copy) => self.read_current(&*copy).await,
@@ -268,6 +279,9 @@ impl<B: Agenda> Records<B> {
         change: Change,
     ) -> Result<Option<StoredTask>, TaskError> {
         let (key, expected) = (stored.key.clone(), stored.version);
+        if let Some(found) = stored.task.forbids_writes() {
+            return Err(TaskError::LaterVersion { task: key.task, found });
+        }
         let task = stored.task_mut();
         if change.is_visible() {
             task.last_updated_at = self.engine.now().max(task.last_updated_at);
@@ -291,7 +305,10 @@ impl<B: Agenda> Records<B> {
     }
 
     fn is_overdue(&self, task: &Task) -> bool {
-        !task.status.is_terminal() && task.deadline().is_some_and(|deadline| deadline <= self.engine.now())
+        !task.status.is_terminal()
+            && task.deadline().is_some_and(|deadline| deadline <= self.engine.now())
+            // The end could not be written.
+            && task.forbids_writes().is_none()
     }
 
     /// Ends a task whose TTL has elapsed before it ended. Leaves other tasks as they are.

@@ -9,11 +9,13 @@ use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
 use super::config::StoreConfig;
+use super::dead::look_after;
 use super::deadline::Deadline;
 use super::engine::{EngineClient, NewTimer};
 use super::error::TaskError;
 use super::local_attempts::AttemptState;
-use super::machine::{delay_left, open_lease, waiting_lease};
+use super::machine::exit::delay_left;
+use super::machine::{open_lease, waiting_lease};
 use crate::backend::{Agenda, Queue, StorageError, TaskKey};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask};
@@ -69,6 +71,8 @@ pub(super) struct Scheduler<B> {
     engine: Arc<EngineClient<B>>,
     /// The queue of the timers of leases.
     leases: Queue,
+    /// The queue of the timers of dead tasks.
+    dead: Queue,
     lease: Duration,
     call_timeout: Duration,
     recent: RecentlyScheduled,
@@ -79,6 +83,7 @@ impl<B: Agenda> Scheduler<B> {
         Self {
             engine,
             leases: Queue::leases(),
+            dead: Queue::dead(),
             lease: config.lease,
             call_timeout: config.call_timeout,
             recent: RecentlyScheduled::default(),
@@ -132,8 +137,20 @@ impl<B: Agenda> Scheduler<B> {
     pub(super) async fn schedule_work(&self, stored: &StoredTask) -> Result<(), TaskError> {
         let operation = stored.task.operation.as_deref();
         let (Some(operation), Some(lease)) = (operation, waiting_lease(&stored.task)) else { return Ok(()) };
-        let queue = Queue::work(operation).map_err(TaskError::Storage)?;
+        let queue = Queue::work(operation, stored.task.priority).map_err(TaskError::Storage)?;
         self.engine.schedule(&queue, &stored.key, delay_left(lease, self.engine.now())).await
+    }
+
+    /// Notes that a new task waits for a worker and that its timers are scheduled. So a reader of this process need not schedule
+    /// the task until one lease duration has passed.
+    pub(super) fn note_enqueued(&self, stored: &StoredTask) {
+        self.recent.insert(&stored.key, self.lease);
+    }
+
+    /// Schedules a task in the queue of dead tasks. Call it before the write that makes the task one: a timer without a dead task
+    /// does no harm.
+    pub(super) async fn schedule_dead(&self, stored: &StoredTask) -> Result<(), TaskError> {
+        self.engine.schedule(&self.dead, &stored.key, look_after(stored, self.engine.now())).await
     }
 
     /// Schedules a task for now if its lease may have lapsed or has no holder, at most once per lease duration. Every

@@ -13,6 +13,7 @@ use super::TaskStore;
 use super::attempt::Attempt;
 use super::deadline::{CallTarget, Deadline};
 use super::durations::{BackOff, jittered, pause_after_conflicts};
+use super::enqueue;
 use super::error::TaskError;
 use super::hold::{Hold, Span, hold, pointer_of};
 use super::keeper::KeptRecords;
@@ -47,6 +48,24 @@ impl UniqueKey {
     /// Returns the key of this text for a tool. Both may be any text.
     pub fn new(tool: &str, key: &str) -> Self {
         Self(hash(&[tool, key]))
+    }
+}
+
+/// What [`TaskStore::enqueue_unique`] returns.
+#[derive(Debug)]
+pub enum UniqueEnqueue {
+    /// The call has created the task, which waits for a worker.
+    Enqueued(StoredTask),
+    /// The owner has an open task of this key already.
+    Joined(StoredTask),
+}
+
+impl UniqueEnqueue {
+    /// Returns the open task of the key.
+    pub fn into_task(self) -> StoredTask {
+        match self {
+            Self::Enqueued(task) | Self::Joined(task) => task,
+        }
     }
 }
 
@@ -119,25 +138,66 @@ impl<B: Agenda> TaskStore<B> {
         new: NewTask,
         key: &UniqueKey,
     ) -> Result<UniqueStart<B>, TaskError> {
-        check_owner(owner)?;
-        let records = self.0.records();
-        let deadline = records.deadline();
-        let record = new.record_expiry(&records.config)?;
-        let pointers = pointer_of(records, owner, &key.0)?;
-        let new = new.unique(key.0.clone());
-        let starter = Starter { kept: &self.0, records, deadline: &deadline, owner, new, record, pointers };
+        let deadline = self.0.records().deadline();
+        let starter = Starter::new(&self.0, &deadline, owner, new, key, Begin::AtOnce)?;
         let start = pin!(starter.start());
-        deadline.limit("start_unique", CallTarget::Owner(owner), start).await
+        match deadline.limit("start_unique", CallTarget::Owner(owner), start).await? {
+            Begun::Started(task, attempt) => Ok(UniqueStart::Started { task, attempt }),
+            Begun::Enqueued(task) | Begun::Joined(task) => Ok(UniqueStart::Joined(task)),
+        }
+    }
+
+    /// Creates a task that waits for a worker, as [`enqueue`](Self::enqueue) does, unless the owner has an open task of the same
+    /// key. Then the call returns that task. Otherwise the call is like [`start_unique`](Self::start_unique).
+    ///
+    /// # Errors
+    /// The errors of [`enqueue`](Self::enqueue) and of [`start_unique`](Self::start_unique).
+    ///
+    /// # Cancellation safety
+    /// The same as for [`start_unique`](Self::start_unique).
+    pub async fn enqueue_unique(
+        &self,
+        owner: &OwnerId,
+        new: NewTask,
+        key: &UniqueKey,
+    ) -> Result<UniqueEnqueue, TaskError> {
+        let deadline = self.0.records().deadline();
+        let starter = Starter::new(&self.0, &deadline, owner, new, key, Begin::InQueue)?;
+        let start = pin!(starter.start());
+        match deadline.limit("enqueue_unique", CallTarget::Owner(owner), start).await? {
+            Begun::Joined(task) => Ok(UniqueEnqueue::Joined(task)),
+            Begun::Enqueued(task) | Begun::Started(task, _) => {
+                deadline.limit_optional(enqueue::offer(self.0.records(), &task)).await;
+                Ok(UniqueEnqueue::Enqueued(task))
+            }
+        }
     }
 }
 
-/// One call of [`TaskStore::start_unique`].
+/// How a new task begins.
+#[derive(Clone, Copy)]
+enum Begin {
+    /// With an attempt of this process.
+    AtOnce,
+    /// It waits for a worker.
+    InQueue,
+}
+
+/// What a start has led to.
+enum Begun<B> {
+    Started(StoredTask, Attempt<B>),
+    Enqueued(StoredTask),
+    Joined(StoredTask),
+}
+
+/// One call of [`TaskStore::start_unique`] or [`TaskStore::enqueue_unique`].
 struct Starter<'a, B> {
     kept: &'a KeptRecords<B>,
     records: &'a Records<B>,
     deadline: &'a Deadline,
     owner: &'a OwnerId,
     new: NewTask,
+    begin: Begin,
     /// The expiry of the record of the task.
     record: Expiry,
     pointers: PointerClient<'a, B>,
@@ -163,29 +223,56 @@ struct Outdated {
     abandoned: Vec<TaskId>,
 }
 
-impl<B: Agenda> Starter<'_, B> {
-    async fn start(&self) -> Result<UniqueStart<B>, TaskError> {
+impl<'a, B: Agenda> Starter<'a, B> {
+    fn new(
+        kept: &'a KeptRecords<B>,
+        deadline: &'a Deadline,
+        owner: &'a OwnerId,
+        new: NewTask,
+        key: &UniqueKey,
+        begin: Begin,
+    ) -> Result<Self, TaskError> {
+        check_owner(owner)?;
+        let records = kept.records();
+        let record = new.record_expiry(&records.config)?;
+        let pointers = pointer_of(records, owner, &key.0)?;
+        let new = new.unique(key.0.clone());
+        Ok(Self { kept, records, deadline, owner, new, begin, record, pointers })
+    }
+
+    async fn start(&self) -> Result<Begun<B>, TaskError> {
         loop {
             // Each try has an id of its own: a late copy of an earlier create must not bring back a task that was deleted.
             let key = self.key(TaskId::random());
             if let Some(open) = self.claim(&key.task).await? {
                 self.deadline.limit_optional(self.records.scheduler.schedule_if_lapsed(&open)).await;
-                return Ok(UniqueStart::Joined(open));
+                return Ok(Begun::Joined(open));
             }
-            let created = pin!(lease::create(self.kept, self.deadline, &key, self.new.clone())).await;
-            let (task, attempt) = match created {
+            let (task, attempt) = match pin!(self.create(&key)).await {
                 Ok(created) => created,
                 Err(error) => return Err(self.give_up(&key, error).await),
             };
             self.deadline.set_in_doubt(true);
             if self.confirm(&task).await? {
+                let Some(attempt) = attempt else { return Ok(Begun::Enqueued(task)) };
                 attempt.set_begun();
-                return Ok(UniqueStart::Started { task, attempt });
+                return Ok(Begun::Started(task, attempt));
             }
             self.withdraw(&key.task).await?;
             self.records.engine.delete(&key).await?;
-            attempt.set_over();
+            attempt.inspect(Attempt::set_over);
             self.deadline.set_in_doubt(false);
+        }
+    }
+
+    async fn create(&self, key: &TaskKey) -> Result<(StoredTask, Option<Attempt<B>>), TaskError> {
+        let new = self.new.clone();
+        match self.begin {
+            Begin::AtOnce => {
+                let (task, attempt) = lease::create(self.kept, self.deadline, key, new).await?;
+                Ok((task, Some(attempt)))
+            }
+            Begin::InQueue => Ok((enqueue::create(self.records, self.deadline, key, new).await?, None)),
         }
     }
 

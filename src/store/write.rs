@@ -11,7 +11,7 @@ use super::engine::{EngineClient, NewTimer};
 use super::error::TaskError;
 use super::limits::check;
 use super::machine::Change;
-use super::writers::{Priority, WritePermit};
+use super::writers::{WritePermit, WriterPriority};
 use crate::backend::{Agenda, Expiry, PutOptions, StorageError, TaskKey, Version, Written};
 use crate::task::payload::MAX_INLINE_BYTES;
 use crate::task::{StoredTask, Task, TaskStatus};
@@ -35,10 +35,10 @@ pub(super) enum ChangeKind {
 }
 
 impl ChangeKind {
-    pub(super) fn priority(self) -> Priority {
+    pub(super) fn priority(self) -> WriterPriority {
         match self {
-            Self::Progress => Priority::Low,
-            Self::Input | Self::Lifecycle => Priority::High,
+            Self::Progress => WriterPriority::Low,
+            Self::Input | Self::Lifecycle => WriterPriority::High,
         }
     }
 }

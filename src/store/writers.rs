@@ -11,7 +11,7 @@ use crate::backend::TaskKey;
 
 /// The priority of a writer in the queue of its task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Priority {
+pub(super) enum WriterPriority {
     /// Renewals, cancels, outcomes, requests and answers. At most one writer of low priority is in front of such a
     /// writer.
     High,
@@ -37,7 +37,7 @@ pub(super) struct QueuedWriter<'a> {
     queues: &'a WriterQueues,
     key: TaskKey,
     locks: Arc<Locks>,
-    priority: Priority,
+    priority: WriterPriority,
 }
 
 /// The permit of one writer to write, until it is dropped.
@@ -48,7 +48,7 @@ pub(super) struct WritePermit<'a> {
 
 impl WriterQueues {
     /// Adds a writer to the queue of a task. [`QueuedWriter::permit`] waits for its permit.
-    pub(super) fn join(&self, key: &TaskKey, priority: Priority) -> QueuedWriter<'_> {
+    pub(super) fn join(&self, key: &TaskKey, priority: WriterPriority) -> QueuedWriter<'_> {
         let mut entries = self.entries();
         let (writers, locks) = entries.entry(key.clone()).or_default();
         *writers += 1;
@@ -66,8 +66,8 @@ impl QueuedWriter<'_> {
     /// Waits until this writer may write.
     pub(super) async fn permit(&self) -> WritePermit<'_> {
         let low = match self.priority {
-            Priority::High => None,
-            Priority::Low => Some(self.locks.low.lock().await),
+            WriterPriority::High => None,
+            WriterPriority::Low => Some(self.locks.low.lock().await),
         };
         WritePermit { _write: self.locks.write.lock().await, _low: low }
     }
@@ -95,10 +95,10 @@ mod tests {
     async fn a_task_without_writers_has_no_entry() {
         let queues = WriterQueues::default();
         let key = TaskKey::new("alice", "t1").unwrap();
-        let first = queues.join(&key, Priority::High);
+        let first = queues.join(&key, WriterPriority::High);
         let permit = first.permit().await;
         {
-            let second = queues.join(&key, Priority::Low);
+            let second = queues.join(&key, WriterPriority::Low);
             let waiting = std::pin::pin!(second.permit());
             assert!(poll!(waiting).is_pending());
         }
@@ -120,8 +120,8 @@ mod tests {
             tokio::task::yield_now().await;
             order.lock().unwrap().push(name);
         };
-        let low = |name| write(name, Priority::Low);
-        let high = |name| write(name, Priority::High);
+        let low = |name| write(name, WriterPriority::Low);
+        let high = |name| write(name, WriterPriority::High);
         tokio::join!(
             low("p1"),
             low("p2"),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mcp_task_store::{Agenda, Attempt, NewTask, OnWorkerLost, Task, TaskKey, TaskStore};
+use chrono::{DateTime, SubsecRound, Utc};
+use mcp_task_store::{Agenda, Attempt, NewTask, OnWorkerLost, PutOptions, Task, TaskKey, TaskStore};
+use serde_json::{Value, json};
 
 use crate::support::owner;
 
@@ -51,10 +53,41 @@ pub async fn until(agenda: &dyn Agenda, key: &TaskKey, expected: impl Fn(&Task) 
     tokio::time::timeout(PATIENCE, reading).await.expect("the record changes as expected")
 }
 
+/// Sets the earliest start of a task that waits for a worker, and the delay that its lease states. No store writes it.
+pub async fn set_earliest_start(
+    agenda: &dyn Agenda,
+    key: &TaskKey,
+    at: DateTime<Utc>,
+    delay_ms: Option<u64>,
+) {
+    let mut json: Value = serde_json::from_slice(&agenda.get(key).await.unwrap().data).unwrap();
+    let lease = json["lease"].as_object_mut().unwrap();
+    lease.insert("deadline".to_owned(), json!(at.trunc_subsecs(3)));
+    match delay_ms {
+        Some(delay_ms) => drop(lease.insert("delayMs".to_owned(), json!(delay_ms))),
+        None => drop(lease.remove("delayMs")),
+    }
+    agenda.put(key, json.to_string().into(), PutOptions::default()).await.unwrap();
+}
+
+/// Claims a task that waits for a worker, without the delay after its last attempt.
+pub async fn claim_now(tasks: &Tasks, key: &TaskKey) -> TaskAttempt {
+    if let Some((_, attempt)) = tasks.claim(key).await.unwrap() {
+        return attempt;
+    }
+    let agenda = &**tasks.backend();
+    set_earliest_start(agenda, key, agenda.now(), Some(0)).await;
+    tasks.claim(key).await.unwrap().expect("the task waits for a worker").1
+}
+
 pub fn has_ended(task: &Task) -> bool {
     task.status.is_terminal()
 }
 
 pub fn waits_for_a_worker(task: &Task) -> bool {
     task.lease.as_ref().is_some_and(|lease| lease.holder.is_none())
+}
+
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("the future ends in time")
 }

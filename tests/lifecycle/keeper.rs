@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use mcp_task_store::{
-    Agenda, NewTask, Next, PageRequest, Queue, StoreConfig, StoredTask, TaskError, TaskKey, TaskStatus,
-    TaskStore, Version,
+    Agenda, NewTask, Next, PageRequest, Priority, Queue, StoreConfig, StoredTask, TaskError, TaskKey,
+    TaskStatus, TaskStore, Version,
 };
 use rstest_reuse::apply;
 use serde_json::json;
@@ -80,7 +80,7 @@ async fn an_idle_store_finds_every_orphan(#[case] engine: Engine) {
         assert_eq!(has_ended(&task), task.operation.is_none());
     }
     // Tasks that wait for a worker are in their work queue.
-    assert_eq!(timers(&*store, &Queue::work("render").unwrap()).await.len(), 20);
+    assert_eq!(timers(&*store, &Queue::work("render", Priority::Normal).unwrap()).await.len(), 20);
 }
 
 #[apply(on_every_engine)]

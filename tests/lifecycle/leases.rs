@@ -1,5 +1,6 @@
 //! Leases and attempts: who works on a task, and who works on it next.
 
+mod delays;
 mod inputs;
 mod records;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use mcp_task_store::{Agenda, StoreConfig, TaskStore};
 
 use crate::common::{
-    LONG, PATIENCE, SHORT, TaskAttempt, Tasks, has_ended, plain, record, resumable, start, until,
+    LONG, PATIENCE, SHORT, TaskAttempt, Tasks, claim_now, has_ended, plain, record, resumable, start, until,
     waits_for_a_worker,
 };
 

@@ -6,11 +6,15 @@ mod support;
 
 mod calls;
 mod common;
+mod enqueue;
 mod keeper;
+mod later;
 mod leases;
 mod limits;
 mod lost_workers;
 mod payloads;
+mod recorded;
+mod retries;
 mod tasks;
 mod tracing_spans;
 mod unique;

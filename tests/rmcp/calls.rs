@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use crate::support::rmcp::*;
 use crate::support::{Engine, Printed, on_every_engine, subscribe};
-use mcp_task_store::{Agenda, DurableTaskManager, MemoryBackend, PageRequest, Queue, TaskError};
+use mcp_task_store::{Agenda, DurableTaskManager, MemoryBackend, PageRequest, Priority, Queue, TaskError};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ErrorCode, TaskPayload,
 };
@@ -40,7 +40,7 @@ async fn a_call_of_a_client_that_does_not_support_tasks_is_rejected_before_it_st
     }
     assert_eq!(tasks.running_task_count(), 0);
     assert!(tasks.store().list(&alice(), PageRequest::new(10)).await.unwrap().tasks.is_empty());
-    for queue in [Queue::leases(), Queue::work("registered").unwrap()] {
+    for queue in [Queue::leases(), Queue::work("registered", Priority::Normal).unwrap()] {
         assert_eq!(backend.timers(&queue, None).await.unwrap().total, 0);
     }
 

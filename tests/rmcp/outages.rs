@@ -8,7 +8,9 @@ use crate::support::elsewhere::elsewhere;
 use crate::support::rmcp::*;
 use crate::support::spy::Spy;
 use crate::support::{Engine, on_every_engine};
-use mcp_task_store::{Agenda, MemoryBackend, PutOptions, Queue, StorageError, TaskContext, TaskError};
+use mcp_task_store::{
+    Agenda, MemoryBackend, Priority, PutOptions, Queue, StorageError, TaskContext, TaskError,
+};
 use rmcp::ErrorData;
 use rmcp::model::{DetailedTask, TaskStatus};
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
@@ -184,7 +186,7 @@ async fn a_task_whose_record_cannot_be_read_is_claimed_only_once() {
     within(other.shutdown()).await;
     store.put(&key(&task_id), "{".into(), PutOptions::default()).await.unwrap();
     let _started = register(&one);
-    let work = Queue::work("wait").unwrap();
+    let work = Queue::work("wait", Priority::Normal).unwrap();
     within(async {
         while store.timers(&work, None).await.unwrap().total > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;

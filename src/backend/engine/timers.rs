@@ -11,10 +11,11 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use super::time::{delay_millis, from_millis};
-use crate::backend::agenda::{Due, Next, Queue, Taken, Timer, TimerPage};
+use crate::backend::agenda::{Due, Next, Taken, Timer, TimerPage};
 use crate::backend::error::StorageError;
 use crate::backend::key::TaskKey;
 use crate::backend::page::Cursor;
+use crate::backend::queue::Queue;
 
 /// The maximum number of timers that one [`take_due`](crate::Agenda::take_due) takes, and that one page of
 /// [`timers`](crate::Agenda::timers) holds.

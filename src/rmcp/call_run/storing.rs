@@ -3,6 +3,7 @@
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
+use rmcp::ErrorData;
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -31,6 +32,8 @@ enum StoringEnd {
     Stored(Box<StoredTask>),
     /// The operation has ended or was stopped, and the call is answered. The task may be stored nevertheless.
     Answered(Outcome, Option<Box<StoredTask>>),
+    /// The operation has ended with an error to retry. The task may be stored.
+    Retry(ErrorData, Option<Box<StoredTask>>),
 }
 
 enum Event {
@@ -58,6 +61,7 @@ impl<B: Agenda> CallRun<B> {
                 self.hand_over(starting, *stored).await;
             }
             StoringEnd::Answered(outcome, stored) => self.store_outcome(starting, outcome, stored).await,
+            StoringEnd::Retry(error, stored) => self.retry_once_stored(starting, error, stored).await,
         }
     }
 
@@ -81,10 +85,13 @@ impl<B: Agenda> CallRun<B> {
                 Event::Tried(Err(error)) => {
                     tracing::debug!(error = %Chain(&error), "the task of a call could not be stored yet");
                 }
-                Event::Ended(ended) => {
-                    let outcome = self.answer_end(ended);
-                    return StoringEnd::Answered(outcome, self.last_try(create).await);
-                }
+                Event::Ended(ended) => match self.error_to_retry(ended) {
+                    Ok(error) => return StoringEnd::Retry(error, self.last_try(create).await),
+                    Err(ended) => {
+                        let outcome = self.answer_end(ended);
+                        return StoringEnd::Answered(outcome, self.last_try(create).await);
+                    }
+                },
                 Event::LimitElapsed(error) => {
                     let outcome = self.stop(error).await;
                     return StoringEnd::Answered(outcome, self.last_try(create).await);
@@ -92,7 +99,10 @@ impl<B: Agenda> CallRun<B> {
             }
             tokio::select! {
                 biased;
-                ended = &mut self.operation.handle => return StoringEnd::Answered(self.answer_end(ended), None),
+                ended = &mut self.operation.handle => return match self.error_to_retry(ended) {
+                    Ok(error) => StoringEnd::Retry(error, None),
+                    Err(ended) => StoringEnd::Answered(self.answer_end(ended), None),
+                },
                 error = limit.as_mut() => return StoringEnd::Answered(self.stop(error).await, None),
                 () = sleep(back_off.next_pause()) => {}
             }
@@ -100,7 +110,7 @@ impl<B: Agenda> CallRun<B> {
     }
 
     /// Waits for a create that is under way. Dropping it could leave a record without an end.
-    async fn last_try(
+    pub(super) async fn last_try(
         &self,
         create: Pin<&mut impl Future<Output = Result<StoredTask, TaskError>>>,
     ) -> Option<Box<StoredTask>> {
@@ -126,7 +136,12 @@ impl<B: Agenda> CallRun<B> {
     }
 
     /// Stores the outcome of an operation that has ended before its task was stored, if the task is stored nevertheless.
-    async fn store_outcome(self, starting: Starting<B>, outcome: Outcome, stored: Option<Box<StoredTask>>) {
+    pub(super) async fn store_outcome(
+        self,
+        starting: Starting<B>,
+        outcome: Outcome,
+        stored: Option<Box<StoredTask>>,
+    ) {
         let stored = match stored {
             Some(stored) => Some(stored),
             None => self.find_stored(&starting).await,
@@ -171,7 +186,11 @@ impl<B: Agenda> CallRun<B> {
 }
 
 /// Waits until a call is held no longer whose task is stored from now on. Returns the error that answers it.
-pub(super) async fn limit_elapsed(begun: Instant, limits: CallLimits, shutdown: ShutdownSignal) -> TaskError {
+pub(in crate::rmcp) async fn limit_elapsed(
+    begun: Instant,
+    limits: CallLimits,
+    shutdown: ShutdownSignal,
+) -> TaskError {
     let until = (begun + limits.hold_for).max(Instant::now() + SHORTEST_TRY);
     tokio::select! {
         () = sleep_until(until) => not_stored_within(until - begun),
@@ -188,6 +207,23 @@ fn not_stored_within(limit: Duration) -> TaskError {
         outcome_unknown: false,
         source: None,
     })
+}
+
+/// Repeats a call that stores a task until it succeeds or the store refuses the task.
+pub(in crate::rmcp) async fn until_accepted<T, F>(store: impl Fn() -> F) -> Result<T, TaskError>
+where
+    F: Future<Output = Result<T, TaskError>>,
+{
+    let mut back_off = BackOff::new();
+    loop {
+        match store().await {
+            Err(error) if !is_refusal(&error) => {
+                tracing::debug!(error = %Chain(&error), "the task of a call could not be stored yet");
+            }
+            stored => return stored,
+        }
+        sleep(back_off.next_pause()).await;
+    }
 }
 
 /// Returns whether the store refuses the task, so that another try within the time of a call does not help.

@@ -5,15 +5,14 @@ mod tests;
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tracing::Span;
 
-use super::storing::{is_refusal, limit_elapsed};
+use super::storing::{limit_elapsed, until_accepted};
 use super::{CallAnswer, CallLimits, CallOperation};
 use crate::backend::{Agenda, OwnerId};
-use crate::printable::Chain;
 use crate::rmcp::manager::DurableTaskManager;
-use crate::store::{BackOff, NewTask, TaskError, TaskStore, UniqueKey, UniqueStart};
+use crate::store::{NewTask, TaskError, UniqueKey, UniqueStart};
 
 impl<B: Agenda> DurableTaskManager<B> {
     /// Starts a task, unless the owner has an open task of the same key. Then the call joins that task, which may run in any
@@ -43,7 +42,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         }
         runtime.store.check_new(owner, &new)?;
         let started = tokio::select! {
-            started = start_or_join(&runtime.store, owner, new, key) => started?,
+            started = until_accepted(|| runtime.store.start_unique(owner, new.clone(), key)) => started?,
             error = limit_elapsed(begun, limits, runtime.shutdown.signal()) => return Err(error),
         };
         let task = match started {
@@ -55,24 +54,5 @@ impl<B: Agenda> DurableTaskManager<B> {
             }
         };
         Ok(CallAnswer::Stored(Arc::new(task)))
-    }
-}
-
-/// Tries until the task is started or joined, or the store refuses the task.
-async fn start_or_join<B: Agenda>(
-    store: &TaskStore<B>,
-    owner: &OwnerId,
-    new: NewTask,
-    key: &UniqueKey,
-) -> Result<UniqueStart<B>, TaskError> {
-    let mut back_off = BackOff::new();
-    loop {
-        match store.start_unique(owner, new.clone(), key).await {
-            Err(error) if !is_refusal(&error) => {
-                tracing::debug!(error = %Chain(&error), "the task of a unique call could not be started yet");
-            }
-            started => return started,
-        }
-        sleep(back_off.next_pause()).await;
     }
 }

@@ -15,7 +15,7 @@ pub(super) fn of_outcome(outcome: Outcome) -> Result<CallToolResponse, ErrorData
     match outcome {
         Outcome::Returned(Ok(result)) => Ok(result.into()),
         Outcome::Returned(Err(TaskExit::Cancelled)) => Ok(cancelled().into()),
-        Outcome::Returned(Err(TaskExit::Error(error))) => Err(error),
+        Outcome::Returned(Err(TaskExit::Error(error))) | Outcome::Retry(error) => Err(error),
         Outcome::Panicked(_) => Err(ErrorData::internal_error("the operation panicked", None)),
     }
 }

@@ -11,7 +11,7 @@ use super::answers;
 use super::call_settings::CallSettings;
 use super::delivery::Delivery;
 use crate::backend::Agenda;
-use crate::rmcp::call_run::CallAnswer;
+use crate::rmcp::call_run::{CallAnswer, CallOperation};
 use crate::rmcp::calls::require_tasks;
 use crate::rmcp::request;
 use crate::rmcp::stage::StopRequest;
@@ -38,6 +38,12 @@ pub(super) async fn answer<B: Agenda>(
     let arguments = Value::Object(arguments.unwrap_or_default());
     let operation = tool.bind(&arguments)?;
     let owner = owners.owner(context)?;
+    if config.only_enqueues {
+        let new = request::keep(tool.enqueued_task(arguments), context, tasks.extensions());
+        let enqueue = tasks.enqueue_call(&owner, new, operation.key(), config.call_limits());
+        let stored = delivery.held.wait(enqueue).await?;
+        return Ok(delivery.deliver_stored(stored).await?);
+    }
     let new = request::keep(tool.new_task(arguments), context, tasks.extensions());
     let (stop, signal) = StopRequest::new();
     let answered = async {

@@ -29,6 +29,7 @@ pub struct TaskServerConfig {
     pub(super) hold_for_with_progress: Duration,
     pub(super) drain: Duration,
     pub(super) companions: Companions,
+    pub(super) only_enqueues: bool,
 }
 
 impl Default for TaskServerConfig {
@@ -39,6 +40,7 @@ impl Default for TaskServerConfig {
             hold_for_with_progress: Duration::from_secs(600),
             drain: Duration::from_secs(10),
             companions: Companions::default(),
+            only_enqueues: false,
         }
     }
 }
@@ -86,6 +88,15 @@ impl TaskServerConfig {
     /// `task_result`, `task_list`, `task_answer` and `task_cancel`.
     pub fn companions(mut self, companions: Companions) -> Self {
         self.companions = companions;
+        self
+    }
+
+    /// Runs no operation in this process. Each call is stored at once, and a [`Worker`](crate::Worker) runs it, in any process. The
+    /// clients see no difference: a call that ends within [`answer_within`](Self::answer_within) is answered with its result.
+    ///
+    /// Without a worker of a tool, its calls wait until their TTL elapses.
+    pub fn enqueue_only(mut self) -> Self {
+        self.only_enqueues = true;
         self
     }
 

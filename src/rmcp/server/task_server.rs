@@ -153,10 +153,8 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
         config
             .companions
             .check(|name| tools.iter().any(|tool| tool.name() == name) || handler.get_tool(name).is_some())?;
-        for tool in tools.iter().filter(|tool| tool.is_resumable()) {
-            let resumed = tool.clone();
-            let operation = move |context, arguments| resumed.run(context, &arguments);
-            tasks.register_tool(tool.name(), Arc::new(operation), tool.places().cloned());
+        if !config.only_enqueues {
+            tools.iter().filter(|tool| tool.is_resumable()).for_each(|tool| tasks.register_tool(tool));
         }
         Ok(Self { handler, tasks, owners, tools, config })
     }

@@ -1,6 +1,7 @@
 //! Tools that are written once, as an async function, and whose calls become tasks.
 
 mod arguments;
+mod retry_if;
 mod settings;
 mod task_tool;
 mod task_tools;

@@ -74,6 +74,11 @@ impl TaskTool {
         self.settings.new_task(self.name(), arguments)
     }
 
+    /// Returns the task of a call with these arguments, which waits for a worker.
+    pub(in crate::rmcp) fn enqueued_task(&self, arguments: Value) -> NewTask {
+        self.settings.enqueued_task(self.name(), arguments)
+    }
+
     /// Decodes the arguments of a call. The operation waits for a place first, if the tool limits how many calls run at once.
     ///
     /// # Errors
@@ -81,6 +86,10 @@ impl TaskTool {
     pub(in crate::rmcp) fn bind(&self, arguments: &Value) -> Result<BoundOperation, ErrorData> {
         let start = (self.bind)(arguments).map_err(|error| self.invalid(&error))?;
         let key = self.unique_key(arguments).map_err(|error| self.invalid(&error))?;
+        let start = match self.settings.retry_if.clone() {
+            Some(retry_if) => retry_if.apply(start),
+            None => start,
+        };
         let start = match self.settings.places.clone() {
             Some(places) => after_place(places, start),
             None => start,

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fmt::Display;
 use std::time::Duration;
 
+use rmcp::ErrorData;
 use rmcp::handler::server::tool::schema_for_input;
 use rmcp::model::{CallToolResult, Tool, ToolAnnotations};
 use rmcp::schemars::JsonSchema;
@@ -14,13 +15,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::arguments::bind;
+use super::retry_if::RetryIf;
 use super::settings::Settings;
 use super::task_tool::TaskTool;
 use super::unique_by::unique_by;
-use crate::backend::{Agenda, Queue};
+use crate::backend::{Agenda, Priority, Queue};
 use crate::rmcp::context::TaskContext;
 use crate::rmcp::places::Places;
-use crate::store::{TaskError, TaskStore, Ttl};
+use crate::store::{Retry, TaskError, TaskStore, Ttl};
 
 /// Tools that are written once, as an async function, and whose calls become tasks.
 ///
@@ -112,11 +114,46 @@ impl TaskTools {
         self.set("resumable", |settings| settings.is_resumable = true)
     }
 
-    /// Sets the number of lost workers at which a call of the tool fails, at least 1; by default as
+    /// Sets the number of attempts at which a call of the tool fails, at least 1; by default as
     /// [configured](crate::StoreConfig::max_attempts). Only a tool that is [`resumable`](Self::resumable) has more than
     /// one attempt.
     pub fn attempts(self, max: u32) -> Self {
         self.set("attempts", |settings| settings.attempts = Some(max))
+    }
+
+    /// Sets how many attempts a call of the tool has, and how long it waits before each further one. The tool must be
+    /// [`resumable`](Self::resumable), and must not have [`attempts`](Self::attempts) of its own.
+    ///
+    /// The policy applies to lost workers, and to errors that the function marks with [`TaskContext::retry`]. Every other error
+    /// ends the call, unless [`retry_if`](Self::retry_if) accepts it. A panic ends the call: it is a defect of the function.
+    ///
+    /// The task of a call that ends at once with an error to retry is stored first, so the client gets its task, or waits for it.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use mcp_task_store::{Retry, TaskContext, TaskTools};
+    /// use rmcp::model::{CallToolResult, EmptyObject, ErrorCode};
+    /// use rmcp::task_manager::TaskExit;
+    ///
+    /// # async fn render(_task: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> { Ok(CallToolResult::success(vec![])) }
+    /// let retry = Retry::exponential(5, Duration::from_secs(1), Duration::from_secs(60)).jittered();
+    /// let tools = TaskTools::new()
+    ///     .tool("render", "Renders a scene", render)
+    ///     .resumable()
+    ///     .retry(retry)
+    ///     .retry_if(|error| error.code == ErrorCode::INTERNAL_ERROR);
+    /// ```
+    pub fn retry(self, retry: Retry) -> Self {
+        self.set("retry", |settings| settings.retry = Some(retry))
+    }
+
+    /// Retries the errors that `predicate` accepts, next to those that the function marks with [`TaskContext::retry`]. The tool
+    /// must be [`resumable`](Self::resumable). Without [`retry`](Self::retry), the second attempt begins at once, and the third
+    /// after 10 s.
+    pub fn retry_if(self, predicate: impl Fn(&ErrorData) -> bool + Send + Sync + 'static) -> Self {
+        self.set("retry_if", |settings| settings.retry_if = Some(RetryIf::new(predicate)))
     }
 
     /// Sets how long a call of the tool may run; by default as [configured](crate::StoreConfig::default_ttl).
@@ -147,6 +184,12 @@ impl TaskTools {
             self.note(|| mistake);
         }
         self.set("concurrency", |settings| settings.places = places)
+    }
+
+    /// Sets which of the calls that wait for a worker are claimed first; [`Priority::Normal`] by default. It applies to calls of a
+    /// server that only [enqueues](crate::TaskServerConfig::enqueue_only) them, and between two attempts.
+    pub fn priority(self, priority: Priority) -> Self {
+        self.set("priority", |settings| settings.priority = priority)
     }
 
     /// Lets an owner have at most one open task of the tool for each key. `key` derives the key from the arguments of a call. A
@@ -267,16 +310,24 @@ fn mistake<B: Agenda>(tool: &TaskTool, is_first_of_its_name: bool, store: &TaskS
     if name.is_empty() {
         return Some("a tool has an empty name: name it".to_owned());
     }
-    if let Err(error) = Queue::work(name) {
+    if let Err(error) = Queue::work(name, tool.settings.priority) {
         return Some(format!("the tool {name:?} cannot have this name: {error}"));
     }
-    let Settings { is_resumable, attempts, .. } = tool.settings;
-    if attempts.is_some() && !is_resumable {
+    let Settings { is_resumable, attempts, retry, retry_if, .. } = &tool.settings;
+    let set =
+        [("attempts", attempts.is_some()), ("retry", retry.is_some()), ("retry_if", retry_if.is_some())];
+    let without_effect = set.into_iter().find(|(_, is_set)| *is_set && !is_resumable);
+    if let Some((setting, _)) = without_effect {
         return Some(format!(
-            "the setting \"attempts\" of the tool {name:?} has no effect: make the tool resumable, or remove the setting"
+            "the setting {setting:?} of the tool {name:?} has no effect: make the tool resumable, or remove the setting"
         ));
     }
-    if attempts == Some(0) {
+    if attempts.is_some() && retry.is_some() {
+        return Some(format!(
+            "the settings \"attempts\" and \"retry\" of the tool {name:?} both state the number of attempts: remove \"attempts\""
+        ));
+    }
+    if *attempts == Some(0) {
         return Some(format!("the tool {name:?} has no attempts: choose 1 or more"));
     }
     let refused = store.check_options(&tool.new_task(Value::Null)).err()?;

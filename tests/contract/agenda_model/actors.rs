@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mcp_task_store::{Agenda, Attempt, NewTask, Next, OnWorkerLost, OwnerId, Queue, TaskKey};
+use mcp_task_store::{Agenda, Attempt, NewTask, Next, OnWorkerLost, OwnerId, Priority, Queue, TaskKey};
 use serde_json::json;
 
 use super::gate::Log;
@@ -62,7 +62,7 @@ fn any(log: &Mutex<Log>, random: &mut Random) -> Option<TaskKey> {
 }
 
 pub(super) async fn claims(tasks: Tasks, log: Arc<Mutex<Log>>, mut random: Random) {
-    let queues = [Queue::work(OPERATION).unwrap()];
+    let queues = [Queue::work(OPERATION, Priority::Normal).unwrap()];
     let engine = Arc::clone(tasks.backend());
     loop {
         sleep_below(&mut random, 30).await;

@@ -4,22 +4,18 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures_util::future::join_all;
-use mcp_task_store::{Next, Queue, Task, TaskKey, TaskStatus};
+use mcp_task_store::{Next, Priority, Queue, Task, TaskKey, TaskStatus};
 use rstest::rstest;
 use rstest_reuse::apply;
 
 use super::{
-    LONG, SHORT, TaskAttempt, Tasks, config, has_ended, open, plain, record, resumable, start, until,
+    LONG, SHORT, Tasks, claim_now, config, has_ended, open, plain, record, resumable, start, until,
     waits_for_a_worker,
 };
 use crate::support::elsewhere::elsewhere;
 use crate::support::{Engine, Printed, Store, in_a_process_that_dies, on_every_engine, timers};
 
 const GAVE_UP: &str = "gave up after 3 attempts: the worker was lost";
-
-async fn claim(tasks: &Tasks, key: &TaskKey) -> TaskAttempt {
-    tasks.claim(key).await.unwrap().expect("the task waits for a worker").1
-}
 
 fn losses(task: &Task) -> u32 {
     task.lease.as_ref().unwrap().losses
@@ -33,7 +29,7 @@ async fn start_and_die(store: &Store, key: Option<TaskKey>) -> (TaskKey, u32) {
         let (key, attempt) = match key {
             None => start(&tasks, resumable()).await,
             Some(key) => {
-                let attempt = claim(&tasks, &key).await;
+                let attempt = claim_now(&tasks, &key).await;
                 (key, attempt)
             }
         };
@@ -79,7 +75,7 @@ async fn an_operation_whose_attempt_is_dropped_three_times_fails_with_a_reason(#
     drop(attempt);
     for number in [2, 3] {
         until(&*store, &key, waits_for_a_worker).await;
-        let attempt = claim(&tasks, &key).await;
+        let attempt = claim_now(&tasks, &key).await;
         assert_eq!(attempt.number(), number);
         // The writes of the holder do not change the number of losses.
         let renewed = attempt.renew().await.unwrap();
@@ -97,20 +93,20 @@ async fn ten_releases_in_a_row_do_not_count(#[case] engine: Engine) {
     for _ in 0..10 {
         let released = attempt.release().await.unwrap();
         assert_eq!((released.task.status, losses(&released.task)), (TaskStatus::Working, 0));
-        attempt = claim(&tasks, &key).await;
+        attempt = claim_now(&tasks, &key).await;
     }
     assert_eq!(attempt.number(), 11);
     for _ in 0..2 {
         drop(attempt);
         until(&*store, &key, waits_for_a_worker).await;
         // Releases between two losses do not count either.
-        let begun = claim(&tasks, &key).await;
+        let begun = claim_now(&tasks, &key).await;
         let released = begun.release().await.unwrap();
         assert!(
             released.task.lease.as_ref().unwrap().deadline <= store.now(),
             "the next attempt may begin at once"
         );
-        attempt = claim(&tasks, &key).await;
+        attempt = claim_now(&tasks, &key).await;
     }
     drop(attempt);
     assert_gave_up(&until(&*store, &key, has_ended).await, GAVE_UP);
@@ -143,7 +139,7 @@ async fn the_bound_comes_from_the_task_or_else_from_the_store_that_created_it(
     let other = open(&store.backend, config(LONG).max_attempts(9));
     for _ in 1..bound {
         until(&*store, &key, waits_for_a_worker).await;
-        drop(claim(&other, &key).await);
+        drop(claim_now(&other, &key).await);
     }
     assert_gave_up(&until(&*store, &key, has_ended).await, message);
 }
@@ -202,7 +198,7 @@ async fn the_next_attempt_begins_at_once_after_the_first_loss_and_10_s_after_the
 ) {
     let store = engine.open().await;
     let tasks = open(&store.backend, config(LONG));
-    let work = Queue::work("render").unwrap();
+    let work = Queue::work("render", Priority::Normal).unwrap();
     let (key, attempt) = start(&tasks, resumable()).await;
     drop(attempt);
     until(&*store, &key, waits_for_a_worker).await;
@@ -216,7 +212,7 @@ async fn the_next_attempt_begins_at_once_after_the_first_loss_and_10_s_after_the
         }
     };
     let due = tokio::time::timeout(Duration::from_secs(5), due).await.expect("the timer is due at once");
-    let attempt = claim(&tasks, &key).await;
+    let attempt = claim_now(&tasks, &key).await;
     store.resolve(&due, Next::Remove).await.unwrap();
 
     let before = store.now();
@@ -237,8 +233,8 @@ async fn the_next_attempt_begins_at_once_after_the_first_loss_and_10_s_after_the
     let earliest = before + delay - TimeDelta::milliseconds(1);
     assert!(lease.deadline >= earliest && lease.deadline <= store.now() + delay, "{lease:?}");
     assert!((due_at - lease.deadline).abs() < TimeDelta::seconds(2), "{due_at} for {lease:?}");
-    // Timers are hints: a worker may claim the task sooner.
-    assert_eq!(claim(&tasks, &key).await.number(), 3);
+    assert!(tasks.claim(&key).await.unwrap().is_none(), "the earliest start has not come");
+    assert_eq!(claim_now(&tasks, &key).await.number(), 3);
 }
 
 #[tokio::test]
@@ -260,7 +256,7 @@ async fn the_log_names_each_lost_worker_once_and_reports_that_the_task_gave_up()
     tokio::time::sleep(Duration::from_millis(20)).await;
     drop(attempt);
     until(&*store, &key, waits_for_a_worker).await;
-    drop(claim(&tasks, &key).await);
+    drop(claim_now(&tasks, &key).await);
     until(&*store, &key, has_ended).await;
     let lines = async {
         while !log.text().contains("gave up") {

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mcp_task_store::{
-    LocalAgenda, PageRequest, Queue, StorageBackend, StoreConfig, TaskError, TaskStatus, TaskStore, Version,
+    LocalAgenda, OnWorkerLost, PageRequest, Queue, Retry, RpcError, StorageBackend, StoreConfig, TaskError,
+    TaskStatus, TaskStore, Version,
 };
 use rstest::rstest;
 use serde_json::json;
@@ -68,6 +69,38 @@ async fn a_start_without_an_answer_is_resolved_and_has_one_record_and_one_timer(
 }
 
 #[rstest]
+#[case::the_answer_was_lost(&[Fault::AnswerLost])]
+#[case::the_write_was_lost(&[Fault::WriteLost])]
+#[case::the_write_was_lost_then_the_answer(&[Fault::WriteLost, Fault::AnswerLost])]
+#[case::the_write_arrived_late(&[Fault::Late])]
+#[case::another_process_wrote_first(&[Fault::Raced])]
+#[tokio::test]
+async fn a_retry_without_an_answer_is_resolved_and_counts_once(#[case] faults: &[Fault]) {
+    let backend = Faulty::new();
+    let tasks = TaskStore::new(Arc::clone(&backend));
+    let new = call().operation("render").on_worker_lost(OnWorkerLost::Resume);
+    let retry = Retry::exponential(2, Duration::from_millis(1), Duration::from_millis(1));
+    let (started, attempt) = tasks.start(&owner("alice"), new.retry(retry)).await.unwrap();
+    faults.iter().for_each(|fault| backend.inject(*fault));
+    let retried = attempt.retry(RpcError::new(1, "out of paper")).await.unwrap();
+    assert_eq!(retried.task.lease.as_ref().unwrap().losses, 1);
+    assert_eq!(tasks.get(&started.key).await.unwrap(), retried);
+    let (_, attempt) = loop {
+        match tasks.claim(&started.key).await.unwrap() {
+            Some(claimed) => break claimed,
+            None => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
+    faults.iter().for_each(|fault| backend.inject(*fault));
+    let failed = attempt.retry(RpcError::new(1, "out of paper")).await.unwrap();
+    assert_eq!((failed.task.status, failed.task.gave_up_after), (TaskStatus::Failed, Some(2)));
+    assert_eq!(tasks.get(&started.key).await.unwrap(), failed);
+    assert!(backend.is_done());
+    let [dead] = timers(&*backend, &Queue::dead()).await.try_into().unwrap();
+    assert_eq!(dead.key, started.key);
+}
+
+#[rstest]
 #[case::applied(Fault::AnswerLostAndOverwritten(4), Some("halfway"))]
 #[case::not_applied(Fault::WriteLostAndOverwritten, None)]
 #[tokio::test]
@@ -106,7 +139,8 @@ async fn a_write_without_an_answer_is_resolved_when_the_engine_answers_again(
 #[tokio::test]
 async fn an_overdue_task_is_returned_as_failed_while_the_engine_rejects_writes() {
     let backend = Faulty::new();
-    let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
+    let config = StoreConfig::new().retention(LONG);
+    let tasks = TaskStore::with_config(LocalAgenda::new(Arc::clone(&backend)), config);
     let short = call().ttl(Duration::from_millis(20));
     let overdue = tasks.create(&owner("alice"), short).await.unwrap();
     let other = tasks.create(&owner("alice"), call()).await.unwrap();

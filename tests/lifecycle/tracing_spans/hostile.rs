@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use mcp_task_store::{
-    Agenda, DurableTaskManager, NewTask, Next, OnWorkerLost, OwnerId, PageRequest, PartName, PutOptions,
-    Queue, RegisteredOptions, RpcError, StoreConfig, TaskKey, TaskStore, Version,
+    Agenda, DurableTaskManager, NewTask, Next, OnWorkerLost, OwnerId, PageRequest, PartName, Priority,
+    PutOptions, Queue, RegisteredOptions, RpcError, StoreConfig, TaskKey, TaskStore, Version,
 };
 use rmcp::model::CallToolResult;
 use rmcp::task_manager::{TaskExit, TaskOptions};
@@ -32,7 +32,7 @@ fn log_error<T, E: std::error::Error>(outcome: Result<T, E>) {
 async fn every_call_of_the_engine(store: &Store) {
     let (owner, key) = hostile();
     let (backend, part, queue) =
-        (&store.backend, PartName::from_static("input"), Queue::work(HOSTILE).unwrap());
+        (&store.backend, PartName::from_static("input"), Queue::work(HOSTILE, Priority::Normal).unwrap());
     log_error(backend.get(&key).await);
     log_error(backend.part(&key, &part).await);
     log_error(backend.put(&key, "no JSON".into(), in_an_hour()).await);

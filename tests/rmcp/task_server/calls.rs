@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use mcp_task_store::{
-    Agenda, MemoryBackend, OwnerSource, PageRequest, Queue, StorageError, TaskContext, TaskServer, TaskTools,
+    Agenda, MemoryBackend, OwnerSource, PageRequest, Priority, Queue, StorageError, TaskContext, TaskServer,
+    TaskTools,
 };
 use rmcp::model::*;
 use rmcp::service::{NotificationContext, RunningService, ServiceError};
@@ -114,7 +115,7 @@ async fn arguments_that_do_not_have_the_type_are_refused_before_anything_is_stor
     }
     assert_eq!(tasks.running_task_count(), 0);
     assert!(tasks.store().list(&alice(), PageRequest::new(10)).await.unwrap().tasks.is_empty());
-    for queue in [Queue::leases(), Queue::work("resumable").unwrap()] {
+    for queue in [Queue::leases(), Queue::work("resumable", Priority::Normal).unwrap()] {
         assert_eq!(backend.timers(&queue, None).await.unwrap().total, 0);
     }
     client.cancel().await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mcp_task_store::{Expiry, OwnerSource, TaskContext, TaskError, TaskServer, TaskTools};
+use mcp_task_store::{Expiry, OwnerSource, Retry, TaskContext, TaskError, TaskServer, TaskTools};
 use rmcp::model::CallToolResult;
 use rmcp::task_manager::TaskExit;
 use rstest::rstest;
@@ -14,6 +14,7 @@ async fn of_a_number(_: TaskContext, _: u64) -> Result<CallToolResult, TaskExit>
     Ok(text("a number"))
 }
 
+const RETRY: Retry = Retry::exponential(3, Duration::from_secs(1), Duration::from_secs(60));
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 #[rstest]
@@ -25,6 +26,13 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 #[case::a_setting_without_a_tool(TaskTools::new().resumable().tool("a", "A", nothing), "belongs to no tool")]
 #[case::attempts_of_a_tool_that_cannot_resume(TaskTools::new().tool("a", "A", nothing).attempts(2), "has no effect")]
 #[case::no_attempts(TaskTools::new().tool("a", "A", nothing).resumable().attempts(0), "\"a\" has no attempts")]
+#[case::retry_of_a_tool_that_cannot_resume(TaskTools::new().tool("a", "A", nothing).retry(RETRY), "\"retry\" of the tool \"a\" has no effect")]
+#[case::predicate_of_a_tool_that_cannot_resume(TaskTools::new().tool("a", "A", nothing).retry_if(|_| true), "\"retry_if\" of the tool \"a\" has no effect")]
+#[case::attempts_and_retry(TaskTools::new().tool("a", "A", nothing).resumable().attempts(2).retry(RETRY), "both state the number of attempts")]
+#[case::an_invalid_retry(
+    TaskTools::new().tool("a", "A", nothing).resumable().retry(Retry::exponential(0, YEAR, YEAR)),
+    "0 attempts"
+)]
 #[case::no_retention(TaskTools::new().tool("a", "A", nothing).retention(Duration::ZERO), "a retention of 0ns")]
 #[case::a_long_retention(TaskTools::new().tool("a", "A", nothing).retention(YEAR * 101), "between 1 ms and 100 years")]
 #[case::a_long_life(TaskTools::new().tool("a", "A", nothing).retention(Expiry::MAX), "over 100 years together")]

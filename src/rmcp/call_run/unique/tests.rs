@@ -14,7 +14,7 @@ use super::*;
 use crate::MemoryBackend;
 use crate::rmcp::context::TaskContext;
 use crate::rmcp::stage::StopRequest;
-use crate::store::StoreConfig;
+use crate::store::{StoreConfig, TaskStore};
 use crate::task::{StoredTask, TaskStatus};
 
 type Manager = DurableTaskManager<MemoryBackend>;

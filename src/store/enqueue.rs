@@ -1,0 +1,120 @@
+//! Creates tasks that wait for a worker.
+
+use std::pin::pin;
+
+use serde_json::Map;
+use tracing::instrument;
+
+use super::TaskStore;
+use super::deadline::{CallTarget, Deadline};
+use super::durations::millis;
+use super::error::TaskError;
+use super::new_task::NewTask;
+use super::records::Records;
+use crate::backend::{Agenda, OwnerId, StorageError, TaskId, TaskKey};
+use crate::printable::Chain;
+use crate::task::{Lease, StoredTask};
+
+impl<B: Agenda> TaskStore<B> {
+    /// Creates a task that waits for a worker of its operation, in any process. When the call returns, the task is durable.
+    /// Otherwise the call is like [`create`](Self::create).
+    ///
+    /// Workers claim waiting tasks of a higher [priority](NewTask::priority) first, and those of the same priority oldest first. A
+    /// [`Worker`](crate::Worker) does this for the tools of a server. Code without an SDK takes the timers of the queue
+    /// [`work`](crate::Queue::work) of the [`Agenda`], and [claims](Self::claim) their tasks.
+    ///
+    /// If the first worker is lost, a task that [can resume](NewTask::on_worker_lost) waits for another worker, and any other task
+    /// fails. A task that no worker claims fails when its TTL elapses.
+    ///
+    /// # Errors
+    /// The errors of [`create`](Self::create); [`InvalidArgument`](TaskError::InvalidArgument) for a task without an operation, and
+    /// for one whose TTL elapses before it may begin.
+    ///
+    /// # Cancellation safety
+    /// If the future is dropped, the task may be stored nevertheless. Then a worker runs it.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), mcp_task_store::TaskError> {
+    /// use std::time::Duration;
+    ///
+    /// use mcp_task_store::{MemoryBackend, NewTask, OwnerId, Priority, TaskStore};
+    /// use serde_json::json;
+    ///
+    /// let store = TaskStore::new(MemoryBackend::new());
+    /// let alice = OwnerId::try_from("alice").expect("not empty");
+    /// let new = NewTask::new("tools/call").operation("render").arguments(json!({ "frames": 240 }));
+    /// let task = store.enqueue(&alice, new.priority(Priority::Low).delay(Duration::from_secs(60))).await?;
+    /// assert!(task.task.lease.is_some_and(|lease| lease.holder.is_none()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[instrument(level = "debug", skip_all, fields(owner = %owner.printable()))]
+    pub async fn enqueue(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
+        let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
+        let records = self.0.records();
+        let deadline = records.deadline();
+        let create = pin!(create(records, &deadline, &key, new));
+        let stored = deadline.limit("enqueue", CallTarget::Task(&key), create).await?;
+        deadline.limit_optional(offer(records, &stored)).await;
+        Ok(stored)
+    }
+
+    /// Creates a task that waits for a worker, under this key. After a failure the call can be repeated: it then returns the task
+    /// that an earlier call has stored. No other task may ever use the key.
+    ///
+    /// # Errors
+    /// As for [`enqueue`](Self::enqueue).
+    pub(crate) async fn enqueue_as(&self, key: &TaskKey, new: NewTask) -> Result<StoredTask, TaskError> {
+        let records = self.0.records();
+        let deadline = records.deadline();
+        let create = pin!(async {
+            match create(records, &deadline, key, new).await {
+                Err(TaskError::Storage(StorageError::VersionConflict { .. })) => {
+                    records.read_current(key).await
+                }
+                created => created,
+            }
+        });
+        let stored = deadline.limit("enqueue", CallTarget::Task(key), create).await?;
+        deadline.limit_optional(offer(records, &stored)).await;
+        Ok(stored)
+    }
+}
+
+/// Creates a task that waits for a worker. The timer of its lease fires one lease later, and the keeper that takes it offers the
+/// task to the workers, if [`offer`] has not.
+pub(super) async fn create<B: Agenda>(
+    records: &Records<B>,
+    deadline: &Deadline,
+    key: &TaskKey,
+    new: NewTask,
+) -> Result<StoredTask, TaskError> {
+    new.check_can_wait()?;
+    let (now, duration) = (records.engine.now(), records.config.lease);
+    let delay = new.delay_at(now, &records.config)?;
+    let lease = Lease {
+        holder: None,
+        attempt: 0,
+        losses: 0,
+        renewals: 0,
+        duration_ms: millis(duration),
+        deadline: now + delay,
+        delay_ms: Some(millis(delay)),
+        extra: Map::new(),
+    };
+    records.create(deadline, key, new, Some(lease)).await
+}
+
+/// Schedules a new task in its work queue, for its earliest start.
+pub(super) async fn offer<B: Agenda>(records: &Records<B>, stored: &StoredTask) {
+    match records.scheduler.schedule_work(stored).await {
+        Ok(()) => records.scheduler.note_enqueued(stored),
+        Err(error) => tracing::debug!(
+            error = %Chain(&error),
+            task = %stored.key.task.printable(),
+            "an enqueued task could not be scheduled; it waits until the timer of its lease fires"
+        ),
+    }
+}

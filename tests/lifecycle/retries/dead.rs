@@ -1,0 +1,1 @@
+//! Dead tasks: they failed because their attempts are used up.
