@@ -1,32 +1,33 @@
-//! The background task of a manager, which claims tasks that wait for a worker of a registered operation.
+//! The background task of a manager, which finds tasks that wait for a worker of a registered operation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug_span};
 
-use super::error_class::ErrorClass;
-use super::identity::Identity;
-use super::places::{Full, Place};
-use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
+use super::claim::{Waiting, claim_and_resolve};
+use super::count::CountGuard;
+use super::owner_turns::OwnerTurns;
+use super::runtime::Runtime;
 use super::shutdown::ShutdownSignal;
 use super::slots::{Slot, Slots};
-use super::wire;
-use crate::backend::{Agenda, Due, Next, Priority, Queue};
+use crate::backend::{Agenda, Priority, Queue, Taken, TaskKey};
 use crate::printable::Chain;
-use crate::store::{Attempt, BackOff, TaskError, TaskStore};
-use crate::task::{PayloadKind, StoredTask};
+use crate::store::{BackOff, TaskError};
 
 /// How many timers the claimer takes at once.
 const MAX_BATCH: usize = 16;
 /// The pause before the claimer repeats a failed claim.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
+pub(super) const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How often the claimer looks for a free slot of a fleet-wide limit.
+pub(super) const FLEET_POLL: Duration = Duration::from_millis(250);
+/// The pause after a take that met such a task, so that the claimer does not move a long queue at full speed.
+const OWNER_FULL_PAUSE: Duration = Duration::from_millis(100);
 /// The longest sleep between two takes, in case a wakeup is lost.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
@@ -58,6 +59,7 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
         closed: runtime.claiming.closed.signal(),
         slots: runtime.slots.clone(),
         turns: Turns::default(),
+        owners: OwnerTurns::default(),
     };
     let run = async move {
         let _mark = mark;
@@ -67,7 +69,7 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
 }
 
 /// Returns the time limit of one call of the engine.
-fn call_limit<B: Agenda>(runtime: &Runtime<B>) -> Duration {
+pub(super) fn call_limit<B: Agenda>(runtime: &Runtime<B>) -> Duration {
     runtime.store.call_timeout().max(RETRY_DELAY)
 }
 
@@ -80,6 +82,7 @@ struct Claimer<B> {
     closed: ShutdownSignal,
     slots: Slots,
     turns: Turns,
+    owners: OwnerTurns,
 }
 
 /// Which operation comes first when the claimer takes timers. It changes with each take, so no operation has to wait while another
@@ -161,37 +164,115 @@ impl<B: Agenda> Claimer<B> {
         }
     }
 
-    /// Takes one due timer for each slot and claims its task. Returns when the next timer is due. The tasks of an operation
-    /// without a free place stay in their queue, where other instances find them.
+    /// Claims one waiting task for each slot. Returns when to claim again. The tasks of an operation without a free place stay in
+    /// their queue, where other instances find them.
     async fn claim_due(&mut self, mut slots: Vec<Slot>) -> Result<Duration, String> {
         let Some(runtime) = self.runtime.upgrade() else { return Ok(MAX_SLEEP) };
         // A shutdown waits for the claims: the timers that it has taken would stay hidden from other instances.
         let claims = runtime.claiming.claims.add();
-        let (claimable, places) = runtime.claimable();
-        let (queues, max) = (self.turns.next(claimable), slots.len().min(places));
-        if queues.is_empty() {
-            return Ok(MAX_SLEEP);
+        let claimable = Claimable::of(&runtime).await.map_err(|error| Chain(&error).to_string())?;
+        slots.truncate(claimable.places);
+        while let Some((queue, key)) = self.next_turn(&claimable.operations, slots.len()) {
+            let Some(slot) = slots.pop() else { break };
+            self.spawn_claim(&runtime, &claims, Waiting { queue, key, due: None }, slot);
         }
-        let take = runtime.store.backend().take_due(&queues, max, self.call_limit);
-        let taken = match timeout(self.call_limit, take).await {
-            Ok(Ok(taken)) => taken,
-            Ok(Err(error)) => return Err(Chain(&error).to_string()),
-            Err(_) => return Err(format!("no answer within {:?}", self.call_limit)),
-        };
-        let next_in = if taken.due.len() == max { Some(Duration::ZERO) } else { taken.next_in };
+        if slots.is_empty() {
+            return Ok(claimable.poll.unwrap_or_default());
+        }
+        let wanted = slots.len();
+        let taken = self.take(&runtime, &claimable.operations, wanted).await?;
+        let has_more = taken.due.len() == wanted;
         for due in taken.due {
             // The engine returns at most as many timers as there are slots.
             let Some(slot) = slots.pop() else { break };
-            let place = runtime.reserve(due.queue.operation());
-            let claim = claim_and_resolve(Weak::clone(&self.runtime), due, slot, place, self.call_limit);
-            let claims = claims.clone();
-            let claim = async move {
-                claim.await;
-                drop(claims);
-            };
-            tokio::spawn(claim.in_current_span());
+            let (queue, key) = (due.queue.clone(), due.key.clone());
+            self.spawn_claim(&runtime, &claims, Waiting { queue, key, due: Some(due) }, slot);
         }
-        Ok(next_in.map_or(MAX_SLEEP, |next_in| next_in.min(MAX_SLEEP)))
+        self.search_owners(&runtime, &claimable.operations, has_more).await;
+        let mut pause = if has_more { Duration::ZERO } else { taken.next_in.unwrap_or(MAX_SLEEP) };
+        if runtime.claiming.owner_is_full.swap(false, Ordering::AcqRel) {
+            pause = pause.max(OWNER_FULL_PAUSE);
+        }
+        Ok(pause.min(claimable.poll.unwrap_or(MAX_SLEEP)))
+    }
+
+    /// Takes up to `limit` due timers of these operations.
+    async fn take(
+        &mut self,
+        runtime: &Runtime<B>,
+        operations: &[String],
+        limit: usize,
+    ) -> Result<Taken, String> {
+        let queues = self.turns.next(operations.to_vec());
+        if queues.is_empty() {
+            return Ok(Taken::default());
+        }
+        match timeout(self.call_limit, runtime.store.backend().take_due(&queues, limit, self.call_limit))
+            .await
+        {
+            Ok(Ok(taken)) => Ok(taken),
+            Ok(Err(error)) => Err(Chain(&error).to_string()),
+            Err(_) => Err(format!("no answer within {:?}", self.call_limit)),
+        }
+    }
+
+    /// Returns the next task of the owner whose turn it is, if one of these operations can run it.
+    fn next_turn(&mut self, claimable: &[String], slots: usize) -> Option<(Queue, TaskKey)> {
+        if slots == 0 {
+            return None;
+        }
+        let is_claimable = |queue: &Queue| claimable.iter().any(|name| queue.operation() == Some(name));
+        std::iter::from_fn(|| self.owners.next()).find(|(queue, _)| is_claimable(queue))
+    }
+
+    /// Searches for owners whose tasks wait behind those of another owner, while more tasks wait than this instance can run.
+    async fn search_owners(&mut self, runtime: &Runtime<B>, claimable: &[String], has_more: bool) {
+        if !has_more {
+            self.owners.clear();
+        } else if self.owners.is_due() {
+            let search = self.owners.search(runtime.store.backend(), claimable);
+            match timeout(self.call_limit, search).await {
+                Ok(Ok(())) => {}
+                // The tasks are claimed in the order of their queue until a later search succeeds.
+                Ok(Err(error)) => {
+                    tracing::debug!(error = %Chain(&error), "the waiting tasks could not be listed")
+                }
+                Err(_) => {
+                    tracing::debug!("the waiting tasks could not be listed within {:?}", self.call_limit)
+                }
+            }
+        }
+    }
+
+    fn spawn_claim(&self, runtime: &Runtime<B>, claims: &CountGuard, waiting: Waiting, slot: Slot) {
+        let place = runtime.reserve(waiting.queue.operation());
+        let claim = claim_and_resolve(Weak::clone(&self.runtime), waiting, slot, place, self.call_limit);
+        let claims = claims.clone();
+        let claim = async move {
+            claim.await;
+            drop(claims);
+        };
+        tokio::spawn(claim.in_current_span());
+    }
+}
+
+/// The operations whose tasks this instance can claim now.
+struct Claimable {
+    operations: Vec<String>,
+    /// How many tasks of each of them at least.
+    places: usize,
+    /// When to look again, if all slots of a fleet-wide limit are held.
+    poll: Option<Duration>,
+}
+
+impl Claimable {
+    async fn of<B: Agenda>(runtime: &Runtime<B>) -> Result<Self, TaskError> {
+        let (mut operations, places) = runtime.claimable();
+        let with_place = operations.len();
+        let fleet = runtime.limits.retain_free(runtime, &mut operations).await?;
+        let places = fleet.map_or(places, |free| places.min(free));
+        let poll = (operations.len() < with_place).then_some(FLEET_POLL);
+        Ok(Self { operations, places, poll })
     }
 }
 
@@ -199,125 +280,4 @@ fn queues_of(names: &[String]) -> Vec<Queue> {
     let of_priority = |priority| names.iter().filter_map(move |name| Queue::work(name, priority).ok());
     // A name that is too long for a queue is also too long for a task.
     Priority::ALL.into_iter().flat_map(of_priority).collect()
-}
-
-/// Claims one task, then moves or removes its timer.
-async fn claim_and_resolve<B: Agenda>(
-    runtime: Weak<Runtime<B>>,
-    due: Due,
-    slot: Slot,
-    place: Result<Option<Place>, Full>,
-    limit: Duration,
-) {
-    let Some(runtime) = runtime.upgrade() else { return };
-    let next = match claim(&runtime, &due, slot, place).await {
-        Ok(next) => next,
-        // An instance with a newer version of this crate may be able to read the record. It finds the task by the
-        // timer of the lease.
-        Err(error) if wire::is_unreadable(&error) => Next::Remove,
-        Err(error) => {
-            tracing::debug!(
-                error = %Chain(&error),
-                task = %due.key.task.printable(),
-                "a task that waits for a worker could not be claimed yet"
-            );
-            Next::After(RETRY_DELAY)
-        }
-    };
-    match timeout(limit, runtime.store.backend().resolve(&due, next)).await {
-        Ok(Ok(_)) => {}
-        // The timer fires again when it is no longer hidden. Its taker then finds nothing to claim.
-        Ok(Err(error)) => {
-            tracing::debug!(error = %Chain(&error), "the timer of a claimed task could not be resolved")
-        }
-        Err(_) => tracing::debug!("the timer of a claimed task could not be resolved within {limit:?}"),
-    }
-}
-
-/// Claims a task and starts its operation. Returns what to do with the timer.
-async fn claim<B: Agenda>(
-    runtime: &Runtime<B>,
-    due: &Due,
-    slot: Slot,
-    place: Result<Option<Place>, Full>,
-) -> Result<Next, TaskError> {
-    let guard = runtime.runs.add();
-    let shutdown = runtime.shutdown.signal();
-    let place = match place {
-        Ok(place) if !runtime.claiming.closed.has_begun() => place,
-        _ => return return_to_queue(runtime, due).await,
-    };
-    // If the claim is dropped halfway, the store releases the task, as after a dropped attempt.
-    let claimed = tokio::select! {
-        claimed = runtime.store.claim(&due.key) => claimed?,
-        () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return Ok(Next::After(Duration::ZERO)),
-    };
-    let Some((stored, attempt)) = claimed else { return Ok(Next::Remove) };
-    let name = stored.task.operation.as_deref();
-    let Some(operation) = name.and_then(|name| runtime.operation(name)) else {
-        release_unregistered(&attempt).await?;
-        return Ok(Next::Remove);
-    };
-    // A claimed task has no call whose span could be its parent.
-    let span = Identity::of(&stored, attempt.number()).span(None);
-    let _in_span = span.enter();
-    match attempt.number() {
-        1 => tracing::info!("started"),
-        _ => tracing::info!("resumed"),
-    }
-    let (store, task, limit) = (runtime.store.clone(), stored.clone(), call_limit(runtime));
-    runtime.run(guard, attempt, stored, Some(slot), |context| {
-        Box::pin(async move {
-            let _place = place;
-            let arguments = load_arguments(&store, &task, limit).await.map_err(wire::exit)?;
-            operation(context.with_place(), arguments).await
-        })
-    });
-    Ok(Next::Remove)
-}
-
-/// Returns a timer to its queue that this claimer took just before its process closed, or just before a call took the last place.
-async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, due: &Due) -> Result<Next, TaskError> {
-    // A `schedule` wakes other instances. A `resolve` does not.
-    let schedule = runtime.store.backend().schedule(&due.queue, &due.key, Duration::ZERO);
-    if let Ok(scheduled) = timeout(SHUTDOWN_CALL_LIMIT, schedule).await {
-        scheduled.map_err(TaskError::Storage)?;
-    }
-    Ok(Next::After(Duration::ZERO))
-}
-
-/// Releases a task whose operation is not registered here, so that another instance claims it. An operation stays
-/// registered and a task keeps its operation, so this happens only if another program has rewritten the record.
-async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), TaskError> {
-    tracing::warn!(
-        task = %attempt.key().task.printable(),
-        "the operation of a claimed task is not registered here; the task is released"
-    );
-    if let Ok(released) = timeout(SHUTDOWN_CALL_LIMIT, attempt.release()).await {
-        released?;
-    }
-    Ok(())
-}
-
-/// Loads the arguments of a claimed task, and tries again while the engine fails. Meanwhile the run of the task
-/// renews the lease. The end of the run stops the load.
-///
-/// # Errors
-/// `Unreadable` and `Corrupt` if the arguments cannot be read, `NotFound` if the record no longer exists.
-async fn load_arguments<B: Agenda>(
-    store: &TaskStore<B>,
-    task: &StoredTask,
-    limit: Duration,
-) -> Result<Value, TaskError> {
-    loop {
-        match timeout(limit, store.payload(task, PayloadKind::Input)).await {
-            Ok(Ok(arguments)) => return Ok(arguments.unwrap_or_default()),
-            Ok(Err(error)) if ErrorClass::of(&error) != ErrorClass::Transient => return Err(error),
-            Ok(Err(error)) => {
-                tracing::debug!(error = %Chain(&error), "the arguments of a task could not be loaded yet")
-            }
-            Err(_) => tracing::debug!("the arguments of a task could not be loaded within {limit:?} yet"),
-        }
-        sleep(RETRY_DELAY).await;
-    }
 }

@@ -8,6 +8,7 @@ use std::thread::available_parallelism;
 use rmcp::model::JsonObject;
 use rmcp::service::{RequestContext, RoleServer};
 
+use super::fleet_limits::FleetLimits;
 use super::renewer::{self, Connect};
 use super::request::FindExtensions;
 use crate::backend::{Agenda, StorageError};
@@ -31,6 +32,7 @@ const RUNS_PER_CORE: usize = 4;
 #[must_use]
 pub struct ManagerConfig<B> {
     pub(super) max_concurrent: usize,
+    pub(super) limits: FleetLimits,
     /// Creates the connection of the dedicated renewals.
     pub(super) connect: Option<Connect<B>>,
     /// Finds the values of a request that its task keeps.
@@ -41,6 +43,7 @@ impl<B> fmt::Debug for ManagerConfig<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ManagerConfig")
             .field("max_concurrent", &self.max_concurrent)
+            .field("limits", &self.limits)
             .field("dedicated_renewals", &self.connect.is_some())
             .field("extensions", &self.extensions.is_some())
             .finish()
@@ -50,7 +53,8 @@ impl<B> fmt::Debug for ManagerConfig<B> {
 impl<B> Default for ManagerConfig<B> {
     fn default() -> Self {
         let cores = available_parallelism().map_or(1, NonZeroUsize::get);
-        Self { max_concurrent: cores * RUNS_PER_CORE, connect: None, extensions: None }
+        let limits = FleetLimits::default();
+        Self { max_concurrent: cores * RUNS_PER_CORE, limits, connect: None, extensions: None }
     }
 }
 
@@ -68,6 +72,27 @@ impl<B: Agenda> ManagerConfig<B> {
     /// never counts.
     pub fn max_concurrent(mut self, max: usize) -> Self {
         self.max_concurrent = max.max(1);
+        self
+    }
+
+    /// Sets how many claimed tasks of an operation all instances on one engine run at once, from 1 to 256. By default there is no
+    /// limit. Set the same limit on every instance.
+    ///
+    /// Each attempt holds a slot, a small record that its instance renews. The slot of an instance that dies is free after the
+    /// [lease](crate::StoreConfig::lease). Further tasks stay in the queue. An operation that a call of this instance has started
+    /// itself does not count. So let the servers [only enqueue](crate::TaskServerConfig::enqueue_only) the calls of such a tool.
+    ///
+    /// If an instance is paused for longer than the lease, its slots expire while its operations may still run. So the limit is
+    /// exceeded until they end.
+    pub fn limit(mut self, operation: impl Into<String>, max: u32) -> Self {
+        self.limits.operations.insert(operation.into(), max);
+        self
+    }
+
+    /// Sets how many claimed tasks of one owner all instances on one engine run at once, from 1 to 256. By default there is no limit.
+    /// Otherwise as [`limit`](Self::limit).
+    pub fn limit_per_owner(mut self, max: u32) -> Self {
+        self.limits.per_owner = Some(max);
         self
     }
 

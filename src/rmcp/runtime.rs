@@ -15,6 +15,7 @@ use super::asked::AskedQuestions;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::count::{Count, CountGuard};
+use super::fleet_limits::FleetLimits;
 use super::identity::Identity;
 use super::places::{Full, Place, Places};
 use super::polls::Polls;
@@ -50,6 +51,7 @@ pub(super) struct Runtime<B> {
     pub(super) shutdown: Shutdown,
     pub(super) claiming: Claiming,
     pub(super) slots: Slots,
+    pub(super) limits: FleetLimits,
     pub(super) polls: Polls<DetailedTask>,
     pub(super) asked: AskedQuestions,
     pub(super) extensions: Option<FindExtensions>,
@@ -68,6 +70,8 @@ pub(super) struct Claiming {
     pub(super) closed: Shutdown,
     /// The takes and claims that are under way.
     pub(super) claims: Count,
+    /// A task was not claimed, because its owner has as many attempts as one owner may have.
+    pub(super) owner_is_full: AtomicBool,
 }
 
 impl Drop for Claiming {
@@ -130,6 +134,7 @@ impl<B: Agenda> Runtime<B> {
             shutdown: Shutdown::default(),
             claiming: Claiming::default(),
             slots: Slots::new(config.max_concurrent),
+            limits: config.limits,
             polls: Polls::default(),
             asked: AskedQuestions::default(),
             extensions: config.extensions,

@@ -17,7 +17,8 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 /// workers.
 ///
 /// A worker claims the tasks of its operations that wait, on any engine with timers. Any number of workers may serve the same
-/// operations. Each task is claimed by one of them at a time. A task of an operation that no worker knows waits until its TTL elapses.
+/// operations. Each task is claimed by one of them at a time. While more tasks wait than the workers can run, the owners have their
+/// turns, so one owner with many tasks does not hold up the others. A task of an operation that no worker knows waits until its TTL elapses.
 ///
 /// # Examples
 /// ```no_run
@@ -85,6 +86,18 @@ impl<B: Agenda> Worker<B> {
     /// core.
     pub fn concurrency(mut self, max: usize) -> Self {
         self.config = self.config.max_concurrent(max);
+        self
+    }
+
+    /// Sets how many tasks of an operation all workers run at once: see [`ManagerConfig::limit`].
+    pub fn limit(mut self, operation: impl Into<String>, max: u32) -> Self {
+        self.config = self.config.limit(operation, max);
+        self
+    }
+
+    /// Sets how many tasks of one owner all workers run at once: see [`ManagerConfig::limit_per_owner`].
+    pub fn limit_per_owner(mut self, max: u32) -> Self {
+        self.config = self.config.limit_per_owner(max);
         self
     }
 

@@ -8,6 +8,7 @@
 //! * `lease` begins attempts, `attempt` is the right to work, `retry` gives a task back after an error,
 //!   `ending`, `progress_report` and `split_calls` serve the adapters;
 //! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
+//! * `slots` counts the holders of a limit across all instances;
 //! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
 //! * `dead` decides about the timers of dead tasks;
@@ -44,6 +45,8 @@ mod retry;
 mod scheduler;
 #[cfg(feature = "rmcp")]
 mod secrets;
+#[cfg(feature = "rmcp")]
+mod slots;
 #[cfg(feature = "pmcp")]
 mod split_calls;
 #[cfg(feature = "rmcp")]
@@ -83,6 +86,8 @@ pub use new_task::NewTask;
 pub(crate) use progress_report::ProgressReport;
 use records::{ChangeCall, Records};
 pub use retry::Retry;
+#[cfg(feature = "rmcp")]
+pub(crate) use slots::{HeldSlot, SlotLimit};
 #[cfg(feature = "pmcp")]
 pub(crate) use split_calls::{SetResult, SplitCalls};
 #[cfg(feature = "rmcp")]

@@ -16,3 +16,4 @@ mod sent_once;
 mod server;
 mod tasks;
 mod two_processes;
+mod workers;

@@ -4,7 +4,7 @@ mod booth;
 mod brief_outages;
 mod calls;
 mod companions;
-mod flaky;
+pub mod flaky;
 mod forwarding;
 mod held;
 mod http;
@@ -14,7 +14,7 @@ mod listing;
 mod mistakes;
 mod notifications;
 mod questions;
-mod raw;
+pub mod raw;
 mod settings;
 mod unique;
 
@@ -27,7 +27,7 @@ use rmcp::{ServerHandler, schemars, tool, tool_handler, tool_router};
 
 use crate::support::rmcp::{LONG, Manager, alice, manager, text};
 
-type Server<H> = TaskServer<H, Arc<dyn Agenda>>;
+pub type Server<H> = TaskServer<H, Arc<dyn Agenda>>;
 
 /// Returns a manager of tasks in memory.
 fn in_memory() -> Manager {
@@ -46,12 +46,12 @@ fn with_tasks() -> ClientCapabilities {
 
 /// The arguments of a tool.
 #[derive(Debug, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
-struct Render {
+pub struct Render {
     /// The number of frames
-    frames: u64,
+    pub frames: u64,
 }
 
-async fn render(task: TaskContext, render: Render) -> Result<CallToolResult, TaskExit> {
+pub async fn render(task: TaskContext, render: Render) -> Result<CallToolResult, TaskExit> {
     Ok(text(format!("{} frames in attempt {}", render.frames, task.attempt())))
 }
 
@@ -60,14 +60,14 @@ async fn nothing(_: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskE
 }
 
 /// Runs until it must stop.
-async fn until_cancelled<A>(task: TaskContext, _: A) -> Result<CallToolResult, TaskExit> {
+pub async fn until_cancelled<A>(task: TaskContext, _: A) -> Result<CallToolResult, TaskExit> {
     task.cancelled().await;
     Err(TaskExit::Cancelled)
 }
 
 /// A server as authors write it with the macros of the SDK.
 #[derive(Clone)]
-struct Router;
+pub struct Router;
 
 #[tool_router]
 impl Router {

@@ -1,0 +1,163 @@
+//! Claims one waiting task, and starts its operation.
+
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+
+use super::claimer::{FLEET_POLL, RETRY_DELAY, call_limit};
+use super::error_class::ErrorClass;
+use super::fleet_limits::FleetFull;
+use super::identity::Identity;
+use super::places::{Full, Place};
+use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
+use super::slots::Slot;
+use super::wire;
+use crate::backend::{Agenda, Due, Next, Queue, TaskKey};
+use crate::printable::Chain;
+use crate::store::{Attempt, TaskError, TaskStore};
+use crate::task::{PayloadKind, StoredTask};
+
+/// How much later a task is claimed whose owner has as many attempts as one owner may have.
+const OWNER_FULL_DELAY: Duration = Duration::from_secs(1);
+
+/// A task that waits for a worker.
+pub(super) struct Waiting {
+    pub(super) queue: Queue,
+    pub(super) key: TaskKey,
+    /// The timer, if the claimer has taken it.
+    pub(super) due: Option<Due>,
+}
+
+/// Claims one task, then moves or removes its timer.
+pub(super) async fn claim_and_resolve<B: Agenda>(
+    runtime: Weak<Runtime<B>>,
+    waiting: Waiting,
+    slot: Slot,
+    place: Result<Option<Place>, Full>,
+    limit: Duration,
+) {
+    let Some(runtime) = runtime.upgrade() else { return };
+    let next = match claim(&runtime, &waiting, slot, place).await {
+        Ok(next) => next,
+        // An instance with a newer version of this crate may be able to read the record. It finds the task by the
+        // timer of the lease.
+        Err(error) if wire::is_unreadable(&error) => Next::Remove,
+        Err(error) => {
+            tracing::debug!(
+                error = %Chain(&error),
+                task = %waiting.key.task.printable(),
+                "a task that waits for a worker could not be claimed yet"
+            );
+            Next::After(RETRY_DELAY)
+        }
+    };
+    let Some(due) = &waiting.due else { return };
+    match timeout(limit, runtime.store.backend().resolve(due, next)).await {
+        Ok(Ok(_)) => {}
+        // The timer fires again when it is no longer hidden. Its taker then finds nothing to claim.
+        Ok(Err(error)) => {
+            tracing::debug!(error = %Chain(&error), "the timer of a claimed task could not be resolved")
+        }
+        Err(_) => tracing::debug!("the timer of a claimed task could not be resolved within {limit:?}"),
+    }
+}
+
+/// Claims a task and starts its operation. Returns what to do with the timer.
+async fn claim<B: Agenda>(
+    runtime: &Runtime<B>,
+    waiting: &Waiting,
+    slot: Slot,
+    place: Result<Option<Place>, Full>,
+) -> Result<Next, TaskError> {
+    let guard = runtime.runs.add();
+    let shutdown = runtime.shutdown.signal();
+    let place = match place {
+        Ok(place) if !runtime.claiming.closed.has_begun() => place,
+        _ => return return_to_queue(runtime, waiting).await,
+    };
+    let fleet = match runtime.limits.take(runtime, waiting.queue.operation(), &waiting.key.owner).await? {
+        Ok(slots) => slots,
+        Err(FleetFull::Operation) => return Ok(Next::After(FLEET_POLL)),
+        Err(FleetFull::Owner) => {
+            runtime.claiming.owner_is_full.store(true, Ordering::Release);
+            return Ok(Next::After(OWNER_FULL_DELAY));
+        }
+    };
+    // If the claim is dropped halfway, the store releases the task, as after a dropped attempt.
+    let claimed = tokio::select! {
+        claimed = runtime.store.claim(&waiting.key) => claimed?,
+        () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return Ok(Next::After(Duration::ZERO)),
+    };
+    let Some((stored, attempt)) = claimed else { return Ok(Next::Remove) };
+    let name = stored.task.operation.as_deref();
+    let Some(operation) = name.and_then(|name| runtime.operation(name)) else {
+        release_unregistered(&attempt).await?;
+        return Ok(Next::Remove);
+    };
+    // A claimed task has no call whose span could be its parent.
+    let span = Identity::of(&stored, attempt.number()).span(None);
+    let _in_span = span.enter();
+    match attempt.number() {
+        1 => tracing::info!("started"),
+        _ => tracing::info!("resumed"),
+    }
+    let (store, task, limit) = (runtime.store.clone(), stored.clone(), call_limit(runtime));
+    runtime.run(guard, attempt, stored, Some(slot), |context| {
+        Box::pin(async move {
+            let (_place, _fleet) = (place, fleet);
+            let arguments = load_arguments(&store, &task, limit).await.map_err(wire::exit)?;
+            operation(context.with_place(), arguments).await
+        })
+    });
+    Ok(Next::Remove)
+}
+
+/// Returns a timer to its queue that this claimer took just before its process closed, or just before a call took the last place.
+async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, waiting: &Waiting) -> Result<Next, TaskError> {
+    let Some(due) = &waiting.due else { return Ok(Next::After(Duration::ZERO)) };
+    // A `schedule` wakes other instances. A `resolve` does not.
+    let schedule = runtime.store.backend().schedule(&due.queue, &due.key, Duration::ZERO);
+    if let Ok(scheduled) = timeout(SHUTDOWN_CALL_LIMIT, schedule).await {
+        scheduled.map_err(TaskError::Storage)?;
+    }
+    Ok(Next::After(Duration::ZERO))
+}
+
+/// Releases a task whose operation is not registered here, so that another instance claims it. An operation stays
+/// registered and a task keeps its operation, so this happens only if another program has rewritten the record.
+async fn release_unregistered<B: Agenda>(attempt: &Attempt<B>) -> Result<(), TaskError> {
+    tracing::warn!(
+        task = %attempt.key().task.printable(),
+        "the operation of a claimed task is not registered here; the task is released"
+    );
+    if let Ok(released) = timeout(SHUTDOWN_CALL_LIMIT, attempt.release()).await {
+        released?;
+    }
+    Ok(())
+}
+
+/// Loads the arguments of a claimed task, and tries again while the engine fails. Meanwhile the run of the task
+/// renews the lease. The end of the run stops the load.
+///
+/// # Errors
+/// `Unreadable` and `Corrupt` if the arguments cannot be read, `NotFound` if the record no longer exists.
+async fn load_arguments<B: Agenda>(
+    store: &TaskStore<B>,
+    task: &StoredTask,
+    limit: Duration,
+) -> Result<Value, TaskError> {
+    loop {
+        match timeout(limit, store.payload(task, PayloadKind::Input)).await {
+            Ok(Ok(arguments)) => return Ok(arguments.unwrap_or_default()),
+            Ok(Err(error)) if ErrorClass::of(&error) != ErrorClass::Transient => return Err(error),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %Chain(&error), "the arguments of a task could not be loaded yet")
+            }
+            Err(_) => tracing::debug!("the arguments of a task could not be loaded within {limit:?} yet"),
+        }
+        sleep(RETRY_DELAY).await;
+    }
+}

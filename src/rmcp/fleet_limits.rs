@@ -1,0 +1,121 @@
+//! The limits on attempts that hold across all instances.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+use tracing::Instrument;
+
+use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
+use crate::backend::{Agenda, OwnerId};
+use crate::printable::Chain;
+use crate::store::{HeldSlot, SlotLimit, TaskError};
+
+/// The pause before a failed renewal of a slot is repeated.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+
+/// The limits of one manager.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FleetLimits {
+    /// How many attempts of an operation there are at once.
+    pub(super) operations: HashMap<String, u32>,
+    /// How many attempts at the tasks of one owner there are at once.
+    pub(super) per_owner: Option<u32>,
+}
+
+/// The slots of one attempt, which are free again when this value is dropped.
+#[derive(Default)]
+pub(super) struct FleetSlots {
+    /// Each ends the task that keeps a slot.
+    _kept: Vec<oneshot::Sender<()>>,
+}
+
+/// Why an attempt may not begin now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FleetFull {
+    Operation,
+    Owner,
+}
+
+impl FleetLimits {
+    /// Removes the operations that have no free slot. Returns the fewest free slots of the others; `None` if they have no limit.
+    pub(super) async fn retain_free<B: Agenda>(
+        &self,
+        runtime: &Runtime<B>,
+        operations: &mut Vec<String>,
+    ) -> Result<Option<usize>, TaskError> {
+        let mut fewest: Option<usize> = None;
+        for (operation, max) in &self.operations {
+            if !operations.contains(operation) {
+                continue;
+            }
+            match runtime.store.free_slots(&SlotLimit::of_operation(operation, *max)?).await? {
+                0 => operations.retain(|name| name != operation),
+                free => fewest = Some(fewest.map_or(free, |fewest| fewest.min(free))),
+            }
+        }
+        Ok(fewest)
+    }
+
+    /// Takes the slots of an attempt at a task of this operation and owner.
+    pub(super) async fn take<B: Agenda>(
+        &self,
+        runtime: &Runtime<B>,
+        operation: Option<&str>,
+        owner: &OwnerId,
+    ) -> Result<Result<FleetSlots, FleetFull>, TaskError> {
+        let mut slots = FleetSlots::default();
+        let limit = operation.and_then(|name| Some((name, *self.operations.get(name)?)));
+        let of_operation = limit.map(|(name, max)| SlotLimit::of_operation(name, max)).transpose()?;
+        let of_owner = self.per_owner.map(|max| SlotLimit::of_owner(owner, max)).transpose()?;
+        for (limit, full) in [(of_operation, FleetFull::Operation), (of_owner, FleetFull::Owner)] {
+            let Some(limit) = limit else { continue };
+            match runtime.store.take_slot(&limit).await? {
+                Some(slot) => slots._kept.push(keep(runtime, slot)),
+                None => return Ok(Err(full)),
+            }
+        }
+        Ok(Ok(slots))
+    }
+}
+
+/// Renews a slot until the returned sender is dropped, and then frees it. A shutdown waits for that.
+fn keep<B: Agenda>(runtime: &Runtime<B>, slot: HeldSlot<B>) -> oneshot::Sender<()> {
+    let (kept, mut dropped) = oneshot::channel();
+    let (counted, freed) = (runtime.calls.add(), std::sync::Arc::clone(&runtime.claiming.place_freed));
+    let regular = runtime.store.slot_duration() / 3;
+    let keep = async move {
+        let mut pause = regular;
+        loop {
+            tokio::select! {
+                _ = &mut dropped => break,
+                () = sleep(pause) => {}
+            }
+            pause = match slot.renew().await {
+                Ok(true) => regular,
+                Ok(false) => {
+                    tracing::warn!(
+                        "a slot of a fleet-wide limit has expired, so more attempts than the limit may run until this one ends"
+                    );
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(error = %Chain(&error), "a slot of a fleet-wide limit could not be renewed yet");
+                    RETRY_DELAY.min(regular)
+                }
+            };
+        }
+        match timeout(SHUTDOWN_CALL_LIMIT, slot.release()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(error = %Chain(&error), "a slot could not be freed; it expires")
+            }
+            Err(_) => tracing::debug!("a slot could not be freed within {SHUTDOWN_CALL_LIMIT:?}; it expires"),
+        }
+        freed.notify_one();
+        drop(counted);
+    };
+    tokio::spawn(keep.in_current_span());
+    kept
+}
