@@ -38,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let server = TaskServer::new(Studio, tasks.clone(), owner, tools)?;
 
     let mut terminate = signal(SignalKind::terminate())?;
-    let running = async { server.serve(stdio()).await?.waiting().await.map_err(Box::<dyn Error>::from) };
+    let running = async { Ok::<_, Box<dyn Error>>(server.serve(stdio()).await?.waiting().await?) };
     tokio::pin!(running);
     let ended = tokio::select! {
         ended = &mut running => ended.map(drop), // the client has closed stdin
@@ -46,9 +46,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         _ = tokio::signal::ctrl_c() => Ok(()),
     };
     tasks.shutdown().await; // releases the tasks: the next server resumes them at once
-    if let Err(error) = &ended {
-        eprintln!("{error}"); // stdout belongs to the protocol
-    }
-    // Returning from `main` would wait for stdin, which the client may keep open.
-    std::process::exit(i32::from(ended.is_err()))
+    ended?;
+    std::process::exit(0) // a return would wait for stdin, which the client may keep open
 }

@@ -16,7 +16,7 @@
 /// [workers.md]: crate::guide::workers
 /// [operations.md]: crate::guide::operations
 /// [failures.md]: crate::guide::failures
-#[cfg_attr(any(not(doctest), all(feature = "redis", feature = "rmcp")), doc = include_str!("../docs/guide/rmcp.md"))]
+#[cfg_attr(any(not(doctest), all(feature = "redis", feature = "rmcp", feature = "sqlite")), doc = include_str!("../docs/guide/rmcp.md"))]
 pub mod rmcp {}
 
 /// [rmcp.md]: crate::guide::rmcp

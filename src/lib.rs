@@ -1,8 +1,8 @@
 //! Durable tasks for servers of the Model Context Protocol (MCP).
 //!
 //! A server answers a slow `tools/call` with a *task handle*. The client polls the task, answers its questions, and may
-//! cancel it (MCP Tasks extension, SEP-2663). This crate stores the task in Redis or Valkey before the client receives the
-//! handle. So every instance of the server can answer every poll, also after a restart.
+//! cancel it (MCP Tasks extension, SEP-2663). This crate stores the task before the client receives the handle: in a SQLite file,
+//! or in Redis or Valkey. So every instance of the server can answer every poll, also after a restart.
 //!
 //! # Layers
 //!
@@ -17,7 +17,7 @@
 //!
 //! | your server | start from |
 //! |---|---|
-//! | uses the official SDK, rmcp | `TaskServer` or `DurableTaskManager`, and [the guide to rmcp servers](guide::rmcp) |
+//! | uses the official SDK, rmcp | `TaskServer` or `DurableTaskManager`, and [the guide to rmcp servers](guide::rmcp), which begins with a complete server |
 //! | uses pmcp or pmcp-tasks | `PmcpTaskStore` or `PmcpTasksBackend`, and [the guide to pmcp servers](guide::pmcp) |
 //! | has its own protocol code | [`TaskStore`], and [`Attempt`] for [workers with leases](guide::workers) |
 //! | stores tasks in another database | [`StorageBackend`], [`backend::engine`], and [the guide to writing an engine](guide::engine) |
@@ -130,6 +130,6 @@ pub use task::{
 };
 
 /// Compiles the examples of the README.
-#[cfg(all(doctest, feature = "redis", feature = "rmcp"))]
+#[cfg(all(doctest, feature = "sqlite", feature = "rmcp"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -10,6 +10,7 @@ mod expired;
 mod fields;
 mod identity;
 mod job;
+mod log;
 mod open;
 mod pages;
 mod readers;

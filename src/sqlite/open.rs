@@ -7,6 +7,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::busy::Patience;
 use super::error::{Errors, Failure, Step};
+use super::log;
 use super::schema::{FileKind, migrate};
 use super::settings::Synchronous;
 use crate::backend::StorageError;
@@ -15,8 +16,6 @@ use crate::backend::StorageError;
 const STATEMENTS: usize = 64;
 /// The page cache of a connection in KiB. SQLite takes a negative size as KiB.
 const CACHE_KIB: i64 = -16_384;
-/// The size to which SQLite truncates its write-ahead log after a large transaction.
-const JOURNAL_BYTES: i64 = 64 * 1024 * 1024;
 
 /// A file, and how to open it.
 #[derive(Clone, Debug)]
@@ -72,7 +71,7 @@ impl File {
         self.check(&FileKind::read(&session.connection)?)?;
         self.set_journal_mode(&session)?;
         let connection = &mut session.connection;
-        connection.pragma_update(None, "journal_size_limit", JOURNAL_BYTES)?;
+        connection.pragma_update(None, "journal_size_limit", log::LONG_BYTES as i64)?;
         if let Some(max) = self.max_file_bytes {
             let page_bytes: u64 = connection
                 .query_row("PRAGMA page_size", [], |row| row.get::<_, i64>(0).map(i64::unsigned_abs))?;

@@ -18,6 +18,7 @@ use super::error::{Errors, Step};
 use super::expired::drop_expired;
 use super::identity::Identity;
 use super::job::Write;
+use super::log::Log;
 use super::open::{File, Session};
 use super::transaction::{Subscribers, Transaction};
 use crate::backend::StorageError;
@@ -48,6 +49,7 @@ pub(super) struct Writer {
     subscribers: Arc<Subscribers>,
     changes: Changes,
     identity: Identity,
+    log: Log,
     errors: Errors,
     next_sweep: Instant,
 }
@@ -63,8 +65,9 @@ impl Writer {
     ) -> Self {
         let changes = Changes::new(&session.connection);
         let next_sweep = Instant::now() + SWEEP_EVERY;
-        let (identity, errors) = (Identity::of(&file.path), file.errors.clone());
-        Self { session, queue, subscribers, changes, identity, errors, next_sweep }
+        let (identity, log) = (Identity::of(&file.path), Log::of(&file.path));
+        let errors = file.errors.clone();
+        Self { session, queue, subscribers, changes, identity, log, errors, next_sweep }
     }
 
     /// Serves calls until the last clone of the backend is dropped.
@@ -82,12 +85,14 @@ impl Writer {
             if Instant::now() >= self.next_sweep {
                 self.sweep();
             }
+            self.log.shorten(&self.session);
         }
     }
 
     /// Returns how long the thread may wait for a call.
     fn pause(&self) -> Duration {
         let sweep = self.next_sweep.saturating_duration_since(Instant::now());
+        let sweep = self.log.retry_in().map_or(sweep, |retry| sweep.min(retry));
         if self.subscribers.is_empty() { sweep } else { sweep.min(self.changes.next_poll_in()) }
     }
 

@@ -40,12 +40,12 @@ fn a_file_that_cannot_be_opened_is_reported_in_one_line() {
 
 #[test]
 fn a_file_and_a_redis_together_are_refused() {
-    let output =
-        digest_server().args(["--sqlite", "tasks.db", "--redis", "redis://127.0.0.1"]).output().unwrap();
+    let tasks = TempDir::new().unwrap();
+    let mut command = digest_server();
+    command.current_dir(tasks.path()).args(["--sqlite", "tasks.db", "--redis", "redis://127.0.0.1:1"]);
+    let output = command.output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(
-        text.starts_with("error: the argument '--sqlite <FILE>' cannot be used with '--redis <URL>'"),
-        "{text}"
-    );
+    let refused = "error: the argument '--sqlite <FILE>' cannot be used with '--redis <URL>'";
+    assert!(text.starts_with(refused), "{text}");
 }

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use super::*;
 
 /// The limit of a whole test. The lease of a server that was killed lapses within 45 s.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(300);
 
 fn quickstart(file: &Path) -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
@@ -203,4 +203,48 @@ async fn a_file_that_cannot_be_opened_is_an_error_on_stderr_only() {
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{output:?}");
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("check that its folder exists"), "{text}");
+}
+
+/// Returns the commands for a shell in a section of the guide, one text for each block.
+fn commands(section: &str) -> Vec<String> {
+    let guide =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guide/rmcp.md")).unwrap();
+    let section = guide.split("\n## ").find(|text| text.starts_with(section)).unwrap();
+    let blocks = section.split("```sh\n").skip(1);
+    blocks.map(|block| block.split("```").next().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_commands_of_the_guide_call_the_tool_and_resume_its_task() {
+    let folder = TempDir::new().unwrap();
+    let server = quickstart(Path::new("tasks.db")).as_std().get_program().to_owned();
+    let [request, call, poll] = commands("A first server").try_into().unwrap();
+    let run = |commands: &str| {
+        let commands = format!("{request}{commands}")
+            .replace("cargo build\n", "")
+            .replace("cargo run --quiet", "\"$SERVER\"")
+            // A slow machine needs longer than the reader's.
+            .replace("sleep 15", "sleep 45");
+        Command::new("sh")
+            .args(["-euc", &commands])
+            .env("SERVER", &server)
+            .current_dir(folder.path())
+            .output()
+    };
+    within(async {
+        let called = run(&call).await.unwrap();
+        assert!(called.status.success(), "{called:?}");
+        let response: Value = serde_json::from_slice(&called.stdout).unwrap();
+        let id = response["result"]["taskId"].as_str().unwrap();
+        assert!(poll.contains("the-task-id"), "{poll}");
+        let polled = run(&poll.replace("the-task-id", id)).await.unwrap();
+        assert!(polled.status.success(), "{polled:?}");
+        let [first, second] = [0, 1].map(|number| -> Value {
+            serde_json::from_str(stdout(&polled).lines().nth(number).unwrap()).unwrap()
+        });
+        assert_eq!(first["result"]["status"], "working", "{first}");
+        let said = &second["result"]["result"]["content"][0]["text"];
+        assert_eq!(said, "rendered 100 frames in attempt 2", "{second}");
+    })
+    .await;
 }

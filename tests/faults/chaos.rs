@@ -1,5 +1,5 @@
 //! An acknowledged task ends with exactly one outcome, which its operation produced, or with the true reason why there
-//! is none. Three worker processes, a network and a server fail, and a checker compares the log of the events with the
+//! is none. Three worker processes, a network and a server fail, or a SQLite file that they share, and a checker compares the log of the events with the
 //! records.
 //!
 //! The long form: `cargo test --features redis-tests --test faults -- --ignored --nocapture chaos::long`. `CHAOS_SEED` repeats the
@@ -9,6 +9,7 @@ mod checker;
 mod clients;
 mod ends;
 mod faults;
+mod file;
 mod history;
 mod log;
 mod network;
@@ -42,8 +43,17 @@ struct Form {
     least_kept: usize,
     /// How long tasks may take to end after the last fault.
     patience: Duration,
-    /// The servers that store the tasks. `None` is a single server.
-    topology: Option<Topology>,
+    store: Store,
+}
+
+/// What stores the tasks.
+#[derive(Clone, Copy)]
+enum Store {
+    /// A single Redis, behind a network that fails.
+    Server,
+    Servers(Topology),
+    /// A SQLite file that all processes share.
+    File,
 }
 
 const SHORT: Form = Form {
@@ -56,8 +66,9 @@ const SHORT: Form = Form {
     least_resumptions: 1,
     least_kept: 1,
     patience: Duration::from_secs(90),
-    topology: None,
+    store: Store::Server,
 };
+const SHORT_IN_A_FILE: Form = Form { tasks: 200, rages: Duration::from_secs(9), store: Store::File, ..SHORT };
 const LONG: Form = Form {
     tasks: 5_000,
     pace: Duration::from_millis(30),
@@ -68,9 +79,10 @@ const LONG: Form = Form {
     least_resumptions: 500,
     least_kept: 1_000,
     patience: Duration::from_secs(180),
-    topology: None,
+    store: Store::Server,
 };
-const BEHIND_SENTINELS: Topology = Topology::Sentinels { replicas: 2 };
+const CLUSTER: Store = Store::Servers(Topology::Cluster);
+const BEHIND_SENTINELS: Store = Store::Servers(Topology::Sentinels { replicas: 2 });
 const SHORT_ON_SEVERAL: Form = Form {
     tasks: 100,
     pace: Duration::from_millis(80),
@@ -81,7 +93,7 @@ const SHORT_ON_SEVERAL: Form = Form {
     least_resumptions: 1,
     least_kept: 1,
     patience: Duration::from_secs(90),
-    topology: None,
+    store: CLUSTER,
 };
 const LONG_ON_SEVERAL: Form = Form {
     tasks: 1_000,
@@ -93,7 +105,7 @@ const LONG_ON_SEVERAL: Form = Form {
     least_resumptions: 50,
     least_kept: 200,
     patience: Duration::from_secs(180),
-    topology: None,
+    store: CLUSTER,
 };
 
 fn seed() -> u64 {
@@ -126,9 +138,18 @@ async fn survives(form: Form) {
     }
     assert!(report.acknowledged as u64 >= form.tasks, "{report:?}");
     assert!(report.kept_results >= form.least_kept, "{report:?}");
-    if form.topology.is_none() {
-        let (resets, closes, _) = run.network_counts();
-        assert!(report.cancels_of_running > 0 && resets > 0 && closes > 0, "{report:?}");
+    if !matches!(form.store, Store::Servers(_)) {
+        assert!(report.cancels_of_running > 0, "{report:?}");
+    }
+    match form.store {
+        Store::Server => {
+            let (resets, closes, _) = run.network_counts();
+            assert!(resets > 0 && closes > 0, "{resets} resets, {closes} closes");
+        }
+        Store::Servers(_) => {}
+        Store::File => {
+            assert!(ended.counts.files_locked + ended.counts.files_filled > 0, "{:?}", ended.counts);
+        }
     }
 }
 
@@ -138,25 +159,36 @@ async fn tasks_of_workers_that_fail_end_with_their_result_or_with_the_true_reaso
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_in_a_file_of_workers_that_fail_end_with_their_result_or_with_the_true_reason() {
+    survives(SHORT_IN_A_FILE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_on_a_cluster_that_fails_end_with_their_result_or_with_the_true_reason() {
-    survives(Form { topology: Some(Topology::Cluster), ..SHORT_ON_SEVERAL }).await;
+    survives(Form { store: CLUSTER, ..SHORT_ON_SEVERAL }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_behind_sentinels_of_a_master_that_fails_end_with_their_result_or_with_the_true_reason() {
-    survives(Form { topology: Some(BEHIND_SENTINELS), ..SHORT_ON_SEVERAL }).await;
+    survives(Form { store: BEHIND_SENTINELS, ..SHORT_ON_SEVERAL }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes some minutes"]
 async fn long_form_of_tasks_on_a_cluster_that_fails() {
-    survives(Form { topology: Some(Topology::Cluster), ..LONG_ON_SEVERAL }).await;
+    survives(Form { store: CLUSTER, ..LONG_ON_SEVERAL }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes some minutes"]
 async fn long_form_of_tasks_behind_sentinels_of_a_master_that_fails() {
-    survives(Form { topology: Some(BEHIND_SENTINELS), ..LONG_ON_SEVERAL }).await;
+    survives(Form { store: BEHIND_SENTINELS, ..LONG_ON_SEVERAL }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes some minutes"]
+async fn long_form_of_tasks_in_a_file_of_workers_that_fail() {
+    survives(Form { store: Store::File, ..LONG }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,14 +1,15 @@
-//! Two instances of a server, each in a process, on one Redis: how fast a change in one process reaches the other one,
+//! Two instances of a server, each in a process, on one store: how fast a change in one process reaches the other one,
 //! and which tasks remain when a process is killed.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::owner;
-use crate::support::redis::{Namespace, url};
+use crate::support::place::Place;
+use crate::support::{Engine, Store, heavy, on_every_shared_engine, owner};
 use futures_util::future::join_all;
 use mcp_task_store::{
-    DurableTaskManager, OnWorkerLost, OwnerId, PageRequest, RedisBackend, RegisteredOptions, StoreConfig,
+    Agenda, DurableTaskManager, OnWorkerLost, OwnerId, PageRequest, RegisteredOptions, StoreConfig,
     TaskContext, TaskKey, TaskStatus, TaskStore,
 };
 use rmcp::model::{
@@ -16,19 +17,27 @@ use rmcp::model::{
     TaskPayload,
 };
 use rmcp::task_manager::{TaskExit, TaskFuture, TaskOptions};
+use rstest_reuse::apply;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-type Manager = DurableTaskManager<RedisBackend>;
+type Manager = DurableTaskManager<Arc<dyn Agenda>>;
 
-/// The environment variable that names the store for the other process, as `prefix lease_ms`.
+/// The environment variables of the other process: the place of the store, and the lease in milliseconds.
 const STORE: &str = "TWO_PROCESSES_STORE";
+const LEASE_MS: &str = "TWO_PROCESSES_LEASE_MS";
 /// Precedes a message of the other process, among the lines that the test harness prints.
 const MESSAGE: &str = "other> ";
 
 /// How long a write in one process should take to reach the other one. Ten times as much fails the test.
-const WAKE_UP: Duration = Duration::from_millis(10);
+fn wake_up(engine: Engine) -> Duration {
+    match engine {
+        // It looks for changes of other processes every 10 ms.
+        Engine::Sqlite => Duration::from_millis(20),
+        _ => Duration::from_millis(10),
+    }
+}
 const REACHES_THE_OPERATION: Duration = Duration::from_millis(50);
 
 fn alice() -> OwnerId {
@@ -113,8 +122,9 @@ fn config(lease: Duration) -> StoreConfig {
     StoreConfig::new().lease(lease).call_timeout(Duration::from_secs(1)).max_tasks_per_owner(None)
 }
 
-async fn instance(namespace: &Namespace, lease: Duration) -> Manager {
-    let manager = DurableTaskManager::new(TaskStore::with_config(namespace.backend().await, config(lease)));
+async fn instance(store: &Store, lease: Duration) -> Manager {
+    let backend = store.of_another_process().await;
+    let manager = DurableTaskManager::new(TaskStore::with_config(backend, config(lease)));
     manager.register("steps", steps);
     manager
 }
@@ -123,10 +133,8 @@ async fn instance(namespace: &Namespace, lease: Duration) -> Manager {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by the tests of this file, in a process of its own"]
 async fn other_process() {
-    let Ok(store) = std::env::var(STORE) else { return };
-    let (prefix, lease) = store.split_once(' ').unwrap();
-    // A namespace would delete the keys when it is dropped.
-    let backend = RedisBackend::builder().prefix(prefix).connect(&url()).await.unwrap();
+    let (Ok(place), Ok(lease)) = (std::env::var(STORE), std::env::var(LEASE_MS)) else { return };
+    let backend = serde_json::from_str::<Place>(&place).unwrap().open().await.unwrap();
     let lease = Duration::from_millis(lease.parse().unwrap());
     let manager = DurableTaskManager::new(TaskStore::with_config(backend, config(lease)));
     manager.register("steps", steps);
@@ -175,7 +183,7 @@ struct Other {
 }
 
 impl Other {
-    async fn start(namespace: &Namespace, lease: Duration) -> Self {
+    async fn start(store: &Store, lease: Duration) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--ignored",
@@ -185,7 +193,8 @@ impl Other {
                 "--test-threads",
                 "1",
             ])
-            .env(STORE, format!("{} {}", namespace.prefix, lease.as_millis()))
+            .env(STORE, serde_json::to_string(&Place::of(store)).unwrap())
+            .env(LEASE_MS, lease.as_millis().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -258,10 +267,11 @@ fn check_times(what: &str, mut times: Vec<Duration>, limit: Duration) {
     assert!(p99 < limit * 10, "{what}: median {median:?}, 99th percentile {p99:?}");
 }
 
-async fn assert_changes_reach_the_other_process(rounds: usize) {
-    let namespace = Namespace::new();
-    let here = instance(&namespace, Duration::from_secs(30)).await;
-    let mut other = Other::start(&namespace, Duration::from_secs(30)).await;
+async fn assert_changes_reach_the_other_process(engine: Engine, rounds: usize) {
+    let _alone = heavy().await;
+    let store = engine.open_roomy().await;
+    let here = instance(&store, Duration::from_secs(30)).await;
+    let mut other = Other::start(&store, Duration::from_secs(30)).await;
     let (mut answers, mut cancels, mut waits) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let task_id = other.spawn("ask").await;
@@ -294,31 +304,35 @@ async fn assert_changes_reach_the_other_process(rounds: usize) {
         go.send(()).unwrap();
         waits.push(other.received(&task_id, since).await);
     }
-    check_times("an answer reaches the operation in another process", answers, REACHES_THE_OPERATION);
-    check_times("a cancel reaches the operation in another process", cancels, REACHES_THE_OPERATION);
-    check_times("an end wakes a wait in another process", waits, WAKE_UP);
+    let check = |what: &str, times, limit| check_times(&format!("{engine:?}: {what}"), times, limit);
+    check("an answer reaches the operation in another process", answers, REACHES_THE_OPERATION);
+    check("a cancel reaches the operation in another process", cancels, REACHES_THE_OPERATION);
+    check("an end wakes a wait in another process", waits, wake_up(engine));
 }
 
+#[apply(on_every_shared_engine)]
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_cancels_and_ends_reach_the_other_process() {
-    assert_changes_reach_the_other_process(20).await;
+async fn answers_cancels_and_ends_reach_the_other_process(engine: Engine) {
+    assert_changes_reach_the_other_process(engine, 20).await;
 }
 
+#[apply(on_every_shared_engine)]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the long form"]
-async fn long_answers_cancels_and_ends_reach_the_other_process() {
-    assert_changes_reach_the_other_process(500).await;
+async fn long_answers_cancels_and_ends_reach_the_other_process(engine: Engine) {
+    assert_changes_reach_the_other_process(engine, 500).await;
 }
 
+#[apply(on_every_shared_engine)]
 #[tokio::test(flavor = "multi_thread")]
-async fn another_process_resumes_a_released_task_at_once() {
-    let namespace = Namespace::new();
+async fn another_process_resumes_a_released_task_at_once(engine: Engine) {
+    let store = engine.open_roomy().await;
     // No lease lapses in this test.
     let lease = Duration::from_secs(3);
-    let mut other = Other::start(&namespace, Duration::from_secs(3600)).await;
+    let mut other = Other::start(&store, Duration::from_secs(3600)).await;
     other.request(json!({ "do": "resumable", "pace_ms": 200 })).await;
     let task_id = other.message().await.unwrap()["spawned"].as_str().unwrap().to_owned();
-    let here = instance(&namespace, lease).await;
+    let here = instance(&store, lease).await;
     other.request(json!({ "do": "shutdown" })).await;
     assert_eq!(other.message().await.unwrap(), "down");
     let done = tokio::time::timeout(Duration::from_secs(60), here.store().wait(&key(&task_id))).await;
@@ -335,11 +349,11 @@ struct Ends {
 }
 
 /// Kills a worker at a random moment. Asserts that every acknowledged task exists and ends.
-async fn killed_at_a_random_moment(round: u64) -> Ends {
+async fn killed_at_a_random_moment(engine: Engine, round: u64) -> Ends {
     let mut ends = Ends::default();
     let lease = Duration::from_millis(300);
-    let namespace = Namespace::new();
-    let mut other = Other::start(&namespace, lease).await;
+    let store = engine.open_roomy().await;
+    let mut other = Other::start(&store, lease).await;
     let mut random = crate::support::Random(now_us() ^ round);
     for number in 0..6 {
         let what = if number % 2 == 0 { "closure" } else { "resumable" };
@@ -351,8 +365,8 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
     let words = other.kill().await;
     let acknowledged: Vec<&str> = words.iter().filter_map(|word| word["spawned"].as_str()).collect();
 
-    let reader = TaskStore::with_config(namespace.backend().await, config(lease));
-    let here = instance(&namespace, lease).await;
+    let reader = TaskStore::with_config(store.of_another_process().await, config(lease));
+    let here = instance(&store, lease).await;
     for task_id in &acknowledged {
         reader.get(&key(task_id)).await.expect("an acknowledged task is not lost");
         until(async || here.get_task(&alice(), task_id).await.unwrap().status().is_terminal()).await;
@@ -384,11 +398,13 @@ async fn killed_at_a_random_moment(round: u64) -> Ends {
     ends
 }
 
+#[apply(on_every_shared_engine)]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_no_task_working() {
+async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_no_task_working(engine: Engine) {
+    let _alone = heavy().await;
     let mut all = Ends::default();
     for batch in 0..5 {
-        for ends in join_all((0..4).map(|round| killed_at_a_random_moment(batch * 4 + round))).await {
+        for ends in join_all((0..4).map(|round| killed_at_a_random_moment(engine, batch * 4 + round))).await {
             all.in_time += ends.in_time;
             all.failed += ends.failed;
             all.resumed += ends.resumed;
@@ -396,7 +412,7 @@ async fn a_worker_killed_at_any_of_twenty_moments_loses_no_task_and_leaves_no_ta
     }
     let Ends { in_time, failed, resumed } = all;
     println!(
-        "figure | tasks of 20 killed workers | {in_time} ended before, {failed} failed, {resumed} resumed"
+        "figure | {engine:?}: tasks of 20 killed workers | {in_time} ended before, {failed} failed, {resumed} resumed"
     );
     assert!(in_time > 0 && failed > 0 && resumed > 0, "the moments are spread out: {all:?}");
 }
@@ -412,14 +428,17 @@ async fn until_it_dies(mut other: Other) -> Vec<Value> {
     words
 }
 
+#[apply(on_every_shared_engine)]
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operation_that_kills_its_process_fails_after_three_attempts_and_other_tasks_complete() {
+async fn an_operation_that_kills_its_process_fails_after_three_attempts_and_other_tasks_complete(
+    engine: Engine,
+) {
     const INNOCENTS: usize = 5;
     let lease = Duration::from_millis(300);
-    let namespace = Namespace::new();
+    let store = engine.open_roomy().await;
     // This instance has no operation. It only detects lost workers.
-    let reader = TaskStore::with_config(namespace.backend().await, config(lease));
-    let mut other = Other::start(&namespace, lease).await;
+    let reader = TaskStore::with_config(store.of_another_process().await, config(lease));
+    let mut other = Other::start(&store, lease).await;
     let mut innocents = Vec::new();
     for _ in 0..INNOCENTS {
         innocents.push(other.spawn("innocent").await);
@@ -427,7 +446,7 @@ async fn an_operation_that_kills_its_process_fails_after_three_attempts_and_othe
     other.request(json!({ "do": "crash" })).await;
     let mut words = until_it_dies(other).await;
     for _ in 1..3 {
-        words.extend(until_it_dies(Other::start(&namespace, lease).await).await);
+        words.extend(until_it_dies(Other::start(&store, lease).await).await);
     }
     let crashes: Vec<&Value> =
         words.iter().map(|word| &word["crash"]).filter(|attempt| !attempt.is_null()).collect();

@@ -15,5 +15,6 @@ mod group_commit;
 mod kills;
 mod load;
 mod locked;
+mod log;
 #[cfg(unix)]
 mod power;

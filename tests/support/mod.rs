@@ -31,6 +31,8 @@ pub mod fake;
 #[cfg(feature = "rmcp")]
 pub mod gate;
 pub mod intercept;
+#[cfg(feature = "redis-tests")]
+pub mod place;
 mod polled;
 #[cfg(feature = "redis-tests")]
 pub mod proxy;
@@ -81,6 +83,15 @@ fn on_every_engine(#[case] engine: Engine) {}
 #[rstest::rstest]
 #[case::memory(Engine::Memory)]
 fn on_every_engine(#[case] engine: Engine) {}
+
+// `on_every_shared_engine` runs the test on each engine that several processes can use.
+
+#[cfg(feature = "redis-tests")]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::sqlite(Engine::Sqlite)]
+#[case::redis(Engine::Redis)]
+fn on_every_shared_engine(#[case] engine: Engine) {}
 
 // `on_every_watch` also runs the test on an engine whose watches poll.
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mcp_task_store::{Record, RedisBackend, StorageBackend, StorageError};
+use mcp_task_store::{Agenda, Record, RedisBackend, StorageError};
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -19,20 +19,20 @@ use crate::support::{Random, key};
 /// The average time between two polls of a client.
 const POLL_MS: u64 = 400;
 
-/// How the test reads records: from the servers, without a network that fails.
+/// How the test reads records: from the engine, without a network that fails.
 #[derive(Clone)]
 pub enum Direct {
-    Open(RedisBackend),
+    Open(Arc<dyn Agenda>),
     /// Connects for each read, because an open connection may lead to a server that was deposed.
     Reconnect(Endpoints),
 }
 
 impl Direct {
-    pub async fn connect(&self) -> Result<RedisBackend, StorageError> {
+    pub async fn connect(&self) -> Result<Arc<dyn Agenda>, StorageError> {
         match self {
-            Self::Open(backend) => Ok(backend.clone()),
+            Self::Open(backend) => Ok(Arc::clone(backend)),
             Self::Reconnect(endpoints) => {
-                endpoints.connect(RedisBackend::builder().notifications(false)).await
+                Ok(Arc::new(endpoints.connect(RedisBackend::builder().notifications(false)).await?))
             }
         }
     }

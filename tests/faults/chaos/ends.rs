@@ -1,8 +1,8 @@
-//! The records of all tasks, read directly from the servers and without the lifecycle of the crate.
+//! The records of all tasks, read directly from the engine and without the lifecycle of the crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mcp_task_store::{PageRequest, PartName, RedisBackend, StorageBackend};
+use mcp_task_store::{Agenda, PageRequest, PartName};
 use serde_json::Value;
 
 use crate::support::{key, owner};
@@ -32,7 +32,7 @@ impl End {
 }
 
 /// Reads the records of these owners.
-pub async fn read(backend: &RedisBackend, owners: &BTreeSet<String>) -> BTreeMap<String, End> {
+pub async fn read(backend: &dyn Agenda, owners: &BTreeSet<String>) -> BTreeMap<String, End> {
     let mut ends = BTreeMap::new();
     for id in owners {
         let mut request = PageRequest::new(256);

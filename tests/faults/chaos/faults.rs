@@ -1,4 +1,4 @@
-//! The faults of the worker processes and the servers. The seed decides which faults happen and when.
+//! The faults of the worker processes, and of what stores the tasks. The seed decides which faults happen and when.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -10,18 +10,19 @@ use tokio::sync::watch;
 use tokio::task::block_in_place;
 use tokio::time::{sleep, timeout};
 
+use super::file::{FILE_FAULTS, File, FileFault};
 use super::log::{Event, Log};
 use super::network::Network;
 use super::replicated::{Replicated, ReplicatedCounts, ReplicatedFault};
 use super::worker::{Request, Worker};
 use crate::support::Random;
 use crate::support::clock::{set_clock, start_server};
-use crate::support::deployment::Endpoints;
+use crate::support::place::Place;
 use crate::support::redis::Server;
 
 pub const WORKERS: usize = 3;
 /// A fault of this length costs a worker its leases: a lease, its observation, and a margin.
-const LONG_MS: u64 = 5_500;
+pub const LONG_MS: u64 = 5_500;
 /// A fault of this length costs no worker a lease.
 const SHORT_MS: u64 = 600;
 /// How long a worker may take to shut down. Those that take longer are killed.
@@ -73,6 +74,7 @@ enum Target {
     Server(Deck<ServerFault>),
     Clock,
     Replicated(Deck<ReplicatedFault>),
+    File(Deck<FileFault>),
 }
 
 impl Target {
@@ -80,13 +82,14 @@ impl Target {
         let worker_faults: &[WorkerFault] = match storage {
             Storage::Single(_) => &WORKER_FAULTS,
             // No network cuts these workers off.
-            Storage::Replicated(_) => &WORKER_FAULTS[..WORKER_FAULTS.len() - 1],
+            Storage::Replicated(_) | Storage::File(_) => &WORKER_FAULTS[..WORKER_FAULTS.len() - 1],
         };
         let mut all: Vec<Self> =
             (0..WORKERS).map(|number| Self::Worker(number, Deck::new(worker_faults))).collect();
         match storage {
             Storage::Single(_) => all.extend([Self::Server(Deck::new(&SERVER_FAULTS)), Self::Clock]),
             Storage::Replicated(servers) => all.push(Self::Replicated(Deck::new(servers.kinds()))),
+            Storage::File(_) => all.push(Self::File(Deck::new(&FILE_FAULTS))),
         }
         all
     }
@@ -105,7 +108,7 @@ impl Target {
     ) {
         match (self, storage) {
             (Self::Worker(number, deck), _) => {
-                supervisors[*number].inject(*deck.draw(random), random, counts).await;
+                supervisors[*number].inject(*deck.draw(random), storage, random, counts).await;
             }
             (Self::Server(deck), Storage::Single(server)) => {
                 server.inject(*deck.draw(random), random, counts).await;
@@ -116,15 +119,17 @@ impl Target {
                 block_in_place(|| servers.inject(fault, random));
                 *counts.replicated.entry(fault).or_default() += 1;
             }
+            (Self::File(deck), Storage::File(file)) => file.inject(*deck.draw(random), random, counts).await,
             _ => unreachable!("the targets are those of this storage"),
         }
     }
 }
 
-/// The servers that store the tasks.
+/// What stores the tasks.
 pub enum Storage {
     Single(Single),
     Replicated(Replicated),
+    File(File),
 }
 
 /// A server that loses no acknowledged write when it is killed, and its clock.
@@ -213,6 +218,10 @@ pub struct Counts {
     pub servers_killed: u32,
     pub servers_paused: u32,
     pub clocks_stepped: u32,
+    pub files_locked: u32,
+    pub files_filled: u32,
+    /// How many of the paused workers held the lock of the file.
+    pub paused_with_the_lock: u32,
     pub replicated: ReplicatedCounts,
 }
 
@@ -225,6 +234,9 @@ impl Counts {
         self.servers_killed += other.servers_killed;
         self.servers_paused += other.servers_paused;
         self.clocks_stepped += other.clocks_stepped;
+        self.files_locked += other.files_locked;
+        self.files_filled += other.files_filled;
+        self.paused_with_the_lock += other.paused_with_the_lock;
         self.replicated.extend(other.replicated);
         self
     }
@@ -233,7 +245,7 @@ impl Counts {
 /// Runs one worker process after the other, each behind the same network if there is one.
 pub struct Supervisor {
     name: char,
-    endpoints: Endpoints,
+    place: Place,
     pub network: Option<Network>,
     worker: Mutex<Arc<Worker>>,
     lives: AtomicU64,
@@ -242,18 +254,12 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    pub fn new(
-        number: usize,
-        endpoints: Endpoints,
-        network: Option<Network>,
-        folder: &Path,
-        log: Arc<Log>,
-    ) -> Self {
+    pub fn new(number: usize, place: Place, network: Option<Network>, folder: &Path, log: Arc<Log>) -> Self {
         let name = char::from(b'a' + u8::try_from(number).unwrap());
-        let worker = Self::launch(&endpoints, name, 1, folder, &log);
+        let worker = Self::launch(&place, name, 1, folder, &log);
         Self {
             name,
-            endpoints,
+            place,
             network,
             worker: Mutex::new(Arc::new(worker)),
             lives: AtomicU64::new(1),
@@ -262,10 +268,10 @@ impl Supervisor {
         }
     }
 
-    fn launch(endpoints: &Endpoints, name: char, life: u64, folder: &Path, log: &Log) -> Worker {
+    fn launch(place: &Place, name: char, life: u64, folder: &Path, log: &Log) -> Worker {
         let run = format!("{name}{life}");
         log.append(Event::Started { run: run.clone() });
-        Worker::start(endpoints, run, folder)
+        Worker::start(place, run, folder)
     }
 
     pub fn worker(&self) -> Arc<Worker> {
@@ -275,7 +281,7 @@ impl Supervisor {
     fn start_again(&self) {
         let life = self.lives.fetch_add(1, SeqCst) + 1;
         *self.worker.lock().unwrap() =
-            Arc::new(Self::launch(&self.endpoints, self.name, life, &self.folder, &self.log));
+            Arc::new(Self::launch(&self.place, self.name, life, &self.folder, &self.log));
     }
 
     fn kill(&self, worker: &Worker) {
@@ -283,7 +289,7 @@ impl Supervisor {
         block_in_place(|| worker.kill());
     }
 
-    async fn inject(&self, fault: WorkerFault, random: &mut Random, counts: &mut Counts) {
+    async fn inject(&self, fault: WorkerFault, storage: &Storage, random: &mut Random, counts: &mut Counts) {
         let worker = self.worker();
         // One fault in three is so short that the worker must not lose a lease.
         let lasts = if random.below(3) == 0 { random.below(SHORT_MS) } else { LONG_MS + random.below(2_500) };
@@ -296,7 +302,7 @@ impl Supervisor {
                 self.start_again();
             }
             WorkerFault::ShutDown => self.shut_down(&worker, counts).await,
-            WorkerFault::Pause => self.pause(&worker, lasts, counts).await,
+            WorkerFault::Pause => self.pause(&worker, storage, lasts, counts).await,
             WorkerFault::CutOff => self.cut_off(&worker, lasts, counts).await,
         }
     }
@@ -318,13 +324,16 @@ impl Supervisor {
         self.start_again();
     }
 
-    async fn pause(&self, worker: &Worker, lasts: Duration, counts: &mut Counts) {
+    async fn pause(&self, worker: &Worker, storage: &Storage, lasts: Duration, counts: &mut Counts) {
+        counts.paused += 1;
+        if let Storage::File(file) = storage {
+            return file.pause(worker, lasts, counts).await;
+        }
         self.log.append(Event::Paused { run: worker.run.clone() });
         worker.signal("STOP");
         sleep(lasts).await;
         worker.signal("CONT");
         self.log.append(Event::Continued { run: worker.run.clone() });
-        counts.paused += 1;
     }
 
     async fn cut_off(&self, worker: &Worker, lasts: Duration, counts: &mut Counts) {

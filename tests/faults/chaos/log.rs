@@ -102,6 +102,7 @@ pub enum Event {
         run: String,
     },
     ServerKilled,
+    /// The server is stopped. For a file: nothing can be written to it, because it is locked or full.
     ServerPaused,
     ServerUp,
     /// After the server was paused, it may have acknowledged writes that the server that took over does not have.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_task_store::{
-    DurableTaskManager, OnWorkerLost, RedisBackend, RegisteredOptions, StoreConfig, TaskContext, TaskError,
+    Agenda, DurableTaskManager, OnWorkerLost, RegisteredOptions, StoreConfig, TaskContext, TaskError,
     TaskStore,
 };
 use rmcp::model::{
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::log::{Event, Log};
 use crate::support::{Random, owner};
 
-pub type Manager = DurableTaskManager<RedisBackend>;
+pub type Manager = DurableTaskManager<Arc<dyn Agenda>>;
 
 /// The lease. It is short, so that lost workers are detected during the test.
 pub const LEASE: Duration = Duration::from_secs(3);
@@ -81,7 +81,7 @@ impl Plan {
     }
 }
 
-pub fn manager(backend: RedisBackend, log: Arc<Log>, run: String) -> Manager {
+pub fn manager(backend: Arc<dyn Agenda>, log: Arc<Log>, run: String) -> Manager {
     // The record of a brief task must still exist after steps of the clock.
     let config = StoreConfig::new()
         .lease(LEASE)

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::Path;
 
+use super::Store;
 use super::checker::{Report, Rule};
 use super::history::History;
 use super::operation::LEASE;
@@ -19,10 +20,11 @@ impl Figures {
 }
 
 pub fn print_figures(run: &Run, ended: &Ended, report: &Report) {
-    let figures = Figures(match run.form.topology {
-        None => "",
-        Some(Topology::Cluster) => " on a cluster",
-        Some(_) => " behind sentinels",
+    let figures = Figures(match run.form.store {
+        Store::Server => "",
+        Store::Servers(Topology::Cluster) => " on a cluster",
+        Store::Servers(_) => " behind sentinels",
+        Store::File => " on SQLite",
     });
     print_tasks(&figures, report);
     print_faults(&figures, run, ended, report);
@@ -49,16 +51,24 @@ fn print_faults(figures: &Figures, run: &Run, ended: &Ended, report: &Report) {
     let counts = &ended.counts;
     figures.print("workers killed, shut down", format!("{}, {}", counts.killed, counts.shut_down));
     figures.print("workers stopped, cut off", format!("{}, {}", counts.paused, counts.cut_off));
-    if run.form.topology.is_some() {
-        figures.print("faults of the servers", format!("{:?}", counts.replicated));
-        figures.print("violations caused by writes that a failover lost", report.lost_writes.len());
-        return;
+    match run.form.store {
+        Store::Server => {
+            let servers = format!("{}, {}", counts.servers_killed, counts.servers_paused);
+            figures.print("servers killed, stopped", servers);
+            figures.print("steps of the server's clock", counts.clocks_stepped);
+            let (resets, closes, stalls) = run.network_counts();
+            figures.print("connections reset, closed, stalled", format!("{resets}, {closes}, {stalls}"));
+        }
+        Store::Servers(_) => {
+            figures.print("faults of the servers", format!("{:?}", counts.replicated));
+            figures.print("violations caused by writes that a failover lost", report.lost_writes.len());
+        }
+        Store::File => {
+            let outages = format!("{}, {}", counts.files_locked, counts.files_filled);
+            figures.print("the file was locked by another process, full", outages);
+            figures.print("workers stopped while they held its lock", counts.paused_with_the_lock);
+        }
     }
-    let servers = format!("{}, {}", counts.servers_killed, counts.servers_paused);
-    figures.print("servers killed, stopped", servers);
-    figures.print("steps of the server's clock", counts.clocks_stepped);
-    let (resets, closes, stalls) = run.network_counts();
-    figures.print("connections reset, closed, stalled", format!("{resets}, {closes}, {stalls}"));
 }
 
 /// Prints the violations, and for the first of each rule the record, the log and the traces of its task.

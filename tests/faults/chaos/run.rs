@@ -1,26 +1,29 @@
 //! One run: the servers, the worker processes and the clients, while faults happen and after they have ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mcp_task_store::RedisBackend;
+use mcp_task_store::{Agenda, RedisBackend};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::Form;
 use super::checker::{self, Bounds, Report};
 use super::clients::{Clients, Direct};
 use super::ends::{self, End};
 use super::faults::{self, Counts, Single, Storage, Supervisor, WORKERS};
+use super::file::File;
 use super::log::{self, Event, Line, Log};
 use super::network::Network;
 use super::operation::{MAX_ATTEMPTS, Plan};
 use super::replicated::Replicated;
 use super::worker::log_of;
-use crate::support::deployment::{Endpoints, Topology};
+use super::{Form, Store};
+use crate::support::deployment::Endpoints;
+use crate::support::place::Place;
 
 pub struct Run {
     pub form: Form,
@@ -50,20 +53,22 @@ impl Run {
     pub async fn start(form: Form, seed: u64) -> Self {
         let folder = TempDir::new().unwrap();
         let log = Arc::new(Log::open(&log_of(folder.path())));
-        let storage = Arc::new(start_storage(form.topology, &log).await);
+        let storage = Arc::new(start_storage(form.store, folder.path(), &log).await);
         let direct = match &*storage {
             Storage::Single(server) => Direct::Open(connect_to(server).await),
             Storage::Replicated(servers) => Direct::Reconnect(servers.endpoints()),
+            Storage::File(file) => Direct::Open(file.place().open().await.unwrap()),
         };
         let supervisor = |number| {
-            let (endpoints, network) = match &*storage {
+            let (place, network) = match &*storage {
                 Storage::Single(server) => {
                     let network = Network::start(server.port(), seed ^ number as u64, form.most_bytes);
-                    (Endpoints::single(network.url()), Some(network))
+                    (Place::Servers(Endpoints::single(network.url())), Some(network))
                 }
-                Storage::Replicated(servers) => (servers.endpoints(), None),
+                Storage::Replicated(servers) => (Place::Servers(servers.endpoints()), None),
+                Storage::File(file) => (file.place(), None),
             };
-            Supervisor::new(number, endpoints, network, folder.path(), Arc::clone(&log))
+            Supervisor::new(number, place, network, folder.path(), Arc::clone(&log))
         };
         let supervisors = Arc::new((0..WORKERS).map(supervisor).collect());
         Self { form, seed, folder, log, storage, direct, supervisors }
@@ -123,8 +128,9 @@ impl Run {
         let backend = match &*self.storage {
             Storage::Single(server) => connect_to(server).await,
             Storage::Replicated(_) => self.direct.connect().await.unwrap(),
+            Storage::File(file) => file.place().open().await.unwrap(),
         };
-        let ends = ends::read(&backend, &owners(&lines)).await;
+        let ends = ends::read(&*backend, &owners(&lines)).await;
         let bounds = Bounds {
             silence: 1_000_000,
             storing: 3_000_000,
@@ -142,19 +148,20 @@ impl Run {
     }
 }
 
-async fn start_storage(topology: Option<Topology>, log: &Arc<Log>) -> Storage {
+async fn start_storage(store: Store, folder: &Path, log: &Arc<Log>) -> Storage {
     let log = Arc::clone(log);
-    match topology {
-        None => Storage::Single(Single::start(log)),
-        Some(topology) => {
+    match store {
+        Store::Server => Storage::Single(Single::start(log)),
+        Store::File => Storage::File(File::new(folder.join("tasks.db"), log)),
+        Store::Servers(topology) => {
             let started = tokio::task::spawn_blocking(move || Replicated::start(topology, log));
             Storage::Replicated(started.await.unwrap())
         }
     }
 }
 
-async fn connect_to(server: &Single) -> RedisBackend {
-    RedisBackend::connect(&format!("redis://127.0.0.1:{}", server.port())).await.unwrap()
+async fn connect_to(server: &Single) -> Arc<dyn Agenda> {
+    Arc::new(RedisBackend::connect(&format!("redis://127.0.0.1:{}", server.port())).await.unwrap())
 }
 
 /// Returns the owners of all tasks in a log.

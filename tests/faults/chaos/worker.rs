@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mcp_task_store::RedisBackend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -18,7 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::log::Log;
 use super::operation::{self, Plan};
-use crate::support::deployment::Endpoints;
+use crate::support::place::Place;
 
 /// The environment variable with the settings of a worker process.
 const SETTINGS: &str = "CHAOS_WORKER";
@@ -29,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Serialize, Deserialize)]
 struct Settings {
-    endpoints: Endpoints,
+    place: Place,
     run: String,
     folder: PathBuf,
 }
@@ -58,13 +57,13 @@ pub fn log_of(folder: &Path) -> PathBuf {
 /// Runs in a worker process.
 pub async fn serve() {
     let Ok(settings) = std::env::var(SETTINGS) else { return };
-    let Settings { endpoints, run, folder } = serde_json::from_str(&settings).unwrap();
+    let Settings { place, run, folder } = serde_json::from_str(&settings).unwrap();
     let trace = std::fs::File::create(folder.join(format!("{run}.trace"))).unwrap();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_max_level(LevelFilter::INFO);
     subscriber.with_writer(Mutex::new(trace)).init();
     let log = Arc::new(Log::open(&log_of(&folder)));
     let backend = loop {
-        match endpoints.connect(RedisBackend::builder()).await {
+        match place.open().await {
             Ok(backend) => break backend,
             Err(error) => tracing::info!(%error, "no connection yet"),
         }
@@ -123,8 +122,8 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a process, which accepts requests when it [is ready](Self::is_ready).
-    pub fn start(endpoints: &Endpoints, run: String, folder: &Path) -> Self {
-        let settings = Settings { endpoints: endpoints.clone(), run: run.clone(), folder: folder.to_owned() };
+    pub fn start(place: &Place, run: String, folder: &Path) -> Self {
+        let settings = Settings { place: place.clone(), run: run.clone(), folder: folder.to_owned() };
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "chaos::worker_process", "--nocapture", "--test-threads", "1"])
             .env(SETTINGS, serde_json::to_string(&settings).unwrap())
