@@ -2,24 +2,27 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
+//! * `dead_tasks` lists dead tasks, `requeue` does the work of ended tasks again;
 //! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets` and `owners` are calls of their own;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `enqueue` creates tasks that wait for a worker;
-//! * `lease` begins attempts, `attempt` is the right to work, `retry` gives a task back after an error,
+//! * `lease` begins attempts, `attempt` is the right to work, `retrying` gives a task back after an error,
 //!   `ending`, `progress_report` and `split_calls` serve the adapters;
-//! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
+//! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed, and takes the `dead_timers`;
 //! * `slots` counts the holders of a limit across all instances;
 //! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
 //! * `notices` logs which tasks this process leaves alone;
-//! * `dead` decides about the timers of dead tasks;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
+//! * `dead` says what a dead task is, `retry` is the policy of retries;
 //! * `machine` is the status machine.
 
 mod answers;
 mod attempt;
 mod config;
 mod dead;
+mod dead_tasks;
+mod dead_timers;
 mod deadline;
 mod durations;
 #[cfg(feature = "rmcp")]
@@ -43,7 +46,9 @@ mod pointer;
 #[cfg(feature = "rmcp")]
 mod progress_report;
 mod records;
+mod requeue;
 mod retry;
+mod retrying;
 mod scheduler;
 #[cfg(feature = "rmcp")]
 mod secrets;
@@ -72,6 +77,7 @@ use tracing::instrument;
 use answers::Answers;
 pub use attempt::Attempt;
 pub use config::StoreConfig;
+pub use dead_tasks::DeadTaskPage;
 use deadline::CallTarget;
 #[cfg(feature = "rmcp")]
 pub(crate) use durations::BackOff;

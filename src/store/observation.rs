@@ -8,7 +8,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::Answers;
-use super::dead::{self, log_gave_up};
+use super::dead::log_gave_up;
+use super::dead_timers;
 use super::durations::BackOff;
 use super::error::TaskError;
 use super::hold::extend_unlimited;
@@ -93,7 +94,7 @@ impl<B: Agenda> Observation<B> {
     async fn look_at_the_dead(&self) -> Result<Verdict, TaskError> {
         let Some(records) = self.records.upgrade() else { return Ok(Verdict::NotOurs) };
         let _permit = self.calls.acquire().await;
-        dead::next(&records, &self.due.key).await.map(Verdict::Resolve)
+        dead_timers::next(&records, &self.due.key).await.map(Verdict::Resolve)
     }
 
     async fn resolve(&self, next: Next) {
