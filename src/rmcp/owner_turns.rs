@@ -13,15 +13,16 @@ use crate::backend::{Agenda, Cursor, OwnerId, Priority, Queue, StorageError, Tas
 
 /// How many pages one search reads.
 const PAGES: usize = 8;
-/// How many tasks of one owner, and how many owners, a search collects at most.
+/// How many tasks of one owner a search collects at most.
 const MAX_TASKS: usize = 8;
-const MAX_OWNERS: usize = 256;
 /// The pause between two searches.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause, if the searches find the tasks of one owner only.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
-/// How long what was found is of use.
+/// After this time, the next claim searches again before it uses what was found.
 const FRESH: Duration = Duration::from_secs(5);
+/// How many owners are remembered for the order of their turns.
+const MAX_SERVED: usize = 16_384;
 
 /// A waiting task, and the queue that it waits in.
 pub(super) type Waiting = (Queue, TaskKey);
@@ -29,11 +30,16 @@ pub(super) type Waiting = (Queue, TaskKey);
 /// The owners whose tasks wait, and whose turn is next.
 #[derive(Debug, Default)]
 pub(super) struct OwnerTurns {
-    /// The owners in the order of their turns, each with its oldest tasks.
+    /// The owners in the order of their turns, each with its oldest tasks. All of them wait with one priority.
     found: VecDeque<VecDeque<Waiting>>,
+    priority: Priority,
     found_at: Option<Instant>,
-    /// Where the last search has ended.
-    position: Option<(Queue, Cursor)>,
+    /// The number of the last turn of each owner. It outlasts a search. Otherwise the owners behind the first ones would have no
+    /// turn while each task takes longer than what was found is fresh.
+    served: HashMap<OwnerId, u64>,
+    turns: u64,
+    /// Where the next search begins: the queue, and the place in it.
+    position: Option<(Queue, Option<Cursor>)>,
     next_search: Option<Instant>,
     pause: Duration,
 }
@@ -41,15 +47,27 @@ pub(super) struct OwnerTurns {
 impl OwnerTurns {
     /// Returns the next task of the owner whose turn it is.
     pub(super) fn next(&mut self) -> Option<Waiting> {
-        if self.found_at.is_some_and(|at| at.elapsed() > FRESH) {
-            self.found.clear();
-        }
         let mut tasks = self.found.pop_front()?;
-        let next = tasks.pop_front();
+        let next = tasks.pop_front()?;
         if !tasks.is_empty() {
             self.found.push_back(tasks);
         }
-        next
+        self.note_turn(&next.1.owner);
+        Some(next)
+    }
+
+    /// Notes that a task of this owner is claimed now, so that other owners have their turns before it.
+    pub(super) fn note_turn(&mut self, owner: &OwnerId) {
+        if self.served.len() >= MAX_SERVED {
+            self.served.clear();
+        }
+        self.turns += 1;
+        self.served.insert(owner.clone(), self.turns);
+    }
+
+    /// Returns the priority of the tasks whose owners have their turns; `None` if no owner has.
+    pub(super) fn priority(&self) -> Option<Priority> {
+        (!self.found.is_empty()).then_some(self.priority)
     }
 
     /// Forgets what was found, because no tasks wait behind others any more.
@@ -62,8 +80,12 @@ impl OwnerTurns {
         self.found.is_empty() && self.next_search.is_none_or(|at| at <= Instant::now())
     }
 
-    /// Reads the next part of the queues, and keeps the oldest tasks of each owner in it. Tasks of a lower priority have no turn while
-    /// some of a higher one wait.
+    /// Returns whether a search must come before the next turn: other owners may have come since the last one.
+    pub(super) fn is_outdated(&self) -> bool {
+        !self.found.is_empty() && self.found_at.is_none_or(|at| at.elapsed() > FRESH)
+    }
+
+    /// Reads the next part of the queues of this priority, and keeps the oldest tasks of each owner in it.
     ///
     /// # Errors
     /// The errors of [`Agenda::timers`].
@@ -71,22 +93,19 @@ impl OwnerTurns {
         &mut self,
         engine: &B,
         operations: &[String],
+        priority: Priority,
     ) -> Result<(), StorageError> {
         self.next_search = Some(Instant::now() + self.pause.max(PAUSE));
-        for priority in Priority::ALL {
-            let queues = operations.iter().filter_map(|name| Queue::work(name, priority).ok());
-            let owners = self.read(engine, queues.collect()).await?;
-            if owners.is_empty() {
-                continue;
-            }
-            // The tasks of one owner are claimed in the order of the queue, which costs less.
-            let has_several = owners.len() > 1;
-            self.pause = if has_several { PAUSE } else { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) };
-            if has_several {
-                (self.found, self.found_at) = (owners.into(), Some(Instant::now()));
-            }
-            break;
+        let queues = operations.iter().filter_map(|name| Queue::work(name, priority).ok());
+        let mut owners = self.read(engine, queues.collect()).await?;
+        // The tasks of one owner are claimed in the order of the queue, which costs less.
+        let has_several = owners.len() > 1;
+        self.pause = if has_several { PAUSE } else { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) };
+        if !has_several {
+            owners.clear();
         }
+        owners.sort_by_key(|tasks| tasks.front().and_then(|(_, key)| self.served.get(&key.owner).copied()));
+        (self.found, self.priority, self.found_at) = (owners.into(), priority, Some(Instant::now()));
         Ok(())
     }
 
@@ -94,43 +113,54 @@ impl OwnerTurns {
     async fn read<B: Agenda>(
         &mut self,
         engine: &B,
-        queues: Vec<Queue>,
+        mut queues: Vec<Queue>,
     ) -> Result<Vec<VecDeque<Waiting>>, StorageError> {
-        let now = engine.now();
-        let (mut owners, mut places) = (Vec::<VecDeque<Waiting>>::new(), HashMap::<OwnerId, usize>::new());
-        let mut pages = 0;
-        for queue in queues {
-            let resumes = self.position.as_ref().is_some_and(|(at, _)| *at == queue);
-            let mut after = if resumes { self.position.take().map(|(_, cursor)| cursor) } else { None };
-            while pages < PAGES {
-                pages += 1;
-                let page = engine.timers(&queue, after.as_ref()).await?;
-                let is_last = page.timers.last().is_none_or(|timer| timer.due_at > now);
-                for timer in page.timers.into_iter().filter(|timer| timer.due_at <= now) {
-                    let place = places.get(&timer.key.owner).copied().unwrap_or(owners.len());
-                    if place == owners.len() {
-                        if place == MAX_OWNERS {
-                            continue;
-                        }
-                        places.insert(timer.key.owner.clone(), place);
-                        owners.push(VecDeque::new());
-                    }
-                    if owners[place].len() < MAX_TASKS {
-                        owners[place].push_back((queue.clone(), timer.key));
-                    }
-                }
-                after = page.next;
-                if is_last || after.is_none() {
-                    after = None;
-                    break;
-                }
+        queues.sort_unstable();
+        let (at, mut after) = self.position.take().unzip();
+        match at.and_then(|at| queues.iter().position(|queue| *queue == at)) {
+            Some(first) => queues.rotate_left(first),
+            None => after = None,
+        }
+        let (now, mut found) = (engine.now(), ByOwner::default());
+        let (mut queues, mut after) = (queues.into_iter(), after.flatten());
+        let mut current = queues.next();
+        for _ in 0..PAGES {
+            let Some(queue) = &current else { return Ok(found.owners) };
+            let page = engine.timers(queue, after.as_ref()).await?;
+            let is_last = page.timers.last().is_none_or(|timer| timer.due_at > now);
+            for timer in page.timers.into_iter().filter(|timer| timer.due_at <= now) {
+                found.add(queue, timer.key);
             }
-            if let Some(cursor) = after {
-                self.position = Some((queue, cursor));
-                break;
+            after = page.next.filter(|_| !is_last);
+            if after.is_none() {
+                current = queues.next();
             }
         }
-        Ok(owners)
+        self.position = current.map(|queue| (queue, after));
+        Ok(found.owners)
+    }
+}
+
+/// The oldest tasks of each owner.
+#[derive(Default)]
+struct ByOwner {
+    owners: Vec<VecDeque<Waiting>>,
+    places: HashMap<OwnerId, usize>,
+}
+
+impl ByOwner {
+    fn add(&mut self, queue: &Queue, key: TaskKey) {
+        let place = match self.places.get(&key.owner) {
+            Some(place) => *place,
+            None => {
+                self.places.insert(key.owner.clone(), self.owners.len());
+                self.owners.push(VecDeque::new());
+                self.owners.len() - 1
+            }
+        };
+        if self.owners[place].len() < MAX_TASKS {
+            self.owners[place].push_back((queue.clone(), key));
+        }
     }
 }
 
@@ -152,7 +182,7 @@ mod tests {
     }
 
     async fn searched(turns: &mut OwnerTurns, engine: &MemoryBackend) -> Vec<String> {
-        turns.search(engine, &["render".to_owned()]).await.unwrap();
+        turns.search(engine, &["render".to_owned()], Priority::Normal).await.unwrap();
         std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner.as_str().to_owned()).collect()
     }
 
@@ -193,5 +223,43 @@ mod tests {
         assert!(!turns.is_due());
         turns.clear();
         assert!(turns.is_due());
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_had_its_turn_comes_after_the_others_in_the_next_search() {
+        let engine = engine(&[("alice", 300), ("bob", 1), ("carol", 1)]).await;
+        let mut turns = OwnerTurns::default();
+        for expected in ["bob", "carol"] {
+            turns.note_turn(&"alice".try_into().unwrap());
+            turns.search(&engine, &["render".to_owned()], Priority::Normal).await.unwrap();
+            assert_eq!(turns.next().unwrap().1.owner.as_str(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_searches_reach_every_queue_of_any_number_of_operations() {
+        let engine = MemoryBackend::new();
+        let names: Vec<_> = (0..20).map(|number| format!("operation {number}")).collect();
+        for (number, name) in names.iter().enumerate() {
+            // Two queues have more timers than one search reads.
+            for task in 0..if number < 2 { 3_000 } else { 10 } {
+                let key = TaskKey::new("alice", &format!("{number} {task}")).unwrap();
+                engine
+                    .schedule(&Queue::work(name, Priority::Normal).unwrap(), &key, Duration::ZERO)
+                    .await
+                    .unwrap();
+            }
+            let key = TaskKey::new(name, "last").unwrap();
+            engine
+                .schedule(&Queue::work(name, Priority::Normal).unwrap(), &key, Duration::ZERO)
+                .await
+                .unwrap();
+        }
+        let (mut turns, mut owners) = (OwnerTurns::default(), std::collections::BTreeSet::new());
+        for _ in 0..20 {
+            turns.search(&engine, &names, Priority::Normal).await.unwrap();
+            owners.extend(std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner.as_str().to_owned()));
+        }
+        assert!(names.iter().all(|name| owners.contains(name)), "{owners:?}");
     }
 }

@@ -70,8 +70,8 @@ pub(super) struct Claiming {
     pub(super) closed: Shutdown,
     /// The takes and claims that are under way.
     pub(super) claims: Count,
-    /// A task was not claimed, because its owner has as many attempts as one owner may have.
-    pub(super) owner_is_full: AtomicBool,
+    /// A task was not claimed, because the engine has failed, or because its owner has as many attempts as one owner may have.
+    pub(super) was_refused: AtomicBool,
 }
 
 impl Drop for Claiming {
