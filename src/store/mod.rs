@@ -12,6 +12,7 @@
 //! * `slots` counts the holders of a limit across all instances;
 //! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
+//! * `notices` logs which tasks this process leaves alone;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
 //! * `dead` says what a dead task is, `retry` is the policy of retries;
 //! * `machine` is the status machine.
@@ -36,6 +37,7 @@ mod limits;
 mod local_attempts;
 mod machine;
 mod new_task;
+mod notices;
 mod observation;
 mod outage;
 mod owners;
@@ -164,6 +166,7 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 ///
 /// * [`NotFound`](TaskError::NotFound) for a task that does not exist or belongs to another owner;
 /// * [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable) and [`Storage`](TaskError::Storage);
+/// * [`LaterVersion`](TaskError::LaterVersion) for a change of a task that only a later version of this crate may change;
 /// * [`LimitExceeded`](TaskError::LimitExceeded) if a payload is larger than the engine accepts, or if the record
 ///   would be larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. The store
 ///   reserves this 1 KiB for leases, cancels and the end of a task.
@@ -457,6 +460,13 @@ impl<B: Agenda> TaskStore<B> {
         let deadline = self.0.records().deadline();
         let claim = pin!(lease::claim(&self.0, &deadline, key));
         deadline.limit("claim", CallTarget::Task(key), claim).await
+    }
+
+    /// Notes that this process runs an operation. Otherwise the log has a line once a task of the operation has waited for a worker
+    /// for longer than one lease.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn note_operation(&self, name: &str) {
+        self.0.records_only().notices.note_known(name);
     }
 
     /// Returns how long a lease of this store lasts. The holder must renew the lease each time a third of this

@@ -317,6 +317,7 @@ impl NewTask {
             write_ids: Vec::new(),
             held_parts: Default::default(),
             exact: Default::default(),
+            unknown_status: None,
             extra: Map::new(),
         };
         Ok((task, expiry))
