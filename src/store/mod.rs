@@ -13,6 +13,7 @@
 //! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
 //! * `notices` logs which tasks this process leaves alone;
+//! * `dead` decides about the timers of dead tasks;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
 //! * `dead` says what a dead task is, `retry` is the policy of retries;
 //! * `machine` is the status machine.
@@ -453,6 +454,10 @@ impl<B: Agenda> TaskStore<B> {
     ///
     /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. The taker of a timer must remove the timer after
     /// the claim, even if there was nothing to claim. A timer that the call has scheduled again stays.
+    ///
+    /// # Errors
+    /// [`LaterVersion`](TaskError::LaterVersion) for a task that only a later version of this crate may run. Leave its timer to the
+    /// workers of that version: move the timer by one lease.
     ///
     /// # Cancellation safety
     /// The same as for [`start`](Self::start).

@@ -69,7 +69,7 @@ pub(in crate::store) fn take_lease(
     terms: &ExitTerms,
 ) -> Result<AfterExit, TaskError> {
     require_open(task, "take its lease")?;
-    check_version(task)?;
+    require_known(task)?;
     if task.cancel_requested {
         return end(task, TaskStatus::Cancelled, "cancel it").map(|()| AfterExit::Cancelled);
     }
@@ -90,15 +90,6 @@ pub(in crate::store) fn take_lease(
     }
 }
 
-/// # Errors
-/// `LaterVersion` for a task that only a later version may run.
-fn check_version(task: &Task) -> Result<(), TaskError> {
-    match task.forbids_leases() {
-        Some(found) => Err(TaskError::LaterVersion { task: task.task_id.clone(), found }),
-        None => Ok(()),
-    }
-}
-
 /// Gives a task back to its queue after an error of its operation. The attempt counts like a lost worker. `reason` is the
 /// text of the error in the status message; `None` if the record has no room for it.
 pub(in crate::store) fn retry(
@@ -108,7 +99,7 @@ pub(in crate::store) fn retry(
     terms: &ExitTerms,
 ) -> Result<AfterExit, TaskError> {
     require_open(task, "retry it")?;
-    check_version(task)?;
+    require_known(task)?;
     if task.cancel_requested {
         return end(task, TaskStatus::Cancelled, "cancel it").map(|()| AfterExit::Cancelled);
     }
@@ -118,6 +109,14 @@ pub(in crate::store) fn retry(
     match attempts_left(task, lease) {
         Some(used) => retry_after(task, used, reason.unwrap_or_default(), terms),
         None => give_up(task, lease.losses.saturating_add(1), error, reason, terms),
+    }
+}
+
+/// Refuses to decide about a task of which a later version of this crate knows more.
+fn require_known(task: &Task) -> Result<(), TaskError> {
+    match task.forbids_leases() {
+        Some(found) => Err(TaskError::LaterVersion { task: task.task_id.clone(), found }),
+        None => Ok(()),
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::call;
 use super::faulty::{Fault, Faulty};
+use crate::common::LONG;
 use crate::support::{owner, timers};
 
 #[rstest]
