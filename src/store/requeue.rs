@@ -45,7 +45,8 @@ impl<B: Agenda> TaskStore<B> {
     /// # Errors
     /// [`NotFound`](TaskError::NotFound) if there is no such task; [`InvalidArgument`](TaskError::InvalidArgument) if it has not
     /// ended, has no operation, has no arguments because it could not resume, or is unique and another open task has its key;
-    /// [`Unreadable`](TaskError::Unreadable) if its arguments are not JSON; the errors of [`enqueue`](Self::enqueue).
+    /// [`Unreadable`](TaskError::Unreadable) if its arguments are not JSON; [`LaterVersion`](TaskError::LaterVersion) if a later
+    /// version of this crate has written something into its record that this version does not know; the errors of [`enqueue`](Self::enqueue).
     ///
     /// # Cancellation safety
     /// If the future is dropped, the new task may be stored nevertheless. Another call returns it.
@@ -131,6 +132,9 @@ fn check(ended: &StoredTask) -> Result<(), TaskError> {
     let task = &ended.task;
     if !task.status.is_terminal() {
         return Err(invalid(ended, "has not ended; cancel it first, or wait for its end"));
+    }
+    if let Some(found) = task.forbids_leases() {
+        return Err(TaskError::LaterVersion { task: ended.key.task.clone(), found });
     }
     if task.operation.is_none() {
         return Err(invalid(ended, "has no operation, so no worker can run it; create another task"));

@@ -248,6 +248,11 @@ async fn a_task_that_cannot_be_requeued_is_refused_with_a_reason(#[case] engine:
     let (key, attempt) = start(&tasks, plain().operation("render")).await;
     attempt.fail(error()).await.unwrap();
     refused(&key, "has no arguments").await;
+    let later = dead(&tasks, "alice", resumable()).await;
+    let mut json: Value = serde_json::from_slice(&store.get(&later).await.unwrap().data).unwrap();
+    json["priority"] = json!("urgent");
+    store.put(&later, json.to_string().into(), PutOptions::default()).await.unwrap();
+    assert_refused!(tasks.requeue(&later).await, TaskError::LaterVersion { .. });
     let foreign = TaskKey { owner: owner("bob"), task: key.task.clone() };
     assert_refused!(tasks.requeue(&foreign).await, TaskError::NotFound { .. });
     let reserved = TaskKey { owner: OwnerId::try_from("\0mcp/workers").unwrap(), task: key.task };
