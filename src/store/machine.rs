@@ -18,7 +18,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use self::exit::drop_next_start;
+use self::exit::drop_announcement;
 pub(super) use self::exit::{open_lease, waiting_lease};
 use super::config::{MAX_JSON_DEPTH, StoreConfig};
 use super::durations::millis;
@@ -67,7 +67,7 @@ fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
 /// needs.
 fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
     require_open(task, action)?;
-    drop_next_start(task);
+    drop_announcement(task);
     task.status = status;
     task.input_requests.clear();
     task.checkpoint = None;

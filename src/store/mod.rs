@@ -13,7 +13,6 @@
 //! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
 //! * `notices` logs which tasks this process leaves alone;
-//! * `dead` decides about the timers of dead tasks;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
 //! * `dead` says what a dead task is, `retry` is the policy of retries;
 //! * `machine` is the status machine.
