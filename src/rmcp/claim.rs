@@ -90,6 +90,7 @@ async fn claim<B: Agenda>(
         Err(FleetFull::Operation) => return Ok(Next::After(FLEET_POLL)),
         Err(FleetFull::Owner) => {
             runtime.claiming.was_refused.store(true, Ordering::Release);
+            runtime.claiming.full_owners.add(&waiting.key.owner, OWNER_FULL_DELAY);
             return Ok(Next::After(OWNER_FULL_DELAY));
         }
     };

@@ -1,11 +1,11 @@
 //! The limits on attempts that hold across all instances.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
 
 use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
@@ -24,6 +24,34 @@ pub(super) struct FleetLimits {
     pub(super) operations: HashMap<String, u32>,
     /// How many attempts at the tasks of one owner there are at once.
     pub(super) per_owner: Option<u32>,
+}
+
+/// The owners that had as many attempts as one owner may have when a task was last claimed.
+#[derive(Debug, Default)]
+pub(super) struct FullOwners(Mutex<HashMap<OwnerId, Instant>>);
+
+impl FullOwners {
+    /// Adds an owner for this time.
+    pub(super) fn add(&self, owner: &OwnerId, time: Duration) {
+        self.current().insert(owner.clone(), Instant::now() + time);
+    }
+
+    /// Returns the owners whose time has not passed.
+    pub(super) fn now(&self) -> HashSet<OwnerId> {
+        self.current().keys().cloned().collect()
+    }
+
+    /// Removes the owners whose time has passed.
+    fn current(&self) -> MutexGuard<'_, HashMap<OwnerId, Instant>> {
+        let (mut owners, now) = (self.lock(), Instant::now());
+        owners.retain(|_, until| now < *until);
+        owners
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, Instant>> {
+        // No code panics while it holds this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The slots of one attempt, which are free again when this value is dropped.

@@ -4,7 +4,7 @@
 //! wait than a worker can run, it also reads the queue, without taking timers. Of each owner it finds the oldest tasks, and claims
 //! them in turn. The timer of such a task stays, and whoever takes it later finds nothing to claim.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,12 +15,17 @@ use crate::backend::{Agenda, Cursor, OwnerId, Priority, Queue, StorageError, Tas
 const PAGES: usize = 8;
 /// How many tasks of one owner a search collects at most.
 const MAX_TASKS: usize = 8;
+/// The same while an owner has as many attempts as one owner may have. A take finds its tasks first, however many there are. So
+/// only the turns reach the tasks of the others.
+const MAX_TASKS_BEHIND_FULL: usize = 64;
 /// The pause between two searches.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause, if the searches find the tasks of one owner only.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// After this time, the next claim searches again before it uses what was found.
 const FRESH: Duration = Duration::from_secs(5);
+/// The same while an owner has as many attempts as one owner may have: its turn must come soon after an attempt ends.
+const FRESH_BEHIND_FULL: Duration = Duration::from_secs(1);
 /// How many owners are remembered for the order of their turns.
 const MAX_SERVED: usize = 16_384;
 
@@ -33,7 +38,7 @@ pub(super) struct OwnerTurns {
     /// The owners in the order of their turns, each with its oldest tasks. All of them wait with one priority.
     found: VecDeque<VecDeque<Waiting>>,
     priority: Priority,
-    found_at: Option<Instant>,
+    outdated_at: Option<Instant>,
     /// The number of the last turn of each owner. It outlasts a search. Otherwise the owners behind the first ones would have no
     /// turn while each task takes longer than what was found is fresh.
     served: HashMap<OwnerId, u64>,
@@ -82,10 +87,11 @@ impl OwnerTurns {
 
     /// Returns whether a search must come before the next turn: other owners may have come since the last one.
     pub(super) fn is_outdated(&self) -> bool {
-        !self.found.is_empty() && self.found_at.is_none_or(|at| at.elapsed() > FRESH)
+        !self.found.is_empty() && self.outdated_at.is_none_or(|at| at <= Instant::now())
     }
 
-    /// Reads the next part of the queues of this priority, and keeps the oldest tasks of each owner in it.
+    /// Reads the next part of the queues of this priority, and keeps the oldest tasks of each owner in it. The owners in `full` have no
+    /// turn.
     ///
     /// # Errors
     /// The errors of [`Agenda::timers`].
@@ -94,18 +100,21 @@ impl OwnerTurns {
         engine: &B,
         operations: &[String],
         priority: Priority,
+        full: &HashSet<OwnerId>,
     ) -> Result<(), StorageError> {
         self.next_search = Some(Instant::now() + self.pause.max(PAUSE));
         let queues = operations.iter().filter_map(|name| Queue::work(name, priority).ok());
-        let mut owners = self.read(engine, queues.collect()).await?;
+        let mut owners = self.read(engine, queues.collect(), full).await?;
         // The tasks of one owner are claimed in the order of the queue, which costs less.
-        let has_several = owners.len() > 1;
+        let has_several = owners.len() + full.len() > 1;
         self.pause = if has_several { PAUSE } else { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) };
         if !has_several {
             owners.clear();
         }
         owners.sort_by_key(|tasks| tasks.front().and_then(|(_, key)| self.served.get(&key.owner).copied()));
-        (self.found, self.priority, self.found_at) = (owners.into(), priority, Some(Instant::now()));
+        let fresh = if full.is_empty() { FRESH } else { FRESH_BEHIND_FULL };
+        (self.found, self.priority, self.outdated_at) =
+            (owners.into(), priority, Some(Instant::now() + fresh));
         Ok(())
     }
 
@@ -114,6 +123,7 @@ impl OwnerTurns {
         &mut self,
         engine: &B,
         mut queues: Vec<Queue>,
+        full: &HashSet<OwnerId>,
     ) -> Result<Vec<VecDeque<Waiting>>, StorageError> {
         queues.sort_unstable();
         let (at, mut after) = self.position.take().unzip();
@@ -121,16 +131,16 @@ impl OwnerTurns {
             Some(first) => queues.rotate_left(first),
             None => after = None,
         }
-        let (now, mut found) = (engine.now(), ByOwner::default());
+        let max_tasks = if full.is_empty() { MAX_TASKS } else { MAX_TASKS_BEHIND_FULL };
+        let (now, mut found) = (engine.now(), ByOwner { max_tasks, ..ByOwner::default() });
         let (mut queues, mut after) = (queues.into_iter(), after.flatten());
         let mut current = queues.next();
         for _ in 0..PAGES {
             let Some(queue) = &current else { return Ok(found.owners) };
             let page = engine.timers(queue, after.as_ref()).await?;
             let is_last = page.timers.last().is_none_or(|timer| timer.due_at > now);
-            for timer in page.timers.into_iter().filter(|timer| timer.due_at <= now) {
-                found.add(queue, timer.key);
-            }
+            let due = page.timers.into_iter().filter(|timer| timer.due_at <= now).map(|timer| timer.key);
+            due.filter(|key| !full.contains(&key.owner)).for_each(|key| found.add(queue, key));
             after = page.next.filter(|_| !is_last);
             if after.is_none() {
                 current = queues.next();
@@ -146,6 +156,7 @@ impl OwnerTurns {
 struct ByOwner {
     owners: Vec<VecDeque<Waiting>>,
     places: HashMap<OwnerId, usize>,
+    max_tasks: usize,
 }
 
 impl ByOwner {
@@ -158,7 +169,7 @@ impl ByOwner {
                 self.owners.len() - 1
             }
         };
-        if self.owners[place].len() < MAX_TASKS {
+        if self.owners[place].len() < self.max_tasks {
             self.owners[place].push_back((queue.clone(), key));
         }
     }
@@ -182,7 +193,7 @@ mod tests {
     }
 
     async fn searched(turns: &mut OwnerTurns, engine: &MemoryBackend) -> Vec<String> {
-        turns.search(engine, &["render".to_owned()], Priority::Normal).await.unwrap();
+        turns.search(engine, &["render".to_owned()], Priority::Normal, &HashSet::new()).await.unwrap();
         std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner.as_str().to_owned()).collect()
     }
 
@@ -231,7 +242,7 @@ mod tests {
         let mut turns = OwnerTurns::default();
         for expected in ["bob", "carol"] {
             turns.note_turn(&"alice".try_into().unwrap());
-            turns.search(&engine, &["render".to_owned()], Priority::Normal).await.unwrap();
+            turns.search(&engine, &["render".to_owned()], Priority::Normal, &HashSet::new()).await.unwrap();
             assert_eq!(turns.next().unwrap().1.owner.as_str(), expected);
         }
     }
@@ -257,9 +268,18 @@ mod tests {
         }
         let (mut turns, mut owners) = (OwnerTurns::default(), std::collections::BTreeSet::new());
         for _ in 0..20 {
-            turns.search(&engine, &names, Priority::Normal).await.unwrap();
+            turns.search(&engine, &names, Priority::Normal, &HashSet::new()).await.unwrap();
             owners.extend(std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner.as_str().to_owned()));
         }
         assert!(names.iter().all(|name| owners.contains(name)), "{owners:?}");
+    }
+
+    #[tokio::test]
+    async fn an_owner_with_as_many_attempts_as_it_may_have_has_no_turn_and_the_others_have_more() {
+        let engine = engine(&[("alice", 300), ("bob", 100)]).await;
+        let (mut turns, full) = (OwnerTurns::default(), HashSet::from(["alice".try_into().unwrap()]));
+        turns.search(&engine, &["render".to_owned()], Priority::Normal, &full).await.unwrap();
+        let found: Vec<_> = std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner).collect();
+        assert_eq!(found, vec!["bob".try_into().unwrap(); MAX_TASKS_BEHIND_FULL]);
     }
 }
