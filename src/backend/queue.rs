@@ -88,6 +88,13 @@ impl Queue {
         Printable(&self.0)
     }
 
+    /// Returns the priority of the tasks that wait in this queue.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn priority(&self) -> Priority {
+        let ends = |priority: &Priority| self.0.ends_with(priority.suffix());
+        [Priority::High, Priority::Low].into_iter().find(ends).unwrap_or_default()
+    }
+
     /// Returns the operation whose tasks wait in this queue.
     #[cfg(feature = "rmcp")]
     pub(crate) fn operation(&self) -> Option<&str> {
@@ -127,7 +134,8 @@ mod tests {
         let names = Priority::ALL.map(|priority| name("render", priority).unwrap());
         assert_eq!(names, ["work/render\0high", "work/render", "work/render\0low"]);
         for priority in Priority::ALL {
-            assert_eq!(Queue::work("render", priority).unwrap().operation(), Some("render"));
+            let queue = Queue::work("render", priority).unwrap();
+            assert_eq!((queue.operation(), queue.priority()), (Some("render"), priority));
             assert!(name("render\0high", priority).is_err(), "the name of the queue would be ambiguous");
             assert_eq!(Queue::work("\0", priority).unwrap().operation(), Some("\0"));
         }

@@ -53,6 +53,7 @@ pub(super) async fn claim_and_resolve<B: Agenda>(
                 task = %waiting.key.task.printable(),
                 "a task that waits for a worker could not be claimed yet"
             );
+            runtime.claiming.was_refused.store(true, Ordering::Release);
             Next::After(RETRY_DELAY)
         }
     };
@@ -80,11 +81,16 @@ async fn claim<B: Agenda>(
         Ok(place) if !runtime.claiming.closed.has_begun() => place,
         _ => return return_to_queue(runtime, waiting).await,
     };
-    let fleet = match runtime.limits.take(runtime, waiting.queue.operation(), &waiting.key.owner).await? {
+    let limits = tokio::select! {
+        taken = runtime.limits.take(runtime, waiting.queue.operation(), &waiting.key.owner) => taken?,
+        () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return Ok(Next::After(Duration::ZERO)),
+    };
+    let fleet = match limits {
         Ok(slots) => slots,
         Err(FleetFull::Operation) => return Ok(Next::After(FLEET_POLL)),
         Err(FleetFull::Owner) => {
-            runtime.claiming.owner_is_full.store(true, Ordering::Release);
+            runtime.claiming.was_refused.store(true, Ordering::Release);
+            runtime.claiming.full_owners.add(&waiting.key.owner, OWNER_FULL_DELAY);
             return Ok(Next::After(OWNER_FULL_DELAY));
         }
     };

@@ -26,8 +26,9 @@ const MAX_BATCH: usize = 16;
 pub(super) const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How often the claimer looks for a free slot of a fleet-wide limit.
 pub(super) const FLEET_POLL: Duration = Duration::from_millis(250);
-/// The pause after a take that met such a task, so that the claimer does not move a long queue at full speed.
-const OWNER_FULL_PAUSE: Duration = Duration::from_millis(100);
+/// The pause after a claim that the engine or a limit has refused. Without it, the claimer would go through a long queue of such
+/// tasks at full speed.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// The longest sleep between two takes, in case a wakeup is lost.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
@@ -50,17 +51,7 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
     if is_running.swap(true, Ordering::AcqRel) {
         return;
     }
-    let mark = RunningMark(Arc::clone(is_running));
-    let claimer = Claimer {
-        runtime: Arc::downgrade(runtime),
-        call_limit: call_limit(runtime),
-        registered: Arc::clone(&runtime.claiming.registered),
-        place_freed: Arc::clone(&runtime.claiming.place_freed),
-        closed: runtime.claiming.closed.signal(),
-        slots: runtime.slots.clone(),
-        turns: Turns::default(),
-        owners: OwnerTurns::default(),
-    };
+    let (mark, claimer) = (RunningMark(Arc::clone(is_running)), Claimer::new(runtime));
     let run = async move {
         let _mark = mark;
         claimer.run().await;
@@ -91,19 +82,32 @@ struct Claimer<B> {
 struct Turns(usize);
 
 impl Turns {
-    /// Returns the queues of these operations: those of a higher priority first.
-    fn next(&mut self, mut names: Vec<String>) -> Vec<Queue> {
+    /// Returns the queues of these operations and priorities: those of a higher priority first.
+    fn next(&mut self, mut names: Vec<String>, priorities: &[Priority]) -> Vec<Queue> {
         names.sort_unstable();
         self.0 = self.0.wrapping_add(1);
         if !names.is_empty() {
             let first = self.0 % names.len();
             names.rotate_left(first);
         }
-        queues_of(&names)
+        queues_of(&names, priorities)
     }
 }
 
 impl<B: Agenda> Claimer<B> {
+    fn new(runtime: &Arc<Runtime<B>>) -> Self {
+        Self {
+            runtime: Arc::downgrade(runtime),
+            call_limit: call_limit(runtime),
+            registered: Arc::clone(&runtime.claiming.registered),
+            place_freed: Arc::clone(&runtime.claiming.place_freed),
+            closed: runtime.claiming.closed.signal(),
+            slots: runtime.slots.clone(),
+            turns: Turns::default(),
+            owners: OwnerTurns::default(),
+        }
+    }
+
     async fn run(mut self) {
         while let Some(queues) = self.queues() {
             let goes_on = if queues.is_empty() {
@@ -122,7 +126,7 @@ impl<B: Agenda> Claimer<B> {
 
     /// Returns the queues of the registered operations; `None` once the manager was dropped.
     fn queues(&self) -> Option<Vec<Queue>> {
-        Some(queues_of(&self.runtime.upgrade()?.registered()))
+        Some(queues_of(&self.runtime.upgrade()?.registered(), &Priority::ALL))
     }
 
     /// Claims tasks from these queues. Returns `true` when there may be more queues, and `false` when this process claims no more
@@ -172,44 +176,76 @@ impl<B: Agenda> Claimer<B> {
         let claims = runtime.claiming.claims.add();
         let claimable = Claimable::of(&runtime).await.map_err(|error| Chain(&error).to_string())?;
         slots.truncate(claimable.places);
-        while let Some((queue, key)) = self.next_turn(&claimable.operations, slots.len()) {
-            let Some(slot) = slots.pop() else { break };
-            self.spawn_claim(&runtime, &claims, Waiting { queue, key, due: None }, slot);
-        }
         if slots.is_empty() {
-            return Ok(claimable.poll.unwrap_or_default());
+            // A place that becomes free wakes the claimer.
+            return Ok(claimable.longest_pause());
         }
-        let wanted = slots.len();
-        let taken = self.take(&runtime, &claimable.operations, wanted).await?;
-        let has_more = taken.due.len() == wanted;
-        for due in taken.due {
-            // The engine returns at most as many timers as there are slots.
-            let Some(slot) = slots.pop() else { break };
-            let (queue, key) = (due.queue.clone(), due.key.clone());
-            self.spawn_claim(&runtime, &claims, Waiting { queue, key, due: Some(due) }, slot);
+        let round = ClaimRound { runtime: &runtime, operations: &claimable.operations, claims };
+        self.claim_turns(&round, &mut slots).await?;
+        let mut pause = Duration::ZERO;
+        if !slots.is_empty() {
+            let taken = self.take(&round, &Priority::ALL, &mut slots).await?;
+            match taken.last.filter(|_| slots.is_empty()) {
+                // The take has emptied the queues of each higher priority.
+                Some(priority) if self.owners.is_due() => self.search_owners(&round, priority).await,
+                Some(_) => {}
+                None => {
+                    self.owners.clear();
+                    pause = taken.next_in.unwrap_or(MAX_SLEEP);
+                }
+            }
         }
-        self.search_owners(&runtime, &claimable.operations, has_more).await;
-        let mut pause = if has_more { Duration::ZERO } else { taken.next_in.unwrap_or(MAX_SLEEP) };
-        if runtime.claiming.owner_is_full.swap(false, Ordering::AcqRel) {
-            pause = pause.max(OWNER_FULL_PAUSE);
+        if runtime.claiming.was_refused.swap(false, Ordering::AcqRel) {
+            pause = pause.max(REFUSED_PAUSE);
         }
-        Ok(pause.min(claimable.poll.unwrap_or(MAX_SLEEP)))
+        Ok(pause.min(claimable.longest_pause()))
     }
 
-    /// Takes up to `limit` due timers of these operations.
+    /// Claims the tasks of the owners whose turn it is, after the tasks of a higher priority.
+    async fn claim_turns(&mut self, round: &ClaimRound<'_, B>, slots: &mut Vec<Slot>) -> Result<(), String> {
+        let Some(priority) = self.owners.priority() else { return Ok(()) };
+        let higher: Vec<_> = Priority::ALL.into_iter().take_while(|higher| *higher != priority).collect();
+        self.take(round, &higher, slots).await?;
+        if !slots.is_empty() && self.owners.is_outdated() {
+            self.search_owners(round, priority).await;
+        }
+        while !slots.is_empty()
+            && let Some((queue, key)) = self.next_turn(round.operations)
+        {
+            self.spawn_claim(round, Waiting { queue, key, due: None }, slots);
+        }
+        Ok(())
+    }
+
+    /// Takes due timers of these priorities, at most one for each slot, and claims their tasks.
     async fn take(
         &mut self,
-        runtime: &Runtime<B>,
-        operations: &[String],
+        round: &ClaimRound<'_, B>,
+        priorities: &[Priority],
+        slots: &mut Vec<Slot>,
+    ) -> Result<TakenTimers, String> {
+        let taken = self.take_due(round, priorities, slots.len()).await?;
+        let last = taken.due.last().map(|due| due.queue.priority());
+        for due in taken.due {
+            self.owners.note_turn(&due.key.owner);
+            let (queue, key) = (due.queue.clone(), due.key.clone());
+            self.spawn_claim(round, Waiting { queue, key, due: Some(due) }, slots);
+        }
+        Ok(TakenTimers { last, next_in: taken.next_in })
+    }
+
+    async fn take_due(
+        &mut self,
+        round: &ClaimRound<'_, B>,
+        priorities: &[Priority],
         limit: usize,
     ) -> Result<Taken, String> {
-        let queues = self.turns.next(operations.to_vec());
+        let queues = self.turns.next(round.operations.to_vec(), priorities);
         if queues.is_empty() {
             return Ok(Taken::default());
         }
-        match timeout(self.call_limit, runtime.store.backend().take_due(&queues, limit, self.call_limit))
-            .await
-        {
+        let take = round.runtime.store.backend().take_due(&queues, limit, self.call_limit);
+        match timeout(self.call_limit, take).await {
             Ok(Ok(taken)) => Ok(taken),
             Ok(Err(error)) => Err(Chain(&error).to_string()),
             Err(_) => Err(format!("no answer within {:?}", self.call_limit)),
@@ -217,43 +253,54 @@ impl<B: Agenda> Claimer<B> {
     }
 
     /// Returns the next task of the owner whose turn it is, if one of these operations can run it.
-    fn next_turn(&mut self, claimable: &[String], slots: usize) -> Option<(Queue, TaskKey)> {
-        if slots == 0 {
-            return None;
-        }
+    fn next_turn(&mut self, claimable: &[String]) -> Option<(Queue, TaskKey)> {
         let is_claimable = |queue: &Queue| claimable.iter().any(|name| queue.operation() == Some(name));
         std::iter::from_fn(|| self.owners.next()).find(|(queue, _)| is_claimable(queue))
     }
 
     /// Searches for owners whose tasks wait behind those of another owner, while more tasks wait than this instance can run.
-    async fn search_owners(&mut self, runtime: &Runtime<B>, claimable: &[String], has_more: bool) {
-        if !has_more {
-            self.owners.clear();
-        } else if self.owners.is_due() {
-            let search = self.owners.search(runtime.store.backend(), claimable);
-            match timeout(self.call_limit, search).await {
-                Ok(Ok(())) => {}
-                // The tasks are claimed in the order of their queue until a later search succeeds.
-                Ok(Err(error)) => {
-                    tracing::debug!(error = %Chain(&error), "the waiting tasks could not be listed")
-                }
-                Err(_) => {
-                    tracing::debug!("the waiting tasks could not be listed within {:?}", self.call_limit)
-                }
+    async fn search_owners(&mut self, round: &ClaimRound<'_, B>, priority: Priority) {
+        let full = round.runtime.claiming.full_owners.now();
+        let search = self.owners.search(round.runtime.store.backend(), round.operations, priority, &full);
+        match timeout(self.call_limit, search).await {
+            Ok(Ok(())) => {}
+            // The tasks are claimed in the order of their queue until a later search succeeds.
+            Ok(Err(error)) => {
+                tracing::debug!(error = %Chain(&error), "the waiting tasks could not be listed")
+            }
+            Err(_) => {
+                tracing::debug!("the waiting tasks could not be listed within {:?}", self.call_limit)
             }
         }
     }
 
-    fn spawn_claim(&self, runtime: &Runtime<B>, claims: &CountGuard, waiting: Waiting, slot: Slot) {
-        let place = runtime.reserve(waiting.queue.operation());
+    /// Claims a task in one of these slots. The callers have one.
+    fn spawn_claim(&self, round: &ClaimRound<'_, B>, waiting: Waiting, slots: &mut Vec<Slot>) {
+        let Some(slot) = slots.pop() else { return };
+        let place = round.runtime.reserve(waiting.queue.operation());
         let claim = claim_and_resolve(Weak::clone(&self.runtime), waiting, slot, place, self.call_limit);
-        let claims = claims.clone();
+        let claims = round.claims.clone();
         let claim = async move {
             claim.await;
             drop(claims);
         };
         tokio::spawn(claim.in_current_span());
     }
+}
+
+/// What the claims of one round have in common.
+struct ClaimRound<'a, B> {
+    runtime: &'a Runtime<B>,
+    /// The operations whose tasks this instance can claim.
+    operations: &'a [String],
+    claims: CountGuard,
+}
+
+/// What the timers that were taken say about the others.
+struct TakenTimers {
+    /// The priority of the last timer that was taken.
+    last: Option<Priority>,
+    next_in: Option<Duration>,
 }
 
 /// The operations whose tasks this instance can claim now.
@@ -274,10 +321,39 @@ impl Claimable {
         let poll = (operations.len() < with_place).then_some(FLEET_POLL);
         Ok(Self { operations, places, poll })
     }
+
+    fn longest_pause(&self) -> Duration {
+        self.poll.unwrap_or(MAX_SLEEP)
+    }
 }
 
-fn queues_of(names: &[String]) -> Vec<Queue> {
+fn queues_of(names: &[String], priorities: &[Priority]) -> Vec<Queue> {
     let of_priority = |priority| names.iter().filter_map(move |name| Queue::work(name, priority).ok());
     // A name that is too long for a queue is also too long for a task.
-    Priority::ALL.into_iter().flat_map(of_priority).collect()
+    priorities.iter().copied().flat_map(of_priority).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::ManagerConfig;
+    use super::super::places::Places;
+    use super::*;
+    use crate::memory::MemoryBackend;
+    use crate::store::TaskStore;
+
+    #[tokio::test]
+    async fn a_claimer_without_a_free_place_sleeps_until_one_is_free() {
+        let runtime = Arc::new(Runtime::new(TaskStore::new(MemoryBackend::new()), ManagerConfig::default()));
+        let places = Places::new(1).unwrap();
+        let operation = |_, _| unreachable!("no task waits");
+        runtime.register("render".to_owned(), Arc::new(operation), Some(places.clone()));
+        let mut claimer = Claimer::new(&runtime);
+        let place = places.try_take().unwrap();
+        for _ in 0..2 {
+            let slots = runtime.slots.acquire(1).await;
+            assert_eq!(claimer.claim_due(slots).await, Ok(MAX_SLEEP));
+        }
+        drop(place);
+        assert!(futures_util::poll!(Box::pin(runtime.claiming.place_freed.notified())).is_ready());
+    }
 }

@@ -82,8 +82,8 @@ impl<B: Agenda> ManagerConfig<B> {
     /// [lease](crate::StoreConfig::lease). Further tasks stay in the queue. An operation that a call of this instance has started
     /// itself does not count. So let the servers [only enqueue](crate::TaskServerConfig::enqueue_only) the calls of such a tool.
     ///
-    /// If an instance is paused for longer than the lease, its slots expire while its operations may still run. So the limit is
-    /// exceeded until they end.
+    /// If an instance is paused for longer than the lease, or cannot reach the engine for that long, its slots expire while its
+    /// operations may still run. So the limit may be exceeded until they end.
     pub fn limit(mut self, operation: impl Into<String>, max: u32) -> Self {
         self.limits.operations.insert(operation.into(), max);
         self
@@ -91,6 +91,8 @@ impl<B: Agenda> ManagerConfig<B> {
 
     /// Sets how many claimed tasks of one owner all instances on one engine run at once, from 1 to 256. By default there is no limit.
     /// Otherwise as [`limit`](Self::limit).
+    ///
+    /// The tasks of an owner that has reached this limit are claimed later. So they are not strictly claimed oldest first.
     pub fn limit_per_owner(mut self, max: u32) -> Self {
         self.limits.per_owner = Some(max);
         self

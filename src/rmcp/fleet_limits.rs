@@ -1,16 +1,18 @@
 //! The limits on attempts that hold across all instances.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
 
 use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
+use super::shutdown::ShutdownSignal;
 use crate::backend::{Agenda, OwnerId};
 use crate::printable::Chain;
-use crate::store::{HeldSlot, SlotLimit, TaskError};
+use crate::store::{HeldSlot, SlotLimit, TaskError, TaskStore};
 
 /// The pause before a failed renewal of a slot is repeated.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
@@ -22,6 +24,34 @@ pub(super) struct FleetLimits {
     pub(super) operations: HashMap<String, u32>,
     /// How many attempts at the tasks of one owner there are at once.
     pub(super) per_owner: Option<u32>,
+}
+
+/// The owners that had as many attempts as one owner may have when a task was last claimed.
+#[derive(Debug, Default)]
+pub(super) struct FullOwners(Mutex<HashMap<OwnerId, Instant>>);
+
+impl FullOwners {
+    /// Adds an owner for this time.
+    pub(super) fn add(&self, owner: &OwnerId, time: Duration) {
+        self.current().insert(owner.clone(), Instant::now() + time);
+    }
+
+    /// Returns the owners whose time has not passed.
+    pub(super) fn now(&self) -> HashSet<OwnerId> {
+        self.current().keys().cloned().collect()
+    }
+
+    /// Removes the owners whose time has passed.
+    fn current(&self) -> MutexGuard<'_, HashMap<OwnerId, Instant>> {
+        let (mut owners, now) = (self.lock(), Instant::now());
+        owners.retain(|_, until| now < *until);
+        owners
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, Instant>> {
+        // No code panics while it holds this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The slots of one attempt, which are free again when this value is dropped.
@@ -69,10 +99,12 @@ impl FleetLimits {
         let limit = operation.and_then(|name| Some((name, *self.operations.get(name)?)));
         let of_operation = limit.map(|(name, max)| SlotLimit::of_operation(name, max)).transpose()?;
         let of_owner = self.per_owner.map(|max| SlotLimit::of_owner(owner, max)).transpose()?;
-        for (limit, full) in [(of_operation, FleetFull::Operation), (of_owner, FleetFull::Owner)] {
+        // The owner comes first, so that a task whose owner is full never holds a slot of the operation: the claimer takes only tasks
+        // of operations with a free slot.
+        for (limit, full) in [(of_owner, FleetFull::Owner), (of_operation, FleetFull::Operation)] {
             let Some(limit) = limit else { continue };
             match runtime.store.take_slot(&limit).await? {
-                Some(slot) => slots._kept.push(keep(runtime, slot)),
+                Some(slot) => slots._kept.push(keep(runtime, limit, slot)),
                 None => return Ok(Err(full)),
             }
         }
@@ -81,31 +113,75 @@ impl FleetLimits {
 }
 
 /// Renews a slot until the returned sender is dropped, and then frees it. A shutdown waits for that.
-fn keep<B: Agenda>(runtime: &Runtime<B>, slot: HeldSlot<B>) -> oneshot::Sender<()> {
-    let (kept, mut dropped) = oneshot::channel();
-    let (counted, freed) = (runtime.calls.add(), std::sync::Arc::clone(&runtime.claiming.place_freed));
-    let regular = runtime.store.slot_duration() / 3;
+fn keep<B: Agenda>(runtime: &Runtime<B>, limit: SlotLimit, slot: HeldSlot<B>) -> oneshot::Sender<()> {
+    let (kept, dropped) = oneshot::channel();
+    let counted = runtime.calls.add();
+    let keeper = SlotKeeper {
+        store: runtime.store.clone(),
+        limit,
+        slot: Some(slot),
+        freed: Arc::clone(&runtime.claiming.place_freed),
+        shutdown: runtime.shutdown.signal(),
+    };
     let keep = async move {
-        let mut pause = regular;
+        keeper.run(dropped).await;
+        drop(counted);
+    };
+    tokio::spawn(keep.in_current_span());
+    kept
+}
+
+/// Keeps the slot of one attempt.
+struct SlotKeeper<B> {
+    store: TaskStore<B>,
+    limit: SlotLimit,
+    /// `None` after the slot has expired.
+    slot: Option<HeldSlot<B>>,
+    freed: Arc<Notify>,
+    shutdown: ShutdownSignal,
+}
+
+impl<B: Agenda> SlotKeeper<B> {
+    async fn run(mut self, mut dropped: oneshot::Receiver<()>) {
+        let regular = self.store.slot_duration() / 3;
+        let (mut pause, shutdown) = (regular, self.shutdown.clone());
         loop {
             tokio::select! {
                 _ = &mut dropped => break,
                 () = sleep(pause) => {}
             }
-            pause = match slot.renew().await {
-                Ok(true) => regular,
-                Ok(false) => {
-                    tracing::warn!(
-                        "a slot of a fleet-wide limit has expired, so more attempts than the limit may run until this one ends"
-                    );
-                    return;
-                }
-                Err(error) => {
-                    tracing::debug!(error = %Chain(&error), "a slot of a fleet-wide limit could not be renewed yet");
-                    RETRY_DELAY.min(regular)
-                }
+            // A renewal is not dropped halfway, except when the process is about to end: its outcome would be unknown.
+            pause = tokio::select! {
+                renewed = self.renew() => match renewed {
+                    Ok(()) => regular,
+                    Err(error) => {
+                        tracing::debug!(error = %Chain(&error), "a slot of a fleet-wide limit could not be renewed yet");
+                        RETRY_DELAY.min(regular)
+                    }
+                },
+                () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return,
             };
         }
+        self.release().await;
+    }
+
+    /// Renews the slot. An attempt whose slot has expired takes another one as soon as one is free.
+    async fn renew(&mut self) -> Result<(), TaskError> {
+        if let Some(slot) = &self.slot {
+            if slot.renew().await? {
+                return Ok(());
+            }
+            tracing::warn!(
+                "a slot of a fleet-wide limit has expired, so more attempts than the limit may run until one ends"
+            );
+            self.slot = None;
+        }
+        self.slot = self.store.take_slot(&self.limit).await?;
+        Ok(())
+    }
+
+    async fn release(self) {
+        let Some(slot) = self.slot else { return };
         match timeout(SHUTDOWN_CALL_LIMIT, slot.release()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -113,9 +189,6 @@ fn keep<B: Agenda>(runtime: &Runtime<B>, slot: HeldSlot<B>) -> oneshot::Sender<(
             }
             Err(_) => tracing::debug!("a slot could not be freed within {SHUTDOWN_CALL_LIMIT:?}; it expires"),
         }
-        freed.notify_one();
-        drop(counted);
-    };
-    tokio::spawn(keep.in_current_span());
-    kept
+        self.freed.notify_one();
+    }
 }

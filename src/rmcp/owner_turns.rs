@@ -4,7 +4,7 @@
 //! wait than a worker can run, it also reads the queue, without taking timers. Of each owner it finds the oldest tasks, and claims
 //! them in turn. The timer of such a task stays, and whoever takes it later finds nothing to claim.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,15 +13,21 @@ use crate::backend::{Agenda, Cursor, OwnerId, Priority, Queue, StorageError, Tas
 
 /// How many pages one search reads.
 const PAGES: usize = 8;
-/// How many tasks of one owner, and how many owners, a search collects at most.
+/// How many tasks of one owner a search collects at most.
 const MAX_TASKS: usize = 8;
-const MAX_OWNERS: usize = 256;
+/// The same while an owner has as many attempts as one owner may have. A take finds its tasks first, however many there are. So
+/// only the turns reach the tasks of the others.
+const MAX_TASKS_BEHIND_FULL: usize = 64;
 /// The pause between two searches.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause, if the searches find the tasks of one owner only.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
-/// How long what was found is of use.
+/// After this time, the next claim searches again before it uses what was found.
 const FRESH: Duration = Duration::from_secs(5);
+/// The same while an owner has as many attempts as one owner may have: its turn must come soon after an attempt ends.
+const FRESH_BEHIND_FULL: Duration = Duration::from_secs(1);
+/// How many owners are remembered for the order of their turns.
+const MAX_SERVED: usize = 16_384;
 
 /// A waiting task, and the queue that it waits in.
 pub(super) type Waiting = (Queue, TaskKey);
@@ -29,11 +35,16 @@ pub(super) type Waiting = (Queue, TaskKey);
 /// The owners whose tasks wait, and whose turn is next.
 #[derive(Debug, Default)]
 pub(super) struct OwnerTurns {
-    /// The owners in the order of their turns, each with its oldest tasks.
+    /// The owners in the order of their turns, each with its oldest tasks. All of them wait with one priority.
     found: VecDeque<VecDeque<Waiting>>,
-    found_at: Option<Instant>,
-    /// Where the last search has ended.
-    position: Option<(Queue, Cursor)>,
+    priority: Priority,
+    outdated_at: Option<Instant>,
+    /// The number of the last turn of each owner. It outlasts a search. Otherwise the owners behind the first ones would have no
+    /// turn while each task takes longer than what was found is fresh.
+    served: HashMap<OwnerId, u64>,
+    turns: u64,
+    /// Where the next search begins: the queue, and the place in it.
+    position: Option<(Queue, Option<Cursor>)>,
     next_search: Option<Instant>,
     pause: Duration,
 }
@@ -41,15 +52,27 @@ pub(super) struct OwnerTurns {
 impl OwnerTurns {
     /// Returns the next task of the owner whose turn it is.
     pub(super) fn next(&mut self) -> Option<Waiting> {
-        if self.found_at.is_some_and(|at| at.elapsed() > FRESH) {
-            self.found.clear();
-        }
         let mut tasks = self.found.pop_front()?;
-        let next = tasks.pop_front();
+        let next = tasks.pop_front()?;
         if !tasks.is_empty() {
             self.found.push_back(tasks);
         }
-        next
+        self.note_turn(&next.1.owner);
+        Some(next)
+    }
+
+    /// Notes that a task of this owner is claimed now, so that other owners have their turns before it.
+    pub(super) fn note_turn(&mut self, owner: &OwnerId) {
+        if self.served.len() >= MAX_SERVED {
+            self.served.clear();
+        }
+        self.turns += 1;
+        self.served.insert(owner.clone(), self.turns);
+    }
+
+    /// Returns the priority of the tasks whose owners have their turns; `None` if no owner has.
+    pub(super) fn priority(&self) -> Option<Priority> {
+        (!self.found.is_empty()).then_some(self.priority)
     }
 
     /// Forgets what was found, because no tasks wait behind others any more.
@@ -62,8 +85,13 @@ impl OwnerTurns {
         self.found.is_empty() && self.next_search.is_none_or(|at| at <= Instant::now())
     }
 
-    /// Reads the next part of the queues, and keeps the oldest tasks of each owner in it. Tasks of a lower priority have no turn while
-    /// some of a higher one wait.
+    /// Returns whether a search must come before the next turn: other owners may have come since the last one.
+    pub(super) fn is_outdated(&self) -> bool {
+        !self.found.is_empty() && self.outdated_at.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// Reads the next part of the queues of this priority, and keeps the oldest tasks of each owner in it. The owners in `full` have no
+    /// turn.
     ///
     /// # Errors
     /// The errors of [`Agenda::timers`].
@@ -71,22 +99,22 @@ impl OwnerTurns {
         &mut self,
         engine: &B,
         operations: &[String],
+        priority: Priority,
+        full: &HashSet<OwnerId>,
     ) -> Result<(), StorageError> {
         self.next_search = Some(Instant::now() + self.pause.max(PAUSE));
-        for priority in Priority::ALL {
-            let queues = operations.iter().filter_map(|name| Queue::work(name, priority).ok());
-            let owners = self.read(engine, queues.collect()).await?;
-            if owners.is_empty() {
-                continue;
-            }
-            // The tasks of one owner are claimed in the order of the queue, which costs less.
-            let has_several = owners.len() > 1;
-            self.pause = if has_several { PAUSE } else { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) };
-            if has_several {
-                (self.found, self.found_at) = (owners.into(), Some(Instant::now()));
-            }
-            break;
+        let queues = operations.iter().filter_map(|name| Queue::work(name, priority).ok());
+        let mut owners = self.read(engine, queues.collect(), full).await?;
+        // The tasks of one owner are claimed in the order of the queue, which costs less.
+        let has_several = owners.len() + full.len() > 1;
+        self.pause = if has_several { PAUSE } else { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) };
+        if !has_several {
+            owners.clear();
         }
+        owners.sort_by_key(|tasks| tasks.front().and_then(|(_, key)| self.served.get(&key.owner).copied()));
+        let fresh = if full.is_empty() { FRESH } else { FRESH_BEHIND_FULL };
+        (self.found, self.priority, self.outdated_at) =
+            (owners.into(), priority, Some(Instant::now() + fresh));
         Ok(())
     }
 
@@ -94,43 +122,56 @@ impl OwnerTurns {
     async fn read<B: Agenda>(
         &mut self,
         engine: &B,
-        queues: Vec<Queue>,
+        mut queues: Vec<Queue>,
+        full: &HashSet<OwnerId>,
     ) -> Result<Vec<VecDeque<Waiting>>, StorageError> {
-        let now = engine.now();
-        let (mut owners, mut places) = (Vec::<VecDeque<Waiting>>::new(), HashMap::<OwnerId, usize>::new());
-        let mut pages = 0;
-        for queue in queues {
-            let resumes = self.position.as_ref().is_some_and(|(at, _)| *at == queue);
-            let mut after = if resumes { self.position.take().map(|(_, cursor)| cursor) } else { None };
-            while pages < PAGES {
-                pages += 1;
-                let page = engine.timers(&queue, after.as_ref()).await?;
-                let is_last = page.timers.last().is_none_or(|timer| timer.due_at > now);
-                for timer in page.timers.into_iter().filter(|timer| timer.due_at <= now) {
-                    let place = places.get(&timer.key.owner).copied().unwrap_or(owners.len());
-                    if place == owners.len() {
-                        if place == MAX_OWNERS {
-                            continue;
-                        }
-                        places.insert(timer.key.owner.clone(), place);
-                        owners.push(VecDeque::new());
-                    }
-                    if owners[place].len() < MAX_TASKS {
-                        owners[place].push_back((queue.clone(), timer.key));
-                    }
-                }
-                after = page.next;
-                if is_last || after.is_none() {
-                    after = None;
-                    break;
-                }
-            }
-            if let Some(cursor) = after {
-                self.position = Some((queue, cursor));
-                break;
+        queues.sort_unstable();
+        let (at, mut after) = self.position.take().unzip();
+        match at.and_then(|at| queues.iter().position(|queue| *queue == at)) {
+            Some(first) => queues.rotate_left(first),
+            None => after = None,
+        }
+        let max_tasks = if full.is_empty() { MAX_TASKS } else { MAX_TASKS_BEHIND_FULL };
+        let (now, mut found) = (engine.now(), ByOwner { max_tasks, ..ByOwner::default() });
+        let (mut queues, mut after) = (queues.into_iter(), after.flatten());
+        let mut current = queues.next();
+        for _ in 0..PAGES {
+            let Some(queue) = &current else { return Ok(found.owners) };
+            let page = engine.timers(queue, after.as_ref()).await?;
+            let is_last = page.timers.last().is_none_or(|timer| timer.due_at > now);
+            let due = page.timers.into_iter().filter(|timer| timer.due_at <= now).map(|timer| timer.key);
+            due.filter(|key| !full.contains(&key.owner)).for_each(|key| found.add(queue, key));
+            after = page.next.filter(|_| !is_last);
+            if after.is_none() {
+                current = queues.next();
             }
         }
-        Ok(owners)
+        self.position = current.map(|queue| (queue, after));
+        Ok(found.owners)
+    }
+}
+
+/// The oldest tasks of each owner.
+#[derive(Default)]
+struct ByOwner {
+    owners: Vec<VecDeque<Waiting>>,
+    places: HashMap<OwnerId, usize>,
+    max_tasks: usize,
+}
+
+impl ByOwner {
+    fn add(&mut self, queue: &Queue, key: TaskKey) {
+        let place = match self.places.get(&key.owner) {
+            Some(place) => *place,
+            None => {
+                self.places.insert(key.owner.clone(), self.owners.len());
+                self.owners.push(VecDeque::new());
+                self.owners.len() - 1
+            }
+        };
+        if self.owners[place].len() < self.max_tasks {
+            self.owners[place].push_back((queue.clone(), key));
+        }
     }
 }
 
@@ -152,7 +193,7 @@ mod tests {
     }
 
     async fn searched(turns: &mut OwnerTurns, engine: &MemoryBackend) -> Vec<String> {
-        turns.search(engine, &["render".to_owned()]).await.unwrap();
+        turns.search(engine, &["render".to_owned()], Priority::Normal, &HashSet::new()).await.unwrap();
         std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner.as_str().to_owned()).collect()
     }
 
@@ -193,5 +234,52 @@ mod tests {
         assert!(!turns.is_due());
         turns.clear();
         assert!(turns.is_due());
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_had_its_turn_comes_after_the_others_in_the_next_search() {
+        let engine = engine(&[("alice", 300), ("bob", 1), ("carol", 1)]).await;
+        let mut turns = OwnerTurns::default();
+        for expected in ["bob", "carol"] {
+            turns.note_turn(&"alice".try_into().unwrap());
+            turns.search(&engine, &["render".to_owned()], Priority::Normal, &HashSet::new()).await.unwrap();
+            assert_eq!(turns.next().unwrap().1.owner.as_str(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_searches_reach_every_queue_of_any_number_of_operations() {
+        let engine = MemoryBackend::new();
+        let names: Vec<_> = (0..20).map(|number| format!("operation {number}")).collect();
+        for (number, name) in names.iter().enumerate() {
+            // Two queues have more timers than one search reads.
+            for task in 0..if number < 2 { 3_000 } else { 10 } {
+                let key = TaskKey::new("alice", &format!("{number} {task}")).unwrap();
+                engine
+                    .schedule(&Queue::work(name, Priority::Normal).unwrap(), &key, Duration::ZERO)
+                    .await
+                    .unwrap();
+            }
+            let key = TaskKey::new(name, "last").unwrap();
+            engine
+                .schedule(&Queue::work(name, Priority::Normal).unwrap(), &key, Duration::ZERO)
+                .await
+                .unwrap();
+        }
+        let (mut turns, mut owners) = (OwnerTurns::default(), std::collections::BTreeSet::new());
+        for _ in 0..20 {
+            turns.search(&engine, &names, Priority::Normal, &HashSet::new()).await.unwrap();
+            owners.extend(std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner.as_str().to_owned()));
+        }
+        assert!(names.iter().all(|name| owners.contains(name)), "{owners:?}");
+    }
+
+    #[tokio::test]
+    async fn an_owner_with_as_many_attempts_as_it_may_have_has_no_turn_and_the_others_have_more() {
+        let engine = engine(&[("alice", 300), ("bob", 100)]).await;
+        let (mut turns, full) = (OwnerTurns::default(), HashSet::from(["alice".try_into().unwrap()]));
+        turns.search(&engine, &["render".to_owned()], Priority::Normal, &full).await.unwrap();
+        let found: Vec<_> = std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner).collect();
+        assert_eq!(found, vec!["bob".try_into().unwrap(); MAX_TASKS_BEHIND_FULL]);
     }
 }

@@ -15,7 +15,7 @@ use super::asked::AskedQuestions;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
 use super::count::{Count, CountGuard};
-use super::fleet_limits::FleetLimits;
+use super::fleet_limits::{FleetLimits, FullOwners};
 use super::identity::Identity;
 use super::places::{Full, Place, Places};
 use super::polls::Polls;
@@ -70,8 +70,9 @@ pub(super) struct Claiming {
     pub(super) closed: Shutdown,
     /// The takes and claims that are under way.
     pub(super) claims: Count,
-    /// A task was not claimed, because its owner has as many attempts as one owner may have.
-    pub(super) owner_is_full: AtomicBool,
+    /// A task was not claimed, because the engine has failed, or because its owner has as many attempts as one owner may have.
+    pub(super) was_refused: AtomicBool,
+    pub(super) full_owners: FullOwners,
 }
 
 impl Drop for Claiming {

@@ -109,9 +109,11 @@ impl<B: Agenda> Worker<B> {
     }
 
     /// Claims and runs tasks until the process receives SIGTERM or Ctrl-C. Then the worker claims no more tasks, and returns once
-    /// its running tasks have ended, at the latest after the [`drain`](Self::drain) limit. A second signal is ignored.
+    /// its running tasks have ended. After the [`drain`](Self::drain) limit, it stops and releases the rest, which takes up to 10 s
+    /// more. A second signal is ignored.
     ///
-    /// While the engine fails, the worker keeps its running tasks alive, and stores their outcomes once the engine is back.
+    /// While the engine fails, the worker keeps its running tasks alive, and stores their outcomes once the engine is back. A worker
+    /// that stops meanwhile waits for the engine for up to 30 s after the drain limit.
     ///
     /// # Errors
     /// [`InvalidArgument`](TaskError::InvalidArgument) for a worker without operations, for a mistake in the tools, and if the process

@@ -75,11 +75,14 @@ async fn the_last_attempt_fails_with_the_error_of_the_operation(#[case] engine: 
     assert_eq!(task.status_message.as_deref(), Some("gave up after 2 attempts: the printer is down"));
 }
 
+/// How an operation ends.
+type End = fn(&TaskContext) -> Result<CallToolResult, TaskExit>;
+
 #[apply(on_every_engine)]
 #[tokio::test]
 async fn only_the_marked_error_itself_is_retried(#[case] engine: Engine) {
     let (_store, one, _) = open(engine, LONG).await;
-    let ends: [(&str, fn(&TaskContext) -> Result<CallToolResult, TaskExit>); 4] = [
+    let ends: [(&str, End); 4] = [
         ("not_marked", |_| Err(down().into())),
         ("another_error", |task| {
             task.retry(down());
