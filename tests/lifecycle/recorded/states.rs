@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_task_store::{
-    Agenda, Attempt, NewTask, OwnerId, PageRequest, PayloadKind, Priority, Queue, RpcError, StoreConfig,
-    StoredTask, TaskKey, TaskStatus, TaskStore, UniqueEnqueue, UniqueKey, UniqueStart,
+    Agenda, Attempt, NewTask, OwnerId, PageRequest, PayloadKind, Priority, Queue, Retry, RpcError,
+    StoreConfig, StoredTask, TaskKey, TaskStatus, TaskStore, UniqueEnqueue, UniqueKey, UniqueStart,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::common::{LONG, TaskAttempt, Tasks, plain, resumable, until, waits_for_a_worker, within};
 use crate::support::elsewhere::elsewhere;
@@ -41,7 +41,7 @@ fn unique() -> UniqueKey {
     UniqueKey::new("render", "scene 7")
 }
 
-/// The key of a question.
+/// The key of a question, and of the name of a task.
 const NAME: &str = "name";
 
 fn question() -> Value {
@@ -52,8 +52,13 @@ fn answer() -> [(&'static str, Value); 1] {
     [(NAME, json!({ "action": "accept" }))]
 }
 
+/// Names a task within the tests.
 fn named(name: &str, new: NewTask) -> NewTask {
-    new.status_message(name)
+    new.extensions(Map::from_iter([(NAME.to_owned(), json!(name))]))
+}
+
+fn error() -> RpcError {
+    RpcError::new(-32000, "out of paper").with_data(json!({ "tray": 2 }))
 }
 
 /// Creates the tasks, in a process that dies.
@@ -74,6 +79,10 @@ pub async fn create(engine: &Arc<dyn Agenda>, form: Form) {
         }
         if form == Form::Complete {
             tasks.enqueue(&alice(), named("delayed", new().delay(DELAY))).await.unwrap();
+            for (name, attempts) in [("retried", 3), ("dead", 1)] {
+                let retry = Retry::exponential(attempts, DELAY, DELAY);
+                started(name, resumable().retry(retry)).await.1.retry(error()).await.unwrap();
+            }
         }
         match tasks.enqueue_unique(&alice(), named("unique", resumable()), &unique()).await.unwrap() {
             UniqueEnqueue::Enqueued(_) => {}
@@ -92,7 +101,10 @@ pub async fn create(engine: &Arc<dyn Agenda>, form: Form) {
         resumes.set_variables([("step".to_owned(), json!(3))]).await.unwrap();
         let (_, asks) = started("asking", resumable()).await;
         asks.request_input(NAME, question()).await.unwrap();
-        lost.extend([cancelled, resumes, asks]);
+        let (key, answered) = started("answered", resumable()).await;
+        answered.request_input(NAME, question()).await.unwrap();
+        tasks.deliver_inputs(&key, answer()).await.unwrap();
+        lost.extend([cancelled, resumes, asks, answered]);
         // The process dies, so nothing ends these attempts.
         std::mem::forget(lost);
     })
@@ -103,8 +115,7 @@ async fn create_ended(tasks: &Tasks) {
     let created = async |name: &str| tasks.create(&alice(), named(name, plain())).await.unwrap();
     tasks.complete(&created("completed").await, json!({ "content": [] })).await.unwrap();
     tasks.complete(&created("completed with a part").await, large()).await.unwrap();
-    let error = RpcError::new(-32000, "out of paper").with_data(json!({ "tray": 2 }));
-    tasks.fail(&created("failed").await, error).await.unwrap();
+    tasks.fail(&created("failed").await, error()).await.unwrap();
     tasks.cancel(&created("cancelled").await).await.unwrap();
 }
 
@@ -144,10 +155,10 @@ pub async fn check(engine: &Arc<dyn Agenda>, form: Form) {
     let tasks = TaskStore::with_config(Arc::clone(engine), StoreConfig::new().lease(LONG));
     let listed = tasks.list(&alice(), PageRequest::new(100)).await.unwrap();
     assert!(listed.unreadable.is_empty() && listed.next.is_none());
-    let name = |stored: &StoredTask| stored.task.status_message.clone().expect("each task has a name");
+    let name = |stored: &StoredTask| stored.task.extensions[NAME].as_str().expect("a name").to_owned();
     let by_name = listed.tasks.into_iter().map(|stored| (name(&stored), stored)).collect();
     let loaded = Loaded { tasks, by_name };
-    assert_eq!(loaded.by_name.len(), if form == Form::Complete { 15 } else { 12 });
+    assert_eq!(loaded.by_name.len(), if form == Form::Complete { 18 } else { 13 });
     for stored in loaded.by_name.values() {
         assert_eq!(loaded.tasks.get(&stored.key).await.unwrap().task.method, "tools/call");
     }
@@ -156,6 +167,7 @@ pub async fn check(engine: &Arc<dyn Agenda>, form: Form) {
     check_waiting(engine, &loaded, form).await;
     if form == Form::Complete {
         check_delayed(&loaded).await;
+        check_dead(&loaded).await;
     }
     check_others(engine, &loaded).await;
 }
@@ -168,8 +180,7 @@ async fn check_ended(loaded: &Loaded) {
     is("cancelled", TaskStatus::Cancelled);
     loaded.assert_has("completed", PayloadKind::Output, json!({ "content": [] })).await;
     loaded.assert_has("completed with a part", PayloadKind::Output, large()).await;
-    let error = loaded.by_name["failed"].task.error.clone().unwrap();
-    assert_eq!((error.code, error.data), (-32000, Some(json!({ "tray": 2 }))));
+    assert_eq!(loaded.by_name["failed"].task.error, Some(error()));
 }
 
 /// The keeper finds the lost workers.
@@ -178,7 +189,7 @@ async fn check_lost(engine: &Arc<dyn Agenda>, loaded: &Loaded) {
         |name, expected: fn(&mcp_task_store::Task) -> bool| until(&**engine, loaded.key(name), expected);
     until("lost", |task| task.status == TaskStatus::Failed).await;
     until("lost after a cancel", |task| task.status == TaskStatus::Cancelled).await;
-    for name in ["lost with a checkpoint", "asking"] {
+    for name in ["lost with a checkpoint", "asking", "answered"] {
         let lease = until(name, waits_for_a_worker).await.lease.unwrap();
         assert_eq!((lease.attempt, lease.losses), (1, 1), "{name}");
     }
@@ -192,10 +203,12 @@ async fn check_lost(engine: &Arc<dyn Agenda>, loaded: &Loaded) {
 
     let answered = loaded.tasks.deliver_inputs(loaded.key("asking"), answer()).await.unwrap();
     assert_eq!(answered.task.status, TaskStatus::Working);
-    let resumed = loaded.claim("asking").await;
-    // The next attempt makes the request again, which is answered.
-    assert_eq!(resumed.request_input(NAME, question()).await.unwrap().task.input_requests.len(), 0);
-    loaded.completes("asking", resumed).await;
+    for name in ["asking", "answered"] {
+        let resumed = loaded.claim(name).await;
+        // The next attempt makes the request again, which is answered.
+        assert!(resumed.request_input(NAME, question()).await.unwrap().task.input_requests.is_empty());
+        loaded.completes(name, resumed).await;
+    }
 }
 
 /// Takes the tasks that wait for a worker, as a worker does.
@@ -208,7 +221,7 @@ async fn check_waiting(engine: &Arc<dyn Agenda>, loaded: &Loaded, form: Form) {
         names.push(named.expect("a timer of a task in the dump").0.as_str());
     }
     // The tasks of lost workers have been claimed already, without their timers.
-    names.retain(|name| !["asking", "lost with a checkpoint"].contains(name));
+    names.retain(|name| !["asking", "answered", "lost with a checkpoint"].contains(name));
     let expected: &[_] = match form {
         Form::Complete => &["waiting high", "waiting", "unique", "released", "waiting low"],
         Form::WithoutPriorities => &["waiting", "unique", "released"],
@@ -227,9 +240,22 @@ async fn check_waiting(engine: &Arc<dyn Agenda>, loaded: &Loaded, form: Form) {
 
 async fn check_delayed(loaded: &Loaded) {
     let tasks = &loaded.tasks;
-    assert!(tasks.claim(loaded.key("delayed")).await.unwrap().is_none(), "its start has not come");
-    let cancelled = tasks.request_cancel(loaded.key("delayed")).await.unwrap();
-    assert_eq!(cancelled.task.status, TaskStatus::Cancelled);
+    for name in ["delayed", "retried"] {
+        assert!(tasks.claim(loaded.key(name)).await.unwrap().is_none(), "its start has not come");
+        let cancelled = tasks.request_cancel(loaded.key(name)).await.unwrap();
+        assert_eq!(cancelled.task.status, TaskStatus::Cancelled);
+    }
+}
+
+async fn check_dead(loaded: &Loaded) {
+    let (tasks, key) = (&loaded.tasks, loaded.key("dead"));
+    let dead = tasks.dead_tasks(None).await.unwrap().tasks;
+    assert_eq!(dead.iter().map(|stored| &stored.key).collect::<Vec<_>>(), [key]);
+    assert_eq!((&dead[0].task.error, dead[0].task.gave_up_after), (&Some(error()), Some(1)));
+    let requeued = tasks.requeue(key).await.unwrap();
+    let (_, attempt) = tasks.claim(&requeued.key).await.unwrap().expect("the new task can be claimed");
+    attempt.complete(json!(1)).await.unwrap();
+    assert!(tasks.delete(&requeued.key).await.is_ok());
 }
 
 async fn check_others(engine: &Arc<dyn Agenda>, loaded: &Loaded) {
