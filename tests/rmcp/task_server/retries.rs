@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use mcp_task_store::{Agenda, PageRequest, Retry, StoreConfig, TaskContext, TaskStatus, TaskStore, TaskTools};
+use mcp_task_store::{
+    Agenda, PageRequest, Retry, StoreConfig, TaskContext, TaskStatus, TaskStore, TaskTools,
+};
 use rmcp::ErrorData;
 use rmcp::model::{CallToolResult, ErrorCode};
 use rmcp::task_manager::TaskExit;
