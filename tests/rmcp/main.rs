@@ -9,6 +9,7 @@ mod support;
 mod calls;
 mod checkpoints;
 mod concurrency;
+mod enqueue_only;
 mod fleet;
 mod guide;
 mod outages;
