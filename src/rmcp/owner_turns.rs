@@ -4,7 +4,7 @@
 //! wait than a worker can run, it also reads the queue, without taking timers. Of each owner it finds the oldest tasks, and claims
 //! them in turn. The timer of such a task stays, and whoever takes it later finds nothing to claim.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,12 +15,22 @@ use crate::backend::{Agenda, Cursor, OwnerId, Priority, Queue, StorageError, Tas
 const PAGES: usize = 8;
 /// How many tasks of one owner a search collects at most.
 const MAX_TASKS: usize = 8;
+/// The same while an owner has as many attempts as one owner may have. A take finds its tasks first, however many there are. So
+/// only the turns reach the tasks of the others.
+const MAX_TASKS_BEHIND_FULL: usize = 64;
 /// The pause between two searches.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause, if the searches find the tasks of one owner only.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// After this time, the next claim searches again before it uses what was found.
 const FRESH: Duration = Duration::from_secs(5);
+/// The same while an owner has as many attempts as one owner may have: its turn must come soon after an attempt ends.
+const FRESH_BEHIND_FULL: Duration = Duration::from_secs(1);
+/// How long a task that had its turn is left out of further searches: its timer stays in the queue, in front of those of the tasks
+/// that its owner has enqueued later.
+const LEFT_OUT: Duration = Duration::from_secs(30);
+/// How many such tasks are remembered.
+const MAX_LEFT_OUT: usize = 16_384;
 /// How many owners are remembered for the order of their turns.
 const MAX_SERVED: usize = 16_384;
 
@@ -33,11 +43,13 @@ pub(super) struct OwnerTurns {
     /// The owners in the order of their turns, each with its oldest tasks. All of them wait with one priority.
     found: VecDeque<VecDeque<Waiting>>,
     priority: Priority,
-    found_at: Option<Instant>,
+    outdated_at: Option<Instant>,
     /// The number of the last turn of each owner. It outlasts a search. Otherwise the owners behind the first ones would have no
     /// turn while each task takes longer than what was found is fresh.
     served: HashMap<OwnerId, u64>,
     turns: u64,
+    /// The tasks that had their turn, each with the time.
+    left_out: HashMap<TaskKey, Instant>,
     /// Where the next search begins: the queue, and the place in it.
     position: Option<(Queue, Option<Cursor>)>,
     next_search: Option<Instant>,
@@ -53,6 +65,10 @@ impl OwnerTurns {
             self.found.push_back(tasks);
         }
         self.note_turn(&next.1.owner);
+        if self.left_out.len() >= MAX_LEFT_OUT {
+            self.left_out.clear();
+        }
+        self.left_out.insert(next.1.clone(), Instant::now());
         Some(next)
     }
 
@@ -63,6 +79,11 @@ impl OwnerTurns {
         }
         self.turns += 1;
         self.served.insert(owner.clone(), self.turns);
+    }
+
+    /// Lets a further search find a task again that had its turn and was refused.
+    pub(super) fn readmit(&mut self, key: &TaskKey) {
+        self.left_out.remove(key);
     }
 
     /// Returns the priority of the tasks whose owners have their turns; `None` if no owner has.
@@ -82,10 +103,11 @@ impl OwnerTurns {
 
     /// Returns whether a search must come before the next turn: other owners may have come since the last one.
     pub(super) fn is_outdated(&self) -> bool {
-        !self.found.is_empty() && self.found_at.is_none_or(|at| at.elapsed() > FRESH)
+        !self.found.is_empty() && self.outdated_at.is_none_or(|at| at <= Instant::now())
     }
 
-    /// Reads the next part of the queues of this priority, and keeps the oldest tasks of each owner in it.
+    /// Reads the next part of the queues of this priority, and keeps the oldest tasks of each owner in it. The owners in `full` have no
+    /// turn.
     ///
     /// # Errors
     /// The errors of [`Agenda::timers`].
@@ -94,18 +116,21 @@ impl OwnerTurns {
         engine: &B,
         operations: &[String],
         priority: Priority,
+        full: &HashSet<OwnerId>,
     ) -> Result<(), StorageError> {
         self.next_search = Some(Instant::now() + self.pause.max(PAUSE));
         let queues = operations.iter().filter_map(|name| Queue::work(name, priority).ok());
-        let mut owners = self.read(engine, queues.collect()).await?;
+        let mut owners = self.read(engine, queues.collect(), full).await?;
         // The tasks of one owner are claimed in the order of the queue, which costs less.
-        let has_several = owners.len() > 1;
-        self.pause = if has_several { PAUSE } else { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) };
-        if !has_several {
+        let is_alone = owners.len() <= 1 && full.is_empty();
+        self.pause = if is_alone { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) } else { PAUSE };
+        if is_alone {
             owners.clear();
         }
         owners.sort_by_key(|tasks| tasks.front().and_then(|(_, key)| self.served.get(&key.owner).copied()));
-        (self.found, self.priority, self.found_at) = (owners.into(), priority, Some(Instant::now()));
+        let fresh = if full.is_empty() { FRESH } else { FRESH_BEHIND_FULL };
+        (self.found, self.priority, self.outdated_at) =
+            (owners.into(), priority, Some(Instant::now() + fresh));
         Ok(())
     }
 
@@ -114,6 +139,7 @@ impl OwnerTurns {
         &mut self,
         engine: &B,
         mut queues: Vec<Queue>,
+        full: &HashSet<OwnerId>,
     ) -> Result<Vec<VecDeque<Waiting>>, StorageError> {
         queues.sort_unstable();
         let (at, mut after) = self.position.take().unzip();
@@ -121,16 +147,18 @@ impl OwnerTurns {
             Some(first) => queues.rotate_left(first),
             None => after = None,
         }
-        let (now, mut found) = (engine.now(), ByOwner::default());
+        self.left_out.retain(|_, at| at.elapsed() < LEFT_OUT);
+        let max_tasks = if full.is_empty() { MAX_TASKS } else { MAX_TASKS_BEHIND_FULL };
+        let (now, mut found) = (engine.now(), ByOwner { max_tasks, ..ByOwner::default() });
         let (mut queues, mut after) = (queues.into_iter(), after.flatten());
         let mut current = queues.next();
         for _ in 0..PAGES {
             let Some(queue) = &current else { return Ok(found.owners) };
             let page = engine.timers(queue, after.as_ref()).await?;
             let is_last = page.timers.last().is_none_or(|timer| timer.due_at > now);
-            for timer in page.timers.into_iter().filter(|timer| timer.due_at <= now) {
-                found.add(queue, timer.key);
-            }
+            let due = page.timers.into_iter().filter(|timer| timer.due_at <= now).map(|timer| timer.key);
+            let has_turn = |key: &TaskKey| !full.contains(&key.owner) && !self.left_out.contains_key(key);
+            due.filter(has_turn).for_each(|key| found.add(queue, key));
             after = page.next.filter(|_| !is_last);
             if after.is_none() {
                 current = queues.next();
@@ -146,6 +174,7 @@ impl OwnerTurns {
 struct ByOwner {
     owners: Vec<VecDeque<Waiting>>,
     places: HashMap<OwnerId, usize>,
+    max_tasks: usize,
 }
 
 impl ByOwner {
@@ -158,7 +187,7 @@ impl ByOwner {
                 self.owners.len() - 1
             }
         };
-        if self.owners[place].len() < MAX_TASKS {
+        if self.owners[place].len() < self.max_tasks {
             self.owners[place].push_back((queue.clone(), key));
         }
     }
@@ -182,7 +211,7 @@ mod tests {
     }
 
     async fn searched(turns: &mut OwnerTurns, engine: &MemoryBackend) -> Vec<String> {
-        turns.search(engine, &["render".to_owned()], Priority::Normal).await.unwrap();
+        turns.search(engine, &["render".to_owned()], Priority::Normal, &HashSet::new()).await.unwrap();
         std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner.as_str().to_owned()).collect()
     }
 
@@ -231,7 +260,7 @@ mod tests {
         let mut turns = OwnerTurns::default();
         for expected in ["bob", "carol"] {
             turns.note_turn(&"alice".try_into().unwrap());
-            turns.search(&engine, &["render".to_owned()], Priority::Normal).await.unwrap();
+            turns.search(&engine, &["render".to_owned()], Priority::Normal, &HashSet::new()).await.unwrap();
             assert_eq!(turns.next().unwrap().1.owner.as_str(), expected);
         }
     }
@@ -257,9 +286,31 @@ mod tests {
         }
         let (mut turns, mut owners) = (OwnerTurns::default(), std::collections::BTreeSet::new());
         for _ in 0..20 {
-            turns.search(&engine, &names, Priority::Normal).await.unwrap();
+            turns.search(&engine, &names, Priority::Normal, &HashSet::new()).await.unwrap();
             owners.extend(std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner.as_str().to_owned()));
         }
         assert!(names.iter().all(|name| owners.contains(name)), "{owners:?}");
+    }
+
+    #[tokio::test]
+    async fn an_owner_with_as_many_attempts_as_it_may_have_has_no_turn_and_the_others_have_more() {
+        let engine = engine(&[("alice", 300), ("bob", 100)]).await;
+        let (mut turns, full) = (OwnerTurns::default(), HashSet::from(["alice".try_into().unwrap()]));
+        turns.search(&engine, &["render".to_owned()], Priority::Normal, &full).await.unwrap();
+        let found: Vec<_> = std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner).collect();
+        assert_eq!(found, vec!["bob".try_into().unwrap(); MAX_TASKS_BEHIND_FULL]);
+    }
+
+    #[tokio::test]
+    async fn a_search_finds_the_later_tasks_of_an_owner_although_the_timers_of_earlier_ones_stay() {
+        let engine = engine(&[("alice", 300), ("bob", 20)]).await;
+        let mut turns = OwnerTurns::default();
+        let mut found = HashSet::new();
+        for _ in 0..3 {
+            turns.search(&engine, &["render".to_owned()], Priority::Normal, &HashSet::new()).await.unwrap();
+            let of_bob = std::iter::from_fn(|| turns.next()).filter(|(_, key)| key.owner.as_str() == "bob");
+            found.extend(of_bob.map(|(_, key)| key.task));
+        }
+        assert_eq!(found.len(), 20);
     }
 }

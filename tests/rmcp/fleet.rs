@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use mcp_task_store::{
-    Agenda, DurableTaskManager, ManagerConfig, MemoryBackend, OnWorkerLost, Priority, RegisteredOptions,
-    StorageError, StoreConfig, TaskContext, TaskStore,
+    Agenda, DurableTaskManager, ManagerConfig, MemoryBackend, OnWorkerLost, PageRequest, Priority,
+    RegisteredOptions, StorageError, StoreConfig, TaskContext, TaskStore,
 };
 use rmcp::task_manager::TaskFuture;
 use rstest_reuse::apply;
@@ -84,6 +84,27 @@ async fn all_end(manager: &Manager, of: &str, ids: &[String]) {
     }
 }
 
+/// Waits until so many slots of all limits have a record.
+async fn until_slots(engine: &Arc<dyn Agenda>, wanted: usize) {
+    loop {
+        let (mut number, mut after) = (0, None);
+        loop {
+            let page = engine.owners(after.as_ref()).await.unwrap();
+            for owner in page.owners.iter().filter(|owner| owner.as_str().starts_with("\0mcp/slots/")) {
+                number += engine.list(owner, PageRequest::new(256)).await.unwrap().records.len();
+            }
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        if number == wanted {
+            return;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[apply(on_every_engine)]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_on_an_operation_holds_across_instances_and_only_for_that_operation(#[case] engine: Engine) {
@@ -105,32 +126,7 @@ async fn a_limit_on_an_operation_holds_across_instances_and_only_for_that_operat
     assert_eq!(log.starts().len(), 48);
     join_all(workers.iter().map(|worker| worker.shutdown())).await;
     // A shutdown frees the slots.
-    let mut left = Vec::new();
-    let mut after = None;
-    loop {
-        let page = store.backend.owners(after.as_ref()).await.unwrap();
-        left.extend(page.owners);
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
-    left.retain(|owner| owner.as_str().starts_with("\0mcp/slots/"));
-    let until_gone = async {
-        for owner in &left {
-            while !store
-                .backend
-                .list(owner, mcp_task_store::PageRequest::new(1))
-                .await
-                .unwrap()
-                .records
-                .is_empty()
-            {
-                sleep(Duration::from_millis(1)).await;
-            }
-        }
-    };
-    within(until_gone).await;
+    within(until_slots(&store.backend, 0)).await;
 }
 
 #[apply(on_every_engine)]
@@ -275,6 +271,7 @@ struct Calls {
     number: AtomicUsize,
     loses_a_renewal: AtomicBool,
     slots_hang: AtomicBool,
+    slots_fail: AtomicBool,
     reads_fail: AtomicBool,
 }
 
@@ -285,6 +282,7 @@ impl Calls {
             number: AtomicUsize::default(),
             loses_a_renewal: AtomicBool::default(),
             slots_hang: AtomicBool::default(),
+            slots_fail: AtomicBool::default(),
             reads_fail: AtomicBool::default(),
         })
     }
@@ -310,6 +308,11 @@ impl Hooks for Calls {
             {
                 call.send(&*self.engine).await?;
                 return Err(unavailable("the reply was lost", true));
+            }
+            Call::PutIfVersion { key, .. }
+                if of_slot(key.owner.as_str()) && self.slots_fail.load(Relaxed) =>
+            {
+                return Err(unavailable("slots fail", false));
             }
             Call::Get { .. } if self.reads_fail.load(Relaxed) => {
                 return Err(unavailable("reads fail", false));
@@ -339,6 +342,38 @@ async fn a_slot_stays_held_after_the_reply_to_a_renewal_was_lost(#[case] engine:
     all_end(&other, "alice", &[of_first]).await;
     all_end(&other, "bob", &[of_other]).await;
     assert_eq!((log.most("render"), log.starts().len()), (1, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_whose_slot_has_expired_in_an_outage_takes_a_slot_again() {
+    let (calls, lease) = (Calls::of(Arc::new(MemoryBackend::new())), Duration::from_millis(500));
+    let worker = instance(&calls.agenda(), lease, ManagerConfig::new().limit("render", 1));
+    let (log, finish) = (Log::default(), Arc::new(tokio::sync::Notify::new()));
+    let (of_operation, finished) = (log.clone(), Arc::clone(&finish));
+    worker.register("render", move |_, _| -> TaskFuture {
+        let (log, finished) = (of_operation.clone(), Arc::clone(&finished));
+        Box::pin(async move {
+            log.begin("render");
+            finished.notified().await;
+            log.end("render");
+            Ok(text("done"))
+        })
+    });
+    let mut ids = vec![enqueue(&worker, "alice", "render").await];
+    until(|| log.starts().len() == 1).await;
+    within(until_slots(&calls.engine, 1)).await;
+    calls.slots_fail.store(true, Relaxed);
+    within(until_slots(&calls.engine, 0)).await;
+    calls.slots_fail.store(false, Relaxed);
+    within(until_slots(&calls.engine, 1)).await;
+    ids.push(enqueue(&worker, "alice", "render").await);
+    sleep(lease * 3).await;
+    assert_eq!(log.starts().len(), 1);
+    finish.notify_one();
+    until(|| log.starts().len() == 2).await;
+    finish.notify_one();
+    all_end(&worker, "alice", &ids).await;
+    assert_eq!(log.most("render"), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -382,4 +417,31 @@ async fn a_claimer_whose_claims_are_refused_calls_the_engine_some_hundred_times_
     let failing = calls_a_second(&calls).await;
     println!("figure | calls of the engine a second | every owner is full: {full}, reads fail: {failing}");
     assert!(full < 3_000 && failing < 3_000, "{full}, {failing}");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tasks_of_others_go_on_behind_many_tasks_of_an_owner_at_its_limit(#[case] engine: Engine) {
+    const BEHIND: usize = 2_500;
+    let store = engine.open().await;
+    let log = Log::default();
+    let server = instance(&store.backend, LONG, ManagerConfig::new());
+    let config = ManagerConfig::new().max_concurrent(8).limit_per_owner(4);
+    let worker = instance(&store.backend, LONG, config);
+    register_work(&worker, "render", &log, true, LONG);
+    for _ in 0..BEHIND / 100 {
+        join_all((0..100).map(|_| enqueue(&server, "alice", "render"))).await;
+    }
+    until(|| log.starts().len() == 4).await;
+    let short = Log::default();
+    register_work(&worker, "render", &short, true, Duration::from_millis(1));
+    let begun = std::time::Instant::now();
+    let of_bob = join_all((0..100).map(|_| enqueue(&server, "bob", "render"))).await;
+    all_end(&server, "bob", &of_bob).await;
+    let rate = 100.0 / begun.elapsed().as_secs_f64();
+    println!(
+        "figure | {engine:?}: tasks a second behind {BEHIND} tasks of an owner at its limit | {rate:.0}"
+    );
+    assert_eq!(log.most("alice"), 4);
+    assert!(rate > 2.0, "{rate}");
 }
