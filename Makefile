@@ -12,8 +12,9 @@ export FEATURES ?= redis-tests,pmcp
 export RUST_TEST_THREADS ?= 8
 export FUZZ_SECONDS ?= 300
 
-# A separate package, because its dependencies conflict with those of the library.
+# Separate packages, because their dependencies conflict with those of the library. The harness starts the program in benches/turul.
 PEERS := cargo run --manifest-path benches/peers/Cargo.toml
+TURUL := cargo build --manifest-path benches/turul/Cargo.toml
 
 # The comment of a target: what it does | how long it takes on two cores | which files it changes
 
@@ -58,15 +59,22 @@ clients: redis-up ## run the TypeScript and Python clients, FastMCP and rmcp aga
 	@scripts/clients.sh
 
 .PHONY: bench
-bench: redis-server valgrind ## compare the speed with pmcp-tasks and with the bare Redis commands | 10 min, and 5 min to build | README.md, docs/benchmarks.md, docs/bench
+bench: redis-server valgrind ## compare the speed with pmcp-tasks and the bare Redis commands, and with turul-mcp-task-storage and bare SQLite statements | 15 min, and 8 min to build | README.md, docs/benchmarks.md, docs/bench
+	@$(TURUL) --release
 	@$(PEERS) --release -- table --charts docs/bench --page docs/benchmarks.md --readme README.md
+
+.PHONY: bench-sqlite
+bench-sqlite: redis-server ## measure only the rows of SQLite of make bench | 4 min, and 8 min to build | README.md, docs/benchmarks.md
+	@$(TURUL) --release
+	@$(PEERS) --release -- table --only-sqlite --charts docs/bench --page docs/benchmarks.md --readme README.md
 
 .PHONY: bench-tried
 bench-tried: redis-server ## measure the bare scripts of what was tried to make the calls faster | 1 min, and 5 min to build | docs/benchmarks.md
 	@$(PEERS) --release -- tried --page docs/benchmarks.md
 
 .PHONY: bench-check
-bench-check: redis-server valgrind ## run a small make bench with little optimization, on copies of its files | 3 min | nothing
+bench-check: redis-server valgrind ## run a small make bench with little optimization, on copies of its files | 4 min | nothing
+	@$(TURUL)
 	@cargo test --manifest-path benches/peers/Cargo.toml
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; \
 	cp README.md docs/benchmarks.md "$$results"; \
@@ -78,6 +86,10 @@ bench-check: redis-server valgrind ## run a small make bench with little optimiz
 .PHONY: bench-scale
 bench-scale: redis-server ## measure a million records: over 10,000 owners, and of one owner | 4 min, and 5 min to build | docs/scale.md
 	@$(PEERS) --release -- scale --page docs/scale.md
+
+.PHONY: record-dumps
+record-dumps: redis-up ## record the tasks of this version in every state, for the tests of later versions; run it before a release | 2 min | tests/lifecycle/recorded/dumps
+	@cargo test --features "$$FEATURES" --test lifecycle -- --ignored --exact recorded::record_dumps
 
 .PHONY: check
 check: lua-check deny ## check the format, the lints of clippy, the documentation, the Lua scripts and the dependencies | 7 min | nothing

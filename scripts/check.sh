@@ -3,11 +3,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 peers=benches/peers/Cargo.toml
+turul=benches/turul/Cargo.toml
 features=${FEATURES:-redis-tests,pmcp}
 step() { echo "== $*"; "$@"; }
 
 step cargo fmt --all --check
 step cargo fmt --manifest-path $peers --check
+step cargo fmt --manifest-path $peers --package sqlite_calls --check
+step cargo fmt --manifest-path $turul --package turul --check
 # Tests and examples enable the feature rmcp. So clippy also checks each set of features without tests and examples.
 for set in "" sqlite redis redis-cluster redis-sentinel redis-tls rmcp pmcp; do
 	step cargo clippy --features "$set" -- -D warnings
@@ -15,7 +18,8 @@ done
 for set in "" "$features"; do
 	step cargo clippy --all-targets --features "$set" -- -D warnings
 done
-step cargo clippy --manifest-path $peers -- -D warnings
+step cargo clippy --manifest-path $peers --workspace -- -D warnings
+step cargo clippy --manifest-path $turul -- -D warnings
 export RUSTDOCFLAGS="-D warnings"
 step cargo doc --no-deps
 step cargo doc --no-deps --all-features

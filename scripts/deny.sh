@@ -10,7 +10,9 @@ if ! cargo deny --version >/dev/null 2>&1; then
 	CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --debug --locked cargo-deny@^0.20
 fi
 cargo deny check licenses bans sources
-cargo deny --manifest-path benches/peers/Cargo.toml --locked check sources
+for package in peers turul; do
+	cargo deny --manifest-path benches/$package/Cargo.toml --locked check sources
+done
 limit=()
 if command -v timeout >/dev/null; then limit=(timeout 60); fi
 if reason=$("${limit[@]}" cargo deny fetch db 2>&1); then

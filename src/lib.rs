@@ -121,8 +121,8 @@ pub use rmcp::{
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlite::{SqliteBackend, SqliteBuilder, Synchronous};
 pub use store::{
-    Attempt, NewTask, Retry, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl, UniqueEnqueue,
-    UniqueKey, UniqueStart,
+    Attempt, DeadTaskPage, NewTask, Retry, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl,
+    UniqueEnqueue, UniqueKey, UniqueStart,
 };
 pub use task::{
     Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot, StoredTask, Task,

@@ -2,6 +2,7 @@
 
 pub(crate) mod adapter;
 pub(crate) mod exact;
+pub(crate) mod later;
 pub(crate) mod payload;
 pub(crate) mod progress;
 pub(crate) mod retry;
@@ -167,7 +168,7 @@ impl RpcError {
 /// A task, as any instance of the server reads it.
 ///
 /// A record holds the task as JSON, with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order of
-/// this struct. Three rules keep records readable across versions and languages:
+/// this struct. Four rules keep records readable across versions and languages:
 ///
 /// * This version keeps unknown fields in [`extra`](Self::extra), and in the `extra` of the [`Lease`], the [`Progress`]
 ///   and the [`RpcError`], and writes them back.
@@ -175,6 +176,9 @@ impl RpcError {
 ///   digits back, unless a caller replaces the value.
 /// * The JSON leaves out a payload that is [stored](Payload::Stored) as the part `input`, `output` or `checkpoint` of the record.
 ///   The part itself shows that the task has the payload.
+/// * A record whose field `format` is over 1, or whose status this version does not know, is read and never written. A store reads
+///   an unknown status as [`Working`](TaskStatus::Working). An unknown `priority` or `onWorkerLost` survives every write, and
+///   this version does not run the task. See [`TaskError::LaterVersion`](crate::TaskError::LaterVersion).
 ///
 /// ```
 /// use mcp_task_store::{Task, TaskStatus};
@@ -292,6 +296,9 @@ pub struct Task {
     /// The integers of the record that a [`Value`] cannot hold.
     #[serde(skip)]
     pub(crate) exact: ExactIntegers,
+    /// The status as a later version of this crate has written it, if this version does not know it.
+    #[serde(skip)]
+    pub(crate) unknown_status: Option<String>,
     /// Fields of later versions of this crate.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -302,7 +309,10 @@ impl Task {
     pub(crate) fn from_json(json: &[u8]) -> serde_json::Result<Self> {
         // One check of all bytes is faster than a check of each string.
         let text = std::str::from_utf8(json).map_err(serde::de::Error::custom)?;
-        let task: Self = serde_json::from_str(text)?;
+        let task = match serde_json::from_str(text) {
+            Ok(task) => task,
+            Err(error) => later::read(text).ok_or(error)?,
+        };
         Ok(Self { exact: ExactIntegers::of(json), ..task })
     }
 

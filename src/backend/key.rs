@@ -121,7 +121,11 @@ id! {
 impl TaskId {
     /// Creates a random UUIDv4 (122 random bits), so that nobody can guess the id of another task.
     pub fn random() -> Self {
-        Self(uuid::Uuid::new_v4().to_string().into())
+        Self::of_uuid(uuid::Uuid::new_v4())
+    }
+
+    pub(crate) fn of_uuid(id: uuid::Uuid) -> Self {
+        Self(id.to_string().into())
     }
 }
 

@@ -179,9 +179,9 @@ impl<B: Agenda> CallRun<B> {
     /// Supervises the run until its operation has ended, and its outcome is stored if its task is.
     async fn supervise(mut self, new: NewTask) {
         match self.run_in_memory().await {
-            MemoryEnd::Ended(ended) => match self.error_to_retry(ended) {
-                Ok(error) => self.store_and_retry(new, error).await,
-                Err(ended) => log_panic(&self.answer_end(ended)),
+            MemoryEnd::Ended(ended) => match self.error_to_retry(&ended) {
+                Some(error) => self.store_and_retry(new, error).await,
+                None => log_panic(&self.answer_end(ended)),
             },
             MemoryEnd::TaskNeeded => self.store_task(new).await,
             MemoryEnd::Shutdown => log_panic(&self.stop(TaskError::ShuttingDown).await),

@@ -45,6 +45,8 @@ pub(super) async fn claim_and_resolve<B: Agenda>(
         // An instance with a newer version of this crate may be able to read the record. It finds the task by the
         // timer of the lease.
         Err(error) if wire::is_unreadable(&error) => Next::Remove,
+        // A worker with a later version may be among those that take the timer meanwhile.
+        Err(TaskError::LaterVersion { .. }) => Next::After(runtime.store.lease_duration()),
         Err(error) => {
             tracing::debug!(
                 error = %Chain(&error),

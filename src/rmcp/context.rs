@@ -150,7 +150,8 @@ impl TaskContext {
         &self.identity.key.owner
     }
 
-    /// Returns the number of this attempt: 1 for the first. It grows each time that a worker is lost or releases the task.
+    /// Returns the number of this attempt: 1 for the first. It grows each time that a worker is lost, releases the task or
+    /// [retries](Self::retry) it.
     pub fn attempt(&self) -> u32 {
         self.identity.attempt
     }

@@ -105,14 +105,6 @@ impl<B> Runtime<B> {
         self.operations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn register(&self, name: String, operation: RegisteredOperation, places: Option<Places>) {
-        if let Some(places) = &places {
-            places.notify(&self.claiming.place_freed);
-        }
-        self.operations().insert(name, Registered { operation, places });
-        self.claiming.registered.notify_one();
-    }
-
     /// Returns the names of the registered operations.
     pub(super) fn registered(&self) -> Vec<String> {
         self.operations().keys().cloned().collect()
@@ -142,6 +134,15 @@ impl<B> Runtime<B> {
 }
 
 impl<B: Agenda> Runtime<B> {
+    pub(super) fn register(&self, name: String, operation: RegisteredOperation, places: Option<Places>) {
+        if let Some(places) = &places {
+            places.notify(&self.claiming.place_freed);
+        }
+        self.store.note_operation(&name);
+        self.operations().insert(name, Registered { operation, places });
+        self.claiming.registered.notify_one();
+    }
+
     pub(super) fn new(store: TaskStore<B>, config: ManagerConfig<B>) -> Self {
         let renewer = Arc::new(Renewer::new(&store, config.connect));
         Self {

@@ -109,7 +109,10 @@ impl From<TaskError> for ErrorData {
     fn from(error: TaskError) -> Self {
         let code = ErrorCode(i32::try_from(error.code()).unwrap_or(ErrorCode::INTERNAL_ERROR.0));
         match error {
-            TaskError::Storage(_) | TaskError::Unreadable { .. } | TaskError::Unencodable { .. } => {
+            TaskError::Storage(_)
+            | TaskError::LaterVersion { .. }
+            | TaskError::Unreadable { .. }
+            | TaskError::Unencodable { .. } => {
                 if is_unreadable(&error) {
                     tracing::warn!(error = %Chain(&error), "a task could not be served: its record cannot be read");
                 } else {

@@ -39,7 +39,7 @@ pub use builder::SqliteBuilder;
 use clock::{now_ms, now_us};
 use error::{Errors, Failure};
 use open::File;
-use readers::Read;
+use readers::Readers;
 use records::Put;
 pub use settings::Synchronous;
 use transaction::{Subscribers, Transaction};
@@ -103,7 +103,7 @@ pub struct SqliteBackend(Arc<Database>);
 /// A file as this process uses it. All clones of a backend share it.
 struct Database {
     writes: Sender<Message>,
-    reads: Sender<Read>,
+    readers: Readers,
     subscribers: Arc<Subscribers>,
     errors: Errors,
     max_value_bytes: usize,
@@ -126,12 +126,12 @@ impl SqliteBackend {
         let thread = std::thread::Builder::new().name("sqlite-writer".to_owned());
         let started = thread.spawn(move || {
             // The tables must exist before a reader opens the file.
-            let open = || Ok((file.open_writer()?, readers::start(&file)?));
+            let open = || Ok((file.open_writer()?, Readers::start(&file)?));
             match open() {
-                Ok((session, reads)) => {
+                Ok((session, readers)) => {
                     let writer = Writer::new(session, queue, of_the_writer, &file);
                     // If the caller has dropped the call, the queue has no sender, and the thread ends at once.
-                    let _ = opened.send(Ok(reads));
+                    let _ = opened.send(Ok(readers));
                     writer.run();
                 }
                 Err(error) => drop(opened.send(Err(error))),
@@ -140,8 +140,8 @@ impl SqliteBackend {
         started.map_err(|error| {
             errors.unavailable("the system starts no thread for writes", false, Some(error.into()))
         })?;
-        let reads = opening.await.unwrap_or_else(|_| Err(errors.stopped()))?;
-        let database = Database { writes, reads, subscribers, errors, max_value_bytes, max_part_bytes };
+        let readers = opening.await.unwrap_or_else(|_| Err(errors.stopped()))?;
+        let database = Database { writes, readers, subscribers, errors, max_value_bytes, max_part_bytes };
         Ok(Self(Arc::new(database)))
     }
 
@@ -159,7 +159,7 @@ impl SqliteBackend {
             }
         });
         let read = async {
-            self.0.reads.send(read).map_err(|_| self.0.errors.stopped())?;
+            self.0.readers.run(read);
             let result = receiver.await.map_err(|_| self.0.errors.stopped())?;
             result.map_err(|failure| self.0.errors.of(failure))
         };

@@ -92,8 +92,11 @@ impl Writer {
     /// Returns how long the thread may wait for a call.
     fn pause(&self) -> Duration {
         let sweep = self.next_sweep.saturating_duration_since(Instant::now());
-        let sweep = self.log.retry_in().map_or(sweep, |retry| sweep.min(retry));
-        if self.subscribers.is_empty() { sweep } else { sweep.min(self.changes.next_poll_in()) }
+        let housekeeping = self.log.retry_in().map_or(sweep, |retry| sweep.min(retry));
+        match self.subscribers.is_empty() {
+            true => housekeeping,
+            false => housekeeping.min(self.changes.next_poll_in()),
+        }
     }
 
     /// Adds the writes that wait, up to the size of a transaction.

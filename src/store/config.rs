@@ -10,7 +10,7 @@ use super::durations::millis;
 pub(super) const MAX_JSON_DEPTH: usize = 100;
 /// The longest lease, and the longest time limit of a call. Every engine accepts a delay that is ten times as long.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The number of lost workers at which a task fails by default.
+/// The number of attempts at which a task fails by default.
 pub(super) const DEFAULT_MAX_ATTEMPTS: u32 = 3;
 
 /// The limits and defaults of a [`TaskStore`](crate::TaskStore).
@@ -150,8 +150,8 @@ impl StoreConfig {
         self
     }
 
-    /// Sets the number of lost workers at which a task that can resume fails; 3 by default, at least 1. With 3, the
-    /// task fails at its third lost worker, with the message "gave up after 3 attempts: the worker was lost".
+    /// Sets the number of attempts at which a task that can resume fails; 3 by default, at least 1. With 3, the
+    /// task fails when it loses its worker for the third time, with the message "gave up after 3 attempts: the worker was lost".
     ///
     /// A release does not count, so deploys never use up the attempts of a task. A later change of this setting does
     /// not affect existing tasks. [`NewTask::max_attempts`](crate::NewTask::max_attempts) sets the number for a

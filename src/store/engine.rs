@@ -13,7 +13,7 @@ use super::error::TaskError;
 use super::limits::check_key;
 use crate::backend::{
     Agenda, Cursor, Due, Next, OwnerId, OwnerPage, PageRequest, Part, PartName, PutOptions, Queue, Record,
-    StorageError, TaskId, TaskKey, Version, Written,
+    StorageError, TaskId, TaskKey, TimerPage, Version, Written,
 };
 use crate::task::snapshot::Origin;
 use crate::task::{StoredTask, Task};
@@ -110,6 +110,11 @@ impl<B: Agenda> EngineClient<B> {
     /// Lists owners. The answer does not count: an engine that cannot list owners has not failed.
     pub(super) async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, TaskError> {
         self.backend.owners(after).await.map_err(page_error)
+    }
+
+    /// Lists timers. The answer does not count: an engine that cannot list timers has not failed.
+    pub(super) async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, TaskError> {
+        self.backend.timers(queue, after).await.map_err(page_error)
     }
 
     pub(super) async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, TaskError> {

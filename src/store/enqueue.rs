@@ -19,8 +19,8 @@ impl<B: Agenda> TaskStore<B> {
     /// Creates a task that waits for a worker of its operation, in any process. When the call returns, the task is durable.
     /// Otherwise the call is like [`create`](Self::create).
     ///
-    /// Workers claim waiting tasks of a higher [priority](NewTask::priority) first, and those of the same priority oldest first. A
-    /// [`Worker`](crate::Worker) does this for the tools of a server. Code without an SDK takes the timers of the queue
+    /// Workers claim waiting tasks of a higher [priority](NewTask::priority) first, and those of the same priority oldest first. With
+    /// the feature `rmcp`, a `Worker` does this for the tools of a server. Code without an SDK takes the timers of the queue
     /// [`work`](crate::Queue::work) of the [`Agenda`], and [claims](Self::claim) their tasks.
     ///
     /// If the first worker is lost, a task that [can resume](NewTask::on_worker_lost) waits for another worker, and any other task

@@ -119,9 +119,25 @@ pub enum TaskError {
         /// How many compare-and-swaps of the call conflicted.
         conflicts: u32,
     },
+    /// A later version of this crate has written the record, and the change would lose what this version does not understand.
+    /// Nothing was written. The task can still be read and deleted.
+    #[error(
+        "task {task} cannot be changed by this version of mcp-task-store: a later version has written its {found}; \
+         upgrade this instance",
+        task = .task.printable()
+    )]
+    LaterVersion {
+        /// The task.
+        task: TaskId,
+        /// The field of the record that this version does not understand, with its value.
+        found: String,
+    },
     /// The stored record is not the JSON of a task, or a stored payload is not JSON. Another program or a later
     /// version of this crate may have written it. [`delete`](crate::TaskStore::delete) removes the record.
-    #[error("the record of task {task} cannot be read; delete the task, or check which program wrote it", task = .task.printable())]
+    #[error(
+        "the record of task {task} cannot be read; upgrade this instance if a later version wrote it, else delete the task",
+        task = .task.printable()
+    )]
     Unreadable {
         /// The task.
         task: TaskId,
@@ -161,6 +177,7 @@ impl TaskError {
             | Self::ShuttingDown
             | Self::OperationPanicked { .. }
             | Self::Contended { .. }
+            | Self::LaterVersion { .. }
             | Self::Unreadable { .. }
             | Self::Unencodable { .. }
             | Self::Storage(_) => -32603,

@@ -102,6 +102,10 @@ async fn try_claim<B: Agenda>(
     let read = records.read(key).await?;
     let Some(mut stored) = records.expire_if_overdue(read).await? else { return Ok(Claim::Conflict) };
     let Some(waiting) = waiting_lease(&stored.task) else { return Ok(Claim::Nothing) };
+    if let Some(found) = stored.task.forbids_leases() {
+        records.notices.report_later(&stored, &found);
+        return Err(TaskError::LaterVersion { task: key.task.clone(), found });
+    }
     if stored.task.cancel_requested || !may_run(&stored.task, waiting) {
         let terms = records.exit_terms(records.engine.now());
         take_lease(stored.task_mut(), WorkerExit::Released, &terms)?;
@@ -129,6 +133,9 @@ async fn try_claim<B: Agenda>(
     match records.write(writer, stored, Change::Visible).await {
         Ok(Some(claimed)) => {
             begin(kept, deadline, &attempt, started).await?;
+            if let Some(operation) = &claimed.task.operation {
+                records.notices.note_known(operation);
+            }
             Ok(Claim::Claimed(Box::new(claimed), attempt))
         }
         Ok(None) => {

@@ -18,7 +18,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use self::exit::drop_next_start;
+use self::exit::drop_announcement;
 pub(super) use self::exit::{open_lease, waiting_lease};
 use super::config::{MAX_JSON_DEPTH, StoreConfig};
 use super::durations::millis;
@@ -26,9 +26,9 @@ use super::error::TaskError;
 use super::limits::{check, check_depth, check_poll_interval, check_variables};
 use super::ttl;
 use crate::backend::Expiry;
-use crate::task::{OnWorkerLost, RpcError, Task, TaskStatus};
 #[cfg(feature = "rmcp")]
 use crate::task::{Progress, secret::Secret};
+use crate::task::{RpcError, Task, TaskStatus};
 
 /// How an operation changed a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
 /// needs.
 fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
     require_open(task, action)?;
-    drop_next_start(task);
+    drop_announcement(task);
     task.status = status;
     task.input_requests.clear();
     task.checkpoint = None;
@@ -176,7 +176,7 @@ pub(super) fn deliver_inputs(
         if let Some(request) = task.input_requests.remove(key) {
             check_depth("depth of an input response", response, MAX_JSON_DEPTH)?;
             task.input_responses.insert(key.clone(), response.clone());
-            if task.on_worker_lost == OnWorkerLost::Resume {
+            if task.may_resume() {
                 task.answered_requests.insert(key.clone(), request);
             }
             change = Change::Visible;

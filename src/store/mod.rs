@@ -2,23 +2,27 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
+//! * `dead_tasks` lists dead tasks, `requeue` does the work of ended tasks again;
 //! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets` and `owners` are calls of their own;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `enqueue` creates tasks that wait for a worker;
-//! * `lease` begins attempts, `attempt` is the right to work, `retry` gives a task back after an error,
+//! * `lease` begins attempts, `attempt` is the right to work, `retrying` gives a task back after an error,
 //!   `ending`, `progress_report` and `split_calls` serve the adapters;
-//! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed;
+//! * `keeper` finds lost workers, with one `observation` for each lease that may have lapsed, and takes the `dead_timers`;
 //! * `slots` counts the holders of a limit across all instances;
 //! * `hold` makes the `pointer` of a unique key name a task;
 //! * `records` reads, changes and writes tasks, `payloads` loads their payloads;
-//! * `dead` decides about the timers of dead tasks;
+//! * `notices` logs which tasks this process leaves alone;
 //! * `scheduler` sets timers, `write` sends conditional writes, `engine` calls the engine and counts its `answers`;
+//! * `dead` says what a dead task is, `retry` is the policy of retries;
 //! * `machine` is the status machine.
 
 mod answers;
 mod attempt;
 mod config;
 mod dead;
+mod dead_tasks;
+mod dead_timers;
 mod deadline;
 mod durations;
 #[cfg(feature = "rmcp")]
@@ -33,6 +37,7 @@ mod limits;
 mod local_attempts;
 mod machine;
 mod new_task;
+mod notices;
 mod observation;
 mod outage;
 mod owners;
@@ -41,7 +46,9 @@ mod pointer;
 #[cfg(feature = "rmcp")]
 mod progress_report;
 mod records;
+mod requeue;
 mod retry;
+mod retrying;
 mod scheduler;
 #[cfg(feature = "rmcp")]
 mod secrets;
@@ -70,6 +77,7 @@ use tracing::instrument;
 use answers::Answers;
 pub use attempt::Attempt;
 pub use config::StoreConfig;
+pub use dead_tasks::DeadTaskPage;
 use deadline::CallTarget;
 #[cfg(feature = "rmcp")]
 pub(crate) use durations::BackOff;
@@ -158,6 +166,7 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 ///
 /// * [`NotFound`](TaskError::NotFound) for a task that does not exist or belongs to another owner;
 /// * [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable) and [`Storage`](TaskError::Storage);
+/// * [`LaterVersion`](TaskError::LaterVersion) for a change of a task that only a later version of this crate may change;
 /// * [`LimitExceeded`](TaskError::LimitExceeded) if a payload is larger than the engine accepts, or if the record
 ///   would be larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. The store
 ///   reserves this 1 KiB for leases, cancels and the end of a task.
@@ -445,12 +454,23 @@ impl<B: Agenda> TaskStore<B> {
     /// Workers find such tasks in the queue `work/{operation}` of the [`Agenda`]. The taker of a timer must remove the timer after
     /// the claim, even if there was nothing to claim. A timer that the call has scheduled again stays.
     ///
+    /// # Errors
+    /// [`LaterVersion`](TaskError::LaterVersion) for a task that only a later version of this crate may run. Leave its timer to the
+    /// workers of that version: move the timer by one lease.
+    ///
     /// # Cancellation safety
     /// The same as for [`start`](Self::start).
     pub async fn claim(&self, key: &TaskKey) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
         let deadline = self.0.records().deadline();
         let claim = pin!(lease::claim(&self.0, &deadline, key));
         deadline.limit("claim", CallTarget::Task(key), claim).await
+    }
+
+    /// Notes that this process runs an operation. Otherwise the log has a line once a task of the operation has waited for a worker
+    /// for longer than one lease.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn note_operation(&self, name: &str) {
+        self.0.records_only().notices.note_known(name);
     }
 
     /// Returns how long a lease of this store lasts. The holder must renew the lease each time a third of this

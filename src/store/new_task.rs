@@ -50,6 +50,7 @@ pub struct NewTask {
     unique: Option<String>,
     priority: Priority,
     earliest_start: EarliestStart,
+    requeued_from: Option<TaskId>,
 }
 
 /// When the first attempt at an enqueued task may begin.
@@ -81,6 +82,7 @@ impl NewTask {
             unique: None,
             priority: Priority::default(),
             earliest_start: EarliestStart::default(),
+            requeued_from: None,
         }
     }
 
@@ -188,6 +190,27 @@ impl NewTask {
         self
     }
 
+    /// Returns a task that does the work of an ended task again, with these arguments.
+    pub(super) fn again(ended: &Task, arguments: Value) -> Self {
+        let attempts = ended.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS);
+        let retry = ended.retry.as_ref().map(|delay| Retry::of(delay, attempts));
+        Self {
+            arguments,
+            ttl: ended.ttl_ms.map_or(Ttl::Unlimited, |ms| Duration::from_millis(ms).into()),
+            retention: ended.retention(),
+            poll_interval: ended.poll_interval_ms.map(Duration::from_millis),
+            operation: ended.operation.clone(),
+            on_worker_lost: ended.on_worker_lost,
+            max_attempts: retry.is_none().then_some(attempts),
+            retry,
+            extensions: ended.extensions.clone(),
+            traceparent: ended.traceparent.clone(),
+            priority: ended.priority,
+            requeued_from: Some(ended.task_id.clone()),
+            ..Self::new(ended.method.clone())
+        }
+    }
+
     /// Sets what the operation of this task has reported before the task is stored.
     #[cfg(feature = "rmcp")]
     pub(crate) fn report(mut self, report: ProgressReport) -> Self {
@@ -285,7 +308,7 @@ impl NewTask {
             max_attempts,
             retry: self.retry.map(|retry| retry.delay()),
             gave_up_after: None,
-            requeued_from: None,
+            requeued_from: self.requeued_from,
             variables: BTreeMap::new(),
             extensions: self.extensions,
             traceparent: self.traceparent,
@@ -294,6 +317,7 @@ impl NewTask {
             write_ids: Vec::new(),
             held_parts: Default::default(),
             exact: Default::default(),
+            unknown_status: None,
             extra: Map::new(),
         };
         Ok((task, expiry))

@@ -8,7 +8,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::Answers;
-use super::dead::{self, log_gave_up};
+use super::dead::log_gave_up;
+use super::dead_timers;
 use super::durations::BackOff;
 use super::error::TaskError;
 use super::hold::extend_unlimited;
@@ -93,7 +94,7 @@ impl<B: Agenda> Observation<B> {
     async fn look_at_the_dead(&self) -> Result<Verdict, TaskError> {
         let Some(records) = self.records.upgrade() else { return Ok(Verdict::NotOurs) };
         let _permit = self.calls.acquire().await;
-        dead::next(&records, &self.due.key).await.map(Verdict::Resolve)
+        dead_timers::next(&records, &self.due.key).await.map(Verdict::Resolve)
     }
 
     async fn resolve(&self, next: Next) {
@@ -218,14 +219,18 @@ async fn check<B: Agenda>(records: &Records<B>, key: &TaskKey) -> Result<Verdict
 }
 
 async fn check_lease<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Result<Verdict, TaskError> {
+    let is_open = !stored.task.status.is_terminal();
+    if let Some(found) = stored.task.forbids_leases().filter(|_| is_open) {
+        records.notices.report_later(&stored, &found);
+        extend_pointer(records, &stored).await;
+        // One of the next takers may be a keeper of that version.
+        return Ok(Verdict::Resolve(Next::After(records.config.lease)));
+    }
     let Some(lease) = open_lease(&stored.task).cloned() else {
         records.scheduler.forget(&stored.key);
         return Ok(Verdict::Resolve(Next::Remove));
     };
-    if let Err(error) = extend_unlimited(records, &stored).await {
-        // The timer of an open task fires many times before the pointer expires.
-        tracing::debug!(error = %Chain(&error), "the pointer of a unique task could not be extended yet");
-    }
+    extend_pointer(records, &stored).await;
     if waiting_lease(&stored.task).is_some() {
         return offer(records, stored, &lease).await;
     }
@@ -238,6 +243,14 @@ async fn check_lease<B: Agenda>(records: &Records<B>, stored: StoredTask) -> Res
         AttemptState::Dropped => take_lease(records, stored, WorkerExit::Lost, now).await,
         AttemptState::Foreign if may_have_lapsed(&lease, now) => Ok(Verdict::Lapsed(Box::new(stored))),
         AttemptState::Foreign => Ok(Verdict::Resolve(Next::After(left(&lease, now)))),
+    }
+}
+
+/// Extends the pointer of a unique task whose TTL is unlimited.
+async fn extend_pointer<B: Agenda>(records: &Records<B>, stored: &StoredTask) {
+    if let Err(error) = extend_unlimited(records, stored).await {
+        // The timer of an open task fires many times before the pointer expires.
+        tracing::debug!(error = %Chain(&error), "the pointer of a unique task could not be extended yet");
     }
 }
 
@@ -268,6 +281,7 @@ async fn offer<B: Agenda>(
         Err(error) => return Err(error),
     };
     records.scheduler.schedule_work(&stored).await?;
+    records.notices.report_waiting(&stored, lease, records.engine.now());
     Ok(Verdict::Resolve(Next::After(again)))
 }
 

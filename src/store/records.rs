@@ -21,6 +21,7 @@ use super::local_attempts::LocalAttempts;
 use super::machine::exit::ExitTerms;
 use super::machine::{self, Change};
 use super::new_task::NewTask;
+use super::notices::Notices;
 use super::scheduler::Scheduler;
 use super::task_ref::TaskRef;
 use super::ttl::expiry_after_end;
@@ -36,6 +37,7 @@ pub(super) struct Records<B> {
     pub(super) scheduler: Scheduler<B>,
     pub(super) attempts: Arc<LocalAttempts>,
     pub(super) config: StoreConfig,
+    pub(super) notices: Notices,
     writers: WriterQueues,
 }
 
@@ -68,7 +70,8 @@ impl<B: Agenda> Records<B> {
     ) -> Self {
         let engine = Arc::new(EngineClient::new(backend, answers));
         let scheduler = Scheduler::new(Arc::clone(&engine), &config);
-        Self { engine, scheduler, attempts, config, writers: WriterQueues::default() }
+        let (notices, writers) = (Notices::default(), WriterQueues::default());
+        Self { engine, scheduler, attempts, config, notices, writers }
     }
 
     /// Starts the time limit of a call.
@@ -276,6 +279,9 @@ impl<B: Agenda> Records<B> {
         change: Change,
     ) -> Result<Option<StoredTask>, TaskError> {
         let (key, expected) = (stored.key.clone(), stored.version);
+        if let Some(found) = stored.task.forbids_writes() {
+            return Err(TaskError::LaterVersion { task: key.task, found });
+        }
         let task = stored.task_mut();
         if change.is_visible() {
             task.last_updated_at = self.engine.now().max(task.last_updated_at);
@@ -299,7 +305,10 @@ impl<B: Agenda> Records<B> {
     }
 
     fn is_overdue(&self, task: &Task) -> bool {
-        !task.status.is_terminal() && task.deadline().is_some_and(|deadline| deadline <= self.engine.now())
+        !task.status.is_terminal()
+            && task.deadline().is_some_and(|deadline| deadline <= self.engine.now())
+            // The end could not be written.
+            && task.forbids_writes().is_none()
     }
 
     /// Ends a task whose TTL has elapsed before it ended. Leaves other tasks as they are.

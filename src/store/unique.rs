@@ -22,7 +22,7 @@ use super::limits::check_owner;
 use super::new_task::NewTask;
 use super::pointer::{EntryState, Pointer, PointerClient, clear, hash, set};
 use super::records::Records;
-use crate::backend::{Agenda, Expiry, OwnerId, PartChanges, TaskId, TaskKey};
+use crate::backend::{Agenda, Expiry, OwnerId, PartChanges, StorageError, TaskId, TaskKey};
 use crate::printable::Chain;
 use crate::task::StoredTask;
 
@@ -174,13 +174,30 @@ impl<B: Agenda> TaskStore<B> {
     }
 }
 
+/// Requeues a unique task under this key. If the owner has an open task of the same unique key, returns that task.
+pub(super) async fn requeue<B: Agenda>(
+    kept: &KeptRecords<B>,
+    deadline: &Deadline,
+    key: &TaskKey,
+    new: NewTask,
+    pointer: String,
+) -> Result<StoredTask, TaskError> {
+    let unique = UniqueKey(pointer);
+    let starter = Starter::new(kept, deadline, &key.owner, new, &unique, Begin::Requeued(&key.task))?;
+    match starter.start().await? {
+        Begun::Joined(task) | Begun::Enqueued(task) | Begun::Started(task, _) => Ok(task),
+    }
+}
+
 /// How a new task begins.
 #[derive(Clone, Copy)]
-enum Begin {
+enum Begin<'a> {
     /// With an attempt of this process.
     AtOnce,
     /// It waits for a worker.
     InQueue,
+    /// It waits for a worker, and has this id. Calls that requeue the same task have the same id.
+    Requeued(&'a TaskId),
 }
 
 /// What a start has led to.
@@ -197,7 +214,7 @@ struct Starter<'a, B> {
     deadline: &'a Deadline,
     owner: &'a OwnerId,
     new: NewTask,
-    begin: Begin,
+    begin: Begin<'a>,
     /// The expiry of the record of the task.
     record: Expiry,
     pointers: PointerClient<'a, B>,
@@ -230,7 +247,7 @@ impl<'a, B: Agenda> Starter<'a, B> {
         owner: &'a OwnerId,
         new: NewTask,
         key: &UniqueKey,
-        begin: Begin,
+        begin: Begin<'a>,
     ) -> Result<Self, TaskError> {
         check_owner(owner)?;
         let records = kept.records();
@@ -242,14 +259,21 @@ impl<'a, B: Agenda> Starter<'a, B> {
 
     async fn start(&self) -> Result<Begun<B>, TaskError> {
         loop {
-            // Each try has an id of its own: a late copy of an earlier create must not bring back a task that was deleted.
-            let key = self.key(TaskId::random());
+            // Each try has an id of its own: a late copy of an earlier create must not bring back a task that was deleted. A
+            // requeued task that a late copy brings back has no pointer, so its first claim fails it.
+            let key = match self.begin {
+                Begin::Requeued(id) => self.key(id.clone()),
+                Begin::AtOnce | Begin::InQueue => self.key(TaskId::random()),
+            };
             if let Some(open) = self.claim(&key.task).await? {
                 self.deadline.limit_optional(self.records.scheduler.schedule_if_lapsed(&open)).await;
                 return Ok(Begun::Joined(open));
             }
             let (task, attempt) = match pin!(self.create(&key)).await {
                 Ok(created) => created,
+                Err(error) if matches!(self.begin, Begin::Requeued(_)) => {
+                    return self.find_requeued(&key, error).await;
+                }
                 Err(error) => return Err(self.give_up(&key, error).await),
             };
             self.deadline.set_in_doubt(true);
@@ -272,7 +296,9 @@ impl<'a, B: Agenda> Starter<'a, B> {
                 let (task, attempt) = lease::create(self.kept, self.deadline, key, new).await?;
                 Ok((task, Some(attempt)))
             }
-            Begin::InQueue => Ok((enqueue::create(self.records, self.deadline, key, new).await?, None)),
+            Begin::InQueue | Begin::Requeued(_) => {
+                Ok((enqueue::create(self.records, self.deadline, key, new).await?, None))
+            }
         }
     }
 
@@ -421,6 +447,19 @@ impl<'a, B: Agenda> Starter<'a, B> {
             tracing::debug!(error = %Chain(&failed), "the claim of a unique key could not be released; it is void after the time limit of a call");
         }
         error
+    }
+
+    /// Returns the task that another call has requeued under the same key. After any other error the claim stays: another call may
+    /// share it, and it is void after the time limit of a call.
+    async fn find_requeued(&self, key: &TaskKey, error: TaskError) -> Result<Begun<B>, TaskError> {
+        if !matches!(error, TaskError::Storage(StorageError::VersionConflict { .. })) {
+            return Err(error);
+        }
+        let requeued = self.records.read_current(key).await?;
+        if requeued.task.status.is_terminal() {
+            self.withdraw(&key.task).await?;
+        }
+        Ok(Begun::Joined(requeued))
     }
 
     /// Removes the entry of a task of this call. A pointer without another entry expires at once.

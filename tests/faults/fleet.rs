@@ -3,8 +3,8 @@
 //!
 //! The long form: `cargo test --features redis-tests --test faults -- --ignored --nocapture fleet::long`.
 
-mod client;
-mod instance;
+pub mod client;
+pub mod instance;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use crate::support::redis::Server;
 use crate::support::{heavy, owner};
 use client::{Client, KINDS, Kind, RoundRobin, Way};
-use instance::Instance;
+use instance::{Instance, Role};
 
 const INSTANCES: usize = 16;
 /// How long a call may take in all.
@@ -201,7 +201,8 @@ async fn serves_every_call_once(form: Form) {
     let redis = Server::start(&[]);
     let url = format!("redis://127.0.0.1:{}", redis.port);
     let log = NamedTempFile::new().unwrap();
-    let instances = join_all((0..INSTANCES).map(|_| Instance::start(&url, log.path(), form.hold_for))).await;
+    let role = Role::Server { hold_for: form.hold_for };
+    let instances = join_all((0..INSTANCES).map(|_| Instance::start(&url, log.path(), role))).await;
 
     let (received, memory) = run_clients(&form, &instances).await;
     until_idle(&instances).await;

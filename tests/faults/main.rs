@@ -12,6 +12,8 @@ mod clocks;
 mod fleet;
 mod half_dead;
 mod linearizability;
+#[cfg(target_os = "linux")]
+mod load;
 mod sent_once;
 mod server;
 mod tasks;

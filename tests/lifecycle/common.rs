@@ -87,3 +87,7 @@ pub fn has_ended(task: &Task) -> bool {
 pub fn waits_for_a_worker(task: &Task) -> bool {
     task.lease.as_ref().is_some_and(|lease| lease.holder.is_none())
 }
+
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("the future ends in time")
+}

@@ -11,7 +11,9 @@ use mcp_task_store::{
 use rstest_reuse::apply;
 use serde_json::json;
 
-use crate::common::{LONG, SHORT, Tasks, has_ended, plain, record, resumable, until, waits_for_a_worker};
+use crate::common::{
+    LONG, PATIENCE, SHORT, Tasks, has_ended, plain, record, resumable, until, waits_for_a_worker,
+};
 use crate::support::elsewhere::elsewhere;
 use crate::support::intercept::{Call, Hooks, Intercept, Reply};
 use crate::support::{
@@ -37,6 +39,20 @@ fn queues() -> [Queue; 3] {
 
 async fn enqueue(tasks: &Tasks, new: NewTask) -> StoredTask {
     tasks.enqueue(&owner("alice"), new).await.unwrap()
+}
+
+/// Takes what is due once something is. A timer is scheduled a moment after its record is written, so it may fire that much later.
+async fn until_due(store: &Store) -> Vec<mcp_task_store::Due> {
+    let waiting = async {
+        loop {
+            let due = due(store).await;
+            if !due.is_empty() {
+                return due;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("a timer fires")
 }
 
 /// Takes what is due, as a worker does.
@@ -129,12 +145,11 @@ async fn a_delayed_task_is_neither_due_nor_claimed_before_its_earliest_start(#[c
     let soon = Duration::from_millis(50);
     let task = enqueue(&tasks, resumable().delay(soon)).await;
     let start = task.task.lease.as_ref().unwrap().deadline;
+    assert_eq!(until_due(&store).await.len(), 1);
     store.until(start).await;
-    let taken = due(&store).await;
-    assert_eq!(taken.len(), 1);
     let (_, _attempt) = tasks.claim(&task.key).await.unwrap().unwrap();
     let past = enqueue(&tasks, resumable().not_before(begun - Duration::from_secs(60))).await;
-    let taken = due(&store).await;
+    let taken = until_due(&store).await;
     let keys: Vec<_> = taken.iter().map(|due| &due.key).collect();
     assert_eq!(keys, [&past.key], "a time in the past means at once");
     assert!(tasks.claim(&past.key).await.unwrap().is_some());
@@ -239,13 +254,7 @@ async fn a_task_whose_work_timer_could_not_be_set_is_acknowledged_and_a_keeper_o
     assert_eq!(timers(&*store, &work(Priority::Normal)).await, []);
     drop(server);
     let _keeper = tasks_on(&store, SHORT);
-    tokio::time::timeout(Duration::from_secs(60), async {
-        while due(&store).await.is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("the keeper offers the task");
+    until_due(&store).await;
     assert!(waits_for_a_worker(&record(&*store.backend, &task.key).await));
 }
 

@@ -16,7 +16,9 @@ use mcp_task_store::{
 use rstest_reuse::apply;
 use serde_json::json;
 
-use crate::common::{LONG, SHORT, Tasks, has_ended, plain, record, resumable, until, waits_for_a_worker};
+use crate::common::{
+    LONG, SHORT, Tasks, has_ended, plain, record, resumable, until, waits_for_a_worker, within,
+};
 use crate::support::elsewhere::elsewhere;
 use crate::support::spy::Spy;
 use crate::support::{Engine, Store, in_a_process_that_dies, on_every_engine, owner, timers};
@@ -80,7 +82,14 @@ async fn an_idle_store_finds_every_orphan(#[case] engine: Engine) {
         assert_eq!(has_ended(&task), task.operation.is_none());
     }
     // Tasks that wait for a worker are in their work queue.
-    assert_eq!(timers(&*store, &Queue::work("render", Priority::Normal).unwrap()).await.len(), 20);
+    // The store schedules a task after the write that releases it.
+    let queue = Queue::work("render", Priority::Normal).unwrap();
+    within(async {
+        while timers(&*store, &queue).await.len() < 20 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 #[apply(on_every_engine)]

@@ -155,7 +155,8 @@ async fn a_cancel_that_races_a_retry_or_a_release_always_ends_the_task(#[case] e
             }
         };
         let (left, cancelled) = tokio::join!(leave, other.request_cancel(&key));
-        (left.unwrap(), cancelled.unwrap());
+        left.unwrap();
+        cancelled.unwrap();
         assert_eq!(record(&*store, &key).await.status, TaskStatus::Cancelled, "round {round}");
         assert!(other.claim(&key).await.unwrap().is_none());
     }

@@ -24,5 +24,6 @@ mod retries;
 mod task_server;
 mod tasks;
 mod timing;
+mod unknown_operations;
 mod worker;
 mod workers;

@@ -15,6 +15,7 @@ mod mistakes;
 mod notifications;
 mod questions;
 pub mod raw;
+mod retries;
 mod settings;
 mod unique;
 

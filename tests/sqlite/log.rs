@@ -113,7 +113,7 @@ struct Client {
 
 /// Writes or reads one record after the other.
 async fn client(store: SqliteBackend, folder: Folder, number: u64, until: Instant) -> Client {
-    let mut client = Client { writes: number % 2 == 0, calls: 0, longest: 0 };
+    let mut client = Client { writes: number.is_multiple_of(2), calls: 0, longest: 0 };
     while Instant::now() < until {
         let key = key(&format!("owner-{}", number / 2), &(client.calls % 16).to_string());
         match client.writes {
@@ -121,7 +121,7 @@ async fn client(store: SqliteBackend, folder: Folder, number: u64, until: Instan
             false => drop(store.get(&key).await),
         }
         client.calls += 1;
-        if client.calls % 64 == 0 {
+        if client.calls.is_multiple_of(64) {
             client.longest = client.longest.max(log(&folder));
         }
     }

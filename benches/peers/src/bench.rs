@@ -33,7 +33,7 @@ impl Form {
 
     /// Returns how many steps the run has. A check has fewer.
     fn steps(&self) -> u64 {
-        if self.is_check() { 48 } else { 55 }
+        if self.is_check() { 51 } else { 58 }
     }
 
     /// Whether the run only checks that everything runs.

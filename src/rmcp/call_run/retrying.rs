@@ -18,13 +18,10 @@ use crate::task::StoredTask;
 
 impl<B: Agenda> CallRun<B> {
     /// Returns the error of an operation that is retried. Once a shutdown has begun, nothing new is stored.
-    pub(super) fn error_to_retry(
-        &self,
-        ended: Result<Outcome, JoinError>,
-    ) -> Result<ErrorData, Result<Outcome, JoinError>> {
+    pub(super) fn error_to_retry(&self, ended: &Result<Outcome, JoinError>) -> Option<ErrorData> {
         match ended {
-            Ok(Outcome::Retry(error)) if self.can_resume && !self.shutdown.has_begun() => Ok(error),
-            ended => Err(ended),
+            Ok(Outcome::Retry(error)) if self.can_resume && !self.shutdown.has_begun() => Some(error.clone()),
+            _ => None,
         }
     }
 

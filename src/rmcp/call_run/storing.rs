@@ -85,9 +85,9 @@ impl<B: Agenda> CallRun<B> {
                 Event::Tried(Err(error)) => {
                     tracing::debug!(error = %Chain(&error), "the task of a call could not be stored yet");
                 }
-                Event::Ended(ended) => match self.error_to_retry(ended) {
-                    Ok(error) => return StoringEnd::Retry(error, self.last_try(create).await),
-                    Err(ended) => {
+                Event::Ended(ended) => match self.error_to_retry(&ended) {
+                    Some(error) => return StoringEnd::Retry(error, self.last_try(create).await),
+                    None => {
                         let outcome = self.answer_end(ended);
                         return StoringEnd::Answered(outcome, self.last_try(create).await);
                     }
@@ -99,9 +99,9 @@ impl<B: Agenda> CallRun<B> {
             }
             tokio::select! {
                 biased;
-                ended = &mut self.operation.handle => return match self.error_to_retry(ended) {
-                    Ok(error) => StoringEnd::Retry(error, None),
-                    Err(ended) => StoringEnd::Answered(self.answer_end(ended), None),
+                ended = &mut self.operation.handle => return match self.error_to_retry(&ended) {
+                    Some(error) => StoringEnd::Retry(error, None),
+                    None => StoringEnd::Answered(self.answer_end(ended), None),
                 },
                 error = limit.as_mut() => return StoringEnd::Answered(self.stop(error).await, None),
                 () = sleep(back_off.next_pause()) => {}

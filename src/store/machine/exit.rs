@@ -69,6 +69,7 @@ pub(in crate::store) fn take_lease(
     terms: &ExitTerms,
 ) -> Result<AfterExit, TaskError> {
     require_open(task, "take its lease")?;
+    require_known(task)?;
     if task.cancel_requested {
         return end(task, TaskStatus::Cancelled, "cancel it").map(|()| AfterExit::Cancelled);
     }
@@ -98,6 +99,7 @@ pub(in crate::store) fn retry(
     terms: &ExitTerms,
 ) -> Result<AfterExit, TaskError> {
     require_open(task, "retry it")?;
+    require_known(task)?;
     if task.cancel_requested {
         return end(task, TaskStatus::Cancelled, "cancel it").map(|()| AfterExit::Cancelled);
     }
@@ -107,6 +109,14 @@ pub(in crate::store) fn retry(
     match attempts_left(task, lease) {
         Some(used) => retry_after(task, used, reason.unwrap_or_default(), terms),
         None => give_up(task, lease.losses.saturating_add(1), error, reason, terms),
+    }
+}
+
+/// Refuses to decide about a task of which a later version of this crate knows more.
+fn require_known(task: &Task) -> Result<(), TaskError> {
+    match task.forbids_leases() {
+        Some(found) => Err(TaskError::LaterVersion { task: task.task_id.clone(), found }),
+        None => Ok(()),
     }
 }
 
@@ -218,12 +228,22 @@ fn announced(task: &Task) -> Option<u32> {
 /// Replaces the status message of a task that is about to be claimed, if it says that the task waits.
 pub(in crate::store) fn announce_attempt(task: &mut Task) {
     if let Some(used) = announced(task) {
-        task.status_message = Some(format!("attempt {} of {}", used.saturating_add(1), max_attempts(task)));
+        task.status_message = Some(current_attempt(used, max_attempts(task)));
     }
 }
 
-/// Removes the start of the next attempt from the status message of a task that is about to end.
-pub(super) fn drop_next_start(task: &mut Task) {
+fn current_attempt(used: u32, max: u32) -> String {
+    format!("attempt {} of {max}", used.saturating_add(1))
+}
+
+/// Removes from the status message of a task that is about to end what is no longer true: the start of the next attempt, and which
+/// attempt runs.
+pub(super) fn drop_announcement(task: &mut Task) {
+    if let Some(lease) = open_lease(task)
+        && task.status_message.as_deref() == Some(&*current_attempt(lease.losses, max_attempts(task)))
+    {
+        task.status_message = None;
+    }
     if announced(task).is_none() {
         return;
     }
@@ -323,6 +343,8 @@ mod tests {
         assert_eq!((task.status, &task.error, task.gave_up_after), (TaskStatus::Working, &None, None));
         announce_attempt(&mut task);
         assert_eq!(message_of(&task), "attempt 3 of 3");
+        super::super::complete(&mut task, &json!("done")).unwrap();
+        assert_eq!(task.status_message, None, "no attempt runs any more");
     }
 
     #[test]

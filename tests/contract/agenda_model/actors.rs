@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mcp_task_store::{Agenda, Attempt, NewTask, Next, OnWorkerLost, OwnerId, Priority, Queue, TaskKey};
+use mcp_task_store::{
+    Agenda, Attempt, NewTask, Next, OnWorkerLost, OwnerId, Priority, Queue, RpcError, TaskKey,
+};
 use serde_json::json;
 
 use super::gate::Log;
@@ -27,6 +29,7 @@ async fn work(attempt: Attempt<Arc<dyn Agenda>>, random: &mut Random) {
     match random.below(16) {
         0..=3 => drop(attempt.release().await),
         4..=5 => drop(attempt.complete(json!("done")).await),
+        9..=10 => drop(attempt.retry(RpcError::new(1, "out of paper")).await),
         // The worker hangs.
         6 => std::future::pending().await,
         7..=8 => {

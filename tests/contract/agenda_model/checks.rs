@@ -1,6 +1,6 @@
 //! What must hold at the end of a history: each write against the previous one, and the timer of each open task.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -31,12 +31,18 @@ impl History {
             .into_iter()
             .map(|timer| (timer.key, timer.due_at))
             .collect();
+        let dead: HashSet<TaskKey> =
+            timers(&*self.engine, &Queue::dead()).await.into_iter().map(|timer| timer.key).collect();
         let after = |duration: Duration| TimeDelta::from_std(duration).unwrap();
         // The clocks of the engine and of the test may differ on a busy machine.
         let slack = TimeDelta::milliseconds(200);
         for owner in [owner("alice"), owner("bob")] {
             for record in self.walk(&owner).await {
                 let (key, task) = record;
+                assert!(
+                    task.gave_up_after.is_none() || dead.contains(&key),
+                    "{key} is dead and has no timer"
+                );
                 let Some(lease) = task.lease.filter(|_| !task.status.is_terminal()) else { continue };
                 let now = self.engine.now();
                 let log = self.log.lock().unwrap();
@@ -88,6 +94,9 @@ fn check_step(key: &TaskKey, before: &Task, after: &Task) {
         // A claim.
         Some(next) if next.holder.is_some() => {
             assert_eq!((next.attempt, next.losses), (lease.attempt + 1, lease.losses), "{}", step());
+            // The clock of the process that claims may be ahead of the engine's by this much.
+            let earliest = lease.deadline - TimeDelta::milliseconds(200);
+            assert!(after.last_updated_at >= earliest, "claimed at {}: {}", after.last_updated_at, step());
         }
         // A loss or a release.
         Some(next) => {
@@ -97,10 +106,11 @@ fn check_step(key: &TaskKey, before: &Task, after: &Task) {
         }
         None if message.starts_with("gave up") => {
             assert!(lease.holder.is_some() && lease.losses + 1 == bound, "{}", step());
+            assert_eq!(after.gave_up_after, Some(bound), "{}", step());
             assert_eq!(after.on_worker_lost, OnWorkerLost::Resume, "{}", step());
             GAVE_UP.fetch_add(1, Ordering::Relaxed);
         }
-        None if message.contains("lost") => {
+        None if message == "the worker of the task was lost" => {
             assert_eq!(after.on_worker_lost, OnWorkerLost::Fail, "{}", step());
         }
         None => {}

@@ -1,4 +1,5 @@
-//! One instance of the server: this test program, started again. It serves over HTTP without sessions until its input ends.
+//! One instance of the server, or one worker: this test program, started again. An instance serves over HTTP without sessions. Both
+//! run until their input ends.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -13,30 +14,44 @@ use axum::routing::get;
 use http::request::Parts;
 use mcp_task_store::{
     DurableTaskManager, OwnerId, OwnerSource, RedisBackend, StoreConfig, TaskContext, TaskServer,
-    TaskServerConfig, TaskStore, TaskTools,
+    TaskServerConfig, TaskStore, TaskTools, Worker,
 };
 use rmcp::model::{CallToolResult, ContentBlock, ErrorData, Extensions};
 use rmcp::task_manager::TaskExit;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{ServerHandler, schemars};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
 
-/// The environment variables with the URL of the Redis, the path of the log, and how many milliseconds a call is held.
+/// The environment variables with the URL of the Redis, the path of the log, and the role of the process.
 const REDIS: &str = "FLEET_REDIS";
 const LOG: &str = "FLEET_LOG";
-const HOLD_FOR: &str = "FLEET_HOLD_FOR";
-/// Precedes the address of the instance, among the lines that the test harness prints.
+const ROLE: &str = "FLEET_ROLE";
+/// Precedes the address of the instance, among the lines that the test harness prints. A worker has none.
 const ADDRESS: &str = "fleet> ";
 /// The header that names the owner of a request.
 pub const OWNER: &str = "x-owner";
 /// The time between two reports of an operation.
 const STEP: Duration = Duration::from_secs(1);
+/// The lease of a call that a worker runs.
+const LEASE: Duration = Duration::from_secs(5);
 /// How long an instance may take to start or to stop.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Role {
+    /// Serves calls, holds each for this long at most, and runs them itself.
+    Server { hold_for: Duration },
+    /// Serves calls, and leaves them to the workers. The record of a call lives for this long after its end.
+    Enqueuer { retention: Duration },
+    /// Runs this many calls at once.
+    Worker { concurrency: usize },
+}
 
 /// The server has only task tools.
 #[derive(Clone)]
@@ -72,24 +87,48 @@ fn owner(request: &Extensions) -> Option<OwnerId> {
     OwnerId::try_from(name).ok()
 }
 
-#[tokio::test]
-#[ignore = "is an instance of the fleet"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "is a process of the fleet"]
 async fn instance_process() {
-    let (Ok(redis), Ok(log)) = (std::env::var(REDIS), std::env::var(LOG)) else { return };
+    let (Ok(redis), Ok(log), Ok(role)) = (std::env::var(REDIS), std::env::var(LOG), std::env::var(ROLE))
+    else {
+        return;
+    };
     let log = Arc::new(OpenOptions::new().append(true).open(log).unwrap());
-    let store = TaskStore::with_config(
-        RedisBackend::connect(&redis).await.unwrap(),
-        StoreConfig::new().default_poll_interval(Duration::from_millis(500)).max_tasks_per_owner(None),
-    );
-    let tasks = DurableTaskManager::new(store);
     let tools = TaskTools::new()
         .tool("work", "Works", move |task, arguments| work(Arc::clone(&log), task, arguments));
-    let hold_for = Duration::from_millis(std::env::var(HOLD_FOR).unwrap().parse().unwrap());
-    let config = TaskServerConfig::new().hold_for(hold_for);
+    let engine = RedisBackend::connect(&redis).await.unwrap();
+    let config = StoreConfig::new().max_tasks_per_owner(None);
+    match serde_json::from_str(&role).unwrap() {
+        Role::Server { hold_for } => {
+            let config = config.default_poll_interval(Duration::from_millis(500));
+            let tasks = DurableTaskManager::new(TaskStore::with_config(engine, config));
+            serve(tasks, tools, TaskServerConfig::new().hold_for(hold_for)).await;
+        }
+        Role::Enqueuer { retention } => {
+            let config = config.lease(LEASE).default_poll_interval(Duration::from_millis(100));
+            let tasks = DurableTaskManager::new(TaskStore::with_config(engine, config));
+            let config = TaskServerConfig::new().enqueue_only().answer_within(Duration::ZERO);
+            serve(tasks, tools.resumable().retention(retention), config).await;
+        }
+        Role::Worker { concurrency } => {
+            let store = TaskStore::with_config(engine, config.lease(LEASE));
+            println!("\n{ADDRESS}");
+            let worker = Worker::new(store).operations(tools.resumable()).concurrency(concurrency);
+            worker.run_until(input_ended()).await.unwrap();
+        }
+    }
+}
+
+async fn input_ended() {
+    tokio::io::stdin().read_to_end(&mut Vec::new()).await.unwrap();
+}
+
+/// Serves calls over HTTP until the input ends.
+async fn serve(tasks: DurableTaskManager<RedisBackend>, tools: TaskTools, config: TaskServerConfig) {
     let server =
         TaskServer::with_config(Nothing, tasks.clone(), OwnerSource::extensions(owner), tools, config)
             .unwrap();
-
     let config = StreamableHttpServerConfig::default().with_legacy_session_mode(false);
     let streams = config.cancellation_token.clone();
     let sessions = Arc::new(NeverSessionManager::default());
@@ -100,30 +139,30 @@ async fn instance_process() {
 
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     println!("\n{ADDRESS}{}", listener.local_addr().unwrap());
-    let input_ended = async move {
-        tokio::io::stdin().read_to_end(&mut Vec::new()).await.unwrap();
+    let stop = async move {
+        input_ended().await;
         streams.cancel();
     };
-    axum::serve(listener, app).with_graceful_shutdown(input_ended).await.unwrap();
+    axum::serve(listener, app).with_graceful_shutdown(stop).await.unwrap();
     tasks.shutdown().await;
 }
 
-/// A running instance. Dropping it kills the process.
+/// A running process. Dropping it kills the process.
 pub struct Instance {
-    /// The host and port.
+    /// The host and port; empty for a worker.
     pub address: String,
     process: Child,
     input: ChildStdin,
 }
 
 impl Instance {
-    pub async fn start(redis: &str, log: &Path, hold_for: Duration) -> Self {
+    pub async fn start(redis: &str, log: &Path, role: Role) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "fleet::instance::instance_process", "--nocapture"])
             .args(["--test-threads", "1"])
             .env(REDIS, redis)
             .env(LOG, log)
-            .env(HOLD_FOR, hold_for.as_millis().to_string())
+            .env(ROLE, serde_json::to_string(&role).unwrap())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::call;
 use super::faulty::{Fault, Faulty};
+use crate::common::LONG;
 use crate::support::{owner, timers};
 
 #[rstest]
@@ -139,7 +140,8 @@ async fn a_write_without_an_answer_is_resolved_when_the_engine_answers_again(
 #[tokio::test]
 async fn an_overdue_task_is_returned_as_failed_while_the_engine_rejects_writes() {
     let backend = Faulty::new();
-    let tasks = TaskStore::new(LocalAgenda::new(Arc::clone(&backend)));
+    let config = StoreConfig::new().retention(LONG);
+    let tasks = TaskStore::with_config(LocalAgenda::new(Arc::clone(&backend)), config);
     let short = call().ttl(Duration::from_millis(20));
     let overdue = tasks.create(&owner("alice"), short).await.unwrap();
     let other = tasks.create(&owner("alice"), call()).await.unwrap();

@@ -12,6 +12,7 @@ mod parts;
 mod processor;
 mod races;
 mod records;
+mod sqlite;
 mod sweeps;
 mod tasks;
 mod watch;
@@ -23,9 +24,9 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::bench::Bench;
-use crate::report::Report;
+use crate::report::Reports;
 
-/// The subjects, in the order of the table.
+/// The subjects, in the order of the tables.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Subject {
     Records,
@@ -44,11 +45,13 @@ pub enum Subject {
     Watch,
     Wire,
     InProcess,
+    Sqlite,
 }
 
 impl Subject {
     /// Measures the rows. `charts` is the folder for the charts.
-    pub async fn measure(self, bench: &Bench, charts: &Path, report: &mut Report) -> Result<()> {
+    pub async fn measure(self, bench: &Bench, charts: &Path, reports: &mut Reports) -> Result<()> {
+        let report = &mut reports.redis;
         match self {
             Self::Records => records::rows(bench, report).await,
             Self::Charts => sweeps::rows(bench, charts, report).await,
@@ -66,6 +69,7 @@ impl Subject {
             Self::Watch => watch::rows(bench, report).await,
             Self::Wire => wire::rows(bench, report).await,
             Self::InProcess => in_process::rows(bench, report),
+            Self::Sqlite => sqlite::rows(bench, &mut reports.sqlite).await,
         }
     }
 }
