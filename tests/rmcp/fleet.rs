@@ -346,7 +346,7 @@ async fn a_slot_stays_held_after_the_reply_to_a_renewal_was_lost(#[case] engine:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_whose_slot_has_expired_in_an_outage_takes_a_slot_again() {
-    let (calls, lease) = (Calls::of(Arc::new(MemoryBackend::new())), Duration::from_millis(500));
+    let (calls, lease) = (Calls::of(Arc::new(MemoryBackend::new())), Duration::from_secs(2));
     let worker = instance(&calls.agenda(), lease, ManagerConfig::new().limit("render", 1));
     let (log, finish) = (Log::default(), Arc::new(tokio::sync::Notify::new()));
     let (of_operation, finished) = (log.clone(), Arc::clone(&finish));
@@ -367,7 +367,7 @@ async fn an_attempt_whose_slot_has_expired_in_an_outage_takes_a_slot_again() {
     calls.slots_fail.store(false, Relaxed);
     within(until_slots(&calls.engine, 1)).await;
     ids.push(enqueue(&worker, "alice", "render").await);
-    sleep(lease * 3).await;
+    sleep(lease * 3 / 2).await;
     assert_eq!(log.starts().len(), 1);
     finish.notify_one();
     until(|| log.starts().len() == 2).await;
