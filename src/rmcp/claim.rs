@@ -57,7 +57,12 @@ pub(super) async fn claim_and_resolve<B: Agenda>(
             Next::After(RETRY_DELAY)
         }
     };
-    let Some(due) = &waiting.due else { return };
+    let Some(due) = &waiting.due else {
+        if next != Next::Remove {
+            runtime.claiming.add_refused_turn(waiting.key);
+        }
+        return;
+    };
     match timeout(limit, runtime.store.backend().resolve(due, next)).await {
         Ok(Ok(_)) => {}
         // The timer fires again when it is no longer hidden. Its taker then finds nothing to claim.
@@ -90,7 +95,7 @@ async fn claim<B: Agenda>(
         Err(FleetFull::Operation) => return Ok(Next::After(FLEET_POLL)),
         Err(FleetFull::Owner) => {
             runtime.claiming.was_refused.store(true, Ordering::Release);
-            runtime.claiming.full_owners.add(&waiting.key.owner, OWNER_FULL_DELAY);
+            runtime.claiming.full_owners.note_refused(&waiting.key.owner);
             return Ok(Next::After(OWNER_FULL_DELAY));
         }
     };

@@ -260,7 +260,9 @@ impl<B: Agenda> Claimer<B> {
 
     /// Searches for owners whose tasks wait behind those of another owner, while more tasks wait than this instance can run.
     async fn search_owners(&mut self, round: &ClaimRound<'_, B>, priority: Priority) {
-        let full = round.runtime.claiming.full_owners.now();
+        let claiming = &round.runtime.claiming;
+        claiming.take_refused_turns().iter().for_each(|key| self.owners.readmit(key));
+        let full = claiming.full_owners.owners();
         let search = self.owners.search(round.runtime.store.backend(), round.operations, priority, &full);
         match timeout(self.call_limit, search).await {
             Ok(Ok(())) => {}

@@ -26,31 +26,46 @@ pub(super) struct FleetLimits {
     pub(super) per_owner: Option<u32>,
 }
 
-/// The owners that had as many attempts as one owner may have when a task was last claimed.
-#[derive(Debug, Default)]
-pub(super) struct FullOwners(Mutex<HashMap<OwnerId, Instant>>);
+/// How long a refusal, or the end of an attempt, says something about an owner.
+const RECENT: Duration = Duration::from_secs(1);
+
+/// The owners that have as many attempts as one owner may have, as far as this process knows. An owner whose attempts end here now
+/// and then is not one of them, because its next task can be claimed soon.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FullOwners(Arc<Mutex<HashMap<OwnerId, Sign>>>);
+
+/// The last sign of whether an owner is full.
+#[derive(Debug)]
+struct Sign {
+    is_full: bool,
+    at: Instant,
+}
 
 impl FullOwners {
-    /// Adds an owner for this time.
-    pub(super) fn add(&self, owner: &OwnerId, time: Duration) {
-        self.current().insert(owner.clone(), Instant::now() + time);
+    /// Notes that a task of an owner was not claimed.
+    pub(super) fn note_refused(&self, owner: &OwnerId) {
+        let mut signs = self.recent();
+        if signs.get(owner).is_none_or(|sign| sign.is_full) {
+            signs.insert(owner.clone(), Sign { is_full: true, at: Instant::now() });
+        }
     }
 
-    /// Returns the owners whose time has not passed.
-    pub(super) fn now(&self) -> HashSet<OwnerId> {
-        self.current().keys().cloned().collect()
+    fn note_attempt_ended(&self, owner: &OwnerId) {
+        self.recent().insert(owner.clone(), Sign { is_full: false, at: Instant::now() });
     }
 
-    /// Removes the owners whose time has passed.
-    fn current(&self) -> MutexGuard<'_, HashMap<OwnerId, Instant>> {
-        let (mut owners, now) = (self.lock(), Instant::now());
-        owners.retain(|_, until| now < *until);
-        owners
+    pub(super) fn owners(&self) -> HashSet<OwnerId> {
+        let signs = self.recent();
+        let full = signs.iter().filter(|(_, sign)| sign.is_full);
+        full.map(|(owner, _)| owner.clone()).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, Instant>> {
+    /// Removes the signs that are no longer recent.
+    fn recent(&self) -> MutexGuard<'_, HashMap<OwnerId, Sign>> {
         // No code panics while it holds this lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut signs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        signs.retain(|_, sign| sign.at.elapsed() < RECENT);
+        signs
     }
 }
 
@@ -104,7 +119,10 @@ impl FleetLimits {
         for (limit, full) in [(of_owner, FleetFull::Owner), (of_operation, FleetFull::Operation)] {
             let Some(limit) = limit else { continue };
             match runtime.store.take_slot(&limit).await? {
-                Some(slot) => slots._kept.push(keep(runtime, limit, slot)),
+                Some(slot) => {
+                    let owner = (full == FleetFull::Owner).then(|| owner.clone());
+                    slots._kept.push(keep(runtime, limit, slot, owner));
+                }
                 None => return Ok(Err(full)),
             }
         }
@@ -113,13 +131,20 @@ impl FleetLimits {
 }
 
 /// Renews a slot until the returned sender is dropped, and then frees it. A shutdown waits for that.
-fn keep<B: Agenda>(runtime: &Runtime<B>, limit: SlotLimit, slot: HeldSlot<B>) -> oneshot::Sender<()> {
+fn keep<B: Agenda>(
+    runtime: &Runtime<B>,
+    limit: SlotLimit,
+    slot: HeldSlot<B>,
+    owner: Option<OwnerId>,
+) -> oneshot::Sender<()> {
     let (kept, dropped) = oneshot::channel();
     let counted = runtime.calls.add();
     let keeper = SlotKeeper {
         store: runtime.store.clone(),
         limit,
         slot: Some(slot),
+        owner,
+        full_owners: runtime.claiming.full_owners.clone(),
         freed: Arc::clone(&runtime.claiming.place_freed),
         shutdown: runtime.shutdown.signal(),
     };
@@ -137,6 +162,9 @@ struct SlotKeeper<B> {
     limit: SlotLimit,
     /// `None` after the slot has expired.
     slot: Option<HeldSlot<B>>,
+    /// The owner, for a slot of the limit of an owner.
+    owner: Option<OwnerId>,
+    full_owners: FullOwners,
     freed: Arc<Notify>,
     shutdown: ShutdownSignal,
 }
@@ -188,6 +216,9 @@ impl<B: Agenda> SlotKeeper<B> {
                 tracing::debug!(error = %Chain(&error), "a slot could not be freed; it expires")
             }
             Err(_) => tracing::debug!("a slot could not be freed within {SHUTDOWN_CALL_LIMIT:?}; it expires"),
+        }
+        if let Some(owner) = &self.owner {
+            self.full_owners.note_attempt_ended(owner);
         }
         self.freed.notify_one();
     }

@@ -26,6 +26,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 const FRESH: Duration = Duration::from_secs(5);
 /// The same while an owner has as many attempts as one owner may have: its turn must come soon after an attempt ends.
 const FRESH_BEHIND_FULL: Duration = Duration::from_secs(1);
+/// How long a task that had its turn is left out of further searches: its timer stays in the queue, in front of those of the tasks
+/// that its owner has enqueued later.
+const LEFT_OUT: Duration = Duration::from_secs(30);
+/// How many such tasks are remembered.
+const MAX_LEFT_OUT: usize = 16_384;
 /// How many owners are remembered for the order of their turns.
 const MAX_SERVED: usize = 16_384;
 
@@ -43,6 +48,8 @@ pub(super) struct OwnerTurns {
     /// turn while each task takes longer than what was found is fresh.
     served: HashMap<OwnerId, u64>,
     turns: u64,
+    /// The tasks that had their turn, each with the time.
+    left_out: HashMap<TaskKey, Instant>,
     /// Where the next search begins: the queue, and the place in it.
     position: Option<(Queue, Option<Cursor>)>,
     next_search: Option<Instant>,
@@ -58,6 +65,10 @@ impl OwnerTurns {
             self.found.push_back(tasks);
         }
         self.note_turn(&next.1.owner);
+        if self.left_out.len() >= MAX_LEFT_OUT {
+            self.left_out.clear();
+        }
+        self.left_out.insert(next.1.clone(), Instant::now());
         Some(next)
     }
 
@@ -68,6 +79,11 @@ impl OwnerTurns {
         }
         self.turns += 1;
         self.served.insert(owner.clone(), self.turns);
+    }
+
+    /// Lets a further search find a task again that had its turn and was refused.
+    pub(super) fn readmit(&mut self, key: &TaskKey) {
+        self.left_out.remove(key);
     }
 
     /// Returns the priority of the tasks whose owners have their turns; `None` if no owner has.
@@ -106,9 +122,9 @@ impl OwnerTurns {
         let queues = operations.iter().filter_map(|name| Queue::work(name, priority).ok());
         let mut owners = self.read(engine, queues.collect(), full).await?;
         // The tasks of one owner are claimed in the order of the queue, which costs less.
-        let has_several = owners.len() + full.len() > 1;
-        self.pause = if has_several { PAUSE } else { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) };
-        if !has_several {
+        let is_alone = owners.len() <= 1 && full.is_empty();
+        self.pause = if is_alone { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) } else { PAUSE };
+        if is_alone {
             owners.clear();
         }
         owners.sort_by_key(|tasks| tasks.front().and_then(|(_, key)| self.served.get(&key.owner).copied()));
@@ -131,6 +147,7 @@ impl OwnerTurns {
             Some(first) => queues.rotate_left(first),
             None => after = None,
         }
+        self.left_out.retain(|_, at| at.elapsed() < LEFT_OUT);
         let max_tasks = if full.is_empty() { MAX_TASKS } else { MAX_TASKS_BEHIND_FULL };
         let (now, mut found) = (engine.now(), ByOwner { max_tasks, ..ByOwner::default() });
         let (mut queues, mut after) = (queues.into_iter(), after.flatten());
@@ -140,7 +157,8 @@ impl OwnerTurns {
             let page = engine.timers(queue, after.as_ref()).await?;
             let is_last = page.timers.last().is_none_or(|timer| timer.due_at > now);
             let due = page.timers.into_iter().filter(|timer| timer.due_at <= now).map(|timer| timer.key);
-            due.filter(|key| !full.contains(&key.owner)).for_each(|key| found.add(queue, key));
+            let has_turn = |key: &TaskKey| !full.contains(&key.owner) && !self.left_out.contains_key(key);
+            due.filter(has_turn).for_each(|key| found.add(queue, key));
             after = page.next.filter(|_| !is_last);
             if after.is_none() {
                 current = queues.next();
@@ -281,5 +299,18 @@ mod tests {
         turns.search(&engine, &["render".to_owned()], Priority::Normal, &full).await.unwrap();
         let found: Vec<_> = std::iter::from_fn(|| turns.next()).map(|(_, key)| key.owner).collect();
         assert_eq!(found, vec!["bob".try_into().unwrap(); MAX_TASKS_BEHIND_FULL]);
+    }
+
+    #[tokio::test]
+    async fn a_search_finds_the_later_tasks_of_an_owner_although_the_timers_of_earlier_ones_stay() {
+        let engine = engine(&[("alice", 300), ("bob", 20)]).await;
+        let mut turns = OwnerTurns::default();
+        let mut found = HashSet::new();
+        for _ in 0..3 {
+            turns.search(&engine, &["render".to_owned()], Priority::Normal, &HashSet::new()).await.unwrap();
+            let of_bob = std::iter::from_fn(|| turns.next()).filter(|(_, key)| key.owner.as_str() == "bob");
+            found.extend(of_bob.map(|(_, key)| key.task));
+        }
+        assert_eq!(found.len(), 20);
     }
 }

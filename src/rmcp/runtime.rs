@@ -25,7 +25,7 @@ use super::run::Run;
 use super::shutdown::Shutdown;
 use super::slots::{Slot, Slots};
 use super::supervise::supervise;
-use crate::backend::Agenda;
+use crate::backend::{Agenda, TaskKey};
 use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::StoredTask;
 
@@ -73,6 +73,23 @@ pub(super) struct Claiming {
     /// A task was not claimed, because the engine has failed, or because its owner has as many attempts as one owner may have.
     pub(super) was_refused: AtomicBool,
     pub(super) full_owners: FullOwners,
+    /// Tasks that had their turn, and were refused. They may have another one.
+    refused_turns: Mutex<Vec<TaskKey>>,
+}
+
+impl Claiming {
+    pub(super) fn add_refused_turn(&self, key: TaskKey) {
+        self.refused_turns().push(key);
+    }
+
+    pub(super) fn take_refused_turns(&self) -> Vec<TaskKey> {
+        std::mem::take(&mut *self.refused_turns())
+    }
+
+    fn refused_turns(&self) -> MutexGuard<'_, Vec<TaskKey>> {
+        // No code panics while it holds this lock.
+        self.refused_turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Claiming {

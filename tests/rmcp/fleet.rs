@@ -346,7 +346,7 @@ async fn a_slot_stays_held_after_the_reply_to_a_renewal_was_lost(#[case] engine:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_whose_slot_has_expired_in_an_outage_takes_a_slot_again() {
-    let (calls, lease) = (Calls::of(Arc::new(MemoryBackend::new())), Duration::from_millis(500));
+    let (calls, lease) = (Calls::of(Arc::new(MemoryBackend::new())), Duration::from_secs(2));
     let worker = instance(&calls.agenda(), lease, ManagerConfig::new().limit("render", 1));
     let (log, finish) = (Log::default(), Arc::new(tokio::sync::Notify::new()));
     let (of_operation, finished) = (log.clone(), Arc::clone(&finish));
@@ -367,7 +367,7 @@ async fn an_attempt_whose_slot_has_expired_in_an_outage_takes_a_slot_again() {
     calls.slots_fail.store(false, Relaxed);
     within(until_slots(&calls.engine, 1)).await;
     ids.push(enqueue(&worker, "alice", "render").await);
-    sleep(lease * 3).await;
+    sleep(lease * 3 / 2).await;
     assert_eq!(log.starts().len(), 1);
     finish.notify_one();
     until(|| log.starts().len() == 2).await;
@@ -422,7 +422,7 @@ async fn a_claimer_whose_claims_are_refused_calls_the_engine_some_hundred_times_
 #[apply(on_every_engine)]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tasks_of_others_go_on_behind_many_tasks_of_an_owner_at_its_limit(#[case] engine: Engine) {
-    const BEHIND: usize = 3_000;
+    const BEHIND: usize = 2_500;
     let store = engine.open().await;
     let log = Log::default();
     let server = instance(&store.backend, LONG, ManagerConfig::new());
@@ -443,4 +443,5 @@ async fn the_tasks_of_others_go_on_behind_many_tasks_of_an_owner_at_its_limit(#[
         "figure | {engine:?}: tasks a second behind {BEHIND} tasks of an owner at its limit | {rate:.0}"
     );
     assert_eq!(log.most("alice"), 4);
+    assert!(rate > 2.0, "{rate}");
 }
