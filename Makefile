@@ -39,7 +39,7 @@ test: redis-up redis-server faketime ## run every test, on the memory engine, on
 	@scripts/test.sh
 
 .PHONY: test-faults
-test-faults: redis-up redis-server faketime ## run the long fault tests, fuzz each target, and print one table of figures | 1 h | fuzz/found
+test-faults: redis-up redis-server faketime ## run the long fault tests, fuzz each target, and print one table of figures | 1 h 20 min | fuzz/found
 	@scripts/test-faults.sh
 
 .PHONY: test-matrix

@@ -11,8 +11,10 @@ for suite in faults "redis cluster:: sentinel:: one_owner::" "lifecycle lost_wor
 	echo "== ${suite}"
 	"${test[@]}" "${words[@]:1}" | tee -a "$figures"
 	echo "== ${suite}, long tests"
-	"${test[@]}" --ignored long | tee -a "$figures"
+	"${test[@]}" --ignored long --skip load::long | tee -a "$figures"
 done
+echo "== the load of 100,000 calls, in a build with optimization"
+cargo test --release --features "${FEATURES:-redis-tests,pmcp}" --test faults -- --nocapture --ignored load::long | tee -a "$figures"
 scripts/fuzz.sh | tee -a "$figures"
 echo
 sed -n 's/^.*figure | //p' "$figures" | column -t -s '|' -o '|'
