@@ -11,7 +11,9 @@ use super::durations::millis;
 use super::error::TaskError;
 use super::new_task::NewTask;
 use super::records::Records;
-use crate::backend::{Agenda, OwnerId, StorageError, TaskId, TaskKey};
+#[cfg(feature = "rmcp")]
+use crate::backend::StorageError;
+use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask};
 
@@ -66,6 +68,7 @@ impl<B: Agenda> TaskStore<B> {
     ///
     /// # Errors
     /// As for [`enqueue`](Self::enqueue).
+    #[cfg(feature = "rmcp")]
     pub(crate) async fn enqueue_as(&self, key: &TaskKey, new: NewTask) -> Result<StoredTask, TaskError> {
         let records = self.0.records();
         let deadline = records.deadline();

@@ -44,6 +44,8 @@ struct Form {
     /// How long tasks may take to end after the last fault.
     patience: Duration,
     store: Store,
+    /// Whether one process only enqueues tasks, and the others claim them.
+    separates_workers: bool,
 }
 
 /// What stores the tasks.
@@ -67,7 +69,10 @@ const SHORT: Form = Form {
     least_kept: 1,
     patience: Duration::from_secs(90),
     store: Store::Server,
+    separates_workers: false,
 };
+const SHORT_OF_SEPARATE_WORKERS: Form =
+    Form { tasks: 200, rages: Duration::from_secs(9), separates_workers: true, ..SHORT };
 const SHORT_IN_A_FILE: Form = Form { tasks: 200, rages: Duration::from_secs(9), store: Store::File, ..SHORT };
 const LONG: Form = Form {
     tasks: 5_000,
@@ -80,6 +85,7 @@ const LONG: Form = Form {
     least_kept: 1_000,
     patience: Duration::from_secs(180),
     store: Store::Server,
+    separates_workers: false,
 };
 const CLUSTER: Store = Store::Servers(Topology::Cluster);
 const BEHIND_SENTINELS: Store = Store::Servers(Topology::Sentinels { replicas: 2 });
@@ -94,6 +100,7 @@ const SHORT_ON_SEVERAL: Form = Form {
     least_kept: 1,
     patience: Duration::from_secs(90),
     store: CLUSTER,
+    separates_workers: false,
 };
 const LONG_ON_SEVERAL: Form = Form {
     tasks: 1_000,
@@ -106,6 +113,7 @@ const LONG_ON_SEVERAL: Form = Form {
     least_kept: 200,
     patience: Duration::from_secs(180),
     store: CLUSTER,
+    separates_workers: false,
 };
 
 fn seed() -> u64 {
@@ -159,6 +167,11 @@ async fn tasks_of_workers_that_fail_end_with_their_result_or_with_the_true_reaso
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn enqueued_tasks_of_separate_workers_that_fail_end_with_their_result_or_with_the_true_reason() {
+    survives(SHORT_OF_SEPARATE_WORKERS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_in_a_file_of_workers_that_fail_end_with_their_result_or_with_the_true_reason() {
     survives(SHORT_IN_A_FILE).await;
 }
@@ -189,6 +202,18 @@ async fn long_form_of_tasks_behind_sentinels_of_a_master_that_fails() {
 #[ignore = "takes some minutes"]
 async fn long_form_of_tasks_in_a_file_of_workers_that_fail() {
     survives(Form { store: Store::File, ..LONG }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes some minutes"]
+async fn long_form_of_enqueued_tasks_of_separate_workers_that_fail() {
+    survives(Form { separates_workers: true, ..LONG }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes some minutes"]
+async fn long_form_of_enqueued_tasks_in_a_file_of_separate_workers_that_fail() {
+    survives(Form { separates_workers: true, store: Store::File, ..LONG }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -28,6 +28,8 @@ pub struct Bounds {
     /// A worker that can reach the server for this long without a break has stored its result.
     pub storing: u64,
     pub max_attempts: u32,
+    /// Whether the process that creates a task makes the first attempt.
+    pub begins_where_created: bool,
     pub least_resumptions: usize,
 }
 
@@ -292,7 +294,9 @@ impl Case<'_> {
         let (run, from) = match (began, self.story.created) {
             (Some(begun), _) => (begun.run, self.claimed(begun.at)),
             // The attempt was lost before the operation began. The process is known only for a first attempt.
-            (None, Some((run, at))) if attempt == 1 => (run, self.claimed(at)),
+            (None, Some((run, at))) if attempt == 1 && self.bounds.begins_where_created => {
+                (run, self.claimed(at))
+            }
             _ => return true,
         };
         self.history.life(run).may_have_lost(Span { from, to: until }, self.bounds.silence)

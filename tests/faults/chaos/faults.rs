@@ -14,7 +14,7 @@ use super::file::{FILE_FAULTS, File, FileFault};
 use super::log::{Event, Log};
 use super::network::Network;
 use super::replicated::{Replicated, ReplicatedCounts, ReplicatedFault};
-use super::worker::{Request, Worker};
+use super::worker::{Request, Role, Worker};
 use crate::support::Random;
 use crate::support::clock::{set_clock, start_server};
 use crate::support::place::Place;
@@ -246,6 +246,7 @@ impl Counts {
 pub struct Supervisor {
     name: char,
     place: Place,
+    role: Role,
     pub network: Option<Network>,
     worker: Mutex<Arc<Worker>>,
     lives: AtomicU64,
@@ -254,12 +255,20 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    pub fn new(number: usize, place: Place, network: Option<Network>, folder: &Path, log: Arc<Log>) -> Self {
+    pub fn new(
+        number: usize,
+        role: Role,
+        place: Place,
+        network: Option<Network>,
+        folder: &Path,
+        log: Arc<Log>,
+    ) -> Self {
         let name = char::from(b'a' + u8::try_from(number).unwrap());
-        let worker = Self::launch(&place, name, 1, folder, &log);
+        let worker = Self::launch(&place, role, name, 1, folder, &log);
         Self {
             name,
             place,
+            role,
             network,
             worker: Mutex::new(Arc::new(worker)),
             lives: AtomicU64::new(1),
@@ -268,10 +277,10 @@ impl Supervisor {
         }
     }
 
-    fn launch(place: &Place, name: char, life: u64, folder: &Path, log: &Log) -> Worker {
+    fn launch(place: &Place, role: Role, name: char, life: u64, folder: &Path, log: &Log) -> Worker {
         let run = format!("{name}{life}");
         log.append(Event::Started { run: run.clone() });
-        Worker::start(place, run, folder)
+        Worker::start(place, run, folder, role)
     }
 
     pub fn worker(&self) -> Arc<Worker> {
@@ -281,7 +290,7 @@ impl Supervisor {
     fn start_again(&self) {
         let life = self.lives.fetch_add(1, SeqCst) + 1;
         *self.worker.lock().unwrap() =
-            Arc::new(Self::launch(&self.place, self.name, life, &self.folder, &self.log));
+            Arc::new(Self::launch(&self.place, self.role, self.name, life, &self.folder, &self.log));
     }
 
     fn kill(&self, worker: &Worker) {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_task_store::{
-    Agenda, DurableTaskManager, OnWorkerLost, RegisteredOptions, StoreConfig, TaskContext, TaskError,
-    TaskStore,
+    Agenda, DurableTaskManager, ManagerConfig, OnWorkerLost, RegisteredOptions, StoreConfig, TaskContext,
+    TaskError, TaskStore,
 };
 use rmcp::model::{
     CallToolResult, ContentBlock, ElicitRequest, ElicitRequestParams, ElicitationSchema, InputRequest,
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::log::{Event, Log};
+use super::worker::Role;
 use crate::support::{Random, owner};
 
 pub type Manager = DurableTaskManager<Arc<dyn Agenda>>;
@@ -81,14 +82,19 @@ impl Plan {
     }
 }
 
-pub fn manager(backend: Arc<dyn Agenda>, log: Arc<Log>, run: String) -> Manager {
+pub fn manager(backend: Arc<dyn Agenda>, log: Arc<Log>, run: String, role: Role) -> Manager {
     // The record of a brief task must still exist after steps of the clock.
     let config = StoreConfig::new()
         .lease(LEASE)
         .call_timeout(Duration::from_secs(5))
         .max_tasks_per_owner(None)
         .retention(Duration::from_secs(20_000));
-    let manager = DurableTaskManager::new(TaskStore::with_config(backend, config));
+    let store = TaskStore::with_config(backend, config);
+    // As many as the clients of a run have at once.
+    let manager = DurableTaskManager::with_config(store, ManagerConfig::new().max_concurrent(250));
+    if role == Role::Server {
+        return manager;
+    }
     manager.register("work", move |context, arguments| {
         work(context, serde_json::from_value(arguments).unwrap(), Arc::clone(&log), run.clone())
     });
@@ -97,18 +103,31 @@ pub fn manager(backend: Arc<dyn Agenda>, log: Arc<Log>, run: String) -> Manager 
 
 pub async fn spawn(manager: &Manager, plan: Plan, log: &Arc<Log>, run: &str) -> Result<String, TaskError> {
     let owner = owner(&plan.owner);
-    let mut options = TaskOptions::new();
-    options.ttl_ms = Some(if plan.brief { BRIEF } else { Duration::from_secs(20_000) }.as_millis() as u64);
     let task = if plan.closure {
-        let (log, run) = (Arc::clone(log), run.to_owned());
+        let (log, run, options) = (Arc::clone(log), run.to_owned(), ttl(&plan));
         manager.spawn(&owner, "closure", options, |context| work(context, plan, log, run)).await?
     } else {
-        let then = if plan.resume { OnWorkerLost::Resume } else { OnWorkerLost::Fail };
         let arguments = serde_json::to_value(&plan).unwrap();
-        let options = RegisteredOptions::from(options).on_worker_lost(then);
-        manager.spawn_registered(&owner, "work", arguments, options).await?
+        manager.spawn_registered(&owner, "work", arguments, options(&plan)).await?
     };
     Ok(task.task_id)
+}
+
+/// Creates a task that waits for a worker.
+pub async fn enqueue(manager: &Manager, plan: &Plan) -> Result<String, TaskError> {
+    let arguments = serde_json::to_value(plan).unwrap();
+    let task = manager.enqueue(&owner(&plan.owner), "work", arguments, options(plan)).await?;
+    Ok(task.task_id)
+}
+
+fn ttl(plan: &Plan) -> TaskOptions {
+    let ttl = if plan.brief { BRIEF } else { Duration::from_secs(20_000) };
+    TaskOptions::new().with_ttl_ms(ttl.as_millis() as u64)
+}
+
+fn options(plan: &Plan) -> RegisteredOptions {
+    let then = if plan.resume { OnWorkerLost::Resume } else { OnWorkerLost::Fail };
+    RegisteredOptions::from(ttl(plan)).on_worker_lost(then)
 }
 
 fn work(context: TaskContext, plan: Plan, log: Arc<Log>, run: String) -> TaskFuture {

@@ -7,8 +7,13 @@ use super::ends::{End, Outcome};
 use super::log::{Event, Found, Line};
 use super::operation::Plan;
 
-const BOUNDS: Bounds =
-    Bounds { silence: 1_000_000, storing: 3_000_000, max_attempts: 3, least_resumptions: 0 };
+const BOUNDS: Bounds = Bounds {
+    silence: 1_000_000,
+    storing: 3_000_000,
+    max_attempts: 3,
+    begins_where_created: true,
+    least_resumptions: 0,
+};
 
 /// A log of one task `t`, with one event each second, and its final record.
 struct Run {

@@ -20,7 +20,7 @@ use super::log::{self, Event, Line, Log};
 use super::network::Network;
 use super::operation::{MAX_ATTEMPTS, Plan};
 use super::replicated::Replicated;
-use super::worker::log_of;
+use super::worker::{Role, log_of};
 use super::{Form, Store};
 use crate::support::deployment::Endpoints;
 use crate::support::place::Place;
@@ -68,7 +68,12 @@ impl Run {
                 Storage::Replicated(servers) => (Place::Servers(servers.endpoints()), None),
                 Storage::File(file) => (file.place(), None),
             };
-            Supervisor::new(number, place, network, folder.path(), Arc::clone(&log))
+            let role = match (form.separates_workers, number) {
+                (false, _) => Role::Instance,
+                (true, 0) => Role::Server,
+                (true, _) => Role::Worker,
+            };
+            Supervisor::new(number, role, place, network, folder.path(), Arc::clone(&log))
         };
         let supervisors = Arc::new((0..WORKERS).map(supervisor).collect());
         Self { form, seed, folder, log, storage, direct, supervisors }
@@ -135,6 +140,7 @@ impl Run {
             silence: 1_000_000,
             storing: 3_000_000,
             max_attempts: MAX_ATTEMPTS,
+            begins_where_created: !self.form.separates_workers,
             least_resumptions: self.form.least_resumptions,
         };
         Checked { report: checker::check(&lines, &ends, bounds), lines, ends }

@@ -31,6 +31,18 @@ struct Settings {
     place: Place,
     run: String,
     folder: PathBuf,
+    role: Role,
+}
+
+/// Which tasks a process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Those that it creates, and those that it resumes.
+    Instance,
+    /// None. It enqueues the tasks that it creates.
+    Server,
+    /// Those that it claims. It enqueues the tasks that it creates.
+    Worker,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,7 +69,7 @@ pub fn log_of(folder: &Path) -> PathBuf {
 /// Runs in a worker process.
 pub async fn serve() {
     let Ok(settings) = std::env::var(SETTINGS) else { return };
-    let Settings { place, run, folder } = serde_json::from_str(&settings).unwrap();
+    let Settings { place, run, folder, role } = serde_json::from_str(&settings).unwrap();
     let trace = std::fs::File::create(folder.join(format!("{run}.trace"))).unwrap();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_max_level(LevelFilter::INFO);
     subscriber.with_writer(Mutex::new(trace)).init();
@@ -69,7 +81,7 @@ pub async fn serve() {
         }
         sleep(Duration::from_millis(50)).await;
     };
-    let manager = operation::manager(backend, Arc::clone(&log), run.clone());
+    let manager = operation::manager(backend, Arc::clone(&log), run.clone(), role);
     println!("\n{REPLY}{}", json!("ready"));
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await.unwrap() {
@@ -77,7 +89,7 @@ pub async fn serve() {
         let (manager, log, run) = (manager.clone(), Arc::clone(&log), run.clone());
         tokio::spawn(async move {
             let is_last = matches!(what, Request::Shutdown);
-            let what = handle(what, &manager, &log, &run).await;
+            let what = handle(what, &manager, &log, &run, role).await;
             println!("{REPLY}{}", serde_json::to_string(&Numbered { number, what }).unwrap());
             if is_last {
                 std::process::exit(0);
@@ -88,9 +100,18 @@ pub async fn serve() {
     std::process::exit(0);
 }
 
-async fn handle(request: Request, manager: &operation::Manager, log: &Arc<Log>, run: &str) -> Reply {
+async fn handle(
+    request: Request,
+    manager: &operation::Manager,
+    log: &Arc<Log>,
+    run: &str,
+    role: Role,
+) -> Reply {
     let done = match request {
-        Request::Spawn { plan } => operation::spawn(manager, plan, log, run).await.map(Value::from),
+        Request::Spawn { plan } if role == Role::Instance => {
+            operation::spawn(manager, plan, log, run).await.map(Value::from)
+        }
+        Request::Spawn { plan } => operation::enqueue(manager, &plan).await.map(Value::from),
         Request::Status { owner, task } => operation::status(manager, &owner, &task).await,
         Request::Answer { owner, task, answer } => {
             operation::answer(manager, &owner, &task, answer).await.map(Value::from)
@@ -122,8 +143,8 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a process, which accepts requests when it [is ready](Self::is_ready).
-    pub fn start(place: &Place, run: String, folder: &Path) -> Self {
-        let settings = Settings { place: place.clone(), run: run.clone(), folder: folder.to_owned() };
+    pub fn start(place: &Place, run: String, folder: &Path, role: Role) -> Self {
+        let settings = Settings { place: place.clone(), run: run.clone(), folder: folder.to_owned(), role };
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "chaos::worker_process", "--nocapture", "--test-threads", "1"])
             .env(SETTINGS, serde_json::to_string(&settings).unwrap())
