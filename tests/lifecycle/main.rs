@@ -13,6 +13,7 @@ mod leases;
 mod limits;
 mod lost_workers;
 mod payloads;
+#[cfg(feature = "redis-tests")]
 mod recorded;
 mod retries;
 mod tasks;
