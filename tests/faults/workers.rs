@@ -6,21 +6,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mcp_task_store::{
-    Agenda, NewTask, OnWorkerLost, RedisBackend, SqliteBackend, StoreConfig, TaskContext, TaskKey,
-    TaskStatus, TaskStore, TaskTools, Worker,
+    Agenda, NewTask, OnWorkerLost, StoreConfig, TaskContext, TaskKey, TaskStatus, TaskStore, TaskTools,
+    Worker,
 };
 use rmcp::model::{CallToolResult, ContentBlock};
 use rmcp::schemars;
 use rmcp::task_manager::TaskExit;
 use rstest::rstest;
+use rstest_reuse::apply;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
-use crate::support::owner;
-use crate::support::redis::{Namespace, url};
-use crate::support::sqlite::Folder;
+use crate::support::place::Place;
+use crate::support::{Engine, Store, on_every_shared_engine, owner};
 
 /// The environment variable with the settings of a worker process.
 const SETTINGS: &str = "WORKER_PROCESS_SETTINGS";
@@ -28,49 +29,21 @@ const SETTINGS: &str = "WORKER_PROCESS_SETTINGS";
 const MESSAGE: &str = "worker> ";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-#[derive(Clone, Copy, Debug)]
-enum Engine {
-    Sqlite,
-    Redis,
+/// The settings of a worker process.
+#[derive(Serialize, Deserialize)]
+struct Settings {
+    place: Place,
+    concurrency: usize,
+    lease: Duration,
+    drain: Duration,
 }
 
-/// Where the records of a test are. Dropping it removes them.
-enum Place {
-    Sqlite(Folder),
-    Redis(Namespace),
-}
+type Tasks = TaskStore<Arc<dyn Agenda>>;
 
-impl Place {
-    fn new(engine: Engine) -> Self {
-        match engine {
-            Engine::Sqlite => Self::Sqlite(Folder::roomy()),
-            Engine::Redis => Self::Redis(Namespace::roomy()),
-        }
-    }
-
-    /// Returns how another process finds the records.
-    fn address(&self) -> Value {
-        match self {
-            Self::Sqlite(folder) => json!({ "sqlite": folder.path() }),
-            Self::Redis(namespace) => json!({ "redis": namespace.prefix }),
-        }
-    }
-
-    async fn tasks(&self, lease: Duration) -> TaskStore<Arc<dyn Agenda>> {
-        open(&self.address(), lease).await
-    }
-}
-
-async fn open(address: &Value, lease: Duration) -> TaskStore<Arc<dyn Agenda>> {
-    let engine: Arc<dyn Agenda> = match address["sqlite"].as_str() {
-        Some(path) => Arc::new(SqliteBackend::open(path).await.unwrap()),
-        None => {
-            let prefix = address["redis"].as_str().unwrap();
-            // A namespace would delete the keys when it is dropped.
-            Arc::new(RedisBackend::builder().prefix(prefix).connect(&url()).await.unwrap())
-        }
-    };
-    TaskStore::with_config(engine, StoreConfig::new().lease(lease).max_tasks_per_owner(None))
+/// Opens a store as another process does.
+async fn open(place: &Place, lease: Duration) -> Tasks {
+    let config = StoreConfig::new().lease(lease).max_tasks_per_owner(None);
+    TaskStore::with_config(place.open().await.unwrap(), config)
 }
 
 fn send(message: Value) {
@@ -99,12 +72,10 @@ async fn nap(task: TaskContext, nap: Nap) -> Result<CallToolResult, TaskExit> {
 #[ignore = "run by the tests of this file, in a process of its own"]
 async fn worker_process() {
     let Ok(settings) = std::env::var(SETTINGS) else { return };
-    let settings: Value = serde_json::from_str(&settings).unwrap();
-    let number = |name: &str| settings[name].as_u64().unwrap();
-    let store = open(&settings["address"], Duration::from_millis(number("lease_ms"))).await;
+    let Settings { place, concurrency, lease, drain } = serde_json::from_str(&settings).unwrap();
+    let store = open(&place, lease).await;
     let tools = TaskTools::new().tool("nap", "Works for a while", nap).resumable();
-    let worker = Worker::new(store).operations(tools).concurrency(number("concurrency") as usize);
-    let worker = worker.drain(Duration::from_millis(number("drain_ms")));
+    let worker = Worker::new(store).operations(tools).concurrency(concurrency).drain(drain);
     send(json!("ready"));
     worker.run().await.unwrap();
     send(json!("stopped"));
@@ -117,16 +88,11 @@ struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    async fn start(place: &Place, concurrency: usize, lease: Duration, drain: Duration) -> Self {
-        let settings = json!({
-            "address": place.address(),
-            "concurrency": concurrency,
-            "lease_ms": lease.as_millis() as u64,
-            "drain_ms": drain.as_millis() as u64,
-        });
+    async fn start(store: &Store, concurrency: usize, lease: Duration, drain: Duration) -> Self {
+        let settings = Settings { place: Place::of(store), concurrency, lease, drain };
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "workers::worker_process", "--nocapture", "--test-threads", "1"])
-            .env(SETTINGS, settings.to_string())
+            .env(SETTINGS, serde_json::to_string(&settings).unwrap())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -175,12 +141,12 @@ impl WorkerProcess {
     }
 }
 
-async fn enqueue(tasks: &TaskStore<Arc<dyn Agenda>>, ms: u64) -> TaskKey {
+async fn enqueue(tasks: &Tasks, ms: u64) -> TaskKey {
     let new = NewTask::new("tools/call").operation("nap").arguments(json!({ "ms": ms }));
     tasks.enqueue(&owner("alice"), new.on_worker_lost(OnWorkerLost::Resume)).await.unwrap().key
 }
 
-async fn ended(tasks: &TaskStore<Arc<dyn Agenda>>, key: &TaskKey) -> TaskStatus {
+async fn ended(tasks: &Tasks, key: &TaskKey) -> TaskStatus {
     tokio::time::timeout(PATIENCE, tasks.wait(key)).await.expect("the task ends").unwrap().task.status
 }
 
@@ -195,9 +161,9 @@ async fn an_idle_worker_in_another_process_starts_an_enqueued_task_at_once(
     #[case] engine: Engine,
     #[case] promised: Duration,
 ) {
-    let place = Place::new(engine);
-    let mut worker = WorkerProcess::start(&place, 4, LEASE, DRAIN).await;
-    let tasks = place.tasks(LEASE).await;
+    let store = engine.open_roomy().await;
+    let mut worker = WorkerProcess::start(&store, 4, LEASE, DRAIN).await;
+    let tasks = open(&Place::of(&store), LEASE).await;
     let mut times = Vec::new();
     for _ in 0..60 {
         let begun = now_us();
@@ -217,9 +183,9 @@ async fn an_idle_worker_in_another_process_starts_an_enqueued_task_at_once(
 
 /// Runs tasks on this many workers. Returns how many tasks a second they ended.
 async fn throughput(engine: Engine, workers: usize, number: usize) -> f64 {
-    let place = Place::new(engine);
-    let tasks = place.tasks(LEASE).await;
-    let start = (0..workers).map(|_| WorkerProcess::start(&place, 4, LEASE, DRAIN));
+    let store = engine.open_roomy().await;
+    let tasks = open(&Place::of(&store), LEASE).await;
+    let start = (0..workers).map(|_| WorkerProcess::start(&store, 4, LEASE, DRAIN));
     let mut processes = futures_util::future::join_all(start).await;
     let begun = Instant::now();
     let keys = futures_util::future::join_all((0..number).map(|_| enqueue(&tasks, 50))).await;
@@ -242,9 +208,7 @@ async fn throughput(engine: Engine, workers: usize, number: usize) -> f64 {
     rate
 }
 
-#[rstest]
-#[case::sqlite(Engine::Sqlite)]
-#[case::redis(Engine::Redis)]
+#[apply(on_every_shared_engine)]
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_share_a_queue_and_start_no_task_twice(#[case] engine: Engine) {
     let mut rates = Vec::new();
@@ -264,23 +228,21 @@ async fn twenty_workers_on_one_queue_do_not_hold_each_other_up() {
     println!("figure | Redis: tasks of 50 ms a second by 20 workers, each with 4 at once | {rate:.0}");
 }
 
-#[rstest]
-#[case::sqlite(Engine::Sqlite)]
-#[case::redis(Engine::Redis)]
+#[apply(on_every_shared_engine)]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_receives_sigterm_ends_what_it_can_and_releases_the_rest_to_others_at_once(
     #[case] engine: Engine,
 ) {
-    let place = Place::new(engine);
-    let tasks = place.tasks(LEASE).await;
-    let mut first = WorkerProcess::start(&place, 2, LEASE, Duration::from_secs(2)).await;
+    let store = engine.open_roomy().await;
+    let tasks = open(&Place::of(&store), LEASE).await;
+    let mut first = WorkerProcess::start(&store, 2, LEASE, Duration::from_secs(2)).await;
     let (short, long) = (enqueue(&tasks, 1_000).await, enqueue(&tasks, 3_600_000).await);
     let begun: BTreeSet<_> = [first.started().await.0, first.started().await.0].into();
     assert_eq!(begun, [&short, &long].map(|key| key.task.as_str().to_owned()).into());
     first.signal("-TERM");
     // The process has received the signal once it claims no more tasks. Until then it has no free slot.
     let waiting = enqueue(&tasks, 0).await;
-    let mut second = WorkerProcess::start(&place, 2, LEASE, Duration::ZERO).await;
+    let mut second = WorkerProcess::start(&store, 2, LEASE, Duration::ZERO).await;
     assert_eq!(second.started().await.0, waiting.task.as_str(), "the first worker takes no more");
     assert_eq!(ended(&tasks, &short).await, TaskStatus::Completed, "within the drain limit");
     let (resumed, attempt, _) = second.started().await;
@@ -292,19 +254,17 @@ async fn a_worker_that_receives_sigterm_ends_what_it_can_and_releases_the_rest_t
     assert_eq!(tasks.cancel(&long).await.unwrap().task.status, TaskStatus::Cancelled);
 }
 
-#[rstest]
-#[case::sqlite(Engine::Sqlite)]
-#[case::redis(Engine::Redis)]
+#[apply(on_every_shared_engine)]
 #[tokio::test(flavor = "multi_thread")]
 async fn another_worker_resumes_the_tasks_of_a_worker_that_is_killed(#[case] engine: Engine) {
-    let (place, lease) = (Place::new(engine), Duration::from_secs(1));
-    let tasks = place.tasks(lease).await;
-    let mut first = WorkerProcess::start(&place, 4, lease, DRAIN).await;
+    let (store, lease) = (engine.open_roomy().await, Duration::from_secs(1));
+    let tasks = open(&Place::of(&store), lease).await;
+    let mut first = WorkerProcess::start(&store, 4, lease, DRAIN).await;
     let keys = futures_util::future::join_all((0..4).map(|_| enqueue(&tasks, 3_000))).await;
     for _ in &keys {
         first.started().await;
     }
-    let mut second = WorkerProcess::start(&place, 4, lease, DRAIN).await;
+    let mut second = WorkerProcess::start(&store, 4, lease, DRAIN).await;
     first.signal("-KILL");
     first.end().await;
     let mut resumed = BTreeSet::new();
