@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_task_store::{
-    Agenda, MemoryBackend, OwnerSource, PageRequest, StoreConfig, TaskContext, TaskServer, TaskServerConfig,
-    TaskStore, TaskTools, Worker,
+    Agenda, DurableTaskManager, ManagerConfig, MemoryBackend, OwnerSource, PageRequest, StoreConfig,
+    TaskContext, TaskError, TaskServer, TaskServerConfig, TaskStore, TaskTools, Worker,
 };
-use rmcp::model::{CallToolResult, EmptyObject};
+use rmcp::RoleServer;
+use rmcp::model::{CallToolResult, EmptyObject, JsonObject};
+use rmcp::service::RequestContext;
 use rmcp::task_manager::TaskExit;
 use rstest::rstest;
 use rstest_reuse::apply;
@@ -36,8 +38,14 @@ async fn render(task: TaskContext, _: EmptyObject) -> Result<CallToolResult, Tas
     Ok(text("rendered"))
 }
 
+/// Says what the task has kept of the request.
+async fn kept(task: TaskContext, _: EmptyObject) -> Result<CallToolResult, TaskExit> {
+    Ok(text(json!([task.owner(), task.extensions(), task.traceparent()]).to_string()))
+}
+
 fn tools() -> TaskTools {
     TaskTools::new()
+        .tool("kept", "Says what it knows", kept)
         .tool("ask", "Asks", ask)
         .tool("render", "Renders", render)
         .tool("waits", "Waits", until_cancelled::<EmptyObject>)
@@ -199,4 +207,32 @@ async fn a_shutdown_answers_the_held_calls_with_their_tasks_which_the_workers_ru
     assert!(refused["error"]["code"].is_number(), "{refused}");
     let (_worker, other) = (OtherProcess::start(&engine), manager(&engine, LONG));
     assert_eq!(said(&ended(&other, id).await), "rendered");
+}
+
+#[tokio::test]
+async fn the_worker_knows_what_the_server_keeps_of_the_request() {
+    const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01";
+    let engine = in_memory();
+    let find = |_: &RequestContext<RoleServer>| JsonObject::from_iter([("locale".to_owned(), "de".into())]);
+    let store = TaskStore::with_config(Arc::clone(&engine), StoreConfig::new().lease(LONG));
+    let tasks = DurableTaskManager::with_config(store, ManagerConfig::new().extensions(find));
+    let _worker = OtherProcess::start(&engine);
+    let mut client = RawClient::connect(server(&tasks), Kind::Plain).await;
+    let call = json!({ "name": "kept", "arguments": {}, "_meta": { "traceparent": TRACEPARENT } });
+    let response = within(client.request("tools/call", call)).await;
+    let expected = json!(["alice", { "locale": "de" }, TRACEPARENT]).to_string();
+    assert_eq!(response["result"]["content"][0]["text"], expected, "{response}");
+}
+
+#[tokio::test]
+async fn nothing_is_enqueued_once_a_shutdown_has_begun() {
+    let engine = in_memory();
+    let tasks = manager(&engine, LONG);
+    let mut client = RawClient::connect(server(&tasks), Kind::Plain).await;
+    within(tasks.shutdown()).await;
+    let enqueued = tasks.enqueue(&alice(), "kept", json!({}), resume()).await;
+    assert!(matches!(enqueued, Err(TaskError::ShuttingDown)), "{enqueued:?}");
+    let response = within(client.call("kept", json!({}))).await;
+    assert_eq!(response["error"]["code"], -32603, "{response}");
+    assert!(tasks.store().list(&alice(), PageRequest::new(1)).await.unwrap().tasks.is_empty());
 }
