@@ -48,7 +48,7 @@ impl<B: Agenda> TaskStore<B> {
     /// let alice = OwnerId::try_from("alice").expect("not empty");
     /// let new = NewTask::new("tools/call").operation("render").arguments(json!({ "frames": 240 }));
     /// let task = store.enqueue(&alice, new.priority(Priority::Low).delay(Duration::from_secs(60))).await?;
-    /// assert!(task.task.lease.is_some_and(|lease| lease.holder.is_none()));
+    /// assert!(task.task.lease.as_ref().is_some_and(|lease| lease.holder.is_none()));
     /// # Ok(())
     /// # }
     /// ```
