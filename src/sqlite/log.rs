@@ -8,8 +8,6 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
-
 use super::open::Session;
 use crate::printable::Chain;
 
@@ -88,6 +86,8 @@ fn truncate(session: &Session) -> rusqlite::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::Connection;
+
     use super::*;
     use crate::sqlite::error::Errors;
     use crate::sqlite::open::File;
