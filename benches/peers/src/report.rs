@@ -126,7 +126,7 @@ impl Report {
             }
         }
         let slower = match slower.as_slice() {
-            [] => format!("No row is slower than `{}`.", self.peer),
+            [] => format!("None of these rows is slower than with `{}`.", self.peer),
             rows => format!("Slower than `{}`: {}.", self.peer, rows.join("; ")),
         };
         format!("{table}\n\n{}. {slower}", self.description)

@@ -15,8 +15,8 @@ use crate::sqlite::{Contender, Process};
 
 const PEER: &str = "the peer's throughput";
 /// Why a write may miss a target.
-const ONE_SYNC: &str =
-    "one at a time, a write of each contender waits for one sync of the disk, which takes most of its time";
+const ONE_SYNC: &str = "one at a time, a write of each contender waits for one sync of the disk, so even bare statements miss the target; \
+     this crate also passes each write to a thread and back, and checks it";
 const SHARED_SYNC: &str = "the slower the disk, the more of the time is the sync, which every contender waits for; the bare statements \
      check nothing and notify nobody";
 /// A page needs as many records of an owner.
