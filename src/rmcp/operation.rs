@@ -24,7 +24,7 @@ pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How an operation has ended.
 pub(super) enum Outcome {
     Returned(Result<CallToolResult, TaskExit>),
-    /// The operation has returned an error that is to be retried.
+    /// The operation has returned an error that the runtime retries.
     Retry(ErrorData),
     /// The message of its panic.
     Panicked(String),

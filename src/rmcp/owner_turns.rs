@@ -1,8 +1,9 @@
 //! Lets each owner have its turn while many tasks of one owner wait.
 //!
-//! A queue is in the order of time, so a task behind ten thousand tasks of another owner would wait for all of them. While more tasks
-//! wait than a worker can run, it also reads the queue, without taking timers. Of each owner it finds the oldest tasks, and claims
-//! them in turn. The timer of such a task stays, and whoever takes it later finds nothing to claim.
+//! The timers of a queue are in the order of their due times, so a task behind ten thousand tasks of another owner would wait for all
+//! of them. While more tasks wait than a worker can run, the worker also lists the timers of the queue, without taking them. It
+//! finds the oldest tasks of each owner, and claims them in turn. The timer of such a task stays in the queue. The next taker of
+//! the timer finds nothing to claim.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Which error of an operation is to be retried. The SDK's `TaskExit` has no variant for it, so the context keeps a mark.
+//! Marks the error of an operation that the runtime retries. The SDK's `TaskExit` has no variant for it, so the context keeps a mark.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

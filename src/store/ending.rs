@@ -24,7 +24,7 @@ use crate::task::{RpcError, StoredTask, Task, TaskStatus};
 pub(crate) enum Ending {
     Completed(Value),
     Failed(RpcError),
-    /// The operation has failed with an error that is to be retried. The task fails only after its last attempt.
+    /// The operation has failed with an error that the runtime retries. The task fails only after its last attempt.
     Retry(RpcError),
     Cancelled,
 }
