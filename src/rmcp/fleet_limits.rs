@@ -73,7 +73,7 @@ impl FullOwners {
 #[derive(Default)]
 pub(super) struct FleetSlots {
     /// Each ends the task that keeps a slot.
-    _kept: Vec<oneshot::Sender<()>>,
+    kept: Vec<oneshot::Sender<()>>,
 }
 
 /// Why an attempt may not begin now.
@@ -121,7 +121,7 @@ impl FleetLimits {
             match runtime.store.take_slot(&limit).await? {
                 Some(slot) => {
                     let owner = (full == FleetFull::Owner).then(|| owner.clone());
-                    slots._kept.push(keep(runtime, limit, slot, owner));
+                    slots.kept.push(keep(runtime, limit, slot, owner));
                 }
                 None => return Ok(Err(full)),
             }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::wire;
 use crate::backend::Priority;
-use crate::store::{NewTask, Retry};
+use crate::store::{EarliestStart, NewTask, Retry};
 use crate::task::OnWorkerLost;
 
 /// The options of a task that runs a registered operation: those of the SDK, and what happens when a worker is lost.
@@ -29,13 +29,7 @@ pub struct RegisteredOptions {
     max_attempts: Option<u32>,
     retry: Option<Retry>,
     priority: Priority,
-    earliest_start: Option<EarliestStart>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum EarliestStart {
-    After(Duration),
-    At(DateTime<Utc>),
+    earliest_start: EarliestStart,
 }
 
 impl RegisteredOptions {
@@ -74,31 +68,28 @@ impl RegisteredOptions {
 
     /// Lets an [enqueued](crate::DurableTaskManager::enqueue) task begin only after this time: see [`NewTask::delay`].
     pub fn delay(mut self, delay: Duration) -> Self {
-        self.earliest_start = Some(EarliestStart::After(delay));
+        self.earliest_start = EarliestStart::After(delay);
         self
     }
 
     /// Lets an [enqueued](crate::DurableTaskManager::enqueue) task begin only at this time: see [`NewTask::not_before`].
     pub fn not_before(mut self, time: DateTime<Utc>) -> Self {
-        self.earliest_start = Some(EarliestStart::At(time));
+        self.earliest_start = EarliestStart::At(time);
         self
     }
 
     /// Returns the task of an operation with these arguments.
     pub(super) fn new_task(self, operation: &str, arguments: Value) -> NewTask {
         let new = wire::new_task(self.task).arguments(arguments).operation(operation);
-        let mut new = new.on_worker_lost(self.on_worker_lost).priority(self.priority);
+        let new = new.on_worker_lost(self.on_worker_lost).priority(self.priority);
+        let mut new = new.earliest_start(self.earliest_start);
         if let Some(max) = self.max_attempts {
             new = new.max_attempts(max);
         }
         if let Some(retry) = self.retry {
             new = new.retry(retry);
         }
-        match self.earliest_start {
-            Some(EarliestStart::After(delay)) => new.delay(delay),
-            Some(EarliestStart::At(time)) => new.not_before(time),
-            None => new,
-        }
+        new
     }
 }
 

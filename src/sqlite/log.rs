@@ -93,6 +93,17 @@ mod tests {
     use crate::sqlite::open::File;
     use crate::sqlite::settings::Synchronous;
 
+    /// Opens a file of its own, in a folder that is removed with the returned value.
+    fn open() -> (tempfile::TempDir, PathBuf, Session) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tasks.db");
+        let errors = Errors { address: String::new(), busy_timeout: Duration::ZERO };
+        let file =
+            File { path: path.clone(), synchronous: Synchronous::Normal, max_file_bytes: None, errors };
+        let session = file.open_writer().unwrap();
+        (folder, path, session)
+    }
+
     /// Writes a megabyte.
     fn write(connection: &Connection) {
         connection
@@ -102,12 +113,7 @@ mod tests {
 
     #[test]
     fn a_log_that_another_connection_has_truncated_is_not_tried_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tasks.db");
-        let errors = Errors { address: String::new(), busy_timeout: Duration::ZERO };
-        let file =
-            File { path: path.clone(), synchronous: Synchronous::Normal, max_file_bytes: None, errors };
-        let session = file.open_writer().unwrap();
+        let (_folder, path, session) = open();
         let mut log = Log::of(&path);
         let reader = Connection::open(&path).unwrap();
         write(&session.connection);
@@ -131,12 +137,7 @@ mod tests {
 
     #[test]
     fn a_log_that_grows_fast_is_tried_again_before_the_next_second() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tasks.db");
-        let errors = Errors { address: String::new(), busy_timeout: Duration::ZERO };
-        let file =
-            File { path: path.clone(), synchronous: Synchronous::Normal, max_file_bytes: None, errors };
-        let session = file.open_writer().unwrap();
+        let (_folder, path, session) = open();
         let mut log = Log::of(&path);
         // One transaction, because SQLite begins a log anew between two.
         session.connection.execute_batch("BEGIN").unwrap();

@@ -11,9 +11,7 @@ use super::durations::millis;
 use super::error::TaskError;
 use super::new_task::NewTask;
 use super::records::Records;
-#[cfg(feature = "rmcp")]
-use crate::backend::StorageError;
-use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
+use crate::backend::{Agenda, OwnerId, StorageError, TaskId, TaskKey};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask};
 
@@ -72,14 +70,7 @@ impl<B: Agenda> TaskStore<B> {
     pub(crate) async fn enqueue_as(&self, key: &TaskKey, new: NewTask) -> Result<StoredTask, TaskError> {
         let records = self.0.records();
         let deadline = records.deadline();
-        let create = pin!(async {
-            match create(records, &deadline, key, new).await {
-                Err(TaskError::Storage(StorageError::VersionConflict { .. })) => {
-                    records.read_current(key).await
-                }
-                created => created,
-            }
-        });
+        let create = pin!(create_once(records, &deadline, key, new));
         let stored = deadline.limit("enqueue", CallTarget::Task(key), create).await?;
         deadline.limit_optional(offer(records, &stored)).await;
         Ok(stored)
@@ -108,6 +99,19 @@ pub(super) async fn create<B: Agenda>(
         extra: Map::new(),
     };
     records.create(deadline, key, new, Some(lease)).await
+}
+
+/// Creates a task that waits for a worker, or returns the task that an earlier call has stored under this key.
+pub(super) async fn create_once<B: Agenda>(
+    records: &Records<B>,
+    deadline: &Deadline,
+    key: &TaskKey,
+    new: NewTask,
+) -> Result<StoredTask, TaskError> {
+    match create(records, deadline, key, new).await {
+        Err(TaskError::Storage(StorageError::VersionConflict { .. })) => records.read_current(key).await,
+        created => created,
+    }
 }
 
 /// Schedules a new task in its work queue, for its earliest start.

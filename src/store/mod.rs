@@ -89,6 +89,8 @@ use keeper::KeptRecords;
 use limits::{check_key, check_owner};
 use local_attempts::LocalAttempts;
 use machine::Change;
+#[cfg(feature = "rmcp")]
+pub(crate) use new_task::EarliestStart;
 pub use new_task::NewTask;
 #[cfg(feature = "rmcp")]
 pub(crate) use progress_report::ProgressReport;

@@ -55,7 +55,7 @@ pub struct NewTask {
 
 /// When the first attempt at an enqueued task may begin.
 #[derive(Clone, Copy, Debug, Default)]
-enum EarliestStart {
+pub(crate) enum EarliestStart {
     #[default]
     Now,
     After(Duration),
@@ -209,6 +209,13 @@ impl NewTask {
             requeued_from: Some(ended.task_id.clone()),
             ..Self::new(ended.method.clone())
         }
+    }
+
+    /// Sets the earliest start. Replaces a [`delay`](Self::delay) and a [`not_before`](Self::not_before).
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn earliest_start(mut self, start: EarliestStart) -> Self {
+        self.earliest_start = start;
+        self
     }
 
     /// Sets what the operation of this task has reported before the task is stored.

@@ -15,7 +15,7 @@ use super::payloads;
 use super::pointer::hash;
 use super::records::Records;
 use super::unique;
-use crate::backend::{Agenda, StorageError, TaskId, TaskKey};
+use crate::backend::{Agenda, TaskId, TaskKey};
 use crate::task::{OnWorkerLost, PayloadKind, StoredTask};
 
 /// Returns the key of the task that an ended task is requeued as.
@@ -97,12 +97,7 @@ async fn requeue<B: Agenda>(
     let new = NewTask::again(&ended.task, arguments);
     let created = match ended.task.unique.clone() {
         Some(pointer) => unique::requeue(kept, deadline, &new_key, new, pointer).await?,
-        None => match enqueue::create(records, deadline, &new_key, new).await {
-            Err(TaskError::Storage(StorageError::VersionConflict { .. })) => {
-                records.read_current(&new_key).await?
-            }
-            created => created?,
-        },
+        None => enqueue::create_once(records, deadline, &new_key, new).await?,
     };
     if created.task.requeued_from.as_ref() == Some(&key.task) {
         return Ok(created);
