@@ -125,8 +125,8 @@ pub use store::{
     UniqueEnqueue, UniqueKey, UniqueStart,
 };
 pub use task::{
-    Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot, StoredTask, Task,
-    TaskStatus,
+    EventKind, Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot,
+    StoredTask, Task, TaskEvent, TaskStatus,
 };
 
 /// Compiles the examples of the README.

@@ -2,6 +2,7 @@
 
 pub(crate) mod adapter;
 pub(crate) mod exact;
+pub(crate) mod history;
 pub(crate) mod later;
 pub(crate) mod payload;
 pub(crate) mod progress;
@@ -21,6 +22,8 @@ use serde_json::{Map, Value};
 use crate::backend::{Expiry, Priority, TaskId};
 use adapter::AdapterState;
 use exact::ExactIntegers;
+use history::NewEvent;
+pub use history::{EventKind, TaskEvent};
 use payload::HeldParts;
 pub use payload::{Payload, PayloadKind};
 pub use progress::Progress;
@@ -284,6 +287,13 @@ pub struct Task {
     /// The id of the pointer of a unique task: the hash of its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unique: Option<String>,
+    /// What happened to the task, oldest first: the first event and the last ones, at most 32 and 1 KiB.
+    ///
+    /// An event is recorded by the write that makes the change, never by a write of its own. Renewals, status messages, progress,
+    /// variables and checkpoints record none. Only people read the history: no decision depends on it. What an earlier version of this
+    /// crate has done is not in it. If the record is full, a lease, a cancel or the end of the task replaces events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "history")]
+    pub history: Vec<TaskEvent>,
     /// What an adapter for another SDK keeps with the task.
     #[serde(default, skip_serializing_if = "AdapterState::is_empty")]
     pub(crate) adapter: AdapterState,
@@ -296,6 +306,9 @@ pub struct Task {
     /// The integers of the record that a [`Value`] cannot hold.
     #[serde(skip)]
     pub(crate) exact: ExactIntegers,
+    /// The events that the next write records.
+    #[serde(skip)]
+    pub(crate) new_events: Vec<NewEvent>,
     /// The status as a later version of this crate has written it, if this version does not know it.
     #[serde(skip)]
     pub(crate) unknown_status: Option<String>,

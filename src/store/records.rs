@@ -286,6 +286,8 @@ impl<B: Agenda> Records<B> {
         if change.is_visible() {
             task.last_updated_at = self.engine.now().max(task.last_updated_at);
         }
+        // Every change with an event is visible, so its time is that of the last update.
+        task.record_events(task.last_updated_at);
         let ends = task.status.is_terminal() && !writer.had_ended;
         let change = match task.retention() {
             Some(retention) if ends && change == Change::Visible => self.kept_for(task, retention),

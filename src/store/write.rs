@@ -13,6 +13,7 @@ use super::limits::check;
 use super::machine::Change;
 use super::writers::{WritePermit, WriterPriority};
 use crate::backend::{Agenda, Expiry, PutOptions, StorageError, TaskKey, Version, Written};
+use crate::task::history::MAX_HISTORY_BYTES;
 use crate::task::payload::MAX_INLINE_BYTES;
 use crate::task::{StoredTask, Task, TaskStatus};
 
@@ -166,9 +167,11 @@ impl<'a> Write<'a> {
     ) -> Result<Self, TaskError> {
         add_write_id(task);
         let data = encode(task, &mut options, max_bytes)?;
-        if kind != ChangeKind::Lifecycle && !task.status.is_terminal() {
-            let max = max_bytes.saturating_sub(RESERVE);
-            check("bytes of data in the record of the task", data.len(), max)?;
+        let max = max_bytes.saturating_sub(RESERVE + MAX_HISTORY_BYTES);
+        if kind != ChangeKind::Lifecycle && !task.status.is_terminal() && data.len() > max {
+            // The history has room of its own, so the content of a task fits or not, whatever happened to the task.
+            let content = data.len().saturating_sub(task.history_bytes());
+            check("bytes of data in the record of the task", content, max)?;
         }
         Ok(Self { key, data, options, expected, timer: None, event: None })
     }
@@ -291,11 +294,16 @@ fn add_write_id(task: &mut Task) {
 
 /// Encodes a task that is about to be written. Large payloads become parts of the write, and are
 /// [`Stored`](crate::Payload::Stored) in the task from then on. If the record of a task that ends would be too large, all its
-/// payloads become parts.
+/// payloads become parts. If a record would still be too large, its history becomes shorter.
 fn encode(task: &mut Task, options: &mut PutOptions, max: usize) -> Result<Bytes, TaskError> {
     let mut json = encode_with_parts(task, options, MAX_INLINE_BYTES)?;
     if json.len() > max && task.status.is_terminal() {
         json = encode_with_parts(task, options, 0)?;
+    }
+    if json.len() > max && !task.history.is_empty() {
+        let surplus = json.len() - max;
+        task.shrink_history(task.history_bytes().saturating_sub(surplus));
+        json = task.to_json().map_err(|source| unencodable(task, source))?;
     }
     // An engine that keeps these bytes in memory must not keep the spare capacity of the vector.
     Ok(Bytes::from(json.into_boxed_slice()))

@@ -7,6 +7,7 @@ mod support;
 mod calls;
 mod common;
 mod enqueue;
+mod history;
 mod keeper;
 mod later;
 mod leases;
