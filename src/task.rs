@@ -171,10 +171,10 @@ impl RpcError {
 /// A task, as any instance of the server reads it.
 ///
 /// A record holds the task as JSON, with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order of
-/// this struct. Four rules keep records readable across versions and languages:
+/// this struct. The documentation of [`history`](Self::history) describes the JSON of an event. Four rules keep records readable across versions and languages:
 ///
-/// * This version keeps unknown fields in [`extra`](Self::extra), and in the `extra` of the [`Lease`], the [`Progress`]
-///   and the [`RpcError`], and writes them back.
+/// * This version keeps unknown fields in [`extra`](Self::extra), and in the `extra` of the [`Lease`], the [`Progress`],
+///   the [`RpcError`] and each [`TaskEvent`], and writes them back.
 /// * An integer that a [`Value`] cannot hold is a floating point number in the task. A store writes the original
 ///   digits back, unless a caller replaces the value.
 /// * The JSON leaves out a payload that is [stored](Payload::Stored) as the part `input`, `output` or `checkpoint` of the record.
@@ -292,6 +292,15 @@ pub struct Task {
     /// An event is recorded by the write that makes the change, never by a write of its own. Renewals, status messages, progress,
     /// variables and checkpoints record none. Only people read the history: no decision depends on it. What an earlier version of this
     /// crate has done is not in it. If the record is full, a lease, a cancel or the end of the task replaces events.
+    ///
+    /// In the JSON, each event is an array: `[time, kind, attempt, holder, detail]`. The time of the first event is in RFC 3339, and that
+    /// of each other event is the number of milliseconds since the first one. Elements without a value are `null`, or left out at the
+    /// end. An event with an attempt and without a holder has the holder of the event before. Every write keeps unknown kinds, and the
+    /// further elements of later versions.
+    ///
+    /// ```text
+    /// "history":[["2026-01-31T12:00:00.000Z","created"],[0,"started",1,"0f1b2c3d"],[1250,"failed",1,null,"error -32000"]]
+    /// ```
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "history")]
     pub history: Vec<TaskEvent>,
     /// What an adapter for another SDK keeps with the task.

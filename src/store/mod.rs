@@ -170,8 +170,8 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 /// * [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable) and [`Storage`](TaskError::Storage);
 /// * [`LaterVersion`](TaskError::LaterVersion) for a change of a task that only a later version of this crate may change;
 /// * [`LimitExceeded`](TaskError::LimitExceeded) if a payload is larger than the engine accepts, or if the record
-///   would be larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. The store
-///   reserves this 1 KiB for leases, cancels and the end of a task.
+///   would be larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 2 KiB. The store
+///   reserves 1 KiB for leases, cancels and the end of a task, and 1 KiB for the [history](crate::Task::history).
 ///
 /// Every write except a delete stores a write id in the record. If the outcome of a write is unknown, the store reads
 /// the record and looks for this id. The error says [`outcome_unknown`](TaskError::outcome_unknown) only if the read

@@ -1,9 +1,6 @@
 //! The history of a task: its last events, as its record keeps them.
 //!
-//! The JSON of an event is an array, because every write of a task repeats its history:
-//! `[time, kind, attempt, holder, detail]`. What an event does not have at the end is left out, and `null` in between. The time of the
-//! first event is in RFC 3339. The other events state the milliseconds since then. An event of an attempt that states no holder has
-//! the holder of the event before. Elements that follow the detail are those of later versions, and every write keeps them.
+//! [`Task::history`] documents the JSON. An event is an array with relative times, because every write of a task repeats its history.
 
 use std::borrow::Cow;
 use std::fmt;
