@@ -26,6 +26,7 @@ use super::error::TaskError;
 use super::limits::{check, check_depth, check_poll_interval, check_variables};
 use super::ttl;
 use crate::backend::Expiry;
+use crate::task::history::TTL_ELAPSED;
 use crate::task::{EventKind, RpcError, Task, TaskStatus};
 #[cfg(feature = "rmcp")]
 use crate::task::{Progress, secret::Secret};
@@ -319,8 +320,6 @@ pub(super) fn replace(task: &mut Task) -> Result<Change, TaskError> {
     task.note_detail("replaced by another task");
     Ok(replaced)
 }
-
-const TTL_ELAPSED: &str = "TTL elapsed";
 
 /// Ends a task whose TTL has elapsed before it ended.
 pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {

@@ -109,6 +109,8 @@ use write::ChangeKind;
 
 use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};
 use crate::task::{PayloadKind, RpcError, StoredTask, Task};
+#[cfg(feature = "rmcp")]
+use crate::telemetry;
 
 /// The lifecycle of MCP tasks on an engine: creates tasks, changes them, and finds lost workers. Cheap to clone.
 ///
@@ -473,6 +475,7 @@ impl<B: Agenda> TaskStore<B> {
     #[cfg(feature = "rmcp")]
     pub(crate) fn note_operation(&self, name: &str) {
         self.0.records_only().notices.note_known(name);
+        telemetry::register_tool(name);
     }
 
     /// Returns how long a lease of this store lasts. The holder must renew the lease each time a third of this

@@ -16,6 +16,7 @@ use crate::backend::{Agenda, Expiry, PutOptions, StorageError, TaskKey, Version,
 use crate::task::history::MAX_HISTORY_BYTES;
 use crate::task::payload::MAX_INLINE_BYTES;
 use crate::task::{StoredTask, Task, TaskStatus};
+use crate::telemetry;
 
 /// How many write ids a record has at most.
 const MAX_WRITE_IDS: usize = 4;
@@ -115,6 +116,8 @@ pub(super) struct Write<'a> {
     timer: Option<NewTimer<'a>>,
     /// The event that the write causes, if any.
     event: Option<Event>,
+    /// How many events the write adds to the history of the task.
+    recorded: usize,
 }
 
 impl<'a> Write<'a> {
@@ -128,6 +131,7 @@ impl<'a> Write<'a> {
     ) -> Result<Self, TaskError> {
         Self::prepare(key, task, options, Version::ABSENT, ChangeKind::Input, max_bytes).map(|write| Self {
             event: Some(Event::Created),
+            recorded: usize::MAX,
             timer,
             ..write
         })
@@ -173,7 +177,12 @@ impl<'a> Write<'a> {
             let content = data.len().saturating_sub(task.history_bytes());
             check("bytes of data in the record of the task", content, max)?;
         }
-        Ok(Self { key, data, options, expected, timer: None, event: None })
+        Ok(Self { key, data, options, expected, timer: None, event: None, recorded: 0 })
+    }
+
+    /// Sets how many events the write adds to the history of the task.
+    pub(super) fn with_events(self, recorded: usize) -> Self {
+        Self { recorded, ..self }
     }
 
     /// Sends the write of this task. Returns the task as written; `None` if the write conflicts with another one.
@@ -186,6 +195,12 @@ impl<'a> Write<'a> {
         let written = self.send_and_resolve(engine, writer, task).await?;
         if let (Some(event), Some(written)) = (self.event, &written) {
             event.log(self.key, written.task.operation.as_deref());
+        }
+        match &written {
+            Some(written) => telemetry::events(&written.task, self.recorded),
+            // A create under the key of an earlier one is no conflict: it finds the task of that one.
+            None if self.expected == Version::ABSENT => {}
+            None => telemetry::conflict(),
         }
         Ok(written)
     }

@@ -24,6 +24,9 @@ const MAX_DETAIL_BYTES: usize = 40;
 /// How many bytes of the holder of a lease the history keeps: the first group of the digits of its UUID.
 const HOLDER_BYTES: usize = 8;
 
+/// The detail of a task that failed because its TTL elapsed.
+pub(crate) const TTL_ELAPSED: &str = "TTL elapsed";
+
 /// What happened to a task.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -165,15 +168,17 @@ impl Task {
     }
 
     /// Moves the noted events into the history. Removes the oldest events except for the first one, until the history has at most 32
-    /// events and 1 KiB.
-    pub(crate) fn record_events(&mut self, at: DateTime<Utc>) {
-        if self.new_events.is_empty() {
-            return;
+    /// events and 1 KiB. Returns how many events were noted.
+    pub(crate) fn record_events(&mut self, at: DateTime<Utc>) -> usize {
+        let noted = self.new_events.len();
+        if noted == 0 {
+            return 0;
         }
         for NewEvent { kind, attempt, holder, detail } in std::mem::take(&mut self.new_events) {
             self.history.push(TaskEvent { at, kind, attempt, holder, detail, extra: Vec::new() });
         }
         self.shrink_history(MAX_HISTORY_BYTES);
+        noted
     }
 
     /// Removes the oldest events except for the first one, and at last all, until the history uses at most `max` bytes of the record.

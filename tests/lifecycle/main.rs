@@ -13,6 +13,8 @@ mod later;
 mod leases;
 mod limits;
 mod lost_workers;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod payloads;
 #[cfg(feature = "redis-tests")]
 mod recorded;
