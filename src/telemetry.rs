@@ -4,7 +4,7 @@
 //! does itself, so add up the processes of a fleet.
 //!
 //! No label holds an owner, the id of a task, or text of a client. The label `tool` is the name of a registered operation, and `other` for
-//! every other task. `DurableTaskManager` registers its operations. Workers of your own call [`register_tool`].
+//! every other task. `DurableTaskManager` registers its operations, and `TaskServer` its tools. Workers of your own call [`register_tool`].
 //!
 //! ```
 //! use mcp_task_store::telemetry;

@@ -129,10 +129,11 @@ impl<'a> Write<'a> {
         timer: Option<NewTimer<'a>>,
         max_bytes: usize,
     ) -> Result<Self, TaskError> {
+        let recorded = task.history.len();
         Self::prepare(key, task, options, Version::ABSENT, ChangeKind::Input, max_bytes).map(|write| Self {
             event: Some(Event::Created),
-            recorded: usize::MAX,
             timer,
+            recorded,
             ..write
         })
     }
