@@ -22,11 +22,14 @@ mod silent;
 #[cfg(feature = "metrics")]
 mod table;
 
-#[cfg(any(feature = "redis", feature = "sqlite"))]
-#[cfg(feature = "metrics")]
+#[cfg(all(feature = "metrics", any(feature = "redis", feature = "sqlite")))]
 pub(crate) use recorded::batch;
+#[cfg(all(feature = "metrics", feature = "rmcp"))]
+pub(crate) use recorded::ended;
+#[cfg(all(feature = "metrics", feature = "redis"))]
+pub(crate) use recorded::reconnected;
 #[cfg(feature = "metrics")]
-pub(crate) use recorded::{CallTimer, RunningAttempt, conflict, ended, events, reconnected, watched};
+pub(crate) use recorded::{CallTimer, RunningAttempt, conflict, events, watched};
 #[cfg(feature = "metrics")]
 pub use recorded::{describe, register_tool};
 #[cfg(not(feature = "metrics"))]

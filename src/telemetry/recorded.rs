@@ -18,8 +18,10 @@ use super::table::{
     METRICS, Metric, MetricKind, QUEUE, RECONNECTS, RESUMED, RETRIED, RUN, RUNNING, STARTED, TOTAL, WATCHES,
 };
 use crate::backend::StorageError;
+#[cfg(feature = "rmcp")]
+use crate::task::TaskStatus;
 use crate::task::history::TTL_ELAPSED;
-use crate::task::{EventKind, Task, TaskEvent, TaskStatus};
+use crate::task::{EventKind, Task, TaskEvent};
 
 /// Describes every metric of [`METRICS`] to the recorder. Call it once, after you have installed the recorder.
 pub fn describe() {
