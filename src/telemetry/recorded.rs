@@ -13,10 +13,7 @@ use metrics::{SharedString, counter, gauge, histogram};
 use once_cell::sync::Lazy;
 
 use super::EngineCall;
-use super::table::{
-    BATCH, CANCELLED, COMPLETED, CONFLICTS, CREATED, DEAD, ENGINE_CALL, EXPIRED, FAILED, LEASE_LOSSES,
-    METRICS, Metric, MetricKind, QUEUE, RECONNECTS, RESUMED, RETRIED, RUN, RUNNING, STARTED, TOTAL, WATCHES,
-};
+use super::table::{self, METRICS, Metric, MetricKind};
 use crate::backend::StorageError;
 #[cfg(feature = "rmcp")]
 use crate::task::TaskStatus;
@@ -74,31 +71,31 @@ pub(crate) fn events(task: &Task, new: usize) {
         }
         if event.kind == EventKind::Failed {
             if event.detail.as_deref() == Some(TTL_ELAPSED) {
-                count(&EXPIRED, &tool);
+                count(&table::EXPIRED, &tool);
             }
             if task.gave_up_after.is_some() {
-                count(&DEAD, &tool);
+                count(&table::DEAD, &tool);
             }
         }
         if let Some((metric, since)) = ended_span(event, before) {
             observe(&metric, &tool, event.at - since.at);
         }
         if is_end(&event.kind) {
-            observe(&TOTAL, &tool, event.at - task.created_at);
+            observe(&table::TOTAL, &tool, event.at - task.created_at);
         }
     }
 }
 
 fn counted(kind: &EventKind) -> Option<Metric> {
     Some(match kind {
-        EventKind::Created => CREATED,
-        EventKind::Started => STARTED,
-        EventKind::Resumed => RESUMED,
-        EventKind::Completed => COMPLETED,
-        EventKind::Failed => FAILED,
-        EventKind::Cancelled => CANCELLED,
-        EventKind::AttemptFailed => RETRIED,
-        EventKind::LeaseLost => LEASE_LOSSES,
+        EventKind::Created => table::CREATED,
+        EventKind::Started => table::STARTED,
+        EventKind::Resumed => table::RESUMED,
+        EventKind::Completed => table::COMPLETED,
+        EventKind::Failed => table::FAILED,
+        EventKind::Cancelled => table::CANCELLED,
+        EventKind::AttemptFailed => table::RETRIED,
+        EventKind::LeaseLost => table::LEASE_LOSSES,
         _ => return None,
     })
 }
@@ -123,19 +120,19 @@ fn begins_to_wait(kind: &EventKind) -> bool {
 fn ended_span<'a>(event: &TaskEvent, before: &'a [TaskEvent]) -> Option<(Metric, &'a TaskEvent)> {
     let last = before.iter().rfind(|event| begins_attempt(&event.kind) || begins_to_wait(&event.kind))?;
     if begins_attempt(&event.kind) {
-        return begins_to_wait(&last.kind).then_some((QUEUE, last));
+        return begins_to_wait(&last.kind).then_some((table::QUEUE, last));
     }
     let ends_attempt = is_end(&event.kind) || leaves_attempt(&event.kind);
-    (ends_attempt && begins_attempt(&last.kind)).then_some((RUN, last))
+    (ends_attempt && begins_attempt(&last.kind)).then_some((table::RUN, last))
 }
 
 /// Counts the end of a task whose write nobody has awaited.
 #[cfg(feature = "rmcp")]
 pub(crate) fn ended(status: TaskStatus, operation: Option<&str>) {
     let metric = match status {
-        TaskStatus::Completed => COMPLETED,
-        TaskStatus::Failed => FAILED,
-        TaskStatus::Cancelled => CANCELLED,
+        TaskStatus::Completed => table::COMPLETED,
+        TaskStatus::Failed => table::FAILED,
+        TaskStatus::Cancelled => table::CANCELLED,
         TaskStatus::Working | TaskStatus::InputRequired => return,
     };
     count(&metric, &tool(operation));
@@ -147,32 +144,32 @@ pub(crate) struct RunningAttempt(());
 
 impl RunningAttempt {
     pub(crate) fn begin() -> Self {
-        gauge!(RUNNING.name).increment(1);
+        gauge!(table::RUNNING.name).increment(1);
         Self(())
     }
 }
 
 impl Drop for RunningAttempt {
     fn drop(&mut self) {
-        gauge!(RUNNING.name).decrement(1);
+        gauge!(table::RUNNING.name).decrement(1);
     }
 }
 
 /// Counts a compare-and-swap that is tried again.
 pub(crate) fn conflict() {
-    counter!(CONFLICTS.name).increment(1);
+    counter!(table::CONFLICTS.name).increment(1);
 }
 
 /// Records how many writes of an engine share a script or a transaction.
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 pub(crate) fn batch(engine: &'static str, writes: usize) {
-    histogram!(BATCH.name, "engine" => engine).record(writes as f64);
+    histogram!(table::BATCH.name, "engine" => engine).record(writes as f64);
 }
 
 /// Counts a connection that replaces an earlier one.
 #[cfg(feature = "redis")]
 pub(crate) fn reconnected() {
-    counter!(RECONNECTS.name).increment(1);
+    counter!(table::RECONNECTS.name).increment(1);
 }
 
 impl EngineCall {
@@ -216,7 +213,7 @@ impl CallTimer {
 impl Drop for CallTimer {
     fn drop(&mut self) {
         let labels = [("call", self.call.as_str()), ("outcome", self.outcome)];
-        histogram!(ENGINE_CALL.name, &labels).record(self.started.elapsed().as_secs_f64());
+        histogram!(table::ENGINE_CALL.name, &labels).record(self.started.elapsed().as_secs_f64());
     }
 }
 
@@ -236,7 +233,7 @@ fn outcome(error: &StorageError) -> &'static str {
 
 /// Counts a subscription until its stream is dropped.
 pub(crate) fn watched<T: 'static>(changes: BoxStream<'static, T>) -> BoxStream<'static, T> {
-    gauge!(WATCHES.name).increment(1);
+    gauge!(table::WATCHES.name).increment(1);
     Box::pin(Watched { changes })
 }
 
@@ -254,6 +251,6 @@ impl<T> Stream for Watched<T> {
 
 impl<T> Drop for Watched<T> {
     fn drop(&mut self) {
-        gauge!(WATCHES.name).decrement(1);
+        gauge!(table::WATCHES.name).decrement(1);
     }
 }

@@ -4,7 +4,9 @@ use futures_core::stream::BoxStream;
 
 use super::EngineCall;
 use crate::backend::StorageError;
-use crate::task::{Task, TaskStatus};
+use crate::task::Task;
+#[cfg(feature = "rmcp")]
+use crate::task::TaskStatus;
 
 pub(crate) struct CallTimer;
 

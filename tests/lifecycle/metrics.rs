@@ -45,7 +45,10 @@ impl Recorder {
         let mut totals = self.totals.borrow_mut();
         for (key, unit, description, value) in self.snapshotter.snapshot().into_vec() {
             let key = key.key();
-            let metric = METRICS.iter().find(|metric| metric.name == key.name()).expect(key.name());
+            let metric = METRICS
+                .iter()
+                .find(|metric| metric.name == key.name())
+                .unwrap_or_else(|| panic!("{}", key.name()));
             let labels: Vec<_> = key.labels().map(|label| (label.key(), label.value())).collect();
             let names: Vec<_> = labels.iter().map(|(name, _)| *name).collect();
             assert_eq!(names, metric.labels, "{}", metric.name);
