@@ -58,6 +58,7 @@
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | Redis Cluster, a master behind Redis Sentinel, `rediss://` |
 //! | `rmcp` | `DurableTaskManager`, `TaskServer` and `TaskTools`, for the official SDK, rmcp 3 |
 //! | `pmcp` | `PmcpTaskStore` and `PmcpTasksBackend`, for pmcp 2 and pmcp-tasks 0.2 |
+//! | `metrics` | counters, gauges and histograms, through the `metrics` facade |
 //! | `conformance` | the contract as a test suite, for [authors of engines](guide::engine) |
 
 #![warn(missing_docs, unreachable_pub)]
@@ -97,6 +98,11 @@ mod scripts;
 mod sqlite;
 mod store;
 mod task;
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub mod telemetry;
+#[cfg(not(feature = "metrics"))]
+mod telemetry;
 
 pub use backend::{
     Agenda, BoxError, CorruptRecord, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry,
@@ -125,8 +131,8 @@ pub use store::{
     UniqueEnqueue, UniqueKey, UniqueStart,
 };
 pub use task::{
-    Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot, StoredTask, Task,
-    TaskStatus,
+    EventKind, Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot,
+    StoredTask, Task, TaskEvent, TaskStatus,
 };
 
 /// Compiles the examples of the README.

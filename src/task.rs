@@ -2,6 +2,7 @@
 
 pub(crate) mod adapter;
 pub(crate) mod exact;
+pub(crate) mod history;
 pub(crate) mod later;
 pub(crate) mod payload;
 pub(crate) mod progress;
@@ -21,6 +22,8 @@ use serde_json::{Map, Value};
 use crate::backend::{Expiry, Priority, TaskId};
 use adapter::AdapterState;
 use exact::ExactIntegers;
+use history::NewEvent;
+pub use history::{EventKind, TaskEvent};
 use payload::HeldParts;
 pub use payload::{Payload, PayloadKind};
 pub use progress::Progress;
@@ -168,10 +171,10 @@ impl RpcError {
 /// A task, as any instance of the server reads it.
 ///
 /// A record holds the task as JSON, with camelCase names, times in RFC 3339 (UTC, milliseconds), and the fields in the order of
-/// this struct. Four rules keep records readable across versions and languages:
+/// this struct. The documentation of [`history`](Self::history) describes the JSON of an event. Four rules keep records readable across versions and languages:
 ///
-/// * This version keeps unknown fields in [`extra`](Self::extra), and in the `extra` of the [`Lease`], the [`Progress`]
-///   and the [`RpcError`], and writes them back.
+/// * This version keeps unknown fields in [`extra`](Self::extra), and in the `extra` of the [`Lease`], the [`Progress`],
+///   the [`RpcError`] and each [`TaskEvent`], and writes them back.
 /// * An integer that a [`Value`] cannot hold is a floating point number in the task. A store writes the original
 ///   digits back, unless a caller replaces the value.
 /// * The JSON leaves out a payload that is [stored](Payload::Stored) as the part `input`, `output` or `checkpoint` of the record.
@@ -284,6 +287,22 @@ pub struct Task {
     /// The id of the pointer of a unique task: the hash of its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unique: Option<String>,
+    /// What happened to the task, oldest first: the first event and the last ones, at most 32 and 1 KiB.
+    ///
+    /// An event is recorded by the write that makes the change, never by a write of its own. Renewals, status messages, progress,
+    /// variables and checkpoints record none. Only people read the history: no decision depends on it. What an earlier version of this
+    /// crate has done is not in it. If the record is full, a lease, a cancel or the end of the task replaces events.
+    ///
+    /// In the JSON, each event is an array: `[time, kind, attempt, holder, detail]`. The time of the first event is in RFC 3339, and that
+    /// of each other event is the number of milliseconds since the first one. Elements without a value are `null`, or left out at the
+    /// end. An event with an attempt and without a holder has the holder of the event before. Every write keeps unknown kinds, and the
+    /// further elements of later versions.
+    ///
+    /// ```text
+    /// "history":[["2026-01-31T12:00:00.000Z","created"],[0,"started",1,"0f1b2c3d"],[1250,"failed",1,null,"error -32000"]]
+    /// ```
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "history")]
+    pub history: Vec<TaskEvent>,
     /// What an adapter for another SDK keeps with the task.
     #[serde(default, skip_serializing_if = "AdapterState::is_empty")]
     pub(crate) adapter: AdapterState,
@@ -296,6 +315,9 @@ pub struct Task {
     /// The integers of the record that a [`Value`] cannot hold.
     #[serde(skip)]
     pub(crate) exact: ExactIntegers,
+    /// The events that the next write records.
+    #[serde(skip)]
+    pub(crate) new_events: Vec<NewEvent>,
     /// The status as a later version of this crate has written it, if this version does not know it.
     #[serde(skip)]
     pub(crate) unknown_status: Option<String>,

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::connector::OpenConnection;
 use super::master::Master;
+use crate::telemetry;
 
 /// The delay before an attempt to connect, by the number of attempts that failed in a row. The last value repeats.
 const DELAYS_MS: [u64; 6] = [0, 10, 30, 70, 150, 250];
@@ -211,7 +212,9 @@ impl SharedConnection {
         let runtime = Handle::current();
         let established =
             Arc::new(Established { attempt, since, epoch, connection, address, runtime, has_served });
-        state.established = Some(Arc::clone(&established));
+        if state.established.replace(Arc::clone(&established)).is_some() {
+            telemetry::reconnected();
+        }
         // It may have been closed before it was stored.
         state.is_broken = closed.load(Ordering::SeqCst);
         if state.is_broken {

@@ -19,6 +19,7 @@ use crate::backend::{Agenda, Due, Next, Queue, TaskKey};
 use crate::printable::Chain;
 use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::{PayloadKind, StoredTask};
+use crate::telemetry::{EngineCall, timed};
 
 /// How much later a task is claimed whose owner has as many attempts as one owner may have.
 const OWNER_FULL_DELAY: Duration = Duration::from_secs(1);
@@ -63,7 +64,8 @@ pub(super) async fn claim_and_resolve<B: Agenda>(
         }
         return;
     };
-    match timeout(limit, runtime.store.backend().resolve(due, next)).await {
+    let resolve = timed(EngineCall::Resolve, runtime.store.backend().resolve(due, next));
+    match timeout(limit, resolve).await {
         Ok(Ok(_)) => {}
         // The timer fires again when it is no longer hidden. Its taker then finds nothing to claim.
         Ok(Err(error)) => {
@@ -133,7 +135,7 @@ async fn return_to_queue<B: Agenda>(runtime: &Runtime<B>, waiting: &Waiting) -> 
     let Some(due) = &waiting.due else { return Ok(Next::After(Duration::ZERO)) };
     // A `schedule` wakes other instances. A `resolve` does not.
     let schedule = runtime.store.backend().schedule(&due.queue, &due.key, Duration::ZERO);
-    if let Ok(scheduled) = timeout(SHUTDOWN_CALL_LIMIT, schedule).await {
+    if let Ok(scheduled) = timeout(SHUTDOWN_CALL_LIMIT, timed(EngineCall::Schedule, schedule)).await {
         scheduled.map_err(TaskError::Storage)?;
     }
     Ok(Next::After(Duration::ZERO))

@@ -19,6 +19,7 @@ use super::slots::{Slot, Slots};
 use crate::backend::{Agenda, Priority, Queue, Taken, TaskKey};
 use crate::printable::Chain;
 use crate::store::{BackOff, TaskError};
+use crate::telemetry::{EngineCall, timed};
 
 /// How many timers the claimer takes at once.
 const MAX_BATCH: usize = 16;
@@ -245,7 +246,7 @@ impl<B: Agenda> Claimer<B> {
             return Ok(Taken::default());
         }
         let take = round.runtime.store.backend().take_due(&queues, limit, self.call_limit);
-        match timeout(self.call_limit, take).await {
+        match timeout(self.call_limit, timed(EngineCall::TakeDue, take)).await {
             Ok(Ok(taken)) => Ok(taken),
             Ok(Err(error)) => Err(Chain(&error).to_string()),
             Err(_) => Err(format!("no answer within {:?}", self.call_limit)),

@@ -19,6 +19,7 @@ use super::timeouts::{call_timeout, lease_left};
 use crate::backend::{Agenda, StorageError};
 use crate::store::{Attempt, DropGuard, TaskStore};
 use crate::task::StoredTask;
+use crate::telemetry;
 
 pub(super) struct Run<B> {
     pub(super) store: TaskStore<B>,
@@ -109,7 +110,7 @@ impl<B: Agenda> Run<B> {
 
     /// Subscribes to the changes of the task.
     pub(super) fn watch(&self) -> BoxStream<'static, Result<(), StorageError>> {
-        self.store.backend().watch(self.attempt.key())
+        telemetry::watched(self.store.backend().watch(self.attempt.key()))
     }
 
     /// Starts the renewals again after their task has panicked.

@@ -23,6 +23,7 @@ use super::open::{File, Session};
 use super::transaction::{Subscribers, Transaction};
 use crate::backend::StorageError;
 use crate::printable::Chain;
+use crate::telemetry;
 
 /// How many writes one transaction serves at most.
 const MAX_BATCH: usize = 256;
@@ -117,6 +118,7 @@ impl Writer {
         self.take_waiting(&mut batch);
         batch.retain(|write| !write.is_given_up());
         let dropped = DROPPED_PER_WRITE * batch.len() + DROPPED_AT_LEAST;
+        telemetry::batch("sqlite", batch.len());
         match self.commit(&mut batch, dropped) {
             Ok(()) => batch.into_iter().for_each(Write::committed),
             Err(Failed::Statement(error)) if batch.len() == 1 => self.fail(batch, error, Step::BeforeCommit),

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::outage::OutageLog;
 use crate::backend::{OwnerId, StorageError};
 use crate::printable::Chain;
+use crate::telemetry::{EngineCall, timed};
 
 /// The number of failure counters. The owners of one bucket share a counter.
 const BUCKETS: usize = 64;
@@ -76,29 +77,32 @@ impl Answers {
     /// drops the call after the answer was due.
     pub(super) async fn count<T>(
         &self,
+        call: EngineCall,
         owner: Option<&OwnerId>,
         read: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
-        self.count_call(owner, read, CallKind::Read).await
+        self.count_call(owner, timed(call, read), CallKind::Read).await
     }
 
     /// Waits for a page or a part. A late answer does not count as a failure: pages and parts may be megabytes on a slow
     /// network, and they travel on another connection than lease renewals.
     pub(super) async fn count_large<T>(
         &self,
+        call: EngineCall,
         owner: Option<&OwnerId>,
         read: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
-        self.count_call(owner, read, CallKind::LargeRead).await
+        self.count_call(owner, timed(call, read), CallKind::LargeRead).await
     }
 
     /// Waits for the answer to a write. Without an answer, the engine may have applied the write or not.
     pub(super) async fn count_write<T>(
         &self,
+        call: EngineCall,
         owner: Option<&OwnerId>,
         write: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
-        self.count_call(owner, write, CallKind::Write).await
+        self.count_call(owner, timed(call, write), CallKind::Write).await
     }
 
     async fn count_call<T>(

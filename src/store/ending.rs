@@ -18,6 +18,7 @@ use super::task_ref::TaskRef;
 use super::write::{ChangeKind, Event};
 use crate::backend::{Agenda, Expiry};
 use crate::task::{RpcError, StoredTask, Task, TaskStatus};
+use crate::telemetry;
 
 /// The outcome of the work on a task.
 #[derive(Clone, Debug)]
@@ -102,9 +103,10 @@ impl<B: Agenda> Attempt<B> {
         Ok(has_ended(&found.task))
     }
 
-    /// Logs the end of the task. Call it if the call that ended the task was dropped before its reply arrived.
+    /// Logs and counts the end of the task. Call it if the call that ended the task was dropped before its reply arrived.
     pub(crate) fn log_end(&self, ending: &Ending, operation: Option<&str>) {
         Event::Ended(ending.status()).log(self.key(), operation);
+        telemetry::ended(ending.status(), operation);
     }
 
     /// Returns a guard that ends the attempt in this process when the guard is dropped, even if a clone of the

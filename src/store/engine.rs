@@ -17,6 +17,7 @@ use crate::backend::{
 };
 use crate::task::snapshot::Origin;
 use crate::task::{StoredTask, Task};
+use crate::telemetry::{EngineCall, timed};
 
 /// How many clients this process has created.
 static CLIENTS: AtomicU64 = AtomicU64::new(0);
@@ -55,7 +56,7 @@ impl<B: Agenda> EngineClient<B> {
 
     /// Asks the engine for its clock. Call it before you end a task whose TTL or lease has elapsed.
     pub(super) async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, TaskError> {
-        let now = self.answers.count(Some(&key.owner), self.backend.clock(key)).await;
+        let now = self.answers.count(EngineCall::Clock, Some(&key.owner), self.backend.clock(key)).await;
         Ok(now.map_err(|error| TaskError::from_storage(error, &key.task))?.trunc_subsecs(3))
     }
 
@@ -81,18 +82,19 @@ impl<B: Agenda> EngineClient<B> {
 
     async fn record(&self, key: &TaskKey) -> Result<Record, TaskError> {
         check_key(key)?;
-        let record = self.answers.count(Some(&key.owner), self.backend.get(key)).await;
+        let record = self.answers.count(EngineCall::Get, Some(&key.owner), self.backend.get(key)).await;
         record.map_err(|error| TaskError::from_storage(error, &key.task))
     }
 
     /// Reads a record of the runtime, which has a reserved owner.
     pub(super) async fn runtime_record(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        self.answers.count(Some(&key.owner), self.backend.get(key)).await
+        self.answers.count(EngineCall::Get, Some(&key.owner), self.backend.get(key)).await
     }
 
     pub(super) async fn page(&self, owner: &OwnerId, request: PageRequest) -> Result<StoredPage, TaskError> {
         let origin = self.origin();
-        let page = self.answers.count_large(Some(owner), self.backend.list(owner, request)).await;
+        let page =
+            self.answers.count_large(EngineCall::List, Some(owner), self.backend.list(owner, request)).await;
         let page = page.map_err(page_error)?;
         let mut unreadable: Vec<TaskId> = page.corrupt.into_iter().map(|corrupt| corrupt.task).collect();
         let mut tasks = Vec::with_capacity(page.records.len());
@@ -109,16 +111,17 @@ impl<B: Agenda> EngineClient<B> {
 
     /// Lists owners. The answer does not count: an engine that cannot list owners has not failed.
     pub(super) async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, TaskError> {
-        self.backend.owners(after).await.map_err(page_error)
+        timed(EngineCall::Owners, self.backend.owners(after)).await.map_err(page_error)
     }
 
     /// Lists timers. The answer does not count: an engine that cannot list timers has not failed.
     pub(super) async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, TaskError> {
-        self.backend.timers(queue, after).await.map_err(page_error)
+        timed(EngineCall::Timers, self.backend.timers(queue, after)).await.map_err(page_error)
     }
 
     pub(super) async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, TaskError> {
-        let part = self.answers.count_large(Some(&key.owner), self.backend.part(key, name)).await;
+        let part =
+            self.answers.count_large(EngineCall::Part, Some(&key.owner), self.backend.part(key, name)).await;
         part.map_err(|error| TaskError::from_storage(error, &key.task))
     }
 
@@ -130,7 +133,7 @@ impl<B: Agenda> EngineClient<B> {
         expected: Version,
     ) -> Result<Written, StorageError> {
         let put = self.backend.put_if_version(key, data, options, expected);
-        self.answers.count_write(Some(&key.owner), put).await
+        self.answers.count_write(EngineCall::Put, Some(&key.owner), put).await
     }
 
     /// Schedules a timer, then creates a record.
@@ -142,16 +145,20 @@ impl<B: Agenda> EngineClient<B> {
         timer: NewTimer<'_>,
     ) -> Result<Written, StorageError> {
         let create = self.backend.create_with_timer(key, data, options, timer.queue, timer.after);
-        self.answers.count_write(Some(&key.owner), create).await
+        self.answers.count_write(EngineCall::Create, Some(&key.owner), create).await
     }
 
     pub(super) async fn delete(&self, key: &TaskKey) -> Result<bool, TaskError> {
-        let removed = self.answers.count_write(Some(&key.owner), self.backend.delete(key)).await;
+        let removed =
+            self.answers.count_write(EngineCall::Delete, Some(&key.owner), self.backend.delete(key)).await;
         removed.map_err(|error| TaskError::from_storage(error, &key.task))
     }
 
     pub(super) async fn cleanup(&self) -> Result<u64, TaskError> {
-        self.answers.count(None, self.backend.cleanup_expired()).await.map_err(TaskError::Storage)
+        self.answers
+            .count(EngineCall::Cleanup, None, self.backend.cleanup_expired())
+            .await
+            .map_err(TaskError::Storage)
     }
 
     pub(super) async fn schedule(
@@ -161,13 +168,19 @@ impl<B: Agenda> EngineClient<B> {
         after: Duration,
     ) -> Result<(), TaskError> {
         let scheduled = self.backend.schedule(queue, key, after);
-        self.answers.count_write(Some(&key.owner), scheduled).await.map_err(TaskError::Storage)
+        self.answers
+            .count_write(EngineCall::Schedule, Some(&key.owner), scheduled)
+            .await
+            .map_err(TaskError::Storage)
     }
 
     /// Resolves a timer. Returns whether its token was still valid.
     pub(super) async fn resolve(&self, due: &Due, next: Next) -> Result<bool, TaskError> {
         let resolved = self.backend.resolve(due, next);
-        self.answers.count(Some(&due.key.owner), resolved).await.map_err(TaskError::Storage)
+        self.answers
+            .count(EngineCall::Resolve, Some(&due.key.owner), resolved)
+            .await
+            .map_err(TaskError::Storage)
     }
 }
 

@@ -22,6 +22,7 @@ use super::observation::{MAX_LATENESS, Observation, end_dropped, log_retry, obse
 use super::records::Records;
 use crate::backend::{Agenda, Due, Queue};
 use crate::printable::Chain;
+use crate::telemetry::EngineCall;
 
 /// How many timers one `take_due` takes.
 const BATCH: usize = 64;
@@ -267,11 +268,12 @@ impl<B: Agenda> Keeper<B> {
         }
         let hidden_until = Instant::now() + self.hide_for;
         let taking = self.engine.backend.take_due(&self.queues, limit, self.hide_for);
-        let taken = match timeout(self.limit, self.engine.answers.count(None, taking)).await {
-            Ok(Ok(taken)) => taken,
-            Ok(Err(error)) => return Err(Chain(&error).to_string()),
-            Err(_) => return Err(format!("no answer within {:?}", self.limit)),
-        };
+        let taken =
+            match timeout(self.limit, self.engine.answers.count(EngineCall::TakeDue, None, taking)).await {
+                Ok(Ok(taken)) => taken,
+                Ok(Err(error)) => return Err(Chain(&error).to_string()),
+                Err(_) => return Err(format!("no answer within {:?}", self.limit)),
+            };
         let next_in = if taken.due.len() == limit { Some(Duration::ZERO) } else { taken.next_in };
         for due in taken.due {
             let observation = self.observation(due, hidden_until);

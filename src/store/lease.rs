@@ -14,7 +14,7 @@ use super::new_task::NewTask;
 use super::records::Records;
 use super::write::{ChangeKind, Writer};
 use crate::backend::{Agenda, TaskKey};
-use crate::task::{Lease, StoredTask};
+use crate::task::{EventKind, Lease, StoredTask};
 
 /// Creates a task, and begins its first attempt.
 pub(super) async fn start<B: Agenda>(
@@ -127,9 +127,12 @@ async fn try_claim<B: Agenda>(
     let started = Instant::now();
     records.scheduler.schedule_new_lease(key).await?;
     let lease = records.new_lease(waiting.attempt.saturating_add(1), waiting.losses);
+    let is_first = lease.attempt == 1;
     let attempt = Attempt::new(kept, key, lease.attempt);
     announce_attempt(stored.task_mut());
-    stored.task_mut().lease = Some(lease);
+    let task = stored.task_mut();
+    task.lease = Some(lease);
+    task.note(if is_first { EventKind::Started } else { EventKind::Resumed });
     match records.write(writer, stored, Change::Visible).await {
         Ok(Some(claimed)) => {
             begin(kept, deadline, &attempt, started).await?;

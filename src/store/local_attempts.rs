@@ -15,6 +15,7 @@ use super::durations::millis;
 use super::machine::exit::WorkerExit;
 use crate::backend::TaskKey;
 use crate::task::Lease;
+use crate::telemetry::RunningAttempt;
 
 /// An attempt by its task and its number.
 pub(super) type AttemptId = (TaskKey, u32);
@@ -102,8 +103,8 @@ impl LocalAttempts {
     pub(super) fn register(self: &Arc<Self>, key: &TaskKey, number: u32) -> AttemptGuard {
         let id = (key.clone(), number);
         *self.guards().entry(id.clone()).or_default() += 1;
-        let (has_begun, is_over, has_left) = Default::default();
-        AttemptGuard { attempts: Arc::clone(self), id, has_begun, is_over, has_left }
+        let (has_begun, running, is_over, has_left) = Default::default();
+        AttemptGuard { attempts: Arc::clone(self), id, has_begun, running, is_over, has_left }
     }
 
     /// Returns a lease of this store that begins now.
@@ -139,6 +140,8 @@ pub(super) struct AttemptGuard {
     id: AttemptId,
     /// The caller received the attempt and can work.
     has_begun: AtomicBool,
+    /// Counts the attempt while it runs.
+    running: Mutex<Option<RunningAttempt>>,
     /// The task has ended, was released, or belongs to another attempt. The keeper need not act on the drop.
     is_over: AtomicBool,
     /// The attempt no longer counts as held.
@@ -147,11 +150,19 @@ pub(super) struct AttemptGuard {
 
 impl AttemptGuard {
     pub(super) fn set_begun(&self) {
-        self.has_begun.store(true, Ordering::Release);
+        if !self.has_begun.swap(true, Ordering::AcqRel) {
+            *self.running() = Some(RunningAttempt::begin());
+        }
+    }
+
+    /// No code panics while it holds the lock.
+    fn running(&self) -> MutexGuard<'_, Option<RunningAttempt>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set_over(&self) {
         self.is_over.store(true, Ordering::Release);
+        *self.running() = None;
     }
 
     /// Ends the attempt in this process, even if a clone of it still exists.
@@ -159,6 +170,7 @@ impl AttemptGuard {
         if self.has_left.swap(true, Ordering::AcqRel) {
             return;
         }
+        *self.running() = None;
         if let Entry::Occupied(mut guards) = self.attempts.guards().entry(self.id.clone()) {
             *guards.get_mut() -= 1;
             if *guards.get() == 0 {

@@ -26,9 +26,10 @@ use super::error::TaskError;
 use super::limits::{check, check_depth, check_poll_interval, check_variables};
 use super::ttl;
 use crate::backend::Expiry;
+use crate::task::history::TTL_ELAPSED;
+use crate::task::{EventKind, RpcError, Task, TaskStatus};
 #[cfg(feature = "rmcp")]
 use crate::task::{Progress, secret::Secret};
-use crate::task::{RpcError, Task, TaskStatus};
 
 /// How an operation changed a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,11 @@ fn require_open(task: &Task, action: &'static str) -> Result<(), TaskError> {
 fn end(task: &mut Task, status: TaskStatus, action: &'static str) -> Result<(), TaskError> {
     require_open(task, action)?;
     drop_announcement(task);
+    task.note(match status {
+        TaskStatus::Completed => EventKind::Completed,
+        TaskStatus::Cancelled => EventKind::Cancelled,
+        _ => EventKind::Failed,
+    });
     task.status = status;
     task.input_requests.clear();
     task.checkpoint = None;
@@ -147,7 +153,22 @@ pub(super) fn request_input(
     let requested = task.input_requests.len() + task.input_responses.len();
     check("input requests of a task", requested, config.max_input_requests)?;
     task.status = TaskStatus::InputRequired;
+    note_keys(
+        task,
+        EventKind::InputRequested,
+        "requests",
+        &requests.iter().map(|(key, _)| key).collect::<Vec<_>>(),
+    );
     Ok(Change::Visible)
+}
+
+/// Notes requests or answers: the key of one, the number of several.
+fn note_keys(task: &mut Task, kind: EventKind, plural: &str, keys: &[&String]) {
+    task.note(kind);
+    match keys {
+        [key] => task.note_detail((*key).clone()),
+        keys => task.note_detail(format!("{} {plural}", keys.len())),
+    }
 }
 
 /// Makes one request that an earlier attempt may have made already. If it has, the request stays as it is, open or
@@ -171,7 +192,7 @@ pub(super) fn deliver_inputs(
     task: &mut Task,
     responses: &BTreeMap<String, Value>,
 ) -> Result<Change, TaskError> {
-    let mut change = Change::None;
+    let mut answered = Vec::new();
     for (key, response) in responses {
         if let Some(request) = task.input_requests.remove(key) {
             check_depth("depth of an input response", response, MAX_JSON_DEPTH)?;
@@ -179,13 +200,17 @@ pub(super) fn deliver_inputs(
             if task.may_resume() {
                 task.answered_requests.insert(key.clone(), request);
             }
-            change = Change::Visible;
+            answered.push(key);
         }
     }
-    if change == Change::Visible && task.input_requests.is_empty() {
+    if answered.is_empty() {
+        return Ok(Change::None);
+    }
+    if task.input_requests.is_empty() {
         task.status = TaskStatus::Working;
     }
-    Ok(change)
+    note_keys(task, EventKind::InputAnswered, "answers", &answered);
+    Ok(Change::Visible)
 }
 
 pub(super) fn complete(task: &mut Task, result: &Value) -> Result<Change, TaskError> {
@@ -200,6 +225,7 @@ pub(super) fn fail(task: &mut Task, error: &RpcError) -> Result<Change, TaskErro
     if let Some(data) = &error.data {
         check_depth("depth of error data", data, MAX_JSON_DEPTH)?;
     }
+    task.note_detail(format!("error {}", error.code));
     task.error = Some(error.clone());
     Ok(Change::Visible)
 }
@@ -223,6 +249,7 @@ pub(super) fn request_cancel(task: &mut Task) -> Result<Change, TaskError> {
         return Ok(Change::None);
     }
     task.cancel_requested = true;
+    task.note(EventKind::CancelRequested);
     task.input_requests.clear();
     task.status = TaskStatus::Working;
     Ok(Change::Visible)
@@ -279,15 +306,19 @@ pub(super) fn renew(task: &Task) -> Result<Change, TaskError> {
     Ok(Change::Internal)
 }
 
-fn fail_with(task: &mut Task, message: String) -> Result<Change, TaskError> {
-    let error = RpcError::new(-32603, message.clone());
-    task.status_message = Some(message);
-    fail(task, &error)
+/// Fails a task for a reason of the store, which the history shows.
+fn fail_with(task: &mut Task, message: &'static str) -> Result<Change, TaskError> {
+    task.status_message = Some(message.to_owned());
+    let failed = fail(task, &RpcError::new(-32603, message))?;
+    task.note_detail(message);
+    Ok(failed)
 }
 
 /// Fails a unique task without a worker whose key belongs to another task.
 pub(super) fn replace(task: &mut Task) -> Result<Change, TaskError> {
-    fail_with(task, "another task with the same unique key has replaced this task".to_owned())
+    let replaced = fail_with(task, "another task with the same unique key has replaced this task")?;
+    task.note_detail("replaced by another task");
+    Ok(replaced)
 }
 
 /// Ends a task whose TTL has elapsed before it ended.
@@ -295,5 +326,5 @@ pub(super) fn expire(task: &mut Task) -> Result<Change, TaskError> {
     if task.cancel_requested {
         return cancel(task);
     }
-    fail_with(task, "TTL elapsed".to_owned())
+    fail_with(task, TTL_ELAPSED)
 }

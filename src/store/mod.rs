@@ -109,6 +109,8 @@ use write::ChangeKind;
 
 use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};
 use crate::task::{PayloadKind, RpcError, StoredTask, Task};
+#[cfg(feature = "rmcp")]
+use crate::telemetry;
 
 /// The lifecycle of MCP tasks on an engine: creates tasks, changes them, and finds lost workers. Cheap to clone.
 ///
@@ -170,8 +172,8 @@ use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 /// * [`Contended`](TaskError::Contended), [`Unreadable`](TaskError::Unreadable) and [`Storage`](TaskError::Storage);
 /// * [`LaterVersion`](TaskError::LaterVersion) for a change of a task that only a later version of this crate may change;
 /// * [`LimitExceeded`](TaskError::LimitExceeded) if a payload is larger than the engine accepts, or if the record
-///   would be larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 1 KiB. The store
-///   reserves this 1 KiB for leases, cancels and the end of a task.
+///   would be larger than the engine's [maximum](crate::StorageBackend::max_value_bytes) less 2 KiB. The store
+///   reserves 1 KiB for leases, cancels and the end of a task, and 1 KiB for the [history](crate::Task::history).
 ///
 /// Every write except a delete stores a write id in the record. If the outcome of a write is unknown, the store reads
 /// the record and looks for this id. The error says [`outcome_unknown`](TaskError::outcome_unknown) only if the read
@@ -473,6 +475,7 @@ impl<B: Agenda> TaskStore<B> {
     #[cfg(feature = "rmcp")]
     pub(crate) fn note_operation(&self, name: &str) {
         self.0.records_only().notices.note_known(name);
+        telemetry::register_tool(name);
     }
 
     /// Returns how long a lease of this store lasts. The holder must renew the lease each time a third of this

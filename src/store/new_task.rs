@@ -17,7 +17,7 @@ use super::progress_report::ProgressReport;
 use super::retry::Retry;
 use super::ttl::{Ttl, expiry, resolve_ttl};
 use crate::backend::{Expiry, Priority, Queue, TaskId};
-use crate::task::{Lease, OnWorkerLost, Progress, Task, TaskStatus, traceparent};
+use crate::task::{EventKind, Lease, OnWorkerLost, Progress, Task, TaskStatus, traceparent};
 
 /// A task that [`TaskStore::create`](crate::TaskStore::create) or [`TaskStore::start`](crate::TaskStore::start) stores.
 ///
@@ -289,7 +289,7 @@ impl NewTask {
                 self.retry.map(|retry| retry.attempts()).or(self.max_attempts).unwrap_or(config.max_attempts)
             })
             .filter(|max| *max != DEFAULT_MAX_ATTEMPTS);
-        let task = Task {
+        let mut task = Task {
             task_id: id,
             status: TaskStatus::Working,
             status_message: self.status_message,
@@ -320,13 +320,17 @@ impl NewTask {
             extensions: self.extensions,
             traceparent: self.traceparent,
             unique: self.unique,
+            history: Vec::new(),
             adapter: Default::default(),
             write_ids: Vec::new(),
             held_parts: Default::default(),
             exact: Default::default(),
+            new_events: Vec::new(),
             unknown_status: None,
             extra: Map::new(),
         };
+        note_creation(&mut task);
+        task.record_events(now);
         Ok((task, expiry))
     }
 
@@ -382,5 +386,18 @@ impl NewTask {
             );
         }
         Ok(())
+    }
+}
+
+/// Notes the creation of a task, and how it begins.
+fn note_creation(task: &mut Task) {
+    let begin = task.lease.as_ref().map(|lease| match (&lease.holder, &task.requeued_from) {
+        (Some(_), _) => EventKind::Started,
+        (None, Some(_)) => EventKind::Requeued,
+        (None, None) => EventKind::Enqueued,
+    });
+    task.note(EventKind::Created);
+    if let Some(begin) = begin {
+        task.note(begin);
     }
 }

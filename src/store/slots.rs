@@ -15,6 +15,7 @@ use super::pointer::hash;
 use crate::backend::{
     Agenda, Expiry, MAX_PAGE_LIMIT, OwnerId, PageRequest, PutOptions, Record, StorageError, TaskKey, Version,
 };
+use crate::telemetry::EngineCall;
 
 /// The reserved owners of slots: one for each limit, by the hash of its name.
 const SLOTS: &str = "\0mcp/slots/";
@@ -110,7 +111,12 @@ impl<B: Agenda> TaskStore<B> {
         let records = self.0.records();
         let list = records.engine.backend.list(&limit.owner, PageRequest::new(MAX_PAGE_LIMIT));
         let list = pin!(async {
-            records.engine.answers.count(Some(&limit.owner), list).await.map_err(TaskError::Storage)
+            records
+                .engine
+                .answers
+                .count(EngineCall::List, Some(&limit.owner), list)
+                .await
+                .map_err(TaskError::Storage)
         });
         let page = records.deadline().limit("list_free", CallTarget::Store, list).await?;
         let numbered = page.records.into_iter().filter_map(|record| {

@@ -12,6 +12,7 @@ use super::error::TaskError;
 use super::scheduler::may_have_lapsed;
 use crate::backend::{Agenda, TaskKey};
 use crate::task::{StoredTask, TaskStatus};
+use crate::telemetry;
 
 /// The longest time between two reads. A notification normally arrives earlier.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -55,7 +56,7 @@ impl<B: Agenda> TaskStore<B> {
             }
             // The watch begins only after the first read, because most calls need not wait. The first item of the
             // watch causes another read.
-            let changes = watch.get_or_insert_with(|| engine.backend.watch(key));
+            let changes = watch.get_or_insert_with(|| telemetry::watched(engine.backend.watch(key)));
             match timeout(next_read_in(&stored, engine.now()), changes.next()).await {
                 Ok(Some(Err(error))) if !error.is_retryable() => {
                     return Err(TaskError::from_storage(error, &key.task));

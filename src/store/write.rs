@@ -13,8 +13,10 @@ use super::limits::check;
 use super::machine::Change;
 use super::writers::{WritePermit, WriterPriority};
 use crate::backend::{Agenda, Expiry, PutOptions, StorageError, TaskKey, Version, Written};
+use crate::task::history::MAX_HISTORY_BYTES;
 use crate::task::payload::MAX_INLINE_BYTES;
 use crate::task::{StoredTask, Task, TaskStatus};
+use crate::telemetry;
 
 /// How many write ids a record has at most.
 const MAX_WRITE_IDS: usize = 4;
@@ -114,6 +116,8 @@ pub(super) struct Write<'a> {
     timer: Option<NewTimer<'a>>,
     /// The event that the write causes, if any.
     event: Option<Event>,
+    /// How many events the write adds to the history of the task.
+    recorded: usize,
 }
 
 impl<'a> Write<'a> {
@@ -125,9 +129,11 @@ impl<'a> Write<'a> {
         timer: Option<NewTimer<'a>>,
         max_bytes: usize,
     ) -> Result<Self, TaskError> {
+        let recorded = task.history.len();
         Self::prepare(key, task, options, Version::ABSENT, ChangeKind::Input, max_bytes).map(|write| Self {
             event: Some(Event::Created),
             timer,
+            recorded,
             ..write
         })
     }
@@ -166,11 +172,18 @@ impl<'a> Write<'a> {
     ) -> Result<Self, TaskError> {
         add_write_id(task);
         let data = encode(task, &mut options, max_bytes)?;
-        if kind != ChangeKind::Lifecycle && !task.status.is_terminal() {
-            let max = max_bytes.saturating_sub(RESERVE);
-            check("bytes of data in the record of the task", data.len(), max)?;
+        let max = max_bytes.saturating_sub(RESERVE + MAX_HISTORY_BYTES);
+        if kind != ChangeKind::Lifecycle && !task.status.is_terminal() && data.len() > max {
+            // The history has room of its own, so the content of a task fits or not, whatever happened to the task.
+            let content = data.len().saturating_sub(task.history_bytes());
+            check("bytes of data in the record of the task", content, max)?;
         }
-        Ok(Self { key, data, options, expected, timer: None, event: None })
+        Ok(Self { key, data, options, expected, timer: None, event: None, recorded: 0 })
+    }
+
+    /// Sets how many events the write adds to the history of the task.
+    pub(super) fn with_events(self, recorded: usize) -> Self {
+        Self { recorded, ..self }
     }
 
     /// Sends the write of this task. Returns the task as written; `None` if the write conflicts with another one.
@@ -183,6 +196,12 @@ impl<'a> Write<'a> {
         let written = self.send_and_resolve(engine, writer, task).await?;
         if let (Some(event), Some(written)) = (self.event, &written) {
             event.log(self.key, written.task.operation.as_deref());
+        }
+        match &written {
+            Some(written) => telemetry::events(&written.task, self.recorded),
+            // A create under the key of an earlier one is no conflict: it finds the task of that one.
+            None if self.expected == Version::ABSENT => {}
+            None => telemetry::conflict(),
         }
         Ok(written)
     }
@@ -291,11 +310,16 @@ fn add_write_id(task: &mut Task) {
 
 /// Encodes a task that is about to be written. Large payloads become parts of the write, and are
 /// [`Stored`](crate::Payload::Stored) in the task from then on. If the record of a task that ends would be too large, all its
-/// payloads become parts.
+/// payloads become parts. If a record would still be too large, its history becomes shorter.
 fn encode(task: &mut Task, options: &mut PutOptions, max: usize) -> Result<Bytes, TaskError> {
     let mut json = encode_with_parts(task, options, MAX_INLINE_BYTES)?;
     if json.len() > max && task.status.is_terminal() {
         json = encode_with_parts(task, options, 0)?;
+    }
+    if json.len() > max && !task.history.is_empty() {
+        let surplus = json.len() - max;
+        task.shrink_history(task.history_bytes().saturating_sub(surplus));
+        json = task.to_json().map_err(|source| unencodable(task, source))?;
     }
     // An engine that keeps these bytes in memory must not keep the spare capacity of the vector.
     Ok(Bytes::from(json.into_boxed_slice()))

@@ -80,6 +80,17 @@ pub async fn claim_now(tasks: &Tasks, key: &TaskKey) -> TaskAttempt {
     tasks.claim(key).await.unwrap().expect("the task waits for a worker").1
 }
 
+/// Returns how many bytes the history uses in the data of a record, with the name of its field.
+pub fn history_bytes(data: &[u8]) -> usize {
+    let record: Value = serde_json::from_slice(data).unwrap();
+    record.get("history").map_or(0, |history| r#","history":"#.len() + history.to_string().len())
+}
+
+/// Returns the size of the data of a record without its history.
+pub fn content_bytes(data: &[u8]) -> usize {
+    data.len() - history_bytes(data)
+}
+
 pub fn has_ended(task: &Task) -> bool {
     task.status.is_terminal()
 }

@@ -12,6 +12,7 @@ use mcp_task_store::{
 use rstest::rstest;
 use serde_json::{Map, Value, json};
 
+use crate::common::content_bytes;
 use crate::support::{Engine, owner};
 
 type Tasks = TaskStore<Arc<MemoryBackend>>;
@@ -317,9 +318,13 @@ async fn json_is_nested_at_most_100_levels_deep_and_can_be_read_back() {
     tasks.get(&other.key).await.unwrap();
 }
 
-/// An engine whose records have room for 1000 bytes of content, and for the reserve that only the lifecycle may use.
+/// An engine whose records have room for 1000 bytes of content, for the history, and for the reserve that only the lifecycle may use.
 fn small() -> Tasks {
-    TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000 + 1024)))
+    TaskStore::new(Arc::new(MemoryBackend::new().max_value_bytes(1000 + 2 * 1024)))
+}
+
+async fn content(tasks: &Tasks, task: &StoredTask) -> usize {
+    content_bytes(&tasks.backend().get(&task.key).await.unwrap().data)
 }
 
 #[tokio::test]
@@ -331,12 +336,12 @@ async fn a_record_is_at_most_as_large_as_the_engine_accepts() {
     assert_limit(&tasks, &task, outcome, "1000").await;
     // The first try shows how many bytes the record has without the message.
     let empty = tasks.set_status_message(&create(&tasks).await, "").await.unwrap();
-    let other_bytes = tasks.backend().get(&empty.key).await.unwrap().data.len();
+    let other_bytes = content(&tasks, &empty).await;
     let outcome = tasks.set_status_message(&task, message(1001 - other_bytes)).await;
     assert_limit(&tasks, &task, outcome, "1000").await;
     let full = tasks.set_status_message(&task, message(1000 - other_bytes)).await.unwrap();
-    let outcome = tasks.fail(&full, RpcError::new(1, message(2024))).await;
-    assert_limit(&tasks, &full, outcome, "2024").await;
+    let outcome = tasks.fail(&full, RpcError::new(1, message(3048))).await;
+    assert_limit(&tasks, &full, outcome, "3048").await;
     tasks.fail(&full, RpcError::new(1, message(800))).await.unwrap();
 }
 
@@ -345,7 +350,7 @@ async fn a_task_whose_record_is_full_fails_after_its_ttl_like_any_other() {
     let tasks = small();
     let new = |bytes| call().ttl(Duration::from_millis(50)).arguments(json!("x".repeat(bytes)));
     let small = tasks.create(&owner("alice"), new(1)).await.unwrap();
-    let other_bytes = tasks.backend().get(&small.key).await.unwrap().data.len() - 1;
+    let other_bytes = content(&tasks, &small).await - 1;
     let full = tasks.create(&owner("alice"), new(1000 - other_bytes)).await.unwrap();
     while tasks.backend().now() < full.task.deadline().unwrap() {
         tokio::time::sleep(Duration::from_millis(1)).await;

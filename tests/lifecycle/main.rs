@@ -7,11 +7,14 @@ mod support;
 mod calls;
 mod common;
 mod enqueue;
+mod history;
 mod keeper;
 mod later;
 mod leases;
 mod limits;
 mod lost_workers;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod payloads;
 #[cfg(feature = "redis-tests")]
 mod recorded;

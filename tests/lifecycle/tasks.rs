@@ -103,7 +103,8 @@ async fn the_stored_record_is_the_documented_json(#[case] engine: Engine) {
         stored,
         json!({
             "taskId": created.key.task, "status": "working", "createdAt": time, "lastUpdatedAt": time,
-            "ttlMs": null, "pollIntervalMs": 1000, "method": "tools/call", "writeIds": stored["writeIds"],
+            "ttlMs": null, "pollIntervalMs": 1000, "method": "tools/call", "history": [[time, "created"]],
+            "writeIds": stored["writeIds"],
         })
     );
     assert_eq!(created.expires_at, None);

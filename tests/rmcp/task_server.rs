@@ -11,6 +11,8 @@ mod http;
 mod left_behind;
 mod limits;
 mod listing;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod mistakes;
 mod notifications;
 mod questions;

@@ -16,5 +16,7 @@ mod kills;
 mod load;
 mod locked;
 mod log;
+#[cfg(feature = "metrics")]
+mod metrics;
 #[cfg(unix)]
 mod power;

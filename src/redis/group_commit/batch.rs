@@ -12,10 +12,13 @@ use super::{Answer, Batched, Replies, Transport};
 use crate::redis::error::concerns_one_key;
 use crate::redis::in_flight::{BatchedCall, CallInFlight, InFlight};
 use crate::redis::reply::CommandError;
+use crate::telemetry;
 
 /// A script with more records would occupy the server for too long.
 const MAX_RECORDS: usize = 32;
 const MAX_BYTES: usize = 256 * 1024;
+/// The label of these batches in the metrics.
+const ENGINE: &str = "redis";
 /// How much later than its own time limit a caller on a busy machine may observe it.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -82,7 +85,10 @@ impl<W: Batched> Batch<W> {
             self.remove_given_up();
             let sent = match self.writes.is_empty() {
                 true => return Ok(Replies { each: SmallVec::new(), unconfirmed: None }),
-                false => W::send(&self.writes, transport, &self.calls).await,
+                false => {
+                    telemetry::batch(ENGINE, self.writes.len());
+                    W::send(&self.writes, transport, &self.calls).await
+                }
             };
             let is_incomplete = self.calls.iter().any(|call| call.is_given_up());
             if !(is_incomplete && matches!(sent, Err(CommandError::NotSent(_)))) {
@@ -116,6 +122,7 @@ impl<W: Batched> Batch<W> {
 
 /// Sends one write for its caller.
 pub(super) async fn send_one<W: Batched>(transport: &Transport, write: W, call: &CallInFlight) -> Answer<W> {
+    telemetry::batch(ENGINE, 1);
     let sent = W::send(std::slice::from_ref(&write), transport, call).await;
     call.clear();
     match sent {

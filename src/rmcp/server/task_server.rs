@@ -12,6 +12,7 @@ use crate::rmcp::manager::DurableTaskManager;
 use crate::rmcp::owner::OwnerSource;
 use crate::rmcp::tools::{TaskTool, TaskTools};
 use crate::store::TaskError;
+use crate::telemetry;
 
 /// Adds [`TaskTools`] to a server of the SDK. It wraps the server's [`ServerHandler`], and is one itself.
 ///
@@ -153,6 +154,7 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
         config
             .companions
             .check(|name| tools.iter().any(|tool| tool.name() == name) || handler.get_tool(name).is_some())?;
+        tools.iter().for_each(|tool| telemetry::register_tool(tool.name()));
         if !config.only_enqueues {
             tools.iter().filter(|tool| tool.is_resumable()).for_each(|tool| tasks.register_tool(tool));
         }

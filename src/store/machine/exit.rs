@@ -10,7 +10,7 @@ use crate::backend::Expiry;
 use crate::store::config::DEFAULT_MAX_ATTEMPTS;
 use crate::store::durations::millis;
 use crate::store::error::TaskError;
-use crate::task::{Lease, OnWorkerLost, RpcError, Task, TaskStatus};
+use crate::task::{EventKind, Lease, OnWorkerLost, RpcError, Task, TaskStatus};
 
 const LOST: &str = "the worker was lost";
 
@@ -70,11 +70,17 @@ pub(in crate::store) fn take_lease(
 ) -> Result<AfterExit, TaskError> {
     require_open(task, "take its lease")?;
     require_known(task)?;
+    if task.lease.as_ref().is_some_and(|lease| lease.holder.is_some()) {
+        task.note(match exit {
+            WorkerExit::Lost => EventKind::LeaseLost,
+            WorkerExit::Released => EventKind::Released,
+        });
+    }
     if task.cancel_requested {
         return end(task, TaskStatus::Cancelled, "cancel it").map(|()| AfterExit::Cancelled);
     }
     let Some(lease) = task.lease.as_ref().filter(|lease| may_run(task, lease)) else {
-        return fail_with(task, "the worker of the task was lost".to_owned()).map(|_| AfterExit::Failed);
+        return fail_with(task, "the worker of the task was lost").map(|_| AfterExit::Failed);
     };
     if exit == WorkerExit::Released {
         let losses = lease.losses;
@@ -107,7 +113,11 @@ pub(in crate::store) fn retry(
         return fail(task, error).map(|_| AfterExit::Failed);
     };
     match attempts_left(task, lease) {
-        Some(used) => retry_after(task, used, reason.unwrap_or_default(), terms),
+        Some(used) => {
+            task.note(EventKind::AttemptFailed);
+            task.note_detail(format!("error {}", error.code));
+            retry_after(task, used, reason.unwrap_or_default(), terms)
+        }
         None => give_up(task, lease.losses.saturating_add(1), error, reason, terms),
     }
 }
@@ -174,6 +184,7 @@ fn give_up(
     terms: &ExitTerms,
 ) -> Result<AfterExit, TaskError> {
     fail(task, error)?;
+    task.note_detail(gave_up(used, None, usize::MAX));
     task.status_message = Some(gave_up(used, reason, terms.max_status_message_bytes));
     task.gave_up_after = Some(used);
     Ok(AfterExit::GaveUp)

@@ -8,7 +8,7 @@ use super::{Change, check_status_message, complete, end, refused, request_input,
 use crate::store::config::{MAX_JSON_DEPTH, StoreConfig};
 use crate::store::error::TaskError;
 use crate::store::limits::check_depth;
-use crate::task::{RpcError, Task, TaskStatus};
+use crate::task::{EventKind, RpcError, Task, TaskStatus};
 
 /// Sets the status and the status message. A task may enter any other status until it has ended. If the task has
 /// already ended with this status, the call only adds a missing status message.
@@ -80,6 +80,7 @@ pub(in crate::store) fn set_error(task: &mut Task, error: &Value) -> Result<Chan
         (TaskStatus::Failed, None) => {}
         _ => {
             end(task, TaskStatus::Failed, "end it")?;
+            task.note_detail(format!("error {}", nearest_rpc_error(error).code));
             task.status_message = None;
         }
     }
@@ -158,6 +159,7 @@ fn reopen_requests(task: &mut Task, config: &StoreConfig) -> Result<(), TaskErro
     task.input_requests.clear();
     if open.is_empty() {
         task.status = TaskStatus::InputRequired;
+        task.note(EventKind::InputRequested);
         return Ok(());
     }
     request_input(task, &open.into_iter().collect::<Vec<_>>(), config).map(drop)

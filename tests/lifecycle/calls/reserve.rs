@@ -10,12 +10,13 @@ use mcp_task_store::{
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 
+use crate::common::content_bytes;
 use crate::support::{Engine, MAX_VALUE_BYTES, Store, on_every_engine, owner};
 
 type Tasks = TaskStore<Arc<dyn Agenda>>;
 
-/// The reserve that only leases, cancels and the end of a task may use.
-const RESERVE: usize = 1024;
+/// The reserve that only leases, cancels and the end of a task may use, and the room of the history.
+const RESERVE: usize = 2 * 1024;
 /// A full record is at most this many bytes below the limit.
 const CLOSE: usize = 32;
 
@@ -24,7 +25,7 @@ fn pad(bytes: usize) -> [(&'static str, Value); 1] {
 }
 
 async fn size(store: &Store, key: &TaskKey) -> usize {
-    store.get(key).await.unwrap().data.len()
+    content_bytes(&store.get(key).await.unwrap().data)
 }
 
 /// Starts a task in this process, and fills its record up to the limit.
