@@ -12,6 +12,7 @@ mod later;
 mod leases;
 mod limits;
 mod lost_workers;
+mod observer;
 mod payloads;
 #[cfg(feature = "redis-tests")]
 mod recorded;
