@@ -21,6 +21,11 @@ impl<'a> Printable<'a> {
     pub fn new(text: &'a str) -> Self {
         Self(text)
     }
+
+    /// Returns whether a character appears escaped: a control or format character of Unicode, or a separator of lines or paragraphs.
+    pub fn escapes(c: char) -> bool {
+        is_hidden(c)
+    }
 }
 
 impl fmt::Display for Printable<'_> {
