@@ -1,0 +1,12 @@
+//! `mcp-tasks` as a person and a script use it: in a pseudo-terminal and in a pipe, on SQLite and on Redis.
+
+mod answering;
+mod changing;
+mod hostile;
+mod looking;
+mod opening;
+mod output;
+mod terminal;
+mod watching;
+
+mod support;
