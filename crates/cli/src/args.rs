@@ -29,10 +29,27 @@ Examples:
   mcp-tasks show alice:4ff0c8c2-6d0a-4d64-9e4f-4d4ef8b6f6ac
   mcp-tasks requeue --dead --tool render --dry-run";
 
+/// What every command that changes many tasks does.
+macro_rules! bulk_help {
+    ($first:literal) => {
+        concat!(
+            $first,
+            "With filters, the command scans, says how many tasks match, and asks. --yes skips the question. Ctrl-C stops \
+             between two tasks; run the same command again to continue."
+        )
+    };
+}
+const BULK_HELP: &str = bulk_help!("");
+const REQUEUE_HELP: &str =
+    bulk_help!("With filters, only failed tasks are requeued, unless --status names others. ");
+
 #[derive(Parser)]
 #[command(name = "mcp-tasks", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 #[command(disable_help_subcommand = true, max_term_width = 110)]
 pub struct Cli {
+    /// Print no progress and no remarks on stderr; errors remain
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
     #[command(flatten)]
     pub connect: ConnectArgs,
     #[command(subcommand)]
@@ -50,15 +67,12 @@ pub struct ConnectArgs {
     /// First part of every key in Redis, as the servers have configured it [default: pmcp]
     #[arg(long, global = true, value_name = "PREFIX")]
     pub prefix: Option<String>,
-    /// File whose first line is the password [env: MCP_TASKS_PASSWORD is the password itself]
+    /// File that holds the password [env: MCP_TASKS_PASSWORD is the password itself]
     #[arg(long, global = true, value_name = "FILE")]
     pub password_file: Option<PathBuf>,
     /// File with the certificate authorities to trust, in PEM, instead of those of the system
     #[arg(long, global = true, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
-    /// Print no progress and no remarks on stderr; errors remain
-    #[arg(long, short, global = true)]
-    pub quiet: bool,
 }
 
 #[derive(Subcommand)]
@@ -74,12 +88,16 @@ pub enum Command {
     /// Follow the tasks in a live table, or one task until it ends
     Watch(WatchArgs),
     /// Request that open tasks end
+    #[command(after_help = BULK_HELP)]
     Cancel(CancelArgs),
     /// Run ended tasks again, each as a new task
+    #[command(after_help = REQUEUE_HELP)]
     Requeue(RequeueArgs),
     /// Delete tasks that have ended
+    #[command(after_help = BULK_HELP)]
     Delete(DeleteArgs),
     /// Delete all tasks that ended some time ago
+    #[command(after_help = BULK_HELP)]
     Purge(PurgeArgs),
     /// Answer the questions of a task in place of its client
     Answer(AnswerArgs),
@@ -203,8 +221,6 @@ pub struct OwnersArgs {
 
 #[derive(Args)]
 pub struct ListArgs {
-    #[command(flatten)]
-    pub filter: FilterArgs,
     /// How many tasks to list at most
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub limit: usize,
@@ -212,6 +228,8 @@ pub struct ListArgs {
     pub rate: RateArgs,
     #[command(flatten)]
     pub form: FormArgs,
+    #[command(flatten)]
+    pub filter: FilterArgs,
 }
 
 #[derive(Args)]
@@ -244,19 +262,17 @@ pub struct TaskArg {
 #[derive(Args)]
 pub struct StatsArgs {
     #[command(flatten)]
-    pub filter: FilterArgs,
-    #[command(flatten)]
     pub rate: RateArgs,
     #[command(flatten)]
     pub form: FormArgs,
+    #[command(flatten)]
+    pub filter: FilterArgs,
 }
 
 #[derive(Args)]
 pub struct WatchArgs {
     /// The task to follow, as OWNER:TASK, or only its id if --owner is given; without it, all tasks that match
     pub task: Option<String>,
-    #[command(flatten)]
-    pub filter: FilterArgs,
     /// How long to wait between two scans
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     pub interval: Duration,
@@ -264,6 +280,8 @@ pub struct WatchArgs {
     pub rate: RateArgs,
     #[command(flatten)]
     pub form: FormArgs,
+    #[command(flatten)]
+    pub filter: FilterArgs,
 }
 
 /// How to change tasks: those that are named, or those that match.
@@ -271,8 +289,6 @@ pub struct WatchArgs {
 pub struct BulkArgs {
     /// The tasks, each as OWNER:TASK, or only its id if --owner is given; without any, all tasks that match the filters
     pub tasks: Vec<String>,
-    #[command(flatten)]
-    pub filter: FilterArgs,
     /// Change tasks that match without asking
     #[arg(long, short)]
     pub yes: bool,
@@ -283,39 +299,38 @@ pub struct BulkArgs {
     pub rate: RateArgs,
     #[command(flatten)]
     pub form: FormArgs,
+    #[command(flatten)]
+    pub filter: FilterArgs,
 }
 
 #[derive(Args)]
 pub struct CancelArgs {
-    #[command(flatten)]
-    pub bulk: BulkArgs,
     /// End the tasks as cancelled now, also while a worker works on them. Without it, the worker of a task receives the
     /// request and decides how the task ends, and tasks without a worker end now
     #[arg(long)]
     pub now: bool,
+    #[command(flatten)]
+    pub bulk: BulkArgs,
 }
 
 #[derive(Args)]
 pub struct RequeueArgs {
-    /// With filters, only failed tasks are requeued, unless --status names others
     #[command(flatten)]
     pub bulk: BulkArgs,
 }
 
 #[derive(Args)]
 pub struct DeleteArgs {
-    #[command(flatten)]
-    pub bulk: BulkArgs,
     /// Also delete open tasks, and named tasks whose record cannot be read. A worker that works on a deleted task
     /// loses its result
     #[arg(long)]
     pub force: bool,
+    #[command(flatten)]
+    pub bulk: BulkArgs,
 }
 
 #[derive(Args)]
 pub struct PurgeArgs {
-    #[command(flatten)]
-    pub filter: FilterArgs,
     /// Delete ended tasks of any age
     #[arg(long, conflicts_with = "older_than")]
     pub all_ended: bool,
@@ -329,6 +344,8 @@ pub struct PurgeArgs {
     pub rate: RateArgs,
     #[command(flatten)]
     pub form: FormArgs,
+    #[command(flatten)]
+    pub filter: FilterArgs,
 }
 
 #[derive(Args)]

@@ -202,7 +202,7 @@ mod tests {
 
     fn args(password_file: Option<&Path>) -> ConnectArgs {
         let password_file = password_file.map(Path::to_owned);
-        ConnectArgs { url: None, prefix: None, password_file, ca_file: None, quiet: false }
+        ConnectArgs { url: None, prefix: None, password_file, ca_file: None }
     }
 
     #[rstest]

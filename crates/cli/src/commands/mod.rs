@@ -22,7 +22,7 @@ use crate::selection::Wanted;
 
 /// Runs the command of a command line.
 pub async fn run(cli: Cli) -> Result<(), Failure> {
-    let (connect, quiet) = (&cli.connect, cli.connect.quiet);
+    let (connect, quiet) = (&cli.connect, cli.quiet);
     // A mistake in the arguments of a command is reported before the store is opened.
     match cli.command {
         Command::Completions { shell } => pages::completions(shell),
