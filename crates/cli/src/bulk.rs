@@ -64,6 +64,7 @@ impl Change {
             }
             failures += self.report(key, self.apply_to_named(store, &stored).await)?;
         }
+        printer.finish()?;
         if failures > 0 { Err(Failure::Reported) } else { Ok(()) }
     }
 
@@ -117,10 +118,11 @@ impl Change {
             matching += page.len() as u64;
             left_out += (found - page.len()) as u64;
             if self.dry_run {
-                printer.print(&page, store.backend().now())?;
+                selection.print(|| printer.print(&page, store.backend().now()))?;
             }
         }
         selection.mention_unreadable(self.quiet);
+        printer.finish()?;
         if left_out > 0 {
             let (tasks, why) = (text::count(left_out, "task"), self.left_out());
             remark(self.quiet, format_args!("leaves out {tasks}: {why}"));

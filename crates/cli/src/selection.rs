@@ -112,8 +112,14 @@ impl Selection {
         Ok(page)
     }
 
-    /// Says on stderr how many records could not be read.
+    /// Prints while the progress on stderr is hidden.
+    pub fn print<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.bar.suspend(print)
+    }
+
+    /// Ends the progress on stderr, and says how many records could not be read.
     pub fn mention_unreadable(&self, quiet: bool) {
+        self.bar.finish_and_clear();
         if self.unreadable > 0 {
             let records = text::count(self.unreadable, "record");
             remark(quiet, format_args!("leaves out {records} that this version cannot read as tasks"));

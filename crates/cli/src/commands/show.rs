@@ -16,6 +16,10 @@ use crate::output::{Target, json, tasks, text};
 
 /// How many lines of a value the page of a task shows.
 const MAX_LINES: usize = 40;
+/// How many lines of a field the page shows.
+const FIELD_LINES: usize = 8;
+/// Where the value of a field begins.
+const FIELD: usize = 19;
 /// How many columns of a line the page shows in a pipe.
 const WIDEST_IN_A_PIPE: usize = 1_000;
 /// A payload over this size is not loaded for the page.
@@ -215,9 +219,12 @@ impl Page<'_> {
     }
 
     fn field(&self, name: &str, value: impl ToString) -> Result<(), Failure> {
-        let (name, value) =
-            (text::cut(&format!("{name}:"), 40), text::cut(&value.to_string(), self.width(19)));
-        Ok(writeln!(io::stdout(), "  {name:<16} {value}")?)
+        let (mut name, mut out) = (text::cut(&format!("{name}:"), 40), io::stdout().lock());
+        for line in text::wrap(&value.to_string(), self.width(FIELD), FIELD_LINES) {
+            writeln!(out, "  {name:<16} {line}")?;
+            name.clear();
+        }
+        Ok(())
     }
 
     fn value(&self, value: &Value) -> Result<(), Failure> {

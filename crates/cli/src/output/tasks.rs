@@ -73,22 +73,24 @@ pub fn style(stored: &StoredTask, now: DateTime<Utc>) -> Style {
     }
 }
 
-/// Prints tasks page by page, in one form.
+/// How many tasks one part of a table has. Its columns have one width.
+const PART: usize = 1_000;
+
+/// Prints tasks as they come: JSON at once, tables in parts.
 pub struct TaskPrinter {
     target: Target,
     json: bool,
     is_first: bool,
+    part: Vec<Line>,
 }
 
 impl TaskPrinter {
     pub fn new(json: bool) -> Self {
-        Self { target: Target::of_stdout(), json, is_first: true }
+        Self { target: Target::of_stdout(), json, is_first: true, part: Vec::new() }
     }
 
+    /// Adds tasks. Call [`finish`](Self::finish) after the last ones.
     pub fn print(&mut self, tasks: &[StoredTask], now: DateTime<Utc>) -> io::Result<()> {
-        if tasks.is_empty() {
-            return Ok(());
-        }
         if self.json {
             let mut out = io::stdout().lock();
             for stored in tasks {
@@ -96,7 +98,16 @@ impl TaskPrinter {
             }
             return out.flush();
         }
-        let lines: Vec<Line> = tasks.iter().map(|stored| line(stored, now)).collect();
-        table::print(self.target, &COLUMNS, &lines, std::mem::take(&mut self.is_first))
+        self.part.extend(tasks.iter().map(|stored| line(stored, now)));
+        if self.part.len() >= PART { self.finish() } else { Ok(()) }
+    }
+
+    /// Prints what is left.
+    pub fn finish(&mut self) -> io::Result<()> {
+        let part = std::mem::take(&mut self.part);
+        if part.is_empty() {
+            return Ok(());
+        }
+        table::print(self.target, &COLUMNS, &part, std::mem::take(&mut self.is_first))
     }
 }

@@ -33,6 +33,22 @@ pub fn cut_lines(text: &str, lines: usize, width: usize) -> Vec<String> {
     shown
 }
 
+/// Returns text within lines of at most `width` columns, and at most this many of them.
+pub fn wrap(text: &str, width: usize, lines: usize) -> Vec<String> {
+    let mut rest = cut(text, width.saturating_mul(lines));
+    let mut wrapped = Vec::new();
+    while measure_text_width(&rest) > width {
+        let line = truncate_str(&rest, width, "").into_owned();
+        if line.is_empty() {
+            break;
+        }
+        rest.drain(..line.len());
+        wrapped.push(line);
+    }
+    wrapped.push(rest);
+    wrapped
+}
+
 /// Returns JSON in the form for people.
 pub fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string())
@@ -91,6 +107,9 @@ mod tests {
             assert!(measure_text_width(&shown) <= 10 && !shown.contains(Printable::escapes), "{shown}");
         }
         assert_eq!(cut_lines("a\nb\nc", 2, 9), ["a", "b", "…"]);
+        assert_eq!(wrap("abcdefg", 3, 3), ["abc", "def", "g"]);
+        assert_eq!(wrap("abcdefg", 3, 2), ["abc", "de…"]);
+        assert_eq!(wrap(&"字".repeat(4), 3, 9), ["字", "字", "字", "字"]);
     }
 
     #[test]

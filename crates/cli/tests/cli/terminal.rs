@@ -42,6 +42,20 @@ async fn a_table_has_colors_on_a_terminal_but_not_with_no_color(#[case] engine: 
 
 #[apply(on_every_engine)]
 #[tokio::test(flavor = "multi_thread")]
+async fn a_long_message_is_wrapped_on_the_page_of_a_task(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let message = "abcdefghij".repeat(20);
+    let key = store.put("alice", "t1", json!({ "statusMessage": message })).await;
+    let (shown, _) = terminal(&store, &["show", &name(&key)]).end();
+    let lines: Vec<&str> =
+        shown.lines().map(str::trim).skip_while(|line| !line.starts_with("message:")).collect();
+    let joined = lines.concat().replace("message:", "").replace(' ', "");
+    assert!(joined.starts_with(&message), "{shown}");
+    assert!(shown.lines().all(|line| line.trim_end().chars().count() <= 80), "{shown}");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
 async fn many_tasks_are_changed_after_a_yes(#[case] engine: Engine) {
     let store = engine.open().await;
     ended(&store, 3).await;
