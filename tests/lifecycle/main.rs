@@ -17,6 +17,7 @@ mod payloads;
 #[cfg(feature = "redis-tests")]
 mod recorded;
 mod retries;
+mod scan;
 mod tasks;
 mod tracing_spans;
 mod unique;
