@@ -285,11 +285,13 @@ mod tests {
         while let Some(page) = scan.next_page().await.unwrap() {
             count(&mut at_once, page);
         }
-        let mut position = ScanPosition::default();
+        let (mut position, mut pages) = (ScanPosition::default(), 0);
         loop {
             let mut scan = store.scan(filter.clone()).resume(position);
             let Some(page) = scan.next_page().await.unwrap() else { break };
             count(&mut resumed, page);
+            pages += 1;
+            assert!(pages < 10, "the scan ends");
             position = scan.position();
             assert_eq!(store.scan(filter.clone()).resume(position.clone()).position(), position);
         }
