@@ -7,6 +7,8 @@ mod looking;
 mod opening;
 mod output;
 mod terminal;
+#[cfg(feature = "redis-tests")]
+mod topologies;
 mod watching;
 
 mod support;

@@ -95,6 +95,16 @@ fn a_password_file_must_hold_a_password() {
 }
 
 #[cfg(feature = "redis-tests")]
+#[test]
+fn opening_a_redis_leaves_no_key_behind() {
+    let server = crate::support::server::Server::start(&[]);
+    for command in ["owners", "list", "stats"] {
+        run(&[command], &[("MCP_TASKS_URL", &format!("redis://127.0.0.1:{}", server.port))]).ok();
+    }
+    assert_eq!(server.keys(), 0);
+}
+
+#[cfg(feature = "redis-tests")]
 mod with_a_password {
     use std::process::Stdio;
 
