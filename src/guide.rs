@@ -6,6 +6,7 @@
 //! * [`workers`]: leases, lost workers, retries
 //! * [`engine`]: how to write an engine
 //! * [`operations`]: settings, the ACL rule, keys, backup, upgrades, credentials
+//! * [`cli`]: the command `mcp-tasks`, for operators
 //! * [`failures`]: which error a call returns when a Redis or Valkey server fails
 //! * [`scale`]: how many tasks one Redis holds
 
@@ -46,6 +47,10 @@ pub mod engine {}
     doc = include_str!("../docs/operations.md")
 )]
 pub mod operations {}
+
+/// [operations.md]: crate::guide::operations
+#[doc = include_str!("../docs/guide/cli.md")]
+pub mod cli {}
 
 /// [operations.md]: crate::guide::operations
 #[doc = include_str!("../docs/failures.md")]

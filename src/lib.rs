@@ -114,6 +114,7 @@ pub use memory::MemoryBackend;
 #[cfg(feature = "pmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
 pub use pmcp::{PMCP_ANONYMOUS, PmcpTaskStore, PmcpTasksBackend};
+pub use printable::Printable;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use redis::{Credentials, RedisBackend, RedisBuilder};
@@ -127,8 +128,8 @@ pub use rmcp::{
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlite::{SqliteBackend, SqliteBuilder, Synchronous};
 pub use store::{
-    Attempt, DeadTaskPage, NewTask, Retry, StoreConfig, TaskError, TaskPage, TaskRef, TaskStore, Ttl,
-    UniqueEnqueue, UniqueKey, UniqueStart,
+    Attempt, DeadTaskPage, NewTask, Retry, ScanPosition, ScannedPage, StoreConfig, TaskError, TaskFilter,
+    TaskPage, TaskRef, TaskScan, TaskStore, Ttl, UniqueEnqueue, UniqueKey, UniqueStart,
 };
 pub use task::{
     EventKind, Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot,

@@ -1,12 +1,32 @@
-//! Formats text for a line of the log: ids and messages from outside, and an error with its causes.
+//! Formats text for a line of the log or of a terminal: ids and messages from outside, and an error with its causes.
 
 use std::error::Error;
 use std::fmt::{self, Write};
 
 /// Displays text within one line: control characters, invisible characters, and characters that change the direction of
 /// writing appear as `\u{…}`. All other characters are unchanged.
+///
+/// Use it to show text from outside on a terminal or in a log, for example the status message of a task.
+///
+/// ```
+/// use mcp_task_store::Printable;
+///
+/// assert_eq!(Printable::new("done\u{1b}[2K").to_string(), r"done\u{1b}[2K");
+/// ```
 #[derive(Clone, Copy)]
-pub(crate) struct Printable<'a>(pub(crate) &'a str);
+pub struct Printable<'a>(pub(crate) &'a str);
+
+impl<'a> Printable<'a> {
+    /// Returns the text as a value that can be displayed.
+    pub fn new(text: &'a str) -> Self {
+        Self(text)
+    }
+
+    /// Returns whether a character appears escaped: a control or format character of Unicode, or a separator of lines or paragraphs.
+    pub fn escapes(c: char) -> bool {
+        is_hidden(c)
+    }
+}
 
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -352,6 +352,13 @@ impl Task {
         self.retention_ms.map(Duration::from_millis)
     }
 
+    /// Returns the name of the tool that the task runs: its [operation](Self::operation), or else the `name` in the inline
+    /// arguments of a call of `tools/call`.
+    pub fn tool(&self) -> Option<&str> {
+        let named = || self.arguments.as_inline()?.get("name")?.as_str();
+        self.operation.as_deref().or_else(|| named().filter(|_| self.method == "tools/call"))
+    }
+
     /// Returns when the TTL elapses; `None` for never.
     pub fn deadline(&self) -> Option<DateTime<Utc>> {
         let ttl = i64::try_from(self.ttl_ms?).ok().and_then(chrono::TimeDelta::try_milliseconds)?;

@@ -40,6 +40,7 @@ pub struct SqliteBuilder {
     max_value_bytes: usize,
     max_part_bytes: usize,
     max_file_bytes: Option<u64>,
+    must_exist: bool,
 }
 
 impl SqliteBackend {
@@ -60,6 +61,7 @@ impl SqliteBackend {
             max_value_bytes: DEFAULT_MAX_VALUE_BYTES,
             max_part_bytes: DEFAULT_MAX_PART_BYTES,
             max_file_bytes: None,
+            must_exist: false,
         }
     }
 }
@@ -102,11 +104,18 @@ impl SqliteBuilder {
         self
     }
 
+    /// Requires a file with the tables of this version: [`open`](Self::open) then neither creates the file nor creates or migrates its
+    /// tables. For tools that look into the store of a server.
+    pub fn must_exist(mut self) -> Self {
+        self.must_exist = true;
+        self
+    }
+
     /// Opens the file, and creates or migrates its tables.
     ///
     /// # Errors
     /// * `Backend` for an invalid setting, for a folder that does not exist, and for a file that is damaged, that belongs
-    ///   to another program, or that a newer version of this crate has written;
+    ///   to another program, that a newer version of this crate has written, or that [must exist](Self::must_exist) and does not;
     /// * `Denied` if this process may not write to the file or to its folder;
     /// * `Unavailable` if another process keeps the file locked;
     /// * `CapacityExceeded` if no space is left.
@@ -122,6 +131,7 @@ impl SqliteBuilder {
             path: self.path,
             synchronous: self.synchronous,
             max_file_bytes: self.max_file_bytes,
+            must_exist: self.must_exist,
             errors,
         };
         SqliteBackend::start(file, self.max_value_bytes, self.max_part_bytes).await

@@ -119,23 +119,34 @@ impl Errors {
                 "the file belongs to another program (application id {application_id:#x}); choose another path"
             ),
         };
-        Some(StorageError::Backend {
+        Some(self.refused(reason))
+    }
+
+    fn refused(&self, reason: impl Into<String>) -> StorageError {
+        StorageError::Backend {
             address: self.address.clone(),
-            reason,
+            reason: reason.into(),
             outcome_unknown: false,
             source: None,
-        })
+        }
+    }
+
+    /// Returns the error of a file that must exist.
+    pub(super) fn missing_file(&self) -> StorageError {
+        self.refused("there is no such file; check the path, or start the server that creates the file")
+    }
+
+    /// Returns the error of a file that must have the tables of this version.
+    pub(super) fn outdated_file(&self) -> StorageError {
+        self.refused(
+            "the file has no tables, or those of an older version of this crate; start a server of this version, which creates or \
+             migrates them",
+        )
     }
 
     /// Returns the error of a write to a file that its path no longer leads to.
     pub(super) fn replaced_file(&self) -> StorageError {
-        StorageError::Backend {
-            address: self.address.clone(),
-            reason: "the file was deleted or replaced while it was open, so nothing was written; restart this process"
-                .to_owned(),
-            outcome_unknown: false,
-            source: None,
-        }
+        self.refused("the file was deleted or replaced while it was open, so nothing was written; restart this process")
     }
 
     /// Returns the error of a call whose thread has ended.

@@ -98,8 +98,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tasks.db");
         let errors = Errors { address: String::new(), busy_timeout: Duration::ZERO };
-        let file =
-            File { path: path.clone(), synchronous: Synchronous::Normal, max_file_bytes: None, errors };
+        let file = File {
+            path: path.clone(),
+            synchronous: Synchronous::Normal,
+            max_file_bytes: None,
+            must_exist: false,
+            errors,
+        };
         let session = file.open_writer().unwrap();
         (folder, path, session)
     }

@@ -24,6 +24,8 @@ pub(super) struct File {
     pub(super) path: PathBuf,
     pub(super) synchronous: Synchronous,
     pub(super) max_file_bytes: Option<u64>,
+    /// Neither the file nor its tables are created or migrated.
+    pub(super) must_exist: bool,
     pub(super) errors: Errors,
 }
 
@@ -40,7 +42,8 @@ impl File {
     /// `Unavailable` for a busy file, `Denied` for a read-only one, and `Backend` for a file that is damaged, of another
     /// program, or of a newer version of this crate. The file is then unchanged.
     pub(super) fn open_writer(&self) -> Result<Session, StorageError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+        flags.set(OpenFlags::SQLITE_OPEN_CREATE, !self.must_exist);
         self.writer(flags).map_err(|error| self.explain(error))
     }
 
@@ -69,9 +72,16 @@ impl File {
     }
 
     fn writer(&self, flags: OpenFlags) -> Result<Session, Failure> {
+        if self.must_exist && !self.path.exists() {
+            return Err(Failure::Refused(self.errors.missing_file()));
+        }
         let mut session = self.session(flags)?;
         // A file of another program must not change, not even its journal mode.
-        self.check(&FileKind::read(&session.connection)?)?;
+        let kind = FileKind::read(&session.connection)?;
+        self.check(&kind)?;
+        if self.must_exist && !kind.is_current() {
+            return Err(Failure::Refused(self.errors.outdated_file()));
+        }
         self.set_journal_mode(&session)?;
         let connection = &mut session.connection;
         connection.pragma_update(None, "journal_size_limit", log::LONG_BYTES as i64)?;

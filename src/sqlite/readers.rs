@@ -162,7 +162,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let errors = Errors { address: "tasks.db".to_owned(), busy_timeout: LIMIT };
         let path = folder.path().join("tasks.db");
-        let file = File { path, synchronous: Synchronous::Normal, max_file_bytes: None, errors };
+        let file =
+            File { path, synchronous: Synchronous::Normal, max_file_bytes: None, must_exist: false, errors };
         file.open_writer().unwrap();
         (Readers::start(&file).unwrap(), folder)
     }

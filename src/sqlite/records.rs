@@ -336,7 +336,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let errors = Errors { address: String::new(), busy_timeout: Duration::ZERO };
         let path = folder.path().join("tasks.db");
-        let file = File { path, synchronous: Synchronous::Normal, max_file_bytes: None, errors };
+        let file =
+            File { path, synchronous: Synchronous::Normal, max_file_bytes: None, must_exist: false, errors };
         for session in [file.open_writer().unwrap(), file.open_reader().unwrap()] {
             for task in ["t1", "t2", "t3"] {
                 let key = TaskKey::new("alice", task).unwrap();

@@ -25,6 +25,11 @@ impl FileKind {
         Self::read_among(connection, MIGRATIONS.len())
     }
 
+    /// Returns whether the file has the tables of this version.
+    pub(super) fn is_current(&self) -> bool {
+        *self == Self::Ours { version: MIGRATIONS.len() }
+    }
+
     fn read_among(connection: &Connection, known: usize) -> rusqlite::Result<Self> {
         let integer = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
         let application_id: i32 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;

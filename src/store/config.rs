@@ -47,6 +47,7 @@ pub struct StoreConfig {
     pub(super) max_attempts: u32,
     pub(super) lease: Duration,
     pub(super) call_timeout: Duration,
+    pub(super) is_observer: bool,
 }
 
 impl Default for StoreConfig {
@@ -66,6 +67,7 @@ impl Default for StoreConfig {
             max_attempts: DEFAULT_MAX_ATTEMPTS,
             lease: Duration::from_secs(30),
             call_timeout: Duration::from_secs(10),
+            is_observer: false,
         }
     }
 }
@@ -185,6 +187,20 @@ impl StoreConfig {
     /// again before it returns.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         self.call_timeout = limit.clamp(Duration::from_millis(1), LONGEST);
+        self
+    }
+
+    /// Makes the store an observer, for the tools of operators; off by default. An observer changes only what its caller asks
+    /// it to change:
+    ///
+    /// * It has no keeper. It takes no timers, so a process that exits soon does not delay the detection of lost workers.
+    /// * Its reads write nothing. It returns a task whose TTL has elapsed as ended, and leaves it to the servers to store the end.
+    ///   It does not schedule the timers of lapsed leases.
+    ///
+    /// Do not [start](crate::TaskStore::start) or [claim](crate::TaskStore::claim) tasks with an observer: if its process drops
+    /// their attempts, their leases must lapse before another instance ends them.
+    pub fn observer(mut self, on: bool) -> Self {
+        self.is_observer = on;
         self
     }
 }

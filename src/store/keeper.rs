@@ -52,7 +52,7 @@ const MAX_SILENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct KeptRecords<B> {
     records: Arc<Records<B>>,
-    /// `None` for a store whose leases the keeper of another store observes.
+    /// `None` for an observer, and for a store whose leases the keeper of another store observes.
     keeper: Option<Arc<KeeperHandle>>,
 }
 
@@ -82,7 +82,6 @@ impl<B: Agenda> KeptRecords<B> {
     }
 
     /// Returns records without a keeper of their own.
-    #[cfg(feature = "rmcp")]
     pub(super) fn without_keeper(records: Records<B>) -> Self {
         Self { records: Arc::new(records), keeper: None }
     }

@@ -2,6 +2,7 @@
 //!
 //! [`TaskStore`] is the facade. Each module depends only on modules below it in this list:
 //!
+//! * `scan` walks through the tasks of all owners, and yields those that match a `filter`;
 //! * `dead_tasks` lists dead tasks, `requeue` does the work of ended tasks again;
 //! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets` and `owners` are calls of their own;
 //! * `starting` begins the attempt of a task whose operation already runs;
@@ -30,6 +31,7 @@ mod ending;
 mod engine;
 mod enqueue;
 mod error;
+mod filter;
 mod hold;
 mod keeper;
 mod lease;
@@ -49,6 +51,7 @@ mod records;
 mod requeue;
 mod retry;
 mod retrying;
+mod scan;
 mod scheduler;
 #[cfg(feature = "rmcp")]
 mod secrets;
@@ -85,6 +88,7 @@ pub(crate) use durations::BackOff;
 pub(crate) use ending::{DropGuard, Ending};
 use engine::StoredPage;
 pub use error::TaskError;
+pub use filter::TaskFilter;
 use keeper::KeptRecords;
 use limits::{check_key, check_owner};
 use local_attempts::LocalAttempts;
@@ -96,6 +100,7 @@ pub use new_task::NewTask;
 pub(crate) use progress_report::ProgressReport;
 use records::{ChangeCall, Records};
 pub use retry::Retry;
+pub use scan::{ScanPosition, ScannedPage, TaskScan};
 #[cfg(feature = "rmcp")]
 pub(crate) use slots::{HeldSlot, SlotLimit};
 #[cfg(feature = "pmcp")]
@@ -217,7 +222,13 @@ impl<B: Agenda> TaskStore<B> {
         let holder = uuid::Uuid::new_v4().to_string();
         let (attempts, dropped) = LocalAttempts::new(&holder);
         let answers = Arc::new(Answers::new(config.call_timeout));
-        Self(KeptRecords::new(Records::new(backend, config, attempts, answers), dropped))
+        let is_observer = config.is_observer;
+        let records = Records::new(backend, config, attempts, answers);
+        Self(if is_observer {
+            KeptRecords::without_keeper(records)
+        } else {
+            KeptRecords::new(records, dropped)
+        })
     }
 
     /// Returns the engine.

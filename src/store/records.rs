@@ -317,7 +317,8 @@ impl<B: Agenda> Records<B> {
     ///
     /// The estimate of the clock may be ahead, so this function asks the engine for its clock first. Returns `None`
     /// if another writer has written the task since the read. If the engine rejects the write, this function returns
-    /// the task as ended nevertheless, and the next reader tries again to store the end.
+    /// the task as ended nevertheless, and the next reader tries again to store the end. An observer leaves the write to the next
+    /// reader, too.
     pub(super) async fn expire_if_overdue(
         &self,
         stored: StoredTask,
@@ -327,6 +328,9 @@ impl<B: Agenda> Records<B> {
         }
         let mut ended = stored.clone();
         machine::expire(ended.task_mut())?;
+        if self.config.is_observer {
+            return Ok(Some(ended.unwritten()));
+        }
         let mut writer = Writer::store();
         match Box::pin(self.write(&mut writer, ended.clone(), Change::Visible)).await {
             Err(error) if !matches!(error, TaskError::NotFound { .. }) => {

@@ -75,6 +75,7 @@ pub(super) struct Scheduler<B> {
     dead: Queue,
     lease: Duration,
     call_timeout: Duration,
+    is_observer: bool,
     recent: RecentlyScheduled,
 }
 
@@ -86,6 +87,7 @@ impl<B: Agenda> Scheduler<B> {
             dead: Queue::dead(),
             lease: config.lease,
             call_timeout: config.call_timeout,
+            is_observer: config.is_observer,
             recent: RecentlyScheduled::default(),
         }
     }
@@ -154,8 +156,11 @@ impl<B: Agenda> Scheduler<B> {
     }
 
     /// Schedules a task for now if its lease may have lapsed or has no holder, at most once per lease duration. Every
-    /// reader calls this, because a failover may have lost the timer.
+    /// reader calls this, because a failover may have lost the timer. An observer schedules nothing.
     pub(super) async fn schedule_if_lapsed(&self, stored: &StoredTask) {
+        if self.is_observer {
+            return;
+        }
         let Some(lease) = open_lease(&stored.task) else { return self.forget(&stored.key) };
         if self.may_be_lost(&stored.key, lease) && self.recent.insert(&stored.key, lease.duration()) {
             self.schedule_lease_now(&stored.key).await;

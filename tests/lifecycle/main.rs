@@ -15,10 +15,12 @@ mod limits;
 mod lost_workers;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod observer;
 mod payloads;
 #[cfg(feature = "redis-tests")]
 mod recorded;
 mod retries;
+mod scan;
 mod tasks;
 mod tracing_spans;
 mod unique;

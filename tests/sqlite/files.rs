@@ -55,6 +55,23 @@ async fn a_file_of_a_newer_version_is_refused_and_unchanged() {
     assert_eq!(folder.backend().await.get(&key("alice", "t1")).await.unwrap().data, "kept");
 }
 
+#[tokio::test]
+async fn a_file_that_must_exist_is_neither_created_nor_given_tables() {
+    let folder = Folder::new();
+    let open = || SqliteBackend::builder(folder.path()).must_exist().open();
+    let missing = open().await.unwrap_err().to_string();
+    assert!(missing.contains("there is no such file") && missing.contains("tasks.db"), "{missing}");
+    assert!(!folder.path().exists());
+
+    fs::write(folder.path(), "").unwrap();
+    let empty = open().await.unwrap_err().to_string();
+    assert!(empty.contains("has no tables"), "{empty}");
+    assert_eq!(fs::read(folder.path()).unwrap(), b"");
+
+    folder.backend().await.put(&key("alice", "t1"), "kept".into(), keep()).await.unwrap();
+    assert_eq!(open().await.unwrap().get(&key("alice", "t1")).await.unwrap().data, "kept");
+}
+
 async fn until(mut is_done: impl FnMut() -> bool) {
     let waiting = async {
         while !is_done() {

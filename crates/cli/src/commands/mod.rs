@@ -1,0 +1,77 @@
+//! The commands, one a file.
+
+mod answer;
+mod cancel;
+mod delete;
+mod list;
+mod owners;
+mod pages;
+mod purge;
+mod requeue;
+mod show;
+mod stats;
+mod watch;
+mod watch_task;
+
+use crate::action::Action;
+use crate::args::{BulkArgs, Cli, Command};
+use crate::bulk::Change;
+use crate::engine::{self, Store};
+use crate::failure::Failure;
+use crate::selection::Wanted;
+
+/// Runs the command of a command line.
+pub async fn run(cli: Cli) -> Result<(), Failure> {
+    let (connect, quiet) = (&cli.connect, cli.quiet);
+    // A mistake in the arguments of a command is reported before the store is opened.
+    match cli.command {
+        Command::Completions { shell } => pages::completions(shell),
+        Command::Man { command } => pages::man(command.as_deref()),
+        Command::Owners(args) => owners::run(&engine::open(connect).await?, &args, quiet).await,
+        Command::List(args) => list::run(&engine::open(connect).await?, &args, quiet).await,
+        Command::Show(args) => show::run(&engine::open(connect).await?, &args).await,
+        Command::Stats(args) => stats::run(&engine::open(connect).await?, &args, quiet).await,
+        Command::Watch(args) => match &args.task {
+            Some(task) => watch_task::run(&engine::open(connect).await?, task, &args).await,
+            None => watch::run(&engine::open(connect).await?, &args, quiet).await,
+        },
+        Command::Cancel(args) => {
+            check_bulk(&args.bulk)?;
+            cancel::run(&engine::open(connect).await?, args, quiet).await
+        }
+        Command::Requeue(args) => {
+            check_bulk(&args.bulk)?;
+            requeue::run(&engine::open(connect).await?, args, quiet).await
+        }
+        Command::Delete(args) => {
+            check_bulk(&args.bulk)?;
+            delete::run(&engine::open(connect).await?, args, quiet).await
+        }
+        Command::Purge(args) => {
+            purge::check(&args)?;
+            purge::run(&engine::open(connect).await?, args, quiet).await
+        }
+        Command::Answer(args) => answer::run(&engine::open(connect).await?, &args).await,
+    }
+}
+
+/// Changes the named tasks, or those that match.
+async fn change(store: &Store, args: BulkArgs, action: Action, quiet: bool) -> Result<(), Failure> {
+    let change = Change { action, yes: args.yes, dry_run: args.dry_run, json: args.form.json, quiet };
+    match args.tasks.is_empty() {
+        true => change.matching(store, &Wanted::new(&args.filter, args.rate, quiet)).await,
+        false => change.named(store, args.filter.owner.as_ref(), &args.tasks).await,
+    }
+}
+
+fn check_bulk(args: &BulkArgs) -> Result<(), Failure> {
+    match (args.tasks.is_empty(), args.filter.is_empty()) {
+        (true, true) => Err(Failure::usage(
+            "no task was named; name tasks as OWNER:TASK, or select tasks with filters such as --owner or --status",
+        )),
+        (false, _) if !args.filter.is_empty_but_owner() => {
+            Err(Failure::usage("the command names tasks and has filters; use one of the two"))
+        }
+        _ => Ok(()),
+    }
+}

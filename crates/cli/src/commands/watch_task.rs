@@ -1,0 +1,86 @@
+//! `mcp-tasks watch TASK`
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use mcp_task_store::{StorageBackend, StoredTask, TaskError};
+use tokio::time::{sleep, timeout};
+
+use crate::args::WatchArgs;
+use crate::engine::Store;
+use crate::failure::{Failure, with_causes};
+use crate::key;
+use crate::output::{json, remark, tasks, text};
+
+/// How often the task is read if no notification arrives: its TTL may elapse.
+const LONGEST: Duration = Duration::from_secs(5);
+/// How long the command waits after a failure of the store.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Prints a line for each change of a task, until it ends.
+pub async fn run(store: &Store, task: &str, args: &WatchArgs) -> Result<(), Failure> {
+    if !args.filter.is_empty_but_owner() {
+        return Err(Failure::usage("the command names a task and has filters; use one of the two"));
+    }
+    let key = key::parse(args.filter.owner.as_ref(), task)?;
+    let mut shown = None;
+    // The watch begins before the first read, so no change is missed between the two.
+    let mut changes = store.backend().watch(&key);
+    loop {
+        match store.get(&key).await {
+            Ok(stored) => {
+                let line = line(&stored, store, args.form.json);
+                if shown.as_ref() != Some(&(stored.version, line.1.clone())) {
+                    let mut out = io::stdout().lock();
+                    writeln!(out, "{}", line.0)?;
+                    out.flush()?;
+                    shown = Some((stored.version, line.1));
+                }
+                if stored.task.status.is_terminal() {
+                    return Ok(());
+                }
+            }
+            Err(error @ TaskError::NotFound { .. }) if shown.is_none() => {
+                return Err(Failure::of_task(&error, &key));
+            }
+            Err(TaskError::NotFound { .. }) => {
+                return Err(Failure::failed(format!(
+                    "task {} was deleted or has expired",
+                    key::display(&key)
+                )));
+            }
+            Err(TaskError::Storage(error)) if error.is_retryable() => {
+                remark(
+                    false,
+                    format_args!(
+                        "the store fails, and the command tries again: {}",
+                        text::plain(&with_causes(&error))
+                    ),
+                );
+                sleep(PAUSE).await;
+            }
+            Err(error) => return Err(Failure::of_task(&error, &key)),
+        }
+        if let Ok(None) = timeout(LONGEST, changes.next()).await {
+            // The record is gone, or the watch has failed. The next read says which.
+            changes = store.backend().watch(&key);
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Returns the line that shows a task, and its status, which distinguishes two lines of one version.
+fn line(stored: &StoredTask, store: &Store, as_json: bool) -> (String, String) {
+    let now = store.backend().now();
+    let status = tasks::status(stored, now);
+    let line = match as_json {
+        true => json::line(&json::task(stored, now)),
+        false => {
+            let message = text::plain(&tasks::message(&stored.task));
+            let line = format!("{}  {status}  {message}", text::time(stored.task.last_updated_at));
+            line.trim_end().to_owned()
+        }
+    };
+    (line, status)
+}

@@ -1,0 +1,26 @@
+//! `mcp-tasks`: what operators do with the tasks of MCP servers.
+
+mod action;
+mod args;
+mod bulk;
+mod commands;
+mod engine;
+mod failure;
+mod input_form;
+mod key;
+mod output;
+mod selection;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::Cli;
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> ExitCode {
+    match commands::run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
