@@ -79,6 +79,8 @@ pub mod backend;
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
+#[cfg(feature = "encryption")]
+mod encryption;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -103,6 +105,12 @@ pub use backend::{
     ListedRecord, LocalAgenda, MAX_ID_BYTES, MAX_PAGE_LIMIT, MAX_PARTS, Next, OwnerId, OwnerPage, Page,
     PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, Priority, PutOptions, Queue, Record,
     StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, Version, Written,
+};
+#[cfg(feature = "encryption")]
+#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
+pub use encryption::{
+    ENVELOPE_BYTES, Encrypted, FailedRotation, Keyring, KeyringError, RotatedPage, Rotation, RotationCounts,
+    RotationPosition,
 };
 pub use memory::MemoryBackend;
 #[cfg(feature = "pmcp")]
