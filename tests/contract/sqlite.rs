@@ -7,8 +7,8 @@ use mcp_task_store::{TaskKey, Version, conformance_tests};
 use rusqlite::Params;
 
 use crate::capabilities;
-use crate::support::{Engine, Store};
 use crate::support::sqlite::Folder;
+use crate::support::{Engine, Store};
 
 async fn open() -> Subject {
     subject(Engine::Sqlite.open().await)

@@ -62,13 +62,30 @@ async fn data_and_parts_that_were_moved_are_refused(#[case] engine: Engine) {
     }
     // A part as another part, as the data, and the data as a part.
     let (data, input) = (store.get(&t1).await.unwrap().data, stored_part(&store, &t1, &INPUT).await);
-    store.put(&t1, input.clone(), keep().set_part(OUTPUT, input).set_part(INPUT, data.clone())).await.unwrap();
+    store
+        .put(&t1, input.clone(), keep().set_part(OUTPUT, input).set_part(INPUT, data.clone()))
+        .await
+        .unwrap();
     assert_corrupt(encrypted.get(&t1).await, &t1, moved);
     assert_corrupt(encrypted.part(&t1, &INPUT).await, &t1, moved);
     assert_corrupt(encrypted.part(&t1, &OUTPUT).await, &t1, moved);
     // The other records are not affected.
     assert_eq!(encrypted.get(&t2).await.unwrap().data, "data 1");
     assert_eq!(encrypted.part(&foreign, &OUTPUT).await.unwrap().unwrap().data, "output 2");
+}
+
+/// Exchanges the values of a column of the only two rows of a table.
+fn exchange(store: &Store, table: &str, column: &str) {
+    let connection = store.sqlite.as_ref().unwrap().connection();
+    let rows = format!("SELECT rowid, {column} FROM {table} ORDER BY rowid");
+    let mut rows = connection.prepare(&rows).unwrap();
+    let rows: Vec<(i64, Vec<u8>)> =
+        rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
+    let [(first, of_first), (second, of_second)] = &rows[..] else { panic!("{} rows", rows.len()) };
+    for (row, value) in [(first, of_second), (second, of_first)] {
+        let sql = format!("UPDATE {table} SET {column} = ?2 WHERE rowid = ?1");
+        assert_eq!(connection.execute(&sql, (row, value)).unwrap(), 1);
+    }
 }
 
 #[tokio::test]
@@ -79,17 +96,42 @@ async fn rows_that_were_exchanged_in_a_sqlite_file_are_refused() {
     for key in &keys {
         encrypted.put(key, key.to_string().into(), in_an_hour().set_part(OUTPUT, "part")).await.unwrap();
     }
-    let exchange = |sql: &str| {
-        let connection = store.sqlite.as_ref().unwrap().connection();
-        assert_eq!(connection.execute(sql, []).unwrap(), 2);
-    };
-    exchange("UPDATE records SET data = (SELECT other.data FROM records AS other WHERE other.id <> records.id)");
+    exchange(&store, "records", "data");
     for key in &keys {
         assert_corrupt(encrypted.get(key).await, key, "moved here");
         assert_eq!(encrypted.part(key, &OUTPUT).await.unwrap().unwrap().data, "part");
     }
-    exchange("UPDATE parts SET data = (SELECT other.data FROM parts AS other WHERE other.record <> parts.record)");
+    exchange(&store, "parts", "data");
     for key in &keys {
+        assert_corrupt(encrypted.part(key, &OUTPUT).await, key, "moved here");
+    }
+    exchange(&store, "records", "data");
+    assert_eq!(encrypted.get(&keys[0]).await.unwrap().data, "alice:t1");
+}
+
+#[tokio::test]
+async fn hash_fields_that_were_exchanged_in_a_redis_are_refused() {
+    let store = Engine::Redis.open().await;
+    let encrypted = encrypted(&store, &["k1"]);
+    let keys = ["t1", "t2"].map(|task| key("alice", task));
+    for key in &keys {
+        encrypted.put(key, key.to_string().into(), in_an_hour().set_part(OUTPUT, "part")).await.unwrap();
+    }
+    let namespace = store.redis.as_ref().unwrap();
+    let mut connection = namespace.connection();
+    for field in ["data", "part:output"] {
+        let [first, second] = ["t1", "t2"].map(|task| namespace.key(&format!("{{}}:tasks:alice:{task}")));
+        let mut read =
+            |key: &str| -> Vec<u8> { redis::cmd("HGET").arg(key).arg(field).query(&mut connection).unwrap() };
+        let (of_first, of_second) = (read(&first), read(&second));
+        for (key, value) in [(first, of_second), (second, of_first)] {
+            let added: i64 =
+                redis::cmd("HSET").arg(key).arg(field).arg(value).query(&mut connection).unwrap();
+            assert_eq!(added, 0, "the field exists");
+        }
+    }
+    for key in &keys {
+        assert_corrupt(encrypted.get(key).await, key, "moved here");
         assert_corrupt(encrypted.part(key, &OUTPUT).await, key, "moved here");
     }
 }
@@ -108,7 +150,9 @@ async fn a_stored_record_with_any_byte_changed_or_missing_is_refused(#[case] eng
         for damaged in [Bytes::from(changed), good.slice(..at)] {
             store.put(&t1, damaged, keep()).await.unwrap();
             match encrypted.get(&t1).await.unwrap_err() {
-                StorageError::Corrupt { key, .. } | StorageError::MissingKey { key, .. } => assert_eq!(key, t1),
+                StorageError::Corrupt { key, .. } | StorageError::MissingKey { key, .. } => {
+                    assert_eq!(key, t1)
+                }
                 error => panic!("byte {at}: {error:?}"),
             }
         }
