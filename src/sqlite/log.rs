@@ -104,11 +104,12 @@ mod tests {
         (folder, path, session)
     }
 
-    /// Writes a megabyte.
-    fn write(connection: &Connection) {
-        connection
-            .execute_batch("CREATE TABLE IF NOT EXISTS t (b); INSERT INTO t VALUES (randomblob(1000000))")
-            .unwrap();
+    /// Makes the log longer than [`LONG_BYTES`], in one transaction, because SQLite begins a log anew between two.
+    fn write(log: &Log, connection: &Connection) {
+        connection.execute_batch("BEGIN; CREATE TABLE IF NOT EXISTS t (b)").unwrap();
+        (0..20).for_each(|_| connection.execute_batch("INSERT INTO t VALUES (randomblob(1000000))").unwrap());
+        connection.execute_batch("COMMIT").unwrap();
+        assert!(log.bytes() > LONG_BYTES);
     }
 
     #[test]
@@ -116,11 +117,8 @@ mod tests {
         let (_folder, path, session) = open();
         let mut log = Log::of(&path);
         let reader = Connection::open(&path).unwrap();
-        write(&session.connection);
-        reader.execute_batch("BEGIN; SELECT * FROM t").unwrap();
-        while log.bytes() <= LONG_BYTES {
-            write(&session.connection);
-        }
+        reader.execute_batch("BEGIN; SELECT * FROM records").unwrap();
+        write(&log, &session.connection);
         log.shorten(&session);
         assert!(
             log.bytes() > LONG_BYTES && log.retry_in().unwrap() > Duration::ZERO,
@@ -139,11 +137,7 @@ mod tests {
     fn a_log_that_grows_fast_is_tried_again_before_the_next_second() {
         let (_folder, path, session) = open();
         let mut log = Log::of(&path);
-        // One transaction, because SQLite begins a log anew between two.
-        session.connection.execute_batch("BEGIN").unwrap();
-        (0..20).for_each(|_| write(&session.connection));
-        session.connection.execute_batch("COMMIT").unwrap();
-        assert!(log.bytes() > LONG_BYTES);
+        write(&log, &session.connection);
         let tomorrow = Instant::now() + Duration::from_secs(86_400);
         (log.retry, log.tried_bytes) = (Some(tomorrow), LONG_BYTES);
         log.shorten(&session);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::busy::Patience;
@@ -59,6 +60,8 @@ impl File {
         let patience = Patience::attach(&mut connection)?;
         patience.set(Instant::now() + self.errors.busy_timeout);
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        // Else SQLite compiles a statement again whenever a parameter changes that may change its plan.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.pragma_update(None, "cache_size", CACHE_KIB)?;
         connection.pragma_update(None, "synchronous", self.synchronous.pragma())?;
         connection.pragma_update(None, "trusted_schema", false)?;

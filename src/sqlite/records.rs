@@ -319,3 +319,34 @@ fn check_quota(
         source: None,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rusqlite::StatementStatus::{RePrepare, Run};
+
+    use super::*;
+    use crate::sqlite::error::Errors;
+    use crate::sqlite::open::File;
+    use crate::sqlite::settings::Synchronous;
+
+    #[test]
+    fn a_statement_is_compiled_once_whatever_its_parameters_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let errors = Errors { address: String::new(), busy_timeout: Duration::ZERO };
+        let path = folder.path().join("tasks.db");
+        let file = File { path, synchronous: Synchronous::Normal, max_file_bytes: None, errors };
+        for session in [file.open_writer().unwrap(), file.open_reader().unwrap()] {
+            for task in ["t1", "t2", "t3"] {
+                let key = TaskKey::new("alice", task).unwrap();
+                assert!(get(&session.connection, &key).is_err());
+                assert!(find(&session.connection, &key).unwrap().is_none());
+            }
+            for sql in [READ, FIND] {
+                let statement = session.connection.prepare_cached(sql).unwrap();
+                assert_eq!((statement.get_status(RePrepare), statement.get_status(Run)), (0, 3), "{sql}");
+            }
+        }
+    }
+}

@@ -15,7 +15,10 @@ async fn a_full_file_refuses_writes_loses_nothing_and_uses_freed_space_again() {
     let error = loop {
         let key = key("alice", &stored.len().to_string());
         match store.put(&key, vec![b'x'; 8 * 1024].into(), keep()).await {
-            Ok(_) => stored.push(key),
+            Ok(_) => {
+                stored.push(key);
+                assert!(stored.len() < 100, "the file has no limit");
+            }
             Err(error) => break error,
         }
     };
