@@ -9,7 +9,7 @@ use super::envelope::{Envelope, Field, Unopened, open, seal};
 use crate::backend::{Expiry, PutOptions, Record, StorageBackend, StorageError, TaskKey};
 
 /// How often to read a record again after another writer has changed it.
-const MAX_CONFLICTS: u32 = 12;
+const MAX_CONFLICTS: u32 = 10;
 /// The longest pause after a conflict.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,32 +36,25 @@ pub(super) async fn rotate<B: StorageBackend>(
     mut record: Record,
     encrypts_plain: bool,
 ) -> Result<Outcome, StorageError> {
-    let engine = encrypted.engine();
-    for conflicts in 0..MAX_CONFLICTS {
-        if conflicts > 0 {
-            tokio::time::sleep(Duration::from_millis(1 << conflicts).min(LONGEST_PAUSE)).await;
-            record = match engine.get(key).await {
-                Ok(record) => record,
-                Err(error) => return of_record(error),
-            };
+    let (engine, mut conflicts) = (encrypted.engine(), 0);
+    loop {
+        let written = match renew(encrypted, key, &record, encrypts_plain).await {
+            Ok(Some((data, options))) => engine.put_if_version(key, data, options, record.version).await,
+            Ok(None) => return Ok(Outcome::Current),
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok(_) => return Ok(Outcome::Rotated),
+            Err(StorageError::VersionConflict { .. }) if conflicts < MAX_CONFLICTS => {}
+            Err(error) => return of_record(error),
         }
-        let (data, options) = match renew(encrypted, key, &record, encrypts_plain).await {
-            Ok(Renewed::Changed(data, options)) => (data, options),
-            Ok(Renewed::Unchanged) => return Ok(Outcome::Current),
-            Ok(Renewed::Conflict) => continue,
+        conflicts += 1;
+        tokio::time::sleep(Duration::from_millis(1 << conflicts).min(LONGEST_PAUSE)).await;
+        record = match engine.get(key).await {
+            Ok(record) => record,
             Err(error) => return of_record(error),
         };
-        match engine.put_if_version(key, data, options, record.version).await {
-            Ok(_) => return Ok(Outcome::Rotated),
-            Err(StorageError::VersionConflict { .. }) => {}
-            Err(error) => return of_record(error),
-        }
     }
-    Ok(Outcome::Failed(StorageError::VersionConflict {
-        key: key.clone(),
-        expected: record.version,
-        actual: record.version.next().unwrap_or(record.version),
-    }))
 }
 
 /// Sorts the errors that concern one record from those that concern the engine.
@@ -71,42 +64,31 @@ fn of_record(error: StorageError) -> Result<Outcome, StorageError> {
         StorageError::Corrupt { .. }
         | StorageError::MissingKey { .. }
         | StorageError::TooLarge { .. }
+        | StorageError::VersionConflict { .. }
         | StorageError::VersionExhausted { .. } => Ok(Outcome::Failed(error)),
         _ => Err(error),
     }
 }
 
-/// What a record becomes under the current key.
-enum Renewed {
-    Changed(Bytes, PutOptions),
-    Unchanged,
-    /// Another writer has changed the record since it was read.
-    Conflict,
-}
-
+/// Returns the data of a record under the current key, and the options of its write; `None` if all fields are under this key.
 async fn renew<B: StorageBackend>(
     encrypted: &Encrypted<B>,
     key: &TaskKey,
     record: &Record,
     encrypts_plain: bool,
-) -> Result<Renewed, StorageError> {
+) -> Result<Option<(Bytes, PutOptions)>, StorageError> {
     // The content stays the same, so the write sends no notification to subscribers.
     let mut options = PutOptions::new(Expiry::Keep).quiet();
     for name in record.parts.keys() {
-        let part = match encrypted.engine().part(key, name).await? {
-            Some(part) if part.version == record.version => part,
-            _ => return Ok(Renewed::Conflict),
-        };
-        let field = Field::Part(name);
-        if let Some(renewed) = renew_field(encrypted, key, field, &part.data, encrypts_plain)? {
+        // If another writer has changed or cleared the part since the record was read, the write finds another version.
+        let Some(part) = encrypted.engine().part(key, name).await? else { continue };
+        if let Some(renewed) = renew_field(encrypted, key, Field::Part(name), &part.data, encrypts_plain)? {
             options = options.set_part(name.clone(), renewed);
         }
     }
     let data = renew_field(encrypted, key, Field::Data, &record.data, encrypts_plain)?;
-    if data.is_none() && options.parts.is_empty() {
-        return Ok(Renewed::Unchanged);
-    }
-    Ok(Renewed::Changed(data.unwrap_or_else(|| record.data.clone()), options))
+    let is_current = data.is_none() && options.parts.is_empty();
+    Ok((!is_current).then(|| (data.unwrap_or_else(|| record.data.clone()), options)))
 }
 
 /// Encrypts a field under the current key; `None` if it already is.

@@ -117,11 +117,7 @@ impl<B: Agenda> Rotation<'_, B> {
         self.counts.add(page.counts);
         self.position.tasks = next;
         if self.position.tasks.is_none() {
-            let owners = self.owners.as_mut();
-            self.position.owner = owners.and_then(|owners| {
-                owners.pop_front();
-                owners.front().cloned()
-            });
+            self.leave_owner();
         }
         Ok(Some(page))
     }
@@ -139,19 +135,33 @@ impl<B: Agenda> Rotation<'_, B> {
     /// Returns the owner of the next page of records.
     async fn next_owner(&mut self) -> Result<Option<OwnerId>, StorageError> {
         loop {
-            match &self.owners {
-                None => self.read_owners().await?,
-                Some(owners) => match owners.front() {
-                    Some(owner) => return Ok(Some(owner.clone())),
-                    None if self.next_owners.is_none() => return Ok(None),
-                    None => {
-                        self.position =
-                            Place { owners: self.next_owners.take().map(text), ..Place::default() };
-                        self.owners = None;
-                    }
-                },
+            if self.owners.is_none() {
+                self.read_owners().await?;
+            }
+            let next = self.owners.as_ref().and_then(|owners| owners.front().cloned());
+            if next.is_some() || !self.turn_page_of_owners() {
+                return Ok(next);
             }
         }
+    }
+
+    /// Goes to the first page of the next owner.
+    fn leave_owner(&mut self) {
+        if let Some(owners) = &mut self.owners {
+            owners.pop_front();
+            self.position.owner = owners.front().cloned();
+        }
+        if self.position.owner.is_none() {
+            self.turn_page_of_owners();
+        }
+    }
+
+    /// Goes to the next page of owners. Returns `false` if there is none.
+    fn turn_page_of_owners(&mut self) -> bool {
+        let Some(next) = self.next_owners.take() else { return false };
+        self.position = Place { owners: Some(text(next)), ..Place::default() };
+        self.owners = None;
+        true
     }
 
     /// Reads a page of owners, and goes to the owner of a position.
