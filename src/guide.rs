@@ -56,6 +56,7 @@ pub mod encryption {}
 pub mod operations {}
 
 /// [operations.md]: crate::guide::operations
+/// [guide/encryption.md]: crate::guide::encryption
 #[doc = include_str!("../docs/failures.md")]
 pub mod failures {}
 
