@@ -178,3 +178,55 @@ async fn load_arguments<B: Agenda>(
         sleep(RETRY_DELAY).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::config::ManagerConfig;
+    use super::*;
+    use crate::backend::{OwnerId, Priority};
+    use crate::memory::MemoryBackend;
+    use crate::store::{NewTask, SlotLimit};
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    async fn take_due(runtime: &Runtime<MemoryBackend>) -> Option<Due> {
+        let queue = Queue::work("render", Priority::Normal).unwrap();
+        runtime.store.backend().take_due(&[queue], 1, MINUTE).await.unwrap().due.pop()
+    }
+
+    /// Enqueues a task of this owner, and takes its timer.
+    async fn waiting(runtime: &Runtime<MemoryBackend>, owner: &OwnerId) -> Waiting {
+        runtime.store.enqueue(owner, NewTask::new("tools/call").operation("render")).await.unwrap();
+        let due = take_due(runtime).await.unwrap();
+        Waiting { queue: due.queue.clone(), key: due.key.clone(), due: Some(due) }
+    }
+
+    fn runtime(config: ManagerConfig<MemoryBackend>) -> (Arc<Runtime<MemoryBackend>>, OwnerId) {
+        let runtime = Runtime::new(TaskStore::new(MemoryBackend::new()), config);
+        (Arc::new(runtime), OwnerId::try_from("alice").unwrap())
+    }
+
+    async fn claim_one(runtime: &Runtime<MemoryBackend>, waiting: &Waiting) -> Next {
+        let slot = runtime.slots.acquire(1).await.pop().unwrap();
+        claim(runtime, waiting, slot, Ok(None)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_timer_that_was_taken_as_the_process_closed_is_due_again_before_it_is_resolved() {
+        let (runtime, alice) = runtime(ManagerConfig::default());
+        let waiting = waiting(&runtime, &alice).await;
+        runtime.claiming.closed.begin();
+        assert_eq!(claim_one(&runtime, &waiting).await, Next::After(Duration::ZERO));
+        assert_eq!(take_due(&runtime).await.unwrap().key, waiting.key);
+    }
+
+    #[tokio::test]
+    async fn a_task_whose_owner_has_enough_attempts_is_claimed_a_second_later() {
+        let (runtime, alice) = runtime(ManagerConfig::new().limit_per_owner(1));
+        let _slot = runtime.store.take_slot(&SlotLimit::of_owner(&alice, 1).unwrap()).await.unwrap().unwrap();
+        let waiting = waiting(&runtime, &alice).await;
+        assert_eq!(claim_one(&runtime, &waiting).await, Next::After(Duration::from_secs(1)));
+    }
+}

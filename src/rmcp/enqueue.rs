@@ -80,7 +80,6 @@ impl<B: Agenda> DurableTaskManager<B> {
             return Err(TaskError::ShuttingDown);
         }
         let store = &runtime.store;
-        store.check_new(owner, &new)?;
         let task = &TaskKey { owner: owner.clone(), task: TaskId::random() };
         let enqueue = || {
             let new = new.clone();

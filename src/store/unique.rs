@@ -251,6 +251,11 @@ impl<'a, B: Agenda> Starter<'a, B> {
     ) -> Result<Self, TaskError> {
         check_owner(owner)?;
         let records = kept.records();
+        // A task that is refused must not claim the key.
+        new.check_all(&records.config)?;
+        if !matches!(begin, Begin::AtOnce) {
+            new.check_can_wait()?;
+        }
         let record = new.record_expiry(&records.config)?;
         let pointers = pointer_of(records, owner, &key.0)?;
         let new = new.unique(key.0.clone());

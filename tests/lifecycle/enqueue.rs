@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use mcp_task_store::{
-    Agenda, NewTask, OnWorkerLost, PageRequest, PayloadKind, Priority, Queue, StorageError, StoreConfig,
-    StoredTask, TaskError, TaskStatus, TaskStore, UniqueEnqueue, UniqueKey, UniqueStart,
+    Agenda, NewTask, PageRequest, PayloadKind, Priority, Queue, StorageError, StoreConfig, StoredTask,
+    TaskError, TaskStatus, TaskStore, UniqueEnqueue, UniqueKey, UniqueStart,
 };
 use rstest_reuse::apply;
 use serde_json::json;
@@ -281,11 +281,19 @@ async fn a_key_has_one_open_task_whether_it_was_started_or_enqueued(#[case] engi
     attempt.complete(json!("done")).await.unwrap();
     let second = one.enqueue_unique(&alice, resumable(), &key).await.unwrap().into_task();
     assert_ne!(second.key, first.key);
-    let refused = plain().operation("render").on_worker_lost(OnWorkerLost::Fail);
-    let without_operation = one.enqueue_unique(&alice, plain(), &UniqueKey::new("render", "scene 8")).await;
-    assert_refused!(without_operation, TaskError::InvalidArgument { .. });
-    let free = one.enqueue_unique(&alice, refused, &UniqueKey::new("render", "scene 8")).await.unwrap();
-    assert!(matches!(free, UniqueEnqueue::Enqueued(_)), "a refused task frees its key: {free:?}");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test]
+async fn a_task_that_is_refused_claims_no_key(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let (tasks, alice, key) = (tasks_on(&store, LONG), owner("alice"), UniqueKey::new("render", "scene 8"));
+    let refused = [plain(), resumable().poll_interval(Duration::ZERO), resumable().traceparent("invalid")];
+    for new in refused {
+        let enqueued = tasks.enqueue_unique(&alice, new, &key).await;
+        assert_refused!(enqueued, TaskError::InvalidArgument { .. });
+    }
+    assert!(store.backend.owners(None).await.unwrap().owners.is_empty());
 }
 
 #[apply(on_every_engine)]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use mcp_task_store::{
     Agenda, DurableTaskManager, ManagerConfig, MemoryBackend, OnWorkerLost, PageRequest, Priority,
@@ -271,6 +272,8 @@ struct Calls {
     number: AtomicUsize,
     loses_a_renewal: AtomicBool,
     slots_hang: AtomicBool,
+    /// Each write of a slot takes a second.
+    slots_stay: AtomicBool,
     slots_fail: AtomicBool,
     reads_fail: AtomicBool,
 }
@@ -282,6 +285,7 @@ impl Calls {
             number: AtomicUsize::default(),
             loses_a_renewal: AtomicBool::default(),
             slots_hang: AtomicBool::default(),
+            slots_stay: AtomicBool::default(),
             slots_fail: AtomicBool::default(),
             reads_fail: AtomicBool::default(),
         })
@@ -313,6 +317,11 @@ impl Hooks for Calls {
                 if of_slot(key.owner.as_str()) && self.slots_fail.load(Relaxed) =>
             {
                 return Err(unavailable("slots fail", false));
+            }
+            Call::PutIfVersion { key, .. }
+                if of_slot(key.owner.as_str()) && self.slots_stay.load(Relaxed) =>
+            {
+                sleep(Duration::from_secs(1)).await;
             }
             Call::Get { .. } if self.reads_fail.load(Relaxed) => {
                 return Err(unavailable("reads fail", false));
@@ -389,6 +398,25 @@ async fn a_shutdown_waits_five_seconds_at_most_for_a_slot() {
     let begun = tokio::time::Instant::now();
     within(worker.shutdown()).await;
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_returns_once_the_slots_of_its_attempts_are_free() {
+    let calls = Calls::of(Arc::new(MemoryBackend::new()));
+    let worker = instance(&calls.agenda(), LONG, ManagerConfig::new().limit("render", 1));
+    let log = Log::default();
+    register_work(&worker, "render", &log, false, Duration::from_secs(1));
+    enqueue(&worker, "alice", "render").await;
+    until(|| log.starts().len() == 1).await;
+    within(until_slots(&calls.engine, 1)).await;
+    calls.slots_stay.store(true, Relaxed);
+    within(worker.shutdown()).await;
+    // A free slot expires within a millisecond of the engine's clock. The clock of Tokio stands still, so no task frees one meanwhile.
+    let returned = std::time::Instant::now();
+    while until_slots(&calls.engine, 0).now_or_never().is_none() {
+        assert!(returned.elapsed() < Duration::from_secs(10), "a slot is still held");
+        std::thread::yield_now();
+    }
 }
 
 /// Returns how many calls of the engine a second there are in the next seconds.

@@ -113,7 +113,10 @@ async fn a_call_is_held_until_it_can_be_enqueued_and_is_enqueued_once() {
     engine.is_down.store(true, Ordering::Relaxed);
     let call = client.begin("tools/call", json!({ "name": "render", "arguments": { "frames": 1 } })).await;
     sleep(Duration::from_secs(5)).await;
+    engine.loses_replies.store(true, Ordering::Relaxed);
     engine.is_down.store(false, Ordering::Relaxed);
+    sleep(Duration::from_secs(30)).await;
+    engine.loses_replies.store(false, Ordering::Relaxed);
     let response = client.response(call).await;
     assert_eq!(response["result"]["resultType"], "task", "{response}");
     let stored = tasks.store().list(&alice(), PageRequest::new(10)).await.unwrap().tasks;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use mcp_task_store::{
-    Agenda, DurableTaskManager, OwnerId, Page, PageRequest, RedisBackend, StorageBackend, StoreConfig, Task,
-    TaskId, TaskKey, TaskStatus, TaskStore,
+    Agenda, DurableTaskManager, OwnerId, Page, PageRequest, RedisBackend, RedisBuilder, StorageBackend,
+    StoreConfig, Task, TaskId, TaskKey, TaskStatus, TaskStore,
 };
 use rmcp::model::{CallToolResult, ContentBlock};
 use rmcp::task_manager::TaskOptions;
@@ -98,13 +98,18 @@ async fn found_after(backend: &RedisBackend, lease: Duration) -> Duration {
 }
 
 /// Connects to a server. A busy machine may fail the first tries.
-async fn connect(server: &Server) -> RedisBackend {
+async fn connect(server: &Server, builder: RedisBuilder) -> RedisBackend {
     loop {
-        match RedisBackend::connect(&server.url()).await {
+        match builder.clone().connect(&server.url()).await {
             Ok(backend) => return backend,
             Err(error) => assert!(error.is_retryable(), "{error:?}"),
         }
     }
+}
+
+/// Returns the settings for large calls. A busy machine may need a while for them.
+fn slow() -> RedisBuilder {
+    RedisBackend::builder().response_timeout(Duration::from_secs(10))
 }
 
 /// Returns a manager whose operation `idle` ends once the returned channel holds `true`.
@@ -112,9 +117,8 @@ async fn idle_worker(
     server: &Server,
     lease: Duration,
 ) -> (DurableTaskManager<Arc<dyn Agenda>>, watch::Sender<bool>) {
-    // The observers must not know that the attempts are held. A busy machine may need a while to create all tasks.
-    let slow = RedisBackend::builder().response_timeout(Duration::from_secs(10));
-    let worker: Arc<dyn Agenda> = Arc::new(slow.connect(&server.url()).await.unwrap());
+    // The observers must not know that the attempts are held.
+    let worker: Arc<dyn Agenda> = Arc::new(connect(server, slow()).await);
     let manager = DurableTaskManager::new(open(&elsewhere(&worker), patient(lease)));
     let (finish, finished) = watch::channel(false);
     manager.register("idle", move |_, _| {
@@ -160,14 +164,14 @@ async fn outlast_an_outage(server: &Server, reader: &RedisBackend, operations: u
 async fn survive_an_outage_of_two_leases(load: Load) {
     let Load { operations, argument_bytes, lease } = load;
     let server = Server::start(&[]);
-    let connect = async || connect(&server).await;
+    let observer = async || connect(&server, RedisBackend::builder()).await;
     let observers = [
-        TaskStore::with_config(connect().await, patient(lease)),
-        TaskStore::with_config(connect().await, patient(lease)),
+        TaskStore::with_config(observer().await, patient(lease)),
+        TaskStore::with_config(observer().await, patient(lease)),
     ];
     let (manager, finish) = idle_worker(&server, lease).await;
     spawn_all(&manager, operations, argument_bytes).await;
-    let reader = connect().await;
+    let reader = connect(&server, slow()).await;
     all(&reader, operations, |task| renewals(task) > 0).await;
     outlast_an_outage(&server, &reader, operations, lease).await;
     // No later observation declares these workers lost.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use async_trait::async_trait;
 use mcp_task_store::{Agenda, MemoryBackend, StorageError};
 
-use crate::support::intercept::{Call, Hooks, Intercept, Reply};
+use crate::support::intercept::{Call, Hooks, Intercept, Reply, unavailable};
 use crate::support::rmcp::unreachable_error;
 
 /// Counts the calls of the engine, and refuses them while it is down.
@@ -14,12 +14,18 @@ pub struct Flaky {
     engine: MemoryBackend,
     pub calls: AtomicUsize,
     pub is_down: AtomicBool,
+    /// The engine applies each call, and no reply arrives, except to the calls that schedule a timer: a task is created after it.
+    pub loses_replies: AtomicBool,
 }
 
 impl Flaky {
     pub fn new() -> Arc<Intercept<Self>> {
-        let (calls, is_down) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Intercept::new(Self { engine: MemoryBackend::new(), calls, is_down })
+        Intercept::new(Self {
+            engine: MemoryBackend::new(),
+            calls: AtomicUsize::default(),
+            is_down: AtomicBool::default(),
+            loses_replies: AtomicBool::default(),
+        })
     }
 }
 
@@ -36,6 +42,8 @@ impl Hooks for Flaky {
         if self.is_down.load(Relaxed) {
             return Err(unreachable_error());
         }
-        call.send(&*self.engine()).await
+        let is_lost = self.loses_replies.load(Relaxed) && !matches!(call, Call::Schedule { .. });
+        let reply = call.send(&*self.engine()).await;
+        if is_lost { Err(unavailable("the reply was lost", true)) } else { reply }
     }
 }
