@@ -26,8 +26,9 @@ use crate::backend::{
 /// These stay in the clear: ids of owners and tasks, names and sizes of parts, times, versions, the names of queues, which contain
 /// the names of operations, and the ids of the keys. See [the guide to encryption](crate::guide::encryption).
 ///
-/// The wrapper costs no round trip, except for a page that is cut by its bytes. Data and parts grow by [`ENVELOPE_BYTES`](crate::ENVELOPE_BYTES) bytes. The maximum sizes
-/// of the wrapped engine apply to the encrypted bytes, so the maximum sizes of this engine are lower by as much.
+/// Data and parts grow by [`ENVELOPE_BYTES`](crate::ENVELOPE_BYTES) bytes. The maximum sizes of the wrapped engine apply to the
+/// encrypted bytes, so the maximum sizes of this engine are lower by as much. A page that is cut by its bytes may take a second round
+/// trip. Every other call takes as many round trips as without the wrapper.
 ///
 /// # Errors
 /// In addition to the errors of the wrapped engine, reads fail with:

@@ -103,7 +103,7 @@ async fn a_rotation_loses_no_write_of_concurrent_writers(#[case] engine: Engine)
             tokio::spawn(async move {
                 let mut increments = 0_u64;
                 while !is_over.load(Ordering::Relaxed) || increments < 20 {
-                    increments += increment(&writer, &key, increments % 3 == 0).await;
+                    increments += increment(&writer, &key, increments.is_multiple_of(3)).await;
                 }
                 increments
             })
