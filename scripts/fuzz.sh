@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes each target for FUZZ_SECONDS (300): the encoding of keys, and the parsers of cursors, records and script errors.
+# Fuzzes each target for FUZZ_SECONDS (300): the encoding of keys, and the parsers of cursors, envelopes, records and script errors.
 # New inputs and logs are stored in fuzz/found. If a target fails, the script prints the end of its log.
 set -euo pipefail
 cd "$(dirname "$0")/.."

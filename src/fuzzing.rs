@@ -17,6 +17,8 @@ use crate::backend::engine::{PageBounds, cursor as engine_cursor};
 use crate::backend::{Cursor, OwnerId, PageRequest, PutOptions, StorageBackend, StorageError, TaskId};
 use crate::memory::MemoryBackend;
 
+#[cfg(feature = "encryption")]
+pub use crate::encryption::fuzzing::envelope;
 #[cfg(feature = "redis")]
 pub use crate::redis::fuzzing::{key, record, script_error};
 
@@ -122,6 +124,7 @@ mod tests {
 
     #[rstest]
     #[case::cursor("cursor", cursor)]
+    #[cfg_attr(feature = "encryption", case::envelope("envelope", envelope))]
     #[cfg_attr(feature = "redis", case::key("key", key))]
     #[cfg_attr(feature = "redis", case::record("record", record))]
     #[cfg_attr(feature = "redis", case::script_error("script_error", script_error))]
@@ -153,6 +156,16 @@ mod tests {
         #[test]
         fn any_cursor_is_sound(input in inputs(&["alice", "bob", "7", "ff.", "75024796edaab566", "0000"])) {
             cursor(&input);
+        }
+    }
+
+    #[cfg(feature = "encryption")]
+    proptest! {
+        #[test]
+        fn any_envelope_is_opened_or_refused(input in inputs(&[
+            "\u{1}", "\u{2}", "k1", "k2", "k3", "\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "{\"a\":1}", "012345678901234567890123", "0123456789abcdef",
+        ])) {
+            envelope(&input);
         }
     }
 

@@ -5,6 +5,7 @@
 //! * [`pmcp`]: servers on the SDK `pmcp`, or on `pmcp-tasks`
 //! * [`workers`]: leases, lost workers, retries
 //! * [`engine`]: how to write an engine
+//! * [`encryption`]: encryption at rest, keys, rotation
 //! * [`operations`]: settings, the ACL rule, keys, backup, upgrades, credentials
 //! * [`cli`]: the command `mcp-tasks`, for operators
 //! * [`failures`]: which error a call returns when a Redis or Valkey server fails
@@ -39,9 +40,16 @@ pub mod workers {}
 #[doc = include_str!("../docs/guide/engine.md")]
 pub mod engine {}
 
+#[cfg_attr(
+    any(not(doctest), all(feature = "encryption", feature = "sqlite")),
+    doc = include_str!("../docs/guide/encryption.md")
+)]
+pub mod encryption {}
+
 /// [failures.md]: crate::guide::failures
 /// [scale.md]: crate::guide::scale
 /// [guide/rmcp.md]: crate::guide::rmcp
+/// [guide/encryption.md]: crate::guide::encryption
 #[cfg_attr(
     any(not(doctest), all(feature = "redis-cluster", feature = "redis-sentinel")),
     doc = include_str!("../docs/operations.md")
@@ -53,6 +61,7 @@ pub mod operations {}
 pub mod cli {}
 
 /// [operations.md]: crate::guide::operations
+/// [guide/encryption.md]: crate::guide::encryption
 #[doc = include_str!("../docs/failures.md")]
 pub mod failures {}
 

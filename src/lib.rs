@@ -55,6 +55,7 @@
 //! |---|---|
 //! | `sqlite` | `SqliteBackend`, with SQLite built in |
 //! | `redis` | `RedisBackend` |
+//! | `encryption` | `Encrypted`, which [encrypts](guide::encryption) what any engine stores |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | Redis Cluster, a master behind Redis Sentinel, `rediss://` |
 //! | `rmcp` | `DurableTaskManager`, `TaskServer` and `TaskTools`, for the official SDK, rmcp 3 |
 //! | `pmcp` | `PmcpTaskStore` and `PmcpTasksBackend`, for pmcp 2 and pmcp-tasks 0.2 |
@@ -80,6 +81,8 @@ pub mod backend;
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
+#[cfg(feature = "encryption")]
+mod encryption;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -109,6 +112,12 @@ pub use backend::{
     ListedRecord, LocalAgenda, MAX_ID_BYTES, MAX_PAGE_LIMIT, MAX_PARTS, Next, OwnerId, OwnerPage, Page,
     PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, Priority, PutOptions, Queue, Record,
     StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, Version, Written,
+};
+#[cfg(feature = "encryption")]
+#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
+pub use encryption::{
+    ENVELOPE_BYTES, Encrypted, FailedRotation, Keyring, KeyringError, RotatedPage, Rotation, RotationCounts,
+    RotationPosition,
 };
 pub use memory::MemoryBackend;
 #[cfg(feature = "pmcp")]

@@ -106,6 +106,18 @@ pub enum StorageError {
         /// The engine's own error, if there is one.
         source: Option<BoxError>,
     },
+    /// The record is encrypted under a key that the keyring of [`Encrypted`](crate::guide::encryption) does not have. The record is
+    /// intact. Add the key to the keyring.
+    #[error(
+        "the record at {} is encrypted under the key {key_id:?}, which the keyring does not have; add this key to the keyring",
+        Printable(&.key.to_string())
+    )]
+    MissingKey {
+        /// The key of the record.
+        key: TaskKey,
+        /// The id of the missing encryption key.
+        key_id: String,
+    },
     /// The server refuses the user: a wrong or missing password, or a missing permission. The record is unchanged. If
     /// the user has only some of the permissions that `docs/operations.md` lists, a refused write may leave extra
     /// members in an index.
@@ -170,6 +182,11 @@ impl StorageError {
     /// [`outcome_unknown`](Self::outcome_unknown).
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::CapacityExceeded { .. } | Self::TooFewReplicas { .. })
+    }
+
+    /// Returns whether this process cannot read the record, although the engine works.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::MissingKey { .. })
     }
 
     /// Returns whether a write that failed with this error may have been applied: the connection broke, or the time limit

@@ -23,9 +23,9 @@ pub const MAX_PAGE_LIMIT: usize = 256;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    pub(super) limit: usize,
-    pub(super) max_bytes: usize,
-    pub(super) after: Option<Cursor>,
+    pub(crate) limit: usize,
+    pub(crate) max_bytes: usize,
+    pub(crate) after: Option<Cursor>,
 }
 
 /// The approximate maximum of data in a page, in bytes, unless the request sets another one.

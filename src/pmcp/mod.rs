@@ -48,7 +48,9 @@ fn public_text(error: &StorageError) -> &'static str {
         }
         StorageError::Unavailable { .. } => "the task storage is unavailable; try again later",
         StorageError::CapacityExceeded { .. } => "the task storage is full",
-        StorageError::Corrupt { .. } => "the record of the task cannot be read",
+        StorageError::Corrupt { .. } | StorageError::MissingKey { .. } => {
+            "the record of the task cannot be read"
+        }
         _ => "the task storage failed",
     }
 }

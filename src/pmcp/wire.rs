@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{owner, public_text};
-use crate::backend::{StorageError, TaskId, TaskKey};
+use crate::backend::{TaskId, TaskKey};
 use crate::printable::Chain;
 use crate::store::TaskError;
 use crate::task::{Task, TaskStatus};
@@ -38,7 +38,7 @@ pub(super) fn store_error(error: TaskError, task_id: &str, to: Option<WireStatus
             TaskStoreError::InvalidTransition { task_id: task_id.to_owned(), from, to: to.unwrap_or(from) }
         }
         TaskError::Storage(error) => {
-            if matches!(error, StorageError::Corrupt { .. }) {
+            if error.is_unreadable() {
                 tracing::error!(task = task_id, error = %Chain(&error), "a task could not be served: its record cannot be read");
             } else {
                 // The store logs an outage once.

@@ -15,7 +15,7 @@ use super::places::{Full, Place};
 use super::runtime::{Runtime, SHUTDOWN_CALL_LIMIT};
 use super::slots::Slot;
 use super::wire;
-use crate::backend::{Agenda, Due, Next, Queue, TaskKey};
+use crate::backend::{Agenda, Due, Next, Queue, StorageError, TaskKey};
 use crate::printable::Chain;
 use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::{PayloadKind, StoredTask};
@@ -43,6 +43,10 @@ pub(super) async fn claim_and_resolve<B: Agenda>(
     let Some(runtime) = runtime.upgrade() else { return };
     let next = match claim(&runtime, &waiting, slot, place).await {
         Ok(next) => next,
+        // A worker that has the encryption key may be among those that take the timer meanwhile.
+        Err(TaskError::Storage(StorageError::MissingKey { .. })) => {
+            Next::After(runtime.store.lease_duration())
+        }
         // An instance with a newer version of this crate may be able to read the record. It finds the task by the
         // timer of the lease.
         Err(error) if wire::is_unreadable(&error) => Next::Remove,

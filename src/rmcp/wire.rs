@@ -136,7 +136,7 @@ pub(super) fn is_unreadable(error: &TaskError) -> bool {
         error,
         TaskError::Unreadable { .. }
             | TaskError::Unencodable { .. }
-            | TaskError::Storage(StorageError::Corrupt { .. })
+            | TaskError::Storage(StorageError::Corrupt { .. } | StorageError::MissingKey { .. })
     )
 }
 

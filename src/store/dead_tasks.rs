@@ -11,7 +11,7 @@ use super::deadline::CallTarget;
 use super::error::TaskError;
 use super::records::Records;
 use super::requeue::{self, requeued_key};
-use crate::backend::{Agenda, Cursor, Queue, StorageError, TaskKey};
+use crate::backend::{Agenda, Cursor, Queue, TaskKey};
 use crate::printable::Chain;
 use crate::task::StoredTask;
 
@@ -64,7 +64,7 @@ async fn find<B: Agenda>(records: &Records<B>, key: TaskKey) -> Result<Option<St
     let stored = match records.read(&key).await {
         Ok(stored) if is_dead(&stored.task) => stored,
         Ok(_) | Err(TaskError::NotFound { .. }) => return Ok(None),
-        Err(error @ (TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. }))) => {
+        Err(error) if error.is_unreadable() => {
             tracing::debug!(error = %Chain(&error), "a task in the queue of dead tasks cannot be read");
             return Ok(None);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::dead::{LONGEST, is_dead, look_after};
 use super::error::TaskError;
 use super::records::Records;
-use crate::backend::{Agenda, Next, StorageError, TaskKey};
+use crate::backend::{Agenda, Next, TaskKey};
 
 /// A timer fires again after this time at the earliest.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -22,9 +22,7 @@ pub(super) async fn next<B: Agenda>(records: &Records<B>, key: &TaskKey) -> Resu
         }
         Ok(_) | Err(TaskError::NotFound { .. }) => Ok(Next::Remove),
         // A later version of this crate may be able to read the record.
-        Err(TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. })) => {
-            Ok(Next::After(LONGEST))
-        }
+        Err(error) if error.is_unreadable() => Ok(Next::After(LONGEST)),
         Err(error) => Err(error),
     }
 }

@@ -198,6 +198,16 @@ impl TaskError {
         matches!(self, Self::Storage(error) if error.outcome_unknown())
     }
 
+    /// Returns whether this process cannot read the record of the task, although the engine works. Another instance may be able to: a
+    /// later version of this crate, or an instance with other encryption keys.
+    pub(super) fn is_unreadable(&self) -> bool {
+        match self {
+            Self::Unreadable { .. } => true,
+            Self::Storage(error) => error.is_unreadable(),
+            _ => false,
+        }
+    }
+
     /// Converts the error of an engine's call about `task`.
     pub(super) fn from_storage(error: StorageError, task: &TaskId) -> Self {
         match error {

@@ -53,7 +53,6 @@ pub(super) fn check_retention(retention: Duration) -> Result<(), TaskError> {
 }
 
 /// Checks how long the record of a task lives.
-#[cfg(feature = "rmcp")]
 pub(super) fn check_life(life: Duration) -> Result<(), TaskError> {
     if life <= Expiry::MAX {
         return Ok(());

@@ -9,7 +9,6 @@ use serde_json::{Map, Value};
 use super::config::{DEFAULT_MAX_ATTEMPTS, MAX_JSON_DEPTH, StoreConfig};
 use super::durations::millis;
 use super::error::TaskError;
-#[cfg(feature = "rmcp")]
 use super::limits::check_life;
 use super::limits::{check, check_depth, check_extensions, check_poll_interval, check_retention};
 #[cfg(feature = "rmcp")]
@@ -335,7 +334,6 @@ impl NewTask {
     }
 
     /// Checks whatever can be checked without the engine.
-    #[cfg(feature = "rmcp")]
     pub(super) fn check_all(&self, config: &StoreConfig) -> Result<(), TaskError> {
         self.check(config)?;
         self.poll_interval.or(config.default_poll_interval).map_or(Ok(()), check_poll_interval)?;

@@ -19,7 +19,7 @@ use super::machine::{Change, open_lease, waiting_lease};
 use super::records::Records;
 use super::scheduler::may_have_lapsed;
 use super::write::Writer;
-use crate::backend::{Agenda, Due, Next, Queue, StorageError, TaskKey, Version};
+use crate::backend::{Agenda, Due, Next, Queue, TaskKey, Version};
 use crate::printable::Chain;
 use crate::task::{Lease, StoredTask};
 
@@ -210,7 +210,7 @@ async fn check<B: Agenda>(records: &Records<B>, key: &TaskKey) -> Result<Verdict
         Err(TaskError::NotFound { .. }) => return Ok(Verdict::Resolve(Next::Remove)),
         // This version of the crate cannot end the task. An operator may delete the record, or a later version may
         // read it.
-        Err(TaskError::Unreadable { .. } | TaskError::Storage(StorageError::Corrupt { .. })) => {
+        Err(error) if error.is_unreadable() => {
             return Ok(Verdict::Resolve(Next::After(records.config.lease * WAITING_LEASES)));
         }
         Err(error) => return Err(error),

@@ -7,6 +7,8 @@ mod support;
 mod agenda_model;
 #[cfg(feature = "redis-tests")]
 mod elsewhere;
+#[cfg(feature = "redis-tests")]
+mod encrypted;
 mod many_timers;
 #[cfg(feature = "redis-tests")]
 mod model;

@@ -7,11 +7,14 @@ use mcp_task_store::{TaskKey, Version, conformance_tests};
 use rusqlite::Params;
 
 use crate::capabilities;
-use crate::support::Engine;
 use crate::support::sqlite::Folder;
+use crate::support::{Engine, Store};
 
 async fn open() -> Subject {
-    let store = Engine::Sqlite.open().await;
+    subject(Engine::Sqlite.open().await)
+}
+
+pub fn subject(store: Store) -> Subject {
     let rows = Rows(store.sqlite.expect("a store in a file"));
     Subject::new(store.backend).capabilities(capabilities()).hooks(rows)
 }

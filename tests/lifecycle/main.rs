@@ -6,6 +6,8 @@ mod support;
 
 mod calls;
 mod common;
+#[cfg(feature = "redis-tests")]
+mod encrypted;
 mod enqueue;
 mod history;
 mod keeper;

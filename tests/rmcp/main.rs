@@ -12,6 +12,8 @@ mod concurrency;
 mod enqueue_only;
 mod fleet;
 mod guide;
+#[cfg(feature = "redis-tests")]
+mod missing_keys;
 mod outages;
 mod outcomes;
 mod owner;

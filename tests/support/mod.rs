@@ -22,6 +22,8 @@ pub mod cluster;
 #[cfg(feature = "redis-tests")]
 pub mod deployment;
 pub mod elsewhere;
+#[cfg(feature = "encryption")]
+pub mod encryption;
 #[cfg(feature = "redis-tests")]
 pub mod eval;
 #[cfg(feature = "pmcp")]

@@ -30,13 +30,13 @@ mod hash_tagged {
     conformance_tests!(open);
 }
 
-fn subject(store: Store, owner: Owner) -> Subject {
+pub fn subject(store: Store, owner: Owner) -> Subject {
     let namespace = Arc::new(store.redis.expect("a store in Redis"));
     Subject::new(store.backend).capabilities(capabilities()).hooks(Keys { namespace, owner })
 }
 
 /// The form of the owner in a key.
-enum Owner {
+pub enum Owner {
     Plain,
     HashTagged,
 }
