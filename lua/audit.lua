@@ -27,7 +27,10 @@ local function state_of(task, id)
     stale[#stale + 1], stale[#stale + 2] = id, mark
     return 'member'
   end
-  local version, expires_at = unpack(redis.call('HMGET', task, 'version', 'expires_at'))
+  local fields = redis.pcall('HMGET', task, 'version', 'expires_at')
+  -- The key is not a hash.
+  if fields.err then return 'damaged' end
+  local version, expires_at = unpack(fields, 1, 2)
   local stop = expiry_of(expires_at)
   if not version or stop >= 2 ^ 53 then return 'damaged' end
   if stop <= now then return 'gone' end

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 
 use async_trait::async_trait;
+use redis::{Pipeline, Value};
 use tracing::debug_span;
 
 use super::RedisBackend;
 use super::agenda::listing::{cursor_behind, position};
+use super::error::Context;
 use crate::backend::engine::MAX_TAKEN;
 use crate::backend::{
     CheckedPage, Cursor, Diagnose, Fault, FaultKind, Finding, OwnerId, Queue, QueuePage, StorageError,
@@ -82,16 +84,18 @@ impl Diagnose for RedisBackend {
     }
 
     async fn without_timer(&self, queue: &Queue, keys: &[TaskKey]) -> Result<Vec<TaskKey>, StorageError> {
-        let mut without = Vec::new();
+        let mut by_due: BTreeMap<String, Vec<&TaskKey>> = BTreeMap::new();
         for key in keys {
-            let due = self.0.schema.due(self.0.schema.shard(&key.owner), queue);
-            let context = self.reads(&due).of(key);
-            let mut score = redis::cmd("ZSCORE");
-            score.arg(&due).arg(key.to_string());
-            let read = pin!(self.send(&score, &context));
-            let score = self.limited(debug_span!("without_timer"), &context, read).await?;
-            if score == redis::Value::Nil {
-                without.push(key.clone());
+            by_due.entry(self.0.schema.due(self.0.schema.shard(&key.owner), queue)).or_default().push(key);
+        }
+        let mut without = Vec::new();
+        for (due, keys) in by_due {
+            for keys in keys.chunks(MAX_TAKEN) {
+                let read = pin!(self.scores(&due, keys));
+                let context = Context { is_bulk: true, ..self.reads(&due) };
+                let scores = self.limited(debug_span!("without_timer"), &context, read).await?;
+                let missing = keys.iter().zip(scores).filter(|(_, score)| *score == Value::Nil);
+                without.extend(missing.map(|(key, _)| TaskKey::clone(key)));
             }
         }
         Ok(without)
@@ -99,6 +103,18 @@ impl Diagnose for RedisBackend {
 }
 
 impl RedisBackend {
+    /// Returns the scores of timers, `Nil` for a task without one.
+    async fn scores(&self, due: &str, keys: &[&TaskKey]) -> Result<Vec<Value>, StorageError> {
+        let context = Context { is_bulk: true, ..self.reads(due) };
+        let mut reads = Pipeline::with_capacity(keys.len());
+        for key in keys {
+            reads.cmd("ZSCORE").arg(due).arg(key.to_string());
+        }
+        let replies = self.0.bulk_connection.read_all(&reads, due).await;
+        let replies = replies.map_err(|failure| context.storage_error(failure))?;
+        replies.into_iter().map(|reply| reply.map_err(|failure| context.storage_error(failure))).collect()
+    }
+
     /// Compares records of one owner with its index, and adds what it finds to the page.
     async fn audit(
         &self,

@@ -59,12 +59,17 @@ impl Diagnose for SqliteBackend {
         _after: Option<&Cursor>,
         repair: bool,
     ) -> Result<CheckedPage, StorageError> {
-        let (span, owner) = (debug_span!("check_members", repair), owner.clone());
+        let of_read = owner.clone();
+        let read =
+            self.read(debug_span!("check_members"), move |connection| Ok(wrong_count(connection, &of_read)?));
+        let mut is_wrong = read.await?;
+        // Most owners need no transaction.
+        if repair && is_wrong.is_some() {
+            let owner = owner.clone();
+            let span = debug_span!("check_members", repair);
+            is_wrong = self.write(span, move |transaction| recount(transaction.connection, &owner)).await?;
+        }
         let mut page = CheckedPage::default();
-        let is_wrong = match repair {
-            false => self.read(span, move |connection| Ok(wrong_count(connection, &owner)?)).await?,
-            true => self.write(span, move |transaction| recount(transaction.connection, &owner)).await?,
-        };
         page.checked = 1;
         page.faults.extend(is_wrong.map(|subject| Fault::new(FaultKind::WrongCount, subject, repair)));
         Ok(page)

@@ -96,6 +96,35 @@ async fn an_ended_task_and_a_task_without_a_lease_need_no_timer(#[case] engine: 
 
 #[apply(on_every_engine)]
 #[tokio::test(flavor = "multi_thread")]
+async fn tasks_that_begin_and_end_meanwhile_are_no_faults(#[case] engine: Engine) {
+    let store = engine.open().await;
+    for _ in 0..50 {
+        store.waiting("alice", "render").await;
+    }
+    let tasks = store.tasks.clone();
+    let churn = tokio::spawn(async move {
+        for number in 0_u64.. {
+            let owner = crate::support::owner(["alice", "bob"][(number % 2) as usize]);
+            let (stored, attempt) = tasks.start(&owner, crate::support::resumable("render")).await.unwrap();
+            attempt.complete(Value::from(number)).await.unwrap();
+            if number % 3 == 0 {
+                tasks.delete(&stored.key).await.unwrap();
+            }
+        }
+    });
+    for more in [&[] as &[&str], &["--repair"], &[], &["--repair"]] {
+        let doctor = store.command(&[&["doctor", "--json", "-q"], more].concat());
+        let ended = tokio::task::spawn_blocking(move || Ended::of(doctor, "")).await.unwrap();
+        assert!(!churn.is_finished());
+        for check in ["members, no record", "records, no member", "counts of owners", "tasks, no timer"] {
+            assert_counts(&ended, check, "green", 0, 0);
+        }
+    }
+    churn.abort();
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_is_no_task_is_named(#[case] engine: Engine) {
     let store = engine.open().await;
     store.put("alice", "odd", serde_json::json!({ "createdAt": 7 })).await;

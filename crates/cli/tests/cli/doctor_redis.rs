@@ -283,6 +283,7 @@ async fn a_member_with_another_expiry_than_its_record_is_corrected() {
 async fn a_record_that_cannot_be_read_is_yellow_and_left_alone() {
     let faulty = Faulty::new(Expiry::After(LONG)).await;
     faulty.server.send::<()>(&["HSET", "pmcp:tasks:alice:t1", "expires_at", "soon"]);
+    faulty.server.send::<()>(&["SET", "pmcp:tasks:alice:t2", "not a hash"]);
     let ended = doctor(&faulty.server, &["--repair"]);
     assert_counts(&ended, "unreadable records", "yellow", 1, 0);
     assert_counts(&ended, "records, no member", "green", 0, 0);
