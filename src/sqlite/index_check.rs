@@ -69,10 +69,8 @@ impl Diagnose for SqliteBackend {
             let span = debug_span!("check_members", repair);
             is_wrong = self.write(span, move |transaction| recount(transaction.connection, &owner)).await?;
         }
-        let mut page = CheckedPage::default();
-        page.checked = 1;
-        page.faults.extend(is_wrong.map(|subject| Fault::new(FaultKind::WrongCount, subject, repair)));
-        Ok(page)
+        let faults = is_wrong.map(|subject| Fault::new(FaultKind::WrongCount, subject, repair));
+        Ok(CheckedPage { checked: 1, faults: faults.into_iter().collect(), ..CheckedPage::default() })
     }
 
     async fn queues(&self, after: Option<&Cursor>) -> Result<QueuePage, StorageError> {
