@@ -108,10 +108,11 @@ pub mod telemetry;
 mod telemetry;
 
 pub use backend::{
-    Agenda, BoxError, CorruptRecord, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Due, Expiry,
-    ListedRecord, LocalAgenda, MAX_ID_BYTES, MAX_PAGE_LIMIT, MAX_PARTS, Next, OwnerId, OwnerPage, Page,
-    PageRequest, Part, PartChange, PartChanges, PartName, PartSizes, Priority, PutOptions, Queue, Record,
-    StorageBackend, StorageError, Taken, TaskId, TaskKey, Timer, TimerPage, Version, Written,
+    Agenda, BoxError, CheckedPage, CorruptRecord, Cursor, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES,
+    Diagnose, Due, Expiry, Fault, FaultKind, Finding, Health, ListedRecord, LocalAgenda, MAX_ID_BYTES,
+    MAX_PAGE_LIMIT, MAX_PARTS, Next, OwnerId, OwnerPage, Page, PageRequest, Part, PartChange, PartChanges,
+    PartName, PartSizes, Priority, PutOptions, Queue, QueuePage, Record, StorageBackend, StorageError, Taken,
+    TaskId, TaskKey, Timer, TimerPage, Version, Written,
 };
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]

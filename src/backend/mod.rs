@@ -2,12 +2,14 @@
 //!
 //! * [`StorageBackend`] stores versioned records by owner and task. Its page lists the rules.
 //! * [`Agenda`] adds timers across owners. [`LocalAgenda`] gives them to an engine that has none.
+//! * [`Diagnose`] lets operators check an engine, and repair its indexes.
 //! * [`engine`] has the building blocks for an engine of your own.
 //!
 //! Each module depends only on those above it in this list: `version`, `key`, `error`, `parts`, `record`, `page`, `storage`,
-//! `queue`, `agenda`, `engine`, `local_agenda`.
+//! `queue`, `agenda`, `diagnose`, `engine`, `local_agenda`.
 
 mod agenda;
+mod diagnose;
 pub mod engine;
 pub(crate) mod error;
 pub(crate) mod key;
@@ -20,6 +22,7 @@ mod storage;
 mod version;
 
 pub use agenda::{Agenda, Due, Next, OwnerPage, Taken, Timer, TimerPage};
+pub use diagnose::{CheckedPage, Diagnose, Fault, FaultKind, Finding, Health, QueuePage};
 pub use error::{BoxError, StorageError};
 pub use key::{MAX_ID_BYTES, OwnerId, TaskId, TaskKey};
 pub use local_agenda::LocalAgenda;

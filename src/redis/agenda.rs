@@ -4,7 +4,7 @@
 //! with every write of the timer, so the score is the token of the taker. With hash tags the sets are in 16 shards by
 //! owner, which a cluster distributes over its masters. A shard whose master is unreachable delays only its own timers.
 
-mod listing;
+pub(super) mod listing;
 mod shards;
 mod wakeups;
 

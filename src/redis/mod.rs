@@ -19,7 +19,9 @@ mod error;
 pub(crate) mod fuzzing;
 mod generation;
 mod group_commit;
+mod health;
 mod in_flight;
+mod index_check;
 mod master;
 mod master_connection;
 mod notifications;
@@ -31,6 +33,7 @@ mod reply;
 mod schema;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
+mod server_report;
 mod settings;
 mod shared_connection;
 mod subscriptions;

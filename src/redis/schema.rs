@@ -143,6 +143,41 @@ impl Schema {
         OwnerId::try_from(unescape(owner)?).ok()
     }
 
+    /// Returns the pattern of the keys of all records.
+    pub(super) fn every_task(&self) -> String {
+        format!("{}:tasks:*", self.prefix)
+    }
+
+    /// Returns the record whose hash has this key; `None` for a key of another schema.
+    pub(super) fn task_of_key(&self, key: &[u8]) -> Option<TaskKey> {
+        let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix(":tasks:")?;
+        let (owner, task) = match self.hash_tags {
+            true => rest.strip_prefix('{')?.split_once("}:")?,
+            false => rest.split_once(':')?,
+        };
+        Some(TaskKey {
+            owner: OwnerId::try_from(unescape(owner)?).ok()?,
+            task: TaskId::try_from(unescape(task)?).ok()?,
+        })
+    }
+
+    /// Returns the pattern of the keys of all timers.
+    pub(super) fn every_due(&self) -> String {
+        format!("{}:due:*", self.prefix)
+    }
+
+    /// Returns the queue whose timers have this key; `None` for a key of another schema.
+    pub(super) fn queue_of_due(&self, key: &[u8]) -> Option<Queue> {
+        let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix(":due:")?;
+        let (shard, queue) = rest.split_once(':')?;
+        let shard = match self.hash_tags {
+            true => shard.strip_prefix('{')?.strip_suffix('}')?,
+            false => shard,
+        };
+        shard.parse::<u64>().ok().filter(|shard| *shard < self.shards())?;
+        Queue::try_from(unescape(queue)?.as_str()).ok()
+    }
+
     pub(super) fn task(&self, owner: &OwnerId, task: &TaskId) -> String {
         let task = escape(task.as_str());
         let mut key = self.owned("tasks", owner, 1 + task.len());
@@ -366,6 +401,34 @@ mod tests {
             assert_eq!(schema.owner_of_idx(foreign.as_bytes()), None, "{foreign}");
         }
         assert_eq!(schema.owner_of_idx(b"pmcp:idx:\xff"), None);
+    }
+
+    #[rstest]
+    #[case::plain(false, "alice", "t1")]
+    #[case::escaped(false, "a:{b}", "t:{1}")]
+    #[case::tagged(true, "a:{b}", "}:t%1")]
+    fn a_record_is_read_from_the_key_of_its_hash(
+        #[case] tags: bool,
+        #[case] owner: &str,
+        #[case] task: &str,
+    ) {
+        let (schema, key) = (Schema::new("pmcp", tags).unwrap(), TaskKey::new(owner, task).unwrap());
+        assert_eq!(schema.task_of_key(schema.keys(&key).task.as_bytes()), Some(key));
+        for foreign in ["pmcp:tasks:alice", "pmcp:tasks::t1", "pmcp:idx:a", "other:tasks:alice:t1"] {
+            assert_eq!(schema.task_of_key(foreign.as_bytes()), None, "{foreign}");
+        }
+    }
+
+    #[rstest]
+    #[case::single(false)]
+    #[case::tagged(true)]
+    fn a_queue_is_read_from_the_key_of_its_timers(#[case] tags: bool) {
+        let (schema, queue) =
+            (Schema::new("pmcp", tags).unwrap(), Queue::try_from("work/a:{b}\0low").unwrap());
+        assert_eq!(schema.queue_of_due(schema.due(0, &queue).as_bytes()), Some(queue));
+        for foreign in ["pmcp:due:0", "pmcp:due:x:leases", "pmcp:due:99:leases", "pmcp:idx:0:leases"] {
+            assert_eq!(schema.queue_of_due(foreign.as_bytes()), None, "{foreign}");
+        }
     }
 
     #[rstest]

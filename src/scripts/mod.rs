@@ -7,6 +7,7 @@
 //! All scripts reply in one form: a line of words. The first two words are the server's clock. A script whose reply has
 //! lists returns an array of that line and the lists. A refusal is an error reply, `CODE detail`.
 
+mod audit;
 mod cas_put;
 mod delete;
 mod inline;
@@ -32,6 +33,7 @@ use smallvec::SmallVec;
 use crate::backend::Version;
 use crate::backend::engine::from_millis;
 
+pub(crate) use audit::{AUDIT, Audit, Audited, RecordState};
 pub(crate) use cas_put::{CAS_PUT, CAS_PUT_BATCH, CasPut, CasPuts, Kept};
 pub(crate) use delete::{DELETE, Delete};
 pub(crate) use insert::{CREATE, Create, INSERT, Insert, InsertTimer, Inserted, Inserts};

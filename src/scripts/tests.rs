@@ -104,6 +104,10 @@ fn reap() -> Reap {
     Reap { idx: "i".into(), tasks: vec![task("a"), task("b"), task("c")] }
 }
 
+fn audit() -> Audit {
+    Audit { idx: "i".into(), repair: true, tasks: reap().tasks }
+}
+
 fn schedule() -> Schedule {
     Schedule { due: "q".into(), member: "m".into(), after_ms: 1, notice: Some(notice()) }
 }
@@ -131,6 +135,7 @@ fn take_due() -> TakeDue {
 #[case::delete(include_str!("../../lua/delete.lua"), Delete { keys: keys(), id: id("id"), notice: None })]
 #[case::list(include_str!("../../lua/list.lua"), List { idx: "i".into(), below: None, limit: 1 })]
 #[case::reap(include_str!("../../lua/reap.lua"), reap())]
+#[case::audit(include_str!("../../lua/audit.lua"), audit())]
 #[case::schedule(include_str!("../../lua/schedule.lua"), schedule())]
 #[case::take_due(include_str!("../../lua/take_due.lua"), take_due())]
 #[case::resolve(include_str!("../../lua/resolve.lua"), resolve())]
@@ -161,6 +166,7 @@ fn the_header_of_each_script_names_the_arguments_as_the_rust_side_passes_them(
 #[case::delete(include_str!("../../lua/delete.lua"))]
 #[case::list(include_str!("../../lua/list.lua"))]
 #[case::reap(include_str!("../../lua/reap.lua"))]
+#[case::audit(include_str!("../../lua/audit.lua"))]
 #[case::schedule(include_str!("../../lua/schedule.lua"))]
 #[case::take_due(include_str!("../../lua/take_due.lua"))]
 #[case::resolve(include_str!("../../lua/resolve.lua"))]
@@ -265,6 +271,23 @@ fn the_replies_of_schedule_and_resolve_are_read() {
 }
 
 #[test]
+fn the_reply_of_audit_is_read() {
+    let states = Value::Array(["ok", "gone", "member", "record", "damaged"].map(text).to_vec());
+    let audited = AUDIT.decode(with_lists(&[states])).unwrap();
+    assert_eq!(audited.server_us, CLOCK_US);
+    let expected = [
+        RecordState::Agrees,
+        RecordState::Gone,
+        RecordState::MemberWithoutRecord,
+        RecordState::RecordWithoutMember,
+        RecordState::Damaged,
+    ];
+    assert_eq!(audited.value.0, expected);
+    AUDIT.decode(with_lists(&[Value::Array(vec![text("fine")])])).unwrap_err();
+    AUDIT.decode(text("1795000000 25")).unwrap_err();
+}
+
+#[test]
 fn the_replies_of_probe_and_publish_are_read() {
     assert!(PROBE.decode(with_lists(&[Value::Array(vec![])])).unwrap().value.0.is_empty());
     let failed = Value::Array(["HSET", "ERR no"].map(text).to_vec());
@@ -286,6 +309,7 @@ fn the_replies_of_probe_and_publish_are_read() {
 #[case::delete(include_str!("../../lua/delete.lua"), 785)]
 #[case::list(include_str!("../../lua/list.lua"), 165)]
 #[case::reap(include_str!("../../lua/reap.lua"), 582)]
+#[case::audit(include_str!("../../lua/audit.lua"), 1700)]
 #[case::schedule(include_str!("../../lua/schedule.lua"), 541)]
 #[case::take_due(include_str!("../../lua/take_due.lua"), 759)]
 #[case::resolve(include_str!("../../lua/resolve.lua"), 593)]
@@ -312,6 +336,7 @@ fn the_probe_runs_each_command_that_the_other_scripts_run() {
         include_str!("../../lua/delete.lua"),
         include_str!("../../lua/list.lua"),
         include_str!("../../lua/reap.lua"),
+        include_str!("../../lua/audit.lua"),
         include_str!("../../lua/schedule.lua"),
         include_str!("../../lua/take_due.lua"),
         include_str!("../../lua/resolve.lua"),

@@ -36,6 +36,11 @@ impl Log {
         Self { path: path.into(), retry: None, tried_bytes: 0 }
     }
 
+    /// Returns the length of the log; 0 if there is none.
+    pub(super) fn bytes_of(file: &Path) -> u64 {
+        Self::of(file).bytes()
+    }
+
     /// Returns how long the thread may wait before it calls [`shorten`](Self::shorten) again.
     pub(super) fn retry_in(&self) -> Option<Duration> {
         self.retry.map(|retry| retry.saturating_duration_since(Instant::now()))

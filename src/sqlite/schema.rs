@@ -25,6 +25,15 @@ impl FileKind {
         Self::read_among(connection, MIGRATIONS.len())
     }
 
+    /// Returns the version of the tables; `None` if they are not of this crate.
+    pub(super) fn version(&self) -> Option<i64> {
+        match self {
+            Self::Ours { version } => i64::try_from(*version).ok(),
+            Self::Newer { version, .. } => Some(*version),
+            Self::Foreign { .. } => None,
+        }
+    }
+
     /// Returns whether the file has the tables of this version.
     pub(super) fn is_current(&self) -> bool {
         *self == Self::Ours { version: MIGRATIONS.len() }

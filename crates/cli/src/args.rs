@@ -11,7 +11,8 @@ const ABOUT: &str = "Shows and changes the tasks of MCP servers";
 const LONG_ABOUT: &str = "\
 Shows and changes the tasks that MCP servers store with mcp-task-store, in a SQLite file, in Redis or in Valkey.
 
-A command only reads, unless its name says that it changes tasks: cancel, requeue, delete, purge, answer. A task is named \
+A command only reads, unless its name says that it changes tasks: cancel, requeue, delete, purge, answer. init \
+creates or migrates a SQLite file, and doctor --repair repairs indexes and timers. A task is named \
 OWNER:TASK, as the tables show it, or as --owner OWNER TASK.";
 
 const AFTER_HELP: &str = "\
@@ -20,7 +21,7 @@ Environment:
   MCP_TASKS_PASSWORD  the password, if --password-file is not given
   NO_COLOR            if set, the output has no colors
 
-Exit codes: 0 success, 1 the command failed, 2 the command line is wrong.
+Exit codes: 0 success, 1 the command failed, 2 the command line is wrong. doctor and init have codes of their own.
 
 Examples:
   export MCP_TASKS_URL=sqlite:tasks.db
@@ -42,6 +43,19 @@ macro_rules! bulk_help {
 const BULK_HELP: &str = bulk_help!("");
 const REQUEUE_HELP: &str =
     bulk_help!("With filters, only failed tasks are requeued, unless --status names others. ");
+
+const INIT_HELP: &str = "\
+For SQLite, the command creates the file and its tables, or migrates the tables of an older version. On Redis there is nothing \
+to create. The exit codes are those of doctor.";
+
+const DOCTOR_HELP: &str = "\
+Each line is green, yellow (change it soon) or red (tasks are lost or calls fail), and says what to do. Servers may run \
+meanwhile.
+
+--repair re-creates the timers of open tasks, adds records to their index, removes index members that have no record, corrects \
+counts, and removes expired records. It changes no live record.
+
+Exit codes: 0 all is green, 1 something is yellow, 2 something is red or the store cannot be opened.";
 
 #[derive(Parser)]
 #[command(name = "mcp-tasks", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
@@ -77,6 +91,12 @@ pub struct ConnectArgs {
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Make the store ready, and check it as doctor does
+    #[command(after_help = INIT_HELP)]
+    Init(InitArgs),
+    /// Check the store: its settings, permissions, speed, and whether its indexes and timers are complete
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
     /// List the owners that have tasks
     Owners(OwnersArgs),
     /// List tasks
@@ -208,6 +228,38 @@ impl From<StatusArg> for TaskStatus {
             StatusArg::Cancelled => Self::Cancelled,
         }
     }
+}
+
+#[derive(Args)]
+pub struct InitArgs {
+    /// Print what to set for an engine, without opening a store
+    #[arg(long, value_name = "ENGINE", value_enum, conflicts_with = "url")]
+    pub backend: Option<BackendArg>,
+    #[command(flatten)]
+    pub form: FormArgs,
+}
+
+/// An engine, and how its servers are arranged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    Sqlite,
+    Redis,
+    RedisCluster,
+    RedisSentinel,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Repair what is safe to repair
+    #[arg(long)]
+    pub repair: bool,
+    /// Leave out the checks that read the whole store
+    #[arg(long, conflicts_with = "repair")]
+    pub quick: bool,
+    #[command(flatten)]
+    pub rate: RateArgs,
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 #[derive(Args)]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use mcp_task_store::{Agenda, RedisBackend, RedisBuilder, SqliteBackend, StoreConfig, TaskStore};
+use mcp_task_store::{Agenda, Diagnose, RedisBackend, RedisBuilder, SqliteBackend, StoreConfig, TaskStore};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::args::ConnectArgs;
@@ -27,27 +27,51 @@ const SCHEMES: [&str; 7] = [
     "rediss+sentinel://… (the same, over TLS)",
 ];
 
+/// What a command needs of a store when it opens it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// A SQLite file must exist and have the tables of this version.
+    Existing,
+    /// Creates or migrates a SQLite file.
+    MakeReady,
+}
+
 /// Opens the store as an observer: nothing is written until a command asks for it.
 pub async fn open(args: &ConnectArgs) -> Result<Store, Failure> {
+    Ok(observer(open_engine(args, Opening::Existing).await?))
+}
+
+/// Returns a store on this engine that detects no lost workers, and whose reads write nothing.
+pub fn observer(backend: Arc<dyn Agenda>) -> Store {
+    TaskStore::with_config(backend, StoreConfig::new().observer(true))
+}
+
+/// Opens the engine of the store.
+pub async fn open_engine(args: &ConnectArgs, opening: Opening) -> Result<Arc<dyn Diagnose>, Failure> {
     let (url, is_argument) = match &args.url {
         Some(url) => (url.clone(), true),
         None => (url_of_environment()?, false),
     };
     let (scheme, rest) = url.split_once(':').unwrap_or_default();
-    let backend: Arc<dyn Agenda> = match scheme {
+    match scheme {
         "sqlite" => {
             reject("--prefix", args.prefix.is_some(), "sqlite")?;
             reject("--password-file", args.password_file.is_some(), "sqlite")?;
-            Arc::new(open_sqlite(rest).await?)
+            Ok(Arc::new(open_sqlite(rest, opening).await?))
         }
         "redis" | "rediss" | "redis+cluster" | "rediss+cluster" | "redis+sentinel" | "rediss+sentinel" => {
             let servers = rest.strip_prefix("//").ok_or_else(unknown)?;
             let location = RedisLocation::read(scheme, servers, is_argument, args)?;
-            Arc::new(location.connect(args).await?)
+            Ok(Arc::new(location.connect(args).await?))
         }
-        _ => return Err(unknown()),
-    };
-    Ok(TaskStore::with_config(backend, StoreConfig::new().observer(true)))
+        _ => Err(unknown()),
+    }
+}
+
+/// Returns whether the URL names a SQLite file.
+pub fn is_sqlite(args: &ConnectArgs) -> Result<bool, Failure> {
+    let url = args.url.clone().map_or_else(url_of_environment, Ok)?;
+    Ok(url.starts_with("sqlite:"))
 }
 
 fn url_of_environment() -> Result<String, Failure> {
@@ -75,13 +99,17 @@ fn reject(option: &str, is_set: bool, scheme: &str) -> Result<(), Failure> {
     }
 }
 
-async fn open_sqlite(path: &str) -> Result<SqliteBackend, Failure> {
+async fn open_sqlite(path: &str, opening: Opening) -> Result<SqliteBackend, Failure> {
     // `sqlite:///var/tasks.db` and `sqlite://tasks.db` are common forms of the same.
     let path = path.strip_prefix("//").unwrap_or(path);
     if path.is_empty() {
         return Err(Failure::usage("the URL names no file; write sqlite:PATH, for example sqlite:tasks.db"));
     }
-    Ok(SqliteBackend::builder(path).must_exist().open().await?)
+    let builder = SqliteBackend::builder(path);
+    Ok(match opening {
+        Opening::Existing => builder.must_exist().open().await?,
+        Opening::MakeReady => builder.open().await?,
+    })
 }
 
 /// Servers of Redis, with the credentials for them.

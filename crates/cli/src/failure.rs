@@ -21,6 +21,8 @@ pub enum Failure {
     Failed(String),
     /// The command has already said why. Exit code 1.
     Reported,
+    /// The command has reported something red. Exit code 2.
+    ReportedRed,
     /// The reader of the output has closed it, as `head` does. Exit code 0.
     OutputClosed,
 }
@@ -45,6 +47,7 @@ impl Failure {
             Self::Usage(text) => (text, 2),
             Self::Failed(text) => (text, 1),
             Self::Reported => return ExitCode::from(1),
+            Self::ReportedRed => return ExitCode::from(2),
             Self::OutputClosed => return ExitCode::SUCCESS,
         };
         anstream::eprintln!("{ERROR}error:{ERROR:#} {}", Printable::new(&text));

@@ -6,6 +6,7 @@ mod bulk;
 mod commands;
 mod engine;
 mod failure;
+mod index_health;
 mod input_form;
 mod key;
 mod output;

@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use futures_util::future::try_join_all;
 use redis::Value;
-use tracing::debug_span;
+use tracing::{Span, debug_span};
 
 use crate::backend::engine::{MAX_TAKEN, from_millis};
 use crate::backend::{Cursor, OwnerPage, Queue, StorageError, TaskKey, Timer, TimerPage};
@@ -17,8 +17,8 @@ const SCAN_COUNT: usize = 1000;
 /// How many `SCAN`s one page sends at most while it finds no owner.
 const MAX_SCANS: usize = 4;
 
-/// A position among timers: the score and the member, because several timers may have the same score.
-type Position = (f64, Vec<u8>);
+/// A position in a sorted set: the score and the member, because several members may have the same score.
+pub(in crate::redis) type Position = (f64, Vec<u8>);
 
 fn malformed() -> StorageError {
     StorageError::InvalidPage { reason: "the cursor is malformed".to_owned() }
@@ -26,6 +26,21 @@ fn malformed() -> StorageError {
 
 impl RedisBackend {
     pub(super) async fn owners_page(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
+        let (keys, next) =
+            self.scan(debug_span!("owners"), &self.0.schema.every_idx(), "zset", after).await?;
+        let mut owners: Vec<_> = keys.iter().filter_map(|key| self.0.schema.owner_of_idx(key)).collect();
+        owners.sort();
+        Ok(OwnerPage::new(owners, next))
+    }
+
+    /// Returns keys of all masters that match a pattern and have this type, each once, and the cursor of the next page.
+    pub(in crate::redis) async fn scan(
+        &self,
+        span: Span,
+        pattern: &str,
+        kind: &str,
+        after: Option<&Cursor>,
+    ) -> Result<(Vec<Vec<u8>>, Option<Cursor>), StorageError> {
         let after = after.map(scan_position).transpose()?;
         let context = self.reads("");
         let pages = pin!(async {
@@ -33,34 +48,34 @@ impl RedisBackend {
             let masters = masters.map_err(|failure| context.storage_error(failure))?;
             let (masters, mut cursor) = left_to_scan(masters, after);
             let mut masters = masters.into_iter().peekable();
-            let mut owners = Vec::new();
+            let mut found = Vec::new();
             for _ in 0..MAX_SCANS {
                 let Some(master) = masters.peek() else { break };
                 let mut scan = redis::cmd("SCAN");
-                scan.arg(cursor).arg("MATCH").arg(self.0.schema.every_idx());
-                scan.arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg("zset");
+                scan.arg(cursor).arg("MATCH").arg(pattern);
+                scan.arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg(kind);
                 let reply = self.0.connection.send_to_master(master, &scan).await;
                 let reply = reply.map_err(|failure| context.storage_error(failure))?;
                 let (next, keys) = scanned(reply).ok_or_else(|| context.unexpected(UnexpectedReply))?;
-                owners.extend(keys.iter().filter_map(|key| self.0.schema.owner_of_idx(key)));
+                found.extend(keys);
                 cursor = next;
                 if cursor == 0 {
                     masters.next();
                 }
-                if !owners.is_empty() {
+                if !found.is_empty() {
                     break;
                 }
             }
             // A scan may return a key twice.
-            owners.sort();
-            owners.dedup();
+            found.sort_unstable();
+            found.dedup();
             let next = masters.peek().map(|master| {
                 let MasterOfSlots { slot, host, port } = master;
                 Cursor::from(format!("{cursor}.{slot}.{port}.{host}"))
             });
-            Ok(OwnerPage::new(owners, next))
+            Ok((found, next))
         });
-        self.limited(debug_span!("owners"), &context, pages).await
+        self.limited(span, &context, pages).await
     }
 
     pub(super) async fn timers_page(
@@ -73,7 +88,7 @@ impl RedisBackend {
             (0..self.0.schema.shards()).map(|shard| self.0.schema.due(shard, queue)).collect();
         let context = self.reads(&keys[0]);
         let pages = pin!(async {
-            let shards = keys.iter().map(|key| self.timers_of(key, after.as_ref()));
+            let shards = keys.iter().map(|key| self.members_after(key, after.as_ref()));
             let (mut listed, mut total) = (Vec::new(), 0);
             for (members, count) in try_join_all(shards).await? {
                 listed.extend(members);
@@ -94,8 +109,8 @@ impl RedisBackend {
         self.limited(debug_span!("timers", queue = %queue.printable()), &context, pages).await
     }
 
-    /// Returns the members of a shard after this position, one more than a page holds, and the number of all members.
-    async fn timers_of(
+    /// Returns the members of a sorted set after this position, one more than a page holds, and the number of all members.
+    pub(in crate::redis) async fn members_after(
         &self,
         key: &str,
         after: Option<&Position>,
@@ -179,7 +194,7 @@ fn scan_position(cursor: &Cursor) -> Result<(MasterOfSlots, u64), StorageError> 
     Ok((MasterOfSlots { slot, host, port }, cursor.parse().map_err(|_| malformed())?))
 }
 
-fn cursor_behind((score, member): &Position) -> Cursor {
+pub(in crate::redis) fn cursor_behind((score, member): &Position) -> Cursor {
     let mut text = format!("{score}:");
     for byte in member {
         text.push_str(&format!("{byte:02x}"));
@@ -187,7 +202,7 @@ fn cursor_behind((score, member): &Position) -> Cursor {
     Cursor::from(text)
 }
 
-fn position(cursor: &Cursor) -> Result<Position, StorageError> {
+pub(in crate::redis) fn position(cursor: &Cursor) -> Result<Position, StorageError> {
     let (text, member) = cursor.as_str().split_once(':').ok_or_else(malformed)?;
     let digits = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let member: Option<Vec<u8>> = member.as_bytes().chunks(2).map(digits).collect();

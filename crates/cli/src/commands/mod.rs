@@ -3,6 +3,8 @@
 mod answer;
 mod cancel;
 mod delete;
+mod doctor;
+mod init;
 mod list;
 mod owners;
 mod pages;
@@ -27,6 +29,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Completions { shell } => pages::completions(shell),
         Command::Man { command } => pages::man(command.as_deref()),
+        Command::Init(args) => init::run(connect, &args, quiet).await,
+        Command::Doctor(args) => doctor::run(connect, &args, quiet).await,
         Command::Owners(args) => owners::run(&engine::open(connect).await?, &args, quiet).await,
         Command::List(args) => list::run(&engine::open(connect).await?, &args, quiet).await,
         Command::Show(args) => show::run(&engine::open(connect).await?, &args).await,

@@ -2,6 +2,10 @@
 
 mod answering;
 mod changing;
+mod doctor;
+#[cfg(feature = "redis-tests")]
+mod doctor_redis;
+mod doctor_sqlite;
 mod hostile;
 mod looking;
 mod opening;

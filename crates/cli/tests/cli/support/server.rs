@@ -90,10 +90,50 @@ impl Server {
         Self::run(TempDir::new().unwrap(), &[args, &["--save", "", "--appendonly", "no"]].concat())
     }
 
+    /// Starts a server with the settings that docs/operations.md recommends, and then these.
+    pub fn recommended(args: &[&str]) -> Self {
+        let recommended =
+            ["--appendonly", "yes", "--maxmemory-policy", "noeviction", "--lazyfree-lazy-expire", "yes"];
+        Self::run(TempDir::new().unwrap(), &[&recommended, args].concat())
+    }
+
+    /// Starts a server whose clock is ahead by this many seconds.
+    pub fn with_clock_ahead(seconds: u32) -> Self {
+        let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());
+        let found = folders
+            .chain(["/usr/lib".into(), "/usr/local/lib".into()])
+            .map(|folder| folder.join("faketime/libfaketime.so.1"))
+            .find(|library| library.exists());
+        let library = found.expect("libfaketime.so.1 is missing: apt-get install faketime");
+        // The C library provides the memory, because jemalloc and faketime deadlock at the start.
+        let preloaded = format!("{}:libc.so.6", library.display());
+        let environment = [
+            ("LD_PRELOAD", preloaded),
+            ("FAKETIME", format!("+{seconds}s")),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ];
+        Self::run_in(TempDir::new().unwrap(), &["--appendonly", "yes"], &environment)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Runs a command on the server.
+    pub fn send<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
+        let mut sent = redis::cmd(command[0]);
+        sent.arg(&command[1..]).query(&mut self.connection()).unwrap()
+    }
+
     fn run(folder: TempDir, args: &[&str]) -> Self {
+        Self::run_in(folder, args, &[])
+    }
+
+    fn run_in(folder: TempDir, args: &[&str], environment: &[(&str, String)]) -> Self {
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
         let mut command = Command::new(program);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.args(args).args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
         command.arg("--dir").arg(folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().expect("a redis-server");
@@ -112,7 +152,7 @@ impl Server {
     }
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
