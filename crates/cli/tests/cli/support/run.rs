@@ -63,9 +63,22 @@ impl Ended {
 /// A command in a pseudo-terminal.
 pub struct Running(PtySession);
 
+/// Returns a command that SIGINT ends. A program that a shell has started in the background ignores it, and so do its children.
+fn interruptible(command: Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => env.env(name, value),
+            None => env.env_remove(name),
+        };
+    }
+    env
+}
+
 impl Running {
     pub fn new(command: Command) -> Self {
-        Self(rexpect::session::spawn_command(command, Some(PATIENCE_MS)).unwrap())
+        Self(rexpect::session::spawn_command(interruptible(command), Some(PATIENCE_MS)).unwrap())
     }
 
     /// Waits for a text, and returns what came before it.
