@@ -1,12 +1,14 @@
 //! `mcp-tasks`: what operators do with the tasks of MCP servers.
 
 mod action;
+mod archive;
 mod args;
 mod bulk;
 mod commands;
 mod engine;
 mod failure;
 mod input_form;
+mod interrupt;
 mod key;
 mod output;
 mod selection;

@@ -122,7 +122,12 @@ impl Selection {
         self.bar.finish_and_clear();
         if self.unreadable > 0 {
             let records = text::count(self.unreadable, "record");
-            remark(quiet, format_args!("leaves out {records} that this version cannot read as tasks"));
+            remark(
+                quiet,
+                format_args!(
+                    "leaves out {records} that this version cannot read as tasks; if the store is encrypted, --keys FILE decrypts them"
+                ),
+            );
         }
     }
 }

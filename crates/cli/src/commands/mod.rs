@@ -3,11 +3,15 @@
 mod answer;
 mod cancel;
 mod delete;
+mod export;
+mod import;
 mod list;
 mod owners;
 mod pages;
 mod purge;
 mod requeue;
+mod restore;
+mod rotate;
 mod show;
 mod stats;
 mod watch;
@@ -50,6 +54,19 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Purge(args) => {
             purge::check(&args)?;
             purge::run(&engine::open(connect).await?, args, quiet).await
+        }
+        Command::Export(args) => {
+            export::check(&args)?;
+            export::run(&engine::open(connect).await?, engine::Kind::of(connect)?, &args, quiet).await
+        }
+        Command::Import(args) => {
+            // The file is checked before the store is opened.
+            let archive = import::read(&args, engine::keyring(connect)?.is_some(), quiet)?;
+            import::run(&engine::open(connect).await?, archive, &args, quiet).await
+        }
+        Command::Rotate(args) => {
+            let keyring = rotate::check(engine::keyring(connect)?)?;
+            rotate::run(engine::open_backend(connect).await?, keyring, &args, quiet).await
         }
         Command::Answer(args) => answer::run(&engine::open(connect).await?, &args).await,
     }

@@ -4,8 +4,10 @@ mod answering;
 mod changing;
 mod hostile;
 mod looking;
+mod moving;
 mod opening;
 mod output;
+mod rotating;
 mod terminal;
 #[cfg(feature = "redis-tests")]
 mod topologies;
