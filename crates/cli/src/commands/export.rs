@@ -153,9 +153,11 @@ impl Export<'_> {
                 self.counts.opaque += u64::from(task.is_err());
             }
             Ok(None) => {}
-            Err(error @ (StorageError::Corrupt { .. } | StorageError::MissingKey { .. })) => {
-                self.unreadable(&key, &with_causes(&error));
-            }
+            Err(
+                error @ (StorageError::Corrupt { .. }
+                | StorageError::MissingKey { .. }
+                | StorageError::VersionConflict { .. }),
+            ) => self.unreadable(&key, &with_causes(&error)),
             Err(error) => return Err(error.into()),
         }
         Ok(())

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 use mcp_task_store::{
-    Agenda, MAX_PAGE_LIMIT, NewTask, PageRequest, PartName, StorageBackend, TaskKey, UniqueKey,
+    Agenda, MAX_PAGE_LIMIT, NewTask, PageRequest, PartName, PutOptions, StorageBackend, TaskKey, UniqueKey,
 };
 use rstest_reuse::apply;
 use serde_json::{Value, json};
@@ -211,4 +211,50 @@ async fn an_encrypted_store_is_exported_readable_with_its_keys_and_as_stored_wit
         "{failed}"
     );
     assert!(wrong.tasks().is_empty());
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_has_data_and_parts_of_the_same_version_while_tasks_change(#[case] engine: Engine) {
+    const RECORDS: usize = 20;
+    let store = engine.open().await;
+    let backend = store.tasks.backend().clone();
+    let (written, mut is_written) = tokio::sync::watch::channel(false);
+    let writing = tokio::spawn(async move {
+        for number in 0_u64.. {
+            for record in 0..RECORDS {
+                let key = TaskKey::new("alice", &format!("{record}")).unwrap();
+                let part =
+                    PutOptions::default().set_part(PartName::from_static("output"), number.to_string());
+                backend.put(&key, json!({ "n": number }).to_string().into(), part).await.unwrap();
+            }
+            written.send_replace(true);
+        }
+    });
+    is_written.wait_for(|written| *written).await.unwrap();
+    for _ in 0..5 {
+        let lines = store.run(&["export", "--quiet"]).json();
+        assert_eq!(lines.len(), RECORDS + 2);
+        for line in &lines[1..=RECORDS] {
+            let number = line["record"]["n"].to_string();
+            assert_eq!(line["parts"]["output"], base64(number.as_bytes()), "{line}");
+        }
+    }
+    writing.abort();
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_never_writes_to_a_terminal(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let (shown, code) = crate::support::Running::new(store.command(&["export"])).end();
+    assert!(
+        shown.contains("stdout is a terminal") && shown.contains("--output FILE") && code == 2,
+        "{shown}"
+    );
 }
