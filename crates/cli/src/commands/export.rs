@@ -54,6 +54,7 @@ pub async fn run(store: &Store, kind: Kind, args: &ExportArgs, quiet: bool) -> R
         filter: args.filter.to_filter(),
         is_filtered: !args.filter.is_empty_but_owner(),
         time_per_record: Duration::from_secs(1) / args.rate.rate,
+        not_before: Instant::now(),
         bar: progress::spinner(quiet),
         counts: Counts::default(),
     };
@@ -82,6 +83,8 @@ struct Export<'a> {
     /// Whether there are filters other than the owner.
     is_filtered: bool,
     time_per_record: Duration,
+    /// When the next page may be read.
+    not_before: Instant,
     bar: ProgressBar,
     counts: Counts,
 }
@@ -114,6 +117,7 @@ impl Export<'_> {
     async fn owner(&mut self, owner: &OwnerId) -> Result<(), Failure> {
         let mut cursor: Option<Cursor> = None;
         loop {
+            sleep_until(self.not_before).await;
             let (begun, mut request) = (Instant::now(), PageRequest::new(MAX_PAGE_LIMIT));
             if let Some(cursor) = cursor {
                 request = request.after(cursor);
@@ -128,7 +132,7 @@ impl Export<'_> {
             }
             self.bar.set_message(format!("{} exported", text::count(self.writer.records(), "record")));
             cursor = page.next;
-            sleep_until(begun + self.time_per_record * records).await;
+            self.not_before = begun + self.time_per_record * records;
             if cursor.is_none() {
                 return Ok(());
             }

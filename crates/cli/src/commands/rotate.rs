@@ -75,7 +75,12 @@ async fn rotate<B: Agenda>(
     quiet: bool,
 ) -> Result<(), String> {
     let (interrupt, bar) = (Interrupt::listen(), progress::spinner(quiet));
-    while !interrupt.is_set() {
+    let mut not_before = Instant::now();
+    loop {
+        tokio::select! {
+            () = sleep_until(not_before) => {}
+            () = interrupt.pressed() => return Err("interrupted".to_owned()),
+        }
         let begun = Instant::now();
         let page = rotation.step().await.map_err(|error| with_causes(&error))?;
         let Some(page) = page else { return Ok(()) };
@@ -83,12 +88,8 @@ async fn rotate<B: Agenda>(
         bar.suspend(|| report(&page));
         let RotationCounts { rotated, current, failed, .. } = page.counts;
         let records = u32::try_from((rotated + current + failed).max(1)).unwrap_or(u32::MAX);
-        tokio::select! {
-            () = sleep_until(begun + time_per_record * records) => {}
-            () = interrupt.pressed() => {}
-        }
+        not_before = begun + time_per_record * records;
     }
-    Err("interrupted".to_owned())
 }
 
 fn report(page: &RotatedPage) {

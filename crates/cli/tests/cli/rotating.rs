@@ -108,10 +108,17 @@ async fn commands_decrypt_with_the_keys_and_show_nothing_encrypted_without_them(
 
     let unreadable = store.run(&["list"]);
     assert!(
-        unreadable.err.contains("leaves out 1 record") && unreadable.err.contains("--keys FILE"),
+        unreadable.err.contains("unreadable: ") && unreadable.err.contains("--keys FILE"),
         "{unreadable:?}"
     );
-    assert!(unreadable.out.is_empty() && unreadable.code == Some(0), "{unreadable:?}");
+    let row: Vec<&str> = unreadable.out.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(row, [&name(&key), "unreadable", "-", "-", "-", "-"]);
+    let line = &store.run(&["list", "--json"]).json()[0];
+    assert_eq!((&line["taskId"], &line["status"]), (&json!(key.task), &Value::Null));
+    let fields = |line: &Value| line.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(fields(line), fields(&listed[0]), "all fields of a task");
+    let filtered = store.run(&["list", "--tool", "print"]);
+    assert!(filtered.out.is_empty() && filtered.err.contains("leaves out 1 record"), "{filtered:?}");
     let shown = store.run(&["show", &name(&key)]);
     assert!(shown.out.is_empty(), "{shown:?}");
     let shown = shown.failed(1);
