@@ -11,6 +11,7 @@ mod input_form;
 mod interrupt;
 mod key;
 mod output;
+mod retry;
 mod selection;
 
 use std::process::ExitCode;

@@ -22,6 +22,7 @@ use crate::failure::{Failure, with_causes};
 use crate::interrupt::Interrupt;
 use crate::key;
 use crate::output::{progress, remark, text};
+use crate::retry::retried;
 
 /// How many owners the command remembers, because an engine may list an owner twice.
 const MAX_REMEMBERED: usize = 1_000_000;
@@ -96,7 +97,7 @@ impl Export<'_> {
         }
         let (mut seen, hasher, mut cursor) = (HashSet::new(), RandomState::new(), None);
         loop {
-            let page = self.store.owners(cursor.as_ref()).await?;
+            let page = retried(async || self.store.owners(cursor.as_ref()).await).await?;
             for owner in page.owners {
                 let hash = hasher.hash_one(&owner);
                 if seen.contains(&hash) {
@@ -122,7 +123,7 @@ impl Export<'_> {
             if let Some(cursor) = cursor {
                 request = request.after(cursor);
             }
-            let page = self.store.backend().list(owner, request).await?;
+            let page = retried(async || self.store.backend().list(owner, request.clone()).await).await?;
             let records = u32::try_from((page.records.len() + page.corrupt.len()).max(1)).unwrap_or(u32::MAX);
             for listed in page.records {
                 self.record(owner, listed).await?;
@@ -174,13 +175,13 @@ impl Export<'_> {
         mut listed: ListedRecord,
     ) -> Result<Option<(ListedRecord, BTreeMap<PartName, Vec<u8>>)>, StorageError> {
         for _ in 0..MAX_READS {
-            match self.parts_of_version(key, &listed).await {
+            match retried(async || self.parts_of_version(key, &listed).await).await {
                 Ok(Some(parts)) => return Ok(Some((listed, parts))),
                 Ok(None) => {}
                 Err(StorageError::NotFound { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             }
-            match self.store.backend().get(key).await {
+            match retried(async || self.store.backend().get(key).await).await {
                 Ok(record) => listed = ListedRecord::new(listed.task, record, listed.created_at),
                 Err(StorageError::NotFound { .. }) => return Ok(None),
                 Err(error) => return Err(error),

@@ -16,6 +16,7 @@ use crate::failure::{Failure, with_causes};
 use crate::interrupt::Interrupt;
 use crate::key;
 use crate::output::{json, progress, remark, text};
+use crate::retry::retried;
 
 /// How many chunks are imported at the same time. The records of an owner are created one after the other.
 const CONCURRENT: usize = 32;
@@ -177,7 +178,7 @@ impl Import<'_> {
             let record = record?;
             if std::mem::take(&mut is_first) {
                 // The estimates of the clock, which decide the expiries, are exact after this call.
-                self.store.backend().clock(&record.key).await?;
+                retried(async || self.store.backend().clock(&record.key).await).await?;
             }
             self.record(&record).await?;
             self.bar.inc(1);
@@ -186,7 +187,8 @@ impl Import<'_> {
     }
 
     async fn record(&self, record: &ArchivedRecord) -> Result<(), Failure> {
-        match restore(self.store, record, self.overwrite).await {
+        // A second write of the same record finds the first one.
+        match retried(async || restore(self.store, record, self.overwrite).await).await {
             Ok(restored) => {
                 if restored == Restored::Differs {
                     self.report(&record.key, "exists with other content, and stays as it is");

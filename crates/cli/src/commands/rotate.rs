@@ -13,6 +13,7 @@ use crate::failure::{Failure, with_causes};
 use crate::interrupt::Interrupt;
 use crate::key;
 use crate::output::{json, progress, remark, text};
+use crate::retry::retried;
 
 pub fn check(keyring: Option<Keyring>) -> Result<Keyring, Failure> {
     keyring.ok_or_else(|| {
@@ -82,7 +83,7 @@ async fn rotate<B: Agenda>(
             () = interrupt.pressed() => return Err("interrupted".to_owned()),
         }
         let begun = Instant::now();
-        let page = rotation.step().await.map_err(|error| with_causes(&error))?;
+        let page = retried(async || rotation.step().await).await.map_err(|error| with_causes(&error))?;
         let Some(page) = page else { return Ok(()) };
         bar.set_message(sentence(&rotation.counts()));
         bar.suspend(|| report(&page));

@@ -258,3 +258,24 @@ async fn an_export_never_writes_to_a_terminal(#[case] engine: Engine) {
         "{shown}"
     );
 }
+
+#[cfg(feature = "redis-tests")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_continues_after_a_short_outage() {
+    let (server, file) = (crate::support::server::Server::start(&[]), File::new());
+    let url = format!("redis://127.0.0.1:{}", server.port);
+    let backend = mcp_task_store::RedisBackend::connect(&url).await.unwrap();
+    for number in 0..300 {
+        let key = TaskKey::new("alice", &format!("{number}")).unwrap();
+        backend.put(&key, "{}".into(), PutOptions::default()).await.unwrap();
+    }
+    let mut command = crate::support::command();
+    command.env("MCP_TASKS_URL", &url).args(["export", "--rate", "100", "--output", file.path()]);
+    let mut exporting = crate::support::Running::new(command);
+    // The second page waits for the rate, and then for longer than a call may take.
+    exporting.expect("256 records exported");
+    server.pause(std::time::Duration::from_secs(6));
+    let (rest, code) = exporting.end();
+    assert!(rest.contains("exported 300 tasks") && code == 0, "{rest}");
+    assert_eq!(file.tasks().len(), 300);
+}

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mcp_task_store::{Agenda, Priority, Queue, StorageBackend, StoreConfig, TaskKey, TaskStore};
+use mcp_task_store::{
+    Agenda, Priority, Queue, StorageBackend, StoreConfig, TaskKey, TaskStore, UniqueEnqueue, UniqueKey,
+};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 
@@ -68,4 +70,23 @@ async fn workers_find_waiting_tasks_and_lost_workers_are_detected(#[case] from: 
     let (claimed, attempt) = server.claim(&resumed).await.unwrap().expect("it waits");
     assert_eq!(claimed.task.lease.as_ref().unwrap().attempt, 2);
     attempt.complete(json!({ "content": [] })).await.unwrap();
+}
+
+#[apply(in_every_direction)]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_imported_unique_task_runs_to_its_end_and_then_its_key_is_free(
+    #[case] from: Engine,
+    #[case] to: Engine,
+) {
+    let (source, target, file) = (from.open().await, to.open().await, File::new());
+    let (alice, key) = (owner("alice"), UniqueKey::new("render", "scene 7"));
+    let enqueued = source.tasks.enqueue_unique(&alice, resumable("render"), &key).await.unwrap();
+    let UniqueEnqueue::Enqueued(task) = enqueued else { panic!("{enqueued:?}") };
+    source.run(&["export", "--output", file.path()]).ok();
+    target.run(&["import", file.path()]).ok();
+    let (_, attempt) = target.tasks.claim(&task.key).await.unwrap().expect("it waits");
+    attempt.complete(json!({ "content": [] })).await.unwrap();
+    assert_eq!(target.record(&task.key).await.unwrap()["status"], "completed");
+    let again = target.tasks.enqueue_unique(&alice, resumable("render"), &key).await.unwrap();
+    assert!(matches!(again, UniqueEnqueue::Enqueued(_)), "{again:?}");
 }
