@@ -27,8 +27,8 @@ pub struct Archive {
     file: Mutex<File>,
     pub header: Header,
     pub records: u64,
-    /// How many records have data that is not JSON.
-    pub opaque: u64,
+    /// How many records are encrypted.
+    pub encrypted: u64,
     pub chunks: Vec<Chunk>,
 }
 
@@ -58,7 +58,7 @@ impl Archive {
         let mut checker = Checker { name, hash: Sha256::new(), line: 0, at: 0 };
         let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
         let header = checker.header(&mut input)?;
-        let (mut chunks, mut records, mut opaque) = (Chunks::new(checker.at), 0, 0);
+        let (mut chunks, mut records, mut encrypted) = (Chunks::new(checker.at), 0, 0);
         let footer = loop {
             let (before, line) = (checker.at, checker.next_line(&mut input)?);
             let Some(line) = line else { return Err(checker.cut_off()) };
@@ -72,7 +72,7 @@ impl Archive {
             let record = ArchivedRecord::parse(&line).map_err(|error| checker.wrong(&error))?;
             checker.hash.update(&line);
             records += 1;
-            opaque += u64::from(!is_json(&record.data));
+            encrypted += u64::from(is_encrypted(&record.data));
             chunks.add(&record.key.owner, before);
         };
         if checker.next_line(&mut input)?.is_some() {
@@ -84,7 +84,7 @@ impl Archive {
                  written; export the tasks again"
             )));
         }
-        Ok(Self { file: Mutex::new(input.into_inner()), header, records, opaque, chunks: chunks.chunks })
+        Ok(Self { file: Mutex::new(input.into_inner()), header, records, encrypted, chunks: chunks.chunks })
     }
 
     /// Returns the records of a chunk, the oldest of each owner first.
@@ -111,8 +111,9 @@ impl Iterator for Records<'_> {
     }
 }
 
-fn is_json(data: &[u8]) -> bool {
-    serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok()
+/// Returns whether stored data is encrypted: its first byte then is the version of the envelope, 1 to 8. No JSON begins with one.
+fn is_encrypted(data: &[u8]) -> bool {
+    matches!(data.first(), Some(1..=8))
 }
 
 /// The position in a file that is being checked.

@@ -25,10 +25,10 @@ const CONCURRENT: usize = 32;
 pub fn read(args: &ImportArgs, has_keys: bool, quiet: bool) -> Result<Archive, Failure> {
     remark(quiet, format_args!("checks {}", text::plain(&args.file.display().to_string())));
     let archive = Archive::open(&args.file)?;
-    if has_keys && archive.opaque > 0 {
+    if has_keys && archive.encrypted > 0 {
         return Err(Failure::failed(format!(
-            "{} in the file are not JSON: the file was exported without the keys of an encrypted store; import it without --keys",
-            text::count(archive.opaque, "record")
+            "{} in the file are encrypted, because the file was exported without keys; import it without --keys",
+            text::count(archive.encrypted, "record")
         )));
     }
     Ok(archive)

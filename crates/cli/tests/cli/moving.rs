@@ -178,6 +178,8 @@ async fn an_encrypted_store_is_exported_readable_with_its_keys_and_as_stored_wit
 ) {
     let (store, keys, file, as_stored) = (engine.open().await, Keys::new(&["k1"]), File::new(), File::new());
     let encrypted = keys.of(&store);
+    let damaged = TaskKey::new("alice", "damaged").unwrap();
+    encrypted.backend().put(&damaged, "{".into(), PutOptions::default()).await.unwrap();
     let task =
         encrypted.create(&owner("alice"), NewTask::new("tools/call").operation("print")).await.unwrap();
     let task = encrypted.complete(&task, json!({ "secret": "x".repeat(6_000) })).await.unwrap().key;
@@ -197,6 +199,7 @@ async fn an_encrypted_store_is_exported_readable_with_its_keys_and_as_stored_wit
     let of_other = of_other.payload(&restored, mcp_task_store::PayloadKind::Output).await.unwrap();
     assert_eq!(of_other.unwrap()["secret"].as_str().unwrap().len(), 6_000);
     assert!(keys.of(&other).get(&task).await.is_err(), "it is encrypted under k2");
+    assert_eq!(other_keys.of(&other).backend().get(&damaged).await.unwrap().data, "{");
     let same = Engine::Sqlite.open().await;
     let refused = same.run(&["import", as_stored.path(), "--keys", keys.path()]).failed(1);
     assert!(refused.contains("without --keys"), "{refused}");
@@ -207,7 +210,7 @@ async fn an_encrypted_store_is_exported_readable_with_its_keys_and_as_stored_wit
     let wrong = File::new();
     let failed = store.run(&["export", "--keys", other_keys.path(), "--output", wrong.path()]).failed(1);
     assert!(
-        failed.contains(&name(&task)) && failed.contains("k1") && failed.contains("left out 1 record"),
+        failed.contains(&name(&task)) && failed.contains("k1") && failed.contains("left out 2 records"),
         "{failed}"
     );
     assert!(wrong.tasks().is_empty());
