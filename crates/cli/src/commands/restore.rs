@@ -197,7 +197,7 @@ impl Timers {
                 let after = deadline.map_or(Duration::ZERO, until).min(*duration);
                 backend.schedule(&Queue::leases(), key, after).await
             }
-            // Without a queue, no worker can claim the task; the timer of its lease stays.
+            // A task without an operation, or with one that no worker can register, has no queue. The timer of its lease stays.
             Self::Work { queue: None, .. } => Ok(()),
             Self::Work { queue: Some(queue), lease } => {
                 let longest = lease.delay_ms.map_or(Expiry::MAX, Duration::from_millis).min(Expiry::MAX);
