@@ -40,6 +40,7 @@ pub mod workers {}
 #[doc = include_str!("../docs/guide/engine.md")]
 pub mod engine {}
 
+/// [cli.md]: crate::guide::cli
 #[cfg_attr(
     any(not(doctest), all(feature = "encryption", feature = "sqlite")),
     doc = include_str!("../docs/guide/encryption.md")
@@ -56,6 +57,7 @@ pub mod encryption {}
 )]
 pub mod operations {}
 
+/// [encryption.md]: crate::guide::encryption
 /// [operations.md]: crate::guide::operations
 #[doc = include_str!("../docs/guide/cli.md")]
 pub mod cli {}

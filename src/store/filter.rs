@@ -97,8 +97,13 @@ impl TaskFilter {
 
     /// Returns whether a task matches at this time of the engine's clock.
     pub fn matches(&self, stored: &StoredTask, now: DateTime<Utc>) -> bool {
-        let task: &Task = &stored.task;
-        self.owner.as_ref().is_none_or(|owner| *owner == stored.key.owner)
+        self.matches_task(&stored.key.owner, &stored.task, now)
+    }
+
+    /// Returns whether a task of this owner matches at this time of the engine's clock. For a task that was not read by a
+    /// [`TaskStore`](crate::TaskStore), but parsed from the data of a record.
+    pub fn matches_task(&self, owner: &OwnerId, task: &Task, now: DateTime<Utc>) -> bool {
+        self.owner.as_ref().is_none_or(|wanted| wanted == owner)
             && (self.statuses.is_empty() || self.statuses.contains(&task.status))
             && self.tool.as_deref().is_none_or(|tool| task.tool() == Some(tool))
             && (!self.is_dead || is_dead(task))

@@ -4,21 +4,22 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mcp_task_store::{OwnerId, PartName, TaskFilter, TaskStatus};
+use mcp_task_store::{OwnerId, PartName, RotationPosition, TaskFilter, TaskStatus};
 
 const ABOUT: &str = "Shows and changes the tasks of MCP servers";
 
 const LONG_ABOUT: &str = "\
 Shows and changes the tasks that MCP servers store with mcp-task-store, in a SQLite file, in Redis or in Valkey.
 
-A command only reads, unless its name says that it changes tasks: cancel, requeue, delete, purge, answer. init \
-creates or migrates a SQLite file, and doctor --repair repairs indexes and timers. A task is named \
+A command only reads, unless its name says that it changes tasks: cancel, requeue, delete, purge, answer, \
+import, rotate. init creates or migrates a SQLite file, and doctor --repair repairs indexes and timers. A task is named \
 OWNER:TASK, as the tables show it, or as --owner OWNER TASK.";
 
 const AFTER_HELP: &str = "\
 Environment:
   MCP_TASKS_URL       the URL of the store, if --url is not given; it may contain a password
   MCP_TASKS_PASSWORD  the password, if --password-file is not given
+  MCP_TASKS_KEYS      the keys of an encrypted store, if --keys is not given
   NO_COLOR            if set, the output has no colors
 
 Exit codes: 0 success, 1 the command failed, 2 the command line is wrong. doctor and init have codes of their own.
@@ -57,6 +58,26 @@ counts, and removes expired records. It changes no live record.
 
 Exit codes: 0 all is green, 1 something is yellow, 2 something is red or the store cannot be opened.";
 
+const EXPORT_HELP: &str = "\
+The file has the tasks as they are stored, also those that cannot be read as tasks, unless there are filters other than --owner. \
+Records of the runtime, such as those of workers, are left out. An encrypted store is decrypted with --keys, so the file is not \
+encrypted; without --keys, the file has what is stored.
+
+Examples:
+  mcp-tasks export --output tasks.jsonl
+  mcp-tasks export --owner alice | gzip > alice.jsonl.gz";
+const IMPORT_HELP: &str = "\
+The whole file is checked first, so a file that was cut off or altered changes nothing. Open tasks are scheduled: a task that a worker \
+has worked on is resumed or failed once its lease has lapsed, as after the loss of the worker. Expired tasks are left out. Stop the \
+servers of the old store before you export its open tasks, or both stores run them.
+
+Ctrl-C stops between two tasks; run the same command again to continue. Tasks that exist with the same content are left out.";
+const ROTATE_HELP: &str = "\
+Put the new key at the top of the file of keys, keep the old ones below it, and run rotate. Servers can run meanwhile, if they have \
+both keys. Once rotate ends with no record encrypted and none left as it is, remove the old keys.
+
+Ctrl-C stops between two pages; the command then prints how to continue.";
+
 #[derive(Parser)]
 #[command(name = "mcp-tasks", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 #[command(disable_help_subcommand = true, max_term_width = 110)]
@@ -87,6 +108,10 @@ pub struct ConnectArgs {
     /// File with the certificate authorities to trust, in PEM, instead of those of the system
     #[arg(long, global = true, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
+    /// File with the keys of an encrypted store, each line ID:KEY, the current key first [env: MCP_TASKS_KEYS is the keys
+    /// themselves]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -121,6 +146,15 @@ pub enum Command {
     Purge(PurgeArgs),
     /// Answer the questions of a task in place of its client
     Answer(AnswerArgs),
+    /// Write tasks to a file, as JSON lines
+    #[command(after_help = EXPORT_HELP)]
+    Export(ExportArgs),
+    /// Create the tasks of a file that export has written, with their ids, times and expiries
+    #[command(after_help = IMPORT_HELP)]
+    Import(ImportArgs),
+    /// Encrypt the stored records under the current key of --keys
+    #[command(after_help = ROTATE_HELP)]
+    Rotate(RotateArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -408,6 +442,48 @@ pub struct AnswerArgs {
     /// for stdin. Without it, the command asks on the terminal
     #[arg(long, value_name = "ANSWERS")]
     pub json: Option<String>,
+}
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// File to write; it must not exist. Without it, the command writes to stdout
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub rate: RateArgs,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    /// File that export has written, or - for stdin
+    pub file: PathBuf,
+    /// Replace tasks that exist with other content. Without it, they stay as they are, and the command fails
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Check the file, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
+}
+
+#[derive(Args)]
+pub struct RotateArgs {
+    /// Rotate only the records of this owner
+    #[arg(long, value_name = "OWNER")]
+    pub owner: Option<OwnerId>,
+    /// Also encrypt records that are not encrypted. Use it once, to encrypt an existing store: it accepts whatever is stored
+    #[arg(long)]
+    pub encrypt_plain: bool,
+    /// Continue at the position that an interrupted rotation has printed
+    #[arg(long, value_name = "POSITION", value_parser = str::parse::<RotationPosition>, conflicts_with = "owner")]
+    pub resume: Option<RotationPosition>,
+    #[command(flatten)]
+    pub rate: RateArgs,
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 #[cfg(test)]

@@ -1,28 +1,22 @@
 //! Changes tasks: those that the command line names, or all that match its filters.
 
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
 
 use dialoguer::Confirm;
 use futures_util::{StreamExt, stream};
-use indicatif::{ProgressBar, ProgressStyle};
 use mcp_task_store::{OwnerId, StoredTask, TaskError, TaskKey};
-use tokio::sync::watch;
 
 use crate::action::{Action, Outcome, outcome_json};
 use crate::engine::Store;
 use crate::failure::{Failure, task_error};
+use crate::interrupt::Interrupt;
 use crate::key;
 use crate::output::tasks::TaskPrinter;
-use crate::output::{json, remark, text};
+use crate::output::{json, progress, remark, text};
 use crate::selection::Wanted;
 
 /// How many tasks are changed at the same time.
 const CONCURRENT: usize = 16;
-/// How often the progress bar is drawn.
-const REDRAWN_EACH: Duration = Duration::from_millis(100);
-/// The exit code of a process that a second Ctrl-C ends.
-const INTERRUPTED: i32 = 130;
 
 /// How a command changes tasks.
 pub struct Change {
@@ -142,9 +136,7 @@ impl Change {
 
     async fn apply_to_matching(&self, store: &Store, wanted: &Wanted, matching: u64) -> Result<(), Failure> {
         let interrupt = Interrupt::listen();
-        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(matching) };
-        bar.set_style(bar_style());
-        bar.enable_steady_tick(REDRAWN_EACH);
+        let bar = progress::bar(matching, self.quiet);
         let (mut done, mut failures) = (0_u64, 0_u64);
         let mut selection = wanted.silent().select(store);
         loop {
@@ -230,41 +222,4 @@ async fn confirm(question: String) -> Result<bool, Failure> {
 fn capitalized(verb: &str) -> String {
     let mut letters = verb.chars();
     letters.next().map(|first| first.to_ascii_uppercase().to_string() + letters.as_str()).unwrap_or_default()
-}
-
-fn bar_style() -> ProgressStyle {
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} tasks, {eta} left");
-    style.unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
-/// Whether the user has pressed Ctrl-C. The command then stops between two tasks; a second Ctrl-C ends it at once.
-struct Interrupt(watch::Receiver<bool>);
-
-impl Interrupt {
-    fn listen() -> Self {
-        let (pressed, receiver) = watch::channel(false);
-        tokio::spawn(async move {
-            // Without a handler of the signal, Ctrl-C ends the process at once, as before.
-            if tokio::signal::ctrl_c().await.is_ok() {
-                pressed.send_replace(true);
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    std::process::exit(INTERRUPTED);
-                }
-            }
-            // The receiver must not see the end of this task as Ctrl-C.
-            std::future::pending::<()>().await;
-        });
-        Self(receiver)
-    }
-
-    fn is_set(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    /// Waits until the user presses Ctrl-C.
-    async fn pressed(&self) {
-        if self.0.clone().wait_for(|pressed| *pressed).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
 }

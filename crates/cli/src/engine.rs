@@ -1,20 +1,24 @@
-//! Opens the store that a URL names. A further engine is a further entry of [`SCHEMES`] and a branch of [`open`].
+//! Opens the store that a URL names. A further engine is a further entry of [`SCHEMES`] and a further [`Kind`].
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use mcp_task_store::{Agenda, Diagnose, RedisBackend, RedisBuilder, SqliteBackend, StoreConfig, TaskStore};
+use mcp_task_store::{
+    Agenda, Diagnose, Encrypted, Keyring, KeyringError, RedisBackend, RedisBuilder, SqliteBackend,
+    StoreConfig, TaskStore,
+};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::args::ConnectArgs;
-use crate::failure::Failure;
+use crate::failure::{Failure, with_causes};
 
 /// A store on any engine.
 pub type Store = TaskStore<Arc<dyn Agenda>>;
 
 const URL_VARIABLE: &str = "MCP_TASKS_URL";
 const PASSWORD_VARIABLE: &str = "MCP_TASKS_PASSWORD";
+const KEYS_VARIABLE: &str = "MCP_TASKS_KEYS";
 
 /// The form of a URL for each engine.
 const SCHEMES: [&str; 7] = [
@@ -36,42 +40,87 @@ pub enum Opening {
     MakeReady,
 }
 
-/// Opens the store as an observer: nothing is written until a command asks for it.
+/// Opens the store as an observer: nothing is written until a command asks for it. With keys, the store decrypts and encrypts.
 pub async fn open(args: &ConnectArgs) -> Result<Store, Failure> {
-    Ok(observer(open_engine(args, Opening::Existing).await?))
+    // A mistake in the keys is reported before the store is opened.
+    let keyring = keyring(args)?;
+    Ok(observer(open_engine(args, Opening::Existing).await?, keyring))
 }
 
 /// Returns a store on this engine that detects no lost workers, and whose reads write nothing.
-pub fn observer(backend: Arc<dyn Agenda>) -> Store {
-    TaskStore::with_config(backend, StoreConfig::new().observer(true))
+pub fn observer(engine: Arc<dyn Agenda>, keyring: Option<Keyring>) -> Store {
+    let engine = match keyring {
+        Some(keyring) => Arc::new(Encrypted::new(engine, keyring)),
+        None => engine,
+    };
+    TaskStore::with_config(engine, StoreConfig::new().observer(true))
 }
 
-/// Opens the engine of the store.
+/// Opens the engine of the store, which reads and writes what is stored, encrypted or not.
 pub async fn open_engine(args: &ConnectArgs, opening: Opening) -> Result<Arc<dyn Diagnose>, Failure> {
-    let (url, is_argument) = match &args.url {
-        Some(url) => (url.clone(), true),
-        None => (url_of_environment()?, false),
-    };
+    let (url, is_argument) = url(args)?;
     let (scheme, rest) = url.split_once(':').unwrap_or_default();
-    match scheme {
-        "sqlite" => {
+    Ok(match kind_of(scheme).ok_or_else(unknown)? {
+        Kind::Sqlite => {
             reject("--prefix", args.prefix.is_some(), "sqlite")?;
             reject("--password-file", args.password_file.is_some(), "sqlite")?;
-            Ok(Arc::new(open_sqlite(rest, opening).await?))
+            Arc::new(open_sqlite(rest, opening).await?)
         }
-        "redis" | "rediss" | "redis+cluster" | "rediss+cluster" | "redis+sentinel" | "rediss+sentinel" => {
+        Kind::Redis => {
             let servers = rest.strip_prefix("//").ok_or_else(unknown)?;
             let location = RedisLocation::read(scheme, servers, is_argument, args)?;
-            Ok(Arc::new(location.connect(args).await?))
+            Arc::new(location.connect(args).await?)
         }
-        _ => Err(unknown()),
+    })
+}
+
+/// Returns the keys of the file or of the environment, if there are any.
+pub fn keyring(args: &ConnectArgs) -> Result<Option<Keyring>, Failure> {
+    let of_file = args.keys.as_ref().map(Keyring::from_file);
+    let is_set = std::env::var_os(KEYS_VARIABLE).is_some_and(|keys| !keys.is_empty());
+    let keyring = of_file.or_else(|| is_set.then(|| Keyring::from_variable(KEYS_VARIABLE))).transpose();
+    keyring.map_err(|error: KeyringError| Failure::failed(with_causes(&error)))
+}
+
+/// An engine.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    Sqlite,
+    Redis,
+}
+
+impl Kind {
+    /// Returns the engine that the URL names.
+    pub fn of(args: &ConnectArgs) -> Result<Self, Failure> {
+        let (url, _) = url(args)?;
+        url.split_once(':').and_then(|(scheme, _)| kind_of(scheme)).ok_or_else(unknown)
+    }
+
+    /// Returns the name that exports state.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Redis => "redis",
+        }
     }
 }
 
-/// Returns whether the URL names a SQLite file.
-pub fn is_sqlite(args: &ConnectArgs) -> Result<bool, Failure> {
-    let url = args.url.clone().map_or_else(url_of_environment, Ok)?;
-    Ok(url.starts_with("sqlite:"))
+fn kind_of(scheme: &str) -> Option<Kind> {
+    match scheme {
+        "sqlite" => Some(Kind::Sqlite),
+        "redis" | "rediss" | "redis+cluster" | "rediss+cluster" | "redis+sentinel" | "rediss+sentinel" => {
+            Some(Kind::Redis)
+        }
+        _ => None,
+    }
+}
+
+/// Returns the URL, and whether it is an argument of the command.
+fn url(args: &ConnectArgs) -> Result<(String, bool), Failure> {
+    match &args.url {
+        Some(url) => Ok((url.clone(), true)),
+        None => Ok((url_of_environment()?, false)),
+    }
 }
 
 fn url_of_environment() -> Result<String, Failure> {
@@ -230,7 +279,7 @@ mod tests {
 
     fn args(password_file: Option<&Path>) -> ConnectArgs {
         let password_file = password_file.map(Path::to_owned);
-        ConnectArgs { url: None, prefix: None, password_file, ca_file: None }
+        ConnectArgs { url: None, prefix: None, password_file, ca_file: None, keys: None }
     }
 
     #[rstest]

@@ -93,6 +93,11 @@ pub fn task_error(error: &TaskError, task: &TaskKey) -> String {
             "task {} was not found: it never existed, has expired or was deleted; `mcp-tasks list` shows the tasks that there are",
             key::display(task)
         ),
+        TaskError::Unreadable { .. } => format!(
+            "{} ({}); if the store is encrypted, pass --keys FILE",
+            with_causes(error),
+            key::display(task)
+        ),
         error => format!("{} ({})", with_causes(error), key::display(task)),
     }
 }

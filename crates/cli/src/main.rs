@@ -1,6 +1,7 @@
 //! `mcp-tasks`: what operators do with the tasks of MCP servers.
 
 mod action;
+mod archive;
 mod args;
 mod bulk;
 mod commands;
@@ -8,8 +9,10 @@ mod engine;
 mod failure;
 mod index_health;
 mod input_form;
+mod interrupt;
 mod key;
 mod output;
+mod retry;
 mod selection;
 
 use std::process::ExitCode;

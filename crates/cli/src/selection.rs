@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mcp_task_store::{Agenda, Cursor, StoredTask, TaskError, TaskFilter, TaskScan};
+use mcp_task_store::{Agenda, Cursor, StoredTask, TaskError, TaskFilter, TaskKey, TaskScan};
 
 use crate::args::{FilterArgs, RateArgs};
 use crate::engine::Store;
 use crate::output::{remark, text};
+
+/// What a user can do about records that cannot be read.
+const HINT: &str = "if the store is encrypted, --keys FILE decrypts it";
 
 /// Which tasks a command selects.
 #[derive(Clone)]
@@ -60,6 +63,7 @@ impl Wanted {
             source,
             scanned: 0,
             unreadable: 0,
+            unreadable_of_page: Vec::new(),
             bar,
         }
     }
@@ -72,6 +76,8 @@ pub struct Selection {
     scanned: u64,
     /// How many records could not be read.
     pub unreadable: u64,
+    /// The records of the last page that could not be read.
+    pub unreadable_of_page: Vec<TaskKey>,
     bar: ProgressBar,
 }
 
@@ -89,6 +95,8 @@ impl Selection {
                 Some(page) => {
                     self.scanned += page.scanned as u64;
                     self.unreadable += page.unreadable.len() as u64;
+                    let key = |task| TaskKey { owner: page.owner.clone(), task };
+                    self.unreadable_of_page = page.unreadable.into_iter().map(key).collect();
                     Some(page.tasks)
                 }
                 None => None,
@@ -117,12 +125,23 @@ impl Selection {
         self.bar.suspend(print)
     }
 
-    /// Ends the progress on stderr, and says how many records could not be read.
+    /// Ends the progress on stderr, and says how many records the command leaves out because they could not be read.
     pub fn mention_unreadable(&self, quiet: bool) {
         self.bar.finish_and_clear();
         if self.unreadable > 0 {
             let records = text::count(self.unreadable, "record");
-            remark(quiet, format_args!("leaves out {records} that this version cannot read as tasks"));
+            remark(
+                quiet,
+                format_args!("leaves out {records} that this version cannot read as tasks; {HINT}"),
+            );
+        }
+    }
+
+    /// Ends the progress on stderr, and says what the user can do about records that are listed as unreadable.
+    pub fn explain_unreadable(&self, quiet: bool) {
+        self.bar.finish_and_clear();
+        if self.unreadable > 0 {
+            remark(quiet, format_args!("unreadable: this version cannot read the record as a task; {HINT}"));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use anstyle::{AnsiColor, Style};
-use mcp_task_store::{Diagnose, Finding, Health};
+use mcp_task_store::{Diagnose, Finding, Health, Keyring};
 use serde_json::json;
 
 use crate::args::{ConnectArgs, DoctorArgs};
@@ -28,10 +28,11 @@ pub async fn examine(
     args: &DoctorArgs,
     quiet: bool,
 ) -> Result<(), Failure> {
+    let keyring = engine::keyring(connect)?;
     let mut report = Report { json: args.form.json, worst: Health::Green };
     match engine::open_engine(connect, opening).await {
         Ok(engine) => {
-            if let Err(failure) = check(engine, args, quiet, &mut report).await {
+            if let Err(failure) = check(engine, keyring, args, quiet, &mut report).await {
                 report.stopped(failure)?;
             }
         }
@@ -46,6 +47,7 @@ pub async fn examine(
 
 async fn check(
     engine: Arc<dyn Diagnose>,
+    keyring: Option<Keyring>,
     args: &DoctorArgs,
     quiet: bool,
     report: &mut Report,
@@ -65,7 +67,7 @@ async fn check(
     }
     let rate = text::with_commas(args.rate.rate.into());
     remark(quiet, format_args!("scans the tasks of all owners, at most {rate} records per second"));
-    let store = engine::observer(Arc::clone(&engine) as _);
+    let store = engine::observer(Arc::clone(&engine) as _, keyring);
     for inspection in Inspector::new(engine, store, args, quiet).run().await? {
         report.print(&inspection)?;
     }

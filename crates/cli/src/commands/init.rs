@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::doctor;
 use crate::args::{BackendArg, ConnectArgs, DoctorArgs, InitArgs, RateArgs};
-use crate::engine::{self, Opening};
+use crate::engine::{Kind, Opening};
 use crate::failure::Failure;
 use crate::output::remark;
 
@@ -14,9 +14,11 @@ pub async fn run(connect: &ConnectArgs, args: &InitArgs, quiet: bool) -> Result<
     if let Some(backend) = args.backend {
         return Ok(writeln!(io::stdout(), "{}", what_to_set(backend))?);
     }
-    match engine::is_sqlite(connect)? {
-        true => remark(quiet, "creates the file and its tables if they do not exist, or migrates them"),
-        false => remark(quiet, "Redis needs no tables: the first task creates the first keys"),
+    match Kind::of(connect)? {
+        Kind::Sqlite => {
+            remark(quiet, "creates the file and its tables if they do not exist, or migrates them")
+        }
+        Kind::Redis => remark(quiet, "Redis needs no tables: the first task creates the first keys"),
     }
     let rate = RateArgs { rate: RATE };
     let doctor = DoctorArgs { repair: false, quick: false, rate, form: args.form };

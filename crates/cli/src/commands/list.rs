@@ -12,13 +12,26 @@ pub async fn run(store: &Store, args: &ListArgs, quiet: bool) -> Result<(), Fail
     wanted.announce();
     let (mut selection, mut printer) = (wanted.select(store), TaskPrinter::new(args.form.json));
     let (mut left, mut has_more) = (args.limit, false);
+    // Records that cannot be read match no filter.
+    let lists_unreadable = args.filter.is_empty_but_owner();
     while !has_more && let Some(mut page) = selection.next_page().await? {
-        has_more = page.len() > left;
+        let mut unreadable = std::mem::take(&mut selection.unreadable_of_page);
+        if !lists_unreadable {
+            unreadable.clear();
+        }
+        has_more = page.len() + unreadable.len() > left;
         page.truncate(left);
-        left -= page.len();
-        selection.print(|| printer.print(&page, store.backend().now()))?;
+        unreadable.truncate(left - page.len());
+        left -= page.len() + unreadable.len();
+        selection.print(|| {
+            printer.print(&page, store.backend().now())?;
+            printer.print_unreadable(&unreadable)
+        })?;
     }
-    selection.mention_unreadable(quiet);
+    match lists_unreadable {
+        true => selection.explain_unreadable(quiet),
+        false => selection.mention_unreadable(quiet),
+    }
     printer.finish()?;
     if has_more {
         let limit = text::with_commas(args.limit as u64);

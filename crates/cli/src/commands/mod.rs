@@ -4,12 +4,16 @@ mod answer;
 mod cancel;
 mod delete;
 mod doctor;
+mod export;
+mod import;
 mod init;
 mod list;
 mod owners;
 mod pages;
 mod purge;
 mod requeue;
+mod restore;
+mod rotate;
 mod show;
 mod stats;
 mod watch;
@@ -18,7 +22,7 @@ mod watch_task;
 use crate::action::Action;
 use crate::args::{BulkArgs, Cli, Command};
 use crate::bulk::Change;
-use crate::engine::{self, Store};
+use crate::engine::{self, Opening, Store};
 use crate::failure::Failure;
 use crate::selection::Wanted;
 
@@ -54,6 +58,20 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Purge(args) => {
             purge::check(&args)?;
             purge::run(&engine::open(connect).await?, args, quiet).await
+        }
+        Command::Export(args) => {
+            export::check(&args)?;
+            export::run(&engine::open(connect).await?, engine::Kind::of(connect)?, &args, quiet).await
+        }
+        Command::Import(args) => {
+            // The file is checked before the store is opened.
+            let archive = import::read(&args, engine::keyring(connect)?.is_some(), quiet)?;
+            import::run(&engine::open(connect).await?, archive, &args, quiet).await
+        }
+        Command::Rotate(args) => {
+            let keyring = rotate::check(engine::keyring(connect)?)?;
+            let engine = engine::open_engine(connect, Opening::Existing).await?;
+            rotate::run(engine, keyring, &args, quiet).await
         }
         Command::Answer(args) => answer::run(&engine::open(connect).await?, &args).await,
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use mcp_task_store::{Printable, StoredTask, Task, TaskEvent, TaskFilter};
+use mcp_task_store::{Printable, StoredTask, Task, TaskEvent, TaskFilter, TaskKey};
 use serde_json::{Value, json};
 
 use super::text::time;
@@ -43,6 +43,27 @@ pub fn history(task: &Task) -> Value {
         })
     };
     task.history.iter().map(event).collect()
+}
+
+/// Returns the same fields of a record that cannot be read as a task.
+pub fn unreadable(key: &TaskKey) -> Value {
+    json!({
+        "owner": key.owner,
+        "taskId": key.task,
+        "status": null,
+        "statusMessage": null,
+        "tool": null,
+        "method": null,
+        "progress": null,
+        "createdAt": null,
+        "lastUpdatedAt": null,
+        "expiresAt": null,
+        "attempt": null,
+        "holder": null,
+        "cancelRequested": false,
+        "stuck": false,
+        "dead": false,
+    })
 }
 
 /// Returns JSON on one line. Characters that a terminal would interpret are escaped, so the value stays the same.

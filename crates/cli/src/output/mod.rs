@@ -1,6 +1,7 @@
 //! What the commands print: tables for people, aligned text in a pipe, JSON lines for scripts.
 
 pub mod json;
+pub mod progress;
 pub mod table;
 pub mod tasks;
 pub mod text;

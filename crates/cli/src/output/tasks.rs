@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anstyle::Style;
 use chrono::{DateTime, Utc};
-use mcp_task_store::{StoredTask, Task, TaskFilter, TaskStatus};
+use mcp_task_store::{StoredTask, Task, TaskFilter, TaskKey, TaskStatus};
 
 use super::Target;
 use super::table::{self, BAD, Column, ColumnKind, FAINT, GOOD, Line, NOTABLE, PLAIN};
@@ -99,6 +99,23 @@ impl TaskPrinter {
             return out.flush();
         }
         self.part.extend(tasks.iter().map(|stored| line(stored, now)));
+        if self.part.len() >= PART { self.finish() } else { Ok(()) }
+    }
+
+    /// Adds records that cannot be read as tasks.
+    pub fn print_unreadable(&mut self, keys: &[TaskKey]) -> io::Result<()> {
+        if self.json {
+            let mut out = io::stdout().lock();
+            for key in keys {
+                writeln!(out, "{}", json::line(&json::unreadable(key)))?;
+            }
+            return out.flush();
+        }
+        let cells = |key: &TaskKey| {
+            let absent = ["-", "-", "-", "-", ""].map(str::to_owned);
+            [key::display(key), "unreadable".to_owned()].into_iter().chain(absent).collect()
+        };
+        self.part.extend(keys.iter().map(|key| Line { cells: cells(key), style: FAINT }));
         if self.part.len() >= PART { self.finish() } else { Ok(()) }
     }
 

@@ -8,8 +8,10 @@ mod doctor_redis;
 mod doctor_sqlite;
 mod hostile;
 mod looking;
+mod moving;
 mod opening;
 mod output;
+mod rotating;
 mod terminal;
 #[cfg(feature = "redis-tests")]
 mod topologies;

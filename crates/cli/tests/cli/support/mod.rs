@@ -1,5 +1,6 @@
 //! Stores with tasks, and ways to run the command.
 
+mod keys;
 mod run;
 #[cfg(feature = "redis-tests")]
 pub mod server;
@@ -15,6 +16,7 @@ use mcp_task_store::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use keys::Keys;
 pub use run::{Ended, Running, command};
 
 pub const LONG: Duration = Duration::from_secs(3600);
@@ -33,6 +35,22 @@ pub fn on_every_engine(#[case] engine: Engine) {}
 #[rstest::rstest]
 #[case::sqlite(Engine::Sqlite)]
 pub fn on_every_engine(#[case] engine: Engine) {}
+
+// A test that applies `in_every_direction` runs once for each pair of engines.
+
+#[cfg(feature = "redis-tests")]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::sqlite_to_redis(Engine::Sqlite, Engine::Redis)]
+#[case::redis_to_sqlite(Engine::Redis, Engine::Sqlite)]
+#[case::sqlite_to_sqlite(Engine::Sqlite, Engine::Sqlite)]
+pub fn in_every_direction(#[case] from: Engine, #[case] to: Engine) {}
+
+#[cfg(not(feature = "redis-tests"))]
+#[rstest_reuse::template]
+#[rstest::rstest]
+#[case::sqlite_to_sqlite(Engine::Sqlite, Engine::Sqlite)]
+pub fn in_every_direction(#[case] from: Engine, #[case] to: Engine) {}
 
 #[derive(Clone, Copy)]
 pub enum Engine {

@@ -13,9 +13,15 @@ const PATIENCE_MS: u64 = 60_000;
 /// Returns the command without the variables of this process that change its output.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mcp-tasks"));
-    for variable in
-        ["MCP_TASKS_URL", "MCP_TASKS_PASSWORD", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS"]
-    {
+    for variable in [
+        "MCP_TASKS_URL",
+        "MCP_TASKS_PASSWORD",
+        "MCP_TASKS_KEYS",
+        "NO_COLOR",
+        "CLICOLOR",
+        "CLICOLOR_FORCE",
+        "COLUMNS",
+    ] {
         command.env_remove(variable);
     }
     command.env("TERM", "xterm-256color");

@@ -147,6 +147,12 @@ impl Server {
         redis::cmd("DBSIZE").query(&mut self.connection()).unwrap()
     }
 
+    /// Stops answering for a time.
+    pub fn pause(&self, time: Duration) {
+        let pause = redis::cmd("CLIENT").arg("PAUSE").arg(time.as_millis() as u64).arg("ALL").to_owned();
+        let _: () = pause.query(&mut self.connection()).unwrap();
+    }
+
     fn connection(&self) -> redis::Connection {
         redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap().get_connection().unwrap()
     }
