@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -101,6 +102,8 @@ pub enum Command {
     Purge(PurgeArgs),
     /// Answer the questions of a task in place of its client
     Answer(AnswerArgs),
+    /// Serve the console for the browser. It shows tasks and changes nothing
+    Serve(ServeArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -356,6 +359,24 @@ pub struct AnswerArgs {
     /// for stdin. Without it, the command asks on the terminal
     #[arg(long, value_name = "ANSWERS")]
     pub json: Option<String>,
+}
+
+#[derive(Args)]
+pub struct ServeArgs {
+    /// Address and port to listen on. An address that is not a loopback address needs one of the options below
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8181")]
+    pub listen: SocketAddr,
+    /// File with a token of 16 characters or more. A visitor enters it, or a script sends it as Authorization: Bearer TOKEN
+    #[arg(long, value_name = "FILE", group = "access")]
+    pub token_file: Option<PathBuf>,
+    /// File with users who sign in with a password. Each line is NAME:HASH, with an argon2id hash
+    #[arg(long, value_name = "FILE", group = "access")]
+    pub users_file: Option<PathBuf>,
+    /// Header in which a reverse proxy names the user that it has authenticated. Only the proxy may reach the address
+    #[arg(long, value_name = "NAME", group = "access")]
+    pub trusted_header: Option<String>,
+    #[command(flatten)]
+    pub rate: RateArgs,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod owners;
 mod pages;
 mod purge;
 mod requeue;
+mod serve;
 mod show;
 mod stats;
 mod watch;
@@ -50,6 +51,10 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Purge(args) => {
             purge::check(&args)?;
             purge::run(&engine::open(connect).await?, args, quiet).await
+        }
+        Command::Serve(args) => {
+            let access = serve::access(&args)?;
+            serve::run(&engine::open(connect).await?, &args, access, quiet).await
         }
         Command::Answer(args) => answer::run(&engine::open(connect).await?, &args).await,
     }
