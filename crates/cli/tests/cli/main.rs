@@ -6,6 +6,7 @@ mod hostile;
 mod looking;
 mod opening;
 mod output;
+mod serving;
 mod terminal;
 #[cfg(feature = "redis-tests")]
 mod topologies;

@@ -20,8 +20,8 @@ pub(super) fn show(task: &Task) -> Markup {
                             " " span.more { "+" (text::duration((event.at - begun).num_milliseconds().unsigned_abs())) }
                         }
                         strong { (sentence(event)) }
-                        @if let Some(holder) = &event.holder { " " span.more { "by " (text::cut(holder, 40)) } }
                         @if let Some(detail) = &event.detail { " " span.detail { (text::field(detail)) } }
+                        @if let Some(holder) = &event.holder { " " span.more { "by " (text::cut(holder, 40)) } }
                     }
                 }
             }
