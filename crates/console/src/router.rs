@@ -91,7 +91,7 @@ impl Console {
             .fallback(crate::pages::not_found)
             .layer(from_fn_with_state(Arc::clone(&shared), guard::guard))
             // Everybody may see what the login page needs.
-            .route("/login", post(login::sign_in))
+            .route("/login", get(login::redirect).post(login::sign_in))
             .route("/style.css", get(style))
             .route("/icon.svg", get(icon))
             .layer(from_fn(headers::set))

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use maud::html;
@@ -47,7 +47,8 @@ fn refuse(access: &AccessKind, refusal: Refusal, request: &Request) -> Response 
     let base = Base::of(request.extensions(), request.uri());
     let reason = match refusal {
         Refusal::SignIn => {
-            let to = base.link(request.uri().path_and_query().map_or("/", |path| path.as_str()));
+            let page = request.uri().path_and_query().filter(|_| request.method() == Method::GET);
+            let to = base.link(page.map_or("/", |page| page.as_str()));
             let page = login::page(&base, access, &to, None);
             return (StatusCode::UNAUTHORIZED, page).into_response();
         }

@@ -50,6 +50,11 @@ pub(crate) fn page(base: &Base, access: &AccessKind, to: &str, problem: Option<&
     layout::bare(base, "Sign in", body)
 }
 
+/// Each page shows the form to visitors who must sign in.
+pub(crate) async fn redirect(base: Base) -> Redirect {
+    Redirect::to(&base.link("/"))
+}
+
 pub(crate) async fn sign_in(
     State(shared): State<Arc<Shared>>,
     base: Base,

@@ -40,6 +40,12 @@ impl Entry {
         }
     }
 
+    /// Returns whether this is the end of the task that `other` shows open. An ended task never changes, so `other` was read
+    /// earlier.
+    pub(super) fn is_end_of(&self, other: &Self) -> bool {
+        !self.is_open() && other.is_open() && self.created_at == other.created_at
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         !self.status.is_terminal()
     }

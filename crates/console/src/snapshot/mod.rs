@@ -79,6 +79,12 @@ impl Tasks {
     /// Notes a task as it was just read.
     pub(crate) fn record(&mut self, stored: &StoredTask, now: DateTime<Utc>) {
         let entry = Entry::new(stored, now, self.pass);
+        if let Some(before) = self.entries.get_mut(&stored.key)
+            && before.is_end_of(&entry)
+        {
+            before.pass = self.pass;
+            return;
+        }
         let before = self.entries.get(&stored.key);
         if before.is_none() && self.entries.len() >= self.max_tasks {
             self.left_out.this_pass += 1;

@@ -58,8 +58,8 @@ async fn the_last_hour_counts_each_task_once_and_outlives_its_record() {
     let (mut tasks, now) = (snapshot.write(), store.backend().now());
     tasks.record(&open, now);
     let ended = store.complete(&open, json!({})).await.unwrap();
-    for _ in 0..3 {
-        tasks.record(&ended, now);
+    for read in [&ended, &ended, &open, &ended] {
+        tasks.record(read, now);
     }
     tasks.forget(&ended.key);
     let sum = |minutes: Vec<activity::Minute>| {

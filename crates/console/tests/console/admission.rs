@@ -69,6 +69,7 @@ async fn without_credentials_every_page_asks_for_them(#[case] engine: Engine) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_admits_a_script_and_a_session(#[case] engine: Engine) {
     let browser = engine.open().await.browser(Access::token(TOKEN).unwrap());
+    assert_eq!(browser.get("/login").await.header("location"), "/");
     browser.get_with("/", &[("authorization", &format!("Bearer {TOKEN}"))]).await.page();
     let wrong = login(&browser, "secret=0123456789abcdef-tokeN").await;
     assert_eq!((wrong.status, wrong.header("set-cookie")), (StatusCode::UNAUTHORIZED, ""));

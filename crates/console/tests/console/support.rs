@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use mcp_task_console::{Access, Console};
 use mcp_task_store::{
     Agenda, MemoryBackend, NewTask, OnWorkerLost, OwnerId, PutOptions, RpcError, SqliteBackend,
-    StorageBackend, StoreConfig, StoredTask, TaskKey, TaskStore,
+    StorageBackend, StoreConfig, StoredTask, Synchronous, TaskKey, TaskStore,
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
@@ -44,7 +44,11 @@ impl Engine {
         let folder = TempDir::new().unwrap();
         let backend: Arc<dyn Agenda> = match self {
             Self::Memory => Arc::new(MemoryBackend::new()),
-            Self::Sqlite => Arc::new(SqliteBackend::open(folder.path().join("tasks.db")).await.unwrap()),
+            Self::Sqlite => {
+                // No test ends the power.
+                let builder = SqliteBackend::builder(folder.path().join("tasks.db"));
+                Arc::new(builder.synchronous(Synchronous::Normal).open().await.unwrap())
+            }
         };
         // No keeper ends the tasks of a test.
         let config = StoreConfig::new().observer(true).lease(LONG).retention(LONG).max_ttl(None);
