@@ -96,17 +96,12 @@ const HEIGHT: u64 = 40;
 const BAR: usize = 4;
 
 fn activity(minutes: &[Minute], since: DateTime<Utc>, now: DateTime<Utc>) -> Markup {
-    let series: [(&str, &str, fn(&Minute) -> u64); 3] = [
-        ("created", "Created", |minute| minute.created),
-        ("completed", "Completed", |minute| minute.completed),
-        ("failed", "Failed", |minute| minute.failed),
-    ];
+    let counts = |of: fn(&Minute) -> u64| minutes.iter().map(of).collect::<Vec<_>>();
     html! {
         div.charts {
-            @for (class, name, of) in series {
-                @let counts: Vec<u64> = minutes.iter().map(of).collect();
-                (chart(class, name, &counts, now))
-            }
+            (chart("created", "Created", &counts(|minute| minute.created), now))
+            (chart("completed", "Completed", &counts(|minute| minute.completed), now))
+            (chart("failed", "Failed", &counts(|minute| minute.failed), now))
         }
         p.more {
             "Tasks per minute, from the records that the console has read since "
