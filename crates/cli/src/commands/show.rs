@@ -20,6 +20,8 @@ const MAX_LINES: usize = 40;
 const FIELD_LINES: usize = 8;
 /// Where the value of a field begins.
 const FIELD: usize = 19;
+/// Where an event of the history begins, behind its time.
+const EVENT: usize = 28;
 /// How many columns of a line the page shows in a pipe.
 const WIDEST_IN_A_PIPE: usize = 1_000;
 /// A payload over this size is not loaded for the page.
@@ -94,6 +96,7 @@ async fn print_json(store: &Store, stored: &StoredTask) -> Result<(), Failure> {
     if let Some(fields) = task.as_object_mut() {
         fields.insert("version".to_owned(), record.version.get().into());
         fields.insert("parts".to_owned(), parts.into());
+        fields.insert("history".to_owned(), json::history(&stored.task));
         fields.insert("record".to_owned(), stored_json);
     }
     Ok(writeln!(io::stdout(), "{}", json::line(&task))?)
@@ -112,6 +115,7 @@ impl Page<'_> {
         self.print_state()?;
         self.print_lease()?;
         self.print_questions()?;
+        self.print_history()?;
         let arguments = Some(&task.arguments).filter(|arguments| **arguments != Payload::Inline(Value::Null));
         self.print_payload("Arguments", PayloadKind::Input, "input", arguments).await?;
         self.print_payload("Checkpoint", PayloadKind::Checkpoint, "checkpoint", task.checkpoint.as_ref())
@@ -187,6 +191,27 @@ impl Page<'_> {
                 }
                 self.field(key, answer)?;
             }
+        }
+        Ok(())
+    }
+
+    fn print_history(&self) -> Result<(), Failure> {
+        let history = &self.stored.task.history;
+        if history.is_empty() {
+            return Ok(());
+        }
+        self.title("History")?;
+        let mut out = io::stdout().lock();
+        for event in history {
+            let by = event.attempt.map(|attempt| match &event.holder {
+                Some(holder) => format!("  attempt {attempt} of {holder}"),
+                None => format!("  attempt {attempt}"),
+            });
+            let detail = event.detail.as_ref().map(|detail| format!("  {detail}"));
+            let kind = event.kind.as_str().replace('_', " ");
+            let line = format!("{kind}{}{}", by.unwrap_or_default(), detail.unwrap_or_default());
+            let line = text::cut(&line, self.width(EVENT));
+            writeln!(out, "  {}  {line}", text::time(event.at))?;
         }
         Ok(())
     }

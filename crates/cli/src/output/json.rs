@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use mcp_task_store::{Printable, StoredTask, TaskFilter};
+use mcp_task_store::{Printable, StoredTask, Task, TaskEvent, TaskFilter};
 use serde_json::{Value, json};
 
 use super::text::time;
@@ -29,6 +29,20 @@ pub fn task(stored: &StoredTask, now: DateTime<Utc>) -> Value {
         "stuck": TaskFilter::new().stuck().matches(stored, now),
         "dead": TaskFilter::new().dead().matches(stored, now),
     })
+}
+
+/// Returns the events in the history of a task.
+pub fn history(task: &Task) -> Value {
+    let event = |event: &TaskEvent| {
+        json!({
+            "at": time(event.at),
+            "kind": event.kind.as_str(),
+            "attempt": event.attempt,
+            "holder": event.holder,
+            "detail": event.detail,
+        })
+    };
+    task.history.iter().map(event).collect()
 }
 
 /// Returns JSON on one line. Characters that a terminal would interpret are escaped, so the value stays the same.

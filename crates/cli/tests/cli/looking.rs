@@ -137,6 +137,9 @@ async fn show_describes_a_task(#[case] engine: Engine) {
         "attempt:",
         "Open questions",
         "Which tray?",
+        "History",
+        "  started  attempt 1 of ",
+        "  input requested  attempt 1 of ",
         "Arguments",
         "\"n\": 1",
     ] {

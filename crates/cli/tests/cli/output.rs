@@ -24,7 +24,7 @@ const TASK: [&str; 15] = [
     "taskId",
     "tool",
 ];
-const SHOWN: [&str; 3] = ["parts", "record", "version"];
+const SHOWN: [&str; 4] = ["history", "parts", "record", "version"];
 const STATS: [&str; 8] =
     ["dead", "newestSeconds", "oldestSeconds", "otherTools", "status", "stuck", "tasks", "tool"];
 const OUTCOME: [&str; 6] = ["action", "error", "newTaskId", "outcome", "owner", "taskId"];
