@@ -15,9 +15,9 @@ run() {
 # The first run has no features, and covers the library without Redis. The run with all features covers the other programs, and
 # runs the tests of the lifecycle on the memory engine too.
 run --lib --test contract
-# One call for the library, the command line and the example engine, so that nothing is built twice.
+# One call for the library, the command line, the console and the example engine, so that nothing is built twice.
 features=${FEATURES:-redis-tests,pmcp}
-run -p mcp-task-store -p mcp-tasks -p custom-engine --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests"
+run -p mcp-task-store -p mcp-tasks -p mcp-task-console -p custom-engine --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests"
 
 awk -v seconds=$((SECONDS - begun)) '
 	/^ +Running / { program = $2 == "unittests" ? $3 : $2 }

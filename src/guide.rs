@@ -8,6 +8,7 @@
 //! * [`encryption`]: encryption at rest, keys, rotation
 //! * [`operations`]: settings, the ACL rule, keys, backup, upgrades, credentials
 //! * [`cli`]: the command `mcp-tasks`, for operators
+//! * [`console`]: the console for the browser
 //! * [`failures`]: which error a call returns when a Redis or Valkey server fails
 //! * [`scale`]: how many tasks one Redis holds
 
@@ -59,8 +60,14 @@ pub mod operations {}
 
 /// [encryption.md]: crate::guide::encryption
 /// [operations.md]: crate::guide::operations
+/// [console.md]: crate::guide::console
 #[doc = include_str!("../docs/guide/cli.md")]
 pub mod cli {}
+
+/// [cli.md]: crate::guide::cli
+/// [operations.md]: crate::guide::operations
+#[doc = include_str!("../docs/guide/console.md")]
+pub mod console {}
 
 /// [operations.md]: crate::guide::operations
 /// [guide/encryption.md]: crate::guide::encryption

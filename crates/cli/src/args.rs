@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -155,6 +156,8 @@ pub enum Command {
     /// Encrypt the stored records under the current key of --keys
     #[command(after_help = ROTATE_HELP)]
     Rotate(RotateArgs),
+    /// Serve the console for the browser. It shows tasks and changes nothing
+    Serve(ServeArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -484,6 +487,24 @@ pub struct RotateArgs {
     pub rate: RateArgs,
     #[command(flatten)]
     pub form: FormArgs,
+}
+
+#[derive(Args)]
+pub struct ServeArgs {
+    /// Address and port to listen on. An address that is not a loopback address needs one of the options below
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8181")]
+    pub listen: SocketAddr,
+    /// File with a token of 16 characters or more. A visitor enters it, or a script sends it as Authorization: Bearer TOKEN
+    #[arg(long, value_name = "FILE", group = "access")]
+    pub token_file: Option<PathBuf>,
+    /// File with users who sign in with a password. Each line is NAME:HASH, with an argon2id hash
+    #[arg(long, value_name = "FILE", group = "access")]
+    pub users_file: Option<PathBuf>,
+    /// Header in which a reverse proxy names the user that it has authenticated. Only the proxy may reach the address
+    #[arg(long, value_name = "NAME", group = "access")]
+    pub trusted_header: Option<String>,
+    #[command(flatten)]
+    pub rate: RateArgs,
 }
 
 #[cfg(test)]

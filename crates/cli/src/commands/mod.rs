@@ -14,6 +14,7 @@ mod purge;
 mod requeue;
 mod restore;
 mod rotate;
+mod serve;
 mod show;
 mod stats;
 mod watch;
@@ -72,6 +73,10 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
             let keyring = rotate::check(engine::keyring(connect)?)?;
             let engine = engine::open_engine(connect, Opening::Existing).await?;
             rotate::run(engine, keyring, &args, quiet).await
+        }
+        Command::Serve(args) => {
+            let access = serve::access(&args)?;
+            serve::run(&engine::open(connect).await?, &args, access, quiet).await
         }
         Command::Answer(args) => answer::run(&engine::open(connect).await?, &args).await,
     }

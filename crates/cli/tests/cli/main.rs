@@ -12,6 +12,7 @@ mod moving;
 mod opening;
 mod output;
 mod rotating;
+mod serving;
 mod terminal;
 #[cfg(feature = "redis-tests")]
 mod topologies;

@@ -1,0 +1,108 @@
+//! The console as a router.
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use mcp_task_store::{Agenda, StorageBackend, StoreConfig, TaskStore};
+use tokio::sync::Semaphore;
+
+use crate::pages::{overview, owners, task, tasks};
+use crate::security::sessions::Sessions;
+use crate::security::{Access, guard, headers, login};
+use crate::snapshot::keeper::Keeper;
+use crate::snapshot::{MAX_TASKS, Snapshot};
+
+pub(crate) type Store = TaskStore<Arc<dyn Agenda>>;
+
+/// How many records the console reads a second by default.
+const DEFAULT_RATE: u32 = 5_000;
+
+/// The console of one store. [`router`](Self::router) returns it as a router, to be mounted or served.
+#[must_use]
+pub struct Console {
+    backend: Arc<dyn Agenda>,
+    access: Access,
+    scan_rate: u32,
+}
+
+/// What all requests share.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) access: Access,
+    pub(crate) sessions: Sessions,
+    /// Lets one login at a time verify a password.
+    pub(crate) logins: Arc<Semaphore>,
+    _keeper: Keeper,
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { backend: _, access, scan_rate } = self;
+        f.debug_struct("Console")
+            .field("access", access)
+            .field("scan_rate", scan_rate)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Console {
+    /// Returns a console for the tasks of this engine, which only the visitors of `access` see.
+    pub fn new(backend: Arc<dyn Agenda>, access: Access) -> Self {
+        Self { backend, access, scan_rate: DEFAULT_RATE }
+    }
+
+    /// Sets how many records the console reads a second at most for its lists and counts; 5,000 by default, at least 2. Half of
+    /// them are open tasks that it reads again. It stops for ten seconds after it has read all tasks.
+    pub fn scan_rate(mut self, records_per_second: u32) -> Self {
+        self.scan_rate = records_per_second.max(2);
+        self
+    }
+
+    /// Returns the router, and begins to read the store. It ends to read once the last clone of the router is dropped.
+    ///
+    /// Mount it at any path with [`Router::nest`], or serve it as it is.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn router(self) -> Router {
+        // As an observer, the store writes nothing.
+        let store = TaskStore::with_config(self.backend, StoreConfig::new().observer(true));
+        let snapshot = Arc::new(Snapshot::new(store.backend().now(), MAX_TASKS));
+        let shared = Arc::new(Shared {
+            _keeper: Keeper::start(store.clone(), Arc::clone(&snapshot), self.scan_rate),
+            store,
+            snapshot,
+            access: self.access,
+            sessions: Sessions::default(),
+            logins: Arc::new(Semaphore::new(1)),
+        });
+        Router::new()
+            .route("/", get(overview::show))
+            .route("/tasks", get(tasks::show))
+            .route("/task", get(task::show))
+            .route("/owners", get(owners::show))
+            .route("/logout", post(login::sign_out))
+            .fallback(crate::pages::not_found)
+            .layer(from_fn_with_state(Arc::clone(&shared), guard::guard))
+            // Everybody may see what the login page needs.
+            .route("/login", get(login::redirect).post(login::sign_in))
+            .route("/style.css", get(style))
+            .route("/icon.svg", get(icon))
+            .layer(from_fn(headers::set))
+            .with_state(shared)
+    }
+}
+
+async fn style() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("style.css"))
+}
+
+async fn icon() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "image/svg+xml")], include_str!("icon.svg"))
+}

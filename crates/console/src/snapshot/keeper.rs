@@ -1,0 +1,138 @@
+//! Keeps a snapshot fresh: passes over all records, and between them the open tasks again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{join, join_all};
+use mcp_task_store::{Agenda, StorageBackend, TaskError, TaskFilter, TaskKey, TaskStore};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Snapshot, Tasks};
+use crate::router::Store;
+
+/// How long the keeper waits between two passes.
+const BETWEEN_PASSES: Duration = Duration::from_secs(10);
+/// How long the keeper waits before it reads the open tasks again.
+const BETWEEN_ROUNDS: Duration = Duration::from_secs(2);
+/// How long the keeper waits after an error.
+const AFTER_ERROR: Duration = Duration::from_secs(2);
+/// How many tasks the keeper reads at the same time.
+const AT_ONCE: usize = 16;
+
+/// Keeps the snapshot fresh until it is dropped.
+pub(crate) struct Keeper(JoinHandle<()>);
+
+impl Keeper {
+    /// Begins. It reads at most this many records a second.
+    pub(crate) fn start(store: Store, snapshot: Arc<Snapshot>, rate: u32) -> Self {
+        let reader = Reader { store, snapshot };
+        let half = (rate / 2).max(1);
+        Self(tokio::spawn(async move {
+            join(reader.pass_forever(rate.saturating_sub(half).max(1)), reader.reread_forever(half)).await;
+        }))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Reader {
+    store: TaskStore<Arc<dyn Agenda>>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Reader {
+    async fn pass_forever(&self, rate: u32) {
+        loop {
+            match self.pass(rate).await {
+                Ok(()) => sleep(BETWEEN_PASSES).await,
+                Err(error) => self.wait_after(&error).await,
+            }
+        }
+    }
+
+    async fn pass(&self, rate: u32) -> Result<(), TaskError> {
+        self.snapshot.write().begin_pass(self.store.backend().now());
+        let mut scan = self.store.scan(TaskFilter::new()).rate(rate);
+        while let Some(page) = scan.next_page().await? {
+            let now = self.store.backend().now();
+            let mut tasks = self.snapshot.write();
+            page.tasks.iter().for_each(|stored| tasks.record(stored, now));
+            tasks.unreadable.this_pass += page.unreadable.len() as u64;
+            tasks.failure = None;
+        }
+        self.snapshot.write().end_pass();
+        Ok(())
+    }
+
+    async fn reread_forever(&self, rate: u32) {
+        // One round reads at most what the rate allows until the next one.
+        let most = usize::try_from(rate).unwrap_or(usize::MAX).saturating_mul(2);
+        loop {
+            let open = self.snapshot.read().open_tasks_by_read(most);
+            match self.reread(&open, rate).await {
+                Ok(()) => sleep(BETWEEN_ROUNDS).await,
+                Err(error) => self.wait_after(&error).await,
+            }
+        }
+    }
+
+    async fn reread(&self, open: &[TaskKey], rate: u32) -> Result<(), TaskError> {
+        for keys in open.chunks(AT_ONCE) {
+            let next = Instant::now() + Duration::from_secs(1) * keys.len() as u32 / rate;
+            read_again(&self.store, &self.snapshot, keys).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+            sleep_until(next).await;
+        }
+        Ok(())
+    }
+
+    async fn wait_after(&self, error: &TaskError) {
+        tracing::warn!(error = %error, "the console cannot read the store");
+        self.snapshot.write().failure = Some(error.to_string());
+        sleep(AFTER_ERROR).await;
+    }
+}
+
+/// Reads tasks, and notes them in the snapshot. Returns each as it is now; `None` if it is gone. A record that cannot be read
+/// is left to the next pass, which counts it.
+pub(crate) async fn read_again(
+    store: &Store,
+    snapshot: &Snapshot,
+    keys: &[TaskKey],
+) -> Vec<Result<Option<mcp_task_store::StoredTask>, TaskError>> {
+    let mut reads = Vec::with_capacity(keys.len());
+    for some in keys.chunks(AT_ONCE) {
+        reads.extend(join_all(some.iter().map(|key| store.get(key))).await);
+    }
+    let now = store.backend().now();
+    let mut tasks = snapshot.write();
+    let note = |(key, read): (&TaskKey, Result<_, TaskError>)| match read {
+        Ok(stored) => {
+            tasks.record(&stored, now);
+            Ok(Some(stored))
+        }
+        Err(TaskError::NotFound { .. }) => {
+            tasks.forget(key);
+            Ok(None)
+        }
+        Err(error) if error.is_retryable() => Err(error),
+        Err(_) => Ok(None),
+    };
+    keys.iter().zip(reads).map(note).collect()
+}
+
+impl Tasks {
+    /// Returns the open tasks whose last read is the longest ago, in this order.
+    fn open_tasks_by_read(&self, most: usize) -> Vec<TaskKey> {
+        let mut open: Vec<_> = self.entries.iter().filter(|(_, entry)| entry.is_open()).collect();
+        if open.len() > most {
+            open.select_nth_unstable_by_key(most, |(_, entry)| entry.read_at);
+            open.truncate(most);
+        }
+        open.into_iter().map(|(key, _)| key.clone()).collect()
+    }
+}

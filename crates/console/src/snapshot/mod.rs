@@ -1,0 +1,120 @@
+//! The tasks of the store as the console last read them.
+//!
+//! The contract of engines has no index by status or tool, because each write would pay for it. So the console reads all
+//! records at a bounded rate, and keeps what its lists and counts need in memory.
+
+pub(crate) mod activity;
+mod entry;
+pub(crate) mod keeper;
+pub(crate) mod query;
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use chrono::{DateTime, Utc};
+use mcp_task_store::{StoredTask, TaskKey};
+
+use activity::Activity;
+pub(crate) use entry::Entry;
+
+/// How many tasks a snapshot holds by default. They take about 150 MB.
+pub(crate) const MAX_TASKS: usize = 500_000;
+
+/// The snapshot, which its keeper writes and pages read.
+#[derive(Debug)]
+pub(crate) struct Snapshot(RwLock<Tasks>);
+
+#[derive(Debug)]
+pub(crate) struct Tasks {
+    pub(crate) entries: HashMap<TaskKey, Entry>,
+    pub(crate) activity: Activity,
+    /// When the snapshot began to observe the store.
+    pub(crate) since: DateTime<Utc>,
+    /// The number of the pass that is under way, or of the last one.
+    pass: u64,
+    pass_begun: DateTime<Utc>,
+    /// When the last complete pass began. What was written before is in the snapshot.
+    pub(crate) as_of: Option<DateTime<Utc>>,
+    pub(crate) unreadable: Counted,
+    /// The tasks that found no place in the snapshot.
+    pub(crate) left_out: Counted,
+    max_tasks: usize,
+    /// Why the last read failed.
+    pub(crate) failure: Option<String>,
+}
+
+/// Something that each pass counts anew.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    this_pass: u64,
+    pub(crate) last_pass: u64,
+}
+
+impl Snapshot {
+    pub(crate) fn new(now: DateTime<Utc>, max_tasks: usize) -> Self {
+        Self(RwLock::new(Tasks {
+            entries: HashMap::new(),
+            activity: Activity::default(),
+            since: now,
+            pass: 0,
+            pass_begun: now,
+            as_of: None,
+            unreadable: Counted::default(),
+            left_out: Counted::default(),
+            max_tasks,
+            failure: None,
+        }))
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Tasks> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Tasks> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tasks {
+    /// Notes a task as it was just read.
+    pub(crate) fn record(&mut self, stored: &StoredTask, now: DateTime<Utc>) {
+        let entry = Entry::new(stored, now, self.pass);
+        if let Some(before) = self.entries.get_mut(&stored.key)
+            && before.is_end_of(&entry)
+        {
+            before.pass = self.pass;
+            return;
+        }
+        let before = self.entries.get(&stored.key);
+        if before.is_none() && self.entries.len() >= self.max_tasks {
+            self.left_out.this_pass += 1;
+            return;
+        }
+        self.activity.observe(before, &entry, now);
+        self.entries.insert(stored.key.clone(), entry);
+    }
+
+    pub(crate) fn forget(&mut self, key: &TaskKey) {
+        self.entries.remove(key);
+    }
+
+    fn begin_pass(&mut self, now: DateTime<Utc>) {
+        self.pass += 1;
+        self.pass_begun = now;
+        self.unreadable.this_pass = 0;
+        self.left_out.this_pass = 0;
+    }
+
+    /// Removes the tasks that the pass has not found: a complete pass finds each task that lived throughout.
+    fn end_pass(&mut self) {
+        let pass = self.pass;
+        self.entries.retain(|_, entry| entry.pass == pass);
+        self.as_of = Some(self.pass_begun);
+        self.unreadable.last_pass = self.unreadable.this_pass;
+        self.left_out.last_pass = self.left_out.this_pass;
+        self.failure = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+use chrono::TimeDelta;
+use mcp_task_store::{MemoryBackend, NewTask, OwnerId, StorageBackend, TaskStore};
+use serde_json::json;
+
+use super::query::Wanted;
+use super::*;
+
+async fn store() -> (TaskStore<MemoryBackend>, Snapshot) {
+    let store = TaskStore::new(MemoryBackend::new());
+    let snapshot = Snapshot::new(store.backend().now(), 3);
+    (store, snapshot)
+}
+
+async fn create(store: &TaskStore<MemoryBackend>) -> StoredTask {
+    let alice = OwnerId::try_from("alice").unwrap();
+    store.create(&alice, NewTask::new("tools/call").operation("print")).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_complete_pass_removes_what_it_has_not_found() {
+    let (store, snapshot) = store().await;
+    let (stays, goes) = (create(&store).await, create(&store).await);
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    tasks.begin_pass(now);
+    tasks.record(&stays, now);
+    tasks.record(&goes, now);
+    tasks.end_pass();
+    tasks.begin_pass(now);
+    tasks.record(&stays, now);
+    assert_eq!(tasks.entries.len(), 2, "the pass is not over");
+    tasks.end_pass();
+    assert_eq!(tasks.entries.keys().collect::<Vec<_>>(), [&stays.key]);
+}
+
+#[tokio::test]
+async fn a_full_snapshot_counts_what_it_leaves_out_and_follows_what_it_holds() {
+    let (store, snapshot) = store().await;
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    tasks.begin_pass(now);
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        all.push(create(&store).await);
+        tasks.record(&all[all.len() - 1], now);
+    }
+    tasks.end_pass();
+    assert_eq!((tasks.entries.len(), tasks.left_out.last_pass), (3, 2));
+    let ended = store.complete(&all[0], json!({})).await.unwrap();
+    tasks.record(&ended, now);
+    assert_eq!(tasks.totals(now).all.completed, 1);
+    let listed = tasks.list(&Wanted::default(), 0, 2, now);
+    assert_eq!((listed.items.len(), listed.total), (2, 3));
+}
+
+#[tokio::test]
+async fn the_last_hour_counts_each_task_once_and_outlives_its_record() {
+    let (store, snapshot) = store().await;
+    let open = create(&store).await;
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    tasks.record(&open, now);
+    let ended = store.complete(&open, json!({})).await.unwrap();
+    for read in [&ended, &ended, &open, &ended] {
+        tasks.record(read, now);
+    }
+    tasks.forget(&ended.key);
+    let sum = |minutes: Vec<activity::Minute>| {
+        minutes.iter().fold((0, 0, 0), |(created, completed, failed), minute| {
+            (created + minute.created, completed + minute.completed, failed + minute.failed)
+        })
+    };
+    assert_eq!(sum(tasks.activity.until(now)), (1, 1, 0));
+    assert_eq!(tasks.activity.until(now).len(), activity::MINUTES);
+    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(58))), (1, 1, 0));
+    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(61))), (0, 0, 0));
+}
