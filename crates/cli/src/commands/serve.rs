@@ -43,28 +43,25 @@ pub async fn run(store: &Store, args: &ServeArgs, access: Access, quiet: bool) -
     })?;
     let address = listener.local_addr()?;
     let router = Console::new(Arc::clone(store.backend()), access).scan_rate(args.rate.rate).router();
-    warn(args, quiet);
+    if let Some(warning) = warning(args) {
+        remark(quiet, warning);
+    }
     remark(quiet, format_args!("the console is at http://{address}/; Ctrl-C ends it"));
     axum::serve(listener, router).with_graceful_shutdown(interrupted()).await?;
     Ok(())
 }
 
-/// Says who can read the tasks.
-fn warn(args: &ServeArgs, quiet: bool) {
+/// Returns who else can read the tasks.
+fn warning(args: &ServeArgs) -> Option<String> {
     if let Some(header) = &args.trusted_header {
-        remark(
-            quiet,
-            format_args!(
-                "trusts the header {header}: whoever reaches {} without the proxy can set it; let only the proxy connect",
-                args.listen
-            ),
-        );
-    } else if !args.listen.ip().is_loopback() {
-        remark(
-            quiet,
-            "other machines reach the console without encryption; put a proxy with TLS in front of it",
-        );
+        return Some(format!(
+            "trusts the header {header}: whoever reaches {} without the proxy can set it; let only the proxy connect",
+            args.listen
+        ));
     }
+    let warning =
+        "other machines reach the console without encryption; put a proxy with TLS in front of it".to_owned();
+    Some(warning).filter(|_| !args.listen.ip().is_loopback())
 }
 
 /// Waits for Ctrl-C. Without a handler for it, the console runs until the process is ended.
@@ -77,4 +74,39 @@ async fn interrupted() {
 fn read(option: &str, file: &Path) -> Result<String, Failure> {
     fs::read_to_string(file)
         .map_err(|error| Failure::failed(format!("{option} {} cannot be read: {error}", file.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn parse(options: &[&str]) -> ServeArgs {
+        let words = ["mcp-tasks", "serve"].iter().chain(options);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Serve(args) => args,
+            _ => unreachable!("the words name serve"),
+        }
+    }
+
+    #[test]
+    fn another_address_than_loopback_needs_an_access_and_has_a_warning() {
+        let Err(Failure::Usage(refused)) = access(&parse(&["--listen", "0.0.0.0:8181"])) else {
+            panic!("everybody could read the tasks");
+        };
+        for option in ["--token-file", "--users-file", "--trusted-header"] {
+            assert!(refused.contains(option), "{refused}");
+        }
+        for listen in ["127.0.0.1:0", "[::1]:0"] {
+            let args = parse(&["--listen", listen]);
+            assert!(access(&args).is_ok() && warning(&args).is_none());
+        }
+        let with_token = parse(&["--listen", "0.0.0.0:8181", "--token-file", "token"]);
+        assert!(warning(&with_token).unwrap().contains("without encryption"));
+        let with_header = parse(&["--trusted-header", "X-Forwarded-User"]);
+        assert!(access(&with_header).is_ok());
+        assert!(warning(&with_header).unwrap().contains("without the proxy"));
+    }
 }

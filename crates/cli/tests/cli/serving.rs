@@ -63,21 +63,16 @@ async fn serve_shows_the_tasks_of_the_store_until_it_is_interrupted(#[case] engi
 
 #[apply(on_every_engine)]
 #[tokio::test(flavor = "multi_thread")]
-async fn serve_on_another_address_needs_an_access_and_says_what_is_missing(#[case] engine: Engine) {
+async fn serve_admits_by_a_token_or_by_the_header_of_a_proxy(#[case] engine: Engine) {
     let store = engine.open().await;
-    let refused = store.run(&["serve", "--listen", "0.0.0.0:0"]).failed(2);
-    for option in ["--token-file", "--users-file", "--trusted-header"] {
-        assert!(refused.contains(option), "{refused}");
-    }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, "0123456789abcdef\n").unwrap();
-    let token = ["serve", "--listen", "0.0.0.0:0", "--token-file", file.to_str().unwrap()];
+    let token = ["serve", "--listen", "127.0.0.1:0", "--token-file", file.to_str().unwrap()];
     let serving = Serving::start(store.command(&token));
-    assert!(serving.said.contains("without encryption"), "{}", serving.said);
     assert!(serving.get("/", "").starts_with("HTTP/1.1 401"));
     assert!(serving.get("/", "Authorization: Bearer 0123456789abcdef\r\n").starts_with("HTTP/1.1 200"));
-    let header = ["serve", "--listen", "0.0.0.0:0", "--trusted-header", "X-Forwarded-User"];
+    let header = ["serve", "--listen", "127.0.0.1:0", "--trusted-header", "X-Forwarded-User"];
     let serving = Serving::start(store.command(&header));
     assert!(serving.said.contains("without the proxy"), "{}", serving.said);
     assert!(serving.get("/", "").starts_with("HTTP/1.1 403"));
