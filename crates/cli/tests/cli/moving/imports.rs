@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mcp_task_store::{Expiry, NewTask, PartName, PutOptions, StorageBackend, TaskKey};
+use mcp_task_store::{Expiry, NewTask, PageRequest, PartName, PutOptions, StorageBackend, TaskKey};
 use rstest_reuse::apply;
 use serde_json::json;
 
@@ -141,6 +141,11 @@ async fn ctrl_c_stops_an_import_between_two_tasks_and_the_same_command_continues
     source.run(&["export", "--output", file.path(), "--rate", "1000000"]).ok();
     let mut importing = Running::new(target.command(&["import", file.path()]));
     importing.expect("00 tasks, ");
+    // The progress appears before the first task does.
+    let one = PageRequest::new(1);
+    while target.tasks.backend().list(&owner("alice"), one.clone()).await.unwrap().records.is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     importing.press_ctrl_c();
     let (rest, code) = importing.end();
     assert!(rest.contains("interrupted") && rest.contains("to continue") && code == 1, "{rest:?}");
