@@ -160,7 +160,7 @@ impl Task {
         });
     }
 
-    /// Gives the last noted event a detail. Do not pass content of the caller: whoever reads the history sees it.
+    /// Gives the last noted event a detail. Do not pass content of the caller: every reader of the history sees it.
     pub(crate) fn note_detail(&mut self, detail: impl Into<Cow<'static, str>>) {
         if let Some(event) = self.new_events.last_mut() {
             event.detail = Some(cut(&detail.into(), MAX_DETAIL_BYTES).to_owned());

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use console::{measure_text_width, truncate_str};
+use indicatif::HumanCount;
 use mcp_task_store::Printable;
 use serde_json::Value;
 
@@ -75,20 +76,11 @@ pub fn time(time: DateTime<Utc>) -> String {
 
 /// Returns a number with its noun.
 pub fn count(number: u64, noun: &str) -> String {
-    let number_text = with_commas(number);
-    if number == 1 { format!("1 {noun}") } else { format!("{number_text} {noun}s") }
+    if number == 1 { format!("1 {noun}") } else { format!("{} {noun}s", with_commas(number)) }
 }
 
 pub fn with_commas(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(number).to_string()
 }
 
 #[cfg(test)]
