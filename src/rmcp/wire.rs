@@ -6,7 +6,7 @@ use rmcp::task_manager::{TaskExit, TaskOptions};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::backend::{Agenda, StorageError};
+use crate::backend::Agenda;
 use crate::printable::Chain;
 use crate::store::{NewTask, TaskError, TaskStore, Ttl};
 use crate::task::{PayloadKind, RpcError, StoredTask, TaskStatus};
@@ -132,12 +132,7 @@ impl From<TaskError> for ErrorData {
 
 /// Returns whether the record or one of its payloads cannot be read or written as JSON. Trying again does not help.
 pub(super) fn is_unreadable(error: &TaskError) -> bool {
-    matches!(
-        error,
-        TaskError::Unreadable { .. }
-            | TaskError::Unencodable { .. }
-            | TaskError::Storage(StorageError::Corrupt { .. } | StorageError::MissingKey { .. })
-    )
+    error.is_unreadable() || matches!(error, TaskError::Unencodable { .. })
 }
 
 /// Converts an error into the end of an operation. An operation that must stop ends as `Cancelled`.

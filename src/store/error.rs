@@ -200,7 +200,7 @@ impl TaskError {
 
     /// Returns whether this process cannot read the record of the task, although the engine works. Another instance may be able to: a
     /// later version of this crate, or an instance with other encryption keys.
-    pub(super) fn is_unreadable(&self) -> bool {
+    pub(crate) fn is_unreadable(&self) -> bool {
         match self {
             Self::Unreadable { .. } => true,
             Self::Storage(error) => error.is_unreadable(),

@@ -73,7 +73,7 @@ pub(super) const CONFLICTS: Metric = counter(
 pub(super) const ENGINE_CALL: Metric = seconds(
     "mcp_engine_call_seconds",
     &["call", "outcome"],
-    "How long a call of the engine took. A conflict is an answer. Of a call that was given up, the outcome is `abandoned`.",
+    "How long a call of the engine took. A conflict is an answer. The outcome of a call that the caller gave up is `abandoned`.",
 );
 pub(super) const BATCH: Metric = Metric {
     name: "mcp_engine_batch_writes",
