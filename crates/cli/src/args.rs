@@ -156,7 +156,7 @@ pub enum Command {
     /// Encrypt the stored records under the current key of --keys
     #[command(after_help = ROTATE_HELP)]
     Rotate(RotateArgs),
-    /// Serve the console for the browser. It shows tasks and changes nothing
+    /// Serve the console for the browser. It shows tasks, and changes them only with --allow-actions
     Serve(ServeArgs),
     /// Print the completions for a shell
     Completions {
@@ -503,6 +503,12 @@ pub struct ServeArgs {
     /// Header in which a reverse proxy names the user that it has authenticated. Only the proxy may reach the address
     #[arg(long, value_name = "NAME", group = "access")]
     pub trusted_header: Option<String>,
+    /// Header in which the same proxy names the only owner whose tasks the user sees. A request without it is refused
+    #[arg(long, value_name = "NAME", requires = "trusted_header")]
+    pub owner_header: Option<String>,
+    /// Let visitors cancel, requeue and delete tasks, and answer their questions. Each attempt is a line on stderr
+    #[arg(long)]
+    pub allow_actions: bool,
     #[command(flatten)]
     pub rate: RateArgs,
 }

@@ -39,12 +39,12 @@ pub(crate) fn page(
             header {
                 span.brand { "MCP tasks" }
                 nav aria-label="Console" {
-                    @for (entry, path, name) in SECTIONS {
-                        a href=(base.link(path)) aria-current=[(section == Some(entry)).then_some("page")] { (name) }
+                    @for (entry, path, name) in SECTIONS.iter().filter(|(_, path, _)| frame.visitor.may_request(path)) {
+                        a href=(base.link(path)) aria-current=[(section == Some(*entry)).then_some("page")] { (name) }
                     }
                 }
                 @if let Some(name) = &frame.visitor.name { span.visitor { (text::cut(name, 60)) } }
-                @if frame.visitor.has_session {
+                @if frame.visitor.session.is_some() {
                     form method="post" action=(base.link("/logout")) { button type="submit" { "Sign out" } }
                 }
             }
@@ -80,7 +80,9 @@ fn document(base: &Base, title: &str, body: Markup) -> Markup {
 }
 
 /// Returns as of when the snapshot counts, and what it lacks.
-pub(crate) fn as_of(tasks: &Tasks) -> Markup {
+pub(crate) fn as_of(frame: &Frame, tasks: &Tasks) -> Markup {
+    // The numbers are about the tasks of all owners.
+    let sees_all = frame.visitor.owner.is_none();
     html! {
         @match tasks.as_of {
             Some(as_of) => {
@@ -89,24 +91,28 @@ pub(crate) fn as_of(tasks: &Tasks) -> Markup {
             }
             None => {
                 strong { "The first pass over the store is under way: " }
-                (text::count(tasks.entries.len() as u64, "task")) " read so far. Reload the page for more."
+                @if sees_all { (text::count(tasks.entries.len() as u64, "task")) " read so far." } @else { "counts and lists are not complete." }
             }
         }
-        @if tasks.left_out.last_pass > 0 {
+        @if sees_all && tasks.left_out.last_pass > 0 {
             " " strong { (text::count(tasks.left_out.last_pass, "task")) " more found no place in memory." }
             " Counts and lists leave them out."
         }
-        @if tasks.unreadable.last_pass > 0 {
+        @if sees_all && tasks.unreadable.last_pass > 0 {
             " " (text::count(tasks.unreadable.last_pass, "record")) " cannot be read as tasks by this version."
         }
     }
 }
 
 /// Returns a warning if the console cannot read the store.
-pub(crate) fn failure(tasks: &Tasks) -> Markup {
+pub(crate) fn failure(frame: &Frame, tasks: &Tasks) -> Markup {
     html! {
         @if let Some(failure) = &tasks.failure {
-            p.problem role="alert" { "The store cannot be read: " (text::field(failure)) }
+            p.problem role="alert" {
+                "The store cannot be read"
+                // The reason names servers, and may name the task of another owner.
+                @if frame.visitor.owner.is_none() { ": " (text::field(failure)) } @else { "." }
+            }
         }
     }
 }

@@ -25,9 +25,11 @@
 //! # }
 //! ```
 
+mod actions;
 mod frame;
 mod json;
 mod layout;
+pub mod operator;
 mod pages;
 mod router;
 mod security;

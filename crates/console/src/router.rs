@@ -12,6 +12,7 @@ use mcp_task_store::{Agenda, StorageBackend, StoreConfig, TaskStore};
 use tokio::sync::Semaphore;
 
 use crate::pages::{overview, owners, task, tasks};
+use crate::security::csrf::Csrf;
 use crate::security::sessions::Sessions;
 use crate::security::{Access, guard, headers, login};
 use crate::snapshot::keeper::Keeper;
@@ -28,6 +29,7 @@ pub struct Console {
     backend: Arc<dyn Agenda>,
     access: Access,
     scan_rate: u32,
+    allows_actions: bool,
 }
 
 /// What all requests share.
@@ -36,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) access: Access,
     pub(crate) sessions: Sessions,
+    pub(crate) csrf: Csrf,
+    pub(crate) allows_actions: bool,
     /// Lets one login at a time verify a password.
     pub(crate) logins: Arc<Semaphore>,
     _keeper: Keeper,
@@ -43,10 +47,11 @@ pub(crate) struct Shared {
 
 impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { backend: _, access, scan_rate } = self;
+        let Self { backend: _, access, scan_rate, allows_actions } = self;
         f.debug_struct("Console")
             .field("access", access)
             .field("scan_rate", scan_rate)
+            .field("allows_actions", allows_actions)
             .finish_non_exhaustive()
     }
 }
@@ -54,13 +59,22 @@ impl fmt::Debug for Console {
 impl Console {
     /// Returns a console for the tasks of this engine, which only the visitors of `access` see.
     pub fn new(backend: Arc<dyn Agenda>, access: Access) -> Self {
-        Self { backend, access, scan_rate: DEFAULT_RATE }
+        Self { backend, access, scan_rate: DEFAULT_RATE, allows_actions: false }
     }
 
     /// Sets how many records the console reads a second at most for its lists and counts; 5,000 by default, at least 2. Half of
     /// them are open tasks that it reads again. It stops for ten seconds after it has read all tasks.
     pub fn scan_rate(mut self, records_per_second: u32) -> Self {
         self.scan_rate = records_per_second.max(2);
+        self
+    }
+
+    /// Lets visitors cancel, requeue and delete tasks, and answer their questions; off by default.
+    ///
+    /// Each attempt, also a refused one, is an event of `tracing` with the target `mcp_task_console::audit` and the fields `who`,
+    /// `action`, `owner`, `task` and `outcome`. Record this target.
+    pub fn allow_actions(mut self, allow: bool) -> Self {
+        self.allows_actions = allow;
         self
     }
 
@@ -80,6 +94,8 @@ impl Console {
             snapshot,
             access: self.access,
             sessions: Sessions::default(),
+            csrf: Csrf::new(),
+            allows_actions: self.allows_actions,
             logins: Arc::new(Semaphore::new(1)),
         });
         Router::new()
@@ -87,6 +103,7 @@ impl Console {
             .route("/tasks", get(tasks::show))
             .route("/task", get(task::show))
             .route("/owners", get(owners::show))
+            .merge(crate::actions::routes())
             .route("/logout", post(login::sign_out))
             .fallback(crate::pages::not_found)
             .layer(from_fn_with_state(Arc::clone(&shared), guard::guard))

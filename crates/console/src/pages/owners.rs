@@ -28,7 +28,7 @@ pub(crate) async fn show(
 ) -> Markup {
     let page = page_number(&search.page);
     let tasks = shared.snapshot.read();
-    let owners = tasks.owners(&search.owner, page, PER_PAGE);
+    let owners = tasks.owners(frame.visitor.owner.as_ref(), &search.owner, page, PER_PAGE);
     let link = |page: usize| {
         frame.base.link(&format!(
             "/owners?{}",
@@ -39,7 +39,7 @@ pub(crate) async fn show(
         frame.base.link(&format!("/tasks?{}", query(&[("owner", owner), (field, value)])))
     };
     let body = html! {
-        (layout::failure(&tasks))
+        (layout::failure(&frame, &tasks))
         form.filters method="get" role="search" action=(frame.base.link("/owners")) {
             div { label for="owner" { "Owner contains" } input #owner type="search" name="owner" value=(search.owner); }
             button type="submit" { "Search" }
@@ -66,5 +66,5 @@ pub(crate) async fn show(
         @if owners.items.is_empty() { p.empty { "No owner matches." } }
         (layout::pager(page, PER_PAGE, owners.total, link))
     };
-    layout::page(&frame, Some(Section::Owners), "Owners", Some(layout::as_of(&tasks)), body)
+    layout::page(&frame, Some(Section::Owners), "Owners", Some(layout::as_of(&frame, &tasks)), body)
 }

@@ -59,12 +59,13 @@ pub(crate) async fn show(
         Err(reason) => return problem(&frame, StatusCode::BAD_REQUEST, "Tasks", &reason),
     };
     let page = page_number(&filters.page);
-    let listed = shared.snapshot.read().list(&wanted, page, PER_PAGE, shared.store.backend().now());
+    let (only, now) = (frame.visitor.owner.as_ref(), shared.store.backend().now());
+    let listed = shared.snapshot.read().list(only, &wanted, page, PER_PAGE, now);
     let rows = read_again(&shared.store, &shared.snapshot, &listed.items).await;
     let now = shared.store.backend().now();
     let tasks = shared.snapshot.read();
     let body = html! {
-        (layout::failure(&tasks))
+        (layout::failure(&frame, &tasks))
         (filters.form(&frame))
         div.scroll tabindex="0" role="region" aria-label="Tasks" {
             table.tasks {
@@ -83,7 +84,8 @@ pub(crate) async fn show(
         @if listed.items.is_empty() { p.empty { "No task matches." } }
         (layout::pager(page, PER_PAGE, listed.total, |page| filters.link(&frame, page)))
     };
-    layout::page(&frame, Some(Section::Tasks), "Tasks", Some(layout::as_of(&tasks)), body).into_response()
+    layout::page(&frame, Some(Section::Tasks), "Tasks", Some(layout::as_of(&frame, &tasks)), body)
+        .into_response()
 }
 
 fn row(frame: &Frame, stored: &StoredTask, now: DateTime<Utc>) -> Markup {

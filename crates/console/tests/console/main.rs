@@ -1,9 +1,11 @@
 //! The console as a browser sees it: each page, who is admitted, hostile content, and many tasks, on memory and on SQLite.
 
+mod actions;
 mod admission;
 mod freshness;
 mod hostile;
 mod pages;
 mod scale;
+mod tenants;
 
 mod support;
