@@ -13,7 +13,7 @@ const LONG_ABOUT: &str = "\
 Shows and changes the tasks that MCP servers store with mcp-task-store, in a SQLite file, in Redis or in Valkey.
 
 A command only reads, unless its name says that it changes tasks: cancel, requeue, delete, purge, answer, \
-import, rotate. init creates or migrates a SQLite file, and doctor --repair repairs indexes and timers. A task is named \
+import, rotate; and serve with --allow-actions. init creates or migrates a SQLite file, and doctor --repair repairs indexes and timers. A task is named \
 OWNER:TASK, as the tables show it, or as --owner OWNER TASK.";
 
 const AFTER_HELP: &str = "\

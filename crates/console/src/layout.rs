@@ -5,6 +5,7 @@ use maud::{DOCTYPE, Markup, html};
 use mcp_task_store::{StoredTask, TaskFilter, TaskStatus};
 
 use crate::frame::{Base, Frame};
+use crate::live;
 use crate::snapshot::Tasks;
 use crate::text;
 
@@ -43,6 +44,7 @@ pub(crate) fn page(
                         a href=(base.link(path)) aria-current=[(section == Some(*entry)).then_some("page")] { (name) }
                     }
                 }
+                span #live role="status" {}
                 @if let Some(name) = &frame.visitor.name { span.visitor { (text::cut(name, 60)) } }
                 @if frame.visitor.session.is_some() {
                     form method="post" action=(base.link("/logout")) { button type="submit" { "Sign out" } }
@@ -52,7 +54,11 @@ pub(crate) fn page(
                 h1 { (title) }
                 (body)
             }
-            footer { @if let Some(as_of) = as_of { (as_of) } @else { "Read when the page was requested." } }
+            footer {
+                @if let Some(as_of) = as_of { (live::fragment("as-of", as_of)) " " }
+                span.once { "The tasks on the page were read when it was requested." }
+            }
+            script src=(base.link("/live.js")) defer {}
         },
     )
 }
@@ -87,7 +93,7 @@ pub(crate) fn as_of(frame: &Frame, tasks: &Tasks) -> Markup {
         @match tasks.as_of {
             Some(as_of) => {
                 "Counts and lists as of " time datetime=(text::time(as_of)) { (text::clock(as_of)) }
-                ", open tasks a few seconds later. The tasks on the page were read when it was requested."
+                ", open tasks a few seconds later."
             }
             None => {
                 strong { "The first pass over the store is under way: " }

@@ -52,7 +52,7 @@ pub async fn run(store: &Store, args: &ServeArgs, access: Access, quiet: bool) -
         remark(quiet, "visitors can change tasks; each attempt is a line on stderr");
     }
     let console = Console::new(Arc::clone(store.backend()), access).scan_rate(args.rate.rate);
-    let router = console.allow_actions(args.allow_actions).router();
+    let router = console.allow_actions(args.allow_actions).live_until(interrupted()).router();
     if let Some(warning) = warning(args) {
         remark(quiet, warning);
     }
@@ -119,6 +119,15 @@ mod tests {
         }
         let with_token = parse(&["--listen", "0.0.0.0:8181", "--token-file", "token"]);
         assert!(warning(&with_token).unwrap().contains("without encryption"));
+        let tenants = parse(&["--trusted-header", "X-User", "--owner-header", "X-Owner"]);
+        assert_eq!(format!("{:?}", access(&tenants).unwrap()), "Access(tenants)");
+        assert!(warning(&tenants).unwrap().contains("the headers X-User and X-Owner"));
+        for lone in [
+            &["--owner-header", "X-Owner"] as &[&str],
+            &["--owner-header", "X-Owner", "--token-file", "token"],
+        ] {
+            assert!(Cli::try_parse_from(["mcp-tasks", "serve"].iter().chain(lone)).is_err(), "{lone:?}");
+        }
         let with_header = parse(&["--trusted-header", "X-Forwarded-User"]);
         assert!(access(&with_header).is_ok());
         assert!(warning(&with_header).unwrap().contains("without the proxy"));

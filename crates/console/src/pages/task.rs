@@ -16,6 +16,7 @@ use crate::actions;
 use crate::frame::{Frame, query};
 use crate::json;
 use crate::layout::{self, Section};
+use crate::live::fragment;
 use crate::router::Shared;
 use crate::text;
 
@@ -56,7 +57,7 @@ async fn unreadable(shared: &Shared, frame: &Frame, key: &TaskKey, error: &TaskE
 async fn page(shared: &Shared, frame: &Frame, stored: &StoredTask) -> Markup {
     let (task, store, now) = (&stored.task, &shared.store, shared.store.backend().now());
     let title = format!("Task {}", text::cut(stored.key.task.as_str(), 80));
-    let body = html! {
+    let lead = html! {
         p.lead {
             (layout::status(stored, now))
             @if let Some(progress) = &task.progress { " " (self::progress(progress)) }
@@ -69,19 +70,27 @@ async fn page(shared: &Shared, frame: &Frame, stored: &StoredTask) -> Markup {
                 @if let Some(data) = &error.data { (json::tree(data)) }
             }
         }
-        div.columns {
-            section { h2 { "Facts" } (facts(frame, stored, now)) }
-            section { h2 { "Timeline" } (timeline::show(task)) }
-        }
-        @if let Some(lease) = &task.lease { section { h2 { "Lease" } (self::lease(lease, now)) } }
-        (inputs(stored, |question| actions::answer_link(shared, frame, stored, question)))
-        (payloads::payload(store, stored, PayloadKind::Input, "Arguments").await)
-        (payloads::payload(store, stored, PayloadKind::Checkpoint, "Checkpoint").await)
-        (payloads::payload(store, stored, PayloadKind::Output, "Result").await)
+    };
+    let lease =
+        html! { @if let Some(lease) = &task.lease { section { h2 { "Lease" } (self::lease(lease, now)) } } };
+    let variables = html! {
         @if !task.variables.is_empty() {
             section { h2 { "Variables" } (json::tree(&task.variables.clone().into_iter().collect())) }
         }
-        (payloads::record(store, &stored.key).await)
+    };
+    let body = html! {
+        (fragment("lead", lead))
+        div.columns {
+            section { h2 { "Facts" } (fragment("facts", facts(frame, stored, now))) }
+            section { h2 { "Timeline" } (fragment("timeline", timeline::show(task))) }
+        }
+        (fragment("lease", lease))
+        (fragment("inputs", inputs(stored, |question| actions::answer_link(shared, frame, stored, question))))
+        (fragment("arguments", payloads::payload(store, stored, PayloadKind::Input, "Arguments").await))
+        (fragment("checkpoint", payloads::payload(store, stored, PayloadKind::Checkpoint, "Checkpoint").await))
+        (fragment("result", payloads::payload(store, stored, PayloadKind::Output, "Result").await))
+        (fragment("variables", variables))
+        (fragment("record", payloads::record(store, &stored.key).await))
     };
     layout::page(frame, Some(Section::Tasks), &title, None, body)
 }

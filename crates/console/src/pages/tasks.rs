@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::{page_number, problem};
 use crate::frame::{Frame, query};
 use crate::layout::{self, Section};
+use crate::live::fragment;
 use crate::router::Shared;
 use crate::snapshot::keeper::read_again;
 use crate::snapshot::query::{Only, Wanted};
@@ -65,8 +66,9 @@ pub(crate) async fn show(
     let now = shared.store.backend().now();
     let tasks = shared.snapshot.read();
     let body = html! {
-        (layout::failure(&frame, &tasks))
+        (fragment("failure", layout::failure(&frame, &tasks)))
         (filters.form(&frame))
+        (fragment("tasks", html! {
         div.scroll tabindex="0" role="region" aria-label="Tasks" {
             table.tasks {
                 thead { tr { th { "Task" } th { "Status" } th { "Tool" } th { "Owner" } th.number { "Created" } th.number { "Changed" } th { "Message" } } }
@@ -83,6 +85,7 @@ pub(crate) async fn show(
         }
         @if listed.items.is_empty() { p.empty { "No task matches." } }
         (layout::pager(page, PER_PAGE, listed.total, |page| filters.link(&frame, page)))
+        }))
     };
     layout::page(&frame, Some(Section::Tasks), "Tasks", Some(layout::as_of(&frame, &tasks)), body)
         .into_response()
@@ -93,7 +96,7 @@ fn row(frame: &Frame, stored: &StoredTask, now: DateTime<Utc>) -> Markup {
     let message = task.status_message.as_deref().or_else(|| Some(task.error.as_ref()?.message.as_str()));
     let owner = stored.key.owner.as_str();
     html! {
-        tr {
+        tr data-key=(frame.base.task(&stored.key)) {
             th scope="row" { a.id href=(frame.base.task(&stored.key)) { (text::cut(stored.key.task.as_str(), 60)) } }
             td { (layout::status(stored, now)) }
             td { (text::cut(task.tool().unwrap_or("–"), 60)) }
@@ -112,7 +115,7 @@ fn row(frame: &Frame, stored: &StoredTask, now: DateTime<Utc>) -> Markup {
 
 fn placeholder(frame: &Frame, key: &TaskKey, reason: &str) -> Markup {
     html! {
-        tr {
+        tr data-key=(frame.base.task(key)) {
             th scope="row" { a.id href=(frame.base.task(key)) { (text::cut(key.task.as_str(), 60)) } }
             td colspan="6" { span.more { (text::field(reason)) } }
         }

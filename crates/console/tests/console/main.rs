@@ -4,6 +4,7 @@ mod actions;
 mod admission;
 mod freshness;
 mod hostile;
+mod live;
 mod pages;
 mod scale;
 mod tenants;
