@@ -98,9 +98,11 @@ impl ActionRequest {
                     @if let Some(message) = message { p.question { (text::cut(message, 2_000)) } }
                     @if !mistakes.is_empty() {
                         div.problem #mistakes role="alert" {
-                            "The answer was not sent."
-                            @for (_, mistake) in mistakes.iter().filter(|(field, _)| field.is_empty()) {
-                                " " (text::field(mistake)) "."
+                            p { "The answer was not sent:" }
+                            ul {
+                                @for (field, mistake) in mistakes {
+                                    li { @if !field.is_empty() { (text::cut(field, 80)) ": " } (text::field(mistake)) }
+                                }
                             }
                         }
                     }

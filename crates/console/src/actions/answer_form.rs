@@ -1,6 +1,7 @@
 //! The fields of the form that answers a question, and what a visitor entered into them.
 
 use maud::{Markup, html};
+use mcp_task_store::Printable;
 use serde_json::{Map, Value, json};
 
 use super::Fields;
@@ -60,7 +61,7 @@ pub(super) fn forms(
                     _ => {
                         details { summary { "Conversation" } (json::tree(&request["params"]["messages"])) }
                         label for="reply" { "Text of the reply" }
-                        textarea #reply name="reply" rows="6" required { (given.get("reply").unwrap_or_default()) }
+                        textarea #reply name="reply" rows="6" required { (shown(given.get("reply").unwrap_or_default())) }
                         div.buttons { button #submit type="submit" name="answer" value="reply" { "Send the reply" } }
                     }
                 }
@@ -72,7 +73,7 @@ pub(super) fn forms(
             form method="post" action=(action) {
                 (token)
                 label for="json" { "The answer as JSON" }
-                textarea #json name="json" rows="6" required spellcheck="false" { (given.get("json").unwrap_or_default()) }
+                textarea #json name="json" rows="6" required spellcheck="false" { (shown(given.get("json").unwrap_or_default())) }
                 div.buttons { button #submit-json type="submit" name="answer" value="json" { "Send the JSON" } }
             }
         }
@@ -93,7 +94,7 @@ fn field(index: usize, field: &Field, given: &Fields, mistake: Option<&str>) -> 
     let (name, is_given) = (field_name(index), given.get("answer").is_some());
     let (described_by, wrong_by) = (format!("{name}-description"), format!("{name}-mistake"));
     let entered = match given.get(&name) {
-        Some(text) => text.to_owned(),
+        Some(text) => shown(text).to_owned(),
         None if is_given => String::new(),
         None => field.default_text().unwrap_or_default(),
     };
@@ -140,6 +141,12 @@ fn field(index: usize, field: &Field, given: &Fields, mistake: Option<&str>) -> 
             p.more id=(described_by) { @if let Some(description) = &field.description { (text::cut(description, 2_000)) } }
         }
     }
+}
+
+/// Returns what a visitor has entered, to be shown again; nothing if it has characters that the visitor cannot see.
+fn shown(entered: &str) -> &str {
+    let is_hidden = |c: char| Printable::escapes(c) && !matches!(c, '\n' | '\r' | '\t');
+    if entered.contains(is_hidden) { "" } else { entered }
 }
 
 fn step(kind: &FieldKind) -> Option<&'static str> {

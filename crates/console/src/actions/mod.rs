@@ -229,7 +229,7 @@ impl ActionRequest {
         } else {
             ""
         };
-        let sentence = html! { (text::field(&error.to_string())) "." (doubt) };
+        let sentence = html! { (text::field(&self.frame.reason(error))) "." (doubt) };
         self.outcome_page(status, "The action failed", sentence, key)
     }
 

@@ -28,6 +28,9 @@ use crate::security::guard;
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 /// The shortest time between two versions of a page.
 const BETWEEN_RENDERS: Duration = Duration::from_millis(200);
+/// How many times longer than the last version took the next one waits, so that no stream occupies more than a twentieth of a
+/// processor.
+const REST: u32 = 20;
 /// When a page is rendered again even if nothing has changed: ages grow, a lease lapses, a TTL elapses.
 const LONGEST: Duration = Duration::from_secs(5);
 
@@ -43,6 +46,8 @@ pub(super) struct Watching {
     sent: HashMap<String, u64>,
     is_available: bool,
     rendered_at: Instant,
+    /// How long the last version took.
+    took: Duration,
     /// The revision of the snapshot that the page shows.
     revision: u64,
     stop: watch::Receiver<bool>,
@@ -80,6 +85,7 @@ impl Watching {
             sent: HashMap::new(),
             is_available: true,
             rendered_at: Instant::now(),
+            took: Duration::ZERO,
             // A change between the first version of the page and now is shown with the next one.
             revision: 0,
             stop: shared.stop.clone(),
@@ -109,10 +115,11 @@ impl Watching {
         }
         match self.wait().await {
             Cause::Changed => {
-                sleep_until(self.rendered_at + BETWEEN_RENDERS).await;
+                sleep_until(self.rendered_at + BETWEEN_RENDERS.max(self.took * REST)).await;
                 self.revision = self.shared.snapshot.read().revision();
                 self.rendered_at = Instant::now();
                 let rendered = self.page.render().await;
+                self.took = self.rendered_at.elapsed();
                 self.differences(rendered)
             }
             Cause::NotAdmitted => self.end("Signed out. Reload the page to sign in."),

@@ -3,10 +3,14 @@
 //! A question is a request of MCP to a client (<https://modelcontextprotocol.io/specification/draft/client/elicitation>). A form asks
 //! for the fields of a flat JSON schema.
 
+use mcp_task_store::Printable;
 use serde_json::{Value, json};
 
 const ELICITATION: &str = "elicitation/create";
 const SAMPLING: &str = "sampling/createMessage";
+
+/// The longest default that is offered.
+const MAX_DEFAULT_BYTES: usize = 1_000;
 
 /// What a question asks for.
 #[derive(Clone, Debug)]
@@ -156,10 +160,11 @@ fn choices(field: &Value) -> Option<Vec<Choice>> {
 }
 
 impl Field {
-    /// Returns the default value as text.
+    /// Returns the default value as text. There is none if it is long, or has characters that a person cannot see.
     pub fn default_text(&self) -> Option<String> {
         let default = self.schema.get("default").filter(|default| !default.is_null())?;
-        Some(default.as_str().map_or_else(|| default.to_string(), str::to_owned))
+        let text = default.as_str().map_or_else(|| default.to_string(), str::to_owned);
+        Some(text).filter(|text| text.len() <= MAX_DEFAULT_BYTES && !text.contains(Printable::escapes))
     }
 
     /// Reads the value of the field from text.
@@ -285,6 +290,15 @@ mod tests {
         let copies = field(json!({ "type": "integer", "minimum": 1, "maximum": 3 }));
         assert_eq!((copies.read("0"), copies.read("4")), (Err("at least 1".into()), Err("at most 3".into())));
         assert_eq!(copies.read("3"), Ok(json!(3)));
+    }
+
+    #[test]
+    fn a_default_that_a_person_cannot_see_is_not_offered() {
+        let default = |default: Value| field(json!({ "type": "string", "default": default })).default_text();
+        assert_eq!((default(json!("tray")), default(json!(7))), (Some("tray".into()), Some("7".into())));
+        for hidden in [json!(null), json!("a\u{202e}b"), json!("\u{1b}[2J"), json!("x".repeat(1_001))] {
+            assert_eq!(default(hidden), None);
+        }
     }
 
     #[test]

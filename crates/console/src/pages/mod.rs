@@ -35,11 +35,7 @@ pub(crate) fn no_such_task(frame: &Frame) -> Response {
 /// Returns the page for a store that does not answer.
 pub(crate) fn unavailable(frame: &Frame, error: &TaskError) -> Response {
     let status = if error.is_retryable() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY };
-    let reason = match frame.visitor.owner {
-        Some(_) => "Try again later.".to_owned(),
-        None => error.to_string(),
-    };
-    problem(frame, status, "The store cannot be read", &reason)
+    problem(frame, status, "The store cannot be read", &frame.reason(error))
 }
 
 /// Reads the number of a page in a query, counted from 1. Returns it counted from 0.

@@ -47,8 +47,8 @@ pub(crate) async fn show(
 /// The record is there, and is not a task that this version can read.
 async fn unreadable(shared: &Shared, frame: &Frame, key: &TaskKey, error: &TaskError) -> Response {
     let body = html! {
-        p.problem role="alert" { (text::field(&error.to_string())) }
-        (payloads::record(&shared.store, key).await)
+        p.problem role="alert" { (text::field(&frame.reason(error))) }
+        (payloads::record(frame, &shared.store, key).await)
     };
     let page = layout::page(frame, Some(Section::Tasks), "This task cannot be read", None, body);
     (StatusCode::BAD_GATEWAY, page).into_response()
@@ -86,11 +86,11 @@ async fn page(shared: &Shared, frame: &Frame, stored: &StoredTask) -> Markup {
         }
         (fragment("lease", lease))
         (fragment("inputs", inputs(stored, |question| actions::answer_link(shared, frame, stored, question))))
-        (fragment("arguments", payloads::payload(store, stored, PayloadKind::Input, "Arguments").await))
-        (fragment("checkpoint", payloads::payload(store, stored, PayloadKind::Checkpoint, "Checkpoint").await))
-        (fragment("result", payloads::payload(store, stored, PayloadKind::Output, "Result").await))
+        (fragment("arguments", payloads::payload(frame, store, stored, PayloadKind::Input, "Arguments").await))
+        (fragment("checkpoint", payloads::payload(frame, store, stored, PayloadKind::Checkpoint, "Checkpoint").await))
+        (fragment("result", payloads::payload(frame, store, stored, PayloadKind::Output, "Result").await))
         (fragment("variables", variables))
-        (fragment("record", payloads::record(store, &stored.key).await))
+        (fragment("record", payloads::record(frame, store, &stored.key).await))
     };
     layout::page(frame, Some(Section::Tasks), &title, None, body)
 }

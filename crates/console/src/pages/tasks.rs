@@ -77,7 +77,7 @@ pub(crate) async fn show(
                         @match read {
                             Ok(Some(stored)) => (row(&frame, stored, now)),
                             Ok(None) => (placeholder(&frame, key, "gone or unreadable")),
-                            Err(error) => (placeholder(&frame, key, &error.to_string())),
+                            Err(error) => (placeholder(&frame, key, &frame.reason(error))),
                         }
                     }
                 }

@@ -6,6 +6,7 @@ use mcp_task_store::{StoredTask, TaskKey, TaskStatus};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 
+use crate::hostile::{HOSTILE, assert_inert};
 use crate::support::audit;
 use crate::support::{Answer, Browser, Engine, Store, on_every_engine, path};
 
@@ -377,7 +378,7 @@ async fn an_invalid_answer_is_shown_with_its_mistakes_and_not_sent(#[case] engin
         ),
         ("answer=accept&field-0=&field-2=7", &["an answer is required", "choose one of the values"]),
         ("answer=json&json=%7B", &["It is not JSON"]),
-        ("answer=json&json=%7B%22copies%22%3A1%7D", &["The answer was not sent"]),
+        ("answer=json&json=%7B%22copies%22%3A1%7D", &["tray: an answer is required"]),
         ("answer=agree", &["no answer to this question"]),
         ("", &["no answer to this question"]),
     ] {
@@ -425,5 +426,75 @@ async fn a_question_can_be_declined_and_others_have_their_own_forms(#[case] engi
     assert_eq!(
         responses(&store, &task.key).await,
         json!({ "form": { "action": "decline" }, "page": { "action": "accept" }, "roots": { "roots": [] }, "sampling": reply })
+    );
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_question_is_inert_in_its_form_and_can_be_answered(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let task = store.running("alice", "render").await;
+    let field = |kind: Value| {
+        let mut field =
+            json!({ "title": HOSTILE, "description": HOSTILE, "default": HOSTILE, "format": HOSTILE });
+        field.as_object_mut().unwrap().extend(kind.as_object().unwrap().clone());
+        field
+    };
+    let properties = json!({
+        format!("1{HOSTILE}"): field(json!({ "type": "string" })),
+        format!("2{HOSTILE}"): field(json!({ "enum": [HOSTILE] })),
+        format!("3{HOSTILE}"): field(json!({ "type": "array", "items": { "enum": [HOSTILE] } })),
+        format!("4{HOSTILE}"): field(json!({ "type": "boolean" })),
+    });
+    let question = json!({ "method": "elicitation/create", "params": {
+        "message": HOSTILE, "requestedSchema": { "properties": properties, "required": [format!("1{HOSTILE}")] },
+    } });
+    let page = json!({ "method": "elicitation/create", "params": { "mode": "url", "url": format!("javascript:{HOSTILE}") } });
+    let many = json!({ "method": "elicitation/create", "params": { "requestedSchema": {
+        "properties": (0..100_000).map(|at| (format!("f{at}"), json!({}))).collect::<serde_json::Map<_, _>>(),
+    } } });
+    store.tasks.request_input(&task.key, [(HOSTILE, question), ("page", page)]).await.unwrap();
+    store.tasks.request_input(&task.key, [("many", many)]).await.unwrap_err();
+    let visitor = Visitor::new(&store, Access::loopback());
+    let encoded =
+        percent_encoding::utf8_percent_encode(HOSTILE, percent_encoding::NON_ALPHANUMERIC).to_string();
+    for key in [encoded.as_str(), "page"] {
+        let path = format!("{}&key={key}", path(&task.key).replace("/task?", "/task/answer?"));
+        let form = visitor.open_path(&path).await;
+        assert_inert(&form.page, key);
+        let wrong = visitor.send(&form, &format!("answer=json&json={encoded}&field-0={encoded}")).await;
+        assert_eq!(wrong.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_inert(&wrong.body, key);
+        let fields = format!("answer=accept&field-0={encoded}&field-1=0&field-2=0");
+        assert_inert(&visitor.send(&form, &fields).await.page(), key);
+    }
+    let content = &responses(&store, &task.key).await[HOSTILE]["content"];
+    let expected = json!({
+        format!("1{HOSTILE}"): HOSTILE, format!("2{HOSTILE}"): HOSTILE, format!("3{HOSTILE}"): [HOSTILE], format!("4{HOSTILE}"): false,
+    });
+    assert_eq!(*content, expected);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn no_name_or_id_can_forge_a_line_of_the_audit_log(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let id = format!("{}\n WARN \u{1b}[2K\u{202e} outcome=\"deleted\"", uuid::Uuid::new_v4());
+    let key = store.put("alice", &id, json!({ "status": "completed" })).await;
+    let proxied = Visitor::new(&store, Access::trusted_header("X-User").unwrap());
+    let eve = proxied.with(&[("x-user", "eve\" action=\"none")]);
+    let refused = eve
+        .browser
+        .post(&path(&key).replace("/task?", "/task/delete?"), &[("x-user", "eve\" action=\"none")], "")
+        .await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    let uuid = TaskKey::new("alice", &id[..36]).unwrap();
+    let lines = audit::lines_with(uuid.task.as_str());
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
+    assert!(!line.contains(mcp_task_store::Printable::escapes), "{line}");
+    assert!(line.contains("who=\"eve\\\" action=\\\"none\" action=\"delete\""), "{line}");
+    assert!(
+        !line.contains("outcome=\"deleted\"") && line.contains("outcome=\"refused: no valid CSRF token\""),
+        "{line}"
     );
 }

@@ -35,8 +35,16 @@ pub fn record() {
 
 /// Returns the lines about some tasks, in order.
 pub fn lines(keys: &[&TaskKey]) -> Vec<String> {
-    let text = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
     let tasks: Vec<String> = keys.iter().map(|key| format!("task=\"{}\"", key.task)).collect();
-    let lines = text.lines().filter(|line| tasks.iter().any(|task| line.contains(task)));
-    lines.map(str::to_owned).collect()
+    lines_where(|line| tasks.iter().any(|task| line.contains(task)))
+}
+
+/// Returns the lines that have a text, in order.
+pub fn lines_with(text: &str) -> Vec<String> {
+    lines_where(|line| line.contains(text))
+}
+
+fn lines_where(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let text = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
+    text.lines().filter(|line| is_wanted(line)).map(str::to_owned).collect()
 }
