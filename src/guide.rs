@@ -63,11 +63,13 @@ pub mod operations {}
 /// [encryption.md]: crate::guide::encryption
 /// [operations.md]: crate::guide::operations
 /// [console.md]: crate::guide::console
+/// [workers.md]: crate::guide::workers
 #[doc = include_str!("../docs/guide/cli.md")]
 pub mod cli {}
 
 /// [cli.md]: crate::guide::cli
 /// [operations.md]: crate::guide::operations
+/// [workers.md]: crate::guide::workers
 #[doc = include_str!("../docs/guide/console.md")]
 pub mod console {}
 

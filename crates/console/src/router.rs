@@ -11,7 +11,7 @@ use axum::routing::{get, post};
 use mcp_task_store::{Agenda, StorageBackend, StoreConfig, TaskStore};
 use tokio::sync::Semaphore;
 
-use crate::pages::{overview, owners, task, tasks};
+use crate::pages::{overview, owners, task, tasks, workers};
 use crate::security::sessions::Sessions;
 use crate::security::{Access, guard, headers, login};
 use crate::snapshot::keeper::Keeper;
@@ -87,6 +87,7 @@ impl Console {
             .route("/tasks", get(tasks::show))
             .route("/task", get(task::show))
             .route("/owners", get(owners::show))
+            .route("/workers", get(workers::show))
             .route("/logout", post(login::sign_out))
             .fallback(crate::pages::not_found)
             .layer(from_fn_with_state(Arc::clone(&shared), guard::guard))

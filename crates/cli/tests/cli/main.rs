@@ -17,5 +17,6 @@ mod terminal;
 #[cfg(feature = "redis-tests")]
 mod topologies;
 mod watching;
+mod workers;
 
 mod support;

@@ -11,6 +11,7 @@ use mcp_task_store::{StorageBackend, StorageError, TaskKey};
 use crate::frame::{Frame, query};
 use crate::layout::{self, Section};
 use crate::router::{Shared, Store};
+use crate::snapshot::Workers;
 use crate::snapshot::activity::{MINUTES, Minute};
 use crate::snapshot::query::{Counts, MAX_TOOLS, Totals};
 use crate::text;
@@ -25,7 +26,7 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>, frame: Frame) -> Mar
         (layout::failure(&tasks))
         (statuses(&frame, &totals.all))
         div.columns {
-            section { h2 { "Needs attention" } (attention(&frame, &totals, now)) }
+            section { h2 { "Needs attention" } (attention(&frame, &totals, tasks.workers, now)) }
             section { h2 { "Engine" } (engine(&health)) }
         }
         section { h2 { "The last hour" } (activity(&minutes, tasks.since, now)) }
@@ -65,12 +66,20 @@ fn statuses(frame: &Frame, counts: &Counts) -> Markup {
     }
 }
 
-fn attention(frame: &Frame, totals: &Totals, now: DateTime<Utc>) -> Markup {
+fn attention(frame: &Frame, totals: &Totals, workers: Option<Workers>, now: DateTime<Utc>) -> Markup {
     let link = |only: &str| frame.base.link(&format!("/tasks?only={only}"));
     html! {
         dl {
             div { dt { "Dead tasks" } dd { a href=(link("dead")) { (text::with_commas(totals.all.dead)) } " whose attempts are used up" } }
             div { dt { "Stuck tasks" } dd { a href=(link("stuck")) { (text::with_commas(totals.all.stuck)) } " that nobody works on" } }
+            div { dt { "Workers" } dd {
+                a href=(frame.base.link("/workers")) {
+                    @match workers {
+                        Some(workers) => { (text::with_commas(workers.running)) " running, " (text::with_commas(workers.lost)) " lost" }
+                        None => "not counted yet",
+                    }
+                }
+            } }
             div { dt { "Lost workers" } dd { (text::count(totals.lost, "task")) " lost a worker in the last hour" } }
             div { dt { "Oldest open task" } dd {
                 @match &totals.oldest_open {
@@ -100,6 +109,7 @@ fn activity(minutes: &[Minute], since: DateTime<Utc>, now: DateTime<Utc>) -> Mar
     html! {
         div.charts {
             (chart("created", "Created", &counts(|minute| minute.created), now))
+            (chart("started", "Started", &counts(|minute| minute.started), now))
             (chart("completed", "Completed", &counts(|minute| minute.completed), now))
             (chart("failed", "Failed", &counts(|minute| minute.failed), now))
         }

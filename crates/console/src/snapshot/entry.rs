@@ -16,6 +16,8 @@ pub(crate) struct Entry {
     pub(crate) changed_at: DateTime<Utc>,
     pub(crate) is_stuck: bool,
     pub(crate) is_dead: bool,
+    /// When the first attempt began, if the history still has the event.
+    pub(crate) started_at: Option<DateTime<Utc>>,
     /// When the task last lost its worker.
     pub(crate) lost_at: Option<DateTime<Utc>>,
     pub(super) read_at: Instant,
@@ -26,6 +28,7 @@ pub(crate) struct Entry {
 impl Entry {
     pub(super) fn new(stored: &StoredTask, now: DateTime<Utc>, pass: u64) -> Self {
         let task = &stored.task;
+        let started = task.history.iter().find(|event| event.kind == EventKind::Started);
         let lost = task.history.iter().rev().find(|event| event.kind == EventKind::LeaseLost);
         Self {
             status: task.status,
@@ -34,6 +37,7 @@ impl Entry {
             changed_at: task.last_updated_at,
             is_stuck: TaskFilter::new().stuck().matches(stored, now),
             is_dead: TaskFilter::new().dead().matches(stored, now),
+            started_at: started.map(|event| event.at),
             lost_at: lost.map(|event| event.at),
             read_at: Instant::now(),
             pass,

@@ -39,8 +39,18 @@ pub(crate) struct Tasks {
     /// The tasks that found no place in the snapshot.
     pub(crate) left_out: Counted,
     max_tasks: usize,
+    /// The workers at the last read; `None` before it.
+    pub(crate) workers: Option<Workers>,
     /// Why the last read failed.
     pub(crate) failure: Option<String>,
+}
+
+/// How many workers have announced themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Workers {
+    pub(crate) running: u64,
+    /// Those that have stopped without a shutdown within the last hour.
+    pub(crate) lost: u64,
 }
 
 /// Something that each pass counts anew.
@@ -62,6 +72,7 @@ impl Snapshot {
             unreadable: Counted::default(),
             left_out: Counted::default(),
             max_tasks,
+            workers: None,
             failure: None,
         }))
     }

@@ -5,5 +5,6 @@ mod freshness;
 mod hostile;
 mod pages;
 mod scale;
+mod workers;
 
 mod support;
