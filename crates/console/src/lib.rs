@@ -26,8 +26,10 @@
 //! ```
 
 mod frame;
+mod health;
 mod json;
 mod layout;
+mod metrics;
 mod pages;
 mod router;
 mod security;

@@ -11,6 +11,8 @@ use axum::routing::{get, post};
 use mcp_task_store::{Agenda, StorageBackend, StoreConfig, TaskStore};
 use tokio::sync::Semaphore;
 
+use crate::health::{self, LastHealth};
+use crate::metrics::{self, Render};
 use crate::pages::{overview, owners, task, tasks, workers};
 use crate::security::sessions::Sessions;
 use crate::security::{Access, guard, headers, login};
@@ -28,6 +30,7 @@ pub struct Console {
     backend: Arc<dyn Agenda>,
     access: Access,
     scan_rate: u32,
+    render: Option<Render>,
 }
 
 /// What all requests share.
@@ -38,15 +41,18 @@ pub(crate) struct Shared {
     pub(crate) sessions: Sessions,
     /// Lets one login at a time verify a password.
     pub(crate) logins: Arc<Semaphore>,
+    pub(crate) health: LastHealth,
+    pub(crate) render: Option<Render>,
     _keeper: Keeper,
 }
 
 impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { backend: _, access, scan_rate } = self;
+        let Self { backend: _, access, scan_rate, render } = self;
         f.debug_struct("Console")
             .field("access", access)
             .field("scan_rate", scan_rate)
+            .field("metrics", &render.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -54,13 +60,22 @@ impl fmt::Debug for Console {
 impl Console {
     /// Returns a console for the tasks of this engine, which only the visitors of `access` see.
     pub fn new(backend: Arc<dyn Agenda>, access: Access) -> Self {
-        Self { backend, access, scan_rate: DEFAULT_RATE }
+        Self { backend, access, scan_rate: DEFAULT_RATE, render: None }
     }
 
     /// Sets how many records the console reads a second at most for its lists and counts; 5,000 by default, at least 2. Half of
     /// them are open tasks that it reads again. It stops for ten seconds after it has read all tasks.
     pub fn scan_rate(mut self, records_per_second: u32) -> Self {
         self.scan_rate = records_per_second.max(2);
+        self
+    }
+
+    /// Adds what the process records to `/metrics`: the text of its recorder, in the format of Prometheus. By default `/metrics` has only
+    /// the gauges of the store.
+    ///
+    /// With `metrics-exporter-prometheus`, pass `move || handle.render()` with the `PrometheusHandle` of the recorder.
+    pub fn metrics(mut self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.render = Some(Arc::new(render));
         self
     }
 
@@ -81,6 +96,8 @@ impl Console {
             access: self.access,
             sessions: Sessions::default(),
             logins: Arc::new(Semaphore::new(1)),
+            health: LastHealth::default(),
+            render: self.render,
         });
         Router::new()
             .route("/", get(overview::show))
@@ -88,11 +105,13 @@ impl Console {
             .route("/task", get(task::show))
             .route("/owners", get(owners::show))
             .route("/workers", get(workers::show))
+            .route("/metrics", get(metrics::show))
             .route("/logout", post(login::sign_out))
             .fallback(crate::pages::not_found)
             .layer(from_fn_with_state(Arc::clone(&shared), guard::guard))
             // Everybody may see what the login page needs.
             .route("/login", get(login::redirect).post(login::sign_in))
+            .route("/healthz", get(health::answer))
             .route("/style.css", get(style))
             .route("/icon.svg", get(icon))
             .layer(from_fn(headers::set))

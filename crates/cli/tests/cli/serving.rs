@@ -9,7 +9,7 @@ use rstest_reuse::apply;
 use crate::support::{Ended, Engine, command, on_every_engine};
 
 /// A console that runs. Dropping it ends it.
-struct Serving {
+pub struct Serving {
     child: Child,
     address: String,
     /// What it printed until it was ready.
@@ -17,7 +17,7 @@ struct Serving {
 }
 
 impl Serving {
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (mut said, mut lines) = (String::new(), BufReader::new(child.stderr.take().unwrap()));
         while !said.contains("Ctrl-C ends it") {
@@ -29,7 +29,7 @@ impl Serving {
     }
 
     /// Requests a page. Returns the answer with its head.
-    fn get(&self, path: &str, header: &str) -> String {
+    pub fn get(&self, path: &str, header: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let address = &self.address;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{header}\r\n")
@@ -56,6 +56,10 @@ async fn serve_shows_the_tasks_of_the_store_until_it_is_interrupted(#[case] engi
     assert!(!serving.said.contains("other machines"), "{}", serving.said);
     let page = serving.get(&format!("/task?owner=alice&id={}", task.key.task), "");
     assert!(page.starts_with("HTTP/1.1 200") && page.contains("render"), "{page}");
+    let metrics = serving.get("/metrics", "");
+    assert!(metrics.contains("mcp_engine_call_seconds_bucket{call=\"get\""), "{metrics}");
+    assert!(metrics.contains("mcp_store_snapshot_age_seconds"), "{metrics}");
+    assert!(serving.get("/healthz", "").ends_with("ok\n"));
     let interrupt = Command::new("kill").args(["-INT", &serving.child.id().to_string()]).status().unwrap();
     assert!(interrupt.success());
     assert!(serving.child.wait().unwrap().success());

@@ -1,23 +1,24 @@
 //! The overview: counts, the last hour, and what needs an operator.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::State;
 use chrono::{DateTime, TimeDelta, Utc};
 use maud::{Markup, html};
-use mcp_task_store::{StorageBackend, StorageError, TaskKey};
+use mcp_task_store::{StorageBackend, StorageError};
 
 use crate::frame::{Frame, query};
+use crate::health;
 use crate::layout::{self, Section};
-use crate::router::{Shared, Store};
+use crate::router::Shared;
 use crate::snapshot::Workers;
 use crate::snapshot::activity::{MINUTES, Minute};
 use crate::snapshot::query::{Counts, MAX_TOOLS, Totals};
 use crate::text;
 
 pub(crate) async fn show(State(shared): State<Arc<Shared>>, frame: Frame) -> Markup {
-    let health = health(&shared.store).await;
+    let health = health::read(&shared.store).await;
     let now = shared.store.backend().now();
     let minutes = shared.snapshot.write().activity.until(now);
     let tasks = shared.snapshot.read();
@@ -33,16 +34,6 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>, frame: Frame) -> Mar
         section { h2 { "Tools" } (tools(&frame, &totals)) }
     };
     layout::page(&frame, Some(Section::Overview), "Overview", Some(layout::as_of(&tasks)), body)
-}
-
-/// Reads a record that does not exist. Returns how long the answer took.
-async fn health(store: &Store) -> Result<Duration, StorageError> {
-    let key = TaskKey::new("mcp-task-console", "health")?;
-    let begun = Instant::now();
-    match store.backend().get(&key).await {
-        Ok(_) | Err(StorageError::NotFound { .. }) => Ok(begun.elapsed()),
-        Err(error) => Err(error),
-    }
 }
 
 fn statuses(frame: &Frame, counts: &Counts) -> Markup {

@@ -1,7 +1,7 @@
 //! What the snapshot keeps of a task.
 
 use chrono::{DateTime, Utc};
-use mcp_task_store::{EventKind, StoredTask, TaskFilter, TaskStatus};
+use mcp_task_store::{EventKind, StoredTask, Task, TaskFilter, TaskStatus};
 use tokio::time::Instant;
 
 /// How many characters of the name of a tool the snapshot keeps.
@@ -18,6 +18,8 @@ pub(crate) struct Entry {
     pub(crate) is_dead: bool,
     /// When the first attempt began, if the history still has the event.
     pub(crate) started_at: Option<DateTime<Utc>>,
+    /// Since when the task could be claimed, if it waits for a worker.
+    pub(crate) queued_since: Option<DateTime<Utc>>,
     /// When the task last lost its worker.
     pub(crate) lost_at: Option<DateTime<Utc>>,
     pub(super) read_at: Instant,
@@ -38,6 +40,7 @@ impl Entry {
             is_stuck: TaskFilter::new().stuck().matches(stored, now),
             is_dead: TaskFilter::new().dead().matches(stored, now),
             started_at: started.map(|event| event.at),
+            queued_since: queued_since(task, now),
             lost_at: lost.map(|event| event.at),
             read_at: Instant::now(),
             pass,
@@ -53,6 +56,12 @@ impl Entry {
     pub(crate) fn is_open(&self) -> bool {
         !self.status.is_terminal()
     }
+}
+
+/// Returns since when a task that waits for a worker could be claimed. Without a holder, the deadline of the lease is the earliest start.
+fn queued_since(task: &Task, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let waiting = task.lease.as_ref().filter(|lease| lease.holder.is_none() && !task.status.is_terminal());
+    waiting.map(|lease| lease.deadline).filter(|start| *start <= now)
 }
 
 /// Returns the name of a tool as the snapshot keeps it.

@@ -3,6 +3,7 @@
 mod admission;
 mod freshness;
 mod hostile;
+mod monitoring;
 mod pages;
 mod scale;
 mod workers;
