@@ -53,6 +53,7 @@ pub mod encryption {}
 /// [scale.md]: crate::guide::scale
 /// [guide/rmcp.md]: crate::guide::rmcp
 /// [guide/workers.md]: crate::guide::workers
+/// [guide/console.md]: crate::guide::console
 /// [guide/encryption.md]: crate::guide::encryption
 #[cfg_attr(
     any(not(doctest), all(feature = "redis-cluster", feature = "redis-sentinel")),
