@@ -131,7 +131,7 @@ mod tests {
         let snapshot = Snapshot::new(store.backend().now(), 1_000);
         let owner = OwnerId::try_from("alice-of-the-metrics").unwrap();
         for number in 0..MAX_TOOLS + 20 {
-            let tool = format!("tool \"{number}\"\n} 1\nfake 1");
+            let tool = format!("tool \"{number}\"\n}} 1\nfake 1");
             let new = NewTask::new("tools/call").operation(tool);
             let stored = store.create(&owner, new).await.unwrap();
             snapshot.write().record(&stored, store.backend().now());
