@@ -125,6 +125,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// List the owners that have tasks
     Owners(OwnersArgs),
+    /// List the workers that run tasks, and those that were lost within the last hour
+    Workers(WorkersArgs),
     /// List tasks
     List(ListArgs),
     /// Show one task: its state, lease, questions, arguments and result
@@ -302,6 +304,15 @@ pub struct DoctorArgs {
 #[derive(Args)]
 pub struct OwnersArgs {
     /// How many owners to list at most
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub limit: usize,
+    #[command(flatten)]
+    pub form: FormArgs,
+}
+
+#[derive(Args)]
+pub struct WorkersArgs {
+    /// How many workers to list at most
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     pub limit: usize,
     #[command(flatten)]

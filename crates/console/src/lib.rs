@@ -28,9 +28,11 @@
 
 mod actions;
 mod frame;
+mod health;
 mod json;
 mod layout;
 mod live;
+mod metrics;
 pub mod operator;
 mod pages;
 mod router;

@@ -8,6 +8,8 @@ mod doctor_redis;
 mod doctor_sqlite;
 mod hostile;
 mod looking;
+#[cfg(feature = "redis-tests")]
+mod monitoring;
 mod moving;
 mod opening;
 mod output;
@@ -17,5 +19,6 @@ mod terminal;
 #[cfg(feature = "redis-tests")]
 mod topologies;
 mod watching;
+mod workers;
 
 mod support;

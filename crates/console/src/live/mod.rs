@@ -69,9 +69,7 @@ async fn events(
     if !is_same_origin(&headers, &uri) {
         return (StatusCode::FORBIDDEN, "the request was sent by another site").into_response();
     }
-    let page =
-        page.parse::<Uri>().ok().filter(|page| PAGES.contains(&page.path()) && page.authority().is_none());
-    let Some(inner) = page else {
+    let Some(inner) = page.parse::<Uri>().ok().filter(|page| page.authority().is_none()) else {
         return (StatusCode::NOT_FOUND, "there is no live page at this address").into_response();
     };
     let Some(slot) = shared.streams.open(&frame.visitor) else {

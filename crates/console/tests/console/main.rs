@@ -5,8 +5,10 @@ mod admission;
 mod freshness;
 mod hostile;
 mod live;
+mod monitoring;
 mod pages;
 mod scale;
 mod tenants;
+mod workers;
 
 mod support;
