@@ -37,6 +37,8 @@ use crate::store::{NewTask, TaskError, TaskStore};
 /// background task starts with the manager. If the manager was created outside of a Tokio runtime, or if that runtime
 /// has ended, the background task starts with the next call. All methods need a Tokio runtime.
 ///
+/// A manager that has an operation announces itself to operators, who list it with [`TaskStore::workers`].
+///
 /// Clones are cheap and share one manager.
 ///
 /// # Examples

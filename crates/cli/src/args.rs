@@ -79,6 +79,10 @@ both keys. Once rotate ends with no record encrypted and none left as it is, rem
 
 Ctrl-C stops between two pages; the command then prints how to continue.";
 
+const SERVE_HELP: &str = "\
+/metrics has the metrics of the store for Prometheus, for the same visitors as the pages. /healthz needs no access: it answers 200 if \
+the engine answers, and 503 if not.";
+
 #[derive(Parser)]
 #[command(name = "mcp-tasks", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 #[command(disable_help_subcommand = true, max_term_width = 110)]
@@ -159,6 +163,7 @@ pub enum Command {
     #[command(after_help = ROTATE_HELP)]
     Rotate(RotateArgs),
     /// Serve the console for the browser. It shows tasks, and changes them only with --allow-actions
+    #[command(after_help = SERVE_HELP)]
     Serve(ServeArgs),
     /// Print the completions for a shell
     Completions {

@@ -27,8 +27,10 @@ async fn workers_lists_the_workers_with_what_they_run_and_those_that_were_lost(#
     let store = engine.open().await;
     let none = store.run(&["workers"]);
     assert!(none.out.is_empty() && none.err.contains("no worker has announced itself"), "{none:?}");
-    announce(&store, "0f1b2c3d-aaaa", 5, json!({})).await;
-    announce(&store, "7e57ab1e-bbbb", 60, json!({ "host": "a\u{1b}[2K", "tasks": [], "taskCount": 0 })).await;
+    // It stays alive for longer than the test.
+    announce(&store, "0f1b2c3d-aaaa", 130, json!({ "periodMs": 600_000 })).await;
+    announce(&store, "7e57ab1e-bbbb", 400, json!({ "host": "a\u{1b}[2K", "tasks": [], "taskCount": 0 }))
+        .await;
     announce(&store, "later", 60, json!({ "tasks": "many" })).await;
 
     let shown = store.run(&["workers"]);
@@ -37,9 +39,9 @@ async fn workers_lists_the_workers_with_what_they_run_and_those_that_were_lost(#
         lines,
         [
             vec!["HOLDER", "STATE", "HOST", "PROCESS", "VERSION", "RUNS", "STARTED", "SEEN", "TASKS"],
-            vec!["7e57ab1e", "lost", r"a\u{1b}[2K", "4711", "0.1.0", "0/8", "2h", "60s"],
+            vec!["7e57ab1e", "lost", r"a\u{1b}[2K", "4711", "0.1.0", "0/8", "2h", "6m"],
             vec![
-                "0f1b2c3d", "running", "build-7", "4711", "0.1.0", "3/8", "2h", "5s", "alice:t1", "and", "2",
+                "0f1b2c3d", "running", "build-7", "4711", "0.1.0", "3/8", "2h", "2m", "alice:t1", "and", "2",
                 "more"
             ],
         ]

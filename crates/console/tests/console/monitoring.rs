@@ -33,7 +33,7 @@ async fn metrics_has_the_gauges_of_the_store_and_what_the_process_records(#[case
     store.tasks.enqueue(&owner("bob"), later).await.unwrap();
     let old = json!({ "createdAt": store.ago(7_300), "lastUpdatedAt": store.ago(7_300) });
     store.put("carol", "unnamed", old).await;
-    announce(&store, "alive", 5, json!({})).await;
+    announce(&store, "alive", 5, json!({ "periodMs": 600_000 })).await;
     announce(&store, "lost", 60, json!({})).await;
     let recorded = || "my_process_total 7\n".to_owned();
     let console = Console::new(store.backend(), Access::loopback()).scan_rate(1_000_000);

@@ -30,7 +30,9 @@ async fn the_page_shows_each_worker_with_what_it_runs_and_the_overview_counts_th
     let store = engine.open().await;
     let task = store.running("alice", "render").await;
     let tasks = json!([{ "owner": "alice", "taskId": task.key.task, "attempt": 1 }]);
-    announce(&store, "0f1b2c3d-aaaa", 5, json!({ "tasks": tasks, "taskCount": 9 })).await;
+    // It stays alive for longer than the test.
+    let alive = json!({ "tasks": tasks, "taskCount": 9, "periodMs": 600_000 });
+    announce(&store, "0f1b2c3d-aaaa", 5, alive).await;
     announce(&store, "7e57ab1e-bbbb", 60, json!({ "host": "<b>\u{202e}", "operationCount": 40 })).await;
     announce(&store, "later", 60, json!({ "tasks": "many" })).await;
     let browser = store.browse().await;
