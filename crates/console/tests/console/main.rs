@@ -2,6 +2,7 @@
 
 mod actions;
 mod admission;
+mod answers;
 mod freshness;
 mod hostile;
 mod live;
