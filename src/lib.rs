@@ -97,6 +97,7 @@ mod redis;
 mod rmcp;
 #[cfg(feature = "redis")]
 mod scripts;
+mod spans;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;

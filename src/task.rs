@@ -98,6 +98,10 @@ pub struct Lease {
     /// holder, and in records of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
+    /// With the feature `otel`: the `traceparent` of the span of the attempt, or, without a holder, of the last attempt. The span of
+    /// the next attempt links to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// Fields of later versions of this crate. Writes keep them while the same attempt holds the lease. The next
     /// lease of the task starts without them.
     #[serde(flatten)]
@@ -281,7 +285,8 @@ pub struct Task {
     /// What the task keeps of the request that created it, for example the tenant or the locale. It never changes.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extensions: Map<String, Value>,
-    /// The `traceparent` of the request that created the task (W3C Trace Context).
+    /// The `traceparent` of the request that created the task (W3C Trace Context). With the feature `otel`: of the span in which the
+    /// task was created, if it is exported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     /// The id of the pointer of a unique task: the hash of its key.

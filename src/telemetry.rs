@@ -67,3 +67,19 @@ pub(crate) async fn timed<T>(
     timer.answered(&answer);
     answer
 }
+
+/// Returns the kind of an error of an engine, as metrics and traces name it.
+#[cfg(any(feature = "metrics", all(feature = "otel", any(feature = "redis", feature = "sqlite"))))]
+pub(crate) fn outcome(error: &StorageError) -> &'static str {
+    match error {
+        StorageError::VersionConflict { .. } => "conflict",
+        StorageError::NotFound { .. } => "not_found",
+        StorageError::CapacityExceeded { .. } => "full",
+        StorageError::TooLarge { .. } => "too_large",
+        StorageError::Corrupt { .. } => "corrupt",
+        StorageError::Denied { .. } => "denied",
+        StorageError::TooFewReplicas { .. } => "too_few_replicas",
+        StorageError::Unavailable { .. } => "unavailable",
+        _ => "error",
+    }
+}

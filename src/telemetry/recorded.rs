@@ -12,8 +12,8 @@ use futures_core::stream::BoxStream;
 use metrics::{SharedString, counter, gauge, histogram};
 use once_cell::sync::Lazy;
 
-use super::EngineCall;
 use super::table::{self, METRICS, Metric, MetricKind};
+use super::{EngineCall, outcome};
 use crate::backend::StorageError;
 #[cfg(feature = "rmcp")]
 use crate::task::TaskStatus;
@@ -214,20 +214,6 @@ impl Drop for CallTimer {
     fn drop(&mut self) {
         let labels = [("call", self.call.as_str()), ("outcome", self.outcome)];
         histogram!(table::ENGINE_CALL.name, &labels).record(self.started.elapsed().as_secs_f64());
-    }
-}
-
-fn outcome(error: &StorageError) -> &'static str {
-    match error {
-        StorageError::VersionConflict { .. } => "conflict",
-        StorageError::NotFound { .. } => "not_found",
-        StorageError::CapacityExceeded { .. } => "full",
-        StorageError::TooLarge { .. } => "too_large",
-        StorageError::Corrupt { .. } => "corrupt",
-        StorageError::Denied { .. } => "denied",
-        StorageError::TooFewReplicas { .. } => "too_few_replicas",
-        StorageError::Unavailable { .. } => "unavailable",
-        _ => "error",
     }
 }
 
