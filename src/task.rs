@@ -431,7 +431,7 @@ mod tests {
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
             "maxAttempts": 5, "retry": {"firstMs": 1_000, "maxMs": 60_000, "jittered": true, "by": "b"}, "gaveUpAfter": 5, "requeuedFrom": "t0",
-            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "delayMs": 250, "zone": "b"},
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "delayMs": 250, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "zone": "b"},
             "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
             "cancelRequested": true, "variables": {"n": 1}, "extensions": {"tenant": "acme"},
             "traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
@@ -455,6 +455,7 @@ mod tests {
             duration_ms: 30_000,
             deadline: at(30),
             delay_ms: None,
+            traceparent: None,
             extra: Map::new(),
         };
         let held = lease(Some("somebody".to_owned()));

@@ -88,7 +88,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// [`TaskStore::start_unique`].
     pub(super) async fn call(
         &self,
-        caller: &Span,
+        caller: Span,
         owner: &OwnerId,
         new: NewTask,
         limits: CallLimits,
@@ -97,7 +97,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     ) -> Result<CallAnswer, TaskError> {
         if let Some(key) = operation.key().cloned() {
             // Boxed, because most calls have no key, and this future has kilobytes.
-            return Box::pin(self.call_unique(caller, owner, new, &key, limits, operation)).await;
+            return Box::pin(self.call_unique(&caller, owner, new, &key, limits, operation)).await;
         }
         let answered = self.begin_call(caller, owner, new, limits, stop, operation)?;
         // A run always answers, unless its Tokio runtime ends.
@@ -106,7 +106,7 @@ impl<B: Agenda> DurableTaskManager<B> {
 
     fn begin_call(
         &self,
-        caller: &Span,
+        caller: Span,
         owner: &OwnerId,
         mut new: NewTask,
         limits: CallLimits,

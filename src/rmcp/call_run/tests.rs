@@ -67,7 +67,7 @@ where
 {
     let new = NewTask::new("tools/call").operation("test");
     let operation = |context| -> TaskFuture { Box::pin(operation(context)) };
-    manager.call(&tracing::Span::current(), &alice(), new, limits, StopRequest::new().1, operation).await
+    manager.call(Span::current(), &alice(), new, limits, StopRequest::new().1, operation).await
 }
 
 fn text(result: &CallToolResult) -> serde_json::Value {
@@ -177,16 +177,13 @@ async fn options_that_the_store_does_not_accept_are_refused_before_the_operation
         NewTask::new("tools/call").status_message("x".repeat(100_000)),
     ] {
         let operation = |_| -> TaskFuture { panic!("the operation has started") };
-        refused(
-            one.call(&tracing::Span::current(), &alice(), new, limits(), StopRequest::new().1, operation)
-                .await,
-        );
+        refused(one.call(Span::current(), &alice(), new, limits(), StopRequest::new().1, operation).await);
     }
     let reserved = OwnerId::try_from("\0mcp/alice").unwrap();
     let operation = |_| -> TaskFuture { panic!("the operation has started") };
     refused(
         one.call(
-            &tracing::Span::current(),
+            Span::current(),
             &reserved,
             NewTask::new("tools/call"),
             limits(),
@@ -464,20 +461,14 @@ async fn an_operation_that_is_asked_to_stop_before_its_task_is_stored_leaves_not
         let limits = CallLimits { answer_within: if is_down { after / 5 } else { HOUR }, ..limits() };
         let (owner, (stop, signal)) = (alice(), StopRequest::new());
         let new = NewTask::new("tools/call").operation("test");
-        let stops = one.call(
-            &tracing::Span::current(),
-            &owner,
-            new,
-            limits,
-            signal,
-            |task: TaskContext| -> TaskFuture {
+        let stops =
+            one.call(Span::current(), &owner, new, limits, signal, |task: TaskContext| -> TaskFuture {
                 Box::pin(async move {
                     task.cancelled().await;
                     assert!(task.is_cancel_requested());
                     Err(TaskExit::Cancelled)
                 })
-            },
-        );
+            });
         let begun = Instant::now();
         let asks = async {
             sleep(after).await;
@@ -497,19 +488,12 @@ async fn an_operation_whose_call_has_its_answer_is_not_asked_to_stop() {
     let (_spy, one) = manager();
     let (owner, (stop, signal)) = (alice(), StopRequest::new());
     let new = NewTask::new("tools/call").operation("test");
-    let waits = one.call(
-        &tracing::Span::current(),
-        &owner,
-        new,
-        limits(),
-        signal,
-        |task: TaskContext| -> TaskFuture {
-            Box::pin(async move {
-                let stopped = timeout(Duration::from_secs(5), task.cancelled()).await.is_ok();
-                said(if stopped || task.is_cancel_requested() { "stopped" } else { "done" })
-            })
-        },
-    );
+    let waits = one.call(Span::current(), &owner, new, limits(), signal, |task: TaskContext| -> TaskFuture {
+        Box::pin(async move {
+            let stopped = timeout(Duration::from_secs(5), task.cancelled()).await.is_ok();
+            said(if stopped || task.is_cancel_requested() { "stopped" } else { "done" })
+        })
+    });
     let task = stored(waits.await);
     drop(stop);
     assert_eq!(output(&one.store().wait(&task.key).await.unwrap()), "done");

@@ -75,7 +75,7 @@ async fn answer_in_span<B: Agenda>(
     let answered = async {
         tokio::select! {
             biased;
-            answer = tasks.call(caller, &owner, new, config.call_limits(), signal, operation) => answer,
+            answer = tasks.call(caller.clone(), &owner, new, config.call_limits(), signal, operation) => answer,
             never = stop_if_cancelled(&stop, tool, context) => match never {},
         }
     };
