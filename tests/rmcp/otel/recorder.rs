@@ -7,6 +7,7 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry};
 
@@ -34,7 +35,9 @@ impl Recorder {
         ask_every_subscriber();
         let exported = Exporter::default();
         let provider = SdkTracerProvider::builder().with_simple_exporter(exported.clone()).build();
-        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_filter(level);
+        // The SDK has one span for each connection, which would put all calls of a connection in one trace.
+        let filter = Targets::new().with_default(level).with_target("rmcp::service", LevelFilter::OFF);
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_filter(filter);
         let _guard = tracing::subscriber::set_default(Registry::default().with(layer));
         Self { exported, _provider: provider, _guard }
     }
