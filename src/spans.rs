@@ -32,6 +32,7 @@ macro_rules! engine_span {
 pub(crate) use engine_span;
 
 /// A task as a message from the process that enqueues it to the process that runs it.
+#[cfg_attr(not(feature = "otel"), expect(dead_code, reason = "only a trace shows it"))]
 pub(crate) struct Message<'a> {
     /// The id; `None` while the task has none.
     pub(crate) task: Option<&'a TaskId>,

@@ -111,6 +111,7 @@ impl<B> Attempt<B> {
         }
     }
 
+    #[cfg(feature = "rmcp")]
     pub(super) fn traceparent(&self) -> Option<String> {
         self.traceparent.get().cloned()
     }
