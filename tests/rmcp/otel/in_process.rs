@@ -1,9 +1,13 @@
 //! Parents, links and errors of the spans of one process.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use mcp_task_store::{
-    NewTask, OwnerSource, StorageError, TaskContext, TaskServer, TaskServerConfig, TaskStore, TaskTools,
+    Agenda, Expiry, NewTask, OwnerSource, PutOptions, StorageError, TaskContext, TaskServer,
+    TaskServerConfig, TaskStore, TaskTools,
 };
 use opentelemetry::trace::{SpanId, SpanKind};
 use rmcp::ErrorData;
@@ -17,6 +21,7 @@ use tracing::{Instrument, info_span};
 
 use super::recorder::{Recorder, error, id, links};
 use super::{TRACE, TRACEPARENT};
+use crate::support::intercept::{Call, Hooks, Reply};
 use crate::support::rmcp::*;
 use crate::support::{Engine, on_every_engine};
 use crate::task_server::raw::{Kind, RawClient};
@@ -203,4 +208,64 @@ async fn a_call_that_no_server_answers_is_an_error_of_the_engine() {
     assert!(matches!(get, Err(StorageError::Unavailable { .. })), "{get:?}");
     let get = recorder.one(&format!("get 127.0.0.1:{}", server.port));
     assert_eq!(error(&get).as_deref(), Some("unavailable"));
+}
+
+#[tokio::test]
+async fn the_background_tasks_have_traces_of_their_own_and_end_the_span_of_each_round() {
+    let recorder = Recorder::start(LevelFilter::DEBUG);
+    let request = info_span!("request");
+    let begin = async {
+        let tasks = manager(&Engine::Memory.open().await.backend, LONG);
+        tasks.register("render", |_: TaskContext, _: Value| -> TaskFuture {
+            Box::pin(async { Ok(text("")) })
+        });
+        let task = tasks.enqueue(&alice(), "render", Value::Null, resume()).await.unwrap().task_id;
+        ended(&tasks, &task).await;
+        tasks
+    };
+    let _tasks = begin.instrument(request.clone()).await;
+    drop(request);
+    let has_ended = |name| !recorder.named(name).is_empty();
+    until(|| ["request", "work", "keeper"].into_iter().all(has_ended)).await;
+    for round in ["work", "keeper"].map(|name| recorder.named(name)).concat() {
+        assert_eq!(round.parent_span_id, SpanId::INVALID, "{round:?}");
+    }
+}
+
+/// An engine on which another process writes the record between the next read and the next write.
+struct Forestalled {
+    memory: Arc<dyn Agenda>,
+    is_armed: AtomicBool,
+}
+
+#[async_trait]
+impl Hooks for Forestalled {
+    fn engine(&self) -> Arc<dyn Agenda> {
+        Arc::clone(&self.memory)
+    }
+
+    async fn call(&self, call: Call) -> Result<Reply, StorageError> {
+        if let Call::PutIfVersion { key, expected, .. } = &call
+            && self.is_armed.swap(false, Ordering::AcqRel)
+        {
+            let record = self.memory.get(key).await?;
+            self.memory.put_if_version(key, record.data, PutOptions::new(Expiry::Keep), *expected).await?;
+        }
+        call.send(&*self.memory).await
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_another_process_forestalls_is_no_attempt() {
+    let recorder = Recorder::start(LevelFilter::INFO);
+    let memory = Engine::Memory.open().await.backend.clone();
+    let engine = Intercept::new(Forestalled { memory, is_armed: AtomicBool::new(false) });
+    let tasks = manager(&engine.agenda(), LONG);
+    let task = tasks.enqueue(&alice(), "render", Value::Null, resume()).await.unwrap().task_id;
+    engine.is_armed.store(true, Ordering::Release);
+    tasks.register("render", |_: TaskContext, _: Value| -> TaskFuture { Box::pin(async { Ok(text("")) }) });
+    ended(&tasks, &task).await;
+    tasks.shutdown().await;
+    let (claim, attempt) = (recorder.one("claim"), recorder.one("process render"));
+    assert_eq!(claim.parent_span_id, attempt.parent_span_id);
 }
