@@ -15,6 +15,8 @@
 //! ```
 
 // Call sites have no `cfg`: without the feature, the functions do nothing.
+#[cfg(any(feature = "metrics", all(feature = "otel", any(feature = "redis", feature = "sqlite"))))]
+mod outcome;
 #[cfg(feature = "metrics")]
 mod recorded;
 #[cfg(not(feature = "metrics"))]
@@ -22,6 +24,8 @@ mod silent;
 #[cfg(feature = "metrics")]
 mod table;
 
+#[cfg(any(feature = "metrics", all(feature = "otel", any(feature = "redis", feature = "sqlite"))))]
+pub(crate) use outcome::Outcome;
 #[cfg(all(feature = "metrics", any(feature = "redis", feature = "sqlite")))]
 pub(crate) use recorded::batch;
 #[cfg(all(feature = "metrics", feature = "rmcp"))]
@@ -66,20 +70,4 @@ pub(crate) async fn timed<T>(
     let answer = answer.await;
     timer.answered(&answer);
     answer
-}
-
-/// Returns the kind of an error of an engine, as metrics and traces name it.
-#[cfg(any(feature = "metrics", all(feature = "otel", any(feature = "redis", feature = "sqlite"))))]
-pub(crate) fn outcome(error: &StorageError) -> &'static str {
-    match error {
-        StorageError::VersionConflict { .. } => "conflict",
-        StorageError::NotFound { .. } => "not_found",
-        StorageError::CapacityExceeded { .. } => "full",
-        StorageError::TooLarge { .. } => "too_large",
-        StorageError::Corrupt { .. } => "corrupt",
-        StorageError::Denied { .. } => "denied",
-        StorageError::TooFewReplicas { .. } => "too_few_replicas",
-        StorageError::Unavailable { .. } => "unavailable",
-        _ => "error",
-    }
 }

@@ -9,6 +9,8 @@ use super::Message;
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 use crate::backend::StorageError;
 use crate::task::traceparent;
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+use crate::telemetry::Outcome;
 
 /// The value of `messaging.system`.
 const SYSTEM: &str = "mcp_task_store";
@@ -65,15 +67,9 @@ pub(crate) fn engine_call(span: &Span, database: &Database) {
 /// Marks the span of a call that has failed. A record that does not exist, a conflict and a full quota are answers.
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 pub(crate) fn engine_answered<T>(span: &Span, answer: &Result<T, StorageError>) {
-    let Err(error) = answer else { return };
-    let is_answer = matches!(
-        error,
-        StorageError::NotFound { .. }
-            | StorageError::VersionConflict { .. }
-            | StorageError::CapacityExceeded { .. }
-    );
-    if !is_answer {
-        failed(span, &crate::telemetry::outcome(error));
+    match Outcome::of(answer) {
+        Outcome::Ok | Outcome::NotFound | Outcome::Conflict | Outcome::Full => {}
+        outcome => failed(span, &outcome.as_str()),
     }
 }
 
