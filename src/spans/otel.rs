@@ -1,6 +1,6 @@
 //! The functions of a build with the feature `otel`.
 
-use opentelemetry::trace::{SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use opentelemetry::{Context, Value};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -163,7 +163,7 @@ pub(crate) fn tool_call(tool: &str, parent: Option<&str>) -> Span {
 pub(crate) fn failed(span: &Span, class: &dyn std::fmt::Display) {
     if enabled(span).is_some() {
         span.set_attribute("error.type", class.to_string());
-        span.set_status(Status::error(""));
+        span.set_status(opentelemetry::trace::Status::error(""));
     }
 }
 
