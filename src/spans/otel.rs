@@ -57,18 +57,18 @@ pub(crate) fn engine_call(span: &Span, database: &Database) {
     set_kind_and_name(span, "client", call, target.as_deref());
     span.set_attribute("db.system.name", *system);
     span.set_attribute("db.operation.name", call);
-    set(span, "db.namespace", namespace.as_deref());
+    set(span, "db.namespace", namespace.clone());
     if let Some((host, port)) = server {
         span.set_attribute("server.address", host.clone());
         set(span, "server.port", port.map(i64::from));
     }
 }
 
-/// Marks the span of a call that has failed. A record that does not exist, a conflict and a full quota are answers.
+/// Marks the span of a call that has failed. A record that does not exist and a conflict are answers.
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 pub(crate) fn engine_answered<T>(span: &Span, answer: &Result<T, StorageError>) {
     match Outcome::of(answer) {
-        Outcome::Ok | Outcome::NotFound | Outcome::Conflict | Outcome::Full => {}
+        Outcome::Ok | Outcome::NotFound | Outcome::Conflict => {}
         outcome => failed(span, &outcome.as_str()),
     }
 }
@@ -130,8 +130,8 @@ fn set_message(
     span.set_attribute("messaging.system", SYSTEM);
     span.set_attribute("messaging.operation.name", operation);
     span.set_attribute("messaging.operation.type", of_type);
-    set(span, "messaging.destination.name", message.operation);
-    set(span, "messaging.message.id", message.task.map(|task| task.as_str()));
+    set(span, "messaging.destination.name", message.operation.map(str::to_owned));
+    set(span, "messaging.message.id", message.task.map(|task| task.as_str().to_owned()));
 }
 
 /// Creates the span of a call of a tool. `parent` is the `traceparent` of the request. If the current span belongs to another trace,
@@ -180,26 +180,9 @@ fn set_kind_and_name(span: &Span, kind: &str, operation: &str, target: Option<&s
     };
 }
 
-fn set<V: ToValue>(span: &Span, name: &'static str, value: Option<V>) {
+fn set<V: Into<Value>>(span: &Span, name: &'static str, value: Option<V>) {
     if let Some(value) = value {
-        span.set_attribute(name, value.to_value());
-    }
-}
-
-/// A value of an attribute, which may be borrowed.
-trait ToValue {
-    fn to_value(self) -> Value;
-}
-
-impl ToValue for &str {
-    fn to_value(self) -> Value {
-        self.to_owned().into()
-    }
-}
-
-impl ToValue for i64 {
-    fn to_value(self) -> Value {
-        self.into()
+        span.set_attribute(name, value);
     }
 }
 
@@ -210,6 +193,9 @@ fn set_parent(span: &Span, parent: SpanContext) {
 
 /// Returns the innermost span that is exported. A filter can hide the current one from the exporter.
 fn current() -> SpanContext {
+    if !tracing::dispatcher::has_been_set() {
+        return SpanContext::NONE;
+    }
     let context = Span::current().context();
     let of_span = context.span().span_context().clone();
     if of_span.is_valid() { of_span } else { Context::current().span().span_context().clone() }
