@@ -34,7 +34,7 @@ pub(super) struct Announcing {
     /// Tells this manager from others on the same store.
     id: String,
     /// Held by the announcer until it has removed its record.
-    pub(super) record: Count,
+    record: Count,
     /// Closed when the manager is dropped.
     alive: watch::Sender<()>,
 }
@@ -48,6 +48,14 @@ impl Announcing {
             id: uuid::Uuid::new_v4().to_string(),
             record: Count::default(),
             alive: watch::Sender::default(),
+        }
+    }
+
+    /// Waits until the record is removed. The runtime of the announcer may no longer run, so the wait has a limit.
+    pub(super) async fn removed(&self, shutdown: &ShutdownSignal) {
+        tokio::select! {
+            () = self.record.is_zero() => {}
+            () = removal_limit(shutdown) => {}
         }
     }
 
@@ -94,6 +102,12 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Runtime<B>) {
         announcer.run().await;
     };
     tokio.spawn(run.instrument(tracing::debug_span!("announce")));
+}
+
+/// Waits until the removal of the record has taken too long for a shutdown.
+async fn removal_limit(shutdown: &ShutdownSignal) {
+    shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT).await;
+    sleep(LATE_REMOVAL).await;
 }
 
 struct Announcer<B> {
@@ -167,16 +181,12 @@ impl<B: Agenda> Announcer<B> {
     /// Removes the record. A shutdown that has taken long already waits only briefly.
     async fn remove(self) {
         let Self { announcement, shutdown, .. } = self;
-        let limit = async {
-            shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT).await;
-            sleep(LATE_REMOVAL).await;
-        };
         tokio::select! {
             biased;
             removed = announcement.remove() => if let Err(error) = removed {
                 tracing::debug!(error = %Chain(&error), "the record of this worker could not be removed; it expires");
             },
-            () = limit => tracing::debug!("the record of this worker could not be removed in time; it expires"),
+            () = removal_limit(&shutdown) => tracing::debug!("the record of this worker could not be removed in time; it expires"),
         }
     }
 }

@@ -288,7 +288,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         let _ = timeout(SHUTDOWN_CALL_LIMIT, self.0.claiming.claims.is_zero()).await;
         self.0.runs.is_zero().await;
         self.0.calls.is_zero().await;
-        self.0.announcing.record.is_zero().await;
+        self.0.announcing.removed(&self.0.shutdown.signal()).await;
     }
 
     /// Claims no more tasks, and waits until the operations of this process have ended, at most for `limit`. The caller shuts the

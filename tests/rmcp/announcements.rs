@@ -231,3 +231,17 @@ async fn a_worker_that_cannot_announce_itself_works_and_tries_again(#[case] hang
     assert_eq!(said(&ended(&manager, &task.task_id).await), "done");
     within(manager.shutdown()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_does_not_wait_for_a_runtime_that_no_longer_runs() {
+    let opened = Engine::Memory.open().await;
+    let manager = manager(&opened.backend, QUICK);
+    let stopped = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let guard = stopped.enter();
+    manager.register("render", |_, _| Box::pin(async { Ok(text("done")) }));
+    drop(guard);
+    let begun = tokio::time::Instant::now();
+    within(manager.shutdown()).await;
+    assert!(begun.elapsed() <= Duration::from_secs(6), "{:?}", begun.elapsed());
+    stopped.shutdown_background();
+}
