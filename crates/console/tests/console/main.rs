@@ -1,6 +1,8 @@
 //! The console as a browser sees it: each page, who is admitted, hostile content, and many tasks, on memory and on SQLite.
 
 mod admission;
+#[cfg(feature = "browser-tests")]
+mod browser;
 mod freshness;
 mod hostile;
 mod pages;
