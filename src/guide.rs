@@ -61,6 +61,7 @@ pub mod operations {}
 /// [encryption.md]: crate::guide::encryption
 /// [operations.md]: crate::guide::operations
 /// [console.md]: crate::guide::console
+/// [operating.md]: crate::guide::operating
 #[doc = include_str!("../docs/guide/cli.md")]
 pub mod cli {}
 
@@ -68,6 +69,12 @@ pub mod cli {}
 /// [operations.md]: crate::guide::operations
 #[doc = include_str!("../docs/guide/console.md")]
 pub mod console {}
+
+/// [cli.md]: crate::guide::cli
+/// [console.md]: crate::guide::console
+/// [workers.md]: crate::guide::workers
+#[doc = include_str!("../docs/guide/operating.md")]
+pub mod operating {}
 
 /// [operations.md]: crate::guide::operations
 /// [guide/encryption.md]: crate::guide::encryption

@@ -10,6 +10,7 @@ mod hostile;
 mod looking;
 mod moving;
 mod opening;
+mod operating;
 mod output;
 mod rotating;
 mod serving;
