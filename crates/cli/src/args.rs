@@ -13,7 +13,7 @@ const LONG_ABOUT: &str = "\
 Shows and changes the tasks that MCP servers store with mcp-task-store, in a SQLite file, in Redis or in Valkey.
 
 A command only reads, unless its name says that it changes tasks: cancel, requeue, delete, purge, answer, \
-import, rotate. init creates or migrates a SQLite file, and doctor --repair repairs indexes and timers. A task is named \
+import, rotate; and serve with --allow-actions. init creates or migrates a SQLite file, and doctor --repair repairs indexes and timers. A task is named \
 OWNER:TASK, as the tables show it, or as --owner OWNER TASK.";
 
 const AFTER_HELP: &str = "\
@@ -156,7 +156,7 @@ pub enum Command {
     /// Encrypt the stored records under the current key of --keys
     #[command(after_help = ROTATE_HELP)]
     Rotate(RotateArgs),
-    /// Serve the console for the browser. It shows tasks and changes nothing
+    /// Serve the console for the browser. It shows tasks, and changes them only with --allow-actions
     Serve(ServeArgs),
     /// Print the completions for a shell
     Completions {
@@ -503,6 +503,12 @@ pub struct ServeArgs {
     /// Header in which a reverse proxy names the user that it has authenticated. Only the proxy may reach the address
     #[arg(long, value_name = "NAME", group = "access")]
     pub trusted_header: Option<String>,
+    /// Header in which the same proxy names the only owner whose tasks the user sees. A request without it is refused
+    #[arg(long, value_name = "NAME", requires = "trusted_header")]
+    pub owner_header: Option<String>,
+    /// Let visitors cancel, requeue and delete tasks, and answer their questions. Each attempt is a line on stderr
+    #[arg(long)]
+    pub allow_actions: bool,
     #[command(flatten)]
     pub rate: RateArgs,
 }

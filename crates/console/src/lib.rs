@@ -3,10 +3,11 @@
 //! [`Console`] is an axum [`Router`](axum::Router) that a server mounts. `mcp-tasks serve` runs it as a program of its own. It shows
 //! an overview, lists of tasks and owners, and each task with its timeline, questions, arguments and result.
 //!
-//! * **It changes nothing.** The console reads the store as an observer, and has no action.
+//! * **It changes nothing**, unless [`Console::allow_actions`] lets visitors cancel, requeue, delete and answer. It reads the store as an
+//!   observer.
 //! * **It costs writers nothing.** The console reads all records at a bounded rate, and keeps what its lists need in memory. So each
 //!   page says as of when it counts. The tasks that a page shows are read when it is requested.
-//! * **It needs no script** and loads nothing from other hosts.
+//! * **It needs no script.** With the one that it has, an open page is live. Nothing is loaded from other hosts.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -25,9 +26,12 @@
 //! # }
 //! ```
 
+mod actions;
 mod frame;
 mod json;
 mod layout;
+mod live;
+pub mod operator;
 mod pages;
 mod router;
 mod security;

@@ -20,7 +20,8 @@ mod stats;
 mod watch;
 mod watch_task;
 
-use crate::action::Action;
+use mcp_task_console::operator::Action;
+
 use crate::args::{BulkArgs, Cli, Command};
 use crate::bulk::Change;
 use crate::engine::{self, Opening, Store};

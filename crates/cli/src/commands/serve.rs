@@ -8,6 +8,7 @@ use mcp_task_console::{Access, Console};
 use tokio::net::TcpListener;
 
 use crate::args::ServeArgs;
+use crate::audit_log;
 use crate::engine::Store;
 use crate::failure::Failure;
 use crate::output::remark;
@@ -23,8 +24,12 @@ pub fn access(args: &ServeArgs) -> Result<Access, Failure> {
         }
         (_, Some(file), _) => Access::users(&read("--users-file", file)?)
             .map_err(|error| Failure::usage(format!("--users-file {}: {error}", file.display()))),
-        (.., Some(header)) => Access::trusted_header(header)
-            .map_err(|error| Failure::usage(format!("--trusted-header: {error}"))),
+        (.., Some(user)) => match &args.owner_header {
+            Some(owner) => Access::tenants(user, owner)
+                .map_err(|error| Failure::usage(format!("--trusted-header, --owner-header: {error}"))),
+            None => Access::trusted_header(user)
+                .map_err(|error| Failure::usage(format!("--trusted-header: {error}"))),
+        },
         (None, None, None) if is_loopback => Ok(Access::loopback()),
         (None, None, None) => Err(Failure::usage(format!(
             "--listen {} lets other machines read the tasks of all owners; pass --token-file, --users-file or --trusted-header, \
@@ -42,7 +47,12 @@ pub async fn run(store: &Store, args: &ServeArgs, access: Access, quiet: bool) -
         ))
     })?;
     let address = listener.local_addr()?;
-    let router = Console::new(Arc::clone(store.backend()), access).scan_rate(args.rate.rate).router();
+    if args.allow_actions {
+        audit_log::start()?;
+        remark(quiet, "visitors can change tasks; each attempt is a line on stderr");
+    }
+    let console = Console::new(Arc::clone(store.backend()), access).scan_rate(args.rate.rate);
+    let router = console.allow_actions(args.allow_actions).live_until(interrupted()).router();
     if let Some(warning) = warning(args) {
         remark(quiet, warning);
     }
@@ -53,9 +63,13 @@ pub async fn run(store: &Store, args: &ServeArgs, access: Access, quiet: bool) -
 
 /// Returns who else can read the tasks.
 fn warning(args: &ServeArgs) -> Option<String> {
-    if let Some(header) = &args.trusted_header {
+    if let Some(user) = &args.trusted_header {
+        let headers = match &args.owner_header {
+            Some(owner) => format!("headers {user} and {owner}"),
+            None => format!("header {user}"),
+        };
         return Some(format!(
-            "trusts the header {header}: whoever reaches {} without the proxy can set it; let only the proxy connect",
+            "trusts the {headers}: whoever reaches {} without the proxy can send it; let only the proxy connect",
             args.listen
         ));
     }
@@ -105,6 +119,15 @@ mod tests {
         }
         let with_token = parse(&["--listen", "0.0.0.0:8181", "--token-file", "token"]);
         assert!(warning(&with_token).unwrap().contains("without encryption"));
+        let tenants = parse(&["--trusted-header", "X-User", "--owner-header", "X-Owner"]);
+        assert_eq!(format!("{:?}", access(&tenants).unwrap()), "Access(tenants)");
+        assert!(warning(&tenants).unwrap().contains("the headers X-User and X-Owner"));
+        for lone in [
+            &["--owner-header", "X-Owner"] as &[&str],
+            &["--owner-header", "X-Owner", "--token-file", "token"],
+        ] {
+            assert!(Cli::try_parse_from(["mcp-tasks", "serve"].iter().chain(lone)).is_err(), "{lone:?}");
+        }
         let with_header = parse(&["--trusted-header", "X-Forwarded-User"]);
         assert!(access(&with_header).is_ok());
         assert!(warning(&with_header).unwrap().contains("without the proxy"));

@@ -10,6 +10,7 @@ use mcp_task_store::{StorageBackend, StorageError, TaskKey};
 
 use crate::frame::{Frame, query};
 use crate::layout::{self, Section};
+use crate::live::fragment;
 use crate::router::{Shared, Store};
 use crate::snapshot::activity::{MINUTES, Minute};
 use crate::snapshot::query::{Counts, MAX_TOOLS, Totals};
@@ -20,18 +21,20 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>, frame: Frame) -> Mar
     let now = shared.store.backend().now();
     let minutes = shared.snapshot.write().activity.until(now);
     let tasks = shared.snapshot.read();
-    let totals = tasks.totals(now);
+    let totals = tasks.totals(frame.visitor.owner.as_ref(), now);
+    // The engine and the chart are about the tasks of all owners.
+    let sees_all = frame.visitor.owner.is_none();
     let body = html! {
-        (layout::failure(&tasks))
-        (statuses(&frame, &totals.all))
+        (fragment("failure", layout::failure(&frame, &tasks)))
+        (fragment("statuses", statuses(&frame, &totals.all)))
         div.columns {
-            section { h2 { "Needs attention" } (attention(&frame, &totals, now)) }
-            section { h2 { "Engine" } (engine(&health)) }
+            section { h2 { "Needs attention" } (fragment("attention", attention(&frame, &totals, now))) }
+            @if sees_all { section { h2 { "Engine" } (fragment("engine", engine(&health))) } }
         }
-        section { h2 { "The last hour" } (activity(&minutes, tasks.since, now)) }
-        section { h2 { "Tools" } (tools(&frame, &totals)) }
+        @if sees_all { section { h2 { "The last hour" } (fragment("last-hour", activity(&minutes, tasks.since, now))) } }
+        section { h2 { "Tools" } (fragment("tools", tools(&frame, &totals))) }
     };
-    layout::page(&frame, Some(Section::Overview), "Overview", Some(layout::as_of(&tasks)), body)
+    layout::page(&frame, Some(Section::Overview), "Overview", Some(layout::as_of(&frame, &tasks)), body)
 }
 
 /// Reads a record that does not exist. Returns how long the answer took.

@@ -46,6 +46,14 @@ impl Entry {
         !self.is_open() && other.is_open() && self.created_at == other.created_at
     }
 
+    /// Returns whether pages show the same of both.
+    pub(super) fn shows_the_same_as(&self, other: &Self) -> bool {
+        let shown = |entry: &Self| {
+            (entry.status, entry.created_at, entry.changed_at, entry.is_stuck, entry.is_dead, entry.lost_at)
+        };
+        shown(self) == shown(other)
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         !self.status.is_terminal()
     }

@@ -63,7 +63,7 @@ impl Reader {
             let mut tasks = self.snapshot.write();
             page.tasks.iter().for_each(|stored| tasks.record(stored, now));
             tasks.unreadable.this_pass += page.unreadable.len() as u64;
-            tasks.failure = None;
+            tasks.set_failure(None);
         }
         self.snapshot.write().end_pass();
         Ok(())
@@ -92,7 +92,7 @@ impl Reader {
 
     async fn wait_after(&self, error: &TaskError) {
         tracing::warn!(error = %error, "the console cannot read the store");
-        self.snapshot.write().failure = Some(error.to_string());
+        self.snapshot.write().set_failure(Some(error.to_string()));
         sleep(AFTER_ERROR).await;
     }
 }

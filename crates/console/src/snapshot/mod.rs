@@ -41,6 +41,8 @@ pub(crate) struct Tasks {
     max_tasks: usize,
     /// Why the last read failed.
     pub(crate) failure: Option<String>,
+    /// Grows with each change that a page shows.
+    revision: u64,
 }
 
 /// Something that each pass counts anew.
@@ -63,6 +65,7 @@ impl Snapshot {
             left_out: Counted::default(),
             max_tasks,
             failure: None,
+            revision: 0,
         }))
     }
 
@@ -76,6 +79,17 @@ impl Snapshot {
 }
 
 impl Tasks {
+    /// Returns a number that grows with each change that a page shows.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Notes why the store cannot be read, or that it can.
+    fn set_failure(&mut self, failure: Option<String>) {
+        self.revision += u64::from(self.failure != failure);
+        self.failure = failure;
+    }
+
     /// Notes a task as it was just read.
     pub(crate) fn record(&mut self, stored: &StoredTask, now: DateTime<Utc>) {
         let entry = Entry::new(stored, now, self.pass);
@@ -90,12 +104,13 @@ impl Tasks {
             self.left_out.this_pass += 1;
             return;
         }
+        self.revision += u64::from(before.is_none_or(|before| !before.shows_the_same_as(&entry)));
         self.activity.observe(before, &entry, now);
         self.entries.insert(stored.key.clone(), entry);
     }
 
     pub(crate) fn forget(&mut self, key: &TaskKey) {
-        self.entries.remove(key);
+        self.revision += u64::from(self.entries.remove(key).is_some());
     }
 
     fn begin_pass(&mut self, now: DateTime<Utc>) {
@@ -112,7 +127,8 @@ impl Tasks {
         self.as_of = Some(self.pass_begun);
         self.unreadable.last_pass = self.unreadable.this_pass;
         self.left_out.last_pass = self.left_out.this_pass;
-        self.failure = None;
+        self.revision += 1;
+        self.set_failure(None);
     }
 }
 

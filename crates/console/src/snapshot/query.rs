@@ -104,9 +104,10 @@ pub(crate) struct Totals {
 }
 
 impl Tasks {
-    /// Returns a page of the tasks that match, newest first.
+    /// Returns a page of the tasks that match, newest first. `only` is the only owner that the visitor sees.
     pub(crate) fn list(
         &self,
+        only: Option<&OwnerId>,
         wanted: &Wanted,
         page: usize,
         per_page: usize,
@@ -114,16 +115,27 @@ impl Tasks {
     ) -> Listed<TaskKey> {
         let wanted =
             Wanted { tool: wanted.tool.as_deref().map(|tool| tool_name(tool).into()), ..wanted.clone() };
-        let matching = self.entries.iter().filter(|(key, entry)| wanted.matches(key, entry, now));
+        let matching = self.of(only).filter(|(key, entry)| wanted.matches(key, entry, now));
         let matching = matching.map(|(key, entry)| (Reverse(entry.created_at), key));
         let listed = paged(matching.collect(), page, per_page);
         Listed { items: listed.items.into_iter().map(|(_, key)| key.clone()).collect(), total: listed.total }
     }
 
-    /// Returns a page of the owners whose id contains a text, by id.
-    pub(crate) fn owners(&self, part: &str, page: usize, per_page: usize) -> Listed<(OwnerId, Counts)> {
+    /// Returns the tasks of one owner, or of all.
+    fn of<'a>(&'a self, only: Option<&'a OwnerId>) -> impl Iterator<Item = (&'a TaskKey, &'a Entry)> {
+        self.entries.iter().filter(move |(key, _)| only.is_none_or(|only| *only == key.owner))
+    }
+
+    /// Returns a page of the owners whose id contains a text, by id. `only` is the only owner that the visitor sees.
+    pub(crate) fn owners(
+        &self,
+        only: Option<&OwnerId>,
+        part: &str,
+        page: usize,
+        per_page: usize,
+    ) -> Listed<(OwnerId, Counts)> {
         let mut owners: BTreeMap<&OwnerId, Counts> = BTreeMap::new();
-        for (key, entry) in self.entries.iter().filter(|(key, _)| key.owner.as_str().contains(part)) {
+        for (key, entry) in self.of(only).filter(|(key, _)| key.owner.as_str().contains(part)) {
             owners.entry(&key.owner).or_default().add(entry);
         }
         let total = owners.len();
@@ -131,10 +143,11 @@ impl Tasks {
         Listed { items: items.map(|(owner, counts)| (owner.clone(), counts)).collect(), total }
     }
 
-    pub(crate) fn totals(&self, now: DateTime<Utc>) -> Totals {
+    /// Returns the counts of the tasks of one owner, or of all.
+    pub(crate) fn totals(&self, only: Option<&OwnerId>, now: DateTime<Utc>) -> Totals {
         let (mut totals, mut tools) = (Totals::default(), BTreeMap::<Option<&str>, Counts>::new());
         let mut oldest: Option<(&TaskKey, DateTime<Utc>)> = None;
-        for (key, entry) in &self.entries {
+        for (key, entry) in self.of(only) {
             totals.all.add(entry);
             tools.entry(entry.tool.as_deref()).or_default().add(entry);
             totals.lost += u64::from(entry.lost_at.is_some_and(|at| now - at <= TimeDelta::hours(1)));

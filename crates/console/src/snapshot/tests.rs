@@ -46,8 +46,8 @@ async fn a_full_snapshot_counts_what_it_leaves_out_and_follows_what_it_holds() {
     assert_eq!((tasks.entries.len(), tasks.left_out.last_pass), (3, 2));
     let ended = store.complete(&all[0], json!({})).await.unwrap();
     tasks.record(&ended, now);
-    assert_eq!(tasks.totals(now).all.completed, 1);
-    let listed = tasks.list(&Wanted::default(), 0, 2, now);
+    assert_eq!(tasks.totals(None, now).all.completed, 1);
+    let listed = tasks.list(None, &Wanted::default(), 0, 2, now);
     assert_eq!((listed.items.len(), listed.total), (2, 3));
 }
 
