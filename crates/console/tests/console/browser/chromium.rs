@@ -130,6 +130,11 @@ impl Tab {
     /// Clicks a field, and types into it.
     pub async fn type_into(&self, selector: &str, text: &str) {
         self.click(selector).await;
+        self.insert(text).await;
+    }
+
+    /// Types into the field that has the focus.
+    pub async fn insert(&self, text: &str) {
         self.page.execute(InsertTextParams::new(text)).await.unwrap();
     }
 

@@ -2,6 +2,7 @@
 
 mod accessibility;
 mod chromium;
+mod live;
 mod pages;
 mod scale;
 mod site;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use mcp_task_console::Access;
+use mcp_task_console::{Access, Console};
+use mcp_task_store::TaskKey;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -15,7 +16,7 @@ use crate::support::{Browser, Engine, Store, path};
 
 /// A served console. Dropping it stops the server.
 pub struct Site {
-    _store: Store,
+    pub store: Store,
     /// `http://127.0.0.1:PORT`
     pub origin: String,
     times: Times,
@@ -28,13 +29,14 @@ type Times = Arc<Mutex<Vec<(String, Duration)>>>;
 impl Site {
     /// Serves the console of a store, once the console has read all tasks.
     pub async fn of(store: Store) -> Self {
-        let browser = store.browse().await;
+        let browser = console(&store, Access::loopback());
+        browser.until("/", |page| page.contains("Counts and lists as of")).await;
         Self::serve(store, browser).await
     }
 
     /// Serves the console of a store to the visitors of `access`.
     pub async fn guarded(store: Store, access: Access) -> Self {
-        let browser = store.browser(access);
+        let browser = console(&store, access);
         Self::serve(store, browser).await
     }
 
@@ -53,7 +55,7 @@ impl Site {
         let times = Times::default();
         let router = browser.0.layer(from_fn_with_state(Arc::clone(&times), measure));
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { _store: store, origin, times, server }
+        Self { store, origin, times, server }
     }
 
     /// Returns the times since the last call.
@@ -66,6 +68,10 @@ impl Drop for Site {
     fn drop(&mut self) {
         self.server.abort();
     }
+}
+
+fn console(store: &Store, access: Access) -> Browser {
+    Browser(Console::new(store.backend(), access).scan_rate(1_000_000).allow_actions(true).router())
 }
 
 async fn measure(State(times): State<Times>, request: Request, next: Next) -> Response {
@@ -81,10 +87,7 @@ async fn tasks(store: &Store) -> Vec<String> {
     let running = store.running("acme", "digest_folder").await.key;
     let dead = store.dead("acme", "convert").await.key;
     let completed = store.completed("globex", "digest_folder").await.key;
-    let question =
-        json!({ "method": "elicitation/create", "params": { "message": "Skip unreadable files?" } });
-    let asked = store.running("globex", "digest_folder").await.key;
-    store.tasks.request_input(&asked, [("unreadable", question)]).await.unwrap();
+    let asked = asking(store).await;
     let history =
         json!([[store.ago(60), "created"], [0, "started", 1, "0f1b2c3d"], [9, "lease_lost", 1, "4e5f"]]);
     let wide = json!({
@@ -92,5 +95,27 @@ async fn tasks(store: &Store) -> Vec<String> {
         "progress": { "done": 812, "total": 1204 }, "arguments": { "path": "/".repeat(300), "deep": [[[{ "a": 1 }]]] },
     });
     let wide = store.put(&"o".repeat(256), &"i".repeat(256), wide).await;
-    [running, dead, completed, asked, wide].iter().map(path).collect()
+    let action = |name: &str, key: &TaskKey| path(key).replacen("/task", &format!("/task/{name}"), 1);
+    let mut paths = vec![
+        action("cancel", &running),
+        action("requeue", &dead),
+        action("delete", &completed),
+        action("answer", &asked) + "&key=unreadable",
+    ];
+    paths.extend([running, dead, completed, asked, wide].iter().map(path));
+    paths
+}
+
+/// Creates a task that waits for the answer to a form.
+pub async fn asking(store: &Store) -> TaskKey {
+    let question = json!({ "method": "elicitation/create", "params": {
+        "message": "3 files cannot be read. What should the digest do?",
+        "requestedSchema": { "type": "object", "required": ["choice"], "properties": {
+            "choice": { "type": "string", "title": "Unreadable files", "enum": ["skip", "stop"] },
+            "note": { "type": "string", "title": "Note" },
+        } },
+    } });
+    let asked = store.running("globex", "digest_folder").await.key;
+    store.tasks.request_input(&asked, [("unreadable", question)]).await.unwrap();
+    asked
 }
