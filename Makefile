@@ -87,6 +87,10 @@ bench-check: redis-server valgrind ## run a small make bench with little optimiz
 bench-scale: redis-server ## measure a million records: over 10,000 owners, and of one owner | 4 min, and 5 min to build | docs/scale.md
 	@$(PEERS) --release -- scale --page docs/scale.md
 
+.PHONY: screenshots
+screenshots: faketime chromium ## take the pictures of the console in the README and the guide | 15 s, and 5 min to build | docs/guide/images
+	@SCREENSHOTS_WRITE=1 cargo test -p mcp-task-console --features browser-tests --test console -- browser::screenshots
+
 .PHONY: record-dumps
 record-dumps: redis-up ## record the tasks of this version in every state, for the tests of later versions; run it before a release | 2 min | tests/lifecycle/recorded/dumps
 	@cargo test --features "$$FEATURES" --test lifecycle -- --ignored --exact recorded::record_dumps

@@ -16,6 +16,7 @@ use chromiumoxide::error::CdpError;
 use chromiumoxide::js::EvaluationResult;
 use chromiumoxide::layout::Point;
 use chromiumoxide::listeners::EventStream;
+use chromiumoxide::page::ScreenshotParams;
 use chromiumoxide::{Browser, BrowserConfig, Page};
 use futures_util::{FutureExt, StreamExt};
 use serde::de::DeserializeOwned;
@@ -53,6 +54,8 @@ impl Tab {
             .user_data_dir(profile.path())
             // A container has no namespaces for the sandbox, and its users are often root.
             .no_sandbox()
+            // Chromium does not start with a wall clock that stands still.
+            .env("LD_PRELOAD", "")
             .viewport(None)
             .window_size(1280, 900)
             .launch_timeout(PATIENCE)
@@ -172,8 +175,17 @@ impl Tab {
         self.page.execute(size).await.unwrap();
     }
 
+    /// Returns what is on the screen, as a PNG.
+    pub async fn screenshot(&self) -> Vec<u8> {
+        self.page.screenshot(ScreenshotParams::builder().build()).await.unwrap()
+    }
+
     pub async fn disable_scripts(&self) {
-        self.page.execute(SetScriptExecutionDisabledParams::new(true)).await.unwrap();
+        self.set_scripts_disabled(true).await;
+    }
+
+    pub async fn set_scripts_disabled(&self, disabled: bool) {
+        self.page.execute(SetScriptExecutionDisabledParams::new(disabled)).await.unwrap();
     }
 
     /// Forgets what the page has logged until now.

@@ -5,4 +5,5 @@ mod chromium;
 mod live;
 mod pages;
 mod scale;
+mod screenshots;
 mod site;
