@@ -9,6 +9,7 @@
 //! * [`operations`]: settings, the ACL rule, keys, backup, upgrades, credentials
 //! * [`cli`]: the command `mcp-tasks`, for operators
 //! * [`console`]: the console for the browser
+//! * [`operating`]: an incident, step by step
 //! * [`failures`]: which error a call returns when a Redis or Valkey server fails
 //! * [`scale`]: how many tasks one Redis holds
 

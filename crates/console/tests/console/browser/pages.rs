@@ -6,9 +6,6 @@ use super::chromium::Tab;
 use super::site::Site;
 use crate::support::Engine;
 
-/// The first pages of the navigation, by their headings.
-const NAVIGATION: [(&str, &str); 3] = [("Overview", "/"), ("Tasks", "/tasks"), ("Owners", "/owners")];
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_page_loads_without_an_error_and_without_another_host() {
     let (site, paths) = Site::with_tasks().await;
@@ -38,7 +35,8 @@ async fn a_log_entry_an_exception_and_a_foreign_request_are_noticed() {
 }
 
 async fn follow_the_navigation(tab: &Tab) {
-    for (name, path) in NAVIGATION {
+    let links = "[...document.querySelectorAll('nav[aria-label=Console] a')].map(a => [a.textContent, a.getAttribute('href')])";
+    for (name, path) in tab.eval::<Vec<(String, String)>>(links).await {
         tab.click(&format!("nav[aria-label=Console] a[href='{path}']")).await;
         tab.until(&format!("document.querySelector('h1').textContent === '{name}'")).await;
         tab.until("document.querySelector('nav a[aria-current=page]') !== null").await;

@@ -40,13 +40,20 @@ impl Site {
         Self::serve(store, browser).await
     }
 
-    /// Serves a store that has a task of each kind.
+    /// Serves a store that has a task of each kind. Returns the paths of all pages too.
     pub async fn with_tasks() -> (Self, Vec<String>) {
         let store = Engine::Memory.open().await;
-        let mut tasks = tasks(&store).await;
-        let site = Self::of(store).await;
-        tasks.extend(["/", "/tasks", "/owners"].map(str::to_owned));
-        (site, tasks)
+        let mut paths = tasks(&store).await;
+        let browser = console(&store, Access::loopback());
+        let page = browser.until("/", |page| page.contains("Counts and lists as of")).await;
+        let (_, navigation) = page.split_once("<nav aria-label=\"Console\">").unwrap();
+        let links = navigation.split("</nav>").next().unwrap().split("href=\"").skip(1);
+        paths.extend(links.map(|link| link.split('"').next().unwrap().to_owned()));
+        assert!(
+            ["/", "/tasks", "/owners"].iter().all(|path| paths.iter().any(|found| found == path)),
+            "{paths:?}"
+        );
+        (Self::serve(store, browser).await, paths)
     }
 
     async fn serve(store: Store, browser: Browser) -> Self {
