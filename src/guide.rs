@@ -34,6 +34,7 @@ pub mod pmcp {}
 /// [rmcp.md]: crate::guide::rmcp
 /// [operations.md]: crate::guide::operations
 /// [failures.md]: crate::guide::failures
+/// [cli.md]: crate::guide::cli
 #[cfg_attr(any(not(doctest), all(feature = "redis", feature = "rmcp")), doc = include_str!("../docs/guide/workers.md"))]
 pub mod workers {}
 
@@ -52,6 +53,8 @@ pub mod encryption {}
 /// [failures.md]: crate::guide::failures
 /// [scale.md]: crate::guide::scale
 /// [guide/rmcp.md]: crate::guide::rmcp
+/// [guide/workers.md]: crate::guide::workers
+/// [guide/console.md]: crate::guide::console
 /// [guide/encryption.md]: crate::guide::encryption
 #[cfg_attr(
     any(not(doctest), all(feature = "redis-cluster", feature = "redis-sentinel")),
@@ -63,11 +66,13 @@ pub mod operations {}
 /// [operations.md]: crate::guide::operations
 /// [console.md]: crate::guide::console
 /// [operating.md]: crate::guide::operating
+/// [workers.md]: crate::guide::workers
 #[doc = include_str!("../docs/guide/cli.md")]
 pub mod cli {}
 
 /// [cli.md]: crate::guide::cli
 /// [operations.md]: crate::guide::operations
+/// [workers.md]: crate::guide::workers
 #[doc = include_str!("../docs/guide/console.md")]
 pub mod console {}
 

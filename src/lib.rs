@@ -139,7 +139,8 @@ pub use rmcp::{
 pub use sqlite::{SqliteBackend, SqliteBuilder, Synchronous};
 pub use store::{
     Attempt, DeadTaskPage, NewTask, Retry, ScanPosition, ScannedPage, StoreConfig, TaskError, TaskFilter,
-    TaskPage, TaskRef, TaskScan, TaskStore, Ttl, UniqueEnqueue, UniqueKey, UniqueStart,
+    TaskPage, TaskRef, TaskScan, TaskStore, Ttl, UniqueEnqueue, UniqueKey, UniqueStart, WorkerPage,
+    WorkerStatus, WorkerTask,
 };
 pub use task::{
     EventKind, Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot,

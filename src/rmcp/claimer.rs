@@ -1,6 +1,6 @@
 //! The background task of a manager, which finds tasks that wait for a worker of a registered operation.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tracing::{Instrument, debug_span};
 use super::claim::{Waiting, claim_and_resolve};
 use super::count::CountGuard;
 use super::owner_turns::OwnerTurns;
+use super::running_mark::RunningMark;
 use super::runtime::Runtime;
 use super::shutdown::ShutdownSignal;
 use super::slots::{Slot, Slots};
@@ -32,15 +33,6 @@ pub(super) const FLEET_POLL: Duration = Duration::from_millis(250);
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// The longest sleep between two takes, in case a wakeup is lost.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
-
-/// Marks the claimer as running until the claimer's future has ended or was dropped with its runtime.
-struct RunningMark(Arc<AtomicBool>);
-
-impl Drop for RunningMark {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
-}
 
 /// Starts the claimer unless it runs, there is no Tokio runtime yet, or a shutdown has begun.
 pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {

@@ -4,7 +4,7 @@
 //!
 //! * `scan` walks through the tasks of all owners, and yields those that match a `filter`;
 //! * `dead_tasks` lists dead tasks, `requeue` does the work of ended tasks again;
-//! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets` and `owners` are calls of their own;
+//! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets`, `owners` and `workers` are calls of their own;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `enqueue` creates tasks that wait for a worker;
 //! * `lease` begins attempts, `attempt` is the right to work, `retrying` gives a task back after an error,
@@ -67,6 +67,7 @@ mod ttl;
 mod unique;
 mod variables;
 mod wait;
+mod workers;
 mod write;
 mod writers;
 
@@ -110,6 +111,9 @@ pub(crate) use starting::Starting;
 pub use task_ref::{TaskPage, TaskRef};
 pub use ttl::Ttl;
 pub use unique::{UniqueEnqueue, UniqueKey, UniqueStart};
+#[cfg(feature = "rmcp")]
+pub(crate) use workers::Announcement;
+pub use workers::{WorkerPage, WorkerStatus, WorkerTask};
 use write::ChangeKind;
 
 use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};

@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod announcements;
 mod calls;
 mod checkpoints;
 mod concurrency;

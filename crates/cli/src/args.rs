@@ -79,6 +79,10 @@ both keys. Once rotate ends with no record encrypted and none left as it is, rem
 
 Ctrl-C stops between two pages; the command then prints how to continue.";
 
+const SERVE_HELP: &str = "\
+/metrics has the metrics of the store for Prometheus, for the same visitors as the pages. /healthz needs no access: it answers 200 if \
+the engine answers, and 503 if not.";
+
 #[derive(Parser)]
 #[command(name = "mcp-tasks", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 #[command(disable_help_subcommand = true, max_term_width = 110)]
@@ -125,6 +129,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// List the owners that have tasks
     Owners(OwnersArgs),
+    /// List the workers that run tasks, and those that were lost within the last hour
+    Workers(WorkersArgs),
     /// List tasks
     List(ListArgs),
     /// Show one task: its state, lease, questions, arguments and result
@@ -157,6 +163,7 @@ pub enum Command {
     #[command(after_help = ROTATE_HELP)]
     Rotate(RotateArgs),
     /// Serve the console for the browser. It shows tasks, and changes them only with --allow-actions
+    #[command(after_help = SERVE_HELP)]
     Serve(ServeArgs),
     /// Print the completions for a shell
     Completions {
@@ -302,6 +309,15 @@ pub struct DoctorArgs {
 #[derive(Args)]
 pub struct OwnersArgs {
     /// How many owners to list at most
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub limit: usize,
+    #[command(flatten)]
+    pub form: FormArgs,
+}
+
+#[derive(Args)]
+pub struct WorkersArgs {
+    /// How many workers to list at most
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     pub limit: usize,
     #[command(flatten)]

@@ -15,12 +15,14 @@ pub(crate) enum Section {
     Overview,
     Tasks,
     Owners,
+    Workers,
 }
 
-const SECTIONS: [(Section, &str, &str); 3] = [
+const SECTIONS: [(Section, &str, &str); 4] = [
     (Section::Overview, "/", "Overview"),
     (Section::Tasks, "/tasks", "Tasks"),
     (Section::Owners, "/owners", "Owners"),
+    (Section::Workers, "/workers", "Workers"),
 ];
 
 /// Returns a page. Its title is the heading too.

@@ -13,8 +13,10 @@ use mcp_task_store::{Agenda, StorageBackend, StoreConfig, TaskStore};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
+use crate::health::{self, LastHealth};
 use crate::live::{self, Streams};
-use crate::pages::{overview, owners, task, tasks};
+use crate::metrics::{self, Render};
+use crate::pages::{overview, owners, task, tasks, workers};
 use crate::security::csrf::Csrf;
 use crate::security::sessions::Sessions;
 use crate::security::{Access, guard, headers, login};
@@ -38,6 +40,7 @@ pub struct Console {
     scan_rate: u32,
     allows_actions: bool,
     until: Option<BoxFuture<'static, ()>>,
+    render: Option<Render>,
 }
 
 /// What all requests share.
@@ -54,6 +57,8 @@ pub(crate) struct Shared {
     /// Becomes true when the streams must end.
     pub(crate) stop: watch::Receiver<bool>,
     _stopper: Option<Stopper>,
+    pub(crate) health: LastHealth,
+    pub(crate) render: Option<Render>,
     _keeper: Keeper,
 }
 
@@ -68,11 +73,12 @@ impl Drop for Stopper {
 
 impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { backend: _, access, scan_rate, allows_actions, until: _ } = self;
+        let Self { backend: _, access, scan_rate, allows_actions, until: _, render } = self;
         f.debug_struct("Console")
             .field("access", access)
             .field("scan_rate", scan_rate)
             .field("allows_actions", allows_actions)
+            .field("metrics", &render.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -80,7 +86,7 @@ impl fmt::Debug for Console {
 impl Console {
     /// Returns a console for the tasks of this engine, which only the visitors of `access` see.
     pub fn new(backend: Arc<dyn Agenda>, access: Access) -> Self {
-        Self { backend, access, scan_rate: DEFAULT_RATE, allows_actions: false, until: None }
+        Self { backend, access, scan_rate: DEFAULT_RATE, allows_actions: false, until: None, render: None }
     }
 
     /// Sets how many records the console reads a second at most for its lists and counts; 5,000 by default, at least 2. Half of
@@ -103,6 +109,15 @@ impl Console {
     /// page open. Browsers connect again by themselves.
     pub fn live_until(mut self, signal: impl Future<Output = ()> + Send + 'static) -> Self {
         self.until = Some(Box::pin(signal));
+        self
+    }
+
+    /// Adds what the process records to `/metrics`: the text of its recorder, in the format of Prometheus. By default `/metrics` has only
+    /// the gauges of the store.
+    ///
+    /// With `metrics-exporter-prometheus`, pass `move || handle.render()` with the `PrometheusHandle` of the recorder.
+    pub fn metrics(mut self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.render = Some(Arc::new(render));
         self
     }
 
@@ -136,22 +151,27 @@ impl Console {
             csrf: Csrf::new(),
             allows_actions: self.allows_actions,
             logins: Arc::new(Semaphore::new(1)),
+            health: LastHealth::default(),
+            render: self.render,
         });
         let pages = Router::new()
             .route("/", get(overview::show))
             .route("/tasks", get(tasks::show))
             .route("/task", get(task::show))
-            .route("/owners", get(owners::show));
+            .route("/owners", get(owners::show))
+            .route("/workers", get(workers::show));
         let guarded = from_fn_with_state(Arc::clone(&shared), guard::guard);
         let watched = pages.clone().layer(guarded.clone()).with_state(Arc::clone(&shared));
         pages
             .merge(live::routes(watched))
             .merge(crate::actions::routes())
+            .route("/metrics", get(metrics::show))
             .route("/logout", post(login::sign_out))
             .fallback(crate::pages::not_found)
             .layer(guarded)
             // Everybody may see what the login page needs.
             .route("/login", get(login::redirect).post(login::sign_in))
+            .route("/healthz", get(health::answer))
             .route("/style.css", get(style))
             .route("/live.js", get(live::script))
             .route("/icon.svg", get(icon))

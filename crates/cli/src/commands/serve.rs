@@ -3,9 +3,12 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mcp_task_console::{Access, Console};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use crate::args::ServeArgs;
 use crate::audit_log;
@@ -47,18 +50,46 @@ pub async fn run(store: &Store, args: &ServeArgs, access: Access, quiet: bool) -
         ))
     })?;
     let address = listener.local_addr()?;
+    let (recorder, _upkeep) = recorder()?;
     if args.allow_actions {
         audit_log::start()?;
         remark(quiet, "visitors can change tasks; each attempt is a line on stderr");
     }
     let console = Console::new(Arc::clone(store.backend()), access).scan_rate(args.rate.rate);
-    let router = console.allow_actions(args.allow_actions).live_until(interrupted()).router();
+    let console = console.metrics(move || recorder.render()).allow_actions(args.allow_actions);
+    let router = console.live_until(interrupted()).router();
     if let Some(warning) = warning(args) {
         remark(quiet, warning);
     }
     remark(quiet, format_args!("the console is at http://{address}/; Ctrl-C ends it"));
     axum::serve(listener, router).with_graceful_shutdown(interrupted()).await?;
     Ok(())
+}
+
+/// The upper bounds of the buckets of durations, in seconds, and of the writes in a batch.
+const SECONDS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0];
+const WRITES: [f64; 6] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
+/// How often the recorder sorts measured values into buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Installs the recorder of this process, which records the calls of the engine. Its upkeep ends when the set is dropped.
+fn recorder() -> Result<(PrometheusHandle, JoinSet<()>), Failure> {
+    let not_installed =
+        |error: BuildError| Failure::failed(format!("the metrics cannot be recorded: {error}"));
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_writes".to_owned()), &WRITES));
+    let recorder = builder.and_then(PrometheusBuilder::install_recorder).map_err(not_installed)?;
+    mcp_task_store::telemetry::describe();
+    let (mut upkeep, kept) = (JoinSet::new(), recorder.clone());
+    upkeep.spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            kept.run_upkeep();
+        }
+    });
+    Ok((recorder, upkeep))
 }
 
 /// Returns who else can read the tasks.

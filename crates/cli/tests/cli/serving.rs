@@ -9,7 +9,7 @@ use rstest_reuse::apply;
 use crate::support::{Ended, Engine, command, on_every_engine};
 
 /// A console that runs. Dropping it ends it.
-struct Serving {
+pub struct Serving {
     child: Child,
     address: String,
     /// What it printed until it was ready.
@@ -18,7 +18,7 @@ struct Serving {
 }
 
 impl Serving {
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (mut said, mut lines) = (String::new(), BufReader::new(child.stderr.take().unwrap()));
         while !said.contains("Ctrl-C ends it") {
@@ -39,7 +39,7 @@ impl Serving {
     }
 
     /// Requests a page. Returns the answer with its head.
-    fn get(&self, path: &str, headers: &str) -> String {
+    pub fn get(&self, path: &str, headers: &str) -> String {
         answer(self.request("GET", path, headers, ""))
     }
 
@@ -89,6 +89,10 @@ async fn serve_shows_the_tasks_of_the_store_until_it_is_interrupted(#[case] engi
     assert!(!serving.said.contains("other machines"), "{}", serving.said);
     let page = serving.get(&format!("/task?owner=alice&id={}", task.key.task), "");
     assert!(page.starts_with("HTTP/1.1 200") && page.contains("render"), "{page}");
+    let metrics = serving.get("/metrics", "");
+    assert!(metrics.contains("mcp_engine_call_seconds_bucket{call=\"get\""), "{metrics}");
+    assert!(metrics.contains("mcp_store_snapshot_age_seconds"), "{metrics}");
+    assert!(serving.get("/healthz", "").ends_with("ok\n"));
     serving.interrupt();
     assert!(serving.child.wait().unwrap().success());
 }

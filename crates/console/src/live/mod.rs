@@ -26,9 +26,6 @@ use page::{Page, Rendered};
 pub(crate) use streams::Streams;
 use watching::Watching;
 
-/// The pages that have live parts.
-const PAGES: [&str; 5] = ["/", "/tasks", "/task", "/owners", "/workers"];
-
 /// How often an idle stream sends a comment, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -45,7 +42,7 @@ pub(crate) fn fragment(id: &str, part: Markup) -> Markup {
     }
 }
 
-/// Returns the route of the streams. `pages` answers requests for pages.
+/// Returns the route of the streams. `pages` answers requests for the pages that can be live, and has no other route.
 pub(crate) fn routes(pages: Router) -> Router<Arc<Shared>> {
     Router::new().route("/events", get(events).layer(Extension(pages)))
 }
@@ -72,9 +69,7 @@ async fn events(
     if !is_same_origin(&headers, &uri) {
         return (StatusCode::FORBIDDEN, "the request was sent by another site").into_response();
     }
-    let page =
-        page.parse::<Uri>().ok().filter(|page| PAGES.contains(&page.path()) && page.authority().is_none());
-    let Some(inner) = page else {
+    let Some(inner) = page.parse::<Uri>().ok().filter(|page| page.authority().is_none()) else {
         return (StatusCode::NOT_FOUND, "there is no live page at this address").into_response();
     };
     let Some(slot) = shared.streams.open(&frame.visitor) else {

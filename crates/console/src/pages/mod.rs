@@ -6,6 +6,7 @@ mod payloads;
 pub(crate) mod task;
 pub(crate) mod tasks;
 mod timeline;
+pub(crate) mod workers;
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};

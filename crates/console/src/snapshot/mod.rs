@@ -39,10 +39,20 @@ pub(crate) struct Tasks {
     /// The tasks that found no place in the snapshot.
     pub(crate) left_out: Counted,
     max_tasks: usize,
+    /// The workers at the last read; `None` before it.
+    pub(crate) workers: Option<Workers>,
     /// Why the last read failed.
     pub(crate) failure: Option<String>,
     /// Grows with each change that a page shows.
     revision: u64,
+}
+
+/// How many workers have announced themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Workers {
+    pub(crate) running: u64,
+    /// Those that have stopped without a shutdown within the last hour.
+    pub(crate) lost: u64,
 }
 
 /// Something that each pass counts anew.
@@ -64,6 +74,7 @@ impl Snapshot {
             unreadable: Counted::default(),
             left_out: Counted::default(),
             max_tasks,
+            workers: None,
             failure: None,
             revision: 0,
         }))
@@ -88,6 +99,11 @@ impl Tasks {
     fn set_failure(&mut self, failure: Option<String>) {
         self.revision += u64::from(self.failure != failure);
         self.failure = failure;
+    }
+
+    fn set_workers(&mut self, workers: Workers) {
+        self.revision += u64::from(self.workers != Some(workers));
+        self.workers = Some(workers);
     }
 
     /// Notes a task as it was just read.

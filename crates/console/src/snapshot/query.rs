@@ -64,6 +64,8 @@ pub(crate) struct Counts {
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) cancelled: u64,
+    /// Those that a worker could claim.
+    pub(crate) queued: u64,
     pub(crate) stuck: u64,
     pub(crate) dead: u64,
 }
@@ -77,8 +79,22 @@ impl Counts {
             TaskStatus::Failed => &mut self.failed,
             TaskStatus::Cancelled => &mut self.cancelled,
         } += 1;
+        self.queued += u64::from(entry.queued_since.is_some());
         self.stuck += u64::from(entry.is_stuck);
         self.dead += u64::from(entry.is_dead);
+    }
+
+    /// Adds the tasks of other counts.
+    pub(crate) fn add_all(&mut self, other: &Self) {
+        let Self { working, input_required, completed, failed, cancelled, queued, stuck, dead } = other;
+        self.working += working;
+        self.input_required += input_required;
+        self.completed += completed;
+        self.failed += failed;
+        self.cancelled += cancelled;
+        self.queued += queued;
+        self.stuck += stuck;
+        self.dead += dead;
     }
 
     pub(crate) fn open(&self) -> u64 {
@@ -96,8 +112,12 @@ pub(crate) struct Totals {
     pub(crate) all: Counts,
     /// The tools with the most tasks, and `None` for tasks without a tool.
     pub(crate) tools: Vec<(Option<String>, Counts)>,
+    /// The tasks of all other tools.
+    pub(crate) other_tools: Counts,
     /// How many tools there are.
     pub(crate) all_tools: usize,
+    /// Since when a task could be claimed that no worker has claimed.
+    pub(crate) oldest_queued: Option<DateTime<Utc>>,
     pub(crate) oldest_open: Option<(TaskKey, DateTime<Utc>)>,
     /// How many tasks have lost their worker in the last hour.
     pub(crate) lost: u64,
@@ -151,6 +171,7 @@ impl Tasks {
             totals.all.add(entry);
             tools.entry(entry.tool.as_deref()).or_default().add(entry);
             totals.lost += u64::from(entry.lost_at.is_some_and(|at| now - at <= TimeDelta::hours(1)));
+            totals.oldest_queued = [totals.oldest_queued, entry.queued_since].into_iter().flatten().min();
             if entry.is_open() && oldest.is_none_or(|(_, at)| entry.created_at < at) {
                 oldest = Some((key, entry.created_at));
             }
@@ -159,7 +180,9 @@ impl Tasks {
         totals.all_tools = tools.len();
         let mut tools: Vec<_> = tools.into_iter().collect();
         tools.sort_by_key(|(_, counts)| Reverse(counts.total()));
-        tools.truncate(MAX_TOOLS);
+        for (_, counts) in tools.drain(MAX_TOOLS.min(tools.len())..) {
+            totals.other_tools.add_all(&counts);
+        }
         totals.tools = tools.into_iter().map(|(tool, counts)| (tool.map(str::to_owned), counts)).collect();
         totals
     }

@@ -54,21 +54,25 @@ async fn a_full_snapshot_counts_what_it_leaves_out_and_follows_what_it_holds() {
 #[tokio::test]
 async fn the_last_hour_counts_each_task_once_and_outlives_its_record() {
     let (store, snapshot) = store().await;
-    let open = create(&store).await;
+    let alice = OwnerId::try_from("alice").unwrap();
+    let waits = store.enqueue(&alice, NewTask::new("tools/call").operation("print")).await.unwrap();
     let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    tasks.record(&waits, now);
+    let (open, attempt) = store.claim(&waits.key).await.unwrap().unwrap();
     tasks.record(&open, now);
-    let ended = store.complete(&open, json!({})).await.unwrap();
+    let ended = attempt.complete(json!({})).await.unwrap();
     for read in [&ended, &ended, &open, &ended] {
         tasks.record(read, now);
     }
     tasks.forget(&ended.key);
     let sum = |minutes: Vec<activity::Minute>| {
-        minutes.iter().fold((0, 0, 0), |(created, completed, failed), minute| {
-            (created + minute.created, completed + minute.completed, failed + minute.failed)
+        minutes.iter().fold((0, 0, 0, 0), |(created, started, completed, failed), minute| {
+            let (created, started) = (created + minute.created, started + minute.started);
+            (created, started, completed + minute.completed, failed + minute.failed)
         })
     };
-    assert_eq!(sum(tasks.activity.until(now)), (1, 1, 0));
+    assert_eq!(sum(tasks.activity.until(now)), (1, 1, 1, 0));
     assert_eq!(tasks.activity.until(now).len(), activity::MINUTES);
-    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(58))), (1, 1, 0));
-    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(61))), (0, 0, 0));
+    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(58))), (1, 1, 1, 0));
+    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(61))), (0, 0, 0, 0));
 }

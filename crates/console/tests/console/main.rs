@@ -7,8 +7,10 @@ mod browser;
 mod freshness;
 mod hostile;
 mod live;
+mod monitoring;
 mod pages;
 mod scale;
 mod tenants;
+mod workers;
 
 mod support;
