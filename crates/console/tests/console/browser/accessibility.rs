@@ -36,7 +36,7 @@ const FAINT_TEXTS: &str = r#"(() => {
 })()"#;
 
 const COLORS: &str = "[document.body, document.querySelector('section, .scroll'), document.querySelector('main a'), document.querySelector('footer')]\
-                      .map(element => getComputedStyle(element)).map(style => style.color + style.backgroundColor)";
+                      .filter(element => element).map(element => getComputedStyle(element)).map(style => style.color + style.backgroundColor)";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dark_mode_has_other_colors_and_every_text_is_legible_in_both() {

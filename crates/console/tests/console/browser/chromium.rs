@@ -120,8 +120,15 @@ impl Tab {
         }
     }
 
+    /// Waits until the page is on the screen. Chromium drops the input to a page that is not.
+    async fn until_painted(&self) {
+        self.until("document.readyState === 'complete' && performance.getEntriesByType('paint').length > 0")
+            .await;
+    }
+
     /// Clicks the first element that matches.
     pub async fn click(&self, selector: &str) {
+        self.until_painted().await;
         let position = format!(
             "(element => {{ element.scrollIntoView({{ block: 'center' }}); const box = element.getClientRects()[0]; \
              return [box.x + box.width / 2, box.y + box.height / 2]; }})(document.querySelector({selector:?}))"
@@ -143,6 +150,7 @@ impl Tab {
 
     /// Presses a key that has the same name and code, such as `Tab`.
     pub async fn press(&self, key: &str, virtual_key_code: i64, text: Option<&str>) {
+        self.until_painted().await;
         for kind in [DispatchKeyEventType::KeyDown, DispatchKeyEventType::KeyUp] {
             let mut event = DispatchKeyEventParams::builder()
                 .key(key)
