@@ -78,6 +78,7 @@ pub mod console {}
 
 /// [cli.md]: crate::guide::cli
 /// [console.md]: crate::guide::console
+/// [operations.md]: crate::guide::operations
 /// [workers.md]: crate::guide::workers
 #[doc = include_str!("../docs/guide/operating.md")]
 pub mod operating {}
