@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::chromium::Tab;
 use super::site::Site;
 use crate::support::{Engine, Store, path};
+use crate::workers::announce;
 
 /// If this variable is set, the pictures go into the guide.
 const WRITE: &str = "SCREENSHOTS_WRITE";
@@ -20,6 +21,7 @@ const WRITE: &str = "SCREENSHOTS_WRITE";
 const FOLDER: &str = "SCREENSHOTS_FOLDER";
 const NOW: &str = "2026-11-28 09:30:40";
 const MAX_BYTES: usize = 100_000;
+const WORKERS: [&str; 4] = ["70469044", "c41f09ab", "3e74a4d5", "7d8703b0"];
 const NAMES: [&str; 4] = ["overview-light", "overview-dark", "task-light", "task-dark"];
 
 /// Runs [`take`] in a process whose wall clock stands still.
@@ -96,6 +98,10 @@ async fn fleet(store: &Store) -> TaskKey {
     for number in 0..180_u32 {
         put(store, number).await;
     }
+    // The first one is lost. The clock stands still, so the others stay alive.
+    for (holder, seconds) in WORKERS.iter().zip([200, 4, 7, 2]) {
+        announce(store, holder, seconds, json!({ "operations": ["digest_folder"] })).await;
+    }
     let history = json!([
         [ago(600), "created"],
         [14, "started", 1, "70469044"],
@@ -127,7 +133,9 @@ async fn put(store: &Store, number: u32) {
     // More tasks in the middle of the hour.
     let begun = 40 + i64::from(number) * 19 + i64::from(number % 7) * 31;
     let took = 20 + i64::from(number % 11) * 9;
-    let mut fields = json!({ "operation": tool, "createdAt": ago(begun), "ttlMs": 3_600_000 });
+    let history = json!([[ago(begun), "created"], [900, "started", 1, WORKERS[number as usize % 4]]]);
+    let mut fields =
+        json!({ "operation": tool, "createdAt": ago(begun), "ttlMs": 3_600_000, "history": history });
     let more = match number {
         0..6 => json!({
             "status": "working", "lastUpdatedAt": ago(i64::from(number)),

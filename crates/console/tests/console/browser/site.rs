@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::support::{Browser, Engine, Store, path};
+use crate::workers::announce;
 
 /// A served console. Dropping it stops the server.
 pub struct Site {
@@ -92,6 +93,8 @@ async fn measure(State(times): State<Times>, request: Request, next: Next) -> Re
 /// Creates tasks, of which some are long and wide. Returns the paths of their pages.
 async fn tasks(store: &Store) -> Vec<String> {
     let running = store.running("acme", "digest_folder").await.key;
+    announce(store, "0f1b2c3d-aaaa", 5, json!({ "periodMs": 600_000 })).await;
+    announce(store, "7e57ab1e-bbbb", 60, json!({})).await;
     let dead = store.dead("acme", "convert").await.key;
     let completed = store.completed("globex", "digest_folder").await.key;
     let asked = asking(store).await;
