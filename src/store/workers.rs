@@ -11,6 +11,7 @@ use super::TaskStore;
 use super::deadline::CallTarget;
 use super::error::TaskError;
 use crate::backend::{Agenda, Cursor, ListedRecord, OwnerId, PageRequest, TaskId, TaskKey};
+use crate::task::rfc3339_millis;
 
 #[cfg(feature = "rmcp")]
 mod announcement;
@@ -53,8 +54,10 @@ pub struct WorkerStatus {
     /// How many tasks the worker runs.
     pub task_count: usize,
     /// When the worker first announced itself, by the clock of the engine.
+    #[serde(with = "rfc3339_millis")]
     pub started_at: DateTime<Utc>,
     /// When the worker last announced itself, by the clock of the engine.
+    #[serde(with = "rfc3339_millis")]
     pub last_seen_at: DateTime<Utc>,
     /// How often the worker announces itself, in milliseconds.
     pub period_ms: u64,

@@ -62,7 +62,7 @@ async fn announces_what_it_runs(opened: Store) {
     assert_eq!((worker.process_id, worker.version.as_str()), (std::process::id(), env!("CARGO_PKG_VERSION")));
     assert!(!worker.host.is_empty());
     assert_eq!((&worker.operations[..], worker.operation_count), (&["wait".to_owned()][..], 1));
-    assert_eq!(worker.tasks.iter().map(|task| task.key()).collect::<Vec<_>>(), [stored.key.clone()]);
+    assert_eq!((worker.tasks.len(), worker.tasks[0].key()), (1, stored.key.clone()));
     assert_eq!((worker.tasks[0].attempt, worker.task_count), (1, 1));
     assert!(!worker.is_lost(observer.backend().now()));
     let first_seen = worker.last_seen_at;

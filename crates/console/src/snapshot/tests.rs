@@ -35,16 +35,16 @@ async fn a_complete_pass_removes_what_it_has_not_found() {
 #[tokio::test]
 async fn a_full_snapshot_counts_what_it_leaves_out_and_follows_what_it_holds() {
     let (store, snapshot) = store().await;
-    let (mut tasks, now) = (snapshot.write(), store.backend().now());
-    tasks.begin_pass(now);
     let mut all = Vec::new();
     for _ in 0..5 {
         all.push(create(&store).await);
-        tasks.record(&all[all.len() - 1], now);
     }
+    let ended = store.complete(&all[0], json!({})).await.unwrap();
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    tasks.begin_pass(now);
+    all.iter().for_each(|stored| tasks.record(stored, now));
     tasks.end_pass();
     assert_eq!((tasks.entries.len(), tasks.left_out.last_pass), (3, 2));
-    let ended = store.complete(&all[0], json!({})).await.unwrap();
     tasks.record(&ended, now);
     assert_eq!(tasks.totals(None, now).all.completed, 1);
     let listed = tasks.list(None, &Wanted::default(), 0, 2, now);
@@ -56,12 +56,10 @@ async fn the_last_hour_counts_each_task_once_and_outlives_its_record() {
     let (store, snapshot) = store().await;
     let alice = OwnerId::try_from("alice").unwrap();
     let waits = store.enqueue(&alice, NewTask::new("tools/call").operation("print")).await.unwrap();
-    let (mut tasks, now) = (snapshot.write(), store.backend().now());
-    tasks.record(&waits, now);
     let (open, attempt) = store.claim(&waits.key).await.unwrap().unwrap();
-    tasks.record(&open, now);
     let ended = attempt.complete(json!({})).await.unwrap();
-    for read in [&ended, &ended, &open, &ended] {
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    for read in [&waits, &open, &ended, &ended, &open, &ended] {
         tasks.record(read, now);
     }
     tasks.forget(&ended.key);

@@ -2,6 +2,7 @@
 
 mod actions;
 mod admission;
+mod answers;
 #[cfg(feature = "browser-tests")]
 mod browser;
 mod freshness;

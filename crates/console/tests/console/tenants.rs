@@ -6,7 +6,8 @@ use mcp_task_store::{TaskKey, TaskStatus};
 use rstest_reuse::apply;
 use serde_json::json;
 
-use crate::actions::{Shown, Visitor, question, status};
+use crate::actions::{Shown, Visitor, status};
+use crate::answers::question;
 use crate::support::{Engine, Store, audit, on_every_engine, path};
 
 fn console(store: &Store) -> Visitor {
