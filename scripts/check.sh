@@ -18,7 +18,7 @@ done
 for set in "" "$features"; do
 	step cargo clippy --all-targets --features "$set" -- -D warnings
 done
-step cargo clippy -p mcp-task-store -p mcp-tasks -p mcp-task-console --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests" --bin mcp-tasks --test cli --test console -- -D warnings
+step cargo clippy -p mcp-task-store -p mcp-tasks -p mcp-task-console --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests,mcp-task-console/browser-tests" --bin mcp-tasks --test cli --test console -- -D warnings
 step cargo clippy --manifest-path $peers --workspace -- -D warnings
 step cargo clippy --manifest-path $turul -- -D warnings
 export RUSTDOCFLAGS="-D warnings"

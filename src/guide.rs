@@ -9,6 +9,7 @@
 //! * [`operations`]: settings, the ACL rule, keys, backup, upgrades, credentials
 //! * [`cli`]: the command `mcp-tasks`, for operators
 //! * [`console`]: the console for the browser
+//! * [`operating`]: an incident, step by step
 //! * [`failures`]: which error a call returns when a Redis or Valkey server fails
 //! * [`scale`]: how many tasks one Redis holds
 
@@ -64,6 +65,7 @@ pub mod operations {}
 /// [encryption.md]: crate::guide::encryption
 /// [operations.md]: crate::guide::operations
 /// [console.md]: crate::guide::console
+/// [operating.md]: crate::guide::operating
 /// [workers.md]: crate::guide::workers
 #[doc = include_str!("../docs/guide/cli.md")]
 pub mod cli {}
@@ -73,6 +75,13 @@ pub mod cli {}
 /// [workers.md]: crate::guide::workers
 #[doc = include_str!("../docs/guide/console.md")]
 pub mod console {}
+
+/// [cli.md]: crate::guide::cli
+/// [console.md]: crate::guide::console
+/// [operations.md]: crate::guide::operations
+/// [workers.md]: crate::guide::workers
+#[doc = include_str!("../docs/guide/operating.md")]
+pub mod operating {}
 
 /// [operations.md]: crate::guide::operations
 /// [guide/encryption.md]: crate::guide::encryption

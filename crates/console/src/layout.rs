@@ -49,7 +49,7 @@ pub(crate) fn page(
                 span #live role="status" {}
                 @if let Some(name) = &frame.visitor.name { span.visitor { (text::cut(name, 60)) } }
                 @if frame.visitor.session.is_some() {
-                    form method="post" action=(base.link("/logout")) { button type="submit" { "Sign out" } }
+                    form method="post" action=(base.link("/logout")) aria-label="Session" { button type="submit" { "Sign out" } }
                 }
             }
             main #main {

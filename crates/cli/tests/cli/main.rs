@@ -12,6 +12,7 @@ mod looking;
 mod monitoring;
 mod moving;
 mod opening;
+mod operating;
 mod output;
 mod rotating;
 mod serving;

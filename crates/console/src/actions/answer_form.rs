@@ -44,7 +44,7 @@ pub(super) fn forms(
     let is_json = !has_fields(question) || given.get("answer") == Some("json");
     html! {
         @if has_fields(question) {
-            form.answer #answer method="post" action=(action) {
+            form.answer #answer method="post" action=(action) aria-label="Answer" {
                 (token)
                 @match question {
                     Question::Form(fields) => {
@@ -70,7 +70,7 @@ pub(super) fn forms(
         details.as-json #as-json open[is_json] {
             summary { "Answer as JSON" }
             @if !has_fields(question) || !request["params"].is_null() { details { summary { "Request" } (json::tree(request)) } }
-            form method="post" action=(action) {
+            form method="post" action=(action) aria-label="Answer as JSON" {
                 (token)
                 label for="json" { "The answer as JSON" }
                 textarea #json name="json" rows="6" required spellcheck="false" { (shown(given.get("json").unwrap_or_default())) }

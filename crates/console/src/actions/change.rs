@@ -27,7 +27,7 @@ pub(super) async fn confirm(request: ActionRequest) -> Response {
         html! {
             section {
                 (request.summary(&stored))
-                form.confirm #confirm method="post" action=(action) {
+                form.confirm #confirm method="post" action=(action) aria-label=(request.verb()) {
                     (token)
                     (request.consequence(&stored))
                     div.buttons {

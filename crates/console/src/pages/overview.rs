@@ -138,7 +138,7 @@ fn chart(class: &str, name: &str, counts: &[u64], now: DateTime<Utc>) -> Markup 
 fn tools(frame: &Frame, totals: &Totals) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-label="Tools" {
-            table {
+            table aria-label="Tools" {
                 thead { tr { th { "Tool" } @for title in ["Tasks", "Open", "Completed", "Failed", "Cancelled", "Stuck", "Dead"] { th.number { (title) } } } }
                 tbody {
                     @for (tool, counts) in &totals.tools {

@@ -41,13 +41,13 @@ pub(crate) async fn show(
     };
     let body = html! {
         (fragment("failure", layout::failure(&frame, &tasks)))
-        form.filters method="get" role="search" action=(frame.base.link("/owners")) {
+        form.filters method="get" role="search" aria-label="Owners" action=(frame.base.link("/owners")) {
             div { label for="owner" { "Owner contains" } input #owner type="search" name="owner" value=(search.owner); }
             button type="submit" { "Search" }
         }
         (fragment("owners", html! {
         div.scroll tabindex="0" role="region" aria-label="Owners" {
-            table {
+            table aria-label="Owners" {
                 thead { tr { th { "Owner" } @for title in ["Tasks", "Open", "Completed", "Failed", "Cancelled", "Stuck", "Dead"] { th.number { (title) } } } }
                 tbody {
                     @for (owner, counts) in &owners.items {

@@ -70,7 +70,7 @@ pub(crate) async fn show(
         (filters.form(&frame))
         (fragment("tasks", html! {
         div.scroll tabindex="0" role="region" aria-label="Tasks" {
-            table.tasks {
+            table.tasks aria-label="Tasks" {
                 thead { tr { th { "Task" } th { "Status" } th { "Tool" } th { "Owner" } th.number { "Created" } th.number { "Changed" } th { "Message" } } }
                 tbody {
                     @for (key, read) in listed.items.iter().zip(&rows) {
@@ -152,7 +152,7 @@ impl Filters {
 
     fn form(&self, frame: &Frame) -> Markup {
         html! {
-            form.filters method="get" role="search" action=(frame.base.link("/tasks")) {
+            form.filters method="get" role="search" aria-label="Filters" action=(frame.base.link("/tasks")) {
                 div { label for="id" { "Id contains" } input #id type="search" name="id" value=(self.id); }
                 div { label for="f-owner" { "Owner" } input #f-owner name="owner" value=(self.owner); }
                 div { label for="tool" { "Tool" } input #tool name="tool" value=(self.tool); }

@@ -50,7 +50,7 @@ fn list(frame: &Frame, page: &WorkerPage, is_later: bool, now: DateTime<Utc>) ->
         "workers",
         html! {
             div.scroll tabindex="0" role="region" aria-label="Workers" {
-                table {
+                table aria-label="Workers" {
                     thead { tr {
                         th { "Holder" } th { "State" } th { "Host" } th.number { "Process" } th { "Version" }
                         th.number { "Runs" } th { "Tasks" } th { "Operations" } th.number { "Started" } th.number { "Last seen" }

@@ -37,7 +37,7 @@ pub(crate) fn page(base: &Base, access: &AccessKind, to: &str, problem: Option<&
     let is_token = matches!(access, AccessKind::Token(_));
     let body = html! {
         @if let Some(problem) = problem { p.problem role="alert" { (problem) } }
-        form.login method="post" action=(base.link("/login")) {
+        form.login method="post" action=(base.link("/login")) aria-label="Sign in" {
             input type="hidden" name="to" value=(to);
             @if !is_token {
                 label for="user" { "User" }

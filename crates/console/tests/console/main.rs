@@ -3,6 +3,8 @@
 mod actions;
 mod admission;
 mod answers;
+#[cfg(feature = "browser-tests")]
+mod browser;
 mod freshness;
 mod hostile;
 mod live;
