@@ -74,3 +74,23 @@ async fn the_last_hour_counts_each_task_once_and_outlives_its_record() {
     assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(58))), (1, 1, 1, 0));
     assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(61))), (0, 0, 0, 0));
 }
+
+#[tokio::test]
+async fn the_last_hour_goes_on_after_the_clock_of_the_engine_was_set_back() {
+    let (store, snapshot) = store().await;
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    let created = |minutes: Vec<activity::Minute>| {
+        (
+            minutes.len(),
+            minutes.iter().map(|minute| minute.created).sum::<u64>(),
+            minutes.last().unwrap().created,
+        )
+    };
+    tasks.record(&create(&store).await, now);
+    assert_eq!(created(tasks.activity.until(now + TimeDelta::minutes(30))), (activity::MINUTES, 1, 0));
+    tasks.record(&create(&store).await, now);
+    assert_eq!(created(tasks.activity.until(now)), (activity::MINUTES, 2, 2));
+    assert_eq!(created(tasks.activity.until(now + TimeDelta::days(1))), (activity::MINUTES, 0, 0));
+    tasks.record(&create(&store).await, now);
+    assert_eq!(created(tasks.activity.until(now)), (activity::MINUTES, 1, 1));
+}
