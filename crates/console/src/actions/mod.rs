@@ -228,7 +228,8 @@ impl ActionRequest {
 
     /// Returns the page for an action that the store has refused, or that failed.
     pub(crate) fn failed(&self, error: &TaskError, key: &TaskKey) -> Response {
-        self.note(&format!("failed: {error}"), true);
+        let failed = if error.outcome_unknown() { "failed, and may have been applied" } else { "failed" };
+        self.note(&format!("{failed}: {error}"), true);
         let status = match error {
             error if error.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             TaskError::Storage(_) => StatusCode::BAD_GATEWAY,

@@ -28,9 +28,12 @@ pub struct Shown {
 
 impl Visitor {
     pub fn new(store: &Store, access: Access) -> Self {
+        Self::of(Console::new(store.backend(), access).scan_rate(1_000_000))
+    }
+
+    fn of(console: Console) -> Self {
         audit::record();
-        let console = Console::new(store.backend(), access).scan_rate(1_000_000).allow_actions(true);
-        Self { browser: Browser(console.router()), headers: Vec::new() }
+        Self { browser: Browser(console.allow_actions(true).router()), headers: Vec::new() }
     }
 
     pub fn with(&self, headers: &[(&'static str, &str)]) -> Self {
@@ -326,9 +329,7 @@ async fn no_name_or_id_can_forge_a_line_of_the_audit_log(#[case] engine: Engine)
 async fn an_attempt_is_audited_also_if_the_visitor_leaves_before_the_answer() {
     let store = Engine::Memory.open().await;
     let engine = Settable::new(store.backend());
-    audit::record();
-    let console = Console::new(engine.agenda(), Access::loopback()).allow_actions(true);
-    let visitor = Visitor { browser: Browser(console.router()), headers: Vec::new() };
+    let visitor = Visitor::of(Console::new(engine.agenda(), Access::loopback()));
     let (cancelled, answered) = (store.running("alice", "render").await, asking(&store, "alice").await);
     let cancel = visitor.open("cancel", &cancelled.key).await;
     let answer = visitor
@@ -348,4 +349,19 @@ async fn an_attempt_is_audited_also_if_the_visitor_leaves_before_the_answer() {
         }
     }
     assert_eq!(status(&store, &cancelled.key).await, TaskStatus::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_and_the_audit_log_say_that_an_attempt_without_an_answer_may_have_been_applied() {
+    let store = Engine::Memory.open().await;
+    let engine = Settable::new(store.backend());
+    let task = store.completed("alice", "render").await;
+    let visitor = Visitor::of(Console::new(engine.agenda(), Access::loopback()));
+    let form = visitor.open("delete", &task.key).await;
+    engine.set(How::LosesAnswers);
+    let failed = visitor.send(&form, "").await;
+    assert_eq!(failed.status, StatusCode::SERVICE_UNAVAILABLE, "{failed:?}");
+    assert!(failed.body.contains("may have been applied"), "{failed:?}");
+    let lines = audit::lines(&[&task.key]);
+    assert!(lines.len() == 1 && lines[0].contains("failed, and may have been applied: "), "{lines:?}");
 }

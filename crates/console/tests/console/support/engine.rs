@@ -18,6 +18,8 @@ pub enum How {
     Fails,
     /// Calls wait until this changes.
     Hangs,
+    /// Applies writes, and then fails.
+    LosesAnswers,
 }
 
 pub struct Settable {
@@ -45,6 +47,10 @@ impl Hooks for Settable {
         let mut how = self.how.subscribe();
         let how = *how.wait_for(|how| *how != How::Hangs).await.unwrap();
         match how {
+            How::LosesAnswers if call.is_write() => {
+                call.send(&*self.engine).await?;
+                Err(unavailable("the connection was reset", true))
+            }
             How::Fails => Err(unavailable("connection refused by 10.0.0.5", false)),
             _ => call.send(&*self.engine).await,
         }
