@@ -176,6 +176,7 @@ async fn the_dashboard_and_the_alerts_use_metrics_that_a_run_shows() {
         "mcp_engine_call_seconds_count{kind=\"get\"}",
         "sum by (le) (mcp_tasks_created_total)",
         "rate(mcp_tasks_created_total)",
+        "max by (status) (mcp_store_tasks)",
         "up",
     ] {
         assert!(check.names(wrong).is_err(), "{wrong}");

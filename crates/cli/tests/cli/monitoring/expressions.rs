@@ -58,6 +58,15 @@ impl Check {
         }
         Ok((metric.to_owned(), shown.iter().map(String::as_str).chain(OF_TARGETS).collect()))
     }
+
+    /// Fails if a maximum drops a label of the metric: it would show one of several numbers that belong together, not their sum.
+    fn keeps_all_labels(&self, selector: &VectorSelector, kept: &[String]) -> Result<(), String> {
+        let (name, _) = self.labels(selector)?;
+        match self.tables[&name].iter().find(|label| !kept.contains(label)) {
+            Some(label) => Err(format!("the maximum drops the label {label} of {name}; sum it first")),
+            None => Ok(()),
+        }
+    }
 }
 
 struct Visitor<'a> {
@@ -72,7 +81,12 @@ impl ExprVisitor for Visitor<'_> {
         match expr {
             Expr::VectorSelector(selector) => self.select(selector)?,
             Expr::MatrixSelector(selector) => self.select(&selector.vs)?,
-            Expr::Aggregate(AggregateExpr { expr, modifier: Some(modifier), .. }) => {
+            Expr::Aggregate(AggregateExpr { op, expr, modifier: Some(modifier), .. }) => {
+                if let Expr::VectorSelector(selector) = &**expr
+                    && op.to_string() == "max"
+                {
+                    self.check.keeps_all_labels(selector, &modifier.labels().labels)?;
+                }
                 let mut inner = Selectors::default();
                 walk_expr(&mut inner, expr)?;
                 for selector in &inner.0 {
