@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
-use tracing::{Instrument, debug_span};
+use tracing::{Instrument, Span, debug_span};
 
 use super::claim::{Waiting, claim_and_resolve};
 use super::count::CountGuard;
@@ -49,7 +49,7 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
         let _mark = mark;
         claimer.run().await;
     };
-    tokio.spawn(run.instrument(debug_span!("work")));
+    tokio.spawn(run);
 }
 
 /// Returns the time limit of one call of the engine.
@@ -139,16 +139,7 @@ impl<B: Agenda> Claimer<B> {
             };
             // This call must never be dropped halfway: the timers that it has taken would stay hidden from other
             // instances.
-            let pause = match self.claim_due(slots).await {
-                Ok(pause) => {
-                    back_off = BackOff::new();
-                    pause
-                }
-                Err(error) => {
-                    tracing::debug!(error, "the timers of tasks that wait for a worker could not be taken");
-                    back_off.next_pause()
-                }
-            };
+            let pause = self.claim_or_back_off(slots, &mut back_off).instrument(round_span()).await;
             tokio::select! {
                 biased;
                 _ = self.closed.begun() => return false,
@@ -157,6 +148,20 @@ impl<B: Agenda> Claimer<B> {
                 Some(()) = wakeups.next() => {}
                 () = self.place_freed.notified() => {}
                 () = self.registered.notified() => return true,
+            }
+        }
+    }
+
+    /// Claims waiting tasks. Returns when to claim again.
+    async fn claim_or_back_off(&mut self, slots: Vec<Slot>, back_off: &mut BackOff) -> Duration {
+        match self.claim_due(slots).await {
+            Ok(pause) => {
+                *back_off = BackOff::new();
+                pause
+            }
+            Err(error) => {
+                tracing::debug!(error, "the timers of tasks that wait for a worker could not be taken");
+                back_off.next_pause()
             }
         }
     }
@@ -281,6 +286,11 @@ impl<B: Agenda> Claimer<B> {
         };
         tokio::spawn(claim.in_current_span());
     }
+}
+
+/// Creates the span of one round. A span of the claimer itself would never end, and an exporter would never show it.
+fn round_span() -> Span {
+    debug_span!(parent: None, "work")
 }
 
 /// What the claims of one round have in common.

@@ -27,6 +27,7 @@ use super::shutdown::Shutdown;
 use super::slots::{Slot, Slots};
 use super::supervise::supervise;
 use crate::backend::{Agenda, TaskKey};
+use crate::spans;
 use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::StoredTask;
 
@@ -185,6 +186,7 @@ impl<B: Agenda> Runtime<B> {
     ) -> Result<(), TaskError> {
         let task = stored.key.task.clone();
         let span = Identity::of(&stored, attempt.number()).span(caller.id());
+        attempt.set_traceparent(spans::traceparent(&span));
         let has_begun = span.in_scope(|| {
             tracing::info!("started");
             self.run(guard, attempt, stored, None, operation)

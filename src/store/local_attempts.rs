@@ -130,6 +130,7 @@ impl LocalAttempts {
             duration_ms: millis(duration),
             deadline: now + duration,
             delay_ms: None,
+            traceparent: None,
             extra: Map::new(),
         }
     }

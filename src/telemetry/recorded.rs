@@ -12,8 +12,8 @@ use futures_core::stream::BoxStream;
 use metrics::{Key, Label, Level, Metadata, SharedString, counter, gauge, histogram};
 use once_cell::sync::Lazy;
 
-use super::EngineCall;
 use super::table::{self, METRICS, Metric, MetricKind};
+use super::{EngineCall, Outcome};
 use crate::backend::StorageError;
 #[cfg(feature = "rmcp")]
 use crate::task::TaskStatus;
@@ -204,70 +204,6 @@ impl EngineCall {
             Self::TakeDue => "take_due",
             Self::Resolve => "resolve",
             Self::Timers => "timers",
-        }
-    }
-}
-
-/// How a call of an engine ended, as the label `outcome` names it.
-#[derive(Clone, Copy)]
-enum Outcome {
-    Ok,
-    Conflict,
-    NotFound,
-    Full,
-    TooLarge,
-    Corrupt,
-    Denied,
-    TooFewReplicas,
-    Unavailable,
-    Error,
-    /// The caller has given up.
-    Abandoned,
-}
-
-impl Outcome {
-    const ALL: [Self; 11] = [
-        Self::Ok,
-        Self::Conflict,
-        Self::NotFound,
-        Self::Full,
-        Self::TooLarge,
-        Self::Corrupt,
-        Self::Denied,
-        Self::TooFewReplicas,
-        Self::Unavailable,
-        Self::Error,
-        Self::Abandoned,
-    ];
-
-    fn of<T>(answer: &Result<T, StorageError>) -> Self {
-        let Err(error) = answer else { return Self::Ok };
-        match error {
-            StorageError::VersionConflict { .. } => Self::Conflict,
-            StorageError::NotFound { .. } => Self::NotFound,
-            StorageError::CapacityExceeded { .. } => Self::Full,
-            StorageError::TooLarge { .. } => Self::TooLarge,
-            StorageError::Corrupt { .. } => Self::Corrupt,
-            StorageError::Denied { .. } => Self::Denied,
-            StorageError::TooFewReplicas { .. } => Self::TooFewReplicas,
-            StorageError::Unavailable { .. } => Self::Unavailable,
-            _ => Self::Error,
-        }
-    }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Conflict => "conflict",
-            Self::NotFound => "not_found",
-            Self::Full => "full",
-            Self::TooLarge => "too_large",
-            Self::Corrupt => "corrupt",
-            Self::Denied => "denied",
-            Self::TooFewReplicas => "too_few_replicas",
-            Self::Unavailable => "unavailable",
-            Self::Error => "error",
-            Self::Abandoned => "abandoned",
         }
     }
 }

@@ -15,6 +15,8 @@ mod fleet;
 mod guide;
 #[cfg(feature = "redis-tests")]
 mod missing_keys;
+#[cfg(all(feature = "redis-tests", unix))]
+mod otel;
 mod outages;
 mod outcomes;
 mod owner;
