@@ -22,7 +22,7 @@ mod silent;
 #[cfg(feature = "metrics")]
 mod table;
 
-#[cfg(all(feature = "metrics", any(feature = "redis", feature = "sqlite")))]
+#[cfg(all(feature = "metrics", any(feature = "postgres", feature = "redis", feature = "sqlite")))]
 pub(crate) use recorded::batch;
 #[cfg(all(feature = "metrics", feature = "rmcp"))]
 pub(crate) use recorded::ended;
