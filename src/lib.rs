@@ -90,6 +90,8 @@ pub mod guide;
 mod memory;
 #[cfg(feature = "pmcp")]
 mod pmcp;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod printable;
 #[cfg(feature = "redis")]
 mod redis;
@@ -97,8 +99,6 @@ mod redis;
 mod rmcp;
 #[cfg(feature = "redis")]
 mod scripts;
-#[cfg(feature = "postgres")]
-mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
@@ -126,6 +126,9 @@ pub use memory::MemoryBackend;
 #[cfg(feature = "pmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
 pub use pmcp::{PMCP_ANONYMOUS, PmcpTaskStore, PmcpTasksBackend};
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use postgres::{PostgresBackend, PostgresBuilder};
 pub use printable::Printable;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
@@ -136,9 +139,6 @@ pub use rmcp::{
     Companions, DurableTaskManager, ManagerConfig, OwnerSource, RegisteredOptions, TaskContext, TaskServer,
     TaskServerConfig, TaskTools, Worker,
 };
-#[cfg(feature = "postgres")]
-#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
-pub use postgres::{PostgresBackend, PostgresBuilder};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlite::{SqliteBackend, SqliteBuilder, Synchronous};

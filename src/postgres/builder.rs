@@ -224,8 +224,7 @@ impl PostgresBuilder {
         check_size("max_value_bytes", self.max_value_bytes)?;
         check_size("max_part_bytes", self.max_part_bytes)?;
         let names = Names::new(&self.schema, &self.table_prefix)?;
-        let mut connection =
-            pool.get().await.map_err(|error| errors.of(Failed::Connect(Arc::new(error))))?;
+        let mut connection = pool.get().await.map_err(|error| errors.of(Failed::Connect(Arc::new(error))))?;
         if creates {
             schema::migrate(&mut connection, &names, &errors).await?;
         }
@@ -245,7 +244,8 @@ impl PostgresBuilder {
         let listener = match listens_at {
             Some(url) => {
                 let (config, tls) = self.config(&url)?;
-                let listening = Listening { config, tls, errors: database.errors.clone(), names: names.clone() };
+                let listening =
+                    Listening { config, tls, errors: database.errors.clone(), names: names.clone() };
                 listen(listening, &database, &names, &subscribers).await?
             }
             None => {
@@ -266,8 +266,9 @@ impl PostgresBuilder {
     }
 
     fn config(&self, url: &str) -> Result<(Config, MakeRustlsConnect), StorageError> {
-        let mut config: Config =
-            url.parse().map_err(|error| invalid_setting(format!("the URL is not one of PostgreSQL: {error}")))?;
+        let mut config: Config = url
+            .parse()
+            .map_err(|error| invalid_setting(format!("the URL is not one of PostgreSQL: {error}")))?;
         let limit = self.response_timeout;
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(limit);
@@ -276,7 +277,10 @@ impl PostgresBuilder {
             config.application_name("mcp-task-store");
         }
         // A peer that is lost without a word is noticed soon.
-        config.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(3)).keepalives_retries(3);
+        config
+            .keepalives_idle(Duration::from_secs(10))
+            .keepalives_interval(Duration::from_secs(3))
+            .keepalives_retries(3);
         if !self.is_behind_pgbouncer {
             // The server gives up when the caller does. What the URL sets comes last, and wins.
             let given = config.get_options().unwrap_or_default().to_owned();
@@ -284,7 +288,9 @@ impl PostgresBuilder {
         }
         let tls = tls::connector(config.get_ssl_mode(), self.root_certificates.as_deref())?;
         if self.root_certificates.is_some() && config.get_ssl_mode() == SslMode::Disable {
-            return Err(invalid_setting("root_certificates is set, but the URL says sslmode=disable".to_owned()));
+            return Err(invalid_setting(
+                "root_certificates is set, but the URL says sslmode=disable".to_owned(),
+            ));
         }
         Ok((config, tls))
     }

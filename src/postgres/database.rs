@@ -49,7 +49,10 @@ impl Database {
         parameters: Parameters<'_>,
         access: Access,
     ) -> Result<Vec<Row>, StorageError> {
-        self.run(statement, parameters, access).instrument(span).await.map_err(|failed| self.errors.of(failed))
+        self.run(statement, parameters, access)
+            .instrument(span)
+            .await
+            .map_err(|failed| self.errors.of(failed))
     }
 
     pub(super) async fn run(

@@ -43,7 +43,9 @@ impl Failed {
     /// Returns whether the server has refused a statement for a reason that may lie in one of its rows.
     pub(super) fn may_concern_one_row(&self) -> bool {
         // Resources, operators, the system, the schema and the rights concern all rows alike.
-        let concerns_all = |code: &str| ["08", "25", "28", "42", "53", "57", "58", "XX"].iter().any(|class| code.starts_with(class));
+        let concerns_all = |code: &str| {
+            ["08", "25", "28", "42", "53", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
+        };
         self.code().is_some_and(|code| !concerns_all(code.code()))
     }
 }
@@ -77,7 +79,9 @@ impl Errors {
 
     fn of_pool(&self, error: Arc<PoolError>) -> StorageError {
         match &*error {
-            PoolError::Backend(cause) => self.of_answer(cause.code(), Arc::clone(&error).into(), Stage::NothingWritten),
+            PoolError::Backend(cause) => {
+                self.of_answer(cause.code(), Arc::clone(&error).into(), Stage::NothingWritten)
+            }
             PoolError::Closed => {
                 self.backend("the pool of connections was closed; open the backend again", false, None)
             }
@@ -162,7 +166,9 @@ impl Errors {
     /// Returns the error of a connection that cannot be made, or that broke.
     fn of_connection(&self, error: BoxError, stage: Stage) -> StorageError {
         let reason = match stage {
-            Stage::NothingWritten => "the connection failed; check that the server runs, its address, and TLS",
+            Stage::NothingWritten => {
+                "the connection failed; check that the server runs, its address, and TLS"
+            }
             Stage::WriteSent => {
                 "the connection broke after a write was sent, which may have been applied; read the record before you write again"
             }

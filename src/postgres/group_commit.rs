@@ -179,7 +179,9 @@ impl<W: Batched> Batch<W> {
         let (mut rows, mut bytes, mut kept) = (HashSet::new(), 0, VecDeque::new());
         while let Some(next) = queue.pop_front() {
             let has_room = batch.writes.is_empty()
-                || (batch.writes.len() < MAX_ROWS && bytes + next.write.bytes() <= MAX_BYTES && !next.write.is_alone());
+                || (batch.writes.len() < MAX_ROWS
+                    && bytes + next.write.bytes() <= MAX_BYTES
+                    && !next.write.is_alone());
             if !has_room {
                 queue.push_front(next);
                 break;
@@ -219,7 +221,9 @@ impl<W: Batched> Batch<W> {
                     let reply = W::send(&[write], database).await.map(|mut replies| replies.pop());
                     let _ = answer.send(match reply {
                         Ok(Some(reply)) => reply,
-                        Ok(None) => Err(database.errors.unexpected("a write has no outcome", Stage::WriteSent)),
+                        Ok(None) => {
+                            Err(database.errors.unexpected("a write has no outcome", Stage::WriteSent))
+                        }
                         Err(failed) => Err(database.errors.of(failed)),
                     });
                 }

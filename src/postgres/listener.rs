@@ -59,13 +59,11 @@ impl Subscribers {
     fn received(&self, notification: &Notification, changes: &str) {
         let payload = notification.payload();
         if notification.channel() == changes {
-            let (key, change) = match payload.split_once(' ') {
-                Some((key, expires_at)) => {
-                    let expires_at: Option<u64> = expires_at.parse().ok();
-                    (key, Change::Written(expires_at.filter(|at| *at > 0).map(from_millis)))
-                }
-                None => (payload, Change::Unknown),
-            };
+            // When the record expires (0 for never, - for a record that was removed), and its key. An id may contain spaces.
+            let Some((expires_at, key)) = payload.split_once(' ') else { return };
+            let change = expires_at.parse().map_or(Change::Unknown, |at: u64| {
+                Change::Written(Some(at).filter(|at| *at > 0).map(from_millis))
+            });
             self.watchers.notify(key, change);
         } else if let Some(queue) = unescape(payload).and_then(|queue| Queue::try_from(queue.as_str()).ok()) {
             self.wakers.wake(&queue);
@@ -104,12 +102,14 @@ impl Listening {
                     runtime.block_on(select(runs, ended));
                 }
                 Err(error) => {
-                    let error = self.errors.unavailable("the system starts no runtime", false, Some(error.into()));
+                    let error =
+                        self.errors.unavailable("the system starts no runtime", false, Some(error.into()));
                     let _ = listens.send(Err(error));
                 }
             }
         });
-        started.map_err(|error| errors.unavailable("the system starts no thread", false, Some(error.into())))?;
+        started
+            .map_err(|error| errors.unavailable("the system starts no thread", false, Some(error.into())))?;
         let stopped = |_| Err(errors.stopped(Stage::NothingWritten));
         listening.await.unwrap_or_else(stopped)?;
         Ok(Listener { _ends: ends })
@@ -165,8 +165,9 @@ impl Listening {
             Ok((client, notifications))
         };
         match timeout(self.errors.limit, connecting).await {
-            Ok(connected) => connected
-                .map_err(|error: tokio_postgres::Error| Failed::Statement(Arc::new(error), Stage::NothingWritten)),
+            Ok(connected) => connected.map_err(|error: tokio_postgres::Error| {
+                Failed::Statement(Arc::new(error), Stage::NothingWritten)
+            }),
             Err(_) => Err(Failed::TimedOut(Stage::NothingWritten)),
         }
     }

@@ -113,7 +113,9 @@ impl Engine {
 
 impl fmt::Debug for PostgresBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresBackend").field("address", &self.0.database.errors.address).finish_non_exhaustive()
+        f.debug_struct("PostgresBackend")
+            .field("address", &self.0.database.errors.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -138,7 +140,8 @@ impl PostgresBackend {
 impl StorageBackend for PostgresBackend {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
         let span = debug_span!("get", owner = %key.owner.printable(), task = %key.task.printable());
-        let (database, owner, task) = (&self.0.database, escape(key.owner.as_str()), escape(key.task.as_str()));
+        let (database, owner, task) =
+            (&self.0.database, escape(key.owner.as_str()), escape(key.task.as_str()));
         let rows = database.call(span, &database.statements.get, &[&owner, &task], Access::Reads).await?;
         let fields = Stored::read_live(database, key, &rows)?;
         Ok(fields.into_record(column(database, &rows[0], "data")?))
@@ -146,7 +149,8 @@ impl StorageBackend for PostgresBackend {
 
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
         let span = debug_span!("part", owner = %key.owner.printable(), task = %key.task.printable(), name = %name.as_str());
-        let (database, owner, task) = (&self.0.database, escape(key.owner.as_str()), escape(key.task.as_str()));
+        let (database, owner, task) =
+            (&self.0.database, escape(key.owner.as_str()), escape(key.task.as_str()));
         let parameters = &[&owner as _, &task as _, &name.as_str() as _];
         let rows = database.call(span, &database.statements.part, parameters, Access::Reads).await?;
         let fields = Stored::read_live(database, key, &rows)?;
@@ -175,7 +179,8 @@ impl StorageBackend for PostgresBackend {
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
         let span = debug_span!("delete", owner = %key.owner.printable(), task = %key.task.printable());
-        let (database, owner, task) = (&self.0.database, escape(key.owner.as_str()), escape(key.task.as_str()));
+        let (database, owner, task) =
+            (&self.0.database, escape(key.owner.as_str()), escape(key.task.as_str()));
         let rows = database.call(span, &database.statements.remove, &[&owner, &task], Access::Writes).await?;
         rows.first().map_or(Ok(false), |row| column(database, row, "was_live"))
     }

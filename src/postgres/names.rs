@@ -38,7 +38,8 @@ impl Names {
 
 /// Names need no quotes and no escapes, and cannot hold SQL.
 fn check(setting: &str, name: &str, length: std::ops::RangeInclusive<usize>) -> Result<(), StorageError> {
-    let is_legal = |(at, byte): (usize, u8)| matches!(byte, b'a'..=b'z' | b'_') || (at > 0 && byte.is_ascii_digit());
+    let is_legal =
+        |(at, byte): (usize, u8)| matches!(byte, b'a'..=b'z' | b'_') || (at > 0 && byte.is_ascii_digit());
     if length.contains(&name.len()) && name.bytes().enumerate().all(is_legal) {
         return Ok(());
     }
@@ -106,7 +107,8 @@ const TIMERS: &str = "
 
 impl Statements {
     pub(super) fn new(names: &Names) -> Self {
-        let statement = |sql: &str, types: &[Type]| Statement { sql: names.in_sql(sql), types: types.to_vec() };
+        let statement =
+            |sql: &str, types: &[Type]| Statement { sql: names.in_sql(sql), types: types.to_vec() };
         let (text, texts) = (Type::TEXT, Type::TEXT_ARRAY);
         let (number, numbers, count) = (Type::INT8, Type::INT8_ARRAY, Type::INT4);
         let (datas, flags) = (Type::BYTEA_ARRAY, Type::BOOL_ARRAY);

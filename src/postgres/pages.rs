@@ -4,9 +4,7 @@ use super::database::{Access, Database};
 use super::rows::{Fields, Stored, column, signed};
 use crate::backend::engine::{PageBounds, cursor, from_micros};
 use crate::backend::key::{escape, stable_hash, unescape};
-use crate::backend::{
-    CorruptRecord, Cursor, ListedRecord, OwnerId, OwnerPage, Page, StorageError, TaskId,
-};
+use crate::backend::{CorruptRecord, Cursor, ListedRecord, OwnerId, OwnerPage, Page, StorageError, TaskId};
 
 pub(super) async fn list(
     database: &Database,
@@ -48,8 +46,7 @@ pub(super) async fn owners(database: &Database, after: Option<&Cursor>) -> Resul
     let after = after.map_or(Ok(String::new()), name_in)?;
     let most = signed(OWNERS as u64);
     let span = tracing::debug_span!("owners");
-    let rows =
-        database.call(span, &database.statements.owners, &[&after, &most], Access::Reads).await?;
+    let rows = database.call(span, &database.statements.owners, &[&after, &most], Access::Reads).await?;
     let mut owners = Vec::new();
     for row in &rows {
         let (name, is_live): (&str, bool) =

@@ -9,9 +9,7 @@ use super::group_commit::Batched;
 use super::rows::{signed, unsigned};
 use crate::backend::engine::{WriteMode, from_millis};
 use crate::backend::key::escape;
-use crate::backend::{
-    Expiry, MAX_PARTS, PartChange, PartChanges, StorageError, TaskKey, Version, Written,
-};
+use crate::backend::{Expiry, MAX_PARTS, PartChange, PartChanges, StorageError, TaskKey, Version, Written};
 
 /// A write of a record.
 pub(super) struct Put {
@@ -105,10 +103,13 @@ impl Batched for Put {
         let parts = writes.first().map(|put| &put.parts).filter(|parts| !parts.is_empty());
         let part_names: Option<Vec<_>> = parts.map(|parts| parts.keys().map(|name| name.as_str()).collect());
         let part_datas: Option<Vec<_>> = parts.map(|parts| {
-            parts.values().map(|change| match change {
-                PartChange::Set(data) => Some(&data[..]),
-                PartChange::Clear => None,
-            }).collect()
+            parts
+                .values()
+                .map(|change| match change {
+                    PartChange::Set(data) => Some(&data[..]),
+                    PartChange::Clear => None,
+                })
+                .collect()
         });
         let rows = database
             .run(

@@ -49,15 +49,22 @@ impl Stored {
             (Some(version), Some(parts)) => {
                 Self::Readable(Fields { version, created_at, expires_at: expires_at.map(unsigned), parts })
             }
-            (None, _) => Self::Damaged { created_at, reason: "the column `version` holds no version".to_owned() },
-            (_, None) => {
-                Self::Damaged { created_at, reason: "the column `parts` holds no names and sizes of parts".to_owned() }
+            (None, _) => {
+                Self::Damaged { created_at, reason: "the column `version` holds no version".to_owned() }
             }
+            (_, None) => Self::Damaged {
+                created_at,
+                reason: "the column `parts` holds no names and sizes of parts".to_owned(),
+            },
         })
     }
 
     /// Reads the only row of a record that must be live.
-    pub(super) fn read_live(database: &Database, key: &TaskKey, rows: &[Row]) -> Result<Fields, StorageError> {
+    pub(super) fn read_live(
+        database: &Database,
+        key: &TaskKey,
+        rows: &[Row],
+    ) -> Result<Fields, StorageError> {
         let missing = || StorageError::NotFound { key: key.clone() };
         let row = rows.first().ok_or_else(missing)?;
         let now_us = unsigned(column(database, row, "now_us")?);
@@ -67,7 +74,9 @@ impl Stored {
         }
         match Self::read(database, row)? {
             Self::Readable(fields) => Ok(fields),
-            Self::Damaged { reason, .. } => Err(StorageError::Corrupt { key: key.clone(), reason, source: None }),
+            Self::Damaged { reason, .. } => {
+                Err(StorageError::Corrupt { key: key.clone(), reason, source: None })
+            }
         }
     }
 }

@@ -15,7 +15,11 @@ use crate::backend::StorageError;
 const MIGRATIONS: [&str; 1] = [include_str!("schema/1.sql")];
 
 /// Creates the tables, or migrates them to the current version, in one transaction. Does nothing if they have it.
-pub(super) async fn migrate(connection: &mut Object, names: &Names, errors: &Errors) -> Result<(), StorageError> {
+pub(super) async fn migrate(
+    connection: &mut Object,
+    names: &Names,
+    errors: &Errors,
+) -> Result<(), StorageError> {
     let failed = |error| errors.of(Failed::Statement(Arc::new(error), Stage::NothingWritten));
     let transaction = connection.transaction().await.map_err(failed)?;
     let client = &*transaction;
@@ -32,16 +36,22 @@ pub(super) async fn migrate(connection: &mut Object, names: &Names, errors: &Err
     }
     for (migration, version) in missing.iter().zip(done + 1..) {
         script += &names.in_sql(migration);
-        script += &names.in_sql(&format!("DELETE FROM {{q}}schema; INSERT INTO {{q}}schema VALUES ({version});\n"));
+        script +=
+            &names.in_sql(&format!("DELETE FROM {{q}}schema; INSERT INTO {{q}}schema VALUES ({version});\n"));
     }
     client.batch_execute(&script).await.map_err(failed)?;
     transaction.commit().await.map_err(failed)
 }
 
 /// Checks that the tables exist and have the current version.
-pub(super) async fn check(client: &ClientWrapper, names: &Names, errors: &Errors) -> Result<(), StorageError> {
+pub(super) async fn check(
+    client: &ClientWrapper,
+    names: &Names,
+    errors: &Errors,
+) -> Result<(), StorageError> {
     let found = version(&**client, names).await;
-    let found = found.map_err(|error| errors.of(Failed::Statement(Arc::new(error), Stage::NothingWritten)))?;
+    let found =
+        found.map_err(|error| errors.of(Failed::Statement(Arc::new(error), Stage::NothingWritten)))?;
     match usize::try_from(found) {
         Ok(found) if found == MIGRATIONS.len() => Ok(()),
         Ok(found) if found < MIGRATIONS.len() => Err(errors.backend(

@@ -93,14 +93,15 @@ pub(super) fn taken(database: &Database, rows: &[Row]) -> Result<Taken, StorageE
             next_in = next_due.map(|at| Duration::from_millis(unsigned(at).saturating_sub(now_ms)));
             continue;
         };
-        let (owner, task): (&str, &str) =
-            (column(database, row, "owner")?, column(database, row, "task")?);
+        let (owner, task): (&str, &str) = (column(database, row, "owner")?, column(database, row, "task")?);
         let token: i64 = column(database, row, "token")?;
         let queue = unescape(queue).and_then(|queue| Queue::try_from(queue.as_str()).ok());
         match (queue, key(owner, task)) {
             (Some(queue), Some(key)) => due.push(Due::new(queue, key, token.to_string())),
             // This crate writes no other ids.
-            _ => tracing::warn!("a timer belongs to no task; delete it by hand: owner {owner:?}, task {task:?}"),
+            _ => tracing::warn!(
+                "a timer belongs to no task; delete it by hand: owner {owner:?}, task {task:?}"
+            ),
         }
     }
     Ok(Taken::new(due, next_in))

@@ -37,7 +37,9 @@ pub(super) fn connector(mode: SslMode, roots: Option<&[u8]>) -> Result<MakeRustl
 fn given(pem: &[u8]) -> Result<RootCertStore, StorageError> {
     let mut roots = RootCertStore::empty();
     let unusable = |error: &dyn std::fmt::Display| {
-        invalid_setting(format!("root_certificates holds a certificate that cannot be used; replace it: {error}"))
+        invalid_setting(format!(
+            "root_certificates holds a certificate that cannot be used; replace it: {error}"
+        ))
     };
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|error| unusable(&error))?;
@@ -56,7 +58,8 @@ fn of_the_system() -> Result<RootCertStore, StorageError> {
     roots.add_parsable_certificates(found.certs);
     match roots.is_empty() {
         true => Err(invalid_setting(
-            "the operating system trusts no certificate; install its certificates, or pass root_certificates".to_owned(),
+            "the operating system trusts no certificate; install its certificates, or pass root_certificates"
+                .to_owned(),
         )),
         false => Ok(roots),
     }

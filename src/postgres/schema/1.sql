@@ -336,7 +336,7 @@ BEGIN
                 PERFORM {q}put_parts(g.owner, g.task, part_names, part_datas, max_parts);
             END IF;
             IF g.notifies THEN
-                PERFORM pg_notify('{c}changes', g.owner || ':' || g.task || ' ' || coalesce(new_expires_at, 0));
+                PERFORM pg_notify('{c}changes', coalesce(new_expires_at, 0) || ' ' || g.owner || ':' || g.task);
             END IF;
         END IF;
         RETURN NEXT;
@@ -359,7 +359,7 @@ BEGIN
     now_us := {q}clock();
     IF was_live THEN
         was_live := removed_at IS NULL OR removed_at > now_us / 1000;
-        PERFORM pg_notify('{c}changes', of_owner || ':' || of_task);
+        PERFORM pg_notify('{c}changes', '- ' || of_owner || ':' || of_task);
     END IF;
 END
 $body$;
