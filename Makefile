@@ -35,7 +35,7 @@ run-redis: redis-up ## the same on one Redis | 20 s, and 2 min to build | .redis
 	@DIGEST_SERVER_REDIS_URL="$$REDIS_URL" cargo run --example digest_server --features $(RUN_FEATURES)
 
 .PHONY: test
-test: redis-up redis-server faketime ## run every test, on the memory engine, on SQLite and on Redis, and print a summary | 15 min, including the build | .redis
+test: redis-up redis-server faketime chromium ## run every test, on the memory engine, on SQLite and on Redis, and print a summary | 15 min, including the build | .redis
 	@scripts/test.sh
 
 .PHONY: test-faults
@@ -87,6 +87,10 @@ bench-check: redis-server valgrind ## run a small make bench with little optimiz
 bench-scale: redis-server ## measure a million records: over 10,000 owners, and of one owner | 4 min, and 5 min to build | docs/scale.md
 	@$(PEERS) --release -- scale --page docs/scale.md
 
+.PHONY: screenshots
+screenshots: faketime chromium ## take the pictures of the console in the README and the guide | 15 s, and 5 min to build | docs/guide/images
+	@SCREENSHOTS_WRITE=1 cargo test -p mcp-task-console --features browser-tests --test console -- browser::screenshots
+
 .PHONY: record-dumps
 record-dumps: redis-up ## record the tasks of this version in every state, for the tests of later versions; run it before a release | 2 min | tests/lifecycle/recorded/dumps
 	@cargo test --features "$$FEATURES" --test lifecycle -- --ignored --exact recorded::record_dumps
@@ -117,7 +121,7 @@ redis-down: ## stop the Redis that make redis-up started | 1 s | .redis
 	@scripts/redis.sh down
 
 # The programs that the tests and benchmarks start.
-.PHONY: redis-server valgrind faketime
+.PHONY: redis-server valgrind faketime chromium
 redis-server:
 	@if ! command -v "$${REDIS_SERVER:-redis-server}" >/dev/null && command -v valkey-server >/dev/null; then \
 		echo "error: only valkey-server is installed; run REDIS_SERVER=valkey-server make $(MAKECMDGOALS)" >&2; exit 1; fi
@@ -126,3 +130,5 @@ valgrind:
 	@scripts/need.sh "command -v valgrind" valgrind valgrind
 faketime:
 	@scripts/need.sh "ls /usr/lib/*/faketime/libfaketime.so.1" faketime libfaketime
+chromium:
+	@scripts/need.sh "command -v chromium" chromium Chromium

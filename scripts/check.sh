@@ -12,20 +12,20 @@ step cargo fmt --manifest-path $peers --check
 step cargo fmt --manifest-path $peers --package sqlite_calls --check
 step cargo fmt --manifest-path $turul --package turul --check
 # Tests and examples enable the feature rmcp. So clippy also checks each set of features without tests and examples.
-for set in "" encryption metrics sqlite redis redis-cluster redis-sentinel redis-tls rmcp pmcp; do
+for set in "" encryption metrics otel sqlite redis redis-cluster redis-sentinel redis-tls rmcp pmcp otel,rmcp otel,redis; do
 	step cargo clippy --features "$set" -- -D warnings
 done
 for set in "" "$features"; do
 	step cargo clippy --all-targets --features "$set" -- -D warnings
 done
-step cargo clippy -p mcp-task-store -p mcp-tasks -p mcp-task-console --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests" --bin mcp-tasks --test cli --test console -- -D warnings
+step cargo clippy -p mcp-task-store -p mcp-tasks -p mcp-task-console --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests,mcp-task-console/browser-tests" --bin mcp-tasks --test cli --test console -- -D warnings
 step cargo clippy --manifest-path $peers --workspace -- -D warnings
 step cargo clippy --manifest-path $turul -- -D warnings
 export RUSTDOCFLAGS="-D warnings"
 step cargo doc --no-deps
 step cargo doc --no-deps --all-features
 tree=$(cargo tree --edges normal --prefix none)
-if grep -E '^(chacha20poly1305|metrics|redis|rmcp|pmcp|rusqlite) ' <<<"$tree"; then
+if grep -E '^(chacha20poly1305|metrics|opentelemetry|redis|rmcp|pmcp|rusqlite|tracing-opentelemetry) ' <<<"$tree"; then
 	echo "error: a build without features depends on the crates above; make each optional" >&2
 	exit 1
 fi

@@ -17,7 +17,7 @@ run() {
 run --lib --test contract
 # One call for the library, the command line, the console and the example engine, so that nothing is built twice.
 features=${FEATURES:-redis-tests,pmcp}
-run -p mcp-task-store -p mcp-tasks -p mcp-task-console -p custom-engine --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests"
+run -p mcp-task-store -p mcp-tasks -p mcp-task-console -p custom-engine --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests,mcp-task-console/browser-tests"
 
 awk -v seconds=$((SECONDS - begun)) '
 	/^ +Running / { program = $2 == "unittests" ? $3 : $2 }

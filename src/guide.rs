@@ -9,6 +9,7 @@
 //! * [`operations`]: settings, the ACL rule, keys, backup, upgrades, credentials
 //! * [`cli`]: the command `mcp-tasks`, for operators
 //! * [`console`]: the console for the browser
+//! * [`operating`]: an incident, step by step
 //! * [`failures`]: which error a call returns when a Redis or Valkey server fails
 //! * [`scale`]: how many tasks one Redis holds
 
@@ -33,6 +34,7 @@ pub mod pmcp {}
 /// [rmcp.md]: crate::guide::rmcp
 /// [operations.md]: crate::guide::operations
 /// [failures.md]: crate::guide::failures
+/// [cli.md]: crate::guide::cli
 #[cfg_attr(any(not(doctest), all(feature = "redis", feature = "rmcp")), doc = include_str!("../docs/guide/workers.md"))]
 pub mod workers {}
 
@@ -51,6 +53,8 @@ pub mod encryption {}
 /// [failures.md]: crate::guide::failures
 /// [scale.md]: crate::guide::scale
 /// [guide/rmcp.md]: crate::guide::rmcp
+/// [guide/workers.md]: crate::guide::workers
+/// [guide/console.md]: crate::guide::console
 /// [guide/encryption.md]: crate::guide::encryption
 #[cfg_attr(
     any(not(doctest), all(feature = "redis-cluster", feature = "redis-sentinel")),
@@ -61,13 +65,23 @@ pub mod operations {}
 /// [encryption.md]: crate::guide::encryption
 /// [operations.md]: crate::guide::operations
 /// [console.md]: crate::guide::console
+/// [operating.md]: crate::guide::operating
+/// [workers.md]: crate::guide::workers
 #[doc = include_str!("../docs/guide/cli.md")]
 pub mod cli {}
 
 /// [cli.md]: crate::guide::cli
 /// [operations.md]: crate::guide::operations
+/// [workers.md]: crate::guide::workers
 #[doc = include_str!("../docs/guide/console.md")]
 pub mod console {}
+
+/// [cli.md]: crate::guide::cli
+/// [console.md]: crate::guide::console
+/// [operations.md]: crate::guide::operations
+/// [workers.md]: crate::guide::workers
+#[doc = include_str!("../docs/guide/operating.md")]
+pub mod operating {}
 
 /// [operations.md]: crate::guide::operations
 /// [guide/encryption.md]: crate::guide::encryption

@@ -60,6 +60,7 @@
 //! | `rmcp` | `DurableTaskManager`, `TaskServer` and `TaskTools`, for the official SDK, rmcp 3 |
 //! | `pmcp` | `PmcpTaskStore` and `PmcpTasksBackend`, for pmcp 2 and pmcp-tasks 0.2 |
 //! | `metrics` | counters, gauges and histograms, through the `metrics` facade |
+//! | `otel` | one [trace](guide::rmcp#traces) for each task, in OpenTelemetry |
 //! | `conformance` | the contract as a test suite, for [authors of engines](guide::engine) |
 
 #![warn(missing_docs, unreachable_pub)]
@@ -99,6 +100,7 @@ mod redis;
 mod rmcp;
 #[cfg(feature = "redis")]
 mod scripts;
+mod spans;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
@@ -144,7 +146,8 @@ pub use rmcp::{
 pub use sqlite::{SqliteBackend, SqliteBuilder, Synchronous};
 pub use store::{
     Attempt, DeadTaskPage, NewTask, Retry, ScanPosition, ScannedPage, StoreConfig, TaskError, TaskFilter,
-    TaskPage, TaskRef, TaskScan, TaskStore, Ttl, UniqueEnqueue, UniqueKey, UniqueStart,
+    TaskPage, TaskRef, TaskScan, TaskStore, Ttl, UniqueEnqueue, UniqueKey, UniqueStart, WorkerPage,
+    WorkerStatus, WorkerTask,
 };
 pub use task::{
     EventKind, Lease, OnWorkerLost, Payload, PayloadKind, Progress, RetryDelay, RpcError, Snapshot,

@@ -98,6 +98,10 @@ pub struct Lease {
     /// holder, and in records of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
+    /// With the feature `otel`: the `traceparent` of the span of the attempt, or, without a holder, of the last attempt. The span of
+    /// the next attempt links to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// Fields of later versions of this crate. Writes keep them while the same attempt holds the lease. The next
     /// lease of the task starts without them.
     #[serde(flatten)]
@@ -281,7 +285,8 @@ pub struct Task {
     /// What the task keeps of the request that created it, for example the tenant or the locale. It never changes.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extensions: Map<String, Value>,
-    /// The `traceparent` of the request that created the task (W3C Trace Context).
+    /// The `traceparent` of the request that created the task (W3C Trace Context). With the feature `otel`: of the span in which the
+    /// task was created, if it is exported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     /// The id of the pointer of a unique task: the hash of its key.
@@ -388,15 +393,15 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.000Z`.
-mod rfc3339_millis {
+pub(crate) mod rfc3339_millis {
     use chrono::{DateTime, SecondsFormat, Utc};
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
         let text = String::deserialize(deserializer)?;
         DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc()).map_err(serde::de::Error::custom)
     }
@@ -426,7 +431,7 @@ mod tests {
             "inputRequests": {"a": {"method": "elicitation/create"}}, "inputResponses": {"b": null},
             "answeredRequests": {"b": {"method": "roots/list"}}, "operation": "render", "onWorkerLost": "resume",
             "maxAttempts": 5, "retry": {"firstMs": 1_000, "maxMs": 60_000, "jittered": true, "by": "b"}, "gaveUpAfter": 5, "requeuedFrom": "t0",
-            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "delayMs": 250, "zone": "b"},
+            "lease": {"holder": "0f1b2c3d", "attempt": 2, "losses": 1, "renewals": 3, "durationMs": 30_000, "deadline": "2026-01-31T12:00:30.000Z", "delayMs": 250, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "zone": "b"},
             "error": {"code": 1, "message": "so far", "data": null, "retry": {"after": 3}},
             "cancelRequested": true, "variables": {"n": 1}, "extensions": {"tenant": "acme"},
             "traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
@@ -450,6 +455,7 @@ mod tests {
             duration_ms: 30_000,
             deadline: at(30),
             delay_ms: None,
+            traceparent: None,
             extra: Map::new(),
         };
         let held = lease(Some("somebody".to_owned()));

@@ -14,7 +14,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_core::stream::BoxStream;
-use tracing::debug_span;
 
 use super::RedisBackend;
 use super::error::Context;
@@ -30,6 +29,7 @@ use crate::scripts::{
     ExpiryArgument, FoundTimers, Insert, InsertTimer, QueueState, RESOLVE, Resolve, Resolved, SCHEDULE,
     Schedule, TAKE_DUE, TakeDue, Timed,
 };
+use crate::spans::engine_span;
 pub(super) use shards::Outages;
 
 /// How many timers one script takes at most. Such a script occupies the server for about as long as a small call.
@@ -89,7 +89,7 @@ impl RedisBackend {
         let take = TakeDue { due, hide_ms, limit };
         let key = take.due.first().map(String::as_str).unwrap_or_default();
         let context = Context { writes: limit > 0, ..self.reads(key) };
-        let span = debug_span!("take_due", shard, limit);
+        let span = engine_span!("take_due", shard, limit);
         let call = pin!(async {
             let Timed { value: FoundTimers { queues: states, taken }, server_us } =
                 self.run_on_master(&TAKE_DUE, &take, &context).await?;
@@ -187,7 +187,7 @@ fn in_order(mut due: Vec<DueTimer>, next_in: Option<Duration>) -> Taken {
 #[async_trait]
 impl Agenda for RedisBackend {
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
-        let span = debug_span!("schedule", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
+        let span = engine_span!("schedule", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let after_ms = delay_millis(after)?;
         let shard = self.0.schema.shard(&key.owner);
         let due = self.0.schema.due(shard, queue);
@@ -214,7 +214,7 @@ impl Agenda for RedisBackend {
             ExpiryArgument::AfterMillis(expiry_ms)
                 if options.parts.is_empty() && !self.0.schema.has_hash_tags() =>
             {
-                let span = debug_span!("create_with_timer", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
+                let span = engine_span!("create_with_timer", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
                 let (due, member) = (self.0.schema.due(0, queue), key.to_string());
                 let timer = Some(InsertTimer { due, member, after_ms, channel: self.wake_channel(0) });
                 let (keys, id, quota) = (self.0.schema.keys(key), key.task.clone(), options.quota);
@@ -247,7 +247,7 @@ impl Agenda for RedisBackend {
 
     async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
         let Due { queue, key, token, .. } = due;
-        let span = debug_span!("resolve", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
+        let span = engine_span!("resolve", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let after_ms = match next {
             Next::After(after) => Some(delay_millis(after)?),
             Next::Remove => None,

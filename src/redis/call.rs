@@ -16,6 +16,7 @@ use super::reply::{CommandError, Unconfirmed};
 use crate::backend::engine::from_micros;
 use crate::backend::{OwnerId, StorageBackend, StorageError};
 use crate::scripts::{Arguments, Notice, Pubsub, Reply, Script, Timed, UnexpectedReply};
+use crate::spans;
 
 impl RedisBackend {
     pub(super) fn reads<'a>(&'a self, key: &'a str) -> Context<'a> {
@@ -42,8 +43,9 @@ impl RedisBackend {
         call: Pin<&mut (dyn Future<Output = Result<T, StorageError>> + Send)>,
     ) -> Result<T, StorageError> {
         let limit = self.0.limit;
-        let in_time = tokio::time::timeout(limit, call.instrument(span)).await;
-        in_time.unwrap_or_else(|_| {
+        spans::engine_call(&span, &self.0.database);
+        let in_time = tokio::time::timeout(limit, call.instrument(span.clone())).await;
+        let answer = in_time.unwrap_or_else(|_| {
             self.connection(context).timed_out(context.key);
             Err(match self.unconfirmed(context) {
                 Some(replicas) if context.in_flight.give_up() => {
@@ -51,7 +53,9 @@ impl RedisBackend {
                 }
                 _ => context.timed_out(limit),
             })
-        })
+        });
+        spans::engine_answered(&span, &answer);
+        answer
     }
 
     pub(super) async fn send(&self, command: &Cmd, context: &Context<'_>) -> Result<Value, StorageError> {

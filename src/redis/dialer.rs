@@ -109,6 +109,11 @@ impl Dialer {
         }
     }
 
+    /// Returns the index of the database.
+    pub(super) fn database(&self) -> i64 {
+        self.settings.redis_settings().db()
+    }
+
     /// Returns whether the servers can deliver messages over a connection that also carries replies.
     pub(super) fn speaks_resp3(&self) -> bool {
         self.settings.redis_settings().protocol().supports_resp3()

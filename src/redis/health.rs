@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use redis::{Cmd, Value};
-use tracing::debug_span;
 
 use super::RedisBackend;
 use super::clock::server_time;
@@ -17,6 +16,7 @@ use super::server_report::{ServerReport, Settings};
 use crate::backend::engine::from_micros;
 use crate::backend::{Finding, StorageError};
 use crate::printable::Chain;
+use crate::spans::engine_span;
 
 /// How many small calls measure the latency.
 const CALLS: usize = 300;
@@ -33,7 +33,7 @@ impl RedisBackend {
             let masters = self.0.connection.masters().await;
             masters.map_err(|failure| context.storage_error(failure))
         });
-        let masters = self.limited(debug_span!("diagnose"), &context, asked).await?;
+        let masters = self.limited(engine_span!("diagnose"), &context, asked).await?;
         let mut findings = vec![self.permissions().await];
         for master in &masters {
             let before = findings.len();
@@ -56,7 +56,7 @@ impl RedisBackend {
         const CHECK: &str = "permissions";
         let context = self.reads("");
         let probe = pin!(self.probe());
-        match self.limited(debug_span!("probe"), &context, probe).await {
+        match self.limited(engine_span!("probe"), &context, probe).await {
             Ok(()) => Finding::green(CHECK, "the user may run every command that a server of tasks runs"),
             Err(error) => Finding::red(
                 CHECK,
@@ -129,7 +129,7 @@ impl RedisBackend {
                 Err(failure) => Err(context.storage_error(failure)),
             }
         });
-        self.limited(debug_span!("ask"), &context, call).await
+        self.limited(engine_span!("ask"), &context, call).await
     }
 
     async fn clock_offset(&self, master: &MasterOfSlots) -> Result<Finding, StorageError> {
@@ -167,7 +167,7 @@ impl RedisBackend {
         for _ in 0..CALLS {
             let began = Instant::now();
             let call = pin!(self.send(&exists, &context));
-            self.limited(debug_span!("latency"), &context, call).await?;
+            self.limited(engine_span!("latency"), &context, call).await?;
             times.push(began.elapsed());
         }
         times.sort_unstable();

@@ -5,7 +5,6 @@ use std::pin::pin;
 
 use async_trait::async_trait;
 use redis::{Pipeline, Value};
-use tracing::debug_span;
 
 use super::RedisBackend;
 use super::agenda::listing::{cursor_behind, position};
@@ -16,6 +15,7 @@ use crate::backend::{
     TaskId, TaskKey,
 };
 use crate::scripts::{AUDIT, Audit, Audited, RecordState};
+use crate::spans::engine_span;
 
 /// How many records one `audit.lua` compares, so that no script occupies the server for long.
 const MAX_AUDITED: usize = 64;
@@ -30,7 +30,7 @@ impl Diagnose for RedisBackend {
 
     async fn check_records(&self, after: Option<&Cursor>, repair: bool) -> Result<CheckedPage, StorageError> {
         let (keys, next) =
-            self.scan(debug_span!("check_records"), &self.0.schema.every_task(), "hash", after).await?;
+            self.scan(engine_span!("check_records"), &self.0.schema.every_task(), "hash", after).await?;
         let mut page = CheckedPage { checked: keys.len(), next, ..CheckedPage::default() };
         let mut by_owner: BTreeMap<OwnerId, Vec<TaskId>> = BTreeMap::new();
         for TaskKey { owner, task } in keys.iter().filter_map(|key| self.0.schema.task_of_key(key)) {
@@ -52,7 +52,7 @@ impl Diagnose for RedisBackend {
         let idx = self.0.schema.idx(owner);
         let context = self.reads(&idx);
         let read = pin!(self.members_after(&idx, after.as_ref()));
-        let (mut members, _) = self.limited(debug_span!("check_members"), &context, read).await?;
+        let (mut members, _) = self.limited(engine_span!("check_members"), &context, read).await?;
         let has_more = members.len() > MAX_TAKEN;
         members.truncate(MAX_TAKEN);
         let next = members.last().filter(|_| has_more).map(cursor_behind);
@@ -75,7 +75,7 @@ impl Diagnose for RedisBackend {
 
     async fn queues(&self, after: Option<&Cursor>) -> Result<QueuePage, StorageError> {
         let (keys, next) =
-            self.scan(debug_span!("queues"), &self.0.schema.every_due(), "zset", after).await?;
+            self.scan(engine_span!("queues"), &self.0.schema.every_due(), "zset", after).await?;
         let mut queues: Vec<Queue> = keys.iter().filter_map(|key| self.0.schema.queue_of_due(key)).collect();
         // A queue has a key for each shard.
         queues.sort();
@@ -93,7 +93,7 @@ impl Diagnose for RedisBackend {
             for keys in keys.chunks(MAX_TAKEN) {
                 let read = pin!(self.scores(&due, keys));
                 let context = Context { is_bulk: true, ..self.reads(&due) };
-                let scores = self.limited(debug_span!("without_timer"), &context, read).await?;
+                let scores = self.limited(engine_span!("without_timer"), &context, read).await?;
                 let missing = keys.iter().zip(scores).filter(|(_, score)| *score == Value::Nil);
                 without.extend(missing.map(|(key, _)| TaskKey::clone(key)));
             }
@@ -129,7 +129,7 @@ impl RedisBackend {
             let with_key = |task: &TaskId| (task.clone(), self.0.schema.task(owner, task));
             let audit = Audit { idx: idx.clone(), repair, tasks: tasks.iter().map(with_key).collect() };
             let call = pin!(self.run(&AUDIT, &audit, &context));
-            let Audited(states) = self.limited(debug_span!("audit", repair), &context, call).await?;
+            let Audited(states) = self.limited(engine_span!("audit", repair), &context, call).await?;
             for (task, state) in tasks.iter().zip(states) {
                 let key = TaskKey { owner: owner.clone(), task: task.clone() };
                 let kind = match state {

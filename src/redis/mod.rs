@@ -53,7 +53,6 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 use redis::Cmd;
-use tracing::debug_span;
 
 use agenda::Outages;
 pub use builder::RedisBuilder;
@@ -71,6 +70,7 @@ use crate::backend::{
     Version, Written,
 };
 use crate::scripts::{CasPut, DELETE, Delete, Insert, LIST, List, Listed, UnexpectedReply};
+use crate::spans::{self, engine_span};
 
 /// Keeps records in Redis (6.2 or newer) or Valkey (7.2 or newer), shared by all instances of a server.
 ///
@@ -119,6 +119,8 @@ struct Deployment {
     schema: Schema,
     clock: Arc<Clock>,
     address: String,
+    /// The database as the spans of calls describe it.
+    database: spans::Database,
     /// The time limit of each call.
     limit: Duration,
     max_value_bytes: usize,
@@ -162,7 +164,7 @@ fn hmget_part(key: &str, name: &PartName) -> Cmd {
 #[async_trait]
 impl StorageBackend for RedisBackend {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        let span = debug_span!("get", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("get", owner = %key.owner.printable(), task = %key.task.printable());
         let redis_key = self.0.schema.task(&key.owner, &key.task);
         let context = self.reads(&redis_key).of(key);
         let read = pin!(async {
@@ -181,7 +183,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        let span = debug_span!("part", owner = %key.owner.printable(), task = %key.task.printable(), name = %name.as_str());
+        let span = engine_span!("part", owner = %key.owner.printable(), task = %key.task.printable(), name = %name.as_str());
         let redis_key = self.0.schema.task(&key.owner, &key.task);
         let context = Context { is_bulk: true, ..self.reads(&redis_key).of(key) };
         let read = pin!(async {
@@ -202,7 +204,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        let span = debug_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
         self.write(span, key, data, options, WriteMode::Upsert).await
     }
 
@@ -214,12 +216,12 @@ impl StorageBackend for RedisBackend {
         expected: Version,
     ) -> Result<Written, StorageError> {
         let span =
-            debug_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
+            engine_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
         self.write(span, key, data, options, WriteMode::expecting(expected)).await
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        let span = debug_span!("delete", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("delete", owner = %key.owner.printable(), task = %key.task.printable());
         let channel = self.channel(&key.owner, true);
         let keys = self.0.schema.keys(key);
         let task = keys.task.clone();
@@ -233,7 +235,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        let span = debug_span!("list", owner = %owner.printable());
+        let span = engine_span!("list", owner = %owner.printable());
         let bounds = PageBounds::check(&page, owner)?;
         let idx = self.0.schema.idx(owner);
         let context = Context { is_bulk: true, ..self.reads(&idx) };
@@ -255,7 +257,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn clock(&self, key: &TaskKey) -> Result<DateTime<Utc>, StorageError> {
-        let span = debug_span!("clock", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("clock", owner = %key.owner.printable(), task = %key.task.printable());
         let redis_key = self.0.schema.task(&key.owner, &key.task);
         let context = self.reads(&redis_key);
         let read = pin!(self.read_clock(&redis_key));

@@ -27,6 +27,7 @@ use super::renewer::Renewer;
 use super::shutdown::ShutdownSignal;
 use super::stage::{self, StageControl, StopSignal};
 use crate::backend::{Agenda, OwnerId, TaskId, TaskKey};
+use crate::spans;
 use crate::store::{NewTask, TaskError, TaskStore, UniqueKey};
 use crate::task::{OnWorkerLost, StoredTask};
 
@@ -74,6 +75,8 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// The task of a call with a key is stored before its operation starts. If the owner has an open task of that key, the call
     /// joins that task, and drops the operation.
     ///
+    /// The span of the operation is a child of `caller`.
+    ///
     /// # Errors
     /// [`InvalidArgument`](TaskError::InvalidArgument) and [`LimitExceeded`](TaskError::LimitExceeded) for options that the store
     /// does not accept, before the operation starts. The errors of [`TaskStore::start`] if the task is needed and cannot be
@@ -85,6 +88,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// [`TaskStore::start_unique`].
     pub(super) async fn call(
         &self,
+        caller: Span,
         owner: &OwnerId,
         new: NewTask,
         limits: CallLimits,
@@ -93,17 +97,18 @@ impl<B: Agenda> DurableTaskManager<B> {
     ) -> Result<CallAnswer, TaskError> {
         if let Some(key) = operation.key().cloned() {
             // Boxed, because most calls have no key, and this future has kilobytes.
-            return Box::pin(self.call_unique(owner, new, &key, limits, operation)).await;
+            return Box::pin(self.call_unique(&caller, owner, new, &key, limits, operation)).await;
         }
-        let answered = self.begin_call(owner, new, limits, stop, operation)?;
+        let answered = self.begin_call(caller, owner, new, limits, stop, operation)?;
         // A run always answers, unless its Tokio runtime ends.
         answered.await.unwrap_or(Err(TaskError::ShuttingDown))
     }
 
     fn begin_call(
         &self,
+        caller: Span,
         owner: &OwnerId,
-        new: NewTask,
+        mut new: NewTask,
         limits: CallLimits,
         stop: StopSignal,
         operation: impl CallOperation,
@@ -115,9 +120,10 @@ impl<B: Agenda> DurableTaskManager<B> {
             return Err(TaskError::ShuttingDown);
         }
         runtime.store.check_new(owner, &new)?;
+        new.traceparent = spans::inherited(new.traceparent.take());
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
         let identity = Identity::of_new(key.clone(), &new);
-        let _in_span = identity.span(Span::current().id()).entered();
+        let _in_span = identity.span(caller.id()).entered();
         let store = runtime.store.clone();
         let reports = Arc::new(ProgressReports::new(store.max_status_message_bytes()));
         let (stage, view) = stage::in_memory(stop);

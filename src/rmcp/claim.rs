@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
+use tracing::Span;
 
 use super::claimer::{FLEET_POLL, RETRY_DELAY, call_limit};
 use super::error_class::ErrorClass;
@@ -17,6 +18,7 @@ use super::slots::Slot;
 use super::wire;
 use crate::backend::{Agenda, Due, Next, Queue, StorageError, TaskKey};
 use crate::printable::Chain;
+use crate::spans;
 use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::{PayloadKind, StoredTask};
 use crate::telemetry::{EngineCall, timed};
@@ -106,18 +108,19 @@ async fn claim<B: Agenda>(
         }
     };
     // If the claim is dropped halfway, the store releases the task, as after a dropped attempt.
+    let mut span = AttemptSpan::default();
+    let mut open_span = |waiting: &StoredTask, attempt: u32| span.open(waiting, attempt);
     let claimed = tokio::select! {
-        claimed = runtime.store.claim(&waiting.key) => claimed?,
+        claimed = runtime.store.claim_in(&waiting.key, &mut open_span) => claimed?,
         () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return Ok(Next::After(Duration::ZERO)),
     };
     let Some((stored, attempt)) = claimed else { return Ok(Next::Remove) };
+    let span = span.begin();
     let name = stored.task.operation.as_deref();
     let Some(operation) = name.and_then(|name| runtime.operation(name)) else {
         release_unregistered(&attempt).await?;
         return Ok(Next::Remove);
     };
-    // A claimed task has no call whose span could be its parent.
-    let span = Identity::of(&stored, attempt.number()).span(None);
     let _in_span = span.enter();
     match attempt.number() {
         1 => tracing::info!("started"),
@@ -132,6 +135,41 @@ async fn claim<B: Agenda>(
         })
     });
     Ok(Next::Remove)
+}
+
+/// The span of an attempt that a claim may begin.
+struct AttemptSpan {
+    span: Span,
+    has_begun: bool,
+}
+
+impl Default for AttemptSpan {
+    fn default() -> Self {
+        Self { span: Span::none(), has_begun: false }
+    }
+}
+
+impl AttemptSpan {
+    /// Opens the span for the next try of the claim. Returns its `traceparent`.
+    fn open(&mut self, waiting: &StoredTask, attempt: u32) -> Option<String> {
+        spans::unused_attempt(&self.span);
+        // A claimed task has no call whose span could be its parent.
+        self.span = Identity::of(waiting, attempt).span(None);
+        spans::traceparent(&self.span)
+    }
+
+    fn begin(mut self) -> Span {
+        self.has_begun = true;
+        self.span.clone()
+    }
+}
+
+impl Drop for AttemptSpan {
+    fn drop(&mut self) {
+        if !self.has_begun {
+            spans::unused_attempt(&self.span);
+        }
+    }
 }
 
 /// Returns a timer to its queue that this claimer took just before its process closed, or just before a call took the last place.

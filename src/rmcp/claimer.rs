@@ -1,6 +1,6 @@
 //! The background task of a manager, which finds tasks that wait for a worker of a registered operation.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -8,11 +8,12 @@ use futures_util::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
-use tracing::{Instrument, debug_span};
+use tracing::{Instrument, Span, debug_span};
 
 use super::claim::{Waiting, claim_and_resolve};
 use super::count::CountGuard;
 use super::owner_turns::OwnerTurns;
+use super::running_mark::RunningMark;
 use super::runtime::Runtime;
 use super::shutdown::ShutdownSignal;
 use super::slots::{Slot, Slots};
@@ -33,15 +34,6 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// The longest sleep between two takes, in case a wakeup is lost.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
-/// Marks the claimer as running until the claimer's future has ended or was dropped with its runtime.
-struct RunningMark(Arc<AtomicBool>);
-
-impl Drop for RunningMark {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
-}
-
 /// Starts the claimer unless it runs, there is no Tokio runtime yet, or a shutdown has begun.
 pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
     let is_running = &runtime.claiming.is_running;
@@ -57,7 +49,7 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Arc<Runtime<B>>) {
         let _mark = mark;
         claimer.run().await;
     };
-    tokio.spawn(run.instrument(debug_span!("work")));
+    tokio.spawn(run);
 }
 
 /// Returns the time limit of one call of the engine.
@@ -147,16 +139,7 @@ impl<B: Agenda> Claimer<B> {
             };
             // This call must never be dropped halfway: the timers that it has taken would stay hidden from other
             // instances.
-            let pause = match self.claim_due(slots).await {
-                Ok(pause) => {
-                    back_off = BackOff::new();
-                    pause
-                }
-                Err(error) => {
-                    tracing::debug!(error, "the timers of tasks that wait for a worker could not be taken");
-                    back_off.next_pause()
-                }
-            };
+            let pause = self.claim_or_back_off(slots, &mut back_off).instrument(round_span()).await;
             tokio::select! {
                 biased;
                 _ = self.closed.begun() => return false,
@@ -165,6 +148,20 @@ impl<B: Agenda> Claimer<B> {
                 Some(()) = wakeups.next() => {}
                 () = self.place_freed.notified() => {}
                 () = self.registered.notified() => return true,
+            }
+        }
+    }
+
+    /// Claims waiting tasks. Returns when to claim again.
+    async fn claim_or_back_off(&mut self, slots: Vec<Slot>, back_off: &mut BackOff) -> Duration {
+        match self.claim_due(slots).await {
+            Ok(pause) => {
+                *back_off = BackOff::new();
+                pause
+            }
+            Err(error) => {
+                tracing::debug!(error, "the timers of tasks that wait for a worker could not be taken");
+                back_off.next_pause()
             }
         }
     }
@@ -289,6 +286,11 @@ impl<B: Agenda> Claimer<B> {
         };
         tokio::spawn(claim.in_current_span());
     }
+}
+
+/// Creates the span of one round. A span of the claimer itself would never end, and an exporter would never show it.
+fn round_span() -> Span {
+    debug_span!(parent: None, "work")
 }
 
 /// What the claims of one round have in common.

@@ -200,7 +200,8 @@ impl TaskContext {
     }
 
     /// Returns the `traceparent` of the request that started the task (SEP-414, W3C Trace Context), if the request had a
-    /// valid one. The span of every attempt has it as the field `traceparent`.
+    /// valid one. The span of every attempt has it as the field `traceparent`. With the feature `otel`, it is that of the span which
+    /// created the task, if that span is exported.
     pub fn traceparent(&self) -> Option<&str> {
         self.identity.traceparent.as_deref()
     }

@@ -14,6 +14,11 @@ impl Count {
         *self.0.borrow()
     }
 
+    /// Returns a receiver of the number.
+    pub(super) fn subscribe(&self) -> watch::Receiver<usize> {
+        self.0.subscribe()
+    }
+
     /// Counts one more.
     pub(super) fn add(&self) -> CountGuard {
         self.0.send_modify(|count| *count += 1);

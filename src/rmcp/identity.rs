@@ -1,9 +1,11 @@
 //! What identifies an attempt at a task, and never changes during it. It is known before the task is stored.
 
 use rmcp::model::JsonObject;
+use tracing::field::Empty;
 use tracing::{Id, Span, info_span};
 
 use crate::backend::TaskKey;
+use crate::spans::{self, Message};
 use crate::store::NewTask;
 use crate::task::{OnWorkerLost, StoredTask};
 
@@ -17,12 +19,15 @@ pub(super) struct Identity {
     pub(super) extensions: JsonObject,
     pub(super) traceparent: Option<String>,
     pub(super) can_resume: bool,
+    /// The `traceparent` of the span of the attempt before, while the task waits for this attempt.
+    previous_attempt: Option<String>,
 }
 
 impl Identity {
     /// Returns the identity of an attempt at a stored task.
     pub(super) fn of(stored: &StoredTask, attempt: u32) -> Self {
         let task = &stored.task;
+        let waiting = task.lease.as_ref().filter(|lease| lease.holder.is_none());
         Self {
             key: stored.key.clone(),
             attempt,
@@ -30,6 +35,7 @@ impl Identity {
             extensions: task.extensions.clone(),
             traceparent: task.traceparent.clone(),
             can_resume: task.on_worker_lost == OnWorkerLost::Resume,
+            previous_attempt: waiting.and_then(|lease| lease.traceparent.clone()),
         }
     }
 
@@ -42,19 +48,27 @@ impl Identity {
             extensions: new.extensions.clone(),
             traceparent: new.traceparent.clone(),
             can_resume: new.on_worker_lost == OnWorkerLost::Resume,
+            previous_attempt: None,
         }
     }
 
-    /// Creates the span of everything that the attempt does, as a child of `parent` if there is one.
+    /// Creates the span of everything that the attempt does, as a child of `parent` if there is one. In a trace, its parent is the
+    /// span that created the task.
     pub(super) fn span(&self, parent: Option<Id>) -> Span {
-        info_span!(
+        let (operation, traceparent) = (self.operation.as_deref(), self.traceparent.as_deref());
+        let span = info_span!(
             parent: parent,
             "task",
             task = %self.key.task.printable(),
             owner = %self.key.owner.printable(),
-            operation = self.operation.as_deref(),
+            operation,
             attempt = self.attempt,
-            traceparent = self.traceparent.as_deref(),
-        )
+            traceparent,
+            otel.kind = Empty,
+            otel.name = Empty,
+        );
+        let message = Message { task: Some(&self.key.task), operation, traceparent };
+        spans::attempt(&span, &message, self.attempt, self.previous_attempt.as_deref());
+        span
     }
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tracing::Span;
 
+use super::announcer;
 use super::claimer;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
@@ -35,6 +36,8 @@ use crate::store::{NewTask, TaskError, TaskStore};
 /// Each manager has one background task, which claims the tasks that wait for a worker of a registered operation. The
 /// background task starts with the manager. If the manager was created outside of a Tokio runtime, or if that runtime
 /// has ended, the background task starts with the next call. All methods need a Tokio runtime.
+///
+/// A manager that has an operation announces itself to operators, who list it with [`TaskStore::workers`].
 ///
 /// Clones are cheap and share one manager.
 ///
@@ -131,6 +134,11 @@ impl<B: Agenda> DurableTaskManager<B> {
         let operation = move |context, arguments: Value| claimed.run(context, &arguments);
         self.0.register(tool.name().to_owned(), Arc::new(operation), tool.places().cloned());
         self.ensure_claiming();
+    }
+
+    /// Tells operators that this process runs an operation, which it need not claim.
+    pub(super) fn announce(&self, operation: &str) {
+        self.0.announce(operation);
     }
 
     /// Starts a task that runs a closure, and returns it once it is stored, for the SDK's `CreateTaskResult`. `name` says what
@@ -280,6 +288,7 @@ impl<B: Agenda> DurableTaskManager<B> {
         let _ = timeout(SHUTDOWN_CALL_LIMIT, self.0.claiming.claims.is_zero()).await;
         self.0.runs.is_zero().await;
         self.0.calls.is_zero().await;
+        self.0.announcing.removed(&self.0.shutdown.signal()).await;
     }
 
     /// Claims no more tasks, and waits until the operations of this process have ended, at most for `limit`. The caller shuts the
@@ -323,6 +332,7 @@ impl<B: Agenda> DurableTaskManager<B> {
     ) -> Result<Task, TaskError> {
         let caller = Span::current();
         self.ensure_claiming();
+        announcer::ensure_running(&self.0);
         // Counted before the check. Then a shutdown either prevents the run or waits for its end.
         let guard = self.0.runs.add();
         if self.0.shutdown.has_begun() {

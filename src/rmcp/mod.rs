@@ -8,6 +8,7 @@
 //!
 //! [rmcp]: https://crates.io/crates/rmcp
 
+mod announcer;
 mod any_attempt;
 mod asked;
 mod call_run;
@@ -39,6 +40,7 @@ mod renewer;
 mod request;
 mod retry_mark;
 mod run;
+mod running_mark;
 mod runtime;
 mod server;
 mod shutdown;

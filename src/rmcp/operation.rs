@@ -14,12 +14,16 @@ use rmcp::model::CallToolResult;
 use rmcp::task_manager::{TaskExit, TaskFuture};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::retry_mark::RetryMark;
+use crate::spans;
 
 /// The time limit of each step when a run is stopped.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a trace says about a call that returns an error as its result.
+pub(super) const TOOL_ERROR: &str = "tool_error";
 
 /// How an operation has ended.
 pub(super) enum Outcome {
@@ -52,6 +56,18 @@ impl Outcome {
                 TaskExit::Cancelled => Self::Returned(Err(exit)),
             },
             returned => Self::Returned(returned),
+        }
+    }
+
+    /// Returns what a trace says about an outcome that is an error.
+    fn error_class(&self) -> Option<String> {
+        match self {
+            Self::Returned(Ok(result)) => (result.is_error == Some(true)).then(|| TOOL_ERROR.to_owned()),
+            Self::Returned(Err(TaskExit::Cancelled)) => None,
+            Self::Returned(Err(TaskExit::Error(error))) | Self::Retry(error) => {
+                Some(error.code.0.to_string())
+            }
+            Self::Panicked(_) => Some("panic".to_owned()),
         }
     }
 
@@ -174,6 +190,9 @@ impl Future for Operation {
             Err(payload) => Outcome::Panicked(message(payload)),
         };
         discard(self.future.take());
+        if let Some(class) = outcome.error_class() {
+            spans::failed(&Span::current(), &class);
+        }
         Poll::Ready(outcome)
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rmcp::ErrorData;
 use rmcp::task_manager::TaskExit;
 use tokio::time::{sleep, timeout};
+use tracing::Span;
 
 use super::error_class::ErrorClass;
 use super::operation::Outcome;
@@ -15,12 +16,16 @@ use super::timeouts::MAX_RETRY_DELAY;
 use super::wire::{is_unreadable, rpc_error};
 use crate::backend::Agenda;
 use crate::printable::{Chain, Printable};
+use crate::spans;
 use crate::store::{Ending, TaskError};
 use crate::task::RpcError;
 
 /// How long a run still tries to store its outcome after a shutdown has begun. Few supervisors wait longer before
 /// they kill the process.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a trace says about an attempt that is void.
+pub(super) const VOID: &str = "void";
 
 /// Stores the outcome of an operation and its last report, unless the attempt is void. The renewals of the
 /// lease continue meanwhile.
@@ -138,6 +143,7 @@ impl Unstored {
     }
 
     fn report_void<B: Agenda>(&self, run: &Run<B>, error: &TaskError) {
+        spans::failed(&Span::current(), &VOID);
         if run.state.is_void() {
             // The run logged a warning when the attempt became void.
             tracing::debug!(error = %Chain(error), "the outcome of an operation was not stored");

@@ -21,9 +21,13 @@ pub(super) fn keep(
         Some(find) => new.extensions(find(context)),
         None => new,
     };
-    // W3C Trace Context: a server ignores a `traceparent` that it cannot read.
-    match context.meta.get_traceparent().filter(|text| traceparent::is_valid(text)) {
+    match traceparent(context) {
         Some(parent) => new.traceparent(parent),
         None => new,
     }
+}
+
+/// Returns the `traceparent` of a request. A server ignores one that it cannot read, as W3C Trace Context says.
+pub(super) fn traceparent(context: &RequestContext<RoleServer>) -> Option<&str> {
+    context.meta.get_traceparent().filter(|text| traceparent::is_valid(text))
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tracing::{Instrument, Span};
 
+use super::announcer::{self, Announcing};
 use super::asked::AskedQuestions;
 use super::config::ManagerConfig;
 use super::context::TaskContext;
@@ -26,6 +27,7 @@ use super::shutdown::Shutdown;
 use super::slots::{Slot, Slots};
 use super::supervise::supervise;
 use crate::backend::{Agenda, TaskKey};
+use crate::spans;
 use crate::store::{Attempt, TaskError, TaskStore};
 use crate::task::StoredTask;
 
@@ -50,6 +52,7 @@ pub(super) struct Runtime<B> {
     pub(super) calls: Count,
     pub(super) shutdown: Shutdown,
     pub(super) claiming: Claiming,
+    pub(super) announcing: Announcing,
     pub(super) slots: Slots,
     pub(super) limits: FleetLimits,
     pub(super) polls: Polls<DetailedTask>,
@@ -139,8 +142,15 @@ impl<B: Agenda> Runtime<B> {
             places.notify(&self.claiming.place_freed);
         }
         self.store.note_operation(&name);
+        self.announce(&name);
         self.operations().insert(name, Registered { operation, places });
         self.claiming.registered.notify_one();
+    }
+
+    /// Tells operators that this worker runs an operation.
+    pub(super) fn announce(&self, operation: &str) {
+        self.announcing.add(operation);
+        announcer::ensure_running(self);
     }
 
     pub(super) fn new(store: TaskStore<B>, config: ManagerConfig<B>) -> Self {
@@ -152,6 +162,7 @@ impl<B: Agenda> Runtime<B> {
             calls: Count::default(),
             shutdown: Shutdown::default(),
             claiming: Claiming::default(),
+            announcing: Announcing::new(config.max_concurrent),
             slots: Slots::new(config.max_concurrent),
             limits: config.limits,
             polls: Polls::default(),
@@ -175,6 +186,7 @@ impl<B: Agenda> Runtime<B> {
     ) -> Result<(), TaskError> {
         let task = stored.key.task.clone();
         let span = Identity::of(&stored, attempt.number()).span(caller.id());
+        attempt.set_traceparent(spans::traceparent(&span));
         let has_begun = span.in_scope(|| {
             tracing::info!("started");
             self.run(guard, attempt, stored, None, operation)

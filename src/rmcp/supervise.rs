@@ -4,14 +4,16 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::time::timeout;
+use tracing::Span;
 
 use super::follow::{RunEnd, follow};
 use super::operation::STOP_TIMEOUT;
-use super::outcome;
+use super::outcome::{self, VOID};
 use super::run::Run;
 use super::shutdown::ShutdownSignal;
 use crate::backend::Agenda;
 use crate::printable::Chain;
+use crate::spans;
 
 /// Supervises a run until its operation has ended and the outcome is stored, or until the run is stopped.
 pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSignal) {
@@ -32,7 +34,7 @@ pub(super) async fn supervise<B: Agenda>(mut run: Run<B>, shutdown: ShutdownSign
     match end {
         RunEnd::Ended(outcome) => outcome::store(run, outcome, &shutdown).await,
         RunEnd::Shutdown => stop(run, &shutdown).await,
-        RunEnd::Aborted => {}
+        RunEnd::Aborted => spans::failed(&Span::current(), &VOID),
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_core::stream::BoxStream;
-use tracing::debug_span;
 
 use super::clock::now_ms;
 use super::{SqliteBackend, pages, timers};
@@ -13,11 +12,12 @@ use crate::backend::engine::{WriteMode, delay_millis};
 use crate::backend::{
     Agenda, Cursor, Due, Next, OwnerPage, PutOptions, Queue, StorageError, Taken, TaskKey, TimerPage, Written,
 };
+use crate::spans::engine_span;
 
 #[async_trait]
 impl Agenda for SqliteBackend {
     async fn schedule(&self, queue: &Queue, key: &TaskKey, after: Duration) -> Result<(), StorageError> {
-        let span = debug_span!("schedule", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
+        let span = engine_span!("schedule", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let (queue, key, after_ms) = (queue.clone(), key.clone(), delay_millis(after)?);
         self.write(span, move |transaction| timers::schedule(transaction, &queue, &key, now_ms() + after_ms))
             .await
@@ -31,7 +31,7 @@ impl Agenda for SqliteBackend {
         queue: &Queue,
         after: Duration,
     ) -> Result<Written, StorageError> {
-        let span = debug_span!("create_with_timer", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
+        let span = engine_span!("create_with_timer", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let put = self.checked(key, data, options, WriteMode::Create)?;
         let (queue, after_ms) = (queue.clone(), delay_millis(after)?);
         self.write(span, move |transaction| {
@@ -52,13 +52,13 @@ impl Agenda for SqliteBackend {
         hide_for: Duration,
     ) -> Result<Taken, StorageError> {
         let (queues, hide_ms) = (queues.to_vec(), delay_millis(hide_for)?);
-        let span = debug_span!("take_due", limit);
+        let span = engine_span!("take_due", limit);
         self.write(span, move |transaction| timers::take_due(transaction, &queues, limit, hide_ms)).await
     }
 
     async fn resolve(&self, due: &Due, next: Next) -> Result<bool, StorageError> {
         let Due { queue, key, .. } = due;
-        let span = debug_span!("resolve", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
+        let span = engine_span!("resolve", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let after_ms = match next {
             Next::After(after) => Some(delay_millis(after)?),
             Next::Remove => None,
@@ -75,11 +75,11 @@ impl Agenda for SqliteBackend {
 
     async fn owners(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
         let after = after.cloned();
-        self.read(debug_span!("owners"), move |connection| pages::owners(connection, after.as_ref())).await
+        self.read(engine_span!("owners"), move |connection| pages::owners(connection, after.as_ref())).await
     }
 
     async fn timers(&self, queue: &Queue, after: Option<&Cursor>) -> Result<TimerPage, StorageError> {
-        let span = debug_span!("timers", queue = %queue.printable());
+        let span = engine_span!("timers", queue = %queue.printable());
         let (queue, after) = (queue.clone(), after.cloned());
         self.read(span, move |connection| timers::list(connection, &queue, after.as_ref())).await
     }

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tracing::debug_span;
 
 use super::SqliteBackend;
 use super::clock::{column, now_ms};
@@ -13,6 +12,7 @@ use super::log::{LONG_BYTES, Log};
 use super::schema::FileKind;
 use crate::backend::{Finding, StorageError};
 use crate::printable::Chain;
+use crate::spans::engine_span;
 
 /// How many small transactions measure the latency.
 const COMMITS: usize = 50;
@@ -30,11 +30,12 @@ const ORPHANED_PARTS: &str = "
 
 impl SqliteBackend {
     pub(super) async fn findings(&self, is_thorough: bool) -> Result<Vec<Finding>, StorageError> {
-        let mut findings = self.read(debug_span!("diagnose"), |connection| Ok(readable(connection)?)).await?;
+        let mut findings =
+            self.read(engine_span!("diagnose"), |connection| Ok(readable(connection)?)).await?;
         findings.push(log(Path::new(&self.0.errors.address)));
         findings.extend(self.writable().await);
         if is_thorough {
-            let span = debug_span!("quick_check");
+            let span = engine_span!("quick_check");
             findings.extend(self.read(span, |connection| Ok(thorough(connection)?)).await?);
         }
         Ok(findings)
@@ -47,7 +48,7 @@ impl SqliteBackend {
         for _ in 0..COMMITS {
             let began = Instant::now();
             let written =
-                self.write(debug_span!("diagnose"), |transaction| rewrite_version(transaction.connection));
+                self.write(engine_span!("diagnose"), |transaction| rewrite_version(transaction.connection));
             if let Err(error) = written.await {
                 let advice = "free space, end the process that holds the lock, or let this user write to the file and its folder";
                 return vec![Finding::red(CHECK, Chain(&error).to_string(), advice)];

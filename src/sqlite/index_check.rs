@@ -2,7 +2,6 @@
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, params};
-use tracing::debug_span;
 
 use super::SqliteBackend;
 use super::clock::{column, now_ms};
@@ -11,6 +10,7 @@ use crate::backend::{
     CheckedPage, Cursor, Diagnose, Fault, FaultKind, Finding, OwnerId, Queue, QueuePage, StorageError,
     TaskKey,
 };
+use crate::spans::engine_span;
 
 /// How many rows one page reads.
 const ROWS: usize = 256;
@@ -50,7 +50,7 @@ impl Diagnose for SqliteBackend {
         _repair: bool,
     ) -> Result<CheckedPage, StorageError> {
         let after = after.map_or(Ok(0), row_number)?;
-        self.read(debug_span!("check_records"), move |connection| records(connection, after)).await
+        self.read(engine_span!("check_records"), move |connection| records(connection, after)).await
     }
 
     async fn check_members(
@@ -60,13 +60,13 @@ impl Diagnose for SqliteBackend {
         repair: bool,
     ) -> Result<CheckedPage, StorageError> {
         let of_read = owner.clone();
-        let read =
-            self.read(debug_span!("check_members"), move |connection| Ok(wrong_count(connection, &of_read)?));
+        let read = self
+            .read(engine_span!("check_members"), move |connection| Ok(wrong_count(connection, &of_read)?));
         let mut is_wrong = read.await?;
         // Most owners need no transaction.
         if repair && is_wrong.is_some() {
             let owner = owner.clone();
-            let span = debug_span!("check_members", repair);
+            let span = engine_span!("check_members", repair);
             is_wrong = self.write(span, move |transaction| recount(transaction.connection, &owner)).await?;
         }
         let faults = is_wrong.map(|subject| Fault::new(FaultKind::WrongCount, subject, repair));
@@ -75,7 +75,7 @@ impl Diagnose for SqliteBackend {
 
     async fn queues(&self, after: Option<&Cursor>) -> Result<QueuePage, StorageError> {
         let after = after.map(|cursor| cursor.as_str().to_owned()).unwrap_or_default();
-        self.read(debug_span!("queues"), move |connection| {
+        self.read(engine_span!("queues"), move |connection| {
             let mut queues = connection.prepare_cached(QUEUES)?;
             let next: Option<String> = queues.query_row([&after], |row| row.get(0)).optional()?;
             let queue = next.as_deref().and_then(|name| Queue::try_from(name).ok());
@@ -86,7 +86,7 @@ impl Diagnose for SqliteBackend {
 
     async fn without_timer(&self, queue: &Queue, keys: &[TaskKey]) -> Result<Vec<TaskKey>, StorageError> {
         let (queue, mut keys) = (queue.clone(), keys.to_vec());
-        self.read(debug_span!("without_timer"), move |connection| {
+        self.read(engine_span!("without_timer"), move |connection| {
             let mut find = connection.prepare_cached(HAS_TIMER)?;
             let mut failed = Ok(());
             keys.retain(|key| {

@@ -35,7 +35,7 @@ use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
-use tracing::{Instrument, Span, debug_span};
+use tracing::{Instrument, Span};
 
 pub use builder::SqliteBuilder;
 use clock::{now_ms, now_us};
@@ -54,6 +54,7 @@ use crate::backend::{
     OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey,
     Version, Written,
 };
+use crate::spans::{self, engine_span};
 
 /// How many expired records one transaction of `cleanup_expired` removes. Other writes run between two transactions.
 const CLEANED_AT_ONCE: usize = 256;
@@ -108,6 +109,8 @@ struct Database {
     readers: Readers,
     subscribers: Arc<Subscribers>,
     errors: Errors,
+    /// The file as the spans of calls describe it.
+    described: spans::Database,
     max_value_bytes: usize,
     max_part_bytes: usize,
 }
@@ -125,6 +128,7 @@ impl SqliteBackend {
         let subscribers = Arc::<Subscribers>::default();
         let (opened, opening) = oneshot::channel();
         let (errors, of_the_writer) = (file.errors.clone(), Arc::clone(&subscribers));
+        let described = spans::Database::sqlite(&file.path);
         let thread = std::thread::Builder::new().name("sqlite-writer".to_owned());
         let started = thread.spawn(move || {
             // The tables must exist before a reader opens the file.
@@ -143,7 +147,8 @@ impl SqliteBackend {
             errors.unavailable("the system starts no thread for writes", false, Some(error.into()))
         })?;
         let readers = opening.await.unwrap_or_else(|_| Err(errors.stopped()))?;
-        let database = Database { writes, readers, subscribers, errors, max_value_bytes, max_part_bytes };
+        let database =
+            Database { writes, readers, subscribers, errors, described, max_value_bytes, max_part_bytes };
         Ok(Self(Arc::new(database)))
     }
 
@@ -165,7 +170,7 @@ impl SqliteBackend {
             let result = receiver.await.map_err(|_| self.0.errors.stopped())?;
             result.map_err(|failure| self.0.errors.of(failure))
         };
-        read.instrument(span).await
+        self.in_span(span, read).await
     }
 
     /// Runs a call that writes on the thread that writes, in one transaction with others.
@@ -179,7 +184,18 @@ impl SqliteBackend {
             self.0.writes.send(Message::Write(write)).map_err(|_| self.0.errors.stopped())?;
             receiver.await.map_err(|_| self.0.errors.stopped())?
         };
-        write.instrument(span).await
+        self.in_span(span, write).await
+    }
+
+    async fn in_span<T>(
+        &self,
+        span: Span,
+        call: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        spans::engine_call(&span, &self.0.described);
+        let answer = call.instrument(span.clone()).await;
+        spans::engine_answered(&span, &answer);
+        answer
     }
 
     /// Makes the thread that writes look for the changes of other processes.
@@ -207,19 +223,19 @@ impl SqliteBackend {
 #[async_trait]
 impl StorageBackend for SqliteBackend {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        let span = debug_span!("get", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("get", owner = %key.owner.printable(), task = %key.task.printable());
         let key = key.clone();
         self.read(span, move |connection| records::get(connection, &key)).await
     }
 
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        let span = debug_span!("part", owner = %key.owner.printable(), task = %key.task.printable(), name = %name.as_str());
+        let span = engine_span!("part", owner = %key.owner.printable(), task = %key.task.printable(), name = %name.as_str());
         let (key, name) = (key.clone(), name.clone());
         self.read(span, move |connection| records::part(connection, &key, &name)).await
     }
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        let span = debug_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
         let put = self.checked(key, data, options, WriteMode::Upsert)?;
         self.write(span, move |transaction| put.run(transaction)).await
     }
@@ -232,19 +248,19 @@ impl StorageBackend for SqliteBackend {
         expected: Version,
     ) -> Result<Written, StorageError> {
         let span =
-            debug_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
+            engine_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
         let put = self.checked(key, data, options, WriteMode::expecting(expected))?;
         self.write(span, move |transaction| put.run(transaction)).await
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        let span = debug_span!("delete", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("delete", owner = %key.owner.printable(), task = %key.task.printable());
         let key = key.clone();
         self.write(span, move |transaction| records::delete(transaction, &key)).await
     }
 
     async fn list(&self, owner: &OwnerId, page: PageRequest) -> Result<Page, StorageError> {
-        let span = debug_span!("list", owner = %owner.printable());
+        let span = engine_span!("list", owner = %owner.printable());
         let (bounds, owner) = (PageBounds::check(&page, owner)?, owner.clone());
         self.read(span, move |connection| pages::list(connection, &owner, bounds)).await
     }
@@ -252,7 +268,7 @@ impl StorageBackend for SqliteBackend {
     async fn cleanup_expired(&self) -> Result<u64, StorageError> {
         let (now_ms, mut removed) = (now_ms(), 0);
         loop {
-            let span = debug_span!("cleanup_expired");
+            let span = engine_span!("cleanup_expired");
             let dropped = self
                 .write(span, move |transaction| {
                     Ok(expired::drop_expired(transaction.connection, now_ms, CLEANED_AT_ONCE)?)

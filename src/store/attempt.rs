@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde_json::Value;
 
@@ -62,6 +62,8 @@ pub struct Attempt<B> {
     number: u32,
     /// The keys of the input requests of this attempt.
     requested: Arc<Mutex<HashSet<String>>>,
+    /// The `traceparent` of the span of this attempt. Each write of the attempt stores it.
+    traceparent: Arc<OnceLock<String>>,
     guard: Arc<AttemptGuard>,
 }
 
@@ -72,6 +74,7 @@ impl<B> Clone for Attempt<B> {
             key: self.key.clone(),
             number: self.number,
             requested: Arc::clone(&self.requested),
+            traceparent: Arc::clone(&self.traceparent),
             guard: Arc::clone(&self.guard),
         }
     }
@@ -100,6 +103,19 @@ impl<B> Attempt<B> {
         Arc::clone(&self.guard)
     }
 
+    /// Sets the `traceparent` of the span of this attempt. Only the first one counts.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn set_traceparent(&self, traceparent: Option<String>) {
+        if let Some(traceparent) = traceparent {
+            let _ = self.traceparent.set(traceparent);
+        }
+    }
+
+    #[cfg(feature = "rmcp")]
+    pub(super) fn traceparent(&self) -> Option<String> {
+        self.traceparent.get().cloned()
+    }
+
     /// Returns the same attempt, which writes through another store that shares its leases.
     #[cfg(feature = "rmcp")]
     pub(super) fn with_store(&self, store: &KeptRecords<B>) -> Self {
@@ -118,7 +134,8 @@ impl<B: Agenda> Attempt<B> {
     /// Registers an attempt of this process.
     pub(super) fn new(store: &KeptRecords<B>, key: &TaskKey, number: u32) -> Self {
         let guard = Arc::new(store.records_only().attempts.register(key, number));
-        Self { store: store.clone(), key: key.clone(), number, requested: Arc::default(), guard }
+        let (requested, traceparent) = Default::default();
+        Self { store: store.clone(), key: key.clone(), number, requested, traceparent, guard }
     }
 
     /// Returns the key of the task.
@@ -341,6 +358,10 @@ impl<B: Agenda> Attempt<B> {
         let fenced = |task: &mut Task| {
             // If the task has ended, the change itself returns the error.
             self.check_lease(task)?;
+            // Before the change: a release and a retry keep it for the next attempt.
+            if let (Some(lease), Some(traceparent)) = (&mut task.lease, self.traceparent.get()) {
+                lease.traceparent.get_or_insert_with(|| traceparent.clone());
+            }
             let made = change(task)?;
             if made != Change::None {
                 self.renew_lease(task);

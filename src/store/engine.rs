@@ -12,8 +12,8 @@ use super::answers::Answers;
 use super::error::TaskError;
 use super::limits::check_key;
 use crate::backend::{
-    Agenda, Cursor, Due, Next, OwnerId, OwnerPage, PageRequest, Part, PartName, PutOptions, Queue, Record,
-    StorageError, TaskId, TaskKey, TimerPage, Version, Written,
+    Agenda, Cursor, Due, Next, OwnerId, OwnerPage, Page, PageRequest, Part, PartName, PutOptions, Queue,
+    Record, StorageError, TaskId, TaskKey, TimerPage, Version, Written,
 };
 use crate::task::snapshot::Origin;
 use crate::task::{StoredTask, Task};
@@ -89,6 +89,16 @@ impl<B: Agenda> EngineClient<B> {
     /// Reads a record of the runtime, which has a reserved owner.
     pub(super) async fn runtime_record(&self, key: &TaskKey) -> Result<Record, StorageError> {
         self.answers.count(EngineCall::Get, Some(&key.owner), self.backend.get(key)).await
+    }
+
+    /// Reads a page of records of the runtime, which have a reserved owner.
+    pub(super) async fn runtime_page(
+        &self,
+        owner: &OwnerId,
+        request: PageRequest,
+    ) -> Result<Page, TaskError> {
+        let page = self.backend.list(owner, request);
+        self.answers.count_large(EngineCall::List, Some(owner), page).await.map_err(page_error)
     }
 
     pub(super) async fn page(&self, owner: &OwnerId, request: PageRequest) -> Result<StoredPage, TaskError> {

@@ -3,7 +3,7 @@
 use std::pin::pin;
 
 use serde_json::Map;
-use tracing::instrument;
+use tracing::{Instrument, Span, field, info_span};
 
 use super::TaskStore;
 use super::deadline::{CallTarget, Deadline};
@@ -13,7 +13,8 @@ use super::new_task::NewTask;
 use super::records::Records;
 use crate::backend::{Agenda, OwnerId, StorageError, TaskId, TaskKey};
 use crate::printable::Chain;
-use crate::task::{Lease, StoredTask};
+use crate::spans::{self, Message};
+use crate::task::{Lease, StoredTask, traceparent};
 
 impl<B: Agenda> TaskStore<B> {
     /// Creates a task that waits for a worker of its operation, in any process. When the call returns, the task is durable.
@@ -50,15 +51,18 @@ impl<B: Agenda> TaskStore<B> {
     /// # Ok(())
     /// # }
     /// ```
-    #[instrument(level = "debug", skip_all, fields(owner = %owner.printable()))]
-    pub async fn enqueue(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
+    pub async fn enqueue(&self, owner: &OwnerId, mut new: NewTask) -> Result<StoredTask, TaskError> {
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
-        let records = self.0.records();
-        let deadline = records.deadline();
-        let create = pin!(create(records, &deadline, &key, new));
-        let stored = deadline.limit("enqueue", CallTarget::Task(&key), create).await?;
-        deadline.limit_optional(offer(records, &stored)).await;
-        Ok(stored)
+        let span = span(owner, Some(&key.task), &mut new);
+        let enqueue = async {
+            let records = self.0.records();
+            let deadline = records.deadline();
+            let create = pin!(create(records, &deadline, &key, new));
+            let stored = deadline.limit("enqueue", CallTarget::Task(&key), create).await?;
+            deadline.limit_optional(offer(records, &stored)).await;
+            Ok(stored)
+        };
+        enqueue.instrument(span).await
     }
 
     /// Creates a task that waits for a worker, under this key. After a failure the call can be repeated: it then returns the task
@@ -67,14 +71,40 @@ impl<B: Agenda> TaskStore<B> {
     /// # Errors
     /// As for [`enqueue`](Self::enqueue).
     #[cfg(feature = "rmcp")]
-    pub(crate) async fn enqueue_as(&self, key: &TaskKey, new: NewTask) -> Result<StoredTask, TaskError> {
-        let records = self.0.records();
-        let deadline = records.deadline();
-        let create = pin!(create_once(records, &deadline, key, new));
-        let stored = deadline.limit("enqueue", CallTarget::Task(key), create).await?;
-        deadline.limit_optional(offer(records, &stored)).await;
-        Ok(stored)
+    pub(crate) async fn enqueue_as(&self, key: &TaskKey, mut new: NewTask) -> Result<StoredTask, TaskError> {
+        let span = span(&key.owner, Some(&key.task), &mut new);
+        let enqueue = async {
+            let records = self.0.records();
+            let deadline = records.deadline();
+            let create = pin!(create_once(records, &deadline, key, new));
+            let stored = deadline.limit("enqueue", CallTarget::Task(key), create).await?;
+            deadline.limit_optional(offer(records, &stored)).await;
+            Ok(stored)
+        };
+        enqueue.instrument(span).await
     }
+}
+
+/// Creates the span of an enqueue. With the feature `otel`, the task keeps its `traceparent`, so that every attempt is its child, in
+/// any process.
+pub(super) fn span(owner: &OwnerId, task: Option<&TaskId>, new: &mut NewTask) -> Span {
+    new.traceparent = spans::inherited(new.traceparent.take());
+    let span = info_span!(
+        "enqueue",
+        owner = %owner.printable(),
+        task = task.map(|task| field::display(task.printable())),
+        operation = new.operation.as_deref(),
+        otel.kind = field::Empty,
+        otel.name = field::Empty,
+    );
+    let message =
+        Message { task, operation: new.operation.as_deref(), traceparent: new.traceparent.as_deref() };
+    spans::enqueue(&span, &message);
+    // The check of the task refuses a text that is not a `traceparent`.
+    if new.traceparent.as_deref().is_none_or(traceparent::is_valid) {
+        new.traceparent = spans::traceparent(&span).or(new.traceparent.take());
+    }
+    span
 }
 
 /// Creates a task that waits for a worker. The timer of its lease fires one lease later, and the keeper that takes it offers the
@@ -96,6 +126,7 @@ pub(super) async fn create<B: Agenda>(
         duration_ms: millis(duration),
         deadline: now + delay,
         delay_ms: Some(millis(delay)),
+        traceparent: None,
         extra: Map::new(),
     };
     records.create(deadline, key, new, Some(lease)).await

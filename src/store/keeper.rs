@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::{Instrument, debug_span};
+use tracing::{Instrument, Span, debug_span};
 
 use super::durations::{BackOff, jittered, millis};
 use super::engine::EngineClient;
@@ -116,8 +116,7 @@ impl<B: Agenda> KeptRecords<B> {
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             observations: JoinSet::new(),
         };
-        let run = keeper.run(term, Arc::clone(dropped));
-        runtime.spawn(run.instrument(debug_span!("keeper")));
+        runtime.spawn(keeper.run(term, Arc::clone(dropped)));
     }
 }
 
@@ -219,7 +218,7 @@ impl<B: Agenda> Keeper<B> {
         let mut wakeups = self.engine.backend.wakeups(&self.queues).fuse();
         let mut back_off = BackOff::new();
         while term.beat(self.limit) {
-            let pause = self.take_or_back_off(&mut back_off).await;
+            let pause = self.take_or_back_off(&mut back_off).instrument(span()).await;
             let pause = if self.observations.is_empty() { pause } else { pause.min(HEARTBEAT) };
             // After a full batch, the keeper takes the next batch at once.
             let mut at = Instant::now() + pause + if pause.is_zero() { pause } else { jittered(SPREAD_MS) };
@@ -314,8 +313,13 @@ impl<B: Agenda> Keeper<B> {
                 sleep(back_off.next_pause()).await;
             }
         };
-        self.observations.spawn(end.in_current_span());
+        self.observations.spawn(end.instrument(span()));
     }
+}
+
+/// Creates the span of one round. A span of the keeper itself would never end, and an exporter would never show it.
+fn span() -> Span {
+    debug_span!(parent: None, "keeper")
 }
 
 /// Waits for the next event, until `at` at the latest.

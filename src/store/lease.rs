@@ -63,18 +63,22 @@ pub(super) async fn begin<B: Agenda>(
     Ok(())
 }
 
+/// Opens the span of an attempt at this task, which still waits, and returns its `traceparent`. The number is that of the attempt.
+pub(crate) type OpenSpan<'a> = &'a mut (dyn FnMut(&StoredTask, u32) -> Option<String> + Send);
+
 /// Claims a task that waits for a worker. Returns `None` if there is nothing to claim.
 pub(super) async fn claim<B: Agenda>(
     kept: &KeptRecords<B>,
     deadline: &Deadline,
     key: &TaskKey,
+    open_span: OpenSpan<'_>,
 ) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
     let records = kept.records();
     let queued = records.writers().join(key, ChangeKind::Lifecycle.priority());
     let mut writer = Writer::new(ChangeKind::Lifecycle, deadline, queued.permit().await);
     for conflicts in 0..records.config.max_conflicts {
         pause_after_conflicts(conflicts).await;
-        match try_claim(kept, deadline, &mut writer, key).await {
+        match try_claim(kept, deadline, &mut writer, key, open_span).await {
             Ok(Claim::Claimed(stored, attempt)) => return Ok(Some((*stored, attempt))),
             Ok(Claim::Nothing) | Err(TaskError::NotFound { .. }) => return Ok(None),
             Ok(Claim::Conflict) => {}
@@ -97,6 +101,7 @@ async fn try_claim<B: Agenda>(
     deadline: &Deadline,
     writer: &mut Writer<'_>,
     key: &TaskKey,
+    open_span: OpenSpan<'_>,
 ) -> Result<Claim<B>, TaskError> {
     let records = kept.records();
     let read = records.read(key).await?;
@@ -126,9 +131,11 @@ async fn try_claim<B: Agenda>(
     // does not know of this claim cannot move the timer.
     let started = Instant::now();
     records.scheduler.schedule_new_lease(key).await?;
-    let lease = records.new_lease(waiting.attempt.saturating_add(1), waiting.losses);
+    let mut lease = records.new_lease(waiting.attempt.saturating_add(1), waiting.losses);
     let is_first = lease.attempt == 1;
     let attempt = Attempt::new(kept, key, lease.attempt);
+    // Before the write: a worker that is lost soon after it leaves its span in the record.
+    lease.traceparent = open_span(&stored, lease.attempt);
     announce_attempt(stored.task_mut());
     let task = stored.task_mut();
     task.lease = Some(lease);

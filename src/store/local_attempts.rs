@@ -62,7 +62,7 @@ impl AttemptState {
 #[derive(Debug)]
 pub(super) struct LocalAttempts {
     /// The random id that the store writes into its leases.
-    holder: String,
+    pub(super) holder: String,
     /// How many guards an attempt has. It has more than one only while several claims of this store race for the
     /// task.
     guards: Mutex<HashMap<AttemptId, usize>>,
@@ -99,6 +99,13 @@ impl LocalAttempts {
         self.guards().contains_key(attempt)
     }
 
+    /// Returns some attempts that this process holds, and how many there are.
+    #[cfg(feature = "rmcp")]
+    pub(super) fn held(&self, most: usize) -> (Vec<AttemptId>, usize) {
+        let guards = self.guards();
+        (guards.keys().take(most).cloned().collect(), guards.len())
+    }
+
     /// Counts an attempt as held until the guard is dropped.
     pub(super) fn register(self: &Arc<Self>, key: &TaskKey, number: u32) -> AttemptGuard {
         let id = (key.clone(), number);
@@ -123,6 +130,7 @@ impl LocalAttempts {
             duration_ms: millis(duration),
             deadline: now + duration,
             delay_ms: None,
+            traceparent: None,
             extra: Map::new(),
         }
     }

@@ -4,7 +4,7 @@
 //!
 //! * `scan` walks through the tasks of all owners, and yields those that match a `filter`;
 //! * `dead_tasks` lists dead tasks, `requeue` does the work of ended tasks again;
-//! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets` and `owners` are calls of their own;
+//! * `variables`, `wait`, `timing` (TTLs and poll intervals), `unique` (unique tasks), `secrets`, `owners` and `workers` are calls of their own;
 //! * `starting` begins the attempt of a task whose operation already runs;
 //! * `enqueue` creates tasks that wait for a worker;
 //! * `lease` begins attempts, `attempt` is the right to work, `retrying` gives a task back after an error,
@@ -67,6 +67,7 @@ mod ttl;
 mod unique;
 mod variables;
 mod wait;
+mod workers;
 mod write;
 mod writers;
 
@@ -90,6 +91,7 @@ use engine::StoredPage;
 pub use error::TaskError;
 pub use filter::TaskFilter;
 use keeper::KeptRecords;
+use lease::OpenSpan;
 use limits::{check_key, check_owner};
 use local_attempts::LocalAttempts;
 use machine::Change;
@@ -110,9 +112,13 @@ pub(crate) use starting::Starting;
 pub use task_ref::{TaskPage, TaskRef};
 pub use ttl::Ttl;
 pub use unique::{UniqueEnqueue, UniqueKey, UniqueStart};
+#[cfg(feature = "rmcp")]
+pub(crate) use workers::Announcement;
+pub use workers::{WorkerPage, WorkerStatus, WorkerTask};
 use write::ChangeKind;
 
 use crate::backend::{Agenda, OwnerId, PageRequest, TaskId, TaskKey};
+use crate::spans;
 use crate::task::{PayloadKind, RpcError, StoredTask, Task};
 #[cfg(feature = "rmcp")]
 use crate::telemetry;
@@ -246,7 +252,8 @@ impl<B: Agenda> TaskStore<B> {
     /// interval outside 1 ms to 24 hours, [`OnWorkerLost::Resume`](crate::OnWorkerLost::Resume) without an operation,
     /// or a reserved owner (one that begins with `\0mcp/`).
     #[instrument(level = "debug", skip_all, fields(owner = %owner.printable()))]
-    pub async fn create(&self, owner: &OwnerId, new: NewTask) -> Result<StoredTask, TaskError> {
+    pub async fn create(&self, owner: &OwnerId, mut new: NewTask) -> Result<StoredTask, TaskError> {
+        new.traceparent = spans::inherited(new.traceparent.take());
         let records = self.0.records();
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
         let deadline = records.deadline();
@@ -451,7 +458,12 @@ impl<B: Agenda> TaskStore<B> {
     /// # Cancellation safety
     /// If the future is dropped, a task without a worker may remain. The store fails that task, or lets another worker claim it
     /// if it can resume.
-    pub async fn start(&self, owner: &OwnerId, new: NewTask) -> Result<(StoredTask, Attempt<B>), TaskError> {
+    pub async fn start(
+        &self,
+        owner: &OwnerId,
+        mut new: NewTask,
+    ) -> Result<(StoredTask, Attempt<B>), TaskError> {
+        new.traceparent = spans::inherited(new.traceparent.take());
         let key = TaskKey { owner: owner.clone(), task: TaskId::random() };
         let deadline = self.0.records().deadline();
         let start = pin!(lease::start(&self.0, &deadline, &key, new));
@@ -476,8 +488,17 @@ impl<B: Agenda> TaskStore<B> {
     /// # Cancellation safety
     /// The same as for [`start`](Self::start).
     pub async fn claim(&self, key: &TaskKey) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
+        self.claim_in(key, &mut |_, _| None).await
+    }
+
+    /// Claims a task as [`claim`](Self::claim) does, and opens the span of the attempt before its lease is stored.
+    pub(crate) async fn claim_in(
+        &self,
+        key: &TaskKey,
+        open_span: OpenSpan<'_>,
+    ) -> Result<Option<(StoredTask, Attempt<B>)>, TaskError> {
         let deadline = self.0.records().deadline();
-        let claim = pin!(lease::claim(&self.0, &deadline, key));
+        let claim = pin!(lease::claim(&self.0, &deadline, key, open_span));
         deadline.limit("claim", CallTarget::Task(key), claim).await
     }
 

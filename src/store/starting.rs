@@ -14,7 +14,7 @@ use super::lease;
 use super::limits::check_owner;
 use super::new_task::NewTask;
 use crate::backend::{Agenda, OwnerId, StorageError, TaskKey};
-use crate::task::StoredTask;
+use crate::task::{Lease, StoredTask};
 
 impl<B: Agenda> TaskStore<B> {
     /// Checks a task that may be stored later, without a call of the engine.
@@ -93,7 +93,7 @@ impl<B: Agenda> Starting<B> {
     async fn create(&self, deadline: &Deadline) -> Result<StoredTask, TaskError> {
         let (kept, started) = (&self.store.0, Instant::now());
         let records = kept.records();
-        let lease = records.new_lease(1, 0);
+        let lease = Lease { traceparent: self.attempt.traceparent(), ..records.new_lease(1, 0) };
         let stored = records.create(deadline, self.attempt.key(), self.new.clone(), Some(lease)).await?;
         lease::begin(kept, deadline, &self.attempt, started).await?;
         Ok(stored)

@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::sleep;
+use tracing::Instrument;
 
 use super::TaskStore;
 use super::attempt::Attempt;
@@ -24,6 +25,7 @@ use super::pointer::{EntryState, Pointer, PointerClient, clear, hash, set};
 use super::records::Records;
 use crate::backend::{Agenda, Expiry, OwnerId, PartChanges, StorageError, TaskId, TaskKey};
 use crate::printable::Chain;
+use crate::spans;
 use crate::task::StoredTask;
 
 /// How many milliseconds a start waits at most before it reads a pointer again that another start has claimed.
@@ -135,9 +137,10 @@ impl<B: Agenda> TaskStore<B> {
     pub async fn start_unique(
         &self,
         owner: &OwnerId,
-        new: NewTask,
+        mut new: NewTask,
         key: &UniqueKey,
     ) -> Result<UniqueStart<B>, TaskError> {
+        new.traceparent = spans::inherited(new.traceparent.take());
         let deadline = self.0.records().deadline();
         let starter = Starter::new(&self.0, &deadline, owner, new, key, Begin::AtOnce)?;
         let start = pin!(starter.start());
@@ -158,19 +161,24 @@ impl<B: Agenda> TaskStore<B> {
     pub async fn enqueue_unique(
         &self,
         owner: &OwnerId,
-        new: NewTask,
+        mut new: NewTask,
         key: &UniqueKey,
     ) -> Result<UniqueEnqueue, TaskError> {
-        let deadline = self.0.records().deadline();
-        let starter = Starter::new(&self.0, &deadline, owner, new, key, Begin::InQueue)?;
-        let start = pin!(starter.start());
-        match deadline.limit("enqueue_unique", CallTarget::Owner(owner), start).await? {
-            Begun::Joined(task) => Ok(UniqueEnqueue::Joined(task)),
-            Begun::Enqueued(task) | Begun::Started(task, _) => {
-                deadline.limit_optional(enqueue::offer(self.0.records(), &task)).await;
-                Ok(UniqueEnqueue::Enqueued(task))
+        // A call that joins a task has no id, and one that starts over has several.
+        let span = enqueue::span(owner, None, &mut new);
+        let enqueue = async {
+            let deadline = self.0.records().deadline();
+            let starter = Starter::new(&self.0, &deadline, owner, new, key, Begin::InQueue)?;
+            let start = pin!(starter.start());
+            match deadline.limit("enqueue_unique", CallTarget::Owner(owner), start).await? {
+                Begun::Joined(task) => Ok(UniqueEnqueue::Joined(task)),
+                Begun::Enqueued(task) | Begun::Started(task, _) => {
+                    deadline.limit_optional(enqueue::offer(self.0.records(), &task)).await;
+                    Ok(UniqueEnqueue::Enqueued(task))
+                }
             }
-        }
+        };
+        enqueue.instrument(span).await
     }
 }
 

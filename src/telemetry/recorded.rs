@@ -9,11 +9,11 @@ use std::time::Instant;
 use chrono::TimeDelta;
 use futures_core::Stream;
 use futures_core::stream::BoxStream;
-use metrics::{SharedString, counter, gauge, histogram};
+use metrics::{Key, Label, Level, Metadata, SharedString, counter, gauge, histogram};
 use once_cell::sync::Lazy;
 
-use super::EngineCall;
 use super::table::{self, METRICS, Metric, MetricKind};
+use super::{EngineCall, Outcome};
 use crate::backend::StorageError;
 #[cfg(feature = "rmcp")]
 use crate::task::TaskStatus;
@@ -173,6 +173,22 @@ pub(crate) fn reconnected() {
 }
 
 impl EngineCall {
+    const ALL: [Self; 13] = [
+        Self::Get,
+        Self::List,
+        Self::Part,
+        Self::Put,
+        Self::Create,
+        Self::Delete,
+        Self::Clock,
+        Self::Cleanup,
+        Self::Owners,
+        Self::Schedule,
+        Self::TakeDue,
+        Self::Resolve,
+        Self::Timers,
+    ];
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Get => "get",
@@ -192,42 +208,40 @@ impl EngineCall {
     }
 }
 
+/// The key of each outcome of each call. A key that is built once saves every call an allocation and a hash.
+static CALL_KEYS: Lazy<Vec<[Key; Outcome::ALL.len()]>> = Lazy::new(|| {
+    let key = |call: EngineCall, outcome: Outcome| {
+        let labels = [Label::new("call", call.as_str()), Label::new("outcome", outcome.as_str())];
+        Key::from_parts(table::ENGINE_CALL.name, labels.to_vec())
+    };
+    EngineCall::ALL.into_iter().map(|call| Outcome::ALL.map(|outcome| key(call, outcome))).collect()
+});
+
 /// Measures one call of an engine.
 pub(crate) struct CallTimer {
     call: EngineCall,
     started: Instant,
-    outcome: &'static str,
+    outcome: Outcome,
 }
 
 impl CallTimer {
     pub(crate) fn start(call: EngineCall) -> Self {
-        Self { call, started: Instant::now(), outcome: "abandoned" }
+        Self { call, started: Instant::now(), outcome: Outcome::Abandoned }
     }
 
     /// Sets the outcome of the call. Without it, the caller has given up.
     pub(crate) fn answered<T>(&mut self, answer: &Result<T, StorageError>) {
-        self.outcome = answer.as_ref().map_or_else(outcome, |_| "ok");
+        self.outcome = Outcome::of(answer);
     }
 }
 
 impl Drop for CallTimer {
     fn drop(&mut self) {
-        let labels = [("call", self.call.as_str()), ("outcome", self.outcome)];
-        histogram!(table::ENGINE_CALL.name, &labels).record(self.started.elapsed().as_secs_f64());
-    }
-}
-
-fn outcome(error: &StorageError) -> &'static str {
-    match error {
-        StorageError::VersionConflict { .. } => "conflict",
-        StorageError::NotFound { .. } => "not_found",
-        StorageError::CapacityExceeded { .. } => "full",
-        StorageError::TooLarge { .. } => "too_large",
-        StorageError::Corrupt { .. } => "corrupt",
-        StorageError::Denied { .. } => "denied",
-        StorageError::TooFewReplicas { .. } => "too_few_replicas",
-        StorageError::Unavailable { .. } => "unavailable",
-        _ => "error",
+        static METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+        let key = &CALL_KEYS[self.call as usize][self.outcome as usize];
+        metrics::with_recorder(|recorder| {
+            recorder.register_histogram(key, &METADATA).record(self.started.elapsed().as_secs_f64());
+        });
     }
 }
 
@@ -252,5 +266,21 @@ impl<T> Stream for Watched<T> {
 impl<T> Drop for Watched<T> {
     fn drop(&mut self) {
         gauge!(table::WATCHES.name).decrement(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_call_names_the_call_and_its_outcome() {
+        for call in EngineCall::ALL {
+            for outcome in Outcome::ALL {
+                let key = &CALL_KEYS[call as usize][outcome as usize];
+                let labels: Vec<_> = key.labels().map(|label| (label.key(), label.value())).collect();
+                assert_eq!(labels, [("call", call.as_str()), ("outcome", outcome.as_str())]);
+            }
+        }
     }
 }

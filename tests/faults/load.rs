@@ -74,16 +74,20 @@ impl Fleet {
         let mut connection = self.redis.connection();
         let memory: String = redis::cmd("INFO").arg("memory").query(&mut connection).unwrap();
         let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+        // The index has two members for each worker that has announced itself.
+        let members: u64 = redis::cmd("ZCARD").arg("pmcp:idx:%00mcp/workers").query(&mut connection).unwrap();
+        let of_workers = members / 2 + u64::from(members > 0);
+        let all: u64 = redis::cmd("DBSIZE").query(&mut connection).unwrap();
         let sum = |processes: &[Instance]| processes.iter().map(Instance::resident_bytes).sum();
         Held {
             servers: sum(&self.servers),
             workers: sum(&self.workers),
             redis: used.trim().parse().unwrap(),
-            keys: redis::cmd("DBSIZE").query(&mut connection).unwrap(),
+            keys: all.saturating_sub(of_workers),
         }
     }
 
-    /// Waits until Redis has no key: no record, no index and no timer.
+    /// Waits until Redis has no key but the records of the workers: no other record, no index and no timer.
     async fn until_empty(&self) -> Held {
         let empty = async {
             loop {

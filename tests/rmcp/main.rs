@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod announcements;
 mod calls;
 mod checkpoints;
 mod concurrency;
@@ -14,6 +15,8 @@ mod fleet;
 mod guide;
 #[cfg(feature = "redis-tests")]
 mod missing_keys;
+#[cfg(all(feature = "redis-tests", unix))]
+mod otel;
 mod outages;
 mod outcomes;
 mod owner;

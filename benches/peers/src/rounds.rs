@@ -32,7 +32,21 @@ impl Samples {
 
     /// Returns the ratios of two contenders round by round, so that a slow round counts for both.
     pub fn over(&self, other: &Self) -> Self {
-        Self(self.0.iter().zip(&other.0).map(|(ours, theirs)| ours / theirs).collect())
+        self.with(other, |ours, theirs| ours / theirs)
+    }
+
+    /// Returns the sums round by round.
+    pub fn plus(&self, other: &Self) -> Self {
+        self.with(other, |ours, theirs| ours + theirs)
+    }
+
+    /// Returns the differences round by round.
+    pub fn minus(&self, other: &Self) -> Self {
+        self.with(other, |ours, theirs| ours - theirs)
+    }
+
+    fn with(&self, other: &Self, combine: impl Fn(f64, f64) -> f64) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(ours, theirs)| combine(*ours, *theirs)).collect())
     }
 }
 

@@ -13,7 +13,7 @@ const LONG_ABOUT: &str = "\
 Shows and changes the tasks that MCP servers store with mcp-task-store, in a SQLite file, in Redis or in Valkey.
 
 A command only reads, unless its name says that it changes tasks: cancel, requeue, delete, purge, answer, \
-import, rotate. init creates or migrates a SQLite file, and doctor --repair repairs indexes and timers. A task is named \
+import, rotate; and serve with --allow-actions. init creates or migrates a SQLite file, and doctor --repair repairs indexes and timers. A task is named \
 OWNER:TASK, as the tables show it, or as --owner OWNER TASK.";
 
 const AFTER_HELP: &str = "\
@@ -79,6 +79,10 @@ both keys. Once rotate ends with no record encrypted and none left as it is, rem
 
 Ctrl-C stops between two pages; the command then prints how to continue.";
 
+const SERVE_HELP: &str = "\
+/metrics has the metrics of the store for Prometheus, for the same visitors as the pages. /healthz needs no access: it answers 200 if \
+the engine answers, and 503 if not.";
+
 #[derive(Parser)]
 #[command(name = "mcp-tasks", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 #[command(disable_help_subcommand = true, max_term_width = 110)]
@@ -125,6 +129,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// List the owners that have tasks
     Owners(OwnersArgs),
+    /// List the workers that run tasks, and those that were lost within the last hour
+    Workers(WorkersArgs),
     /// List tasks
     List(ListArgs),
     /// Show one task: its state, lease, questions, arguments and result
@@ -156,7 +162,8 @@ pub enum Command {
     /// Encrypt the stored records under the current key of --keys
     #[command(after_help = ROTATE_HELP)]
     Rotate(RotateArgs),
-    /// Serve the console for the browser. It shows tasks and changes nothing
+    /// Serve the console for the browser. It shows tasks, and changes them only with --allow-actions
+    #[command(after_help = SERVE_HELP)]
     Serve(ServeArgs),
     /// Print the completions for a shell
     Completions {
@@ -302,6 +309,15 @@ pub struct DoctorArgs {
 #[derive(Args)]
 pub struct OwnersArgs {
     /// How many owners to list at most
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub limit: usize,
+    #[command(flatten)]
+    pub form: FormArgs,
+}
+
+#[derive(Args)]
+pub struct WorkersArgs {
+    /// How many workers to list at most
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     pub limit: usize,
     #[command(flatten)]
@@ -503,6 +519,12 @@ pub struct ServeArgs {
     /// Header in which a reverse proxy names the user that it has authenticated. Only the proxy may reach the address
     #[arg(long, value_name = "NAME", group = "access")]
     pub trusted_header: Option<String>,
+    /// Header in which the same proxy names the only owner whose tasks the user sees. A request without it is refused
+    #[arg(long, value_name = "NAME", requires = "trusted_header")]
+    pub owner_header: Option<String>,
+    /// Let visitors cancel, requeue and delete tasks, and answer their questions. Each attempt is a line on stderr
+    #[arg(long)]
+    pub allow_actions: bool,
     #[command(flatten)]
     pub rate: RateArgs,
 }

@@ -4,9 +4,10 @@ use std::io::{self, IsTerminal, Write};
 
 use dialoguer::Confirm;
 use futures_util::{StreamExt, stream};
+use mcp_task_console::operator::{Action, Outcome};
 use mcp_task_store::{OwnerId, StoredTask, TaskError, TaskKey};
 
-use crate::action::{Action, Outcome, outcome_json};
+use crate::action::{outcome_json, past_tense, sentence};
 use crate::engine::Store;
 use crate::failure::{Failure, task_error};
 use crate::interrupt::Interrupt;
@@ -169,7 +170,7 @@ impl Change {
         if interrupt.is_set() && done + failures < matching {
             return Err(self.stopped("interrupted", done, matching));
         }
-        remark(self.quiet, format_args!("{} {}", self.action.done(), text::count(done, "task")));
+        remark(self.quiet, format_args!("{} {}", past_tense(self.action), text::count(done, "task")));
         match failures {
             0 => Ok(()),
             failures => {
@@ -182,7 +183,7 @@ impl Change {
         let command = shell_words::join(std::env::args());
         Failure::failed(format!(
             "{why}: {} {} of {}; to continue, run the command again: {command}",
-            self.action.done(),
+            past_tense(self.action),
             text::with_commas(done),
             text::count(matching, "task")
         ))
@@ -203,7 +204,7 @@ impl Change {
             writeln!(io::stdout(), "{}", json::line(&outcome_json(self.action, key, &outcome)))?;
         }
         match outcome {
-            Ok(outcome) if !self.json => writeln!(io::stdout(), "{}", outcome.sentence(key))?,
+            Ok(outcome) if !self.json => writeln!(io::stdout(), "{}", sentence(&outcome, key))?,
             Ok(_) => {}
             Err(error) => {
                 Failure::failed(error).report();

@@ -3,6 +3,7 @@
 mod action;
 mod archive;
 mod args;
+mod audit_log;
 mod bulk;
 mod commands;
 mod engine;

@@ -8,7 +8,7 @@ use axum::http::{Extensions, Uri};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::security::guard::Visitor;
-use mcp_task_store::TaskKey;
+use mcp_task_store::{TaskError, TaskKey};
 
 /// Where the server has mounted the console: a path without a `/` at its end.
 #[derive(Clone)]
@@ -59,6 +59,16 @@ pub(crate) fn query(fields: &[(&str, &str)]) -> String {
 pub(crate) struct Frame {
     pub(crate) base: Base,
     pub(crate) visitor: Visitor,
+}
+
+impl Frame {
+    /// Returns why a call failed. An error of the engine names servers, which are no concern of a tenant.
+    pub(crate) fn reason(&self, error: &TaskError) -> String {
+        match (error, &self.visitor.owner) {
+            (TaskError::Storage(_), Some(_)) => "the store does not answer; try again later".to_owned(),
+            _ => error.to_string(),
+        }
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for Base {

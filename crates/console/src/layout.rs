@@ -5,6 +5,7 @@ use maud::{DOCTYPE, Markup, html};
 use mcp_task_store::{StoredTask, TaskFilter, TaskStatus};
 
 use crate::frame::{Base, Frame};
+use crate::live;
 use crate::snapshot::Tasks;
 use crate::text;
 
@@ -14,12 +15,14 @@ pub(crate) enum Section {
     Overview,
     Tasks,
     Owners,
+    Workers,
 }
 
-const SECTIONS: [(Section, &str, &str); 3] = [
+const SECTIONS: [(Section, &str, &str); 4] = [
     (Section::Overview, "/", "Overview"),
     (Section::Tasks, "/tasks", "Tasks"),
     (Section::Owners, "/owners", "Owners"),
+    (Section::Workers, "/workers", "Workers"),
 ];
 
 /// Returns a page. Its title is the heading too.
@@ -39,20 +42,25 @@ pub(crate) fn page(
             header {
                 span.brand { "MCP tasks" }
                 nav aria-label="Console" {
-                    @for (entry, path, name) in SECTIONS {
-                        a href=(base.link(path)) aria-current=[(section == Some(entry)).then_some("page")] { (name) }
+                    @for (entry, path, name) in SECTIONS.iter().filter(|(_, path, _)| frame.visitor.may_request(path)) {
+                        a href=(base.link(path)) aria-current=[(section == Some(*entry)).then_some("page")] { (name) }
                     }
                 }
+                span #live role="status" {}
                 @if let Some(name) = &frame.visitor.name { span.visitor { (text::cut(name, 60)) } }
-                @if frame.visitor.has_session {
-                    form method="post" action=(base.link("/logout")) { button type="submit" { "Sign out" } }
+                @if frame.visitor.session.is_some() {
+                    form method="post" action=(base.link("/logout")) aria-label="Session" { button type="submit" { "Sign out" } }
                 }
             }
             main #main {
                 h1 { (title) }
                 (body)
             }
-            footer { @if let Some(as_of) = as_of { (as_of) } @else { "Read when the page was requested." } }
+            footer {
+                @if let Some(as_of) = as_of { (live::fragment("as-of", as_of)) " " }
+                span.once { "The tasks on the page were read when it was requested." }
+            }
+            script src=(base.link("/live.js")) defer {}
         },
     )
 }
@@ -80,33 +88,39 @@ fn document(base: &Base, title: &str, body: Markup) -> Markup {
 }
 
 /// Returns as of when the snapshot counts, and what it lacks.
-pub(crate) fn as_of(tasks: &Tasks) -> Markup {
+pub(crate) fn as_of(frame: &Frame, tasks: &Tasks) -> Markup {
+    // The numbers are about the tasks of all owners.
+    let sees_all = frame.visitor.owner.is_none();
     html! {
         @match tasks.as_of {
             Some(as_of) => {
                 "Counts and lists as of " time datetime=(text::time(as_of)) { (text::clock(as_of)) }
-                ", open tasks a few seconds later. The tasks on the page were read when it was requested."
+                ", open tasks a few seconds later."
             }
             None => {
                 strong { "The first pass over the store is under way: " }
-                (text::count(tasks.entries.len() as u64, "task")) " read so far. Reload the page for more."
+                @if sees_all { (text::count(tasks.entries.len() as u64, "task")) " read so far." } @else { "counts and lists are not complete." }
             }
         }
-        @if tasks.left_out.last_pass > 0 {
+        @if sees_all && tasks.left_out.last_pass > 0 {
             " " strong { (text::count(tasks.left_out.last_pass, "task")) " more found no place in memory." }
             " Counts and lists leave them out."
         }
-        @if tasks.unreadable.last_pass > 0 {
+        @if sees_all && tasks.unreadable.last_pass > 0 {
             " " (text::count(tasks.unreadable.last_pass, "record")) " cannot be read as tasks by this version."
         }
     }
 }
 
 /// Returns a warning if the console cannot read the store.
-pub(crate) fn failure(tasks: &Tasks) -> Markup {
+pub(crate) fn failure(frame: &Frame, tasks: &Tasks) -> Markup {
     html! {
         @if let Some(failure) = &tasks.failure {
-            p.problem role="alert" { "The store cannot be read: " (text::field(failure)) }
+            p.problem role="alert" {
+                "The store cannot be read"
+                // The reason names servers, and may name the task of another owner.
+                @if frame.visitor.owner.is_none() { ": " (text::field(failure)) } @else { "." }
+            }
         }
     }
 }

@@ -1,12 +1,15 @@
 //! A console in the browser for the tasks that MCP servers store with [`mcp_task_store`].
 //!
 //! [`Console`] is an axum [`Router`](axum::Router) that a server mounts. `mcp-tasks serve` runs it as a program of its own. It shows
-//! an overview, lists of tasks and owners, and each task with its timeline, questions, arguments and result.
+//! an overview, lists of tasks, owners and workers, and each task with its timeline, questions, arguments and result.
 //!
-//! * **It changes nothing.** The console reads the store as an observer, and has no action.
+//! * **It changes nothing**, unless [`Console::allow_actions`] lets visitors cancel, requeue, delete and answer. It reads the store as an
+//!   observer.
 //! * **It costs writers nothing.** The console reads all records at a bounded rate, and keeps what its lists need in memory. So each
 //!   page says as of when it counts. The tasks that a page shows are read when it is requested.
-//! * **It needs no script** and loads nothing from other hosts.
+//! * **Prometheus reads `/metrics`**: gauges of the store, and what the recorder of the process shows ([`Console::metrics`]). `/healthz` says
+//!   whether the engine answers.
+//! * **It needs no script.** With the one that it has, an open page is live. Nothing is loaded from other hosts.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -25,9 +28,14 @@
 //! # }
 //! ```
 
+mod actions;
 mod frame;
+mod health;
 mod json;
 mod layout;
+mod live;
+mod metrics;
+pub mod operator;
 mod pages;
 mod router;
 mod security;

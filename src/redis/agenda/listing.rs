@@ -4,13 +4,14 @@ use std::pin::pin;
 
 use futures_util::future::try_join_all;
 use redis::Value;
-use tracing::{Span, debug_span};
+use tracing::Span;
 
 use crate::backend::engine::{MAX_TAKEN, from_millis};
 use crate::backend::{Cursor, OwnerPage, Queue, StorageError, TaskKey, Timer, TimerPage};
 use crate::redis::RedisBackend;
 use crate::redis::connection::MasterOfSlots;
 use crate::scripts::{UnexpectedReply, integer, score};
+use crate::spans::engine_span;
 
 /// How many keys one `SCAN` reads.
 const SCAN_COUNT: usize = 1000;
@@ -27,7 +28,7 @@ fn malformed() -> StorageError {
 impl RedisBackend {
     pub(super) async fn owners_page(&self, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
         let (keys, next) =
-            self.scan(debug_span!("owners"), &self.0.schema.every_idx(), "zset", after).await?;
+            self.scan(engine_span!("owners"), &self.0.schema.every_idx(), "zset", after).await?;
         let mut owners: Vec<_> = keys.iter().filter_map(|key| self.0.schema.owner_of_idx(key)).collect();
         owners.sort();
         Ok(OwnerPage::new(owners, next))
@@ -106,7 +107,7 @@ impl RedisBackend {
             });
             Ok(TimerPage::new(timers.collect(), total, next))
         });
-        self.limited(debug_span!("timers", queue = %queue.printable()), &context, pages).await
+        self.limited(engine_span!("timers", queue = %queue.printable()), &context, pages).await
     }
 
     /// Returns the members of a sorted set after this position, one more than a page holds, and the number of all members.

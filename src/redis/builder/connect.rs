@@ -36,6 +36,7 @@ use crate::redis::sentinel::Sentinels;
 use crate::redis::settings::invalid_setting;
 use crate::redis::subscriptions::Subscriptions;
 use crate::redis::{Deployment, RedisBackend};
+use crate::spans;
 
 /// The connections of a backend, and the properties of their servers.
 struct Connections {
@@ -44,6 +45,8 @@ struct Connections {
     bulk: Box<dyn Connection>,
     clock: Arc<Clock>,
     address: String,
+    /// The index of the database; `None` if only the caller knows it.
+    index: Option<i64>,
     /// Whether the servers can deliver messages over a connection that also carries replies.
     can_subscribe: bool,
     /// Whether the caller made the connections.
@@ -209,7 +212,10 @@ impl RedisBuilder {
         };
         let (calls, bulk) = diagnosed(&server, self.connect_timeout, connecting).await?;
         let (calls, bulk) = (Arc::new(calls), Box::new(bulk));
-        let connections = Connections { calls, bulk, clock, address, can_subscribe, are_of_caller: false };
+        // A cluster has one database.
+        let index = Some(0);
+        let connections =
+            Connections { calls, bulk, clock, address, index, can_subscribe, are_of_caller: false };
         self.finish(connections, schema, deadline).await
     }
 
@@ -258,6 +264,7 @@ impl RedisBuilder {
             bulk: Box::new(CallerConnection::new(bulk, None)),
             clock: Arc::new(Clock::new()),
             address,
+            index: None,
             can_subscribe: false,
             are_of_caller: true,
         };
@@ -271,6 +278,7 @@ impl RedisBuilder {
         connector: impl FnOnce(Dialer, Arc<Clock>, Arc<Generation>) -> Connector,
     ) -> Result<RedisBackend, StorageError> {
         let (can_subscribe, clock) = (dialer.speaks_resp3(), Arc::new(Clock::new()));
+        let index = Some(dialer.database());
         let generation = Arc::new(Generation::of_own_connections());
         let connector = connector(dialer, Arc::clone(&clock), generation);
         let schema = Schema::new(&self.prefix, self.hash_tags)?;
@@ -286,7 +294,8 @@ impl RedisBuilder {
             }
         };
         let deadline = Instant::now() + self.connect_timeout;
-        let connections = Connections { calls, bulk, clock, address, can_subscribe, are_of_caller: false };
+        let connections =
+            Connections { calls, bulk, clock, address, index, can_subscribe, are_of_caller: false };
         self.finish(connections, schema, deadline).await
     }
 
@@ -297,7 +306,7 @@ impl RedisBuilder {
         schema: Schema,
         deadline: Instant,
     ) -> Result<RedisBackend, StorageError> {
-        let Connections { calls, bulk, clock, address, can_subscribe, are_of_caller } = connections;
+        let Connections { calls, bulk, clock, address, index, can_subscribe, are_of_caller } = connections;
         let subscribes = self.notifications && can_subscribe;
         let transport = Arc::new(Transport {
             connection: Arc::clone(&calls),
@@ -312,6 +321,7 @@ impl RedisBuilder {
             bulk_connection: bulk,
             schema,
             clock,
+            database: spans::Database::redis(&address, index),
             address,
             limit: self.response_timeout,
             max_value_bytes: self.max_value_bytes,

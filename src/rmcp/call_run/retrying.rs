@@ -27,7 +27,7 @@ impl<B: Agenda> CallRun<B> {
 
     /// Stores the task, answers the call with it, and retries it.
     pub(super) async fn store_and_retry(self, new: NewTask, error: ErrorData) {
-        let starting = self.store.start_as(&self.key, new);
+        let starting = self.starting(new);
         self.retry_once_stored(starting, error, None).await;
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rmcp::ErrorData;
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep, sleep_until};
+use tracing::Span;
 
 use super::{CallAnswer, CallLimits, CallRun, log_panic};
 use crate::backend::{Agenda, StorageError};
@@ -17,6 +18,7 @@ use crate::rmcp::run::Run;
 use crate::rmcp::runtime::SHUTDOWN_CALL_LIMIT;
 use crate::rmcp::shutdown::ShutdownSignal;
 use crate::rmcp::supervise::supervise;
+use crate::spans;
 use crate::store::{BackOff, NewTask, Starting, TaskError};
 use crate::task::StoredTask;
 
@@ -52,7 +54,7 @@ impl<B: Agenda> CallRun<B> {
             Some((report, number)) => (new.report(report), Some(number)),
             None => (new, None),
         };
-        let starting = self.store.start_as(&self.key, new);
+        let starting = self.starting(new);
         match self.try_until_stored(&starting).await {
             StoringEnd::Stored(stored) => {
                 if let Some(number) = report {
@@ -63,6 +65,13 @@ impl<B: Agenda> CallRun<B> {
             StoringEnd::Answered(outcome, stored) => self.store_outcome(starting, outcome, stored).await,
             StoringEnd::Retry(error, stored) => self.retry_once_stored(starting, error, stored).await,
         }
+    }
+
+    /// Prepares the attempt that this run is, in the span of which the caller is.
+    pub(super) fn starting(&self, new: NewTask) -> Starting<B> {
+        let starting = self.store.start_as(&self.key, new);
+        starting.attempt().set_traceparent(spans::traceparent(&Span::current()));
+        starting
     }
 
     /// Tries to store the task until it is stored, the operation ends, or the call must be answered.

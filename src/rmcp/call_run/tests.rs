@@ -67,7 +67,7 @@ where
 {
     let new = NewTask::new("tools/call").operation("test");
     let operation = |context| -> TaskFuture { Box::pin(operation(context)) };
-    manager.call(&alice(), new, limits, StopRequest::new().1, operation).await
+    manager.call(Span::current(), &alice(), new, limits, StopRequest::new().1, operation).await
 }
 
 fn text(result: &CallToolResult) -> serde_json::Value {
@@ -177,11 +177,21 @@ async fn options_that_the_store_does_not_accept_are_refused_before_the_operation
         NewTask::new("tools/call").status_message("x".repeat(100_000)),
     ] {
         let operation = |_| -> TaskFuture { panic!("the operation has started") };
-        refused(one.call(&alice(), new, limits(), StopRequest::new().1, operation).await);
+        refused(one.call(Span::current(), &alice(), new, limits(), StopRequest::new().1, operation).await);
     }
     let reserved = OwnerId::try_from("\0mcp/alice").unwrap();
     let operation = |_| -> TaskFuture { panic!("the operation has started") };
-    refused(one.call(&reserved, NewTask::new("tools/call"), limits(), StopRequest::new().1, operation).await);
+    refused(
+        one.call(
+            Span::current(),
+            &reserved,
+            NewTask::new("tools/call"),
+            limits(),
+            StopRequest::new().1,
+            operation,
+        )
+        .await,
+    );
     assert_eq!((spy.calls(), one.running_task_count()), (0, 0));
 }
 
@@ -451,13 +461,14 @@ async fn an_operation_that_is_asked_to_stop_before_its_task_is_stored_leaves_not
         let limits = CallLimits { answer_within: if is_down { after / 5 } else { HOUR }, ..limits() };
         let (owner, (stop, signal)) = (alice(), StopRequest::new());
         let new = NewTask::new("tools/call").operation("test");
-        let stops = one.call(&owner, new, limits, signal, |task: TaskContext| -> TaskFuture {
-            Box::pin(async move {
-                task.cancelled().await;
-                assert!(task.is_cancel_requested());
-                Err(TaskExit::Cancelled)
-            })
-        });
+        let stops =
+            one.call(Span::current(), &owner, new, limits, signal, |task: TaskContext| -> TaskFuture {
+                Box::pin(async move {
+                    task.cancelled().await;
+                    assert!(task.is_cancel_requested());
+                    Err(TaskExit::Cancelled)
+                })
+            });
         let begun = Instant::now();
         let asks = async {
             sleep(after).await;
@@ -477,7 +488,7 @@ async fn an_operation_whose_call_has_its_answer_is_not_asked_to_stop() {
     let (_spy, one) = manager();
     let (owner, (stop, signal)) = (alice(), StopRequest::new());
     let new = NewTask::new("tools/call").operation("test");
-    let waits = one.call(&owner, new, limits(), signal, |task: TaskContext| -> TaskFuture {
+    let waits = one.call(Span::current(), &owner, new, limits(), signal, |task: TaskContext| -> TaskFuture {
         Box::pin(async move {
             let stopped = timeout(Duration::from_secs(5), task.cancelled()).await.is_ok();
             said(if stopped || task.is_cancel_requested() { "stopped" } else { "done" })

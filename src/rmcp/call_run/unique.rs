@@ -29,13 +29,14 @@ impl<B: Agenda> DurableTaskManager<B> {
     /// As for [`TaskStore::start_unique`].
     pub(super) async fn call_unique(
         &self,
+        caller: &Span,
         owner: &OwnerId,
         new: NewTask,
         key: &UniqueKey,
         limits: CallLimits,
         operation: impl CallOperation,
     ) -> Result<CallAnswer, TaskError> {
-        let (begun, caller, runtime) = (Instant::now(), Span::current(), self.runtime());
+        let (begun, runtime) = (Instant::now(), self.runtime());
         let guard = runtime.runs.add();
         if runtime.shutdown.has_begun() {
             return Err(TaskError::ShuttingDown);
@@ -49,7 +50,7 @@ impl<B: Agenda> DurableTaskManager<B> {
             UniqueStart::Joined(task) => task,
             UniqueStart::Started { task, attempt } => {
                 runtime
-                    .run_started(guard, attempt, task.clone(), &caller, |context| operation.start(context))?;
+                    .run_started(guard, attempt, task.clone(), caller, |context| operation.start(context))?;
                 task
             }
         };

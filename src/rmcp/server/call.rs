@@ -6,6 +6,7 @@ use std::future::pending;
 use rmcp::model::{CallToolRequestParams, CallToolResponse, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::Value;
+use tracing::{Instrument, Span};
 
 use super::answers;
 use super::call_settings::CallSettings;
@@ -13,12 +14,37 @@ use super::delivery::Delivery;
 use crate::backend::Agenda;
 use crate::rmcp::call_run::{CallAnswer, CallOperation};
 use crate::rmcp::calls::require_tasks;
+use crate::rmcp::operation::TOOL_ERROR;
 use crate::rmcp::request;
 use crate::rmcp::stage::StopRequest;
 use crate::rmcp::tools::TaskTool;
+use crate::spans;
 
 /// Answers a call as its client can take it. A call that repeats an earlier one continues it. Any other call starts an operation.
+///
+/// The call has a span of its own. The span of the operation is a child of the current one: a span ends with its last child, and the
+/// operation can run for much longer than the call.
 pub(super) async fn answer<B: Agenda>(
+    settings: CallSettings<'_, B>,
+    tool: &TaskTool,
+    request: CallToolRequestParams,
+    context: &RequestContext<RoleServer>,
+) -> Result<CallToolResponse, ErrorData> {
+    let caller = Span::current();
+    let span = spans::tool_call(tool.name(), request::traceparent(context));
+    let answer = answer_in_span(&caller, settings, tool, request, context).instrument(span.clone()).await;
+    match &answer {
+        Err(error) => spans::failed(&span, &error.code.0),
+        Ok(CallToolResponse::Complete(result)) if result.is_error == Some(true) => {
+            spans::failed(&span, &TOOL_ERROR);
+        }
+        Ok(_) => {}
+    }
+    answer
+}
+
+async fn answer_in_span<B: Agenda>(
+    caller: &Span,
     settings: CallSettings<'_, B>,
     tool: &TaskTool,
     request: CallToolRequestParams,
@@ -49,7 +75,7 @@ pub(super) async fn answer<B: Agenda>(
     let answered = async {
         tokio::select! {
             biased;
-            answer = tasks.call(&owner, new, config.call_limits(), signal, operation) => answer,
+            answer = tasks.call(caller.clone(), &owner, new, config.call_limits(), signal, operation) => answer,
             never = stop_if_cancelled(&stop, tool, context) => match never {},
         }
     };

@@ -156,6 +156,7 @@ impl<H: ServerHandler, B: Agenda> TaskServer<H, B> {
             .check(|name| tools.iter().any(|tool| tool.name() == name) || handler.get_tool(name).is_some())?;
         tools.iter().for_each(|tool| telemetry::register_tool(tool.name()));
         if !config.only_enqueues {
+            tools.iter().for_each(|tool| tasks.announce(tool.name()));
             tools.iter().filter(|tool| tool.is_resumable()).for_each(|tool| tasks.register_tool(tool));
         }
         Ok(Self { handler, tasks, owners, tools, config })

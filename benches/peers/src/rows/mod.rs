@@ -7,6 +7,7 @@ pub mod in_process;
 mod lifetimes;
 mod lists;
 mod memory;
+mod metrics;
 mod network;
 mod parts;
 mod processor;
@@ -34,6 +35,7 @@ pub enum Subject {
     Network,
     Processor,
     Tasks,
+    Metrics,
     Races,
     Lifetimes,
     Lists,
@@ -58,6 +60,7 @@ impl Subject {
             Self::Network => network::rows(bench, report).await,
             Self::Processor => processor::rows(bench, report).await,
             Self::Tasks => tasks::rows(bench, report).await,
+            Self::Metrics => metrics::rows(bench, report).await,
             Self::Races => races::rows(bench, report).await,
             Self::Lifetimes => lifetimes::rows(bench, report).await,
             Self::Lists => lists::rows(bench, report).await,

@@ -113,15 +113,15 @@ async fn by_old_copy(
 }
 
 /// Tasks as the last update returned them.
-struct Held(Arc<Vec<Mutex<StoredTask>>>);
+pub struct Held(Arc<Vec<Mutex<StoredTask>>>);
 
 impl Held {
-    async fn new(store: &Ours) -> Result<Self> {
+    pub async fn new(store: &Ours) -> Result<Self> {
         Ok(Self(Arc::new(our_tasks(store).await?.into_iter().map(Mutex::new).collect())))
     }
 
     /// Returns the microseconds per update of the `StoredTask` that the previous call returned.
-    async fn update(&self, store: &Ours, calls: usize, in_flight: usize) -> Result<f64> {
+    pub async fn update(&self, store: &Ours, calls: usize, in_flight: usize) -> Result<f64> {
         // The copies of the last round are too old.
         for task in self.0.iter() {
             let mut task = task.lock().await;

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 
+use mcp_task_console::operator::complete;
 use mcp_task_store::{StoredTask, TaskStatus};
 use serde_json::Value;
 
 use crate::args::AnswerArgs;
 use crate::engine::Store;
 use crate::failure::Failure;
-use crate::input_form::{ask, complete};
+use crate::input_form::ask;
 use crate::key;
 use crate::output::text;
 

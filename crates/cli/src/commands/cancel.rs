@@ -1,7 +1,8 @@
 //! `mcp-tasks cancel`
 
+use mcp_task_console::operator::Action;
+
 use super::change;
-use crate::action::Action;
 use crate::args::CancelArgs;
 use crate::engine::Store;
 use crate::failure::Failure;

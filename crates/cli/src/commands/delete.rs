@@ -1,7 +1,8 @@
 //! `mcp-tasks delete`
 
+use mcp_task_console::operator::Action;
+
 use super::change;
-use crate::action::Action;
 use crate::args::DeleteArgs;
 use crate::engine::Store;
 use crate::failure::Failure;

@@ -19,8 +19,10 @@ mod show;
 mod stats;
 mod watch;
 mod watch_task;
+mod workers;
 
-use crate::action::Action;
+use mcp_task_console::operator::Action;
+
 use crate::args::{BulkArgs, Cli, Command};
 use crate::bulk::Change;
 use crate::engine::{self, Opening, Store};
@@ -37,6 +39,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => init::run(connect, &args, quiet).await,
         Command::Doctor(args) => doctor::run(connect, &args, quiet).await,
         Command::Owners(args) => owners::run(&engine::open(connect).await?, &args, quiet).await,
+        Command::Workers(args) => workers::run(&engine::open(connect).await?, &args, quiet).await,
         Command::List(args) => list::run(&engine::open(connect).await?, &args, quiet).await,
         Command::Show(args) => show::run(&engine::open(connect).await?, &args).await,
         Command::Stats(args) => stats::run(&engine::open(connect).await?, &args, quiet).await,

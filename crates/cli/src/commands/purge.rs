@@ -1,6 +1,7 @@
 //! `mcp-tasks purge`
 
-use crate::action::Action;
+use mcp_task_console::operator::Action;
+
 use crate::args::PurgeArgs;
 use crate::bulk::Change;
 use crate::engine::Store;

@@ -8,8 +8,11 @@ mod doctor_redis;
 mod doctor_sqlite;
 mod hostile;
 mod looking;
+#[cfg(feature = "redis-tests")]
+mod monitoring;
 mod moving;
 mod opening;
+mod operating;
 mod output;
 mod rotating;
 mod serving;
@@ -17,5 +20,6 @@ mod terminal;
 #[cfg(feature = "redis-tests")]
 mod topologies;
 mod watching;
+mod workers;
 
 mod support;

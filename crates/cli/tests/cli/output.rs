@@ -72,8 +72,9 @@ fn run(args: &[&str]) -> Ended {
     Ended::of(command, "")
 }
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "owners",
+    "workers",
     "list",
     "show",
     "stats",

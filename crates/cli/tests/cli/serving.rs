@@ -2,22 +2,23 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use rstest_reuse::apply;
 
 use crate::support::{Ended, Engine, command, on_every_engine};
 
 /// A console that runs. Dropping it ends it.
-struct Serving {
+pub struct Serving {
     child: Child,
     address: String,
     /// What it printed until it was ready.
     said: String,
+    lines: BufReader<ChildStderr>,
 }
 
 impl Serving {
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (mut said, mut lines) = (String::new(), BufReader::new(child.stderr.take().unwrap()));
         while !said.contains("Ctrl-C ends it") {
@@ -25,19 +26,51 @@ impl Serving {
         }
         let (_, address) = said.split_once("the console is at http://").unwrap();
         let address = address.split('/').next().unwrap().to_owned();
-        Self { child, address, said }
+        Self { child, address, said, lines }
+    }
+
+    /// Sends a request. Returns the connection with the answer.
+    fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let (address, length) = (&self.address, body.len());
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n");
+        write!(stream, "{head}Connection: close\r\n{headers}\r\n{body}").unwrap();
+        stream
     }
 
     /// Requests a page. Returns the answer with its head.
-    fn get(&self, path: &str, header: &str) -> String {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        let address = &self.address;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{header}\r\n")
-            .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+    pub fn get(&self, path: &str, headers: &str) -> String {
+        answer(self.request("GET", path, headers, ""))
     }
+
+    /// Sends a form.
+    fn post(&self, path: &str, headers: &str, form: &str) -> String {
+        let headers = format!("Content-Type: application/x-www-form-urlencoded\r\n{headers}");
+        answer(self.request("POST", path, &headers, form))
+    }
+
+    /// Returns the next line that the command prints on stderr.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "the command has ended");
+        line
+    }
+
+    fn interrupt(&self) {
+        let sent = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+}
+
+fn answer(mut stream: TcpStream) -> String {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Returns what is between two texts.
+fn between<'a>(text: &'a str, begin: &str, end: &str) -> &'a str {
+    text.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).unwrap_or_else(|| panic!("{text}")).0
 }
 
 impl Drop for Serving {
@@ -56,8 +89,11 @@ async fn serve_shows_the_tasks_of_the_store_until_it_is_interrupted(#[case] engi
     assert!(!serving.said.contains("other machines"), "{}", serving.said);
     let page = serving.get(&format!("/task?owner=alice&id={}", task.key.task), "");
     assert!(page.starts_with("HTTP/1.1 200") && page.contains("render"), "{page}");
-    let interrupt = Command::new("kill").args(["-INT", &serving.child.id().to_string()]).status().unwrap();
-    assert!(interrupt.success());
+    let metrics = serving.get("/metrics", "");
+    assert!(metrics.contains("mcp_engine_call_seconds_bucket{call=\"get\""), "{metrics}");
+    assert!(metrics.contains("mcp_store_snapshot_age_seconds"), "{metrics}");
+    assert!(serving.get("/healthz", "").ends_with("ok\n"));
+    serving.interrupt();
     assert!(serving.child.wait().unwrap().success());
 }
 
@@ -94,4 +130,106 @@ fn serve_refuses_files_that_admit_nobody_or_anybody() {
     assert!(short.contains("fewer than 16 characters") && !short.contains("short"), "{short}");
     let users = run("--users-file").failed(2);
     assert!(users.contains("line 1") && !users.contains("short"), "{users}");
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_changes_tasks_only_with_its_option_and_prints_each_attempt(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let task = store.running("alice", "render").await;
+    let path = format!("/task/cancel?owner=alice&id={}", task.key.task);
+    let read_only = Serving::start(store.command(&["serve", "--listen", "127.0.0.1:0"]));
+    assert!(read_only.get(&path, "").starts_with("HTTP/1.1 404"));
+    assert!(read_only.post(&path, "", "how=now").starts_with("HTTP/1.1 403"));
+
+    let mut serving = Serving::start(store.command(&["serve", "--listen", "127.0.0.1:0", "--allow-actions"]));
+    assert!(serving.said.contains("visitors can change tasks"), "{}", serving.said);
+    assert!(serving.post(&path, "", "how=now").starts_with("HTTP/1.1 403"));
+    let refused = serving.line();
+    assert!(
+        refused.contains("mcp_task_console::audit") && refused.contains("refused: no valid CSRF token"),
+        "{refused}"
+    );
+    let form = serving.get(&path, "");
+    let cookie = format!("Cookie: {}\r\n", between(&form, "set-cookie: ", ";"));
+    let token = between(&form, "name=\"csrf\" value=\"", "\"");
+    let done = serving.post(&path, &cookie, &format!("csrf={token}&how=now"));
+    assert!(done.starts_with("HTTP/1.1 200") && done.contains("The task is cancelled."), "{done}");
+    let line = serving.line();
+    for field in [
+        "who=\"(loopback)\"",
+        "action=\"cancel\"",
+        "owner=\"alice\"",
+        task.key.task.as_str(),
+        "outcome=\"cancelled\"",
+    ] {
+        assert!(line.contains(field), "{field}: {line}");
+    }
+    assert_eq!(store.tasks.get(&task.key).await.unwrap().task.status, mcp_task_store::TaskStatus::Cancelled);
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_shows_a_tenant_the_tasks_of_its_owner_only(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let (own, foreign) = (store.running("alice", "render").await, store.running("bob", "print").await);
+    let headers = ["--trusted-header", "X-User", "--owner-header", "X-Owner"];
+    let serving =
+        Serving::start(store.command(&[&["serve", "--listen", "127.0.0.1:0"], &headers[..]].concat()));
+    assert!(serving.said.contains("the headers X-User and X-Owner"), "{}", serving.said);
+    let alice = "X-User: ann\r\nX-Owner: alice\r\n";
+    let page = |owner: &str, task: &str| serving.get(&format!("/task?owner={owner}&id={task}"), alice);
+    assert!(page("alice", own.key.task.as_str()).starts_with("HTTP/1.1 200"));
+    assert!(page("bob", foreign.key.task.as_str()).starts_with("HTTP/1.1 404"));
+    assert!(serving.get("/", "X-User: ann\r\n").starts_with("HTTP/1.1 403"));
+    let mut command = command();
+    command.args(["serve", "--owner-header", "X-Owner"]);
+    assert!(Ended::of(command, "").failed(2).contains("--trusted-header"));
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_ends_at_an_interrupt_also_while_a_page_is_live(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let task = store.running("alice", "render").await;
+    let mut serving = Serving::start(store.command(&["serve", "--listen", "127.0.0.1:0"]));
+    let page = format!("/events?page=%2Ftask%3Fowner%3Dalice%26id%3D{}", task.key.task);
+    let mut live = BufReader::new(serving.request("GET", &page, "", ""));
+    let mut line = String::new();
+    while !line.contains("live-lead") {
+        line.clear();
+        assert_ne!(live.read_line(&mut line).unwrap(), 0);
+    }
+    serving.interrupt();
+    let begun = std::time::Instant::now();
+    let ended = loop {
+        if let Some(ended) = serving.child.try_wait().unwrap() {
+            break ended;
+        }
+        assert!(begun.elapsed().as_secs() < 60, "the command waits for the page");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert!(ended.success());
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_closes_the_streams_of_clients_that_went_away(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let serving = Serving::start(store.command(&["serve", "--listen", "127.0.0.1:0"]));
+    let open = || {
+        let mut head = String::new();
+        let mut stream = BufReader::new(serving.request("GET", "/events?page=%2Fowners", "", ""));
+        stream.read_line(&mut head).unwrap();
+        (stream, head)
+    };
+    let streams: Vec<_> = (0..64).map(|_| open()).collect();
+    assert!(streams.iter().all(|(_, head)| head.starts_with("HTTP/1.1 200")));
+    assert!(open().1.starts_with("HTTP/1.1 503"));
+    drop(streams);
+    let begun = std::time::Instant::now();
+    while !open().1.starts_with("HTTP/1.1 200") {
+        assert!(begun.elapsed().as_secs() < 60, "the streams are still open");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }

@@ -1,47 +1,42 @@
 //! The overview: counts, the last hour, and what needs an operator.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::State;
 use chrono::{DateTime, TimeDelta, Utc};
 use maud::{Markup, html};
-use mcp_task_store::{StorageBackend, StorageError, TaskKey};
+use mcp_task_store::{StorageBackend, StorageError};
 
 use crate::frame::{Frame, query};
+use crate::health;
 use crate::layout::{self, Section};
-use crate::router::{Shared, Store};
+use crate::live::fragment;
+use crate::router::Shared;
+use crate::snapshot::Workers;
 use crate::snapshot::activity::{MINUTES, Minute};
 use crate::snapshot::query::{Counts, MAX_TOOLS, Totals};
 use crate::text;
 
 pub(crate) async fn show(State(shared): State<Arc<Shared>>, frame: Frame) -> Markup {
-    let health = health(&shared.store).await;
+    let health = health::read(&shared.store).await;
     let now = shared.store.backend().now();
     let minutes = shared.snapshot.write().activity.until(now);
     let tasks = shared.snapshot.read();
-    let totals = tasks.totals(now);
+    let totals = tasks.totals(frame.visitor.owner.as_ref(), now);
+    // The engine and the chart are about the tasks of all owners.
+    let sees_all = frame.visitor.owner.is_none();
     let body = html! {
-        (layout::failure(&tasks))
-        (statuses(&frame, &totals.all))
+        (fragment("failure", layout::failure(&frame, &tasks)))
+        (fragment("statuses", statuses(&frame, &totals.all)))
         div.columns {
-            section { h2 { "Needs attention" } (attention(&frame, &totals, now)) }
-            section { h2 { "Engine" } (engine(&health)) }
+            section { h2 { "Needs attention" } (fragment("attention", attention(&frame, &totals, tasks.workers, now))) }
+            @if sees_all { section { h2 { "Engine" } (fragment("engine", engine(&health))) } }
         }
-        section { h2 { "The last hour" } (activity(&minutes, tasks.since, now)) }
-        section { h2 { "Tools" } (tools(&frame, &totals)) }
+        @if sees_all { section { h2 { "The last hour" } (fragment("last-hour", activity(&minutes, tasks.since, now))) } }
+        section { h2 { "Tools" } (fragment("tools", tools(&frame, &totals))) }
     };
-    layout::page(&frame, Some(Section::Overview), "Overview", Some(layout::as_of(&tasks)), body)
-}
-
-/// Reads a record that does not exist. Returns how long the answer took.
-async fn health(store: &Store) -> Result<Duration, StorageError> {
-    let key = TaskKey::new("mcp-task-console", "health")?;
-    let begun = Instant::now();
-    match store.backend().get(&key).await {
-        Ok(_) | Err(StorageError::NotFound { .. }) => Ok(begun.elapsed()),
-        Err(error) => Err(error),
-    }
+    layout::page(&frame, Some(Section::Overview), "Overview", Some(layout::as_of(&frame, &tasks)), body)
 }
 
 fn statuses(frame: &Frame, counts: &Counts) -> Markup {
@@ -65,12 +60,21 @@ fn statuses(frame: &Frame, counts: &Counts) -> Markup {
     }
 }
 
-fn attention(frame: &Frame, totals: &Totals, now: DateTime<Utc>) -> Markup {
+fn attention(frame: &Frame, totals: &Totals, workers: Option<Workers>, now: DateTime<Utc>) -> Markup {
     let link = |only: &str| frame.base.link(&format!("/tasks?only={only}"));
     html! {
         dl {
             div { dt { "Dead tasks" } dd { a href=(link("dead")) { (text::with_commas(totals.all.dead)) } " whose attempts are used up" } }
             div { dt { "Stuck tasks" } dd { a href=(link("stuck")) { (text::with_commas(totals.all.stuck)) } " that nobody works on" } }
+            // Workers run the tasks of all owners.
+            @if frame.visitor.owner.is_none() { div { dt { "Workers" } dd {
+                a href=(frame.base.link("/workers")) {
+                    @match workers {
+                        Some(workers) => { (text::with_commas(workers.running)) " running, " (text::with_commas(workers.lost)) " lost" }
+                        None => "not counted yet",
+                    }
+                }
+            } } }
             div { dt { "Lost workers" } dd { (text::count(totals.lost, "task")) " lost a worker in the last hour" } }
             div { dt { "Oldest open task" } dd {
                 @match &totals.oldest_open {
@@ -100,6 +104,7 @@ fn activity(minutes: &[Minute], since: DateTime<Utc>, now: DateTime<Utc>) -> Mar
     html! {
         div.charts {
             (chart("created", "Created", &counts(|minute| minute.created), now))
+            (chart("started", "Started", &counts(|minute| minute.started), now))
             (chart("completed", "Completed", &counts(|minute| minute.completed), now))
             (chart("failed", "Failed", &counts(|minute| minute.failed), now))
         }
@@ -133,7 +138,7 @@ fn chart(class: &str, name: &str, counts: &[u64], now: DateTime<Utc>) -> Markup 
 fn tools(frame: &Frame, totals: &Totals) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-label="Tools" {
-            table {
+            table aria-label="Tools" {
                 thead { tr { th { "Tool" } @for title in ["Tasks", "Open", "Completed", "Failed", "Cancelled", "Stuck", "Dead"] { th.number { (title) } } } }
                 tbody {
                     @for (tool, counts) in &totals.tools {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::page_number;
 use crate::frame::{Frame, query};
 use crate::layout::{self, Section};
+use crate::live::fragment;
 use crate::router::Shared;
 use crate::text;
 
@@ -28,7 +29,7 @@ pub(crate) async fn show(
 ) -> Markup {
     let page = page_number(&search.page);
     let tasks = shared.snapshot.read();
-    let owners = tasks.owners(&search.owner, page, PER_PAGE);
+    let owners = tasks.owners(frame.visitor.owner.as_ref(), &search.owner, page, PER_PAGE);
     let link = |page: usize| {
         frame.base.link(&format!(
             "/owners?{}",
@@ -39,17 +40,18 @@ pub(crate) async fn show(
         frame.base.link(&format!("/tasks?{}", query(&[("owner", owner), (field, value)])))
     };
     let body = html! {
-        (layout::failure(&tasks))
-        form.filters method="get" role="search" action=(frame.base.link("/owners")) {
+        (fragment("failure", layout::failure(&frame, &tasks)))
+        form.filters method="get" role="search" aria-label="Owners" action=(frame.base.link("/owners")) {
             div { label for="owner" { "Owner contains" } input #owner type="search" name="owner" value=(search.owner); }
             button type="submit" { "Search" }
         }
+        (fragment("owners", html! {
         div.scroll tabindex="0" role="region" aria-label="Owners" {
-            table {
+            table aria-label="Owners" {
                 thead { tr { th { "Owner" } @for title in ["Tasks", "Open", "Completed", "Failed", "Cancelled", "Stuck", "Dead"] { th.number { (title) } } } }
                 tbody {
                     @for (owner, counts) in &owners.items {
-                        tr {
+                        tr data-key=(query(&[("owner", owner.as_str())])) {
                             th scope="row" { a href=(of(owner.as_str(), "", "")) { (text::cut(owner.as_str(), 80)) } }
                             td.number { (text::with_commas(counts.total())) }
                             td.number { a href=(of(owner.as_str(), "only", "open")) { (text::with_commas(counts.open())) } }
@@ -65,6 +67,7 @@ pub(crate) async fn show(
         }
         @if owners.items.is_empty() { p.empty { "No owner matches." } }
         (layout::pager(page, PER_PAGE, owners.total, link))
+        }))
     };
-    layout::page(&frame, Some(Section::Owners), "Owners", Some(layout::as_of(&tasks)), body)
+    layout::page(&frame, Some(Section::Owners), "Owners", Some(layout::as_of(&frame, &tasks)), body)
 }

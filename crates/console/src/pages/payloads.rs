@@ -1,9 +1,10 @@
 //! The JSON of a task: arguments, checkpoint, result, and the record itself.
 
 use maud::{Markup, html};
-use mcp_task_store::{Payload, PayloadKind, StorageBackend, StoredTask, TaskKey};
+use mcp_task_store::{Payload, PayloadKind, StorageBackend, StoredTask, TaskError, TaskKey};
 use serde_json::Value;
 
+use crate::frame::Frame;
 use crate::json;
 use crate::router::Store;
 use crate::text;
@@ -14,7 +15,13 @@ const MAX_LOADED_BYTES: usize = 64 * 1024;
 const MAX_RECORD_CHARS: usize = 64 * 1024;
 
 /// Returns a section with a payload; nothing if the task has none.
-pub(super) async fn payload(store: &Store, stored: &StoredTask, kind: PayloadKind, title: &str) -> Markup {
+pub(super) async fn payload(
+    frame: &Frame,
+    store: &Store,
+    stored: &StoredTask,
+    kind: PayloadKind,
+    title: &str,
+) -> Markup {
     let content = match stored.task.payload(kind) {
         None => return html! {},
         Some(Payload::Stored { bytes }) if *bytes > MAX_LOADED_BYTES => html! {
@@ -25,14 +32,14 @@ pub(super) async fn payload(store: &Store, stored: &StoredTask, kind: PayloadKin
         },
         Some(_) => match store.payload(stored, kind).await {
             Ok(value) => json::tree(&value.unwrap_or_default()),
-            Err(error) => html! { p.problem role="alert" { (text::field(&error.to_string())) } },
+            Err(error) => html! { p.problem role="alert" { (text::field(&frame.reason(&error))) } },
         },
     };
     html! { section { h2 { (title) } (content) } }
 }
 
 /// Returns a section with the stored JSON of a task, folded.
-pub(super) async fn record(store: &Store, key: &TaskKey) -> Markup {
+pub(super) async fn record(frame: &Frame, store: &Store, key: &TaskKey) -> Markup {
     let content = match store.backend().get(key).await {
         Ok(record) => html! {
             p.more {
@@ -41,7 +48,9 @@ pub(super) async fn record(store: &Store, key: &TaskKey) -> Markup {
             }
             pre tabindex="0" { (text::lines(&without_secret(&record.data), MAX_RECORD_CHARS)) }
         },
-        Err(error) => html! { p.problem role="alert" { (text::field(&error.to_string())) } },
+        Err(error) => {
+            html! { p.problem role="alert" { (text::field(&frame.reason(&TaskError::Storage(error)))) } }
+        }
     };
     html! { section { details.record { summary { h2 { "Raw record" } } (content) } } }
 }

@@ -11,20 +11,23 @@ use mcp_task_store::{Lease, PayloadKind, Progress, StorageBackend, StoredTask, T
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{payloads, problem, timeline, unavailable};
+use super::{no_such_task, payloads, timeline, unavailable};
+use crate::actions;
 use crate::frame::{Frame, query};
 use crate::json;
 use crate::layout::{self, Section};
+use crate::live::fragment;
 use crate::router::Shared;
 use crate::text;
 
-/// How the ids of owners begin that only the library uses.
-const RESERVED: &str = "\0mcp/";
-
-#[derive(Deserialize)]
+/// The task of a page.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Ids {
-    owner: String,
-    id: String,
+    pub(crate) owner: String,
+    pub(crate) id: String,
+    /// The key of a question of the task.
+    pub(crate) key: String,
 }
 
 pub(crate) async fn show(
@@ -32,15 +35,10 @@ pub(crate) async fn show(
     frame: Frame,
     Query(ids): Query<Ids>,
 ) -> Response {
-    let not_found = "The task does not exist: it has expired, was deleted, or never existed.";
-    // Records of the server's runtime are no tasks.
-    let key = TaskKey::new(&ids.owner, &ids.id).ok().filter(|key| !key.owner.as_str().starts_with(RESERVED));
-    let Some(key) = key else {
-        return problem(&frame, StatusCode::NOT_FOUND, "No such task", not_found);
-    };
+    let Some(key) = frame.visitor.key(&ids.owner, &ids.id) else { return no_such_task(&frame) };
     match shared.store.get(&key).await {
         Ok(stored) => page(&shared, &frame, &stored).await.into_response(),
-        Err(TaskError::NotFound { .. }) => problem(&frame, StatusCode::NOT_FOUND, "No such task", not_found),
+        Err(TaskError::NotFound { .. }) => no_such_task(&frame),
         Err(error) if error.is_retryable() => unavailable(&frame, &error),
         Err(error) => unreadable(&shared, &frame, &key, &error).await,
     }
@@ -49,8 +47,8 @@ pub(crate) async fn show(
 /// The record is there, and is not a task that this version can read.
 async fn unreadable(shared: &Shared, frame: &Frame, key: &TaskKey, error: &TaskError) -> Response {
     let body = html! {
-        p.problem role="alert" { (text::field(&error.to_string())) }
-        (payloads::record(&shared.store, key).await)
+        p.problem role="alert" { (text::field(&frame.reason(error))) }
+        (payloads::record(frame, &shared.store, key).await)
     };
     let page = layout::page(frame, Some(Section::Tasks), "This task cannot be read", None, body);
     (StatusCode::BAD_GATEWAY, page).into_response()
@@ -59,31 +57,40 @@ async fn unreadable(shared: &Shared, frame: &Frame, key: &TaskKey, error: &TaskE
 async fn page(shared: &Shared, frame: &Frame, stored: &StoredTask) -> Markup {
     let (task, store, now) = (&stored.task, &shared.store, shared.store.backend().now());
     let title = format!("Task {}", text::cut(stored.key.task.as_str(), 80));
-    let body = html! {
+    let lead = html! {
         p.lead {
             (layout::status(stored, now))
             @if let Some(progress) = &task.progress { " " (self::progress(progress)) }
             @if let Some(message) = &task.status_message { " " (text::field(message)) }
         }
+        (actions::offered(shared, frame, stored))
         @if let Some(error) = &task.error {
             section.problem aria-label="Error" {
                 strong { "Error " (error.code) ": " } (text::cut(&error.message, 2_000))
                 @if let Some(data) = &error.data { (json::tree(data)) }
             }
         }
-        div.columns {
-            section { h2 { "Facts" } (facts(frame, stored, now)) }
-            section { h2 { "Timeline" } (timeline::show(task)) }
-        }
-        @if let Some(lease) = &task.lease { section { h2 { "Lease" } (self::lease(lease, now)) } }
-        (inputs(stored))
-        (payloads::payload(store, stored, PayloadKind::Input, "Arguments").await)
-        (payloads::payload(store, stored, PayloadKind::Checkpoint, "Checkpoint").await)
-        (payloads::payload(store, stored, PayloadKind::Output, "Result").await)
+    };
+    let lease =
+        html! { @if let Some(lease) = &task.lease { section { h2 { "Lease" } (self::lease(lease, now)) } } };
+    let variables = html! {
         @if !task.variables.is_empty() {
             section { h2 { "Variables" } (json::tree(&task.variables.clone().into_iter().collect())) }
         }
-        (payloads::record(store, &stored.key).await)
+    };
+    let body = html! {
+        (fragment("lead", lead))
+        div.columns {
+            section { h2 { "Facts" } (fragment("facts", facts(frame, stored, now))) }
+            section { h2 { "Timeline" } (fragment("timeline", timeline::show(task))) }
+        }
+        (fragment("lease", lease))
+        (fragment("inputs", inputs(stored, |question| actions::answer_link(shared, frame, stored, question))))
+        (fragment("arguments", payloads::payload(frame, store, stored, PayloadKind::Input, "Arguments").await))
+        (fragment("checkpoint", payloads::payload(frame, store, stored, PayloadKind::Checkpoint, "Checkpoint").await))
+        (fragment("result", payloads::payload(frame, store, stored, PayloadKind::Output, "Result").await))
+        (fragment("variables", variables))
+        (fragment("record", payloads::record(frame, store, &stored.key).await))
     };
     layout::page(frame, Some(Section::Tasks), &title, None, body)
 }
@@ -139,20 +146,20 @@ fn lease(lease: &Lease, now: DateTime<Utc>) -> Markup {
 }
 
 /// Returns the open requests to the client, and its answers.
-fn inputs(stored: &StoredTask) -> Markup {
+fn inputs(stored: &StoredTask, answer_link: impl Fn(&str) -> Markup) -> Markup {
     let task = &stored.task;
     let empty = Value::Null;
     html! {
         @if !task.input_requests.is_empty() {
             section { h2 { "Open questions" }
-                @for (key, request) in task.input_requests.iter().take(MAX_INPUTS) { (input(key, request, None)) }
+                @for (key, request) in task.input_requests.iter().take(MAX_INPUTS) { (input(key, request, answer_link(key))) }
                 (rest(task.input_requests.len()))
             }
         }
         @if !task.input_responses.is_empty() {
             section { h2 { "Answers" }
                 @for (key, answer) in task.input_responses.iter().take(MAX_INPUTS) {
-                    (input(key, task.answered_requests.get(key).unwrap_or(&empty), Some(answer)))
+                    (input(key, task.answered_requests.get(key).unwrap_or(&empty), json::tree(answer)))
                 }
                 (rest(task.input_responses.len()))
             }
@@ -169,14 +176,14 @@ fn rest(inputs: usize) -> Markup {
     }
 }
 
-fn input(key: &str, request: &Value, answer: Option<&Value>) -> Markup {
+fn input(key: &str, request: &Value, answer: Markup) -> Markup {
     let message = request.pointer("/params/message").and_then(Value::as_str);
     html! {
         article.input {
             h3 { (text::cut(key, 80)) }
             @if let Some(message) = message { p { (text::cut(message, 2_000)) } }
             @if !request.is_null() { details { summary { "Request" } (json::tree(request)) } }
-            @if let Some(answer) = answer { (json::tree(answer)) }
+            (answer)
         }
     }
 }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::{page_number, problem};
 use crate::frame::{Frame, query};
 use crate::layout::{self, Section};
+use crate::live::fragment;
 use crate::router::Shared;
 use crate::snapshot::keeper::read_again;
 use crate::snapshot::query::{Only, Wanted};
@@ -59,22 +60,24 @@ pub(crate) async fn show(
         Err(reason) => return problem(&frame, StatusCode::BAD_REQUEST, "Tasks", &reason),
     };
     let page = page_number(&filters.page);
-    let listed = shared.snapshot.read().list(&wanted, page, PER_PAGE, shared.store.backend().now());
+    let (only, now) = (frame.visitor.owner.as_ref(), shared.store.backend().now());
+    let listed = shared.snapshot.read().list(only, &wanted, page, PER_PAGE, now);
     let rows = read_again(&shared.store, &shared.snapshot, &listed.items).await;
     let now = shared.store.backend().now();
     let tasks = shared.snapshot.read();
     let body = html! {
-        (layout::failure(&tasks))
+        (fragment("failure", layout::failure(&frame, &tasks)))
         (filters.form(&frame))
+        (fragment("tasks", html! {
         div.scroll tabindex="0" role="region" aria-label="Tasks" {
-            table.tasks {
+            table.tasks aria-label="Tasks" {
                 thead { tr { th { "Task" } th { "Status" } th { "Tool" } th { "Owner" } th.number { "Created" } th.number { "Changed" } th { "Message" } } }
                 tbody {
                     @for (key, read) in listed.items.iter().zip(&rows) {
                         @match read {
                             Ok(Some(stored)) => (row(&frame, stored, now)),
                             Ok(None) => (placeholder(&frame, key, "gone or unreadable")),
-                            Err(error) => (placeholder(&frame, key, &error.to_string())),
+                            Err(error) => (placeholder(&frame, key, &frame.reason(error))),
                         }
                     }
                 }
@@ -82,8 +85,10 @@ pub(crate) async fn show(
         }
         @if listed.items.is_empty() { p.empty { "No task matches." } }
         (layout::pager(page, PER_PAGE, listed.total, |page| filters.link(&frame, page)))
+        }))
     };
-    layout::page(&frame, Some(Section::Tasks), "Tasks", Some(layout::as_of(&tasks)), body).into_response()
+    layout::page(&frame, Some(Section::Tasks), "Tasks", Some(layout::as_of(&frame, &tasks)), body)
+        .into_response()
 }
 
 fn row(frame: &Frame, stored: &StoredTask, now: DateTime<Utc>) -> Markup {
@@ -91,7 +96,7 @@ fn row(frame: &Frame, stored: &StoredTask, now: DateTime<Utc>) -> Markup {
     let message = task.status_message.as_deref().or_else(|| Some(task.error.as_ref()?.message.as_str()));
     let owner = stored.key.owner.as_str();
     html! {
-        tr {
+        tr data-key=(frame.base.task(&stored.key)) {
             th scope="row" { a.id href=(frame.base.task(&stored.key)) { (text::cut(stored.key.task.as_str(), 60)) } }
             td { (layout::status(stored, now)) }
             td { (text::cut(task.tool().unwrap_or("–"), 60)) }
@@ -110,7 +115,7 @@ fn row(frame: &Frame, stored: &StoredTask, now: DateTime<Utc>) -> Markup {
 
 fn placeholder(frame: &Frame, key: &TaskKey, reason: &str) -> Markup {
     html! {
-        tr {
+        tr data-key=(frame.base.task(key)) {
             th scope="row" { a.id href=(frame.base.task(key)) { (text::cut(key.task.as_str(), 60)) } }
             td colspan="6" { span.more { (text::field(reason)) } }
         }
@@ -147,7 +152,7 @@ impl Filters {
 
     fn form(&self, frame: &Frame) -> Markup {
         html! {
-            form.filters method="get" role="search" action=(frame.base.link("/tasks")) {
+            form.filters method="get" role="search" aria-label="Filters" action=(frame.base.link("/tasks")) {
                 div { label for="id" { "Id contains" } input #id type="search" name="id" value=(self.id); }
                 div { label for="f-owner" { "Owner" } input #f-owner name="owner" value=(self.owner); }
                 div { label for="tool" { "Tool" } input #tool name="tool" value=(self.tool); }

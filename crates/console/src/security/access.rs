@@ -13,8 +13,8 @@ const MIN_TOKEN_CHARS: usize = 16;
 
 /// Who may see the console.
 ///
-/// The console shows the tasks of all owners, with their arguments and results. So each form of access but
-/// [`unprotected`](Self::unprotected) refuses requests that it does not know.
+/// The console shows the tasks of all owners, with their arguments and results, except to [tenants](Self::tenants). So each form of
+/// access but [`unprotected`](Self::unprotected) refuses requests that it does not know.
 #[derive(Clone)]
 pub struct Access(pub(crate) AccessKind);
 
@@ -26,6 +26,11 @@ pub(crate) enum AccessKind {
     Token([u8; 32]),
     Users(Users),
     TrustedHeader(HeaderName),
+    /// The headers that name the user, and the only owner that the user sees.
+    Tenants {
+        user: HeaderName,
+        owner: HeaderName,
+    },
 }
 
 /// Why an access cannot be set up.
@@ -97,9 +102,24 @@ impl Access {
     /// # Errors
     /// [`InvalidHeader`](AccessError::InvalidHeader)
     pub fn trusted_header(name: &str) -> Result<Self, AccessError> {
-        let header = name.parse().map_err(|_| AccessError::InvalidHeader { name: name.to_owned() })?;
-        Ok(Self(AccessKind::TrustedHeader(header)))
+        header(name).map(|header| Self(AccessKind::TrustedHeader(header)))
     }
+
+    /// Admits requests with two headers: one names the user, the other the owner of tasks that this user may see. Pages, counts,
+    /// live streams and actions are then about the tasks of that owner only. A task of another owner does not exist for the user.
+    ///
+    /// Use it behind a reverse proxy that knows its tenants. The proxy sets both headers, under the conditions of
+    /// [`trusted_header`](Self::trusted_header). The console refuses requests without an owner, and requests with a header twice.
+    ///
+    /// # Errors
+    /// [`InvalidHeader`](AccessError::InvalidHeader)
+    pub fn tenants(user_header: &str, owner_header: &str) -> Result<Self, AccessError> {
+        Ok(Self(AccessKind::Tenants { user: header(user_header)?, owner: header(owner_header)? }))
+    }
+}
+
+fn header(name: &str) -> Result<HeaderName, AccessError> {
+    name.parse().map_err(|_| AccessError::InvalidHeader { name: name.to_owned() })
 }
 
 impl fmt::Debug for Access {
@@ -110,6 +130,7 @@ impl fmt::Debug for Access {
             AccessKind::Token(_) => "Access(token)",
             AccessKind::Users(_) => "Access(users)",
             AccessKind::TrustedHeader(_) => "Access(trusted header)",
+            AccessKind::Tenants { .. } => "Access(tenants)",
         })
     }
 }

@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::access::{AccessKind, is_secret};
+use super::csrf::set_cookie;
 use super::guard::{COOKIE, host, session_id};
 use super::sessions::LIFETIME;
 use crate::frame::Base;
@@ -36,7 +37,7 @@ pub(crate) fn page(base: &Base, access: &AccessKind, to: &str, problem: Option<&
     let is_token = matches!(access, AccessKind::Token(_));
     let body = html! {
         @if let Some(problem) = problem { p.problem role="alert" { (problem) } }
-        form.login method="post" action=(base.link("/login")) {
+        form.login method="post" action=(base.link("/login")) aria-label="Sign in" {
             input type="hidden" name="to" value=(to);
             @if !is_token {
                 label for="user" { "User" }
@@ -80,11 +81,7 @@ pub(crate) async fn sign_in(
         }
     };
     let id = shared.sessions.begin(user);
-    let is_https = headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
-    let secure = if is_https { "; Secure" } else { "" };
-    let path = base.cookie_path();
-    let seconds = LIFETIME.as_secs();
-    let cookie = format!("{COOKIE}={id}; Path={path}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
+    let cookie = format!("{}; Max-Age={}", set_cookie(COOKIE, &id, &base, &headers), LIFETIME.as_secs());
     let to = if base.is_page(&given.to) { given.to.clone() } else { base.link("/") };
     ([(header::SET_COOKIE, cookie)], Redirect::to(&to)).into_response()
 }
@@ -94,7 +91,7 @@ pub(crate) async fn sign_out(State(shared): State<Arc<Shared>>, base: Base, head
     if let Some(id) = session_id(&headers) {
         shared.sessions.end(id);
     }
-    let cookie = format!("{COOKIE}=; Path={}; Max-Age=0; HttpOnly; SameSite=Strict", base.cookie_path());
+    let cookie = format!("{}; Max-Age=0", set_cookie(COOKIE, "", &base, &headers));
     ([(header::SET_COOKIE, cookie)], Redirect::to(&base.link("/"))).into_response()
 }
 
@@ -127,7 +124,7 @@ async fn verify(shared: &Shared, access: &AccessKind, given: &Credentials) -> Ve
 }
 
 /// Returns whether a form was sent by a page of the console. Browsers that send neither header are older than both, or no browsers.
-fn is_same_origin(headers: &HeaderMap, uri: &Uri) -> bool {
+pub(crate) fn is_same_origin(headers: &HeaderMap, uri: &Uri) -> bool {
     if let Some(site) = headers.get("sec-fetch-site") {
         return site == "same-origin" || site == "none";
     }

@@ -1,6 +1,8 @@
 //! Who may see the console, and what a browser may do with its pages.
 
 mod access;
+pub(crate) mod audit;
+pub(crate) mod csrf;
 pub(crate) mod guard;
 pub(crate) mod headers;
 pub(crate) mod login;

@@ -28,7 +28,7 @@ struct Session {
 impl Sessions {
     /// Begins a session. Returns its id, which is a secret.
     pub(crate) fn begin(&self, user: Option<String>) -> String {
-        let id = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+        let id = random();
         let mut sessions = self.lock();
         sessions.retain(|_, session| session.begun.elapsed() < LIFETIME);
         if sessions.len() >= MAX_SESSIONS
@@ -54,6 +54,11 @@ impl Sessions {
     fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 32], Session>> {
         self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns 64 hexadecimal digits that nobody can guess.
+pub(super) fn random() -> String {
+    format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple())
 }
 
 #[cfg(test)]

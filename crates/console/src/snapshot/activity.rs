@@ -1,4 +1,4 @@
-//! How many tasks were created and ended in each minute of the last hour, as the snapshot has observed it.
+//! How many tasks were created, started and ended in each minute of the last hour, as the snapshot has observed it.
 
 use std::collections::VecDeque;
 
@@ -14,6 +14,7 @@ pub(crate) const MINUTES: usize = 60;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Minute {
     pub(crate) created: u64,
+    pub(crate) started: u64,
     pub(crate) completed: u64,
     pub(crate) failed: u64,
 }
@@ -33,6 +34,11 @@ impl Activity {
             && let Some(minute) = self.minute(after.created_at, now)
         {
             minute.created += 1;
+        }
+        if before.is_none_or(|before| before.started_at.is_none())
+            && let Some(minute) = after.started_at.and_then(|at| self.minute(at, now))
+        {
+            minute.started += 1;
         }
         if before.is_some_and(|before| !before.is_open()) {
             return;

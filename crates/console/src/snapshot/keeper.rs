@@ -1,14 +1,15 @@
 //! Keeps a snapshot fresh: passes over all records, and between them the open tasks again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{join, join_all};
+use futures_util::future::{join_all, join3};
 use mcp_task_store::{Agenda, StorageBackend, TaskError, TaskFilter, TaskKey, TaskStore};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Snapshot, Tasks};
+use super::{Snapshot, Tasks, Workers};
 use crate::router::Store;
 
 /// How long the keeper waits between two passes.
@@ -17,6 +18,10 @@ const BETWEEN_PASSES: Duration = Duration::from_secs(10);
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(2);
 /// How long the keeper waits after an error.
 const AFTER_ERROR: Duration = Duration::from_secs(2);
+/// How long the keeper waits before it counts the workers again.
+const BETWEEN_COUNTS: Duration = Duration::from_secs(5);
+/// How many pages of workers it reads at most, each with 100.
+const MAX_WORKER_PAGES: usize = 20;
 /// How many tasks the keeper reads at the same time.
 const AT_ONCE: usize = 16;
 
@@ -29,7 +34,8 @@ impl Keeper {
         let reader = Reader { store, snapshot };
         let half = (rate / 2).max(1);
         Self(tokio::spawn(async move {
-            join(reader.pass_forever(rate.saturating_sub(half).max(1)), reader.reread_forever(half)).await;
+            let passes = reader.pass_forever(rate.saturating_sub(half).max(1));
+            join3(passes, reader.reread_forever(half), reader.count_workers_forever()).await;
         }))
     }
 }
@@ -63,10 +69,29 @@ impl Reader {
             let mut tasks = self.snapshot.write();
             page.tasks.iter().for_each(|stored| tasks.record(stored, now));
             tasks.unreadable.this_pass += page.unreadable.len() as u64;
-            tasks.failure = None;
+            tasks.set_failure(None);
         }
-        self.snapshot.write().end_pass();
+        let begun = Instant::now();
+        let dead = self.dead_tasks(rate).await?;
+        let mut tasks = self.snapshot.write();
+        tasks.set_dead(&dead, begun);
+        tasks.end_pass();
         Ok(())
+    }
+
+    /// Reads the list of dead tasks, which leaves out those that were requeued. The list reads two records for each.
+    async fn dead_tasks(&self, rate: u32) -> Result<HashSet<TaskKey>, TaskError> {
+        let (mut dead, mut cursor) = (HashSet::new(), None);
+        loop {
+            let page = self.store.dead_tasks(cursor.as_ref()).await?;
+            let next = Instant::now() + Duration::from_secs(2) * page.tasks.len() as u32 / rate;
+            dead.extend(page.tasks.into_iter().map(|stored| stored.key));
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(dead);
+            }
+            sleep_until(next).await;
+        }
     }
 
     async fn reread_forever(&self, rate: u32) {
@@ -90,9 +115,37 @@ impl Reader {
         Ok(())
     }
 
+    async fn count_workers_forever(&self) {
+        loop {
+            match self.count_workers().await {
+                Ok(workers) => {
+                    self.snapshot.write().set_workers(workers);
+                    sleep(BETWEEN_COUNTS).await;
+                }
+                Err(error) => self.wait_after(&error).await,
+            }
+        }
+    }
+
+    async fn count_workers(&self) -> Result<Workers, TaskError> {
+        let (mut workers, mut cursor) = (Workers::default(), None);
+        for _ in 0..MAX_WORKER_PAGES {
+            let page = self.store.workers(cursor.as_ref()).await?;
+            let now = self.store.backend().now();
+            let lost = page.workers.iter().filter(|worker| worker.is_lost(now)).count() as u64;
+            workers.lost += lost;
+            workers.running += page.workers.len() as u64 - lost;
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        Ok(workers)
+    }
+
     async fn wait_after(&self, error: &TaskError) {
         tracing::warn!(error = %error, "the console cannot read the store");
-        self.snapshot.write().failure = Some(error.to_string());
+        self.snapshot.write().set_failure(Some(error.to_string()));
         sleep(AFTER_ERROR).await;
     }
 }

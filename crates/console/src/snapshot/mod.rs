@@ -8,11 +8,12 @@ mod entry;
 pub(crate) mod keeper;
 pub(crate) mod query;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use chrono::{DateTime, Utc};
 use mcp_task_store::{StoredTask, TaskKey};
+use tokio::time::Instant;
 
 use activity::Activity;
 pub(crate) use entry::Entry;
@@ -39,8 +40,20 @@ pub(crate) struct Tasks {
     /// The tasks that found no place in the snapshot.
     pub(crate) left_out: Counted,
     max_tasks: usize,
+    /// The workers at the last read; `None` before it.
+    pub(crate) workers: Option<Workers>,
     /// Why the last read failed.
     pub(crate) failure: Option<String>,
+    /// Grows with each change that a page shows.
+    revision: u64,
+}
+
+/// How many workers have announced themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Workers {
+    pub(crate) running: u64,
+    /// Those that have stopped without a shutdown within the last hour.
+    pub(crate) lost: u64,
 }
 
 /// Something that each pass counts anew.
@@ -62,7 +75,9 @@ impl Snapshot {
             unreadable: Counted::default(),
             left_out: Counted::default(),
             max_tasks,
+            workers: None,
             failure: None,
+            revision: 0,
         }))
     }
 
@@ -76,9 +91,25 @@ impl Snapshot {
 }
 
 impl Tasks {
+    /// Returns a number that grows with each change that a page shows.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Notes why the store cannot be read, or that it can.
+    fn set_failure(&mut self, failure: Option<String>) {
+        self.revision += u64::from(self.failure != failure);
+        self.failure = failure;
+    }
+
+    fn set_workers(&mut self, workers: Workers) {
+        self.revision += u64::from(self.workers != Some(workers));
+        self.workers = Some(workers);
+    }
+
     /// Notes a task as it was just read.
     pub(crate) fn record(&mut self, stored: &StoredTask, now: DateTime<Utc>) {
-        let entry = Entry::new(stored, now, self.pass);
+        let mut entry = Entry::new(stored, now, self.pass);
         if let Some(before) = self.entries.get_mut(&stored.key)
             && before.is_end_of(&entry)
         {
@@ -86,16 +117,27 @@ impl Tasks {
             return;
         }
         let before = self.entries.get(&stored.key);
+        // The record of a dead task stays as it is when the task is requeued. The pass has noted that.
+        entry.is_dead &=
+            before.is_none_or(|before| before.is_open() || before.is_dead || !before.is_same_task_as(&entry));
         if before.is_none() && self.entries.len() >= self.max_tasks {
             self.left_out.this_pass += 1;
             return;
         }
+        self.revision += u64::from(before.is_none_or(|before| !before.shows_the_same_as(&entry)));
         self.activity.observe(before, &entry, now);
         self.entries.insert(stored.key.clone(), entry);
     }
 
+    /// Notes which tasks wait for an operator, of those that were read before this time.
+    fn set_dead(&mut self, dead: &HashSet<TaskKey>, before: Instant) {
+        for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.read_at < before) {
+            entry.is_dead = dead.contains(key);
+        }
+    }
+
     pub(crate) fn forget(&mut self, key: &TaskKey) {
-        self.entries.remove(key);
+        self.revision += u64::from(self.entries.remove(key).is_some());
     }
 
     fn begin_pass(&mut self, now: DateTime<Utc>) {
@@ -112,7 +154,8 @@ impl Tasks {
         self.as_of = Some(self.pass_begun);
         self.unreadable.last_pass = self.unreadable.this_pass;
         self.left_out.last_pass = self.left_out.this_pass;
-        self.failure = None;
+        self.revision += 1;
+        self.set_failure(None);
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) struct Counts {
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) cancelled: u64,
+    /// Those that a worker could claim.
+    pub(crate) queued: u64,
     pub(crate) stuck: u64,
     pub(crate) dead: u64,
 }
@@ -77,8 +79,22 @@ impl Counts {
             TaskStatus::Failed => &mut self.failed,
             TaskStatus::Cancelled => &mut self.cancelled,
         } += 1;
+        self.queued += u64::from(entry.queued_since.is_some());
         self.stuck += u64::from(entry.is_stuck);
         self.dead += u64::from(entry.is_dead);
+    }
+
+    /// Adds the tasks of other counts.
+    pub(crate) fn add_all(&mut self, other: &Self) {
+        let Self { working, input_required, completed, failed, cancelled, queued, stuck, dead } = other;
+        self.working += working;
+        self.input_required += input_required;
+        self.completed += completed;
+        self.failed += failed;
+        self.cancelled += cancelled;
+        self.queued += queued;
+        self.stuck += stuck;
+        self.dead += dead;
     }
 
     pub(crate) fn open(&self) -> u64 {
@@ -96,17 +112,22 @@ pub(crate) struct Totals {
     pub(crate) all: Counts,
     /// The tools with the most tasks, and `None` for tasks without a tool.
     pub(crate) tools: Vec<(Option<String>, Counts)>,
+    /// The tasks of all other tools.
+    pub(crate) other_tools: Counts,
     /// How many tools there are.
     pub(crate) all_tools: usize,
+    /// Since when a task could be claimed that no worker has claimed.
+    pub(crate) oldest_queued: Option<DateTime<Utc>>,
     pub(crate) oldest_open: Option<(TaskKey, DateTime<Utc>)>,
     /// How many tasks have lost their worker in the last hour.
     pub(crate) lost: u64,
 }
 
 impl Tasks {
-    /// Returns a page of the tasks that match, newest first.
+    /// Returns a page of the tasks that match, newest first. `only` is the only owner that the visitor sees.
     pub(crate) fn list(
         &self,
+        only: Option<&OwnerId>,
         wanted: &Wanted,
         page: usize,
         per_page: usize,
@@ -114,16 +135,27 @@ impl Tasks {
     ) -> Listed<TaskKey> {
         let wanted =
             Wanted { tool: wanted.tool.as_deref().map(|tool| tool_name(tool).into()), ..wanted.clone() };
-        let matching = self.entries.iter().filter(|(key, entry)| wanted.matches(key, entry, now));
+        let matching = self.of(only).filter(|(key, entry)| wanted.matches(key, entry, now));
         let matching = matching.map(|(key, entry)| (Reverse(entry.created_at), key));
         let listed = paged(matching.collect(), page, per_page);
         Listed { items: listed.items.into_iter().map(|(_, key)| key.clone()).collect(), total: listed.total }
     }
 
-    /// Returns a page of the owners whose id contains a text, by id.
-    pub(crate) fn owners(&self, part: &str, page: usize, per_page: usize) -> Listed<(OwnerId, Counts)> {
+    /// Returns the tasks of one owner, or of all.
+    fn of<'a>(&'a self, only: Option<&'a OwnerId>) -> impl Iterator<Item = (&'a TaskKey, &'a Entry)> {
+        self.entries.iter().filter(move |(key, _)| only.is_none_or(|only| *only == key.owner))
+    }
+
+    /// Returns a page of the owners whose id contains a text, by id. `only` is the only owner that the visitor sees.
+    pub(crate) fn owners(
+        &self,
+        only: Option<&OwnerId>,
+        part: &str,
+        page: usize,
+        per_page: usize,
+    ) -> Listed<(OwnerId, Counts)> {
         let mut owners: BTreeMap<&OwnerId, Counts> = BTreeMap::new();
-        for (key, entry) in self.entries.iter().filter(|(key, _)| key.owner.as_str().contains(part)) {
+        for (key, entry) in self.of(only).filter(|(key, _)| key.owner.as_str().contains(part)) {
             owners.entry(&key.owner).or_default().add(entry);
         }
         let total = owners.len();
@@ -131,13 +163,15 @@ impl Tasks {
         Listed { items: items.map(|(owner, counts)| (owner.clone(), counts)).collect(), total }
     }
 
-    pub(crate) fn totals(&self, now: DateTime<Utc>) -> Totals {
+    /// Returns the counts of the tasks of one owner, or of all.
+    pub(crate) fn totals(&self, only: Option<&OwnerId>, now: DateTime<Utc>) -> Totals {
         let (mut totals, mut tools) = (Totals::default(), BTreeMap::<Option<&str>, Counts>::new());
         let mut oldest: Option<(&TaskKey, DateTime<Utc>)> = None;
-        for (key, entry) in &self.entries {
+        for (key, entry) in self.of(only) {
             totals.all.add(entry);
             tools.entry(entry.tool.as_deref()).or_default().add(entry);
             totals.lost += u64::from(entry.lost_at.is_some_and(|at| now - at <= TimeDelta::hours(1)));
+            totals.oldest_queued = [totals.oldest_queued, entry.queued_since].into_iter().flatten().min();
             if entry.is_open() && oldest.is_none_or(|(_, at)| entry.created_at < at) {
                 oldest = Some((key, entry.created_at));
             }
@@ -146,7 +180,9 @@ impl Tasks {
         totals.all_tools = tools.len();
         let mut tools: Vec<_> = tools.into_iter().collect();
         tools.sort_by_key(|(_, counts)| Reverse(counts.total()));
-        tools.truncate(MAX_TOOLS);
+        for (_, counts) in tools.drain(MAX_TOOLS.min(tools.len())..) {
+            totals.other_tools.add_all(&counts);
+        }
         totals.tools = tools.into_iter().map(|(tool, counts)| (tool.map(str::to_owned), counts)).collect();
         totals
     }

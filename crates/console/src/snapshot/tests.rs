@@ -35,40 +35,63 @@ async fn a_complete_pass_removes_what_it_has_not_found() {
 #[tokio::test]
 async fn a_full_snapshot_counts_what_it_leaves_out_and_follows_what_it_holds() {
     let (store, snapshot) = store().await;
-    let (mut tasks, now) = (snapshot.write(), store.backend().now());
-    tasks.begin_pass(now);
     let mut all = Vec::new();
     for _ in 0..5 {
         all.push(create(&store).await);
-        tasks.record(&all[all.len() - 1], now);
     }
+    let ended = store.complete(&all[0], json!({})).await.unwrap();
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    tasks.begin_pass(now);
+    all.iter().for_each(|stored| tasks.record(stored, now));
     tasks.end_pass();
     assert_eq!((tasks.entries.len(), tasks.left_out.last_pass), (3, 2));
-    let ended = store.complete(&all[0], json!({})).await.unwrap();
     tasks.record(&ended, now);
-    assert_eq!(tasks.totals(now).all.completed, 1);
-    let listed = tasks.list(&Wanted::default(), 0, 2, now);
+    assert_eq!(tasks.totals(None, now).all.completed, 1);
+    let listed = tasks.list(None, &Wanted::default(), 0, 2, now);
     assert_eq!((listed.items.len(), listed.total), (2, 3));
 }
 
 #[tokio::test]
 async fn the_last_hour_counts_each_task_once_and_outlives_its_record() {
     let (store, snapshot) = store().await;
-    let open = create(&store).await;
+    let alice = OwnerId::try_from("alice").unwrap();
+    let waits = store.enqueue(&alice, NewTask::new("tools/call").operation("print")).await.unwrap();
+    let (open, attempt) = store.claim(&waits.key).await.unwrap().unwrap();
+    let ended = attempt.complete(json!({})).await.unwrap();
     let (mut tasks, now) = (snapshot.write(), store.backend().now());
-    tasks.record(&open, now);
-    let ended = store.complete(&open, json!({})).await.unwrap();
-    for read in [&ended, &ended, &open, &ended] {
+    for read in [&waits, &open, &ended, &ended, &open, &ended] {
         tasks.record(read, now);
     }
     tasks.forget(&ended.key);
     let sum = |minutes: Vec<activity::Minute>| {
-        minutes.iter().fold((0, 0, 0), |(created, completed, failed), minute| {
-            (created + minute.created, completed + minute.completed, failed + minute.failed)
+        minutes.iter().fold((0, 0, 0, 0), |(created, started, completed, failed), minute| {
+            let (created, started) = (created + minute.created, started + minute.started);
+            (created, started, completed + minute.completed, failed + minute.failed)
         })
     };
-    assert_eq!(sum(tasks.activity.until(now)), (1, 1, 0));
+    assert_eq!(sum(tasks.activity.until(now)), (1, 1, 1, 0));
     assert_eq!(tasks.activity.until(now).len(), activity::MINUTES);
-    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(58))), (1, 1, 0));
-    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(61))), (0, 0, 0));
+    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(58))), (1, 1, 1, 0));
+    assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(61))), (0, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_requeued_task_is_not_dead_although_its_record_stays_as_it_is() {
+    let (store, snapshot) = store().await;
+    let enqueued = create(&store).await;
+    let gave_up = json!({ "status": "failed", "gaveUpAfter": 3 });
+    let mut record = serde_json::to_value(&enqueued.task).unwrap();
+    record.as_object_mut().unwrap().extend(gave_up.as_object().unwrap().clone());
+    store.backend().put(&enqueued.key, record.to_string().into(), Default::default()).await.unwrap();
+    let dead = store.get(&enqueued.key).await.unwrap();
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    let mut count = |listed: &[&TaskKey]| {
+        tasks.record(&dead, now);
+        tasks.set_dead(&listed.iter().copied().cloned().collect(), Instant::now());
+        tasks.record(&dead, now);
+        tasks.totals(None, now).all.dead
+    };
+    assert_eq!(count(&[&dead.key]), 1);
+    assert_eq!(count(&[]), 0, "it was requeued");
+    assert_eq!(count(&[&dead.key]), 1, "the new task is gone");
 }

@@ -26,10 +26,13 @@ async fn login(browser: &Browser, form: &str) -> crate::support::Answer {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_has_the_headers_that_protect_it(#[case] engine: Engine) {
     let browser = engine.open().await.browser(Access::token(TOKEN).unwrap());
-    for path in PAGES.iter().chain(&["/style.css", "/icon.svg"]) {
+    for path in PAGES.iter().chain(&["/style.css", "/icon.svg", "/live.js"]) {
         let answer = browser.get(path).await;
         let policy = answer.header("content-security-policy");
-        assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{path}: {policy}");
+        assert!(
+            policy.starts_with("default-src 'none'; script-src 'self'; ") && !policy.contains("unsafe"),
+            "{path}: {policy}"
+        );
         assert!(
             policy.contains("frame-ancestors 'none'") && policy.contains("form-action 'self'"),
             "{policy}"

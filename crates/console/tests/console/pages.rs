@@ -47,6 +47,7 @@ async fn the_overview_counts_tasks_and_names_what_needs_attention(#[case] engine
         "Oldest open task oldest , created 2h ago",
         "answers a read in",
         "4 created",
+        "4 started",
         "1 completed",
         "1 failed",
         "print 2 0 1 1 0 0 1",

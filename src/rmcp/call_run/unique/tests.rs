@@ -9,6 +9,7 @@ use rmcp::model::{CallToolResult, ContentBlock};
 use rmcp::task_manager::TaskFuture;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tracing::Span;
 
 use super::*;
 use crate::MemoryBackend;
@@ -71,7 +72,7 @@ impl Operation {
 
     async fn call(&self, manager: &Manager) -> Result<CallAnswer, TaskError> {
         let new = NewTask::new("tools/call").operation("render");
-        manager.call(&alice(), new, LIMITS, StopRequest::new().1, Unique(self.begin())).await
+        manager.call(Span::current(), &alice(), new, LIMITS, StopRequest::new().1, Unique(self.begin())).await
     }
 }
 
@@ -124,13 +125,16 @@ async fn a_closure_that_panics_fails_its_task_and_frees_the_key() {
     let tasks = manager(&MemoryBackend::new());
     let new = NewTask::new("tools/call");
     let panicking = |_| -> TaskFuture { panic!("no future") };
-    let panicked = tasks.call(&alice(), new.clone(), LIMITS, StopRequest::new().1, Unique(panicking)).await;
+    let panicked = tasks
+        .call(Span::current(), &alice(), new.clone(), LIMITS, StopRequest::new().1, Unique(panicking))
+        .await;
     let Err(TaskError::OperationPanicked { task }) = panicked else { panic!("the closure has panicked") };
     tasks.runtime().runs.is_zero().await;
     let again = stored(Operation::new().call(&tasks).await);
     assert_ne!(again.key.task, task);
     let reserved = OwnerId::try_from("\0mcp/alice").unwrap();
-    let refused =
-        tasks.call(&reserved, new, LIMITS, StopRequest::new().1, Unique(Operation::new().begin())).await;
+    let refused = tasks
+        .call(Span::current(), &reserved, new, LIMITS, StopRequest::new().1, Unique(Operation::new().begin()))
+        .await;
     assert!(matches!(refused, Err(TaskError::InvalidArgument { .. })));
 }

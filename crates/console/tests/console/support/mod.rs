@@ -1,5 +1,7 @@
 //! Stores with tasks, and a browser that sends requests to the console.
 
+pub mod audit;
+
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
