@@ -15,7 +15,10 @@
 //! ```
 
 // Call sites have no `cfg`: without the feature, the functions do nothing.
-#[cfg(any(feature = "metrics", all(feature = "otel", any(feature = "redis", feature = "sqlite"))))]
+#[cfg(any(
+    feature = "metrics",
+    all(feature = "otel", any(feature = "postgres", feature = "redis", feature = "sqlite"))
+))]
 mod outcome;
 #[cfg(feature = "metrics")]
 mod recorded;
@@ -24,7 +27,10 @@ mod silent;
 #[cfg(feature = "metrics")]
 mod table;
 
-#[cfg(any(feature = "metrics", all(feature = "otel", any(feature = "postgres", feature = "redis", feature = "sqlite"))))]
+#[cfg(any(
+    feature = "metrics",
+    all(feature = "otel", any(feature = "postgres", feature = "redis", feature = "sqlite"))
+))]
 pub(crate) use outcome::Outcome;
 #[cfg(all(feature = "metrics", any(feature = "postgres", feature = "redis", feature = "sqlite")))]
 pub(crate) use recorded::batch;

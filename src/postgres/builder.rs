@@ -21,6 +21,7 @@ use super::{Engine, PostgresBackend, schema, tls};
 use crate::backend::key::escape;
 use crate::backend::server_clock::Clock;
 use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Queue, StorageError};
+use crate::spans::{self, engine_span};
 
 /// How long a notification may take that this process sends to itself.
 const PROBE: Duration = Duration::from_secs(3);
@@ -90,6 +91,14 @@ impl PostgresBackend {
             root_certificates: None,
         }
     }
+}
+
+/// A pool, and what is known of its server.
+struct Opened {
+    pool: Pool,
+    errors: Errors,
+    described: spans::Database,
+    generation: Arc<AtomicU64>,
 }
 
 impl PostgresBuilder {
@@ -180,6 +189,7 @@ impl PostgresBuilder {
         check_connections(self.max_connections)?;
         let (config, tls) = self.config(url)?;
         let errors = Errors { address: address(&config), limit: self.response_timeout };
+        let described = spans::Database::postgres(&servers(&config), config.get_dbname());
         let generation = Arc::new(AtomicU64::new(0));
         let connected = Arc::clone(&generation);
         let count = Hook::sync_fn(move |_, _| {
@@ -198,7 +208,8 @@ impl PostgresBuilder {
             (None, false) => Some(url.to_owned()),
             (None, true) => None,
         };
-        self.start(pool, errors, generation, listens_at, creates).await
+        let opened = Opened { pool, errors, described, generation };
+        self.start(opened, listens_at, creates).await
     }
 
     /// Opens a database by the connections of this pool, whose tables exist. The engine polls for changes unless it has a
@@ -209,17 +220,18 @@ impl PostgresBuilder {
     pub async fn with_pool(self, pool: Pool) -> Result<PostgresBackend, StorageError> {
         let errors = Errors { address: "PostgreSQL (a pool)".to_owned(), limit: self.response_timeout };
         let listens_at = self.listen_url.clone();
-        self.start(pool, errors, Arc::new(AtomicU64::new(0)), listens_at, false).await
+        let described = spans::Database::postgres(&[], None);
+        let opened = Opened { pool, errors, described, generation: Arc::default() };
+        self.start(opened, listens_at, false).await
     }
 
     async fn start(
         self,
-        pool: Pool,
-        errors: Errors,
-        generation: Arc<AtomicU64>,
+        opened: Opened,
         listens_at: Option<String>,
         creates: bool,
     ) -> Result<PostgresBackend, StorageError> {
+        let Opened { pool, errors, described, generation } = opened;
         check_limit("response_timeout", self.response_timeout)?;
         check_size("max_value_bytes", self.max_value_bytes)?;
         check_size("max_part_bytes", self.max_part_bytes)?;
@@ -236,6 +248,7 @@ impl PostgresBuilder {
             clock: Clock::new(),
             errors,
             prepares: !self.is_behind_pgbouncer,
+            described,
             generation,
         });
         // The estimate of the clock starts with the first reply.
@@ -307,7 +320,7 @@ async fn listen(
     let probe = Queue::try_from(format!("probe/{}", uuid::Uuid::new_v4()).as_str())?;
     let mut wakeups = subscribers.wakers.subscribe(std::slice::from_ref(&probe));
     let (channel, payload) = (names.in_sql("{c}timers"), escape(probe.as_str()));
-    let span = tracing::debug_span!("probe");
+    let span = engine_span!("probe");
     database.call(span, &database.statements.notify, &[&channel, &payload], Access::Reads).await?;
     if timeout(PROBE, wakeups.next()).await.is_ok() {
         return Ok(Some(listener));
@@ -321,17 +334,18 @@ async fn listen(
 
 /// Returns the hosts and the database, without the user and the password.
 fn address(config: &Config) -> String {
+    let servers: Vec<_> = servers(config).into_iter().map(|(host, port)| format!("{host}:{port}")).collect();
+    format!("PostgreSQL at {}/{}", servers.join(","), config.get_dbname().unwrap_or_default())
+}
+
+/// Returns the hosts and their ports.
+fn servers(config: &Config) -> Vec<(String, u16)> {
     let ports = config.get_ports();
     let port = |at: usize| ports.get(at).or(ports.first()).copied().unwrap_or(5432);
-    let hosts: Vec<String> = config
-        .get_hosts()
-        .iter()
-        .enumerate()
-        .map(|(at, host)| match host {
-            Host::Tcp(host) => format!("{host}:{}", port(at)),
-            #[cfg(unix)]
-            Host::Unix(path) => format!("{}:{}", path.display(), port(at)),
-        })
-        .collect();
-    format!("PostgreSQL at {}/{}", hosts.join(","), config.get_dbname().unwrap_or_default())
+    let host = |host: &Host| match host {
+        Host::Tcp(host) => host.clone(),
+        #[cfg(unix)]
+        Host::Unix(path) => path.display().to_string(),
+    };
+    config.get_hosts().iter().enumerate().map(|(at, named)| (host(named), port(at))).collect()
 }

@@ -14,6 +14,7 @@ use super::names::{Statement, Statements};
 use super::rows::{column, unsigned};
 use crate::backend::StorageError;
 use crate::backend::server_clock::{Clock, Moment};
+use crate::spans::{self, engine_span};
 
 /// How often a statement is sent whose transaction the server rolled back for the sake of another one.
 const TRIES: usize = 5;
@@ -29,6 +30,8 @@ pub(super) struct Database {
     pub(super) errors: Errors,
     /// Whether statements are prepared once per connection. A pooler in transaction mode does not allow it.
     pub(super) prepares: bool,
+    /// The database as the spans of calls describe it.
+    pub(super) described: spans::Database,
     /// Grows with each new connection.
     pub(super) generation: Arc<AtomicU64>,
 }
@@ -137,7 +140,7 @@ impl Database {
 
     /// Reads the clock of the server, in microseconds since the epoch.
     pub(super) async fn read_clock(&self) -> Result<u64, StorageError> {
-        let span = tracing::debug_span!("clock");
+        let span = engine_span!("clock");
         let rows = self.call(span, &self.statements.clock, &[], Access::Reads).await?;
         rows.first().map_or(Ok(0), |row| column(self, row, "now_us")).map(unsigned)
     }

@@ -23,7 +23,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
-use tracing::{Instrument, debug_span};
 
 pub use builder::PostgresBuilder;
 use database::{Access, Database};
@@ -42,6 +41,7 @@ use crate::backend::{
     OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey,
     Version, Written,
 };
+use crate::spans::engine_span;
 
 /// How many expired records one statement of `cleanup_expired` removes. Other writes run between two statements.
 const CLEANED_AT_ONCE: i32 = 256;
@@ -139,7 +139,7 @@ impl PostgresBackend {
 #[async_trait]
 impl StorageBackend for PostgresBackend {
     async fn get(&self, key: &TaskKey) -> Result<Record, StorageError> {
-        let span = debug_span!("get", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("get", owner = %key.owner.printable(), task = %key.task.printable());
         let (database, owner, task) =
             (&self.0.database, escape(key.owner.as_str()), escape(key.task.as_str()));
         let rows = database.call(span, &database.statements.get, &[&owner, &task], Access::Reads).await?;
@@ -148,7 +148,7 @@ impl StorageBackend for PostgresBackend {
     }
 
     async fn part(&self, key: &TaskKey, name: &PartName) -> Result<Option<Part>, StorageError> {
-        let span = debug_span!("part", owner = %key.owner.printable(), task = %key.task.printable(), name = %name.as_str());
+        let span = engine_span!("part", owner = %key.owner.printable(), task = %key.task.printable(), name = %name.as_str());
         let (database, owner, task) =
             (&self.0.database, escape(key.owner.as_str()), escape(key.task.as_str()));
         let parameters = &[&owner as _, &task as _, &name.as_str() as _];
@@ -159,9 +159,9 @@ impl StorageBackend for PostgresBackend {
     }
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
-        let span = debug_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
         let put = self.checked(key, data, options, WriteMode::Upsert)?;
-        self.0.puts.write(&self.0.database, put).instrument(span).await
+        self.0.database.in_span(span, self.0.puts.write(&self.0.database, put)).await
     }
 
     async fn put_if_version(
@@ -172,13 +172,13 @@ impl StorageBackend for PostgresBackend {
         expected: Version,
     ) -> Result<Written, StorageError> {
         let span =
-            debug_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
+            engine_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
         let put = self.checked(key, data, options, WriteMode::expecting(expected))?;
-        self.0.puts.write(&self.0.database, put).instrument(span).await
+        self.0.database.in_span(span, self.0.puts.write(&self.0.database, put)).await
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
-        let span = debug_span!("delete", owner = %key.owner.printable(), task = %key.task.printable());
+        let span = engine_span!("delete", owner = %key.owner.printable(), task = %key.task.printable());
         let (database, owner, task) =
             (&self.0.database, escape(key.owner.as_str()), escape(key.task.as_str()));
         let rows = database.call(span, &database.statements.remove, &[&owner, &task], Access::Writes).await?;
@@ -192,7 +192,7 @@ impl StorageBackend for PostgresBackend {
     async fn cleanup_expired(&self) -> Result<u64, StorageError> {
         let (database, mut removed) = (&self.0.database, 0);
         loop {
-            let span = debug_span!("cleanup_expired");
+            let span = engine_span!("cleanup_expired");
             let rows =
                 database.call(span, &database.statements.purge, &[&CLEANED_AT_ONCE], Access::Writes).await?;
             let purged: i64 = rows.first().map_or(Ok(0), |row| column(database, row, "purge"))?;

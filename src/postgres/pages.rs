@@ -5,13 +5,14 @@ use super::rows::{Fields, Stored, column, signed};
 use crate::backend::engine::{PageBounds, cursor, from_micros};
 use crate::backend::key::{escape, stable_hash, unescape};
 use crate::backend::{CorruptRecord, Cursor, ListedRecord, OwnerId, OwnerPage, Page, StorageError, TaskId};
+use crate::spans::engine_span;
 
 pub(super) async fn list(
     database: &Database,
     owner: &OwnerId,
     bounds: PageBounds,
 ) -> Result<Page, StorageError> {
-    let span = tracing::debug_span!("list", owner = %owner.printable());
+    let span = engine_span!("list", owner = %owner.printable());
     let PageBounds { limit, max_bytes, below, .. } = bounds;
     let (name, below) = (escape(owner.as_str()), signed(below.unwrap_or(u64::MAX)));
     let (limit, max_bytes) = (signed(limit as u64), signed(max_bytes as u64));
@@ -45,7 +46,7 @@ const OWNERS: usize = 256;
 pub(super) async fn owners(database: &Database, after: Option<&Cursor>) -> Result<OwnerPage, StorageError> {
     let after = after.map_or(Ok(String::new()), name_in)?;
     let most = signed(OWNERS as u64);
-    let span = tracing::debug_span!("owners");
+    let span = engine_span!("owners");
     let rows = database.call(span, &database.statements.owners, &[&after, &most], Access::Reads).await?;
     let mut owners = Vec::new();
     for row in &rows {

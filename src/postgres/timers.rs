@@ -12,6 +12,7 @@ use super::rows::{column, signed, unsigned};
 use crate::backend::engine::{MAX_TAKEN, from_millis, timer_cursor, timer_position};
 use crate::backend::key::{escape, unescape};
 use crate::backend::{Cursor, Due, Queue, StorageError, Taken, TaskKey, Timer, TimerPage};
+use crate::spans::engine_span;
 
 /// Lets a timer fire in so many milliseconds, unless it fires earlier.
 pub(super) struct Schedule {
@@ -112,7 +113,7 @@ pub(super) async fn list(
     queue: &Queue,
     after: Option<&Cursor>,
 ) -> Result<TimerPage, StorageError> {
-    let span = tracing::debug_span!("timers", queue = %queue.printable());
+    let span = engine_span!("timers", queue = %queue.printable());
     let after = after.map(timer_position).transpose()?;
     let (at, owner, task) = match &after {
         Some((at, key)) => (signed(*at), escape(key.owner.as_str()), escape(key.task.as_str())),
