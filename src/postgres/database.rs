@@ -52,10 +52,20 @@ impl Database {
         parameters: Parameters<'_>,
         access: Access,
     ) -> Result<Vec<Row>, StorageError> {
-        self.run(statement, parameters, access)
-            .instrument(span)
-            .await
-            .map_err(|failed| self.errors.of(failed))
+        let rows =
+            async { self.run(statement, parameters, access).await.map_err(|failed| self.errors.of(failed)) };
+        self.in_span(span, rows).await
+    }
+
+    pub(super) async fn in_span<T>(
+        &self,
+        span: Span,
+        call: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        spans::engine_call(&span, &self.described);
+        let answer = call.instrument(span.clone()).await;
+        spans::engine_answered(&span, &answer);
+        answer
     }
 
     pub(super) async fn run(

@@ -170,7 +170,7 @@ pub(crate) fn tool_call(tool: &str, parent: Option<&str>) -> Span {
 }
 
 /// Marks a span as failed. `class` has few values.
-#[cfg(any(feature = "redis", feature = "rmcp", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "rmcp", feature = "sqlite"))]
 pub(crate) fn failed(span: &Span, class: &dyn std::fmt::Display) {
     if enabled(span).is_some() {
         span.set_attribute("error.type", class.to_string());
