@@ -55,6 +55,7 @@
 //! |---|---|
 //! | `sqlite` | `SqliteBackend`, with SQLite built in |
 //! | `redis` | `RedisBackend` |
+//! | `postgres` | `PostgresBackend`, which is still in development |
 //! | `encryption` | `Encrypted`, which [encrypts](guide::encryption) what any engine stores |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | Redis Cluster, a master behind Redis Sentinel, `rediss://` |
 //! | `rmcp` | `DurableTaskManager`, `TaskServer` and `TaskTools`, for the official SDK, rmcp 3 |

@@ -96,11 +96,10 @@ BEGIN
 END
 $body$;
 
--- Lets a timer fire in `after_ms` milliseconds, unless it fires earlier. Notifies the takers if it has become the earliest of its queue.
-CREATE FUNCTION {q}schedule_one(of_queue text, of_owner text, of_task text, after_ms bigint) RETURNS void LANGUAGE plpgsql AS $body$
+-- Lets a timer fire at `due`, unless it fires earlier. Notifies the takers if it has become the earliest of its queue.
+CREATE FUNCTION {q}schedule_one(of_queue text, of_owner text, of_task text, due bigint) RETURNS void LANGUAGE plpgsql AS $body$
 DECLARE
-    due    CONSTANT bigint := {q}clock() / 1000 + after_ms;
-    first  bigint;
+    first bigint;
 BEGIN
     SELECT t.due_at INTO first FROM {q}timers AS t WHERE t.queue = of_queue ORDER BY t.due_at LIMIT 1;
     INSERT INTO {q}timers AS t VALUES (of_queue, of_owner, of_task, due, nextval('{q}tokens'))
@@ -113,11 +112,14 @@ $body$;
 
 -- Schedules timers.
 CREATE FUNCTION {q}schedule(queues text[], owners text[], tasks text[], delays bigint[]) RETURNS bigint LANGUAGE plpgsql AS $body$
+DECLARE
+    -- A timer fires no later than asked, although the locks take time.
+    began CONSTANT bigint := {q}clock();
 BEGIN
     -- One order for all transactions, so that none waits for another that waits for it.
-    PERFORM {q}schedule_one(g.queue, g.owner, g.task, g.delay)
+    PERFORM {q}schedule_one(g.queue, g.owner, g.task, began / 1000 + g.delay)
     FROM (SELECT * FROM unnest(queues, owners, tasks, delays) AS u(queue, owner, task, delay) ORDER BY 1, 2, 3) AS g;
-    RETURN {q}clock();
+    RETURN began;
 END
 $body$;
 
@@ -125,6 +127,7 @@ $body$;
 CREATE FUNCTION {q}resolve(queues text[], owners text[], tasks text[], held bigint[], delays bigint[])
 RETURNS TABLE (nth bigint, is_valid boolean, now_us bigint) LANGUAGE plpgsql AS $body$
 DECLARE
+    began CONSTANT bigint := {q}clock();
     g     record;
     due   bigint;
     first bigint;
@@ -139,7 +142,7 @@ BEGIN
             WHERE t.queue = g.queue AND t.owner = g.owner AND t.task = g.task AND t.token = g.token;
             is_valid := FOUND;
         ELSE
-            due := now_us / 1000 + g.delay;
+            due := began / 1000 + g.delay;
             SELECT t.due_at INTO first FROM {q}timers AS t WHERE t.queue = g.queue ORDER BY t.due_at LIMIT 1;
             UPDATE {q}timers AS t SET due_at = due, token = nextval('{q}tokens')
             WHERE t.queue = g.queue AND t.owner = g.owner AND t.task = g.task AND t.token = g.token;
@@ -235,6 +238,8 @@ DECLARE
     is_expired boolean;
     created    bigint;
     part_sizes jsonb;
+    -- A timer fires no later than asked, although the create takes time.
+    began      CONSTANT bigint := {q}clock();
 BEGIN
     IF part_names IS NOT NULL THEN
         SELECT coalesce(jsonb_object_agg(u.name, octet_length(u.data)) FILTER (WHERE u.data IS NOT NULL), '{}')
@@ -327,7 +332,7 @@ BEGIN
             END IF;
             outcome := 'ok';
             IF g.queue IS NOT NULL THEN
-                PERFORM {q}schedule_one(g.queue, g.owner, g.task, g.delay);
+                PERFORM {q}schedule_one(g.queue, g.owner, g.task, began / 1000 + g.delay);
             END IF;
         END LOOP;
 
