@@ -49,6 +49,15 @@ fn check(setting: &str, name: &str, length: std::ops::RangeInclusive<usize>) -> 
     )))
 }
 
+// The types of parameters.
+const TEXT: Type = Type::TEXT;
+const TEXTS: Type = Type::TEXT_ARRAY;
+const NUMBER: Type = Type::INT8;
+const NUMBERS: Type = Type::INT8_ARRAY;
+const COUNT: Type = Type::INT4;
+const DATAS: Type = Type::BYTEA_ARRAY;
+const FLAGS: Type = Type::BOOL_ARRAY;
+
 /// A statement with the types of its parameters. Without the types, the server must be asked for them.
 #[derive(Debug)]
 pub(super) struct Statement {
@@ -109,49 +118,32 @@ impl Statements {
     pub(super) fn new(names: &Names) -> Self {
         let statement =
             |sql: &str, types: &[Type]| Statement { sql: names.in_sql(sql), types: types.to_vec() };
-        let (text, texts) = (Type::TEXT, Type::TEXT_ARRAY);
-        let (number, numbers, count) = (Type::INT8, Type::INT8_ARRAY, Type::INT4);
-        let (datas, flags) = (Type::BYTEA_ARRAY, Type::BOOL_ARRAY);
         Self {
-            get: statement(GET, &[text.clone(), text.clone()]),
-            part: statement(PART, &[text.clone(), text.clone(), text.clone()]),
+            get: statement(GET, &[TEXT, TEXT]),
+            part: statement(PART, &[TEXT, TEXT, TEXT]),
             put: statement(
                 PUT,
                 &[
-                    texts.clone(),
-                    texts.clone(),
-                    numbers.clone(),
-                    datas.clone(),
-                    numbers.clone(),
-                    numbers.clone(),
-                    flags,
-                    texts.clone(),
-                    numbers.clone(),
-                    texts.clone(),
-                    datas,
-                    number.clone(),
-                    count.clone(),
+                    TEXTS, TEXTS, NUMBERS, DATAS, NUMBERS, NUMBERS, FLAGS, TEXTS, NUMBERS, TEXTS, DATAS,
+                    NUMBER, COUNT,
                 ],
             ),
-            remove: statement("SELECT * FROM {q}remove($1, $2)", &[text.clone(), text.clone()]),
-            purge: statement("SELECT {q}purge($1) AS purge", &[count.clone()]),
-            list: statement(LIST, &[text.clone(), number.clone(), number.clone(), number.clone()]),
+            remove: statement("SELECT * FROM {q}remove($1, $2)", &[TEXT, TEXT]),
+            purge: statement("SELECT {q}purge($1) AS purge", &[COUNT]),
+            list: statement(LIST, &[TEXT, NUMBER, NUMBER, NUMBER]),
             clock: statement("SELECT {q}clock() AS now_us", &[]),
-            owners: statement(OWNERS, &[text.clone(), number.clone()]),
+            owners: statement(OWNERS, &[TEXT, NUMBER]),
             schedule: statement(
                 "SELECT {q}schedule($1, $2, $3, $4) AS now_us",
-                &[texts.clone(), texts.clone(), texts.clone(), numbers.clone()],
+                &[TEXTS, TEXTS, TEXTS, NUMBERS],
             ),
-            take_due: statement(
-                "SELECT * FROM {q}take_due($1, $2, $3)",
-                &[texts.clone(), count, number.clone()],
-            ),
+            take_due: statement("SELECT * FROM {q}take_due($1, $2, $3)", &[TEXTS, COUNT, NUMBER]),
             resolve: statement(
                 "SELECT * FROM {q}resolve($1, $2, $3, $4, $5)",
-                &[texts.clone(), texts.clone(), texts, numbers.clone(), numbers],
+                &[TEXTS, TEXTS, TEXTS, NUMBERS, NUMBERS],
             ),
-            timers: statement(TIMERS, &[text.clone(), number.clone(), text.clone(), text.clone(), number]),
-            notify: statement("SELECT pg_notify($1, $2)", &[text.clone(), text]),
+            timers: statement(TIMERS, &[TEXT, NUMBER, TEXT, TEXT, NUMBER]),
+            notify: statement("SELECT pg_notify($1, $2)", &[TEXT, TEXT]),
         }
     }
 }

@@ -58,7 +58,7 @@ pub(super) async fn owners(database: &Database, after: Option<&Cursor>) -> Resul
     }
     let last = rows.last().filter(|_| rows.len() == OWNERS);
     let last = last.map(|row| column::<&str>(database, row, "name")).transpose()?;
-    Ok(OwnerPage::new(owners, last.map(|name| owner_cursor(name))))
+    Ok(OwnerPage::new(owners, last.map(owner_cursor)))
 }
 
 /// Returns the cursor after an owner: its name as the database stores it, with a checksum.
