@@ -94,3 +94,24 @@ async fn the_last_hour_goes_on_after_the_clock_of_the_engine_was_set_back() {
     tasks.record(&create(&store).await, now);
     assert_eq!(created(tasks.activity.until(now)), (activity::MINUTES, 1, 1));
 }
+
+#[tokio::test]
+async fn a_requeued_task_is_not_dead_although_its_record_stays_as_it_is() {
+    let (store, snapshot) = store().await;
+    let enqueued = create(&store).await;
+    let gave_up = json!({ "status": "failed", "gaveUpAfter": 3 });
+    let mut record = serde_json::to_value(&enqueued.task).unwrap();
+    record.as_object_mut().unwrap().extend(gave_up.as_object().unwrap().clone());
+    store.backend().put(&enqueued.key, record.to_string().into(), Default::default()).await.unwrap();
+    let dead = store.get(&enqueued.key).await.unwrap();
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    let mut count = |listed: &[&TaskKey]| {
+        tasks.record(&dead, now);
+        tasks.set_dead(&listed.iter().copied().cloned().collect(), Instant::now());
+        tasks.record(&dead, now);
+        tasks.totals(None, now).all.dead
+    };
+    assert_eq!(count(&[&dead.key]), 1);
+    assert_eq!(count(&[]), 0, "it was requeued");
+    assert_eq!(count(&[&dead.key]), 1, "the new task is gone");
+}
