@@ -78,6 +78,7 @@ async fn the_last_hour_counts_each_task_once_and_outlives_its_record() {
 #[tokio::test]
 async fn the_last_hour_goes_on_after_the_clock_of_the_engine_was_set_back() {
     let (store, snapshot) = store().await;
+    let [first, second, third] = [create(&store).await, create(&store).await, create(&store).await];
     let (mut tasks, now) = (snapshot.write(), store.backend().now());
     let created = |minutes: Vec<activity::Minute>| {
         (
@@ -86,12 +87,12 @@ async fn the_last_hour_goes_on_after_the_clock_of_the_engine_was_set_back() {
             minutes.last().unwrap().created,
         )
     };
-    tasks.record(&create(&store).await, now);
+    tasks.record(&first, now);
     assert_eq!(created(tasks.activity.until(now + TimeDelta::minutes(30))), (activity::MINUTES, 1, 0));
-    tasks.record(&create(&store).await, now);
+    tasks.record(&second, now);
     assert_eq!(created(tasks.activity.until(now)), (activity::MINUTES, 2, 2));
     assert_eq!(created(tasks.activity.until(now + TimeDelta::days(1))), (activity::MINUTES, 0, 0));
-    tasks.record(&create(&store).await, now);
+    tasks.record(&third, now);
     assert_eq!(created(tasks.activity.until(now)), (activity::MINUTES, 1, 1));
 }
 
