@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use argon2::Argon2;
 use argon2::password_hash::PasswordVerifier;
 use argon2::password_hash::phc::PasswordHash;
+use argon2::{Argon2, Params};
 
 use super::access::AccessError;
 
@@ -37,7 +37,10 @@ impl Users {
     }
 }
 
+/// Returns whether a password can be verified by the hash: its parameters are within the bounds of argon2id.
 fn is_argon2id(hash: &str) -> bool {
-    PasswordHash::new(hash)
-        .is_ok_and(|hash| hash.algorithm.as_str() == "argon2id" && hash.salt.is_some() && hash.hash.is_some())
+    PasswordHash::new(hash).is_ok_and(|hash| {
+        let is_complete = hash.salt.is_some() && hash.hash.is_some();
+        hash.algorithm.as_str() == "argon2id" && is_complete && Params::try_from(&hash).is_ok()
+    })
 }

@@ -160,6 +160,7 @@ fn an_access_that_protects_nothing_is_refused() {
         "ada:plain",
         "ada:$2b$12$abcdefghijklmnopqrstuv",
         "ada:$argon2id$v=19$m=8,t=1,p=1",
+        "ada:$argon2id$v=19$m=1,t=1,p=1$c29tZXNhbHRzb21l$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
     ] {
         let error = Access::users(&format!("\n{line}\n")).unwrap_err();
         assert_eq!(error, AccessError::InvalidUser { line: 2 }, "{line}");
