@@ -6,8 +6,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 export REDIS_URL ?= redis://127.0.0.1:6379
+export POSTGRES_URL ?= postgres://postgres@127.0.0.1:5433/postgres
 # All tests use one set of features, so that cargo builds everything once.
-export FEATURES ?= redis-tests,pmcp
+export FEATURES ?= redis-tests,postgres-tests,pmcp
 # More threads than cores, because most tests spend their time waiting.
 export RUST_TEST_THREADS ?= 8
 export FUZZ_SECONDS ?= 300
@@ -35,7 +36,7 @@ run-redis: redis-up ## the same on one Redis | 20 s, and 2 min to build | .redis
 	@DIGEST_SERVER_REDIS_URL="$$REDIS_URL" cargo run --example digest_server --features $(RUN_FEATURES)
 
 .PHONY: test
-test: redis-up redis-server faketime chromium ## run every test, on the memory engine, on SQLite and on Redis, and print a summary | 15 min, including the build | .redis
+test: redis-up redis-server postgres-up faketime chromium ## run every test, on the memory engine, on SQLite, on Redis and on PostgreSQL, and print a summary | 20 min, including the build | .redis
 	@scripts/test.sh
 
 .PHONY: test-faults
@@ -119,6 +120,14 @@ redis-up: ## start a local Redis with append-only persistence, unless a server a
 .PHONY: redis-down
 redis-down: ## stop the Redis that make redis-up started | 1 s | .redis
 	@scripts/redis.sh down
+
+.PHONY: postgres-up
+postgres-up: ## start a local PostgreSQL, unless a server answers at POSTGRES_URL | 5 s | a folder below TMPDIR
+	@scripts/postgres.sh up
+
+.PHONY: postgres-down
+postgres-down: ## stop the PostgreSQL that make postgres-up started, and remove its data | 1 s | the same folder
+	@scripts/postgres.sh down
 
 # The programs that the tests and benchmarks start.
 .PHONY: redis-server valgrind faketime chromium

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 folder=$PWD/.redis/matrix
 mkdir -p "$folder"
 # The same features as in `make test`, so that cargo builds everything once.
-features=${FEATURES:-redis-tests,pmcp}
+features=${FEATURES:-redis-tests,postgres-tests,pmcp}
 # The cost of many timers, the engines in memory, and SQLite do not depend on the server: `make test` covers them.
 suites=("contract --skip many_timers --skip memory:: --skip polled:: --skip case_1_memory --skip sqlite" "redis wire:: group_commit:: --skip server_states")
 

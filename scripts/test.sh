@@ -16,7 +16,7 @@ run() {
 # runs the tests of the lifecycle on the memory engine too.
 run --lib --test contract
 # One call for the library, the command line, the console and the example engine, so that nothing is built twice.
-features=${FEATURES:-redis-tests,pmcp}
+features=${FEATURES:-redis-tests,postgres-tests,pmcp}
 run -p mcp-task-store -p mcp-tasks -p mcp-task-console -p custom-engine --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests,mcp-task-console/browser-tests"
 
 awk -v seconds=$((SECONDS - begun)) '

@@ -55,6 +55,7 @@
 //! |---|---|
 //! | `sqlite` | `SqliteBackend`, with SQLite built in |
 //! | `redis` | `RedisBackend` |
+//! | `postgres` | `PostgresBackend`, which is still in development |
 //! | `encryption` | `Encrypted`, which [encrypts](guide::encryption) what any engine stores |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | Redis Cluster, a master behind Redis Sentinel, `rediss://` |
 //! | `rmcp` | `DurableTaskManager`, `TaskServer` and `TaskTools`, for the official SDK, rmcp 3 |
@@ -91,6 +92,8 @@ pub mod guide;
 mod memory;
 #[cfg(feature = "pmcp")]
 mod pmcp;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod printable;
 #[cfg(feature = "redis")]
 mod redis;
@@ -126,6 +129,9 @@ pub use memory::MemoryBackend;
 #[cfg(feature = "pmcp")]
 #[cfg_attr(docsrs, doc(cfg(feature = "pmcp")))]
 pub use pmcp::{PMCP_ANONYMOUS, PmcpTaskStore, PmcpTasksBackend};
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use postgres::{PostgresBackend, PostgresBuilder};
 pub use printable::Printable;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]

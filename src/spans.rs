@@ -17,7 +17,7 @@ pub(crate) use silent::*;
 use crate::backend::TaskId;
 
 /// Creates the span of a call of an engine, at debug level. Only the feature `otel` sets its kind and its name.
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 macro_rules! engine_span {
     ($call:literal $(, $($field:tt)+)?) => {
         tracing::debug_span!(
@@ -28,7 +28,7 @@ macro_rules! engine_span {
         )
     };
 }
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 pub(crate) use engine_span;
 
 /// A task as a message from the process that enqueues it to the process that runs it.

@@ -15,7 +15,10 @@
 //! ```
 
 // Call sites have no `cfg`: without the feature, the functions do nothing.
-#[cfg(any(feature = "metrics", all(feature = "otel", any(feature = "redis", feature = "sqlite"))))]
+#[cfg(any(
+    feature = "metrics",
+    all(feature = "otel", any(feature = "postgres", feature = "redis", feature = "sqlite"))
+))]
 mod outcome;
 #[cfg(feature = "metrics")]
 mod recorded;
@@ -24,9 +27,12 @@ mod silent;
 #[cfg(feature = "metrics")]
 mod table;
 
-#[cfg(any(feature = "metrics", all(feature = "otel", any(feature = "redis", feature = "sqlite"))))]
+#[cfg(any(
+    feature = "metrics",
+    all(feature = "otel", any(feature = "postgres", feature = "redis", feature = "sqlite"))
+))]
 pub(crate) use outcome::Outcome;
-#[cfg(all(feature = "metrics", any(feature = "redis", feature = "sqlite")))]
+#[cfg(all(feature = "metrics", any(feature = "postgres", feature = "redis", feature = "sqlite")))]
 pub(crate) use recorded::batch;
 #[cfg(all(feature = "metrics", feature = "rmcp"))]
 pub(crate) use recorded::ended;

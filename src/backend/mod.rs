@@ -18,6 +18,8 @@ mod page;
 mod parts;
 mod queue;
 mod record;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(crate) mod server_clock;
 mod storage;
 mod version;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::StorageError;
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 use crate::printable::Printable;
 
 /// The longest name of a queue, in bytes of UTF-8.
@@ -83,7 +83,7 @@ impl Queue {
     }
 
     /// Returns the name in a form that is safe in a log line.
-    #[cfg(any(feature = "redis", feature = "sqlite"))]
+    #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
     pub(crate) fn printable(&self) -> Printable<'_> {
         Printable(&self.0)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::count::Count;
 use super::running_mark::RunningMark;
@@ -101,7 +101,13 @@ pub(super) fn ensure_running<B: Agenda>(runtime: &Runtime<B>) {
         let (_mark, _counted) = (mark, counted);
         announcer.run().await;
     };
-    tokio.spawn(run.instrument(tracing::debug_span!("announce")));
+    // Not in the span of the caller, which would then stay open for as long as the announcer runs.
+    tokio.spawn(run);
+}
+
+/// Returns the span of one call, which begins a trace of its own.
+fn span() -> Span {
+    tracing::debug_span!(parent: None, "announce")
 }
 
 /// Waits until the removal of the record has taken too long for a shutdown.
@@ -158,7 +164,7 @@ impl<B: Agenda> Announcer<B> {
         let shutdown = self.shutdown.clone();
         // A write is not dropped halfway, except when the process is about to end: it could overtake the removal.
         let written = tokio::select! {
-            written = self.announcement.write(operations, self.capacity) => written,
+            written = self.announcement.write(operations, self.capacity).instrument(span()) => written,
             () = shutdown.limit_elapsed(SHUTDOWN_CALL_LIMIT) => return,
         };
         self.note(written.as_ref());
@@ -183,7 +189,7 @@ impl<B: Agenda> Announcer<B> {
         let Self { announcement, shutdown, .. } = self;
         tokio::select! {
             biased;
-            removed = announcement.remove() => if let Err(error) = removed {
+            removed = announcement.remove().instrument(span()) => if let Err(error) = removed {
                 tracing::debug!(error = %Chain(&error), "the record of this worker could not be removed; it expires");
             },
             () = removal_limit(&shutdown) => tracing::debug!("the record of this worker could not be removed in time; it expires"),

@@ -6,17 +6,17 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::Message;
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 use crate::backend::StorageError;
 use crate::task::traceparent;
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 use crate::telemetry::Outcome;
 
 /// The value of `messaging.system`.
 const SYSTEM: &str = "mcp_task_store";
 
 /// A database as the spans of its calls describe it.
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 #[derive(Clone)]
 pub(crate) struct Database {
     system: &'static str,
@@ -27,7 +27,7 @@ pub(crate) struct Database {
     target: Option<String>,
 }
 
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 impl Database {
     /// Describes a database of Redis. `address`: the host and the port, or the path of a socket. Any other text names no one server.
     #[cfg(feature = "redis")]
@@ -41,6 +41,17 @@ impl Database {
         Self { system: "redis", namespace: index.map(|index| index.to_string()), server, target }
     }
 
+    /// Describes a database of PostgreSQL. `servers`: each host with its port.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn postgres(servers: &[(String, u16)], database: Option<&str>) -> Self {
+        let server = match servers {
+            [(host, port)] => Some((host.clone(), Some(*port))),
+            _ => None,
+        };
+        let namespace = database.map(str::to_owned);
+        Self { system: "postgresql", target: namespace.clone(), namespace, server }
+    }
+
     /// Describes a file of SQLite by its name. The path may say more about the machine than a trace should.
     #[cfg(feature = "sqlite")]
     pub(crate) fn sqlite(path: &std::path::Path) -> Self {
@@ -50,7 +61,7 @@ impl Database {
 }
 
 /// Describes the span of a call of an engine, before it is entered.
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 pub(crate) fn engine_call(span: &Span, database: &Database) {
     let Some(call) = enabled(span) else { return };
     let Database { system, namespace, server, target } = database;
@@ -65,7 +76,7 @@ pub(crate) fn engine_call(span: &Span, database: &Database) {
 }
 
 /// Marks the span of a call that has failed. A record that does not exist and a conflict are answers.
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 pub(crate) fn engine_answered<T>(span: &Span, answer: &Result<T, StorageError>) {
     match Outcome::of(answer) {
         Outcome::Ok | Outcome::NotFound | Outcome::Conflict => {}
@@ -159,7 +170,7 @@ pub(crate) fn tool_call(tool: &str, parent: Option<&str>) -> Span {
 }
 
 /// Marks a span as failed. `class` has few values.
-#[cfg(any(feature = "redis", feature = "rmcp", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "rmcp", feature = "sqlite"))]
 pub(crate) fn failed(span: &Span, class: &dyn std::fmt::Display) {
     if enabled(span).is_some() {
         span.set_attribute("error.type", class.to_string());

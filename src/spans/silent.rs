@@ -3,18 +3,23 @@
 use tracing::Span;
 
 use super::Message;
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 use crate::backend::StorageError;
 
 /// A database as the spans of its calls describe it.
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 #[derive(Clone)]
 pub(crate) struct Database;
 
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 impl Database {
     #[cfg(feature = "redis")]
     pub(crate) fn redis(_: &str, _: Option<i64>) -> Self {
+        Self
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn postgres(_: &[(String, u16)], _: Option<&str>) -> Self {
         Self
     }
 
@@ -24,10 +29,10 @@ impl Database {
     }
 }
 
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 pub(crate) fn engine_call(_: &Span, _: &Database) {}
 
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 pub(crate) fn engine_answered<T>(_: &Span, _: &Result<T, StorageError>) {}
 
 pub(crate) fn inherited(given: Option<String>) -> Option<String> {

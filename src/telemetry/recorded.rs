@@ -161,7 +161,7 @@ pub(crate) fn conflict() {
 }
 
 /// Records how many writes of an engine share a script or a transaction.
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 pub(crate) fn batch(engine: &'static str, writes: usize) {
     histogram!(table::BATCH.name, "engine" => engine).record(writes as f64);
 }

@@ -34,7 +34,7 @@ pub(crate) fn ended(_: TaskStatus, _: Option<&str>) {}
 
 pub(crate) fn conflict() {}
 
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 pub(crate) fn batch(_: &'static str, _: usize) {}
 
 #[cfg(feature = "redis")]

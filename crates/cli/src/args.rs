@@ -540,7 +540,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME", group = "access")]
     pub trusted_header: Option<String>,
     /// Header in which the same proxy names the only owner whose tasks the user sees. A request without it is refused
-    #[arg(long, value_name = "NAME", requires = "trusted_header")]
+    // clap does not require an option that conflicts with another one that is given.
+    #[arg(long, value_name = "NAME", requires = "trusted_header", conflicts_with_all = ["token_file", "users_file"])]
     pub owner_header: Option<String>,
     /// Let visitors cancel, requeue and delete tasks, and answer their questions. Each attempt is a line on stderr
     #[arg(long)]

@@ -1,11 +1,13 @@
-//! Ctrl-C in a command that changes many tasks.
+//! Ctrl-C in a command that changes many tasks, and in one that serves.
 
 use tokio::sync::watch;
 
 /// The exit code of a process that a second Ctrl-C ends.
 const INTERRUPTED: i32 = 130;
 
-/// Whether the user has pressed Ctrl-C. The command then stops between two tasks; a second Ctrl-C ends it at once.
+/// Whether the user has pressed Ctrl-C. The command then stops between two tasks, or serves no new requests; a second Ctrl-C ends it
+/// at once.
+#[derive(Clone)]
 pub struct Interrupt(watch::Receiver<bool>);
 
 impl Interrupt {

@@ -49,6 +49,11 @@ impl Wanted {
         Self { quiet: true, ..self.clone() }
     }
 
+    /// Returns the dead tasks of the selection, without its own progress on stderr.
+    pub fn dead(&self) -> Self {
+        Self { filter: self.filter.clone().dead(), is_dead: true, ..self.silent() }
+    }
+
     /// Begins to select.
     pub fn select(&self, store: &Store) -> Selection {
         let source = match self.is_dead {

@@ -28,7 +28,7 @@ pub use pages::{PageBounds, cursor};
 pub use sizes::{check_part_count, check_parts, check_size};
 pub use time::{delay_millis, expiry_millis, from_micros, from_millis};
 pub use timers::{MAX_TAKEN, Timers};
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use timers::{timer_cursor, timer_position};
 pub use watch::{watch_by_notifications, watch_by_polling};
 pub use watchers::{Change, Subscription, Watchers};

@@ -14,6 +14,7 @@ use crate::args::ServeArgs;
 use crate::audit_log;
 use crate::engine::Store;
 use crate::failure::Failure;
+use crate::interrupt::Interrupt;
 use crate::output::remark;
 
 /// Returns who may see the console. Refuses to show it to everybody.
@@ -57,13 +58,33 @@ pub async fn run(store: &Store, args: &ServeArgs, access: Access, quiet: bool) -
     }
     let console = Console::new(Arc::clone(store.backend()), access).scan_rate(args.rate.rate);
     let console = console.metrics(move || recorder.render()).allow_actions(args.allow_actions);
-    let router = console.live_until(interrupted()).router();
+    let interrupt = Interrupt::listen();
+    let router = console.live_until(pressed(interrupt.clone())).router();
     if let Some(warning) = warning(args) {
         remark(quiet, warning);
     }
     remark(quiet, format_args!("the console is at http://{address}/; Ctrl-C ends it"));
-    axum::serve(listener, router).with_graceful_shutdown(interrupted()).await?;
-    Ok(())
+    let served = axum::serve(listener, router).with_graceful_shutdown(pressed(interrupt.clone()));
+    tokio::select! {
+        served = served.into_future() => Ok(served?),
+        // A client that neither sends its request nor reads its answer must not keep the command.
+        () = overdue(interrupt) => {
+            remark(quiet, "some clients have not ended their requests; their connections are closed");
+            Ok(())
+        }
+    }
+}
+
+/// How long requests that are under way at Ctrl-C may take.
+const LONGEST_SHUTDOWN: Duration = Duration::from_secs(5);
+
+async fn pressed(interrupt: Interrupt) {
+    interrupt.pressed().await;
+}
+
+async fn overdue(interrupt: Interrupt) {
+    interrupt.pressed().await;
+    tokio::time::sleep(LONGEST_SHUTDOWN).await;
 }
 
 /// The upper bounds of the buckets of durations, in seconds, and of the writes in a batch.
@@ -107,13 +128,6 @@ fn warning(args: &ServeArgs) -> Option<String> {
     let warning =
         "other machines reach the console without encryption; put a proxy with TLS in front of it".to_owned();
     Some(warning).filter(|_| !args.listen.ip().is_loopback())
-}
-
-/// Waits for Ctrl-C. Without a handler for it, the console runs until the process is ended.
-async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }
 
 fn read(option: &str, file: &Path) -> Result<String, Failure> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 
 use chrono::{DateTime, Utc};
-use mcp_task_store::{StoredTask, TaskFilter, TaskStatus};
+use mcp_task_store::{StoredTask, Task, TaskFilter, TaskStatus};
 use serde_json::json;
 
 use crate::args::StatsArgs;
@@ -72,6 +72,12 @@ pub async fn run(store: &Store, args: &StatsArgs, quiet: bool) -> Result<(), Fai
     }
     selection.mention_unreadable(quiet);
     drop(selection);
+    let mut dead = wanted.dead().select(store);
+    while let Some(page) = dead.next_page().await? {
+        page.iter().for_each(|stored| groups.count_dead(stored));
+    }
+    drop(dead);
+    groups.groups.retain(|_, group| group.tasks > 0);
     let now = store.backend().now();
     match args.form.json {
         true => groups.print_json(now)?,
@@ -86,6 +92,22 @@ pub async fn run(store: &Store, args: &StatsArgs, quiet: bool) -> Result<(), Fai
 impl Groups {
     fn count(&mut self, stored: &StoredTask, now: DateTime<Utc>) {
         let task = &stored.task;
+        let from = if task.status.is_terminal() { task.last_updated_at } else { task.created_at };
+        let group = self.group_of(task);
+        group.tasks += 1;
+        group.stuck += u64::from(TaskFilter::new().stuck().matches(stored, now));
+        group.oldest = Some(group.oldest.map_or(from, |oldest| oldest.min(from)));
+        group.newest = Some(group.newest.map_or(from, |newest| newest.max(from)));
+    }
+
+    /// Counts a task on the list of dead tasks. Its record alone does not say whether it was requeued. A task that has died since the
+    /// scan is left out, as a task that was created since then.
+    fn count_dead(&mut self, stored: &StoredTask) {
+        let group = self.group_of(&stored.task);
+        group.dead = group.tasks.min(group.dead + 1);
+    }
+
+    fn group_of(&mut self, task: &Task) -> &mut Group {
         let tool = match task.tool() {
             None => Tool::Unnamed,
             Some(name) if self.tools.contains(name) => Tool::Named(name.to_owned()),
@@ -96,13 +118,7 @@ impl Groups {
             Some(_) => Tool::Others,
         };
         let status = STATUSES.iter().position(|status| *status == task.status).unwrap_or(STATUSES.len());
-        let group = self.groups.entry((tool, status)).or_default();
-        let from = if task.status.is_terminal() { task.last_updated_at } else { task.created_at };
-        group.tasks += 1;
-        group.stuck += u64::from(TaskFilter::new().stuck().matches(stored, now));
-        group.dead += u64::from(TaskFilter::new().dead().matches(stored, now));
-        group.oldest = Some(group.oldest.map_or(from, |oldest| oldest.min(from)));
-        group.newest = Some(group.newest.map_or(from, |newest| newest.max(from)));
+        self.groups.entry((tool, status)).or_default()
     }
 
     fn print_table(&self, now: DateTime<Utc>) -> io::Result<()> {

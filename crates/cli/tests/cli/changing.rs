@@ -79,6 +79,8 @@ async fn requeue_runs_dead_tasks_again_once(#[case] engine: Engine) {
         assert_eq!(new.requeued_from.as_ref().unwrap().as_str(), outcome["taskId"].as_str().unwrap());
         assert_eq!(new.status, TaskStatus::Working);
     }
+    let stats = store.run(&["stats", "--json", "--status", "failed"]).json();
+    assert_eq!((&stats[0]["tasks"], &stats[0]["dead"]), (&json!(3), &json!(0)), "{stats:?}");
     let again = store.run(&["requeue", "--dead", "--yes"]);
     assert!(again.err.contains("no task to requeue"), "{again:?}");
     let same = store.run(&["requeue", &name(&dead[0])]).ok();

@@ -56,6 +56,18 @@ impl Serving {
         line
     }
 
+    /// Waits until the command has ended.
+    async fn end(&mut self) -> std::process::ExitStatus {
+        let begun = std::time::Instant::now();
+        loop {
+            if let Some(ended) = self.child.try_wait().unwrap() {
+                return ended;
+            }
+            assert!(begun.elapsed().as_secs() < 60, "the command does not end");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
     fn interrupt(&self) {
         let sent = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
@@ -201,15 +213,37 @@ async fn serve_ends_at_an_interrupt_also_while_a_page_is_live(#[case] engine: En
         assert_ne!(live.read_line(&mut line).unwrap(), 0);
     }
     serving.interrupt();
-    let begun = std::time::Instant::now();
-    let ended = loop {
-        if let Some(ended) = serving.child.try_wait().unwrap() {
-            break ended;
-        }
-        assert!(begun.elapsed().as_secs() < 60, "the command waits for the page");
+    assert!(serving.end().await.success());
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_ends_at_an_interrupt_also_while_clients_do_not_end_their_requests(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let mut serving = Serving::start(store.command(&["serve", "--listen", "127.0.0.1:0"]));
+    let form = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000";
+    for begun in
+        ["GET / HTTP/1.1\r\nHo".to_owned(), format!("POST /login HTTP/1.1\r\nHost: a\r\n{form}\r\n\r\nus")]
+    {
+        let mut client = TcpStream::connect(&serving.address).unwrap();
+        client.write_all(begun.as_bytes()).unwrap();
+        // The console has accepted the client once it has answered a later one.
+        assert!(serving.get("/healthz", "").ends_with("ok\n"));
+        serving.interrupt();
+        assert!(serving.end().await.success());
+        assert!(serving.line().contains("their connections are closed"));
+        serving = Serving::start(store.command(&["serve", "--listen", "127.0.0.1:0"]));
+    }
+    let mut client = TcpStream::connect(&serving.address).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHo").unwrap();
+    assert!(serving.get("/healthz", "").ends_with("ok\n"));
+    serving.interrupt();
+    // The command no longer accepts clients once it has seen the first Ctrl-C.
+    while TcpStream::connect(&serving.address).is_ok() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    };
-    assert!(ended.success());
+    }
+    serving.interrupt();
+    assert_eq!(serving.end().await.code(), Some(130), "a second Ctrl-C ends the command at once");
 }
 
 #[apply(on_every_engine)]

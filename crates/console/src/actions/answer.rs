@@ -7,7 +7,7 @@ use mcp_task_store::StoredTask;
 use serde_json::Value;
 
 use super::answer_form::{forms, given};
-use super::{ActionRequest, Fields, link};
+use super::{ActionRequest, Fields, finish, link};
 use crate::operator::Question;
 use crate::text;
 
@@ -26,6 +26,10 @@ pub(super) async fn ask(request: ActionRequest) -> Response {
 }
 
 pub(super) async fn deliver(request: ActionRequest, fields: Fields) -> Response {
+    finish(attempt(request, fields)).await
+}
+
+async fn attempt(request: ActionRequest, fields: Fields) -> Response {
     let stored = match request.admitted(&fields).await {
         Ok(stored) => stored,
         Err(response) => return response,

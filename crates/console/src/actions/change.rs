@@ -5,7 +5,7 @@ use axum::response::Response;
 use maud::{Markup, html};
 use mcp_task_store::StoredTask;
 
-use super::{ActionRequest, Fields, link};
+use super::{ActionRequest, Fields, finish, link};
 use crate::operator::{Action, Outcome};
 use crate::text;
 
@@ -41,6 +41,10 @@ pub(super) async fn confirm(request: ActionRequest) -> Response {
 }
 
 pub(super) async fn apply(request: ActionRequest, fields: Fields) -> Response {
+    finish(attempt(request, fields)).await
+}
+
+async fn attempt(request: ActionRequest, fields: Fields) -> Response {
     let stored = match request.admitted(&fields).await {
         Ok(stored) => stored,
         Err(response) => return response,

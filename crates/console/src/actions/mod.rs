@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use maud::{Markup, html};
 use mcp_task_store::{StorageBackend, StoredTask, TaskError, TaskKey, TaskStatus};
+use tracing::Instrument;
 
 use crate::frame::{Frame, query};
 use crate::layout::{self, Section};
@@ -92,6 +93,15 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
     async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
         let fields = Form::<Vec<(String, String)>>::from_request(request, state).await;
         Ok(fields.map(|Form(fields)| Self(fields)).unwrap_or_default())
+    }
+}
+
+/// Runs an attempt to its end, also if the visitor leaves meanwhile: it may have changed the task, and the audit log must say so.
+async fn finish(attempt: impl Future<Output = Response> + Send + 'static) -> Response {
+    match tokio::spawn(attempt.in_current_span()).await {
+        Ok(response) => response,
+        // The attempt has panicked, or the runtime ends.
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
@@ -218,7 +228,8 @@ impl ActionRequest {
 
     /// Returns the page for an action that the store has refused, or that failed.
     pub(crate) fn failed(&self, error: &TaskError, key: &TaskKey) -> Response {
-        self.note(&format!("failed: {error}"), true);
+        let failed = if error.outcome_unknown() { "failed, and may have been applied" } else { "failed" };
+        self.note(&format!("{failed}: {error}"), true);
         let status = match error {
             error if error.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             TaskError::Storage(_) => StatusCode::BAD_GATEWAY,

@@ -28,8 +28,8 @@ use crate::security::guard;
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 /// The shortest time between two versions of a page.
 const BETWEEN_RENDERS: Duration = Duration::from_millis(200);
-/// How many times longer than the last version took the next one waits, so that no stream occupies more than a twentieth of a
-/// processor.
+/// How many times longer than the last version took the next one waits, up to [`LONGEST`], so that no stream occupies more than a
+/// twentieth of a processor. A version takes long also because the engine does not answer, and the page must not stay behind then.
 const REST: u32 = 20;
 /// When a page is rendered again even if nothing has changed: ages grow, a lease lapses, a TTL elapses.
 const LONGEST: Duration = Duration::from_secs(5);
@@ -114,20 +114,31 @@ impl Watching {
             return self.differences(first);
         }
         match self.wait().await {
-            Cause::Changed => {
-                sleep_until(self.rendered_at + BETWEEN_RENDERS.max(self.took * REST)).await;
-                self.revision = self.shared.snapshot.read().revision();
-                self.rendered_at = Instant::now();
-                let rendered = self.page.render().await;
-                self.took = self.rendered_at.elapsed();
-                self.differences(rendered)
-            }
+            Cause::Changed => match self.render().await {
+                Some(rendered) => self.differences(rendered),
+                None => self.stop(),
+            },
             Cause::NotAdmitted => self.end("Signed out. Reload the page to sign in."),
-            Cause::Stopped => {
-                // The browser connects again, to the console that takes the place of this one.
-                self.has_ended = true;
-                Vec::new()
-            }
+            Cause::Stopped => self.stop(),
+        }
+    }
+
+    /// Returns the page as it is after the rest; `None` if the streams must end before.
+    async fn render(&mut self) -> Option<Rendered> {
+        let mut stop = self.stop.clone();
+        let rest = (self.took * REST).clamp(BETWEEN_RENDERS, LONGEST);
+        let rendered = async {
+            sleep_until(self.rendered_at + rest).await;
+            self.revision = self.shared.snapshot.read().revision();
+            self.rendered_at = Instant::now();
+            let rendered = self.page.render().await;
+            self.took = self.rendered_at.elapsed();
+            rendered
+        };
+        tokio::select! {
+            rendered = rendered => Some(rendered),
+            // Without a signal, the sender is gone.
+            Ok(_) = stop.wait_for(|stopped| *stopped) => None,
         }
     }
 
@@ -211,6 +222,12 @@ impl Watching {
             }
         }
         events
+    }
+
+    /// Ends the stream without a message. The browser connects again, to the console that takes the place of this one.
+    fn stop(&mut self) -> Vec<Event> {
+        self.has_ended = true;
+        Vec::new()
     }
 
     fn end(&mut self, why: &str) -> Vec<Event> {

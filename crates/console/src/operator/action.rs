@@ -1,6 +1,6 @@
 //! Cancel, requeue, delete.
 
-use mcp_task_store::{Agenda, StoredTask, TaskError, TaskStore};
+use mcp_task_store::{Agenda, StoredTask, TaskError, TaskStatus, TaskStore};
 
 /// What an operator does with a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,10 +76,11 @@ impl Action {
         }
         let applied = match self {
             Self::RequestCancel => store.request_cancel(stored).await.map(|requested| {
-                match (requested.task.status.is_terminal(), requested.task.cancel_requested) {
-                    (false, _) => Outcome::CancelRequested,
-                    (true, true) => Outcome::Cancelled,
-                    (true, false) => Outcome::AlreadyEnded,
+                match (requested.task.status, requested.task.cancel_requested) {
+                    (status, _) if !status.is_terminal() => Outcome::CancelRequested,
+                    (TaskStatus::Cancelled, true) => Outcome::Cancelled,
+                    // A worker may also complete a task whose cancel somebody else has requested.
+                    _ => Outcome::AlreadyEnded,
                 }
             }),
             Self::CancelNow => match store.cancel(stored).await {
@@ -107,5 +108,24 @@ impl Outcome {
             Self::Deleted => "deleted",
             Self::Gone => "gone",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mcp_task_store::{MemoryBackend, NewTask, OwnerId};
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_was_completed_despite_a_requested_cancel_is_not_reported_as_cancelled() {
+        let store = TaskStore::new(MemoryBackend::new());
+        let alice = OwnerId::try_from("alice").unwrap();
+        let (read, attempt) = store.start(&alice, NewTask::new("tools/call")).await.unwrap();
+        store.request_cancel(&read.key).await.unwrap();
+        attempt.complete(json!({})).await.unwrap();
+        let outcome = Action::RequestCancel.apply(&store, &read).await.unwrap();
+        assert_eq!(outcome.name(), "already_ended");
     }
 }

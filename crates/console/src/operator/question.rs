@@ -247,6 +247,8 @@ pub fn reply(text: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -310,17 +312,19 @@ mod tests {
                 "urgent": { "type": "boolean" }, "days": { "type": "array", "items": { "enum": ["mo", "tu"] }, "minItems": 1 },
             },
         } } }));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         let wrong = |content: Value| {
             let mistakes = question.mistakes(&json!({ "action": "accept", "content": content }));
-            mistakes.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+            // An object has the order of its text only if another crate asks serde_json for it.
+            mistakes.into_iter().map(|(name, _)| name).collect::<BTreeSet<_>>()
         };
         assert!(
             wrong(json!({ "tray": "lower", "name": "字字字", "urgent": false, "days": ["tu"] })).is_empty()
         );
-        assert_eq!(wrong(json!({})), ["tray"]);
+        assert_eq!(wrong(json!({})), names(&["tray"]));
         let all = json!({ "tray": "middle", "name": "long", "urgent": 1, "days": [] });
-        assert_eq!(wrong(all), ["days", "name", "tray", "urgent"]);
-        assert_eq!(wrong(json!({ "tray": "upper", "days": ["su"] })), ["days"]);
+        assert_eq!(wrong(all), names(&["days", "name", "tray", "urgent"]));
+        assert_eq!(wrong(json!({ "tray": "upper", "days": ["su"] })), names(&["days"]));
         assert!(question.mistakes(&json!({ "action": "decline" })).is_empty());
         assert_eq!(question.mistakes(&json!({ "action": "agree" })).len(), 1);
     }

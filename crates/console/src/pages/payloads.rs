@@ -55,13 +55,40 @@ pub(super) async fn record(frame: &Frame, store: &Store, key: &TaskKey) -> Marku
     html! { section { details.record { summary { h2 { "Raw record" } } (content) } } }
 }
 
-/// Returns the JSON of a record without the key that seals the states of its clients.
+/// Returns the JSON of a record without the key that seals the states of its clients. A record that is not JSON ends where the key may be.
 fn without_secret(data: &[u8]) -> String {
     let Ok(mut record) = serde_json::from_slice::<Value>(data) else {
-        return String::from_utf8_lossy(data).into_owned();
+        let text = String::from_utf8_lossy(data);
+        return match text.split_once("\"secret\"") {
+            Some((before, _)) => format!("{before}\"secret\": (the rest is hidden)"),
+            None => text.into_owned(),
+        };
     };
     if let Some(secret) = record.pointer_mut("/adapter/secret") {
         *secret = Value::from("(hidden)");
     }
     serde_json::to_string_pretty(&record).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_shown_without_its_secret_also_if_it_is_not_json() {
+        let record = r#"{"status":"working","adapter":{"secret":"s3cret"}}"#;
+        let deep = format!(
+            r#"{{"status":"working","adapter":{{"secret":"s3cret"}},"result":{}{}}}"#,
+            "[".repeat(200),
+            "]".repeat(200)
+        );
+        for data in [record, &record[..record.len() - 1], &deep] {
+            let shown = without_secret(data.as_bytes());
+            assert!(
+                shown.contains("working") && shown.contains("hidden") && !shown.contains("s3cret"),
+                "{shown}"
+            );
+        }
+        assert_eq!(without_secret(b"no task"), "no task");
+    }
 }

@@ -86,8 +86,21 @@ pub(crate) async fn sign_in(
     ([(header::SET_COOKIE, cookie)], Redirect::to(&to)).into_response()
 }
 
-pub(crate) async fn sign_out(State(shared): State<Arc<Shared>>, base: Base, headers: HeaderMap) -> Response {
-    // The cookie is not sent with requests of other sites.
+pub(crate) async fn sign_out(
+    State(shared): State<Arc<Shared>>,
+    base: Base,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    // Browsers send the cookie with forms of another port of this host, or of a sibling domain.
+    if !is_same_origin(&headers, &uri) {
+        let page = layout::bare(
+            &base,
+            "Refused",
+            html! { p.problem role="alert" { "The form was sent by another site." } },
+        );
+        return (StatusCode::FORBIDDEN, page).into_response();
+    }
     if let Some(id) = session_id(&headers) {
         shared.sessions.end(id);
     }

@@ -63,10 +63,38 @@ impl Activity {
     }
 
     fn advance(&mut self, to: i64) {
+        self.step_back(to);
         let passed = usize::try_from(to - self.last).unwrap_or(0).min(MINUTES);
         self.minutes.extend(std::iter::repeat_n(Minute::default(), passed));
         self.minutes.drain(..self.minutes.len().saturating_sub(MINUTES));
         self.last = self.last.max(to);
+    }
+
+    /// Continues from a minute that has been counted already, if the clock of the engine was set back. What was counted in later minutes
+    /// belongs to this one.
+    fn step_back(&mut self, to: i64) {
+        let later = usize::try_from(self.last - to).unwrap_or(0).min(self.minutes.len());
+        if later == 0 {
+            return;
+        }
+        let counted = self.minutes.split_off(self.minutes.len() - later);
+        let mut sum = self.minutes.pop_back().unwrap_or_default();
+        counted.iter().for_each(|minute| sum.add(minute));
+        self.minutes.push_back(sum);
+        while self.minutes.len() < MINUTES {
+            self.minutes.push_front(Minute::default());
+        }
+        self.last = to;
+    }
+}
+
+impl Minute {
+    fn add(&mut self, other: &Self) {
+        let Self { created, started, completed, failed } = other;
+        self.created += created;
+        self.started += started;
+        self.completed += completed;
+        self.failed += failed;
     }
 }
 

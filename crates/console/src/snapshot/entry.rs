@@ -15,6 +15,7 @@ pub(crate) struct Entry {
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) changed_at: DateTime<Utc>,
     pub(crate) is_stuck: bool,
+    /// Whether the task has failed in all its attempts, and was not requeued.
     pub(crate) is_dead: bool,
     /// When the first attempt began, if the history still has the event.
     pub(crate) started_at: Option<DateTime<Utc>>,
@@ -50,7 +51,12 @@ impl Entry {
     /// Returns whether this is the end of the task that `other` shows open. An ended task never changes, so `other` was read
     /// earlier.
     pub(super) fn is_end_of(&self, other: &Self) -> bool {
-        !self.is_open() && other.is_open() && self.created_at == other.created_at
+        !self.is_open() && other.is_open() && self.is_same_task_as(other)
+    }
+
+    /// Returns whether both are of one task, and not of two tasks that had the same id one after the other.
+    pub(super) fn is_same_task_as(&self, other: &Self) -> bool {
+        self.created_at == other.created_at
     }
 
     /// Returns whether pages show the same of both.

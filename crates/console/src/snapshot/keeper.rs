@@ -1,5 +1,6 @@
 //! Keeps a snapshot fresh: passes over all records, and between them the open tasks again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,8 +71,27 @@ impl Reader {
             tasks.unreadable.this_pass += page.unreadable.len() as u64;
             tasks.set_failure(None);
         }
-        self.snapshot.write().end_pass();
+        let begun = Instant::now();
+        let dead = self.dead_tasks(rate).await?;
+        let mut tasks = self.snapshot.write();
+        tasks.set_dead(&dead, begun);
+        tasks.end_pass();
         Ok(())
+    }
+
+    /// Reads the list of dead tasks, which leaves out those that were requeued. The list reads two records for each.
+    async fn dead_tasks(&self, rate: u32) -> Result<HashSet<TaskKey>, TaskError> {
+        let (mut dead, mut cursor) = (HashSet::new(), None);
+        loop {
+            let page = self.store.dead_tasks(cursor.as_ref()).await?;
+            let next = Instant::now() + Duration::from_secs(2) * page.tasks.len() as u32 / rate;
+            dead.extend(page.tasks.into_iter().map(|stored| stored.key));
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(dead);
+            }
+            sleep_until(next).await;
+        }
     }
 
     async fn reread_forever(&self, rate: u32) {

@@ -8,11 +8,12 @@ mod entry;
 pub(crate) mod keeper;
 pub(crate) mod query;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use chrono::{DateTime, Utc};
 use mcp_task_store::{StoredTask, TaskKey};
+use tokio::time::Instant;
 
 use activity::Activity;
 pub(crate) use entry::Entry;
@@ -108,7 +109,7 @@ impl Tasks {
 
     /// Notes a task as it was just read.
     pub(crate) fn record(&mut self, stored: &StoredTask, now: DateTime<Utc>) {
-        let entry = Entry::new(stored, now, self.pass);
+        let mut entry = Entry::new(stored, now, self.pass);
         if let Some(before) = self.entries.get_mut(&stored.key)
             && before.is_end_of(&entry)
         {
@@ -116,6 +117,9 @@ impl Tasks {
             return;
         }
         let before = self.entries.get(&stored.key);
+        // The record of a dead task stays as it is when the task is requeued. The pass has noted that.
+        entry.is_dead &=
+            before.is_none_or(|before| before.is_open() || before.is_dead || !before.is_same_task_as(&entry));
         if before.is_none() && self.entries.len() >= self.max_tasks {
             self.left_out.this_pass += 1;
             return;
@@ -123,6 +127,13 @@ impl Tasks {
         self.revision += u64::from(before.is_none_or(|before| !before.shows_the_same_as(&entry)));
         self.activity.observe(before, &entry, now);
         self.entries.insert(stored.key.clone(), entry);
+    }
+
+    /// Notes which tasks wait for an operator, of those that were read before this time.
+    fn set_dead(&mut self, dead: &HashSet<TaskKey>, before: Instant) {
+        for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.read_at < before) {
+            entry.is_dead = dead.contains(key);
+        }
     }
 
     pub(crate) fn forget(&mut self, key: &TaskKey) {

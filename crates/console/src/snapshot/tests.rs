@@ -74,3 +74,44 @@ async fn the_last_hour_counts_each_task_once_and_outlives_its_record() {
     assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(58))), (1, 1, 1, 0));
     assert_eq!(sum(tasks.activity.until(now + TimeDelta::minutes(61))), (0, 0, 0, 0));
 }
+
+#[tokio::test]
+async fn a_requeued_task_is_not_dead_although_its_record_stays_as_it_is() {
+    let (store, snapshot) = store().await;
+    let enqueued = create(&store).await;
+    let gave_up = json!({ "status": "failed", "gaveUpAfter": 3 });
+    let mut record = serde_json::to_value(&enqueued.task).unwrap();
+    record.as_object_mut().unwrap().extend(gave_up.as_object().unwrap().clone());
+    store.backend().put(&enqueued.key, record.to_string().into(), Default::default()).await.unwrap();
+    let dead = store.get(&enqueued.key).await.unwrap();
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    let mut count = |listed: &[&TaskKey]| {
+        tasks.record(&dead, now);
+        tasks.set_dead(&listed.iter().copied().cloned().collect(), Instant::now());
+        tasks.record(&dead, now);
+        tasks.totals(None, now).all.dead
+    };
+    assert_eq!(count(&[&dead.key]), 1);
+    assert_eq!(count(&[]), 0, "it was requeued");
+    assert_eq!(count(&[&dead.key]), 1, "the new task is gone");
+}
+
+#[tokio::test]
+async fn the_last_hour_goes_on_after_the_clock_of_the_engine_was_set_back() {
+    let (store, snapshot) = store().await;
+    let (mut tasks, now) = (snapshot.write(), store.backend().now());
+    let created = |minutes: Vec<activity::Minute>| {
+        (
+            minutes.len(),
+            minutes.iter().map(|minute| minute.created).sum::<u64>(),
+            minutes.last().unwrap().created,
+        )
+    };
+    tasks.record(&create(&store).await, now);
+    assert_eq!(created(tasks.activity.until(now + TimeDelta::minutes(30))), (activity::MINUTES, 1, 0));
+    tasks.record(&create(&store).await, now);
+    assert_eq!(created(tasks.activity.until(now)), (activity::MINUTES, 2, 2));
+    assert_eq!(created(tasks.activity.until(now + TimeDelta::days(1))), (activity::MINUTES, 0, 0));
+    tasks.record(&create(&store).await, now);
+    assert_eq!(created(tasks.activity.until(now)), (activity::MINUTES, 1, 1));
+}

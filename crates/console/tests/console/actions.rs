@@ -1,12 +1,14 @@
 //! The actions: what they do, and who may do it. The module `answers` has what is special to answers.
 
 use axum::http::StatusCode;
+use futures_util::FutureExt;
 use mcp_task_console::{Access, Console};
 use mcp_task_store::{TaskKey, TaskStatus};
 use rstest_reuse::apply;
 use serde_json::json;
 
 use crate::answers::asking;
+use crate::support::engine::{How, Settable};
 use crate::support::{Answer, Browser, Engine, Store, audit, on_every_engine, path};
 
 /// A visitor of a console with actions.
@@ -26,9 +28,12 @@ pub struct Shown {
 
 impl Visitor {
     pub fn new(store: &Store, access: Access) -> Self {
+        Self::of(Console::new(store.backend(), access).scan_rate(1_000_000))
+    }
+
+    fn of(console: Console) -> Self {
         audit::record();
-        let console = Console::new(store.backend(), access).scan_rate(1_000_000).allow_actions(true);
-        Self { browser: Browser(console.router()), headers: Vec::new() }
+        Self { browser: Browser(console.allow_actions(true).router()), headers: Vec::new() }
     }
 
     pub fn with(&self, headers: &[(&'static str, &str)]) -> Self {
@@ -318,4 +323,45 @@ async fn no_name_or_id_can_forge_a_line_of_the_audit_log(#[case] engine: Engine)
         !line.contains("outcome=\"deleted\"") && line.contains("outcome=\"refused: no valid CSRF token\""),
         "{line}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_is_audited_also_if_the_visitor_leaves_before_the_answer() {
+    let store = Engine::Memory.open().await;
+    let engine = Settable::new(store.backend());
+    let visitor = Visitor::of(Console::new(engine.agenda(), Access::loopback()));
+    let (cancelled, answered) = (store.running("alice", "render").await, asking(&store, "alice").await);
+    let cancel = visitor.open("cancel", &cancelled.key).await;
+    let answer = visitor
+        .open_path(&format!("{}&key=q%261", path(&answered.key).replace("/task?", "/task/answer?")))
+        .await;
+    engine.set(How::Hangs);
+    // Each request waits for the engine, and its connection is closed.
+    assert!(visitor.send(&cancel, "how=now").now_or_never().is_none());
+    assert!(visitor.send(&answer, "answer=decline").now_or_never().is_none());
+    engine.set(How::Answers);
+    for (key, outcome) in [(&cancelled.key, "outcome=\"cancelled\""), (&answered.key, "outcome=\"answered\"")]
+    {
+        let begun = std::time::Instant::now();
+        while !audit::lines(&[key]).iter().any(|line| line.contains(outcome)) {
+            assert!(begun.elapsed().as_secs() < 60, "{outcome}: {:?}", audit::lines(&[key]));
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    assert_eq!(status(&store, &cancelled.key).await, TaskStatus::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_and_the_audit_log_say_that_an_attempt_without_an_answer_may_have_been_applied() {
+    let store = Engine::Memory.open().await;
+    let engine = Settable::new(store.backend());
+    let task = store.completed("alice", "render").await;
+    let visitor = Visitor::of(Console::new(engine.agenda(), Access::loopback()));
+    let form = visitor.open("delete", &task.key).await;
+    engine.set(How::LosesAnswers);
+    let failed = visitor.send(&form, "").await;
+    assert_eq!(failed.status, StatusCode::SERVICE_UNAVAILABLE, "{failed:?}");
+    assert!(failed.body.contains("may have been applied"), "{failed:?}");
+    let lines = audit::lines(&[&task.key]);
+    assert!(lines.len() == 1 && lines[0].contains("failed, and may have been applied: "), "{lines:?}");
 }

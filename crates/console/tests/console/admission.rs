@@ -83,6 +83,11 @@ async fn a_token_admits_a_script_and_a_session(#[case] engine: Engine) {
     let cookie = right.cookie();
     let page = browser.get_with("/", &[("cookie", &cookie)]).await.page();
     assert!(page.contains("Sign out"), "{page}");
+    for sender in [("sec-fetch-site", "same-site"), ("origin", "http://127.0.0.1:3000")] {
+        let foreign = browser.post("/logout", &[("cookie", &cookie), sender], "").await;
+        assert_eq!((foreign.status, foreign.header("set-cookie")), (StatusCode::FORBIDDEN, ""), "{sender:?}");
+    }
+    browser.get_with("/", &[("cookie", &cookie)]).await.page();
     browser.post("/logout", &[("cookie", &cookie)], "").await;
     assert_eq!(browser.get_with("/", &[("cookie", &cookie)]).await.status, StatusCode::UNAUTHORIZED);
 }

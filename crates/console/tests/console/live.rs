@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::hostile::{HOSTILE, assert_inert, hostile};
+use crate::support::engine::{How, Settable};
 use crate::support::{Browser, Engine, Store, on_every_engine, owner, path, resumable};
 
 /// A change is on the screen within a second on an idle machine. A test may run on a busy one.
@@ -360,4 +361,30 @@ async fn the_streams_of_a_mounted_console_end_at_its_signal(#[case] engine: Engi
     stream.until("live-facts", link).await;
     stop.send(()).unwrap();
     stream.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_is_live_soon_after_the_engine_has_hung_and_a_stream_ends_meanwhile() {
+    let store = Engine::Memory.open().await;
+    let task = store.running("alice", "render").await;
+    let engine = Settable::new(store.backend());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let signal = async move { drop(stopped.await) };
+    let console = Console::new(engine.agenda(), Access::loopback()).live_until(signal).router();
+    let mut stream = Stream::open(&console, &path(&task.key), &[]).await.unwrap();
+    stream.until("live-lead", "working").await;
+    engine.set(How::Hangs);
+    let unavailable = async { while stream.next().await.unwrap().name != "unavailable" {} };
+    tokio::time::timeout(Duration::from_secs(60), unavailable).await.unwrap();
+    engine.set(How::Answers);
+    store.tasks.set_status_message(&task.key, "frame 2").await.unwrap();
+    stream.until("live-lead", "frame 2").await;
+
+    engine.set(How::Hangs);
+    // The next version, which is due after 5 s, waits for the engine.
+    while tokio::time::timeout(Duration::from_secs(7), stream.next()).await.is_ok() {}
+    let begun = tokio::time::Instant::now();
+    stop.send(()).unwrap();
+    stream.end().await;
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
 }

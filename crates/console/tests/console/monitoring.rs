@@ -1,23 +1,16 @@
 //! `/metrics` and `/healthz`.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use axum::http::StatusCode;
 use mcp_task_console::{Access, Console};
-use mcp_task_store::{Agenda, StorageBackend, StorageError};
+use mcp_task_store::StorageBackend;
 use rstest_reuse::apply;
 use serde_json::json;
 
-use self::intercept::{Call, Hooks, Intercept, Reply, unavailable};
+use crate::support::engine::{How, Settable};
 use crate::support::{Browser, Engine, on_every_engine, owner, resumable};
 use crate::workers::announce;
-
-#[allow(dead_code)]
-#[path = "../../../../tests/support/intercept.rs"]
-mod intercept;
 
 const TOKEN: &str = "0123456789abcdef";
 
@@ -84,37 +77,15 @@ async fn metrics_needs_the_access_of_the_pages_and_healthz_needs_none() {
     assert_eq!((health.status, health.body.as_str()), (StatusCode::OK, "ok\n"));
 }
 
-/// An engine that answers reads as a test says.
-struct Reads {
-    engine: Arc<dyn Agenda>,
-    /// 0: as usual, 1: with an error, 2: never.
-    how: AtomicU8,
-}
-
-#[async_trait]
-impl Hooks for Reads {
-    fn engine(&self) -> Arc<dyn Agenda> {
-        Arc::clone(&self.engine)
-    }
-
-    async fn call(&self, call: Call) -> Result<Reply, StorageError> {
-        match self.how.load(Ordering::SeqCst) {
-            0 => call.send(&*self.engine).await,
-            1 => Err(unavailable("connection refused by 10.0.0.5", false)),
-            _ => std::future::pending().await,
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn healthz_says_only_whether_the_engine_answers_in_time() {
     let store = Engine::Memory.open().await;
-    let reads = Intercept::new(Reads { engine: store.backend(), how: AtomicU8::default() });
-    let browser = Browser(Console::new(reads.agenda(), Access::token(TOKEN).unwrap()).router());
-    for how in [0, 1, 0, 2, 0] {
-        reads.how.store(how, Ordering::SeqCst);
+    let engine = Settable::new(store.backend());
+    let browser = Browser(Console::new(engine.agenda(), Access::token(TOKEN).unwrap()).router());
+    for how in [How::Answers, How::Fails, How::Answers, How::Hangs, How::Answers] {
+        engine.set(how);
         let (status, body) = match how {
-            0 => (StatusCode::OK, "ok\n"),
+            How::Answers => (StatusCode::OK, "ok\n"),
             _ => (StatusCode::SERVICE_UNAVAILABLE, "unavailable\n"),
         };
         let changes = async {

@@ -1,6 +1,7 @@
 //! Stores with tasks, and a browser that sends requests to the console.
 
 pub mod audit;
+pub mod engine;
 
 use std::any::Any;
 use std::sync::Arc;
