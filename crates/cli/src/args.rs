@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mcp_task_store::{OwnerId, PartName, RotationPosition, TaskFilter, TaskStatus};
 
@@ -127,7 +128,7 @@ pub enum Command {
     /// Check the store: its settings, permissions, speed, and whether its indexes and timers are complete
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
-    /// List the owners that have tasks
+    /// List the owners that have tasks, each as --owner takes it
     Owners(OwnersArgs),
     /// List the workers that run tasks, and those that were lost within the last hour
     Workers(WorkersArgs),
@@ -148,7 +149,7 @@ pub enum Command {
     /// Delete tasks that have ended
     #[command(after_help = BULK_HELP)]
     Delete(DeleteArgs),
-    /// Delete all tasks that ended some time ago
+    /// Delete all ended tasks that match: --older-than or --all-ended is required
     #[command(after_help = BULK_HELP)]
     Purge(PurgeArgs),
     /// Answer the questions of a task in place of its client
@@ -170,7 +171,7 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print a manual page, for man -l -
+    /// Print a manual page; `mcp-tasks man | man -l -` shows it
     Man {
         /// The command to describe; without it, the page of mcp-tasks
         command: Option<String>,
@@ -214,8 +215,25 @@ pub struct FilterArgs {
     #[arg(long)]
     pub dead: bool,
     /// Tasks that were created longer ago than this; for ended tasks, that ended longer ago (30s, 15m, 2h, 7d)
-    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "AGE", value_parser = duration)]
     pub older_than: Option<Duration>,
+}
+
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    humantime::parse_duration(text).map_err(|_| "write numbers with units, such as 30s, 15m, 2h or 7d")
+}
+
+fn interval(text: &str) -> Result<Duration, &'static str> {
+    let interval = duration(text)?;
+    if interval.is_zero() {
+        Err("the command must wait between two scans, for 1ms at least")
+    } else {
+        Ok(interval)
+    }
+}
+
+fn limit() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 impl FilterArgs {
@@ -309,7 +327,7 @@ pub struct DoctorArgs {
 #[derive(Args)]
 pub struct OwnersArgs {
     /// How many owners to list at most
-    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = limit())]
     pub limit: usize,
     #[command(flatten)]
     pub form: FormArgs,
@@ -318,7 +336,7 @@ pub struct OwnersArgs {
 #[derive(Args)]
 pub struct WorkersArgs {
     /// How many workers to list at most
-    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = limit())]
     pub limit: usize,
     #[command(flatten)]
     pub form: FormArgs,
@@ -327,7 +345,7 @@ pub struct WorkersArgs {
 #[derive(Args)]
 pub struct ListArgs {
     /// How many tasks to list at most
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = limit())]
     pub limit: usize,
     #[command(flatten)]
     pub rate: RateArgs,
@@ -344,7 +362,8 @@ pub struct ShowArgs {
     /// Print the stored JSON of the record as it is
     #[arg(long, conflicts_with_all = ["json", "part"])]
     pub raw: bool,
-    /// Print the bytes of a part of the record: input (arguments), output (result) or checkpoint
+    /// Print the bytes of a part of the record: input (arguments), output (result) or checkpoint. Only payloads over 4 KiB
+    /// are parts
     #[arg(long, value_name = "NAME", conflicts_with = "json", value_parser = part_name)]
     pub part: Option<PartName>,
     #[command(flatten)]
@@ -379,7 +398,7 @@ pub struct WatchArgs {
     /// The task to follow, as OWNER:TASK, or only its id if --owner is given; without it, all tasks that match
     pub task: Option<String>,
     /// How long to wait between two scans
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     pub interval: Duration,
     #[command(flatten)]
     pub rate: RateArgs,
@@ -507,7 +526,8 @@ pub struct RotateArgs {
 
 #[derive(Args)]
 pub struct ServeArgs {
-    /// Address and port to listen on. An address that is not a loopback address needs one of the options below
+    /// Address and port to listen on. An address that is not a loopback address needs --token-file, --users-file or
+    /// --trusted-header
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8181")]
     pub listen: SocketAddr,
     /// File with a token of 16 characters or more. A visitor enters it, or a script sends it as Authorization: Bearer TOKEN

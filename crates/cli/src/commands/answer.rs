@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 
-use mcp_task_console::operator::complete;
+use mcp_task_console::operator::{Question, complete};
 use mcp_task_store::{StoredTask, TaskStatus};
 use serde_json::Value;
 
@@ -72,11 +72,19 @@ fn read_answers(given: &str) -> Result<Answers, Failure> {
     })
 }
 
-/// Returns the answers in the form of the protocol, if each belongs to an open question.
+/// Returns the answers in the form of the protocol, if each belongs to an open question and suits it.
 fn check(stored: &StoredTask, answers: Answers) -> Result<Answers, Failure> {
     let open = &stored.task.input_requests;
     let answer = |(key, answer): (String, Value)| match open.get(&key) {
-        Some(request) => Ok((key, complete(request, answer))),
+        Some(request) => {
+            let answer = complete(request, answer);
+            match Question::of(request).mistakes(&answer) {
+                mistakes if mistakes.is_empty() => Ok((key, answer)),
+                mistakes => {
+                    Err(Failure::usage(format!("the answer to {key:?} is invalid: {}", listed(mistakes))))
+                }
+            }
+        }
         None => {
             let keys: Vec<&str> = open.keys().map(String::as_str).collect();
             Err(Failure::usage(format!(
@@ -89,6 +97,15 @@ fn check(stored: &StoredTask, answers: Answers) -> Result<Answers, Failure> {
         return Err(Failure::usage("the JSON object has no answer"));
     }
     answers.into_iter().map(answer).collect()
+}
+
+/// Lists what is wrong with an answer. A mistake without a field is about the answer as a whole.
+fn listed(mistakes: Vec<(String, String)>) -> String {
+    let sentence = |(field, mistake): (String, String)| match field.is_empty() {
+        true => mistake,
+        false => format!("{field}: {mistake}"),
+    };
+    mistakes.into_iter().map(sentence).collect::<Vec<_>>().join("; ")
 }
 
 /// Asks every open question on the terminal.

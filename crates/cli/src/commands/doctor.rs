@@ -83,7 +83,7 @@ impl Report {
     /// Reports why the checks cannot go on. A wrong command line stays a failure.
     fn stopped(&mut self, failure: Failure) -> Result<(), Failure> {
         let Failure::Failed(reason) = failure else { return Err(failure) };
-        let advice = "check the URL, the server and the credentials, then run doctor again";
+        let advice = "correct what this line names, then run the command again";
         Ok(self.print(&Finding::red("connection", reason, advice).into())?)
     }
 

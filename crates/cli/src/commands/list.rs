@@ -34,8 +34,8 @@ pub async fn run(store: &Store, args: &ListArgs, quiet: bool) -> Result<(), Fail
     }
     printer.finish()?;
     if has_more {
-        let limit = text::with_commas(args.limit as u64);
-        remark(quiet, format_args!("stopped after {limit} tasks; --limit N shows more"));
+        let limit = text::count(args.limit as u64, "task");
+        remark(quiet, format_args!("stopped after {limit}; --limit N shows more"));
     } else if args.limit == left {
         remark(quiet, "no task matches");
     }

@@ -23,8 +23,8 @@ pub async fn run(store: &Store, args: &OwnersArgs, quiet: bool) -> Result<(), Fa
                 continue;
             }
             if seen.len() == args.limit {
-                let limit = text::with_commas(args.limit as u64);
-                remark(quiet, format_args!("stopped after {limit} owners; --limit N shows more"));
+                let limit = text::count(args.limit as u64, "owner");
+                remark(quiet, format_args!("stopped after {limit}; --limit N shows more"));
                 return Ok(());
             }
             match args.form.json {

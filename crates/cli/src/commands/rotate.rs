@@ -61,10 +61,12 @@ pub async fn run(
             "{why}; to continue, run: {}",
             continuation(std::env::args().collect(), &rotation.position().to_string(), args.owner.is_some())
         ))),
-        Ok(()) if failed > 0 => Err(Failure::failed(format!(
-            "{} could not be encrypted under the key {key}",
-            text::count(failed, "record")
-        ))),
+        Ok(()) if failed > 0 => {
+            let plain = "; to encrypt those that are not encrypted, add --encrypt-plain";
+            let advice = if args.encrypt_plain { "" } else { plain };
+            let records = text::count(failed, "record");
+            Err(Failure::failed(format!("{records} could not be encrypted under the key {key}{advice}")))
+        }
         Ok(()) => Ok(()),
     }
 }

@@ -1,11 +1,12 @@
 //! `mcp-tasks watch`: a live table on a terminal, a line for each change in a pipe.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 
 use chrono::{DateTime, Utc};
 use console::Term;
-use mcp_task_store::{StoredTask, TaskError, TaskKey, Version};
+use mcp_task_store::{StoredTask, TaskError, TaskKey};
 use tokio::time::sleep;
 
 use crate::args::WatchArgs;
@@ -35,9 +36,9 @@ pub async fn run(store: &Store, args: &WatchArgs, quiet: bool) -> Result<(), Fai
         };
         return live.run(store, &wanted.silent(), args).await;
     }
-    let mut versions = None;
+    let mut shown = None;
     loop {
-        match print_changes(&mut wanted.silent().select(store), store, args.form.json, &mut versions).await {
+        match print_changes(&mut wanted.silent().select(store), store, args.form.json, &mut shown).await {
             Ok(()) => {}
             Err(Round::Store(error)) if error.is_retryable() => {
                 remark(
@@ -78,18 +79,20 @@ async fn print_changes(
     selection: &mut Selection,
     store: &Store,
     as_json: bool,
-    versions: &mut Option<HashMap<TaskKey, Version>>,
+    shown: &mut Option<HashMap<TaskKey, u64>>,
 ) -> Result<(), Round> {
     let mut seen = HashMap::new();
     while let Some(page) = selection.next_page().await? {
         let (now, mut out) = (store.backend().now(), io::stdout().lock());
         for stored in page {
-            let is_new = match versions {
+            let line = change(&stored, now, as_json);
+            let hash = hash(&line);
+            let is_new = match shown {
                 None => !stored.task.status.is_terminal(),
-                Some(versions) => versions.get(&stored.key) != Some(&stored.version),
+                Some(shown) => shown.get(&stored.key) != Some(&hash),
             };
             if is_new {
-                writeln!(out, "{}", change(&stored, now, as_json))?;
+                writeln!(out, "{line}")?;
             }
             if seen.len() == MAX_REMEMBERED {
                 let most = text::count(MAX_REMEMBERED as u64, "task");
@@ -97,12 +100,19 @@ async fn print_changes(
                     "more than {most} match; narrow the filters"
                 ))));
             }
-            seen.insert(stored.key, stored.version);
+            seen.insert(stored.key, hash);
         }
         out.flush()?;
     }
-    *versions = Some(seen);
+    *shown = Some(seen);
     Ok(())
+}
+
+/// Returns what stands for a line in memory. The version of a record would not do: each renewal of a lease changes it, and no line.
+fn hash(line: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    line.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn change(stored: &StoredTask, now: DateTime<Utc>, as_json: bool) -> String {

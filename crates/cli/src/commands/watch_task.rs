@@ -31,11 +31,12 @@ pub async fn run(store: &Store, task: &str, args: &WatchArgs) -> Result<(), Fail
         match store.get(&key).await {
             Ok(stored) => {
                 let line = line(&stored, store, args.form.json);
-                if shown.as_ref() != Some(&(stored.version, line.1.clone())) {
+                // A renewal of the lease is a new version that looks the same.
+                if shown.as_ref() != Some(&line) {
                     let mut out = io::stdout().lock();
-                    writeln!(out, "{}", line.0)?;
+                    writeln!(out, "{line}")?;
                     out.flush()?;
-                    shown = Some((stored.version, line.1));
+                    shown = Some(line);
                 }
                 if stored.task.status.is_terminal() {
                     return Ok(());
@@ -70,17 +71,13 @@ pub async fn run(store: &Store, task: &str, args: &WatchArgs) -> Result<(), Fail
     }
 }
 
-/// Returns the line that shows a task, and its status, which distinguishes two lines of one version.
-fn line(stored: &StoredTask, store: &Store, as_json: bool) -> (String, String) {
+/// Returns the line that shows a task.
+fn line(stored: &StoredTask, store: &Store, as_json: bool) -> String {
     let now = store.backend().now();
-    let status = tasks::status(stored, now);
-    let line = match as_json {
-        true => json::line(&json::task(stored, now)),
-        false => {
-            let message = text::plain(&tasks::message(&stored.task));
-            let line = format!("{}  {status}  {message}", text::time(stored.task.last_updated_at));
-            line.trim_end().to_owned()
-        }
-    };
-    (line, status)
+    if as_json {
+        return json::line(&json::task(stored, now));
+    }
+    let (time, status) = (text::time(stored.task.last_updated_at), tasks::status(stored, now));
+    let line = format!("{time}  {status}  {}", text::plain(&tasks::message(&stored.task)));
+    line.trim_end().to_owned()
 }

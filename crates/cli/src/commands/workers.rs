@@ -39,8 +39,8 @@ pub async fn run(store: &Store, args: &WorkersArgs, quiet: bool) -> Result<(), F
         print(&page.workers, args.form.json, shown == 0, now)?;
         shown += page.workers.len();
         if is_cut {
-            let limit = text::with_commas(args.limit as u64);
-            remark(quiet, format_args!("stopped after {limit} workers; --limit N shows more"));
+            let limit = text::count(args.limit as u64, "worker");
+            remark(quiet, format_args!("stopped after {limit}; --limit N shows more"));
             break;
         }
         cursor = page.next;

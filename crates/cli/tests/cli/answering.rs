@@ -32,6 +32,15 @@ async fn a_script_answers_by_argument_file_and_stdin(#[case] engine: Engine) {
     let name = name(&task.key);
     let wrong = store.run(&["answer", &name, "--json", r#"{"colour": 1}"#]).failed(2);
     assert!(wrong.contains("colour") && wrong.contains("roots, tray"), "{wrong}");
+    let invalid =
+        store.run(&["answer", &name, "--json", r#"{"tray": {"tray": "middle", "copies": 1.5}}"#]).failed(2);
+    assert!(invalid.contains(r#"the answer to "tray" is invalid: "#), "{invalid}");
+    assert!(
+        invalid.contains("copies: enter a whole number") && invalid.contains("tray: choose one"),
+        "{invalid}"
+    );
+    let agreed = store.run(&["answer", &name, "--json", r#"{"tray": {"action": "agree"}}"#]).failed(2);
+    assert!(agreed.contains("accept, decline or cancel"), "{agreed}");
     store.run(&["answer", &name, "--json", "[1]"]).failed(2);
     store.run(&["answer", &name, "--json", "{}"]).failed(2);
     store.run(&["answer", &name]).failed(2);

@@ -60,11 +60,17 @@ async fn list_selects_tasks_by_every_filter(#[case] engine: Engine) {
     assert_eq!(listed(&store, &["--dead", "--owner", "bob"]), ids([]));
     let none = store.run(&["list", "--tool", "nothing"]);
     assert!(none.err.contains("no task matches") && none.code == Some(0), "{none:?}");
+    let one = store.run(&["list", "--limit", "1"]);
+    assert!(one.err.contains("stopped after 1 task;"), "{one:?}");
+    for command in ["list", "owners", "workers"] {
+        store.run(&[command, "--limit", "0"]).failed(2);
+    }
     let limited = store.run(&["list", "--limit", "2"]);
     assert!(limited.err.contains("stopped after 2 tasks"), "{limited:?}");
     assert_eq!(limited.out.lines().count(), 3, "the titles and two tasks: {limited:?}");
     store.run(&["list", "--status", "asleep"]).failed(2);
-    store.run(&["list", "--older-than", "soon"]).failed(2);
+    let soon = store.run(&["list", "--older-than", "soon"]).failed(2);
+    assert!(soon.contains("write numbers with units, such as 30s"), "{soon}");
 }
 
 #[apply(on_every_engine)]

@@ -4,6 +4,7 @@ use rstest_reuse::apply;
 
 use crate::support::{Ended, Engine, command, on_every_engine};
 
+#[cfg(feature = "redis-tests")]
 const SECRET: &str = "s3cret/p@ss";
 
 fn run(args: &[&str], variables: &[(&str, &str)]) -> Ended {

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use rstest_reuse::apply;
 use serde_json::{Value, json};
 
-use crate::support::{Engine, Store, name, on_every_engine};
+use crate::support::{Engine, Store, name, on_every_engine, owner, resumable};
 
 /// A command whose lines a test reads as they come. Dropping it kills the process.
 struct Lines {
@@ -80,6 +80,28 @@ async fn all_tasks_that_match_have_a_line_for_each_change_in_a_pipe(#[case] engi
     assert!(lines.next().trim_end().ends_with("working  frame 7"));
     let new = store.running("bob", "render").await;
     assert!(lines.next().contains(&name(&new.key)));
+}
+
+#[apply(on_every_engine)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_of_a_lease_has_no_line(#[case] engine: Engine) {
+    let store = engine.open().await;
+    let (task, attempt) = store.tasks.start(&owner("alice"), resumable("render")).await.unwrap();
+    let mut all = Lines::of(&store, &["watch", "--interval", "20ms"]);
+    let mut one = Lines::of(&store, &["watch", &name(&task.key)]);
+    for lines in [&mut all, &mut one] {
+        assert!(lines.next().trim_end().ends_with("working"));
+    }
+    attempt.renew().await.unwrap();
+    // A task that begins after the renewal is in a later scan.
+    let new = store.running("bob", "render").await;
+    assert!(all.next().contains(&name(&new.key)));
+    attempt.renew().await.unwrap();
+    attempt.complete(json!({ "content": [] })).await.unwrap();
+    for lines in [&mut all, &mut one] {
+        let line = lines.next();
+        assert!(line.contains("completed"), "{line}");
+    }
 }
 
 #[apply(on_every_engine)]
