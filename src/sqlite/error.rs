@@ -133,7 +133,7 @@ impl Errors {
 
     /// Returns the error of a file that must exist.
     pub(super) fn missing_file(&self) -> StorageError {
-        self.refused("there is no such file; check the path, or start the server that creates the file")
+        self.refused("there is no such file; check the path, create the file with `mcp-tasks init`, or start the server that creates it")
     }
 
     /// Returns the error of a file that must have the tables of this version.
