@@ -20,6 +20,8 @@ mod queue;
 mod record;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod server_clock;
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
+pub(crate) mod settings;
 mod storage;
 mod version;
 

@@ -8,6 +8,7 @@ use futures_core::stream::BoxStream;
 use futures_util::stream;
 
 use super::database::Access;
+use super::puts::Put;
 use super::rows::signed;
 use super::timers::{self, Resolve, Schedule};
 use super::{PostgresBackend, pages};
@@ -39,8 +40,8 @@ impl Agenda for PostgresBackend {
     ) -> Result<Written, StorageError> {
         let span = engine_span!("create_with_timer", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
         let after_ms = delay_millis(after)?;
-        let mut put = self.checked(key, data, options, WriteMode::Create)?;
-        put.timer = Some((escape(queue.as_str()).into_owned(), after_ms));
+        let put = self.0.max_sizes.check(key, data, options, WriteMode::Create)?;
+        let put = Put { put, timer: Some((escape(queue.as_str()).into_owned(), after_ms)) };
         self.0.database.in_span(span, self.0.puts.write(&self.0.database, put)).await
     }
 

@@ -16,10 +16,12 @@ use super::database::{Access, Database};
 use super::error::{Errors, Failed};
 use super::listener::{Listener, Listening, Subscribers};
 use super::names::{Names, Statements};
-use super::settings::{check_connections, check_limit, check_size, invalid_setting};
+use super::settings::{ENGINE, check_connections, invalid_setting};
 use super::{Engine, PostgresBackend, schema, tls};
+use crate::backend::engine::MaxSizes;
 use crate::backend::key::escape;
 use crate::backend::server_clock::Clock;
+use crate::backend::settings::{check_limit, check_size};
 use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, Queue, StorageError};
 use crate::spans::{self, engine_span};
 
@@ -232,9 +234,9 @@ impl PostgresBuilder {
         creates: bool,
     ) -> Result<PostgresBackend, StorageError> {
         let Opened { pool, errors, described, generation } = opened;
-        check_limit("response_timeout", self.response_timeout)?;
-        check_size("max_value_bytes", self.max_value_bytes)?;
-        check_size("max_part_bytes", self.max_part_bytes)?;
+        check_limit(ENGINE, "response_timeout", self.response_timeout)?;
+        check_size(ENGINE, "max_value_bytes", self.max_value_bytes)?;
+        check_size(ENGINE, "max_part_bytes", self.max_part_bytes)?;
         let names = Names::new(&self.schema, &self.table_prefix)?;
         let mut connection = pool.get().await.map_err(|error| errors.of(Failed::Connect(Arc::new(error))))?;
         if creates {
@@ -273,8 +275,7 @@ impl PostgresBuilder {
             database,
             subscribers,
             listener,
-            self.max_value_bytes,
-            self.max_part_bytes,
+            MaxSizes { value: self.max_value_bytes, part: self.max_part_bytes },
         ))))
     }
 

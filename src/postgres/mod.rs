@@ -33,8 +33,7 @@ use rows::{Stored, column};
 use timers::{Resolve, Schedule};
 
 use crate::backend::engine::{
-    PageBounds, WriteMode, check_parts, check_size, expiry_millis, from_micros, watch_by_notifications,
-    watch_by_polling,
+    MaxSizes, PageBounds, WriteMode, from_micros, watch_by_notifications, watch_by_polling,
 };
 use crate::backend::key::escape;
 use crate::backend::{
@@ -90,8 +89,7 @@ struct Engine {
     subscribers: Arc<Subscribers>,
     /// `None` where nothing can listen.
     listener: Option<Listener>,
-    max_value_bytes: usize,
-    max_part_bytes: usize,
+    max_sizes: MaxSizes,
 }
 
 impl Engine {
@@ -99,11 +97,10 @@ impl Engine {
         database: Arc<Database>,
         subscribers: Arc<Subscribers>,
         listener: Option<Listener>,
-        max_value_bytes: usize,
-        max_part_bytes: usize,
+        max_sizes: MaxSizes,
     ) -> Self {
         let (puts, schedules, resolves) = Default::default();
-        Self { database, puts, schedules, resolves, subscribers, listener, max_value_bytes, max_part_bytes }
+        Self { database, puts, schedules, resolves, subscribers, listener, max_sizes }
     }
 
     fn listens(&self) -> bool {
@@ -116,23 +113,6 @@ impl fmt::Debug for PostgresBackend {
         f.debug_struct("PostgresBackend")
             .field("address", &self.0.database.errors.address)
             .finish_non_exhaustive()
-    }
-}
-
-impl PostgresBackend {
-    /// Checks a write of a record.
-    fn checked(
-        &self,
-        key: &TaskKey,
-        data: Bytes,
-        options: PutOptions,
-        mode: WriteMode,
-    ) -> Result<Put, StorageError> {
-        check_size(&data, self.0.max_value_bytes)?;
-        check_parts(&options.parts, self.0.max_part_bytes)?;
-        let (expiry_ms, notifies) = (expiry_millis(options.expiry)?, options.notifies());
-        let PutOptions { expiry, quota, parts, .. } = options;
-        Ok(Put { key: key.clone(), data, mode, expiry, expiry_ms, quota, parts, notifies, timer: None })
     }
 }
 
@@ -160,8 +140,8 @@ impl StorageBackend for PostgresBackend {
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
         let span = engine_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
-        let put = self.checked(key, data, options, WriteMode::Upsert)?;
-        self.0.database.in_span(span, self.0.puts.write(&self.0.database, put)).await
+        let put = self.0.max_sizes.check(key, data, options, WriteMode::Upsert)?;
+        self.0.database.in_span(span, self.0.puts.write(&self.0.database, put.into())).await
     }
 
     async fn put_if_version(
@@ -173,8 +153,8 @@ impl StorageBackend for PostgresBackend {
     ) -> Result<Written, StorageError> {
         let span =
             engine_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
-        let put = self.checked(key, data, options, WriteMode::expecting(expected))?;
-        self.0.database.in_span(span, self.0.puts.write(&self.0.database, put)).await
+        let put = self.0.max_sizes.check(key, data, options, WriteMode::expecting(expected))?;
+        self.0.database.in_span(span, self.0.puts.write(&self.0.database, put.into())).await
     }
 
     async fn delete(&self, key: &TaskKey) -> Result<bool, StorageError> {
@@ -212,7 +192,7 @@ impl StorageBackend for PostgresBackend {
     }
 
     fn max_value_bytes(&self) -> usize {
-        self.0.max_value_bytes
+        self.0.max_sizes.value
     }
 
     fn generation(&self) -> u64 {

@@ -1,35 +1,32 @@
 //! Writes of records.
 
-use bytes::Bytes;
 use tokio_postgres::Row;
 
 use super::database::{Access, Database};
 use super::error::{Failed, Stage, TOO_MANY_PARTS};
 use super::group_commit::Batched;
 use super::rows::{signed, unsigned};
-use crate::backend::engine::{WriteMode, from_millis};
+use crate::backend::engine::{CheckedPut, from_millis};
 use crate::backend::key::escape;
-use crate::backend::{Expiry, MAX_PARTS, PartChange, PartChanges, StorageError, TaskKey, Version, Written};
+use crate::backend::{Expiry, MAX_PARTS, PartChange, StorageError, TaskKey, Version, Written};
 
 /// A write of a record.
 pub(super) struct Put {
-    pub(super) key: TaskKey,
-    pub(super) data: Bytes,
-    pub(super) mode: WriteMode,
-    pub(super) expiry: Expiry,
-    /// The duration of the expiry in milliseconds, if it has one.
-    pub(super) expiry_ms: Option<u64>,
-    pub(super) quota: Option<u64>,
-    pub(super) parts: PartChanges,
-    pub(super) notifies: bool,
+    pub(super) put: CheckedPut,
     /// A timer to schedule if the record is created: its queue, and after how many milliseconds it fires.
     pub(super) timer: Option<(String, u64)>,
+}
+
+impl From<CheckedPut> for Put {
+    fn from(put: CheckedPut) -> Self {
+        Self { put, timer: None }
+    }
 }
 
 impl Put {
     /// Returns the expiry as the function `put` takes it.
     fn expiry(&self) -> i64 {
-        match (self.expiry, self.expiry_ms) {
+        match (self.put.expiry, self.put.expiry_ms) {
             (Expiry::Keep, _) => -1,
             (Expiry::Never, _) => 0,
             (Expiry::After(_), after_ms) => after_ms.map_or(0, signed),
@@ -40,18 +37,18 @@ impl Put {
         let (outcome, version): (&str, Option<i64>) = (row.try_get("outcome")?, row.try_get("new_version")?);
         let expires_at: Option<i64> = row.try_get("new_expires_at")?;
         let version = version.map(|version| Version::from(unsigned(version)));
-        let key = || self.key.clone();
+        let key = || self.put.key.clone();
         Ok(match (outcome, version) {
             ("ok", Some(version)) => {
                 Ok(Written::new(version, expires_at.map(|at| from_millis(unsigned(at)))))
             }
             ("conflict", Some(actual)) => {
-                let expected = self.mode.expected().unwrap_or(Version::ABSENT);
+                let expected = self.put.mode.expected().unwrap_or(Version::ABSENT);
                 Err(StorageError::VersionConflict { key: key(), expected, actual })
             }
             ("missing", _) => Err(StorageError::NotFound { key: key() }),
             ("exhausted", _) => Err(StorageError::VersionExhausted { key: key() }),
-            ("full", _) => Err(quota_reached(&self.key, self.quota)),
+            ("full", _) => Err(quota_reached(&self.put.key, self.put.quota)),
             _ => Err(StorageError::Corrupt {
                 key: key(),
                 reason: "the column `version` holds no version".to_owned(),
@@ -74,33 +71,33 @@ impl Batched for Put {
     type Reply = Written;
 
     fn row(&self) -> String {
-        self.key.to_string()
+        self.put.key.to_string()
     }
 
     fn bytes(&self) -> usize {
-        self.data.len()
+        self.put.data.len()
     }
 
     fn is_alone(&self) -> bool {
-        !self.parts.is_empty()
+        !self.put.parts.is_empty()
     }
 
     async fn send(
         writes: &[Self],
         database: &Database,
     ) -> Result<Vec<Result<Written, StorageError>>, Failed> {
-        let owners: Vec<_> = writes.iter().map(|put| escape(put.key.owner.as_str())).collect();
-        let tasks: Vec<_> = writes.iter().map(|put| escape(put.key.task.as_str())).collect();
+        let owners: Vec<_> = writes.iter().map(|put| escape(put.put.key.owner.as_str())).collect();
+        let tasks: Vec<_> = writes.iter().map(|put| escape(put.put.key.task.as_str())).collect();
         let expectations: Vec<_> =
-            writes.iter().map(|put| put.mode.expected().map(|version| signed(version.get()))).collect();
-        let datas: Vec<_> = writes.iter().map(|put| &put.data[..]).collect();
+            writes.iter().map(|put| put.put.mode.expected().map(|version| signed(version.get()))).collect();
+        let datas: Vec<_> = writes.iter().map(|put| &put.put.data[..]).collect();
         let expiries: Vec<_> = writes.iter().map(Put::expiry).collect();
-        let quotas: Vec<_> = writes.iter().map(|put| put.quota.map(signed)).collect();
-        let notices: Vec<_> = writes.iter().map(|put| put.notifies).collect();
+        let quotas: Vec<_> = writes.iter().map(|put| put.put.quota.map(signed)).collect();
+        let notices: Vec<_> = writes.iter().map(|put| put.put.notifies).collect();
         let queues: Vec<_> = writes.iter().map(|put| put.timer.as_ref().map(|(queue, _)| queue)).collect();
         let delays: Vec<_> = writes.iter().map(|put| put.timer.as_ref().map(|(_, ms)| signed(*ms))).collect();
         // A write that changes parts is alone.
-        let parts = writes.first().map(|put| &put.parts).filter(|parts| !parts.is_empty());
+        let parts = writes.first().map(|put| &put.put.parts).filter(|parts| !parts.is_empty());
         let part_names: Option<Vec<_>> = parts.map(|parts| parts.keys().map(|name| name.as_str()).collect());
         let part_datas: Option<Vec<_>> = parts.map(|parts| {
             parts

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use super::RedisBackend;
 use super::dialer::{Credentials, CredentialsCallback};
-use super::settings::{check_limit, check_replicas, check_size};
+use super::settings::{ENGINE, check_replicas};
 #[cfg(feature = "redis-tls")]
 use super::tls::Certificates;
+use crate::backend::settings::{check_limit, check_size};
 use crate::backend::{BoxError, DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, StorageError};
 
 /// Configures a [`RedisBackend`] and connects it.
@@ -235,10 +236,10 @@ impl RedisBuilder {
 
     /// Checks the settings that do not depend on a URL.
     fn check(&self) -> Result<(), StorageError> {
-        check_limit("connect_timeout", self.connect_timeout)?;
-        check_limit("response_timeout", self.response_timeout)?;
-        check_size("max_value_bytes", self.max_value_bytes)?;
-        check_size("max_part_bytes", self.max_part_bytes)?;
+        check_limit(ENGINE, "connect_timeout", self.connect_timeout)?;
+        check_limit(ENGINE, "response_timeout", self.response_timeout)?;
+        check_size(ENGINE, "max_value_bytes", self.max_value_bytes)?;
+        check_size(ENGINE, "max_part_bytes", self.max_part_bytes)?;
         if let Some((count, within)) = self.replicas {
             check_replicas(count, within, self.response_timeout)?;
         }

@@ -3,31 +3,12 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::backend::StorageError;
+use crate::backend::{StorageError, settings};
 
-/// The time limits of a connection and of a call. The kernel stores some of them as 32 bits of milliseconds.
-const LIMITS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
-/// The maximum sizes of data and of parts. Redis has no larger strings.
-const SIZES: RangeInclusive<usize> = 1..=512 * 1024 * 1024;
+/// The name of the engine in errors of settings.
+pub(super) const ENGINE: &str = "Redis";
 /// How many replicas a write may wait for.
 const REPLICAS: RangeInclusive<u32> = 1..=100;
-
-pub(super) fn check_limit(setting: &str, given: Duration) -> Result<(), StorageError> {
-    match LIMITS.contains(&given) {
-        true => Ok(()),
-        false => Err(invalid_setting(format!("{setting} is {given:?}; choose 1 ms to 1 h"))),
-    }
-}
-
-pub(super) fn check_size(setting: &str, given: usize) -> Result<(), StorageError> {
-    match SIZES.contains(&given) {
-        true => Ok(()),
-        false => Err(invalid_setting(format!(
-            "{setting} is {given}; choose 1 byte to 512 MiB ({} bytes)",
-            SIZES.end()
-        ))),
-    }
-}
 
 /// Checks how many replicas a write waits for, and for how long. `limit` is the time limit of a call.
 pub(super) fn check_replicas(count: u32, within: Duration, limit: Duration) -> Result<(), StorageError> {
@@ -45,7 +26,7 @@ pub(super) fn check_replicas(count: u32, within: Duration, limit: Duration) -> R
     Ok(())
 }
 
-/// Returns the error for an invalid setting. Nothing was sent.
+/// Returns the error for an invalid setting.
 pub(super) fn invalid_setting(reason: String) -> StorageError {
-    StorageError::Backend { address: "Redis".to_owned(), reason, outcome_unknown: false, source: None }
+    settings::invalid_setting(ENGINE, reason)
 }

@@ -32,7 +32,7 @@ impl Agenda for SqliteBackend {
         after: Duration,
     ) -> Result<Written, StorageError> {
         let span = engine_span!("create_with_timer", owner = %key.owner.printable(), task = %key.task.printable(), queue = %queue.printable());
-        let put = self.checked(key, data, options, WriteMode::Create)?;
+        let put = self.0.max_sizes.check(key, data, options, WriteMode::Create)?;
         let (queue, after_ms) = (queue.clone(), delay_millis(after)?);
         self.write(span, move |transaction| {
             // Not later than asked, although the create takes time.

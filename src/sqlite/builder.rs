@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::SqliteBackend;
 use super::error::Errors;
 use super::open::File;
-use super::settings::{Synchronous, check_file_size, check_limit, check_size};
+use super::settings::{ENGINE, Synchronous, check_file_size};
+use crate::backend::engine::MaxSizes;
+use crate::backend::settings::{check_limit, check_size};
 use crate::backend::{DEFAULT_MAX_PART_BYTES, DEFAULT_MAX_VALUE_BYTES, StorageError};
 
 /// Configures a [`SqliteBackend`] and opens its file.
@@ -122,9 +124,9 @@ impl SqliteBuilder {
     ///
     /// A file that cannot be opened is unchanged.
     pub async fn open(self) -> Result<SqliteBackend, StorageError> {
-        check_limit("busy_timeout", self.busy_timeout)?;
-        check_size("max_value_bytes", self.max_value_bytes)?;
-        check_size("max_part_bytes", self.max_part_bytes)?;
+        check_limit(ENGINE, "busy_timeout", self.busy_timeout)?;
+        check_size(ENGINE, "max_value_bytes", self.max_value_bytes)?;
+        check_size(ENGINE, "max_part_bytes", self.max_part_bytes)?;
         self.max_file_bytes.map_or(Ok(()), check_file_size)?;
         let errors = Errors { address: self.path.display().to_string(), busy_timeout: self.busy_timeout };
         let file = File {
@@ -134,6 +136,6 @@ impl SqliteBuilder {
             must_exist: self.must_exist,
             errors,
         };
-        SqliteBackend::start(file, self.max_value_bytes, self.max_part_bytes).await
+        SqliteBackend::start(file, MaxSizes { value: self.max_value_bytes, part: self.max_part_bytes }).await
     }
 }

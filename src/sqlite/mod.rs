@@ -42,14 +42,11 @@ use clock::{now_ms, now_us};
 use error::{Errors, Failure};
 use open::File;
 use readers::Readers;
-use records::Put;
 pub use settings::Synchronous;
 use transaction::{Subscribers, Transaction};
 use writer::{Message, Writer};
 
-use crate::backend::engine::{
-    PageBounds, WriteMode, check_parts, check_size, expiry_millis, from_micros, watch_by_notifications,
-};
+use crate::backend::engine::{MaxSizes, PageBounds, WriteMode, from_micros, watch_by_notifications};
 use crate::backend::{
     OwnerId, Page, PageRequest, Part, PartName, PutOptions, Record, StorageBackend, StorageError, TaskKey,
     Version, Written,
@@ -111,8 +108,7 @@ struct Database {
     errors: Errors,
     /// The file as the spans of calls describe it.
     described: spans::Database,
-    max_value_bytes: usize,
-    max_part_bytes: usize,
+    max_sizes: MaxSizes,
 }
 
 impl fmt::Debug for SqliteBackend {
@@ -123,7 +119,7 @@ impl fmt::Debug for SqliteBackend {
 
 impl SqliteBackend {
     /// Opens the file, and starts the threads.
-    async fn start(file: File, max_value_bytes: usize, max_part_bytes: usize) -> Result<Self, StorageError> {
+    async fn start(file: File, max_sizes: MaxSizes) -> Result<Self, StorageError> {
         let (writes, queue) = channel();
         let subscribers = Arc::<Subscribers>::default();
         let (opened, opening) = oneshot::channel();
@@ -147,8 +143,7 @@ impl SqliteBackend {
             errors.unavailable("the system starts no thread for writes", false, Some(error.into()))
         })?;
         let readers = opening.await.unwrap_or_else(|_| Err(errors.stopped()))?;
-        let database =
-            Database { writes, readers, subscribers, errors, described, max_value_bytes, max_part_bytes };
+        let database = Database { writes, readers, subscribers, errors, described, max_sizes };
         Ok(Self(Arc::new(database)))
     }
 
@@ -203,21 +198,6 @@ impl SqliteBackend {
         // If the thread has ended, the reads of the subscriber fail.
         let _ = self.0.writes.send(Message::Watch);
     }
-
-    /// Checks a write of a record.
-    fn checked(
-        &self,
-        key: &TaskKey,
-        data: Bytes,
-        options: PutOptions,
-        mode: WriteMode,
-    ) -> Result<Put, StorageError> {
-        check_size(&data, self.0.max_value_bytes)?;
-        check_parts(&options.parts, self.0.max_part_bytes)?;
-        let (expiry_ms, notifies) = (expiry_millis(options.expiry)?, options.notifies());
-        let PutOptions { expiry, quota, parts, .. } = options;
-        Ok(Put { key: key.clone(), data, mode, expiry, expiry_ms, parts, quota, notifies })
-    }
 }
 
 #[async_trait]
@@ -236,7 +216,7 @@ impl StorageBackend for SqliteBackend {
 
     async fn put(&self, key: &TaskKey, data: Bytes, options: PutOptions) -> Result<Written, StorageError> {
         let span = engine_span!("put", owner = %key.owner.printable(), task = %key.task.printable());
-        let put = self.checked(key, data, options, WriteMode::Upsert)?;
+        let put = self.0.max_sizes.check(key, data, options, WriteMode::Upsert)?;
         self.write(span, move |transaction| put.run(transaction)).await
     }
 
@@ -249,7 +229,7 @@ impl StorageBackend for SqliteBackend {
     ) -> Result<Written, StorageError> {
         let span =
             engine_span!("put_if_version", owner = %key.owner.printable(), task = %key.task.printable());
-        let put = self.checked(key, data, options, WriteMode::expecting(expected))?;
+        let put = self.0.max_sizes.check(key, data, options, WriteMode::expecting(expected))?;
         self.write(span, move |transaction| put.run(transaction)).await
     }
 
@@ -290,7 +270,7 @@ impl StorageBackend for SqliteBackend {
     }
 
     fn max_value_bytes(&self) -> usize {
-        self.0.max_value_bytes
+        self.0.max_sizes.value
     }
 
     fn watch(&self, key: &TaskKey) -> BoxStream<'static, Result<(), StorageError>> {

@@ -9,10 +9,9 @@ use super::error::Failure;
 use super::fields::{Fields, Stored, write_parts};
 use super::transaction::Transaction;
 use super::watched::ABSENT;
-use crate::backend::engine::{Change, WriteMode, check_part_count, from_millis};
+use crate::backend::engine::{Change, CheckedPut, check_part_count, from_millis};
 use crate::backend::{
-    Expiry, OwnerId, Part, PartChange, PartChanges, PartName, PartSizes, Record, StorageError, TaskKey,
-    Version, Written,
+    Expiry, OwnerId, Part, PartChange, PartName, PartSizes, Record, StorageError, TaskKey, Version, Written,
 };
 
 const READ: &str = "
@@ -107,19 +106,6 @@ pub(super) fn seen(connection: &Connection, key: &TaskKey) -> rusqlite::Result<(
     })
 }
 
-/// A write of one record.
-pub(super) struct Put {
-    pub(super) key: TaskKey,
-    pub(super) data: Bytes,
-    pub(super) mode: WriteMode,
-    pub(super) expiry: Expiry,
-    /// The duration of `expiry` in whole milliseconds.
-    pub(super) expiry_ms: Option<u64>,
-    pub(super) parts: PartChanges,
-    pub(super) quota: Option<u64>,
-    pub(super) notifies: bool,
-}
-
 /// A row that the write found.
 struct Found {
     id: i64,
@@ -132,7 +118,7 @@ struct Live {
     fields: Fields,
 }
 
-impl Put {
+impl CheckedPut {
     pub(super) fn run(&self, transaction: &mut Transaction<'_>) -> Result<Written, Failure> {
         let now_us = transaction.now_us();
         let found = find(transaction.connection, &self.key)?;

@@ -13,6 +13,8 @@
 //!
 //! The memory engine (`src/memory.rs`) uses only this module. So does the example `examples/custom_engine`.
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod checked_put;
 mod mode;
 mod on_drop;
 mod pages;
@@ -22,6 +24,8 @@ mod timers;
 mod watch;
 mod watchers;
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) use checked_put::{CheckedPut, MaxSizes};
 pub use mode::WriteMode;
 pub use on_drop::{OnDrop, on_drop};
 pub use pages::{PageBounds, cursor};
