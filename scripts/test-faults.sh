@@ -7,14 +7,14 @@ trap 'rm -f "$figures"' EXIT
 export FAULT_ROUNDS=20
 for suite in faults "redis cluster:: sentinel:: one_owner::" "lifecycle lost_workers::" "sqlite kills:: churn::"; do
 	read -ra words <<<"$suite"
-	test=(cargo test --features "${FEATURES:-redis-tests,postgres-tests,pmcp}" --test "${words[0]}" -- --nocapture)
+	test=(cargo test ${SELECTION:?make test-faults sets it} --test "${words[0]}" -- --nocapture)
 	echo "== ${suite}"
 	"${test[@]}" "${words[@]:1}" | tee -a "$figures"
 	echo "== ${suite}, long tests"
 	"${test[@]}" --ignored long --skip load::long | tee -a "$figures"
 done
 echo "== the load of 100,000 calls, in a build with optimization"
-cargo test --release --features "${FEATURES:-redis-tests,postgres-tests,pmcp}" --test faults -- --nocapture --ignored load::long | tee -a "$figures"
+cargo test --release ${SELECTION:?make test-faults sets it} --test faults -- --nocapture --ignored load::long | tee -a "$figures"
 scripts/fuzz.sh | tee -a "$figures"
 echo
 sed -n 's/^.*figure | //p' "$figures" | column -t -s '|' -o '|'

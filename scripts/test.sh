@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test, and prints a summary: the number of programs and of passed, failed and ignored tests, the time, the slowest program.
-# FEATURES names the features of the second run. The script fails if a test fails, or if a program does not build.
+# SELECTION names the packages and features of the second run. The script fails if a test fails, or if a program does not build.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 log=$(mktemp)
@@ -16,8 +16,7 @@ run() {
 # runs the tests of the lifecycle on the memory engine too.
 run --lib --test contract
 # One call for the library, the command line, the console and the example engine, so that nothing is built twice.
-features=${FEATURES:-redis-tests,postgres-tests,pmcp}
-run -p mcp-task-store -p mcp-tasks -p mcp-task-console -p custom-engine --features "mcp-task-store/${features//,/,mcp-task-store/},mcp-tasks/redis-tests,mcp-task-console/browser-tests"
+run ${SELECTION:?make test sets it}
 
 awk -v seconds=$((SECONDS - begun)) '
 	/^ +Running / { program = $2 == "unittests" ? $3 : $2 }
