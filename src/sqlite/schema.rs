@@ -22,7 +22,9 @@ pub(super) enum FileKind {
 
 impl FileKind {
     pub(super) fn read(connection: &Connection) -> rusqlite::Result<Self> {
-        Self::read_among(connection, MIGRATIONS.len())
+        // One transaction, because another process may create the tables between two reads. It changes nothing, and is rolled back.
+        let transaction = connection.unchecked_transaction()?;
+        Self::read_among(&transaction, MIGRATIONS.len())
     }
 
     /// Returns the version of the tables; `None` if they are not of this crate.
@@ -121,5 +123,29 @@ mod tests {
         foreign.execute_batch("CREATE TABLE notes (text TEXT)").unwrap();
         assert_eq!(migrate(&mut foreign).unwrap(), FileKind::Foreign { application_id: 0 });
         assert_eq!(count(&foreign, "sqlite_schema"), 1);
+    }
+
+    #[test]
+    fn a_file_whose_tables_another_process_creates_is_never_foreign() {
+        for _ in 0..50 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("tasks.db");
+            let connect = || {
+                let connection = Connection::open(&path).unwrap();
+                connection.busy_timeout(std::time::Duration::from_secs(60)).unwrap();
+                connection.pragma_update(None, "journal_mode", "wal").unwrap();
+                connection
+            };
+            let (reads, mut creates) = (connect(), connect());
+            std::thread::scope(|scope| {
+                scope.spawn(move || migrate(&mut creates).unwrap());
+                loop {
+                    match FileKind::read(&reads).unwrap() {
+                        FileKind::Ours { version: 0 } => {}
+                        kind => break assert!(kind.is_current(), "{kind:?}"),
+                    }
+                }
+            });
+        }
     }
 }
