@@ -74,7 +74,7 @@ impl Agenda for PostgresBackend {
 
     fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
         if self.0.listens() || queues.is_empty() {
-            return self.0.subscribers.wakers.subscribe(queues);
+            return self.0.subscribers.wakers().subscribe(queues);
         }
         Box::pin(stream::unfold((), |()| async {
             tokio::time::sleep(POLL_EVERY).await;

@@ -319,7 +319,7 @@ async fn listen(
 ) -> Result<Option<Listener>, StorageError> {
     let listener = listening.start(Arc::clone(subscribers)).await?;
     let probe = Queue::try_from(format!("probe/{}", uuid::Uuid::new_v4()).as_str())?;
-    let mut wakeups = subscribers.wakers.subscribe(std::slice::from_ref(&probe));
+    let mut wakeups = subscribers.wakers().subscribe(std::slice::from_ref(&probe));
     let (channel, payload) = (names.in_sql("{c}timers"), escape(probe.as_str()));
     let span = engine_span!("probe");
     database.call(span, &database.statements.notify, &[&channel, &payload], Access::Reads).await?;

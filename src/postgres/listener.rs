@@ -4,8 +4,8 @@
 //! again, and then makes every subscriber look.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::select;
@@ -17,8 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{Errors, Failed, Stage};
 use super::names::Names;
-use super::wakers::Wakers;
-use crate::backend::engine::{Change, Watchers, from_millis};
+use crate::backend::engine::{Change, Wakers, Watchers, from_millis};
 use crate::backend::key::unescape;
 use crate::backend::{Queue, StorageError};
 use crate::printable::Chain;
@@ -34,11 +33,18 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 pub(super) struct Subscribers {
     /// By the key as the database stores it: owner and task with a colon between.
     pub(super) watchers: Watchers<String>,
-    pub(super) wakers: Wakers,
+    wakers: Mutex<Wakers>,
     is_live: AtomicBool,
 }
 
 impl Subscribers {
+    /// Locks the subscribers of wakeups. No code panics while it holds the lock, so the data behind a poisoned lock is consistent.
+    pub(super) fn wakers(&self) -> MutexGuard<'_, Wakers> {
+        let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        wakers.remove_left();
+        wakers
+    }
+
     /// Returns whether notifications arrive at present.
     pub(super) fn is_live(&self) -> bool {
         self.is_live.load(Ordering::Acquire)
@@ -48,7 +54,7 @@ impl Subscribers {
         self.is_live.store(true, Ordering::Release);
         // What happened before the connection was live has no notification.
         self.watchers.notify_all(&Change::Unknown);
-        self.wakers.wake_all();
+        self.wakers().wake_all();
     }
 
     fn set_failed(&self, error: Arc<dyn Fn() -> StorageError + Send + Sync>) {
@@ -66,7 +72,7 @@ impl Subscribers {
             });
             self.watchers.notify(key, change);
         } else if let Some(queue) = unescape(payload).and_then(|queue| Queue::try_from(queue.as_str()).ok()) {
-            self.wakers.wake(&queue);
+            self.wakers().wake(&queue);
         }
     }
 }

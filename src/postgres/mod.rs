@@ -14,7 +14,6 @@ mod schema;
 mod settings;
 mod timers;
 mod tls;
-mod wakers;
 
 use std::fmt;
 use std::sync::Arc;

@@ -21,6 +21,7 @@ mod pages;
 mod sizes;
 mod time;
 mod timers;
+mod wakers;
 mod watch;
 mod watchers;
 
@@ -34,5 +35,7 @@ pub use time::{delay_millis, expiry_millis, from_micros, from_millis};
 pub use timers::{MAX_TAKEN, Timers};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use timers::{timer_cursor, timer_position};
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) use wakers::Wakers;
 pub use watch::{watch_by_notifications, watch_by_polling};
 pub use watchers::{Change, Subscription, Watchers};

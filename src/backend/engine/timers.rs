@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
-use futures_util::stream;
-use tokio::sync::watch;
 
 use super::time::{delay_millis, from_millis};
+use super::wakers::Wakers;
 use crate::backend::agenda::{Due, Next, Taken, Timer, TimerPage};
 use crate::backend::error::StorageError;
 use crate::backend::key::TaskKey;
@@ -31,8 +30,7 @@ struct Queues {
     by_name: HashMap<Queue, Timetable>,
     /// Counts the writes of timers. Each token contains the number of its write, so that no token is used twice.
     writes: u64,
-    /// The subscribers of wakeups, by their queues.
-    subscribers: Vec<(Vec<Queue>, watch::Sender<()>)>,
+    wakers: Wakers,
 }
 
 /// The timers of one queue.
@@ -70,10 +68,8 @@ impl Queues {
 
     /// Notifies the subscribers of a queue that its earliest timer is earlier than before.
     fn wake(&mut self, queue: &Queue) {
-        self.subscribers.retain(|(_, wake)| wake.receiver_count() > 0);
-        for (_, wake) in self.subscribers.iter().filter(|(queues, _)| queues.contains(queue)) {
-            wake.send_replace(());
-        }
+        self.wakers.remove_left();
+        self.wakers.wake(queue);
     }
 }
 
@@ -179,15 +175,7 @@ impl Timers {
 
     /// Implements [`Agenda::wakeups`](crate::Agenda::wakeups).
     pub fn wakeups(&self, queues: &[Queue]) -> BoxStream<'static, ()> {
-        let (wake, woken) = watch::channel(());
-        self.queues().subscribers.push((queues.to_vec(), wake));
-        Box::pin(stream::unfold(woken, |mut woken| async {
-            if woken.changed().await.is_err() {
-                // The engine has dropped its timers, so no timer can become due.
-                std::future::pending::<()>().await;
-            }
-            Some(((), woken))
-        }))
+        self.queues().wakers.subscribe(queues)
     }
 
     /// Implements [`Agenda::timers`](crate::Agenda::timers).
